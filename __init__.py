@@ -1,0 +1,1 @@
+"""actstore: run the model once; ask forever."""

@@ -1,0 +1,1 @@
+"""Runs models: corpora, plans, capture."""

@@ -1,0 +1,1 @@
+"""Pack: token-major activations to neuron-major blocks, with their statistics, in one pass."""

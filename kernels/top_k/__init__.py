@@ -1,0 +1,1 @@
+"""Top-k: the running k largest activations of every neuron."""

@@ -1,0 +1,1 @@
+"""The store: format 1 on disk, its writers and readers."""

@@ -1,0 +1,43 @@
+"""Every error actstore raises on purpose, grouped by what the caller would do about it.
+
+    ActstoreError
+    ├── NotFoundError (KeyError)        no such store, capture, layer, neuron, document: name one that exists
+    ├── InvalidInputError (ValueError)  an argument or a file is not what it must be: mend the input
+    ├── ReadOnlyError                   somebody else owns what would be written: wait, or open another
+    ├── FormatError                     a store's bytes are not what its records say: verify, refill, or update actstore
+    ├── CaptureError                    a run stopped half-way (disk full, interrupted): resume
+    └── ModelError                      the model cannot be loaded, or has no feed-forward neurons
+
+Each message says what was expected, what was found, where, and what to do. Knows nothing about stores or models.
+"""
+
+
+class ActstoreError(Exception):
+    """Base of all errors below; the command line turns it into one sentence and exit status 2 (1 for `CaptureError`)."""
+
+
+class NotFoundError(ActstoreError, KeyError):
+    """A store, capture, layer, neuron or document that does not exist."""
+
+    def __str__(self) -> str:  # KeyError would print the repr
+        return str(self.args[0]) if self.args else ""
+
+
+class InvalidInputError(ActstoreError, ValueError):
+    """An argument, corpus or questions file that is not what it must be."""
+
+
+class ReadOnlyError(ActstoreError):
+    """Another writer owns the capture, or the store cannot be written."""
+
+
+class FormatError(ActstoreError):
+    """Bytes on disk that contradict their records, or a store of a newer format."""
+
+
+class CaptureError(ActstoreError):
+    """A run that stopped before its plan was filled; what was committed stays readable."""
+
+
+class ModelError(ActstoreError):
+    """A model that cannot be loaded, or one without feed-forward neurons."""
