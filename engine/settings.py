@@ -1,0 +1,130 @@
+"""What a capture keeps, as one record of named settings: defaults, what was asked for, what a resumed run must repeat.
+
+Knows nothing about how any of it is carried out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from actstore.store.errors import InvalidInputError
+from actstore.store.layout import PRECISIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from actstore.engine.models import ModelSpec
+
+MAX_DEFAULT_CONTEXT = 1024
+
+
+@dataclass(frozen=True)
+class CaptureSettings:
+    """Everything that decides what ends up in a capture; None means what the docstring of the field says."""
+
+    sites: tuple[str, ...] = ("mlp.post",)
+    layers: tuple[int, ...] | None = None
+    """All layers."""
+    precision: str = "exact"
+    keep: float = 0.05
+    """Share of each neuron's values that survives in a block, at precision `sparse`."""
+    gate_sign: bool | None = None
+    """One bit per value, sign of the gate: kept where the model is gated and `mlp.post` is captured."""
+    exemplars: int = 20
+    context: int | None = None
+    """The model's context, at most 1,024 tokens."""
+    overlap: int = 0
+    begin: Literal["auto", "always", "never"] = "auto"
+    positions: str = "all"
+    batch_tokens: int = 4096
+    max_tokens: int | None = None
+    max_documents: int | None = None
+    text_column: str = "text"
+    ids_column: str = "input_ids"
+    prefer_ids: bool = False
+    label_columns: tuple[str, ...] = ()
+    errors: Literal["strict", "replace"] = "strict"
+    pattern: str = "*"
+    stdin_format: Literal["text", "jsonl"] = "text"
+
+    @classmethod
+    def resolve(cls, requested: Mapping[str, Any], spec: ModelSpec) -> Self:
+        """The defaults overridden by `requested`, checked against the model; `InvalidInputError` for what it cannot give."""
+        settings = cls(**requested)
+        context = settings.context or min(spec.context or 512, MAX_DEFAULT_CONTEXT)
+        if spec.context is not None and context > spec.context:
+            raise InvalidInputError(
+                f"{spec.name} reads at most {spec.context} tokens at once, found a context of {context}. Lower --context."
+            )
+        settings = dataclasses.replace(settings, context=context)
+        settings._check(spec)
+        gated = any(spec.layers[layer].gated for layer in settings.chosen_layers(spec))
+        if settings.gate_sign is None:
+            keeps_values = settings.precision != "none"
+            settings = dataclasses.replace(settings, gate_sign=gated and keeps_values and "mlp.post" in settings.sites)
+        elif settings.gate_sign and not (gated and "mlp.post" in settings.sites):
+            raise InvalidInputError(
+                f"--gate-sign needs the site mlp.post of a gated model; {spec.name} is "
+                f"{'gated' if gated else 'not gated'}, and the sites are {', '.join(settings.sites)}."
+            )
+        return settings
+
+    def _check(self, spec: ModelSpec) -> None:
+        if self.precision not in PRECISIONS:
+            raise InvalidInputError(f"The precision is one of {', '.join(PRECISIONS)}: found {self.precision!r}.")
+        if not 0 < self.keep <= 1:
+            raise InvalidInputError(f"--keep is a share above 0 and at most 1, found {self.keep}.")
+        if not 0 <= self.exemplars <= 1000:
+            raise InvalidInputError(f"--exemplars lies between 0 and 1000, found {self.exemplars}.")
+        if self.batch_tokens < 1:
+            raise InvalidInputError(f"--batch-tokens must be at least 1, found {self.batch_tokens}.")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise InvalidInputError(f"--max-tokens must be at least 1, found {self.max_tokens}.")
+        for site in self.sites:
+            if site not in spec.sites:
+                raise InvalidInputError(f"{spec.name} has no site {site!r}. Its sites are {', '.join(spec.sites)}.")
+        if not self.sites:
+            raise InvalidInputError(f"At least one site must be captured. The model's sites are {', '.join(spec.sites)}.")
+        for layer in self.layers or ():
+            if not 0 <= layer < len(spec.layers):
+                raise InvalidInputError(f"{spec.name} has layers 0 to {len(spec.layers) - 1}, found layer {layer}.")
+
+    def chosen_layers(self, spec: ModelSpec) -> tuple[int, ...]:
+        """The layers that are captured, ascending."""
+        return tuple(sorted(set(self.layers))) if self.layers is not None else tuple(s.layer for s in spec.layers)
+
+    def widths(self, spec: ModelSpec) -> dict[str, dict[int, int]]:
+        """Site → layer → width of everything captured; a site that no chosen layer has is refused."""
+        chosen = set(self.chosen_layers(spec))
+        widths = {
+            site: {layer: spec.width(layer, site) for layer in spec.layers_of(site) if layer in chosen}
+            for site in self.sites
+        }
+        for site, layers in widths.items():
+            if not layers:
+                raise InvalidInputError(f"None of the layers {sorted(chosen)} of {spec.name} has the site {site!r}.")
+        return widths
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON-ready values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """What `to_json` gave."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in known})
+
+    def differences(self, requested: Mapping[str, Any]) -> list[str]:
+        """A phrase for each requested setting that is not what it is here."""
+        return [
+            f"{name} is {_show(getattr(self, name))} there and {_show(value)} now"
+            for name, value in requested.items()
+            if getattr(self, name) != value
+        ]
+
+
+def _show(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,128 @@
+"""The lossy precisions of a packed block, compiled: int8 steps, and zeros below a threshold.
+
+Works on one neuron's row after the other, in its float32 bits. Knows nothing about checks: `api` has made them.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.kernels.bits import FLOAT32, widen
+from actstore.kernels.jit import jit, over_neurons
+from actstore.kernels.pack.cpu import Matrix, as_matrix
+
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_INFINITY = np.uint32(0x7F800000)
+_SCALE_MASK = np.uint32(127)
+_DIGITS = ((20, 11), (10, 10), (0, 10))  # how a magnitude's 31 bits are cut for selection: shift and width
+_RADIX = 1 << 11
+
+
+def quantise(block: NDArray[Any], out: NDArray[np.int8], threads: int) -> NDArray[np.float32]:
+    """The scale of every neuron; fills `out`; see `api.quantise`."""
+    scale = np.zeros(len(block), np.float32)
+    over_neurons(_quantise, len(block), 1, threads, as_matrix(block), block.shape[1], as_matrix(out), scale)
+    return scale
+
+
+def sparsify(
+    block: NDArray[Any], keep: float, counted: NDArray[np.bool_] | None, threads: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The threshold of every neuron and how many values fell below it; see `api.sparsify`."""
+    if counted is None:
+        counted = np.ones(block.shape[1], np.bool_)
+    n_kept = int(np.ceil(keep * np.count_nonzero(counted)))
+    threshold = np.zeros(len(block), np.float32)
+    dropped = np.zeros(len(block), np.int64)
+    over_neurons(_sparsify, len(block), 1, threads, as_matrix(block), counted, n_kept, threshold, dropped)
+    return threshold, dropped
+
+
+@jit
+def _quantise(first: int, stop: int, block: Matrix, n_slots: int, out: Matrix, scales: Any) -> None:
+    bits = np.empty(n_slots, np.uint32)
+    values = bits.view(np.float32)
+    for neuron in range(first, stop):
+        widen(block.flat[neuron * block.pitch : neuron * block.pitch + n_slots], block.format, bits)
+        scale = _find_scale(bits)
+        steps = out.flat[neuron * out.pitch : neuron * out.pitch + n_slots]
+        exact = np.float64(scale) if scale > 0 else np.inf  # x / inf is 0
+        for i in range(n_slots):
+            magnitude = bits[i] & _MAGNITUDE
+            infinite = 127.0 if values[i] > 0 else -127.0
+            special = infinite if magnitude == _INFINITY else 0.0
+            value = values[i] if magnitude < _INFINITY else np.float32(0)
+            steps[i] = np.int8(np.rint(np.float64(value) / exact) if magnitude < _INFINITY else special)
+        scales[neuron] = scale
+
+
+@jit
+def _find_scale(bits: Any) -> Any:
+    largest = np.uint32(0)
+    for i in range(bits.size):
+        magnitude = np.uint32(bits[i] & _MAGNITUDE)
+        largest = max(largest, magnitude if magnitude < _INFINITY else np.uint32(0))
+    if largest == 0:
+        return np.float32(0)
+    share = np.float32(np.uint32(largest).view(np.float32) / np.float32(127)).view(np.uint32)
+    return np.uint32(max(np.uint32(share + _SCALE_MASK) & ~_SCALE_MASK, np.uint32(128))).view(np.float32)
+
+
+@jit
+def _sparsify(first: int, stop: int, block: Matrix, counted: Any, n_kept: int, thresholds: Any, dropped: Any) -> None:
+    bits = np.empty(counted.size, np.uint32)
+    candidates = np.empty(counted.size, np.uint32)
+    for neuron in range(first, stop):
+        row = block.flat[neuron * block.pitch : neuron * block.pitch + counted.size]
+        widen(row, block.format, bits)
+        n_finite, n_special = _find_candidates(bits, counted, candidates)
+        threshold = _select(candidates[:n_finite], max(n_kept - n_special, 0))
+        count = np.int64(0)
+        for i in range(counted.size):
+            magnitude = np.uint32(bits[i] & _MAGNITUDE)
+            count += np.int64(np.uint32(magnitude - np.uint32(1)) < threshold)
+            row[i] = 0 if magnitude <= threshold else row[i]
+        thresholds[neuron] = np.uint32(threshold).view(np.float32)
+        dropped[neuron] = count
+
+
+@jit
+def _find_candidates(bits: Any, counted: Any, candidates: Any) -> Any:
+    """How many counted values are finite, and how many are not; fills `candidates` with the magnitudes of the finite."""
+    n_finite, n_special = 0, 0
+    for i in range(bits.size):
+        if counted[i]:
+            magnitude = np.uint32(bits[i] & _MAGNITUDE)
+            if magnitude < _INFINITY:
+                candidates[n_finite] = magnitude
+                n_finite += 1
+            else:
+                n_special += 1
+    return n_finite, n_special
+
+
+@jit
+def _select(candidates: Any, n_larger: int) -> Any:
+    """The largest candidate that has `n_larger` others before it in descending order; 0 where there are not so many.
+
+    Digit by digit from the top: count the digits, find the one that the wanted candidate has, keep those that share it.
+    """
+    if n_larger >= candidates.size:
+        return np.uint32(0)
+    counts = np.empty(_RADIX, np.int64)
+    for shift, width in _DIGITS:
+        counts[: 1 << width] = 0
+        mask = np.uint32((1 << width) - 1)
+        for candidate in candidates:
+            counts[(candidate >> np.uint32(shift)) & mask] += 1
+        digit = (1 << width) - 1
+        while counts[digit] <= n_larger:
+            n_larger -= counts[digit]
+            digit -= 1
+        n_same = 0
+        for candidate in candidates:
+            candidates[n_same] = candidate
+            n_same += np.int64(((candidate >> np.uint32(shift)) & mask) == digit)
+        candidates = candidates[:n_same]
+    return candidates[0]

@@ -1,0 +1,103 @@
+"""Packing and the lossy precisions: the specification, in plain numpy. Knows nothing about speed."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.kernels.floats import as_array, cast, decode
+from actstore.kernels.pack.columns import Columns
+from actstore.kernels.pack.statistics import HISTOGRAM_EDGES, N_BINS, Statistics
+from actstore.kernels.top_k import naive as naive_top_k
+
+
+def pack(values: Any, columns: Columns, out: NDArray[Any] | None, statistics: Statistics | None) -> None:
+    """Put the columns' rows of `values` [row, neuron] into their slots of `out` [neuron, slot]; add them to `statistics`."""
+    kept = as_array(values)[columns.rows].T
+    if out is not None:
+        out[:, columns.slots] = cast(kept, out.dtype)
+    if statistics is not None:
+        n_labels, k = len(statistics.positives), statistics.exemplar_values.shape[1]
+        statistics.merge(summarise(decode(kept), columns, n_labels, k))
+
+
+def summarise(values: NDArray[np.float32], columns: Columns, n_labels: int, k: int) -> Statistics:
+    """The statistics of `values` [neuron, token]."""
+    result = Statistics.empty(len(values), n_labels, k)
+    counted = np.broadcast_to(columns.counted, values.shape)
+    finite = np.isfinite(values) & counted
+    result.count[:] = finite.sum(axis=1)
+    result.non_finite[:] = (counted & ~finite).sum(axis=1)
+    for neuron in np.flatnonzero(result.count):
+        exact = values[neuron, finite[neuron]].astype(np.float64)
+        result.mean[neuron] = exact.mean()
+        result.m2[neuron] = ((exact - exact.mean()) ** 2).sum()
+        result.minimum[neuron] = exact.min()
+        result.maximum[neuron] = exact.max()
+        result.histogram[neuron] = np.bincount(bins(exact), minlength=N_BINS)
+    _add_positives(finite & (values > 0), columns, result.positives)
+    best = naive_top_k.top_k(
+        np.where(finite, values, np.float32(np.nan)), columns.first_token + columns.slots, k, columns.segments
+    )
+    result.exemplar_values[:], result.exemplar_tokens[:] = best
+    return result
+
+
+def bins(values: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
+    """The histogram bin of every finite value: a value on an edge belongs to the bin farther from zero."""
+    return np.where(
+        values >= 0,
+        np.searchsorted(HISTOGRAM_EDGES, values, side="right"),
+        np.searchsorted(HISTOGRAM_EDGES, values, side="left"),
+    ) - 1
+
+
+def pack_signs(values: Any, columns: Columns, out_bits: NDArray[np.uint8], positives: NDArray[np.int64] | None) -> None:
+    """Set bit `slot` of `out_bits` [neuron, slot/8], little bit order, where a value is above zero; count by label."""
+    above = decode(as_array(values))[columns.rows].T > 0
+    bits = np.unpackbits(out_bits, axis=1, bitorder="little")
+    bits[:, columns.slots] |= above
+    out_bits[:] = np.packbits(bits, axis=1, bitorder="little")
+    if positives is not None:
+        _add_positives(above & columns.counted, columns, positives)
+
+
+def quantise(block: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """int8 [neuron, slot] and scale [neuron] of a block [neuron, slot]; see `api.quantise`."""
+    values = decode(block)
+    finite = np.isfinite(values)
+    largest = np.abs(np.where(finite, values, 0)).max(axis=1, initial=0)
+    # Rounded up to 17 bits of mantissa, the scale leaves room for seven more: every multiple by -127..127 is exact.
+    bits = (largest / np.float32(127)).view(np.uint32)
+    bits = np.where(largest > 0, np.maximum((bits + 127) & ~np.uint32(127), 128), 0).astype(np.uint32)
+    scale = bits.view(np.float32)
+    steps = np.divide(values, scale[:, None], where=finite & (scale[:, None] > 0), out=np.zeros(values.shape), dtype=np.float64)
+    infinite = np.where(np.isinf(values), np.copysign(127, values), 0)
+    return np.where(finite, np.rint(steps), infinite).astype(np.int8), scale
+
+
+def sparsify(
+    block: NDArray[Any], keep: float, counted: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Set all but the largest magnitudes of every neuron of a block [neuron, slot] to zero, in place; see `api.sparsify`."""
+    values = decode(block)
+    finite = np.isfinite(values)
+    threshold = np.zeros(len(values), np.float32)
+    for neuron, row in enumerate(values):
+        considered = finite[neuron] if counted is None else finite[neuron] & counted
+        largest_first = np.sort(np.abs(row[considered]))[::-1]
+        n_slots = len(row) if counted is None else counted.sum()
+        n_kept = max(0, int(np.ceil(keep * n_slots)) - int(n_slots - considered.sum()))
+        if n_kept < len(largest_first):
+            threshold[neuron] = largest_first[n_kept]
+    drop = finite & (np.abs(values) <= threshold[:, None])
+    dropped = (drop & (values != 0)).sum(axis=1)
+    block[drop] = 0
+    return threshold, dropped
+
+
+def _add_positives(above: NDArray[np.bool_], columns: Columns, positives: NDArray[np.int64]) -> None:
+    borders = zip(columns.segments[:-1], columns.segments[1:], strict=True)
+    for (start, stop), labels in zip(borders, columns.labels, strict=True):
+        for label in labels[labels >= 0]:
+            positives[label] += above[:, start:stop].sum(axis=1)

@@ -1,0 +1,116 @@
+"""Zarr arrays of a store: sharded [neuron, …] arrays filled block by block, and small plain ones.
+
+Metadata is Zarr's own; the shards' bytes come from `shards`. Knows nothing about commit records: who reads a block must
+have asked for its record first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec
+
+from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.layout import BLOSC, ShardGrid, shard_grid, shard_key
+from actstore.store.shards import Shard
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from actstore.store.folder import Folder
+
+
+
+
+def create_block_array(
+    folder: Folder,
+    key: str,
+    *,
+    rows: int,
+    block_columns: int,
+    n_blocks: int,
+    dtype: np.dtype[Any],
+    fill_value: Any,
+    dimensions: tuple[str, str],
+    attributes: dict[str, Any],
+) -> None:
+    """Write the metadata of a sharded array of `rows` × (`block_columns` · `n_blocks`); no block is written yet."""
+    grid = shard_grid(rows, block_columns)
+    zarr.create_array(
+        store=folder.zarr,
+        name=key,
+        shape=(rows, block_columns * n_blocks),
+        shards=(grid.padded_rows, grid.columns),
+        chunks=(grid.chunk_rows, grid.chunk_columns),
+        dtype=dtype,
+        fill_value=fill_value,
+        compressors=BloscCodec(typesize=dtype.itemsize, blocksize=grid.chunk_columns * dtype.itemsize, **BLOSC),
+        dimension_names=dimensions,
+        attributes=attributes,
+        overwrite=True,
+    )
+
+
+class BlockArray:
+    """A sharded array as a reader sees it: rows of single blocks."""
+
+    def __init__(self, folder: Folder, key: str) -> None:
+        """Open the metadata under `key`; `NotFoundError` where there is none."""
+        try:
+            array = zarr.open_array(store=folder.zarr, path=key, mode="r")
+        except FileNotFoundError:
+            raise NotFoundError(f"{folder} has no array {key}.") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise FormatError(f"The metadata of {folder}/{key} cannot be read: {error}.") from None
+        if array.shards is None:
+            raise FormatError(f"{folder}/{key} should be a sharded array, found a plain one.")
+        self.folder, self.key = folder, key
+        self.dtype: np.dtype[Any] = array.dtype
+        self.attributes: dict[str, Any] = dict(array.attrs)
+        self.grid = ShardGrid(array.shape[0], array.shards[1], *array.chunks)
+
+    def shard(self, block: int) -> Shard:
+        """The shard of one block."""
+        key = shard_key(self.key, block)
+        return Shard(self.folder.view(key), self.grid, self.dtype, f"{self.folder}/{key}")
+
+
+def write_array(
+    folder: Folder,
+    key: str,
+    values: NDArray[Any],
+    dimensions: Sequence[str],
+    attributes: dict[str, Any] | None = None,
+    chunks: tuple[int, ...] | None = None,
+) -> None:
+    """Write a plain array whole, replacing what was there."""
+    array = zarr.create_array(
+        store=folder.zarr,
+        name=key,
+        shape=values.shape,
+        chunks=chunks or tuple(max(1, min(n, 1 << 20)) for n in values.shape),
+        dtype=values.dtype,
+        compressors=BloscCodec(typesize=values.dtype.itemsize, **BLOSC),
+        dimension_names=tuple(dimensions),
+        attributes=attributes or {},
+        overwrite=True,
+    )
+    if values.size:
+        array[...] = values
+
+
+def open_array(folder: Folder, key: str) -> zarr.Array[Any]:
+    """The Zarr array under `key`, for slicing; `NotFoundError` where there is none."""
+    try:
+        return zarr.open_array(store=folder.zarr, path=key, mode="r")
+    except FileNotFoundError:
+        raise NotFoundError(f"{folder} has no array {key}.") from None
+
+
+def read_array(folder: Folder, key: str, selection: Any = ...) -> NDArray[Any]:
+    """A plain array, whole or in part."""
+    return np.asarray(open_array(folder, key)[selection])

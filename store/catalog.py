@@ -1,0 +1,73 @@
+"""SQL over a store: DuckDB on its Parquet tables, read in place.
+
+Views `neurons`, `documents`, `windows`, `tokens` are those of the chosen capture; a capture's own schema holds them under its
+name (`corpus.neurons`); `vocabulary` and `model` (the neurons as the weights alone know them) belong to the store. Knows
+nothing about what the columns mean.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from actstore.store.errors import InvalidInputError
+from actstore.store.layout import VOCABULARY_KEY, table_key
+from actstore.store.statistics import is_finished
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from actstore.store.reader import Capture, Store
+
+
+def run_sql(store: Store, query: str, capture: str | None) -> pa.Table:
+    """The result of one query; `InvalidInputError` with DuckDB's reason where it cannot be run."""
+    with duckdb.connect() as connection:
+        wants_tokens = "tokens" in query.lower()
+        for name in store.captures:
+            connection.execute(f"CREATE SCHEMA {_quoted(name)}")
+            _add_capture(connection, store.capture(name), _quoted(name) + ".", wants_tokens)
+        if capture is not None or store.captures:
+            _add_capture(connection, store.capture(capture), "", wants_tokens)
+        _add_table(connection, store, "vocabulary", VOCABULARY_KEY)
+        _add_table(connection, store, "model", table_key(None, "neurons"))
+        try:
+            return connection.execute(query).to_arrow_table()
+        except duckdb.Error as error:
+            reason = str(error).split("\n\n")[0].replace("\n", " ")
+            raise InvalidInputError(f"The query cannot be run: {reason}") from None
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _add_capture(connection: duckdb.DuckDBPyConnection, capture: Capture, prefix: str, wants_tokens: bool) -> None:
+    for table in ("documents", "windows"):
+        _add_table(connection, capture.store, f"{prefix}{table}", table_key(capture.record.name, table))
+    if is_finished(capture.folder, capture.record):
+        _add_table(connection, capture.store, f"{prefix}neurons", table_key(capture.record.name, "neurons"))
+    else:
+        _add_arrow(connection, f"{prefix}neurons", capture.neurons())
+    if wants_tokens:
+        _add_arrow(connection, f"{prefix}tokens", capture.tokens())
+
+
+def _add_table(connection: duckdb.DuckDBPyConnection, store: Store, view: str, key: str) -> None:
+    if not store.folder.exists(key):
+        return
+    if store.folder.path is not None:
+        path = str((store.folder.path / key).absolute()).replace("'", "''")
+        connection.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet('{path}')")
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        _add_arrow(connection, view, pq.read_table(pa.BufferReader(store.folder.read(key))))
+
+
+def _add_arrow(connection: duckdb.DuckDBPyConnection, view: str, table: pa.Table) -> None:
+    hidden = "_arrow_" + view.replace('"', "").replace(".", "_").replace("-", "_")
+    connection.register(hidden, table)
+    connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {hidden}")

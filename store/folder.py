@@ -1,0 +1,178 @@
+"""A store's bytes by key: read, write atomically, list, delete.
+
+Everything goes through Zarr's store interface, so an object-store URL is a matter of configuration; on a local disk,
+shards are memory-mapped instead of copied. Knows nothing about what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from zarr.abc.store import RangeByteRequest
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import FsspecStore, LocalStore
+
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zarr.abc.store import Store as ZarrStore
+
+    Bytes = bytes | bytearray | memoryview
+
+
+class KeyWriter(io.BufferedIOBase):
+    """A file written front to back that becomes visible whole, on `close`, or never."""
+
+    def __init__(self, folder: Folder, key: str) -> None:
+        self._folder, self._key = folder, key
+        self._file: IO[bytes]
+        if folder.path is None:
+            self._file = io.BytesIO()
+        else:
+            self._target = folder.path / key
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            self._partial = self._target.with_name(f"{self._target.name}.partial")
+            self._file = self._partial.open("wb")
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def write(self, data: Any) -> int:
+        return self._file.write(data)
+
+    def close(self) -> None:
+        """Publish what was written."""
+        if not self._file.closed:
+            if isinstance(self._file, io.BytesIO):
+                self._folder.write(self._key, self._file.getvalue())
+            self._file.close()
+            if self._folder.path is not None:
+                self._partial.replace(self._target)
+        super().close()
+
+    def abandon(self) -> None:
+        """Drop what was written."""
+        self._file.close()
+        if self._folder.path is not None:
+            self._partial.unlink(missing_ok=True)
+        super().close()
+
+
+class Folder:
+    """Keys and bytes of one store, local directory or URL."""
+
+    def __init__(self, location: str | Path, *, read_only: bool = True) -> None:
+        """Point at `location`; nothing is created until something is written."""
+        self.location = str(location)
+        self.read_only = read_only
+        self.path: Path | None = None
+        self.zarr: ZarrStore
+        if "://" in self.location:
+            self.zarr = FsspecStore.from_url(self.location, read_only=read_only)
+        else:
+            self.path = Path(location)
+            if self.path.is_file():
+                raise InvalidInputError(f"A store is a folder, but {self.path} is a file. Name another path.")
+            self.zarr = LocalStore(self.path, read_only=read_only)
+
+    def __str__(self) -> str:
+        return self.location
+
+    def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """The bytes under `key`, or their half-open range; `NotFoundError` where there are none."""
+        if self.path is not None:
+            try:
+                with (self.path / key).open("rb") as file:
+                    file.seek(start or 0)
+                    return file.read() if stop is None else file.read(stop - (start or 0))
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                raise NotFoundError(f"{self.location} has no {key}.") from None
+        byte_range = None if stop is None else RangeByteRequest(start or 0, stop)
+        buffer = sync(self.zarr.get(key, default_buffer_prototype(), byte_range))
+        if buffer is None:
+            raise NotFoundError(f"{self.location} has no {key}.")
+        return buffer.to_bytes()
+
+    def view(self, key: str) -> Bytes:
+        """The bytes under `key` without copying them where the disk allows; `NotFoundError` where there are none."""
+        if self.path is None:
+            return self.read(key)
+        try:
+            with (self.path / key).open("rb") as file:
+                # Only the pages that are looked at are read; the mapping closes with its last reference.
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFoundError(f"{self.location} has no {key}.") from None
+        except ValueError:  # an empty file cannot be mapped
+            return b""
+
+    def write(self, key: str, data: Bytes) -> None:
+        """Replace what is under `key`, so that a reader sees the old bytes or the new, never a part."""
+        if self.path is not None:
+            # Zarr's own local store does the same; its event loop is spared here for the writer's many small records.
+            target = self.path / key
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f"{target.name}.partial")
+            try:
+                partial.write_bytes(data)
+                partial.replace(target)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+            return
+        sync(self.zarr.set(key, default_buffer_prototype().buffer.from_bytes(bytes(data))))
+
+    def writer(self, key: str) -> KeyWriter:
+        """A binary file whose bytes appear under `key` when it is closed."""
+        return KeyWriter(self, key)
+
+    def exists(self, key: str) -> bool:
+        """Whether there are bytes under `key`."""
+        return (self.path / key).is_file() if self.path is not None else sync(self.zarr.exists(key))
+
+    def delete(self, key: str) -> None:
+        """Remove `key`, and everything below it; nothing happens where there is nothing."""
+        if self.exists(key):
+            sync(self.zarr.delete(key))
+        sync(self.zarr.delete_dir(key))
+
+    def names(self, prefix: str) -> list[str]:
+        """The names directly below `prefix`, sorted."""
+
+        async def collect() -> list[str]:
+            return sorted([name async for name in self.zarr.list_dir(prefix)])
+
+        return sync(collect())
+
+    def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Every key below `prefix` with its size in bytes."""
+
+        async def collect() -> list[str]:
+            return [key async for key in self.zarr.list_prefix(prefix)]
+
+        for key in sync(collect()):
+            yield key, (self.path / key).stat().st_size if self.path is not None else sync(self.zarr.getsize(key))
+
+    def read_json(self, key: str) -> dict[str, Any]:
+        """The JSON object under `key`; `FormatError` where the bytes are not one."""
+        try:
+            value = json.loads(self.read(key))
+        except ValueError as error:
+            raise FormatError(f"{self.location}/{key} should hold JSON, but {error}.") from None
+        if not isinstance(value, dict):
+            raise FormatError(f"{self.location}/{key} should hold a JSON object, found {type(value).__name__}.")
+        return value
+
+    def write_json(self, key: str, value: dict[str, Any]) -> None:
+        """Write `value` as JSON, keys in the order given."""
+        self.write(key, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())

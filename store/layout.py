@@ -1,0 +1,170 @@
+"""Every decision about bytes on disk: format version, keys, array shapes, chunk sizes, codecs, fill values.
+
+Whoever reads or writes a store asks this module where and how; nobody else spells a key. Knows nothing about models, and
+moves no data itself.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+
+FORMAT: Final = 1
+"""Version of the layout below. A reader refuses a larger one; a store of every released version stays readable."""
+
+Precision = Literal["exact", "half", "int8", "sparse", "none"]
+PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
+
+NO_VALUE_INT8: Final = -128
+"""Marks a slot without a value in int8 arrays (quantised values span -127…127); float arrays use NaN."""
+
+BFLOAT16_NAN: Final = 0x7FC0
+"""The bits that mark a slot without a value in bfloat16 arrays."""
+
+MODALITIES: Final = ("padding", "text", "special", "image", "generated")
+"""What a token slot holds; `tokens/modality` stores the index. Only `padding` belongs to no window."""
+PADDING, TEXT, SPECIAL, IMAGE, GENERATED = range(5)
+
+GATE_SIGN: Final = "gate_sign"
+"""Pseudo-site of the statistics that count positive gates."""
+
+BLOSC: Final[dict[str, Any]] = {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle"}
+
+# A neuron's row inside an inner chunk is contiguous, so few neurons a chunk keep single-neuron reads small for readers
+# that must decode whole chunks, and many keep whole-layer scans from drowning in chunks: 32 rows of 16,384 bfloat16
+# values are 1 MiB.
+NEURONS_PER_CHUNK: Final = 32
+MAX_TOKENS_PER_CHUNK: Final = 16_384
+SLOT_MULTIPLE: Final = 64
+"""Blocks are multiples of this many slots, so that sign bits fall on bytes and chunks divide blocks."""
+
+
+@dataclass(frozen=True)
+class ValueFormat:
+    """How one captured value is held in memory and on disk."""
+
+    name: str
+    """`float32`, `float16`, `bfloat16` or `int8`."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The NumPy dtype of the array; bfloat16 travels as its bits in uint16."""
+        return np.dtype({"bfloat16": "uint16"}.get(self.name, self.name))
+
+    @property
+    def fill_value(self) -> Any:
+        """What a slot without a value holds."""
+        return {"bfloat16": BFLOAT16_NAN, "int8": NO_VALUE_INT8}.get(self.name, math.nan)
+
+
+def value_format(precision: str, model_dtype: str) -> ValueFormat | None:
+    """The format of values at a precision for a model computing in `model_dtype`; None where none are kept."""
+    if precision == "none":
+        return None
+    return ValueFormat({"half": "float16", "int8": "int8"}.get(precision, model_dtype))
+
+
+def staging_format(precision: str, model_dtype: str) -> ValueFormat | None:
+    """The format in which a block is collected before it is encoded: int8 needs the whole block to find its scale."""
+    return ValueFormat(model_dtype) if precision == "int8" else value_format(precision, model_dtype)
+
+
+@dataclass(frozen=True)
+class ShardGrid:
+    """Shape of one two-dimensional sharded array: a shard spans all rows and `columns` columns, one block of one layer."""
+
+    rows: int
+    columns: int
+    chunk_rows: int
+    chunk_columns: int
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows rounded up to whole inner chunks."""
+        return -(-self.rows // self.chunk_rows) * self.chunk_rows
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Inner chunks along rows and columns."""
+        return self.padded_rows // self.chunk_rows, self.columns // self.chunk_columns
+
+
+def shard_grid(rows: int, columns: int) -> ShardGrid:
+    """The grid of a [rows, columns] shard; inner chunks divide the columns and waste no rows where a divisor is near."""
+    chunk_columns = next(
+        columns // parts for parts in range(1, columns + 1) if columns % parts == 0 and columns // parts <= MAX_TOKENS_PER_CHUNK
+    )
+    divisors = [n for n in range(NEURONS_PER_CHUNK // 2, NEURONS_PER_CHUNK + 1) if rows % n == 0]
+    chunk_rows = divisors[-1] if divisors else min(rows, NEURONS_PER_CHUNK)
+    return ShardGrid(rows, columns, chunk_rows, chunk_columns)
+
+
+# Keys. A capture's keys are relative to the store's root.
+
+
+def capture_key(capture: str) -> str:
+    """The group of one capture."""
+    return f"captures/{capture}"
+
+
+def values_key(capture: str, site: str, layer: int) -> str:
+    """The [neuron, token] array of one site and layer."""
+    return f"captures/{capture}/values/{site}/{layer}"
+
+
+def gate_sign_key(capture: str, layer: int) -> str:
+    """The [neuron, token / 8] array of gate-sign bits of one layer, least significant bit first."""
+    return f"captures/{capture}/gate_sign/{layer}"
+
+
+def block_parameters_key(capture: str, site: str, layer: int, name: str) -> str:
+    """The [neuron, block] array of what one block's encoding needs or says: `scale`, `threshold` or `dropped`."""
+    return f"captures/{capture}/{name}/{site}/{layer}"
+
+
+def shard_key(array_key: str, block: int) -> str:
+    """The object that holds one block of a sharded [neuron, …] array."""
+    return f"{array_key}/c/0/{block}"
+
+
+def commit_key(capture: str, block: int) -> str:
+    """The commit record of a block; the block exists for readers exactly when this does."""
+    return f"captures/{capture}/blocks/{block}.json"
+
+
+def block_statistics_key(capture: str, block: int) -> str:
+    """One block's own statistics, all layers and sites: safetensors, compressed with zstandard."""
+    return f"captures/{capture}/blocks/{block}.statistics.safetensors.zst"
+
+
+def folded_statistics_key(capture: str) -> str:
+    """A checkpoint of the statistics of blocks 0…n, so that a resumed run need not read every block's own."""
+    return f"captures/{capture}/blocks/folded.statistics.safetensors.zst"
+
+
+def statistics_key(capture: str, site: str, name: str) -> str:
+    """The finished statistic `name` of one site over the neurons of all layers, in layer order."""
+    return f"captures/{capture}/statistics/{site}/{name}"
+
+
+def table_key(capture: str | None, table: str) -> str:
+    """A Parquet table: `neurons` at the root; `windows`, `documents`, `neurons` in a capture."""
+    return f"{table}.parquet" if capture is None else f"captures/{capture}/{table}.parquet"
+
+
+def plan_key(capture: str, name: str) -> str:
+    """A plan array: `inputs/ids`, `tokens/ids`, `tokens/position`, `tokens/window`, `tokens/modality`."""
+    return f"captures/{capture}/{name}"
+
+
+TOKENIZER_KEY: Final = "tokenizer/tokenizer.json"
+VOCABULARY_KEY: Final = "tokenizer/vocabulary.parquet"
+LOCK_NAME: Final = "writer.lock"
+
+
+def weights_key(part: str) -> str:
+    """A safetensors file of weights: `layer-<n>`, `unembedding`, `final_norm`."""
+    return f"weights/{part}.safetensors"

@@ -1,0 +1,44 @@
+"""One writer at a time: an advisory lock on a file that dies with its process, whatever kills it.
+
+Object stores have no such lock; there the operator must see to it. Knows nothing about what is being written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from actstore.store.errors import ReadOnlyError
+from actstore.store.layout import LOCK_NAME, capture_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from actstore.store.folder import Folder
+
+
+@contextmanager
+def own(folder: Folder, capture: str) -> Iterator[None]:
+    """Own `capture` for writing while the context lasts; `ReadOnlyError` naming the owner where somebody else does."""
+    if folder.path is None:
+        yield
+        return
+    path = folder.path / capture_key(capture) / LOCK_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
+            raise ReadOnlyError(
+                f"Capture {capture!r} of {folder} is being written by {owner}. Wait for it, or name another capture."
+            ) from None
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        os.close(descriptor)

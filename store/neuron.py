@@ -1,0 +1,167 @@
+"""One neuron as users handle it: activations, statistics, exemplars with their context.
+
+Knows nothing about how values are stored; asks the capture.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from actstore.kernels.pack.statistics import HISTOGRAM_EDGES
+from actstore.store.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from actstore.store.reader import Capture, Store
+
+EXEMPLARS = pa.schema(
+    [
+        ("value", pa.float32()),
+        ("token", pa.int64()),
+        ("document", pa.int32()),
+        ("source", pa.string()),
+        ("window", pa.int32()),
+        ("position", pa.int32()),
+        ("text", pa.string()),
+        ("tokens", pa.list_(pa.string())),
+        ("activations", pa.list_(pa.float32())),
+        ("pivot", pa.int32()),
+    ],
+    metadata={
+        "token": "slot in the capture",
+        "position": "in the window the model read",
+        "text": "of the token at which the value was taken",
+        "tokens": "texts of the tokens around it; activations alongside, null where none is stored",
+        "pivot": "index of the token in tokens",
+    },
+)
+
+
+def parse_neuron(name: str) -> tuple[int, int]:
+    """Layer and index of a name such as `L3.N17`; `InvalidInputError` for anything else."""
+    match = re.fullmatch(r"L(\d+)\.N(\d+)", name.strip(), re.IGNORECASE)
+    if match is None:
+        raise InvalidInputError(f"A neuron is named by layer and index, such as L3.N17, found {name!r}.")
+    return int(match[1]), int(match[2])
+
+
+class Neuron:
+    """Neuron `index` of `layer`, in every capture of a store."""
+
+    def __init__(self, store: Store, layer: int, index: int) -> None:
+        self.store, self.layer, self.index = store, layer, index
+
+    @property
+    def name(self) -> str:
+        """`L3.N17`."""
+        return f"L{self.layer}.N{self.index}"
+
+    def __repr__(self) -> str:
+        return f"Neuron({self.name} of {self.store.model.name}, {self.store.model.layers[self.layer].module})"
+
+    def activations(self, capture: str | None = None, site: str = "mlp.post") -> NDArray[np.float32]:
+        """The neuron over every committed token of a capture, in the order of `capture.tokens()`."""
+        return self.store.capture(capture).activations(self.layer, self.index, site)
+
+    def statistics(self, capture: str | None = None, site: str = "mlp.post") -> dict[str, Any]:
+        """Count, mean, std, min, max, quantiles … of the neuron in a capture, by name."""
+        table = self.store.capture(capture).neurons()
+        wanted = (table["site"].cast(pa.string()).to_numpy(zero_copy_only=False) == site) & (
+            (table["layer"].to_numpy() == self.layer) & (table["neuron"].to_numpy() == self.index)
+        )
+        rows: list[dict[str, Any]] = table.filter(pa.array(wanted)).to_pylist()
+        if not rows:
+            self.store.capture(capture).layer_statistics(self.layer, site)  # says what is missing
+        return rows[0]
+
+    def histogram(
+        self, capture: str | None = None, site: str = "mlp.post"
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Counts [bin] of the neuron's values, and the bins' edges [bin + 1]."""
+        statistics = self.store.capture(capture).layer_statistics(self.layer, site)
+        return statistics.histogram[self.index], HISTOGRAM_EDGES
+
+    def exemplars(
+        self, k: int = 20, capture: str | None = None, site: str = "mlp.post", context: int = 24
+    ) -> pa.Table:
+        """The k windows in which the neuron is highest, best first, with `context` tokens on either side; see `EXEMPLARS`.
+
+        Ties go to the earlier token. Beyond the exemplars recorded at capture time they are found among the stored values.
+        """
+        if k < 1:
+            raise InvalidInputError(f"At least one exemplar must be asked for, found {k}.")
+        source = self.store.capture(capture)
+        statistics = source.layer_statistics(self.layer, site)
+        values, tokens = statistics.exemplar_values[self.index], statistics.exemplar_tokens[self.index]
+        n_known = int((tokens >= 0).sum())
+        if k > n_known and n_known == len(tokens) and source.record.precision != "none":
+            values, tokens = self._search(source, site, k)
+        rows = [
+            self._exemplar(source, site, float(value), int(token), context)
+            for value, token in zip(values[:k], tokens[:k], strict=True)
+            if token >= 0
+        ]
+        return pa.Table.from_pylist(rows, schema=EXEMPLARS)
+
+    def _search(self, source: Capture, site: str, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The k largest window maxima among the stored values."""
+        found_values, found_tokens = [], []
+        for block in source.blocks:
+            plan = source.block_plan(block)
+            row = source.block_row(self.layer, self.index, block, site)[: len(plan.position)]
+            special = plan.modality == 2
+            row = np.where(special | np.isnan(row), -np.inf, row)
+            starts = np.cumsum([0, *plan.windows["n_slots"][:-1]])
+            maxima = np.maximum.reduceat(row, starts)
+            window = np.repeat(np.arange(len(starts)), plan.windows["n_slots"])
+            # The first slot of each window that attains its maximum.
+            hits = np.flatnonzero(row == maxima[window])
+            _, first = np.unique(window[hits], return_index=True)
+            best = hits[first]
+            found_values.append(row[best])
+            found_tokens.append(best + block * source.record.plan.block_slots)
+        values, tokens = np.concatenate(found_values), np.concatenate(found_tokens)
+        order = np.lexsort((tokens, -values))[:k]
+        order = order[values[order] > -np.inf]
+        return values[order], tokens[order]
+
+    def _exemplar(self, source: Capture, site: str, value: float, token: int, context: int) -> dict[str, Any]:
+        block, slot = divmod(token, source.record.plan.block_slots)
+        plan = source.block_plan(block)
+        slot_starts = np.cumsum([0, *plan.windows["n_slots"]])
+        window = int(np.searchsorted(slot_starts, slot, side="right")) - 1
+        n_inputs = plan.windows["n_inputs"]
+        begin = int(n_inputs[:window].sum())
+        ids = plan.inputs[begin : begin + int(n_inputs[window])]
+        position = int(plan.position[slot])
+        first, last = max(0, position - context), min(len(ids), position + context + 1)
+        document = int(plan.windows["document"][window])
+        return {
+            "value": value,
+            "token": token,
+            "document": document,
+            "source": source.document_source(document),
+            "window": int(plan.windows["window"][window]),
+            "position": position,
+            "text": self.store.token_text(int(ids[position])),
+            "tokens": [self.store.token_text(int(i)) for i in ids[first:last]],
+            "activations": self._around(source, site, block, slice(*slot_starts[window : window + 2].tolist()), first, last),
+            "pivot": position - first,
+        }
+
+    def _around(
+        self, source: Capture, site: str, block: int, slots: slice, first: int, last: int
+    ) -> list[float | None] | None:
+        if source.record.precision == "none":
+            return None
+        around: list[float | None] = [None] * (last - first)
+        row = source.block_row(self.layer, self.index, block, site)[slots]
+        for position, value in zip(source.block_plan(block).position[slots].tolist(), row.tolist(), strict=True):
+            if first <= position < last and value == value:
+                around[position - first] = value
+        return around

@@ -1,0 +1,297 @@
+"""The plan on disk: which token lies in which slot of which block, fixed before the model runs.
+
+A window is what the model reads at once; its kept positions fill consecutive slots. A block is a whole number of windows,
+grouped in batches that run through the model together, and ends in padding slots. Everything streams: one block is in
+memory at a time. Knows nothing about tokenizers or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from zarr.codecs import BloscCodec
+
+from actstore.store.arrays import open_array
+from actstore.store.errors import FormatError
+from actstore.store.layout import BLOSC, PADDING, plan_key, table_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from actstore.store.folder import Folder
+    from actstore.store.records import PlanRecord
+
+_CHUNK = 1 << 18
+TOKEN_ARRAYS: Final = {"ids": "int32", "position": "int32", "window": "int32", "modality": "uint8"}
+
+WINDOWS = pa.schema(
+    [
+        ("window", pa.int32()),
+        ("document", pa.int32()),
+        ("block", pa.int32()),
+        ("batch", pa.int32()),
+        ("input_start", pa.int64()),
+        ("n_inputs", pa.int32()),
+        ("slot_start", pa.int64()),
+        ("n_slots", pa.int32()),
+        ("labels", pa.list_(pa.int32())),
+    ],
+    metadata={
+        "batch": "windows of a block with the same batch run through the model together",
+        "input_start": "first element of inputs/ids; n_inputs of them are what the model reads",
+        "slot_start": "first token slot; n_slots of them hold the kept positions",
+        "labels": "ids of the document's labels, one a label column",
+    },
+)
+
+
+@dataclass(frozen=True)
+class PlannedWindow:
+    """One window, ready to be placed."""
+
+    document: int
+    ids: NDArray[np.int32]
+    """Token ids the model reads; shape [position]."""
+    kept: NDArray[np.int32]
+    """Positions that get a slot, ascending."""
+    modality: NDArray[np.uint8]
+    """What each kept position holds; shape of `kept`."""
+    labels: tuple[int, ...]
+
+
+class _GrowingArray:
+    """A one-dimensional Zarr array appended to chunk by chunk."""
+
+    def __init__(self, folder: Folder, key: str, dtype: str, dimension: str) -> None:
+        self._array = zarr.create_array(
+            store=folder.zarr,
+            name=key,
+            shape=(0,),
+            chunks=(_CHUNK,),
+            dtype=dtype,
+            compressors=BloscCodec(typesize=np.dtype(dtype).itemsize, **BLOSC),
+            dimension_names=(dimension,),
+            overwrite=True,
+        )
+        self._dtype = dtype
+        self._pending: list[NDArray[Any]] = []
+        self._n_pending = 0
+        self.length = 0
+
+    def extend(self, values: NDArray[Any]) -> None:
+        self._pending.append(values.astype(self._dtype, copy=False))
+        self._n_pending += len(values)
+        self.length += len(values)
+        if self._n_pending >= _CHUNK:
+            whole = np.concatenate(self._pending)
+            n_chunks = len(whole) // _CHUNK * _CHUNK
+            self._array.append(whole[:n_chunks])
+            self._pending, self._n_pending = [whole[n_chunks:]], len(whole) - n_chunks
+
+    def close(self) -> None:
+        if self._n_pending:
+            self._array.append(np.concatenate(self._pending))
+
+
+def _digest_window(digest: hashlib._Hash, *parts: NDArray[Any]) -> None:
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).tobytes())
+
+
+class PlanWriter:
+    """Writes a plan block by block and ends with its fingerprint."""
+
+    def __init__(self, folder: Folder, capture: str, block_slots: int, settings: dict[str, Any]) -> None:
+        """Start over in `capture`; earlier plan files there are replaced."""
+        self._block_slots = block_slots
+        self._digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        self._inputs = _GrowingArray(folder, plan_key(capture, "inputs/ids"), "int32", "input")
+        self._tokens = {
+            name: _GrowingArray(folder, plan_key(capture, f"tokens/{name}"), dtype, "token")
+            for name, dtype in TOKEN_ARRAYS.items()
+        }
+        self._windows_file = folder.writer(table_key(capture, "windows"))
+        self._windows = pq.ParquetWriter(self._windows_file, WINDOWS)
+        self._documents_file = folder.writer(table_key(capture, "documents"))
+        self._documents: pq.ParquetWriter | None = None
+        self._document_rows: list[dict[str, Any]] = []
+        self.n_blocks = self.n_windows = self.n_documents = self.n_tokens = 0
+
+    def add_document(self, row: dict[str, Any]) -> int:
+        """The index of a new row of the documents table; every row must have the same columns."""
+        self._document_rows.append({"document": self.n_documents, **row})
+        if len(self._document_rows) == 4096:
+            self._flush_documents()
+        self.n_documents += 1
+        return self.n_documents - 1
+
+    def _flush_documents(self) -> None:
+        table = pa.Table.from_pylist(self._document_rows)
+        if self._documents is None:
+            self._documents = pq.ParquetWriter(self._documents_file, table.schema)
+        self._documents.write_table(table)
+        self._document_rows = []
+
+    def add_block(self, batches: Sequence[Sequence[PlannedWindow]]) -> None:
+        """Place the windows of one block, batch after batch, and pad it."""
+        slot = self.n_blocks * self._block_slots
+        rows = []
+        for batch, windows in enumerate(batches):
+            for window in windows:
+                rows.append(
+                    {
+                        "window": self.n_windows,
+                        "document": window.document,
+                        "block": self.n_blocks,
+                        "batch": batch,
+                        "input_start": self._inputs.length,
+                        "n_inputs": len(window.ids),
+                        "slot_start": slot,
+                        "n_slots": len(window.kept),
+                        "labels": list(window.labels),
+                    }
+                )
+                kept_ids = window.ids[window.kept]
+                self._inputs.extend(window.ids)
+                self._add_tokens(kept_ids, window.kept, self.n_windows, window.modality)
+                _digest_window(self._digest, window.ids, kept_ids, window.kept, window.modality)
+                slot += len(window.kept)
+                self.n_windows += 1
+                self.n_tokens += len(window.kept)
+        n_padding = (self.n_blocks + 1) * self._block_slots - slot
+        nothing = np.full(n_padding, -1, np.int32)
+        self._add_tokens(nothing, nothing, -1, np.full(n_padding, PADDING, np.uint8))
+        # One row group a block, so that a block's windows are read alone.
+        table = pa.Table.from_pylist(rows, schema=WINDOWS)
+        self._windows.write_table(table)
+        for column in ("document", "batch", "n_inputs", "n_slots"):
+            self._digest.update(table[column].to_numpy().tobytes())
+        self.n_blocks += 1
+
+    def _add_tokens(self, ids: NDArray[Any], positions: NDArray[Any], window: int, modality: NDArray[Any]) -> None:
+        self._tokens["ids"].extend(ids)
+        self._tokens["position"].extend(positions)
+        self._tokens["window"].extend(np.full(len(ids), window, np.int32))
+        self._tokens["modality"].extend(modality)
+
+    def close(self, labels: Sequence[tuple[str, str]]) -> str:
+        """Finish every file; the plan's fingerprint."""
+        self._inputs.close()
+        for array in self._tokens.values():
+            array.close()
+        if self._document_rows or self._documents is None:
+            self._flush_documents()
+        assert self._documents is not None
+        for writer, file in ((self._windows, self._windows_file), (self._documents, self._documents_file)):
+            writer.close()
+            file.close()
+        self._digest.update(json.dumps(list(labels)).encode())
+        return self._digest.hexdigest()
+
+    def abandon(self) -> None:
+        """Drop what was written of the tables; the arrays are replaced by the next attempt."""
+        self._windows_file.abandon()
+        self._documents_file.abandon()
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """One block's windows and slots."""
+
+    block: int
+    windows: dict[str, NDArray[Any]]
+    """Columns of the windows table but `labels`; shape [window]."""
+    labels: NDArray[np.int32]
+    """Label ids; shape [window, label column]."""
+    inputs: NDArray[np.int32]
+    """What the model reads, all windows one after another; shape [input]."""
+    position: NDArray[np.int32]
+    """Position in its window of each slot, padding slots left out; shape [token]."""
+    modality: NDArray[np.uint8]
+
+    def batches(self) -> list[slice]:
+        """The windows of each batch, as slices of the window axis."""
+        borders = np.flatnonzero(np.diff(self.windows["batch"])) + 1
+        edges = [0, *borders.tolist(), len(self.windows["batch"])]
+        return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+class Plan:
+    """Reads a finished plan."""
+
+    def __init__(self, folder: Folder, capture: str, record: PlanRecord) -> None:
+        self._folder, self._capture, self.record = folder, capture, record
+
+    @cached_property
+    def _windows_file(self) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(pa.BufferReader(pa.py_buffer(self._folder.view(table_key(self._capture, "windows")))))
+        except pa.ArrowInvalid as error:
+            raise FormatError(f"The windows table of capture {self._capture!r} of {self._folder} is damaged: {error}.") from None
+
+    def block(self, block: int) -> BlockPlan:
+        """What block `block` holds."""
+        table = self._windows_file.read_row_group(block)
+        windows = {name: table[name].to_numpy() for name in table.column_names if name != "labels"}
+        labels = table["labels"].combine_chunks().flatten().to_numpy().astype(np.int32)
+        first = int(windows["input_start"][0])
+        n_inputs = int(windows["n_inputs"].sum())
+        slot = block * self.record.block_slots
+        tokens = slice(slot, slot + int(windows["n_slots"].sum()))
+        return BlockPlan(
+            block,
+            windows,
+            labels.reshape(len(windows["window"]), len(self.record.label_columns)),
+            self.array("inputs/ids", slice(first, first + n_inputs)),
+            self.array("tokens/position", tokens),
+            self.array("tokens/modality", tokens),
+        )
+
+    def array(self, name: str, selection: Any = slice(None)) -> NDArray[Any]:
+        """A plan array by name (`inputs/ids`, `tokens/ids`, …), whole or in part."""
+        return np.asarray(self._open(name)[selection])
+
+    def _open(self, name: str) -> zarr.Array[Any]:
+        if name not in self._arrays:
+            self._arrays[name] = open_array(self._folder, plan_key(self._capture, name))
+        return self._arrays[name]
+
+    @cached_property
+    def _arrays(self) -> dict[str, zarr.Array[Any]]:
+        return {}
+
+    def table(self, name: str) -> pa.Table:
+        """The `windows` or `documents` table."""
+        key = table_key(self._capture, name)
+        try:
+            return pq.read_table(pa.BufferReader(pa.py_buffer(self._folder.view(key))))
+        except pa.ArrowInvalid as error:
+            raise FormatError(f"{self._folder}/{key} is damaged: {error}.") from None
+
+    def fingerprint(self) -> str:
+        """The fingerprint of what is on disk now, to hold against the record's; reads the whole plan."""
+        digest = hashlib.sha256(json.dumps(self.record.settings, sort_keys=True).encode())
+        for block in range(self.record.n_blocks):
+            plan = self.block(block)
+            first = block * self.record.block_slots
+            ids = self.array("tokens/ids", slice(first, first + len(plan.position)))
+            slots = np.cumsum([0, *plan.windows["n_slots"]]).tolist()
+            inputs = np.cumsum([0, *plan.windows["n_inputs"]]).tolist()
+            for i in range(len(plan.windows["window"])):
+                a, b = slots[i], slots[i + 1]
+                window = plan.inputs[inputs[i] : inputs[i + 1]]
+                _digest_window(digest, window, ids[a:b], plan.position[a:b], plan.modality[a:b])
+            for column in ("document", "batch", "n_inputs", "n_slots"):
+                digest.update(plan.windows[column].astype(np.int32).tobytes())
+        digest.update(json.dumps([list(pair) for pair in self.record.labels]).encode())
+        return digest.hexdigest()

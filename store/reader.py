@@ -1,0 +1,278 @@
+"""A store opened for reading: its captures, their tokens, values and statistics. No model, no transformers.
+
+Readers see committed blocks only; a block that is not committed is absent, never zero. Knows nothing about how a store is
+written, and nothing about presentation.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actstore.store import layout, root
+from actstore.store.arrays import BlockArray
+from actstore.store.catalog import run_sql
+from actstore.store.commits import committed_blocks
+from actstore.store.errors import InvalidInputError, NotFoundError
+from actstore.store.folder import Folder
+from actstore.store.neuron import Neuron, parse_neuron
+from actstore.store.plans import Plan
+from actstore.store.records import CaptureRecord
+from actstore.store.statistics import (
+    CaptureStatistics,
+    is_finished,
+    neuron_table,
+    sum_statistics,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from actstore.kernels.pack.statistics import Statistics
+    from actstore.store.records import ModelRecord
+
+
+def read_capture(folder: Folder, name: str) -> CaptureRecord | None:
+    """The record of a planned capture; None where there is none."""
+    key = f"{layout.capture_key(name)}/zarr.json"
+    try:
+        group = folder.read_json(key)
+    except NotFoundError:
+        return None
+    # Zarr makes the group as soon as the plan's first array is written; only a finished plan puts the record there.
+    record = group.get("attributes", {}).get("actstore_capture")
+    return None if record is None else CaptureRecord.from_json(record, f"{folder}/{key}")
+
+
+class Store:
+    """One model's captures. `actstore.open` gives one."""
+
+    def __init__(self, location: str | Path | Folder) -> None:
+        """Open the store at a path or URL; `NotFoundError` where there is none, `FormatError` for a newer one."""
+        self.folder = location if isinstance(location, Folder) else Folder(location)
+        self.model: ModelRecord = root.read_root(self.folder)
+
+    def __repr__(self) -> str:
+        return f"Store({self.folder.location!r}: {self.model.name}, captures {', '.join(self.captures) or 'none'})"
+
+    @property
+    def captures(self) -> tuple[str, ...]:
+        """The names of the captures that have a plan."""
+        names = self.folder.names("captures")
+        return tuple(name for name in names if name != "zarr.json" and read_capture(self.folder, name) is not None)
+
+    def capture(self, name: str | None = None) -> Capture:
+        """A capture by name; without one, the only capture or else the one called "corpus"."""
+        names = self.captures
+        if name is None:
+            name = names[0] if len(names) == 1 else "corpus"
+        record = read_capture(self.folder, name) if name in names else None
+        if record is None:
+            raise NotFoundError(f"{self.folder} has no capture {name!r}. Its captures are: {', '.join(names) or 'none'}.")
+        return Capture(self, record)
+
+    def neuron(self, layer: int | str, neuron: int | None = None) -> Neuron:
+        """A neuron by layer and index, or by name: `store.neuron(3, 17)`, `store.neuron("L3.N17")`."""
+        if isinstance(layer, str):
+            layer, neuron = parse_neuron(layer)
+        layers = self.model.layers
+        if neuron is None:
+            raise InvalidInputError('A neuron is a layer and an index, or a name: store.neuron(3, 17), store.neuron("L3.N17").')
+        if not 0 <= layer < len(layers):
+            raise NotFoundError(f"{self.model.name} has layers 0 to {len(layers) - 1}, found layer {layer}.")
+        if not 0 <= neuron < layers[layer].neurons:
+            raise NotFoundError(f"Layer {layer} has neurons 0 to {layers[layer].neurons - 1}, found neuron {neuron}.")
+        return Neuron(self, layer, neuron)
+
+    def neurons(self, capture: str | None = None) -> pa.Table:
+        """A row per site and neuron of a capture: moments, quantiles, shares of positive values, the top exemplar."""
+        return self.capture(capture).neurons()
+
+    def sql(self, query: str, capture: str | None = None) -> pa.Table:
+        """The result of a DuckDB query over the tables `neurons`, `documents`, `windows`, `tokens`, `vocabulary`, `model`."""
+        return run_sql(self, query, capture)
+
+    @cached_property
+    def vocabulary(self) -> pa.Table | None:
+        """A row per token id: token, piece, text, bytes, special; None where only ids are known."""
+        return root.read_vocabulary(self.folder)
+
+    @cached_property
+    def _token_bytes(self) -> list[bytes] | None:
+        return self.vocabulary["bytes"].to_pylist() if self.vocabulary is not None else None
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token id stands for; `<17>` where the store knows no vocabulary."""
+        known = self._token_bytes
+        return known[token] if known is not None and 0 <= token < len(known) else f"<{token}>".encode()
+
+    def token_text(self, token: int) -> str:
+        """The text of one token; the bytes of half a character show as U+FFFD."""
+        return self.token_bytes(token).decode(errors="replace")
+
+
+class Capture:
+    """One corpus through the model."""
+
+    def __init__(self, store: Store, record: CaptureRecord) -> None:
+        self.store, self.record = store, record
+        self.folder = store.folder
+        self.plan = Plan(store.folder, record.name, record.plan)
+        self.block_plan = lru_cache(maxsize=16)(self.plan.block)
+        self.blocks: tuple[int, ...] = ()
+        self.refresh()
+
+    def __repr__(self) -> str:
+        done = f"{len(self.blocks)} of {self.record.plan.n_blocks} blocks"
+        return f"Capture({self.record.name!r}: {self.record.plan.n_tokens} tokens, {done}, {', '.join(self.record.sites)})"
+
+    def refresh(self) -> None:
+        """See what has been committed since the capture was opened."""
+        self.blocks = tuple(b for b in committed_blocks(self.folder, self.record.name) if b < self.record.plan.n_blocks)
+        self.__dict__.pop("_statistics", None)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every planned block is committed."""
+        return len(self.blocks) == self.record.plan.n_blocks
+
+    @cached_property
+    def used_slots(self) -> NDArray[np.int64]:
+        """Slots of each block that hold a token; the rest of a block is padding. Shape [block]."""
+        windows = self.plan.table("windows").select(["block", "n_slots"])
+        sums = np.bincount(windows["block"], windows["n_slots"], minlength=self.record.plan.n_blocks)
+        return sums.astype(np.int64)
+
+    def slots(self) -> NDArray[np.int64]:
+        """The slots of all committed tokens, ascending: the `token` column of `tokens()`."""
+        size = self.record.plan.block_slots
+        parts = [np.arange(block * size, block * size + self.used_slots[block]) for block in self.blocks]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def tokens(self) -> pa.Table:
+        """A row per committed token, in the order of `activations`: token (its slot), id, position, window, document, modality."""
+        slots = self.slots()
+        columns = {name: self.plan.array(f"tokens/{name}")[slots] for name in ("ids", "position", "window", "modality")}
+        documents = self.plan.table("windows")["document"].to_numpy()
+        modality = pa.DictionaryArray.from_arrays(pa.array(columns["modality"].astype(np.int8)), list(layout.MODALITIES))
+        return pa.table(
+            {
+                "token": slots,
+                "id": columns["ids"],
+                "position": columns["position"],
+                "window": columns["window"],
+                "document": documents[columns["window"]],
+                "modality": modality,
+            }
+        )
+
+    def documents(self) -> pa.Table:
+        """A row per document: document, source, sha256, n_tokens, and its labels."""
+        return self.plan.table("documents")
+
+    def document_source(self, document: int) -> str:
+        """Where a document came from: a path, a path and line, or standard input."""
+        return self._sources[document]
+
+    @cached_property
+    def _sources(self) -> list[str]:
+        sources: list[str] = self.documents()["source"].to_pylist()
+        return sources
+
+    def windows(self) -> pa.Table:
+        """A row per window: what the model read at once, and where its tokens lie."""
+        return self.plan.table("windows")
+
+    def neurons(self) -> pa.Table:
+        """A row per site and neuron, over the committed blocks."""
+        if is_finished(self.folder, self.record):
+            return pq.read_table(pa.BufferReader(self.folder.read(layout.table_key(self.record.name, "neurons"))))
+        return neuron_table(self.record, self.statistics())
+
+    def statistics(self) -> CaptureStatistics:
+        """The statistics of the committed blocks, added in block order."""
+        if "_statistics" not in self.__dict__:
+            self.__dict__["_statistics"] = sum_statistics(self.folder, self.record)
+        statistics: CaptureStatistics = self.__dict__["_statistics"]
+        return statistics
+
+    def layer_statistics(self, layer: int, site: str) -> Statistics:
+        """The statistics of one layer's neurons at a site."""
+        self._check_captured(layer, site)
+        return self.statistics().sites[site, layer]
+
+    def activations(self, layer: int, neuron: int, site: str = "mlp.post") -> NDArray[np.float32]:
+        """One neuron over every committed token, in the order of `tokens()`; NaN where an expert was not routed to.
+
+        At precision `int8` the values are off by at most half of the block's scale; at `sparse`, dropped values are 0.
+        """
+        parts = [self.block_row(layer, neuron, block, site)[: self.used_slots[block]] for block in self.blocks]
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+    def block_row(self, layer: int, neuron: int, block: int, site: str = "mlp.post") -> NDArray[np.float32]:
+        """One neuron over the slots of one block, padding included."""
+        array = self._values(layer, site)
+        return self._decoded(array.shard(block).row(neuron), layer, site, block, slice(neuron, neuron + 1))
+
+    def block_values(self, layer: int, block: int, site: str = "mlp.post") -> NDArray[np.float32]:
+        """All neurons of a layer over the slots of one block; shape [neuron, token]."""
+        array = self._values(layer, site)
+        return self._decoded(array.shard(block).rows(), layer, site, block, slice(None))
+
+    def raw_block(self, layer: int, block: int, site: str = "mlp.post") -> NDArray[Any]:
+        """The block as it is stored, bfloat16 as its bits, int8 as its steps; shape [neuron, token]."""
+        return self._values(layer, site).shard(block).rows()
+
+    def gate_signs(self, layer: int, block: int) -> NDArray[np.bool_]:
+        """Whether each gate was open (A_gate > 0) in one block; shape [neuron, token]."""
+        if layer not in self.record.gate_sign:
+            raise NotFoundError(f"Capture {self.record.name!r} has no gate signs of layer {layer}. Capture with --gate-sign.")
+        bits = self._array(layout.gate_sign_key(self.record.name, layer)).shard(block).rows()
+        return np.unpackbits(bits, axis=1, bitorder="little").astype(bool)
+
+    def block_parameter(self, name: str, layer: int, block: int, site: str = "mlp.post") -> NDArray[Any]:
+        """`scale` of an int8 block, `threshold` or `dropped` of a sparse one; shape [neuron]."""
+        key = layout.block_parameters_key(self.record.name, site, layer, name)
+        return self._array(key).shard(block).rows()[:, 0]
+
+    def _decoded(self, raw: NDArray[Any], layer: int, site: str, block: int, rows: slice) -> NDArray[np.float32]:
+        if raw.dtype == np.uint16:
+            return (raw.astype(np.uint32) << 16).view(np.float32)
+        if raw.dtype == np.int8:
+            scale = self.block_parameter("scale", layer, block, site)[rows]
+            values = raw.astype(np.float32) * (scale if raw.ndim == 1 else scale[:, None])
+            return np.where(raw == layout.NO_VALUE_INT8, np.float32(np.nan), values)
+        return raw.astype(np.float32, copy=False)
+
+    def _values(self, layer: int, site: str) -> BlockArray:
+        self._check_captured(layer, site)
+        if self.record.precision == "none":
+            raise NotFoundError(
+                f"Capture {self.record.name!r} keeps statistics only (precision none), no values. Capture again with --precision."
+            )
+        return self._array(layout.values_key(self.record.name, site, layer))
+
+    def _check_captured(self, layer: int, site: str) -> None:
+        if site not in self.record.sites:
+            raise NotFoundError(
+                f"Capture {self.record.name!r} has no site {site!r}. Its sites are: {', '.join(self.record.sites)}."
+            )
+        if layer not in self.record.layers(site):
+            raise NotFoundError(f"Capture {self.record.name!r} has no layer {layer} at {site}.")
+
+    def _array(self, key: str) -> BlockArray:
+        if key not in self._arrays:
+            self._arrays[key] = BlockArray(self.folder, key)
+        return self._arrays[key]
+
+    @cached_property
+    def _arrays(self) -> dict[str, BlockArray]:
+        return {}
+
+

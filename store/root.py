@@ -1,0 +1,128 @@
+"""A store's root: its format, its model, its tokenizer, its weights. Written once, by the first capture.
+
+Knows nothing about captures.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.layout import (
+    FORMAT,
+    TOKENIZER_KEY,
+    VOCABULARY_KEY,
+    table_key,
+)
+from actstore.store.records import ModelRecord
+
+if TYPE_CHECKING:
+    from actstore.store.folder import Folder
+
+_ATTRIBUTE = "actstore"
+
+
+def written_by() -> str:
+    """This program and its version, for the records."""
+    return f"actstore {importlib.metadata.version('actstore')}"
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def write_root(folder: Folder, model: ModelRecord) -> None:
+    """Make the folder a store of `model`; written last, after weights and tokenizer."""
+    attributes = {"format": FORMAT, "written_by": written_by(), "created": now(), "model": model.to_json()}
+    folder.write_json(
+        "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {_ATTRIBUTE: attributes}}
+    )
+
+
+def is_store(folder: Folder) -> bool:
+    """Whether a store's root stands there, whatever its format."""
+    try:
+        return _ATTRIBUTE in folder.read_json("zarr.json").get("attributes", {})
+    except (NotFoundError, FormatError):
+        return False
+
+
+def read_root(folder: Folder) -> ModelRecord:
+    """The model of the store; `NotFoundError` where there is no store, `FormatError` for a newer or damaged one."""
+    try:
+        root = folder.read_json("zarr.json")
+    except NotFoundError:
+        raise NotFoundError(
+            f"There is no store at {folder}: expected a folder written by `actstore capture`. Check the path."
+        ) from None
+    attributes = root.get("attributes", {}).get(_ATTRIBUTE)
+    if not isinstance(attributes, dict):
+        raise FormatError(f"{folder} is a Zarr hierarchy, but not one written by actstore.")
+    version = attributes.get("format")
+    if not isinstance(version, int) or version > FORMAT:
+        raise FormatError(
+            f"{folder} has store format {version}, written by {attributes.get('written_by', 'an unknown program')}; this "
+            f"actstore reads formats up to {FORMAT}. Update actstore."
+        )
+    return ModelRecord.from_json(attributes.get("model"), f"{folder}/zarr.json: model")
+
+
+def write_tokenizer(folder: Folder, tokenizer_json: str | None, vocabulary: pa.Table, fingerprint: str) -> None:
+    """Keep what readers need to show tokens; `InvalidInputError` where the store holds another tokenizer."""
+    if folder.exists(VOCABULARY_KEY):
+        found = (pq.read_schema(pa.BufferReader(folder.read(VOCABULARY_KEY))).metadata or {}).get(b"fingerprint", b"")
+        if found.decode() != fingerprint:
+            raise InvalidInputError(
+                f"{folder} was captured with another tokenizer. One store has one tokenizer: name another store."
+            )
+        return
+    if tokenizer_json is not None:
+        folder.write(TOKENIZER_KEY, tokenizer_json.encode())
+    with folder.writer(VOCABULARY_KEY) as file:
+        pq.write_table(vocabulary.replace_schema_metadata({"fingerprint": fingerprint}), file)
+
+
+def read_vocabulary(folder: Folder) -> pa.Table | None:
+    """A row per token id: token, piece, text, bytes, special; None for a store of token ids alone."""
+    try:
+        return pq.read_table(pa.BufferReader(folder.read(VOCABULARY_KEY)))
+    except NotFoundError:
+        return None
+
+
+def write_neurons(folder: Folder, model: ModelRecord, norms: dict[int, Any] | None) -> None:
+    """Write the root's table of neurons: what weights alone say of each."""
+    tables = []
+    for layer in model.layers:
+        n = layer.neurons
+        tables.append(
+            pa.table(
+                {
+                    "layer": pa.array(np.full(n, layer.layer, np.int32)),
+                    "neuron": pa.array(np.arange(n, dtype=np.int32)),
+                    "name": pa.array([f"L{layer.layer}.N{i}" for i in range(n)]),
+                    "module": pa.array([layer.module] * n).dictionary_encode(),
+                    "write_norm": pa.array(norms[layer.layer]) if norms else pa.nulls(n, pa.float32()),
+                }
+            )
+        )
+    with folder.writer(table_key(None, "neurons")) as file:
+        pq.write_table(pa.concat_tables(tables).unify_dictionaries(), file)
+
+
+def model_fingerprint(config: dict[str, Any], weights: str) -> str:
+    """The identity of a model: its weights' fingerprint, with the configuration that shapes what they compute."""
+    import hashlib
+
+    volatile = {"_name_or_path", "transformers_version", "name_or_path", "dtype", "torch_dtype"}
+    shaping = {key: value for key, value in config.items() if key not in volatile}
+    return hashlib.sha256((json.dumps(shaping, sort_keys=True, default=str) + weights).encode()).hexdigest()

@@ -1,0 +1,175 @@
+"""Fills a planned capture: block buffers out to encoder threads, shards to disk, a commit record last.
+
+Two sets of block buffers alternate, so encoding overlaps the next block's forward passes and memory stays bounded: who is
+faster waits for the other. Knows nothing about models: values arrive in buffers.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from actstore.store import layout
+from actstore.store.arrays import create_block_array
+from actstore.store.errors import CaptureError
+from actstore.store.records import CommitRecord
+from actstore.store.shards import checksum, encode_shard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from actstore.store.folder import Folder
+    from actstore.store.records import CaptureRecord
+
+
+def create_capture(folder: Folder, record: CaptureRecord) -> None:
+    """Write the metadata of every block array, then the capture's own record: from here on the capture exists."""
+    for spec in block_arrays(record):
+        create_block_array(
+            folder,
+            spec.key,
+            rows=spec.rows,
+            block_columns=spec.columns,
+            n_blocks=record.plan.n_blocks,
+            dtype=spec.dtype,
+            fill_value=spec.fill_value,
+            dimensions=("neuron", spec.dimension),
+            attributes=spec.attributes,
+        )
+    folder.write_json(
+        f"{layout.capture_key(record.name)}/zarr.json",
+        {"zarr_format": 3, "node_type": "group", "attributes": {"actstore_capture": record.to_json()}},
+    )
+
+
+@dataclass(frozen=True)
+class BlockArraySpec:
+    """One sharded array of a capture."""
+
+    key: str
+    rows: int
+    columns: int
+    """Columns a block."""
+    dtype: np.dtype[Any]
+    fill_value: Any
+    dimension: str
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
+    """Every sharded array that a capture of this record has."""
+    slots = record.plan.block_slots
+    form = layout.value_format(record.precision, record.dtype)
+    parameters = {"int8": {"scale": "float32"}, "sparse": {"threshold": "float32", "dropped": "int64"}}
+    for site in record.sites if form else ():
+        assert form is not None
+        for layer, width in record.layers(site).items():
+            yield BlockArraySpec(
+                layout.values_key(record.name, site, layer),
+                width,
+                slots,
+                form.dtype,
+                form.fill_value,
+                "token",
+                {"value_dtype": form.name, "precision": record.precision},
+            )
+            for name, dtype in parameters.get(record.precision, {}).items():
+                key = layout.block_parameters_key(record.name, site, layer, name)
+                yield BlockArraySpec(key, width, 1, np.dtype(dtype), 0, "block")
+    widths = record.layers("mlp.post") if "mlp.post" in record.sites else {}
+    for layer in record.gate_sign:
+        key = layout.gate_sign_key(record.name, layer)
+        yield BlockArraySpec(
+            key, widths[layer], slots // 8, np.dtype("uint8"), 0, "token_byte", {"bit_order": "little"}
+        )
+
+
+@dataclass
+class _Block:
+    """A block on its way to disk."""
+
+    number: int
+    began: float
+    statistics: bytes
+    futures: dict[str, Future[tuple[int, str]]] = field(default_factory=dict)
+
+
+class CaptureWriter:
+    """Encodes and commits the blocks of one capture; use as a context manager, under `lock.own`."""
+
+    def __init__(self, folder: Folder, record: CaptureRecord, *, n_threads: int) -> None:
+        """Write blocks of `record` with `n_threads` encoders."""
+        self._folder, self.record = folder, record
+        self._specs = {spec.key: spec for spec in block_arrays(record)}
+        self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="actstore-encoder")
+        self._in_flight: _Block | None = None
+        self._buffers: tuple[dict[str, NDArray[Any]], ...] = ({}, {})
+        self._turn = 0
+        self.on_commit: Callable[[int], None] = lambda block: None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.drain()
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+
+    def buffer(self, key: str, shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """This block's buffer for the array `key`, contents undefined; free to fill until `submit`."""
+        buffers = self._buffers[self._turn]
+        if key not in buffers:
+            buffers[key] = np.empty(shape, dtype)
+        return buffers[key]
+
+    def submit(self, block: int, arrays: dict[str, NDArray[Any]], statistics: bytes, began: float) -> None:
+        """Hand over a filled block; returns when the block before it is committed, so at most two are in memory."""
+        job = _Block(block, began, statistics)
+        for key, values in arrays.items():
+            job.futures[key] = self._pool.submit(self._write_shard, key, block, values)
+        previous, self._in_flight = self._in_flight, job
+        self._turn = 1 - self._turn
+        if previous is not None:
+            self._commit(previous)
+
+    def drain(self) -> None:
+        """Commit what is in flight."""
+        job, self._in_flight = self._in_flight, None
+        if job is not None:
+            self._commit(job)
+
+    def _write_shard(self, key: str, block: int, values: NDArray[Any]) -> tuple[int, str]:
+        spec = self._specs[key]
+        data = encode_shard(values, layout.shard_grid(spec.rows, spec.columns))
+        self._folder.write(layout.shard_key(key, block), data)
+        return len(data), checksum(data)
+
+    def _commit(self, job: _Block) -> None:
+        prefix = layout.capture_key(self.record.name) + "/"
+        try:
+            shards = {
+                layout.shard_key(key, job.number).removeprefix(prefix): future.result()
+                for key, future in job.futures.items()
+            }
+            key = layout.block_statistics_key(self.record.name, job.number)
+            self._folder.write(key, job.statistics)
+            shards[key.removeprefix(prefix)] = len(job.statistics), checksum(job.statistics)
+            record = CommitRecord(job.number, shards, seconds=round(time.monotonic() - job.began, 3)).sealed()
+            self._folder.write_json(layout.commit_key(self.record.name, job.number), record.to_json())
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise CaptureError(
+                f"The disk of {self._folder} is full: block {job.number} of capture {self.record.name!r} could not be "
+                "written. Everything committed before it stays readable; make room and run again with --resume."
+            ) from None
+        self.on_commit(job.number)
