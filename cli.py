@@ -1,3 +1,554 @@
-"""The command line."""
+"""The command line: options in, one table for people or one JSON document for machines out.
 
-def main() -> None: ...
+Every command is a few lines around a call that Python users can make themselves. Mistakes of the user's end in one
+sentence on standard error and exit status 2, runs that stopped half-way in status 1. Knows nothing about how anything is
+computed; engine and models are imported only by the commands that need them.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from actstore import terminal
+from actstore.store.errors import ActstoreError, CaptureError, InvalidInputError
+from actstore.store.layout import PRECISIONS
+from actstore.store.neuron import parse_neuron
+from actstore.store.reader import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from actstore.engine.models import ModelSpec
+    from actstore.store.reader import Capture
+
+app = typer.Typer(
+    help="Run a transformer once; ask its neurons forever.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")]
+CaptureName = Annotated[str | None, typer.Option("--capture", help="Which capture; the only one, or 'corpus'.")]
+Site = Annotated[str, typer.Option("--site", help="Where in the layer: mlp.post, mlp.gate, resid.post, …")]
+StorePath = Annotated[str, typer.Argument(metavar="STORE", help="A folder written by `actstore capture`.")]
+
+
+def print_json(value: Any) -> None:
+    """Write one JSON document; what JSON cannot say (NaN, infinities) becomes null."""
+    sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hub id or the path of a model folder.")],
+    as_json: Json = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run model code that comes with the model.")] = False,
+) -> None:
+    """What would be captured of MODEL: layers, neurons, module paths, sites, bytes a token. No weights are loaded.
+
+    Example: `actstore inspect gpt2`
+    """
+    from actstore.engine.models import inspect_model
+
+    spec = inspect_model(model, trust_remote_code=trust_remote_code)
+    value = _describe_model(spec)
+    if as_json:
+        print_json(value)
+        return
+    terminal.out.print(f"{spec.name}: {spec.model_type}, {spec.kind}, width {spec.d_model}, {spec.dtype}", style="bold")
+    rows = [
+        (f"L{s.layer}", s.neurons, "gated" if s.gated else "plain", s.stack, s.module) for s in spec.layers
+    ]
+    terminal.out.print(terminal.table(None, ["layer", ("neurons", "right"), "MLP", "stack", "output projection"], rows))
+    per_token = value["bytes_per_token"]
+    terminal.out.print(
+        f"{value['neurons']:,} neurons; a token takes {terminal.format_bytes(per_token['mlp.post'])} at mlp.post, uncompressed."
+    )
+    terminal.out.print(f"Sites: {', '.join(spec.sites)}")
+
+
+def _describe_model(spec: ModelSpec) -> dict[str, Any]:
+    item = {"float32": 4, "float16": 2, "bfloat16": 2}.get(spec.dtype, 4)
+    return {
+        "model": spec.name,
+        "model_type": spec.model_type,
+        "kind": spec.kind,
+        "d_model": spec.d_model,
+        "vocabulary": spec.n_vocabulary,
+        "context": spec.context,
+        "dtype": spec.dtype,
+        "neurons": sum(s.neurons for s in spec.layers),
+        "sites": list(spec.sites),
+        "bytes_per_token": {
+            site: item * sum(spec.width(layer, site) for layer in spec.layers_of(site)) for site in spec.sites
+        },
+        "layers": [
+            {
+                "layer": s.layer,
+                "neurons": s.neurons,
+                "module": s.module,
+                "gated": s.gated,
+                "block": s.block,
+                "stack": s.stack,
+                "expert": s.expert,
+            }
+            for s in spec.layers
+        ],
+    }
+
+
+@app.command()
+def capture(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hub id or the path of a model folder.")],
+    corpus: Annotated[
+        str, typer.Argument(metavar="CORPUS", help="Text, folder, glob, JSONL, Parquet, saved dataset, or - for stdin.")
+    ],
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Where the store is, or is to be.")],
+    name: Annotated[str, typer.Option(help="Name of this capture; a store holds many.")] = "corpus",
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted capture.")] = False,
+    site: Annotated[list[str] | None, typer.Option(help="Site to capture; repeat for more. [default: mlp.post]")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers, such as 0,3-5. [default: all]")] = None,
+    precision: Annotated[str | None, typer.Option(help=f"One of {', '.join(PRECISIONS)}. [default: exact]")] = None,
+    keep: Annotated[float | None, typer.Option(help="Share of values kept at precision sparse. [default: 0.05]")] = None,
+    gate_sign: Annotated[
+        bool | None, typer.Option(help="Keep the sign of each gate, a bit a value. [default: for gated models]")
+    ] = None,
+    exemplars: Annotated[int | None, typer.Option(help="Top windows recorded a neuron. [default: 20]")] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens a window. [default: the model's, at most 1024]")
+    ] = None,
+    overlap: Annotated[int | None, typer.Option(help="Tokens a window rereads as context. [default: 0]")] = None,
+    begin: Annotated[
+        str | None, typer.Option(help="Special tokens around a window: auto, always, never. [default: auto]")
+    ] = None,
+    positions: Annotated[str | None, typer.Option(help="all, last, or indices such as 0,-1. [default: all]")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens a forward pass. [default: 4096]")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Stop planning after so many tokens.")] = None,
+    max_documents: Annotated[int | None, typer.Option(help="Read at most so many documents.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column with the text. [default: text]")] = None,
+    ids_column: Annotated[str | None, typer.Option(help="Column with token ids. [default: input_ids]")] = None,
+    prefer_ids: Annotated[bool | None, typer.Option(help="Take ids where a record has text and ids.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Column kept as a label; repeat for more.")] = None,
+    errors: Annotated[str | None, typer.Option(help="Invalid UTF-8: strict or replace. [default: strict]")] = None,
+    pattern: Annotated[str | None, typer.Option(help="File names to read in a folder, such as '*.py'.")] = None,
+    stdin_format: Annotated[str | None, typer.Option(help="Standard input: text or jsonl. [default: text]")] = None,
+    dtype: Annotated[str, typer.Option(help="Compute in auto, float32, float16 or bfloat16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
+    tokenizer: Annotated[str | None, typer.Option(help="Another tokenizer than the model's own.")] = None,
+    memory: Annotated[str | None, typer.Option(help="For block buffers, such as 2GB. [default: a quarter of what is free, at most 4 GB]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Encoder threads. [default: half the processors]")] = None,
+    weights: Annotated[bool, typer.Option(help="Copy write vectors and unembedding into the store.")] = True,
+    ignore_disk: Annotated[bool, typer.Option(help="Start although the disk looks too small.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run model code that comes with the model.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run MODEL over CORPUS once and keep its activations in STORE.
+
+    Example: `actstore capture gpt2 corpus.jsonl gpt2.actstore --label language --precision half`
+    """
+    from actstore.engine.capture_run import RunOptions
+    from actstore.engine.capture_run import capture as run
+    from actstore.engine.corpus import CorpusReport
+
+    options = RunOptions(
+        resume=resume,
+        dtype=dtype,
+        device=device,
+        tokenizer=tokenizer,
+        memory=_parse_bytes(memory) if memory else None,
+        threads=threads,
+        weights=weights,
+        ignore_disk=ignore_disk,
+        trust_remote_code=trust_remote_code,
+    )
+    report = CorpusReport()
+    with terminal.CaptureBar(enabled=not quiet and sys.stderr.isatty()) as bar:
+        done = run(
+            model,
+            corpus,
+            store,
+            name=name,
+            options=options,
+            progress=bar,
+            report=report,
+            sites=tuple(site) if site else None,
+            layers=_parse_layers(layers) if layers is not None else None,
+            precision=precision,
+            keep=keep,
+            gate_sign=gate_sign,
+            exemplars=exemplars,
+            context=context,
+            overlap=overlap,
+            begin=begin,
+            positions=positions,
+            batch_tokens=batch_tokens,
+            max_tokens=max_tokens,
+            max_documents=max_documents,
+            text_column=text_column,
+            ids_column=ids_column,
+            prefer_ids=prefer_ids,
+            label_columns=tuple(label) if label else None,
+            errors=errors,
+            pattern=pattern,
+            stdin_format=stdin_format,
+        )
+    _warn(done, report.n_skipped_files, report.n_empty_documents)
+    if as_json:
+        print_json(_describe_store(done.store))
+    else:
+        _print_store(done.store)
+
+
+def _warn(done: Capture, n_skipped_files: int, n_empty: int) -> None:
+    """What a capture's user should know, on standard error."""
+    if n_skipped_files:
+        terminal.err.print(f"{n_skipped_files} files of the corpus were skipped: they are not text.")
+    if n_empty:
+        terminal.err.print(f"{n_empty} documents of the corpus are empty and were skipped.")
+    n_non_finite = done.statistics().n_non_finite
+    if n_non_finite:
+        terminal.err.print(
+            f"Warning: {n_non_finite:,} activations are NaN or infinite. They are kept as they are, counted in the column "
+            "non_finite, and left out of every mean."
+        )
+
+
+def _parse_layers(text: str) -> tuple[int, ...]:
+    try:
+        layers: set[int] = set()
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            layers |= set(range(int(first), int(last or first) + 1))
+    except ValueError:
+        raise InvalidInputError(f"Layers are numbers and ranges such as 0,3-5, found {text!r}. Mend --layers.") from None
+    return tuple(sorted(layers))
+
+
+def _parse_bytes(text: str) -> int:
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    number = text.strip().upper().rstrip("KMGTB")
+    unit = text.strip().upper()[len(number) :]
+    try:
+        return int(float(number) * units[unit])
+    except (ValueError, KeyError):
+        raise InvalidInputError(f"An amount of memory is a number and B, KB, MB or GB, such as 2GB, found {text!r}.") from None
+
+
+@app.command()
+def info(store: StorePath, as_json: Json = False) -> None:
+    """What STORE holds: the model, its layers, every capture and how far it is filled.
+
+    Example: `actstore info gpt2.actstore`
+    """
+    opened = Store(store)
+    if as_json:
+        print_json(_describe_store(opened))
+    else:
+        _print_store(opened)
+
+
+def _describe_store(store: Store) -> dict[str, Any]:
+    captures = {}
+    for name in store.captures:
+        held = store.capture(name)
+        plan = held.record.plan
+        captures[name] = {
+            "tokens": plan.n_tokens,
+            "documents": plan.n_documents,
+            "windows": plan.n_windows,
+            "sites": list(held.record.sites),
+            "precision": held.record.precision,
+            "dtype": held.record.value_dtype,
+            "gate_sign": bool(held.record.gate_sign),
+            "labels": {c: [v for column, v in plan.labels if column == c] for c in plan.label_columns},
+            "corpus": plan.corpus,
+            "bytes": sum(size for _, size in store.folder.sizes(f"captures/{name}")),
+            "blocks": {"planned": plan.n_blocks, "committed": len(held.blocks)},
+        }
+    model = store.model
+    return {
+        "store": store.folder.location,
+        "model": model.name,
+        "model_type": model.model_type,
+        "layers": len(model.layers),
+        "neurons": sum(layer.neurons for layer in model.layers),
+        "bytes": sum(size for _, size in store.folder.sizes()),
+        "captures": captures,
+    }
+
+
+def _print_store(store: Store) -> None:
+    value = _describe_store(store)
+    terminal.out.print(
+        f"{value['store']}: {value['model']} ({value['model_type']}), {value['layers']} layers, {value['neurons']:,} neurons, "
+        f"{terminal.format_bytes(value['bytes'])}",
+        style="bold",
+    )
+    rows = []
+    for name, held in value["captures"].items():
+        blocks = held["blocks"]
+        state = "complete" if blocks["planned"] == blocks["committed"] else f"{blocks['committed']} of {blocks['planned']} blocks"
+        rows.append(
+            (name, held["tokens"], held["documents"], ", ".join(held["sites"]), f"{held['precision']} ({held['dtype'] or 'statistics only'})",
+             terminal.format_bytes(held["bytes"]), state)
+        )  # fmt: skip
+    columns = ["capture", ("tokens", "right"), ("documents", "right"), "sites", "precision", ("size", "right"), "state"]
+    terminal.out.print(terminal.table(None, columns, rows))
+
+
+@app.command()
+def verify(
+    store: StorePath,
+    capture: CaptureName = None,
+    refill: Annotated[int, typer.Option(min=0, help="Recompute so many blocks with the model and compare.")] = 0,
+    model: Annotated[str | None, typer.Option(help="Where the model is now. [default: where it was]")] = None,
+    device: Annotated[str, typer.Option(help="Where to recompute: auto, cpu, cuda …")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Is STORE what its records say? Checks every checksum; with --refill also values against the model.
+
+    Exit status 1 where something is damaged. Example: `actstore verify gpt2.actstore --refill 2`
+    """
+    from actstore.store.verify import verify_capture
+
+    opened = Store(store)
+    names = [capture] if capture else list(opened.captures)
+    damage = []
+    refilled: list[dict[str, Any]] = []
+    for name in names:
+        held = opened.capture(name)
+        damage += verify_capture(held)
+        if refill:
+            from actstore.engine.refill import refill_blocks
+
+            broken = {d.block for d in damage if d.capture == name}
+            found, differing = refill_blocks(held, refill, model=model, device=device, without=broken)
+            refilled += found
+            damage += differing
+    if as_json:
+        fields = ("capture", "layer", "block", "site", "key", "what")
+        value = {"ok": not damage, "damaged": [{f: getattr(d, f) for f in fields} for d in damage], "refilled": refilled}
+        print_json(value)
+    else:
+        for item in damage:
+            terminal.out.print(f"damaged: {item}", style="red", soft_wrap=True)
+        for row in refilled:
+            terminal.out.print(
+                f"capture {row['capture']!r}, block {row['block']}: recomputed, largest difference {row['largest_difference']:.3g}"
+            )
+        n_blocks = sum(len(opened.capture(name).blocks) for name in names)
+        terminal.out.print(f"{n_blocks} blocks of {len(names)} captures: {f'{len(damage)} damaged parts' if damage else 'all well'}.")
+    if damage:
+        raise typer.Exit(1)
+
+
+@app.command()
+def top(
+    store: StorePath,
+    neuron: Annotated[str, typer.Argument(metavar="NEURON", help="Such as L3.N17.")],
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many exemplars.")] = 10,
+    around: Annotated[int, typer.Option(min=0, help="Tokens shown on either side.")] = 16,
+    capture: CaptureName = None,
+    site: Site = "mlp.post",
+    as_json: Json = False,
+) -> None:
+    """Where NEURON is highest: its exemplars, tokens highlighted by activation, and its histogram.
+
+    Example: `actstore top gpt2.actstore L3.N17 -k 5`
+    """
+    chosen = Store(store).neuron(neuron)
+    exemplars = chosen.exemplars(k, capture, site, around).to_pylist()
+    if as_json:
+        print_json({"neuron": chosen.name, "statistics": chosen.statistics(capture, site), "exemplars": exemplars})
+        return
+    print_neuron(chosen.name, chosen.statistics(capture, site), exemplars)
+    terminal.out.print()
+    terminal.out.print(terminal.histogram(*chosen.histogram(capture, site)))
+
+
+def print_neuron(name: str, statistics: dict[str, Any], exemplars: Sequence[dict[str, Any]]) -> None:
+    """A neuron's line of statistics and its exemplars."""
+    if not exemplars:
+        terminal.out.print(f"{name} has no finite activation over any counted token.")
+        return
+    terminal.out.print(
+        f"{name}: mean {statistics['mean']:.3g}, std {statistics['std']:.3g}, max {statistics['max']:.3g}, "
+        f"above zero at {100 * statistics['positive']:.1f} % of {statistics['count']:,} tokens",
+        style="bold",
+    )
+    scale = max(abs(e["value"]) for e in exemplars)
+    for e in exemplars:
+        if terminal.out.is_terminal:
+            shown = terminal.highlighted(e["tokens"], e["activations"], e["pivot"], scale)
+        else:
+            shown = terminal.Text(terminal.marked(e["tokens"], e["pivot"]))
+        line = terminal.Text(f"{e['value']:9.4g}  ") + shown
+        terminal.out.print(line, no_wrap=True, overflow="ellipsis", crop=terminal.out.is_terminal, soft_wrap=True)
+
+
+@app.command()
+def stats(
+    store: StorePath,
+    capture: CaptureName = None,
+    site: Annotated[str | None, typer.Option(help="Only this site.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Only this layer.")] = None,
+    by: Annotated[str | None, typer.Option(help="Share of positive activations for each value of this label.")] = None,
+    sort: Annotated[str, typer.Option(help="Column to sort by, largest first.")] = "max",
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many neurons.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Every neuron's statistics over a capture: moments, quantiles, share of positive activations.
+
+    Example: `actstore stats gpt2.actstore --sort std -k 10`
+    """
+    opened = Store(store)
+    held = opened.capture(capture)
+    columns = ["name", "count", "mean", "std", "min", "q05", "q50", "q95", "max", "positive", "non_finite"]
+    if len(held.record.sites) > 1:
+        columns.insert(0, "site")
+    selected = [f'"{c}"' for c in columns]
+    if by is not None:
+        if by not in held.record.plan.label_columns:
+            known = ", ".join(held.record.plan.label_columns) or "none"
+            raise InvalidInputError(f"Capture {held.record.name!r} has no label {by!r}. Its labels are: {known}.")
+        values = [v for column, v in held.record.plan.labels if column == by]
+        selected = ['"name"', *(f"positive_by_label[{_sql_string(f'{by}={v}')}] AS {_sql_name(v)}" for v in values)]
+        columns = ["name", *values]
+    if sort not in held.neurons().column_names:
+        raise InvalidInputError(f"There is no column {sort!r} to sort by. Columns: {', '.join(held.neurons().column_names)}.")
+    conditions = ["true"]
+    if site is not None:
+        conditions.append(f"site = {_sql_string(site)}")
+    if layer is not None:
+        conditions.append(f"layer = {layer}")
+    query = (
+        f"SELECT {', '.join(selected)} FROM neurons WHERE {' AND '.join(conditions)} "
+        f'ORDER BY "{sort}" DESC NULLS LAST, layer, neuron LIMIT {k}'
+    )
+    rows = opened.sql(query, held.record.name).to_pylist()
+    if as_json:
+        print_json({"capture": held.record.name, "neurons": rows})
+        return
+    if not rows:
+        raise InvalidInputError(f"No neuron matches: sites {', '.join(held.record.sites)}, {len(opened.model.layers)} layers.")
+    headings = [columns[0], *((c, "right") for c in columns[1:])]
+    terminal.out.print(terminal.table(None, headings, [list(r.values()) for r in rows]))
+
+
+def _sql_string(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _sql_name(value: str) -> str:
+    return '"' + value.replace('"', '""') + '"'
+
+
+@app.command()
+def sql(
+    store: StorePath,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="DuckDB SQL over the store's tables.")],
+    capture: CaptureName = None,
+    as_json: Json = False,
+) -> None:
+    """Ask STORE in SQL: tables neurons, documents, windows, tokens of a capture; vocabulary and model of the store.
+
+    Example: `actstore sql gpt2.actstore "select layer, avg(positive) from neurons group by layer order by layer"`
+    """
+    result = Store(store).sql(query, capture)
+    if as_json:
+        print_json({"columns": result.column_names, "rows": result.to_pylist()})
+        return
+    shown = result.slice(0, 200)
+    terminal.out.print(terminal.table(None, result.column_names, [list(r.values()) for r in shown.to_pylist()]))
+    if result.num_rows > 200:
+        terminal.out.print(f"… {result.num_rows - 200:,} more rows; all of them with --json.")
+
+
+@app.command()
+def export(
+    store: StorePath,
+    target: Annotated[str, typer.Argument(metavar="FILE", help="Ends in .parquet, .npy or .safetensors.")],
+    neurons: Annotated[str | None, typer.Option(help="Such as L3.N17,L4.N2.")] = None,
+    layers: Annotated[str | None, typer.Option(help="All neurons of layers such as 0,3-5.")] = None,
+    capture: CaptureName = None,
+    site: Site = "mlp.post",
+    as_json: Json = False,
+) -> None:
+    """Activations of chosen neurons over all tokens, as one ordinary file.
+
+    Example: `actstore export gpt2.actstore l3.parquet --neurons L3.N17,L3.N18`
+    """
+    from actstore.store.export import export_activations
+
+    opened = Store(store)
+    held = opened.capture(capture)
+    chosen = [parse_neuron(name) for name in neurons.split(",")] if neurons else []
+    for layer, index in chosen:
+        opened.neuron(layer, index)
+    for layer in _parse_layers(layers) if layers is not None else ():
+        if site not in held.record.sites or layer not in held.record.layers(site):
+            held.layer_statistics(layer, site)  # raises, saying what there is
+        chosen += [(layer, index) for index in range(held.record.layers(site)[layer])]
+    n_tokens = export_activations(held, target, neurons=chosen, site=site)
+    if as_json:
+        print_json({"file": target, "tokens": n_tokens, "neurons": len(chosen), "bytes": os.path.getsize(target)})
+    else:
+        size = terminal.format_bytes(os.path.getsize(target))
+        terminal.out.print(f"{target}: {len(chosen):,} neurons over {n_tokens:,} tokens, {size}.")
+
+
+def main() -> None:
+    """Run the command line; whatever goes wrong ends in a sentence and an exit status."""
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    sys.exit(_run(app))
+
+
+def _run(command: Callable[[], Any]) -> int:
+    try:
+        command()
+    except ActstoreError as error:
+        terminal.err.print(f"Error: {error}", soft_wrap=True, markup=False)
+        return 1 if isinstance(error, CaptureError) else 2
+    except KeyboardInterrupt:
+        terminal.err.print("Interrupted.")
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough; keep Python from complaining when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        terminal.err.print(f"Error: {error.strerror}: {error.filename or 'the disk'}.", soft_wrap=True, markup=False)
+        return 2
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -17,26 +17,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actstore.engine.provenance import Path, Product, Provenance, named_parameters
+from actstore.engine.provenance import HANDED_ON, Path, Product, Provenance
+from actstore.engine.residual import ResidualStream
 from actstore.engine.sites import Tap
 
 NOT_FEED_FORWARD = re.compile(r"adapter")
-"""Parameters that look like a feed-forward and are not: small trainable bottlenecks beside one (xmod)."""
+"""Parameters that look like a feed-forward and are not: small trainable bottlenecks beside one (X-MOD)."""
 
 
 @dataclass(frozen=True)
 class Projection:
-    """One output projection as the model runs it: a layer of the store, or all experts of one parameter."""
+    """One output projection as the model runs it; all experts of one parameter, where it holds several matrices."""
 
     parameter: str
     owner: str  # the module that holds the parameter
     run: int  # the owner's n-th run in a pass
     neurons: int
     width: int  # of the output
-    strides: tuple[int, int]  # of weight[neuron, width] in the parameter's elements
-    n_experts: int  # matrices in the parameter; 1 for a plain linear
+    strides: tuple[int, int]  # of weight[neuron, width], in elements of the parameter
+    n_matrices: int  # in the parameter: its experts; 1 for a plain linear
     routed: bool  # only selected rows reach it
-    gate: int | None  # which factor of the product that made its input is the activated gate
+    hooked: bool  # the owner is called with the input as its argument
+    gate: int | None  # which factor of the product that made the input is the activated gate
     expert: int | None = None  # its place in a list of expert modules
 
 
@@ -46,9 +48,18 @@ class Block:
 
     module: str
     run: int
-    projections: list[Projection] = field(default_factory=list)
-    taps: dict[str, Tap] = field(default_factory=dict)
-    width: int = 0
+    width: int
+    projections: list[Projection]
+    taps: dict[str, Tap]
+
+
+@dataclass
+class Architecture:
+    """What a walk found; blocks without a feed-forward are left out."""
+
+    blocks: list[Block] = field(default_factory=list)
+    final_norm: str | None = None  # the module that norms the last block's output
+    has_attention: bool = False
 
 
 @dataclass
@@ -61,117 +72,140 @@ class _Call:
     first_product: int
 
 
-class Walk:
-    """Runs a weightless model once and collects its blocks."""
+def walk(model: nn.Module, call: Callable[[], object]) -> Architecture:
+    """The architecture of a model on the meta device, found by running `call` once on it."""
+    return _Walk(model).run(call)
+
+
+class _Walk:
+    """Runs a weightless model once, block by block."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.blocks: list[Block] = []
         self.provenance = Provenance(model)
-        self._runs: Counter[str] = Counter()
-        self._inputs: dict[int, list[Tap]] = {}
-        self._outputs: dict[int, list[Tap]] = {}
-        self._without_matrices: dict[int, Tensor] = {}
-        self._open: list[_Call] = []
-        self._claimed: set[Product] = set()
+        self.found = Architecture()
         self._elements = {
-            f"{path}.{name}" if path else name
+            f"{path}.{name}".lstrip(".")
             for path, module in model.named_modules()
             if isinstance(module, nn.ModuleList)
             for name, _ in module.named_children()
         }
-        self._depth = 0
+        self._runs: Counter[str] = Counter()
+        self._calls: list[_Call] = []
+        self._depth = 0  # of list elements being run
+        self._claimed: set[Product] = set()
+        self._handed: dict[int, list[Tap]] = {}
+        self._before_norm: dict[int, Tensor] = {}
+        self._last_output: Tensor | None = None
 
-    def run(self, call: Callable[[], object]) -> list[Block]:
-        """The blocks, in order of execution."""
+    def run(self, call: Callable[[], object]) -> Architecture:
         handles = []
         for path, module in self.model.named_modules():
             handles.append(module.register_forward_pre_hook(self._before(path), with_kwargs=True))
-            handles.append(module.register_forward_hook(self._after(path, module), with_kwargs=True))
+            handles.append(module.register_forward_hook(self._after(path, module)))
         try:
             with torch.inference_mode(), self.provenance:
                 call()
         finally:
             for handle in handles:
                 handle.remove()
-        return self.blocks
+        self.found.has_attention = self.provenance.has_attention
+        return self.found
+
+    def taps_of(self, tensor: Tensor) -> Iterator[Tap]:
+        """Every place where a module hands a tensor over, arguments first."""
+        yield from sorted(self._handed.get(id(tensor), ()), key=lambda tap: tap.side)
+
+    def before_norm(self, tensor: Tensor) -> Tensor | None:
+        """What a module without matrices (a norm, a dropout) made a tensor of."""
+        return self._before_norm.get(id(tensor))
 
     def _before(self, path: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if path in self._elements:
-                if not self._depth:
+                if not self._depth:  # a block starts: what it is given counts as coming from outside
                     self.provenance.forget()
-                    self._inputs.clear(), self._outputs.clear(), self._without_matrices.clear()
+                    self._handed.clear()
+                    self._before_norm.clear()
                 self._depth += 1
             run = self._runs[path]
             self._runs[path] += 1
-            inputs = [(index, value) for index, value in [*enumerate(args), *kwargs.items()] if isinstance(value, Tensor)]
-            for index, value in inputs:
-                self._inputs.setdefault(id(value), []).append(Tap(path, "input", index, run))
-            self._open.append(_Call(path, run, inputs, len(self.provenance.products)))
+            inputs = [(place, value) for place, value in [*enumerate(args), *kwargs.items()] if isinstance(value, Tensor)]
+            for place, value in inputs:
+                self._handed.setdefault(id(value), []).append(Tap(path, "input", place, run))
+            self._calls.append(_Call(path, run, inputs, len(self.provenance.products)))
 
         return hook
 
     def _after(self, path: str, module: nn.Module) -> Callable[..., None]:
-        no_matrices = not any(value.dim() > 1 for value in module.parameters())
+        has_matrices = any(value.dim() > 1 for value in module.parameters())
+        weight = getattr(module, "weight", None)
 
-        def hook(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-            call = self._open.pop()
-            results: list[tuple[int | str | None, Any]] = [(None, output)]
-            if isinstance(output, (tuple, list)):
-                results = list(enumerate(output))
-            elif isinstance(output, dict):
-                results = list(output.items())
-            tensors = [(index, value) for index, value in results if isinstance(value, Tensor)]
-            for index, value in tensors:
-                self._outputs.setdefault(id(value), []).append(Tap(path, "output", index, call.run))
-            if no_matrices and len(tensors) == 1 and call.inputs:
-                self._without_matrices[id(tensors[0][1])] = call.inputs[0][1]
-            self._name_products(call, path, module)
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            call = self._calls.pop()
+            results = _results(output)
+            for place, value in results:
+                self._handed.setdefault(id(value), []).append(Tap(path, "output", place, call.run))
+            if not has_matrices and len(results) == 1 and call.inputs:
+                source = call.inputs[0][1]
+                self._before_norm[id(results[0][1])] = source
+                if source is self._last_output and weight is not None and not self._depth:
+                    self.found.final_norm = path
+            for product in self.provenance.products[call.first_product :]:
+                if not product.owner:  # made in this module's own forward
+                    product.owner, product.run = path, call.run
+                    product.is_argument = bool(call.inputs) and _same_rows(call.inputs[0][1], product.input)
             if path in self._elements:
                 self._depth -= 1
-                self._close_block(call, tensors)
+                self._close(call, results)
 
         return hook
 
-    def _name_products(self, call: _Call, path: str, module: nn.Module) -> None:
-        """Products made in a module's own forward belong to its run."""
-        for product in self.provenance.products[call.first_product :]:
-            if not product.owner:
-                product.owner, product.run = path, call.run
-
-    def _close_block(self, call: _Call, outputs: list[tuple[int | str | None, Tensor]]) -> None:
-        """Claim the feed-forwards of a block that has just run, once it is known to be a whole one.
+    def _close(self, call: _Call, results: list[tuple[int | str | None, Tensor]]) -> None:
+        """Claim the feed-forwards of a list element that has just run, once it is known to be a whole block.
 
         The innermost list element that mixes positions is the block (T5 nests its sub-layers in a second list); where none
         does, the outermost.
         """
         products = self.provenance.products[call.first_product :]
         mixes = any(Path.MIXED in path for product in products for path in product.sources.values())
-        if not outputs or (self._depth and not mixes):
+        if not results or (self._depth and not mixes):
             return
-        block = Block(call.module, call.run)
-        index, output = outputs[0]
+        place, output = results[0]
+        if not self._depth:
+            self._last_output = output
         reached = self.provenance.origin(output).sources
-        width = output.shape[-1]
         found = [
             product
             for product in products
-            if product not in self._claimed and product in reached and self._is_feed_forward(product, width)
+            if product in reached and product not in self._claimed and self._is_feed_forward(product, output.shape[-1])
         ]
-        self._claimed.update(found)
         if not found:
             return
-        block.width = width
-        block.projections = [self._describe(product) for product in found]
-        block.taps = ResidualStream(self, call, index, output, set(found)).taps()
-        self.blocks.append(block)
+        self._claimed.update(found)
+        taps = self._stream_taps(call, place, output, set(found))
+        projections = [self._describe(product) for product in found]
+        self.found.blocks.append(Block(call.module, call.run, output.shape[-1], projections, taps))
+
+    def _stream_taps(
+        self, call: _Call, place: int | str | None, output: Tensor, found: set[Product]
+    ) -> dict[str, Tap]:
+        """Where the block's residual sites are read; none where its output is no sum with its input."""
+        for index, entry in call.inputs:
+            if entry.shape == output.shape and entry.is_floating_point():
+                stream = ResidualStream(self, entry, output, found)
+                if stream.sums:
+                    return {
+                        "resid.pre": Tap(call.module, "input", index, call.run),
+                        "resid.post": Tap(call.module, "output", place, call.run),
+                        **stream.taps(),
+                    }
+        return {}
 
     def _is_feed_forward(self, product: Product, width: int) -> bool:
         paths = list(product.sources.values())
         return (
             product.n_out == width
-            and bool(paths)
             and not any(Path.MIXED in path for path in paths)
             and any(Path.ACTIVATED in path for path in paths)
             and not NOT_FEED_FORWARD.search(product.parameter)
@@ -188,155 +222,61 @@ class Walk:
             tensors = [value for value in step.arguments if isinstance(value, Tensor)]
             if step.name == "mul" and len(tensors) == 2:
                 left, right = tensors
-                return (left, right) if left.shape[-1] == right.shape[-1] == product.n_in else None
-            if step.name not in PASSING or not tensors:
+                return (left, right) if left.shape == right.shape and left.shape[-1] == product.n_in else None
+            if step.name not in HANDED_ON | {"split", "split_with_sizes"} or not tensors:
                 return None
             tensor = tensors[0]
 
     def _has_outside_factor(self, product: Product) -> bool:
         """Whether the input is scaled by something from outside the block (Gemma 3n's per-layer embeddings)."""
-        factors = self._factors(product)
-        return factors is not None and any(
-            not self.provenance.origin(factor).sources and factor.device.type == "cpu" and factor.dim() > 1
-            for factor in factors
-        )
+        factors = self._factors(product) or ()
+        return any(not self.provenance.origin(factor).sources and factor.device.type == "cpu" for factor in factors)
 
     def _gate(self, product: Product) -> int | None:
         factors = self._factors(product)
         if factors is None:
             return None
         left, right = (self.provenance.origin(factor).sources for factor in factors)
-        if not left or not right:
-            return None
-        same = set(left) == set(right)
-        if same and all(source.n_out == product.n_in for source in left):
+        if set(left) == set(right) and all(source.n_out == product.n_in for source in left):
             return None  # a plain activation written as a product, such as x·σ(x)
         activated = [any(Path.ACTIVATED in path for path in side.values()) for side in (left, right)]
         return activated.index(True) if any(activated) else None
 
     def _describe(self, product: Product) -> Projection:
-        owner, _, _ = product.parameter.rpartition(".")
-        module = self.model.get_submodule(owner)
-        expert = None
-        if product.routed and product.n_slices == 1:
-            expert = _expert_index(product.parameter)
+        owner = product.parameter.rpartition(".")[0]
+        routed = product.routed or product.n_matrices > 1
         return Projection(
             parameter=product.parameter,
             owner=owner,
-            run=product.run if owner == product.owner and isinstance(module, nn.Module) else 0,
+            run=product.run,
             neurons=product.n_in,
             width=product.n_out,
             strides=product.strides,
-            n_experts=product.n_slices,
-            routed=product.routed or product.n_slices > 1,
+            n_matrices=product.n_matrices,
+            routed=routed,
+            hooked=not routed and product.owner == owner and product.is_argument,
             gate=self._gate(product),
-            expert=expert,
+            expert=_place_in_list(product.parameter) if routed and product.n_matrices == 1 else None,
         )
 
-    def taps_of(self, tensor: Tensor) -> Iterator[Tap]:
-        """Every place where a module hands a tensor over, arguments first."""
-        yield from self._inputs.get(id(tensor), ())
-        yield from self._outputs.get(id(tensor), ())
 
-    def before_norm(self, tensor: Tensor) -> Tensor | None:
-        """What a module without matrices (a norm, a dropout) made a tensor of."""
-        return self._without_matrices.get(id(tensor))
-
-
-PASSING = {
-    *("view", "_unsafe_view", "reshape", "_to_copy", "clone", "alias", "detach", "dropout", "native_dropout"),
-    *("squeeze", "unsqueeze", "expand", "contiguous"),
-}
-"""Operations that hand their first argument on unchanged."""
+def _results(output: Any) -> list[tuple[int | str | None, Tensor]]:
+    """The tensors a module returned, with their places."""
+    if isinstance(output, dict):
+        results: list[tuple[int | str | None, Any]] = list(output.items())
+    elif isinstance(output, (tuple, list)):
+        results = list(enumerate(output))
+    else:
+        results = [(None, output)]
+    return [(place, value) for place, value in results if isinstance(value, Tensor)]
 
 
-def _expert_index(parameter: str) -> int | None:
+def _same_rows(left: Tensor, right: Tensor) -> bool:
+    """Whether one tensor is the other, perhaps with its leading axes merged."""
+    return left.data_ptr() == right.data_ptr() and left.numel() == right.numel() and left.shape[-1] == right.shape[-1]
+
+
+def _place_in_list(parameter: str) -> int | None:
     """The last number in a parameter's path: its module's place in the innermost list."""
     numbers = re.findall(r"(?:^|[._])(\d+)(?=\.)", parameter)
     return int(numbers[-1]) if numbers else None
-
-
-class ResidualStream:
-    """The sums by which a block's sub-layers add to the residual stream, from its input to its output."""
-
-    def __init__(
-        self, walk: Walk, call: _Call, output_index: int | str | None, output: Tensor, feed_forward: set[Product]
-    ) -> None:
-        self.walk, self.call, self.feed_forward = walk, call, feed_forward
-        self.output_index, self.output = output_index, output
-
-    def taps(self) -> dict[str, Tap]:
-        """Where resid.pre, resid.mid, resid.post and attn.out are read; those that exist."""
-        for index, entry in self.call.inputs:
-            if entry.shape == self.output.shape and entry.is_floating_point():
-                sums = self._sums(self.output, entry)
-                if sums:
-                    return self._name(index, sums)
-        return {}
-
-    def _name(self, index: int | str, sums: list[tuple[Tensor, Tensor]]) -> dict[str, Tap]:
-        module, run = self.call.module, self.call.run
-        taps = {
-            "resid.pre": Tap(module, "input", index, run),
-            "resid.post": Tap(module, "output", self.output_index, run),
-        }
-        terms = [(stream, term) for stream, side in sums for term in self._terms(side)]
-        attention = [(stream, term) for stream, term in terms if self._is_attention(term)]
-        if attention:
-            tap = next((tap for tap in self.walk.taps_of(attention[0][1]) if tap.side == "output"), None)
-            if tap:
-                taps["attn.out"] = tap
-            position = next(i for i, (_, side) in enumerate(sums) if any(t is attention[0][1] for t in self._terms(side)))
-            later = [stream for stream, side in sums[position + 1 :] if self._is_feed_forward(side)]
-            if later:
-                tap = next(iter(self.walk.taps_of(later[0])), None)
-                if tap:
-                    taps["resid.mid"] = tap
-        return taps
-
-    def _sums(self, tensor: Tensor, start: Tensor) -> list[tuple[Tensor, Tensor]] | None:
-        """(stream, contribution) of every sum between `start` and `tensor`, first to last; None if not on the stream."""
-        if tensor is start:
-            return []
-        step = self.walk.provenance.origin(tensor).step
-        if step is not None and step.name in {"add", "sub"}:
-            sides = [value for value in step.arguments[:2] if isinstance(value, Tensor)]
-            for stream, other in zip(sides, reversed(sides), strict=True):
-                found = self._sums(stream, start)
-                if found is not None:
-                    return [*found, (stream, other)] if len(sides) == 2 else found
-            return None
-        inner = self.walk.before_norm(tensor)
-        if inner is not None and inner is not tensor:
-            return self._sums(inner, start)
-        if step is not None and (step.name in PASSING or step.name == "mul"):
-            for value in step.arguments:
-                if isinstance(value, Tensor) and value.shape[-1:] == tensor.shape[-1:] and value.device.type == "cpu":
-                    return self._sums(value, start)
-        return None
-
-    def _terms(self, tensor: Tensor) -> Iterator[Tensor]:
-        step = self.walk.provenance.origin(tensor).step
-        if step is not None and step.name == "add" and self._is_attention(tensor) is False:
-            sides = [value for value in step.arguments[:2] if isinstance(value, Tensor)]
-            if len(sides) == 2 and any(self._is_attention(side) for side in sides):
-                for side in sides:
-                    yield from self._terms(side)
-                return
-        yield tensor
-
-    def _is_feed_forward(self, tensor: Tensor) -> bool:
-        return any(product in self.feed_forward for product in self.walk.provenance.origin(tensor).sources)
-
-    def _is_attention(self, tensor: Tensor) -> bool:
-        sources = self.walk.provenance.origin(tensor).sources
-        mixed = any(Path.MIXED in path for product in sources for path in product.sources.values())
-        return mixed and not self._is_feed_forward(tensor)
-
-
-def walk(model: nn.Module, call: Callable[[], object]) -> list[Block]:
-    """The blocks of a model on the meta device, found by running `call` once on it."""
-    return Walk(model).run(call)
-
-
-__all__ = ["Block", "Projection", "Walk", "named_parameters", "walk"]

@@ -26,25 +26,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from actstore.engine.models import LoadedModel
+    from actstore.engine.progress import CaptureProgress
     from actstore.store.folder import Folder
     from actstore.store.plans import BlockPlan
     from actstore.store.records import CaptureRecord
     from actstore.store.writer import BlockArraySpec, CaptureWriter
 
 MODEL_DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
-
-
-class CaptureProgress:
-    """What a capture reports while it runs; every method does nothing until overridden."""
-
-    def planned(self, n_documents: int, n_tokens: int) -> None:
-        """So many documents have been tokenised."""
-
-    def started(self, n_tokens: int, n_done: int, nbytes: int) -> None:
-        """Filling begins: tokens in all, tokens committed earlier, estimated bytes on disk."""
-
-    def filled(self, n_tokens: int) -> None:
-        """So many more tokens have run through the model."""
 
 
 @dataclass(frozen=True)

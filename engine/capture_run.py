@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from actstore.engine.capture import CaptureProgress, bytes_per_slot, fill_blocks
+from actstore.engine.capture import bytes_per_slot, fill_blocks
 from actstore.engine.corpus import CorpusDigest, CorpusOptions, CorpusReport, read_corpus
 from actstore.engine.models import LoadedModel, ModelSpec, inspect_model, load_model
 from actstore.engine.plan import PlanSettings, block_size, write_plan
+from actstore.engine.progress import CaptureProgress
 from actstore.engine.settings import CaptureSettings
 from actstore.engine.tokens import TextTokenizer
 from actstore.store import layout, root
@@ -181,7 +182,7 @@ class _Run:
             name=self.name,
             created=root.now(),
             written_by=root.written_by(),
-            model_fingerprint=_fingerprint(model),
+            model_fingerprint=fingerprint_of(model),
             dtype=dtype,
             precision=settings.precision,
             sites={site: {str(k): v for k, v in layers.items()} for site, layers in widths.items()},
@@ -192,7 +193,7 @@ class _Run:
             plan=plan,
         )
         if root.is_store(self.folder):
-            _check_model(self.folder, root.read_root(self.folder).fingerprint, record.model_fingerprint, self.spec.name)
+            check_model(self.folder, root.read_root(self.folder).fingerprint, record.model_fingerprint, self.spec.name)
         return record, model, settings
 
     def _write_plan(self, settings: CaptureSettings, widths: dict[str, dict[int, int]]) -> PlanRecord:
@@ -294,7 +295,7 @@ class _Run:
                 "Resume with what it was begun with, or begin another capture with --name."
             )
         model = self._load()
-        _check_model(self.folder, record.model_fingerprint, _fingerprint(model), self.spec.name)
+        check_model(self.folder, record.model_fingerprint, fingerprint_of(model), self.spec.name)
         return model
 
     def _corpus_fingerprint(self, settings: CaptureSettings, plan: PlanRecord) -> str:
@@ -343,7 +344,8 @@ def _corpus_options(settings: CaptureSettings) -> CorpusOptions:
     )
 
 
-def _fingerprint(model: LoadedModel) -> str:
+def fingerprint_of(model: LoadedModel) -> str:
+    """The fingerprint by which stores know a loaded model."""
     return root.model_fingerprint(_config(model), model.fingerprint())
 
 
@@ -353,7 +355,8 @@ def _config(model: LoadedModel) -> dict[str, Any]:
     return config
 
 
-def _check_model(folder: Folder, expected: str, found: str, name: str) -> None:
+def check_model(folder: Folder, expected: str, found: str, name: str) -> None:
+    """Raise `InvalidInputError` where two fingerprints differ."""
     if expected != found:
         raise InvalidInputError(
             f"{folder} holds another model than {name}: its fingerprint is {expected[:12]}…, found {found[:12]}…. The weights, "
@@ -371,7 +374,7 @@ def model_record(model: LoadedModel) -> ModelRecord:
         d_model=spec.d_model,
         n_vocabulary=spec.n_vocabulary,
         dtype=str(model.dtype).removeprefix("torch."),
-        fingerprint=_fingerprint(model),
+        fingerprint=fingerprint_of(model),
         sites=spec.sites,
         layers=tuple(
             LayerRecord(s.layer, s.neurons, s.module, s.gated, s.block, s.stack, s.expert) for s in spec.layers

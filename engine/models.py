@@ -1,145 +1,234 @@
-"""EARLY VERSION (Llama-like dense only); the structural version replaces it under the same names."""
+"""Models: opens any Hugging Face transformer, lists its MLP neurons, and runs it while handing over what its sites hold.
+
+`inspect_model` needs a configuration only; `load_model` loads weights. Layers are numbered in order of execution: an encoder's
+before its decoder's, a block's dense and shared feed-forwards before its experts, experts by index, every run of a shared
+module for itself. Knows nothing about corpora, plans or stores.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from actstore.engine.sites import SITES, LastLayerReached, Tap, tapped
-from actstore.store.errors import ModelError
+from actstore.engine import families
+from actstore.engine.architecture import Architecture, walk
+from actstore.engine.layers import Layer, LayerSpec, ModelSpec, list_layers
+from actstore.engine.products import Watch, Watched
+from actstore.engine.sites import BLOCK_SITES, MLP_SITES, SITES, LastLayerReached, Sink, Tap, tapped
+from actstore.store.errors import InvalidInputError, ModelError
 
-Sink = Callable[[int, str, Tensor, "Tensor | None"], None]
+__all__ = ["SITES", "LayerSpec", "LoadedModel", "ModelSpec", "inspect_model", "load_model"]
 
-
-@dataclass(frozen=True)
-class LayerSpec:
-    layer: int
-    neurons: int
-    module: str
-    gated: bool
-    block: int
-    stack: str
-    expert: int | None
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    name: str
-    model_type: str
-    kind: str
-    d_model: int
-    n_vocabulary: int | None
-    context: int | None
-    layers: tuple[LayerSpec, ...]
-    sites: tuple[str, ...]
-    dtype: str
-    causal: bool
-
-    def width(self, layer: int, site: str) -> int:
-        return self.layers[layer].neurons if site.startswith("mlp.") else self.d_model
-
-    def layers_of(self, site: str) -> tuple[int, ...]:
-        return tuple(range(len(self.layers)))
-
-
-def _load_config(name: str, trust_remote_code: bool) -> Any:
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise ModelError(f"expected a model folder or a Hub id (organisation/name), found neither at {name!r}") from error
+DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def inspect_model(name_or_path: str | Path, *, trust_remote_code: bool = False) -> ModelSpec:
-    config = _load_config(str(name_or_path), trust_remote_code)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return _describe(str(name_or_path), model)
+    """What would be captured from a model: its layers, sites and sizes. Reads its configuration; loads no weights.
 
-
-def _describe(name: str, model: Any) -> ModelSpec:
-    layers = []
-    for path, module in model.named_modules():
-        if path.endswith("mlp.down_proj"):
-            layers.append(LayerSpec(len(layers), module.in_features, path, True, len(layers), "decoder", None))
-    config = model.config
-    return ModelSpec(name, config.model_type, "causal", config.hidden_size, config.vocab_size,
-                     config.max_position_embeddings, tuple(layers), SITES, str(model.dtype).removeprefix("torch."), True)
+    Raises `ModelError` where there is no such model, or where it has no feed-forward neurons.
+    """
+    name = str(name_or_path)
+    config = families.load_config(name, trust_remote_code=trust_remote_code)
+    twin = families.build_weightless(families.model_class(config, trust_remote_code=trust_remote_code), config)
+    return list_layers(twin, _walk(twin), name=name)[0]
 
 
 def load_model(
     name_or_path: str | Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
 ) -> LoadedModel:
-    _load_config(str(name_or_path), trust_remote_code)
-    target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    kind = dtype if dtype == "auto" else getattr(torch, dtype)
-    model = AutoModelForCausalLM.from_pretrained(str(name_or_path), dtype=kind)
-    if dtype == "auto" and target == "cpu" and model.dtype == torch.float16:
-        model = model.float()
-    model.eval().to(target)
-    return LoadedModel(model, _describe(str(name_or_path), model))
+    """A model with its weights, ready to run.
+
+    `dtype` "auto" is the checkpoint's own; on the CPU float32 instead of float16, which is slow and imprecise there. `device`
+    "auto" is the GPU where there is one. Raises `ModelError` as `inspect_model` does, and where weights are missing.
+    """
+    name = str(name_or_path)
+    if dtype not in DTYPES:
+        raise InvalidInputError(f"expected dtype to be one of {', '.join(DTYPES)}, found {dtype!r}")
+    config = families.load_config(name, trust_remote_code=trust_remote_code)
+    target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    kind = families.model_class(config, trust_remote_code=trust_remote_code)
+    model = families.load_weights(kind, name, dtype=dtype, device=target, trust_remote_code=trust_remote_code)
+    return LoadedModel(model, name=name)
+
+
+def _walk(twin: PreTrainedModel) -> Architecture:
+    """The architecture of a weightless model, or `ModelError` where it has no neurons."""
+    base = families.headless(twin)
+    ids, extra = families.example_inputs(base, torch.arange(16).view(2, 8) % 7 + 4)
+    found = walk(twin, lambda: base(**families.arguments_for(base, ids, None, extra)))
+    if not found.blocks:
+        reason = "no feed-forward was found in its blocks" if found.has_attention else "it is a state-space or recurrent model"
+        raise ModelError(
+            f"expected a transformer with feed-forward neurons, and {twin.config.model_type!r} ({type(twin).__name__}) has none:"
+            f" {reason}; choose another model"
+        )
+    return found
 
 
 class LoadedModel:
-    def __init__(self, model: Any, spec: ModelSpec) -> None:
-        self.model, self.spec = model, spec
-        self.device, self.dtype = model.device, model.dtype
+    """A model, its specification, and the means to run it, read its weights and tell it from others.
 
-    def _tap(self, layer: int, site: str) -> Tap:
-        path = self.spec.layers[layer].module
-        mlp, block = path.rpartition(".")[0], path.rpartition(".mlp.")[0]
-        return {
-            "mlp.post": Tap(path, "input"),
-            "mlp.gate": Tap(mlp + ".act_fn", "output", None),
-            "mlp.up": Tap(mlp + ".up_proj", "output", None),
-            "resid.pre": Tap(block, "input"),
-            "resid.mid": Tap(block + ".post_attention_layernorm", "input"),
-            "resid.post": Tap(block, "output", None),
-            "attn.out": Tap(block + ".self_attn", "output", 0),
-        }[site]
+    Takes any transformers model in memory; `load_model` makes one from a name.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, name: str | None = None) -> None:
+        families.run_experts_eagerly(model)
+        self.model = model.eval()
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        config = type(model.config).from_dict(model.config.to_dict())
+        twin = families.build_weightless(type(model), config)
+        self._architecture = _walk(twin)
+        self.spec, self._layers = list_layers(
+            model, self._architecture, name=name or str(getattr(model, "name_or_path", "")) or type(model).__name__
+        )
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None,
         attention_mask: Tensor | None = None,
         *,
         sites: Sequence[str] = ("mlp.post",),
         layers: Iterable[int] | None = None,
         sink: Sink,
+        extra: Mapping[str, Tensor] | None = None,
     ) -> None:
-        chosen = range(len(self.spec.layers)) if layers is None else layers
-        taps: dict[Tap, list[tuple[int, str]]] = {}
-        for layer in chosen:
-            for site in sites:
-                taps.setdefault(self._tap(layer, site), []).append((layer, site))
-        with suppress(LastLayerReached), torch.inference_mode(), tapped(self.model, taps, sink):
-            self.model.base_model(
-                input_ids=input_ids.to(self.device),
-                attention_mask=None if attention_mask is None else attention_mask.to(self.device),
-                use_cache=False,
+        """Run `input_ids` [window, position] once and hand every wanted site to `sink(layer, site, values, rows)`.
+
+        `values` is [row, neuron] (or [row, d_model]), in the model's dtype and on its device, valid during the call only. `rows`
+        is None where all window·position rows are there, in row-major order; for a routed expert it holds the flat indices
+        window·n_positions + position of the tokens that were routed to it (int64, each once, in no particular order).
+        Residual sites are handed over under the first layer of their block. An encoder-decoder reads the window in both stacks,
+        so that row t is the token read at position t in each. `extra` holds further inputs (pixel_values, input_features); rows
+        then count the positions of the stack at hand. The head is not run, and nothing after the last block that is wanted.
+
+        Raises `InvalidInputError` for a site or layer that the model does not have.
+        """
+        wanted = self._wanted(sites, layers)
+        base = families.headless(self.model)
+        move = {key: value.to(self.device) for key, value in (extra or {}).items()}
+        arguments = families.arguments_for(
+            base,
+            None if input_ids is None else input_ids.to(self.device),
+            None if attention_mask is None else attention_mask.to(self.device),
+            {key: value.to(self.dtype) if value.is_floating_point() else value for key, value in move.items()},
+        )
+        taps, watched = self._taps(wanted), self._watched(wanted)
+        last = max((self._layers[layer].position for layer in wanted), default=0)
+        block = self._architecture.blocks[last]
+        with suppress(LastLayerReached), torch.inference_mode(), ExitStack() as open_:
+            open_.enter_context(tapped(self.model, taps, sink, stop=(block.module, block.run)))
+            if watched:
+                open_.enter_context(Watch(watched, sink))
+            families.part_for(base, arguments)(**arguments)
+
+    def _wanted(self, sites: Sequence[str], layers: Iterable[int] | None) -> dict[int, list[str]]:
+        """The sites wanted of every layer, where it has them."""
+        if unknown := [site for site in sites if site not in self.spec.sites]:
+            raise InvalidInputError(
+                f"expected sites among {', '.join(self.spec.sites)} for {self.spec.name}, found {', '.join(unknown)}"
             )
+        count = len(self.spec.layers)
+        chosen = range(count) if layers is None else sorted(set(layers))
+        if outside := [layer for layer in chosen if not 0 <= layer < count]:
+            raise InvalidInputError(f"expected layers from 0 to {count - 1} for {self.spec.name}, found {outside[0]}")
+        return {layer: [site for site in sites if site in self._layers[layer].sites] for layer in chosen}
+
+    def _taps(self, wanted: Mapping[int, Collection[str]]) -> dict[Tap, list[tuple[int, str]]]:
+        taps: dict[Tap, list[tuple[int, str]]] = {}
+        for index, sites in wanted.items():
+            layer = self._layers[index]
+            for site in sites:
+                if site in BLOCK_SITES:
+                    taps.setdefault(layer.taps[site], []).append((index, site))
+                elif site == "mlp.post" and layer.projection.hooked:
+                    tap = Tap(layer.projection.owner, "input", 0, layer.projection.run)
+                    taps.setdefault(tap, []).append((index, site))
+        return taps
+
+    def _watched(self, wanted: Mapping[int, Collection[str]]) -> list[Watched]:
+        """The projections whose use must be watched: routed ones, and those of which a factor is wanted."""
+        by_parameter: dict[str, list[int]] = {}
+        for index, layer in enumerate(self._layers):
+            by_parameter.setdefault(layer.parameter, []).append(index)
+        watched = []
+        for parameter, indices in by_parameter.items():
+            projection = self._layers[indices[0]].projection
+            skip = {"mlp.post"} if projection.hooked else set()
+            sites = {i: [site for site in wanted.get(i, ()) if site in MLP_SITES and site not in skip] for i in indices}
+            if any(sites.values()):
+                weight = self.model.get_parameter(parameter)
+                watched.append(
+                    Watched(weight, projection.n_matrices, projection.routed, projection.gate, tuple(indices), sites)
+                )
+        return watched
 
     def write_vectors(self, layer: int) -> Tensor:
-        return self.model.get_submodule(self.spec.layers[layer].module).weight.detach().T
+        """The write vectors of a layer [neuron, d_model]: what each neuron adds to its MLP's output per unit of activation.
+
+        A view of the model's weights, in their dtype and on their device.
+        """
+        found = self._layers[layer]
+        projection = found.projection
+        weight = self.model.get_parameter(found.parameter).detach()
+        shape = (projection.neurons, projection.width)
+        return weight.as_strided(shape, projection.strides, weight.storage_offset() + found.matrix * shape[0] * shape[1])
 
     def output_bias(self, layer: int) -> Tensor | None:
-        bias = self.model.get_submodule(self.spec.layers[layer].module).bias
-        return None if bias is None else bias.detach()
+        """The bias of a layer's output projection [d_model], or None."""
+        found = self._layers[layer]
+        owner, _, name = found.parameter.rpartition(".")
+        module = self.model.get_submodule(owner)
+        bias = getattr(module, "bias" if name == "weight" else f"{name}_bias", None)
+        if not isinstance(bias, nn.Parameter):
+            return None
+        if found.projection.n_matrices > 1:
+            return bias.detach()[found.matrix] if bias.dim() == 2 else None
+        return bias.detach()
 
     def unembedding(self) -> Tensor | None:
-        return self.model.get_output_embeddings().weight.detach()
+        """The unembedding matrix [vocabulary, d_model], or None where the model has no such head."""
+        head = self.model.get_output_embeddings()
+        weight = getattr(head, "weight", None)
+        if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.shape[1] != self.spec.d_model:
+            return None
+        return weight.detach()
 
     def final_norm_gain(self) -> Tensor | None:
-        return self.model.base_model.norm.weight.detach()
+        """The gain γ of the norm before the unembedding [d_model], 1 + w where the model keeps w (Gemma); None without one."""
+        norm = self._final_norm()
+        if norm is None:
+            return None
+        weight = norm.weight.detach()
+        # ±1 has mean 0 and root mean square 1: a norm returns its gain, up to its epsilon
+        probe = torch.ones_like(weight)
+        probe[1::2] = -1
+        bias = getattr(norm, "bias", None)
+        with torch.inference_mode():
+            answer = (norm(probe) - (0 if bias is None else bias)) * probe
+        shifted = (answer - (1 + weight)).abs().sum() < (answer - weight).abs().sum()
+        return 1 + weight if shifted else weight
+
+    def final_norm_bias(self) -> Tensor | None:
+        """The bias of the norm before the unembedding [d_model]; None where there is no norm, or it has no bias."""
+        bias = getattr(self._final_norm(), "bias", None)
+        return bias.detach() if isinstance(bias, Tensor) else None
+
+    def _final_norm(self) -> nn.Module | None:
+        path = self._architecture.final_norm
+        return None if path is None else self.model.get_submodule(path)
 
     def fingerprint(self) -> str:
+        """The sha256 of all weights: name, dtype, shape and bytes of every entry of the state dict, by name.
+
+        Two models agree exactly where every weight does, bit for bit. Weights pass through the CPU one at a time.
+        """
         digest = hashlib.sha256()
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())

@@ -27,6 +27,13 @@ class Path(Flag):
     ACTIVATED = 2  # a nonlinear function of single values
 
 
+HANDED_ON = {
+    *("view", "_unsafe_view", "reshape", "_to_copy", "clone", "alias", "detach", "native_dropout", "_reshape_alias"),
+    *("squeeze", "unsqueeze", "expand", "contiguous"),
+}
+"""Operations that hand their first argument's numbers on unchanged."""
+
+
 @dataclass(eq=False)
 class Product:
     """One product of activations with a parameter matrix, `input [row, in] · weight [in, out]`."""
@@ -35,7 +42,7 @@ class Product:
     n_in: int
     n_out: int
     strides: tuple[int, int]  # of weight[in, out], in elements of the parameter
-    n_slices: int  # matrices of this shape in the parameter: the experts of a 3-D one
+    n_matrices: int  # matrices of this shape in the parameter: the experts of a 3-D one
     order: int
     input: Tensor
     output: Tensor
@@ -43,6 +50,7 @@ class Product:
     routed: bool  # the input holds selected rows only
     run: int = 0  # the parameter's n-th use among uses by other calls of its module
     owner: str = ""
+    is_argument: bool = False  # the input is the first argument of the module that makes the product
 
 
 @dataclass(eq=False)
@@ -99,6 +107,7 @@ class Provenance(TorchDispatchMode):
         self._parameters = {value.untyped_storage()._cdata: (name, value) for name, value in named_parameters(model)}
         self._random = torch.Generator().manual_seed(0)
         self._storages: list[Any] = []
+        self.has_attention = False
 
     def origin(self, tensor: Tensor) -> Origin:
         """What is known of a tensor; an empty record for one that came from outside."""
@@ -120,6 +129,7 @@ class Provenance(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         if str(kwargs.get("device", "")) == "meta":
             kwargs["device"] = torch.device("cpu")
+        self.has_attention |= "softmax" in name or "attention" in name
         tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
         weights = [tensor for tensor in tensors if is_weightless(tensor)]
         if not weights:
@@ -190,7 +200,7 @@ class Provenance(TorchDispatchMode):
                 for source, path in self.origin(tensor).sources.items():
                     known = Path.PLAIN if bare in _REDUCTIONS and Path.MIXED not in flag else path
                     merged[source] = merged.get(source, Path.PLAIN) | known | flag
-            origin = Origin(merged, self._is_routed(bare, args, inputs), Step(bare, args))
+            origin = Origin(merged, self._is_routed(bare, args, inputs), Step(name, args))
         for result in results:
             if any(result is tensor for tensor in inputs):
                 if not func._schema.is_mutable:
@@ -241,7 +251,7 @@ class Provenance(TorchDispatchMode):
             n_in=n_in,
             n_out=n_out,
             strides=(weight.stride(-2), weight.stride(-1)),
-            n_slices=known[1].numel() // (n_in * n_out),
+            n_matrices=known[1].numel() // (n_in * n_out),
             order=len(self.products),
             input=left,
             output=results[0],

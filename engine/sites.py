@@ -1,8 +1,8 @@
-"""Sites: named places in a transformer block where activations are read, and how to read them during a forward pass.
+"""Sites: named places in a transformer block where activations are read, and hooks that read them during a forward pass.
 
-A *tap* is where one site of one layer can be read: the input or the output of a module, in its n-th run of the pass. Taps on
-modules are hooks; what no module hands over (the two factors of a gated product, the rows of one routed expert) is read by
-watching the torch functions that `actstore.engine.products` sees. Knows nothing about model families, weights or stores.
+A *tap* is where a module hands a site's tensor over: one of its arguments or results, in its n-th run of the pass. What no
+module hands over (the factors of a gated product, the rows of one routed expert) is `actstore.engine.products`' business.
+Knows nothing about model families, weights or stores.
 """
 
 from __future__ import annotations
@@ -13,11 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 SITES = ("mlp.post", "mlp.gate", "mlp.up", "resid.pre", "resid.mid", "resid.post", "attn.out")
-"""Every site there is, `mlp.post` (A_post, the input of the MLP's output projection) first."""
+"""Every site there is.
+
+`mlp.post` is A_post, the input of the MLP's output projection; `mlp.gate` (after the activation) and `mlp.up` are its two factors.
+`resid.pre` enters the block, `resid.mid` enters the MLP branch after attention, `resid.post` leaves the block; `attn.out` is what
+the (first) attention or other position-mixing sub-layer adds to the stream.
+"""
+
+MLP_SITES = ("mlp.post", "mlp.gate", "mlp.up")
+BLOCK_SITES = ("resid.pre", "resid.mid", "resid.post", "attn.out")
 
 Sink = Callable[[int, str, Tensor, "Tensor | None"], None]
 """`sink(layer, site, values [row, neuron], rows [row] or None)`; see `LoadedModel.forward`."""
@@ -25,35 +32,31 @@ Sink = Callable[[int, str, Tensor, "Tensor | None"], None]
 
 @dataclass(frozen=True)
 class Tap:
-    """The place a tensor is read: an argument (`side` "input") or a result ("output") of `module` in its run `run`.
+    """Where a tensor is read: an argument (`side` "input") or a result ("output") of `module` in its run `run` of a pass.
 
-    `index` is the position or keyword of the argument, or the place in a tuple of results; None is the only result.
+    `index` is the position or keyword of the argument, or the place in the results; None is the only result. The tensor is
+    multiplied by `scale` where a block scales what a module returned before adding it (Granite).
     """
 
     module: str
     side: Literal["input", "output"]
     index: int | str | None = 0
     run: int = 0
+    scale: float | None = None
+
+    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
+        """The site's values as [row, neuron], from one call of the module."""
+        if self.side == "output":
+            value = output if self.index is None else output[self.index]
+        else:
+            value = kwargs[self.index] if isinstance(self.index, str) else args[self.index or 0]
+        if self.scale is not None:
+            value = value * self.scale
+        return as_rows(value)
 
 
 class LastLayerReached(Exception):  # noqa: N818 - a signal, not an error
     """Raised inside a forward pass when nothing that follows is wanted."""
-
-
-def read_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int | str | None) -> Tensor:
-    """The tensor at a tap's `index` in a module's call."""
-    value = kwargs[index] if isinstance(index, str) else args[index or 0]
-    if not isinstance(value, Tensor):
-        raise TypeError(f"a module was expected to take a tensor at argument {index!r}, and took {type(value).__name__}")
-    return value
-
-
-def read_result(output: Any, index: int | str | None) -> Tensor:
-    """The tensor at a tap's `index` in a module's result."""
-    value = output if index is None else output[index]
-    if not isinstance(value, Tensor):
-        raise TypeError(f"a module was expected to return a tensor at {index!r}, and returned {type(value).__name__}")
-    return value
 
 
 def as_rows(values: Tensor) -> Tensor:
@@ -63,23 +66,26 @@ def as_rows(values: Tensor) -> Tensor:
 
 @contextmanager
 def tapped(
-    model: nn.Module, taps: Mapping[Tap, Iterable[tuple[int, str]]], sink: Sink, last: Tap | None = None
+    model: nn.Module,
+    taps: Mapping[Tap, Iterable[tuple[int, str]]],
+    sink: Sink,
+    stop: tuple[str, int] | None = None,
 ) -> Iterator[None]:
-    """While open, every forward pass hands the tensors at `taps` to `sink` under their (layer, site) names.
+    """While open, a forward pass hands the tensors at `taps` to `sink` under their (layer, site) names.
 
-    After `last` has been read the pass is ended by `LastLayerReached`. The pass must be a single one: runs are counted from
-    the opening.
+    After the run `stop` (module, run) has ended, the pass is broken off by `LastLayerReached`. One pass per opening: runs are
+    counted from there.
     """
-    by_module: dict[str, list[Tap]] = {}
-    for tap in {**dict.fromkeys(taps), **({last: None} if last else {})}:
-        by_module.setdefault(tap.module, []).append(tap)
+    by_module: dict[str, dict[Tap, Iterable[tuple[int, str]]]] = {}
+    for tap, names in taps.items():
+        by_module.setdefault(tap.module, {})[tap] = names
     handles = []
-    for path, wanted in by_module.items():
-        module = model.get_submodule(path)
-        reader = _Reader(wanted, taps, sink, last)
-        handles.append(module.register_forward_pre_hook(reader.before, with_kwargs=True))
-        handles.append(module.register_forward_hook(reader.after, with_kwargs=True))
     try:
+        for path in by_module.keys() | ({stop[0]} if stop else set()):
+            reader = _Reader(by_module.get(path, {}), sink, stop[1] if stop and stop[0] == path else None)
+            module = model.get_submodule(path)
+            handles.append(module.register_forward_pre_hook(reader.before, with_kwargs=True))
+            handles.append(module.register_forward_hook(reader.after, with_kwargs=True))
         yield
     finally:
         for handle in handles:
@@ -89,34 +95,25 @@ def tapped(
 class _Reader:
     """The pair of hooks of one module; counts its runs."""
 
-    def __init__(
-        self, wanted: list[Tap], taps: Mapping[Tap, Iterable[tuple[int, str]]], sink: Sink, last: Tap | None
-    ) -> None:
-        self.taps: dict[tuple[str, int], list[Tap]] = {}
-        for tap in wanted:
-            self.taps.setdefault((tap.side, tap.run), []).append(tap)
-        self.names, self.sink, self.last = taps, sink, last
-        self.runs: Counter[str] = Counter()
+    def __init__(self, taps: Mapping[Tap, Iterable[tuple[int, str]]], sink: Sink, stop_after: int | None) -> None:
+        self._taps: dict[tuple[str, int], list[tuple[Tap, list[tuple[int, str]]]]] = {}
+        for tap, names in taps.items():
+            self._taps.setdefault((tap.side, tap.run), []).append((tap, list(names)))
+        self._sink, self._stop_after = sink, stop_after
+        self._begun: Counter[str] = Counter()
 
     def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        run = self.runs["input"]
-        self.runs["input"] += 1
-        for tap in self.taps.get(("input", run), ()):
-            self._emit(tap, read_argument(args, kwargs, tap.index))
+        self._read("input", args, kwargs, None)
 
-    def after(self, _module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any) -> None:
-        run = self.runs["output"]
-        self.runs["output"] += 1
-        for tap in self.taps.get(("output", run), ()):
-            self._emit(tap, read_result(output, tap.index))
-
-    def _emit(self, tap: Tap, values: Tensor) -> None:
-        for layer, site in self.names.get(tap, ()):
-            self.sink(layer, site, as_rows(values), None)
-        if tap == self.last:
+    def after(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._read("output", args, kwargs, output) == self._stop_after:
             raise LastLayerReached
 
-
-def inference() -> torch.inference_mode:
-    """The mode every capture runs in: no graph, no version counters."""
-    return torch.inference_mode()
+    def _read(self, side: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
+        run = self._begun[side]
+        self._begun[side] += 1
+        for tap, names in self._taps.get((side, run), ()):
+            values = tap.read(args, kwargs, output)
+            for layer, site in names:
+                self._sink(layer, site, values, None)
+        return run

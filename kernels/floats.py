@@ -1,6 +1,7 @@
-"""The three float formats that activations come in, as numpy arrays: float32, float16, and bfloat16 held as uint16 bits.
+"""The three float formats that activations come in, as numpy arrays: float32, float16, and bfloat16 as uint16 bits.
 
-numpy has no bfloat16, so everywhere in the kernels an array of uint16 means bfloat16. Knows nothing about stores or models.
+numpy has no bfloat16, so everywhere in the kernels an array of uint16 means bfloat16. Knows nothing about stores or
+models.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,9 @@ def as_array(values: "NDArray[Any] | torch.Tensor", name: str = "values") -> NDA
     if not isinstance(values, np.ndarray):
         values = _from_torch(values, name)
     if values.dtype not in FORMATS:
-        raise TypeError(f"{name} must be float32, float16 or bfloat16 (as uint16 bits), not {values.dtype}: convert it first")
+        raise TypeError(
+            f"{name} must be float32, float16 or bfloat16 (as uint16 bits), not {values.dtype}: convert it first"
+        )
     return values
 
 
@@ -34,7 +37,7 @@ def decode(values: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def encode(values: NDArray[np.float32], dtype: Any) -> NDArray[Any]:
-    """float32 `values` in the format of `dtype`, rounded to nearest even; what overflows becomes infinite, NaN stays NaN."""
+    """float32 `values` in the format of `dtype`, rounded to nearest even; overflow becomes infinite, NaN stays NaN."""
     if np.dtype(dtype) != np.uint16:
         with np.errstate(over="ignore"):
             return values.astype(dtype)

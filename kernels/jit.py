@@ -1,38 +1,45 @@
 """How the CPU kernels are compiled and spread over threads.
 
-A kernel is a numba function over a range of neurons, `kernel(first, stop, *arguments)`, that releases the GIL. Every neuron
-belongs to one range and every range runs in one thread, so no result depends on the number of threads. numba's own
-`parallel=True` is not used: it compiles about twice as long, and its threading layers deadlock or abort when they meet a
-thread pool or a fork. Knows nothing about what the kernels compute.
+A kernel is a numba function over a range of neurons, `kernel(first, stop, *arguments)`, that releases the GIL. Every
+neuron belongs to one range and every range runs in one thread, so no result depends on the number of threads. numba's
+own `parallel=True` is not used: its threading layers deadlock or abort when they meet a thread pool or a fork. Knows
+nothing about what the kernels compute.
 """
 
+import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numba
+from numba.core.caching import IndexDataCacheFile
+
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 
-def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+def jit(function: Kernel) -> Kernel:
     """`function` compiled on first use; the machine code is kept on disk for the next process.
 
-    numba keeps it beside the source, or in the user's cache folder when that cannot be written. Where neither can be written
-    numba refuses to cache at all, and the function is compiled anew in every process.
-
-    The code on disk is renewed when the function's own file changes, not when a file it calls into does: after editing a
-    kernel that others import, clear `__pycache__`.
+    numba keeps it beside the source, or in the user's cache folder when that cannot be written. Where neither can be
+    written, the function is compiled anew in every process.
     """
+    dispatcher = numba.njit(function, nogil=True)
     try:
-        return numba.njit(function, nogil=True, cache=True)  # type: ignore[no-any-return]
+        dispatcher.enable_caching()
     except RuntimeError:  # "no locator available": there is no folder to write to
-        return numba.njit(function, nogil=True)  # type: ignore[no-any-return]
+        return dispatcher  # type: ignore[no-any-return]
+    files: Any = dispatcher._cache
+    files._cache_file = _CacheFile(files.cache_path, files._impl.filename_base, _fingerprint())  # type: ignore[no-untyped-call]
+    return dispatcher  # type: ignore[no-any-return]
 
 
 def default_threads() -> int:
     """The number of threads a kernel uses unless told: the cores of this process, or NUMBA_NUM_THREADS."""
-    return int(numba.config.NUMBA_NUM_THREADS)
+    return int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
 
 
 def over_neurons(kernel: Callable[..., Any], n_neurons: int, width: int, threads: int, *arguments: Any) -> None:
@@ -41,14 +48,36 @@ def over_neurons(kernel: Callable[..., Any], n_neurons: int, width: int, threads
     n_ranges = max(1, min(threads, n_tiles))
     borders = [min(n_neurons, n_tiles * i // n_ranges * width) for i in range(n_ranges + 1)]
     others = [
-        _pool(threads - 1, os.getpid()).submit(kernel, first, stop, *arguments)
-        for first, stop in zip(borders[1:-1], borders[2:], strict=True)
+        _pool(threads - 1, os.getpid()).submit(kernel, first, stop, *arguments) for first, stop in pairwise(borders[1:])
     ]
     try:
         kernel(borders[0], borders[1], *arguments)
     finally:
         for other in others:
             other.result()
+
+
+class _CacheFile(IndexDataCacheFile):
+    """numba's index of one function's machine code, safe for kernels that call each other and for concurrent processes.
+
+    numba renews code when the function's own file changes, not when one that it calls into does, so that an update
+    could leave old code running: here the stamp is that of all kernels. numba numbers its data files, so that two
+    processes compiling different signatures take the same number and one later runs the other's code: here the name is
+    the signature's.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        digest = hashlib.sha256(repr((self._source_stamp, key)).encode()).hexdigest()[:16]
+        name = f"{self._index_name.removesuffix('.nbi')}.{digest}.nbc"
+        self._save_data(name, data)  # type: ignore[no-untyped-call]
+        self._save_index({**self._load_index(), key: name})  # type: ignore[no-untyped-call]
+
+
+@cache
+def _fingerprint() -> str:
+    """One digest of the source of every kernel."""
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 @cache

@@ -1,11 +1,12 @@
 """A 16 × 16 transpose in vector registers, as an instruction for compiled kernels.
 
-LLVM does not find one in a loop: storing value by value, a tile takes four times as long. Knows nothing about its callers.
+LLVM does not find one in a loop: storing value by value, a tile takes four times as long. Knows nothing about its
+callers.
 """
 
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -13,8 +14,7 @@ SIDE = 16
 _INDEX = ir.VectorType(ir.IntType(32), SIDE)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def transpose_square(
+def _transpose_square(
     context: Any, source: Any, source_at: Any, source_pitch: Any, target: Any, target_at: Any, target_pitch: Any
 ) -> Any:
     """Write `target[target_at + j * target_pitch + i] = source[source_at + i * source_pitch + j]` for i and j below 16.
@@ -39,6 +39,9 @@ def transpose_square(
         return context.get_dummy_value()
 
     return signature, generate
+
+
+transpose_square: Any = intrinsic(_transpose_square)
 
 
 def _transposed(builder: Any, rows: list[Any]) -> list[Any]:

@@ -6,7 +6,7 @@ have asked for its record first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import zarr
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from actstore.store.folder import Folder
 
 
+
+
+MAPPED_SHARDS: Final = 256
+"""Shards of one array that stay mapped; a process may map some 65,000 files."""
 
 
 def create_block_array(
@@ -72,11 +76,20 @@ class BlockArray:
         self.dtype: np.dtype[Any] = array.dtype
         self.attributes: dict[str, Any] = dict(array.attrs)
         self.grid = ShardGrid(array.shape[0], array.shards[1], *array.chunks)
+        self._open: dict[int, Shard] = {}
 
     def shard(self, block: int) -> Shard:
-        """The shard of one block."""
-        key = shard_key(self.key, block)
-        return Shard(self.folder.view(key), self.grid, self.dtype, f"{self.folder}/{key}")
+        """The shard of one block.
+
+        The latest shards stay open: on a local disk they are mappings, not copies, and neuron after neuron is read without
+        opening a file again.
+        """
+        if block not in self._open:
+            if len(self._open) >= (MAPPED_SHARDS if self.folder.path is not None else 1):
+                self._open.pop(next(iter(self._open)))
+            key = shard_key(self.key, block)
+            self._open[block] = Shard(self.folder.view(key), self.grid, self.dtype, f"{self.folder}/{key}")
+        return self._open[block]
 
 
 def write_array(

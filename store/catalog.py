@@ -33,7 +33,7 @@ def run_sql(store: Store, query: str, capture: str | None) -> pa.Table:
         _add_table(connection, store, "vocabulary", VOCABULARY_KEY)
         _add_table(connection, store, "model", table_key(None, "neurons"))
         try:
-            return connection.execute(query).to_arrow_table()
+            return connection.sql(query).to_arrow_table()
         except duckdb.Error as error:
             reason = str(error).split("\n\n")[0].replace("\n", " ")
             raise InvalidInputError(f"The query cannot be run: {reason}") from None

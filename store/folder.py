@@ -6,18 +6,19 @@ shards are memory-mapped instead of copied. Knows nothing about what the bytes m
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import mmap
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from zarr.abc.store import RangeByteRequest
+from zarr.abc.store import OffsetByteRequest, RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
-from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError, ReadOnlyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,20 +53,36 @@ class KeyWriter(io.BufferedIOBase):
 
     def close(self) -> None:
         """Publish what was written."""
-        if not self._file.closed:
+        if self.closed:
+            return
+        try:
             if isinstance(self._file, io.BytesIO):
                 self._folder.write(self._key, self._file.getvalue())
             self._file.close()
             if self._folder.path is not None:
                 self._partial.replace(self._target)
+        except BaseException:
+            self.abandon()
+            raise
         super().close()
 
     def abandon(self) -> None:
-        """Drop what was written."""
-        self._file.close()
+        """Drop what was written; nothing happens once it is published."""
+        if self.closed:
+            return
+        with contextlib.suppress(OSError):  # a full disk may refuse the last bytes, which nobody wants any more
+            self._file.close()
         if self._folder.path is not None:
             self._partial.unlink(missing_ok=True)
         super().close()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # The base class closes, which here would publish half a file.
+        self.close() if kind is None else self.abandon()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self.abandon()
 
 
 class Folder:
@@ -97,7 +114,7 @@ class Folder:
                     return file.read() if stop is None else file.read(stop - (start or 0))
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 raise NotFoundError(f"{self.location} has no {key}.") from None
-        byte_range = None if stop is None else RangeByteRequest(start or 0, stop)
+        byte_range = OffsetByteRequest(start or 0) if stop is None else RangeByteRequest(start or 0, stop)
         buffer = sync(self.zarr.get(key, default_buffer_prototype(), byte_range))
         if buffer is None:
             raise NotFoundError(f"{self.location} has no {key}.")
@@ -111,13 +128,14 @@ class Folder:
             with (self.path / key).open("rb") as file:
                 # Only the pages that are looked at are read; the mapping closes with its last reference.
                 return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFoundError(f"{self.location} has no {key}.") from None
         except ValueError:  # an empty file cannot be mapped
             return b""
 
     def write(self, key: str, data: Bytes) -> None:
         """Replace what is under `key`, so that a reader sees the old bytes or the new, never a part."""
+        self._check_writable()
         if self.path is not None:
             # Zarr's own local store does the same; its event loop is spared here for the writer's many small records.
             target = self.path / key
@@ -133,8 +151,13 @@ class Folder:
         sync(self.zarr.set(key, default_buffer_prototype().buffer.from_bytes(bytes(data))))
 
     def writer(self, key: str) -> KeyWriter:
-        """A binary file whose bytes appear under `key` when it is closed."""
+        """A binary file whose bytes appear under `key` when it is closed, unless it is left by an exception."""
+        self._check_writable()
         return KeyWriter(self, key)
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise ReadOnlyError(f"{self.location} was opened for reading, and cannot be written to.")
 
     def exists(self, key: str) -> bool:
         """Whether there are bytes under `key`."""
@@ -142,6 +165,7 @@ class Folder:
 
     def delete(self, key: str) -> None:
         """Remove `key`, and everything below it; nothing happens where there is nothing."""
+        self._check_writable()
         if self.exists(key):
             sync(self.zarr.delete(key))
         sync(self.zarr.delete_dir(key))
@@ -167,7 +191,7 @@ class Folder:
         """The JSON object under `key`; `FormatError` where the bytes are not one."""
         try:
             value = json.loads(self.read(key))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FormatError(f"{self.location}/{key} should hold JSON, but {error}.") from None
         if not isinstance(value, dict):
             raise FormatError(f"{self.location}/{key} should hold a JSON object, found {type(value).__name__}.")

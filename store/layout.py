@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 FORMAT: Final = 1
 """Version of the layout below. A reader refuses a larger one; a store of every released version stays readable."""
@@ -70,6 +73,16 @@ def value_format(precision: str, model_dtype: str) -> ValueFormat | None:
 def staging_format(precision: str, model_dtype: str) -> ValueFormat | None:
     """The format in which a block is collected before it is encoded: int8 needs the whole block to find its scale."""
     return ValueFormat(model_dtype) if precision == "int8" else value_format(precision, model_dtype)
+
+
+def decode_values(stored: NDArray[Any], scale: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Stored values as float32; NaN where there is none. int8 needs the `scale` of each row, shaped to broadcast."""
+    if stored.dtype == np.uint16:
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    if stored.dtype == np.int8:
+        assert scale is not None
+        return np.where(stored == NO_VALUE_INT8, np.float32(np.nan), stored.astype(np.float32) * scale)
+    return stored.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)

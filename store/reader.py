@@ -30,8 +30,10 @@ from actstore.store.statistics import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
+    import numpy.typing as npt
     from numpy.typing import NDArray
 
     from actstore.kernels.pack.statistics import Statistics
@@ -115,6 +117,11 @@ class Store:
     def token_text(self, token: int) -> str:
         """The text of one token; the bytes of half a character show as U+FFFD."""
         return self.token_bytes(token).decode(errors="replace")
+
+
+    def text(self, tokens: Iterable[int]) -> str:
+        """The text of a run of token ids."""
+        return b"".join(self.token_bytes(int(t)) for t in tokens).decode(errors="replace")
 
 
 class Capture:
@@ -207,13 +214,24 @@ class Capture:
         self._check_captured(layer, site)
         return self.statistics().sites[site, layer]
 
-    def activations(self, layer: int, neuron: int, site: str = "mlp.post") -> NDArray[np.float32]:
+    def activations(
+        self, layer: int, neuron: int, site: str = "mlp.post", dtype: npt.DTypeLike = np.float32
+    ) -> NDArray[Any]:
         """One neuron over every committed token, in the order of `tokens()`; NaN where an expert was not routed to.
 
         At precision `int8` the values are off by at most half of the block's scale; at `sparse`, dropped values are 0.
+        `dtype` float16 spares captures of precision `half` a conversion.
         """
-        parts = [self.block_row(layer, neuron, block, site)[: self.used_slots[block]] for block in self.blocks]
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+        used = self.used_slots[list(self.blocks)]
+        ends = np.cumsum(used).tolist()
+        values = np.empty(ends[-1] if ends else 0, dtype)
+        array = self._values(layer, site)
+        for block, n, end in zip(self.blocks, used.tolist(), ends, strict=True):
+            row = array.shard(block).row(neuron)
+            if row.dtype.kind != "f":
+                row = self._decoded(row, layer, site, block, slice(neuron, neuron + 1))
+            values[end - n : end] = row[:n]
+        return values
 
     def block_row(self, layer: int, neuron: int, block: int, site: str = "mlp.post") -> NDArray[np.float32]:
         """One neuron over the slots of one block, padding included."""
@@ -242,13 +260,10 @@ class Capture:
         return self._array(key).shard(block).rows()[:, 0]
 
     def _decoded(self, raw: NDArray[Any], layer: int, site: str, block: int, rows: slice) -> NDArray[np.float32]:
-        if raw.dtype == np.uint16:
-            return (raw.astype(np.uint32) << 16).view(np.float32)
-        if raw.dtype == np.int8:
-            scale = self.block_parameter("scale", layer, block, site)[rows]
-            values = raw.astype(np.float32) * (scale if raw.ndim == 1 else scale[:, None])
-            return np.where(raw == layout.NO_VALUE_INT8, np.float32(np.nan), values)
-        return raw.astype(np.float32, copy=False)
+        if raw.dtype != np.int8:
+            return layout.decode_values(raw, None)
+        scale = self.block_parameter("scale", layer, block, site)[rows]
+        return layout.decode_values(raw, scale if raw.ndim == 1 else scale[:, None])
 
     def _values(self, layer: int, site: str) -> BlockArray:
         self._check_captured(layer, site)

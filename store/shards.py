@@ -65,8 +65,9 @@ class Shard:
         tail = bytes(self._data[-(n_index + _CRC) :])
         if len(tail) != n_index + _CRC or google_crc32c.value(tail[:-_CRC]) != struct.unpack("<I", tail[-_CRC:])[0]:
             raise self._damaged("its index does not match its checksum")
-        self._index = np.frombuffer(tail[:-_CRC], "<u8").reshape(*grid.grid, 2)
-        if len(self._data) != int(self._index[..., 1].sum()) + n_index + _CRC:
+        index = np.frombuffer(tail[:-_CRC], "<u8").reshape(*grid.grid, 2)
+        self._index: list[list[list[int]]] = index.tolist()
+        if len(self._data) != int(index[..., 1].sum()) + n_index + _CRC:
             raise self._damaged("its chunks do not fill it")
 
     def _damaged(self, what: str) -> FormatError:
@@ -76,7 +77,8 @@ class Shard:
         """The values of one row; shape [token]."""
         i, within = divmod(row, self._grid.chunk_rows)
         n = self._grid.chunk_columns
-        return np.concatenate([self._decode(i, j, within * n, n) for j in range(self._grid.grid[1])])
+        parts = [self._decode(i, j, within * n, n) for j in range(self._grid.grid[1])]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def rows(self) -> NDArray[Any]:
         """All values; shape [neuron, token]."""
@@ -90,24 +92,26 @@ class Shard:
 
     def _decode(self, i: int, j: int, start: int, n: int) -> NDArray[Any]:
         """Items start…start+n of one inner chunk, decompressing no more Blosc blocks than they lie in."""
-        offset, nbytes = (int(x) for x in self._index[i, j])
+        offset, nbytes = self._index[i][j]
         item = self._dtype.itemsize
+        chunk_nbytes = self._grid.chunk_rows * self._grid.chunk_columns * item
         try:
-            raw, first = _decompress_range(self._data[offset : offset + nbytes], start * item, (start + n) * item)
+            chunk = self._data[offset : offset + nbytes]
+            raw, first = _decompress_range(chunk, chunk_nbytes, start * item, (start + n) * item)
+            return np.frombuffer(raw, self._dtype, n, start * item - first)
         except (ValueError, RuntimeError, struct.error) as error:
             raise self._damaged(str(error) or "a chunk cannot be decompressed") from None
-        return np.frombuffer(raw, self._dtype, n, start * item - first)
 
 
-def _decompress_range(chunk: memoryview, start: int, stop: int) -> tuple[bytes, int]:
-    """Decompressed bytes covering start…stop of a Blosc 1 frame, and the position of the first.
+def _decompress_range(chunk: memoryview, expected: int, start: int, stop: int) -> tuple[bytes, int]:
+    """Decompressed bytes covering start…stop of a Blosc 1 frame of `expected` bytes, and the position of the first.
 
     The frame is a 16-byte header (flags at 2; nbytes, blocksize, cbytes as uint32 from 4), one int32 offset a block, and the
     blocks. A single block between a header and an offset of its own is again a frame, which the library decompresses.
     """
     nbytes, blocksize, cbytes = struct.unpack_from("<III", chunk, 4)
-    if cbytes != len(chunk) or not 0 <= start <= stop <= nbytes:
-        raise ValueError("a chunk's header contradicts the index")
+    if cbytes != len(chunk) or nbytes != expected or blocksize == 0:
+        raise ValueError("a chunk's header contradicts the array's metadata")
     if chunk[2] & _BLOSC_MEMCPYED:
         return bytes(chunk[_BLOSC_HEADER + start : _BLOSC_HEADER + stop]), start
     first, last = start // blocksize, -(-stop // blocksize)
@@ -118,6 +122,8 @@ def _decompress_range(chunk: memoryview, start: int, stop: int) -> tuple[bytes, 
     starts = struct.unpack_from(f"<{n_blocks}i", chunk, _BLOSC_HEADER)
     begin = starts[first]
     end = min((s for s in (*starts, cbytes) if s > begin), default=cbytes)
+    if not _BLOSC_HEADER + 4 * n_blocks <= begin < end <= cbytes:
+        raise ValueError("a chunk's blocks lie outside it")
     single = bytes(chunk[:4]) + struct.pack(
         "<IIIi", blocksize, blocksize, _BLOSC_HEADER + 4 + end - begin, _BLOSC_HEADER + 4
     )

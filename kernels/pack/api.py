@@ -1,7 +1,7 @@
 """Packing activations into blocks, and the lossy precisions of a packed block: checks and dispatch.
 
-`pack` turns token-major activations, as a model produces them, into the neuron-major columns of a block and gathers every
-statistic in the same pass. Knows nothing about models, plans or stores.
+`pack` turns token-major activations, as a model produces them, into the neuron-major columns of a block and gathers
+every statistic in the same pass. Knows nothing about models, plans or stores.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,17 @@ from actstore.kernels.pack.statistics import HISTOGRAM_EDGES, Quantiles, Statist
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HISTOGRAM_EDGES", "Columns", "Quantiles", "Statistics", "pack", "pack_signs", "quantiles", "quantise", "sparsify"]
+__all__ = [
+    "HISTOGRAM_EDGES",
+    "Columns",
+    "Quantiles",
+    "Statistics",
+    "pack",
+    "pack_signs",
+    "quantiles",
+    "quantise",
+    "sparsify",
+]
 
 
 def pack(
@@ -30,18 +40,19 @@ def pack(
 ) -> None:
     """Write a batch's activations into its slots of a block and add them to the statistics, each value touched once.
 
-    values: [row, neuron] float32, float16 or bfloat16 (in numpy: uint16 bits); copied only if the neurons of a row are not
-    contiguous. out: [neuron, slot], contiguous along slots, float32, float16, or uint16 for bfloat16; only the columns' slots
-    are written. A cast to the same format keeps every bit; to a narrower one it rounds to nearest even, and what overflows
-    becomes infinite. Statistics are of the values before the cast. Either of `out` and `statistics` may be None.
+    values: [row, neuron] float32, float16 or bfloat16 (in numpy: uint16 bits); copied only if the neurons of a row are
+    not contiguous. out: [neuron, slot], contiguous along slots, float32, float16, or uint16 for bfloat16; only the
+    columns' slots are written. A cast to the same format keeps every bit; to a narrower one it rounds to nearest even,
+    and what overflows becomes infinite. Statistics are of the values before the cast. Either of `out` and `statistics`
+    may be None.
 
     The result does not depend on `threads`. Raises ValueError for shapes that do not fit, TypeError for other dtypes.
     """
     source = as_array(values)
     n_neurons = _check_rows(source, columns)
     if out is not None:
-        _check_block(out, "out", n_neurons, columns.n_slots)
-        as_array(out, "out")
+        _check_block(as_array(out, "out"), "out", n_neurons, columns.n_slots)
+        _check_writable(out, "out")
     if statistics is not None:
         if len(statistics.count) != n_neurons:
             raise ValueError(f"statistics are of {len(statistics.count)} neurons, values of {n_neurons}")
@@ -58,14 +69,15 @@ def pack_signs(
 ) -> None:
     """Set the bit of every slot whose value is above zero; count those of counted tokens by label.
 
-    values: as for `pack`. out_bits: [neuron, slot / 8] uint8, little bit order (slot s is bit s % 8 of byte s // 8); bits are
-    only ever set, so start from zeros. NaN is not above zero. positives: [label, neuron], added to.
+    values: as for `pack`. out_bits: [neuron, slot / 8] uint8, little bit order (slot s is bit s % 8 of byte s // 8);
+    bits are only ever set, so start from zeros. NaN is not above zero. positives: [label, neuron], added to.
     """
     source = as_array(values)
     n_neurons = _check_rows(source, columns)
     if out_bits.dtype != np.uint8:
         raise TypeError(f"out_bits must be uint8, not {out_bits.dtype}")
     _check_block(out_bits, "out_bits", n_neurons, -(-columns.n_slots // 8))
+    _check_writable(out_bits, "out_bits")
     if positives is not None:
         _check_labels(positives, columns, n_neurons)
     cpu.pack_signs(source, columns, out_bits, positives, threads or default_threads())
@@ -76,9 +88,10 @@ def quantise(
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """The int8 steps [neuron, slot] of a block and the scale [neuron] of a step.
 
-    scale is the largest finite magnitude / 127, its mantissa rounded up to 17 bits: then `q * scale` is exact in float32, and
-    |value - q * scale| <= scale / 2 holds for every finite value in float32 arithmetic, not only on paper. q is the nearest
-    multiple, ties to even. NaN becomes 0 and an infinity ±127; `pack` counts them. A neuron of zeros has scale 0.
+    scale is the largest finite magnitude / 127, its mantissa rounded up to 17 bits: then `q * scale` is exact in
+    float32, and |value - q * scale| <= scale / 2 holds for every finite value in float32 arithmetic, not only on paper.
+    q is the nearest multiple, ties to even. NaN becomes 0 and an infinity ±127; `pack` counts them. A neuron of zeros
+    has scale 0.
 
     block: [neuron, slot] float32, float16, or uint16 for bfloat16. out: written and returned where given.
     """
@@ -89,6 +102,7 @@ def quantise(
     elif out.dtype != np.int8 or out.shape != source.shape:
         raise ValueError(f"out must be int8 {list(source.shape)}, not {out.dtype} {list(out.shape)}")
     _check_block(out, "out", *source.shape)
+    _check_writable(out, "out")
     return out, cpu_lossy.quantise(source, out, threads or default_threads())
 
 
@@ -97,14 +111,16 @@ def sparsify(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The threshold [neuron] of every neuron and how many of its non-zero values were dropped, set to +0 in place.
 
-    Every dropped |value| is at most the threshold; every kept one is above it and keeps its bits. NaN and infinities are
-    always kept. The share `keep` (0..1) of the slots survives, rounded up; fewer where magnitudes tie at the threshold.
+    Every dropped |value| is at most the threshold; every kept one is above it and keeps its bits. NaN and infinities
+    are always kept. The share `keep` (0..1) of the slots survives, rounded up; fewer where magnitudes tie at the
+    threshold.
 
-    block: [neuron, slot] float32, float16, or uint16 for bfloat16. counted: [slot], the slots that the share is of (all, unless
-    given); the threshold holds for every slot.
+    block: [neuron, slot] float32, float16, or uint16 for bfloat16. counted: [slot], the slots that the share is of
+    (all, unless given); the threshold holds for every slot.
     """
     source = as_array(block, "block")
     _check_block(source, "block", *source.shape)
+    _check_writable(source, "block")
     if not 0 <= keep <= 1:
         raise ValueError(f"keep must be a share between 0 and 1, not {keep}")
     if counted is not None and counted.shape != source.shape[1:]:
@@ -115,14 +131,19 @@ def sparsify(
 def _check_rows(source: NDArray[Any], columns: Columns) -> int:
     if source.ndim != 2 or len(source) < columns.n_rows:
         raise ValueError(f"values must be [row, neuron] with {columns.n_rows} rows or more, not {list(source.shape)}")
-    return source.shape[1]
+    return int(source.shape[1])
 
 
 def _check_block(block: NDArray[Any], name: str, n_neurons: int, n_slots: int) -> None:
     if block.ndim != 2 or len(block) != n_neurons or block.shape[1] < n_slots:
         raise ValueError(f"{name} must be [{n_neurons} neurons, {n_slots} slots or more], not {list(block.shape)}")
-    if block.size and (block.strides[1] != block.itemsize or block.strides[0] < 0 or block.strides[0] % block.itemsize):
+    if block.size and not cpu.has_contiguous_rows(block):
         raise ValueError(f"{name} must be contiguous along its slots; its strides are {list(block.strides)} bytes")
+
+
+def _check_writable(array: NDArray[Any], name: str) -> None:
+    if not array.flags.writeable:
+        raise ValueError(f"{name} is read-only, but would be written: pass a copy")
 
 
 def _check_labels(positives: NDArray[np.int64], columns: Columns, n_neurons: int) -> None:

@@ -25,7 +25,7 @@ class Columns:
     segments: NDArray[np.int64]
     """[segment + 1] tokens `segments[s]:segments[s + 1]` are one text window; a batch has whole windows."""
     labels: NDArray[np.int32]
-    """[segment, column] label ids of the segment's document, -1 for none; there may be no column."""
+    """[segment, column] label ids of the segment's document, each once, -1 for none; there may be no column."""
     counted: NDArray[np.bool_]
     """[token] False for a token that is stored but kept out of every statistic."""
     first_token: int
@@ -38,7 +38,10 @@ class Columns:
         _expect(self.rows.ndim == 1 and n_segments >= 0, "rows must be [token] and segments [segment + 1]")
         _expect(self.slots.shape == (n_tokens,), f"slots must hold one slot for each of {n_tokens} rows")
         _expect(self.counted.shape == (n_tokens,), f"counted must hold one flag for each of {n_tokens} rows")
-        _expect(self.labels.ndim == 2 and len(self.labels) == n_segments, f"labels must be [{n_segments} segments, column]")
+        _expect(
+            self.labels.ndim == 2 and len(self.labels) == n_segments, f"labels must be [{n_segments} segments, column]"
+        )
+        _expect(self.labels.min(initial=-1) >= -1, "labels must be label ids, or -1 for none")
         _expect(n_tokens == 0 or self.rows.min() >= 0, "rows must not be negative")
         _expect(n_tokens == 0 or self.slots[0] >= 0, "slots must not be negative")
         _expect(bool((np.diff(self.slots) > 0).all()), "slots must ascend, each used once")

@@ -1,7 +1,7 @@
 """Packing token-major activations into neuron-major blocks, compiled.
 
-One thread owns a neuron. A tile of tokens × neurons is loaded from the rows, cast, written to the block through a transpose in
-registers, and counted, before the next one comes. Knows nothing about checks: `api` has made them.
+One thread owns a neuron. A tile of tokens × neurons is loaded from the rows, cast, written to the block through a
+transpose in registers, and counted, before the next one comes. Knows nothing about checks: `api` has made them.
 """
 
 from typing import Any, NamedTuple
@@ -62,19 +62,26 @@ def pack_signs(
     if positives is None:
         positives = np.empty((0, values.shape[1]), np.int64)
         tokens = tokens._replace(labels=np.empty((len(columns.labels), 0), np.int32))
-    over_neurons(_pack_signs, values.shape[1], WIDTH, threads, as_matrix(values), as_matrix(out_bits), tokens, positives)
+    over_neurons(
+        _pack_signs, values.shape[1], WIDTH, threads, as_matrix(values), as_matrix(out_bits), tokens, positives
+    )
 
 
 def as_matrix(array: NDArray[Any]) -> Matrix:
     """The matrix whose memory `array` [row, column] shares; a copy's where its rows are not contiguous."""
-    scattered = array.shape[1] > 1 and array.strides[1] != array.itemsize
-    if scattered or array.strides[0] < 0 or array.strides[0] % array.itemsize:
+    if not has_contiguous_rows(array):
         array = np.ascontiguousarray(array)
     code = FORMAT_CODES.get(array.dtype, NOTHING)
     pitch = array.strides[0] // array.itemsize
     length = (len(array) - 1) * pitch + array.shape[1] if array.size else 0
     flat = np.lib.stride_tricks.as_strided(array, (length,), (array.itemsize,))
     return Matrix(flat.view(BITS_DTYPES.get(code, array.dtype)), pitch, code)
+
+
+def has_contiguous_rows(array: NDArray[Any]) -> bool:
+    """Whether the columns of every row lie side by side, and the rows follow each other by whole elements."""
+    between = array.strides[0]
+    return (array.shape[1] < 2 or array.strides[1] == array.itemsize) and between >= 0 and between % array.itemsize == 0
 
 
 def _as_tokens(columns: Columns) -> Tokens:
@@ -93,7 +100,7 @@ def _pack(first: int, stop: int, source: Matrix, target: Matrix, tokens: Tokens,
     for neuron in range(first, stop, WIDTH):
         width = min(WIDTH, stop - neuron)
         gather.clear(running)
-        segment = 0
+        segment: Any = np.int64(0)  # a literal 0 would compile everything below twice
         for start in range(0, n_tokens, DEPTH):
             end = min(start + DEPTH, n_tokens)
             _load(source, tokens.rows[start:end], neuron, width, raw)
@@ -169,7 +176,7 @@ def _pack_signs(first: int, stop: int, source: Matrix, target: Matrix, tokens: T
     n_tokens = tokens.rows.size
     for neuron in range(first, stop, WIDTH):
         width = min(WIDTH, stop - neuron)
-        segment = 0
+        segment: Any = np.int64(0)
         for start in range(0, n_tokens, DEPTH):
             end = min(start + DEPTH, n_tokens)
             _load(source, tokens.rows[start:end], neuron, width, raw)

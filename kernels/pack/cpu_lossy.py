@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.kernels.bits import FLOAT32, widen
+from actstore.kernels.bits import widen
 from actstore.kernels.jit import jit, over_neurons
 from actstore.kernels.pack.cpu import Matrix, as_matrix
 
@@ -89,7 +89,7 @@ def _sparsify(first: int, stop: int, block: Matrix, counted: Any, n_kept: int, t
 
 @jit
 def _find_candidates(bits: Any, counted: Any, candidates: Any) -> Any:
-    """How many counted values are finite, and how many are not; fills `candidates` with the magnitudes of the finite."""
+    """How many counted values are finite, and how many not; fills `candidates` with the magnitudes of the finite."""
     n_finite, n_special = 0, 0
     for i in range(bits.size):
         if counted[i]:
@@ -123,6 +123,6 @@ def _select(candidates: Any, n_larger: int) -> Any:
         n_same = 0
         for candidate in candidates:
             candidates[n_same] = candidate
-            n_same += np.int64(((candidate >> np.uint32(shift)) & mask) == digit)
+            n_same += int(((candidate >> np.uint32(shift)) & mask) == digit)
         candidates = candidates[:n_same]
     return candidates[0]

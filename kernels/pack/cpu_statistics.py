@@ -1,9 +1,9 @@
 """The statistics of one tile of activations, compiled: what `pack` gathers while a tile is in cache.
 
-A tile is [token, neuron], so that 16 neurons advance in one vector instruction, each adding its own tokens in their order:
-results depend neither on the width of the machine's vectors nor on how tiles are spread over threads. Indices are two-dimensional
-because numba checks a computed flat index for being negative, and the check keeps the loop from vectorising. Knows nothing
-about blocks or formats.
+A tile is [token, neuron], so that 16 neurons advance in one vector instruction, each adding its own tokens in their
+order: results depend neither on the width of the machine's vectors nor on how tiles are spread over threads. Indices
+are two-dimensional because numba checks a computed flat index for being negative, and the check keeps the loop from
+vectorising. Knows nothing about blocks or formats.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from actstore.kernels.jit import jit
 from actstore.kernels.pack.statistics import LOWEST_EXPONENT, N_BINS
 from actstore.kernels.top_k.cpu import insert
 
-WIDTH = 128  # neurons of a tile: 512 bytes of a row of float32, enough for the prefetcher (at 32, loading takes three times as long)
+WIDTH = 128  # neurons of a tile: 512 bytes of a row of float32; at 32 neurons, loading takes three times as long
 DEPTH = 64  # tokens of a tile: with WIDTH, 32 KiB of float32
 STEP = 8  # tokens that a running sum stays in registers for
 NON_FINITE, NOT_COUNTED = N_BINS, N_BINS + 1  # two bins more, so that counting needs no condition
@@ -118,7 +118,7 @@ def classify(bits: Any, counted: Any, codes: Any) -> None:
 
 @jit
 def count_bins(codes: Any, depth: int, running: Running) -> None:
-    """Add a tile's codes to the histogram; neighbours are of different neurons, so no addition waits for the last one."""
+    """Add a tile's codes to the histogram; neighbours belong to different neurons, so no addition waits for another."""
     histogram = running.histogram.reshape(-1)
     for t in range(depth):
         for n in range(WIDTH):
@@ -129,8 +129,8 @@ def count_bins(codes: Any, depth: int, running: Running) -> None:
 def add_moments(tile: Any, depth: int, running: Running) -> None:
     """Add a tile's values to the sums and the minimum.
 
-    Sums are in float64 of the differences from one of the neuron's own values: then `squares - total² / n` loses at most a
-    factor n of the precision, whatever the mean.
+    Sums are in float64 of the differences from one of the neuron's own values: then `squares - total² / n` loses at
+    most a factor n of the precision, whatever the mean.
     """
     _find_anchors(tile, depth, running)
     anchor, total, squares, minimum = running.anchor, running.total, running.squares, running.minimum
@@ -171,7 +171,7 @@ def _difference(value: Any, anchor: Any) -> Any:
 
 @jit
 def add_segment(tile: Any, first: int, stop: int, token: int, running: Running) -> None:
-    """Follow the largest value and the count above zero through tokens `first:stop` of a tile that starts at `token`."""
+    """Follow the largest value and the count above zero through tokens `first:stop` of a tile that is at `token`."""
     best, best_token, above = running.best, running.token, running.above
     whole = first + (stop - first) // STEP * STEP
     for t in range(first, whole, STEP):

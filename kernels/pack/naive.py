@@ -12,7 +12,7 @@ from actstore.kernels.top_k import naive as naive_top_k
 
 
 def pack(values: Any, columns: Columns, out: NDArray[Any] | None, statistics: Statistics | None) -> None:
-    """Put the columns' rows of `values` [row, neuron] into their slots of `out` [neuron, slot]; add them to `statistics`."""
+    """Put the columns' rows of `values` [row, neuron] into their slots of `out` [neuron, slot]; add to `statistics`."""
     kept = as_array(values)[columns.rows].T
     if out is not None:
         out[:, columns.slots] = cast(kept, out.dtype)
@@ -45,11 +45,14 @@ def summarise(values: NDArray[np.float32], columns: Columns, n_labels: int, k: i
 
 def bins(values: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
     """The histogram bin of every finite value: a value on an edge belongs to the bin farther from zero."""
-    return np.where(
-        values >= 0,
-        np.searchsorted(HISTOGRAM_EDGES, values, side="right"),
-        np.searchsorted(HISTOGRAM_EDGES, values, side="left"),
-    ) - 1
+    return (
+        np.where(
+            values >= 0,
+            np.searchsorted(HISTOGRAM_EDGES, values, side="right"),
+            np.searchsorted(HISTOGRAM_EDGES, values, side="left"),
+        )
+        - 1
+    )
 
 
 def pack_signs(values: Any, columns: Columns, out_bits: NDArray[np.uint8], positives: NDArray[np.int64] | None) -> None:
@@ -71,7 +74,9 @@ def quantise(block: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]
     bits = (largest / np.float32(127)).view(np.uint32)
     bits = np.where(largest > 0, np.maximum((bits + 127) & ~np.uint32(127), 128), 0).astype(np.uint32)
     scale = bits.view(np.float32)
-    steps = np.divide(values, scale[:, None], where=finite & (scale[:, None] > 0), out=np.zeros(values.shape), dtype=np.float64)
+    steps = np.divide(
+        values, scale[:, None], where=finite & (scale[:, None] > 0), out=np.zeros(values.shape), dtype=np.float64
+    )
     infinite = np.where(np.isinf(values), np.copysign(127, values), 0)
     return np.where(finite, np.rint(steps), infinite).astype(np.int8), scale
 
@@ -79,7 +84,7 @@ def quantise(block: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]
 def sparsify(
     block: NDArray[Any], keep: float, counted: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Set all but the largest magnitudes of every neuron of a block [neuron, slot] to zero, in place; see `api.sparsify`."""
+    """Zero all but the largest magnitudes of every neuron of a block [neuron, slot], in place; see `api.sparsify`."""
     values = decode(block)
     finite = np.isfinite(values)
     threshold = np.zeros(len(values), np.float32)

@@ -1,4 +1,4 @@
-"""What is remembered of every neuron: moments, extremes, a histogram, positives by label, exemplars; all of it mergeable.
+"""What is remembered of every neuron: moments, extremes, histogram, positives by label, exemplars; all mergeable.
 
 Plain numpy, so that a reader needs no compiler. Knows nothing about how the statistics are gathered, nor about stores.
 """
@@ -20,19 +20,19 @@ def _edges() -> NDArray[np.float32]:
 
 
 HISTOGRAM_EDGES = _edges()
-"""[bin + 1] bin b holds the values between edges b and b + 1: two bins an octave from 2^-14 to 2^10, of either sign, so that
-exponent and first mantissa bit of a float name its bin. A value on an edge belongs to the bin farther from zero; the middle
-bin holds what is smaller than 2^-14, the outer two are open."""
+"""[bin + 1] bin b holds the values between edges b and b + 1: two bins an octave from 2^-14 to 2^10, of either sign, so
+that exponent and first mantissa bit of a float name its bin. A value on an edge belongs to the bin farther from zero;
+the middle bin holds what is smaller than 2^-14, the outer two are open."""
 
 N_BINS = len(HISTOGRAM_EDGES) - 1
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """The statistics of every neuron over the counted tokens of some part of a capture; its arrays are updated in place.
+    """The statistics of every neuron over the counted tokens of a part of a capture; its arrays are updated in place.
 
-    Values that are not finite are counted in `non_finite` and enter nothing else, except that +inf can be an exemplar. Over
-    no value at all the moments are 0, the minimum +inf and the maximum -inf.
+    Values that are not finite are counted in `non_finite` and enter nothing else. Over no value at all the moments are
+    0, the minimum +inf and the maximum -inf.
     """
 
     count: NDArray[np.int64]
@@ -74,8 +74,9 @@ class Statistics:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """The statistics whose `arrays()` these are."""
-        return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+        """The statistics whose `arrays()` these are; copies, to be added to. Raises KeyError for a missing one."""
+        dtypes = {name: array.dtype for name, array in cls.empty(0, 0, 0).arrays().items()}
+        return cls(**{name: np.array(arrays[name], dtype, order="C") for name, dtype in dtypes.items()})
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Every array by its name; not copies."""
@@ -128,9 +129,9 @@ def quantiles(
 ) -> Quantiles:
     """The `q` quantiles of every neuron, with the bounds that the histogram's bins put on them.
 
-    The q quantile is the smallest value that at least the share q of all values do not exceed (numpy's `inverted_cdf`). It lies
-    in the bin where the counts add up to that share; the estimate goes through the bin linearly. `minimum` and `maximum`
-    [neuron] narrow the bounds, above all those of the two open bins.
+    The q quantile is the smallest value that at least the share q of all values do not exceed (numpy's `inverted_cdf`).
+    It lies in the bin where the counts add up to that share; the estimate goes through the bin linearly. `minimum` and
+    `maximum` [neuron] narrow the bounds, above all those of the two open bins.
 
     histogram: [neuron, bin] over `HISTOGRAM_EDGES`. q: [quantile], each in 0..1.
     """

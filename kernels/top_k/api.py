@@ -29,13 +29,13 @@ def top_k(
 ) -> TopK:
     """The k largest activations of every neuron, descending, and the tokens they came from, over `values` and `state`.
 
-    Ties go to the earlier token. NaN never wins. A place without a value is -inf with token -1, and so is one whose value
-    would be -inf. With `segments`, each segment contributes only its largest value, at the first token that attains it, so
-    that the k come from different text windows.
+    Ties go to the earlier token. NaN never wins. A place without a value is -inf with token -1, and so is one whose
+    value would be -inf. With `segments`, each segment contributes only its largest value, at the first token that
+    attains it, so that the k come from different text windows.
 
-    values: [neuron, token] float32, float16 or bfloat16 (in numpy: uint16 bits). tokens: [token] ascending token indices, 0 or
-    more. segments: [segment + 1] ascending offsets into the tokens, from 0 to their number. state: the result over other
-    tokens; left as it is.
+    values: [neuron, token] float32, float16 or bfloat16 (in numpy: uint16 bits). tokens: [token] ascending token
+    indices, 0 or more. segments: [segment + 1] ascending offsets into the tokens, from 0 to their number. state: the
+    result over other tokens; left as it is.
     """
     source = as_array(values)
     tokens = np.ascontiguousarray(tokens, np.int64)

@@ -69,7 +69,7 @@ def _top_k(
 
 @jit
 def _promises(row: Any, start: int, stop: int, tokens: Any, values: Any, places: Any) -> bool:
-    """Whether any value of a span may enter: it is larger than the last, or ties with it and comes from an earlier token."""
+    """Whether any value of a span may enter: it is larger than the last, or ties with it and comes earlier."""
     last = values.size - 1
     if last < 0 or start == stop:
         return False

@@ -3,6 +3,7 @@
 Knows nothing about speed.
 """
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from actstore.kernels.floats import decode
 
 
 class TopK(NamedTuple):
-    """The largest values of every neuron, descending, and the tokens they came from; an empty place is -inf and token -1."""
+    """The largest values of every neuron, descending, and their tokens; an empty place is -inf and token -1."""
 
     values: NDArray[np.float32]  # [neuron, k]
     tokens: NDArray[np.int64]  # [neuron, k]
@@ -27,11 +28,11 @@ def top_k(
 ) -> TopK:
     """The k largest of `values` [neuron, token] and `state` together; see `api.top_k`."""
     decoded = decode(values)
-    borders = np.arange(len(tokens) + 1) if segments is None else segments
+    spans = [*pairwise(range(len(tokens) + 1) if segments is None else segments)]
     result = TopK(np.full((len(values), k), -np.inf, np.float32), np.full((len(values), k), -1, np.int64))
     for neuron, row in enumerate(decoded):
         candidates = [] if state is None else [*zip(state.values[neuron], state.tokens[neuron], strict=True)]
-        for start, stop in zip(borders[:-1], borders[1:], strict=True):
+        for start, stop in spans:
             candidates += sorted(zip(row[start:stop], tokens[start:stop], strict=True), key=_order)[:1]
         best = sorted((entry for entry in candidates if entry[0] > -np.inf), key=_order)[:k]
         for place, (value, token) in enumerate(best):
@@ -42,7 +43,9 @@ def top_k(
 
 def merge(a: TopK, b: TopK) -> TopK:
     """The k largest of two parts together."""
-    return top_k(np.empty((len(a.values), 0), np.float32), np.empty(0, np.int64), a.values.shape[1], state=_joined(a, b))
+    return top_k(
+        np.empty((len(a.values), 0), np.float32), np.empty(0, np.int64), a.values.shape[1], state=_joined(a, b)
+    )
 
 
 def _joined(a: TopK, b: TopK) -> TopK:

@@ -1,0 +1,42 @@
+# `make demo` and `make test` each work at once on a machine with Python 3.11 or newer and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := __init__.py cli.py terminal.py engine kernels store tests benchmarks demo
+
+.PHONY: env demo test test-slow lint types bench clean
+
+env: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'actstore needs Python 3.11 or newer: make PYTHON=python3.12')"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# MODEL=, CORPUS= and TOKENS= point the demo at something else: make demo MODEL=gpt2 CORPUS=texts/
+demo: env
+	$(BIN)/python demo/explore.py $(if $(MODEL),--model '$(MODEL)') $(if $(CORPUS),--corpus '$(CORPUS)') $(if $(TOKENS),--tokens $(TOKENS))
+
+test: env
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: env
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: env
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+# mypy does not follow setuptools' editable finder; a folder in which the checkout is called actstore will do.
+types: env
+	mkdir -p build/types && ln -sfn '$(CURDIR)' build/types/actstore
+	cd build/types && '$(CURDIR)/$(BIN)/mypy' --config-file actstore/pyproject.toml \
+		-m actstore -m actstore.cli -m actstore.terminal -p actstore.engine -p actstore.kernels -p actstore.store
+
+bench: env
+	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick) $(ARGS)
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,77 @@
+"""Rows of the benchmark: what is measured, against which named alternative, with median and spread.
+
+The candidates of a row run in turn, A B A B …, so that a machine whose speed drifts does not favour one. Knows nothing
+about what is measured.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way of doing what a row measures."""
+
+    run: Callable[[], object]
+    before: Callable[[], object] = lambda: None
+    """Not timed: what puts the machine into the state the row is about."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the benchmark's table."""
+
+    name: str
+    prepare: Callable[[bool], AbstractContextManager[dict[str, Candidate]]]
+    """quick → candidates by name, ours first; entered once, left when measured."""
+    tests: tuple[str, ...]
+    """Tests that must pass before a figure is printed."""
+    repeats: int = 7
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Seconds of every repeat of every candidate of a row."""
+
+    row: str
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def lines(self) -> Iterator[dict[str, str | float]]:
+        """A line per candidate: median, extremes, and the median of the ratios to the first candidate, pair by pair."""
+        ours = next(iter(self.seconds.values()))
+        for candidate, seconds in self.seconds.items():
+            ratios = [theirs / mine for theirs, mine in zip(seconds, ours, strict=True)]
+            yield {
+                "row": self.row,
+                "candidate": candidate,
+                "median_s": statistics.median(seconds),
+                "min_s": min(seconds),
+                "max_s": max(seconds),
+                "times_ours": statistics.median(ratios),
+                "times_ours_min": min(ratios),
+                "times_ours_max": max(ratios),
+            }
+
+
+def measure(row: Row, *, quick: bool) -> Measurement:
+    """Run every candidate of `row` in turn, one warm-up first."""
+    result = Measurement(row.name)
+    with row.prepare(quick) as candidates:
+        for name, candidate in candidates.items():
+            candidate.run()
+            result.seconds[name] = []
+        for _ in range(3 if quick else row.repeats):
+            for name, candidate in candidates.items():
+                candidate.before()
+                began = time.perf_counter()
+                candidate.run()
+                result.seconds[name].append(time.perf_counter() - began)
+    return result

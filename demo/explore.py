@@ -1,0 +1,101 @@
+"""`make demo`: captures the embedded model over the running interpreter's standard library and shows what its neurons do.
+
+Everything it does can be typed: it prints each `actstore` command before it runs it. Results stay in build/demo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+import actstore
+from actstore import terminal
+from actstore.cli import print_neuron
+
+HERE = Path(__file__).parent
+BUILD = HERE.parent / "build" / "demo"
+LEFT_OUT = ("site-packages", "test", "tests", "idlelib", "lib2to3", "idle_test", "__pycache__", "lib-dynload")
+
+
+def copy_standard_library(target: Path) -> None:
+    """Copy the interpreter's own modules, tests and third-party packages left out, so that they are a folder of text."""
+    root = Path(sysconfig.get_path("stdlib"))
+    partial = target.with_name("stdlib.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if any(part in LEFT_OUT for part in name.parts):
+            continue
+        # A prefix from the name's hash mixes small and large modules, so that the first tokens are a fair sample.
+        prefix = hashlib.sha256(name.as_posix().encode()).hexdigest()[:3]
+        copied = partial / prefix / name
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copied)
+    partial.rename(target)
+
+
+def run(*arguments: str) -> None:
+    """Print an `actstore` command and run it; its failure ends the demo."""
+    terminal.out.print(f"\n$ actstore {' '.join(arguments)}", style="bold green", soft_wrap=True, markup=False)
+    code = subprocess.run([sys.executable, "-m", "actstore.cli", *arguments], check=False).returncode
+    if code:
+        sys.exit(code)
+
+
+def selective_neurons(store: actstore.Store, per_layer: int) -> list[str]:
+    """The neurons of each layer whose exemplars stand out most: mean exemplar less mean, in standard deviations."""
+    capture = store.capture()
+    names = []
+    for (_, layer), s in sorted(capture.statistics().sites.items()):
+        deviation = np.sqrt(s.m2 / np.maximum(s.count, 1))
+        top = np.where(np.isfinite(s.exemplar_values), s.exemplar_values, 0).mean(axis=1)
+        score = np.where(deviation > 0, (top - s.mean) / np.maximum(deviation, 1e-30), 0)
+        names += [f"L{layer}.N{i}" for i in np.argsort(-score, kind="stable")[:per_layer]]
+    return names
+
+
+def main() -> None:
+    """Capture, then show."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=str(HERE / "stdlib-llama"), help="Hub id or folder")
+    parser.add_argument("--corpus", help="text to capture [default: the standard library's source]")
+    parser.add_argument("--tokens", type=int, default=250_000)
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    BUILD.mkdir(parents=True, exist_ok=True)
+    corpus = Path(arguments.corpus) if arguments.corpus else BUILD / "stdlib"
+    if not arguments.corpus and not corpus.exists():
+        copy_standard_library(corpus)
+    store = BUILD / f"{Path(arguments.model).name}.actstore"
+    # A second run continues or reuses the first one's store; other settings need another.
+    key = hashlib.sha256(f"{arguments.model} {corpus} {arguments.tokens}".encode()).hexdigest()[:8]
+    name = f"demo-{key}"
+    run("capture", arguments.model, str(corpus), str(store), "--name", name, "--resume",
+        "--precision", "int8", "--max-tokens", str(arguments.tokens))  # fmt: skip
+    opened = actstore.open(store)
+    terminal.out.print("\nThe most selective neurons of each layer, where they are highest:", style="bold")
+    for neuron in selective_neurons(opened, per_layer=2):
+        chosen = opened.neuron(neuron)
+        terminal.out.print()
+        print_neuron(neuron, chosen.statistics(name), chosen.exemplars(4, name, context=12).to_pylist())
+    query = "select layer, count(*) as neurons, avg(positive) as positive, max(max) as highest from neurons group by layer order by layer"
+    run("sql", str(store), query, "--capture", name)
+    languages: pa.Table = opened.sql("select count(*) as n from documents", name)
+    terminal.out.print(
+        f"\n{languages['n'][0]} modules captured and shown in {time.monotonic() - began:.0f} s. Explore further:", style="bold"
+    )
+    for command in ("top {store} L2.N17", "stats {store} --sort std -k 10", "verify {store} --refill 1"):
+        terminal.out.print(f"  {Path(sys.executable).parent.name and '.venv/bin/actstore'} " + command.format(store=store), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Layers: numbers what a walk found, and says of each layer how wide it is, where it sits and which sites it has.
+
+The public records `LayerSpec` and `ModelSpec`, and the private `Layer` that ties a number to a projection. Knows nothing about
+running models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from actstore.engine import families
+from actstore.engine.architecture import Architecture, Block, Projection
+from actstore.engine.sites import BLOCK_SITES, SITES, Tap
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer of a store: the neurons of one feed-forward, or of one expert."""
+
+    layer: int  # its number
+    neurons: int
+    module: str  # path of the output projection; an expert of a shared parameter is "path[3]"
+    gated: bool  # whether mlp.gate and mlp.up exist
+    block: int  # number of its transformer block in its stack
+    stack: str  # "decoder", "encoder" or "vision"
+    expert: int | None  # its number among the block's routed experts; None for a dense or shared feed-forward
+    d_model: int  # width of the residual stream it writes to
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What can be captured from a model."""
+
+    name: str
+    model_type: str
+    kind: str  # "causal", "encoder", "encoder-decoder" or "vision"
+    d_model: int  # of the last stack
+    n_vocabulary: int | None
+    context: int | None  # the most positions of a window; None where nothing bounds it
+    layers: tuple[LayerSpec, ...]
+    sites: tuple[str, ...]  # those that at least one layer has
+    dtype: str
+    causal: bool  # whether a position sees earlier ones only, in the last stack
+    site_layers: tuple[tuple[int, ...], ...]  # for each of `sites`, the layers that have it
+
+    def width(self, layer: int, site: str) -> int:
+        """The length of one row of `values` of a site in a layer."""
+        found = self.layers[layer]
+        return found.neurons if site.startswith("mlp.") else found.d_model
+
+    def layers_of(self, site: str) -> tuple[int, ...]:
+        """The layers that have a site. Residual sites belong to the first layer of each block."""
+        return self.site_layers[self.sites.index(site)] if site in self.sites else ()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer's projection and taps."""
+
+    projection: Projection
+    parameter: str
+    matrix: int  # its place in the parameter, where that holds several matrices
+    expert: int | None
+    position: int  # of its block, in order of execution
+    taps: dict[str, Tap]
+    sites: tuple[str, ...]
+
+
+def list_layers(model: PreTrainedModel, architecture: Architecture, *, name: str) -> tuple[ModelSpec, list[Layer]]:
+    """A model's specification and its layers, numbered as `actstore.engine.models` says."""
+    layers: list[Layer] = []
+    for position, block in enumerate(architecture.blocks):
+        for number, (projection, parameter, matrix, expert) in enumerate(_of_block(model, block)):
+            taps = block.taps if number == 0 else {}
+            mlp = ("mlp.post", "mlp.gate", "mlp.up") if projection.gate is not None else ("mlp.post",)
+            sites = (*mlp, *(site for site in BLOCK_SITES if site in taps))
+            layers.append(Layer(projection, parameter, matrix, expert, position, taps, sites))
+    blocks = _number_blocks(model, architecture)
+    specs = tuple(_specify(number, layer, *blocks[layer.position]) for number, layer in enumerate(layers))
+    sites = tuple(site for site in SITES if any(site in layer.sites for layer in layers))
+    kind = families.kind_of(model)
+    spec = ModelSpec(
+        name=name,
+        model_type=model.config.model_type,
+        kind=kind,
+        d_model=specs[-1].d_model,
+        n_vocabulary=families.vocabulary_of(model),
+        context=families.context_of(model),
+        layers=specs,
+        sites=sites,
+        dtype=str(families.dtype_of(model)).removeprefix("torch."),
+        causal=kind in {"causal", "encoder-decoder"},
+        site_layers=tuple(tuple(i for i, layer in enumerate(layers) if site in layer.sites) for site in sites),
+    )
+    return spec, layers
+
+
+def _specify(number: int, layer: Layer, stack: str, block: int) -> LayerSpec:
+    several = layer.projection.n_matrices > 1
+    path, _, name = layer.parameter.rpartition(".")
+    module = f"{layer.parameter}[{layer.matrix}]" if several else path if name == "weight" else layer.parameter
+    return LayerSpec(
+        layer=number,
+        neurons=layer.projection.neurons,
+        module=module,
+        gated=layer.projection.gate is not None,
+        block=block,
+        stack=stack,
+        expert=layer.expert,
+        d_model=layer.projection.width,
+    )
+
+
+def _of_block(model: nn.Module, block: Block) -> Iterator[tuple[Projection, str, int, int | None]]:
+    """(projection, parameter, matrix, expert) of a block's layers: dense ones as they run, then experts by index."""
+    seen = set()
+    for projection in block.projections:
+        if not projection.routed:
+            yield projection, projection.parameter, 0, None
+    for projection in block.projections:
+        if not projection.routed:
+            continue
+        if projection.n_matrices > 1:
+            if projection.parameter not in seen:
+                for expert in range(projection.n_matrices):
+                    yield projection, projection.parameter, expert, expert
+            seen.add(projection.parameter)
+            continue
+        for expert, parameter in _siblings(model, projection.parameter):
+            if parameter not in seen:
+                yield projection, parameter, 0, expert
+            seen.add(parameter)
+
+
+def _siblings(model: nn.Module, parameter: str) -> list[tuple[int, str]]:
+    """(number, parameter) of the same projection in every module of a list of experts."""
+    head, tail = re.fullmatch(r"(.*(?:^|[._]))\d+(\..*)", parameter).groups()  # type: ignore[union-attr]
+    pattern = re.compile(re.escape(head) + r"(\d+)" + re.escape(tail))
+    found = (pattern.fullmatch(name) for name, _ in model.named_parameters(remove_duplicate=False))
+    return sorted((int(match[1]), match[0]) for match in found if match)
+
+
+def _number_blocks(model: PreTrainedModel, architecture: Architecture) -> list[tuple[str, int]]:
+    """(stack, number) of every block: its place in the model's own list of blocks, or in order of execution where runs repeat."""
+    stacks = [families.stack_of(model, block.module) for block in architecture.blocks]
+    places = [(stack, block.module.rpartition(".")[2]) for stack, block in zip(stacks, architecture.blocks, strict=True)]
+    if all(place.isdigit() for _, place in places) and len(set(places)) == len(places):
+        return [(stack, int(place)) for stack, place in places]
+    counter: Counter[str] = Counter()
+    numbers = []
+    for stack in stacks:
+        numbers.append((stack, counter[stack]))
+        counter[stack] += 1
+    return numbers

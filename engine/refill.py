@@ -1,0 +1,107 @@
+"""The strongest proof of a store: run the model again over some of its blocks and compare every value.
+
+Knows nothing about checksums.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from actstore.engine.capture import BlockFiller
+from actstore.engine.capture_run import check_model, fingerprint_of
+from actstore.engine.models import load_model
+from actstore.engine.progress import CaptureProgress
+from actstore.store import layout
+from actstore.store.errors import FormatError, InvalidInputError
+from actstore.store.verify import Damage
+from actstore.store.writer import block_arrays
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from numpy.typing import NDArray
+
+    from actstore.store.reader import Capture
+
+TOLERANCE = 1e-3
+"""Largest difference, relative to the layer's largest value, that another machine's arithmetic may make in float32."""
+TOLERANCES = {"float32": TOLERANCE, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+def refill_blocks(
+    capture: Capture, n: int, *, model: str | None = None, device: str = "auto", without: Collection[int | None] = ()
+) -> tuple[list[dict[str, Any]], list[Damage]]:
+    """What recomputing `n` committed blocks, spread over the capture, gives; and a `Damage` for each layer that differs.
+
+    A row a block: capture, block, `largest_difference` relative to the largest stored magnitude of its layer (in steps of
+    int8 the rounding is allowed for). Blocks in `without` are passed over. `InvalidInputError` for another model.
+    """
+    record = capture.record
+    if record.precision == "none":
+        raise InvalidInputError(f"Capture {record.name!r} keeps no values (precision none), so there is nothing to compare.")
+    loaded = load_model(model or capture.store.model.name, dtype=record.dtype, device=device)
+    check_model(capture.folder, record.model_fingerprint, fingerprint_of(loaded), loaded.spec.name)
+    filler = BlockFiller(loaded, record)
+    rows: list[dict[str, Any]] = []
+    damage: list[Damage] = []
+    for block in spread([b for b in capture.blocks if b not in without], n):
+        plan = capture.plan.block(block)
+        staged = _buffers(capture)
+        filler.fill(plan, staged, CaptureProgress())
+        computed = filler.encode(plan, staged)
+        largest = 0.0
+        for site in record.sites:
+            for layer in record.layers(site):
+                try:
+                    difference = _difference(capture, computed, site, layer, block)
+                except FormatError as error:
+                    damage.append(Damage(record.name, block, site, layer, "values", str(error)))
+                    continue
+                largest = max(largest, difference)
+                if not difference <= TOLERANCES[record.dtype]:
+                    what = f"recomputed values differ by {difference:.3g} of the layer's largest"
+                    damage.append(Damage(record.name, block, site, layer, "values", what))
+        rows.append({"capture": record.name, "block": block, "largest_difference": largest})
+    return rows, damage
+
+
+def spread(blocks: list[int], n: int) -> list[int]:
+    """At most `n` of the blocks, evenly spread from the first to the last."""
+    if n >= len(blocks):
+        return blocks
+    return [blocks[i] for i in np.linspace(0, len(blocks) - 1, n).round().astype(int).tolist()]
+
+
+def _buffers(capture: Capture) -> dict[str, NDArray[Any]]:
+    staging = layout.staging_format(capture.record.precision, capture.record.dtype)
+    assert staging is not None
+    return {
+        spec.key: np.empty((spec.rows, spec.columns), staging.dtype if spec.dimension == "token" else spec.dtype)
+        for spec in block_arrays(capture.record)
+        if spec.dimension != "block"
+    }
+
+
+def _difference(capture: Capture, computed: dict[str, NDArray[Any]], site: str, layer: int, block: int) -> float:
+    """Largest |stored - recomputed| over the largest |stored|; infinite where one has a value and the other none."""
+    key = layout.values_key(capture.record.name, site, layer)
+    scale_key = layout.block_parameters_key(capture.record.name, site, layer, "scale")
+    stored = capture.block_values(layer, block, site)
+    again = layout.decode_values(computed[key], computed[scale_key] if scale_key in computed else None)
+    if capture.record.precision == "sparse":
+        # A value at the threshold may fall on either side of it on another machine.
+        threshold = capture.block_parameter("threshold", layer, block, site)[:, None]
+        margin = TOLERANCES[capture.record.dtype] * np.nanmax(np.abs(stored), initial=0.0)
+        again = np.where((np.abs(np.abs(again) - threshold) <= margin) | (np.abs(np.abs(stored) - threshold) <= margin), stored, again)
+    if not (np.isnan(stored) == np.isnan(again)).all():
+        return float("inf")
+    with np.errstate(invalid="ignore"):
+        same = stored == again
+        difference = np.where(same | np.isnan(stored), 0.0, np.abs(stored - again))
+    slack = 0.0
+    if capture.record.precision == "int8":
+        slack = float(capture.block_parameter("scale", layer, block, site).max())
+    finite = np.abs(stored[np.isfinite(stored)])
+    return float(max(difference.max(initial=0.0) - slack, 0.0) / max(finite.max(initial=0.0), 1e-30))

@@ -1,0 +1,163 @@
+"""Activations out of a store into one ordinary file: Parquet, NumPy or safetensors.
+
+Block by block, so that memory stays bounded, and visible under the target's name only once complete. Knows nothing about
+how values are encoded in the store.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actstore.store.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from actstore.store.reader import Capture
+
+FORMATS = (".parquet", ".npy", ".safetensors")
+MAX_PARQUET_COLUMNS = 10_000
+ROWS_READ_ALONE = 8
+"""Up to so many neurons of a layer, single rows are decoded; beyond, the whole block."""
+
+
+def export_activations(
+    capture: Capture,
+    target: str | Path,
+    *,
+    neurons: list[tuple[int, int]],
+    site: str = "mlp.post",
+    on_block: Callable[[int], None] = lambda block: None,
+) -> int:
+    """Write the activations of `neurons` [(layer, index)] over all committed tokens; the number of tokens written.
+
+    `.parquet`: the columns of the tokens table, then one float32 column a neuron (`L3.N17`). `.npy`: float32 [token, neuron].
+    `.safetensors`: float32 `activations` [neuron, token], int32 `layer` and `neuron` [neuron], int64 `token`, int32 `id` [token].
+    """
+    path = Path(target)
+    if path.suffix not in FORMATS:
+        raise InvalidInputError(f"The export's format is told by its suffix, one of {', '.join(FORMATS)}: found {path.name!r}.")
+    if not path.parent.is_dir():
+        raise InvalidInputError(f"The folder of {path} does not exist. Make it first, or export elsewhere.")
+    if not neurons:
+        raise InvalidInputError("Nothing to export: name neurons (--neurons L3.N17,L4.N2) or layers (--layers 3).")
+    if path.suffix == ".parquet" and len(neurons) > MAX_PARQUET_COLUMNS:
+        raise InvalidInputError(
+            f"A Parquet export has a column a neuron, at most {MAX_PARQUET_COLUMNS}; found {len(neurons)} neurons. "
+            "Export to .npy or .safetensors."
+        )
+    write = {".parquet": _write_parquet, ".npy": _write_npy, ".safetensors": _write_safetensors}[path.suffix]
+    with _replacing(path) as partial:
+        return write(capture, partial, neurons, site, on_block)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path to write to that becomes `path` when all went well, and disappears otherwise."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _blocks(capture: Capture, neurons: list[tuple[int, int]], site: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """(block, values [neuron, token]) of every committed block, padding left out."""
+    columns_of: dict[int, list[int]] = {}
+    for column, (layer, _) in enumerate(neurons):
+        columns_of.setdefault(layer, []).append(column)
+    for block in capture.blocks:
+        values = np.empty((len(neurons), capture.used_slots[block]), np.float32)
+        for layer, columns in columns_of.items():
+            indices = [neurons[column][1] for column in columns]
+            if len(indices) <= ROWS_READ_ALONE:
+                rows = np.stack([capture.block_row(layer, index, block, site) for index in indices])
+            else:
+                rows = capture.block_values(layer, block, site)[indices]
+            values[columns] = rows[:, : values.shape[1]]
+        yield block, values
+
+
+def _write_parquet(
+    capture: Capture, path: Path, neurons: list[tuple[int, int]], site: str, on_block: Callable[[int], None]
+) -> int:
+    tokens, written = capture.tokens(), 0
+    writer: pq.ParquetWriter | None = None
+    try:
+        for block, values in _blocks(capture, neurons, site):
+            table = tokens.slice(written, values.shape[1])
+            for (layer, index), column in zip(neurons, values, strict=True):
+                table = table.append_column(f"L{layer}.N{index}", pa.array(column))
+            writer = writer or pq.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+            written += values.shape[1]
+            on_block(block)
+        if writer is None:
+            raise InvalidInputError(f"Capture {capture.record.name!r} has no committed block to export.")
+    finally:
+        if writer is not None:
+            writer.close()
+    return written
+
+
+def _write_npy(
+    capture: Capture, path: Path, neurons: list[tuple[int, int]], site: str, on_block: Callable[[int], None]
+) -> int:
+    n_tokens = len(capture.slots())
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f4", "fortran_order": False, "shape": (n_tokens, len(neurons))}
+        )
+        for block, values in _blocks(capture, neurons, site):
+            file.write(np.ascontiguousarray(values.T).tobytes())
+            on_block(block)
+    return n_tokens
+
+
+def _write_safetensors(
+    capture: Capture, path: Path, neurons: list[tuple[int, int]], site: str, on_block: Callable[[int], None]
+) -> int:
+    slots = capture.slots()
+    n_neurons, n_tokens = len(neurons), len(slots)
+    small: dict[str, NDArray[Any]] = {
+        "layer": np.array([layer for layer, _ in neurons], np.int32),
+        "neuron": np.array([index for _, index in neurons], np.int32),
+        "id": capture.plan.array("tokens/ids")[slots].astype(np.int32),
+        "token": slots,
+    }
+    # Written by hand because the library's own writer wants everything in memory.
+    header: dict[str, Any] = {"__metadata__": {"site": site, "capture": capture.record.name}}
+    offset = 0
+    codes = {"int32": "I32", "int64": "I64"}
+    for name, array in small.items():
+        header[name] = {"dtype": codes[str(array.dtype)], "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
+        offset += array.nbytes
+    size = n_neurons * n_tokens * 4
+    header["activations"] = {"dtype": "F32", "shape": [n_neurons, n_tokens], "data_offsets": [offset, offset + size]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for array in small.values():
+            file.write(array.tobytes())
+        begin = file.tell()
+        file.truncate(begin + size)
+        column = 0
+        for block, values in _blocks(capture, neurons, site):
+            for row, part in enumerate(values):
+                file.seek(begin + (row * n_tokens + column) * 4)
+                file.write(part.tobytes())
+            column += values.shape[1]
+            on_block(block)
+    return n_tokens

@@ -1,0 +1,389 @@
+"""Proves of a tiny random model of any type that its sites hold what they say; a script that prints the table of all types.
+
+    python tests/engine/sweep.py --markdown
+
+The proofs use plain hooks and weights read by path, nothing of what found them. Not a test module.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto as auto
+
+from actstore.engine.models import LoadedModel
+from actstore.store.errors import ModelError
+
+try:
+    from .tiny import random_ids, scatter_weights, tiny_config
+except ImportError:  # run as a script, or imported by path
+    from tiny import random_ids, scatter_weights, tiny_config  # type: ignore[no-redef]
+
+Values = dict[tuple[int, str], tuple[Tensor, Tensor | None]]
+
+CAUSAL = tuple(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+OTHERS: dict[str, str] = {
+    "bert": "BertForMaskedLM",
+    "roberta": "RobertaForMaskedLM",
+    "distilbert": "DistilBertForMaskedLM",
+    "albert": "AlbertForMaskedLM",
+    "electra": "ElectraForMaskedLM",
+    "modernbert": "ModernBertForMaskedLM",
+    "deberta": "DebertaForMaskedLM",
+    "deberta-v2": "DebertaV2ForMaskedLM",
+    "esm": "EsmForMaskedLM",
+    "vit": "ViTForImageClassification",
+    "clip": "CLIPModel",
+    "siglip": "SiglipModel",
+    "dinov2": "Dinov2Model",
+    "t5": "T5ForConditionalGeneration",
+    "bart": "BartForConditionalGeneration",
+    "mt5": "MT5ForConditionalGeneration",
+    "whisper": "WhisperForConditionalGeneration",
+    "switch_transformers": "SwitchTransformersForConditionalGeneration",
+    "nllb-moe": "NllbMoeForConditionalGeneration",
+}
+"""Types beside the causal ones: model type to class."""
+
+
+@dataclass
+class Outcome:
+    """What became of one type."""
+
+    name: str
+    result: str  # "pass", "refused" or "failed"
+    reason: str = ""
+    kind: str = ""
+    feed_forward: str = ""
+    form: str = ""
+    sites: tuple[str, ...] = ()
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def build(model_type: str, class_name: str | None = None) -> PreTrainedModel:
+    """A tiny random model of a type: of its causal class, or of the class named."""
+    config = tiny_config(model_type)
+    kind = getattr(transformers, class_name or auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+    if isinstance(kind.config_class, type) and not isinstance(config, kind.config_class):
+        config = next(value for value in vars(config).values() if isinstance(value, kind.config_class))
+    return scatter_weights(kind._from_config(config, dtype=torch.float32))
+
+
+def prove(model_type: str, class_name: str | None = None) -> Outcome:
+    """Builds a type, reads all its sites, and asserts that they are what they are said to be.
+
+    Raises `AssertionError` where they are not; an `Outcome` "refused" says why a type has nothing to prove.
+    """
+    name = model_type
+    model = build(model_type, class_name)
+    try:
+        loaded = LoadedModel(model, name=name)
+    except ModelError as error:
+        return Outcome(name, "refused", str(error))
+    ids, extra = inputs_for(loaded)
+    found = read_all(loaded, ids, extra)
+    with recorded(loaded, ids, extra) as calls:
+        notes = {
+            "projections": check_projections(loaded, found, calls),
+            "experts": check_experts(loaded, found, calls),
+            "factors": check_factors(loaded, found),
+            "stream": check_stream(loaded, found),
+        }
+    check_effect(loaded, ids, extra)
+    spec = loaded.spec
+    gated = {layer.gated for layer in spec.layers}
+    experts = {"experts" if layer.expert is not None else "dense" for layer in spec.layers}
+    form = "3-D parameter" if any("[" in layer.module for layer in spec.layers) else "modules"
+    return Outcome(
+        name,
+        "pass",
+        kind=spec.kind,
+        feed_forward="/".join(sorted("gated" if flag else "plain" for flag in gated)),
+        form=" + ".join(sorted(experts)) + (f" ({form})" if "experts" in experts else ""),
+        sites=spec.sites,
+        notes=notes,
+    )
+
+
+def inputs_for(loaded: LoadedModel) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """Token ids, and random images or sounds for a model that takes them."""
+    from actstore.engine.families import example_inputs, headless
+
+    ids, extra = example_inputs(headless(loaded.model), random_ids())
+    return ids, {key: torch.randn(value.shape, generator=torch.Generator().manual_seed(1)) for key, value in extra.items()}
+
+
+def read_all(loaded: LoadedModel, ids: Tensor | None, extra: dict[str, Tensor]) -> Values:
+    """Every site of every layer, cloned."""
+    found: Values = {}
+
+    def sink(layer: int, site: str, values: Tensor, rows: Tensor | None) -> None:
+        assert (layer, site) not in found, f"layer {layer} {site} was handed over twice"
+        assert values.shape[-1] == loaded.spec.width(layer, site)
+        assert rows is None or len(rows) == len(values)
+        found[layer, site] = values.clone(), None if rows is None else rows.clone()
+
+    loaded.forward(ids, None, sites=loaded.spec.sites, sink=sink, extra=extra)
+    for site in loaded.spec.sites:
+        for layer in loaded.spec.layers_of(site):
+            if loaded.spec.layers[layer].expert is None:
+                assert (layer, site) in found, f"layer {layer} {site} was not handed over"
+    return found
+
+
+@dataclass
+class Call:
+    """One call of a module."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+
+@contextmanager
+def recorded(loaded: LoadedModel, ids: Tensor | None, extra: dict[str, Tensor]) -> Iterator[dict[str, list[Call]]]:
+    """Every call of every module in a plain run of the whole model."""
+    calls: dict[str, list[Call]] = defaultdict(list)
+    handles = []
+    for path, module in loaded.model.named_modules():
+
+        def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
+            calls[path].append(Call(args, kwargs, output))
+
+        handles.append(module.register_forward_hook(hook, with_kwargs=True))
+    try:
+        run(loaded, ids, extra)
+    finally:
+        for handle in handles:
+            handle.remove()
+    yield calls
+
+
+def run(loaded: LoadedModel, ids: Tensor | None, extra: dict[str, Tensor]) -> Any:
+    """A plain run of the model."""
+    from actstore.engine.families import arguments_for, headless
+
+    base = headless(loaded.model)
+    with torch.inference_mode():
+        return base(**arguments_for(base, ids, None, extra))
+
+
+def close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> bool:
+    """Whether two tensors agree relative to the larger one's largest value."""
+    left, right = left.reshape(right.shape).double(), right.double()
+    scale = max(right.abs().max().item(), 1e-12)
+    return bool(torch.isfinite(right).all()) and (left - right).abs().max().item() <= tolerance * scale
+
+
+def check_projections(loaded: LoadedModel, found: Values, calls: dict[str, list[Call]]) -> int:
+    """Values equal a plain hook's bit for bit, and values times write vectors is the projection's output."""
+    runs: dict[str, int] = defaultdict(int)
+    checked = 0
+    for layer in loaded.spec.layers:
+        assert not any(word in layer.module for word in ("attn", "attention.", "adapter", "router")), layer.module
+        if "[" in layer.module or (layer.layer, "mlp.post") not in found:
+            continue
+        values, _ = found[layer.layer, "mlp.post"]
+        call = calls[layer.module][runs[layer.module]]
+        runs[layer.module] += 1
+        plain = call.args[0] if call.args else next(iter(call.kwargs.values()))
+        assert torch.equal(values, plain.reshape(values.shape)), f"{layer.module}: not what a plain hook sees"
+        weights, bias = loaded.write_vectors(layer.layer), loaded.output_bias(layer.layer)
+        written = values @ weights if bias is None else values @ weights + bias
+        assert close(written, call.output), f"{layer.module}: values times write vectors is not its output"
+        checked += 1
+    return checked
+
+
+def check_experts(loaded: LoadedModel, found: Values, calls: dict[str, list[Call]]) -> int:
+    """Over the experts of one parameter, routing weight times (values times write vectors) adds up to the module's output."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for layer in loaded.spec.layers:
+        if "[" in layer.module:
+            groups[layer.module.rpartition("[")[0]].append(layer.layer)
+    for parameter, layers in groups.items():
+        owner = parameter.rpartition(".")[0]
+        module, call = _mixture_call(loaded, owner, calls)
+        total, covered = _mixture_output(loaded, found, layers, call, module)
+        assert covered, f"{parameter}: no expert was routed to"
+        output = call.output[0] if isinstance(call.output, tuple) else call.output
+        assert close(total, output.reshape(total.shape)), f"{parameter}: experts do not add up to the mixture's output"
+    return len(groups)
+
+
+def _mixture_call(loaded: LoadedModel, owner: str, calls: dict[str, list[Call]]) -> tuple[nn.Module, Call]:
+    """The call of the module that mixes the experts which hold a parameter: the holder, or the nearest one above it."""
+    path = owner
+    while type(loaded.model.get_submodule(path)).__name__ in {"DbrxExpertGLU", "JetMoeParallelExperts"}:
+        path = path.rpartition(".")[0]
+    return loaded.model.get_submodule(path), calls[path][0]
+
+
+def _mixture_output(
+    loaded: LoadedModel, found: Values, layers: list[int], call: Call, module: nn.Module
+) -> tuple[Tensor, int]:
+    """What the experts add up to, by the routing that the mixture was given; and how many experts took part."""
+    arguments = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
+    width = loaded.spec.layers[layers[0]].d_model
+    hidden = arguments[0].reshape(-1, arguments[0].shape[-1])
+    index, weights = _routing(module, arguments, hidden)
+    rows_of_all = max((int(rows.max()) + 1 for layer in layers for rows in [_rows(found, layer)] if len(rows)), default=0)
+    total = torch.zeros(max(len(hidden) if index is not None else rows_of_all, rows_of_all), width)
+    covered = 0
+    for layer in layers:
+        if (layer, "mlp.post") not in found:
+            continue
+        values, rows = found[layer, "mlp.post"]
+        assert rows is not None and len(rows.unique()) == len(rows)
+        bias = loaded.output_bias(layer)
+        written = values @ loaded.write_vectors(layer) + (0 if bias is None else bias)
+        expert = loaded.spec.layers[layer].expert
+        if index is not None:
+            chosen = index == expert
+            assert torch.equal(chosen.any(-1).nonzero().flatten(), rows.sort().values), "rows are not those routed"
+            written = written * (weights * chosen).sum(-1)[rows, None]
+        covered += bool(len(rows))
+        total.index_add_(0, rows, written)
+    extra = getattr(module, "bias", None) if type(module).__name__ == "JetMoeMoE" else None
+    if index is None and type(module).__name__ == "Llama4TextExperts":
+        return _unmixed(found, loaded, layers, len(hidden)), covered
+    return (total if extra is None else total + extra.detach()), covered
+
+
+def _rows(found: Values, layer: int) -> Tensor:
+    rows = found[layer, "mlp.post"][1] if (layer, "mlp.post") in found else None
+    return torch.zeros(0, dtype=torch.long) if rows is None else rows
+
+
+def _unmixed(found: Values, loaded: LoadedModel, layers: list[int], count: int) -> Tensor:
+    """Llama 4 hands every expert all rows, weighted before it: the experts' outputs one below another."""
+    total = torch.zeros(len(layers), count // len(layers), loaded.spec.d_model)
+    for place, layer in enumerate(layers):
+        values, rows = found[layer, "mlp.post"]
+        total[place][rows] = values @ loaded.write_vectors(layer)
+    return total.reshape(count, -1)
+
+
+def _routing(module: nn.Module, arguments: list[Tensor], hidden: Tensor) -> tuple[Tensor | None, Tensor]:
+    """(expert numbers, weights) [row, k] that a mixture works by."""
+    if type(module).__name__ == "JetMoeMoE":
+        with torch.inference_mode():
+            gates = module.router.layer(hidden).float().topk(module.router.top_k, dim=1)
+        return gates.indices, gates.values.softmax(1)
+    if len(arguments) < 3:
+        return None, torch.ones(())
+    return arguments[1], arguments[2]
+
+
+def check_factors(loaded: LoadedModel, found: Values) -> int:
+    """Gate times up is A_post in every gated layer."""
+    checked = 0
+    for layer in loaded.spec.layers_of("mlp.gate"):
+        if (layer, "mlp.gate") in found:
+            gate, post = found[layer, "mlp.gate"][0], found[layer, "mlp.post"][0]
+            assert close(gate * found[layer, "mlp.up"][0], post, 1e-6), f"layer {layer}: gate times up is not post"
+            checked += 1
+    return checked
+
+
+def check_stream(loaded: LoadedModel, found: Values) -> dict[str, int]:
+    """How blocks add to the stream: pre + attention = mid (or its norm), and where a block's output is the next one's input."""
+    counts: dict[str, int] = defaultdict(int)
+    blocks = loaded.spec.layers_of("resid.pre")
+    for layer in blocks:
+        pre = found[layer, "resid.pre"][0]
+        if (layer, "resid.mid") in found and (layer, "attn.out") in found:
+            summed, mid = pre + found[layer, "attn.out"][0], found[layer, "resid.mid"][0]
+            counts["sequential" if close(summed, mid) else "normed" if _norms(loaded, summed, mid) else "other"] += 1
+    for layer, following in zip(blocks, blocks[1:], strict=False):
+        here, there = loaded.spec.layers[layer], loaded.spec.layers[following]
+        if (here.stack, here.block + 1) == (there.stack, there.block):
+            post, pre = found[layer, "resid.post"][0], found[following, "resid.pre"][0]
+            counts["joined" if post.shape == pre.shape and torch.equal(post, pre) else "apart"] += 1
+    return dict(counts)
+
+
+def _norms(loaded: LoadedModel, summed: Tensor, mid: Tensor) -> bool:
+    """Whether some norm of the model makes one tensor of the other."""
+    for module in loaded.model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.shape == mid.shape[-1:]:
+            with torch.inference_mode():
+                if close(module(summed), mid):
+                    return True
+    return False
+
+
+def check_effect(loaded: LoadedModel, ids: Tensor | None, extra: dict[str, Tensor]) -> None:
+    """Changing A_post of the last dense layer changes what the model returns: it is no dead end."""
+    dense = [layer for layer in loaded.spec.layers if "[" not in layer.module and layer.expert is None]
+    if not dense:
+        return
+
+    def first(output: Any) -> Tensor:
+        return next(value for value in output.values() if isinstance(value, Tensor) and value.is_floating_point())
+
+    module = loaded.model.get_submodule(dense[-1].module)
+    before = first(run(loaded, ids, extra))
+    handle = module.register_forward_pre_hook(lambda _module, args: (args[0] + 1.0, *args[1:]))
+    try:
+        after = first(run(loaded, ids, extra))
+    finally:
+        handle.remove()
+    assert not torch.allclose(before, after), f"{dense[-1].module}: its input does not matter"
+
+
+def sweep() -> Iterator[Outcome]:
+    """The outcome of every type."""
+    for name, class_name in [*((name, None) for name in CAUSAL), *OTHERS.items()]:
+        try:
+            outcome = prove(name, class_name)
+        except Exception as error:  # noqa: BLE001 - the table says what happened
+            outcome = Outcome(name, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
+        outcome.name = name if class_name is None else f"{name} ({class_name})"
+        yield outcome
+
+
+def as_markdown(outcomes: list[Outcome]) -> str:
+    """The README's table: types that behave alike share a row."""
+    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for outcome in outcomes:
+        missing = [site for site in ("mlp.gate", "resid.pre", "resid.mid", "attn.out") if site not in outcome.sites]
+        sites = "all" if not missing else "all but " + ", ".join(missing)
+        row = (outcome.kind, outcome.feed_forward, outcome.form, sites, "pass")
+        groups[row if outcome.result == "pass" else ("", "", "", "", f"{outcome.result}: {outcome.reason}")].append(outcome.name)
+    lines = ["| model types | reads | FFN | layers | sites | result |", "|---|---|---|---|---|---|"]
+    for row, names in sorted(groups.items(), key=lambda item: (item[0][-1] != "pass", -len(item[1]))):
+        lines.append(f"| {', '.join(f'`{name}`' for name in names)} | " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--markdown", action="store_true", help="print the README's table instead of one line per type")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    outcomes = []
+    for outcome in sweep():
+        outcomes.append(outcome)
+        if not options.markdown:
+            print(outcome.result, outcome.name, outcome.reason[:200], outcome.feed_forward, outcome.form, outcome.sites, outcome.notes, flush=True)
+    if options.markdown:
+        print(as_markdown(outcomes))
+    else:
+        print({result: sum(o.result == result for o in outcomes) for result in ("pass", "refused", "failed")})
+
+
+if __name__ == "__main__":
+    main()
