@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Store", "capture", "open"]
 
 
-def open(location: str | Path) -> Store:  # noqa: A001 - actstore.open is what one types
+def open(location: str | Path) -> Store:
     """The store at a path or URL, for reading.
 
     >>> actstore.open("stdlib.actstore").neuron("L3.N17").exemplars(k=5)

@@ -15,6 +15,7 @@ import warnings
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from actstore import terminal
 from actstore.store.errors import ActstoreError, CaptureError, InvalidInputError
@@ -76,9 +77,7 @@ def inspect(
         print_json(value)
         return
     terminal.out.print(f"{spec.name}: {spec.model_type}, {spec.kind}, width {spec.d_model}, {spec.dtype}", style="bold")
-    rows = [
-        (f"L{s.layer}", s.neurons, "gated" if s.gated else "plain", s.stack, s.module) for s in spec.layers
-    ]
+    rows = [(f"L{s.layer}", s.neurons, "gated" if s.gated else "plain", s.stack, s.module) for s in spec.layers]
     terminal.out.print(terminal.table(None, ["layer", ("neurons", "right"), "MLP", "stack", "output projection"], rows))
     per_token = value["bytes_per_token"]
     terminal.out.print(
@@ -126,17 +125,19 @@ def capture(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Where the store is, or is to be.")],
     name: Annotated[str, typer.Option(help="Name of this capture; a store holds many.")] = "corpus",
     resume: Annotated[bool, typer.Option(help="Continue an interrupted capture.")] = False,
-    site: Annotated[list[str] | None, typer.Option(help="Site to capture; repeat for more. [default: mlp.post]")] = None,
+    site: Annotated[
+        list[str] | None, typer.Option(help="Site to capture; repeat for more. [default: mlp.post]")
+    ] = None,
     layers: Annotated[str | None, typer.Option(help="Layers, such as 0,3-5. [default: all]")] = None,
     precision: Annotated[str | None, typer.Option(help=f"One of {', '.join(PRECISIONS)}. [default: exact]")] = None,
-    keep: Annotated[float | None, typer.Option(help="Share of values kept at precision sparse. [default: 0.05]")] = None,
+    keep: Annotated[
+        float | None, typer.Option(help="Share of values kept at precision sparse. [default: 0.05]")
+    ] = None,
     gate_sign: Annotated[
         bool | None, typer.Option(help="Keep the sign of each gate, a bit a value. [default: for gated models]")
     ] = None,
     exemplars: Annotated[int | None, typer.Option(help="Top windows recorded a neuron. [default: 20]")] = None,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens a window. [default: the model's, at most 1024]")
-    ] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens a window. [default: the model's, at most 1024]")] = None,
     overlap: Annotated[int | None, typer.Option(help="Tokens a window rereads as context. [default: 0]")] = None,
     begin: Annotated[
         str | None, typer.Option(help="Special tokens around a window: auto, always, never. [default: auto]")
@@ -155,7 +156,10 @@ def capture(
     dtype: Annotated[str, typer.Option(help="Compute in auto, float32, float16 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
     tokenizer: Annotated[str | None, typer.Option(help="Another tokenizer than the model's own.")] = None,
-    memory: Annotated[str | None, typer.Option(help="For block buffers, such as 2GB. [default: a quarter of what is free, at most 4 GB]")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="For block buffers, such as 2GB. [default: a quarter of what is free, at most 4 GB]"),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Encoder threads. [default: half the processors]")] = None,
     weights: Annotated[bool, typer.Option(help="Copy write vectors and unembedding into the store.")] = True,
     ignore_disk: Annotated[bool, typer.Option(help="Start although the disk looks too small.")] = False,
@@ -241,7 +245,9 @@ def _parse_layers(text: str) -> tuple[int, ...]:
             first, _, last = part.partition("-")
             layers |= set(range(int(first), int(last or first) + 1))
     except ValueError:
-        raise InvalidInputError(f"Layers are numbers and ranges such as 0,3-5, found {text!r}. Mend --layers.") from None
+        raise InvalidInputError(
+            f"Layers are numbers and ranges such as 0,3-5, found {text!r}. Mend --layers."
+        ) from None
     return tuple(sorted(layers))
 
 
@@ -252,7 +258,9 @@ def _parse_bytes(text: str) -> int:
     try:
         return int(float(number) * units[unit])
     except (ValueError, KeyError):
-        raise InvalidInputError(f"An amount of memory is a number and B, KB, MB or GB, such as 2GB, found {text!r}.") from None
+        raise InvalidInputError(
+            f"An amount of memory is a number and B, KB, MB or GB, such as 2GB, found {text!r}."
+        ) from None
 
 
 @app.command()
@@ -308,9 +316,14 @@ def _print_store(store: Store) -> None:
     rows = []
     for name, held in value["captures"].items():
         blocks = held["blocks"]
-        state = "complete" if blocks["planned"] == blocks["committed"] else f"{blocks['committed']} of {blocks['planned']} blocks"
+        state = (
+            "complete"
+            if blocks["planned"] == blocks["committed"]
+            else f"{blocks['committed']} of {blocks['planned']} blocks"
+        )
         rows.append(
-            (name, held["tokens"], held["documents"], ", ".join(held["sites"]), f"{held['precision']} ({held['dtype'] or 'statistics only'})",
+            (name, held["tokens"], held["documents"], ", ".join(held["sites"]),
+             f"{held['precision']} ({held['dtype'] or 'statistics only'})",
              terminal.format_bytes(held["bytes"]), state)
         )  # fmt: skip
     columns = ["capture", ("tokens", "right"), ("documents", "right"), "sites", "precision", ("size", "right"), "state"]
@@ -348,17 +361,24 @@ def verify(
             damage += differing
     if as_json:
         fields = ("capture", "layer", "block", "site", "key", "what")
-        value = {"ok": not damage, "damaged": [{f: getattr(d, f) for f in fields} for d in damage], "refilled": refilled}
+        value = {
+            "ok": not damage,
+            "damaged": [{f: getattr(d, f) for f in fields} for d in damage],
+            "refilled": refilled,
+        }
         print_json(value)
     else:
         for item in damage:
             terminal.out.print(f"damaged: {item}", style="red", soft_wrap=True)
         for row in refilled:
             terminal.out.print(
-                f"capture {row['capture']!r}, block {row['block']}: recomputed, largest difference {row['largest_difference']:.3g}"
+                f"capture {row['capture']!r}, block {row['block']}: recomputed, "
+                f"largest difference {row['largest_difference']:.3g}"
             )
         n_blocks = sum(len(opened.capture(name).blocks) for name in names)
-        terminal.out.print(f"{n_blocks} blocks of {len(names)} captures: {f'{len(damage)} damaged parts' if damage else 'all well'}.")
+        terminal.out.print(
+            f"{n_blocks} blocks of {len(names)} captures: {f'{len(damage)} damaged parts' if damage else 'all well'}."
+        )
     if damage:
         raise typer.Exit(1)
 
@@ -402,8 +422,8 @@ def print_neuron(name: str, statistics: dict[str, Any], exemplars: Sequence[dict
         if terminal.out.is_terminal:
             shown = terminal.highlighted(e["tokens"], e["activations"], e["pivot"], scale)
         else:
-            shown = terminal.Text(terminal.marked(e["tokens"], e["pivot"]))
-        line = terminal.Text(f"{e['value']:9.4g}  ") + shown
+            shown = Text(terminal.marked(e["tokens"], e["pivot"]))
+        line = Text(f"{e['value']:9.4g}  ") + shown
         terminal.out.print(line, no_wrap=True, overflow="ellipsis", crop=terminal.out.is_terminal, soft_wrap=True)
 
 
@@ -436,7 +456,9 @@ def stats(
         selected = ['"name"', *(f"positive_by_label[{_sql_string(f'{by}={v}')}] AS {_sql_name(v)}" for v in values)]
         columns = ["name", *values]
     if sort not in held.neurons().column_names:
-        raise InvalidInputError(f"There is no column {sort!r} to sort by. Columns: {', '.join(held.neurons().column_names)}.")
+        raise InvalidInputError(
+            f"There is no column {sort!r} to sort by. Columns: {', '.join(held.neurons().column_names)}."
+        )
     conditions = ["true"]
     if site is not None:
         conditions.append(f"site = {_sql_string(site)}")
@@ -451,7 +473,9 @@ def stats(
         print_json({"capture": held.record.name, "neurons": rows})
         return
     if not rows:
-        raise InvalidInputError(f"No neuron matches: sites {', '.join(held.record.sites)}, {len(opened.model.layers)} layers.")
+        raise InvalidInputError(
+            f"No neuron matches: sites {', '.join(held.record.sites)}, {len(opened.model.layers)} layers."
+        )
     headings = [columns[0], *((c, "right") for c in columns[1:])]
     terminal.out.print(terminal.table(None, headings, [list(r.values()) for r in rows]))
 

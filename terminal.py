@@ -6,6 +6,7 @@ Knows nothing about stores beyond the values it is handed.
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def visible(token: str) -> str:
     return "".join(signs.get(c) or (chr(0x2400 + ord(c)) if ord(c) < 32 else c) for c in token)
 
 
-def table(title: str | None, columns: Sequence[str | tuple[str, str]], rows: Sequence[Sequence[Any]]) -> Table:
+def table(title: str | None, columns: Sequence[str | Sequence[str]], rows: Sequence[Sequence[Any]]) -> Table:
     """A rich table; a column is a name, or a name and its justification; floats get four significant digits."""
     result = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     for column in columns:
@@ -103,10 +104,15 @@ def histogram(counts: NDArray[np.int64], edges: NDArray[np.float32], width: int 
     # Merging outwards from zero keeps both signs alike.
     step = max(1, -(-(last - first) // 12))
     borders = sorted({first, last} | {b for b in range(middle % step, len(counts), step) if first < b < last})
-    merged = [(int(counts[a:b].sum()), float(edges[a]), float(edges[b])) for a, b in zip(borders, borders[1:], strict=False)]
+    merged = [(int(counts[a:b].sum()), float(edges[a]), float(edges[b])) for a, b in pairwise(borders)]
     total, largest = int(counts.sum()), max(n for n, _, _ in merged)
     rows = [
-        (f"{low:.3g}", f"{high:.3g}", f"{100 * n / total:.2f} %", "█" * round(width * n / largest) or ("▏" if n else ""))
+        (
+            f"{low:.3g}",
+            f"{high:.3g}",
+            f"{100 * n / total:.2f} %",
+            "█" * round(width * n / largest) or ("▏" if n else ""),
+        )
         for n, low, high in merged
     ]
     return table(None, [("from", "right"), ("to", "right"), ("share", "right"), ""], rows)
@@ -143,15 +149,20 @@ class CaptureBar(CaptureProgress):
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop()
 
     def planned(self, n_documents: int, n_tokens: int) -> None:
+        """Count up."""
         self._progress.update(self._planning, completed=n_tokens, description=f"planning, {n_documents:,} documents")
 
     def started(self, n_tokens: int, n_done: int, nbytes: int) -> None:
+        """Show how much there is to do."""
         self._progress.update(self._planning, visible=False)
         self._progress.reset(self._filling, total=n_tokens, completed=n_done, visible=True, nbytes=nbytes)
 
     def filled(self, n_tokens: int) -> None:
+        """Advance."""
         self._progress.advance(self._filling, n_tokens)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from benchmarks.registry import Candidate, Row
 
 import actstore
 from actstore.store import layout, root
@@ -19,6 +18,7 @@ from actstore.store.plans import PlannedWindow, PlanWriter
 from actstore.store.records import CaptureRecord, LayerRecord, ModelRecord, PlanRecord
 from actstore.store.statistics import CaptureStatistics
 from actstore.store.writer import CaptureWriter, create_capture
+from benchmarks.registry import Candidate, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """`make bench`: tests first, then every row; the table on the terminal, in benchmarks/results.csv, and in the README.
 
-    python benchmarks/run.py [--quick] [--only WORD] [--no-tests]
+python benchmarks/run.py [--quick] [--only WORD] [--no-tests]
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+from actstore import terminal  # noqa: E402
 from benchmarks import reading  # noqa: E402 - the checkout must be importable first
 from benchmarks.registry import Measurement, measure  # noqa: E402
-
-from actstore import terminal  # noqa: E402
 
 ROWS = (*reading.ROWS,)
 PACKAGES = ("actstore", "torch", "zarr", "numcodecs", "numba", "numpy")
@@ -29,7 +28,10 @@ PACKAGES = ("actstore", "torch", "zarr", "numcodecs", "numba", "numpy")
 
 def machine() -> str:
     """One line on what the figures were measured on."""
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "",
+    )
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -41,11 +43,11 @@ def markdown(measurements: list[Measurement], where: str) -> str:
     """The README's table."""
     lines = ["| row | candidate | median | min – max | × ours |", "|---|---|---:|---:|---:|"]
     for measurement in measurements:
-        for line in measurement.lines():
-            lines.append(
-                f"| {line['row']} | {line['candidate']} | {_seconds(line['median_s'])} | {_seconds(line['min_s'])} – "
-                f"{_seconds(line['max_s'])} | {line['times_ours']:.1f} |"
-            )
+        lines += [
+            f"| {line['row']} | {line['candidate']} | {_seconds(line['median_s'])} | {_seconds(line['min_s'])} – "
+            f"{_seconds(line['max_s'])} | {line['times_ours']:.1f} |"
+            for line in measurement.lines()
+        ]
     return "\n".join([*lines, "", f"Measured on {where}. Ratios are medians over pairs run in turn.", ""])
 
 
@@ -63,7 +65,12 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [row for row in ROWS if arguments.only is None or arguments.only in row.name]
     tests = sorted({test for row in rows for test in row.tests})
-    if not arguments.no_tests and subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "not slow", *tests], cwd=HERE.parent, check=False).returncode:
+    if (
+        not arguments.no_tests
+        and subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *tests], cwd=HERE.parent, check=False
+        ).returncode
+    ):
         sys.exit("The tests fail; no figure is printed for an operation that is not right.")
     measurements = []
     for row in rows:
@@ -71,7 +78,10 @@ def main() -> None:
         measurements.append(measure(row, quick=arguments.quick))
     lines = [line for m in measurements for line in m.lines()]
     columns = ["row", "candidate", ("median", "right"), ("min", "right"), ("max", "right"), ("× ours", "right")]
-    shown = [(x["row"], x["candidate"], *(_seconds(x[k]) for k in ("median_s", "min_s", "max_s")), f"{x['times_ours']:.1f}") for x in lines]
+    shown = [
+        (x["row"], x["candidate"], *(_seconds(x[k]) for k in ("median_s", "min_s", "max_s")), f"{x['times_ours']:.1f}")
+        for x in lines
+    ]
     where = machine()
     terminal.out.print(terminal.table(None, columns, shown))
     terminal.out.print(where)

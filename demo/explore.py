@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 import actstore
 from actstore import terminal
 from actstore.cli import print_neuron
 
+if TYPE_CHECKING:
+    from actstore.store.reader import Capture
+
 HERE = Path(__file__).parent
-BUILD = HERE.parent / "build" / "demo"
+BUILD = Path("build") / "demo"
 LEFT_OUT = ("site-packages", "test", "tests", "idlelib", "lib2to3", "idle_test", "__pycache__", "lib-dynload")
 
 
@@ -51,9 +55,8 @@ def run(*arguments: str) -> None:
         sys.exit(code)
 
 
-def selective_neurons(store: actstore.Store, per_layer: int) -> list[str]:
+def selective_neurons(capture: Capture, per_layer: int) -> list[str]:
     """The neurons of each layer whose exemplars stand out most: mean exemplar less mean, in standard deviations."""
-    capture = store.capture()
     names = []
     for (_, layer), s in sorted(capture.statistics().sites.items()):
         deviation = np.sqrt(s.m2 / np.maximum(s.count, 1))
@@ -75,26 +78,28 @@ def main() -> None:
     corpus = Path(arguments.corpus) if arguments.corpus else BUILD / "stdlib"
     if not arguments.corpus and not corpus.exists():
         copy_standard_library(corpus)
-    store = BUILD / f"{Path(arguments.model).name}.actstore"
-    # A second run continues or reuses the first one's store; other settings need another.
-    key = hashlib.sha256(f"{arguments.model} {corpus} {arguments.tokens}".encode()).hexdigest()[:8]
-    name = f"demo-{key}"
-    run("capture", arguments.model, str(corpus), str(store), "--name", name, "--resume",
+    # A second run continues or reuses the first one's store; other inputs need another.
+    key = hashlib.sha256(f"{arguments.model} {corpus} {arguments.tokens}".encode()).hexdigest()[:6]
+    store = BUILD / f"{Path(arguments.model).name}-{key}.actstore"
+    run("capture", arguments.model, str(corpus), str(store), "--resume",
         "--precision", "int8", "--max-tokens", str(arguments.tokens))  # fmt: skip
     opened = actstore.open(store)
     terminal.out.print("\nThe most selective neurons of each layer, where they are highest:", style="bold")
-    for neuron in selective_neurons(opened, per_layer=2):
+    for neuron in selective_neurons(opened.capture(), per_layer=2):
         chosen = opened.neuron(neuron)
         terminal.out.print()
-        print_neuron(neuron, chosen.statistics(name), chosen.exemplars(4, name, context=12).to_pylist())
-    query = "select layer, count(*) as neurons, avg(positive) as positive, max(max) as highest from neurons group by layer order by layer"
-    run("sql", str(store), query, "--capture", name)
-    languages: pa.Table = opened.sql("select count(*) as n from documents", name)
+        print_neuron(neuron, chosen.statistics(), chosen.exemplars(4, context=12).to_pylist())
+    run("sql", str(store), "select layer, count(*) as neurons, avg(positive) as positive, max(max) as highest "
+        "from neurons group by layer order by layer")  # fmt: skip
+    plan = opened.capture().record.plan
     terminal.out.print(
-        f"\n{languages['n'][0]} modules captured and shown in {time.monotonic() - began:.0f} s. Explore further:", style="bold"
+        f"\n{plan.n_tokens:,} tokens of {plan.n_documents} documents captured and shown in {time.monotonic() - began:.0f} s. "
+        "Explore further:",
+        style="bold",
     )
-    for command in ("top {store} L2.N17", "stats {store} --sort std -k 10", "verify {store} --refill 1"):
-        terminal.out.print(f"  {Path(sys.executable).parent.name and '.venv/bin/actstore'} " + command.format(store=store), soft_wrap=True)
+    command = os.path.relpath(Path(sys.executable).with_name("actstore"))
+    for rest in (f"top {store} L2.N17", f"stats {store} --sort std -k 10", f"verify {store} --refill 1"):
+        terminal.out.print(f"  {command} {rest}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -136,14 +136,20 @@ def train(model: LlamaForCausalLM, ids: torch.Tensor, held_out: torch.Tensor, n_
             optimizer.step()
             optimizer.zero_grad()
         if step % 50 == 0 or step == n_steps - 1:
-            row: dict[str, Any] = {"step": step, "loss": round(loss.item(), 4), "seconds": round(time.monotonic() - began)}
+            row: dict[str, Any] = {
+                "step": step,
+                "loss": round(loss.item(), 4),
+                "seconds": round(time.monotonic() - began),
+            }
             if step % 500 == 0:
                 nats, n_tokens = held_out_nats(model, held_out, max_windows=60)
                 row["held_out_loss"] = round(nats / n_tokens, 4)
             log(row)
 
 
-def evaluate(folder: Path, ids: torch.Tensor, held_out: torch.Tensor, training: list[str], texts: list[str]) -> dict[str, Any]:
+def evaluate(
+    folder: Path, ids: torch.Tensor, held_out: torch.Tensor, training: list[str], texts: list[str]
+) -> dict[str, Any]:
     """Held-out bits per byte of the saved model and of the two 5-gram models."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     n_bytes = sum(len(t.encode()) for t in texts)

@@ -30,7 +30,7 @@ class Projection:
     """One output projection as the model runs it; all experts of one parameter, where it holds several matrices."""
 
     parameter: str
-    owner: str  # the module that holds the parameter
+    owner: str  # the module that holds the parameter; where several share it, the one that ran
     run: int  # the owner's n-th run in a pass
     neurons: int
     width: int  # of the output
@@ -94,6 +94,7 @@ class _Walk:
         self._calls: list[_Call] = []
         self._depth = 0  # of list elements being run
         self._claimed: set[Product] = set()
+        self._inner: list[tuple[_Call, tuple[int | str | None, Tensor], list[Product]]] = []
         self._handed: dict[int, list[Tap]] = {}
         self._before_norm: dict[int, Tensor] = {}
         self._last_output: Tensor | None = None
@@ -155,25 +156,38 @@ class _Walk:
                 if not product.owner:  # made in this module's own forward
                     product.owner, product.run = path, call.run
                     product.is_argument = bool(call.inputs) and _same_rows(call.inputs[0][1], product.input)
-            if path in self._elements:
-                self._depth -= 1
+            self._depth -= path in self._elements
+            if self._depth or path in self._elements:
                 self._close(call, results)
 
         return hook
 
     def _close(self, call: _Call, results: list[tuple[int | str | None, Tensor]]) -> None:
-        """Claim the feed-forwards of a list element that has just run, once it is known to be a whole block.
+        """Claim the feed-forwards of a module that has just run, once it is known to be a whole block.
 
-        The innermost list element that mixes positions is the block (T5 nests its sub-layers in a second list); where none
-        does, the outermost.
+        The innermost element of a list that mixes positions beside the feed-forward is the block (T5 nests its sub-layers in a
+        second list). Where none does it is the innermost module of any kind that does (Zamba shares a transformer block
+        among its layers), or else the outermost element itself.
         """
+        if not results:
+            return
         products = self.provenance.products[call.first_product :]
         mixes = any(Path.MIXED in path for product in products for path in product.sources.values())
-        if not results or (self._depth and not mixes):
-            return
-        place, output = results[0]
-        if not self._depth:
-            self._last_output = output
+        if mixes and call.module in self._elements:
+            self._claim(call, results[0], products)
+        elif mixes:
+            self._inner.append((call, results[0], products))
+        if not self._depth and call.module in self._elements:
+            self._last_output = results[0][1]
+            for inner in self._inner:
+                if inner[0].first_product >= call.first_product:
+                    self._claim(*inner)
+            self._inner.clear()
+            self._claim(call, results[0], products)
+
+    def _claim(self, call: _Call, result: tuple[int | str | None, Tensor], products: list[Product]) -> None:
+        """Make a block of a call that holds feed-forwards which no block has claimed."""
+        place, output = result
         reached = self.provenance.origin(output).sources
         found = [
             product
@@ -243,7 +257,9 @@ class _Walk:
         return activated.index(True) if any(activated) else None
 
     def _describe(self, product: Product) -> Projection:
-        owner = product.parameter.rpartition(".")[0]
+        owner, _, name = product.parameter.rpartition(".")
+        if getattr(self.model.get_submodule(product.owner), name, None) is self.model.get_parameter(product.parameter):
+            owner = product.owner  # one of several modules that share the parameter
         routed = product.routed or product.n_matrices > 1
         return Projection(
             parameter=product.parameter,

@@ -104,9 +104,7 @@ class BlockFiller:
         self._experts = {spec.layer for spec in model.spec.layers if spec.expert is not None}
         self._n_labels = len(record.plan.labels)
 
-    def fill(
-        self, plan: BlockPlan, arrays: dict[str, NDArray[Any]], progress: CaptureProgress
-    ) -> CaptureStatistics:
+    def fill(self, plan: BlockPlan, arrays: dict[str, NDArray[Any]], progress: CaptureProgress) -> CaptureStatistics:
         """The statistics of a block, whose values go into `arrays` (key → [neuron, slot], contents undefined)."""
         statistics = CaptureStatistics.empty(self.record)
         n_used = len(plan.position)
@@ -140,9 +138,7 @@ class BlockFiller:
                 bits = arrays[layout.gate_sign_key(self.record.name, layer)]
                 pack_signs(values, here, bits, statistics.gate_positives[layer])
 
-        self._model.forward(
-            batch.input_ids, batch.attention_mask, sites=self._sites, layers=self._layers, sink=sink
-        )
+        self._model.forward(batch.input_ids, batch.attention_mask, sites=self._sites, layers=self._layers, sink=sink)
 
     def encode(self, plan: BlockPlan, staged: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The arrays to be written for a block whose buffers are filled: quantised, thresholded, or as they are."""
@@ -171,7 +167,7 @@ class BlockFiller:
 
 def _is_nan(values: NDArray[Any]) -> NDArray[np.bool_]:
     if values.dtype == np.uint16:
-        return (values & 0x7FFF) > 0x7F80
+        return np.greater(values & 0x7FFF, 0x7F80)
     return np.isnan(values)
 
 
@@ -180,11 +176,12 @@ def _count_labels(columns: Columns, label_tokens: NDArray[np.int64]) -> None:
     counted = np.add.reduceat(np.append(columns.counted, False).astype(np.int64), columns.segments[:-1])
     counted[np.diff(columns.segments) == 0] = 0
     for column in columns.labels.T:
-        np.add.at(label_tokens, column, counted)
+        labelled = column >= 0
+        np.add.at(label_tokens, column[labelled], counted[labelled])
 
 
 def staging_buffers(record: CaptureRecord, writer: CaptureWriter) -> dict[str, NDArray[Any]]:
-    """This block's buffers for everything that is collected token by token."""
+    """The current block's buffers for everything that is collected token by token."""
     staging = layout.staging_format(record.precision, record.dtype)
     buffers = {}
     for spec in block_arrays(record):

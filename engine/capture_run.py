@@ -6,6 +6,7 @@ What can be found wrong is found before the model's weights are loaded. Knows no
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -19,14 +20,14 @@ import psutil
 
 from actstore.engine.capture import bytes_per_slot, fill_blocks
 from actstore.engine.corpus import CorpusDigest, CorpusOptions, CorpusReport, read_corpus
-from actstore.engine.models import LoadedModel, ModelSpec, inspect_model, load_model
+from actstore.engine.models import DTYPES, LoadedModel, ModelSpec, inspect_model, load_model
 from actstore.engine.plan import PlanSettings, block_size, write_plan
 from actstore.engine.progress import CaptureProgress
 from actstore.engine.settings import CaptureSettings
 from actstore.engine.tokens import TextTokenizer
 from actstore.store import layout, root
 from actstore.store.commits import committed_blocks
-from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError
+from actstore.store.errors import CaptureError, InvalidInputError
 from actstore.store.folder import Folder
 from actstore.store.lock import own
 from actstore.store.reader import Store, read_capture
@@ -87,11 +88,15 @@ def capture(
     >>> actstore.capture("gpt2", "corpus.jsonl", "gpt2.actstore", precision="half")
     """
     options, progress = options or RunOptions(), progress or CaptureProgress()
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name == "zarr.json":
         raise InvalidInputError(f"A capture's name is letters, digits, '.', '_' and '-', found {name!r}. Mend --name.")
+    if options.dtype not in DTYPES:
+        raise InvalidInputError(f"--dtype is one of {', '.join(DTYPES)}: found {options.dtype!r}.")
     spec = inspect_model(model, trust_remote_code=options.trust_remote_code)
     if spec.kind == "vision":
-        raise InvalidInputError(f"{model} reads images, and {corpus} is a corpus of text. Name a model that reads text.")
+        raise InvalidInputError(
+            f"{model} reads images, and {corpus} is a corpus of text. Name a model that reads text."
+        )
     folder = Folder(store, read_only=False)
     _check_target(folder, name, spec, options.resume)
     run = _Run(folder, name, spec, str(corpus), options, progress, report or CorpusReport())
@@ -113,9 +118,14 @@ def _check_target(folder: Folder, name: str, spec: ModelSpec, resume: bool) -> N
                 f"{folder} already has a capture {name!r}. Continue it with --resume, or name the new one with --name."
             )
     elif folder.path is not None and folder.path.is_dir():
-        strangers = [entry.name for entry in folder.path.iterdir() if entry.name not in {"captures", "tokenizer", "weights"}]
+        # What a first capture leaves that was killed before the store's root was written is ours to write over.
+        begun = any(folder.path.glob(f"captures/*/{layout.LOCK_NAME}"))
+        ours = {"captures", "tokenizer", "weights", "neurons.parquet", "zarr.json"} if begun else set()
+        strangers = sorted({entry.name.removesuffix(".partial") for entry in folder.path.iterdir()} - ours)
         if strangers:
-            raise InvalidInputError(f"{folder} is a folder with other content ({strangers[0]}, …). Name a new path for the store.")
+            raise InvalidInputError(
+                f"{folder} is a folder with other content ({strangers[0]}, …). Name a new path for the store."
+            )
 
 
 @contextmanager
@@ -126,7 +136,8 @@ def _removed_on_failure(folder: Folder, name: str) -> Iterator[None]:
     except BaseException:
         if folder.path is not None and read_capture(folder, name) is None and _nobody_else_writes(folder, name):
             shutil.rmtree(folder.path / layout.capture_key(name), ignore_errors=True)
-            if not root.is_store(folder) and not any(folder.path.glob("captures/*")):
+            others = any(entry.is_dir() for entry in folder.path.glob("captures/*"))
+            if not root.is_store(folder) and not others:
                 shutil.rmtree(folder.path, ignore_errors=True)
         raise
 
@@ -165,17 +176,18 @@ class _Run:
             create_capture(self.folder, record)
         else:
             model = self._check_same(record, requested)
-        self._fill(record, model)
-        running = RunningStatistics(self.folder, record)
-        running.advance()
-        if not is_finished(self.folder, record):
-            write_finished(self.folder, record, running.total)
+        with self._resumable(record):
+            self._fill(record, model)
+            running = RunningStatistics(self.folder, record)
+            running.advance()
+            if not is_finished(self.folder, record):
+                write_finished(self.folder, record, running.total)
 
     def _begin(self, requested: Mapping[str, Any]) -> tuple[CaptureRecord, LoadedModel, CaptureSettings]:
         settings = CaptureSettings.resolve(requested, self.spec)
         widths = settings.widths(self.spec)
         plan = self._write_plan(settings, widths)
-        model = self._load()
+        model = self._load(self.options.dtype)
         dtype = str(model.dtype).removeprefix("torch.")
         gated = {s.layer for s in self.spec.layers if s.gated}
         record = CaptureRecord(
@@ -243,10 +255,10 @@ class _Run:
         first = next(iter(read_corpus(self.corpus, _corpus_options(settings))), None) if self.corpus != "-" else None
         return first is not None and first.ids is not None
 
-    def _load(self) -> LoadedModel:
+    def _load(self, dtype: str) -> LoadedModel:
         return load_model(
             self.spec.name,
-            dtype=self.options.dtype,
+            dtype=dtype,
             device=self.options.device,
             trust_remote_code=self.options.trust_remote_code,
         )
@@ -269,7 +281,9 @@ class _Run:
             root.write_tokenizer(self.folder, tokenizer.to_json(), tokenizer.vocabulary(), tokenizer.fingerprint)
         if root.is_store(self.folder):
             return
-        vectors = {spec.layer: model.write_vectors(spec.layer) for spec in self.spec.layers} if self.options.weights else {}
+        vectors = (
+            {spec.layer: model.write_vectors(spec.layer) for spec in self.spec.layers} if self.options.weights else {}
+        )
         if vectors:
             parts = {"unembedding": model.unembedding(), "final_norm": model.final_norm_gain()}
             layers = ((layer, _named(write_vectors=v, bias=model.output_bias(layer))) for layer, v in vectors.items())
@@ -294,7 +308,7 @@ class _Run:
                 f"Capture {self.name!r} of {self.folder} cannot be resumed: {'; '.join(differences)}. "
                 "Resume with what it was begun with, or begin another capture with --name."
             )
-        model = self._load()
+        model = self._load(self.options.dtype if self.options.dtype != "auto" else record.dtype)
         check_model(self.folder, record.model_fingerprint, fingerprint_of(model), self.spec.name)
         return model
 
@@ -315,16 +329,28 @@ class _Run:
         self.progress.started(record.plan.n_tokens, tokens_done, estimate_nbytes(record))
         running = RunningStatistics(self.folder, record)
         n_threads = self.options.threads or max(1, min(8, (os.cpu_count() or 2) // 2))
+        with CaptureWriter(self.folder, record, n_threads=n_threads) as writer:
+            writer.on_commit = lambda block: running.advance(checkpoint=True) if block % 64 == 63 else None
+            fill_blocks(self.folder, record, model, writer, missing, self.progress)
+
+    @contextmanager
+    def _resumable(self, record: CaptureRecord) -> Iterator[None]:
+        """Turn what stops a run from outside into a `CaptureError` that says how far it came and how to go on."""
         try:
-            with CaptureWriter(self.folder, record, n_threads=n_threads) as writer:
-                writer.on_commit = lambda block: running.advance(checkpoint=True) if block % 64 == 63 else None
-                fill_blocks(self.folder, record, model, writer, missing, self.progress)
+            yield
         except KeyboardInterrupt:
-            n_committed = len(committed_blocks(self.folder, self.name))
-            raise CaptureError(
-                f"Interrupted: {n_committed} of {record.plan.n_blocks} blocks of capture {self.name!r} are in {self.folder}. "
-                "Run the same command with --resume to fill the rest."
-            ) from None
+            reason = "Interrupted"
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            reason = f"The disk of {self.folder} is full"
+        else:
+            return
+        n_committed = len(committed_blocks(self.folder, self.name))
+        raise CaptureError(
+            f"{reason}: {n_committed} of {record.plan.n_blocks} blocks of capture {self.name!r} are in {self.folder}. "
+            "Run the same command with --resume to fill the rest."
+        )
 
 
 def _named(**tensors: Any) -> dict[str, Any]:

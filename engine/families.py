@@ -125,7 +125,7 @@ def vocabulary_of(model: PreTrainedModel) -> int | None:
 def headless(model: PreTrainedModel) -> PreTrainedModel:
     """The model without its head: unembedding what nobody reads is wasted work."""
     base = model.base_model
-    return base if isinstance(base, nn.Module) and type(base).forward is not PreTrainedModel.forward else model
+    return base if base is not model and model.main_input_name in _accepted(base) else model
 
 
 def _accepted(model: nn.Module) -> set[str]:
@@ -155,6 +155,12 @@ def arguments_for(
     if "use_cache" in accepted:
         given["use_cache"] = False
     return given
+
+
+def example_ids(model: PreTrainedModel) -> Tensor:
+    """A few token ids [window, position]; as many windows as a music model reads codebooks at once."""
+    count = getattr(model.config, "num_codebooks", 2)
+    return torch.arange(8 * count).view(count, 8) % 7 + 4
 
 
 def example_inputs(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
@@ -193,8 +199,12 @@ def run_experts_eagerly(model: nn.Module) -> None:
 def build_weightless(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """The model on the meta device: its modules and shapes in float32, without memory."""
     build: Callable[..., PreTrainedModel] = kind._from_config
-    with torch.device("meta"):
-        model = build(config, dtype=torch.float32)
+    try:
+        with torch.device("meta"):
+            model = build(config, dtype=torch.float32)
+    except (ImportError, ValueError, TypeError, AttributeError, KeyError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__).strip()
+        raise ModelError(f"{kind.__name__} cannot be built from its configuration: {first}") from error
     run_experts_eagerly(model)
     return model.eval()
 

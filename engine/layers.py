@@ -104,6 +104,7 @@ def list_layers(model: PreTrainedModel, architecture: Architecture, *, name: str
 def _specify(number: int, layer: Layer, stack: str, block: int) -> LayerSpec:
     several = layer.projection.n_matrices > 1
     path, _, name = layer.parameter.rpartition(".")
+    path = layer.projection.owner if layer.projection.hooked else path
     module = f"{layer.parameter}[{layer.matrix}]" if several else path if name == "weight" else layer.parameter
     return LayerSpec(
         layer=number,

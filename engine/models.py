@@ -60,8 +60,15 @@ def load_model(
 def _walk(twin: PreTrainedModel) -> Architecture:
     """The architecture of a weightless model, or `ModelError` where it has no neurons."""
     base = families.headless(twin)
-    ids, extra = families.example_inputs(base, torch.arange(16).view(2, 8) % 7 + 4)
-    found = walk(twin, lambda: base(**families.arguments_for(base, ids, None, extra)))
+    ids, extra = families.example_inputs(base, families.example_ids(base))
+    try:
+        found = walk(twin, lambda: base(**families.arguments_for(base, ids, None, extra)))
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"expected {twin.config.model_type!r} ({type(twin).__name__}) to run on token ids or images alone, and it does not:"
+            f" {first}; choose another model, or the part of it that reads text"
+        ) from error
     if not found.blocks:
         reason = "no feed-forward was found in its blocks" if found.has_attention else "it is a state-space or recurrent model"
         raise ModelError(
@@ -123,9 +130,11 @@ class LoadedModel:
         last = max((self._layers[layer].position for layer in wanted), default=0)
         block = self._architecture.blocks[last]
         with suppress(LastLayerReached), torch.inference_mode(), ExitStack() as open_:
-            open_.enter_context(tapped(self.model, taps, sink, stop=(block.module, block.run)))
+            watch = Watch(watched, sink)
+            hooked = watch.deafen(sink) if watched else sink
+            open_.enter_context(tapped(self.model, taps, hooked, stop=(block.module, block.run)))
             if watched:
-                open_.enter_context(Watch(watched, sink))
+                open_.enter_context(watch)
             families.part_for(base, arguments)(**arguments)
 
     def _wanted(self, sites: Sequence[str], layers: Iterable[int] | None) -> dict[int, list[str]]:
@@ -160,14 +169,16 @@ class LoadedModel:
         watched = []
         for parameter, indices in by_parameter.items():
             projection = self._layers[indices[0]].projection
-            skip = {"mlp.post"} if projection.hooked else set()
-            sites = {i: [site for site in wanted.get(i, ()) if site in MLP_SITES and site not in skip] for i in indices}
+            sites = {i: [site for site in wanted.get(i, ()) if self._is_watched(i, site)] for i in indices}
             if any(sites.values()):
                 weight = self.model.get_parameter(parameter)
                 watched.append(
                     Watched(weight, projection.n_matrices, projection.routed, projection.gate, tuple(indices), sites)
                 )
         return watched
+
+    def _is_watched(self, layer: int, site: str) -> bool:
+        return site in MLP_SITES and not (site == "mlp.post" and self._layers[layer].projection.hooked)
 
     def write_vectors(self, layer: int) -> Tensor:
         """The write vectors of a layer [neuron, d_model]: what each neuron adds to its MLP's output per unit of activation.

@@ -63,7 +63,13 @@ class PlanSettings:
             )
         if self.block_slots % SLOT_MULTIPLE:
             raise InvalidInputError(f"Blocks are multiples of {SLOT_MULTIPLE} slots, found {self.block_slots}.")
-        self.fixed_positions()
+        fixed = self.fixed_positions()
+        n_kept = 1 if self.positions == "last" else self.context if fixed is None else min(self.context, len(fixed))
+        if n_kept > self.block_slots:
+            raise InvalidInputError(
+                f"A window keeps up to {n_kept} tokens, more than a block of {self.block_slots} slots holds. "
+                "Raise --memory, or name fewer --positions."
+            )
 
     def fixed_positions(self) -> tuple[int, ...] | None:
         """The indices of `positions` where it is a list; `InvalidInputError` where it is nothing known."""
@@ -185,7 +191,7 @@ class _Labels:
     def __init__(self, columns: tuple[str, ...]) -> None:
         for column in columns:
             if column in RESERVED_COLUMNS:
-                raise InvalidInputError(f"A label column cannot be called {column!r}; these names are taken: {RESERVED_COLUMNS}.")
+                raise InvalidInputError(f"A label column cannot be called {column!r}: taken are {', '.join(RESERVED_COLUMNS)}.")
         self.columns = columns
         self.ids: dict[tuple[str, str], int] = {}
         self._counts = dict.fromkeys(columns, 0)
@@ -230,7 +236,7 @@ def write_plan(
             check_ids(ids, document.source, n_vocabulary)
             row = {"source": document.source, "sha256": document.sha256, "n_tokens": len(ids)}
             number = writer.add_document(row | {c: document.labels.get(c, "") for c in label_columns})
-            for window in windower.windows(ids, number, labels.of(document.labels)):
+            for window in windower.windows(ids.astype(np.int32), number, labels.of(document.labels)):
                 yield window
                 n_tokens += len(window.kept)
                 if settings.max_tokens is not None and n_tokens >= settings.max_tokens:
@@ -240,8 +246,7 @@ def write_plan(
     try:
         for block in pack_blocks(windows(), settings.block_slots):
             writer.add_block(batch_windows(block, settings.batch_tokens, settings.max_padding))
-        if writer.n_windows == 0:
-            raise InvalidInputError(f"The corpus {corpus} holds no token to store. Check the path and --positions.")
+        _expect_windows(writer.n_windows, corpus)
         pairs = tuple(labels.ids)
         fingerprint = writer.close(pairs)
     except BaseException:
@@ -261,6 +266,11 @@ def write_plan(
         block_slots=settings.block_slots,
         n_blocks=writer.n_blocks,
     )
+
+
+def _expect_windows(n_windows: int, corpus: str) -> None:
+    if n_windows == 0:
+        raise InvalidInputError(f"The corpus {corpus} holds no token to store. Check the path and --positions.")
 
 
 def tokenise(documents: Iterable[Document], tokenizer: TextTokenizer | None) -> Iterator[tuple[Document, NDArray[Any]]]:

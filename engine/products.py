@@ -24,7 +24,7 @@ from actstore.engine.sites import Sink, as_rows
 _LINEAR = {"linear": 0, "matmul": 0, "__matmul__": 0, "mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
 """Function name: the place of the activations among the arguments; the weight follows."""
 _PRODUCT = {"mul", "__mul__", "__rmul__", "mul_", "multiply", "__imul__"}
-_HANDED_ON = {"to", "type_as", "dropout", "contiguous", "view", "reshape", "float", "half", "bfloat16", "clone"}
+_HANDED_ON = {"to", "type_as", "dropout", "contiguous", "view", "reshape", "float", "half", "bfloat16"}
 _SELECT = {"__getitem__", "index_select"}
 
 
@@ -61,11 +61,26 @@ class Watch(TorchFunctionMode):
         self._product: _Factors | None = None
         self._selected: Tensor | None = None
         self._taken = 0
+        self._deaf = False
+
+    def deafen(self, sink: Sink) -> Sink:
+        """The same sink, whose own torch calls are not taken for the model's."""
+
+        def quiet(layer: int, site: str, values: Tensor, rows: Tensor | None) -> None:
+            self._deaf = True
+            try:
+                sink(layer, site, values, rows)
+            finally:
+                self._deaf = False
+
+        return quiet
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._deaf:
+            return func(*args, **kwargs)
         name = func.__name__
         if name in _LINEAR:
             self._see_linear(args, _LINEAR[name])

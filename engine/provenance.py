@@ -122,6 +122,8 @@ class Provenance(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if "attention" in func._schema.name:  # checks devices itself
+            args, kwargs = tree_map(self._fill, (args, kwargs))
         with self:  # inference mode shows composite operations whole: take them apart
             output = func.decompose(*args, **kwargs)
         if output is not NotImplemented:
@@ -227,9 +229,9 @@ class Provenance(TorchDispatchMode):
     def _is_routed(self, name: str, args: tuple[Any, ...], inputs: list[Tensor]) -> bool:
         if name in {"index_add", "index_put", "scatter", "scatter_add", "index_copy", "masked_scatter"}:
             return self.origin(inputs[0]).routed
-        if name in {"index", "index_select"} and inputs[0].dim() == 2 and inputs[0].is_floating_point():
+        if name in {"index", "index_select"} and inputs[0].is_floating_point():
             index = [entry for entry in (args[1] if name == "index" else [args[2]]) if isinstance(entry, Tensor)]
-            if len(index) == 1 and index[0].dim() == 1:
+            if len(index) == 1 and index[0].dim() == 1 and inputs[0].dim() in (2, 3):
                 return True
         return any(self.origin(tensor).routed for tensor in inputs)
 

@@ -40,7 +40,9 @@ def refill_blocks(
     """
     record = capture.record
     if record.precision == "none":
-        raise InvalidInputError(f"Capture {record.name!r} keeps no values (precision none), so there is nothing to compare.")
+        raise InvalidInputError(
+            f"Capture {record.name!r} keeps no values (precision none), so there is nothing to compare."
+        )
     loaded = load_model(model or capture.store.model.name, dtype=record.dtype, device=device)
     check_model(capture.folder, record.model_fingerprint, fingerprint_of(loaded), loaded.spec.name)
     filler = BlockFiller(loaded, record)
@@ -89,12 +91,16 @@ def _difference(capture: Capture, computed: dict[str, NDArray[Any]], site: str, 
     key = layout.values_key(capture.record.name, site, layer)
     scale_key = layout.block_parameters_key(capture.record.name, site, layer, "scale")
     stored = capture.block_values(layer, block, site)
-    again = layout.decode_values(computed[key], computed[scale_key] if scale_key in computed else None)
+    again = layout.decode_values(computed[key], computed.get(scale_key))
     if capture.record.precision == "sparse":
         # A value at the threshold may fall on either side of it on another machine.
         threshold = capture.block_parameter("threshold", layer, block, site)[:, None]
         margin = TOLERANCES[capture.record.dtype] * np.nanmax(np.abs(stored), initial=0.0)
-        again = np.where((np.abs(np.abs(again) - threshold) <= margin) | (np.abs(np.abs(stored) - threshold) <= margin), stored, again)
+        again = np.where(
+            (np.abs(np.abs(again) - threshold) <= margin) | (np.abs(np.abs(stored) - threshold) <= margin),
+            stored,
+            again,
+        )
     if not (np.isnan(stored) == np.isnan(again)).all():
         return float("inf")
     with np.errstate(invalid="ignore"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import PRECISIONS
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from actstore.engine.models import ModelSpec
 
 MAX_DEFAULT_CONTEXT = 1024
+
+Begin = Literal["auto", "always", "never"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class CaptureSettings:
     context: int | None = None
     """The model's context, at most 1,024 tokens."""
     overlap: int = 0
-    begin: Literal["auto", "always", "never"] = "auto"
+    begin: Begin = "auto"
     positions: str = "all"
     batch_tokens: int = 4096
     max_tokens: int | None = None
@@ -53,7 +55,11 @@ class CaptureSettings:
     def resolve(cls, requested: Mapping[str, Any], spec: ModelSpec) -> Self:
         """The defaults overridden by `requested`, checked against the model; `InvalidInputError` for what it cannot give."""
         settings = cls(**requested)
-        context = settings.context or min(spec.context or 512, MAX_DEFAULT_CONTEXT)
+        context = settings.context
+        if context is None:
+            context = min(spec.context or 512, MAX_DEFAULT_CONTEXT)
+        if context < 1:
+            raise InvalidInputError(f"A window holds at least 1 token, found a context of {context}. Raise --context.")
         if spec.context is not None and context > spec.context:
             raise InvalidInputError(
                 f"{spec.name} reads at most {spec.context} tokens at once, found a context of {context}. Lower --context."
@@ -82,11 +88,22 @@ class CaptureSettings:
             raise InvalidInputError(f"--batch-tokens must be at least 1, found {self.batch_tokens}.")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise InvalidInputError(f"--max-tokens must be at least 1, found {self.max_tokens}.")
+        if self.begin not in get_args(Begin):
+            raise InvalidInputError(f"--begin is one of {', '.join(get_args(Begin))}: found {self.begin!r}.")
+        for column in self.label_columns:
+            if self.label_columns.count(column) > 1:
+                raise InvalidInputError(f"The label column {column!r} is named twice. Name it once with --label.")
         for site in self.sites:
             if site not in spec.sites:
                 raise InvalidInputError(f"{spec.name} has no site {site!r}. Its sites are {', '.join(spec.sites)}.")
         if not self.sites:
-            raise InvalidInputError(f"At least one site must be captured. The model's sites are {', '.join(spec.sites)}.")
+            raise InvalidInputError(
+                f"At least one site must be captured. The model's sites are {', '.join(spec.sites)}."
+            )
+        if self.layers is not None and not self.layers:
+            raise InvalidInputError(
+                f"At least one layer must be captured. {spec.name} has layers 0 to {len(spec.layers) - 1}."
+            )
         for layer in self.layers or ():
             if not 0 <= layer < len(spec.layers):
                 raise InvalidInputError(f"{spec.name} has layers 0 to {len(spec.layers) - 1}, found layer {layer}.")
@@ -115,7 +132,8 @@ class CaptureSettings:
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """What `to_json` gave."""
         known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in known})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in known}
+        return cls(**fields)
 
     def differences(self, requested: Mapping[str, Any]) -> list[str]:
         """A phrase for each requested setting that is not what it is here."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +48,7 @@ class TextTokenizer:
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """The token ids of each text, special tokens that the tokenizer would add left out."""
         if self._tokenizer.is_fast:
-            encodings = self._tokenizer._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)  # type: ignore[attr-defined]
+            encodings = self._tokenizer._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
             return [np.array(e.ids, np.int32) for e in encodings]
         return [
             np.array(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], np.int32)
@@ -89,7 +89,7 @@ class TextTokenizer:
         if not self._tokenizer.is_fast:
             return None
         # Padding and truncation are switched by mere use, and `encode` applies neither.
-        state = json.loads(self._tokenizer._tokenizer.to_str())  # type: ignore[attr-defined]
+        state = json.loads(self._tokenizer._tokenizer.to_str())
         state["padding"] = state["truncation"] = None
         return json.dumps(state, ensure_ascii=False)
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from actstore.store.folder import Folder
 
 
-
-
 MAPPED_SHARDS: Final = 256
 """Shards of one array that stay mapped; a process may map some 65,000 files."""
 
@@ -122,6 +120,8 @@ def open_array(folder: Folder, key: str) -> zarr.Array[Any]:
         return zarr.open_array(store=folder.zarr, path=key, mode="r")
     except FileNotFoundError:
         raise NotFoundError(f"{folder} has no array {key}.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"The metadata of {folder}/{key} cannot be read: {error}.") from None
 
 
 def read_array(folder: Folder, key: str, selection: Any = ...) -> NDArray[Any]:

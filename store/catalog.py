@@ -1,18 +1,19 @@
 """SQL over a store: DuckDB on its Parquet tables, read in place.
 
-Views `neurons`, `documents`, `windows`, `tokens` are those of the chosen capture; a capture's own schema holds them under its
-name (`corpus.neurons`); `vocabulary` and `model` (the neurons as the weights alone know them) belong to the store. Knows
-nothing about what the columns mean.
+Views `neurons`, `documents`, `windows`, `tokens` are those of the chosen capture; a capture's own schema holds them under
+its name (`corpus.neurons`; a name that DuckDB keeps for itself, or that differs from another only in capital letters, gets
+none). `vocabulary` and `model` (the neurons as the weights alone know them) belong to the store. Knows nothing about what
+the columns mean.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import duckdb
 
 from actstore.store.errors import InvalidInputError
-from actstore.store.layout import VOCABULARY_KEY, table_key
+from actstore.store.layout import DEFAULT_CAPTURE, VOCABULARY_KEY, table_key
 from actstore.store.statistics import is_finished
 
 if TYPE_CHECKING:
@@ -21,14 +22,21 @@ if TYPE_CHECKING:
     from actstore.store.reader import Capture, Store
 
 
+RESERVED_SCHEMAS: Final = ("main", "temp", "system", "pg_catalog", "information_schema")
+
+
 def run_sql(store: Store, query: str, capture: str | None) -> pa.Table:
     """The result of one query; `InvalidInputError` with DuckDB's reason where it cannot be run."""
     with duckdb.connect() as connection:
         wants_tokens = "tokens" in query.lower()
-        for name in store.captures:
-            connection.execute(f"CREATE SCHEMA {_quoted(name)}")
-            _add_capture(connection, store.capture(name), _quoted(name) + ".", wants_tokens)
-        if capture is not None or store.captures:
+        captures = store.captures
+        taken = set(RESERVED_SCHEMAS)
+        for name in captures:
+            if name.lower() not in taken:  # SQL does not tell capital letters from small ones
+                taken.add(name.lower())
+                connection.execute(f"CREATE SCHEMA {_quoted(name)}")
+                _add_capture(connection, store.capture(name), _quoted(name) + ".", wants_tokens)
+        if capture is not None or len(captures) == 1 or DEFAULT_CAPTURE in captures:
             _add_capture(connection, store.capture(capture), "", wants_tokens)
         _add_table(connection, store, "vocabulary", VOCABULARY_KEY)
         _add_table(connection, store, "model", table_key(None, "neurons"))
@@ -68,6 +76,6 @@ def _add_table(connection: duckdb.DuckDBPyConnection, store: Store, view: str, k
 
 
 def _add_arrow(connection: duckdb.DuckDBPyConnection, view: str, table: pa.Table) -> None:
-    hidden = "_arrow_" + view.replace('"', "").replace(".", "_").replace("-", "_")
+    hidden = f"_arrow_{id(table)}"  # the connection keeps the table alive, so no other will have its id
     connection.register(hidden, table)
     connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {hidden}")

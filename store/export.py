@@ -42,11 +42,14 @@ def export_activations(
     """Write the activations of `neurons` [(layer, index)] over all committed tokens; the number of tokens written.
 
     `.parquet`: the columns of the tokens table, then one float32 column a neuron (`L3.N17`). `.npy`: float32 [token, neuron].
-    `.safetensors`: float32 `activations` [neuron, token], int32 `layer` and `neuron` [neuron], int64 `token`, int32 `id` [token].
+    `.safetensors`: float32 `activations` [neuron, token], int32 `layer` and `neuron` [neuron], int64 `token` and int32 `id`
+    [token].
     """
     path = Path(target)
     if path.suffix not in FORMATS:
-        raise InvalidInputError(f"The export's format is told by its suffix, one of {', '.join(FORMATS)}: found {path.name!r}.")
+        raise InvalidInputError(
+            f"The export's format is told by its suffix, one of {', '.join(FORMATS)}: found {path.name!r}."
+        )
     if not path.parent.is_dir():
         raise InvalidInputError(f"The folder of {path} does not exist. Make it first, or export elsewhere.")
     if not neurons:
@@ -141,7 +144,11 @@ def _write_safetensors(
     offset = 0
     codes = {"int32": "I32", "int64": "I64"}
     for name, array in small.items():
-        header[name] = {"dtype": codes[str(array.dtype)], "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
+        header[name] = {
+            "dtype": codes[str(array.dtype)],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
         offset += array.nbytes
     size = n_neurons * n_tokens * 4
     header["activations"] = {"dtype": "F32", "shape": [n_neurons, n_tokens], "data_offsets": [offset, offset + size]}

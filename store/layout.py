@@ -15,6 +15,9 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+DEFAULT_CAPTURE: Final = "corpus"
+"""The capture meant where none is named and there are several."""
+
 FORMAT: Final = 1
 """Version of the layout below. A reader refuses a larger one; a store of every released version stays readable."""
 
@@ -108,7 +111,9 @@ class ShardGrid:
 def shard_grid(rows: int, columns: int) -> ShardGrid:
     """The grid of a [rows, columns] shard; inner chunks divide the columns and waste no rows where a divisor is near."""
     chunk_columns = next(
-        columns // parts for parts in range(1, columns + 1) if columns % parts == 0 and columns // parts <= MAX_TOKENS_PER_CHUNK
+        columns // parts
+        for parts in range(1, columns + 1)
+        if columns % parts == 0 and columns // parts <= MAX_TOKENS_PER_CHUNK
     )
     divisors = [n for n in range(NEURONS_PER_CHUNK // 2, NEURONS_PER_CHUNK + 1) if rows % n == 0]
     chunk_rows = divisors[-1] if divisors else min(rows, NEURONS_PER_CHUNK)

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES
 from actstore.store.errors import InvalidInputError
+from actstore.store.layout import SPECIAL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -88,9 +89,7 @@ class Neuron:
         statistics = self.store.capture(capture).layer_statistics(self.layer, site)
         return statistics.histogram[self.index], HISTOGRAM_EDGES
 
-    def exemplars(
-        self, k: int = 20, capture: str | None = None, site: str = "mlp.post", context: int = 24
-    ) -> pa.Table:
+    def exemplars(self, k: int = 20, capture: str | None = None, site: str = "mlp.post", context: int = 24) -> pa.Table:
         """The k windows in which the neuron is highest, best first, with `context` tokens on either side; see `EXEMPLARS`.
 
         Ties go to the earlier token. Beyond the exemplars recorded at capture time they are found among the stored values.
@@ -102,7 +101,7 @@ class Neuron:
         values, tokens = statistics.exemplar_values[self.index], statistics.exemplar_tokens[self.index]
         n_known = int((tokens >= 0).sum())
         if k > n_known and n_known == len(tokens) and source.record.precision != "none":
-            values, tokens = self._search(source, site, k)
+            values, tokens = self._search(source, site, k, values, tokens)
         rows = [
             self._exemplar(source, site, float(value), int(token), context)
             for value, token in zip(values[:k], tokens[:k], strict=True)
@@ -110,27 +109,35 @@ class Neuron:
         ]
         return pa.Table.from_pylist(rows, schema=EXEMPLARS)
 
-    def _search(self, source: Capture, site: str, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The k largest window maxima among the stored values."""
+    def _search(
+        self, source: Capture, site: str, k: int, values: NDArray[np.float32], tokens: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The recorded exemplars `values` and `tokens`, then the largest stored values of other windows: k in all.
+
+        The recorded ones go first because they are exact, which stored values need not be.
+        """
         found_values, found_tokens = [], []
         for block in source.blocks:
             plan = source.block_plan(block)
+            first_token = block * source.record.plan.block_slots
             row = source.block_row(self.layer, self.index, block, site)[: len(plan.position)]
-            special = plan.modality == 2
-            row = np.where(special | np.isnan(row), -np.inf, row)
+            unfit = (plan.modality == SPECIAL) | ~np.isfinite(row)
+            if source.record.precision == "sparse":
+                unfit |= row == 0  # dropped: what it was is not known
+            row = np.where(unfit, -np.inf, row)
             starts = np.cumsum([0, *plan.windows["n_slots"][:-1]])
             maxima = np.maximum.reduceat(row, starts)
+            here = tokens[(tokens >= first_token) & (tokens < first_token + len(row))] - first_token
             window = np.repeat(np.arange(len(starts)), plan.windows["n_slots"])
+            maxima[window[here]] = -np.inf
             # The first slot of each window that attains its maximum.
-            hits = np.flatnonzero(row == maxima[window])
+            hits = np.flatnonzero((row == maxima[window]) & (row > -np.inf))
             _, first = np.unique(window[hits], return_index=True)
-            best = hits[first]
-            found_values.append(row[best])
-            found_tokens.append(best + block * source.record.plan.block_slots)
-        values, tokens = np.concatenate(found_values), np.concatenate(found_tokens)
-        order = np.lexsort((tokens, -values))[:k]
-        order = order[values[order] > -np.inf]
-        return values[order], tokens[order]
+            found_values.append(row[hits[first]])
+            found_tokens.append(hits[first] + first_token)
+        others, places = np.concatenate(found_values), np.concatenate(found_tokens)
+        order = np.lexsort((places, -others))[: k - len(tokens)]
+        return np.concatenate([values, others[order]]), np.concatenate([tokens, places[order]])
 
     def _exemplar(self, source: Capture, site: str, value: float, token: int, context: int) -> dict[str, Any]:
         block, slot = divmod(token, source.record.plan.block_slots)
@@ -153,7 +160,9 @@ class Neuron:
             "window": int(plan.windows["window"][window]),
             "source": source.document_source(document),
             "tokens": [self.store.token_text(int(i)) for i in ids[first:last]],
-            "activations": self._around(source, site, block, slice(*slot_starts[window : window + 2].tolist()), first, last),
+            "activations": self._around(
+                source, site, block, slice(*slot_starts[window : window + 2].tolist()), first, last
+            ),
             "pivot": position - first,
         }
 

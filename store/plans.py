@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,11 +22,11 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from actstore.store.arrays import open_array
-from actstore.store.errors import FormatError
+from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.layout import BLOSC, PADDING, plan_key, table_key
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -103,9 +105,26 @@ class _GrowingArray:
             self._array.append(np.concatenate(self._pending))
 
 
-def _digest_window(digest: hashlib._Hash, *parts: NDArray[Any]) -> None:
-    for part in parts:
-        digest.update(np.ascontiguousarray(part).tobytes())
+class _Fingerprint:
+    """Adds up a plan, the same way as it is written and as it is read."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        self._documents = hashlib.sha256()
+
+    def add_document(self, row: dict[str, Any]) -> None:
+        self._documents.update(json.dumps(row, sort_keys=True).encode())
+
+    def add_block(self, inputs: NDArray[Any], tokens: dict[str, NDArray[Any]], windows: pa.Table) -> None:
+        for values in (inputs, *(tokens[name] for name in TOKEN_ARRAYS)):
+            self._digest.update(np.ascontiguousarray(values).tobytes())
+        for name in WINDOWS.names:
+            column = windows[name].combine_chunks()
+            self._digest.update((column.flatten() if name == "labels" else column).to_numpy().tobytes())
+
+    def hexdigest(self, labels: Sequence[tuple[str, str]]) -> str:
+        self._digest.update(self._documents.digest() + json.dumps(list(map(list, labels))).encode())
+        return self._digest.hexdigest()
 
 
 class PlanWriter:
@@ -114,7 +133,7 @@ class PlanWriter:
     def __init__(self, folder: Folder, capture: str, block_slots: int, settings: dict[str, Any]) -> None:
         """Start over in `capture`; earlier plan files there are replaced."""
         self._block_slots = block_slots
-        self._digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        self._fingerprint = _Fingerprint(settings)
         self._inputs = _GrowingArray(folder, plan_key(capture, "inputs/ids"), "int32", "input")
         self._tokens = {
             name: _GrowingArray(folder, plan_key(capture, f"tokens/{name}"), dtype, "token")
@@ -130,6 +149,7 @@ class PlanWriter:
     def add_document(self, row: dict[str, Any]) -> int:
         """The index of a new row of the documents table; every row must have the same columns."""
         self._document_rows.append({"document": self.n_documents, **row})
+        self._fingerprint.add_document(self._document_rows[-1])
         if len(self._document_rows) == 4096:
             self._flush_documents()
         self.n_documents += 1
@@ -145,7 +165,16 @@ class PlanWriter:
     def add_block(self, batches: Sequence[Sequence[PlannedWindow]]) -> None:
         """Place the windows of one block, batch after batch, and pad it."""
         slot = self.n_blocks * self._block_slots
-        rows = []
+        rows: list[dict[str, Any]] = []
+        inputs: list[NDArray[Any]] = []
+        tokens: dict[str, list[NDArray[Any]]] = {name: [] for name in TOKEN_ARRAYS}
+
+        def add_tokens(ids: NDArray[Any], position: NDArray[Any], window: int, modality: NDArray[Any]) -> None:
+            columns = {"ids": ids, "position": position, "window": np.full(len(ids), window), "modality": modality}
+            for name, values in columns.items():
+                tokens[name].append(values.astype(TOKEN_ARRAYS[name], copy=False))
+
+        n_inputs = self._inputs.length
         for batch, windows in enumerate(batches):
             for window in windows:
                 rows.append(
@@ -154,35 +183,31 @@ class PlanWriter:
                         "document": window.document,
                         "block": self.n_blocks,
                         "batch": batch,
-                        "input_start": self._inputs.length,
+                        "input_start": n_inputs,
                         "n_inputs": len(window.ids),
                         "slot_start": slot,
                         "n_slots": len(window.kept),
                         "labels": list(window.labels),
                     }
                 )
-                kept_ids = window.ids[window.kept]
-                self._inputs.extend(window.ids)
-                self._add_tokens(kept_ids, window.kept, self.n_windows, window.modality)
-                _digest_window(self._digest, window.ids, kept_ids, window.kept, window.modality)
+                inputs.append(window.ids.astype(np.int32, copy=False))
+                add_tokens(window.ids[window.kept], window.kept, self.n_windows, window.modality)
+                n_inputs += len(window.ids)
                 slot += len(window.kept)
                 self.n_windows += 1
                 self.n_tokens += len(window.kept)
         n_padding = (self.n_blocks + 1) * self._block_slots - slot
         nothing = np.full(n_padding, -1, np.int32)
-        self._add_tokens(nothing, nothing, -1, np.full(n_padding, PADDING, np.uint8))
+        add_tokens(nothing, nothing, -1, np.full(n_padding, PADDING, np.uint8))
+        placed = {name: np.concatenate(parts) for name, parts in tokens.items()}
+        self._inputs.extend(np.concatenate(inputs))
+        for name, values in placed.items():
+            self._tokens[name].extend(values)
         # One row group a block, so that a block's windows are read alone.
         table = pa.Table.from_pylist(rows, schema=WINDOWS)
         self._windows.write_table(table)
-        for column in ("document", "batch", "n_inputs", "n_slots"):
-            self._digest.update(table[column].to_numpy().tobytes())
+        self._fingerprint.add_block(np.concatenate(inputs), placed, table)
         self.n_blocks += 1
-
-    def _add_tokens(self, ids: NDArray[Any], positions: NDArray[Any], window: int, modality: NDArray[Any]) -> None:
-        self._tokens["ids"].extend(ids)
-        self._tokens["position"].extend(positions)
-        self._tokens["window"].extend(np.full(len(ids), window, np.int32))
-        self._tokens["modality"].extend(modality)
 
     def close(self, labels: Sequence[tuple[str, str]]) -> str:
         """Finish every file; the plan's fingerprint."""
@@ -195,13 +220,15 @@ class PlanWriter:
         for writer, file in ((self._windows, self._windows_file), (self._documents, self._documents_file)):
             writer.close()
             file.close()
-        self._digest.update(json.dumps(list(labels)).encode())
-        return self._digest.hexdigest()
+        return self._fingerprint.hexdigest(labels)
 
     def abandon(self) -> None:
         """Drop what was written of the tables; the arrays are replaced by the next attempt."""
-        self._windows_file.abandon()
-        self._documents_file.abandon()
+        for writer, file in ((self._windows, self._windows_file), (self._documents, self._documents_file)):
+            with suppress(OSError):
+                if writer is not None:  # it would end its file later, and complain that it is gone
+                    writer.close()
+            file.abandon()
 
 
 @dataclass(frozen=True)
@@ -223,7 +250,7 @@ class BlockPlan:
         """The windows of each batch, as slices of the window axis."""
         borders = np.flatnonzero(np.diff(self.windows["batch"])) + 1
         edges = [0, *borders.tolist(), len(self.windows["batch"])]
-        return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        return [slice(a, b) for a, b in pairwise(edges)]
 
 
 class Plan:
@@ -232,16 +259,35 @@ class Plan:
     def __init__(self, folder: Folder, capture: str, record: PlanRecord) -> None:
         self._folder, self._capture, self.record = folder, capture, record
 
-    @cached_property
-    def _windows_file(self) -> pq.ParquetFile:
+    @contextmanager
+    def _undamaged(self, table: str) -> Iterator[None]:
         try:
-            return pq.ParquetFile(pa.BufferReader(pa.py_buffer(self._folder.view(table_key(self._capture, "windows")))))
-        except pa.ArrowInvalid as error:
-            raise FormatError(f"The windows table of capture {self._capture!r} of {self._folder} is damaged: {error}.") from None
+            yield
+        except (pa.ArrowException, OSError, KeyError) as error:
+            if isinstance(error, NotFoundError):
+                raise
+            key = table_key(self._capture, table)
+            raise FormatError(f"{self._folder}/{key} is damaged: {' '.join(str(error).split())}.") from None
+
+    def _file(self, table: str) -> pq.ParquetFile:
+        if table not in self._files:
+            with self._undamaged(table):
+                data = pa.py_buffer(self._folder.view(table_key(self._capture, table)))
+                self._files[table] = pq.ParquetFile(pa.BufferReader(data))
+        return self._files[table]
+
+    @cached_property
+    def _files(self) -> dict[str, pq.ParquetFile]:
+        return {}
+
+    def _windows(self, block: int) -> pa.Table:
+        file = self._file("windows")
+        with self._undamaged("windows"):
+            return file.read_row_group(block).select(WINDOWS.names)
 
     def block(self, block: int) -> BlockPlan:
         """What block `block` holds."""
-        table = self._windows_file.read_row_group(block)
+        table = self._windows(block)
         windows = {name: table[name].to_numpy() for name in table.column_names if name != "labels"}
         labels = table["labels"].combine_chunks().flatten().to_numpy().astype(np.int32)
         first = int(windows["input_start"][0])
@@ -272,26 +318,24 @@ class Plan:
 
     def table(self, name: str) -> pa.Table:
         """The `windows` or `documents` table."""
-        key = table_key(self._capture, name)
-        try:
-            return pq.read_table(pa.BufferReader(pa.py_buffer(self._folder.view(key))))
-        except pa.ArrowInvalid as error:
-            raise FormatError(f"{self._folder}/{key} is damaged: {error}.") from None
+        file = self._file(name)
+        with self._undamaged(name):
+            return file.read()
 
     def fingerprint(self) -> str:
         """The fingerprint of what is on disk now, to hold against the record's; reads the whole plan."""
-        digest = hashlib.sha256(json.dumps(self.record.settings, sort_keys=True).encode())
+        fingerprint = _Fingerprint(self.record.settings)
+        size, first = self.record.block_slots, 0
         for block in range(self.record.n_blocks):
-            plan = self.block(block)
-            first = block * self.record.block_slots
-            ids = self.array("tokens/ids", slice(first, first + len(plan.position)))
-            slots = np.cumsum([0, *plan.windows["n_slots"]]).tolist()
-            inputs = np.cumsum([0, *plan.windows["n_inputs"]]).tolist()
-            for i in range(len(plan.windows["window"])):
-                a, b = slots[i], slots[i + 1]
-                window = plan.inputs[inputs[i] : inputs[i + 1]]
-                _digest_window(digest, window, ids[a:b], plan.position[a:b], plan.modality[a:b])
-            for column in ("document", "batch", "n_inputs", "n_slots"):
-                digest.update(plan.windows[column].astype(np.int32).tobytes())
-        digest.update(json.dumps([list(pair) for pair in self.record.labels]).encode())
-        return digest.hexdigest()
+            windows = self._windows(block)
+            n_inputs = int(windows["n_inputs"].to_numpy().sum())
+            slots = slice(block * size, (block + 1) * size)
+            tokens = {name: self.array(f"tokens/{name}", slots) for name in TOKEN_ARRAYS}
+            fingerprint.add_block(self.array("inputs/ids", slice(first, first + n_inputs)), tokens, windows)
+            first += n_inputs
+        documents = self._file("documents")
+        with self._undamaged("documents"):
+            for batch in documents.iter_batches():
+                for row in batch.to_pylist():
+                    fingerprint.add_document(row)
+        return fingerprint.hexdigest(self.record.labels)

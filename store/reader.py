@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from actstore.kernels.pack.statistics import Statistics
     from actstore.store.records import ModelRecord
+    from actstore.store.shards import Shard
 
 
 def read_capture(folder: Folder, name: str) -> CaptureRecord | None:
@@ -48,7 +49,8 @@ def read_capture(folder: Folder, name: str) -> CaptureRecord | None:
     except NotFoundError:
         return None
     # Zarr makes the group as soon as the plan's first array is written; only a finished plan puts the record there.
-    record = group.get("attributes", {}).get("actstore_capture")
+    attributes = group.get("attributes")
+    record = attributes.get("actstore_capture") if isinstance(attributes, dict) else None
     return None if record is None else CaptureRecord.from_json(record, f"{folder}/{key}")
 
 
@@ -70,13 +72,15 @@ class Store:
         return tuple(name for name in names if name != "zarr.json" and read_capture(self.folder, name) is not None)
 
     def capture(self, name: str | None = None) -> Capture:
-        """A capture by name; without one, the only capture or else the one called "corpus"."""
+        """A capture by name; without one, the only capture or else the one called `corpus`."""
         names = self.captures
         if name is None:
-            name = names[0] if len(names) == 1 else "corpus"
+            name = names[0] if len(names) == 1 else layout.DEFAULT_CAPTURE
         record = read_capture(self.folder, name) if name in names else None
         if record is None:
-            raise NotFoundError(f"{self.folder} has no capture {name!r}. Its captures are: {', '.join(names) or 'none'}.")
+            raise NotFoundError(
+                f"{self.folder} has no capture {name!r}. Its captures are: {', '.join(names) or 'none'}."
+            )
         return Capture(self, record)
 
     def neuron(self, layer: int | str, neuron: int | None = None) -> Neuron:
@@ -85,7 +89,9 @@ class Store:
             layer, neuron = parse_neuron(layer)
         layers = self.model.layers
         if neuron is None:
-            raise InvalidInputError('A neuron is a layer and an index, or a name: store.neuron(3, 17), store.neuron("L3.N17").')
+            raise InvalidInputError(
+                'A neuron is a layer and an index, or a name: store.neuron(3, 17), store.neuron("L3.N17").'
+            )
         if not 0 <= layer < len(layers):
             raise NotFoundError(f"{self.model.name} has layers 0 to {len(layers) - 1}, found layer {layer}.")
         if not 0 <= neuron < layers[layer].neurons:
@@ -118,7 +124,6 @@ class Store:
         """The text of one token; the bytes of half a character show as U+FFFD."""
         return self.token_bytes(token).decode(errors="replace")
 
-
     def text(self, tokens: Iterable[int]) -> str:
         """The text of a run of token ids."""
         return b"".join(self.token_bytes(int(t)) for t in tokens).decode(errors="replace")
@@ -137,7 +142,9 @@ class Capture:
 
     def __repr__(self) -> str:
         done = f"{len(self.blocks)} of {self.record.plan.n_blocks} blocks"
-        return f"Capture({self.record.name!r}: {self.record.plan.n_tokens} tokens, {done}, {', '.join(self.record.sites)})"
+        return (
+            f"Capture({self.record.name!r}: {self.record.plan.n_tokens} tokens, {done}, {', '.join(self.record.sites)})"
+        )
 
     def refresh(self) -> None:
         """See what has been committed since the capture was opened."""
@@ -163,11 +170,16 @@ class Capture:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def tokens(self) -> pa.Table:
-        """A row per committed token, in the order of `activations`: token (its slot), id, position, window, document, modality."""
+        """A row per committed token, in the order of `activations`.
+
+        Columns: token (its slot), id, position (in its window), window, document, modality.
+        """
         slots = self.slots()
         columns = {name: self.plan.array(f"tokens/{name}")[slots] for name in ("ids", "position", "window", "modality")}
         documents = self.plan.table("windows")["document"].to_numpy()
-        modality = pa.DictionaryArray.from_arrays(pa.array(columns["modality"].astype(np.int8)), list(layout.MODALITIES))
+        modality = pa.DictionaryArray.from_arrays(
+            pa.array(columns["modality"].astype(np.int8)), list(layout.MODALITIES)
+        )
         return pa.table(
             {
                 "token": slots,
@@ -225,7 +237,7 @@ class Capture:
         used = self.used_slots[list(self.blocks)]
         ends = np.cumsum(used).tolist()
         values = np.empty(ends[-1] if ends else 0, dtype)
-        array = self._values(layer, site)
+        array = self._values(layer, site, neuron)
         for block, n, end in zip(self.blocks, used.tolist(), ends, strict=True):
             row = array.shard(block).row(neuron)
             if row.dtype.kind != "f":
@@ -235,29 +247,31 @@ class Capture:
 
     def block_row(self, layer: int, neuron: int, block: int, site: str = "mlp.post") -> NDArray[np.float32]:
         """One neuron over the slots of one block, padding included."""
-        array = self._values(layer, site)
-        return self._decoded(array.shard(block).row(neuron), layer, site, block, slice(neuron, neuron + 1))
+        array = self._values(layer, site, neuron)
+        return self._decoded(self._shard(array, block).row(neuron), layer, site, block, slice(neuron, neuron + 1))
 
     def block_values(self, layer: int, block: int, site: str = "mlp.post") -> NDArray[np.float32]:
         """All neurons of a layer over the slots of one block; shape [neuron, token]."""
         array = self._values(layer, site)
-        return self._decoded(array.shard(block).rows(), layer, site, block, slice(None))
+        return self._decoded(self._shard(array, block).rows(), layer, site, block, slice(None))
 
     def raw_block(self, layer: int, block: int, site: str = "mlp.post") -> NDArray[Any]:
         """The block as it is stored, bfloat16 as its bits, int8 as its steps; shape [neuron, token]."""
-        return self._values(layer, site).shard(block).rows()
+        return self._shard(self._values(layer, site), block).rows()
 
     def gate_signs(self, layer: int, block: int) -> NDArray[np.bool_]:
         """Whether each gate was open (A_gate > 0) in one block; shape [neuron, token]."""
         if layer not in self.record.gate_sign:
-            raise NotFoundError(f"Capture {self.record.name!r} has no gate signs of layer {layer}. Capture with --gate-sign.")
-        bits = self._array(layout.gate_sign_key(self.record.name, layer)).shard(block).rows()
+            raise NotFoundError(
+                f"Capture {self.record.name!r} has no gate signs of layer {layer}. Capture with --gate-sign."
+            )
+        bits = self._shard(self._array(layout.gate_sign_key(self.record.name, layer)), block).rows()
         return np.unpackbits(bits, axis=1, bitorder="little").astype(bool)
 
     def block_parameter(self, name: str, layer: int, block: int, site: str = "mlp.post") -> NDArray[Any]:
         """`scale` of an int8 block, `threshold` or `dropped` of a sparse one; shape [neuron]."""
         key = layout.block_parameters_key(self.record.name, site, layer, name)
-        return self._array(key).shard(block).rows()[:, 0]
+        return self._shard(self._array(key), block).rows()[:, 0]
 
     def _decoded(self, raw: NDArray[Any], layer: int, site: str, block: int, rows: slice) -> NDArray[np.float32]:
         if raw.dtype != np.int8:
@@ -265,11 +279,23 @@ class Capture:
         scale = self.block_parameter("scale", layer, block, site)[rows]
         return layout.decode_values(raw, scale if raw.ndim == 1 else scale[:, None])
 
-    def _values(self, layer: int, site: str) -> BlockArray:
+    def _shard(self, array: BlockArray, block: int) -> Shard:
+        if block not in self.blocks:
+            raise NotFoundError(
+                f"Block {block} of capture {self.record.name!r} is not committed; {len(self.blocks)} of "
+                f"{self.record.plan.n_blocks} blocks are."
+            )
+        return array.shard(block)
+
+    def _values(self, layer: int, site: str, neuron: int = 0) -> BlockArray:
         self._check_captured(layer, site)
+        width = self.record.layers(site)[layer]
+        if not 0 <= neuron < width:
+            raise NotFoundError(f"Layer {layer} has neurons 0 to {width - 1} at {site}, found neuron {neuron}.")
         if self.record.precision == "none":
             raise NotFoundError(
-                f"Capture {self.record.name!r} keeps statistics only (precision none), no values. Capture again with --precision."
+                f"Capture {self.record.name!r} keeps statistics only (precision none), no values. "
+                "Capture again with another --precision."
             )
         return self._array(layout.values_key(self.record.name, site, layer))
 
@@ -289,5 +315,3 @@ class Capture:
     @cached_property
     def _arrays(self) -> dict[str, BlockArray]:
         return {}
-
-

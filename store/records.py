@@ -59,7 +59,7 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
     allowed = parameters or (hint,)
     # JSON writes 1.0 and 1 alike, and Python calls True an integer.
     if isinstance(value, bool) and bool not in allowed:
-        raise FormatError(f"{where} should be {hint}, found {value!r}.")
+        raise FormatError(f"{where} should be {getattr(hint, '__name__', hint)}, found {value!r}.")
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, tuple(t for t in allowed if isinstance(t, type))):
@@ -102,7 +102,7 @@ class PlanRecord(Record):
     """A finished plan: what was tokenised how, and how many slots it fills."""
 
     fingerprint: str
-    """SHA-256 over the settings and every planned token, window and label."""
+    """SHA-256 over the settings and every planned token, window, document and label."""
     corpus: str
     """Where the documents came from, as it was given."""
     corpus_fingerprint: str

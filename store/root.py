@@ -31,7 +31,7 @@ _ATTRIBUTE = "actstore"
 
 
 def written_by() -> str:
-    """This program and its version, for the records."""
+    """The program and its version, for the records."""
     return f"actstore {importlib.metadata.version('actstore')}"
 
 
@@ -43,15 +43,19 @@ def now() -> str:
 def write_root(folder: Folder, model: ModelRecord) -> None:
     """Make the folder a store of `model`; written last, after weights and tokenizer."""
     attributes = {"format": FORMAT, "written_by": written_by(), "created": now(), "model": model.to_json()}
-    folder.write_json(
-        "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {_ATTRIBUTE: attributes}}
-    )
+    folder.write_json("zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {_ATTRIBUTE: attributes}})
+
+
+def _attributes(folder: Folder) -> Any:
+    """What actstore wrote into the root's metadata; None where it wrote nothing."""
+    attributes = folder.read_json("zarr.json").get("attributes")
+    return attributes.get(_ATTRIBUTE) if isinstance(attributes, dict) else None
 
 
 def is_store(folder: Folder) -> bool:
     """Whether a store's root stands there, whatever its format."""
     try:
-        return _ATTRIBUTE in folder.read_json("zarr.json").get("attributes", {})
+        return _attributes(folder) is not None
     except (NotFoundError, FormatError):
         return False
 
@@ -59,16 +63,15 @@ def is_store(folder: Folder) -> bool:
 def read_root(folder: Folder) -> ModelRecord:
     """The model of the store; `NotFoundError` where there is no store, `FormatError` for a newer or damaged one."""
     try:
-        root = folder.read_json("zarr.json")
+        attributes = _attributes(folder)
     except NotFoundError:
         raise NotFoundError(
             f"There is no store at {folder}: expected a folder written by `actstore capture`. Check the path."
         ) from None
-    attributes = root.get("attributes", {}).get(_ATTRIBUTE)
     if not isinstance(attributes, dict):
         raise FormatError(f"{folder} is a Zarr hierarchy, but not one written by actstore.")
     version = attributes.get("format")
-    if not isinstance(version, int) or version > FORMAT:
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= FORMAT:
         raise FormatError(
             f"{folder} has store format {version}, written by {attributes.get('written_by', 'an unknown program')}; this "
             f"actstore reads formats up to {FORMAT}. Update actstore."
@@ -121,8 +124,6 @@ def write_neurons(folder: Folder, model: ModelRecord, norms: dict[int, Any] | No
 
 def model_fingerprint(config: dict[str, Any], weights: str) -> str:
     """The identity of a model: its weights' fingerprint, with the configuration that shapes what they compute."""
-    import hashlib
-
     volatile = {"_name_or_path", "transformers_version", "name_or_path", "dtype", "torch_dtype"}
     shaping = {key: value for key, value in config.items() if key not in volatile}
     return hashlib.sha256((json.dumps(shaping, sort_keys=True, default=str) + weights).encode()).hexdigest()

@@ -14,6 +14,7 @@ import numpy as np
 from numcodecs import blosc
 
 from actstore.store.errors import FormatError
+from actstore.store.folder import will_need
 from actstore.store.layout import BLOSC
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ _BLOSC_MEMCPYED = 0x2
 
 def checksum(data: Bytes) -> str:
     """CRC-32C of `data` in eight hexadecimal digits."""
-    return f"{google_crc32c.value(bytes(data) if isinstance(data, memoryview) else data):08x}"
+    will_need(data, 0, len(data))
+    return f"{google_crc32c.value(data if isinstance(data, bytes) else bytes(data)):08x}"
 
 
 def encode_shard(values: NDArray[Any], grid: ShardGrid) -> bytes:
@@ -82,6 +84,7 @@ class Shard:
 
     def rows(self) -> NDArray[Any]:
         """All values; shape [neuron, token]."""
+        will_need(self._data, 0, len(self._data))
         out = np.empty((self._grid.padded_rows, self._grid.columns), self._dtype)
         height, width = self._grid.chunk_rows, self._grid.chunk_columns
         for i in range(self._grid.grid[0]):
@@ -96,34 +99,40 @@ class Shard:
         item = self._dtype.itemsize
         chunk_nbytes = self._grid.chunk_rows * self._grid.chunk_columns * item
         try:
-            chunk = self._data[offset : offset + nbytes]
-            raw, first = _decompress_range(chunk, chunk_nbytes, start * item, (start + n) * item)
+            frame = slice(offset, offset + nbytes)
+            raw, first = _decompress_range(self._data, frame, chunk_nbytes, start * item, (start + n) * item)
             return np.frombuffer(raw, self._dtype, n, start * item - first)
         except (ValueError, RuntimeError, struct.error) as error:
             raise self._damaged(str(error) or "a chunk cannot be decompressed") from None
 
 
-def _decompress_range(chunk: memoryview, expected: int, start: int, stop: int) -> tuple[bytes, int]:
-    """Decompressed bytes covering start…stop of a Blosc 1 frame of `expected` bytes, and the position of the first.
+def _decompress_range(shard: memoryview, frame: slice, expected: int, start: int, stop: int) -> tuple[bytes, int]:
+    """Decompressed bytes covering start…stop of the Blosc 1 frame at `frame`, and the position of the first.
+
+    The frame must say that it decompresses to `expected` bytes.
 
     The frame is a 16-byte header (flags at 2; nbytes, blocksize, cbytes as uint32 from 4), one int32 offset a block, and the
     blocks. A single block between a header and an offset of its own is again a frame, which the library decompresses.
     """
+    chunk, at = shard[frame], frame.start
     nbytes, blocksize, cbytes = struct.unpack_from("<III", chunk, 4)
     if cbytes != len(chunk) or nbytes != expected or blocksize == 0:
         raise ValueError("a chunk's header contradicts the array's metadata")
     if chunk[2] & _BLOSC_MEMCPYED:
+        will_need(shard, at + _BLOSC_HEADER + start, at + _BLOSC_HEADER + stop)
         return bytes(chunk[_BLOSC_HEADER + start : _BLOSC_HEADER + stop]), start
     first, last = start // blocksize, -(-stop // blocksize)
     n_blocks = -(-nbytes // blocksize)
     # The last block may be shorter and is laid out differently; so is a frame wanted (nearly) whole.
     if last - first != 1 or last * blocksize > nbytes:
+        will_need(shard, at, frame.stop)
         return blosc.decompress(bytes(chunk)), 0
     starts = struct.unpack_from(f"<{n_blocks}i", chunk, _BLOSC_HEADER)
     begin = starts[first]
     end = min((s for s in (*starts, cbytes) if s > begin), default=cbytes)
     if not _BLOSC_HEADER + 4 * n_blocks <= begin < end <= cbytes:
         raise ValueError("a chunk's blocks lie outside it")
+    will_need(shard, at + begin, at + end)
     single = bytes(chunk[:4]) + struct.pack(
         "<IIIi", blocksize, blocksize, _BLOSC_HEADER + 4 + end - begin, _BLOSC_HEADER + 4
     )

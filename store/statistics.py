@@ -101,7 +101,11 @@ class CaptureStatistics:
         arrays |= {f"{GATE_SIGN}/{layer}/positives": array for layer, array in self.gate_positives.items()}
         arrays["label_tokens"] = self.label_tokens
         arrays["n_blocks"] = np.array([n_blocks])
-        return bytes(Zstd(level=1).encode(save_safetensors({k: np.ascontiguousarray(v) for k, v in arrays.items()})))
+        return bytes(
+            Zstd(level=1, checksum=True).encode(
+                save_safetensors({k: np.ascontiguousarray(v) for k, v in arrays.items()})
+            )
+        )
 
     @classmethod
     def decode(cls, data: bytes, record: CaptureRecord, where: str) -> tuple[CaptureStatistics, int]:
@@ -125,10 +129,13 @@ class RunningStatistics:
     def __init__(self, folder: Folder, record: CaptureRecord) -> None:
         """Continue from the last checkpoint, or from nothing."""
         self._folder, self._record = folder, record
-        self.total, self.n_blocks = CaptureStatistics.empty(record), 0
         key = folded_statistics_key(record.name)
         if folder.exists(key):
             self.total, self.n_blocks = CaptureStatistics.decode(folder.read(key), record, f"{folder}/{key}")
+            if set(committed_blocks(folder, record.name)).issuperset(range(self.n_blocks)):
+                return
+        # Without a checkpoint, or with one that covers a block whose commit record has been taken away since.
+        self.total, self.n_blocks = CaptureStatistics.empty(record), 0
 
     def advance(self, *, checkpoint: bool = False) -> None:
         """Add every committed block that follows what is added already; with `checkpoint`, write one now and then."""
@@ -153,14 +160,15 @@ def sum_statistics(folder: Folder, record: CaptureRecord) -> CaptureStatistics:
     running = RunningStatistics(folder, record)
     running.advance()
     for block in committed_blocks(folder, record.name):
-        if block > running.n_blocks:
+        if block >= running.n_blocks:
             running.total.merge(read_block_statistics(folder, record, block))
     return running.total
 
 
 def is_finished(folder: Folder, record: CaptureRecord) -> bool:
-    """Whether every block's statistics stand in the finished arrays; the table is written last."""
-    return folder.exists(table_key(record.name, "neurons"))
+    """Whether the finished arrays, whose table is written last, stand for the committed blocks: all that are planned."""
+    written = folder.exists(table_key(record.name, "neurons"))
+    return written and len(committed_blocks(folder, record.name)) == record.plan.n_blocks
 
 
 def layer_offsets(record: CaptureRecord, site: str) -> dict[int, slice]:
@@ -186,7 +194,9 @@ def write_finished(folder: Folder, record: CaptureRecord, total: CaptureStatisti
             extra = {"edges": [float(e) for e in HISTOGRAM_EDGES[1:-1]]} if name == "histogram" else {}
             write_array(folder, statistics_key(record.name, site, name), values, dimensions, attributes | extra)
     for layer, positives in total.gate_positives.items():
-        write_array(folder, statistics_key(record.name, GATE_SIGN, f"{layer}/positives"), positives, ("label", "neuron"))
+        write_array(
+            folder, statistics_key(record.name, GATE_SIGN, f"{layer}/positives"), positives, ("label", "neuron")
+        )
     write_array(folder, statistics_key(record.name, "tokens", "by_label"), total.label_tokens, ("label",))
     with folder.writer(table_key(record.name, "neurons")) as file:
         pq.write_table(neuron_table(record, total), file)
@@ -251,8 +261,12 @@ def _layer_table(
         **{f"q{round(q * 100):02d}": known(values.estimate[:, i]) for i, q in enumerate(QUANTILES)},
         "positive": known(statistics.positives[-1] / count),
         "positive_by_label": by_label(statistics.positives),
-        "gate_positive": pa.array(gate[-1] / max(int(total.label_tokens[-1]), 1)) if gate is not None else pa.nulls(n, pa.float64()),
-        "gate_positive_by_label": by_label(gate) if gate is not None else pa.nulls(n, pa.map_(pa.string(), pa.float64())),
+        "gate_positive": pa.array(gate[-1] / max(int(total.label_tokens[-1]), 1))
+        if gate is not None
+        else pa.nulls(n, pa.float64()),
+        "gate_positive_by_label": by_label(gate)
+        if gate is not None
+        else pa.nulls(n, pa.map_(pa.string(), pa.float64())),
         "top_value": pa.array(statistics.maximum if empty else statistics.exemplar_values[:, 0], mask=top_token < 0),
         "top_token": pa.array(top_token, mask=top_token < 0),
     }

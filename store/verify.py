@@ -1,4 +1,5 @@
-"""Is the store what its records say? Checksums of every committed shard, and the plan against its fingerprint.
+"""Is the store what its records say? Every committed shard against its checksum, the plan against its fingerprint, the
+finished statistics against the sum of the blocks' own.
 
 Knows nothing about models; recomputing values is the engine's.
 """
@@ -9,12 +10,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from actstore.store.arrays import BlockArray
 from actstore.store.commits import damaged_shards
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.statistics import sum_statistics
+from actstore.store.layout import GATE_SIGN, capture_key, table_key
+from actstore.store.statistics import CaptureStatistics, neuron_table, read_block_statistics, sum_statistics
+from actstore.store.writer import block_arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from actstore.store.reader import Capture
 
@@ -39,31 +43,64 @@ class Damage:
 
 def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda block: None) -> list[Damage]:
     """Everything damaged in a capture, by block; an empty list where all is well."""
-    name = capture.record.name
+    name, folder = capture.record.name, capture.folder
     damage = []
     for block in capture.blocks:
-        for key, what in damaged_shards(capture.folder, name, block):
-            match = re.match(r"(?:values|scale|threshold|dropped)/([^/]+)/(\d+)/|gate_sign/(\d+)/", key)
-            site = (match[1] or "gate_sign") if match else None
-            layer = int(match[2] or match[3]) if match else None
-            damage.append(Damage(name, block, site, layer, key, what))
+        damage += [_damage(name, block, key, what) for key, what in damaged_shards(folder, name, block)]
         on_block(block)
-    damage += [Damage(name, None, None, None, key, what) for key, what in _whole(capture)]
+    # The table of neurons is written when every block is committed: from then on, none may lack its record.
+    if folder.exists(table_key(name, "neurons")):
+        for block in sorted(set(range(capture.record.plan.n_blocks)).difference(capture.blocks)):
+            damage.append(_damage(name, block, f"blocks/{block}.json", "missing; run capture with --resume"))
+    for part in (_metadata, _plan, _statistics):
+        damage += [_damage(name, None, key, what) for key, what in part(capture)]
     return damage
 
 
-def _whole(capture: Capture) -> list[tuple[str, str]]:
-    """What is wrong with the parts that belong to no block."""
-    wrong = []
+def _damage(capture: str, block: int | None, key: str, what: str) -> Damage:
+    match = re.match(r"(?:values|scale|threshold|dropped)/([^/]+)/(\d+)/|gate_sign/(\d+)/", key)
+    site = (match[1] or GATE_SIGN) if match else None
+    layer = int(match[2] or match[3]) if match else None
+    return Damage(capture, block, site, layer, key, what)
+
+
+def _metadata(capture: Capture) -> Iterator[tuple[str, str]]:
+    """What is wrong with the description of the arrays that blocks are shards of."""
+    record = capture.record
+    for spec in block_arrays(record):
+        key = f"{spec.key.removeprefix(capture_key(record.name))[1:]}/zarr.json"
+        try:
+            array = BlockArray(capture.folder, spec.key)
+        except (FormatError, NotFoundError) as error:
+            yield key, str(error)
+            continue
+        if (array.grid.rows, array.grid.columns, array.dtype) != (spec.rows, spec.columns, spec.dtype):
+            yield key, f"describes blocks of {array.grid.rows} × {array.grid.columns} {array.dtype}"
+
+
+def _plan(capture: Capture) -> Iterator[tuple[str, str]]:
+    expected = capture.record.plan.fingerprint
     try:
         found = capture.plan.fingerprint()
-        if found != capture.record.plan.fingerprint:
-            wrong.append(("plan", f"fingerprint {found[:12]}…, expected {capture.record.plan.fingerprint[:12]}…"))
+        if found != expected:
+            yield "plan", f"fingerprint {found[:12]}…, expected {expected[:12]}…"
     except (FormatError, NotFoundError, ValueError, IndexError, OSError, RuntimeError) as error:
-        wrong.append(("plan", str(error)))
+        yield "plan", str(error)
+
+
+def _statistics(capture: Capture) -> Iterator[tuple[str, str]]:
+    """Whether the finished statistics are the sum of the blocks' own, bit for bit."""
+    folder, record = capture.folder, capture.record
+    total = CaptureStatistics.empty(record)
     try:
-        sum_statistics(capture.folder, capture.record)
-        capture.neurons()
-    except (FormatError, NotFoundError, ValueError, OSError) as error:
-        wrong.append(("statistics", str(error)))
-    return wrong
+        for block in capture.blocks:
+            total.merge(read_block_statistics(folder, record, block))
+    except (FormatError, NotFoundError, ValueError):
+        return  # the block is reported by its checksum
+    try:
+        if total.encode() != sum_statistics(folder, record).encode():
+            yield "statistics", "not the sum of the blocks' own"
+        if not capture.neurons().equals(neuron_table(record, total)):
+            yield "neurons.parquet", "not what the statistics say"
+    except (FormatError, NotFoundError, ValueError, OSError, RuntimeError) as error:
+        yield "statistics", str(error)

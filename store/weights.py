@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from actstore.store.folder import Folder
 
 
-def write_weights(folder: Folder, layers: Iterable[tuple[int, dict[str, Tensor]]], others: dict[str, dict[str, Tensor]]) -> None:
+def write_weights(
+    folder: Folder, layers: Iterable[tuple[int, dict[str, Tensor]]], others: dict[str, dict[str, Tensor]]
+) -> None:
     """Write each layer's `write_vectors` [neuron, d_model] and `bias`, and the `unembedding` and `final_norm` parts."""
     for layer, tensors in layers:
         folder.write(weights_key(f"layer-{layer}"), save_safetensors(_detached(tensors)))

@@ -119,13 +119,15 @@ class CaptureWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.drain()
         self._pool.shutdown(wait=True, cancel_futures=kind is not None)
 
     def buffer(self, key: str, shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """This block's buffer for the array `key`, contents undefined; free to fill until `submit`."""
+        """The current block's buffer for the array `key`, contents undefined; free to fill until `submit`."""
         buffers = self._buffers[self._turn]
         if key not in buffers:
             buffers[key] = np.empty(shape, dtype)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto as auto
 
@@ -75,7 +76,7 @@ def build(model_type: str, class_name: str | None = None) -> PreTrainedModel:
     config = tiny_config(model_type)
     kind = getattr(transformers, class_name or auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
     if isinstance(kind.config_class, type) and not isinstance(config, kind.config_class):
-        config = next(value for value in vars(config).values() if isinstance(value, kind.config_class))
+        config = next((value for value in vars(config).values() if isinstance(value, kind.config_class)), config)
     return scatter_weights(kind._from_config(config, dtype=torch.float32))
 
 
@@ -85,11 +86,10 @@ def prove(model_type: str, class_name: str | None = None) -> Outcome:
     Raises `AssertionError` where they are not; an `Outcome` "refused" says why a type has nothing to prove.
     """
     name = model_type
-    model = build(model_type, class_name)
     try:
-        loaded = LoadedModel(model, name=name)
-    except ModelError as error:
-        return Outcome(name, "refused", str(error))
+        loaded = LoadedModel(build(model_type, class_name), name=name)
+    except (ModelError, ImportError) as error:
+        return Outcome(name, "refused", " ".join(str(error).split()))
     ids, extra = inputs_for(loaded)
     found = read_all(loaded, ids, extra)
     with recorded(loaded, ids, extra) as calls:
@@ -119,7 +119,8 @@ def inputs_for(loaded: LoadedModel) -> tuple[Tensor | None, dict[str, Tensor]]:
     """Token ids, and random images or sounds for a model that takes them."""
     from actstore.engine.families import example_inputs, headless
 
-    ids, extra = example_inputs(headless(loaded.model), random_ids())
+    n_windows = max(2, getattr(loaded.model.config, "num_codebooks", 2))
+    ids, extra = example_inputs(headless(loaded.model), random_ids(n_windows))
     return ids, {key: torch.randn(value.shape, generator=torch.Generator().manual_seed(1)) for key, value in extra.items()}
 
 
@@ -158,7 +159,7 @@ def recorded(loaded: LoadedModel, ids: Tensor | None, extra: dict[str, Tensor]) 
     for path, module in loaded.model.named_modules():
 
         def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
-            calls[path].append(Call(args, kwargs, output))
+            calls[path].append(Call(*tree_map(_copy, (args, kwargs, output))))
 
         handles.append(module.register_forward_hook(hook, with_kwargs=True))
     try:
@@ -167,6 +168,11 @@ def recorded(loaded: LoadedModel, ids: Tensor | None, extra: dict[str, Tensor]) 
         for handle in handles:
             handle.remove()
     yield calls
+
+
+def _copy(value: Any) -> Any:
+    """A tensor as it is now: some models go on to write into it."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def run(loaded: LoadedModel, ids: Tensor | None, extra: dict[str, Tensor]) -> Any:
@@ -181,6 +187,8 @@ def run(loaded: LoadedModel, ids: Tensor | None, extra: dict[str, Tensor]) -> An
 def close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> bool:
     """Whether two tensors agree relative to the larger one's largest value."""
     left, right = left.reshape(right.shape).double(), right.double()
+    if not right.numel():
+        return True
     scale = max(right.abs().max().item(), 1e-12)
     return bool(torch.isfinite(right).all()) and (left - right).abs().max().item() <= tolerance * scale
 
@@ -212,77 +220,52 @@ def check_experts(loaded: LoadedModel, found: Values, calls: dict[str, list[Call
         if "[" in layer.module:
             groups[layer.module.rpartition("[")[0]].append(layer.layer)
     for parameter, layers in groups.items():
-        owner = parameter.rpartition(".")[0]
-        module, call = _mixture_call(loaded, owner, calls)
-        total, covered = _mixture_output(loaded, found, layers, call, module)
-        assert covered, f"{parameter}: no expert was routed to"
+        path = parameter.rpartition(".")[0]
+        while type(loaded.model.get_submodule(path)).__name__ in {"DbrxExpertGLU", "JetMoeParallelExperts"}:
+            path = path.rpartition(".")[0]
+        call = calls[path][0]
         output = call.output[0] if isinstance(call.output, tuple) else call.output
+        assert any((layer, "mlp.post") in found for layer in layers), f"{parameter}: no expert was routed to"
+        mixture = loaded.model.get_submodule(path)
+        total = _mix(loaded, found, layers, mixture, [*call.args, *call.kwargs.values()])
         assert close(total, output.reshape(total.shape)), f"{parameter}: experts do not add up to the mixture's output"
     return len(groups)
 
 
-def _mixture_call(loaded: LoadedModel, owner: str, calls: dict[str, list[Call]]) -> tuple[nn.Module, Call]:
-    """The call of the module that mixes the experts which hold a parameter: the holder, or the nearest one above it."""
-    path = owner
-    while type(loaded.model.get_submodule(path)).__name__ in {"DbrxExpertGLU", "JetMoeParallelExperts"}:
-        path = path.rpartition(".")[0]
-    return loaded.model.get_submodule(path), calls[path][0]
-
-
-def _mixture_output(
-    loaded: LoadedModel, found: Values, layers: list[int], call: Call, module: nn.Module
-) -> tuple[Tensor, int]:
-    """What the experts add up to, by the routing that the mixture was given; and how many experts took part."""
-    arguments = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
-    width = loaded.spec.layers[layers[0]].d_model
+def _mix(loaded: LoadedModel, found: Values, layers: list[int], mixture: nn.Module, arguments: list[Any]) -> Tensor:
+    """What a mixture returns, from its experts' values and the routing that it was given."""
     hidden = arguments[0].reshape(-1, arguments[0].shape[-1])
-    index, weights = _routing(module, arguments, hidden)
-    rows_of_all = max((int(rows.max()) + 1 for layer in layers for rows in [_rows(found, layer)] if len(rows)), default=0)
-    total = torch.zeros(max(len(hidden) if index is not None else rows_of_all, rows_of_all), width)
-    covered = 0
+    if type(mixture).__name__ == "Llama4TextExperts":  # every expert is given all rows, weighted beforehand
+        stacked = hidden.new_zeros(len(layers), len(hidden) // len(layers), hidden.shape[-1])
+        for place, layer in enumerate(layers):
+            values, rows = found[layer, "mlp.post"]
+            stacked[place][rows] = values @ loaded.write_vectors(layer)
+        return stacked.reshape(hidden.shape)
+    if type(mixture).__name__ == "JetMoeMoE":
+        with torch.inference_mode():
+            gates = mixture.router.layer(hidden).float().topk(mixture.router.top_k, dim=1)
+        index, weights = gates.indices, gates.values.softmax(1)
+        total = torch.zeros_like(hidden) + mixture.bias.detach()
+    elif type(mixture).__name__ == "InklingSharedExperts":  # all rows, weighted by a gate of their own
+        index = torch.arange(len(layers)).expand(len(hidden), -1)
+        weights, total = arguments[1].reshape(len(hidden), -1), torch.zeros_like(hidden)
+    else:
+        index, weights = arguments[1], arguments[2]
+        total = torch.zeros_like(hidden)
     for layer in layers:
+        chosen = index == loaded.spec.layers[layer].expert
         if (layer, "mlp.post") not in found:
+            assert not chosen.any(), f"layer {layer}: rows were routed to it and none handed over"
             continue
         values, rows = found[layer, "mlp.post"]
-        assert rows is not None and len(rows.unique()) == len(rows)
+        assert rows is not None and rows.dtype == torch.int64
+        assert torch.equal(chosen.any(-1).nonzero().flatten(), rows.sort().values), "rows are not those routed"
         bias = loaded.output_bias(layer)
         written = values @ loaded.write_vectors(layer) + (0 if bias is None else bias)
-        expert = loaded.spec.layers[layer].expert
-        if index is not None:
-            chosen = index == expert
-            assert torch.equal(chosen.any(-1).nonzero().flatten(), rows.sort().values), "rows are not those routed"
-            written = written * (weights * chosen).sum(-1)[rows, None]
-        covered += bool(len(rows))
-        total.index_add_(0, rows, written)
-    extra = getattr(module, "bias", None) if type(module).__name__ == "JetMoeMoE" else None
-    if index is None and type(module).__name__ == "Llama4TextExperts":
-        return _unmixed(found, loaded, layers, len(hidden)), covered
-    return (total if extra is None else total + extra.detach()), covered
-
-
-def _rows(found: Values, layer: int) -> Tensor:
-    rows = found[layer, "mlp.post"][1] if (layer, "mlp.post") in found else None
-    return torch.zeros(0, dtype=torch.long) if rows is None else rows
-
-
-def _unmixed(found: Values, loaded: LoadedModel, layers: list[int], count: int) -> Tensor:
-    """Llama 4 hands every expert all rows, weighted before it: the experts' outputs one below another."""
-    total = torch.zeros(len(layers), count // len(layers), loaded.spec.d_model)
-    for place, layer in enumerate(layers):
-        values, rows = found[layer, "mlp.post"]
-        total[place][rows] = values @ loaded.write_vectors(layer)
-    return total.reshape(count, -1)
-
-
-def _routing(module: nn.Module, arguments: list[Tensor], hidden: Tensor) -> tuple[Tensor | None, Tensor]:
-    """(expert numbers, weights) [row, k] that a mixture works by."""
-    if type(module).__name__ == "JetMoeMoE":
-        with torch.inference_mode():
-            gates = module.router.layer(hidden).float().topk(module.router.top_k, dim=1)
-        return gates.indices, gates.values.softmax(1)
-    if len(arguments) < 3:
-        return None, torch.ones(())
-    return arguments[1], arguments[2]
+        total.index_add_(0, rows, written * (weights * chosen).sum(-1)[rows, None].to(written.dtype))
+    if type(mixture).__name__ == "LongcatFlashExperts":  # some of its experts hand their input on
+        total += hidden * (weights * (index >= len(layers))).sum(-1, keepdim=True)
+    return total
 
 
 def check_factors(loaded: LoadedModel, found: Values) -> int:
@@ -372,6 +355,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--markdown", action="store_true", help="print the README's table instead of one line per type")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # tiny products: threads only wait for each other
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     outcomes = []

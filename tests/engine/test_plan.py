@@ -159,7 +159,7 @@ def test_positions_by_index_count_from_both_ends_and_may_miss_short_windows() ->
         ({"context": 8, "overlap": -1}, "found -1"),
         ({"context": 8, "positions": "first"}, "found 'first'"),
         ({"context": 8, "block_slots": 100}, "multiples of 64 slots, found 100"),
-        ({"context": 100, "block_slots": 64}, "a block of 64 slots"),
+        ({"context": 100, "block_slots": 64}, "up to 100 tokens, more than a block of 64 slots holds"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes: dict[str, int], message: str) -> None:

@@ -9,7 +9,6 @@ import re
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -20,7 +19,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r".*vocab_size.*", VOCABULARY),
     (
         r"(.*_)?hidden_size|hidden_size_(per_layer_input|global)|d_model|n_embd|n_embed|dim_model|embed_dim|embedding_size"
-        r"|word_embed_proj_dim|emb_dim|model_dim|embed_size|width|lru_width|hidden_dim|projection_dim",
+        r"|word_embed_proj_dim|emb_dim|embedding_dim|projection_size|model_dim|embed_size|width|lru_width|hidden_dim|projection_dim",
         D_MODEL,
     ),
     (r"num_key_value_heads|.*_key_value_heads|num_kv_heads|kv_heads|n_kv_heads", 2),
@@ -53,20 +52,21 @@ _INDEXER = {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16,
 _FULL_AND_SLIDING = {
     kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("full_attention", "sliding_attention")
 }
-_NO_PER_LAYER_INPUT = {"text_config": {"hidden_size_per_layer_input": 0}}
+
+_DRAFT_MODELS = {"gemma4_assistant", "gemma4_unified_assistant"}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": _MAMBA | {"attn_layer_indices": [1]},
     "cohere_compass_text": {"rope_parameters": _FULL_AND_SLIDING},
-    "dbrx": {"attn_config": {"rope_theta": 10000.0}},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "deepseek_v4": {"head_dim": 16},
+    "dinov2": {"out_features": _OMIT, "out_indices": _OMIT, "stage_names": _OMIT},
     "dots1": {"n_routed_experts": EXPERTS, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
-    "dots3_note": {"text_config": {"swa_head_dim": 16, "swa_v_head_dim": 16}},
-    "dots3_note_text": {"swa_head_dim": 16, "swa_v_head_dim": 16},
+    "dots3_note": {"text_config": {"head_dim": 16}},
+    "dots3_note_text": {"head_dim": 16},
+    "esm": {"vocab_size": VOCABULARY, "pad_token_id": 1, "mask_token_id": 2},
     "falcon_h1": _MAMBA | {"mamba_d_ssm": 128},
-    "gemma4_assistant": _NO_PER_LAYER_INPUT,
-    "gemma4_unified_assistant": _NO_PER_LAYER_INPUT,
     "granitemoehybrid": _MAMBA | {"num_local_experts": EXPERTS, "shared_intermediate_size": NEURONS},
     "hrm_text": {"num_layers_per_stack": _OMIT, "num_hidden_layers": 2},
     "hunyuan_v1_dense": {"head_dim": 16},
@@ -76,22 +76,26 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "longcat_flash": {"head_dim": 8, "zero_expert_num": 2},
     "mamba2": {"num_heads": 8},
     "ministral": {"head_dim": 16},
-    "nemotron": {"head_dim": 16},
+    "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
     "nllb-moe": {"num_experts": EXPERTS},
     "qwen4_exp": {"text_config": _INDEXER},
     "qwen4_exp_text": _INDEXER,
     "recurrent_gemma": {"num_hidden_layers": 3},
-    "reformer": {"is_decoder": True},
+    "reformer": {"is_decoder": True, "axial_pos_embds_dim": [32, 32], "axial_pos_shape": [8, 8]},
     "xlnet": {"d_head": 16},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"num_hidden_layers": 6, "layers_block_type": ["linear_attention", "hybrid"] * 3},
-    "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, "hybrid_layer_ids": _OMIT},
+    "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32, "num_hidden_layers": 6, "layers_block_type": ["linear_attention", "hybrid"] * 3},
+    "zamba2": {"attention_hidden_size": 128, "attention_head_dim": 32, "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, "hybrid_layer_ids": _OMIT},
 }
 
 
 def tiny_config(model_type: str) -> PreTrainedConfig:
     """The smallest configuration of a type that still has every kind of layer the default has."""
     made = CONFIG_MAPPING[model_type]
+    if model_type in _DRAFT_MODELS:  # no default of its own: the configuration of its target's text model is asked for
+        text = tiny_config("gemma4_text").to_dict() | {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+        text["num_kv_shared_layers"] = text["num_hidden_layers"]
+        return made(text_config=text, backbone_hidden_size=D_MODEL)
     values = shrink(made().to_dict())
     _update(values, OVERRIDES.get(model_type, {}))
     return made(**values)
@@ -122,7 +126,8 @@ def shrink(values: dict[str, Any]) -> dict[str, Any]:
         if key in lists:
             small[key] = [value[i] for i in chosen]
         elif key == "per_layer_config" and isinstance(value, dict):
-            small[key] = {place: shrink(value[i]) for place, i in enumerate(chosen) if i in value}
+            entries = {int(layer): shrink(entry) for layer, entry in value.items()}
+            small[key] = {place: entries[layer] for place, layer in enumerate(chosen) if layer in entries}
         elif isinstance(value, dict) and ("model_type" in value or key.endswith("_config")):
             small[key] = shrink(value) | ({"model_type": value["model_type"]} if "model_type" in value else {})
         elif key.endswith("_token_id") and isinstance(value, int):
@@ -131,7 +136,7 @@ def shrink(values: dict[str, Any]) -> dict[str, Any]:
             small[key] = _shrink_size(key, value, len(chosen))
         else:
             small[key] = value
-    if latent and "num_key_value_heads" in small:
+    if (latent or "kv_lora_rank" in values) and "num_key_value_heads" in small:
         small["num_key_value_heads"] = HEADS
     return small
 
@@ -154,6 +159,9 @@ def scatter_weights(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
                 value.normal_(0, 0.1, generator=random)
             elif "norm" in name or "ln_" in name:
                 value.add_(torch.randn(value.shape, generator=random), alpha=0.1)
+        for name, table in model.named_buffers():
+            if name.endswith("tid2eid"):  # DeepSeek V4 routes its first layers by a table from token to experts
+                table.copy_((torch.arange(len(table))[:, None] + torch.arange(table.shape[1])) % EXPERTS)
     return model.eval()
 
 
@@ -161,6 +169,3 @@ def random_ids(n_windows: int = 2, n_positions: int = 12, seed: int = 0) -> torc
     """Token ids [window, position] above the special ones."""
     random = torch.Generator().manual_seed(seed)
     return torch.randint(4, VOCABULARY - 4, (n_windows, n_positions), generator=random)
-
-
-__all__ = ["OVERRIDES", "nn", "random_ids", "scatter_weights", "tiny_config"]

@@ -76,7 +76,7 @@ def test_half_way_goes_to_the_even_step() -> None:
 @given(blocks(), st.sampled_from([0, 0.01, 0.1, 0.5, 0.999, 1]), st.booleans(), st.integers(1, 3))
 @settings(max_examples=200, deadline=None)
 def test_sparsify_is_what_its_specification_says(block: NDArray[Any], keep: float, masked: bool, threads: int) -> None:
-    counted = np.random.default_rng(0).random(block.shape[1]) < 0.8 if masked else None
+    counted: Any = np.random.default_rng(0).random(block.shape[1]) < 0.8 if masked else None
     found, expected = block.copy(), block.copy()
     threshold, dropped = sparsify(found, keep, counted, threads)
     expected_threshold, expected_dropped = naive.sparsify(expected, keep, counted)

@@ -1,9 +1,12 @@
 """`Statistics`: merging parts, and what a histogram says of quantiles."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from actstore.kernels.pack import naive
 from actstore.kernels.pack.api import HISTOGRAM_EDGES, Columns, Statistics, pack, quantiles
@@ -11,16 +14,21 @@ from actstore.kernels.pack.api import HISTOGRAM_EDGES, Columns, Statistics, pack
 N_NEURONS, N_LABELS, K = 5, 2, 3
 
 
-def statistics_of(values: np.ndarray, first_token: int) -> Statistics:
+def statistics_of(values: NDArray[np.float32], first_token: int) -> Statistics:
     """The statistics of `values` [token, neuron], in windows of four tokens."""
     n_tokens = len(values)
     segments = np.append(np.arange(0, n_tokens, 4), n_tokens)
-    labels = np.arange(len(segments) - 1)[:, None] % (N_LABELS + 1) - 1
+    labels = (np.arange(len(segments) - 1)[:, None] % (N_LABELS + 1) - 1).astype(np.int32)
     everything = np.ones(n_tokens, np.bool_)
     columns = Columns(np.arange(n_tokens), np.arange(n_tokens), segments, labels, everything, first_token)
     result = Statistics.empty(N_NEURONS, N_LABELS, K)
     pack(values, columns, None, result, threads=1)
     return result
+
+
+def one_token(token: int) -> Columns:
+    first = np.zeros(1, np.int64)
+    return Columns(first, first, np.array([0, 1]), np.zeros((1, 0), np.int32), np.ones(1, np.bool_), token)
 
 
 def merged(*parts: Statistics) -> Statistics:
@@ -49,10 +57,20 @@ def test_parts_merge_to_the_whole_in_any_grouping(seed: int, sizes: list[int], t
     values[rng.random(values.shape) < 0.05] = np.inf
     values[:, 0] = np.nan  # a neuron that never has a value
     borders = np.cumsum([0, *sizes])
-    a, b, c = (statistics_of(values[x:y], int(x)) for x, y in zip(borders[:-1], borders[1:], strict=True))
+    a, b, c = (statistics_of(values[x:y], int(x)) for x, y in pairwise(borders))
     left, right = merged(merged(a, b), c), merged(a, merged(b, c))
     assert_equal(left, right)
-    for name in ("count", "minimum", "maximum", "non_finite", "histogram", "mean", "m2", "exemplar_values", "exemplar_tokens"):
+    for name in (
+        "count",
+        "minimum",
+        "maximum",
+        "non_finite",
+        "histogram",
+        "mean",
+        "m2",
+        "exemplar_values",
+        "exemplar_tokens",
+    ):
         whole = statistics_of(values, 0).arrays()[name]
         np.testing.assert_allclose(left.arrays()[name], whole, rtol=1e-12, atol=1e-12, err_msg=name)
 
@@ -75,7 +93,7 @@ def test_statistics_read_back_can_be_added_to() -> None:
     for array in arrays.values():
         array.flags.writeable = False
     statistics = Statistics.from_arrays(arrays)
-    pack(np.ones((1, 2), np.float32), Columns([0], [0], [0, 1], np.zeros((1, 0)), [True], 7), None, statistics)
+    pack(np.ones((1, 2), np.float32), one_token(7), None, statistics)
     assert statistics.exemplar_tokens.tolist() == [[7], [7]]
     assert arrays["count"].tolist() == [0, 0]
 
@@ -96,7 +114,7 @@ def test_values_on_an_edge_and_beside_it_fall_into_the_bins_they_should() -> Non
     values = np.concatenate([around, [0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38]]).astype(np.float32)
     for value in values:
         part = Statistics.empty(1, 0, 0)
-        pack(np.array([[value]]), Columns([0], [0], [0, 1], np.zeros((1, 0)), [True], 0), None, part, threads=1)
+        pack(np.array([[value]]), one_token(0), None, part, threads=1)
         (bin_,) = np.flatnonzero(part.histogram[0])
         assert bin_ == naive.bins(value)
         assert HISTOGRAM_EDGES[bin_] <= value <= HISTOGRAM_EDGES[bin_ + 1]

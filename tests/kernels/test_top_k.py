@@ -98,9 +98,15 @@ def test_any_number_of_threads_gives_the_same() -> None:
     ("call", "message"),
     [
         (lambda v: top_k(v, np.arange(3), 1), r"values must be \[neuron, token\] with 3 tokens, not \[2, 4\]"),
-        (lambda v: top_k(v, np.array([0, 2, 1, 3]), 1), "tokens must be token indices of 0 or more, ascending, each once"),
+        (
+            lambda v: top_k(v, np.array([0, 2, 1, 3]), 1),
+            "tokens must be token indices of 0 or more, ascending, each once",
+        ),
         (lambda v: top_k(v, np.arange(4), -1), "k must be 0 or more, not -1"),
-        (lambda v: top_k(v, np.arange(4), 1, np.array([0, 3])), "segments must ascend from 0 to the number of tokens, 4"),
+        (
+            lambda v: top_k(v, np.arange(4), 1, np.array([0, 3])),
+            "segments must ascend from 0 to the number of tokens, 4",
+        ),
         (
             lambda v: top_k(v, np.arange(4), 2, state=top_k(v, np.arange(4), 1)),
             r"state must be \[2 neurons, 2 places\], not \[2, 1\]",

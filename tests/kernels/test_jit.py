@@ -1,0 +1,88 @@
+"""Compiling, and keeping machine code on disk: safe for concurrent processes, and where nothing can be written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numba.core.caching import CacheImpl
+from numpy.typing import NDArray
+
+from actstore.kernels.jit import jit, over_neurons
+from actstore.kernels.pack.cpu import _pack
+from actstore.kernels.top_k.cpu import insert
+
+PACK = """
+import sys
+import numpy as np
+from actstore.kernels.pack.api import Columns, pack
+columns = Columns(np.arange(9), np.arange(9), np.array([0, 9]), np.zeros((1, 0)), np.ones(9), 0)
+values = np.arange(45).reshape(9, 5)
+for source, target in zip(sys.argv[1::2], sys.argv[2::2]):
+    out = np.zeros((5, 9), target)
+    pack(values.astype(source), columns, out, None)
+    assert (out == values.T).all(), (source, target)
+"""
+
+
+def double(first: int, stop: int, values: NDArray[np.float64]) -> None:
+    for i in range(first, stop):
+        values[i] *= 2
+
+
+def test_a_kernel_is_compiled_even_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CacheImpl, "_locator_classes", [])
+    values = np.ones(3)
+    jit(double)(0, 2, values)
+    assert values.tolist() == [2, 2, 1]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("n_neurons", [0, 1, 4, 9, 10])
+def test_every_neuron_is_in_one_range(threads: int, n_neurons: int) -> None:
+    seen = np.zeros(n_neurons, np.int64)
+    starts = []
+
+    def kernel(first: int, stop: int) -> None:
+        starts.append(first)
+        seen[first:stop] += 1
+
+    over_neurons(kernel, n_neurons, 4, threads)
+    assert (seen == 1).all()
+    assert all(first % 4 == 0 for first in starts)
+
+
+def test_an_error_in_any_range_reaches_the_caller() -> None:
+    def kernel(first: int, stop: int) -> None:
+        if first:
+            raise ArithmeticError(first)
+
+    with pytest.raises(ArithmeticError):
+        over_neurons(kernel, 10, 1, 3)
+
+
+def test_the_stamp_of_kept_code_is_that_of_all_kernels() -> None:
+    """Else code inlined from another file would outlive its source; fails if numba changes what we build on."""
+    dispatchers: list[Any] = [_pack, insert]
+    stamps = {dispatcher._cache._cache_file._source_stamp for dispatcher in dispatchers}
+    assert len(stamps) == 1
+    assert len(stamps.pop()) == 64
+
+
+@pytest.mark.slow
+def test_processes_that_compile_at_once_do_not_run_each_others_code(tmp_path: Path) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    pairs = [("float32", "float32"), ("float16", "float16"), ("float32", "float16"), ("float16", "float32")]
+
+    def start(*formats: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", PACK, *formats], env=environment, stderr=subprocess.PIPE)
+
+    for process in [start(*pair) for pair in pairs]:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors.decode()
+    after = start(*(name for pair in pairs for name in pair))
+    _, errors = after.communicate()
+    assert after.returncode == 0, errors.decode()
