@@ -44,7 +44,11 @@ StorePath = Annotated[str, typer.Argument(metavar="STORE", help="A folder writte
 
 def print_json(value: Any) -> None:
     """Write one JSON document; what JSON cannot say (NaN, infinities) becomes null."""
-    sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False) + "\n")
+    try:
+        sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        terminal.out.on_broken_pipe()
 
 
 def _plain(value: Any) -> Any:
@@ -227,14 +231,15 @@ def capture(
 def _warn(done: Capture, n_skipped_files: int, n_empty: int) -> None:
     """What a capture's user should know, on standard error."""
     if n_skipped_files:
-        terminal.err.print(f"{n_skipped_files} files of the corpus were skipped: they are not text.")
+        terminal.err.print(f"{n_skipped_files} files of the corpus were skipped: they are not text.", soft_wrap=True)
     if n_empty:
-        terminal.err.print(f"{n_empty} documents of the corpus are empty and were skipped.")
+        terminal.err.print(f"{n_empty} documents of the corpus are empty and were skipped.", soft_wrap=True)
     n_non_finite = done.statistics().n_non_finite
     if n_non_finite:
         terminal.err.print(
             f"Warning: {n_non_finite:,} activations are NaN or infinite. They are kept as they are, counted in the column "
-            "non_finite, and left out of every mean."
+            "non_finite, and left out of every mean.",
+            soft_wrap=True,
         )
 
 
@@ -256,11 +261,12 @@ def _parse_bytes(text: str) -> int:
     number = text.strip().upper().rstrip("KMGTB")
     unit = text.strip().upper()[len(number) :]
     try:
-        return int(float(number) * units[unit])
-    except (ValueError, KeyError):
-        raise InvalidInputError(
-            f"An amount of memory is a number and B, KB, MB or GB, such as 2GB, found {text!r}."
-        ) from None
+        nbytes = int(float(number) * units[unit])
+    except (ValueError, KeyError, OverflowError):
+        nbytes = 0
+    if nbytes < 1:
+        raise InvalidInputError(f"An amount of memory is a number and B, KB, MB or GB, such as 2GB, found {text!r}.")
+    return nbytes
 
 
 @app.command()
@@ -453,14 +459,21 @@ def stats(
             known = ", ".join(held.record.plan.label_columns) or "none"
             raise InvalidInputError(f"Capture {held.record.name!r} has no label {by!r}. Its labels are: {known}.")
         values = [v for column, v in held.record.plan.labels if column == by]
-        selected = ['"name"', *(f"positive_by_label[{_sql_string(f'{by}={v}')}] AS {_sql_name(v)}" for v in values)]
-        columns = ["name", *values]
+        identity = columns[: columns.index("name") + 1]
+        # Label values may be empty, or differ in case only: neither can name a column in SQL.
+        shares = (f"positive_by_label[{_sql_string(f'{by}={v}')}] AS label{i}" for i, v in enumerate(values))
+        selected = [*identity, *shares]
+        columns = [*identity, *(f"{by}={v}" if v in identity else v for v in values)]
     if sort not in held.neurons().column_names:
         raise InvalidInputError(
             f"There is no column {sort!r} to sort by. Columns: {', '.join(held.neurons().column_names)}."
         )
     conditions = ["true"]
     if site is not None:
+        if site not in held.record.sites:
+            raise InvalidInputError(
+                f"Capture {held.record.name!r} has no site {site!r}. Its sites are: {', '.join(held.record.sites)}."
+            )
         conditions.append(f"site = {_sql_string(site)}")
     if layer is not None:
         conditions.append(f"layer = {layer}")
@@ -468,7 +481,7 @@ def stats(
         f"SELECT {', '.join(selected)} FROM neurons WHERE {' AND '.join(conditions)} "
         f'ORDER BY "{sort}" DESC NULLS LAST, layer, neuron LIMIT {k}'
     )
-    rows = opened.sql(query, held.record.name).to_pylist()
+    rows = opened.sql(query, held.record.name).rename_columns(columns).to_pylist()
     if as_json:
         print_json({"capture": held.record.name, "neurons": rows})
         return
@@ -482,10 +495,6 @@ def stats(
 
 def _sql_string(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
-
-
-def _sql_name(value: str) -> str:
-    return '"' + value.replace('"', '""') + '"'
 
 
 @app.command()
@@ -551,6 +560,12 @@ def main() -> None:
     sys.exit(_run(app))
 
 
+_FILE_SYSTEM_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG,
+}  # fmt: skip
+"""What the user can mend, and a program cannot cause by itself."""
+
+
 def _run(command: Callable[[], Any]) -> int:
     try:
         command()
@@ -560,12 +575,8 @@ def _run(command: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         terminal.err.print("Interrupted.")
         return 130
-    except BrokenPipeError:
-        # The reader of a pipe has seen enough; keep Python from complaining when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in _FILE_SYSTEM_ERRORS:
             raise
         terminal.err.print(f"Error: {error.strerror}: {error.filename or 'the disk'}.", soft_wrap=True, markup=False)
         return 2

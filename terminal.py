@@ -5,6 +5,7 @@ Knows nothing about stores beyond the values it is handed.
 
 from __future__ import annotations
 
+import os
 import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.progress import Task
 
-# A pipe has no width; tables that wrap at 80 columns could not be read or searched there.
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+
+class _Output(Console):
+    """Standard output; a reader of the pipe who has seen enough ends the program without complaint."""
+
+    def on_broken_pipe(self) -> None:
+        # What is still buffered goes nowhere, so that Python has nothing to complain of when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0)
+
+
+# A pipe has no width; tables that wrap could not be read or searched there.
+out = _Output(highlight=False, width=None if sys.stdout.isatty() else 1 << 16)
 err = Console(stderr=True, highlight=False)
 
 
@@ -70,6 +81,8 @@ def _cell(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
+    if isinstance(value, list):
+        return ", ".join(": ".join(map(_cell, item)) if isinstance(item, tuple) else _cell(item) for item in value)
     return visible(str(value))
 
 
@@ -123,8 +136,8 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         nbytes = task.fields.get("nbytes", 0)
-        size = f" of about {format_bytes(nbytes)}" if nbytes else ""
-        return Text(f"{task.completed:,.0f} tokens, {task.speed or 0:,.0f}/s{size}", style="dim")
+        size = f", about {format_bytes(nbytes)}" if nbytes else ""
+        return Text(f"{task.completed:,.0f} tokens, {task.speed or 0:,.0f}/s{size}", style="dim", no_wrap=True)
 
 
 class CaptureBar(CaptureProgress):
@@ -134,7 +147,7 @@ class CaptureBar(CaptureProgress):
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             TaskProgressColumn(),
             _Rate(),
             TimeRemainingColumn(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 BUILD = Path("build") / "demo"
-LEFT_OUT = ("site-packages", "test", "tests", "idlelib", "lib2to3", "idle_test", "__pycache__", "lib-dynload")
+LEFT_OUT = ("site-packages", "test", "tests", "idlelib", "lib2to3", "idle_test", "__pycache__", "pydoc_data")
 
 
 def copy_standard_library(target: Path) -> None:
@@ -49,7 +50,7 @@ def copy_standard_library(target: Path) -> None:
 
 def run(*arguments: str) -> None:
     """Print an `actstore` command and run it; its failure ends the demo."""
-    terminal.out.print(f"\n$ actstore {' '.join(arguments)}", style="bold green", soft_wrap=True, markup=False)
+    terminal.out.print(f"\n$ actstore {shlex.join(arguments)}", style="bold green", soft_wrap=True, markup=False)
     code = subprocess.run([sys.executable, "-m", "actstore.cli", *arguments], check=False).returncode
     if code:
         sys.exit(code)

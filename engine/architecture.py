@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,9 @@ from torch import Tensor, nn
 from actstore.engine.provenance import HANDED_ON, Path, Product, Provenance
 from actstore.engine.residual import ResidualStream
 from actstore.engine.sites import Tap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 NOT_FEED_FORWARD = re.compile(r"adapter")
 """Parameters that look like a feed-forward and are not: small trainable bottlenecks beside one (X-MOD)."""
@@ -34,7 +36,8 @@ class Projection:
     run: int  # the owner's n-th run in a pass
     neurons: int
     width: int  # of the output
-    strides: tuple[int, int]  # of weight[neuron, width], in elements of the parameter
+    n_rows: int  # that the walk gave it
+    transposed: bool  # whether the parameter holds matrices [width, neuron], as nn.Linear does
     n_matrices: int  # in the parameter: its experts; 1 for a plain linear
     routed: bool  # only selected rows reach it
     hooked: bool  # the owner is called with the input as its argument
@@ -131,7 +134,8 @@ class _Walk:
                 self._depth += 1
             run = self._runs[path]
             self._runs[path] += 1
-            inputs = [(place, value) for place, value in [*enumerate(args), *kwargs.items()] if isinstance(value, Tensor)]
+            given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+            inputs = [(place, value) for place, value in given if isinstance(value, Tensor)]
             for place, value in inputs:
                 self._handed.setdefault(id(value), []).append(Tap(path, "input", place, run))
             self._calls.append(_Call(path, run, inputs, len(self.provenance.products)))
@@ -192,18 +196,20 @@ class _Walk:
         found = [
             product
             for product in products
-            if product in reached and product not in self._claimed and self._is_feed_forward(product, output.shape[-1])
+            if product not in self._claimed
+            and product in reached
+            and Path.ACTIVATED not in reached[product]  # what is squashed on the way is a gate, not a contribution
+            and self._is_feed_forward(product, output.shape[-1])
         ]
         if not found:
             return
         self._claimed.update(found)
-        taps = self._stream_taps(call, place, output, set(found))
+        one_stream = found[-1].n_out == output.shape[-1] and output.dim() <= 3
+        taps = self._stream_taps(call, place, output, set(found)) if one_stream else {}
         projections = [self._describe(product) for product in found]
         self.found.blocks.append(Block(call.module, call.run, output.shape[-1], projections, taps))
 
-    def _stream_taps(
-        self, call: _Call, place: int | str | None, output: Tensor, found: set[Product]
-    ) -> dict[str, Tap]:
+    def _stream_taps(self, call: _Call, place: int | str | None, output: Tensor, found: set[Product]) -> dict[str, Tap]:
         """Where the block's residual sites are read; none where its output is no sum with its input."""
         for index, entry in call.inputs:
             if entry.shape == output.shape and entry.is_floating_point():
@@ -219,7 +225,8 @@ class _Walk:
     def _is_feed_forward(self, product: Product, width: int) -> bool:
         paths = list(product.sources.values())
         return (
-            product.n_out == width
+            product.n_out
+            in {width, *self.provenance.embedding_widths}  # the stream may hold several copies side by side
             and not any(Path.MIXED in path for path in paths)
             and any(Path.ACTIVATED in path for path in paths)
             and not NOT_FEED_FORWARD.search(product.parameter)
@@ -231,7 +238,7 @@ class _Walk:
         tensor = product.input
         while True:
             step = self.provenance.origin(tensor).step
-            if step is None:
+            if step is None or step.in_place:
                 return None
             tensors = [value for value in step.arguments if isinstance(value, Tensor)]
             if step.name == "mul" and len(tensors) == 2:
@@ -267,7 +274,8 @@ class _Walk:
             run=product.run,
             neurons=product.n_in,
             width=product.n_out,
-            strides=product.strides,
+            n_rows=product.input.numel() // product.n_in,
+            transposed=product.strides[0] == 1,
             n_matrices=product.n_matrices,
             routed=routed,
             hooked=not routed and product.owner == owner and product.is_argument,

@@ -133,12 +133,16 @@ def _removed_on_failure(folder: Folder, name: str) -> Iterator[None]:
     """Take away a capture that failed before its plan was recorded, and the store with it if it was to be its first."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         if folder.path is not None and read_capture(folder, name) is None and _nobody_else_writes(folder, name):
             shutil.rmtree(folder.path / layout.capture_key(name), ignore_errors=True)
             others = any(entry.is_dir() for entry in folder.path.glob("captures/*"))
             if not root.is_store(folder) and not others:
                 shutil.rmtree(folder.path, ignore_errors=True)
+        if isinstance(error, KeyboardInterrupt):
+            raise CaptureError(
+                f"Interrupted before the plan of capture {name!r} was complete: nothing of it is kept. Run it again."
+            ) from None
         raise
 
 

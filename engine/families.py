@@ -1,65 +1,38 @@
-"""Families: which transformers class a configuration stands for, what it is fed, and how it is loaded; errors in one sentence.
+"""Families: which transformers class a configuration stands for, how that reads its input, and what it is fed.
 
-Knows the Auto classes, checkpoint configurations and input names of the transformers library; nothing about where neurons are.
+Knows the Auto classes, configuration fields and input names of the transformers library; nothing about where neurons are.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
-import re
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto import modeling_auto as auto
 
+from actstore.engine.checkpoints import first_line
 from actstore.store.errors import ModelError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
 KINDS = ("causal", "encoder", "encoder-decoder", "vision")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len", "max_sequence_length")
 
 
-def load_config(name: str, *, trust_remote_code: bool) -> PreTrainedConfig:
-    """The configuration of a model folder or Hub id.
-
-    Raises `ModelError` where there is no such folder or id, the Hub cannot be reached, or transformers does not know the type.
-    """
-    if not Path(name).is_dir() and not _HUB_ID.fullmatch(name):
-        raise ModelError(
-            f"expected a model folder or a Hub id, and there is no folder {name!r}: give a folder that holds config.json, or an id"
-            " such as 'openai-community/gpt2'"
-        )
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(_explain(name, error)) from error
-
-
-def _explain(name: str, error: Exception) -> str:
-    """What went wrong with a name, as one sentence."""
-    causes = []
-    cause: BaseException | None = error
-    while cause is not None and len(causes) < 10:
-        causes.append(f"{type(cause).__name__}: {cause}")
-        cause = cause.__cause__ or cause.__context__
-    text = " ".join(causes)
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            return f"expected a model in the folder {name!r}, and it holds no config.json: give the folder that save_pretrained wrote"
-        if "trust_remote_code" in text:
-            return f"the model in {name!r} brings its own code: read that code, then pass trust_remote_code=True to run it"
-        first = str(error).strip().splitlines()[0]
-        return f"the config.json in {name!r} cannot be read by transformers {transformers.__version__}: {first}"
-    if "RepositoryNotFound" in text or "404" in text or "401" in text or "is not a valid model identifier" in text:
-        return f"expected a model folder or a Hub id, and found neither at {name!r}: there is no such folder, and the Hub has no such model open to you"
-    if "trust_remote_code" in text:
-        return f"the model {name!r} brings its own code: read that code, then pass trust_remote_code=True to run it"
-    return f"there is no folder {name!r}, and the Hugging Face Hub cannot be reached to look for a model of that name: check the network, or download it first"
+TOKEN_POSITIONS: dict[str, Literal["first", "last"]] = {
+    "cpmant": "last",  # prompt positions come before the window's own
+    "prophetnet": "first",  # predicting streams come behind the main one
+    # long windows are padded at the end to whole attention blocks
+    **dict.fromkeys(("big_bird", "bigbird_pegasus", "led", "longformer", "reformer"), "first"),
+}
+"""Types whose layers hold more positions than a window has tokens: which of them are the tokens'."""
 
 
 def model_class(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> type[PreTrainedModel]:
@@ -67,13 +40,14 @@ def model_class(config: PreTrainedConfig, *, trust_remote_code: bool = False) ->
 
     Raises `ModelError` where transformers has no class for the type.
     """
-    for name in config.architectures or ():
-        named = getattr(transformers, name, None)
-        if inspect.isclass(named) and issubclass(named, PreTrainedModel):
-            return named
-    for table in _tables(config):
-        entry = table.get(config.model_type)
-        for name in (entry,) if isinstance(entry, str) else tuple(entry or ()):
+    own = getattr(config, "auto_map", None) or {}
+    for auto_name in ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM", "AutoModel"):
+        if trust_remote_code and auto_name in own:
+            remote: type[PreTrainedModel] = get_class_from_dynamic_module(own[auto_name], config._name_or_path)
+            return remote
+    entries = [config.architectures, *(table.get(config.model_type) for table in _tables(config))]
+    for entry in entries:
+        for name in (entry,) if isinstance(entry, str) else entry or ():
             named = getattr(transformers, name, None)
             if inspect.isclass(named) and issubclass(named, PreTrainedModel):
                 return named
@@ -98,7 +72,8 @@ def kind_of(model: PreTrainedModel) -> str:
     if "input_ids" not in _accepted(model):
         return "vision" if model.main_input_name == "pixel_values" else "encoder"
     causal = config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "ForCausalLM" in type(model).__name__
-    bidirectional = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    masked = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    bidirectional = masked and not getattr(config, "is_decoder", False)
     generative = config.model_type in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     return "causal" if (causal or generative) and not bidirectional else "encoder"
 
@@ -111,8 +86,8 @@ def context_of(model: PreTrainedModel) -> int | None:
         if isinstance(positions, int) and positions > 0:
             table = next((m for p, m in model.named_modules() if p.endswith("embeddings.position_embeddings")), None)
             # RoBERTa and its kin number positions from the padding id on, so their first two rows are never used
-            offset = (table.padding_idx or 0) + 1 if getattr(table, "padding_idx", None) is not None else 0
-            return positions - offset
+            padding = getattr(table, "padding_idx", None)
+            return positions if padding is None else positions - padding - 1
     return None
 
 
@@ -125,7 +100,7 @@ def vocabulary_of(model: PreTrainedModel) -> int | None:
 def headless(model: PreTrainedModel) -> PreTrainedModel:
     """The model without its head: unembedding what nobody reads is wasted work."""
     base = model.base_model
-    return base if base is not model and model.main_input_name in _accepted(base) else model
+    return base if isinstance(base, PreTrainedModel) and model.main_input_name in _accepted(base) else model
 
 
 def _accepted(model: nn.Module) -> set[str]:
@@ -133,7 +108,10 @@ def _accepted(model: nn.Module) -> set[str]:
 
 
 def arguments_for(
-    model: PreTrainedModel, input_ids: Tensor | None, attention_mask: Tensor | None, extra: Mapping[str, Tensor] | None = None
+    model: PreTrainedModel,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    extra: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """What a forward pass is called with.
 
@@ -189,7 +167,7 @@ _DUAL = frozenset(auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES)
 
 
 def run_experts_eagerly(model: nn.Module) -> None:
-    """Let every mixture run its experts one by one, in the library's own reference form, where their activations can be seen."""
+    """Let every mixture run its experts one by one, in the library's reference form, where their activations can be seen."""
     for module in model.modules():
         config = getattr(module, "config", None)
         if isinstance(config, PreTrainedConfig) and config._experts_implementation != "eager":
@@ -201,12 +179,12 @@ def build_weightless(kind: type[PreTrainedModel], config: PreTrainedConfig) -> P
     build: Callable[..., PreTrainedModel] = kind._from_config
     try:
         with torch.device("meta"):
-            model = build(config, dtype=torch.float32)
+            model = build(copy.deepcopy(config), dtype=torch.float32)
     except (ImportError, ValueError, TypeError, AttributeError, KeyError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__).strip()
-        raise ModelError(f"{kind.__name__} cannot be built from its configuration: {first}") from error
+        raise ModelError(f"{kind.__name__} cannot be built from its configuration: {first_line(error)}") from error
     run_experts_eagerly(model)
-    return model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def stack_of(model: PreTrainedModel, module: str) -> str:
@@ -215,11 +193,12 @@ def stack_of(model: PreTrainedModel, module: str) -> str:
     while path:
         path = path.rpartition(".")[0]
         part = model.get_submodule(path)
-        if isinstance(part, PreTrainedModel) and part.main_input_name == "pixel_values" and "input_ids" not in _accepted(part):
+        sees = isinstance(part, PreTrainedModel) and part.main_input_name == "pixel_values"
+        if sees and "input_ids" not in _accepted(part):
             return "vision"
-    if not model.config.is_encoder_decoder:
-        return "decoder" if kind_of(model) == "causal" else "vision" if kind_of(model) == "vision" else "encoder"
-    return "encoder" if "encoder" in module.split(".") else "decoder"
+    if model.config.is_encoder_decoder:
+        return "encoder" if "encoder" in module.split(".") else "decoder"
+    return {"causal": "decoder"}.get(kind_of(model), "encoder")
 
 
 def part_for(model: PreTrainedModel, arguments: Mapping[str, Any]) -> nn.Module:
@@ -231,35 +210,7 @@ def part_for(model: PreTrainedModel, arguments: Mapping[str, Any]) -> nn.Module:
     return next(towers, model)
 
 
-def dtype_of(model: PreTrainedModel) -> torch.dtype:
-    """The dtype a model's checkpoint asks for; what its weights are in once it is loaded."""
-    if model.device.type == "meta":
-        stated = model.config.dtype
-        return stated if isinstance(stated, torch.dtype) else torch.float32
-    return model.dtype
-
-
-def load_weights(
-    kind: type[PreTrainedModel], name: str, *, dtype: str, device: torch.device, trust_remote_code: bool
-) -> PreTrainedModel:
-    """The model with its weights on a device. Raises `ModelError` where they cannot be read or some are missing."""
-    try:
-        model, report = kind.from_pretrained(
-            name,
-            dtype="auto" if dtype == "auto" else getattr(torch, dtype),
-            output_loading_info=True,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(f"the weights of {name!r} cannot be loaded as {kind.__name__} from safetensors: {first}") from error
-    blocks = [key for key in report["missing_keys"] if re.search(r"\.\d+\.", key)]
-    if blocks:
-        raise ModelError(
-            f"expected {name!r} to hold every weight of {kind.__name__}, and {len(blocks)} are missing, {blocks[0]} first: the"
-            " checkpoint is incomplete or belongs to another architecture"
-        )
-    if dtype == "auto" and device.type == "cpu" and model.dtype == torch.float16:
-        model = model.float()
-    return model.to(device)
+def dtype_of(config: PreTrainedConfig) -> torch.dtype:
+    """The dtype of a configuration's checkpoint; float32 where it does not say."""
+    stated = config.dtype or getattr(config.get_text_config(), "dtype", None)
+    return stated if isinstance(stated, torch.dtype) else torch.float32

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-from torch import nn
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from actstore.engine import families
-from actstore.engine.architecture import Architecture, Block, Projection
 from actstore.engine.sites import BLOCK_SITES, SITES, Tap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from actstore.engine.architecture import Architecture, Block, Projection
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class ModelSpec:
     context: int | None  # the most positions of a window; None where nothing bounds it
     layers: tuple[LayerSpec, ...]
     sites: tuple[str, ...]  # those that at least one layer has
-    dtype: str
+    dtype: str  # of the weights: the checkpoint's, or the one a model was loaded in
     causal: bool  # whether a position sees earlier ones only, in the last stack
     site_layers: tuple[tuple[int, ...], ...]  # for each of `sites`, the layers that have it
 
@@ -72,7 +77,9 @@ class Layer:
     sites: tuple[str, ...]
 
 
-def list_layers(model: PreTrainedModel, architecture: Architecture, *, name: str) -> tuple[ModelSpec, list[Layer]]:
+def list_layers(
+    model: PreTrainedModel, architecture: Architecture, *, name: str, dtype: torch.dtype
+) -> tuple[ModelSpec, list[Layer]]:
     """A model's specification and its layers, numbered as `actstore.engine.models` says."""
     layers: list[Layer] = []
     for position, block in enumerate(architecture.blocks):
@@ -94,7 +101,7 @@ def list_layers(model: PreTrainedModel, architecture: Architecture, *, name: str
         context=families.context_of(model),
         layers=specs,
         sites=sites,
-        dtype=str(families.dtype_of(model)).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),
         causal=kind in {"causal", "encoder-decoder"},
         site_layers=tuple(tuple(i for i, layer in enumerate(layers) if site in layer.sites) for site in sites),
     )
@@ -148,9 +155,11 @@ def _siblings(model: nn.Module, parameter: str) -> list[tuple[int, str]]:
 
 
 def _number_blocks(model: PreTrainedModel, architecture: Architecture) -> list[tuple[str, int]]:
-    """(stack, number) of every block: its place in the model's own list of blocks, or in order of execution where runs repeat."""
+    """(stack, number) of every block: its place in the model's own list, or in order of execution where runs repeat."""
     stacks = [families.stack_of(model, block.module) for block in architecture.blocks]
-    places = [(stack, block.module.rpartition(".")[2]) for stack, block in zip(stacks, architecture.blocks, strict=True)]
+    places = [
+        (stack, block.module.rpartition(".")[2]) for stack, block in zip(stacks, architecture.blocks, strict=True)
+    ]
     if all(place.isdigit() for _, place in places) and len(set(places)) == len(places):
         return [(stack, int(place)) for stack, place in places]
     counter: Counter[str] = Counter()

@@ -8,20 +8,24 @@ module for itself. Knows nothing about corpora, plans or stores.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
 
-from actstore.engine import families
+from actstore.engine import checkpoints, families
 from actstore.engine.architecture import Architecture, walk
 from actstore.engine.layers import Layer, LayerSpec, ModelSpec, list_layers
 from actstore.engine.products import Watch, Watched
-from actstore.engine.sites import BLOCK_SITES, MLP_SITES, SITES, LastLayerReached, Sink, Tap, tapped
+from actstore.engine.sites import BLOCK_SITES, MLP_SITES, SITES, LastLayerReached, Sink, Tap, tapped, tokens_only
 from actstore.store.errors import InvalidInputError, ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
 
 __all__ = ["SITES", "LayerSpec", "LoadedModel", "ModelSpec", "inspect_model", "load_model"]
 
@@ -34,9 +38,9 @@ def inspect_model(name_or_path: str | Path, *, trust_remote_code: bool = False) 
     Raises `ModelError` where there is no such model, or where it has no feed-forward neurons.
     """
     name = str(name_or_path)
-    config = families.load_config(name, trust_remote_code=trust_remote_code)
+    config = checkpoints.load_config(name, trust_remote_code=trust_remote_code)
     twin = families.build_weightless(families.model_class(config, trust_remote_code=trust_remote_code), config)
-    return list_layers(twin, _walk(twin), name=name)[0]
+    return list_layers(twin, _walk(twin), name=name, dtype=families.dtype_of(config))[0]
 
 
 def load_model(
@@ -50,10 +54,10 @@ def load_model(
     name = str(name_or_path)
     if dtype not in DTYPES:
         raise InvalidInputError(f"expected dtype to be one of {', '.join(DTYPES)}, found {dtype!r}")
-    config = families.load_config(name, trust_remote_code=trust_remote_code)
+    config = checkpoints.load_config(name, trust_remote_code=trust_remote_code)
     target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     kind = families.model_class(config, trust_remote_code=trust_remote_code)
-    model = families.load_weights(kind, name, dtype=dtype, device=target, trust_remote_code=trust_remote_code)
+    model = checkpoints.load_weights(kind, name, dtype=dtype, device=target, trust_remote_code=trust_remote_code)
     return LoadedModel(model, name=name)
 
 
@@ -64,16 +68,24 @@ def _walk(twin: PreTrainedModel) -> Architecture:
     try:
         found = walk(twin, lambda: base(**families.arguments_for(base, ids, None, extra)))
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"expected {twin.config.model_type!r} ({type(twin).__name__}) to run on token ids or images alone, and it does not:"
-            f" {first}; choose another model, or the part of it that reads text"
+            f" {checkpoints.first_line(error)}; choose another model, or the part of it that reads text"
         ) from error
     if not found.blocks:
-        reason = "no feed-forward was found in its blocks" if found.has_attention else "it is a state-space or recurrent model"
+        reason = (
+            "no block of it holds a feed-forward" if found.has_attention else "it is a state-space or recurrent model"
+        )
         raise ModelError(
-            f"expected a transformer with feed-forward neurons, and {twin.config.model_type!r} ({type(twin).__name__}) has none:"
-            f" {reason}; choose another model"
+            f"expected a transformer with feed-forward neurons, and {twin.config.model_type!r} ({type(twin).__name__})"
+            f" has none: {reason}; choose another model"
+        )
+    rows = {entry.n_rows for block in found.blocks for entry in block.projections if not entry.routed}
+    tied = twin.config.model_type in families.TOKEN_POSITIONS or extra
+    if ids is not None and not tied and rows - {ids.numel()}:
+        raise ModelError(
+            f"expected every layer of {twin.config.model_type!r} ({type(twin).__name__}) to hold one row for each token it"
+            f" reads, and for {ids.numel()} tokens found {sorted(rows)} rows (prompts, patches or streams of its own)"
         )
     return found
 
@@ -86,14 +98,13 @@ class LoadedModel:
 
     def __init__(self, model: PreTrainedModel, *, name: str | None = None) -> None:
         families.run_experts_eagerly(model)
-        self.model = model.eval()
+        model.eval()  # type: ignore[no-untyped-call]
+        self.model = model
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        config = type(model.config).from_dict(model.config.to_dict())
-        twin = families.build_weightless(type(model), config)
-        self._architecture = _walk(twin)
+        self._architecture = _walk(families.build_weightless(type(model), model.config))
         self.spec, self._layers = list_layers(
-            model, self._architecture, name=name or str(getattr(model, "name_or_path", "")) or type(model).__name__
+            model, self._architecture, name=name or model.name_or_path or type(model).__name__, dtype=model.dtype
         )
 
     def forward(
@@ -108,7 +119,7 @@ class LoadedModel:
     ) -> None:
         """Run `input_ids` [window, position] once and hand every wanted site to `sink(layer, site, values, rows)`.
 
-        `values` is [row, neuron] (or [row, d_model]), in the model's dtype and on its device, valid during the call only. `rows`
+        `values` is [row, neuron] or [row, d_model], in the model's dtype and on its device, valid during the call only. `rows`
         is None where all window·position rows are there, in row-major order; for a routed expert it holds the flat indices
         window·n_positions + position of the tokens that were routed to it (int64, each once, in no particular order).
         Residual sites are handed over under the first layer of their block. An encoder-decoder reads the window in both stacks,
@@ -126,6 +137,9 @@ class LoadedModel:
             None if attention_mask is None else attention_mask.to(self.device),
             {key: value.to(self.dtype) if value.is_floating_point() else value for key, value in move.items()},
         )
+        where = families.TOKEN_POSITIONS.get(self.spec.model_type)
+        if where is not None and input_ids is not None:
+            sink = tokens_only(sink, len(input_ids), input_ids.shape[1], where)
         taps, watched = self._taps(wanted), self._watched(wanted)
         last = max((self._layers[layer].position for layer in wanted), default=0)
         block = self._architecture.blocks[last]
@@ -145,9 +159,7 @@ class LoadedModel:
             )
         count = len(self.spec.layers)
         chosen = range(count) if layers is None else sorted(set(layers))
-        if outside := [layer for layer in chosen if not 0 <= layer < count]:
-            raise InvalidInputError(f"expected layers from 0 to {count - 1} for {self.spec.name}, found {outside[0]}")
-        return {layer: [site for site in sites if site in self._layers[layer].sites] for layer in chosen}
+        return {layer: [site for site in sites if site in self._find(layer).sites] for layer in chosen}
 
     def _taps(self, wanted: Mapping[int, Collection[str]]) -> dict[Tap, list[tuple[int, str]]]:
         taps: dict[Tap, list[tuple[int, str]]] = {}
@@ -185,15 +197,23 @@ class LoadedModel:
 
         A view of the model's weights, in their dtype and on their device.
         """
-        found = self._layers[layer]
+        found = self._find(layer)
         projection = found.projection
-        weight = self.model.get_parameter(found.parameter).detach()
         shape = (projection.neurons, projection.width)
-        return weight.as_strided(shape, projection.strides, weight.storage_offset() + found.matrix * shape[0] * shape[1])
+        weight = self.model.get_parameter(found.parameter).detach()
+        matrices = weight.reshape(projection.n_matrices, *(reversed(shape) if projection.transposed else shape))
+        return matrices[found.matrix].T if projection.transposed else matrices[found.matrix]
+
+    def _find(self, layer: int) -> Layer:
+        if not 0 <= layer < len(self._layers):
+            raise InvalidInputError(
+                f"expected a layer from 0 to {len(self._layers) - 1} for {self.spec.name}, found {layer}"
+            )
+        return self._layers[layer]
 
     def output_bias(self, layer: int) -> Tensor | None:
         """The bias of a layer's output projection [d_model], or None."""
-        found = self._layers[layer]
+        found = self._find(layer)
         owner, _, name = found.parameter.rpartition(".")
         module = self.model.get_submodule(owner)
         bias = getattr(module, "bias" if name == "weight" else f"{name}_bias", None)
@@ -205,7 +225,7 @@ class LoadedModel:
 
     def unembedding(self) -> Tensor | None:
         """The unembedding matrix [vocabulary, d_model], or None where the model has no such head."""
-        head = self.model.get_output_embeddings()
+        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         weight = getattr(head, "weight", None)
         if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.shape[1] != self.spec.d_model:
             return None
@@ -214,17 +234,19 @@ class LoadedModel:
     def final_norm_gain(self) -> Tensor | None:
         """The gain γ of the norm before the unembedding [d_model], 1 + w where the model keeps w (Gemma); None without one."""
         norm = self._final_norm()
-        if norm is None:
+        weight = getattr(norm, "weight", None)
+        if norm is None or not isinstance(weight, Tensor):
             return None
-        weight = norm.weight.detach()
-        # ±1 has mean 0 and root mean square 1: a norm returns its gain, up to its epsilon
-        probe = torch.ones_like(weight)
+        weight = weight.detach()
+        probe = torch.ones_like(
+            weight
+        )  # ±1 has mean 0 and root mean square 1: a norm returns its gain, up to its epsilon
         probe[1::2] = -1
-        bias = getattr(norm, "bias", None)
+        bias = self.final_norm_bias()
         with torch.inference_mode():
-            answer = (norm(probe) - (0 if bias is None else bias)) * probe
-        shifted = (answer - (1 + weight)).abs().sum() < (answer - weight).abs().sum()
-        return 1 + weight if shifted else weight
+            gain = (norm(probe) - (0 if bias is None else bias)) * probe
+        is_offset = (gain - (1 + weight)).abs().sum() < (gain - weight).abs().sum()
+        return 1 + weight if bool(is_offset) else weight
 
     def final_norm_bias(self) -> Tensor | None:
         """The bias of the norm before the unembedding [d_model]; None where there is no norm, or it has no bias."""

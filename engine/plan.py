@@ -56,7 +56,9 @@ class PlanSettings:
 
     def __post_init__(self) -> None:
         if self.context < 1:
-            raise InvalidInputError(f"A window holds at least 1 token, found a context of {self.context}. Raise --context.")
+            raise InvalidInputError(
+                f"A window holds at least 1 token, found a context of {self.context}. Raise --context."
+            )
         if not 0 <= self.overlap < self.context:
             raise InvalidInputError(
                 f"The overlap must lie between 0 and the context less one ({self.context - 1}), found {self.overlap}."
@@ -191,7 +193,9 @@ class _Labels:
     def __init__(self, columns: tuple[str, ...]) -> None:
         for column in columns:
             if column in RESERVED_COLUMNS:
-                raise InvalidInputError(f"A label column cannot be called {column!r}: taken are {', '.join(RESERVED_COLUMNS)}.")
+                raise InvalidInputError(
+                    f"A label column cannot be called {column!r}: taken are {', '.join(RESERVED_COLUMNS)}."
+                )
         self.columns = columns
         self.ids: dict[tuple[str, str], int] = {}
         self._counts = dict.fromkeys(columns, 0)

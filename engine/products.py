@@ -1,25 +1,27 @@
 """Products: reads what no module hands over, by watching the torch functions of a forward pass as they are called.
 
 Experts that share one 3-D parameter have no inner module to hook, and a gated MLP multiplies its gate and its up projection
-inside its own forward. Both are read where they are used: every product with an output projection's matrix is recognised by
-the memory of its weight (which also tells the expert), its rows by the selection that was last made from the block's rows, its gate
-and up by the elementwise product that made its input. Models are run as they are, nothing is recomputed. Knows nothing
-about model families; experts must run in their library's eager form.
+inside its own forward. Both are read where they are used: a product with an output projection's matrix is recognised by the
+memory of its weight (which also tells the expert), its rows by the last selection made from the block's rows, its gate and up
+by the elementwise product that made its input. Models are run as they are, nothing is recomputed. Knows nothing about model
+families; experts must run in their library's eager form.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from actstore.engine.sites import Sink, as_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
 
 _LINEAR = {"linear": 0, "matmul": 0, "__matmul__": 0, "mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
 """Function name: the place of the activations among the arguments; the weight follows."""
@@ -138,7 +140,9 @@ class Watch(TorchFunctionMode):
     def _rows(self, count: int) -> Tensor:
         """The rows a routed projection works on: the next `count` of the last selection."""
         if self._selected is None or self._taken + count > len(self._selected):
-            raise RuntimeError(f"an expert was given {count} rows, and no selection of that many rows was seen before it")
+            raise RuntimeError(
+                f"an expert was given {count} rows, and no selection of that many rows was seen before it"
+            )
         rows = self._selected[self._taken : self._taken + count]
         self._taken += count
         return rows

@@ -1,22 +1,24 @@
 """Provenance: runs a model that has no weights, and says for every tensor which matrix products it came from.
 
-The model's parameters live on torch's meta device (shapes and strides, no memory), its activations are small real tensors on the
-CPU. An operation that reads a parameter is given random numbers of the right shape instead of being computed; every other one
-is run, so that data-dependent control flow (routing, masks, loops over the experts that were hit) takes a real path. A model
-of any size is walked in about a second. Knows nothing about blocks, feed-forwards or model families.
+The model's parameters live on torch's meta device (shapes and strides, no memory), its activations are small real tensors on
+the CPU. An operation that reads a parameter is given random numbers of the right shape instead of being computed; every other
+one is run, so that data-dependent control flow (routing, masks, loops over the experts that were hit) takes a real path. A
+model of any size is walked in about a second. Knows nothing about blocks, feed-forwards or model families.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Flag
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Path(Flag):
@@ -55,10 +57,11 @@ class Product:
 
 @dataclass(eq=False)
 class Step:
-    """The operation that made a tensor."""
+    """The operation that made a tensor; of one in place, the first argument is the tensor as it was before."""
 
     name: str
     arguments: tuple[Any, ...]
+    in_place: bool = False
 
 
 @dataclass
@@ -96,11 +99,11 @@ def is_weightless(tensor: object) -> bool:
     return isinstance(tensor, Tensor) and tensor.device.type == "meta"
 
 
-class Provenance(TorchDispatchMode):
+class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While active, records the origin of every tensor; `products` are the matrix products in order of execution."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.products: list[Product] = []
         self._origins: dict[int, Origin] = {}
         self._alive: dict[int, Tensor] = {}
@@ -108,6 +111,7 @@ class Provenance(TorchDispatchMode):
         self._random = torch.Generator().manual_seed(0)
         self._storages: list[Any] = []
         self.has_attention = False
+        self.embedding_widths: set[int] = set()
 
     def origin(self, tensor: Tensor) -> Origin:
         """What is known of a tensor; an empty record for one that came from outside."""
@@ -140,6 +144,8 @@ class Provenance(TorchDispatchMode):
             output = self._run_weights(func, name, args, kwargs, weights)
         else:
             output = self._run_without_numbers(func, args, kwargs)
+        if name == "embedding":
+            self.embedding_widths.add(output.shape[-1])
         if len(weights) < len(tensors):
             self._record(func, name, args, kwargs, tensors, output)
         return output
@@ -199,10 +205,11 @@ class Provenance(TorchDispatchMode):
             flag = _flag(func, bare, args, inputs)
             merged: dict[Product, Path] = {}
             for tensor in inputs:
+                if bare in _REDUCTIONS and Path.MIXED not in flag:
+                    continue  # one number a row, such as a norm divides by: not the product's values any more
                 for source, path in self.origin(tensor).sources.items():
-                    known = Path.PLAIN if bare in _REDUCTIONS and Path.MIXED not in flag else path
-                    merged[source] = merged.get(source, Path.PLAIN) | known | flag
-            origin = Origin(merged, self._is_routed(bare, args, inputs), Step(name, args))
+                    merged[source] = merged.get(source, Path.PLAIN) | path | flag
+            origin = Origin(merged, self._is_routed(bare, args, inputs), self._step(bare, func, args))
         for result in results:
             if any(result is tensor for tensor in inputs):
                 if not func._schema.is_mutable:
@@ -214,6 +221,13 @@ class Provenance(TorchDispatchMode):
             self._alive[id(result)] = result
         if func._schema.is_mutable and inputs:
             self._write_through(inputs[0], origin)
+
+    def _step(self, name: str, func: Any, args: tuple[Any, ...]) -> Step:
+        if not (func._schema.is_mutable and args and isinstance(args[0], Tensor)):
+            return Step(name, args)
+        before = args[0].detach()
+        self._origins[id(before)], self._alive[id(before)] = self.origin(args[0]), before
+        return Step(name, (before, *args[1:]), in_place=True)
 
     def _write_through(self, view: Tensor, origin: Origin) -> None:
         """Writing a part of a tensor: the whole came from what was written too, and its rows were mixed."""

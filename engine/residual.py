@@ -1,19 +1,22 @@
 """The residual stream of one block: by which sums its sub-layers add to it, and where modules hand those tensors over.
 
-Walks back from the block's output to its input over additions, norms and dropouts, and sorts what was added into attention (what
-mixes positions) and feed-forward. Works on the records of one block's run on the meta device; knows no family by name.
+Walks back from the block's output to its input over additions, norms and dropouts, and sorts what was added into attention
+(what mixes positions) and feed-forward. Works on the records of one block's run on the meta device; knows no family by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from actstore.engine.provenance import HANDED_ON, Path, Product, Provenance
-from actstore.engine.sites import Tap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from actstore.engine.sites import Tap
 
 
 class Handovers(Protocol):
@@ -82,13 +85,10 @@ class ResidualStream:
         step = self._walk.provenance.origin(tensor).step
         if step is not None and step.name == "add":
             sides = [value for value in step.arguments[:2] if isinstance(value, Tensor)]
-            if len(sides) == 1:
-                return self._find(sides[0])
-            for stream, term in (sides, sides[::-1]):
+            for stream in sides:
                 found = self._find(stream)
                 if found is not None:
-                    return [*found, Sum(stream, term)]
-            return None
+                    return [*found, *(Sum(stream, term) for term in sides if term is not stream)]
         inner = self._walk.before_norm(tensor)
         if inner is not None and inner is not tensor:
             return self._find(inner)
@@ -100,14 +100,16 @@ class ResidualStream:
 
     def _terms(self, tensor: Tensor) -> Iterator[Tensor]:
         """The parts of a contribution, where it is itself a sum of sub-layers (parallel attention and MLP)."""
-        step = self._walk.provenance.origin(tensor).step
-        if step is not None and step.name == "add":
-            sides = [value for value in step.arguments[:2] if isinstance(value, Tensor)]
-            if len(sides) == 2 and all(map(self._is_sub_layer, sides)):
-                for side in sides:
-                    yield from self._terms(side)
-                return
-        yield tensor
+        inner, step = tensor, self._walk.provenance.origin(tensor).step
+        while step is not None and step.name in HANDED_ON:
+            inner = step.arguments[0]
+            step = self._walk.provenance.origin(inner).step
+        sides = [value for value in step.arguments[:2] if isinstance(value, Tensor)] if step else []
+        if step is not None and step.name == "add" and len(sides) == 2 and all(map(self._is_sub_layer, sides)):
+            for side in sides:
+                yield from self._terms(side)
+        else:
+            yield tensor
 
     def _is_sub_layer(self, tensor: Tensor) -> bool:
         return self._is_feed_forward(tensor) or self._is_attention(tensor)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 SITES = ("mlp.post", "mlp.gate", "mlp.up", "resid.pre", "resid.mid", "resid.post", "attn.out")
 """Every site there is.
 
-`mlp.post` is A_post, the input of the MLP's output projection; `mlp.gate` (after the activation) and `mlp.up` are its two factors.
-`resid.pre` enters the block, `resid.mid` enters the MLP branch after attention, `resid.post` leaves the block; `attn.out` is what
-the (first) attention or other position-mixing sub-layer adds to the stream.
+`mlp.post` is A_post, the input of the MLP's output projection; `mlp.gate` (after the activation) and `mlp.up` are its factors.
+`resid.pre` enters the block, `resid.mid` enters the MLP branch after attention, `resid.post` leaves the block; `attn.out` is
+what the (first) attention or other position-mixing sub-layer adds to the stream.
 """
 
 MLP_SITES = ("mlp.post", "mlp.gate", "mlp.up")
@@ -55,13 +55,25 @@ class Tap:
         return as_rows(value)
 
 
-class LastLayerReached(Exception):  # noqa: N818 - a signal, not an error
+class LastLayerReached(Exception):
     """Raised inside a forward pass when nothing that follows is wanted."""
 
 
 def as_rows(values: Tensor) -> Tensor:
     """The values as [row, neuron], rows in row-major order of the leading axes; a view wherever strides allow."""
     return values.reshape(-1, values.shape[-1])
+
+
+def tokens_only(sink: Sink, n_windows: int, n_positions: int, where: Literal["first", "last"]) -> Sink:
+    """A sink that is handed the rows of tokens only, where a model keeps positions of its own before or behind a window's."""
+
+    def select(layer: int, site: str, values: Tensor, rows: Tensor | None) -> None:
+        if rows is None and len(values) != n_windows * n_positions:
+            by_window = values.reshape(n_windows, -1, values.shape[-1])
+            values = as_rows(by_window[:, :n_positions] if where == "first" else by_window[:, -n_positions:])
+        sink(layer, site, values, rows)
+
+    return select
 
 
 @contextmanager

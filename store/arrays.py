@@ -6,6 +6,7 @@ have asked for its record first.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -13,7 +14,7 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.layout import BLOSC, ShardGrid, shard_grid, shard_key
+from actstore.store.layout import FAST, ShardGrid, shard_grid, shard_key
 from actstore.store.shards import Shard
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.store.folder import Folder
-
+    from actstore.store.layout import Compression
 
 MAPPED_SHARDS: Final = 256
 """Shards of one array that stay mapped; a process may map some 65,000 files."""
@@ -39,6 +40,7 @@ def create_block_array(
     fill_value: Any,
     dimensions: tuple[str, str],
     attributes: dict[str, Any],
+    compression: Compression = FAST,
 ) -> None:
     """Write the metadata of a sharded array of `rows` × (`block_columns` · `n_blocks`); no block is written yet."""
     grid = shard_grid(rows, block_columns)
@@ -50,7 +52,9 @@ def create_block_array(
         chunks=(grid.chunk_rows, grid.chunk_columns),
         dtype=dtype,
         fill_value=fill_value,
-        compressors=BloscCodec(typesize=dtype.itemsize, blocksize=grid.chunk_columns * dtype.itemsize, **BLOSC),
+        compressors=BloscCodec(
+            typesize=dtype.itemsize, blocksize=grid.chunk_columns * dtype.itemsize, **asdict(compression)
+        ),
         dimension_names=dimensions,
         attributes=attributes,
         overwrite=True,
@@ -105,7 +109,7 @@ def write_array(
         shape=values.shape,
         chunks=chunks or tuple(max(1, min(n, 1 << 20)) for n in values.shape),
         dtype=values.dtype,
-        compressors=BloscCodec(typesize=values.dtype.itemsize, **BLOSC),
+        compressors=BloscCodec(typesize=values.dtype.itemsize, **asdict(FAST)),
         dimension_names=tuple(dimensions),
         attributes=attributes or {},
         overwrite=True,

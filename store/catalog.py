@@ -8,6 +8,7 @@ the columns mean.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import duckdb
@@ -30,10 +31,9 @@ def run_sql(store: Store, query: str, capture: str | None) -> pa.Table:
     with duckdb.connect() as connection:
         wants_tokens = "tokens" in query.lower()
         captures = store.captures
-        taken = set(RESERVED_SCHEMAS)
+        taken = Counter([*RESERVED_SCHEMAS, *(name.lower() for name in captures)])
         for name in captures:
-            if name.lower() not in taken:  # SQL does not tell capital letters from small ones
-                taken.add(name.lower())
+            if taken[name.lower()] == 1:  # SQL does not tell capital letters from small ones
                 connection.execute(f"CREATE SCHEMA {_quoted(name)}")
                 _add_capture(connection, store.capture(name), _quoted(name) + ".", wants_tokens)
         if capture is not None or len(captures) == 1 or DEFAULT_CAPTURE in captures:
@@ -41,10 +41,13 @@ def run_sql(store: Store, query: str, capture: str | None) -> pa.Table:
         _add_table(connection, store, "vocabulary", VOCABULARY_KEY)
         _add_table(connection, store, "model", table_key(None, "neurons"))
         try:
-            return connection.sql(query).to_arrow_table()
+            result = connection.sql(query)
+            if result is not None:
+                return result.to_arrow_table()
         except duckdb.Error as error:
-            reason = str(error).split("\n\n")[0].replace("\n", " ")
+            reason = " ".join(str(error).split("\n\n")[0].split())
             raise InvalidInputError(f"The query cannot be run: {reason}") from None
+    raise InvalidInputError('The query gives no table. Ask something, such as "select * from neurons limit 5".')
 
 
 def _quoted(name: str) -> str:

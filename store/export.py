@@ -41,7 +41,8 @@ def export_activations(
 ) -> int:
     """Write the activations of `neurons` [(layer, index)] over all committed tokens; the number of tokens written.
 
-    `.parquet`: the columns of the tokens table, then one float32 column a neuron (`L3.N17`). `.npy`: float32 [token, neuron].
+    `.parquet`: the columns of the tokens table, then one float32 column a neuron (`L3.N17`), once.
+    `.npy`: float32 [token, neuron].
     `.safetensors`: float32 `activations` [neuron, token], int32 `layer` and `neuron` [neuron], int64 `token` and int32 `id`
     [token].
     """
@@ -59,6 +60,8 @@ def export_activations(
             f"A Parquet export has a column a neuron, at most {MAX_PARQUET_COLUMNS}; found {len(neurons)} neurons. "
             "Export to .npy or .safetensors."
         )
+    if not capture.blocks:
+        raise InvalidInputError(f"Capture {capture.record.name!r} has no committed block to export. Resume it first.")
     write = {".parquet": _write_parquet, ".npy": _write_npy, ".safetensors": _write_safetensors}[path.suffix]
     with _replacing(path) as partial:
         return write(capture, partial, neurons, site, on_block)
@@ -96,18 +99,17 @@ def _write_parquet(
     capture: Capture, path: Path, neurons: list[tuple[int, int]], site: str, on_block: Callable[[int], None]
 ) -> int:
     tokens, written = capture.tokens(), 0
+    neurons = list(dict.fromkeys(neurons))  # readers refuse two columns of one name
+    names = [*tokens.column_names, *(f"L{layer}.N{index}" for layer, index in neurons)]
     writer: pq.ParquetWriter | None = None
     try:
         for block, values in _blocks(capture, neurons, site):
-            table = tokens.slice(written, values.shape[1])
-            for (layer, index), column in zip(neurons, values, strict=True):
-                table = table.append_column(f"L{layer}.N{index}", pa.array(column))
+            here = tokens.slice(written, values.shape[1])
+            table = pa.Table.from_arrays([*here.columns, *map(pa.array, values)], names)
             writer = writer or pq.ParquetWriter(path, table.schema)
             writer.write_table(table)
             written += values.shape[1]
             on_block(block)
-        if writer is None:
-            raise InvalidInputError(f"Capture {capture.record.name!r} has no committed block to export.")
     finally:
         if writer is not None:
             writer.close()

@@ -37,7 +37,31 @@ PADDING, TEXT, SPECIAL, IMAGE, GENERATED = range(5)
 GATE_SIGN: Final = "gate_sign"
 """Pseudo-site of the statistics that count positive gates."""
 
-BLOSC: Final[dict[str, Any]] = {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle"}
+
+@dataclass(frozen=True)
+class Compression:
+    """How Blosc compresses the chunks of an array; written into the array's metadata, so that readers need not know."""
+
+    cname: str
+    clevel: int
+    shuffle: str
+
+    @property
+    def shuffle_code(self) -> int:
+        """Blosc's number for `shuffle`."""
+        return ("noshuffle", "shuffle", "bitshuffle").index(self.shuffle)
+
+
+# Measured on the activations of a trained Llama, bits a value: int8 7.0 with LZ4 and bitshuffle, 4.6 with zstandard (the
+# zero-order entropy is 4.7); sparse float32 12.1 and 2.2. Dense floats gain little for a fifth of the speed.
+FAST: Final = Compression("lz4", 5, "bitshuffle")
+SMALL: Final = Compression("zstd", 1, "noshuffle")
+
+
+def compression(precision: str) -> Compression:
+    """The compression of values at a precision: where few symbols or zeros prevail, entropy coding pays."""
+    return SMALL if precision in ("int8", "sparse") else FAST
+
 
 # A neuron's row inside an inner chunk is contiguous, so few neurons a chunk keep single-neuron reads small for readers
 # that must decode whole chunks, and many keep whole-layer scans from drowning in chunks: 32 rows of 16,384 bfloat16

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +23,7 @@ from zarr.codecs import BloscCodec
 
 from actstore.store.arrays import open_array
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.layout import BLOSC, PADDING, plan_key, table_key
+from actstore.store.layout import FAST, PADDING, plan_key, table_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -81,7 +81,7 @@ class _GrowingArray:
             shape=(0,),
             chunks=(_CHUNK,),
             dtype=dtype,
-            compressors=BloscCodec(typesize=np.dtype(dtype).itemsize, **BLOSC),
+            compressors=BloscCodec(typesize=np.dtype(dtype).itemsize, **asdict(FAST)),
             dimension_names=(dimension,),
             overwrite=True,
         )

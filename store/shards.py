@@ -15,15 +15,14 @@ from numcodecs import blosc
 
 from actstore.store.errors import FormatError
 from actstore.store.folder import will_need
-from actstore.store.layout import BLOSC
+from actstore.store.layout import FAST
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.store.folder import Bytes
-    from actstore.store.layout import ShardGrid
+    from actstore.store.layout import Compression, ShardGrid
 
-_SHUFFLE = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}[BLOSC["shuffle"]]
 _INDEX_ENTRY = 16
 _CRC = 4
 _BLOSC_HEADER = 16
@@ -36,8 +35,9 @@ def checksum(data: Bytes) -> str:
     return f"{google_crc32c.value(data if isinstance(data, bytes) else bytes(data)):08x}"
 
 
-def encode_shard(values: NDArray[Any], grid: ShardGrid) -> bytes:
+def encode_shard(values: NDArray[Any], grid: ShardGrid, compression: Compression = FAST) -> bytes:
     """The shard that holds `values` [grid.rows, grid.columns]: compressed inner chunks, their index, its CRC-32C."""
+    codec = compression.cname.encode(), compression.clevel, compression.shuffle_code
     parts: list[bytes] = []
     index = np.empty((*grid.grid, 2), "<u8")
     offset = 0
@@ -49,7 +49,7 @@ def encode_shard(values: NDArray[Any], grid: ShardGrid) -> bytes:
         for j in range(grid.grid[1]):
             chunk = np.ascontiguousarray(rows[:, j * grid.chunk_columns : (j + 1) * grid.chunk_columns])
             row_nbytes = chunk.shape[1] * chunk.itemsize
-            part = blosc.compress(chunk, BLOSC["cname"].encode(), BLOSC["clevel"], _SHUFFLE, row_nbytes)
+            part = blosc.compress(chunk, *codec, row_nbytes)
             index[i, j] = offset, len(part)
             offset += len(part)
             parts.append(part)

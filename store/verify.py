@@ -1,5 +1,7 @@
-"""Is the store what its records say? Every committed shard against its checksum, the plan against its fingerprint, the
-finished statistics against the sum of the blocks' own.
+"""What in a store is not what its records say.
+
+Every committed shard is held against its checksum, the plan against its fingerprint, the finished statistics against the
+sum of the blocks' own.
 
 Knows nothing about models; recomputing values is the engine's.
 """

@@ -44,6 +44,7 @@ def create_capture(folder: Folder, record: CaptureRecord) -> None:
             fill_value=spec.fill_value,
             dimensions=("neuron", spec.dimension),
             attributes=spec.attributes,
+            compression=spec.compression,
         )
     folder.write_json(
         f"{layout.capture_key(record.name)}/zarr.json",
@@ -63,6 +64,7 @@ class BlockArraySpec:
     fill_value: Any
     dimension: str
     attributes: dict[str, Any] = field(default_factory=dict)
+    compression: layout.Compression = layout.FAST
 
 
 def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
@@ -81,6 +83,7 @@ def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
                 form.fill_value,
                 "token",
                 {"value_dtype": form.name, "precision": record.precision},
+                layout.compression(record.precision),
             )
             for name, dtype in parameters.get(record.precision, {}).items():
                 key = layout.block_parameters_key(record.name, site, layer, name)
@@ -151,7 +154,7 @@ class CaptureWriter:
 
     def _write_shard(self, key: str, block: int, values: NDArray[Any]) -> tuple[int, str]:
         spec = self._specs[key]
-        data = encode_shard(values, layout.shard_grid(spec.rows, spec.columns))
+        data = encode_shard(values, layout.shard_grid(spec.rows, spec.columns), spec.compression)
         self._folder.write(layout.shard_key(key, block), data)
         return len(data), checksum(data)
 
@@ -167,6 +170,7 @@ class CaptureWriter:
             shards[key.removeprefix(prefix)] = len(job.statistics), checksum(job.statistics)
             record = CommitRecord(job.number, shards, seconds=round(time.monotonic() - job.began, 3)).sealed()
             self._folder.write_json(layout.commit_key(self.record.name, job.number), record.to_json())
+            self.on_commit(job.number)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -174,4 +178,3 @@ class CaptureWriter:
                 f"The disk of {self._folder} is full: block {job.number} of capture {self.record.name!r} could not be "
                 "written. Everything committed before it stays readable; make room and run again with --resume."
             ) from None
-        self.on_commit(job.number)

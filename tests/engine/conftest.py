@@ -43,8 +43,8 @@ def captured(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFa
     """Captures by settings; small blocks, so that a few hundred tokens fill several."""
     made: dict[str, Capture] = {}
 
-    def capture(*, dtype: str = "auto", **settings: Any) -> Capture:
-        settings = {"context": 32, "max_tokens": 900, "label_columns": ("language",)} | settings
+    def capture(*, dtype: str = "auto", **changes: Any) -> Capture:
+        settings: dict[str, Any] = {"context": 32, "max_tokens": 900, "label_columns": ("language",)} | changes
         key = f"{dtype} {sorted(settings.items())}"
         if key not in made:
             store = tmp_path_factory.mktemp("captured") / "store"
@@ -75,7 +75,7 @@ def plain_run(tiny_model: Path) -> PlainRun:
 
     def run(capture: Capture) -> dict[tuple[str, int], Tensor]:
         dtype = getattr(torch, capture.record.dtype)
-        model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype)
         seen: dict[tuple[str, int], Tensor] = {}
 
         def keep(site: str, layer: int, output: bool = True) -> Callable[..., None]:

@@ -29,7 +29,9 @@ SITES = ("mlp.post", "mlp.gate", "mlp.up", "resid.pre", "resid.mid", "resid.post
 
 
 @pytest.fixture(scope="module")
-def plain(captured: Any, plain_run: Callable[[Capture], dict[tuple[str, int], Tensor]]) -> dict[tuple[str, int], Tensor]:
+def plain(
+    captured: Any, plain_run: Callable[[Capture], dict[tuple[str, int], Tensor]]
+) -> dict[tuple[str, int], Tensor]:
     """Plain hooks over the plan that every capture with default settings has."""
     return plain_run(captured())
 
@@ -47,12 +49,14 @@ def stored_bits(capture: Capture, layer: int, site: str = "mlp.post") -> NDArray
 
 
 def used_slots(capture: Capture) -> NDArray[np.bool_]:
-    return capture.plan.array("tokens/modality") != layout.PADDING
+    used: NDArray[np.bool_] = capture.plan.array("tokens/modality") != layout.PADDING
+    return used
 
 
 def counted_slots(capture: Capture) -> NDArray[np.bool_]:
     modality = capture.plan.array("tokens/modality")
-    return (modality != layout.PADDING) & (modality != layout.SPECIAL)
+    counted: NDArray[np.bool_] = (modality != layout.PADDING) & (modality != layout.SPECIAL)
+    return counted
 
 
 def test_the_plan_under_test_has_all_that_can_go_wrong(captured: Any) -> None:
@@ -87,7 +91,9 @@ def test_every_site_is_what_a_plain_hook_sees_there(captured: Any, plain: dict[t
     for site in SITES:
         for layer in (0, 1):
             np.testing.assert_array_equal(
-                stored_bits(capture, layer, site)[:, used], bits(plain[site, layer])[:, used], f"{site} of layer {layer}"
+                stored_bits(capture, layer, site)[:, used],
+                bits(plain[site, layer])[:, used],
+                f"{site} of layer {layer}",
             )
 
 
@@ -100,7 +106,9 @@ def test_half_is_each_value_rounded_to_float16(captured: Any, plain: dict[tuple[
         )
 
 
-def test_int8_is_within_half_of_the_recorded_step_everywhere(captured: Any, plain: dict[tuple[str, int], Tensor]) -> None:
+def test_int8_is_within_half_of_the_recorded_step_everywhere(
+    captured: Any, plain: dict[tuple[str, int], Tensor]
+) -> None:
     capture = captured(precision="int8")
     slots, used = capture.record.plan.block_slots, used_slots(capture)
     for layer in (0, 1):
@@ -220,17 +228,13 @@ def test_position_last_stores_one_value_a_window(captured: Any, plain_run: Any) 
     assert set(windows["n_slots"]) == {1}
     assert capture.record.plan.n_tokens == len(windows["window"])
     used = used_slots(capture)
-    np.testing.assert_array_equal(
-        stored_bits(capture, 1)[:, used], bits(plain_run(capture)["mlp.post", 1])[:, used]
-    )
+    np.testing.assert_array_equal(stored_bits(capture, 1)[:, used], bits(plain_run(capture)["mlp.post", 1])[:, used])
 
 
 def test_overlap_gives_a_token_the_context_before_it(captured: Any, plain_run: Any) -> None:
     capture = captured(overlap=8)
     used = used_slots(capture)
-    np.testing.assert_array_equal(
-        stored_bits(capture, 0)[:, used], bits(plain_run(capture)["mlp.post", 0])[:, used]
-    )
+    np.testing.assert_array_equal(stored_bits(capture, 0)[:, used], bits(plain_run(capture)["mlp.post", 0])[:, used])
     later = capture.plan.array("tokens/position")[used]
     assert capture.record.plan.n_tokens == len(later)
 
@@ -264,20 +268,17 @@ def test_an_expert_has_values_exactly_where_it_was_routed_to(
     assert len(capture.store.model.layers) == 8
     used = used_slots(capture)
     for spec in capture.store.model.layers:
-        here = routed[spec.block, spec.expert]
+        assert spec.expert is not None
+        here, value = routed[spec.block, spec.expert], values[spec.block, spec.expert]
         assert 0 < here.sum() < used.sum()
         stored = np.concatenate([capture.block_values(spec.layer, b) for b in capture.blocks], axis=1)
         np.testing.assert_array_equal(~np.isnan(stored), np.broadcast_to(here, stored.shape))
         tolerance = 1e-6 if precision == "exact" else 1e-2
-        np.testing.assert_allclose(
-            stored[:, here], values[spec.block, spec.expert][here].T, rtol=1e-4, atol=tolerance
-        )
+        np.testing.assert_allclose(stored[:, here], value[here].T, rtol=1e-4, atol=tolerance)
         counted = here & counted_slots(capture)
         found = capture.statistics().sites["mlp.post", spec.layer]
         assert set(found.count.tolist()) == {int(counted.sum())}
-        np.testing.assert_allclose(
-            found.mean, values[spec.block, spec.expert][counted].mean(axis=0), rtol=1e-4, atol=1e-7
-        )
+        np.testing.assert_allclose(found.mean, value[counted].mean(axis=0), rtol=1e-4, atol=1e-7)
         if precision == "exact":
             signs = np.concatenate([capture.gate_signs(spec.layer, b) for b in capture.blocks], axis=1)
             assert not signs[:, ~here].any()
@@ -288,7 +289,7 @@ def route_plainly(
     folder: Path, capture: Capture
 ) -> tuple[dict[tuple[int, int], NDArray[np.bool_]], dict[tuple[int, int], NDArray[np.float32]]]:
     """(block, expert) → where it was routed to [slot], and its values there [slot, neuron], by its weights alone."""
-    model = AutoModelForCausalLM.from_pretrained(folder).eval().requires_grad_(False)
+    model = AutoModelForCausalLM.from_pretrained(folder).requires_grad_(False)
     seen: dict[int, tuple[Tensor, Tensor]] = {}
     for i, block in enumerate(model.model.layers):
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,13 +82,15 @@ def test_every_token_is_kept_exactly_once_and_overlap_is_reread(lengths: list[in
         windows = list(windower.windows(document.ids.astype(np.int32), 0, ()))
         kept = [w.ids[w.kept] for w in windows]
         np.testing.assert_array_equal(np.concatenate([*kept, []]), document.ids)
-        for before, window in zip(windows, windows[1:], strict=False):
+        for before, window in pairwise(windows):
             np.testing.assert_array_equal(window.ids[:overlap], before.ids[len(before.ids) - overlap :])
         assert all(1 <= len(w.ids) <= context for w in windows)
         assert all(len(w.ids) == context for w in windows[:-1]), "only the last window of a document may be short"
 
 
-def test_a_document_longer_than_the_context_is_windowed_with_special_tokens_around_each_window(tokenizer: TextTokenizer) -> None:
+def test_a_document_longer_than_the_context_is_windowed_with_special_tokens_around_each_window(
+    tokenizer: TextTokenizer,
+) -> None:
     ids = np.arange(10, 40, dtype=np.int32)
     windows = list(Windower(PlanSettings(context=11), tokenizer).windows(ids, 3, (1,)))
     assert [len(w.ids) for w in windows] == [11, 11, 11]
@@ -107,7 +110,9 @@ def test_begin_decides_on_the_special_tokens(tokenizer: TextTokenizer, begin: st
 class _Bare:
     """A tokenizer that adds nothing by itself and names a begin-of-text token."""
 
-    prefix, suffix, special_ids, begin = (), (), frozenset({7}), 7
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    special_ids, begin = frozenset({7}), 7
 
 
 class _Wrapping(_Bare):
@@ -168,7 +173,9 @@ def test_settings_that_cannot_be_are_refused(changes: dict[str, int], message: s
 
 
 def test_special_tokens_must_leave_room_for_text() -> None:
-    with pytest.raises(InvalidInputError, match="leaves 1 for text after special tokens, which must exceed the overlap of 2"):
+    with pytest.raises(
+        InvalidInputError, match="leaves 1 for text after special tokens, which must exceed the overlap of 2"
+    ):
         Windower(PlanSettings(context=3, overlap=2), _Wrapping())  # type: ignore[arg-type]
 
 
@@ -224,7 +231,9 @@ def test_padding_wastes_under_two_percent_of_the_slots(context: int) -> None:
 
 
 @given(context=st.integers(1, 5000), target=st.integers(-100, 40_000), everywhere=st.booleans())
-def test_a_block_takes_at_least_one_window_and_whole_bytes_of_sign_bits(context: int, target: int, everywhere: bool) -> None:
+def test_a_block_takes_at_least_one_window_and_whole_bytes_of_sign_bits(
+    context: int, target: int, everywhere: bool
+) -> None:
     slots = block_size(context, target, stored_everywhere=everywhere)
     assert slots % SLOT_MULTIPLE == 0
     assert slots >= (context if everywhere else SLOT_MULTIPLE)
@@ -318,9 +327,7 @@ def test_text_needs_a_tokenizer() -> None:
 
 
 def test_tokenise_keeps_the_order_of_text_and_ids_mixed(tokenizer: TextTokenizer) -> None:
-    documents = [
-        Document(str(i), text="one two") if i % 3 else Document(str(i), ids=np.array([i])) for i in range(200)
-    ]
+    documents = [Document(str(i), text="one two") if i % 3 else Document(str(i), ids=np.array([i])) for i in range(200)]
     found = list(tokenise(documents, tokenizer))
     assert [d.source for d, _ in found] == [str(i) for i in range(200)]
     (expected,) = tokenizer.encode(["one two"])

@@ -31,7 +31,7 @@ def test_gate_signs_are_kept_only_where_they_mean_something(spec: ModelSpec) -> 
     assert CaptureSettings.resolve({"sites": ("resid.post",)}, spec).gate_sign is False
     assert CaptureSettings.resolve({"gate_sign": False}, spec).gate_sign is False
     assert CaptureSettings.resolve({"precision": "none", "gate_sign": True}, spec).gate_sign is True
-    with pytest.raises(InvalidInputError, match="--gate-sign needs the site mlp.post"):
+    with pytest.raises(InvalidInputError, match=r"--gate-sign needs the site mlp\.post"):
         CaptureSettings.resolve({"sites": ("resid.post",), "gate_sign": True}, spec)
 
 

@@ -69,7 +69,7 @@ def test_use_does_not_change_the_fingerprint_and_another_vocabulary_does(tiny_mo
     assert again.fingerprint == before
     state = json.loads(first.to_json() or "")
     state["model"]["merges"] = state["model"]["merges"][:-1]
-    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token="<s>")
+    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token="<s>")  # type: ignore[no-untyped-call]
     assert TextTokenizer(other).fingerprint != before
 
 
@@ -77,8 +77,8 @@ def test_truncation_and_padding_saved_with_a_tokenizer_do_not_shorten_texts(tiny
     # Sentence encoders save their tokenizers with both switched on; a document would be cut, not windowed.
     loaded = TextTokenizer.load(str(tiny_model))
     expected = [ids.tolist() for ids in loaded.encode(TEXTS)]
-    loaded._tokenizer._tokenizer.enable_truncation(3)  # type: ignore[attr-defined]
-    loaded._tokenizer._tokenizer.enable_padding(length=9)  # type: ignore[attr-defined]
+    loaded._tokenizer._tokenizer.enable_truncation(3)
+    loaded._tokenizer._tokenizer.enable_padding(length=9)
     loaded._tokenizer.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "tokenizer.json").read_text())["truncation"]["max_length"] == 3
     again = TextTokenizer.load(str(tmp_path))
@@ -121,5 +121,6 @@ def test_a_template_that_wraps_in_several_tokens_is_read_whole() -> None:
     backend.post_processor = processors.TemplateProcessing(
         single="<s> <x> $A </s>", special_tokens=[("<s>", 0), ("<x>", 1), ("</s>", 2)]
     )
-    wrapped = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>"))
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")  # type: ignore[no-untyped-call]
+    wrapped = TextTokenizer(fast)
     assert (wrapped.prefix, wrapped.suffix) == ((0, 1), (2,))

@@ -6,11 +6,13 @@ Special care a type needs is in `OVERRIDES`, one line each. Not a test module.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 D_MODEL, NEURONS, HEADS, EXPERTS, VOCABULARY, POSITIONS = 64, 48, 4, 4, 128, 64
 
@@ -43,17 +45,26 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"image_size", 32),
     (r"patch_size", 8),
 )
-_DEPTH = re.compile(r"num_hidden_layers|num_layers|n_layers?|(num_)?(.*_)?(encoder|decoder)_layers|depth|.*_num_hidden_layers")
-_DERIVED = {"model_type", "transformers_version", "architectures", "dtype", "id2label", "label2id", "num_labels"}
+_DEPTH = re.compile(
+    r"num_hidden_layers|num_layers|n_layers?|(num_)?(.*_)?(encoder|decoder)_layers|depth|.*_num_hidden_layers"
+)
+_DERIVED = {"model_type", "transformers_version", "architectures", "dtype", "id2label", "label2id", "num_labels"} | {
+    "_name_or_path",
+    "output_attentions",
+}
 
 _OMIT = object()
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 1}
-_INDEXER = {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8, "indexer_compress_ratio": 4}
+_INDEXER = {
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 4,
+}
 _FULL_AND_SLIDING = {
     kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("full_attention", "sliding_attention")
 }
-
-_DRAFT_MODELS = {"gemma4_assistant", "gemma4_unified_assistant"}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": _MAMBA | {"attn_layer_indices": [1]},
@@ -63,7 +74,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_v4": {"head_dim": 16},
     "dinov2": {"out_features": _OMIT, "out_indices": _OMIT, "stage_names": _OMIT},
     "dots1": {"n_routed_experts": EXPERTS, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
-    "dots3_note": {"text_config": {"head_dim": 16}},
+    "dots3_note": {
+        "text_config": {"head_dim": 16},
+        "vision_config": {"adapter_in_dim": D_MODEL, "adapter_out_dim": D_MODEL},
+        "audio_config": {"adapter_input_size": D_MODEL, "adapter_out_dim": D_MODEL},
+    },
     "dots3_note_text": {"head_dim": 16},
     "esm": {"vocab_size": VOCABULARY, "pad_token_id": 1, "mask_token_id": 2},
     "falcon_h1": _MAMBA | {"mamba_d_ssm": 128},
@@ -77,25 +92,32 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8},
     "ministral": {"head_dim": 16},
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
-    "nllb-moe": {"num_experts": EXPERTS},
+    "nllb-moe": {"num_experts": EXPERTS, "encoder_sparse_step": 2, "decoder_sparse_step": 2},
     "qwen4_exp": {"text_config": _INDEXER},
     "qwen4_exp_text": _INDEXER,
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [32, 32], "axial_pos_shape": [8, 8]},
     "xlnet": {"d_head": 16},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32, "num_hidden_layers": 6, "layers_block_type": ["linear_attention", "hybrid"] * 3},
-    "zamba2": {"attention_hidden_size": 128, "attention_head_dim": 32, "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, "hybrid_layer_ids": _OMIT},
+    "zamba": {
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "num_hidden_layers": 6,
+        "layers_block_type": ["linear_attention", "hybrid"] * 3,
+    },
+    "zamba2": {
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "hybrid_layer_ids": _OMIT,
+    },
 }
 
 
 def tiny_config(model_type: str) -> PreTrainedConfig:
     """The smallest configuration of a type that still has every kind of layer the default has."""
     made = CONFIG_MAPPING[model_type]
-    if model_type in _DRAFT_MODELS:  # no default of its own: the configuration of its target's text model is asked for
-        text = tiny_config("gemma4_text").to_dict() | {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
-        text["num_kv_shared_layers"] = text["num_hidden_layers"]
-        return made(text_config=text, backbone_hidden_size=D_MODEL)
     values = shrink(made().to_dict())
     _update(values, OVERRIDES.get(model_type, {}))
     return made(**values)
@@ -113,7 +135,9 @@ def _update(values: dict[str, Any], changes: dict[str, Any]) -> None:
 
 def shrink(values: dict[str, Any]) -> dict[str, Any]:
     """A configuration's fields with every size made small; lists with an entry per layer keep one layer of each kind."""
-    n_layers = next((values[key] for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers") if key in values), None)
+    n_layers = next(
+        (values[key] for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers") if key in values), None
+    )
     lists = {key: value for key, value in values.items() if isinstance(value, list) and len(value) == n_layers}
     kinds = {tuple(str(value[i]) for value in lists.values()): i for i in reversed(range(n_layers or 0))}
     chosen = sorted(kinds.values())[:6] if lists else []
@@ -153,9 +177,7 @@ def scatter_weights(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in model.named_parameters():
-            if value.dim() > 1:
-                value.normal_(0, 0.1, generator=random)
-            elif name.endswith(("bias", "_b")):
+            if value.dim() > 1 or name.endswith(("bias", "_b")):
                 value.normal_(0, 0.1, generator=random)
             elif "norm" in name or "ln_" in name:
                 value.add_(torch.randn(value.shape, generator=random), alpha=0.1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import uuid
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from actstore.store.statistics import CaptureStatistics, RunningStatistics, writ
 from actstore.store.writer import CaptureWriter, block_arrays, create_capture
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -60,7 +60,9 @@ class Planted:
 
 
 def model_record() -> ModelRecord:
-    layers = tuple(LayerRecord(i, n, f"layers.{i}.mlp.down_proj", True, i, "decoder", None) for i, n in enumerate(WIDTHS))
+    layers = tuple(
+        LayerRecord(i, n, f"layers.{i}.mlp.down_proj", True, i, "decoder", None) for i, n in enumerate(WIDTHS)
+    )
     sites = ("mlp.post", "mlp.gate")
     return ModelRecord("planted", "llama", "causal", 8, len(VOCABULARY), "float32", "f" * 64, sites, layers, {"a": 1})
 
@@ -135,7 +137,7 @@ def plant(location: str | Path, name: str = "corpus", what: Planted | None = Non
             "special": [False] * len(VOCABULARY),
         }
     )
-    plan_record, windows = plan_windows(folder, name, what)
+    plan_record, _ = plan_windows(folder, name, what)
     record = capture_record(name, plan_record, what)
     root.write_tokenizer(folder, None, pieces, "t" * 64)
     root.write_neurons(folder, model_record(), None)
@@ -206,6 +208,12 @@ def fill(
     return arrays, statistics
 
 
+@pytest.fixture
+def somewhere() -> str:
+    """A location for a store: in memory, because making a hundred small files is most of what a planted store costs."""
+    return f"memory://{uuid.uuid4()}/store"
+
+
 @pytest.fixture(scope="session")
 def planting() -> Callable[..., dict[int, NDArray[np.float32]]]:
     """plant(location, name, **what): plants a capture, returns its values by layer; `what` are the fields of `Planted`."""
@@ -227,9 +235,9 @@ def planned() -> Callable[..., tuple[PlanRecord, list[PlannedWindow]]]:
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> CaptureRecord:
-    """The record of a planted capture of four blocks."""
-    plan, _ = plan_windows(Folder(tmp_path / "record", read_only=False), "corpus", Planted())
+def record() -> CaptureRecord:
+    """The record of a planted capture of three blocks."""
+    plan, _ = plan_windows(Folder(f"memory://{uuid.uuid4()}", read_only=False), "corpus", Planted())
     return capture_record("corpus", plan, Planted())
 
 
@@ -253,17 +261,30 @@ def statistics_of(record: CaptureRecord) -> Callable[[int], CaptureStatistics]:
 
 @pytest.fixture(scope="session")
 def planted_path(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, NDArray[np.float32]]]:
-    """A planted store of one exact capture, not to be changed, and its values."""
+    """A planted store of one exact capture on disk, not to be changed, and its values."""
     path = tmp_path_factory.mktemp("planted") / "store"
     return path, plant(path)
 
 
+@pytest.fixture(scope="session")
+def planted_bytes(planted_path: tuple[Path, dict[int, NDArray[np.float32]]]) -> dict[Path, bytes]:
+    """Every file of the planted store."""
+    return {file: file.read_bytes() for file in planted_path[0].rglob("*") if file.is_file()}
+
+
 @pytest.fixture
-def planted(planted_path: tuple[Path, dict[int, NDArray[np.float32]]], tmp_path: Path) -> tuple[Store, dict[int, Any]]:
-    """A planted store of one exact capture, the test's own to damage, and its values."""
-    path, values = planted_path
-    shutil.copytree(path, tmp_path / "store")
-    return Store(tmp_path / "store"), values
+def planted(
+    planted_path: tuple[Path, dict[int, NDArray[np.float32]]], planted_bytes: dict[Path, bytes]
+) -> Iterator[tuple[Store, dict[int, Any]]]:
+    """The planted store and its values, to be damaged: it is mended when the test is over."""
+    yield Store(planted_path[0]), planted_path[1]
+    for file, data in planted_bytes.items():
+        if not file.is_file() or file.read_bytes() != data:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+    for file in planted_path[0].rglob("*"):
+        if file.is_file() and file not in planted_bytes:
+            file.unlink()
 
 
 @pytest.fixture(scope="session")

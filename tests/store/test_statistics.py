@@ -37,8 +37,8 @@ def same(a, b):
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return Folder(tmp_path / "store", read_only=False)
+def folder(somewhere):
+    return Folder(somewhere, read_only=False)
 
 
 def test_encoding_keeps_every_bit(record, statistics_of):
@@ -75,9 +75,9 @@ def test_damage_is_named(record, statistics_of):
             assert "The statistics S/blocks/3 are damaged" in str(error)  # noqa: PT017
         else:  # a bit that says nothing, such as a reserved one
             assert same(decoded, statistics_of(1)), f"byte {at} changed numbers without a word"
-    for data in (data[: len(data) // 2], b"", bytes(Zstd().encode(b"nothing"))):
+    for cut in (data[: len(data) // 2], b"", bytes(Zstd().encode(b"nothing"))):
         with pytest.raises(FormatError, match="are damaged"):
-            CaptureStatistics.decode(data, record, "S/blocks/3")
+            CaptureStatistics.decode(cut, record, "S/blocks/3")
 
 
 @pytest.mark.parametrize("interrupted_after", [0, 2, 3, 4, 7, 10])
@@ -200,9 +200,9 @@ def odd(values, layer):
 
 
 @pytest.mark.parametrize("change", [lambda values, layer: values, odd], ids=["ordinary", "odd"])
-def test_the_table_says_what_numpy_says(tmp_path, planting, change):
-    planting(tmp_path / "s", values=change)
-    capture, table = read_table(tmp_path / "s")
+def test_the_table_says_what_numpy_says(somewhere, planting, change):
+    planting(somewhere, values=change)
+    capture, table = read_table(somewhere)
     tokens, documents = capture.tokens(), capture.documents()
     counted = np.array([m != "special" for m in tokens["modality"].to_pylist()])
     language = documents["language"].to_numpy()[tokens["document"].to_numpy()]
@@ -215,7 +215,9 @@ def test_the_table_says_what_numpy_says(tmp_path, planting, change):
         assert row["count"] == len(kept)
         assert row["non_finite"] == counted.sum() - len(kept)
         if not len(kept):
-            assert {row[name] for name in ("mean", "std", "min", "max", "q50", "positive", "top_value", "top_token")} == {None}
+            assert {
+                row[name] for name in ("mean", "std", "min", "max", "q50", "positive", "top_value", "top_token")
+            } == {None}
             continue
         np.testing.assert_allclose(row["mean"], kept.mean(), rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(row["std"], kept.std(), rtol=1e-9, atol=1e-9)
@@ -234,9 +236,9 @@ def test_the_table_says_what_numpy_says(tmp_path, planting, change):
         assert (row["top_value"], row["top_token"]) == (kept.max(), tokens["token"][int(best)].as_py())
 
 
-def test_gates_are_counted_by_label(tmp_path, planting):
-    planting(tmp_path / "s")
-    capture, table = read_table(tmp_path / "s")
+def test_gates_are_counted_by_label(somewhere, planting):
+    planting(somewhere)
+    capture, table = read_table(somewhere)
     tokens, documents = capture.tokens(), capture.documents()
     counted = np.array([m != "special" for m in tokens["modality"].to_pylist()])
     french = documents["language"].to_numpy()[tokens["document"].to_numpy()] == "fr"
@@ -246,23 +248,23 @@ def test_gates_are_counted_by_label(tmp_path, planting):
         assert dict(row["gate_positive_by_label"])["language=fr"] == opened[counted & french].mean()
 
 
-def test_without_gates_and_exemplars_the_columns_are_null(tmp_path, planting):
-    planting(tmp_path / "s", gate_sign=False, n_exemplars=0)
-    _, table = read_table(tmp_path / "s")
+def test_without_gates_and_exemplars_the_columns_are_null(somewhere, planting):
+    planting(somewhere, gate_sign=False, n_exemplars=0)
+    _, table = read_table(somewhere)
     for name in ("gate_positive", "gate_positive_by_label", "top_token", "top_value"):
         assert table[name].null_count == table.num_rows, name
 
 
-def test_the_finished_table_is_the_same(tmp_path, planting):
-    planting(tmp_path / "s", values=odd)
-    capture, table = read_table(tmp_path / "s")
+def test_the_finished_table_is_the_same(somewhere, planting):
+    planting(somewhere, values=odd)
+    capture, table = read_table(somewhere)
     assert is_finished(capture.folder, capture.record)
     assert capture.neurons().equals(table)
 
 
-def test_an_unfinished_capture_has_a_table(tmp_path, planting):
-    planting(tmp_path / "s", blocks=(0, 2), finish=False)
-    folder = Folder(tmp_path / "s")
+def test_an_unfinished_capture_has_a_table(somewhere, planting):
+    planting(somewhere, blocks=(0, 2), finish=False)
+    folder = Folder(somewhere)
     assert committed_blocks(folder, "corpus") == [0, 2]
     assert not is_finished(folder, read_capture(folder, "corpus"))
     capture = Store(folder).capture()

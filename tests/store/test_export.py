@@ -1,0 +1,133 @@
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from actstore.store.errors import InvalidInputError, NotFoundError
+from actstore.store.export import export_activations
+from actstore.store.reader import Store
+
+# Layers in turn, neurons backwards, one twice; more of layer 1 than are read row by row.
+NEURONS = [(1, 39), (0, 4), (1, 0), (0, 0), (1, 39), *[(1, n) for n in range(20, 8, -1)], (0, 4)]
+
+
+@pytest.fixture
+def capture(planted_path):
+    return Store(planted_path[0]).capture()
+
+
+@pytest.fixture
+def expected(planted_path):
+    """[token, neuron]"""
+    return np.stack([planted_path[1][layer][neuron] for layer, neuron in NEURONS], axis=1)
+
+
+def test_npy(capture, expected, tmp_path):
+    assert export_activations(capture, tmp_path / "a.npy", neurons=NEURONS) == 135
+    found = np.load(tmp_path / "a.npy", allow_pickle=False)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy", mmap_mode="r"), expected)
+
+
+def test_safetensors(capture, expected, tmp_path):
+    assert export_activations(capture, tmp_path / "a.safetensors", neurons=NEURONS) == 135
+    found = load_file(tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(found["activations"], expected.T)
+    assert list(zip(found["layer"].tolist(), found["neuron"].tolist(), strict=True)) == NEURONS
+    tokens = capture.tokens()
+    np.testing.assert_array_equal(found["token"], tokens["token"].to_numpy())
+    np.testing.assert_array_equal(found["id"], tokens["id"].to_numpy())
+    assert {name: str(array.dtype) for name, array in found.items()} == {
+        "activations": "float32", "layer": "int32", "neuron": "int32", "token": "int64", "id": "int32",
+    }  # fmt: skip
+
+
+def test_safetensors_for_torch(capture, expected, tmp_path):
+    from safetensors.torch import load_file as load_torch_file
+
+    export_activations(capture, tmp_path / "a.safetensors", neurons=NEURONS)
+    found = load_torch_file(tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(found["activations"].numpy(), expected.T)
+    assert found["token"].tolist() == capture.tokens()["token"].to_pylist()
+
+
+def test_parquet(capture, planted_path, tmp_path):
+    neurons = list(dict.fromkeys(NEURONS))
+    assert export_activations(capture, tmp_path / "a.parquet", neurons=neurons) == 135
+    found = pq.read_table(tmp_path / "a.parquet")
+    tokens = capture.tokens()
+    assert found.column_names == [*tokens.column_names, *[f"L{layer}.N{index}" for layer, index in neurons]]
+    assert found.select(tokens.column_names).equals(tokens)
+    for layer, index in neurons:
+        np.testing.assert_array_equal(found[f"L{layer}.N{index}"].to_numpy(), planted_path[1][layer][index])
+
+
+def test_parquet_names_a_neuron_once(capture, tmp_path):
+    """Two columns of one name make a file that most readers refuse."""
+    export_activations(capture, tmp_path / "a.parquet", neurons=[(1, 3), (0, 0), (1, 3)])
+    assert pq.read_table(tmp_path / "a.parquet").column_names[-2:] == ["L1.N3", "L0.N0"]
+
+
+def test_only_committed_blocks(somewhere, tmp_path, planting):
+    values = planting(somewhere, blocks=(0, 2), finish=False)
+    capture = Store(somewhere).capture()
+    expected = np.delete(values[1], np.arange(*np.cumsum(capture.used_slots[:2])), axis=1)[[5, 2]]
+    n = expected.shape[1]
+    for name in ("a.npy", "a.parquet", "a.safetensors"):
+        assert export_activations(capture, tmp_path / name, neurons=[(1, 5), (1, 2)]) == n
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), expected.T)
+    np.testing.assert_array_equal(load_file(tmp_path / "a.safetensors")["activations"], expected)
+    assert pq.read_table(tmp_path / "a.parquet")["L1.N2"].to_pylist() == expected[1].tolist()
+
+
+@pytest.mark.parametrize("precision", ["half", "int8", "sparse"])
+def test_values_are_what_the_reader_gives(somewhere, tmp_path, planting, precision):
+    planting(somewhere, precision=precision)
+    capture = Store(somewhere).capture()
+    neurons = [(0, 3), *[(1, n) for n in range(12)]]
+    export_activations(capture, tmp_path / "a.npy", neurons=neurons)
+    expected = np.stack([capture.activations(*neuron) for neuron in neurons], axis=1)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), expected)
+
+
+def test_an_existing_file_is_replaced(capture, expected, tmp_path):
+    (tmp_path / "a.npy").write_text("old")
+    export_activations(capture, tmp_path / "a.npy", neurons=NEURONS)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), expected)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.parquet", "a.safetensors"])
+def test_a_failure_leaves_what_was_there(capture, tmp_path, name):
+    def stop(block):
+        raise KeyboardInterrupt
+
+    (tmp_path / name).write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        export_activations(capture, tmp_path / name, neurons=NEURONS, on_block=stop)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "old"
+    with pytest.raises(NotFoundError, match="Layer 1 has neurons 0 to 39"):
+        export_activations(capture, tmp_path / f"new-{name}", neurons=[(1, 40)])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_what_cannot_be_exported(capture, tmp_path):
+    for target, neurons, message in [
+        ("a.csv", [(0, 0)], r"one of \.parquet, \.npy, \.safetensors: found 'a\.csv'"),
+        ("nowhere/a.npy", [(0, 0)], "The folder of .*nowhere/a.npy does not exist"),
+        ("a.npy", [], "Nothing to export: name neurons"),
+        ("a.parquet", [(0, 0)] * 10_001, "at most 10000; found 10001 neurons"),
+    ]:
+        with pytest.raises(InvalidInputError, match=message):
+            export_activations(capture, tmp_path / target, neurons=neurons)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_committed(somewhere, tmp_path, planting):
+    planting(somewhere, blocks=(), finish=False)
+    capture = Store(somewhere).capture()
+    for name in ("a.npy", "a.parquet", "a.safetensors"):
+        with pytest.raises(InvalidInputError, match="has no committed block to export"):
+            export_activations(capture, tmp_path / name, neurons=[(0, 0)])
+    assert [path.name for path in tmp_path.iterdir()] == []
