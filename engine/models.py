@@ -55,10 +55,22 @@ def load_model(
     if dtype not in DTYPES:
         raise InvalidInputError(f"expected dtype to be one of {', '.join(DTYPES)}, found {dtype!r}")
     config = checkpoints.load_config(name, trust_remote_code=trust_remote_code)
-    target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    target = _device(device)
     kind = families.model_class(config, trust_remote_code=trust_remote_code)
     model = checkpoints.load_weights(kind, name, dtype=dtype, device=target, trust_remote_code=trust_remote_code)
     return LoadedModel(model, name=name)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        # A device is only known to be there once something is put on it.
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidInputError(
+            f"expected a device such as cpu, cuda or cuda:1, found {name!r}: {checkpoints.first_line(error)}"
+        ) from error
 
 
 def _walk(twin: PreTrainedModel) -> Architecture:

@@ -44,7 +44,8 @@ class PlanSettings:
     overlap: int = 0
     """Tokens at a window's start that repeat the window before: read as context, not stored twice."""
     begin: Literal["auto", "always", "never"] = "auto"
-    """Special tokens around each window: as the tokenizer puts them, at least a begin-of-text token, or none."""
+    """Special tokens around each window: as the tokenizer puts them (documents that come as ids are taken as they are), at
+    least a begin-of-text token, or none."""
     positions: str = "all"
     """Which positions of a window are stored: `all`, `last` (its last text token), or comma-separated indices."""
     batch_tokens: int = 4096
@@ -231,7 +232,9 @@ def write_plan(
     as_json = dataclasses.asdict(settings)
     writer = PlanWriter(folder, capture, settings.block_slots, as_json)
     digest, labels = CorpusDigest(), _Labels(label_columns)
-    windower = Windower(settings, tokenizer)
+    of_text = Windower(settings, tokenizer)
+    # Ids come with the special tokens that whoever tokenised them wanted; more are added only on request.
+    of_ids = Windower(dataclasses.replace(settings, begin="never"), tokenizer) if settings.begin == "auto" else of_text
 
     def windows() -> Iterator[PlannedWindow]:
         n_tokens = 0
@@ -240,6 +243,7 @@ def write_plan(
             check_ids(ids, document.source, n_vocabulary)
             row = {"source": document.source, "sha256": document.sha256, "n_tokens": len(ids)}
             number = writer.add_document(row | {c: document.labels.get(c, "") for c in label_columns})
+            windower = of_text if document.ids is None else of_ids
             for window in windower.windows(ids.astype(np.int32), number, labels.of(document.labels)):
                 yield window
                 n_tokens += len(window.kept)

@@ -237,7 +237,7 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._alive[id(written)] = written
             mixed = Path.MIXED if written.numel() != view.numel() else Path.PLAIN
             sources = {source: path | mixed for source, path in origin.sources.items()}
-            self._origins[id(written)] = Origin({**known.sources, **sources}, known.routed, origin.step, known.base)
+            self._origins[id(written)] = Origin({**known.sources, **sources}, known.routed, None, known.base)
             written = known.base
 
     def _is_routed(self, name: str, args: tuple[Any, ...], inputs: list[Tensor]) -> bool:

@@ -55,6 +55,8 @@ def export_activations(
         raise InvalidInputError(f"The folder of {path} does not exist. Make it first, or export elsewhere.")
     if not neurons:
         raise InvalidInputError("Nothing to export: name neurons (--neurons L3.N17,L4.N2) or layers (--layers 3).")
+    for layer, index in neurons:
+        capture.check_neuron(layer, index, site)
     if path.suffix == ".parquet" and len(neurons) > MAX_PARQUET_COLUMNS:
         raise InvalidInputError(
             f"A Parquet export has a column a neuron, at most {MAX_PARQUET_COLUMNS}; found {len(neurons)} neurons. "

@@ -86,7 +86,9 @@ class Neuron:
         self, capture: str | None = None, site: str = "mlp.post"
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Counts [bin] of the neuron's values, and the bins' edges [bin + 1]."""
-        statistics = self.store.capture(capture).layer_statistics(self.layer, site)
+        source = self.store.capture(capture)
+        source.check_neuron(self.layer, self.index, site)
+        statistics = source.layer_statistics(self.layer, site)
         return statistics.histogram[self.index], HISTOGRAM_EDGES
 
     def exemplars(self, k: int = 20, capture: str | None = None, site: str = "mlp.post", context: int = 24) -> pa.Table:
@@ -97,6 +99,7 @@ class Neuron:
         if k < 1:
             raise InvalidInputError(f"At least one exemplar must be asked for, found {k}.")
         source = self.store.capture(capture)
+        source.check_neuron(self.layer, self.index, site)
         statistics = source.layer_statistics(self.layer, site)
         values, tokens = statistics.exemplar_values[self.index], statistics.exemplar_tokens[self.index]
         n_known = int((tokens >= 0).sum())

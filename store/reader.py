@@ -234,6 +234,7 @@ class Capture:
         At precision `int8` the values are off by at most half of the block's scale; at `sparse`, dropped values are 0.
         `dtype` float16 spares captures of precision `half` a conversion.
         """
+        self.check_neuron(layer, neuron, site)
         used = self.used_slots[list(self.blocks)]
         ends = np.cumsum(used).tolist()
         values = np.empty(ends[-1] if ends else 0, dtype)
@@ -298,6 +299,13 @@ class Capture:
                 "Capture again with another --precision."
             )
         return self._array(layout.values_key(self.record.name, site, layer))
+
+    def check_neuron(self, layer: int, neuron: int, site: str = "mlp.post") -> None:
+        """Raise `NotFoundError` where the capture has no such neuron at `site`."""
+        self._check_captured(layer, site)
+        width = self.record.layers(site)[layer]
+        if not 0 <= neuron < width:
+            raise NotFoundError(f"Layer {layer} has neurons 0 to {width - 1} at {site}, found neuron {neuron}.")
 
     def _check_captured(self, layer: int, site: str) -> None:
         if site not in self.record.sites:

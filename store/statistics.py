@@ -222,9 +222,8 @@ def _read_finished(folder: Folder, record: CaptureRecord) -> CaptureStatistics:
 
 def neuron_table(record: CaptureRecord, total: CaptureStatistics) -> pa.Table:
     """A row per site and neuron: moments, quantiles, shares of positive values, the top exemplar."""
-    return pa.concat_tables(
-        _layer_table(record, total, site, layer, statistics) for (site, layer), statistics in total.sites.items()
-    )
+    layers = (_layer_table(record, total, site, layer, statistics) for (site, layer), statistics in total.sites.items())
+    return pa.concat_tables(layers).unify_dictionaries()
 
 
 def _layer_table(

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 SENTENCES = [
@@ -52,6 +53,15 @@ def save_llama(folder: Path, seed: int = 0, **overrides: int) -> None:
         "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 0,
     }  # fmt: skip
     LlamaForCausalLM(LlamaConfig(**settings | overrides)).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a busy machine, threads that wait for one another make these tiny products a hundred times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

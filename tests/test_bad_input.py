@@ -160,11 +160,7 @@ def test_a_model_without_weights(refused: Callable[..., str], tiny_model: Path, 
         (("--positions", "first"), "Positions are `all`, `last` or indices such as 0,5,-1, found 'first'"),
         (("--positions", "63", "--context", "32"), "no token to store"),
         (("--dtype", "int3"), "--dtype is one of auto, float32, float16, bfloat16: found 'int3'"),
-        pytest.param(
-            ("--device", "abacus"),
-            "abacus",
-            marks=pytest.mark.xfail(reason="load_model lets torch's RuntimeError through"),
-        ),
+        (("--device", "abacus"), "expected a device such as cpu, cuda or cuda:1, found 'abacus'"),
         (("--memory", "much"), "such as 2GB, found 'much'"),
         (("--memory", "inf"), "found 'inf'"),
         (("--memory", "-1GB"), "found '-1GB'"),
@@ -440,7 +436,6 @@ def test_a_question_that_has_no_answer(
     assert message in refused(*filled)
 
 
-@pytest.mark.xfail(reason="Neuron.exemplars checks the index against mlp.post's width only")
 def test_a_neuron_that_a_narrower_site_has_not(
     cli: Callable[..., Result], refused: Callable[..., str], tiny_model: Path, corpus: Path, tmp_path: Path
 ) -> None:

@@ -128,7 +128,6 @@ def test_verify_finds_nothing_wrong_and_with_refill_nothing_different(cli: Calla
     assert "all well" in cli("verify", store).out
 
 
-@pytest.mark.xfail(reason="verify compares a dictionary column chunk by chunk: two sites are two chunks")
 def test_verify_finds_nothing_wrong_with_two_sites(
     cli: Callable[..., Result], tiny_model: Path, corpus: Path, tmp_path: Path
 ) -> None:

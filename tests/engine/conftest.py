@@ -23,15 +23,6 @@ if TYPE_CHECKING:
     PlainRun = Callable[[Capture], dict[tuple[str, int], Tensor]]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine, threads that wait for one another make these tiny products a hundred times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Captured(Protocol):
     """Gives a finished capture of the tiny model over the corpus; not to be written to."""
 

@@ -5,6 +5,7 @@ Nothing here uses what found the sites. Not a test module.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -594,3 +594,12 @@ def test_peak_memory_does_not_grow_with_the_corpus(tiny_model: Path, tmp_path: P
     print(f"{small / 1024:.0f} MiB at {few} tokens, {large / 1024:.0f} MiB at {many}")
     assert many > 3.9 * few
     assert large < 1.05 * small
+
+
+def test_ids_are_read_as_they_are_whatever_the_tokenizer_would_add(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "ids.jsonl"
+    path.write_text('{"input_ids": [0, 5, 6]}\n{"input_ids": [7, 8]}\n')
+    found = capture(str(tiny_model), path, tmp_path / "as-they-are")
+    assert sorted(found.plan.array("inputs/ids").tolist()) == [0, 5, 6, 7, 8]
+    found = capture(str(tiny_model), path, tmp_path / "opened", begin="always")
+    assert sorted(found.plan.array("inputs/ids").tolist()) == [0, 0, 0, 5, 6, 7, 8]
