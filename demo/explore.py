@@ -21,7 +21,7 @@ import numpy as np
 
 import actstore
 from actstore import terminal
-from actstore.cli import print_neuron
+from actstore.reports import print_neuron
 
 if TYPE_CHECKING:
     from actstore.store.reader import Capture

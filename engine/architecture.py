@@ -77,7 +77,12 @@ class _Call:
 
 def walk(model: nn.Module, call: Callable[[], object]) -> Architecture:
     """The architecture of a model on the meta device, found by running `call` once on it."""
-    return _Walk(model).run(call)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # operations on a few rows: threads only wait for each other
+    try:
+        return _Walk(model).run(call)
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 class _Walk:
@@ -236,7 +241,7 @@ class _Walk:
     def _factors(self, product: Product) -> tuple[Tensor, Tensor] | None:
         """The two tensors whose elementwise product is a projection's input, if it is one."""
         tensor = product.input
-        while True:
+        while tensor is not None:
             step = self.provenance.origin(tensor).step
             if step is None or step.in_place:
                 return None
@@ -247,6 +252,7 @@ class _Walk:
             if step.name not in HANDED_ON | {"split", "split_with_sizes"} or not tensors:
                 return None
             tensor = tensors[0]
+        return None
 
     def _has_outside_factor(self, product: Product) -> bool:
         """Whether the input is scaled by something from outside the block (Gemma 3n's per-layer embeddings)."""
@@ -274,7 +280,7 @@ class _Walk:
             run=product.run,
             neurons=product.n_in,
             width=product.n_out,
-            n_rows=product.input.numel() // product.n_in,
+            n_rows=product.n_rows,
             transposed=product.strides[0] == 1,
             n_matrices=product.n_matrices,
             routed=routed,
@@ -295,8 +301,10 @@ def _results(output: Any) -> list[tuple[int | str | None, Tensor]]:
     return [(place, value) for place, value in results if isinstance(value, Tensor)]
 
 
-def _same_rows(left: Tensor, right: Tensor) -> bool:
+def _same_rows(left: Tensor, right: Tensor | None) -> bool:
     """Whether one tensor is the other, perhaps with its leading axes merged."""
+    if right is None:
+        return False
     return left.data_ptr() == right.data_ptr() and left.numel() == right.numel() and left.shape[-1] == right.shape[-1]
 
 

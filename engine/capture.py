@@ -167,8 +167,9 @@ class BlockFiller:
 
 def _is_nan(values: NDArray[Any]) -> NDArray[np.bool_]:
     if values.dtype == np.uint16:
-        return np.greater(values & 0x7FFF, 0x7F80)
-    return np.isnan(values)
+        values = layout.decode_values(values, None)
+    missing: NDArray[np.bool_] = np.isnan(values)
+    return missing
 
 
 def _count_labels(columns: Columns, label_tokens: NDArray[np.int64]) -> None:
@@ -193,13 +194,6 @@ def staging_buffers(record: CaptureRecord, writer: CaptureWriter) -> dict[str, N
 
 def _staging_dtype(spec: BlockArraySpec, staging: layout.ValueFormat | None) -> np.dtype[Any]:
     return staging.dtype if staging and spec.dimension == "token" else spec.dtype
-
-
-def bytes_per_slot(record_sites: dict[str, dict[int, int]], precision: str, dtype: str, n_gate_neurons: int) -> float:
-    """Bytes that one token slot takes in the staging buffers."""
-    staging = layout.staging_format(precision, dtype)
-    width = sum(w for layers in record_sites.values() for w in layers.values())
-    return (staging.dtype.itemsize * width if staging else 0) + n_gate_neurons / 8
 
 
 def fill_blocks(

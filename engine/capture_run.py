@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import json
 import os
 import re
 import shutil
@@ -18,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from actstore.engine.capture import bytes_per_slot, fill_blocks
+from actstore.engine.capture import fill_blocks
 from actstore.engine.corpus import CorpusDigest, CorpusOptions, CorpusReport, read_corpus
+from actstore.engine.identity import check_model, fingerprint_of, write_store_root
 from actstore.engine.models import DTYPES, LoadedModel, ModelSpec, inspect_model, load_model
 from actstore.engine.plan import PlanSettings, block_size, write_plan
 from actstore.engine.progress import CaptureProgress
 from actstore.engine.settings import CaptureSettings
+from actstore.engine.sizes import bytes_per_slot, estimate_nbytes
 from actstore.engine.tokens import TextTokenizer
 from actstore.store import layout, root
 from actstore.store.commits import committed_blocks
@@ -31,9 +32,8 @@ from actstore.store.errors import CaptureError, InvalidInputError
 from actstore.store.folder import Folder
 from actstore.store.lock import own
 from actstore.store.reader import Store, read_capture
-from actstore.store.records import CaptureRecord, LayerRecord, ModelRecord, PlanRecord
+from actstore.store.records import CaptureRecord, PlanRecord
 from actstore.store.statistics import RunningStatistics, is_finished, write_finished
-from actstore.store.weights import write_weights
 from actstore.store.writer import CaptureWriter, create_capture
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from actstore.store.reader import Capture
 
 BLOCK_SLOTS = 16_384
-DISK_SHARE = {"float32": 0.93, "float16": 0.9, "bfloat16": 0.75, "int8": 0.75}
-"""Compressed size over raw size, as measured on dense activations: an estimate, not a bound."""
 DEFAULT_MEMORY = 4 << 30
 
 
@@ -176,7 +174,7 @@ class _Run:
         if record is None:
             record, model, settings = self._begin(requested)
             self._check_disk(record)
-            self._write_root(model, settings)
+            self._write_root(model, record, settings)
             create_capture(self.folder, record)
         else:
             model = self._check_same(record, requested)
@@ -279,23 +277,12 @@ class _Run:
                 "Make room, lower --precision or --max-tokens, or insist with --ignore-disk."
             )
 
-    def _write_root(self, model: LoadedModel, settings: CaptureSettings) -> None:
+    def _write_root(self, model: LoadedModel, record: CaptureRecord, settings: CaptureSettings) -> None:
         tokenizer = self._tokenizer(settings)
         if tokenizer is not None:
             root.write_tokenizer(self.folder, tokenizer.to_json(), tokenizer.vocabulary(), tokenizer.fingerprint)
-        if root.is_store(self.folder):
-            return
-        vectors = (
-            {spec.layer: model.write_vectors(spec.layer) for spec in self.spec.layers} if self.options.weights else {}
-        )
-        if vectors:
-            parts = {"unembedding": model.unembedding(), "final_norm": model.final_norm_gain()}
-            layers = ((layer, _named(write_vectors=v, bias=model.output_bias(layer))) for layer, v in vectors.items())
-            write_weights(self.folder, layers, {k: _named(weight=v) for k, v in parts.items()})
-        norms = {layer: v.float().norm(dim=1).cpu().numpy() for layer, v in vectors.items()}
-        known = model_record(model)
-        root.write_neurons(self.folder, known, norms or None)
-        root.write_root(self.folder, known)
+        if not root.is_store(self.folder):
+            write_store_root(self.folder, model, record.model_fingerprint, weights=self.options.weights)
 
     def _check_same(self, record: CaptureRecord, requested: Mapping[str, Any]) -> LoadedModel:
         """Refuse to resume with anything that differs from what was begun, naming it."""
@@ -357,10 +344,6 @@ class _Run:
         )
 
 
-def _named(**tensors: Any) -> dict[str, Any]:
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
-
-
 def _corpus_options(settings: CaptureSettings) -> CorpusOptions:
     return CorpusOptions(
         text_column=settings.text_column,
@@ -372,58 +355,3 @@ def _corpus_options(settings: CaptureSettings) -> CorpusOptions:
         max_documents=settings.max_documents,
         stdin_format=settings.stdin_format,
     )
-
-
-def fingerprint_of(model: LoadedModel) -> str:
-    """The fingerprint by which stores know a loaded model."""
-    return root.model_fingerprint(_config(model), model.fingerprint())
-
-
-def _config(model: LoadedModel) -> dict[str, Any]:
-    # Only what JSON can hold: a configuration may carry dtypes and classes.
-    config: dict[str, Any] = json.loads(json.dumps(model.model.config.to_dict(), default=str))
-    return config
-
-
-def check_model(folder: Folder, expected: str, found: str, name: str) -> None:
-    """Raise `InvalidInputError` where two fingerprints differ."""
-    if expected != found:
-        raise InvalidInputError(
-            f"{folder} holds another model than {name}: its fingerprint is {expected[:12]}…, found {found[:12]}…. The weights, "
-            "the configuration or --dtype differ. One store has one model: name another store."
-        )
-
-
-def model_record(model: LoadedModel) -> ModelRecord:
-    """The record by which a store knows its model."""
-    spec = model.spec
-    return ModelRecord(
-        name=spec.name,
-        model_type=spec.model_type,
-        kind=spec.kind,
-        d_model=spec.d_model,
-        n_vocabulary=spec.n_vocabulary,
-        dtype=str(model.dtype).removeprefix("torch."),
-        fingerprint=fingerprint_of(model),
-        sites=spec.sites,
-        layers=tuple(
-            LayerRecord(s.layer, s.neurons, s.module, s.gated, s.block, s.stack, s.expert) for s in spec.layers
-        ),
-        config=_config(model),
-    )
-
-
-def estimate_nbytes(record: CaptureRecord) -> int:
-    """The bytes a capture is expected to take on disk."""
-    form = layout.value_format(record.precision, record.dtype)
-    width = sum(w for site in record.sites for w in record.layers(site).values())
-    per_slot = 0.0
-    if form is not None:
-        share = DISK_SHARE[form.name]
-        if record.keep is not None:
-            # A kept value costs itself and, for where it lies, about half as much again.
-            share = min(share, 1.5 * record.keep + 0.02)
-        per_slot = width * form.dtype.itemsize * share
-    per_slot += sum(record.layers("mlp.post")[layer] for layer in record.gate_sign) / 8
-    # Statistics: about 250 bytes a neuron and block once compressed.
-    return int(record.plan.n_blocks * (record.plan.block_slots * per_slot + 250 * width))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actstore.engine.capture import BlockFiller
-from actstore.engine.capture_run import check_model, fingerprint_of
+from actstore.engine.identity import check_model, fingerprint_of
 from actstore.engine.models import load_model
 from actstore.engine.progress import CaptureProgress
 from actstore.store import layout

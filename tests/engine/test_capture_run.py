@@ -21,8 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from zarr.storage import LocalStore
 
 import actstore
-from actstore.engine.capture_run import RunOptions, capture, estimate_nbytes
+from actstore.engine.capture_run import RunOptions, capture
 from actstore.engine.progress import CaptureProgress
+from actstore.engine.sizes import estimate_nbytes
 from actstore.store.errors import ActstoreError, CaptureError, InvalidInputError, NotFoundError, ReadOnlyError
 from actstore.store.folder import Folder, KeyWriter
 from actstore.store.lock import own

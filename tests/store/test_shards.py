@@ -1,3 +1,5 @@
+import struct
+
 import numpy as np
 import pytest
 import zarr
@@ -133,6 +135,19 @@ def test_every_byte_of_a_chunk_header_may_be_anything(kind):
                 assert read_everything(bytes(damaged), grid, values.dtype).shape == (33, 192)
             except FormatError:
                 continue
+
+
+@pytest.mark.parametrize("offset", [-(2**31), -5, 0, 15, "end", 2**31 - 1])
+def test_a_block_outside_its_chunk_is_an_error(offset):
+    """One row is decoded alone, from where the chunk's table says that it lies: never from anywhere else in memory."""
+    values, grid = make_values(32, 192, "float32", "random"), shard_grid(32, 192)
+    data = bytearray(encode_shard(values, grid))
+    nbytes, blocksize, cbytes = struct.unpack_from("<III", data, 4)
+    assert nbytes // blocksize > 4, "a chunk should have a block a row or two"
+    row = 2 * blocksize // (192 * 4)
+    struct.pack_into("<i", data, 16 + 4 * 2, cbytes if offset == "end" else offset)
+    with pytest.raises(FormatError, match="a chunk's blocks lie outside it"):
+        Shard(bytes(data), grid, values.dtype, "the shard").row(row)
 
 
 @given(st.floats(0, 1, exclude_max=True), st.sampled_from(KINDS))
