@@ -3,7 +3,7 @@
 The model's parameters live on torch's meta device (shapes and strides, no memory), its activations are small real tensors on
 the CPU. An operation that reads a parameter is given random numbers of the right shape instead of being computed; every other
 one is run, so that data-dependent control flow (routing, masks, loops over the experts that were hit) takes a real path. A
-model of any size is walked in seconds (405 billion weights: 1.7 s). Knows nothing about blocks, feed-forwards or model families.
+model of any size is walked in seconds (405 billion weights: 1.7 s). Knows nothing about blocks, feed-forwards or families.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.layout import FAST, ShardGrid, shard_grid, shard_key
+from actstore.store.layout import FAST, ShardGrid, missing_value, shard_grid, shard_key
 from actstore.store.shards import Shard
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ def write_array(
         shape=values.shape,
         chunks=chunks or tuple(max(1, min(n, 1 << 20)) for n in values.shape),
         dtype=values.dtype,
+        fill_value=missing_value(values.dtype),
         compressors=BloscCodec(typesize=values.dtype.itemsize, **asdict(FAST)),
         dimension_names=tuple(dimensions),
         attributes=attributes or {},

@@ -112,6 +112,11 @@ def decode_values(stored: NDArray[Any], scale: NDArray[np.float32] | None) -> ND
     return stored.astype(np.float32, copy=False)
 
 
+def missing_value(dtype: np.dtype[Any]) -> Any:
+    """The fill value of plain arrays: what a missing chunk reads as must not pass for a token, a count or a mean."""
+    return {"f": math.nan, "i": -1}.get(dtype.kind, PADDING)
+
+
 @dataclass(frozen=True)
 class ShardGrid:
     """Shape of one two-dimensional sharded array: a shard spans all rows and `columns` columns, one block of one layer."""

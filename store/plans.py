@@ -23,7 +23,7 @@ from zarr.codecs import BloscCodec
 
 from actstore.store.arrays import open_array
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.layout import FAST, PADDING, plan_key, table_key
+from actstore.store.layout import FAST, PADDING, missing_value, plan_key, table_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -81,6 +81,7 @@ class _GrowingArray:
             shape=(0,),
             chunks=(_CHUNK,),
             dtype=dtype,
+            fill_value=missing_value(np.dtype(dtype)),
             compressors=BloscCodec(typesize=np.dtype(dtype).itemsize, **asdict(FAST)),
             dimension_names=(dimension,),
             overwrite=True,

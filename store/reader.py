@@ -61,6 +61,7 @@ class Store:
         """Open the store at a path or URL; `NotFoundError` where there is none, `FormatError` for a newer one."""
         self.folder = location if isinstance(location, Folder) else Folder(location)
         self.model: ModelRecord = root.read_root(self.folder)
+        self._complete: dict[str, Capture] = {}
 
     def __repr__(self) -> str:
         return f"Store({self.folder.location!r}: {self.model.name}, captures {', '.join(self.captures) or 'none'})"
@@ -76,12 +77,18 @@ class Store:
         names = self.captures
         if name is None:
             name = names[0] if len(names) == 1 else layout.DEFAULT_CAPTURE
+        if name in self._complete:
+            return self._complete[name]
         record = read_capture(self.folder, name) if name in names else None
         if record is None:
             raise NotFoundError(
                 f"{self.folder} has no capture {name!r}. Its captures are: {', '.join(names) or 'none'}."
             )
-        return Capture(self, record)
+        capture = Capture(self, record)
+        if capture.is_complete:
+            # Nothing will be added to it, so what one question read (statistics, mapped shards) serves the next.
+            self._complete[name] = capture
+        return capture
 
     def neuron(self, layer: int | str, neuron: int | None = None) -> Neuron:
         """A neuron by layer and index, or by name: `store.neuron(3, 17)`, `store.neuron("L3.N17")`."""

@@ -8,6 +8,7 @@ Not a test module.
 from __future__ import annotations
 
 import argparse
+import re
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -155,9 +156,11 @@ def as_markdown(outcomes: list[Outcome]) -> str:
         missing = [site for site in ("mlp.gate", "resid.pre", "resid.mid", "attn.out") if site not in outcome.sites]
         sites = "all" if not missing else "all but " + ", ".join(missing)
         row = (outcome.kind, outcome.feed_forward, outcome.form, sites, "pass")
-        groups[row if outcome.result == "pass" else ("", "", "", "", f"{outcome.result}: {outcome.reason}")].append(
-            outcome.name
-        )
+        if outcome.result != "pass":
+            # A cell holds the fact, not the advice that follows it.
+            fact = re.sub(r" \(\w+For\w+\)", "", outcome.reason).split("; ")[0].split(". ")[0]
+            row = ("", "", "", "", f"{outcome.result}: {fact}")
+        groups[row].append(outcome.name)
     lines = ["| model types | reads | FFN | layers | sites | result |", "|---|---|---|---|---|---|"]
     for row, names in sorted(groups.items(), key=lambda item: (item[0][-1] != "pass", -len(item[1]))):
         lines.append(f"| {', '.join(f'`{name}`' for name in names)} | " + " | ".join(row) + " |")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from actstore.store.arrays import BlockArray, create_block_array
 from actstore.store.errors import FormatError
 from actstore.store.folder import Folder
-from actstore.store.layout import shard_grid, shard_key
+from actstore.store.layout import FAST, SMALL, shard_grid, shard_key
 from actstore.store.shards import Shard, checksum, encode_shard
 
 DTYPES = ["float32", "float16", "uint16", "int8"]
@@ -36,12 +36,15 @@ shapes = st.tuples(st.integers(1, 200), st.integers(1, 12).map(lambda n: 64 * n)
 wide = st.tuples(st.integers(1, 40), st.sampled_from([16_384, 16_448, 32_768, 40_000, 39_936]))
 
 
-@given(st.one_of(shapes, wide), st.sampled_from(DTYPES), st.sampled_from(KINDS), st.integers(0, 9))
-@settings(max_examples=80)
-def test_every_row_comes_back(shape, dtype, kind, seed):
+compressions = st.sampled_from([FAST, SMALL])
+
+
+@given(st.one_of(shapes, wide), st.sampled_from(DTYPES), st.sampled_from(KINDS), st.integers(0, 9), compressions)
+@settings(max_examples=100)
+def test_every_row_comes_back(shape, dtype, kind, seed, compression):
     values = make_values(*shape, dtype, kind, seed)
     grid = shard_grid(*shape)
-    data = encode_shard(values, grid)
+    data = encode_shard(values, grid, compression)
     shard = Shard(data, grid, values.dtype, "shard")
     rows = shard.rows()
     assert rows.dtype == values.dtype
@@ -52,10 +55,11 @@ def test_every_row_comes_back(shape, dtype, kind, seed):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("compression", [FAST, SMALL], ids=["fast", "small"])
 @pytest.mark.parametrize("shape", [(1, 64), (33, 192), (40, 16_448), (3, 40_000), (200, 64)])
-def test_single_rows_are_rows_of_the_whole(shape, kind, dtype):
+def test_single_rows_are_rows_of_the_whole(shape, compression, kind, dtype):
     values = make_values(*shape, dtype, kind)
-    shard = Shard(encode_shard(values, shard_grid(*shape)), shard_grid(*shape), values.dtype, "shard")
+    shard = Shard(encode_shard(values, shard_grid(*shape), compression), shard_grid(*shape), values.dtype, "shard")
     assert np.stack([shard.row(row) for row in range(shape[0])]).tobytes() == values.tobytes()
 
 
@@ -64,9 +68,10 @@ def test_single_rows_are_rows_of_the_whole(shape, kind, dtype):
     columns=st.sampled_from([64, 320, 16_448, 40_000]),
     dtype=st.sampled_from(DTYPES),
     kind=st.sampled_from(KINDS),
+    compression=compressions,
 )
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_plain_zarr_reads_the_same(tmp_path, rows, columns, dtype, kind):
+def test_plain_zarr_reads_the_same(tmp_path, rows, columns, dtype, kind, compression):
     folder = Folder(tmp_path, read_only=False)
     values = make_values(rows, columns * 3, dtype, kind)
     create_block_array(
@@ -79,10 +84,11 @@ def test_plain_zarr_reads_the_same(tmp_path, rows, columns, dtype, kind):
         fill_value=FILLS[dtype],
         dimensions=("neuron", "token"),
         attributes={"value_dtype": dtype},
+        compression=compression,
     )
     for block in (0, 2):
         part = values[:, block * columns : (block + 1) * columns]
-        folder.write(shard_key("a/values", block), encode_shard(part, shard_grid(rows, columns)))
+        folder.write(shard_key("a/values", block), encode_shard(part, shard_grid(rows, columns), compression))
     folder.delete(shard_key("a/values", 1))
     array = zarr.open_array(str(tmp_path), path="a/values", mode="r")
     assert array.metadata.dimension_names == ("neuron", "token")
@@ -106,11 +112,12 @@ def read_everything(data, grid, dtype):
     where=st.floats(0, 1, exclude_max=True),
     in_header=st.booleans(),
     flip=st.integers(1, 255),
+    compression=compressions,
 )
 @settings(max_examples=250)
-def test_a_flipped_byte_is_an_error_or_found_by_the_checksum(shape, dtype, kind, where, in_header, flip):
+def test_a_flipped_byte_is_an_error_or_found_by_the_checksum(shape, dtype, kind, where, in_header, flip, compression):
     values, grid = make_values(*shape, dtype, kind), shard_grid(*shape)
-    data = encode_shard(values, grid)
+    data = encode_shard(values, grid, compression)
     # Half of the flips go where a decoder is led astray: the header of a chunk and its table of blocks.
     at = int(where * min(len(data), 80)) if in_header else int(where * len(data))
     damaged = bytearray(data)
@@ -123,10 +130,11 @@ def test_a_flipped_byte_is_an_error_or_found_by_the_checksum(shape, dtype, kind,
         assert "actstore verify" in str(error)  # noqa: PT017
 
 
+@pytest.mark.parametrize("compression", [FAST, SMALL], ids=["fast", "small"])
 @pytest.mark.parametrize("kind", ["random", "incompressible"])
-def test_every_byte_of_a_chunk_header_may_be_anything(kind):
-    values, grid = make_values(33, 192, "float32", kind), shard_grid(33, 192)
-    data = encode_shard(values, grid)
+def test_every_byte_of_a_chunk_header_may_be_anything(kind, compression):
+    values, grid = make_values(33, 192, "float16", kind), shard_grid(33, 192)
+    data = encode_shard(values, grid, compression)
     for at in range(24):
         for value in range(0, 256, 3):
             damaged = bytearray(data)
@@ -140,14 +148,15 @@ def test_every_byte_of_a_chunk_header_may_be_anything(kind):
 @pytest.mark.parametrize("offset", [-(2**31), -5, 0, 15, "end", 2**31 - 1])
 def test_a_block_outside_its_chunk_is_an_error(offset):
     """One row is decoded alone, from where the chunk's table says that it lies: never from anywhere else in memory."""
-    values, grid = make_values(32, 192, "float32", "random"), shard_grid(32, 192)
-    data = bytearray(encode_shard(values, grid))
+    values, grid = make_values(32, 1024, "float32", "random"), shard_grid(32, 1024)
+    data = bytearray(encode_shard(values, grid, SMALL))
     nbytes, blocksize, cbytes = struct.unpack_from("<III", data, 4)
-    assert nbytes // blocksize > 4, "a chunk should have a block a row or two"
-    row = 2 * blocksize // (192 * 4)
+    assert (nbytes, blocksize) == (32 * 4096, 4096), "a row of the chunk should be a block of its own"
     struct.pack_into("<i", data, 16 + 4 * 2, cbytes if offset == "end" else offset)
+    shard = Shard(bytes(data), grid, values.dtype, "the shard")
+    np.testing.assert_array_equal(shard.row(3), values[3])
     with pytest.raises(FormatError, match="a chunk's blocks lie outside it"):
-        Shard(bytes(data), grid, values.dtype, "the shard").row(row)
+        shard.row(2)
 
 
 @given(st.floats(0, 1, exclude_max=True), st.sampled_from(KINDS))

@@ -4,6 +4,7 @@ from numcodecs import Zstd
 
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES
 from actstore.store import statistics
+from actstore.store.arrays import read_array
 from actstore.store.commits import committed_blocks
 from actstore.store.errors import FormatError
 from actstore.store.folder import Folder
@@ -168,6 +169,17 @@ def test_finished_statistics_stand_only_for_all_blocks(folder, record, statistic
     folder.delete(commit_key(record.name, 0))
     assert not is_finished(folder, record)
     assert same(sum_statistics(folder, record), plain_sum(record, blocks[1:]))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("mean", np.nan), ("minimum", np.nan), ("count", -1), ("non_finite", -1)]
+)
+def test_a_missing_chunk_of_finished_statistics_is_no_zero(folder, record, statistics_of, name, expected):
+    write_finished(folder, record, plain_sum(record, [statistics_of(0)]))
+    key = f"captures/{record.name}/statistics/mlp.post/{name}"
+    assert not np.isin(expected, read_array(folder, key))
+    folder.delete(f"{key}/c/0")
+    np.testing.assert_array_equal(read_array(folder, key), np.full(45, expected))
 
 
 def test_damaged_finished_statistics_are_named(folder, record, statistics_of):
