@@ -165,7 +165,7 @@ def test_a_block_without_its_commit_record_is_absent_not_zero(planted):
     before = store.capture()
     n_second = int(before.used_slots[1])
     Folder(store.folder.location, read_only=False).delete(commit_key("corpus", 1))
-    capture = store.capture()
+    capture = Store(store.folder.location).capture()
     assert capture.blocks == (0, 2)
     assert not capture.is_complete
     kept = np.delete(values[1][7], slice(int(before.used_slots[0]), int(before.used_slots[0]) + n_second))
