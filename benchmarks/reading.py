@@ -30,10 +30,11 @@ BLOCK = WINDOW * BLOCK_WINDOWS
 
 
 def synthetic_block(block: int) -> NDArray[np.float16]:
-    """Values shaped like a gated feed-forward's: mostly small, heavy tails; [neuron, token]."""
+    """Values shaped like a gated feed-forward's, SiLU(gate) · up with gates mostly shut; [neuron, token]."""
     rng = np.random.default_rng(block % 4)
-    values = rng.standard_normal((N_NEURONS, BLOCK), np.float32)
-    return np.roll(values * np.abs(values), 977 * block, axis=1).astype(np.float16)
+    gate, up = rng.standard_normal((2, N_NEURONS, BLOCK), np.float32)
+    gate -= 1
+    return np.roll(gate / (1 + np.exp(-gate)) * up, 977 * block, axis=1).astype(np.float16)
 
 
 def write_synthetic(path: Path, n_blocks: int, matrix: NDArray[np.float16]) -> None:

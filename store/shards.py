@@ -106,7 +106,7 @@ class Shard:
             raise self._damaged(str(error) or "a chunk cannot be decompressed") from None
 
 
-def _decompress_range(shard: memoryview, frame: slice, expected: int, start: int, stop: int) -> tuple[bytes, int]:
+def _decompress_range(shard: memoryview, frame: slice, expected: int, start: int, stop: int) -> tuple[Bytes, int]:
     """Decompressed bytes covering start…stop of the Blosc 1 frame at `frame`, and the position of the first.
 
     The frame must say that it decompresses to `expected` bytes.
@@ -120,7 +120,7 @@ def _decompress_range(shard: memoryview, frame: slice, expected: int, start: int
         raise ValueError("a chunk's header contradicts the array's metadata")
     if chunk[2] & _BLOSC_MEMCPYED:
         will_need(shard, at + _BLOSC_HEADER + start, at + _BLOSC_HEADER + stop)
-        return bytes(chunk[_BLOSC_HEADER + start : _BLOSC_HEADER + stop]), start
+        return chunk[_BLOSC_HEADER + start : _BLOSC_HEADER + stop], start
     first, last = start // blocksize, -(-stop // blocksize)
     n_blocks = -(-nbytes // blocksize)
     # The last block may be shorter and is laid out differently; so is a frame wanted (nearly) whole.
