@@ -7,7 +7,7 @@ and lets one neuron's row be decoded without the rest of its chunk. Knows nothin
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import google_crc32c
 import numpy as np
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     from actstore.store.folder import Bytes
     from actstore.store.layout import Compression, ShardGrid
+
+WORTHWHILE: Final = 7 / 8
+"""A chunk that shrinks by less than an eighth is framed as it is: reading it then costs a copy, not a decompression. float16
+activations shrink by some 7 %, bfloat16 by 25 %."""
 
 _INDEX_ENTRY = 16
 _CRC = 4
@@ -50,6 +54,8 @@ def encode_shard(values: NDArray[Any], grid: ShardGrid, compression: Compression
             chunk = np.ascontiguousarray(rows[:, j * grid.chunk_columns : (j + 1) * grid.chunk_columns])
             row_nbytes = chunk.shape[1] * chunk.itemsize
             part = blosc.compress(chunk, *codec, row_nbytes)
+            if len(part) > WORTHWHILE * chunk.nbytes:
+                part = blosc.compress(chunk, codec[0], 0, codec[2], row_nbytes)
             index[i, j] = offset, len(part)
             offset += len(part)
             parts.append(part)
