@@ -421,7 +421,8 @@ def export(
         print_json({"file": target, "tokens": n_tokens, "neurons": len(chosen), "bytes": os.path.getsize(target)})
     else:
         size = terminal.format_bytes(os.path.getsize(target))
-        terminal.out.print(f"{target}: {len(chosen):,} {'neuron' if len(chosen) == 1 else 'neurons'} over {n_tokens:,} tokens, {size}.")
+        neurons_of = "neuron" if len(chosen) == 1 else "neurons"
+        terminal.out.print(f"{target}: {len(chosen):,} {neurons_of} over {n_tokens:,} tokens, {size}.")
 
 
 def main() -> None:
