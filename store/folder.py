@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     Bytes = bytes | bytearray | memoryview
 
 
+_WILL_NEED: int | None = getattr(mmap, "MADV_WILLNEED", None)
+
+
 def will_need(view: Bytes, start: int, stop: int) -> None:
     """Ask the system to read bytes start…stop of what `Folder.view` gave in one go, before they are touched."""
     mapping = view.obj if isinstance(view, memoryview) else None
-    if isinstance(mapping, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED") and stop > start:
-        aligned = start // mmap.PAGESIZE * mmap.PAGESIZE
-        mapping.madvise(mmap.MADV_WILLNEED, aligned, stop - aligned)
+    if _WILL_NEED is not None and isinstance(mapping, mmap.mmap) and stop > start:
+        aligned = start - start % mmap.PAGESIZE
+        mapping.madvise(_WILL_NEED, aligned, stop - aligned)
 
 
 class KeyWriter(io.BufferedIOBase):

@@ -75,6 +75,7 @@ class Shard:
             raise self._damaged("its index does not match its checksum")
         index = np.frombuffer(tail[:-_CRC], "<u8").reshape(*grid.grid, 2)
         self._index: list[list[list[int]]] = index.tolist()
+        self._chunk_nbytes = grid.chunk_rows * grid.chunk_columns * dtype.itemsize
         if len(self._data) != int(index[..., 1].sum()) + n_index + _CRC:
             raise self._damaged("its chunks do not fill it")
 
@@ -85,8 +86,10 @@ class Shard:
         """The values of one row; shape [token]."""
         i, within = divmod(row, self._grid.chunk_rows)
         n = self._grid.chunk_columns
-        parts = [self._decode(i, j, within * n, n) for j in range(self._grid.grid[1])]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        chunks = self._index[i]
+        if len(chunks) == 1:
+            return self._decode(i, 0, within * n, n)
+        return np.concatenate([self._decode(i, j, within * n, n) for j in range(len(chunks))])
 
     def rows(self) -> NDArray[Any]:
         """All values; shape [neuron, token]."""
@@ -103,10 +106,9 @@ class Shard:
         """Items start…start+n of one inner chunk, decompressing no more Blosc blocks than they lie in."""
         offset, nbytes = self._index[i][j]
         item = self._dtype.itemsize
-        chunk_nbytes = self._grid.chunk_rows * self._grid.chunk_columns * item
         try:
             frame = slice(offset, offset + nbytes)
-            raw, first = _decompress_range(self._data, frame, chunk_nbytes, start * item, (start + n) * item)
+            raw, first = _decompress_range(self._data, frame, self._chunk_nbytes, start * item, (start + n) * item)
             return np.frombuffer(raw, self._dtype, n, start * item - first)
         except (ValueError, RuntimeError, struct.error) as error:
             raise self._damaged(str(error) or "a chunk cannot be decompressed") from None
