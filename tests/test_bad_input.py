@@ -22,7 +22,7 @@ from actstore.store.folder import Folder
 from actstore.store.lock import own
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 SMALL = ("--context", "16", "--max-tokens", "600", "--memory", "32KB")
@@ -32,14 +32,6 @@ class Result(NamedTuple):
     status: int
     out: str
     err: str
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

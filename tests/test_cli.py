@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
@@ -26,7 +25,7 @@ from actstore import cli as command_line
 from actstore.store.errors import CaptureError, InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 COMMANDS = ("inspect", "capture", "info", "verify", "top", "stats", "sql", "export")
@@ -42,14 +41,6 @@ class Result(NamedTuple):
     def json(self) -> Any:
         """Standard output as the one JSON document that it must be."""
         return json.loads(self.out)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
