@@ -1,8 +1,12 @@
 """Compiling, and keeping machine code on disk: safe for concurrent processes, and where nothing can be written."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import pytest
 from numba.core.caching import CacheImpl
 from numpy.typing import NDArray
 
+from actstore.kernels import jit as compiler
 from actstore.kernels.jit import jit, over_neurons
 from actstore.kernels.pack.cpu import _pack
 from actstore.kernels.top_k.cpu import insert
@@ -40,8 +45,19 @@ def test_a_kernel_is_compiled_even_where_nothing_can_be_written(monkeypatch: pyt
     assert values.tolist() == [2, 2, 1]
 
 
+@pytest.fixture(params=["in torch's threads", "in our own"])
+def threads_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test in the threads of torch's OpenMP library, which is loaded here, and in those of the pool."""
+    if request.param == "in our own":
+        monkeypatch.setattr(compiler, "_PROCESS", -1)
+    elif compiler._torch_team() is None:
+        pytest.skip("torch brings no OpenMP library of that name here")
+    return str(request.param)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("n_neurons", [0, 1, 4, 9, 10])
+@pytest.mark.usefixtures("threads_of")
 def test_every_neuron_is_in_one_range(threads: int, n_neurons: int) -> None:
     seen = np.zeros(n_neurons, np.int64)
     starts = []
@@ -55,13 +71,37 @@ def test_every_neuron_is_in_one_range(threads: int, n_neurons: int) -> None:
     assert all(first % 4 == 0 for first in starts)
 
 
-def test_an_error_in_any_range_reaches_the_caller() -> None:
+@pytest.mark.usefixtures("threads_of")
+@pytest.mark.parametrize("kind", [ArithmeticError, IndexError, KeyboardInterrupt])
+def test_an_error_in_any_range_reaches_the_caller(kind: type[BaseException]) -> None:
     def kernel(first: int, stop: int) -> None:
         if first:
-            raise ArithmeticError(first)
+            raise kind(first)
 
-    with pytest.raises(ArithmeticError):
+    with pytest.raises(kind):
         over_neurons(kernel, 10, 1, 3)
+
+
+@pytest.mark.usefixtures("threads_of")
+def test_the_ranges_run_in_several_threads() -> None:
+    together = threading.Barrier(3, timeout=30)
+    over_neurons(lambda first, stop: together.wait(), 3, 1, 3)
+
+
+def test_a_kernel_runs_in_a_fork_and_beside_the_main_thread() -> None:
+    """A fork inherits no threads, and a second leader of a team would double them: both must take the pool."""
+    over_neurons(lambda first, stop: None, 3, 1, 3)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(compiler._torch_team).result() is None
+        pool.submit(over_neurons, lambda first, stop: None, 3, 1, 3).result()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork of a process with threads
+        child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        over_neurons(lambda first, stop: None, 3, 1, 3)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_the_stamp_of_kept_code_is_that_of_all_kernels() -> None:
