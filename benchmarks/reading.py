@@ -58,10 +58,10 @@ def write_synthetic(path: Path, n_blocks: int, matrix: NDArray[np.float16]) -> N
     create_capture(folder, record)
     statistics = CaptureStatistics.empty(record).encode()
     key = layout.values_key("corpus", "mlp.post", 0)
-    with CaptureWriter(folder, record, n_threads=2) as writer:
+    with CaptureWriter(folder, record, n_threads=2, overlap=True) as writer:
         for block in range(n_blocks):
             values = synthetic_block(block)
-            writer.submit(block, {key: values}, statistics, 0.0)
+            writer.submit(block, {key: values}, lambda: statistics, 0.0)
             matrix[block * BLOCK : (block + 1) * BLOCK] = values.T
 
 

@@ -211,4 +211,4 @@ def fill_blocks(
         block_plan = plan.block(block)
         staged = staging_buffers(record, writer)
         statistics = filler.fill(block_plan, staged, progress)
-        writer.submit(block, filler.encode(block_plan, staged), statistics.encode(), began)
+        writer.submit(block, filler.encode(block_plan, staged), statistics.encode, began)

@@ -58,7 +58,7 @@ class RunOptions:
     memory: int | None = None
     """Bytes for block buffers; a quarter of what is free, at most 4 GiB."""
     threads: int | None = None
-    """Encoder threads; half the processors."""
+    """Encoder threads; all the processors where the model runs on them too, half of them where it runs on a GPU."""
     weights: bool = True
     """Whether write vectors and unembedding are copied into the store."""
     ignore_disk: bool = False
@@ -319,10 +319,15 @@ class _Run:
         tokens_done = record.plan.n_tokens * len(done) // record.plan.n_blocks
         self.progress.started(record.plan.n_tokens, tokens_done, estimate_nbytes(record))
         running = RunningStatistics(self.folder, record)
-        n_threads = self.options.threads or max(1, min(8, (os.cpu_count() or 2) // 2))
-        with CaptureWriter(self.folder, record, n_threads=n_threads) as writer:
+        overlap = model.device.type != "cpu"
+        with CaptureWriter(self.folder, record, n_threads=self._n_encoders(overlap), overlap=overlap) as writer:
             writer.on_commit = lambda block: running.advance(checkpoint=True) if block % 64 == 63 else None
             fill_blocks(self.folder, record, model, writer, missing, self.progress)
+
+    def _n_encoders(self, overlap: bool) -> int:
+        """Every core where a block is encoded while nothing else runs; half of them where the loop that feeds a GPU does."""
+        n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+        return self.options.threads or max(1, min(16, n_cores // 2 if overlap else n_cores))
 
     @contextmanager
     def _resumable(self, record: CaptureRecord) -> Iterator[None]:

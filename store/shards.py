@@ -18,6 +18,8 @@ from actstore.store.folder import will_need
 from actstore.store.layout import FAST
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from numpy.typing import NDArray
 
     from actstore.store.folder import Bytes
@@ -39,10 +41,23 @@ def checksum(data: Bytes) -> str:
     return f"{google_crc32c.value(data if isinstance(data, bytes) else bytes(data)):08x}"
 
 
-def encode_shard(values: NDArray[Any], grid: ShardGrid, compression: Compression = FAST) -> bytes:
-    """The shard that holds `values` [grid.rows, grid.columns]: compressed inner chunks, their index, its CRC-32C."""
+def write_parts(parts: Iterable[bytes], write: Callable[[bytes], object]) -> tuple[int, str]:
+    """The number of bytes handed to `write`, and their checksum as `checksum` would give it."""
+    crc, nbytes = 0, 0
+    for part in parts:
+        write(part)
+        crc = google_crc32c.extend(crc, part)
+        nbytes += len(part)
+    return nbytes, f"{crc:08x}"
+
+
+def shard_parts(values: NDArray[Any], grid: ShardGrid, compression: Compression = FAST) -> Iterator[bytes]:
+    """The shard that holds `values` [grid.rows, grid.columns], piece by piece: compressed inner chunks, then their index.
+
+    A piece that is written before the next is asked for takes the memory of the one before it: joining 50 MB first costs
+    more than compressing them.
+    """
     codec = compression.cname.encode(), compression.clevel, compression.shuffle_code
-    parts: list[bytes] = []
     index = np.empty((*grid.grid, 2), "<u8")
     offset = 0
     for i in range(grid.grid[0]):
@@ -58,9 +73,14 @@ def encode_shard(values: NDArray[Any], grid: ShardGrid, compression: Compression
                 part = blosc.compress(chunk, codec[0], 0, codec[2], row_nbytes)
             index[i, j] = offset, len(part)
             offset += len(part)
-            parts.append(part)
+            yield part
     index_bytes = index.tobytes()
-    return b"".join([*parts, index_bytes, struct.pack("<I", google_crc32c.value(index_bytes))])
+    yield index_bytes + struct.pack("<I", google_crc32c.value(index_bytes))
+
+
+def encode_shard(values: NDArray[Any], grid: ShardGrid, compression: Compression = FAST) -> bytes:
+    """The shard that holds `values` [grid.rows, grid.columns] in one piece."""
+    return b"".join(shard_parts(values, grid, compression))
 
 
 class Shard:

@@ -92,7 +92,11 @@ class CaptureStatistics:
         return sum(int(s.non_finite.sum()) for s in self.sites.values())
 
     def encode(self, n_blocks: int = 1) -> bytes:
-        """As zstandard-compressed safetensors; `n_blocks` says how many blocks they cover."""
+        """As zstandard-compressed safetensors; `n_blocks` says how many blocks they cover.
+
+        Integers are kept as narrow as they allow: a block's histogram of a 7B model takes 70 MB instead of 280 before it is
+        compressed.
+        """
         arrays: dict[str, NDArray[Any]] = {
             f"{site}/{layer}/{name}": array
             for (site, layer), statistics in self.sites.items()
@@ -103,7 +107,7 @@ class CaptureStatistics:
         arrays["n_blocks"] = np.array([n_blocks])
         return bytes(
             Zstd(level=1, checksum=True).encode(
-                save_safetensors({k: np.ascontiguousarray(v) for k, v in arrays.items()})
+                save_safetensors({k: np.ascontiguousarray(_narrowed(v)) for k, v in arrays.items()})
             )
         )
 
@@ -117,10 +121,19 @@ class CaptureStatistics:
                 (site, layer): Statistics.from_arrays({n: arrays[f"{site}/{layer}/{n}"] for n in DIMENSIONS})
                 for site, layer in empty.sites
             }
-            gates = {layer: arrays[f"{GATE_SIGN}/{layer}/positives"] for layer in record.gate_sign}
-            return cls(sites, gates, arrays["label_tokens"]), int(arrays["n_blocks"][0])
+            gates = {layer: arrays[f"{GATE_SIGN}/{layer}/positives"].astype(np.int64) for layer in record.gate_sign}
+            return cls(sites, gates, arrays["label_tokens"].astype(np.int64)), int(arrays["n_blocks"][0])
         except (SafetensorError, RuntimeError, ValueError, KeyError, IndexError) as error:
             raise FormatError(f"The statistics {where} are damaged ({error}). Run `actstore verify`.") from None
+
+
+def _narrowed(array: NDArray[Any]) -> NDArray[Any]:
+    """`array` in the narrowest integer type that holds its values; floats as they are."""
+    if array.dtype.kind == "i" and array.size:
+        for dtype in (np.uint8, np.uint16, np.int32):
+            if np.iinfo(dtype).min <= array.min() and array.max() <= np.iinfo(dtype).max:
+                return array.astype(dtype)
+    return array
 
 
 class RunningStatistics:

@@ -1,7 +1,9 @@
 """Fills a planned capture: block buffers out to encoder threads, shards to disk, a commit record last.
 
-Two sets of block buffers alternate, so encoding overlaps the next block's forward passes and memory stays bounded: who is
-faster waits for the other. Knows nothing about models: values arrive in buffers.
+Where the model computes elsewhere, two sets of block buffers alternate: encoding overlaps the next block's forward passes,
+and memory stays bounded, for who is faster waits for the other. Where it computes on the same cores, a block is encoded by
+all of them before the next begins: encoders beside a forward pass take a core away from threads that wait for one another.
+Knows nothing about models: values arrive in buffers.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from actstore.store import layout
 from actstore.store.arrays import create_block_array
 from actstore.store.errors import CaptureError
 from actstore.store.records import CommitRecord
-from actstore.store.shards import checksum, encode_shard
+from actstore.store.shards import checksum, shard_parts, write_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -102,20 +104,21 @@ class _Block:
 
     number: int
     began: float
-    statistics: bytes
-    futures: dict[str, Future[tuple[int, str]]] = field(default_factory=dict)
+    statistics: Future[bytes]
+    shards: dict[str, Future[tuple[int, str]]] = field(default_factory=dict)
 
 
 class CaptureWriter:
     """Encodes and commits the blocks of one capture; use as a context manager, under `lock.own`."""
 
-    def __init__(self, folder: Folder, record: CaptureRecord, *, n_threads: int) -> None:
-        """Write blocks of `record` with `n_threads` encoders."""
+    def __init__(self, folder: Folder, record: CaptureRecord, *, n_threads: int, overlap: bool) -> None:
+        """Write blocks of `record` with `n_threads` encoders, with `overlap` beside whatever fills the next block."""
         self._folder, self.record = folder, record
         self._specs = {spec.key: spec for spec in block_arrays(record)}
         self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="actstore-encoder")
         self._in_flight: _Block | None = None
-        self._buffers: tuple[dict[str, NDArray[Any]], ...] = ({}, {})
+        self._overlap = overlap
+        self._buffers: tuple[dict[str, NDArray[Any]], ...] = ({}, {}) if overlap else ({},)
         self._turn = 0
         self.on_commit: Callable[[int], None] = lambda block: None
 
@@ -136,15 +139,19 @@ class CaptureWriter:
             buffers[key] = np.empty(shape, dtype)
         return buffers[key]
 
-    def submit(self, block: int, arrays: dict[str, NDArray[Any]], statistics: bytes, began: float) -> None:
-        """Hand over a filled block; returns when the block before it is committed, so at most two are in memory."""
-        job = _Block(block, began, statistics)
+    def submit(
+        self, block: int, arrays: dict[str, NDArray[Any]], statistics: Callable[[], bytes], began: float
+    ) -> None:
+        """Hand over a filled block; returns when its buffers, or with `overlap` the other set, can be filled again."""
+        job = _Block(block, began, self._pool.submit(statistics))
         for key, values in arrays.items():
-            job.futures[key] = self._pool.submit(self._write_shard, key, block, values)
+            job.shards[key] = self._pool.submit(self._write_shard, key, block, values)
         previous, self._in_flight = self._in_flight, job
-        self._turn = 1 - self._turn
+        self._turn = (self._turn + 1) % len(self._buffers)
         if previous is not None:
             self._commit(previous)
+        if not self._overlap:
+            self.drain()
 
     def drain(self) -> None:
         """Commit what is in flight."""
@@ -154,20 +161,20 @@ class CaptureWriter:
 
     def _write_shard(self, key: str, block: int, values: NDArray[Any]) -> tuple[int, str]:
         spec = self._specs[key]
-        data = encode_shard(values, layout.shard_grid(spec.rows, spec.columns), spec.compression)
-        self._folder.write(layout.shard_key(key, block), data)
-        return len(data), checksum(data)
+        parts = shard_parts(values, layout.shard_grid(spec.rows, spec.columns), spec.compression)
+        with self._folder.writer(layout.shard_key(key, block)) as file:
+            return write_parts(parts, file.write)
 
     def _commit(self, job: _Block) -> None:
         prefix = layout.capture_key(self.record.name) + "/"
         try:
             shards = {
                 layout.shard_key(key, job.number).removeprefix(prefix): future.result()
-                for key, future in job.futures.items()
+                for key, future in job.shards.items()
             }
-            key = layout.block_statistics_key(self.record.name, job.number)
-            self._folder.write(key, job.statistics)
-            shards[key.removeprefix(prefix)] = len(job.statistics), checksum(job.statistics)
+            key, statistics = layout.block_statistics_key(self.record.name, job.number), job.statistics.result()
+            self._folder.write(key, statistics)
+            shards[key.removeprefix(prefix)] = len(statistics), checksum(statistics)
             record = CommitRecord(job.number, shards, seconds=round(time.monotonic() - job.began, 3)).sealed()
             self._folder.write_json(layout.commit_key(self.record.name, job.number), record.to_json())
             self.on_commit(job.number)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # Triton decides when it is first imported, by transformers or by a kernel
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

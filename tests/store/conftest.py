@@ -150,12 +150,12 @@ def plant(location: str | Path, name: str = "corpus", what: Planted | None = Non
     }
     plan = Plan(folder, name, plan_record)
     ends = np.cumsum([len(plan.block(block).position) for block in range(plan_record.n_blocks)])
-    with CaptureWriter(folder, record, n_threads=2) as writer:
+    with CaptureWriter(folder, record, n_threads=2, overlap=True) as writer:
         for block in what.blocks if what.blocks is not None else range(plan_record.n_blocks):
             slots = slice(int(ends[block]) - len(plan.block(block).position), int(ends[block]))
             here = {layer: v[:, slots] for layer, v in values.items()}
             arrays, statistics = fill(record, plan, block, here)
-            writer.submit(block, arrays, statistics.encode(), began=0.0)
+            writer.submit(block, arrays, statistics.encode, began=0.0)
     if what.finish:
         running = RunningStatistics(folder, record)
         running.advance()

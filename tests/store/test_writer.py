@@ -25,10 +25,10 @@ def arrays_of(record, number):
 
 
 def fill(folder, record, n_blocks, on_commit=lambda block: None):
-    with CaptureWriter(folder, record, n_threads=2) as writer:
+    with CaptureWriter(folder, record, n_threads=2, overlap=True) as writer:
         writer.on_commit = on_commit
         for block in range(n_blocks):
-            writer.submit(block, arrays_of(record, block), b"statistics", began=0.0)
+            writer.submit(block, arrays_of(record, block), lambda: b"statistics", began=0.0)
 
 
 def test_creating_makes_no_block(folder, record):
@@ -53,10 +53,10 @@ def test_a_precision_has_its_arrays(record, precision, names):
 
 def test_a_block_appears_with_its_commit_record_and_not_before(folder, record):
     seen = []
-    with CaptureWriter(folder, record, n_threads=2) as writer:
+    with CaptureWriter(folder, record, n_threads=2, overlap=True) as writer:
         writer.on_commit = lambda block: seen.append((block, committed_blocks(folder, "corpus")))
         for block in range(3):
-            writer.submit(block, arrays_of(record, block), b"statistics", began=0.0)
+            writer.submit(block, arrays_of(record, block), lambda: b"statistics", began=0.0)
             # The latest stays in flight while the next is filled; the ones before are there.
             assert committed_blocks(folder, "corpus") == list(range(block))
     assert seen == [(0, [0]), (1, [0, 1]), (2, [0, 1, 2])]
@@ -64,8 +64,8 @@ def test_a_block_appears_with_its_commit_record_and_not_before(folder, record):
 
 
 def test_the_commit_record_lists_every_shard(folder, record):
-    with CaptureWriter(folder, record, n_threads=1) as writer:
-        writer.submit(2, arrays_of(record, 1), b"statistics", began=0.0)
+    with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
+        writer.submit(2, arrays_of(record, 1), lambda: b"statistics", began=0.0)
     commit = read_commit(folder, "corpus", 2)
     expected = {shard_key(spec.key, 2) for spec in block_arrays(record)}
     expected.add("captures/corpus/blocks/2.statistics.safetensors.zst")
@@ -77,13 +77,13 @@ def test_the_commit_record_lists_every_shard(folder, record):
 def test_buffers_alternate(folder, record):
     """What one block's encoders still read must not be what the next block is collected in."""
     key = values_key("corpus", "mlp.post", 0)
-    with CaptureWriter(folder, record, n_threads=1) as writer:
+    with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
         first = writer.buffer(key, (5, 64), np.dtype("float32"))
         assert writer.buffer(key, (5, 64), np.dtype("float32")) is first
-        writer.submit(0, arrays_of(record, 0), b"", began=0.0)
+        writer.submit(0, arrays_of(record, 0), lambda: b"", began=0.0)
         second = writer.buffer(key, (5, 64), np.dtype("float32"))
         assert not np.shares_memory(first, second)
-        writer.submit(1, arrays_of(record, 0), b"", began=0.0)
+        writer.submit(1, arrays_of(record, 0), lambda: b"", began=0.0)
         assert writer.buffer(key, (5, 64), np.dtype("float32")) is first
 
 
@@ -101,10 +101,10 @@ def test_at_most_two_blocks_are_in_memory(folder, record, monkeypatch):
 
     def submit_three(writer):
         for block in range(3):
-            writer.submit(block, arrays_of(record, block), b"", began=0.0)
+            writer.submit(block, arrays_of(record, block), lambda: b"", began=0.0)
             submitted.append(block)
 
-    with CaptureWriter(folder, record, n_threads=2) as writer:
+    with CaptureWriter(folder, record, n_threads=2, overlap=True) as writer:
         filler = threading.Thread(target=submit_three, args=(writer,))
         filler.start()
         filler.join(0.3)
@@ -168,9 +168,9 @@ def test_filling_a_block_again_changes_no_byte(somewhere, planting):
 
 
 def test_damage_of_a_block_is_told(folder, record):
-    with CaptureWriter(folder, record, n_threads=1) as writer:
+    with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
         for block in range(3):
-            writer.submit(block, arrays_of(record, 3), b"statistics", began=0.0)
+            writer.submit(block, arrays_of(record, 3), lambda: b"statistics", began=0.0)
     folder.delete(shard_key(gate_sign_key("corpus", 1), 0))
     folder.write("captures/corpus/blocks/1.statistics.safetensors.zst", b"statistigs")
     key = shard_key(values_key("corpus", "mlp.post", 0), 2)
@@ -185,8 +185,8 @@ def test_damage_of_a_block_is_told(folder, record):
 
 
 def test_a_commit_record_of_another_block_is_damage(folder, record):
-    with CaptureWriter(folder, record, n_threads=1) as writer:
-        writer.submit(0, arrays_of(record, 3), b"statistics", began=0.0)
+    with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
+        writer.submit(0, arrays_of(record, 3), lambda: b"statistics", began=0.0)
     folder.write(commit_key("corpus", 1), folder.read(commit_key("corpus", 0)))
     with pytest.raises(FormatError, match=r"blocks/1\.json is damaged: its checksum does not match"):
         read_commit(folder, "corpus", 1)
