@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := __init__.py cli.py reports.py terminal.py engine kernels store tests benchmarks demo
 
-.PHONY: env demo test test-slow lint types bench clean
+.PHONY: env demo test test-slow lint types bench peers clean
 
 env: $(VENV)/installed
 
@@ -37,6 +37,17 @@ types: env
 
 bench: env
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick) $(ARGS)
+
+# TransformerLens and delphi, for the benchmark's rows that name them. Neither uses torchvision and its kin on text, and the
+# registry's builds of these need not match the torch that is installed.
+peers: .venv-peers/installed
+
+.venv-peers/installed: benchmarks/peers.txt constraints.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/peers.txt
+	.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

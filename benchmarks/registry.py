@@ -31,7 +31,7 @@ class Row:
 
     name: str
     prepare: Callable[[bool], AbstractContextManager[dict[str, Candidate]]]
-    """quick → candidates by name, ours first; entered once, left when measured."""
+    """quick → candidates by name; entered once, left when measured. Ratios are to the first."""
     tests: tuple[str, ...]
     """Tests that must pass before a figure is printed."""
     repeats: int = 7
@@ -46,18 +46,18 @@ class Measurement:
 
     def lines(self) -> Iterator[dict[str, str | float]]:
         """A line per candidate: median, extremes, and the median of the ratios to the first candidate, pair by pair."""
-        ours = next(iter(self.seconds.values()))
+        first = next(iter(self.seconds.values()))
         for candidate, seconds in self.seconds.items():
-            ratios = [theirs / mine for theirs, mine in zip(seconds, ours, strict=True)]
+            ratios = [theirs / one for theirs, one in zip(seconds, first, strict=True)]
             yield {
                 "row": self.row,
                 "candidate": candidate,
                 "median_s": statistics.median(seconds),
                 "min_s": min(seconds),
                 "max_s": max(seconds),
-                "times_ours": statistics.median(ratios),
-                "times_ours_min": min(ratios),
-                "times_ours_max": max(ratios),
+                "ratio": statistics.median(ratios),
+                "ratio_min": min(ratios),
+                "ratio_max": max(ratios),
             }
 
 

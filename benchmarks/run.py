@@ -19,10 +19,11 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from actstore import terminal  # noqa: E402
-from benchmarks import reading  # noqa: E402 - the checkout must be importable first
+from benchmarks import capture, reading  # noqa: E402 - the checkout must be importable first
 from benchmarks.registry import Measurement, measure  # noqa: E402
 
-ROWS = (*reading.ROWS,)
+ROWS = (*capture.ROWS, *reading.ROWS)
+SKIPPED = capture.SKIPPED
 PACKAGES = ("actstore", "torch", "zarr", "numcodecs", "numba", "numpy")
 
 
@@ -41,19 +42,28 @@ def machine() -> str:
 
 def markdown(measurements: list[Measurement], where: str) -> str:
     """The README's table."""
-    lines = ["| row | candidate | median | min – max | × ours |", "|---|---|---:|---:|---:|"]
+    lines = ["| row | candidate | median | min – max | ratio |", "|---|---|---:|---:|---:|"]
     for measurement in measurements:
         lines += [
-            f"| {line['row']} | {line['candidate']} | {_seconds(line['median_s'])} | {_seconds(line['min_s'])} – "
-            f"{_seconds(line['max_s'])} | {line['times_ours']:.1f} |"
-            for line in measurement.lines()
+            f"| {line['row'] if i == 0 else ''} | {line['candidate']} | {_seconds(line['median_s'])} | {_seconds(line['min_s'])} – "
+            f"{_seconds(line['max_s'])} | {_ratio(line['ratio'])} |"
+            for i, line in enumerate(measurement.lines())
         ]
-    return "\n".join([*lines, "", f"Measured on {where}. Ratios are medians over pairs run in turn.", ""])
+    note = (
+        f"Measured on {where}. A ratio is a candidate's time over that of the row's first: the median over rounds in which "
+        "every candidate runs once."
+    )
+    return "\n".join([*lines, "", note, ""])
 
 
 def _seconds(value: str | float) -> str:
     seconds = float(value)
     return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def _ratio(value: str | float) -> str:
+    ratio = float(value)
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
 
 
 def main() -> None:
@@ -72,14 +82,22 @@ def main() -> None:
         ).returncode
     ):
         sys.exit("The tests fail; no figure is printed for an operation that is not right.")
+    for skipped in SKIPPED:
+        terminal.err.print(f"not measured: {skipped}")
     measurements = []
     for row in rows:
         terminal.err.print(f"measuring: {row.name}")
         measurements.append(measure(row, quick=arguments.quick))
     lines = [line for m in measurements for line in m.lines()]
-    columns = ["row", "candidate", ("median", "right"), ("min", "right"), ("max", "right"), ("× ours", "right")]
+    named = {m.row: next(m.lines())["candidate"] for m in measurements}
+    columns = ["row", "candidate", ("median", "right"), ("min", "right"), ("max", "right"), ("ratio", "right")]
     shown = [
-        (x["row"], x["candidate"], *(_seconds(x[k]) for k in ("median_s", "min_s", "max_s")), f"{x['times_ours']:.1f}")
+        (
+            x["row"] if named[str(x["row"])] == x["candidate"] else "",
+            x["candidate"],
+            *(_seconds(x[k]) for k in ("median_s", "min_s", "max_s")),
+            _ratio(x["ratio"]),
+        )
         for x in lines
     ]
     where = machine()
