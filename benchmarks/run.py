@@ -45,8 +45,8 @@ def markdown(measurements: list[Measurement], where: str) -> str:
     lines = ["| row | candidate | median | min – max | ratio |", "|---|---|---:|---:|---:|"]
     for measurement in measurements:
         lines += [
-            f"| {line['row'] if i == 0 else ''} | {line['candidate']} | {_seconds(line['median_s'])} | {_seconds(line['min_s'])} – "
-            f"{_seconds(line['max_s'])} | {_ratio(line['ratio'])} |"
+            f"| {line['row'] if i == 0 else ''} | {line['candidate']} | {_seconds(line['median_s'])} | "
+            f"{_seconds(line['min_s'])} – {_seconds(line['max_s'])} | {_ratio(line['ratio'])} |"
             for i, line in enumerate(measurement.lines())
         ]
     note = (
