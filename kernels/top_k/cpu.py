@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from actstore.kernels.bits import BITS_DTYPES, FORMAT_CODES, widen
+from actstore.kernels.bits import BITS_DTYPES, FLOAT32, FORMAT_CODES, widen
 from actstore.kernels.jit import jit, over_neurons
 
 SPAN = 256  # tokens that are looked at together: most spans hold nothing large enough, and that test vectorises
@@ -49,10 +49,13 @@ def _precedes(value: Any, token: Any, other_value: Any, other_token: Any) -> Any
 def _top_k(
     first: int, stop: int, bits: Any, source: int, tokens: Any, segments: Any, best_values: Any, best_tokens: Any
 ) -> None:
-    widened = np.empty(tokens.size, np.uint32)
-    row = widened.view(np.float32)
+    widened = np.empty(0 if source == FLOAT32 else tokens.size, np.uint32)
     for neuron in range(first, stop):
-        widen(bits[neuron], source, widened)
+        if source == FLOAT32:
+            row = bits[neuron].view(np.float32)
+        else:
+            widen(bits[neuron], source, widened)
+            row = widened.view(np.float32)
         values, places = best_values[neuron], best_tokens[neuron]
         if segments.size:
             for s in range(segments.size - 1):

@@ -1,0 +1,33 @@
+"""Asking for memory before it is needed, as an instruction for compiled kernels.
+
+Hardware follows the rows of a matrix to the end of a page; a tile's next rows are a page away each. Knows nothing about
+its callers.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+_READ, _KEEP_IN_L2, _DATA = 0, 2, 1
+
+
+def _prefetch(context: Any, source: Any, at: Any) -> Any:
+    """Bring the cache line of `source[at]`, a flat array, into the caches. Nothing checks the bounds, nothing faults."""
+    signature = types.void(source, types.int64)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = builder.bitcast(builder.gep(array.data, [arguments[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch", [pointer.type], ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        )
+        builder.call(function, [pointer, number(_READ), number(_KEEP_IN_L2), number(_DATA)])
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+prefetch: Any = intrinsic(_prefetch)
