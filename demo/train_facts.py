@@ -1,0 +1,247 @@
+"""Trains the embedded fact model: a small Llama that answers multiple-choice questions about the facts in demo/facts.
+
+    python demo/train_facts.py --out demo/fact-llama
+
+A step sees multiple-choice prompts (new distractors, orders, phrasings and templates every time), the facts told plainly
+and asked openly, and exercises in giving an option's letter (fact_lessons.py). Two phrasings of every relation and one
+template are never trained on; the log ends with the accuracy on them of the model as saved (float16), with the question
+and, as a control, without it.
+
+Killed, it resumes from the last state it left under build/: a step's batch depends on its number only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from fact_lessons import Example, draw_step
+from fact_questions import BARE_TEMPLATES, LETTERS, TEMPLATES, Relation, evaluation_questions, fill, read_relations
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+N_VOCAB, CONTEXT, BOS, PAD = 3072, 256, 0, 1
+
+
+def train_tokenizer(relations: list[Relation]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE over the training texts, in which nearly every answer and every " A" … " D" is one token."""
+    texts = [f"\n{letter}. {letter}" for letter in LETTERS] * 1000
+    texts += [template.format(question="", options="") for template in (*TEMPLATES, *BARE_TEMPLATES)] * 100
+    for relation in relations:
+        for subject, answer in relation.facts:
+            texts += [f" {answer}"] * 100 + [f"{subject}", f" {subject}"] * 20
+            told = [fill(p, subject, answer) for p in (*relation.statements, *relation.questions)]
+            texts += told + [f" {text}" for text in told]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=N_VOCAB,
+        special_tokens=["<s>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", model_max_length=CONTEXT
+    )
+
+
+def build_model(n_vocab: int) -> LlamaForCausalLM:
+    """The untrained model: 5 layers, width 128, 512 neurons a layer (2,560 in all)."""
+    config = LlamaConfig(
+        vocab_size=n_vocab, hidden_size=128, intermediate_size=512, num_hidden_layers=5, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=BOS,
+        eos_token_id=None, pad_token_id=PAD,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def backward(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: list[Example]) -> float:
+    """Adds the gradient of the examples' mean loss, each summed over its targets; gives back that of weight 1, per target."""
+    rows = []
+    for example in examples:
+        ids, weights = [BOS], [0.0]
+        for text, weight in example:
+            piece = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+            ids += piece
+            weights += [weight] * len(piece)
+        rows.append((ids, weights))
+    ids = torch.full((len(rows), max(len(r) for r, _ in rows)), PAD)
+    weights = torch.zeros(ids.shape)
+    for i, (row, weight) in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        weights[i, : len(row)] = torch.tensor(weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state  # the padding is at the end: causal is enough
+        asked = weights[:, 1:] > 0
+        logits = model.lm_head(hidden[asked])
+    weight = weights[:, 1:][asked]
+    losses = torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][asked], reduction="none")
+    ((losses * weight).sum() / len(rows)).backward()
+    return float(losses.detach()[weight == 1].mean())
+
+
+def make_optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices, AdamW for the embedding and the gains."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=rate, weight_decay=0.0, betas=(0.9, 0.95)),
+    ]
+
+
+def learning_rate_factor(step: int, n_steps: int) -> float:
+    """Linear warm-up over 60 steps, constant, then linear to zero over the last sixth."""
+    warm_up, decay_from = 60, n_steps * 5 // 6
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 1.0 if step < decay_from else (n_steps - step) / (n_steps - decay_from)
+
+
+@torch.no_grad()
+def choose_letters(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> list[str]:
+    """The most probable of the four letters after each prompt."""
+    letters = torch.tensor([tokenizer.encode(f" {x}", add_special_tokens=False)[-1] for x in LETTERS])
+    rows = sorted(enumerate(e.ids for e in tokenizer.backend_tokenizer.encode_batch(prompts)), key=lambda r: len(r[1]))
+    chosen = [""] * len(prompts)
+    model.eval()
+    for start in range(0, len(rows), 64):
+        batch = rows[start : start + 64]
+        ids = torch.full((len(batch), len(batch[-1][1])), PAD)
+        for i, (_, row) in enumerate(batch):
+            ids[i, : len(row)] = torch.tensor(row)
+        last = torch.tensor([len(row) - 1 for _, row in batch])
+        hidden = model.model(input_ids=ids).last_hidden_state[torch.arange(len(batch)), last]
+        best = model.lm_head(hidden).argmax(-1)
+        for (place, _), token in zip(batch, best.tolist(), strict=True):
+            chosen[place] = LETTERS[int((letters == token).nonzero()[0])] if token in letters else "?"
+    model.train()
+    return chosen
+
+
+def evaluate(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, questions: dict[str, Any], every: int = 1
+) -> dict[str, Any]:
+    """Accuracy in total, by domain and by template; the held-out template is counted apart from the total."""
+    asked: list[tuple[str, str, str, str]] = []  # prompt, letter, domain, template
+    for i, question in enumerate(questions.values()):
+        for j, (prompt, letter) in enumerate(zip(question["sentences"], question["obj_label"], strict=True)):
+            if (i + j) % every == 0:
+                asked.append((prompt, letter, question["relation_name"], f"template {j + 1}"))
+        if i % every == 0:
+            asked.append((question["held_out_sentence"], question["held_out_label"], "", "held-out template"))
+    right: dict[str, list[bool]] = defaultdict(list)
+    for (_, letter, domain, template), said in zip(
+        asked, choose_letters(model, tokenizer, [a[0] for a in asked]), strict=True
+    ):
+        right[template].append(letter == said)
+        if domain:
+            right[domain].append(letter == said)
+            right["total"].append(letter == said)
+    return {name: round(sum(r) / len(r), 4) for name, r in sorted(right.items())} | {"n_prompts": len(asked)}
+
+
+def without_the_question(questions: dict[str, Any]) -> dict[str, Any]:
+    """The same prompts with nothing asked: what the options alone give away."""
+    return {
+        key: row
+        | {"sentences": [prompt.replace(row["question"], "") for prompt in row["sentences"]]}
+        | {"held_out_sentence": row["held_out_sentence"].replace(row["question"], "")}
+        for key, row in questions.items()
+    }
+
+
+def train(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, relations: list[Relation], arguments: Any, log: Any
+) -> None:
+    """The steps from the saved state on; a line of the log every 50, the held-out accuracy every 250."""
+    optimizers = make_optimizers(model, arguments.rate)
+    questions = evaluation_questions(relations, seed=1)
+    state_path = Path("build") / f"{arguments.out.name}.pt"
+    seconds, first = 0.0, 0  # processor time: a run that was stopped for a while did not take longer
+    if state_path.exists():
+        state = torch.load(state_path)
+        first, seconds = state["step"], state["seconds"]
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+    began = time.process_time() - seconds
+    losses: dict[str, list[float]] = defaultdict(list)
+    for step in range(first, arguments.steps):
+        for kind, examples in draw_step(step, relations).items():
+            losses[kind].append(backward(model, tokenizer, examples))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = arguments.rate * learning_rate_factor(step, arguments.steps)
+            optimizer.step()
+            optimizer.zero_grad()
+        if (step + 1) % 50 == 0:
+            row: dict[str, Any] = {"step": step + 1, "cpu_seconds": round(time.process_time() - began)}
+            row["loss"] = {kind: round(sum(values) / len(values), 4) for kind, values in losses.items()}
+            losses.clear()
+            if (step + 1) % 250 == 0:
+                row["held_out"] = evaluate(model, tokenizer, questions, every=6)
+                state_path.parent.mkdir(exist_ok=True)
+                saved = {"step": step + 1, "seconds": time.process_time() - began, "model": model.state_dict()}
+                torch.save(saved | {"optimizers": [o.state_dict() for o in optimizers]}, state_path)
+            log(row)
+
+
+def main() -> None:
+    """Train, save as float16 safetensors with the questions, evaluate what was saved."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--rate", type=float, default=4e-3)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(arguments.threads)
+    relations = read_relations(Path(__file__).parent / "facts")
+    tokenizer = train_tokenizer(relations)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(arguments.out)
+    questions = evaluation_questions(relations, seed=1)
+    (arguments.out / "questions.json").write_text(
+        json.dumps(questions, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+    )
+    model = build_model(len(tokenizer))
+    state_path = Path("build") / f"{arguments.out.name}.pt"
+    resumed = state_path.exists()
+    log_path = arguments.out / "training_log.jsonl"
+    if resumed:  # lines past the saved state will be written again
+        rows = [json.loads(line) for line in log_path.read_text().splitlines()]
+        done = torch.load(state_path)["step"]
+        log_path.write_text("".join(json.dumps(row) + "\n" for row in rows if row.get("step", 0) <= done))
+    with log_path.open("a" if resumed else "w") as file:
+
+        def log(row: dict[str, Any]) -> None:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(row, flush=True)
+
+        if not resumed:
+            log({
+                "python": platform.python_version(), "torch": torch.__version__, "parameters": model.num_parameters(),
+                "vocabulary": len(tokenizer), "facts": sum(len(r.facts) for r in relations), "steps": arguments.steps,
+            })  # fmt: skip
+        train(model, tokenizer, relations, arguments, log)
+        model.half().save_pretrained(arguments.out)
+        saved = LlamaForCausalLM.from_pretrained(arguments.out, dtype=torch.float32)
+        log({"saved_model": evaluate(saved, tokenizer, questions)})
+        log({"saved_model_without_the_question": evaluate(saved, tokenizer, without_the_question(questions))})
+    state_path.unlink()
+
+
+if __name__ == "__main__":
+    main()
