@@ -234,7 +234,10 @@ def _read_finished(folder: Folder, record: CaptureRecord) -> CaptureStatistics:
 
 
 def neuron_table(record: CaptureRecord, total: CaptureStatistics) -> pa.Table:
-    """A row per site and neuron: moments, quantiles, shares of positive values, the top exemplar."""
+    """A row per site and neuron: moments, quantiles, shares of positive values, the top exemplar.
+
+    Quantiles are estimates from the histogram; `quantile_error` bounds how far any of a neuron's may be from the true one.
+    """
     layers = (_layer_table(record, total, site, layer, statistics) for (site, layer), statistics in total.sites.items())
     return pa.concat_tables(layers).unify_dictionaries()
 
@@ -271,6 +274,7 @@ def _layer_table(
         "min": known(statistics.minimum),
         "max": known(statistics.maximum),
         **{f"q{round(q * 100):02d}": known(values.estimate[:, i]) for i, q in enumerate(QUANTILES)},
+        "quantile_error": known(np.maximum(values.estimate - values.low, values.high - values.estimate).max(axis=1)),
         "positive": known(statistics.positives[-1] / count),
         "positive_by_label": by_label(statistics.positives),
         "gate_positive": pa.array(gate[-1] / max(int(total.label_tokens[-1]), 1))

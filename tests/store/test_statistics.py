@@ -228,7 +228,8 @@ def test_the_table_says_what_numpy_says(somewhere, planting, change):
         assert row["non_finite"] == counted.sum() - len(kept)
         if not len(kept):
             assert {
-                row[name] for name in ("mean", "std", "min", "max", "q50", "positive", "top_value", "top_token")
+                row[name]
+                for name in ("mean", "std", "min", "max", "q50", "quantile_error", "positive", "top_value", "top_token")
             } == {None}
             continue
         np.testing.assert_allclose(row["mean"], kept.mean(), rtol=1e-9, atol=1e-12)
@@ -244,6 +245,7 @@ def test_the_table_says_what_numpy_says(somewhere, planting, change):
             bin_ = np.searchsorted(HISTOGRAM_EDGES, true, side="right" if true >= 0 else "left") - 1
             assert HISTOGRAM_EDGES[bin_] <= estimate <= HISTOGRAM_EDGES[bin_ + 1]
             assert kept.min() <= estimate <= kept.max()
+            assert abs(true - estimate) <= row["quantile_error"] <= HISTOGRAM_EDGES[-2] + abs(kept).max()
         best = np.flatnonzero(finite)[kept.argmax()]
         assert (row["top_value"], row["top_token"]) == (kept.max(), tokens["token"][int(best)].as_py())
 
