@@ -1,0 +1,1 @@
+"""Contribution: what a neuron adds to the logit of a target token."""

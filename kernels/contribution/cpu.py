@@ -1,0 +1,194 @@
+"""Contributions on the CPU: the product by BLAS, what follows it compiled. Checks are made by `api`."""
+
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actstore.kernels.bits import BITS_DTYPES, FORMAT_CODES, widen
+from actstore.kernels.contribution.entries import Entries
+from actstore.kernels.contribution.products import Factors, Tile, as_tensor, over_tiles, spread
+from actstore.kernels.contribution.sums import ContributionSums, TopNeurons
+from actstore.kernels.contribution.targets import Targets
+from actstore.kernels.floats import as_array
+from actstore.kernels.jit import jit
+from actstore.kernels.top_k.cpu import insert
+
+TOKENS = 256  # whose scores are held for all neurons while their largest are looked for
+STRIP, ENTRIES = 64, 512  # neurons and entries that are summed at a time: their activations stay in cache
+
+
+def contribution(
+    activations: NDArray[Any], write_vectors: NDArray[Any], targets: Targets, threads: int
+) -> NDArray[np.float32]:
+    """The scores [neuron, token]; see `api.contribution`."""
+    scores = np.empty(activations.shape, np.float32)
+    _fill(scores, 0, Activations.of(activations, targets), write_vectors, targets, threads)
+    return scores
+
+
+def top_contribution(
+    activations: NDArray[Any], write_vectors: NDArray[Any], targets: Targets, k: int, threads: int
+) -> TopNeurons:
+    """The k neurons with the largest scores at every token; see `api.top_contribution`."""
+    n_neurons, n_tokens = activations.shape
+    values = Activations.of(activations, targets)
+    best = TopNeurons(np.full((n_tokens, k), -np.inf, np.float32), np.full((n_tokens, k), -1, np.int64))
+    for token in range(0, n_tokens if k else 0, TOKENS):
+        scores = np.empty((n_neurons, min(TOKENS, n_tokens - token)), np.float32)
+        _fill(scores, token, values, write_vectors, targets, threads)
+
+        def find(first: int, stop: int, scores: Any = scores, token: int = token) -> None:
+            _find_largest(first, stop, scores, best.scores[token:], best.neurons[token:])
+
+        spread(find, scores.shape[1], threads)
+    return best
+
+
+def sum_contributions(
+    activations: NDArray[Any],
+    write_vectors: NDArray[Any],
+    targets: Targets,
+    entries: Entries,
+    n_groups: int,
+    threads: int,
+) -> ContributionSums:
+    """The sums over the tokens of `entries`; see `api.sum_contributions`."""
+    values = Activations.of(activations, targets)
+    sums = ContributionSums.empty(n_groups, len(values.bits))
+    sums.count[:] = np.bincount(entries.groups, minlength=n_groups)
+
+    def add(product: NDArray[np.float32], tile: Tile) -> None:
+        _add(product, tile, entries, values, sums.total, sums.magnitude, sums.non_finite)
+
+    over_tiles(_factors(write_vectors, targets, entries.rows, column_major=True), add, threads)
+    return sums
+
+
+class Activations(NamedTuple):
+    """Activations and what multiplies them, as compiled code takes them."""
+
+    bits: NDArray[Any]
+    """[neuron, token] unsigned."""
+    source: int
+    """Their format, one of `bits.FORMAT_CODES`."""
+    scale: NDArray[np.float32]
+    """[token]"""
+
+    @classmethod
+    def of(cls, activations: NDArray[Any], targets: Targets) -> Self:
+        """Activations with the scales of their tokens; a copy where they are not contiguous."""
+        source = FORMAT_CODES[activations.dtype]
+        scale = np.ones(targets.n_tokens, np.float32) if targets.scale is None else targets.scale
+        return cls(np.ascontiguousarray(activations).view(BITS_DTYPES[source]), source, scale)
+
+
+def _fill(
+    scores: NDArray[np.float32],
+    first_token: int,
+    activations: Activations,
+    write_vectors: NDArray[Any],
+    targets: Targets,
+    threads: int,
+) -> None:
+    """Fill `scores` [neuron, token] with those of the tokens from `first_token` on."""
+    rows = np.arange(targets.n_tokens) if targets.rows is None else targets.rows
+
+    def weigh(product: NDArray[np.float32], tile: Tile) -> None:
+        _weigh(product, tile, activations, first_token, scores)
+
+    here = rows[first_token : first_token + scores.shape[1]]
+    over_tiles(_factors(write_vectors, targets, here), weigh, threads)
+
+
+def _factors(
+    write_vectors: NDArray[Any], targets: Targets, rows: NDArray[np.int64], column_major: bool = False
+) -> Factors:
+    gain = None if targets.gain is None else as_tensor(targets.gain)
+    directions = as_tensor(as_array(targets.directions, "directions"))
+    return Factors(as_tensor(write_vectors), directions, torch.from_numpy(rows), gain, column_major)
+
+
+@jit
+def _weigh(product: Any, tile: Tile, activations: Activations, first_token: int, scores: Any) -> None:
+    """Fill the `scores` [neuron, token] of a tile; their first column is that of `first_token`."""
+    widened = np.empty(tile.n_columns, np.uint32)
+    values = widened.view(np.float32)
+    token = first_token + tile.column
+    scale = activations.scale[token : token + tile.n_columns]
+    for i in range(tile.n_neurons):
+        widen(activations.bits[tile.neuron + i, token : token + tile.n_columns], activations.source, widened)
+        row = scores[tile.neuron + i, tile.column : tile.column + tile.n_columns]
+        for j in range(row.size):
+            row[j] = values[j] * scale[j] * product[i, j]
+
+
+@jit
+def _find_largest(first: int, stop: int, scores: Any, best_scores: Any, best_neurons: Any) -> None:
+    """Put the largest `scores` [neuron, token] of some tokens into their `best_scores` and `best_neurons` [token, k]."""
+    last = best_scores.shape[1] - 1
+    least = best_scores[first:stop, last].copy()
+    for neuron in range(len(scores)):
+        row = scores[neuron, first:stop]
+        for t in range(row.size):
+            if row[t] > least[t]:
+                insert(best_scores[first + t], best_neurons[first + t], row[t], neuron)
+                least[t] = best_scores[first + t, last]
+
+
+@jit
+def _add(
+    product: Any, tile: Tile, entries: Entries, activations: Activations, total: Any, magnitude: Any, non_finite: Any
+) -> None:
+    """Add the entries whose targets are in a tile to the sums [group, neuron] of its neurons, always in the same order.
+
+    The activations of some entries are brought together, neurons side by side: then everything else vectorises.
+    """
+    first, stop = entries.firsts[tile.column], entries.firsts[tile.column + tile.n_columns]
+    raw = np.empty(STRIP * ENTRIES, activations.bits.dtype)
+    widened = np.empty(STRIP * ENTRIES, np.uint32)
+    for start in range(first, stop, ENTRIES):
+        n_entries = min(ENTRIES, stop - start)
+        for begin in range(0, tile.n_neurons, STRIP):
+            width = min(STRIP, tile.n_neurons - begin)
+            size = n_entries * width
+            _collect(activations.bits, tile.neuron + begin, entries.tokens, start, raw[:size].reshape(n_entries, width))
+            widen(raw[:size], activations.source, widened[:size])
+            values = widened[:size].view(np.float32).reshape(n_entries, width)
+            here = slice(tile.neuron + begin, tile.neuron + begin + width)
+            _scale(values, start, entries, activations.scale, non_finite[:, here])
+            for e in range(n_entries):
+                group, row = entries.groups[start + e], entries.targets[start + e] - tile.column
+                dots, sums, sizes = product[row, begin : begin + width], total[group, here], magnitude[group, here]
+                value = values[e]
+                for i in range(width):
+                    score = np.float64(value[i]) * np.float64(dots[i])
+                    sums[i] += score
+                    sizes[i] += abs(score)
+
+
+@jit
+def _collect(bits: Any, neuron: int, tokens: Any, start: int, raw: Any) -> None:
+    """Fill `raw` [entry, neuron] with the activations of some neurons at the tokens from entry `start` on."""
+    for i in range(raw.shape[1]):
+        row = bits[neuron + i]
+        for e in range(len(raw)):
+            raw[e, i] = row[tokens[start + e]]
+
+
+@jit
+def _scale(values: Any, start: int, entries: Entries, scale: Any, non_finite: Any) -> None:
+    """Multiply `values` [entry, neuron] by their tokens' scale; what is not finite becomes 0 and is counted."""
+    n_lost = 0
+    for e in range(len(values)):
+        value, factor = values[e], scale[entries.tokens[start + e]]
+        for i in range(value.size):
+            value[i] *= factor
+            n_lost += not abs(value[i]) < np.inf
+    if n_lost:
+        for e in range(len(values)):
+            for i in range(values.shape[1]):
+                if not abs(values[e, i]) < np.inf:
+                    values[e, i] = 0
+                    non_finite[entries.groups[start + e], i] += 1

@@ -1,0 +1,291 @@
+"""Contributions on a GPU; takes tensors of any device that Triton runs on. Checks are made by `api`.
+
+A program makes a tile of the product and works on it in registers. Sums by group have one program for each group and each
+tile of neurons, which takes the group's targets in order: no two programs add to the same place, so that every run gives the
+same bits.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actstore.kernels.contribution.entries import Entries
+from actstore.kernels.contribution.gpu_products import COLUMNS, NEURONS, factors, multiply
+from actstore.kernels.contribution.products import as_tensor
+from actstore.kernels.contribution.sums import ContributionSums, TopNeurons
+from actstore.kernels.contribution.targets import Targets
+from actstore.kernels.floats import as_array, on_gpu
+from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, as_bits, jit, on_device_of, upload, widen
+
+PAIRS = 32  # columns of a tile whose every place has two sums in float64: with 64, they do not fit in registers
+TOKENS = 1024  # whose scores are held for all neurons while their largest are looked for
+
+
+def contribution(activations: Any, write_vectors: Tensor, targets: Targets) -> Tensor:
+    """The scores [neuron, token] float32, on the device of `write_vectors`; see `api.contribution`."""
+    device = write_vectors.device
+    values = _move(activations, device)
+    bits = as_bits(values)
+    n_neurons, n_tokens = values.shape
+    scores = torch.empty((n_neurons, n_tokens), dtype=torch.float32, device=device)
+    if scores.numel():
+        with on_device_of(write_vectors):
+            _weigh[(triton.cdiv(n_neurons, NEURONS) * triton.cdiv(n_tokens, COLUMNS),)](
+                activations=bits,
+                activation_neuron_stride=bits.stride(0),
+                activation_token_stride=bits.stride(1),
+                n_tokens=n_tokens,
+                rows=_upload(targets.rows, device),
+                scale=_upload(targets.scale, device),
+                scores=scores,
+                SOURCE=FORMATS[values.dtype],
+                **factors(write_vectors, _directions(targets), _upload(targets.gain, device)),
+            )
+    return scores
+
+
+def top_contribution(activations: Any, write_vectors: Tensor, targets: Targets, k: int) -> TopNeurons:
+    """The k neurons with the largest scores at every token; see `api.top_contribution`."""
+    n_tokens = targets.n_tokens
+    best = TopNeurons(np.full((n_tokens, k), -np.inf, np.float32), np.full((n_tokens, k), -1, np.int64))
+    for first in range(0, n_tokens, TOKENS):
+        here = np.arange(first, min(first + TOKENS, n_tokens))
+        scores = contribution(activations[:, first : first + TOKENS], write_vectors, targets.take(here)).T
+        scores = torch.where(scores.isnan(), -torch.inf, scores) + 0.0  # a sort may tell -0 from 0
+        values, neurons = scores.sort(dim=1, descending=True, stable=True)
+        values, neurons = values[:, :k], neurons[:, :k].masked_fill(values[:, :k] == -torch.inf, -1)
+        best.scores[here, : values.shape[1]] = values.cpu().numpy()
+        best.neurons[here, : values.shape[1]] = neurons.cpu().numpy()
+    return best
+
+
+def sum_contributions(
+    activations: Any, write_vectors: Tensor, targets: Targets, entries: Entries, n_groups: int
+) -> ContributionSums:
+    """The sums over the tokens of `entries`; see `api.sum_contributions`."""
+    device = write_vectors.device
+    values = _move(activations, device)
+    bits = as_bits(values)
+    shape = (n_groups, len(values))
+    total, magnitude = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(2))
+    non_finite = torch.zeros(shape, dtype=torch.int64, device=device)
+    pairs = Pairs.of(entries)
+    if len(pairs.groups) and len(values):
+        with on_device_of(write_vectors):
+            _add[(triton.cdiv(len(values), NEURONS) * len(pairs.groups),)](
+                activations=bits,
+                activation_neuron_stride=bits.stride(0),
+                activation_token_stride=bits.stride(1),
+                scale=_upload(targets.scale, device),
+                n_runs=len(pairs.groups),
+                **{name: upload(array, device) for name, array in pairs._asdict().items()},
+                total=total,
+                magnitude=magnitude,
+                non_finite=non_finite,
+                SOURCE=FORMATS[values.dtype],
+                **factors(write_vectors, _directions(targets), _upload(targets.gain, device), PAIRS),
+            )
+    count = np.bincount(entries.groups, minlength=n_groups)
+    return ContributionSums(to_host(total), to_host(magnitude), count, to_host(non_finite))
+
+
+def to_host(tensor: Tensor) -> NDArray[Any]:
+    """The tensor as a numpy array; waits for the device."""
+    array: NDArray[Any] = tensor.cpu().numpy()
+    return array
+
+
+class Pairs(NamedTuple):
+    """Every (group, target) with its tokens; ascending by group, then falling by the number of tokens.
+
+    Pairs that lie in one tile then have about as many tokens, and no lane waits long for another.
+    """
+
+    groups: NDArray[np.int64]
+    """[run] each distinct group, ascending."""
+    firsts: NDArray[np.int64]
+    """[run + 1] pairs `firsts[r]:firsts[r + 1]` have the group of run r."""
+    rows: NDArray[np.int64]
+    """[pair] the target's row."""
+    starts: NDArray[np.int64]
+    """[pair] its tokens are `tokens[starts[p]:stops[p]]`."""
+    stops: NDArray[np.int64]
+    """[pair]"""
+    tokens: NDArray[np.int64]
+    """[entry] ascending within a pair."""
+
+    @classmethod
+    def of(cls, entries: Entries) -> "Pairs":
+        """The pairs of a block's entries, which are in the order of their targets, then groups, then tokens."""
+        n_entries = len(entries.tokens)
+        changes = (np.diff(entries.targets) != 0) | (np.diff(entries.groups) != 0)
+        borders = np.concatenate([[0] if n_entries else [], np.flatnonzero(changes) + 1, [n_entries]]).astype(np.int64)
+        starts, stops = borders[:-1], borders[1:]
+        of_pair = entries.groups[starts].astype(np.int64)
+        order = np.lexsort((starts, starts - stops, of_pair))
+        groups, firsts = np.unique(of_pair[order], return_index=True)
+        rows = entries.rows[entries.targets[starts]]
+        arrays = groups, np.append(firsts, len(order)), rows[order], starts[order], stops[order], entries.tokens
+        return cls(*(array.astype(np.int64) for array in arrays))
+
+
+def _move(activations: Any, device: torch.device) -> Tensor:
+    tensor = activations if on_gpu(activations) else as_tensor(as_array(activations, "activations"))
+    return tensor.to(device)
+
+
+def _upload(array: NDArray[Any] | None, device: torch.device) -> Tensor | None:
+    return None if array is None else upload(array, device)
+
+
+def _directions(targets: Targets) -> Tensor:
+    directions = targets.directions
+    return directions if isinstance(directions, Tensor) else as_tensor(as_array(directions, "directions"))
+
+
+@jit
+def _load_activations(
+    activations: tl.tensor,
+    neuron_stride: tl.tensor,
+    token_stride: tl.tensor,
+    neurons: tl.tensor,
+    n_neurons: tl.tensor,
+    tokens: tl.tensor,
+    there: tl.tensor,
+    scale: tl.tensor,
+    SOURCE: tl.constexpr,
+) -> tl.tensor:
+    """Activations [neuron, token] times their tokens' scale, float32; 0 beyond them."""
+    places = activations + neurons[:, None] * neuron_stride + tokens[None, :] * token_stride
+    raw = tl.load(places, mask=(neurons < n_neurons)[:, None] & there[None, :], other=0)
+    values = widen(raw, SOURCE).to(tl.float32, bitcast=True)
+    if scale is not None:
+        values *= tl.load(scale + tokens, mask=there, other=0.0)[None, :]
+    return values
+
+
+@jit
+def _weigh(
+    activations: tl.tensor,
+    activation_neuron_stride: tl.tensor,
+    activation_token_stride: tl.tensor,
+    n_tokens: tl.tensor,
+    rows: tl.tensor,
+    scale: tl.tensor,
+    scores: tl.tensor,
+    write_vectors: tl.tensor,
+    neuron_stride: tl.tensor,
+    left_stride: tl.tensor,
+    n_neurons: tl.tensor,
+    directions: tl.tensor,
+    row_stride: tl.tensor,
+    right_stride: tl.tensor,
+    gain: tl.tensor,
+    d: tl.tensor,
+    SOURCE: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    NATIVE: tl.constexpr,
+    NEURONS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+) -> None:
+    n_tiles = tl.cdiv(n_neurons, NEURONS)
+    program = tl.program_id(0).to(tl.int64)
+    neurons = program % n_tiles * NEURONS + tl.arange(0, NEURONS)
+    tokens = program // n_tiles * COLUMNS + tl.arange(0, COLUMNS)
+    there = tokens < n_tokens
+    targets = tokens
+    if rows is not None:
+        targets = tl.load(rows + tokens, mask=there, other=0)
+    product = multiply(
+        write_vectors, neuron_stride, left_stride, neurons, n_neurons, directions, row_stride, right_stride, targets, there,
+        gain, d, LEFT, RIGHT, NATIVE, NEURONS, COLUMNS, DEPTH,
+    )  # fmt: skip
+    values = _load_activations(
+        activations, activation_neuron_stride, activation_token_stride, neurons, n_neurons, tokens, there, scale, SOURCE
+    )
+    places = scores + neurons[:, None] * n_tokens + tokens[None, :]
+    tl.store(places, values * product, mask=(neurons < n_neurons)[:, None] & there[None, :])
+
+
+@jit
+def _add(
+    activations: tl.tensor,
+    activation_neuron_stride: tl.tensor,
+    activation_token_stride: tl.tensor,
+    scale: tl.tensor,
+    n_runs: tl.tensor,
+    groups: tl.tensor,
+    firsts: tl.tensor,
+    rows: tl.tensor,
+    starts: tl.tensor,
+    stops: tl.tensor,
+    tokens: tl.tensor,
+    total: tl.tensor,
+    magnitude: tl.tensor,
+    non_finite: tl.tensor,
+    write_vectors: tl.tensor,
+    neuron_stride: tl.tensor,
+    left_stride: tl.tensor,
+    n_neurons: tl.tensor,
+    directions: tl.tensor,
+    row_stride: tl.tensor,
+    right_stride: tl.tensor,
+    gain: tl.tensor,
+    d: tl.tensor,
+    SOURCE: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    NATIVE: tl.constexpr,
+    NEURONS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+) -> None:
+    program = tl.program_id(0).to(tl.int64)
+    run = program % n_runs
+    neurons = program // n_runs * NEURONS + tl.arange(0, NEURONS)
+    signed, size = tl.zeros([NEURONS], tl.float64), tl.zeros([NEURONS], tl.float64)
+    n_lost = tl.zeros([NEURONS], tl.int64)
+    last = tl.load(firsts + run + 1)
+    for first in range(tl.load(firsts + run), last, COLUMNS):
+        pairs = first + tl.arange(0, COLUMNS).to(tl.int64)
+        there = pairs < last
+        product = multiply(
+            write_vectors, neuron_stride, left_stride, neurons, n_neurons, directions, row_stride, right_stride,
+            tl.load(rows + pairs, mask=there, other=0), there, gain, d, LEFT, RIGHT, NATIVE, NEURONS, COLUMNS, DEPTH,
+        )  # fmt: skip
+        start = tl.load(starts + pairs, mask=there, other=0)
+        stop = tl.load(stops + pairs, mask=there, other=0)
+        activation, magnitudes = tl.zeros([NEURONS, COLUMNS], tl.float64), tl.zeros([NEURONS, COLUMNS], tl.float64)
+        for i in range(tl.max(stop - start, axis=0)):
+            here = start + i < stop
+            at = tl.load(tokens + start + i, mask=here, other=0)
+            values = _load_activations(
+                activations,
+                activation_neuron_stride,
+                activation_token_stride,
+                neurons,
+                n_neurons,
+                at,
+                here,
+                scale,
+                SOURCE,
+            )
+            finite = (values.to(tl.int32, bitcast=True) & MAGNITUDE) < INFINITY
+            values = tl.where(finite, values, 0.0).to(tl.float64)
+            activation += values
+            magnitudes += tl.abs(values)
+            n_lost += tl.sum((~finite).to(tl.int32), axis=1)
+        exact = product.to(tl.float64)
+        signed += tl.sum(activation * exact, axis=1)
+        size += tl.sum(magnitudes * tl.abs(exact), axis=1)
+    places = tl.load(groups + run) * n_neurons + neurons
+    tl.store(total + places, signed, mask=neurons < n_neurons)
+    tl.store(magnitude + places, size, mask=neurons < n_neurons)
+    tl.store(non_finite + places, n_lost, mask=neurons < n_neurons)

@@ -1,0 +1,1 @@
+"""Vocabulary top-k: the tokens that every neuron writes most, and least."""
