@@ -1,0 +1,1 @@
+"""Cluster inverse: which neurons' attributions are particular to a query (NA-ICA)."""

@@ -1,0 +1,223 @@
+"""NA-ICA on a GPU, in Triton: thresholding dense scores, counting clusters, weighing and choosing.
+
+What `api` does, but everything stays on the device; takes tensors of any device that Triton runs on. The only atomic
+additions are of integers, so that the same input gives the same bits. Knows nothing about checks: `api` has made them.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from actstore.kernels.cluster_inverse.clusters import ClusterInverse, Clusters
+from actstore.kernels.gpu import jit, on_device_of
+
+SPAN = 1024  # scores that one program looks at
+BLOCK = 64  # entries of a cluster that are weighed together
+
+
+class DeviceClusters(NamedTuple):
+    """`Clusters` on a device."""
+
+    offsets: Tensor  # [cluster + 1] int64
+    neurons: Tensor  # [entry] int32
+    scores: Tensor  # [entry] float32
+
+    def to_host(self) -> Clusters:
+        """The same in numpy; waits for the device."""
+        return Clusters(*(array.cpu().numpy() for array in self))
+
+
+class DeviceClusterInverse(NamedTuple):
+    """`ClusterInverse` on a device."""
+
+    neurons: Tensor  # [cluster, v] int32
+    na: Tensor  # [cluster, v] float32
+    ica: Tensor  # [cluster, v] float32
+    naica: Tensor  # [cluster, v] float32
+    common: Tensor  # [common] int32
+
+    def to_host(self) -> ClusterInverse:
+        """The same in numpy; waits for the device."""
+        return ClusterInverse(*(array.cpu().numpy() for array in self))
+
+
+def threshold(scores: Tensor, t: float) -> DeviceClusters:
+    """The neurons with a score larger than t times the cluster's largest; `scores` is [cluster, neuron] float32.
+
+    Waits once, for the number of neurons that are kept.
+    """
+    scores = scores.detach()
+    (n_clusters, n_neurons), device = scores.shape, scores.device
+    n_spans = -(-n_neurons // SPAN)
+    peaks = torch.empty(n_clusters, n_spans, device=device)
+    counts = torch.empty(n_clusters, n_spans, dtype=torch.int64, device=device)
+    source = (scores, *scores.stride(), n_neurons, n_spans)
+    with on_device_of(scores):
+        if not counts.numel():
+            offsets = torch.zeros(n_clusters + 1, dtype=torch.int64, device=device)
+            return DeviceClusters(
+                offsets, torch.empty(0, dtype=torch.int32, device=device), torch.empty(0, device=device)
+            )
+        _find_peaks[(counts.numel(),)](*source, peaks, SPAN=SPAN)
+        largest = peaks.amax(dim=1)
+        cutoffs = (largest.double() * t).float().where(largest > 0, torch.inf)
+        _count_kept[(counts.numel(),)](*source, peaks, cutoffs, counts, SPAN=SPAN)
+        ends = counts.flatten().cumsum(0)
+        offsets = torch.nn.functional.pad(ends[n_spans - 1 :: n_spans], (1, 0))
+        n_kept = int(offsets[-1])
+        neurons, kept = torch.empty(n_kept, dtype=torch.int32, device=device), torch.empty(n_kept, device=device)
+        _keep[(counts.numel(),)](*source, peaks, cutoffs, ends - counts.flatten(), neurons, kept, SPAN=SPAN)
+    return DeviceClusters(offsets, neurons, kept)
+
+
+def cluster_frequency(clusters: DeviceClusters, n_neurons: int) -> Tensor:
+    """In how many clusters each neuron is, [neuron] int64; add those of all parts."""
+    counts = torch.zeros(n_neurons, dtype=torch.int32, device=clusters.neurons.device)
+    n_entries = len(clusters.neurons)
+    if n_entries:
+        with on_device_of(counts):
+            _count[(-(-n_entries // SPAN),)](clusters.neurons, n_entries, counts, SPAN=SPAN)
+    return counts.long()
+
+
+def cluster_inverse(
+    clusters: DeviceClusters, counts: Tensor, n_clusters: int, u: float = 0.3, v: int = 20, ica: bool = True
+) -> DeviceClusterInverse:
+    """The v neurons of every cluster with the largest na·ica, and the common neurons; as `api.cluster_inverse`.
+
+    counts: [neuron] int64 and n_clusters: of all queries.
+    """
+    device = counts.device
+    df = counts.double()
+    is_common = df / max(n_clusters, 1) > u
+    weights = (n_clusters / (df + 1)).log().float() if ica else torch.ones(len(counts), device=device)
+    weights[is_common] = torch.nan  # which is never chosen
+    entries = torch.empty(len(clusters.offsets) - 1, v, dtype=torch.int64, device=device)
+    if entries.numel():
+        with on_device_of(counts):
+            _select[(len(entries),)](*clusters, weights, entries, v, BLOCK=BLOCK)
+    found, at = entries >= 0, entries.clamp(0)
+    neurons = _take(clusters.neurons, at, found, -1)
+    na = _take(clusters.scores, at, found, torch.nan)
+    weight = _take(weights, neurons.clamp(0).long(), found, torch.nan)
+    return DeviceClusterInverse(neurons, na, weight, na * weight, is_common.nonzero()[:, 0].int())
+
+
+def _take(source: Tensor, at: Tensor, found: Tensor, otherwise: float) -> Tensor:
+    return source[at].where(found, otherwise) if len(source) else torch.full_like(at, otherwise, dtype=source.dtype)
+
+
+@jit
+def _find_peaks(
+    scores: tl.tensor,
+    row_stride: tl.tensor,
+    column_stride: tl.tensor,
+    n_neurons: tl.tensor,
+    n_spans: tl.tensor,
+    peaks: tl.tensor,
+    SPAN: tl.constexpr,
+) -> None:
+    """Fill the largest finite score of a span, or -inf."""
+    program = tl.program_id(0).to(tl.int64)
+    neuron = program % n_spans * SPAN + tl.arange(0, SPAN)
+    places = scores + program // n_spans * row_stride + neuron * column_stride
+    score = tl.load(places, mask=neuron < n_neurons, other=float("-inf"))
+    finite = tl.abs(score) < float("inf")
+    tl.store(peaks + program, tl.max(tl.where(finite, score, float("-inf")), axis=0))
+
+
+@jit
+def _count_kept(
+    scores: tl.tensor,
+    row_stride: tl.tensor,
+    column_stride: tl.tensor,
+    n_neurons: tl.tensor,
+    n_spans: tl.tensor,
+    peaks: tl.tensor,
+    cutoffs: tl.tensor,
+    counts: tl.tensor,
+    SPAN: tl.constexpr,
+) -> None:
+    program = tl.program_id(0).to(tl.int64)
+    cutoff = tl.load(cutoffs + program // n_spans)
+    count = tl.zeros((), tl.int64)
+    if tl.load(peaks + program) > cutoff:
+        neuron = program % n_spans * SPAN + tl.arange(0, SPAN)
+        places = scores + program // n_spans * row_stride + neuron * column_stride
+        score = tl.load(places, mask=neuron < n_neurons, other=float("-inf"))
+        kept = (score > cutoff) & (score < float("inf"))
+        count += tl.sum(kept.to(tl.int32), axis=0)
+    tl.store(counts + program, count)
+
+
+@jit
+def _keep(
+    scores: tl.tensor,
+    row_stride: tl.tensor,
+    column_stride: tl.tensor,
+    n_neurons: tl.tensor,
+    n_spans: tl.tensor,
+    peaks: tl.tensor,
+    cutoffs: tl.tensor,
+    starts: tl.tensor,
+    neurons: tl.tensor,
+    kept_scores: tl.tensor,
+    SPAN: tl.constexpr,
+) -> None:
+    """Write what a span keeps side by side, from where the spans before it end."""
+    program = tl.program_id(0).to(tl.int64)
+    cutoff = tl.load(cutoffs + program // n_spans)
+    if tl.load(peaks + program) > cutoff:
+        neuron = program % n_spans * SPAN + tl.arange(0, SPAN)
+        places = scores + program // n_spans * row_stride + neuron * column_stride
+        score = tl.load(places, mask=neuron < n_neurons, other=float("-inf"))
+        kept = (score > cutoff) & (score < float("inf"))
+        at = tl.load(starts + program) + tl.cumsum(kept.to(tl.int32), axis=0) - 1
+        tl.store(neurons + at, neuron.to(tl.int32), mask=kept)
+        tl.store(kept_scores + at, score, mask=kept)
+
+
+@jit
+def _count(neurons: tl.tensor, n_entries: tl.tensor, counts: tl.tensor, SPAN: tl.constexpr) -> None:
+    entry = tl.program_id(0).to(tl.int64) * SPAN + tl.arange(0, SPAN)
+    there = entry < n_entries
+    neuron = tl.load(neurons + entry, mask=there, other=0)
+    tl.atomic_add(counts + neuron, tl.full((SPAN,), 1, tl.int32), mask=there)
+
+
+@jit
+def _select(
+    offsets: tl.tensor,
+    neurons: tl.tensor,
+    scores: tl.tensor,
+    weights: tl.tensor,
+    entries: tl.tensor,
+    v: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Fill the entries of a cluster's first v: each time the largest product after the one before, at the first entry."""
+    cluster = tl.program_id(0).to(tl.int64)
+    first, stop = tl.load(offsets + cluster), tl.load(offsets + cluster + 1)
+    last = tl.full((), float("inf"), tl.float32)
+    last_entry = tl.full((), -1, tl.int64)
+    for place in range(0, v):
+        best = tl.full((), float("-inf"), tl.float32)
+        best_entry = tl.full((), -1, tl.int64)
+        for start in range(first, stop, BLOCK):
+            entry = start + tl.arange(0, BLOCK).to(tl.int64)
+            there = entry < stop
+            neuron = tl.load(neurons + entry, mask=there, other=0)
+            weight = tl.load(weights + neuron, mask=there, other=0.0)
+            product = tl.load(scores + entry, mask=there, other=0.0) * weight
+            later = there & ((product < last) | ((product == last) & (entry > last_entry)))
+            product = tl.where(later, product, float("-inf"))
+            largest = tl.max(product, axis=0)
+            largest_entry = tl.min(tl.where(later & (product == largest), entry, stop), axis=0)
+            better = largest > best
+            best = tl.where(better, largest, best)
+            best_entry = tl.where(better, largest_entry, best_entry)
+        tl.store(entries + cluster * v + place, best_entry)
+        last = best
+        last_entry = best_entry
