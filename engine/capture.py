@@ -1,38 +1,35 @@
 """Plan and model to store: runs the model over a planned corpus, block by block, and keeps what was asked for.
 
-The one module that brings model, plan, kernels and store together. Knows nothing about architectures (`models`), about
-bytes on disk (`store`), or about how a value is packed (`kernels`).
+The one module that brings model, plan, packer and store together. Knows nothing about architectures (`models`), about
+bytes on disk (`store`), or about how and where a value is packed (`packing`, `device`).
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from actstore.kernels.pack.api import Columns, pack, pack_signs, quantise, sparsify
+from actstore.engine.packing import packer_for, staged_arrays
+from actstore.kernels.pack.api import Columns
 from actstore.store import layout
 from actstore.store.plans import Plan
-from actstore.store.statistics import CaptureStatistics
-from actstore.store.writer import block_arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from actstore.engine.models import LoadedModel
+    from actstore.engine.packing import Buffers, FilledBlock
     from actstore.engine.progress import CaptureProgress
     from actstore.store.folder import Folder
     from actstore.store.plans import BlockPlan
     from actstore.store.records import CaptureRecord
-    from actstore.store.writer import BlockArraySpec, CaptureWriter
-
-MODEL_DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+    from actstore.store.writer import CaptureWriter
 
 
 @dataclass(frozen=True)
@@ -91,109 +88,36 @@ def routed_columns(columns: Columns, rows: NDArray[np.int64]) -> Columns:
 
 
 class BlockFiller:
-    """Runs the model over one block after another and packs what it computes into buffers and statistics."""
+    """Runs the model over one block after another and hands what it computes to a packer."""
 
-    def __init__(self, model: LoadedModel, record: CaptureRecord) -> None:
-        """Capture what `record` says."""
-        self._model, self.record = model, record
-        self._staging = layout.staging_format(record.precision, record.dtype)
+    def __init__(self, model: LoadedModel, record: CaptureRecord, buffers: Callable[[], Buffers]) -> None:
+        """Capture what `record` says; `buffers` gives what a block is collected in on the host, contents undefined."""
+        self._model, self._record = model, record
         self._sites = list(record.sites)
         if record.gate_sign and "mlp.gate" not in self._sites:
             self._sites.append("mlp.gate")
         self._layers = sorted({layer for site in record.sites for layer in record.layers(site)})
-        self._experts = {spec.layer for spec in model.spec.layers if spec.expert is not None}
-        self._n_labels = len(record.plan.labels)
+        experts = {spec.layer for spec in model.spec.layers if spec.expert is not None}
+        self._packer = packer_for(model.device, record, buffers, experts)
 
-    def fill(self, plan: BlockPlan, arrays: dict[str, NDArray[Any]], progress: CaptureProgress) -> CaptureStatistics:
-        """The statistics of a block, whose values go into `arrays` (key → [neuron, slot], contents undefined)."""
-        statistics = CaptureStatistics.empty(self.record)
-        n_used = len(plan.position)
-        for layer in self.record.gate_sign:
-            arrays[layout.gate_sign_key(self.record.name, layer)].fill(0)
-        for site in self.record.sites if self._staging else ():
-            assert self._staging is not None
-            for layer in self.record.layers(site):
-                array = arrays[layout.values_key(self.record.name, site, layer)]
-                # An expert has values only where it was routed; a dense layer everywhere but in the padding slots.
-                empty = slice(0 if layer in self._experts else n_used, None)
-                array[:, empty] = self._staging.fill_value
-        for batch in batches_of(plan, self._n_labels, self.record.plan.block_slots):
-            self._run(batch, arrays, statistics)
-            progress.filled(len(batch.columns.slots))
-        return statistics
+    def fill(self, plans: Iterable[BlockPlan], progress: CaptureProgress) -> Iterator[FilledBlock]:
+        """The blocks of the plans, filled; a block's arrays hold until the one after the next is asked for."""
+        for plan in plans:
+            self._packer.begin(plan)
+            for batch in batches_of(plan, len(self._record.plan.labels), self._record.plan.block_slots):
+                self._run(batch)
+                progress.filled(len(batch.columns.slots))
+            yield from self._packer.finish()
+        yield from self._packer.drain()
 
-    def _run(self, batch: Batch, arrays: dict[str, NDArray[Any]], statistics: CaptureStatistics) -> None:
-        columns = batch.columns
-        _count_labels(columns, statistics.label_tokens)
+    def _run(self, batch: Batch) -> None:
+        self._packer.batch(batch.columns)
 
         def sink(layer: int, site: str, values: Tensor, rows: Tensor | None) -> None:
-            if values.dtype not in MODEL_DTYPES:
-                values = values.float()
-            values = values.reshape(-1, values.shape[-1]).to("cpu")
-            here = columns if rows is None else routed_columns(columns, rows.cpu().numpy())
-            if (site, layer) in statistics.sites:
-                out = arrays.get(layout.values_key(self.record.name, site, layer))
-                pack(values, here, out, statistics.sites[site, layer])
-            if site == "mlp.gate" and layer in statistics.gate_positives:
-                bits = arrays[layout.gate_sign_key(self.record.name, layer)]
-                pack_signs(values, here, bits, statistics.gate_positives[layer])
+            here = batch.columns if rows is None else routed_columns(batch.columns, rows.cpu().numpy())
+            self._packer.pack(layer, site, values, here)
 
         self._model.forward(batch.input_ids, batch.attention_mask, sites=self._sites, layers=self._layers, sink=sink)
-
-    def encode(self, plan: BlockPlan, staged: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The arrays to be written for a block whose buffers are filled: quantised, thresholded, or as they are."""
-        if self.record.precision not in ("int8", "sparse"):
-            return staged
-        arrays = dict(staged)
-        used = np.arange(self.record.plan.block_slots) < len(plan.position)
-        for site in self.record.sites:
-            for layer in self.record.layers(site):
-                key = layout.values_key(self.record.name, site, layer)
-
-                def parameter(name: str, values: NDArray[Any], site: str = site, layer: int = layer) -> None:
-                    arrays[layout.block_parameters_key(self.record.name, site, layer, name)] = values[:, None]
-
-                if self.record.precision == "int8":
-                    arrays[key], scale = quantise(staged[key])
-                    arrays[key][_is_nan(staged[key])] = layout.NO_VALUE_INT8
-                    parameter("scale", scale)
-                else:
-                    assert self.record.keep is not None
-                    threshold, dropped = sparsify(staged[key], self.record.keep, used)
-                    parameter("threshold", threshold)
-                    parameter("dropped", dropped)
-        return arrays
-
-
-def _is_nan(values: NDArray[Any]) -> NDArray[np.bool_]:
-    if values.dtype == np.uint16:
-        values = layout.decode_values(values, None)
-    missing: NDArray[np.bool_] = np.isnan(values)
-    return missing
-
-
-def _count_labels(columns: Columns, label_tokens: NDArray[np.int64]) -> None:
-    """Add the counted tokens of each window to its labels."""
-    counted = np.add.reduceat(np.append(columns.counted, False).astype(np.int64), columns.segments[:-1])
-    counted[np.diff(columns.segments) == 0] = 0
-    for column in columns.labels.T:
-        labelled = column >= 0
-        np.add.at(label_tokens, column[labelled], counted[labelled])
-
-
-def staging_buffers(record: CaptureRecord, writer: CaptureWriter) -> dict[str, NDArray[Any]]:
-    """The current block's buffers for everything that is collected token by token."""
-    staging = layout.staging_format(record.precision, record.dtype)
-    buffers = {}
-    for spec in block_arrays(record):
-        if spec.dimension != "block":
-            dtype = _staging_dtype(spec, staging)
-            buffers[spec.key] = writer.buffer(spec.key, (spec.rows, spec.columns), dtype)
-    return buffers
-
-
-def _staging_dtype(spec: BlockArraySpec, staging: layout.ValueFormat | None) -> np.dtype[Any]:
-    return staging.dtype if staging and spec.dimension == "token" else spec.dtype
 
 
 def fill_blocks(
@@ -201,14 +125,12 @@ def fill_blocks(
     record: CaptureRecord,
     model: LoadedModel,
     writer: CaptureWriter,
-    blocks: list[int],
+    blocks: Iterable[int],
     progress: CaptureProgress,
 ) -> None:
     """Run the model over `blocks` and commit each."""
-    plan, filler = Plan(folder, record.name, record.plan), BlockFiller(model, record)
-    for block in blocks:
-        began = time.monotonic()
-        block_plan = plan.block(block)
-        staged = staging_buffers(record, writer)
-        statistics = filler.fill(block_plan, staged, progress)
-        writer.submit(block, filler.encode(block_plan, staged), statistics.encode, began)
+    plan = Plan(folder, record.name, record.plan)
+    staged = list(staged_arrays(record))
+    filler = BlockFiller(model, record, lambda: {key: writer.buffer(key, shape, dtype) for key, shape, dtype in staged})
+    for filled in filler.fill(map(plan.block, blocks), progress):
+        writer.submit(filled.block, filled.arrays, filled.encode_statistics, filled.began)

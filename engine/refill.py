@@ -12,11 +12,11 @@ import numpy as np
 from actstore.engine.capture import BlockFiller
 from actstore.engine.identity import check_model, fingerprint_of
 from actstore.engine.models import load_model
+from actstore.engine.packing import staged_arrays
 from actstore.engine.progress import CaptureProgress
 from actstore.store import layout
 from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.verify import Damage
-from actstore.store.writer import block_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -45,14 +45,13 @@ def refill_blocks(
         )
     loaded = load_model(model or capture.store.model.name, dtype=record.dtype, device=device)
     check_model(capture.folder, record.model_fingerprint, fingerprint_of(loaded), loaded.spec.name)
-    filler = BlockFiller(loaded, record)
+    buffers = {key: np.empty(shape, dtype) for key, shape, dtype in staged_arrays(record)}
+    chosen = spread([b for b in capture.blocks if b not in without], n)
+    filler = BlockFiller(loaded, record, lambda: buffers)
     rows: list[dict[str, Any]] = []
     damage: list[Damage] = []
-    for block in spread([b for b in capture.blocks if b not in without], n):
-        plan = capture.plan.block(block)
-        staged = _buffers(capture)
-        filler.fill(plan, staged, CaptureProgress())
-        computed = filler.encode(plan, staged)
+    for filled in filler.fill(map(capture.plan.block, chosen), CaptureProgress()):
+        block, computed = filled.block, filled.arrays
         largest = 0.0
         for site in record.sites:
             for layer in record.layers(site):
@@ -74,16 +73,6 @@ def spread(blocks: list[int], n: int) -> list[int]:
     if n >= len(blocks):
         return blocks
     return [blocks[i] for i in np.linspace(0, len(blocks) - 1, n).round().astype(int).tolist()]
-
-
-def _buffers(capture: Capture) -> dict[str, NDArray[Any]]:
-    staging = layout.staging_format(capture.record.precision, capture.record.dtype)
-    assert staging is not None
-    return {
-        spec.key: np.empty((spec.rows, spec.columns), staging.dtype if spec.dimension == "token" else spec.dtype)
-        for spec in block_arrays(capture.record)
-        if spec.dimension != "block"
-    }
 
 
 def _difference(capture: Capture, computed: dict[str, NDArray[Any]], site: str, layer: int, block: int) -> float:

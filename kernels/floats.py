@@ -4,7 +4,7 @@ numpy has no bfloat16, so everywhere in the kernels an array of uint16 means bfl
 models.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     import torch
 
 FORMATS = {np.dtype(np.float32): "float32", np.dtype(np.float16): "float16", np.dtype(np.uint16): "bfloat16"}
+
+
+def on_gpu(values: Any) -> "TypeGuard[torch.Tensor]":
+    """Whether `values` is a tensor that the Triton kernels take; asks for no import of torch."""
+    return not isinstance(values, np.ndarray) and bool(getattr(values, "is_cuda", False))
 
 
 def as_array(values: "NDArray[Any] | torch.Tensor", name: str = "values") -> NDArray[Any]:

@@ -4,19 +4,21 @@
 every statistic in the same pass. Knows nothing about models, plans or stores.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.kernels.floats import as_array
+from actstore.kernels.floats import as_array, on_gpu
 from actstore.kernels.jit import default_threads
 from actstore.kernels.pack import cpu, cpu_lossy
 from actstore.kernels.pack.columns import Columns
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES, Quantiles, Statistics, quantiles
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
+
+    from actstore.kernels.pack.gpu_statistics import DeviceStatistics
 
 __all__ = [
     "HISTOGRAM_EDGES",
@@ -32,10 +34,10 @@ __all__ = [
 
 
 def pack(
-    values: "torch.Tensor | NDArray[Any]",
+    values: "Tensor | NDArray[Any]",
     columns: Columns,
-    out: NDArray[Any] | None,
-    statistics: Statistics | None,
+    out: "NDArray[Any] | Tensor | None",
+    statistics: "Statistics | DeviceStatistics | None",
     threads: int | None = None,
 ) -> None:
     """Write a batch's activations into its slots of a block and add them to the statistics, each value touched once.
@@ -46,14 +48,24 @@ def pack(
     and what overflows becomes infinite. Statistics are of the values before the cast. Either of `out` and `statistics`
     may be None.
 
+    Values on a GPU are packed there, without waiting for it, into an `out` and `DeviceStatistics` that lie there too.
+
     The result does not depend on `threads`. Raises ValueError for shapes that do not fit, TypeError for other dtypes.
     """
+    if on_gpu(values):
+        from actstore.kernels.pack import gpu  # only here: Triton takes its time to load
+
+        gpu.pack(values, columns, out, statistics)  # type: ignore[arg-type]  # it checks what they are
+        return
     source = as_array(values)
     n_neurons = _check_rows(source, columns)
     if out is not None:
-        _check_block(as_array(out, "out"), "out", n_neurons, columns.n_slots)
+        out = as_array(out, "out")
+        _check_block(out, "out", n_neurons, columns.n_slots)
         _check_writable(out, "out")
     if statistics is not None:
+        if not isinstance(statistics, Statistics):
+            raise TypeError(f"statistics of values on the CPU must be Statistics, not {type(statistics).__name__}")
         if len(statistics.count) != n_neurons:
             raise ValueError(f"statistics are of {len(statistics.count)} neurons, values of {n_neurons}")
         _check_labels(statistics.positives, columns, n_neurons)
@@ -61,18 +73,26 @@ def pack(
 
 
 def pack_signs(
-    values: "torch.Tensor | NDArray[Any]",
+    values: "Tensor | NDArray[Any]",
     columns: Columns,
-    out_bits: NDArray[np.uint8],
-    positives: NDArray[np.int64] | None = None,
+    out_bits: "NDArray[np.uint8] | Tensor",
+    positives: "NDArray[np.int64] | Tensor | None" = None,
     threads: int | None = None,
 ) -> None:
     """Set the bit of every slot whose value is above zero; count those of counted tokens by label.
 
     values: as for `pack`. out_bits: [neuron, slot / 8] uint8, little bit order (slot s is bit s % 8 of byte s // 8);
-    bits are only ever set, so start from zeros. NaN is not above zero. positives: [label, neuron], added to.
+    bits are only ever set, so start from zeros. NaN is not above zero. positives: [label, neuron], added to; int64, but
+    int32 on a GPU, where all of them lie if the values do.
     """
+    if on_gpu(values):
+        from actstore.kernels.pack import gpu
+
+        gpu.pack_signs(values, columns, out_bits, positives)  # type: ignore[arg-type]
+        return
     source = as_array(values)
+    if not isinstance(out_bits, np.ndarray) or not isinstance(positives, np.ndarray | None):
+        raise TypeError("out_bits and positives of values on the CPU must be numpy arrays, not tensors")
     n_neurons = _check_rows(source, columns)
     if out_bits.dtype != np.uint8:
         raise TypeError(f"out_bits must be uint8, not {out_bits.dtype}")
@@ -83,9 +103,13 @@ def pack_signs(
     cpu.pack_signs(source, columns, out_bits, positives, threads or default_threads())
 
 
+@overload
 def quantise(
     block: NDArray[Any], out: NDArray[np.int8] | None = None, threads: int | None = None
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]: ...
+@overload
+def quantise(block: "Tensor", out: "Tensor | None" = None, threads: int | None = None) -> "tuple[Tensor, Tensor]": ...
+def quantise(block: Any, out: Any = None, threads: int | None = None) -> Any:
     """The int8 steps [neuron, slot] of a block and the scale [neuron] of a step.
 
     scale is the largest finite magnitude / 127, its mantissa rounded up to 17 bits: then `q * scale` is exact in
@@ -93,8 +117,13 @@ def quantise(
     q is the nearest multiple, ties to even. NaN becomes 0 and an infinity ±127; `pack` counts them. A neuron of zeros
     has scale 0.
 
-    block: [neuron, slot] float32, float16, or uint16 for bfloat16. out: written and returned where given.
+    block: [neuron, slot] float32, float16, or uint16 for bfloat16; a tensor on a GPU gives tensors there. out: written
+    and returned where given.
     """
+    if on_gpu(block):
+        from actstore.kernels.pack import gpu_lossy
+
+        return gpu_lossy.quantise(block, out)
     source = as_array(block, "block")
     _check_block(source, "block", *source.shape)
     if out is None:
@@ -106,25 +135,35 @@ def quantise(
     return out, cpu_lossy.quantise(source, out, threads or default_threads())
 
 
+@overload
 def sparsify(
     block: NDArray[Any], keep: float, counted: NDArray[np.bool_] | None = None, threads: int | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+@overload
+def sparsify(
+    block: "Tensor", keep: float, counted: NDArray[np.bool_] | None = None, threads: int | None = None
+) -> "tuple[Tensor, Tensor]": ...
+def sparsify(block: Any, keep: float, counted: NDArray[np.bool_] | None = None, threads: int | None = None) -> Any:
     """The threshold [neuron] of every neuron and how many of its non-zero values were dropped, set to +0 in place.
 
     Every dropped |value| is at most the threshold; every kept one is above it and keeps its bits. NaN and infinities
     are always kept. The share `keep` (0..1) of the slots survives, rounded up; fewer where magnitudes tie at the
     threshold.
 
-    block: [neuron, slot] float32, float16, or uint16 for bfloat16. counted: [slot], the slots that the share is of
-    (all, unless given); the threshold holds for every slot.
+    block: [neuron, slot] float32, float16, or uint16 for bfloat16; a tensor on a GPU gives tensors there. counted:
+    [slot], the slots that the share is of (all, unless given); the threshold holds for every slot.
     """
-    source = as_array(block, "block")
-    _check_block(source, "block", *source.shape)
-    _check_writable(source, "block")
     if not 0 <= keep <= 1:
         raise ValueError(f"keep must be a share between 0 and 1, not {keep}")
+    source: Any = block if on_gpu(block) else as_array(block, "block")
     if counted is not None and counted.shape != source.shape[1:]:
         raise ValueError(f"counted must hold one flag for each of {source.shape[1]} slots, not {list(counted.shape)}")
+    if on_gpu(source):
+        from actstore.kernels.pack import gpu_lossy
+
+        return gpu_lossy.sparsify(source, keep, counted)
+    _check_block(source, "block", *source.shape)
+    _check_writable(source, "block")
     return cpu_lossy.sparsify(source, keep, counted, threads or default_threads())
 
 

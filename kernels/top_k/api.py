@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.kernels.floats import as_array
+from actstore.kernels.floats import as_array, on_gpu
 from actstore.kernels.jit import default_threads
 from actstore.kernels.top_k import cpu
 from actstore.kernels.top_k.naive import TopK
@@ -36,15 +36,23 @@ def top_k(
     values: [neuron, token] float32, float16 or bfloat16 (in numpy: uint16 bits). tokens: [token] ascending token
     indices, 0 or more. segments: [segment + 1] ascending offsets into the tokens, from 0 to their number. state: the
     result over other tokens; left as it is.
+
+    Values on a GPU are searched there; the result is on the CPU all the same. `gpu.top_k` leaves it on the GPU.
     """
-    source = as_array(values)
+    source = values if on_gpu(values) else as_array(values)
     tokens = np.ascontiguousarray(tokens, np.int64)
     if source.ndim != 2 or tokens.shape != source.shape[1:]:
         raise ValueError(f"values must be [neuron, token] with {tokens.size} tokens, not {list(source.shape)}")
     if tokens.size and (tokens[0] < 0 or not (np.diff(tokens) > 0).all()):
         raise ValueError("tokens must be token indices of 0 or more, ascending, each once")
-    result = _start(len(source), k, state)
-    cpu.top_k(source, tokens, _check_segments(segments, tokens.size), *result, threads or default_threads())
+    result, borders = _start(len(source), k, state), _check_segments(segments, tokens.size)
+    if on_gpu(source):
+        from actstore.kernels.gpu import upload  # only here: Triton takes its time to load
+        from actstore.kernels.top_k import gpu
+
+        where = upload(borders, source.device) if borders.size else None
+        return merge(result, gpu.top_k(source, upload(tokens, source.device), k, where).to_host())
+    cpu.top_k(source, tokens, borders, *result, threads or default_threads())
     return result
 
 

@@ -1,0 +1,85 @@
+"""What the Triton kernels share: how they are compiled and started, and the float formats on their bits.
+
+Kernels are handed integers, so that a copy keeps every bit, bfloat16 needs no support from the chip, and interpreter and
+compiler round alike. Formats are numbered as in `actstore.kernels.bits`. Imported only where a tensor lies on a GPU: whoever
+has none need not wait for Triton. Knows nothing about what the kernels compute.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from numpy.typing import NDArray
+from torch import Tensor
+
+jit: Callable[[Callable[..., Any]], Any] = triton.jit
+"""`triton.jit`, which itself has no types."""
+
+FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
+
+INFINITY = tl.constexpr(0x7F800000)
+MAGNITUDE = tl.constexpr(0x7FFFFFFF)
+_QUIET_NAN = tl.constexpr(0x7FC0)
+_OVERFLOW = tl.constexpr(0x477FF000)  # the smallest magnitude that float16 rounds to infinity
+
+
+def jit_for_any(*names: str) -> Callable[[Callable[..., Any]], Any]:
+    """`jit`, with one compilation for all values of the integer arguments `names`, which change from batch to batch.
+
+    Triton otherwise compiles anew where one becomes 1, or a multiple of 16, or neither.
+    """
+    decorator: Callable[[Callable[..., Any]], Any] = triton.jit(do_not_specialize=list(names))
+    return decorator
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """While open, kernels are started on the GPU of `tensor`; nothing for a tensor elsewhere."""
+    return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call, no-any-return, unused-ignore]
+
+
+def upload(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A copy of `array` on `device`, made through pinned memory so that nothing waits for it."""
+    tensor = torch.from_numpy(np.array(array, order="C"))
+    # The caching allocator keeps the pinned copy until the stream has read it.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def as_bits(values: Tensor) -> Tensor:
+    """The bits of a float tensor as integers of the same width, sharing memory. Raises TypeError for other formats."""
+    if values.dtype not in FORMATS:
+        raise TypeError(f"values must be float32, float16 or bfloat16, not {values.dtype}: convert them first")
+    return values.detach().view(_BITS[values.dtype])
+
+
+@jit
+def widen(raw: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+    """The float32 bits, int32, of values whose bits in a format are `raw`; exact, NaN payloads included."""
+    if FORMAT == 0:
+        bits = raw
+    elif FORMAT == 1:
+        bits = raw.to(tl.float16, bitcast=True).to(tl.float32).to(tl.int32, bitcast=True)
+    else:
+        bits = raw.to(tl.int32) << 16
+    return bits
+
+
+@jit
+def narrow(bits: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+    """The bits in a format of values whose float32 bits are `bits`: nearest, ties to even; NaN stays NaN."""
+    if FORMAT == 0:
+        raw = bits
+    elif FORMAT == 1:
+        magnitude = bits & MAGNITUDE
+        infinite = (bits & ~MAGNITUDE) | INFINITY
+        # Said here what overflows, because the interpreter's numpy warns where it finds out by itself.
+        bounded = tl.where((magnitude >= _OVERFLOW) & (magnitude < INFINITY), infinite, bits)
+        raw = bounded.to(tl.float32, bitcast=True).to(tl.float16).to(tl.int16, bitcast=True)
+    else:
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        raw = tl.where((bits & MAGNITUDE) > INFINITY, _QUIET_NAN, rounded).to(tl.int16)
+    return raw

@@ -1,0 +1,307 @@
+"""Packing token-major activations into neuron-major blocks on a GPU; takes tensors of any device that Triton runs on.
+
+One program takes one piece of a text window for `WIDTH` neurons: it loads a tile of tokens × neurons, stores it transposed
+and cast, and gathers its statistics from registers, so that every value is read once. Nothing waits for the device.
+
+The sizes below follow from what Triton 3.6 to 3.9 compile for sm_90, not from timings. A value costs some 75 instructions,
+5 of them in float64, so that arithmetic and not memory bounds the kernel; a place in the tile that follows its own tokens
+through the piece halves them, for nothing crosses threads until the piece ends.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, as_bits, jit, jit_for_any, narrow, on_device_of, widen
+from actstore.kernels.pack.columns import Columns
+from actstore.kernels.pack.gpu_columns import columns_on, octets_on
+from actstore.kernels.pack.gpu_statistics import (
+    BINS,
+    MIDDLE,
+    DeviceStatistics,
+    Partials,
+    count_bins,
+    find_first_largest,
+    merge,
+    reduce_moments,
+)
+
+WIDTH = 64  # neurons of a tile: a whole 128-byte line of 16-bit values a row
+DEPTH = 16  # tokens of a tile
+WARPS = 8  # gives a thread 4 places of a tile: 128 registers, so that 16 warps share a processor; 8 places need 240
+OCTETS = 8  # bytes of sign bits a neuron: a tile of 64 tokens
+
+_FIELD = tl.constexpr((1 << 10) - 1)  # holds the tokens of a piece
+_NO_SEGMENT = tl.constexpr(0x7FFFFFFF)
+
+
+def pack(values: Tensor, columns: Columns, out: Tensor | None, statistics: DeviceStatistics | None) -> None:
+    """Fill the columns' slots of `out` and add to `statistics`; as `api.pack`, but all on the device of `values`.
+
+    out: [neuron, slot] float32, float16 or bfloat16. Counts, extremes, histogram and exemplars are those of the CPU, to the
+    bit but for the sign of a zero; moments are summed in float64 in an order that depends on the kind of GPU alone.
+    """
+    n_neurons = _check_rows(values, columns)
+    if out is not None:
+        _check_block(out, "out", values, n_neurons, columns.n_slots)
+    if statistics is not None:
+        if len(statistics.count) != n_neurons:
+            raise ValueError(f"statistics are of {len(statistics.count)} neurons, values of {n_neurons}")
+        _check_device(statistics.count, "statistics", values)
+        _check_labels(statistics.positives, columns, n_neurons)
+    here = columns_on(values.device, columns)
+    if n_neurons == 0 or here.n_pieces == 0 or (out is None and statistics is None):
+        return
+    source = as_bits(values)
+    # Kernels take no tensor where they touch none.
+    partials = None if statistics is None else Partials.empty(here.n_pieces, n_neurons, values.device)
+    n_tiles = triton.cdiv(n_neurons, WIDTH)
+    with on_device_of(values):
+        _pack[(n_tiles * here.n_pieces,)](
+            source,
+            source.stride(0),
+            source.stride(1),
+            n_neurons,
+            n_tiles,
+            here.rows,
+            here.slots,
+            here.counted,
+            here.piece_starts,
+            here.piece_segments,
+            here.labels,
+            here.labels.shape[1],
+            None if out is None else as_bits(out),
+            0 if out is None else out.stride(0),
+            *((None,) * 6 if partials is None else partials),
+            None if statistics is None else statistics.histogram,
+            None if statistics is None else statistics.non_finite,
+            None if statistics is None else statistics.positives,
+            SOURCE=FORMATS[values.dtype],
+            TARGET=FORMATS[values.dtype if out is None else out.dtype],
+            STORING=out is not None,
+            COUNTING=statistics is not None,
+            WIDTH=WIDTH,
+            DEPTH=DEPTH,
+            num_warps=WARPS,
+            enable_fp_fusion=True,
+        )
+        if partials is not None and statistics is not None:
+            merge(partials, here, statistics)
+
+
+def pack_signs(values: Tensor, columns: Columns, out_bits: Tensor, positives: Tensor | None = None) -> None:
+    """Set the bits of positive values and count them by label; as `api.pack_signs`, but all on the device of `values`.
+
+    out_bits: [neuron, slot / 8] uint8. positives: [label, neuron] int32.
+    """
+    n_neurons = _check_rows(values, columns)
+    if out_bits.dtype != torch.uint8:
+        raise TypeError(f"out_bits must be uint8, not {out_bits.dtype}")
+    _check_block(out_bits, "out_bits", values, n_neurons, -(-columns.n_slots // 8))
+    if positives is not None:
+        _check_device(positives, "positives", values)
+        _check_labels(positives, columns, n_neurons)
+    octets = octets_on(values.device, columns)
+    n_octets = len(octets.rows) // 8
+    if n_neurons == 0 or n_octets == 0:
+        return
+    source = as_bits(values)
+    labels = columns_on(values.device, columns).labels
+    n_tiles = triton.cdiv(n_neurons, WIDTH)
+    with on_device_of(values):
+        _pack_signs[(n_tiles * triton.cdiv(n_octets, OCTETS),)](
+            source,
+            source.stride(0),
+            source.stride(1),
+            n_neurons,
+            n_tiles,
+            octets.rows,
+            octets.segments,
+            n_octets,
+            labels,
+            labels.shape[1],
+            out_bits,
+            out_bits.stride(0),
+            octets.first,
+            positives,
+            SOURCE=FORMATS[values.dtype],
+            COUNTING=positives is not None and labels.shape[1] > 0,
+            WIDTH=WIDTH,
+            OCTETS=OCTETS,
+            enable_fp_fusion=True,
+        )
+
+
+def _check_rows(values: Tensor, columns: Columns) -> int:
+    if values.ndim != 2 or len(values) < columns.n_rows:
+        raise ValueError(f"values must be [row, neuron] with {columns.n_rows} rows or more, not {list(values.shape)}")
+    return int(values.shape[1])
+
+
+def _check_device(tensor: Tensor, name: str, values: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor on {values.device}, as values are, not {type(tensor).__name__}")
+    if tensor.device != values.device:
+        raise ValueError(f"{name} must be on {values.device}, as values are, not on {tensor.device}")
+
+
+def _check_block(block: Tensor, name: str, values: Tensor, n_neurons: int, n_slots: int) -> None:
+    _check_device(block, name, values)
+    if block.ndim != 2 or len(block) != n_neurons or block.shape[1] < n_slots:
+        raise ValueError(f"{name} must be [{n_neurons} neurons, {n_slots} slots or more], not {list(block.shape)}")
+    if block.numel() and block.shape[1] > 1 and block.stride(1) != 1:
+        raise ValueError(f"{name} must be contiguous along its slots; its strides are {list(block.stride())}")
+
+
+def _check_labels(positives: Tensor, columns: Columns, n_neurons: int) -> None:
+    if positives.ndim != 2 or positives.shape[1] != n_neurons or len(positives) < columns.n_labels:
+        expected = f"[{columns.n_labels} labels or more, {n_neurons} neurons]"
+        raise ValueError(f"positives must be {expected}, not {list(positives.shape)}")
+
+
+@jit
+def _pack(
+    values: tl.tensor,
+    row_stride: tl.tensor,
+    neuron_stride: tl.tensor,
+    n_neurons: tl.tensor,
+    n_tiles: tl.tensor,
+    rows: tl.tensor,
+    slots: tl.tensor,
+    counted: tl.tensor,
+    piece_starts: tl.tensor,
+    piece_segments: tl.tensor,
+    labels: tl.tensor,
+    n_columns: tl.tensor,
+    out: tl.tensor,
+    out_pitch: tl.tensor,
+    part_count: tl.tensor,
+    part_mean: tl.tensor,
+    part_m2: tl.tensor,
+    part_minimum: tl.tensor,
+    part_best: tl.tensor,
+    part_place: tl.tensor,
+    histogram: tl.tensor,
+    non_finite: tl.tensor,
+    positives: tl.tensor,
+    SOURCE: tl.constexpr,
+    TARGET: tl.constexpr,
+    STORING: tl.constexpr,
+    COUNTING: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DEPTH: tl.constexpr,
+) -> None:
+    piece = tl.program_id(0) // n_tiles
+    neurons = (tl.program_id(0) % n_tiles).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
+    inside = neurons < n_neurons
+    # Each lane, a place in the tile, follows its own tokens; lanes meet when the piece ends.
+    counts, middle = tl.zeros([DEPTH, WIDTH], tl.int32), tl.zeros([DEPTH, WIDTH], tl.int32)
+    anchor, total = tl.zeros([DEPTH, WIDTH], tl.float64), tl.zeros([DEPTH, WIDTH], tl.float64)
+    squares = tl.zeros([DEPTH, WIDTH], tl.float64)
+    minimum = tl.full([DEPTH, WIDTH], float("inf"), tl.float32)
+    best, place = tl.full([DEPTH, WIDTH], -float("inf"), tl.float32), tl.zeros([DEPTH, WIDTH], tl.int32)
+    start = tl.load(piece_starts + piece)
+    stop = tl.load(piece_starts + piece + 1)
+    for first in range(start, stop, DEPTH):
+        tokens = first + tl.arange(0, DEPTH)
+        there = tokens < stop
+        row = tl.load(rows + tokens, mask=there, other=0)
+        tile = there[:, None] & inside[None, :]
+        # Addresses in 64 bits: a batch of logits-wide rows passes 2³¹ elements.
+        raw = tl.load(values + row[:, None] * row_stride + neurons[None, :] * neuron_stride, mask=tile, other=0)
+        bits = widen(raw, SOURCE)
+        if STORING:
+            coded = raw if SOURCE == TARGET else narrow(bits, TARGET)
+            slot = tl.load(slots + tokens, mask=there, other=0)
+            target = out + neurons[:, None] * out_pitch + slot[None, :]
+            tl.store(target, tl.trans(coded), mask=inside[:, None] & there[None, :])
+        if COUNTING:
+            considered = (tl.load(counted + tokens, mask=there, other=0) != 0)[:, None] & inside[None, :]
+            finite = considered & ((bits & MAGNITUDE) < INFINITY)
+            value = bits.to(tl.float32, bitcast=True)
+            middle += count_bins(bits, finite, neurons, histogram)
+            exact = value.to(tl.float64)
+            anchor = tl.where(finite & ((counts & _FIELD) == 0), exact, anchor)
+            difference = tl.where(finite, exact - anchor, 0.0)
+            total += difference
+            squares += difference * difference
+            minimum = tl.where(finite & (value < minimum), value, minimum)
+            wins = finite & (value > best)
+            best = tl.where(wins, value, best)
+            place = tl.where(wins, tokens[:, None], place)
+            # Three counts in one number: of the finite, of those above zero, of those that are not finite.
+            counts += finite.to(tl.int32) + ((finite & (value > 0)).to(tl.int32) << 10)
+            counts += (considered ^ finite).to(tl.int32) << 20
+    if COUNTING:
+        here = neurons + piece.to(tl.int64) * n_neurons
+        mean, m2 = reduce_moments(counts & _FIELD, anchor, total, squares)
+        largest, first_place = find_first_largest(best, place)
+        all_counts = tl.sum(counts, axis=0)
+        tl.store(part_count + here, all_counts & _FIELD, mask=inside)
+        tl.store(part_mean + here, mean, mask=inside)
+        tl.store(part_m2 + here, m2, mask=inside)
+        tl.store(part_minimum + here, tl.min(minimum, axis=0), mask=inside)
+        tl.store(part_best + here, largest, mask=inside)
+        tl.store(part_place + here, first_place, mask=inside)
+        zeros, odd = tl.sum(middle, axis=0), all_counts >> 20
+        tl.atomic_add(histogram + neurons * BINS + MIDDLE, zeros, mask=inside & (zeros > 0), sem="relaxed")
+        tl.atomic_add(non_finite + neurons, odd, mask=inside & (odd > 0), sem="relaxed")
+        above = (all_counts >> 10) & _FIELD
+        segment = tl.load(piece_segments + piece)
+        for column in range(n_columns):
+            label = tl.load(labels + segment * n_columns + column)
+            labelled = tl.where(label >= 0, above, 0)
+            target = positives + label.to(tl.int64) * n_neurons + neurons
+            tl.atomic_add(target, labelled, mask=inside & (labelled > 0), sem="relaxed")
+
+
+@jit_for_any("n_octets", "first_octet")
+def _pack_signs(
+    values: tl.tensor,
+    row_stride: tl.tensor,
+    neuron_stride: tl.tensor,
+    n_neurons: tl.tensor,
+    n_tiles: tl.tensor,
+    rows: tl.tensor,
+    segments: tl.tensor,
+    n_octets: tl.tensor,
+    labels: tl.tensor,
+    n_columns: tl.tensor,
+    out_bits: tl.tensor,
+    out_pitch: tl.tensor,
+    first_octet: tl.tensor,
+    positives: tl.tensor,
+    SOURCE: tl.constexpr,
+    COUNTING: tl.constexpr,
+    WIDTH: tl.constexpr,
+    OCTETS: tl.constexpr,
+) -> None:
+    first = tl.program_id(0) // n_tiles * OCTETS
+    neurons = (tl.program_id(0) % n_tiles).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
+    inside = neurons < n_neurons
+    slots = first * 8 + tl.arange(0, OCTETS * 8)
+    row = tl.load(rows + slots, mask=slots < n_octets * 8, other=-1)
+    tile = (row >= 0)[:, None] & inside[None, :]
+    raw = tl.load(values + row[:, None] * row_stride + neurons[None, :] * neuron_stride, mask=tile, other=0)
+    bits = widen(raw, SOURCE)
+    # Above zero and no NaN: bits 1 to those of infinity. Masked values are 0.
+    above = ((bits > 0) & (bits <= INFINITY)).to(tl.int32)
+    eights = tl.reshape(above << (slots & 7)[:, None], [OCTETS, 8, WIDTH])
+    octets = first + tl.arange(0, OCTETS)
+    target = out_bits + neurons[:, None] * out_pitch + (first_octet + octets)[None, :]
+    mask = inside[:, None] & (octets < n_octets)[None, :]
+    # Each byte belongs to one program; those that batches share are joined in the stream's order.
+    found = tl.trans(tl.sum(eights, axis=1)).to(tl.uint8)
+    tl.store(target, tl.load(target, mask=mask, other=0) | found, mask=mask)
+    if COUNTING:
+        segment = tl.load(segments + slots, mask=slots < n_octets * 8, other=-1)
+        lowest = tl.min(tl.where(segment >= 0, segment, _NO_SEGMENT), axis=0)
+        highest = tl.max(segment, axis=0)
+        for s in range(lowest, highest + 1):
+            counts = tl.sum(tl.where((segment == s)[:, None], above, 0), axis=0)
+            for column in range(n_columns):
+                label = tl.load(labels + s * n_columns + column)
+                labelled = tl.where(label >= 0, counts, 0)
+                place = positives + label.to(tl.int64) * n_neurons + neurons
+                tl.atomic_add(place, labelled, mask=inside & (labelled > 0), sem="relaxed")

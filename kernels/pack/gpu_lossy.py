@@ -1,0 +1,167 @@
+"""The lossy precisions of a packed block on a GPU: int8 steps, and zeros below a threshold; the bits are the CPU's.
+
+One program takes one neuron's row, several times over: a row of 16,384 values stays in cache between. Everything but the
+division into steps is done on the integers that the values' bits are.
+"""
+
+import math
+
+import numpy as np
+import torch
+import triton.language as tl
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, as_bits, jit, jit_for_any, on_device_of, upload, widen
+
+SPAN = 1024  # values of a row that are looked at together: eight a thread
+
+_NO_SCALE = tl.constexpr(float("inf"))
+_SCALE_MASK = tl.constexpr(127)
+_TO_INTEGER = tl.constexpr(1.5 * 2.0**52)
+"""Adding this to a float64 and taking it off again rounds it to an integer, ties to even."""
+
+
+def quantise(block: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The int8 steps [neuron, slot] of a block and the scale [neuron] of a step; as `api.quantise`, bit for bit."""
+    source = _check_block(block)
+    if out is None:
+        out = torch.empty(block.shape, dtype=torch.int8, device=block.device)
+    elif out.dtype != torch.int8 or out.shape != block.shape or out.device != block.device:
+        found = f"{out.dtype} {list(out.shape)} on {out.device}"
+        raise ValueError(f"out must be int8 {list(block.shape)} on {block.device}, not {found}")
+    scale = torch.zeros(len(block), dtype=torch.float32, device=block.device)
+    if block.numel():
+        with on_device_of(block):
+            _quantise[(len(block),)](
+                source,
+                source.stride(0),
+                source.shape[1],
+                out,
+                out.stride(0),
+                scale,
+                SOURCE=FORMATS[block.dtype],
+                SPAN=SPAN,
+                enable_fp_fusion=True,
+            )
+    return out, scale
+
+
+def sparsify(block: Tensor, keep: float, counted: NDArray[np.bool_] | None = None) -> tuple[Tensor, Tensor]:
+    """The threshold [neuron] and how many non-zero values were dropped [neuron]; as `api.sparsify`, bit for bit."""
+    source = _check_block(block)
+    if counted is None:
+        counted = np.ones(block.shape[1], np.bool_)
+    n_kept = int(np.ceil(keep * np.count_nonzero(counted)))
+    width = torch.finfo(block.dtype).bits
+    threshold = torch.zeros(len(block), dtype=source.dtype, device=block.device)
+    dropped = torch.zeros(len(block), dtype=torch.int64, device=block.device)
+    if block.numel():
+        infinity = as_bits(torch.tensor(math.inf, dtype=block.dtype))
+        with on_device_of(block):
+            _sparsify[(len(block),)](
+                source,
+                source.stride(0),
+                source.shape[1],
+                upload(counted.astype(np.uint8), block.device),
+                n_kept,
+                threshold,
+                dropped,
+                INFINITE=int(infinity),
+                N_BITS=width - 1,
+                SPAN=SPAN,
+                enable_fp_fusion=True,
+            )
+    return threshold.view(block.dtype).float(), dropped
+
+
+def _check_block(block: Tensor) -> Tensor:
+    if block.ndim != 2 or (block.numel() and block.shape[1] > 1 and block.stride(1) != 1):
+        found = f"{list(block.shape)} with strides {list(block.stride())}"
+        raise ValueError(f"block must be [neuron, slot], contiguous along its slots, not {found}")
+    return as_bits(block)
+
+
+@jit
+def _quantise(
+    block: tl.tensor,
+    pitch: tl.tensor,
+    n_slots: tl.tensor,
+    out: tl.tensor,
+    out_pitch: tl.tensor,
+    scales: tl.tensor,
+    SOURCE: tl.constexpr,
+    SPAN: tl.constexpr,
+) -> None:
+    neuron = tl.program_id(0).to(tl.int64)
+    largest = tl.zeros([SPAN], tl.int32)
+    for first in range(0, n_slots, SPAN):
+        slots = first + tl.arange(0, SPAN)
+        raw = tl.load(block + neuron * pitch + slots, mask=slots < n_slots, other=0)
+        magnitude = widen(raw, SOURCE) & MAGNITUDE
+        largest = tl.maximum(largest, tl.where(magnitude < INFINITY, magnitude, 0))
+    peak = tl.max(largest, axis=0)
+    # A float32 quotient taken in float64 and rounded once more is the nearest float32; compiled `/` on float32 is not.
+    share = (peak.to(tl.float32, bitcast=True).to(tl.float64) / 127.0).to(tl.float32).to(tl.int32, bitcast=True)
+    scale_bits = tl.where(peak > 0, tl.maximum((share + _SCALE_MASK) & ~_SCALE_MASK, _SCALE_MASK + 1), 0)
+    scale = scale_bits.to(tl.float32, bitcast=True)
+    exact = tl.where(peak > 0, scale, _NO_SCALE).to(tl.float64)  # x / inf is 0
+    for first in range(0, n_slots, SPAN):
+        slots = first + tl.arange(0, SPAN)
+        raw = tl.load(block + neuron * pitch + slots, mask=slots < n_slots, other=0)
+        bits = widen(raw, SOURCE)
+        magnitude = bits & MAGNITUDE
+        value = tl.where(magnitude < INFINITY, bits, 0).to(tl.float32, bitcast=True)
+        nearest = (value.to(tl.float64) / exact + _TO_INTEGER) - _TO_INTEGER
+        infinite = tl.where(magnitude == INFINITY, tl.where(bits < 0, -127, 127), 0)
+        steps = tl.where(magnitude < INFINITY, nearest.to(tl.int32), infinite)
+        tl.store(out + neuron * out_pitch + slots, steps.to(tl.int8), mask=slots < n_slots)
+    tl.store(scales + neuron, scale)
+
+
+@jit_for_any("n_kept")
+def _sparsify(
+    block: tl.tensor,
+    pitch: tl.tensor,
+    n_slots: tl.tensor,
+    counted: tl.tensor,
+    n_kept: tl.tensor,
+    thresholds: tl.tensor,
+    dropped: tl.tensor,
+    INFINITE: tl.constexpr,
+    N_BITS: tl.constexpr,
+    SPAN: tl.constexpr,
+) -> None:
+    row = block + tl.program_id(0).to(tl.int64) * pitch
+    n_finite, n_special = tl.zeros([SPAN], tl.int32), tl.zeros([SPAN], tl.int32)
+    for first in range(0, n_slots, SPAN):
+        slots = first + tl.arange(0, SPAN)
+        considered = tl.load(counted + slots, mask=slots < n_slots, other=0) != 0
+        magnitude = tl.load(row + slots, mask=considered, other=0).to(tl.int32) & ((1 << N_BITS) - 1)
+        n_finite += (considered & (magnitude < INFINITE)).to(tl.int32)
+        n_special += (considered & (magnitude >= INFINITE)).to(tl.int32)
+    # How many finite magnitudes come before the threshold in descending order.
+    n_larger = tl.maximum(n_kept - tl.sum(n_special, axis=0), 0)
+    is_bounded = n_larger < tl.sum(n_finite, axis=0)
+    # Bit by bit from the top: the largest number that more than n_larger of the magnitudes reach.
+    threshold = tl.zeros([1], tl.int32)
+    for i in range(N_BITS):
+        candidate = threshold + (1 << (N_BITS - 1 - i))
+        n_reaching = tl.zeros([SPAN], tl.int32)
+        for first in range(0, n_slots, SPAN):
+            slots = first + tl.arange(0, SPAN)
+            considered = tl.load(counted + slots, mask=slots < n_slots, other=0) != 0
+            magnitude = tl.load(row + slots, mask=considered, other=0).to(tl.int32) & ((1 << N_BITS) - 1)
+            n_reaching += (considered & (magnitude < INFINITE) & (magnitude >= candidate)).to(tl.int32)
+        threshold = tl.where(tl.sum(n_reaching, axis=0) > n_larger, candidate, threshold)
+    threshold = tl.where(is_bounded, threshold, 0)
+    n_dropped = tl.zeros([SPAN], tl.int32)
+    for first in range(0, n_slots, SPAN):
+        slots = first + tl.arange(0, SPAN)
+        raw = tl.load(row + slots, mask=slots < n_slots, other=0)
+        magnitude = raw.to(tl.int32) & ((1 << N_BITS) - 1)
+        drop = (slots < n_slots) & (magnitude <= threshold)
+        n_dropped += (drop & (magnitude > 0)).to(tl.int32)
+        tl.store(row + slots, tl.zeros([SPAN], block.dtype.element_ty), mask=drop)
+    tl.store(thresholds + tl.program_id(0) + tl.arange(0, 1), threshold.to(block.dtype.element_ty))
+    tl.store(dropped + tl.program_id(0), tl.sum(n_dropped, axis=0).to(tl.int64))

@@ -1,0 +1,283 @@
+"""The statistics of packed activations on a GPU: where they are kept, and the kernels that gather and merge them.
+
+One program follows one piece of a text window for a tile of neurons and leaves what it saw of each neuron in `Partials`;
+a second kernel adds the pieces in their order. Sums of floats are therefore always made in the same order; integers go
+through atomic additions, which no order changes. Knows nothing about blocks.
+"""
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from actstore.kernels.gpu import MAGNITUDE, jit, jit_for_any
+from actstore.kernels.pack.gpu_columns import DeviceColumns
+from actstore.kernels.pack.statistics import LOWEST_EXPONENT, N_BINS, Statistics
+
+MERGE_ENTRIES = 1024  # neurons × exemplars of one program: eight of each a thread
+BINS = tl.constexpr(N_BINS)
+MIDDLE = tl.constexpr(N_BINS // 2)
+_BELOW_FIRST = tl.constexpr((127 + LOWEST_EXPONENT) * 2 - 1)  # see cpu_statistics
+_NO_TOKEN = tl.constexpr(0x7FFFFFFF)
+_BEFORE_EMPTY = tl.constexpr(-2)
+
+
+@dataclass(frozen=True)
+class DeviceStatistics:
+    """`Statistics` on a device, of fewer than 2³¹ tokens: the same fields, but exemplars in no order until `to_host`."""
+
+    count: Tensor
+    """[neuron] int64"""
+    mean: Tensor
+    """[neuron] float64"""
+    m2: Tensor
+    """[neuron] float64"""
+    minimum: Tensor
+    """[neuron] float32"""
+    maximum: Tensor
+    """[neuron] float32"""
+    non_finite: Tensor
+    """[neuron] int32"""
+    histogram: Tensor
+    """[neuron, bin] int32"""
+    positives: Tensor
+    """[label, neuron] int32"""
+    exemplar_values: Tensor
+    """[neuron, k] float32"""
+    exemplar_tokens: Tensor
+    """[neuron, k] int64"""
+
+    @classmethod
+    def empty(cls, n_neurons: int, n_labels: int, k: int, device: torch.device | str, *, pinned: bool = False) -> Self:
+        """Statistics over no token; `pinned` in host memory that the device copies to by itself."""
+        of_neurons = {
+            "count": torch.int64,
+            "mean": torch.float64,
+            "m2": torch.float64,
+            "minimum": torch.float32,
+            "maximum": torch.float32,
+            "non_finite": torch.int32,
+        }
+        others = {
+            "histogram": ((n_neurons, N_BINS), torch.int32),
+            "positives": ((n_labels, n_neurons), torch.int32),
+            "exemplar_values": ((n_neurons, k), torch.float32),
+            "exemplar_tokens": ((n_neurons, k), torch.int64),
+        }
+        shapes = {name: ((n_neurons,), dtype) for name, dtype in of_neurons.items()} | others
+        arrays = {
+            name: torch.empty(shape, dtype=dtype, device=device, pin_memory=pinned)
+            for name, (shape, dtype) in shapes.items()
+        }
+        result = cls(**arrays)
+        result.clear()
+        return result
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by its name; not copies."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def nbytes(self) -> int:
+        """What they take on the device."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def clear(self) -> None:
+        """Forget every token."""
+        start = {"minimum": np.inf, "maximum": -np.inf, "exemplar_values": -np.inf, "exemplar_tokens": -1}
+        for name, tensor in self.tensors().items():
+            tensor.fill_(start.get(name, 0))
+
+    def copy_to(self, other: Self) -> None:
+        """Overwrite `other`, of the same shapes; to pinned memory without waiting."""
+        for name, tensor in self.tensors().items():
+            getattr(other, name).copy_(tensor, non_blocking=True)
+
+    def to_host(self) -> Statistics:
+        """The same statistics in numpy; waits for the device."""
+        arrays = {name: tensor.cpu().numpy() for name, tensor in self.tensors().items()}
+        values, tokens = arrays["exemplar_values"], arrays["exemplar_tokens"]
+        order = np.lexsort((tokens, -values), axis=1)
+        arrays["exemplar_values"] = np.take_along_axis(values, order, axis=1)
+        arrays["exemplar_tokens"] = np.take_along_axis(tokens, order, axis=1)
+        return Statistics.from_arrays(arrays)
+
+
+class Partials(NamedTuple):
+    """What the programs saw of each piece of a window, before it is merged; [piece, neuron] each."""
+
+    finite: Tensor  # int32, how many values are
+    mean: Tensor  # float64
+    m2: Tensor  # float64
+    minimum: Tensor  # float32
+    best: Tensor  # float32, the largest
+    place: Tensor  # int32, the first token of the batch that attains it
+
+    @classmethod
+    def empty(cls, n_pieces: int, n_neurons: int, device: torch.device) -> Self:
+        """Contents undefined: every entry is written."""
+        dtypes = (torch.int32, torch.float64, torch.float64, torch.float32, torch.float32, torch.int32)
+        return cls(*(torch.empty((n_pieces, n_neurons), dtype=dtype, device=device) for dtype in dtypes))
+
+
+def merge(partials: Partials, columns: DeviceColumns, statistics: DeviceStatistics) -> None:
+    """Add the pieces of a batch to the moments, extremes and exemplars."""
+    n_neurons, k = statistics.exemplar_values.shape
+    places = triton.next_power_of_2(max(k, 1))
+    width = max(1, min(64, MERGE_ENTRIES // places))
+    _merge[(triton.cdiv(n_neurons, width),)](
+        *partials,
+        columns.piece_segments,
+        columns.tokens,
+        statistics.count,
+        statistics.mean,
+        statistics.m2,
+        statistics.minimum,
+        statistics.maximum,
+        statistics.exemplar_values,
+        statistics.exemplar_tokens,
+        columns.n_pieces,
+        n_neurons,
+        k,
+        WIDTH=width,
+        PLACES=places,
+        enable_fp_fusion=True,
+    )
+
+
+@jit
+def count_bins(bits: tl.tensor, finite: tl.tensor, neurons: tl.tensor, histogram: tl.tensor) -> tl.tensor:
+    """1 for each value of the middle bin, 0 elsewhere; counts the others in `histogram` [neuron, bin].
+
+    bits: [token, neuron] float32 bits. The middle bin is left to the caller: a model with ReLU would have most of its
+    additions wait for one another there. A neuron's bins lie side by side, so that the additions of neighbouring tokens
+    mostly meet in one 32-byte sector.
+    """
+    step = ((bits & MAGNITUDE) >> 22) - _BELOW_FIRST
+    step = tl.minimum(tl.maximum(step, 0), MIDDLE)
+    bins = tl.where(bits < 0, -step, step) + MIDDLE
+    tl.atomic_add(histogram + neurons[None, :] * BINS + bins, 1, mask=finite & (step > 0), sem="relaxed")
+    return (finite & (step == 0)).to(tl.int32)
+
+
+@jit
+def reduce_moments(count: tl.tensor, anchor: tl.tensor, total: tl.tensor, squares: tl.tensor) -> tl.tensor:
+    """Mean and M2 of every neuron from sums of differences from an anchor, kept for each [lane, neuron].
+
+    An anchor is one of its own lane's values: then `squares - total² / n` loses at most a factor n of the precision,
+    whatever the mean.
+    """
+    n = count.to(tl.float64)
+    at_least_one = tl.maximum(n, 1.0)
+    lane_mean = anchor + total / at_least_one
+    lane_m2 = tl.maximum(squares - total * (total / at_least_one), 0.0)
+    mean = tl.sum(n * lane_mean, axis=0) / tl.maximum(tl.sum(n, axis=0), 1.0)
+    difference = lane_mean - mean[None, :]
+    return mean, tl.sum(lane_m2 + n * difference * difference, axis=0)
+
+
+@jit
+def find_first_largest(best: tl.tensor, place: tl.tensor) -> tl.tensor:
+    """The largest of `best` [lane, neuron] of each neuron, and the least `place` that goes with it."""
+    largest = tl.max(best, axis=0)
+    return largest, tl.min(tl.where(best == largest[None, :], place, _NO_TOKEN), axis=0)
+
+
+@jit
+def _add_moments(
+    count: tl.tensor,
+    mean: tl.tensor,
+    m2: tl.tensor,
+    other_count: tl.tensor,
+    other_mean: tl.tensor,
+    other_m2: tl.tensor,
+) -> tl.tensor:
+    """count, mean and M2 of two parts together, as `Statistics.merge` adds them; [neuron], in float64."""
+    total = count + other_count
+    share = other_count.to(tl.float64) / tl.maximum(total, 1).to(tl.float64)
+    difference = other_mean - mean
+    m2 = m2 + other_m2 + difference * difference * (count.to(tl.float64) * share)
+    return total, mean + difference * share, m2
+
+
+@jit
+def _insert(values: tl.tensor, tokens: tl.tensor, places: tl.tensor, value: tl.tensor, token: tl.tensor) -> tl.tensor:
+    """The exemplars [neuron, place], the last of each replaced by a `value` [neuron] that precedes it."""
+    worst = tl.min(values, axis=1)
+    latest = tl.max(tl.where(values == worst[:, None], tokens, _BEFORE_EMPTY), axis=1)
+    is_last = (values == worst[:, None]) & (tokens == latest[:, None])
+    at = tl.min(tl.where(is_last, places[None, :], _NO_TOKEN), axis=1)
+    precedes = (value > worst) | ((value == worst) & (value > -float("inf")) & (token < latest))
+    put = precedes[:, None] & (places[None, :] == at[:, None])
+    return tl.where(put, value[:, None], values), tl.where(put, token[:, None], tokens)
+
+
+@jit_for_any("n_pieces")
+def _merge(
+    part_count: tl.tensor,
+    part_mean: tl.tensor,
+    part_m2: tl.tensor,
+    part_minimum: tl.tensor,
+    part_best: tl.tensor,
+    part_place: tl.tensor,
+    piece_segments: tl.tensor,
+    tokens: tl.tensor,
+    counts: tl.tensor,
+    means: tl.tensor,
+    m2s: tl.tensor,
+    minima: tl.tensor,
+    maxima: tl.tensor,
+    exemplar_values: tl.tensor,
+    exemplar_tokens: tl.tensor,
+    n_pieces: tl.tensor,
+    n_neurons: tl.tensor,
+    k: tl.tensor,
+    WIDTH: tl.constexpr,
+    PLACES: tl.constexpr,
+) -> None:
+    neurons = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
+    inside = neurons < n_neurons
+    places = tl.arange(0, PLACES)
+    at = neurons[:, None] * k + places[None, :]
+    kept = inside[:, None] & (places[None, :] < k)
+    count, mean, m2 = tl.zeros([WIDTH], tl.int32), tl.zeros([WIDTH], tl.float64), tl.zeros([WIDTH], tl.float64)
+    minimum = tl.full([WIDTH], float("inf"), tl.float32)
+    maximum = tl.full([WIDTH], -float("inf"), tl.float32)
+    best, place = maximum, tl.zeros([WIDTH], tl.int32)
+    # A place beyond k is full for ever.
+    top_values = tl.load(exemplar_values + at, mask=kept, other=float("inf"))
+    top_tokens = tl.load(exemplar_tokens + at, mask=kept, other=-1)
+    for piece in range(n_pieces):
+        here = neurons + piece * n_neurons
+        other_count = tl.load(part_count + here, mask=inside, other=0)
+        other_mean = tl.load(part_mean + here, mask=inside, other=0.0)
+        other_m2 = tl.load(part_m2 + here, mask=inside, other=0.0)
+        count, mean, m2 = _add_moments(count, mean, m2, other_count, other_mean, other_m2)
+        minimum = tl.minimum(minimum, tl.load(part_minimum + here, mask=inside, other=float("inf")))
+        value = tl.load(part_best + here, mask=inside, other=-float("inf"))
+        place = tl.where(value > best, tl.load(part_place + here, mask=inside, other=0), place)
+        best = tl.maximum(best, value)
+        is_end = tl.load(piece_segments + piece) != tl.load(piece_segments + piece + 1)
+        # Within a window nothing is inserted: -inf precedes no exemplar.
+        candidate = tl.where(is_end, best, -float("inf"))
+        token = tl.load(tokens + place, mask=candidate > -float("inf"), other=0)
+        top_values, top_tokens = _insert(top_values, top_tokens, places, candidate, token)
+        maximum = tl.maximum(maximum, best)
+        best = tl.where(is_end, -float("inf"), best)
+    tl.store(exemplar_values + at, top_values, mask=kept)
+    tl.store(exemplar_tokens + at, top_tokens, mask=kept)
+    old_count = tl.load(counts + neurons, mask=inside, other=0)
+    old_mean = tl.load(means + neurons, mask=inside, other=0.0)
+    old_m2 = tl.load(m2s + neurons, mask=inside, other=0.0)
+    total, mean, m2 = _add_moments(old_count, old_mean, old_m2, count, mean, m2)
+    tl.store(counts + neurons, total, mask=inside)
+    tl.store(means + neurons, mean, mask=inside)
+    tl.store(m2s + neurons, m2, mask=inside)
+    minimum = tl.minimum(minimum, tl.load(minima + neurons, mask=inside, other=float("inf")))
+    maximum = tl.maximum(maximum, tl.load(maxima + neurons, mask=inside, other=-float("inf")))
+    tl.store(minima + neurons, minimum, mask=inside)
+    tl.store(maxima + neurons, maximum, mask=inside)
