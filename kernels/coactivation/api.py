@@ -29,13 +29,13 @@ def coactivation(
     """How `chosen` went with `values`, over these tokens and those of `state`: `.pearson()` and `.jaccard()` of every pair.
 
     Pearson's correlation of a pair is over the counted tokens at which both values are finite, NaN where either neuron's
-    are all the same; right to about 3e-7 however large the mean is against the spread. Jaccard's index is that of the
+    are all the same; right to a millionth however large the mean is against the spread. Jaccard's index is that of the
     sets of counted tokens at which each neuron is active, its value larger than its threshold: infinity is, NaN is not;
     NaN where neither ever is. Thresholds are those of `state`, so start from `Coactivation.empty` for others than 0.
 
     A pair with a gap, a value that is not finite, is computed by itself, in some seventy times the time: leave tokens at
     which many values overflow out by `counted`. On the CPU a pair's result depends neither on the number of threads
-    nor on the other neurons of the call; on both machines the same calls in the same order give the same bits.
+    nor on the other neurons of the call nor on the processor; the same calls in the same order give the same bits.
 
     chosen: [chosen, token] and values: [neuron, token], each float32, float16 or bfloat16 (in numpy: uint16 bits), both
     on the CPU or both on one CUDA device. state: the result over other tokens, left as it is; it lies where the values

@@ -138,6 +138,18 @@ def whole_batch(n_tokens: int, first_token: int = 0) -> Columns:
     return Columns(tokens, tokens, np.array([0, n_tokens]), np.zeros((1, 0), np.int32), everything, first_token)
 
 
+@pytest.mark.parametrize("piece", [16, 512])
+def test_a_tie_within_a_window_goes_to_its_first_counted_token(on_device: OnDevice, piece: int) -> None:
+    columns = replace(whole_batch(50), first_token=100, segments=np.array([0, 45, 50]), labels=np.zeros((2, 0)))
+    columns.counted[:2] = False
+    values = np.ones((50, 2), np.float32)
+    found = DeviceStatistics.empty(2, 0, 3, on_device(values).device)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_columns, "PIECE", piece)
+        gpu.pack(on_device(values), columns, None, found)
+    assert found.to_host().exemplar_tokens.tolist() == [[102, 145, -1]] * 2
+
+
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_every_bit_survives_in_the_same_format(on_device: OnDevice, on_host: OnHost, dtype: Any) -> None:
     if dtype == np.float32:
