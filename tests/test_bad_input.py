@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
 import actstore
 from actstore import cli as command_line
 from actstore.engine.progress import CaptureProgress
-from actstore.store.folder import Folder
+from actstore.store.folder import Folder, KeyWriter
 from actstore.store.lock import own
 
 if TYPE_CHECKING:
@@ -368,20 +368,21 @@ def test_a_disk_that_fills_up_half_way(
     monkeypatch: pytest.MonkeyPatch,
     n_writes: int,
 ) -> None:
-    write, n_left = Folder.write, n_writes + 12
+    write, n_left = KeyWriter.write, n_writes
 
-    def full(folder: Folder, key: str, data: Any) -> None:
+    def full(file: KeyWriter, data: Any) -> int:
         nonlocal n_left
-        n_left -= "/c/0/" in key
-        if n_left < 12:
+        n_left -= "/c/0/" in file._key
+        if n_left < 0:
             raise OSError(28, "No space left on device")
-        write(folder, key, data)
+        return write(file, data)
 
-    monkeypatch.setattr(Folder, "write", full)
+    monkeypatch.setattr(KeyWriter, "write", full)
     done = cli("capture", tiny_model, corpus, tmp_path / "store", *SMALL)
     assert (done.status, done.out) == (1, "")
     assert re.fullmatch(r"Error: The disk of .* is full: .* --resume.*\n", done.err)
-    monkeypatch.setattr(Folder, "write", write)
+    assert not list((tmp_path / "store").rglob("*.partial"))
+    monkeypatch.setattr(KeyWriter, "write", write)
     assert cli("verify", tmp_path / "store").status == 0
     done = cli("capture", tiny_model, corpus, tmp_path / "store", "--resume", "--json")
     assert done.status == 0
