@@ -38,7 +38,7 @@ REFUSED = {
 """Types without neurons, or whose rows are not tokens: type to a part of the reason."""
 
 NOT_BUILT = {
-    "gemma3n": "requires the PIL library",  # and timm, for its images; its text model is gemma3n_text
+    "gemma3n": "requires the timm library",  # for its images; its text model is gemma3n_text
     # draft models whose layers all read the keys and values of a target model, so that they do not run alone
     "gemma4_assistant": "must be 0",
     "gemma4_unified_assistant": "layer types producing a cache",
