@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from byte_level import BOS, PAD, train_byte_level
 from fact_lessons import Example, draw_step
 from fact_questions import BARE_TEMPLATES, LETTERS, TEMPLATES, Relation, evaluation_questions, fill, read_relations
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-N_VOCAB, CONTEXT, BOS, PAD = 3072, 256, 0, 1
+N_VOCAB, CONTEXT = 3072, 256
 
 
 def train_tokenizer(relations: list[Relation]) -> PreTrainedTokenizerFast:
@@ -38,20 +38,7 @@ def train_tokenizer(relations: list[Relation]) -> PreTrainedTokenizerFast:
             texts += [f" {answer}"] * 100 + [f"{subject}", f" {subject}"] * 20
             told = [fill(p, subject, answer) for p in (*relation.statements, *relation.questions)]
             texts += told + [f" {text}" for text in told]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=N_VOCAB,
-        special_tokens=["<s>", "<pad>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", model_max_length=CONTEXT
-    )
+    return train_byte_level(texts, N_VOCAB, CONTEXT)
 
 
 def build_model(n_vocab: int) -> LlamaForCausalLM:

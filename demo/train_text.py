@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from byte_level import BOS, train_byte_level
 from ngram import KneserNey
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-N_VOCAB, CONTEXT, BATCH, BOS = 4096, 512, 16, 0
+N_VOCAB, CONTEXT, BATCH = 4096, 512, 16
 HELD_OUT_PERCENT = 4
 
 
@@ -48,20 +48,7 @@ def read_standard_library() -> tuple[list[str], list[str]]:
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE of `N_VOCAB` tokens whose encodings begin with `<s>`."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=N_VOCAB,
-        special_tokens=["<s>", "<pad>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", model_max_length=CONTEXT
-    )
+    return train_byte_level(texts, N_VOCAB, CONTEXT)
 
 
 def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:

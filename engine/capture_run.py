@@ -216,7 +216,7 @@ class _Run:
         dtype = self.options.dtype if self.options.dtype != "auto" else self.spec.dtype
         slot_nbytes = bytes_per_slot(widths, settings.precision, dtype, n_gate)
         memory = self.options.memory or min(DEFAULT_MEMORY, psutil.virtual_memory().available // 4)
-        # Two sets of buffers, and the encoded bytes of one.
+        # Two sets of buffers where a GPU fills them, one elsewhere, and what encoding adds.
         affordable = int(memory / (2.5 * slot_nbytes)) if slot_nbytes else BLOCK_SLOTS
         assert settings.context is not None
         plan_settings = PlanSettings(

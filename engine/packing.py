@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from actstore.store.plans import BlockPlan
     from actstore.store.records import CaptureRecord
 
-MODEL_DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+PACKABLE = (torch.float32, torch.float16, torch.bfloat16)
 
 Buffers = dict[str, "NDArray[Any]"]
 """Key of an array → what one block of it holds, [neuron, slot] or [neuron, slot / 8]."""
@@ -132,7 +132,7 @@ def packer_for(
 
 def as_packable(values: Tensor) -> Tensor:
     """`values` as [row, neuron] in a format that the kernels take."""
-    if values.dtype not in MODEL_DTYPES:
+    if values.dtype not in PACKABLE:
         values = values.float()
     return values.reshape(-1, values.shape[-1])
 
