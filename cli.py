@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore import terminal
+from actstore.commands.options import CaptureName, Json, Site, StorePath, parse_bytes, parse_layers
 from actstore.reports import describe_model, describe_store, print_json, print_neuron, print_store
 from actstore.store.errors import ActstoreError, CaptureError, InvalidInputError
 from actstore.store.layout import PRECISIONS
@@ -33,11 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")]
-CaptureName = Annotated[str | None, typer.Option("--capture", help="Which capture; the only one, or 'corpus'.")]
-Site = Annotated[str, typer.Option("--site", help="Where in the layer: mlp.post, mlp.gate, resid.post, …")]
-StorePath = Annotated[str, typer.Argument(metavar="STORE", help="A folder written by `actstore capture`.")]
 
 
 @app.command()
@@ -131,7 +127,7 @@ def capture(
         dtype=dtype,
         device=device,
         tokenizer=tokenizer,
-        memory=_parse_bytes(memory) if memory else None,
+        memory=parse_bytes(memory) if memory else None,
         threads=threads,
         weights=weights,
         ignore_disk=ignore_disk,
@@ -148,7 +144,7 @@ def capture(
             progress=bar,
             report=report,
             sites=tuple(site) if site else None,
-            layers=_parse_layers(layers) if layers is not None else None,
+            layers=parse_layers(layers) if layers is not None else None,
             precision=precision,
             keep=keep,
             gate_sign=gate_sign,
@@ -188,32 +184,6 @@ def _warn(done: Capture, n_skipped_files: int, n_empty: int) -> None:
             "non_finite, and left out of every mean.",
             soft_wrap=True,
         )
-
-
-def _parse_layers(text: str) -> tuple[int, ...]:
-    try:
-        layers: set[int] = set()
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            layers |= set(range(int(first), int(last or first) + 1))
-    except ValueError:
-        raise InvalidInputError(
-            f"Layers are numbers and ranges such as 0,3-5, found {text!r}. Mend --layers."
-        ) from None
-    return tuple(sorted(layers))
-
-
-def _parse_bytes(text: str) -> int:
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-    number = text.strip().upper().rstrip("KMGTB")
-    unit = text.strip().upper()[len(number) :]
-    try:
-        nbytes = int(float(number) * units[unit])
-    except (ValueError, KeyError, OverflowError):
-        nbytes = 0
-    if nbytes < 1:
-        raise InvalidInputError(f"An amount of memory is a number and B, KB, MB or GB, such as 2GB, found {text!r}.")
-    return nbytes
 
 
 @app.command()
@@ -412,7 +382,7 @@ def export(
     chosen = [parse_neuron(name) for name in neurons.split(",")] if neurons else []
     for layer, index in chosen:
         opened.neuron(layer, index)
-    for layer in _parse_layers(layers) if layers is not None else ():
+    for layer in parse_layers(layers) if layers is not None else ():
         if site not in held.record.sites or layer not in held.record.layers(site):
             held.layer_statistics(layer, site)  # raises, saying what there is
         chosen += [(layer, index) for index in range(held.record.layers(site)[layer])]

@@ -1,0 +1,1 @@
+"""The command line's larger families, a file each; `actstore.cli` puts them together."""
