@@ -6,7 +6,7 @@ own size, 12 layers of width 768 with 3,072 neurons each and 50,257 tokens, with
 change how long it takes.
 
 Longer prompts would keep the published procedure busy for many minutes: it is timed on some of the 12 layers, whose mean
-depth is that of all (at 512 tokens, one layer half a block below it), and its ratio is to be multiplied as its name says.
+depth is that of all (at 512 tokens, one layer half a block below it), and its time is multiplied as its name says.
 """
 
 from __future__ import annotations
@@ -83,16 +83,14 @@ def prepare(n_tokens: int, layers: tuple[int, ...]) -> Callable[[bool], Abstract
 
         if len(layers) > 1:
             agrees(loaded, published)
-        share = f"{len(layers)} of 12 layers (ratio × {12 // len(layers)})" if len(layers) < 12 else "all layers"
-        candidates = {
+        times = 12 // len(layers)
+        name = "published procedure, " + (
+            f"timed on {len(layers)} of 12 layers, × {times}" if times > 1 else "all layers"
+        )
+        yield {
             "actstore, cached path, all layers": Candidate(lambda: run(path="cached")),
-            f"published procedure, {share}": Candidate(lambda: published.layers(layers)),
+            name: Candidate(lambda: published.layers(layers), times=times),
         }
-        if len(layers) == 2:
-            candidates[f"actstore, full path, {share}"] = Candidate(
-                lambda: run(path="full", layers=layers, max_rows=4096)
-            )
-        yield candidates
 
     return prepare_row
 
