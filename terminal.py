@@ -44,8 +44,8 @@ class _Output(Console):
 
 
 # A pipe has no width; tables that wrap could not be read or searched there.
-out = _Output(highlight=False, width=None if sys.stdout.isatty() else 1 << 16)
-err = Console(stderr=True, highlight=False)
+out = _Output(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 1 << 16)
+err = Console(stderr=True, highlight=False, emoji=False)  # 0:100:0 is a place, not a sign
 
 
 def format_bytes(nbytes: float) -> str:

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 from actstore.store import root
 from actstore.store.errors import InvalidInputError
 from actstore.store.records import LayerRecord, ModelRecord
-from actstore.store.weights import write_weights
+from actstore.store.top_tokens import AFFORDABLE, find_top_tokens, operations, token_names, top_columns
+from actstore.store.weights import final_norm_of, write_weights
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor
+
     from actstore.engine.models import LoadedModel
     from actstore.store.folder import Folder
 
@@ -58,17 +62,36 @@ def model_record(model: LoadedModel, fingerprint: str) -> ModelRecord:
 
 
 def write_store_root(folder: Folder, model: LoadedModel, fingerprint: str, *, weights: bool) -> None:
-    """Make `folder` a store of `model`: its weights unless told otherwise, its table of neurons, its record last."""
+    """Make `folder` a store of `model`: its weights unless told otherwise, its table of neurons, its record last.
+
+    The neurons' top tokens are left out where they would take minutes: on a CPU, of a large model.
+    """
     known = model_record(model, fingerprint)
-    norms = None
+    norms = top_tokens = None
     if weights:
         vectors = {layer.layer: model.write_vectors(layer.layer) for layer in known.layers}
         layers = ((layer, _present(write_vectors=v, bias=model.output_bias(layer))) for layer, v in vectors.items())
-        others = {"unembedding": model.unembedding(), "final_norm": model.final_norm_gain()}
-        write_weights(folder, layers, {part: _present(weight=tensor) for part, tensor in others.items()})
+        others = {"unembedding": _present(weight=model.unembedding()), "final_norm": model.final_norm()}
+        write_weights(folder, layers, others)
         norms = {layer: v.float().norm(dim=1).cpu().numpy() for layer, v in vectors.items()}
-    root.write_neurons(folder, known, norms)
+        top_tokens = _find_top_tokens(folder, model, known, vectors)
+    root.write_neurons(folder, known, norms, top_tokens)
     root.write_root(folder, known)
+
+
+def _find_top_tokens(
+    folder: Folder, model: LoadedModel, known: ModelRecord, vectors: dict[int, Tensor]
+) -> dict[int, dict[str, pa.Array]]:
+    """The columns of top tokens by layer, made where the model lies; none where they cost too much, or it has no head."""
+    unembedding, norm = model.unembedding(), final_norm_of(model.final_norm())
+    if unembedding is None or (not unembedding.is_cuda and operations(known, len(unembedding)) > AFFORDABLE):
+        return {}
+    name = token_names(folder)
+    return {
+        layer: top_columns(find_top_tokens(v, unembedding, norm), name)
+        for layer, v in vectors.items()
+        if v.shape[1] == unembedding.shape[1]
+    }
 
 
 def _present(**tensors: Any) -> dict[str, Any]:

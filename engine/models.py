@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["SITES", "LayerSpec", "LoadedModel", "ModelSpec", "inspect_model", "load_model"]
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+_EPSILONS = ("eps", "variance_epsilon", "epsilon", "norm_eps")  # as norms call what they add to the mean square
 
 
 def inspect_model(name_or_path: str | Path, *, trust_remote_code: bool = False) -> ModelSpec:
@@ -264,6 +265,27 @@ class LoadedModel:
         """The bias of the norm before the unembedding [d_model]; None where there is no norm, or it has no bias."""
         bias = getattr(self._final_norm(), "bias", None)
         return bias.detach() if isinstance(bias, Tensor) else None
+
+    def final_norm(self) -> dict[str, Tensor]:
+        """What the norm before the unembedding does: `weight` (its gain) and `bias` [d_model] where it has them, and scalars.
+
+        `epsilon`, what it adds to the mean square, and `centres`, whether it takes the mean away first, as LayerNorm does.
+        Empty where there is no norm.
+        """
+        norm = self._final_norm()
+        if norm is None:
+            return {}
+        parts = {"weight": self.final_norm_gain(), "bias": self.final_norm_bias()}
+        epsilon = next((getattr(norm, name) for name in _EPSILONS if isinstance(getattr(norm, name, None), float)), 0.0)
+        parts |= {"epsilon": torch.tensor(epsilon, dtype=torch.float64), "centres": torch.tensor(self._centres(norm))}
+        return {name: tensor for name, tensor in parts.items() if tensor is not None}
+
+    def _centres(self, norm: nn.Module) -> bool:
+        gain, bias = self.final_norm_gain(), self.final_norm_bias()
+        scale = torch.ones(self.spec.d_model, dtype=self.dtype, device=self.device) if gain is None else gain
+        with torch.inference_mode():  # of a constant, a LayerNorm leaves its bias alone; an RMSNorm, its gain
+            left = norm(torch.ones_like(scale)) - (0 if bias is None else bias)
+        return float(left.abs().max()) < 0.1 * float(scale.abs().max())
 
     def _final_norm(self) -> nn.Module | None:
         path = self._architecture.final_norm

@@ -9,7 +9,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +25,18 @@ from actstore.store.layout import (
 from actstore.store.records import ModelRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from actstore.store.folder import Folder
 
 _ATTRIBUTE = "actstore"
+
+TOP_TOKENS: Final = {
+    f"{side}_{column}": pa.list_(kind)
+    for side in ("top", "bottom")
+    for column, kind in (("tokens", pa.int32()), ("texts", pa.string()), ("products", pa.float32()))
+}
+"""Columns of the root's table of neurons: the tokens that a neuron's write vector speaks for most, and against most."""
 
 
 def written_by() -> str:
@@ -102,24 +111,36 @@ def read_vocabulary(folder: Folder) -> pa.Table | None:
         return None
 
 
-def write_neurons(folder: Folder, model: ModelRecord, norms: dict[int, Any] | None) -> None:
-    """Write the root's table of neurons: what weights alone say of each."""
+def write_neurons(
+    folder: Folder,
+    model: ModelRecord,
+    norms: Mapping[int, Any] | None,
+    top_tokens: Mapping[int, Mapping[str, pa.Array]] | None = None,
+) -> None:
+    """Write the root's table of neurons: what weights alone say of each.
+
+    `norms` by layer; `top_tokens` by layer, the columns that `TOP_TOKENS` names, null where a layer has none.
+    """
     tables = []
     for layer in model.layers:
         n = layer.neurons
-        tables.append(
-            pa.table(
-                {
-                    "layer": pa.array(np.full(n, layer.layer, np.int32)),
-                    "neuron": pa.array(np.arange(n, dtype=np.int32)),
-                    "name": pa.array([f"L{layer.layer}.N{i}" for i in range(n)]),
-                    "module": pa.array([layer.module] * n).dictionary_encode(),
-                    "write_norm": pa.array(norms[layer.layer]) if norms else pa.nulls(n, pa.float32()),
-                }
-            )
-        )
+        columns = {
+            "layer": pa.array(np.full(n, layer.layer, np.int32)),
+            "neuron": pa.array(np.arange(n, dtype=np.int32)),
+            "name": pa.array([f"L{layer.layer}.N{i}" for i in range(n)]),
+            "module": pa.array([layer.module] * n).dictionary_encode(),
+            "write_norm": pa.array(norms[layer.layer], pa.float32()) if norms else pa.nulls(n, pa.float32()),
+        }
+        found = (top_tokens or {}).get(layer.layer, {})
+        columns |= {name: found.get(name, pa.nulls(n, kind)) for name, kind in TOP_TOKENS.items()}
+        tables.append(pa.table(columns))
     with folder.writer(table_key(None, "neurons")) as file:
         pq.write_table(pa.concat_tables(tables).unify_dictionaries(), file)
+
+
+def read_neurons(folder: Folder) -> pa.Table:
+    """The root's table of neurons, a row per neuron, layers ascending; older stores lack the columns `TOP_TOKENS`."""
+    return pq.read_table(pa.BufferReader(folder.read(table_key(None, "neurons"))))
 
 
 def model_fingerprint(config: dict[str, Any], weights: str) -> str:

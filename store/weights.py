@@ -5,8 +5,11 @@ A module of its own because it needs torch, which reading activations does not. 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+from safetensors import safe_open
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
@@ -14,7 +17,7 @@ from actstore.store.errors import NotFoundError
 from actstore.store.layout import weights_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
@@ -41,6 +44,70 @@ def read_weights(folder: Folder, part: str) -> dict[str, Tensor]:
     try:
         return load_safetensors(folder.read(weights_key(part)))
     except NotFoundError:
-        raise NotFoundError(
-            f"{folder} holds no weights ({part}): it was captured with --no-weights, or the model has none."
-        ) from None
+        raise _missing(folder, part) from None
+
+
+def _missing(folder: Folder, part: str) -> NotFoundError:
+    return NotFoundError(
+        f"{folder} holds no weights ({part}): it was captured with --no-weights, or the model has none. Capture into a new "
+        "store without --no-weights."
+    )
+
+
+def read_rows(folder: Folder, part: str, name: str, rows: Sequence[int]) -> Tensor:
+    """Some rows of a matrix among the weights, in the order asked for; on a local disk nothing else is read.
+
+    `NotFoundError` as `read_weights`; IndexError for a row that is not there.
+    """
+    if folder.path is None or not folder.exists(weights_key(part)):
+        return read_weights(folder, part)[name][list(rows)]
+    with safe_open(folder.path / weights_key(part), framework="pt") as file:
+        matrix = file.get_slice(name)
+        n_rows = matrix.get_shape()[0]
+        if outside := [row for row in rows if not 0 <= row < n_rows]:
+            raise IndexError(f"row {outside[0]} of {n_rows}")
+        return torch.cat([matrix[row : row + 1] for row in rows]) if rows else matrix[0:0]
+
+
+def count_rows(folder: Folder, part: str, name: str) -> int:
+    """The rows of a matrix among the weights; `NotFoundError` as `read_weights`."""
+    if folder.path is None or not folder.exists(weights_key(part)):
+        return len(read_weights(folder, part)[name])
+    with safe_open(folder.path / weights_key(part), framework="pt") as file:
+        return int(file.get_slice(name).get_shape()[0])
+
+
+@dataclass(frozen=True)
+class FinalNorm:
+    """The norm between the residual stream and the unembedding: `gain ⊙ (h - mean(h) if it centres) / rms + bias`."""
+
+    gain: Tensor | None
+    """[d_model] float32; 1 where there is none."""
+    epsilon: float
+    """Added to the mean square; 0 where the store, of an earlier version, does not say."""
+    centres: bool
+    """Whether the mean is taken away first, as LayerNorm does; not known to stores of an earlier version, which say no."""
+    is_there: bool = True
+
+    def centred(self, write_vectors: Tensor) -> Tensor:
+        """What of the write vectors [neuron, d_model] reaches the unembedding: float32 without their mean, if it centres."""
+        if not self.centres:
+            return write_vectors
+        exact = write_vectors.float()
+        return exact - exact.mean(dim=1, keepdim=True)
+
+
+def final_norm_of(parts: dict[str, Tensor]) -> FinalNorm:
+    """The final norm whose `weight`, `epsilon` and `centres` are among `parts`."""
+    weight, epsilon, centres = (parts.get(name) for name in ("weight", "epsilon", "centres"))
+    return FinalNorm(
+        None if weight is None else weight.float(),
+        0.0 if epsilon is None else float(epsilon),
+        centres is not None and bool(centres),
+        bool(parts),
+    )
+
+
+def read_final_norm(folder: Folder) -> FinalNorm:
+    """The store's final norm; one that does nothing where the model has none."""
+    return final_norm_of(read_weights(folder, "final_norm") if folder.exists(weights_key("final_norm")) else {})

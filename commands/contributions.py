@@ -1,0 +1,166 @@
+"""`contributions`: which neurons write a token, at one place or over a capture, without the model.
+
+Knows nothing about how contributions are computed.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from actstore import terminal
+from actstore.commands.options import CaptureName, Json, StorePath, as_rows
+from actstore.reports import print_json
+from actstore.store.errors import InvalidInputError
+from actstore.store.reader import Store
+
+if TYPE_CHECKING:
+    from actstore.store.contributions import Answer, Asked
+    from actstore.store.ranking import Ranked
+    from actstore.store.targets import Target
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(contributions)
+
+
+def contributions(
+    store: StorePath,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Text of one token, with its space: ' Paris'; repeat for more.")
+    ] = None,
+    target_id: Annotated[list[int] | None, typer.Option(help="The same by token id; repeat for more.")] = None,
+    at: Annotated[
+        str | None, typer.Option(metavar="DOC:POS", help="One place: the position whose prediction is looked at.")
+    ] = None,
+    next_tokens: Annotated[bool, typer.Option("--next", help="Each position against its own next token.")] = False,
+    everywhere: Annotated[bool, typer.Option(help="All positions of text, not only those the target follows.")] = False,
+    by: Annotated[str | None, typer.Option(metavar="LABEL", help="A ranking for each value of this label.")] = None,
+    capture: CaptureName = None,
+    paper_form: Annotated[bool, typer.Option(help="Without the final norm's gain, as in Pan et al. (2024).")] = False,
+    logits: Annotated[
+        bool, typer.Option(help="In units of the logit; needs a capture with --site resid.post too.")
+    ] = False,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many neurons.")] = 20,
+    fill_top_tokens: Annotated[
+        bool, typer.Option(help="Compute all neurons' own top tokens, where the capture left them out, and keep them.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Which neurons write a token: each neuron's direct part in the token's logit, ranked over all layers.
+
+    Over a capture, a score is the mean over the positions that the target follows, which are those that predicted it. At
+    one place, with no target, it is the token that comes there.
+
+    Example: `actstore contributions gpt2.actstore --target " Paris" -k 10`
+    """
+    from actstore.store.contributions import Asked, rank_contributions  # only here: it loads torch
+
+    opened = Store(store)
+    if fill_top_tokens:
+        _fill(store)
+        if not (target or target_id or at or next_tokens):
+            return
+    asked_for = [*(target or ()), *(target_id or ())]
+    if next_tokens and asked_for:
+        raise InvalidInputError("Each position's own next token is the target with --next: leave --target out.")
+    if not (asked_for or next_tokens or at):
+        raise InvalidInputError(
+            "Name a --target, a place with --at, or ask for each position's own next token, --next."
+        )
+    asked = Asked(k, capture, at, by, everywhere, not paper_form, logits)
+    answer = rank_contributions(opened, asked_for, asked)
+    if as_json:
+        print_json(_describe(opened, answer, asked))
+    else:
+        _print(opened, answer, asked)
+
+
+def _fill(store: str) -> None:
+    from actstore.store.folder import Folder
+    from actstore.store.top_tokens import fill_top_tokens
+
+    with terminal.err.status("top tokens") as status:
+
+        def show(done: int, n_layers: int) -> None:
+            status.update(f"top tokens: layer {done} of {n_layers}")
+
+        n_neurons = fill_top_tokens(Folder(store, read_only=False), show if sys.stderr.isatty() else lambda *_: None)
+    terminal.err.print(f"The top and bottom tokens of {n_neurons:,} neurons are in the table `model` of {store}.")
+
+
+def _describe(store: Store, answer: Answer, asked: Asked) -> dict[str, Any]:
+    """One target: `target`, `neurons`, with `labels` by label; several: `targets`, the same for each."""
+    every: list[dict[str, Any]] = []
+    for target, labels in _by_target(answer):
+        value: dict[str, Any] = {"target": target.text if target else None, "token": target.token if target else None}
+        if asked.by is None:
+            value |= {"neurons": _rows(labels[None]), "tokens": labels[None].n_tokens}
+        else:
+            value["labels"] = {str(label): _rows(found) for label, found in labels.items()}
+            value["tokens"] = {str(label): found.n_tokens for label, found in labels.items()}
+        every.append(value)
+    described: dict[str, Any] = every[0] if len(every) == 1 else {"targets": every}
+    described["capture"] = store.capture(asked.capture).record.name
+    if answer.where is not None:
+        described["at"] = {name: getattr(answer.where, name) for name in ("document", "position", "window")}
+    return described
+
+
+def _rows(found: Ranked) -> list[dict[str, Any]]:
+    totals = found.totals.tolist()
+    return [row | {"total": total} for row, total in zip(as_rows(found.scores, found.names()), totals, strict=True)]
+
+
+def _by_target(answer: Answer) -> list[tuple[Target | None, dict[str | None, Ranked]]]:
+    """The rankings of each target by label, targets and labels in their order."""
+    found: list[tuple[Target | None, dict[str | None, Ranked]]] = []
+    for (target, label), ranked in zip(answer.rows, answer.ranking.rows(), strict=True):
+        if not found or label in found[-1][1]:
+            found.append((target, {}))
+        found[-1][1][label] = ranked
+    return found
+
+
+def _print(store: Store, answer: Answer, asked: Asked) -> None:
+    from actstore.store.top_tokens import texts_of
+
+    for number, (target, labels) in enumerate(_by_target(answer)):
+        for label, found in labels.items():
+            if number or label != next(iter(labels)):
+                terminal.out.print()
+            heading = Text(_heading(store, answer, asked, target, label, found), style="bold")
+            terminal.out.print(heading, soft_wrap=True)
+            neurons = list(zip(found.layers.tolist(), found.neurons.tolist(), strict=True))
+            texts = texts_of(store.folder, neurons, asked.gain, 6)
+            rows = [
+                (name, score, "  ".join(terminal.visible(text.replace(" ", "␣")) for text in own))
+                for name, score, own in zip(found.names(), found.scores.tolist(), texts, strict=True)
+            ]
+            terminal.out.print(terminal.table(None, ["neuron", ("score", "right"), "its own top tokens"], rows))
+
+
+def _heading(
+    store: Store, answer: Answer, asked: Asked, target: Target | None, label: str | None, found: Ranked
+) -> str:
+    what = f"{target.text!r} ({target.token})" if target else "each position's next token"
+    if answer.where is not None:
+        where = f"at position {answer.where.position} of document {answer.where.document}"
+        return f"{what} {where}: {_context(store, answer, asked)}"
+    tokens = f"{found.n_tokens:,} position{'s' if found.n_tokens != 1 else ''}"
+    over = f"mean over {tokens}" if asked.everywhere or target is None else f"mean over the {tokens} it follows"
+    return f"{what}, {over}" + (f", {asked.by}={label}" if label is not None else "")
+
+
+def _context(store: Store, answer: Answer, asked: Asked, n: int = 12) -> str:
+    """The end of what the model had read at the place."""
+    assert answer.where is not None
+    plan = store.capture(asked.capture).block_plan(answer.where.block)
+    (index,) = (plan.windows["window"] == answer.where.window).nonzero()[0].tolist()
+    start = int(plan.windows["input_start"][index] - plan.windows["input_start"][0])
+    stop = start + answer.where.position + 1
+    return terminal.visible("…" + store.text(plan.inputs[max(start, stop - n) : stop]) + "▌")

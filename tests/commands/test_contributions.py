@@ -1,0 +1,263 @@
+"""`contributions` from the command line, on a captured model: against hooks on it, without it, and mistaken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import typer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from actstore import cli
+from actstore.commands import contributions
+from actstore.engine.capture_run import RunOptions, capture
+from actstore.store.reader import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+CONTEXT = 16
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run the command in this process."""
+    app = typer.Typer()
+    app.callback()(lambda: None)  # an app of one command would take its name for an argument
+    contributions.register(app)
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["actstore", "contributions", *map(str, arguments)])
+        capsys.readouterr()
+        status = cli._run(app)
+        return Result(status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def path(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of the tiny model: `corpus` in windows of 16, `last` with last positions only, `counted` without values."""
+    path = tmp_path_factory.mktemp("contributions") / "store"
+    common: dict[str, Any] = {"context": CONTEXT, "label_columns": ("language",), "max_documents": 25}
+    capture(str(tiny_model), corpus, path, options=RunOptions(memory=100_000), **common)
+    capture(str(tiny_model), corpus, path, name="last", positions="last", **common)
+    capture(str(tiny_model), corpus, path, name="counted", precision="none", **common)
+    return path
+
+
+class Reference(NamedTuple):
+    """What a loop over the corpus with hooks of one's own finds."""
+
+    scores: dict[str, NDArray[np.float64]]
+    """By label, the mean contribution of each neuron (both layers) to each text position's next token."""
+    following: dict[int, NDArray[np.float64]]
+    """By token, the mean over the positions that it follows."""
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_model: Path, corpus: Path) -> Reference:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    seen: list[torch.Tensor] = []
+    for block in model.model.layers:
+        block.mlp.down_proj.register_forward_pre_hook(lambda module, args: seen.append(args[0][0]))
+    vectors = torch.cat([block.mlp.down_proj.weight.T for block in model.model.layers]).double()
+    products = vectors @ (model.lm_head.weight.double() * model.model.norm.weight.double()).T
+    by_label: dict[str, list[torch.Tensor]] = {}
+    by_token: dict[int, list[torch.Tensor]] = {}
+    for line in corpus.read_text(encoding="utf-8").splitlines()[:25]:
+        row = json.loads(line)
+        ids = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
+        for start in range(0, len(ids), CONTEXT - 1):
+            window = ids[start : start + CONTEXT - 1]
+            seen.clear()
+            with torch.inference_mode():
+                model(torch.tensor([[tokenizer.bos_token_id, *window]]))
+            activations = torch.cat(seen, dim=1).double()[1:]
+            for i, token in enumerate(ids[start + 1 : start + len(window) + 1]):
+                score = activations[i] * products[:, token]
+                by_label.setdefault(row["language"], []).append(score)
+                by_token.setdefault(token, []).append(score)
+    means = {label: torch.stack(scores).mean(0).detach().numpy() for label, scores in by_label.items()}
+    return Reference(means, {t: torch.stack(scores).mean(0).detach().numpy() for t, scores in by_token.items()})
+
+
+def check(neurons: list[dict[str, Any]], expected: NDArray[np.float64]) -> None:
+    """The rows of a document are the neurons with the largest scores, descending."""
+    names = [f"L{layer}.N{i}" for layer in range(2) for i in range(24)]
+    scores = dict(zip(names, expected.tolist(), strict=True))
+    assert len({row["neuron"] for row in neurons}) == len(neurons) > 0
+    found = [row["score"] for row in neurons]
+    size = np.abs(expected).max()
+    np.testing.assert_allclose(
+        found, sorted(expected.tolist(), reverse=True)[: len(found)], rtol=1e-4, atol=1e-5 * size
+    )
+    np.testing.assert_allclose(found, [scores[row["neuron"]] for row in neurons], rtol=1e-4, atol=1e-5 * size)
+
+
+def test_one_target_equals_hooks_on_the_model(run: Callable[..., Result], path: Path, reference: Reference) -> None:
+    store = Store(path)
+    assert store.vocabulary is not None
+    texts: list[str] = store.vocabulary["text"].to_pylist()
+    usual = sorted(reference.following, key=lambda t: texts.count(texts[t]) > 1)[:6]
+    for token in usual:
+        done = run(path, "--target", texts[token], "--capture", "corpus", "-k", "7", "--json")
+        value = json.loads(done.out)
+        assert (value["target"], value["token"], value["capture"], len(value["neurons"])) == (
+            texts[token],
+            token,
+            "corpus",
+            7,
+        )
+        check(value["neurons"], reference.following[token])
+        by_id = run(path, "--target-id", token, "--capture", "corpus", "-k", "7", "--json")
+        assert by_id.out == done.out
+
+
+def test_next_tokens_by_label_equal_hooks_on_the_model(
+    run: Callable[..., Result], path: Path, reference: Reference
+) -> None:
+    value = json.loads(run(path, "--next", "--by", "language", "-k", "9", "--json").out)
+    assert set(value["labels"]) == set(reference.scores)
+    for label, expected in reference.scores.items():
+        check(value["labels"][label], expected)
+    assert value["target"] is None
+
+
+def test_at_a_place_it_is_in_order_of_every_neuron(run: Callable[..., Result], path: Path) -> None:
+    store = Store(path)
+    window = store.capture("corpus").windows().to_pylist()[0]
+    place = f"{window['document']}:3@{window['window']}"
+    value = json.loads(run(path, "--at", place, "-k", "48", "--json").out)
+    inputs = store.capture("corpus").plan.array("inputs/ids")
+    assert value["token"] == inputs[window["input_start"] + 4]
+    assert value["at"] == {"document": window["document"], "position": 3, "window": window["window"]}
+    scores = [row["score"] for row in value["neurons"]]
+    assert len(scores) == 48
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_several_targets(run: Callable[..., Result], path: Path) -> None:
+    arguments = (path, "--target-id", 290, "--target-id", 300, "--everywhere", "-k", "3", "--json")
+    value = json.loads(run(*arguments).out)
+    assert [entry["token"] for entry in value["targets"]] == [290, 300]
+    alone = json.loads(run(path, "--target-id", 300, "--everywhere", "-k", "3", "--json").out)
+    assert value["targets"][1]["neurons"] == alone["neurons"]
+    paper = json.loads(run(*arguments, "--paper-form").out)
+    assert paper["targets"][0]["neurons"] != []
+
+
+def test_the_table_shows_each_neurons_own_tokens(run: Callable[..., Result], path: Path) -> None:
+    done = run(path, "--target-id", 290, "--everywhere", "-k", "2")
+    heading, columns, first, *_ = done.out.splitlines()
+    text = Store(path).token_text(290)
+    assert heading.startswith(f"{text!r} (290), mean over ")
+    assert columns.split()[:2] == ["neuron", "score"]
+    name = first.split()[0]
+    (own,) = Store(path).sql(f"select top_texts from model where name = '{name}'")["top_texts"].to_pylist()
+    assert own[0].strip() == "" or own[0].strip() in first
+
+
+def test_filling_in_top_tokens(run: Callable[..., Result], path: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    shutil.copytree(path, tmp_path / "store")
+    table = tmp_path / "store" / "neurons.parquet"
+    before = pq.read_table(table)
+    pq.write_table(before.select(["layer", "neuron", "name", "module", "write_norm"]), table)  # as older stores have it
+    shown = run(tmp_path / "store", "--target-id", 290, "--everywhere", "-k", "2")
+    assert shown == run(path, "--target-id", 290, "--everywhere", "-k", "2")
+    done = run(tmp_path / "store", "--fill-top-tokens")
+    assert (done.status, done.out) == (0, "")
+    assert "The top and bottom tokens of 48 neurons are in the table" in done.err
+    after = pq.read_table(table)
+    assert after.column_names == before.column_names
+    assert after["top_texts"].to_pylist() == before["top_texts"].to_pylist()
+    assert after["write_norm"].to_pylist() == before["write_norm"].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "Name a --target, a place with --at, or ask for each position's own next token, --next."),
+        (("--next", "--target-id", "290"), "leave --target out"),
+        (("--target", "quick brown"), "is not one token of"),
+        (("--target", "\u4eac\u4eac"), "is not one token of"),
+        (("--target", ""), "found an empty one"),
+        (("--target-id", "400"), "go from 0 to 399, found 400"),
+        (("--target-id", "290", "--by", "colour"), "has no label 'colour'. Its labels are: language. Mend --by."),
+        (("--target-id", "290", "--capture", "nothing"), "has no capture 'nothing'"),
+        (("--target-id", "290", "--at", "0:0", "--capture", "last"), "--positions last. Capture again with --positions all"),
+        (("--next", "--capture", "counted"), "(precision none)"),
+        (("--target-id", "290", "--at", "900:0"), "has documents 0 to 24, found document 900."),
+        (("--target-id", "290", "--at", "0:3:1"), "such as 3:17"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_sentence(
+    run: Callable[..., Result], path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    done = run(path, *arguments)
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith("Error: ")
+    assert done.err.count("\n") == 1
+    assert words in done.err
+
+
+def test_what_is_not_one_token_is_said_as_the_tokenizer_cuts_it(
+    run: Callable[..., Result], path: Path, tiny_model: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    for text in ("jumpsuit", " overthe", "naïveté", "東京", "doggy", " renard brunatre"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert len(ids) > 1
+        error = run(path, "--target", text).err
+        assert f"but {len(ids)}: " in error, (text, error)
+        assert [f"({i})" in error for i in ids] == [True] * len(ids)
+        first = Store(path).token_text(ids[0])
+        offer = f"--target {first!r}" if "\ufffd" not in first else f"--target-id {ids[0]}"
+        assert f"Ask for the first, {offer}" in error
+        assert offer in error
+    assert "or ' jumps', which is one token" in run(path, "--target", "jumps").err
+
+
+def test_without_transformers_tokenizers_and_the_model(path: Path, tmp_path: Path) -> None:
+    """In a process of its own that can import neither, on a store whose model's folder is unknown to it."""
+    shutil.copytree(path, tmp_path / "store")
+    script = (
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('transformers', 'tokenizers'):\n"
+        "            raise ImportError(f'{name} is not for readers')\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        "import typer\n"
+        "from actstore import cli\n"
+        "from actstore.commands import contributions\n"
+        "app = typer.Typer()\n"
+        "app.callback()(lambda: None)\n"
+        "contributions.register(app)\n"
+        "sys.exit(cli._run(app))\n"
+    )
+    command = [sys.executable, "-c", script, "contributions", "store", "--next", "--by", "language", "-k", "2"]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    table = Store(path).contributions(k=2, by="language", capture="corpus")
+    rows = [row for rows in value["labels"].values() for row in rows]
+    assert [row["neuron"] for row in rows] == table["neuron"].to_pylist()
+    assert [row["score"] for row in rows] == table["score"].to_pylist()
