@@ -30,7 +30,7 @@ from actstore.store.statistics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -112,6 +112,22 @@ class Store:
     def sql(self, query: str, capture: str | None = None) -> pa.Table:
         """The result of a DuckDB query over the tables `neurons`, `documents`, `windows`, `tokens`, `vocabulary`, `model`."""
         return run_sql(self, query, capture)
+
+    def contributions(
+        self, target: str | int | Sequence[str | int] | None = None, k: int = 20, **asked: Any
+    ) -> pa.Table:
+        """The k neurons that contribute most to a target token, over all layers together: neuron, layer, index, score, ….
+
+        `target` is the text or id of one token, or several; None asks each position about its own next token. Further
+        keywords are the fields of `store.contributions.Asked` (capture, at, by, everywhere, gain, logits); what scores mean
+        is said there, and the table's columns in `Answer.table`. Needs torch, and a store that keeps the weights.
+
+        >>> store.contributions(" Paris", k=50)
+        """
+        from actstore.store.contributions import Asked, rank_contributions  # only here: it loads torch
+
+        targets = () if target is None else (target,) if isinstance(target, str | int) else tuple(target)
+        return rank_contributions(self, targets, Asked(k=k, **asked)).table()
 
     @cached_property
     def vocabulary(self) -> pa.Table | None:

@@ -1,0 +1,152 @@
+"""`coverage` and `coverage probe` from the command line: what they say, what they refuse, what they do not need."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+import typer
+
+from actstore import cli
+from actstore.commands import coverage
+from actstore.engine.capture_run import RunOptions, capture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run the command in this process."""
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    coverage.register(app)
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["actstore", "coverage", *map(str, arguments)])
+        capsys.readouterr()
+        status = cli._run(app)
+        return Result(status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def store(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Captures of the tiny model: `corpus`, `training` without values, `last` positions, `first` positions."""
+    path = tmp_path_factory.mktemp("coverage") / "store"
+    common: dict[str, Any] = {"context": 64, "label_columns": ("language",), "options": RunOptions(memory=100_000)}
+    capture(str(tiny_model), corpus, path, max_documents=12, **common)
+    capture(str(tiny_model), corpus, path, name="training", precision="none", max_documents=6, **common)
+    capture(str(tiny_model), corpus, path, name="last", positions="last", **common)
+    capture(str(tiny_model), corpus, path, name="first", positions="0,1", max_documents=6, **common)
+    return path
+
+
+def test_criteria_of_a_capture_and_of_its_labels(run: Callable[..., Result], store: Path) -> None:
+    done = run(store, "--capture", "corpus", "--reference", "training", "--by", "language", "--json")
+    assert (done.status, done.err) == (0, "")
+    value = json.loads(done.out)
+    names = [(row["criterion"], row["parameter"]) for row in value["criteria"]]
+    assert names == [("nc", 0.25), ("nc", 0.5), ("nc", 0.75), ("kmnc", 1000), ("nbc", None), ("snac", None), ("tknc", 10),
+                     ("tknp", 10)]  # fmt: skip
+    assert set(value["labels"]) == {"en", "fr", "py"}
+    assert value["samples"] == sum(label["samples"] for label in value["labels"].values())
+    for whole, *parts in zip(
+        value["criteria"], *(label["criteria"] for label in value["labels"].values()), strict=True
+    ):
+        assert max(p["covered"] for p in parts) <= whole["covered"] <= sum(p["covered"] for p in parts)
+    shown = run(store, "--capture", "corpus", "--criteria", "tknc,nc", "--thresholds", "0.9", "--by", "language")
+    assert [line.split()[0] for line in shown.out.splitlines()] == ["criterion", "samples", "TKNC", "NC"]
+    assert "language=py" in shown.out
+    same = run(store, "--capture", "corpus", "--reference", "corpus", "--criteria", "nbc", "--json")
+    assert json.loads(same.out)["criteria"][0]["covered"] == 0
+
+
+def test_states_of_two_captures_merge_into_one(run: Callable[..., Result], store: Path, tmp_path: Path) -> None:
+    options = ("--capture", "corpus", "--criteria", "nc,tknc,tknp,tfc", "--distance", "0.05", "--json")
+    first = json.loads(run(store, *options, "--state", tmp_path / "state").out)
+    again = json.loads(run(store, *options, "--merge", tmp_path / "state").out)
+    assert again["samples"] == 2 * first["samples"]
+    assert [row["covered"] for row in again["criteria"]] == [row["covered"] for row in first["criteria"]]
+    refused = run(store, *options, "--top", "3", "--merge", tmp_path / "state")
+    assert refused.status == 2
+    assert "top is 3 in one and 10 in the other" in refused.err
+
+
+def test_few_samples_are_said(run: Callable[..., Result], store: Path) -> None:
+    done = run(store, "--capture", "corpus", "--positions", "last")
+    assert done.status == 0
+    assert "has 13 samples at these positions: too few" in done.err  # of 12 documents, one is longer than a window
+
+
+def test_a_probe_for_each_layer(run: Callable[..., Result], store: Path) -> None:
+    done = run("probe", store, "--capture", "last", "--by", "language", "--positive", "py", "--json")
+    assert done.status == 0, done.err
+    value = json.loads(done.out)
+    assert [row["layer"] for row in value["layers"]] == [0, 1, "all"]
+    assert all(0 <= row[key] <= 1 for row in value["layers"] for key in ("accuracy", "auroc"))
+    shown = run(
+        "probe", store, "--capture", "last", "--by", "language", "--positive", "py", "--negative", "en", "--layers", "1"
+    )
+    assert "language=py against language=en: trained on" in shown.out
+    assert "L1" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("S", "--criteria", "kmnc"), "name a capture for them with --reference"),
+        (("S", "--criteria", "tfc"), "give --distance"),
+        (("S", "--criteria", "all"), "Criteria are among"),
+        (("S", "--by", "topic"), "has no label 'topic'. Its labels are: language"),
+        (("S", "--thresholds", "1.5"), "--thresholds are numbers from 0"),
+        (("S", "--capture", "training"), "statistics only"),
+        (
+            ("S", "--capture", "first", "--positions", "last"),
+            "Capture again with --positions all, or with --positions last",
+        ),
+        (("S", "--merge", "nowhere"), "There is no file nowhere"),
+        (("S", "--reference", "b"), "has no capture 'b'"),
+        (("S", "--state", "/nowhere/x"), "The folder of /nowhere/x does not exist"),
+        (("probe", "S", "--by", "language", "--positive", "de"), "No document has language=de"),
+        (("probe", "S", "--by", "language", "--positive", "en", "--layers", "7"), "found 7 in --layers"),
+        (("probe", "S", "--by", "language", "--positive", "en", "--ridge", "0"), "--ridge must be above 0"),
+        (("probe", "S", "--by", "language", "--positive", "en", "--capture", "first"), "--positions last"),
+    ],
+)
+def test_what_has_no_answer(run: Callable[..., Result], store: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = run(*(store if argument == "S" else argument for argument in arguments))
+    assert (done.status, done.out) == (2, "")
+    assert message in done.err
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("S", "--capture", "corpus", "--reference", "training", "--json"),
+        ("probe", "S", "--capture", "last", "--by", "language", "--positive", "py", "--json"),
+    ],
+)
+def test_neither_transformers_nor_torch_is_needed(arguments: tuple[str, ...], store: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.modules.update(transformers=None, tokenizers=None, torch=None)\n"
+        "import typer; from actstore import cli; from actstore.commands import coverage\n"
+        "app = typer.Typer(); app.callback()(lambda: None); coverage.register(app); sys.exit(cli._run(app))"
+    )
+    filled = [str(store) if argument == "S" else argument for argument in arguments]
+    command = [sys.executable, "-c", script, "coverage", *filled]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
