@@ -213,12 +213,19 @@ def check_donor(model: LoadedModel, donor: Donor) -> None:
 def random_neurons(
     chosen: Mapping[int, NDArray[np.int64]], widths: Mapping[int, int], rng: np.random.Generator
 ) -> dict[int, NDArray[np.int64]]:
-    """As many neurons of each layer as are `chosen` there, none of them chosen; all others where fewer are left."""
-    drawn = {}
-    for layer, neurons in sorted(chosen.items()):
-        others = np.setdiff1d(np.arange(widths[layer]), neurons)
-        drawn[layer] = np.sort(rng.choice(others, min(len(neurons), len(others)), replace=False))
-    return drawn
+    """As many neurons as are `chosen`, none of them chosen: as many of each layer while it has others, the rest elsewhere.
+
+    All that are left, where more than half of all neurons are chosen.
+    """
+    others = {
+        n: rng.permutation(np.setdiff1d(np.arange(width), chosen.get(n, ()))) for n, width in sorted(widths.items())
+    }
+    quota = {layer: min(len(chosen.get(layer, ())), len(left)) for layer, left in others.items()}
+    missing = sum(map(len, chosen.values())) - sum(quota.values())
+    spare = np.repeat(list(others), [len(left) - quota[layer] for layer, left in others.items()])
+    for layer in rng.permutation(spare)[:missing].tolist():
+        quota[layer] += 1
+    return {layer: np.sort(left[: quota[layer]]) for layer, left in others.items() if quota[layer]}
 
 
 @dataclass(frozen=True)

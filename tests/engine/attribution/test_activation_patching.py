@@ -135,14 +135,6 @@ def test_the_effect_is_a_ratio_of_means_and_nothing_where_models_score_alike() -
     assert np.isnan(causal_effect(patched, first, first))
 
 
-def test_random_neurons_are_as_many_of_each_layer_and_none_of_the_chosen() -> None:
-    chosen = {0: np.arange(10), 3: np.arange(40), 4: np.empty(0, np.int64)}
-    drawn = random_neurons(chosen, {0: 48, 3: 48, 4: 48}, np.random.default_rng(0))
-    assert {layer: len(n) for layer, n in drawn.items()} == {0: 10, 3: 8, 4: 0}
-    assert not set(drawn[0].tolist()) & set(range(10))
-    assert drawn[3].tolist() == list(range(40, 48))
-
-
 def test_log_likelihood_is_that_of_the_generated_tokens_alone() -> None:
     _, judge = pair("gpt2")
     generated = [9, 30, 4]
@@ -190,3 +182,20 @@ def test_models_and_prompts_that_will_not_do() -> None:
         evaluate_patching(first, Donor(second, {}), [], LogLikelihood(second))
     with pytest.raises(InvalidInputError, match="--tokens must be at least 1"):
         PatchingSettings(n_tokens=0)
+
+
+def test_random_neurons_are_as_many_as_the_chosen_even_where_a_layer_runs_out() -> None:
+    chosen = {0: np.array([1, 2]), 1: np.arange(7), 2: np.array([0])}
+    drawn = random_neurons(chosen, {0: 6, 1: 8, 2: 5, 3: 4}, np.random.default_rng(0))
+    assert sum(map(len, drawn.values())) == 10
+    assert len(drawn[1]) == 1
+    assert len(drawn[0]) >= 2
+    for layer, neurons in drawn.items():
+        assert len(set(neurons.tolist())) == len(neurons)
+        assert not set(neurons.tolist()) & set(chosen.get(layer, np.empty(0)).tolist())
+    assert random_neurons({0: np.arange(2), 1: np.arange(3)}, {0: 9, 1: 9, 2: 9}, np.random.default_rng(0)).keys() == {
+        0,
+        1,
+    }
+    everything = random_neurons({0: np.arange(5)}, {0: 6}, np.random.default_rng(0))
+    assert everything[0].tolist() == [5]
