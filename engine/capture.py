@@ -133,4 +133,4 @@ def fill_blocks(
     staged = list(staged_arrays(record))
     filler = BlockFiller(model, record, lambda: {key: writer.buffer(key, shape, dtype) for key, shape, dtype in staged})
     for filled in filler.fill(map(plan.block, blocks), progress):
-        writer.submit(filled.block, filled.arrays, filled.encode_statistics, filled.began)
+        writer.submit(filled.block, filled.arrays, filled.encode_statistics, filled.began, filled.files)

@@ -68,7 +68,7 @@ class DevicePacker:
         """
         self._record, self._device, self._buffers = record, device, buffers
         self._staged = {key: (shape, dtype) for key, shape, dtype in staged_arrays(record)}
-        staging = layout.staging_format(record.precision, record.dtype)
+        staging = layout.staging_format(record.precision, record.held_dtype)
         self._no_value = staging.fill_value if staging else 0
         is_gpu = device.type == "cuda"
         self._side = CopyStream(device)

@@ -7,7 +7,7 @@ A packer hands out filled blocks ready to be written. `HostPacker` packs on the 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -45,6 +45,8 @@ class FilledBlock:
     """Gives the block's statistics, from any thread; may take its time."""
     began: float
     """`time.monotonic()` when its first batch began."""
+    files: dict[str, bytes] = field(default_factory=dict)
+    """What else belongs to the block, by key: written and committed with it."""
 
     def encode_statistics(self) -> bytes:
         """The statistics as a block keeps them on disk."""
@@ -80,7 +82,7 @@ class HostPacker:
     def __init__(self, record: CaptureRecord, buffers: Callable[[], Buffers], experts: Collection[int]) -> None:
         """Fill what `buffers` gives for each block, contents undefined. `experts`: layers without values at some tokens."""
         self._record, self._buffers, self._experts = record, buffers, experts
-        self._staging = layout.staging_format(record.precision, record.dtype)
+        self._staging = layout.staging_format(record.precision, record.held_dtype)
 
     def begin(self, plan: BlockPlan) -> None:
         """As `Packer` says."""
@@ -139,7 +141,7 @@ def as_packable(values: Tensor) -> Tensor:
 
 def staged_arrays(record: CaptureRecord) -> Iterator[tuple[str, tuple[int, int], np.dtype[Any]]]:
     """Key, shape and dtype of everything that is collected token by token, as one block holds it."""
-    staging = layout.staging_format(record.precision, record.dtype)
+    staging = layout.staging_format(record.precision, record.held_dtype)
     for spec in block_arrays(record):
         if spec.dimension != "block":
             is_value = staging is not None and spec.dimension == "token"

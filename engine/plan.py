@@ -188,10 +188,11 @@ def batch_windows(windows: list[PlannedWindow], batch_tokens: int, max_padding: 
     return batches
 
 
-class _Labels:
+class Labels:
     """Ids of the (column, value) pairs in the order they are met."""
 
     def __init__(self, columns: tuple[str, ...]) -> None:
+        """Of these columns; `InvalidInputError` for a name that is taken."""
         for column in columns:
             if column in RESERVED_COLUMNS:
                 raise InvalidInputError(
@@ -202,6 +203,7 @@ class _Labels:
         self._counts = dict.fromkeys(columns, 0)
 
     def of(self, labels: dict[str, str]) -> tuple[int, ...]:
+        """The ids of a document's labels, one a column; `InvalidInputError` where a column has too many values."""
         return tuple(self._id(column, labels.get(column, "")) for column in self.columns)
 
     def _id(self, column: str, value: str) -> int:
@@ -231,7 +233,7 @@ def write_plan(
     """Tokenise `documents`, write their plan into `capture`, return its record; `InvalidInputError` for an empty corpus."""
     as_json = dataclasses.asdict(settings)
     writer = PlanWriter(folder, capture, settings.block_slots, as_json)
-    digest, labels = CorpusDigest(), _Labels(label_columns)
+    digest, labels = CorpusDigest(), Labels(label_columns)
     of_text = Windower(settings, tokenizer)
     # Ids come with the special tokens that whoever tokenised them wanted; more are added only on request.
     of_ids = Windower(dataclasses.replace(settings, begin="never"), tokenizer) if settings.begin == "auto" else of_text

@@ -9,20 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actstore.engine.attribution.filler import AttributionFiller
 from actstore.engine.capture import BlockFiller
 from actstore.engine.identity import check_model, fingerprint_of
 from actstore.engine.models import load_model
 from actstore.engine.packing import staged_arrays
 from actstore.engine.progress import CaptureProgress
 from actstore.store import layout
+from actstore.store.answers import has_attributions
 from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.verify import Damage
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from numpy.typing import NDArray
 
+    from actstore.engine.models import LoadedModel
+    from actstore.engine.packing import Buffers
     from actstore.store.reader import Capture
 
 TOLERANCE = 1e-3
@@ -47,7 +51,7 @@ def refill_blocks(
     check_model(capture.folder, record.model_fingerprint, fingerprint_of(loaded), loaded.spec.name)
     buffers = {key: np.empty(shape, dtype) for key, shape, dtype in staged_arrays(record)}
     chosen = spread([b for b in capture.blocks if b not in without], n)
-    filler = BlockFiller(loaded, record, lambda: buffers)
+    filler = _filler(capture, loaded, lambda: buffers)
     rows: list[dict[str, Any]] = []
     damage: list[Damage] = []
     for filled in filler.fill(map(capture.plan.block, chosen), CaptureProgress()):
@@ -66,6 +70,12 @@ def refill_blocks(
                     damage.append(Damage(record.name, block, site, layer, "values", what))
         rows.append({"capture": record.name, "block": block, "largest_difference": largest})
     return rows, damage
+
+
+def _filler(capture: Capture, model: LoadedModel, buffers: Callable[[], Buffers]) -> BlockFiller | AttributionFiller:
+    if has_attributions(capture):
+        return AttributionFiller(model, capture.record, buffers, capture.documents())
+    return BlockFiller(model, capture.record, buffers)
 
 
 def spread(blocks: list[int], n: int) -> list[int]:

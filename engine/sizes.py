@@ -27,7 +27,7 @@ def bytes_per_slot(record_sites: dict[str, dict[int, int]], precision: str, dtyp
 
 def estimate_nbytes(record: CaptureRecord) -> int:
     """The bytes a capture is expected to take on disk."""
-    form = layout.value_format(record.precision, record.dtype)
+    form = layout.value_format(record.precision, record.held_dtype)
     width = sum(w for site in record.sites for w in record.layers(site).values())
     per_slot = 0.0
     if form is not None:

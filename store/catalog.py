@@ -2,8 +2,8 @@
 
 Views `neurons`, `documents`, `windows`, `tokens` are those of the chosen capture; a capture's own schema holds them under
 its name (`corpus.neurons`; a name that DuckDB keeps for itself, or that differs from another only in capital letters, gets
-none). `vocabulary` and `model` (the neurons as the weights alone know them) belong to the store. Knows nothing about what
-the columns mean.
+none); a capture of questions has `prompts` and `queries` too. `vocabulary` and `model` (the neurons as the weights alone know
+them) belong to the store. Knows nothing about what the columns mean.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import duckdb
 
+from actstore.store.answers import answer_tables, has_attributions
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import DEFAULT_CAPTURE, VOCABULARY_KEY, table_key
 from actstore.store.statistics import is_finished
@@ -61,6 +62,9 @@ def _add_capture(connection: duckdb.DuckDBPyConnection, capture: Capture, prefix
         _add_table(connection, capture.store, f"{prefix}neurons", table_key(capture.record.name, "neurons"))
     else:
         _add_arrow(connection, f"{prefix}neurons", capture.neurons())
+    if has_attributions(capture):
+        for table, rows in answer_tables(capture).items():
+            _add_arrow(connection, f"{prefix}{table}", rows)
     if wants_tokens:
         _add_arrow(connection, f"{prefix}tokens", capture.tokens())
 

@@ -140,6 +140,20 @@ class CaptureRecord(Record):
     settings: dict[str, Any]
     """Everything the capture was asked for, as its command named it."""
     plan: PlanRecord
+    float_dtype: str | None = None
+    """What values are held in before `precision` narrows them, where that is not `dtype`: attributions are float32."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON-ready values; `float_dtype` is left out where it says nothing."""
+        value = super().to_json()
+        if self.float_dtype is None:
+            del value["float_dtype"]
+        return value
+
+    @property
+    def held_dtype(self) -> str:
+        """`float32`, `float16` or `bfloat16`: what values are held in before `precision` narrows them."""
+        return self.float_dtype or self.dtype
 
     def layers(self, site: str) -> dict[int, int]:
         """Layer → width of the layers captured at `site`."""
@@ -148,7 +162,7 @@ class CaptureRecord(Record):
     @property
     def value_dtype(self) -> str | None:
         """`float32`, `float16`, `bfloat16`, `int8`, or None where no values are kept."""
-        form = value_format(self.precision, self.dtype)
+        form = value_format(self.precision, self.held_dtype)
         return form.name if form else None
 
 

@@ -12,11 +12,18 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from actstore.store.answers import damaged_answers, has_attributions
 from actstore.store.arrays import BlockArray
 from actstore.store.commits import damaged_shards
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.layout import GATE_SIGN, capture_key, table_key
-from actstore.store.statistics import CaptureStatistics, neuron_table, read_block_statistics, sum_statistics
+from actstore.store.statistics import (
+    CaptureStatistics,
+    is_finished,
+    neuron_table,
+    read_block_statistics,
+    sum_statistics,
+)
 from actstore.store.writer import block_arrays
 
 if TYPE_CHECKING:
@@ -54,7 +61,7 @@ def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda bl
     if folder.exists(table_key(name, "neurons")):
         for block in sorted(set(range(capture.record.plan.n_blocks)).difference(capture.blocks)):
             damage.append(_damage(name, block, f"blocks/{block}.json", "missing; run capture with --resume"))
-    for part in (_metadata, _plan, _statistics):
+    for part in (_metadata, _plan, _statistics, _answers):
         damage += [_damage(name, None, key, what) for key, what in part(capture)]
     return damage
 
@@ -88,6 +95,15 @@ def _plan(capture: Capture) -> Iterator[tuple[str, str]]:
             yield "plan", f"fingerprint {found[:12]}…, expected {expected[:12]}…"
     except (FormatError, NotFoundError, ValueError, IndexError, OSError, RuntimeError) as error:
         yield "plan", str(error)
+
+
+def _answers(capture: Capture) -> Iterator[tuple[str, str]]:
+    """Whether the tables of a finished capture of questions say what its blocks do."""
+    if has_attributions(capture) and is_finished(capture.folder, capture.record):
+        try:
+            yield from damaged_answers(capture)
+        except (FormatError, NotFoundError, ValueError, IndexError):
+            return  # the block, or the plan, is reported by its checksum
 
 
 def _statistics(capture: Capture) -> Iterator[tuple[str, str]]:

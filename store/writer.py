@@ -23,7 +23,7 @@ from actstore.store.records import CommitRecord
 from actstore.store.shards import checksum, shard_parts, write_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Future
     from types import TracebackType
 
@@ -72,7 +72,7 @@ class BlockArraySpec:
 def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
     """Every sharded array that a capture of this record has."""
     slots = record.plan.block_slots
-    form = layout.value_format(record.precision, record.dtype)
+    form = layout.value_format(record.precision, record.held_dtype)
     parameters = {"int8": {"scale": "float32"}, "sparse": {"threshold": "float32", "dropped": "int64"}}
     for site in record.sites if form else ():
         assert form is not None
@@ -106,6 +106,7 @@ class _Block:
     began: float
     statistics: Future[bytes]
     shards: dict[str, Future[tuple[int, str]]] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class CaptureWriter:
@@ -140,10 +141,18 @@ class CaptureWriter:
         return buffers[key]
 
     def submit(
-        self, block: int, arrays: dict[str, NDArray[Any]], statistics: Callable[[], bytes], began: float
+        self,
+        block: int,
+        arrays: dict[str, NDArray[Any]],
+        statistics: Callable[[], bytes],
+        began: float,
+        files: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Hand over a filled block; returns when its buffers, or with `overlap` the other set, can be filled again."""
-        job = _Block(block, began, self._pool.submit(statistics))
+        """Hand over a filled block; returns when its buffers, or with `overlap` the other set, can be filled again.
+
+        `files` are further objects of the block, key → bytes, committed with it.
+        """
+        job = _Block(block, began, self._pool.submit(statistics), files=files or {})
         for key, values in arrays.items():
             job.shards[key] = self._pool.submit(self._write_shard, key, block, values)
         previous, self._in_flight = self._in_flight, job
@@ -172,9 +181,10 @@ class CaptureWriter:
                 layout.shard_key(key, job.number).removeprefix(prefix): future.result()
                 for key, future in job.shards.items()
             }
-            key, statistics = layout.block_statistics_key(self.record.name, job.number), job.statistics.result()
-            self._folder.write(key, statistics)
-            shards[key.removeprefix(prefix)] = len(statistics), checksum(statistics)
+            statistics = {layout.block_statistics_key(self.record.name, job.number): job.statistics.result()}
+            for key, data in {**statistics, **job.files}.items():
+                self._folder.write(key, data)
+                shards[key.removeprefix(prefix)] = len(data), checksum(data)
             record = CommitRecord(job.number, shards, seconds=round(time.monotonic() - job.began, 3)).sealed()
             self._folder.write_json(layout.commit_key(self.record.name, job.number), record.to_json())
             self.on_commit(job.number)

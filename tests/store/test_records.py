@@ -17,7 +17,19 @@ PLAN = PlanRecord(
     "p" * 64, "corpus", "c" * 64, "", {"context": 8}, ("language",), (("language", "en"),), 2, 3, 40, 64, 1
 )
 CAPTURE = CaptureRecord(
-    "corpus", "2026", "actstore 1", "f" * 64, "bfloat16", "sparse", {"mlp.post": {"3": 17}}, (3,), 0.05, 20, {}, PLAN
+    "corpus",
+    "2026",
+    "actstore 1",
+    "f" * 64,
+    "bfloat16",
+    "sparse",
+    {"mlp.post": {"3": 17}},
+    (3,),
+    0.05,
+    20,
+    {},
+    PLAN,
+    "float32",
 )
 COMMIT = CommitRecord(7, {"values/mlp.post/3/c/0/7": (123, "0a1b2c3d")}, 1.5).sealed()
 RECORDS = [LAYER, MODEL, PLAN, CAPTURE, COMMIT]
@@ -35,6 +47,14 @@ def through_json(record):
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
 def test_round_trip(record):
     assert type(record).from_json(through_json(record), "here") == record
+
+
+def test_values_in_the_models_own_dtype_are_not_worth_a_field():
+    assert CAPTURE.value_dtype == "float32"
+    plain = dataclasses.replace(CAPTURE, float_dtype=None)
+    assert "float_dtype" not in through_json(plain)
+    assert plain.value_dtype == "bfloat16"
+    assert CaptureRecord.from_json(through_json(plain), "here") == plain
 
 
 def test_unknown_fields_are_passed_over():

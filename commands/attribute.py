@@ -1,0 +1,244 @@
+"""`attribute`: a questions file through a model, every neuron's share in each right answer into a store."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from rich.progress import ProgressColumn
+from rich.text import Text
+
+from actstore import terminal
+from actstore.commands.options import Device, Dtype, Json, ModelName, Quiet, TrustRemoteCode, as_rows, parse_layers
+from actstore.reports import print_json
+
+if TYPE_CHECKING:
+    from rich.progress import Task
+
+    from actstore.engine.attribution.attribute import AttributeReport
+    from actstore.store.attributions import Attributions
+
+SHOWN_QUERIES = 20
+
+
+def attribute(
+    model: ModelName,
+    questions: Annotated[
+        str, typer.Argument(metavar="QUESTIONS", help="Prepared JSON, or rows of question, options and answer (JSONL).")
+    ],
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Where the store is, or is to be.")],
+    name: Annotated[str, typer.Option(help="Name of the capture that holds them; a store holds many.")] = "questions",
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted run.")] = False,
+    k: Annotated[int, typer.Option("--k", "-k", min=0, help="Neurons named a query.")] = 20,
+    steps: Annotated[int | None, typer.Option(help="Steps from 0 to the activations. [default: 16]")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers, such as 0,3-5. [default: all]")] = None,
+    gradients: Annotated[
+        bool | None,
+        typer.Option(help="Integrated gradients; without, activations and answers only. [default: gradients]"),
+    ] = None,
+    templates: Annotated[
+        int | None,
+        typer.Option(
+            "--templates", "--template-count", help="Prompts a query. [default: 3, of prepared prompts all there are]"
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides the order of options in templates. [default: 0]")] = None,
+    max_questions: Annotated[int | None, typer.Option(help="Only so many queries, from the first.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="Column kept as a label; repeat for more. [default: relation_name, or what recurs in rows]"),
+    ] = None,
+    long: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompts longer than the context: cut their beginning, skip the query, or refuse. [default: cut]"
+        ),
+    ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(help="Rows of a pass, which bounds the memory. [default: 256]")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Another tokenizer than the model's own.")] = None,
+    weights: Annotated[bool, typer.Option(help="Copy write vectors and unembedding into a new store.")] = True,
+    ignore_disk: Annotated[bool, typer.Option(help="Start although the disk looks too small.")] = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Ask MODEL the multiple-choice QUESTIONS; keep in STORE what every neuron did for the right letter's probability.
+
+    The attributions are a capture: info, top, verify, sql, export and naica work on it. Example:
+    `actstore attribute gpt2 questions.json gpt2.actstore --label relation_name`
+    """
+    from actstore.engine.attribution.attribute import AttributeReport
+    from actstore.engine.attribution.attribute import attribute as run
+    from actstore.engine.run import RunOptions
+
+    options = RunOptions(
+        resume=resume,
+        dtype=dtype,
+        device=device,
+        tokenizer=tokenizer,
+        weights=weights,
+        ignore_disk=ignore_disk,
+        trust_remote_code=trust_remote_code,
+    )
+    report = AttributeReport()
+    with AttributeBar(enabled=not quiet and sys.stderr.isatty()) as bar:
+        done = run(
+            model,
+            questions,
+            store,
+            name=name,
+            options=options,
+            progress=bar,
+            report=report,
+            steps=steps,
+            layers=parse_layers(layers) if layers is not None else None,
+            gradients=gradients,
+            templates=templates,
+            seed=seed,
+            max_queries=max_questions,
+            label_columns=tuple(label) if label else None,
+            too_long=long,
+            max_rows=max_rows,
+        )
+    _warn(done, report)
+    if as_json:
+        print_json(describe(done, k))
+    else:
+        _print(done, k)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the main application."""
+    app.command()(attribute)
+
+
+class AttributeBar(terminal.CaptureBar):
+    """The progress bar of a capture, counting prompts."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        super().__init__(enabled=enabled)
+        columns = self._progress.columns
+        self._progress.columns = (*columns[:4], _PromptRate(), *columns[5:])
+        self._progress.update(self._filling, description="attributing")
+
+    def planned(self, n_documents: int, n_tokens: int) -> None:
+        """Count up."""
+        self._progress.update(self._planning, completed=n_tokens, description="planning")
+
+
+class _PromptRate(ProgressColumn):
+    """Prompts a second, and the bytes they are expected to take."""
+
+    def render(self, task: Task) -> Text:
+        nbytes = task.fields.get("nbytes", 0)
+        size = f", about {terminal.format_bytes(nbytes)}" if nbytes else ""
+        return Text(f"{task.completed:,.0f} prompts, {task.speed or 0:,.1f}/s{size}", style="dim", no_wrap=True)
+
+
+def _warn(done: Attributions, report: AttributeReport) -> None:
+    """What a user should know, on standard error."""
+    context = done.capture.record.plan.settings["context"]
+    n_cut = int(np.count_nonzero(done.prompts["n_cut"].to_numpy()))
+    notes = []
+    if n_cut:
+        notes.append(
+            f"Warning: {n_cut:,} of {done.prompts.num_rows:,} prompts are longer than the model's context of {context} tokens: "
+            "their beginning was cut off (column n_cut). --long skip leaves such queries out."
+        )
+    if report.n_skipped:
+        notes.append(
+            f"{report.n_skipped:,} queries were left out: a prompt of theirs is longer than the model's {context} tokens."
+        )
+    if report.n_merged:
+        notes.append(
+            f"In {report.n_merged:,} prompts the tokenizer merges the letter with what precedes it: they are read up to there."
+        )
+    if n_non_finite := done.capture.statistics().n_non_finite:
+        notes.append(
+            f"Warning: {n_non_finite:,} activations or attributions are NaN or infinite, and kept as they are."
+        )
+    for note in notes:
+        terminal.err.print(note, soft_wrap=True)
+
+
+def describe(done: Attributions, k: int) -> dict[str, Any]:
+    """What `attribute --json` says: `queries`, each with its prompts and the k neurons with the largest summed scores."""
+    kind = done.kinds[0]
+    columns = done.capture.record.plan.label_columns
+    queries = done.queries.to_pylist()
+    prompts = done.prompts
+    rows = []
+    for found, scores in done.query_scores(kind):
+        for row, score in zip(found.tolist(), scores, strict=True):
+            query = queries[row]
+            asked = prompts.slice(query["first_prompt"], query["n_prompts"]).to_pydict()
+            best = _largest(score, k)
+            rows.append(
+                {
+                    "query": query["query"],
+                    "labels": {column: query[column] for column in columns},
+                    "correct": query["correct"],
+                    "n_correct": query["n_correct"],
+                    "prompts": asked["text"],
+                    "targets": asked["target"],
+                    "answers": asked["answer"],
+                    "predicted": asked["predicted"],
+                    "probabilities": asked["probability"],
+                    "neurons": as_rows(score[best], done.neuron_names(best)),
+                }
+            )
+    return {
+        "store": done.store.folder.location,
+        "capture": done.capture.record.name,
+        "attribution": kind,
+        "n_queries": len(rows),
+        "n_correct": sum(query["correct"] for query in queries),
+        "queries": rows,
+    }
+
+
+def _largest(scores: np.ndarray[Any, Any], k: int) -> np.ndarray[Any, Any]:
+    """The k places of the largest scores, descending; ties go to the earlier neuron, NaN comes last."""
+    order = np.argsort(-scores, kind="stable")
+    return order[:k]
+
+
+def _print(done: Attributions, k: int) -> None:
+    """The same for people: how well the model answers, and the first queries."""
+    queries, prompts = done.queries, done.prompts
+    n_right, n_prompts = int(np.count_nonzero(prompts["correct"])), prompts.num_rows
+    n_queries_right = int(np.count_nonzero(queries["correct"]))
+    terminal.out.print(
+        f"{done.store.folder.location}, capture {done.capture.record.name!r}: {queries.num_rows:,} queries in {n_prompts:,} "
+        f"prompts, {done.n_neurons:,} neurons",
+        style="bold",
+    )
+    terminal.out.print(
+        f"Answered right: {n_right:,} of {n_prompts:,} prompts, {n_queries_right:,} of {queries.num_rows:,} queries (in more "
+        f"than half of their prompts). Scores: {', '.join(done.kinds)}."
+    )
+    labels = done.capture.record.plan.label_columns
+    rows = []
+    for found, scores in done.query_scores(done.kinds[0]):
+        for row, score in zip(found.tolist(), scores, strict=True):
+            query = queries.slice(row, 1).to_pylist()[0]
+            best = _largest(score, min(k, 4))
+            named = [
+                f"{name} {value:.3g}" for name, value in zip(done.neuron_names(best), score[best].tolist(), strict=True)
+            ]
+            mark = Text("right" if query["correct"] else "wrong", style="" if query["correct"] else "red")
+            rows.append(
+                [query["query"], *(query[column] for column in labels), mark, query["probability"], ", ".join(named)]
+            )
+        if len(rows) >= SHOWN_QUERIES:
+            break
+    columns = ["query", *labels, "answer", ("P", "right"), f"largest {done.kinds[0]}"]
+    terminal.out.print(terminal.table(None, columns, rows[:SHOWN_QUERIES]))
+    if queries.num_rows > SHOWN_QUERIES:
+        terminal.out.print(f"… {queries.num_rows - SHOWN_QUERIES:,} more queries; all of them with --json.")

@@ -1,0 +1,76 @@
+"""`knowledge`: the few neurons that the prompts of each stored query agree on."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from actstore import terminal
+from actstore.commands.options import CaptureName, Json, StorePath  # noqa: TC001  # typer reads annotations when it runs
+from actstore.reports import print_json
+from actstore.store.attributions import open_attributions
+from actstore.store.errors import InvalidInputError
+from actstore.store.reader import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from actstore.engine.attribution.knowledge import Refinement
+    from actstore.store.attributions import Attributions
+
+SHOWN_QUERIES = 20
+
+
+def knowledge(
+    store: StorePath,
+    attribution: Annotated[str, typer.Option(help="ig, gradient, activation or contribution.")] = "ig",
+    keep: Annotated[float, typer.Option(help="Share of a prompt's largest score that a neuron must reach.")] = 0.2,
+    share: Annotated[float, typer.Option(help="Share of the prompts that must keep a neuron, to begin with.")] = 0.7,
+    at_least: Annotated[int, typer.Option(help="Fewer neurons lower the share.")] = 2,
+    at_most: Annotated[int, typer.Option(help="More neurons raise it.")] = 5,
+    capture: CaptureName = None,
+    as_json: Json = False,
+) -> None:
+    """Knowledge neurons (Dai et al. 2022): the neurons that most prompts of a query share. Needs no model.
+
+    Example: `actstore knowledge gpt2.actstore --at-most 10`
+    """
+    from actstore.engine.attribution.knowledge import Refinement
+
+    try:
+        refinement = Refinement(keep=keep, share=share, at_least=at_least, at_most=at_most)
+    except ValueError as error:
+        option, _, rest = str(error).partition(" ")
+        raise InvalidInputError(f"--{option.replace('_', '-')} {rest}.") from None
+    found = _rows(open_attributions(Store(store), capture), attribution, refinement)
+    if as_json:
+        print_json({"attribution": attribution, "queries": list(found)})
+        return
+    shown = list(islice(found, SHOWN_QUERIES))
+    rows = [
+        (row["query"], "right" if row["correct"] else "wrong", row["share"], ", ".join(row["neurons"])) for row in shown
+    ]
+    columns = ["query", "answer", ("share of prompts", "right"), "knowledge neurons"]
+    terminal.out.print(terminal.table(None, columns, rows))
+    if n_more := sum(1 for _ in found):
+        terminal.out.print(f"… {n_more:,} more queries; all of them with --json.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the main application."""
+    app.command()(knowledge)
+
+
+def _rows(attributions: Attributions, kind: str, refinement: Refinement) -> Iterator[dict[str, Any]]:
+    from actstore.engine.attribution.stored_knowledge import each_knowledge_neurons
+
+    queries = attributions.queries.select(["query", "correct"]).to_pylist()
+    for row, found in each_knowledge_neurons(attributions, refinement, kind):
+        yield {
+            **queries[row],
+            "neurons": attributions.neuron_names(found.neurons),
+            "n_prompts": found.n_prompts.tolist(),
+            "share": found.share,
+        }

@@ -1,0 +1,218 @@
+"""The plan of an attribution run: which prompts are asked, with which labels, in which blocks.
+
+A prompt is a document of one window whose last position is kept. Knows nothing about running a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+
+from actstore.engine.attribution.letters import PromptTokenizer, TooLong
+from actstore.engine.plan import MAX_LABELS_PER_COLUMN, Labels
+from actstore.engine.questions import Query, QuestionOptions, fingerprint, read_questions
+from actstore.store.errors import InvalidInputError
+from actstore.store.layout import TEXT
+from actstore.store.plans import PlannedWindow, PlanWriter
+from actstore.store.records import PlanRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from actstore.engine.attribution.letters import TokenisedPrompt
+    from actstore.engine.layers import ModelSpec
+    from actstore.engine.progress import CaptureProgress
+    from actstore.engine.tokens import TextTokenizer
+    from actstore.store.folder import Folder
+
+BLOCK_PROMPTS: Final = 64
+"""Prompts a block: what a run that is killed has to do again, at most."""
+MAX_DEFAULT_LABELS: Final = 64
+"""A column of plain rows with more distinct values is a label only where it is named as one."""
+TAKEN_COLUMNS: Final = (
+    "document", "source", "sha256", "n_tokens", "query", "prompt", "text", "answer", "target", "options", "option_tokens",
+    "n_cut", "probabilities", "probability", "predicted", "correct", "n_prompts", "n_correct", "first_prompt",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AttributeSettings:
+    """Everything that decides what ends up in the store; a resumed run must repeat it."""
+
+    steps: int = 16
+    layers: tuple[int, ...] | None = None
+    """All layers."""
+    templates: int | None = None
+    """As `QuestionOptions` says."""
+    seed: int = 0
+    max_queries: int | None = None
+    label_columns: tuple[str, ...] | None = None
+    """Of prepared JSON `relation_name`, of plain rows every column whose values recur, where left out."""
+    gradients: bool = True
+    """Whether there are attributions at all; without, activations and answers only, from one pass a prompt."""
+    max_rows: int = 256
+    """The memory bound of `PathSettings`; it changes rounding only, but that it does."""
+    too_long: TooLong = "cut"
+    """Of prompts longer than the model's context, the beginning is cut off ("cut"); or their query is left out ("skip"); or
+    the run is ("refuse")."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "max_rows"):
+            if (value := getattr(self, name)) < 1:
+                raise InvalidInputError(f"--{name.replace('_', '-')} is at least 1, found {value}.")
+
+    @property
+    def questions(self) -> QuestionOptions:
+        """How the questions file is read."""
+        return QuestionOptions(self.templates, self.seed, self.max_queries)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """What `to_json` gave."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in known}
+        return cls(**fields)
+
+
+@dataclass
+class AttributeReport:
+    """What the user of a run should know of its prompts; counted while they are planned."""
+
+    n_skipped: int = 0
+    """Queries left out, for a prompt of theirs is longer than the model's context."""
+    n_cut: int = 0
+    """Prompts that lost their beginning to fit it."""
+    n_merged: int = 0
+    """Prompts whose last token is merged with the letter, so that the model reads them without it."""
+
+
+@dataclass(frozen=True)
+class QuestionPlanner:
+    """Writes the plan of one questions file for one model."""
+
+    questions: str
+    settings: AttributeSettings
+    spec: ModelSpec
+    tokenizer: TextTokenizer
+    report: AttributeReport
+    progress: CaptureProgress
+
+    def write(self, folder: Folder, capture: str) -> PlanRecord:
+        """Write the plan into `capture`; `InvalidInputError` for what is wrong in the file, or where no query is left."""
+        label_columns = self.label_columns()
+        as_json = {"context": self.spec.context, "positions": "last", "block_slots": BLOCK_PROMPTS}
+        writer = PlanWriter(folder, capture, BLOCK_PROMPTS, as_json)
+        labels = Labels(label_columns)
+        try:
+            windows = self._windows(writer, labels)
+            while block := list(itertools.islice(windows, BLOCK_PROMPTS)):
+                writer.add_block([[window] for window in block])
+            self._expect_prompts(writer.n_windows)
+            plan_fingerprint = writer.close(tuple(labels.ids))
+        except BaseException:
+            writer.abandon()
+            raise
+        return PlanRecord(
+            fingerprint=plan_fingerprint,
+            corpus=self.questions,
+            corpus_fingerprint=fingerprint(read_questions(self.questions, self.settings.questions), label_columns),
+            tokenizer_fingerprint=self.tokenizer.fingerprint,
+            settings=as_json,
+            label_columns=label_columns,
+            labels=tuple(labels.ids),
+            n_documents=writer.n_documents,
+            n_windows=writer.n_windows,
+            n_tokens=writer.n_tokens,
+            block_slots=BLOCK_PROMPTS,
+            n_blocks=writer.n_blocks,
+        )
+
+    def _expect_prompts(self, n_prompts: int) -> None:
+        if not n_prompts:
+            raise InvalidInputError(
+                f"No query of {self.questions} fits the model's context of {self.spec.context} tokens. Cut prompts with "
+                "--long cut."
+            )
+
+    def _windows(self, writer: PlanWriter, labels: Labels) -> Iterator[PlannedWindow]:
+        """The window of every prompt, in the order of the file, whose document is then in the table."""
+        prompts = PromptTokenizer(
+            self.tokenizer,
+            context=self.spec.context,
+            n_vocabulary=self.spec.n_vocabulary,
+            too_long=self.settings.too_long,
+        )
+        for query in read_questions(self.questions, self.settings.questions):
+            tokenised = prompts.prompts(query)
+            if tokenised is None:
+                self.report.n_skipped += 1
+                continue
+            for number, prompt in enumerate(tokenised):
+                document = writer.add_document(self._row(query, number, prompt, labels.columns))
+                last = np.array([len(prompt.ids) - 1], np.int32)
+                yield PlannedWindow(document, prompt.ids, last, np.array([TEXT], np.uint8), labels.of(query.labels))
+            self.progress.planned(writer.n_documents, writer.n_documents)
+
+    def _row(
+        self, query: Query, number: int, prompt: TokenisedPrompt, label_columns: tuple[str, ...]
+    ) -> dict[str, Any]:
+        """The row of the documents table for one prompt."""
+        self.report.n_cut += prompt.n_cut > 0
+        self.report.n_merged += not prompt.as_text
+        letters, answer, text = query.options[number], query.answers[number], query.prompts[number]
+        row = {
+            "source": f"{Path(self.questions).name}: {query.name}",
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "n_tokens": len(prompt.ids),
+            "query": query.name,
+            "prompt": number,
+            "text": text,
+            "answer": answer,
+            "target": prompt.option_tokens[letters.index(answer)],
+            "options": list(letters),
+            "option_tokens": list(prompt.option_tokens),
+            "n_cut": prompt.n_cut,
+        }
+        return row | {column: query.labels.get(column, "") for column in label_columns}
+
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns kept as labels; reads, and so checks, the whole file."""
+        values: dict[str, set[str]] = {}
+        n_queries = 0
+        prepared = False
+        for query in read_questions(self.questions, self.settings.questions):
+            n_queries, prepared = n_queries + 1, query.prepared
+            for column, value in query.labels.items():
+                if len(known := values.setdefault(column, set())) <= MAX_LABELS_PER_COLUMN:
+                    known.add(value)
+        if self.settings.label_columns is None:
+            if prepared:
+                return tuple(column for column in ("relation_name",) if column in values)
+            recurring = (
+                c for c, known in values.items() if len(known) <= MAX_DEFAULT_LABELS and len(known) < n_queries
+            )
+            return tuple(column for column in recurring if column not in TAKEN_COLUMNS)
+        for column, n_named in Counter(self.settings.label_columns).items():
+            if n_named > 1:
+                raise InvalidInputError(f"The label column {column!r} is named twice. Name it once with --label.")
+            if column in TAKEN_COLUMNS:
+                raise InvalidInputError(
+                    f"A label column cannot be called {column!r}: that column is actstore's own. Rename it in the file."
+                )
+            if column not in values:
+                known_columns = ", ".join(values) or "none"
+                raise InvalidInputError(
+                    f"No query of {self.questions} has a column {column!r}. There are: {known_columns}."
+                )
+        return self.settings.label_columns

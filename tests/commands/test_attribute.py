@@ -1,0 +1,177 @@
+"""`attribute` and `knowledge` from the command line: their documents, their tables, their warnings, their mistakes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pytest
+import typer
+
+from actstore import cli
+from actstore.commands import attribute, knowledge
+from actstore.engine.attribution.knowledge import Refinement, knowledge_neurons
+from actstore.engine.attribution.stored_knowledge import knowledge_neurons_of
+from actstore.store.attributions import Attributions
+from actstore.store.reader import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FACTS = Path(__file__).parents[2] / "demo" / "fact-llama"
+QUESTIONS = FACTS / "questions.json"
+N_QUERIES = 22
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run a command in this process."""
+    app = typer.Typer()
+    attribute.register(app)
+    knowledge.register(app)
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["actstore", *map(str, arguments)])
+        capsys.readouterr()
+        status = cli._run(app)
+        return Result(status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of the demo model's first queries."""
+    from actstore.engine.attribution.attribute import attribute as make
+
+    path = tmp_path_factory.mktemp("attribute") / "store"
+    make(str(FACTS), QUESTIONS, path, max_queries=N_QUERIES, steps=4)
+    return path
+
+
+def whole(store: Path) -> list[np.ndarray[Any, Any]]:
+    """The attributions [prompt, neuron] of every query, from the arrays on disk."""
+    made = Attributions(Store(store).capture())
+    scores = np.concatenate([part for _, part in made.prompt_scores("ig")])
+    return np.split(scores, np.cumsum(made.queries["n_prompts"].to_numpy())[:-1])
+
+
+def test_the_document_names_the_neurons_with_the_largest_sums(
+    run: Callable[..., Result], path: Path, tmp_path: Path
+) -> None:
+    done = run(
+        "attribute", FACTS, QUESTIONS, tmp_path / "store", "--max-questions", 5, "--steps", 4, "--k", 3, "--json",
+        "--label", "relation", "--label", "subject",
+    )  # fmt: skip
+    assert (done.status, "Warning" in done.err) == (0, False)
+    document = json.loads(done.out)
+    prepared = list(json.loads(QUESTIONS.read_text(encoding="utf-8")).items())[:5]
+    assert document["attribution"] == "ig"
+    assert (document["n_queries"], document["n_correct"]) == (5, 5)
+    for row, (name, asked), scores in zip(document["queries"], prepared, whole(path)[:5], strict=True):
+        assert row["query"] == name
+        assert row["prompts"] == asked["sentences"]
+        assert row["answers"] == row["predicted"] == asked["obj_label"]
+        assert row["labels"] == {"relation": asked["relation"], "subject": asked["subject"]}
+        assert row["correct"] is True
+        assert min(row["probabilities"]) > 0.5
+        texts = [Store(path).token_text(token) for token in row["targets"]]
+        assert texts == [f" {letter}" for letter in asked["obj_label"]]
+        total = scores.sum(axis=0)
+        best = np.argsort(-total)[:3]
+        assert [n["neuron"] for n in row["neurons"]] == [f"L{n // 512}.N{n % 512}" for n in best]
+        np.testing.assert_allclose([n["score"] for n in row["neurons"]], total[best], rtol=1e-5)
+
+
+def test_people_see_the_first_queries_and_how_well_the_model_answers(run: Callable[..., Result], path: Path) -> None:
+    done = run("attribute", FACTS, QUESTIONS, path, "--resume")
+    assert (done.status, "Warning" in done.err) == (0, False)
+    assert "22 queries in 66 prompts, 2,560 neurons" in done.out
+    assert f"Answered right: 66 of 66 prompts, {N_QUERIES} of {N_QUERIES} queries" in done.out
+    assert len([line for line in done.out.splitlines() if line.startswith("biology/")]) == 20
+    assert "2 more queries" in done.out
+
+
+def test_cut_prompts_skipped_queries_and_merged_letters_are_told(run: Callable[..., Result], tmp_path: Path) -> None:
+    path, fact = tmp_path / "questions.jsonl", "Question: What?\n A. puppy\n B. lamb\nResponse:"
+    rows = [{"prompts": [fact], "answers": ["A"]}, {"prompts": ["baby dog " * 300 + fact], "answers": ["A"]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("attribute", FACTS, path, tmp_path / "store", "--no-gradients", "--json")
+    assert done.status == 0
+    assert "1 of 2 prompts are longer than the model's context" in done.err
+    assert json.loads(done.out)["attribution"] == "activation"
+    done = run(
+        "attribute", FACTS, path, tmp_path / "store", "--no-gradients", "--name", "b", "--long", "skip", "--json"
+    )
+    assert "1 queries were left out" in done.err
+    assert json.loads(done.out)["n_queries"] == 1
+    rows[1]["prompts"] = [fact + " "]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("attribute", FACTS, path, tmp_path / "store", "--no-gradients", "--name", "c", "--json")
+    assert "In 1 prompts the tokenizer merges the letter with what precedes it" in done.err
+    first, second = json.loads(done.out)["queries"]
+    assert first["targets"] == second["targets"]
+    assert first["probabilities"] == second["probabilities"], "the same is read of both"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layers", "9"], "has layers 0 to 4, found layer 9"),
+        (["--layers", "x"], "Layers are numbers and ranges"),
+        (["--steps", "0"], "--steps is at least 1"),
+        (["--max-questions", "0"], "--max-questions is at least 1"),
+        (["--long", "crop"], "--long is one of cut, skip, refuse"),
+        (["--name", "a/b"], "A capture's name is letters"),
+        (["--label", "colour"], "has a column 'colour'"),
+        (["--dtype", "int8"], "--dtype is one of"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(
+    run: Callable[..., Result], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = run("attribute", FACTS, QUESTIONS, tmp_path / "store", *arguments)
+    assert done.status == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "store").exists()
+
+
+def test_knowledge_neurons_are_those_of_the_stored_prompts(run: Callable[..., Result], path: Path) -> None:
+    done = run("knowledge", path, "--json", "--at-most", 4)
+    assert (done.status, "Warning" in done.err) == (0, False)
+    document = json.loads(done.out)
+    made = Attributions(Store(path).capture())
+    for number, (row, scores) in enumerate(zip(document["queries"], whole(path), strict=True)):
+        expected = knowledge_neurons(scores, Refinement(at_most=4))
+        assert row["neurons"] == [f"L{n // 512}.N{n % 512}" for n in expected.neurons]
+        assert (row["n_prompts"], row["share"]) == (expected.n_prompts.tolist(), expected.share)
+        one = knowledge_neurons_of(made, number, Refinement(at_most=4))
+        np.testing.assert_array_equal(one.neurons, expected.neurons)
+    assert sum(map(len, (row["neurons"] for row in document["queries"]))) > N_QUERIES
+    shown = run("knowledge", path)
+    assert "2 more queries" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--keep", "0"], "--keep must be a share above 0"),
+        (["--at-least", "6"], "--at-least must be from 0 to at_most = 5"),
+        (["--attribution", "x"], "Scores are one of ig, gradient"),
+        (["--capture", "x"], "has no capture 'x'"),
+    ],
+)
+def test_mistakes_of_knowledge(run: Callable[..., Result], path: Path, arguments: list[str], message: str) -> None:
+    done = run("knowledge", path, *arguments)
+    assert done.status == 2
+    assert message in done.err
