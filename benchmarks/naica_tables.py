@@ -1,0 +1,77 @@
+"""The evaluation of query-relevant neurons on the demo fact model: benchmarks/naica.csv and the README's tables.
+
+python benchmarks/naica_tables.py [--seeds 5] [--store STORE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from actstore import terminal
+from actstore.commands.naica_evaluate import NOTE, tables
+from actstore.engine.attribution.attribute import attribute
+from actstore.engine.attribution.naica_evaluation import EvaluationSettings, evaluate_naica
+from actstore.engine.models import load_model
+from actstore.store.attributions import open_attributions
+from actstore.store.reader import Store
+
+HERE = Path(__file__).parent
+MODEL = HERE.parent / "demo" / "fact-llama"
+
+
+def markdown(title: str, columns: list[str | tuple[str, str]], rows: list[tuple[str, ...]]) -> str:
+    """One table of the README under its title."""
+    names = [column if isinstance(column, str) else column[0] for column in columns]
+    right = ["---" if isinstance(column, str) else "---:" for column in columns]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (names, right, *rows)]
+    return "\n".join([f"{title}:", "", *lines, ""])
+
+
+def main() -> None:
+    """Attribute, evaluate, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--store", help="one that `actstore attribute` made of the fact model and its questions")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        store = arguments.store or str(Path(folder) / "facts.actstore")
+        if arguments.store is None:
+            attribute(str(MODEL), str(MODEL / "questions.json"), store)
+        attributed = time.perf_counter()
+        attributions = open_attributions(Store(store))
+        found = evaluate_naica(load_model(str(MODEL)), attributions, EvaluationSettings(seeds=arguments.seeds))
+        ended = time.perf_counter()
+    terminal.err.print(f"attributed in {attributed - began:.0f} s, evaluated in {ended - attributed:.0f} s")
+    for title, columns, rows in tables(found):
+        terminal.out.print(terminal.table(title, columns, rows))
+    with (HERE / "naica.csv").open("w", newline="") as file:
+        measured = [one.as_row() for one in found.measurements]
+        writer = csv.DictWriter(file, measured[0])
+        writer.writeheader()
+        writer.writerows(measured)
+    with (HERE / "naica_prediction.csv").open("w", newline="") as file:
+        predicted = [asdict(one) for one in found.accuracies]
+        writer = csv.DictWriter(file, predicted[0])
+        writer.writeheader()
+        writer.writerows(predicted)
+    text = "\n".join([markdown(*one) for one in tables(found)] + [NOTE, ""])
+    readme = HERE.parent / "README.md"
+    old = readme.read_text()
+    new = re.sub(
+        r"(<!-- naica -->\n).*?(<!-- /naica -->)", lambda match: match[1] + text + match[2], old, flags=re.DOTALL
+    )
+    if new == old:
+        terminal.err.print("README.md has no <!-- naica --> … <!-- /naica -->, or says the same already.")
+    else:
+        readme.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
