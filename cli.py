@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore import terminal
+from actstore.commands import attribute, change, contributions, coverage, knowledge, naica, selectivity
 from actstore.commands.options import CaptureName, Json, Site, StorePath, parse_bytes, parse_layers
 from actstore.reports import describe_model, describe_store, print_json, print_neuron, print_store
 from actstore.store.errors import ActstoreError, CaptureError, InvalidInputError
@@ -393,6 +394,11 @@ def export(
         size = terminal.format_bytes(os.path.getsize(target))
         neurons_of = "neuron" if len(chosen) == 1 else "neurons"
         terminal.out.print(f"{target}: {len(chosen):,} {neurons_of} over {n_tokens:,} tokens, {size}.")
+
+
+# In the order in which --help lists them.
+for family in (contributions, attribute, naica, knowledge, selectivity, change, coverage):
+    family.register(app)
 
 
 def main() -> None:

@@ -136,12 +136,13 @@ def _print(store: Store, answer: Answer, asked: Asked) -> None:
             heading = Text(_heading(store, answer, asked, target, label, found), style="bold")
             terminal.out.print(heading, soft_wrap=True)
             neurons = list(zip(found.layers.tolist(), found.neurons.tolist(), strict=True))
-            texts = texts_of(store.folder, neurons, asked.gain, 6)
+            texts = texts_of(store.folder, neurons, asked.gain, 5)
             rows = [
-                (name, score, "  ".join(terminal.visible(text.replace(" ", "␣")) for text in own))
+                (name, score, *("  ".join(terminal.visible(text.replace(" ", "␣")) for text in side) for side in own))
                 for name, score, own in zip(found.names(), found.scores.tolist(), texts, strict=True)
             ]
-            terminal.out.print(terminal.table(None, ["neuron", ("score", "right"), "its own top tokens"], rows))
+            columns = ["neuron", ("score", "right"), "writes when above zero", "writes when below"]
+            terminal.out.print(terminal.table(None, columns, rows))
 
 
 def _heading(

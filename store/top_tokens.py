@@ -105,17 +105,19 @@ def _lists(found: TopK, name: Callable[[int], str]) -> dict[str, pa.Array]:
     }
 
 
-def texts_of(folder: Folder, neurons: Sequence[tuple[int, int]], gain: bool = True, k: int = K) -> list[list[str]]:
-    """The texts of the top tokens of some neurons (layer, index): from the table, or from the weights where it has none.
+def texts_of(
+    folder: Folder, neurons: Sequence[tuple[int, int]], gain: bool = True, k: int = K
+) -> list[tuple[list[str], list[str]]]:
+    """The texts of the top and of the bottom tokens of some neurons (layer, index), which they speak for and against.
 
-    Without `gain`, as the paper takes them: always from the weights.
+    From the table, or from the weights where it has none. Without `gain`, as the paper takes them: always from the weights.
     """
     table = root.read_neurons(folder)
     rows = _rows(root.read_root(folder), neurons)
     if gain and "top_texts" in table.column_names and k <= K:
-        held: list[list[str] | None] = table["top_texts"].take(pa.array(rows, pa.int64())).to_pylist()
-        if all(texts is not None for texts in held):
-            return [(texts or [])[:k] for texts in held]
+        held = [table[f"{side}_texts"].take(pa.array(rows, pa.int64())).to_pylist() for side in ("top", "bottom")]
+        if all(texts is not None for texts in held[0]):
+            return [(top[:k], bottom[:k]) for top, bottom in zip(*held, strict=True)]
     return _from_weights(folder, neurons, gain, k)
 
 
@@ -124,7 +126,9 @@ def _rows(model: ModelRecord, neurons: Sequence[tuple[int, int]]) -> list[int]:
     return [starts[layer] + index for layer, index in neurons]
 
 
-def _from_weights(folder: Folder, neurons: Sequence[tuple[int, int]], gain: bool, k: int) -> list[list[str]]:
+def _from_weights(
+    folder: Folder, neurons: Sequence[tuple[int, int]], gain: bool, k: int
+) -> list[tuple[list[str], list[str]]]:
     import torch
 
     from actstore.store.weights import FinalNorm, read_rows
@@ -136,7 +140,11 @@ def _from_weights(folder: Folder, neurons: Sequence[tuple[int, int]], gain: bool
     try:
         unembedding = read_weights(folder, "unembedding")["weight"]
     except NotFoundError:
-        return [[] for _ in neurons]
-    top = find_top_tokens(torch.cat(vectors), unembedding, norm, k).largest
+        return [([], []) for _ in neurons]
+    found = find_top_tokens(torch.cat(vectors), unembedding, norm, k)
     name = token_names(folder)
-    return [[name(int(token)) for token in row if token >= 0] for row in top.tokens]
+    sides = [
+        [[name(int(token)) for token in row if token >= 0] for row in side.tokens]
+        for side in (found.largest, found.smallest)
+    ]
+    return list(zip(*sides, strict=True))

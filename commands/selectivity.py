@@ -1,0 +1,315 @@
+"""`actstore selectivity`: neurons that fire for one label's tokens only, what switching them off does, and the logit lens.
+
+Knows nothing about how any of it is computed.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from actstore import terminal
+from actstore.commands.options import (
+    CaptureName,
+    Device,
+    GroupWithDefault,
+    Json,
+    ModelName,
+    Quiet,
+    StorePath,
+    TrustRemoteCode,
+)
+from actstore.reports import print_json
+from actstore.store.reader import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from actstore.engine.attribution.mask_matrix import MaskMatrix
+    from actstore.engine.attribution.selectivity import Selectivity
+    from actstore.store.reader import Capture
+
+By = Annotated[str, typer.Option("--by", help="The label column: language, domain …")]
+FiringSite = Annotated[
+    str | None,
+    typer.Option("--site", help="mlp.gate or mlp.post. [default: the gate where there is one]"),
+]
+Modality = Annotated[
+    str | None, typer.Option(help="Count only text, image or generated tokens. [default: all but special ones]")
+]
+Share = Annotated[float, typer.Option(help="Neurons to select, as a share of all.")]
+Quantile = Annotated[
+    float, typer.Option(help="A neuron belongs to labels whose probability exceeds this quantile of all.")
+]
+
+app = typer.Typer(
+    cls=GroupWithDefault,
+    help="Neurons that fire for one label's tokens and hardly for another's (LAPE, DAPE). "
+    "`selectivity STORE` means `selectivity show STORE`.",
+    no_args_is_help=True,
+)
+
+
+def register(main: typer.Typer) -> None:
+    """Add `selectivity` to the program."""
+    main.add_typer(app, name="selectivity")
+
+
+@app.command()
+def show(
+    store: StorePath,
+    by: By,
+    capture: CaptureName = None,
+    site: FiringSite = None,
+    modality: Modality = None,
+    share: Share = 0.01,
+    activation_quantile: Quantile = 0.95,
+    as_json: Json = False,
+) -> None:
+    """The neurons of STORE that are selective for each value of a label, by entropy of how often they fire for each.
+
+    Example: `actstore selectivity gpt2.actstore --by language --share 0.01`
+    """
+    held = Store(store).capture(capture)
+    found = _find(held, by, site, modality, share, activation_quantile)
+    if as_json:
+        print_json(_describe(held, found))
+    else:
+        _print(held, found)
+
+
+@app.command()
+def evaluate(
+    model: ModelName,
+    store: StorePath,
+    by: By,
+    corpus: Annotated[
+        str | None,
+        typer.Argument(metavar="[CORPUS]", help="Held-out documents with the same label. [default: the capture's own]"),
+    ] = None,
+    capture: CaptureName = None,
+    site: FiringSite = None,
+    modality: Modality = None,
+    share: Share = 0.01,
+    activation_quantile: Quantile = 0.95,
+    max_tokens: Annotated[int, typer.Option(help="Tokens to predict of each label.")] = 10_000,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens a forward pass.")] = 4096,
+    random: Annotated[int, typer.Option(help="Draws of as many random neurons of the same layers.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the random neurons.")] = 0,
+    tokenizer: Annotated[str | None, typer.Option(help="Another tokenizer than the model's own.")] = None,
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Switch off each label's neurons and measure the change in perplexity on every label's text: label × label.
+
+    Example: `actstore selectivity evaluate gpt2 gpt2.actstore held-out.jsonl --by language`
+    """
+    from actstore.engine.attribution.mask_matrix import MaskSettings, by_layer, measure_masks
+    from actstore.engine.models import load_model
+
+    settings = MaskSettings(max_tokens, batch_tokens, random, seed)
+    held = Store(store).capture(capture)
+    found = _find(held, by, site, modality, share, activation_quantile)
+    windows = _windows(held, found, corpus, max_tokens, tokenizer or model, trust_remote_code)
+    loaded = load_model(model, dtype=held.record.dtype, device=device, trust_remote_code=trust_remote_code)
+    neurons = {label: by_layer(found.firing.locate(flat)) for label, flat in found.neurons.items()}
+    with _Bar(enabled=not quiet and sys.stderr.isatty()) as report:
+        matrix = measure_masks(loaded, held, neurons, windows, settings, report)
+    if as_json:
+        print_json(_describe(held, found) | _describe_matrix(matrix, corpus, settings.n_random, settings.seed))
+    else:
+        _print_matrix(matrix, corpus, settings.n_random)
+
+
+@app.command()
+def lens(
+    store: StorePath,
+    capture: CaptureName = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens looked at of each modality. [default: all]")
+    ] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """The logit lens: how undecided every layer of STORE is about the next token, text and image tokens apart.
+
+    Needs a capture of resid.post. Example: `actstore selectivity lens gpt2.actstore --max-tokens 10000`
+    """
+    from actstore.engine.attribution.logit_lens import look_through
+
+    held = Store(store).capture(capture)
+    with _Bar(enabled=not quiet and sys.stderr.isatty()) as report:
+        found = look_through(held, max_tokens=max_tokens, device=device, on_tokens=report)
+    if as_json:
+        layers = [
+            {"layer": layer, "entropies": dict(zip(found.modalities, row, strict=True))}
+            for layer, row in zip(found.layers, found.entropies.tolist(), strict=True)
+        ]
+        tokens = dict(zip(found.modalities, found.n_tokens.tolist(), strict=True))
+        print_json({"capture": held.record.name, "tokens": tokens, "layers": layers})
+        return
+    terminal.out.print("Entropy of the next token that each layer's residual stream stands for, in nats", style="bold")
+    rows = [(f"L{layer}", *row) for layer, row in zip(found.layers, found.entropies.tolist(), strict=True)]
+    terminal.out.print(terminal.table(None, ["after layer", *((kind, "right") for kind in found.modalities)], rows))
+
+
+def _find(
+    held: Capture, by: str, site: str | None, modality: str | None, share: float, activation_quantile: float
+) -> Selectivity:
+    from actstore.engine.attribution.selectivity import SelectivitySettings, find_selectivity
+
+    found = find_selectivity(held, SelectivitySettings(by, site, modality, share, activation_quantile))
+    for sentence in found.warnings:
+        terminal.err.print(f"Warning: {sentence}", soft_wrap=True, markup=False)
+    return found
+
+
+def _windows(
+    held: Capture, found: Selectivity, corpus: str | None, max_tokens: int, tokenizer: str, trust_remote_code: bool
+) -> list[Any]:
+    from actstore.engine.attribution.mask_matrix import corpus_options, windows_of_capture, windows_of_corpus
+    from actstore.engine.corpus import read_corpus
+    from actstore.engine.tokens import TextTokenizer
+
+    by, labels = found.settings.by, found.firing.labels
+    if corpus is None:
+        return list(windows_of_capture(held, by, labels, max_tokens))
+    documents = read_corpus(corpus, corpus_options(held, by))
+    with_text = held.record.plan.tokenizer_fingerprint or tokenizer != held.store.model.name
+    loaded = TextTokenizer.load(tokenizer, trust_remote_code=trust_remote_code) if with_text else None
+    return list(windows_of_corpus(documents, held, by, labels, max_tokens, loaded))
+
+
+def _describe(held: Capture, found: Selectivity) -> dict[str, Any]:
+    firing, chosen, settings = found.firing, found.selection, found.settings
+    names = dict(zip(chosen.neurons.tolist(), firing.names(chosen.neurons), strict=True))
+    probabilities = firing.probabilities[chosen.neurons]
+    return {
+        "capture": held.record.name,
+        "by": settings.by,
+        "site": settings.site,
+        "modality": settings.modality,
+        "share": settings.share,
+        "activation_quantile": settings.activation_quantile,
+        "threshold": chosen.threshold,
+        "neurons": len(chosen.entropies),
+        "candidates": chosen.n_candidates,
+        "selected": len(chosen.neurons),
+        "labels": {label: [names[n] for n in flat.tolist()] for label, flat in found.neurons.items()},
+        "counts": {label: len(flat) for label, flat in found.neurons.items()},
+        "tokens": dict(zip(firing.labels, firing.n_tokens.tolist(), strict=True)),
+        "by_layer": {label: _layer_counts(found, flat) for label, flat in found.neurons.items()},
+        "scores": [
+            {
+                "neuron": names[flat],
+                "entropy": float(chosen.entropies[flat]),
+                "probabilities": dict(zip(firing.labels, row, strict=True)),
+            }
+            for flat, row in zip(chosen.neurons.tolist(), probabilities.tolist(), strict=True)
+        ],
+        "warnings": found.warnings,
+    }
+
+
+def _layer_counts(found: Selectivity, flat: NDArray[Any]) -> dict[int, int]:
+    counts = dict.fromkeys(found.firing.layers, 0)
+    for layer, _ in found.firing.locate(flat):
+        counts[layer] += 1
+    return counts
+
+
+def _print(held: Capture, found: Selectivity) -> None:
+    chosen = found.selection
+    terminal.out.print(
+        f"{len(chosen.neurons):,} of {len(chosen.entropies):,} neurons are selective by {found.settings.by} in capture "
+        f"{held.record.name!r}; a neuron belongs to labels for which it fires on more than {100 * chosen.threshold:.1f} % of "
+        "tokens.",
+        style="bold",
+        soft_wrap=True,
+    )
+    layers = list(found.firing.layers)
+    columns = ["label", *((name, "right") for name in ("tokens", "neurons", *(f"L{layer}" for layer in layers)))]
+    rows = [
+        (label, n, len(flat), *_layer_counts(found, flat).values())
+        for (label, flat), n in zip(found.neurons.items(), found.firing.n_tokens.tolist(), strict=True)
+    ]
+    terminal.out.print(terminal.table(None, columns, rows))
+    terminal.out.print(
+        terminal.table(
+            "The most selective of each",
+            ["label", "neurons"],
+            [(label, found.firing.names(flat[:8])) for label, flat in found.neurons.items()],
+        )
+    )
+
+
+def _describe_matrix(matrix: MaskMatrix, corpus: str | None, n_random: int, seed: int) -> dict[str, Any]:
+    def table(values: NDArray[Any]) -> dict[str, dict[str, float]]:
+        return {row: dict(zip(matrix.labels, cells, strict=True)) for row, cells in _rows(matrix.labels, values)}
+
+    return {
+        "corpus": corpus,
+        "predicted": dict(zip(matrix.labels, matrix.n_tokens.tolist(), strict=True)),
+        "nats": dict(zip(matrix.labels, matrix.clean.tolist(), strict=True)),
+        "masked_nats": table(matrix.masked),
+        "matrix": table(matrix.change),
+        "random": {"draws": n_random, "seed": seed, "matrix": table(matrix.random_change) if n_random else None},
+    }
+
+
+def _rows(labels: Sequence[str], values: NDArray[Any]) -> list[tuple[str, list[float]]]:
+    return list(zip(labels, values.tolist(), strict=True))
+
+
+def _print_matrix(matrix: MaskMatrix, corpus: str | None, n_random: int) -> None:
+    terminal.out.print(
+        f"Change in perplexity with a row's neurons off, on the text of the column's label in {corpus or 'the capture'}",
+        style="bold",
+        soft_wrap=True,
+    )
+    n_neurons = matrix.n_neurons.tolist()
+    rows: list[tuple[Any, ...]] = [("perplexity as it is", None, *(f"{x:.4g}" for x in _exp(matrix.clean.tolist())))]
+    rows += [
+        (label, n, *map(_percent, cells))
+        for (label, cells), n in zip(_rows(matrix.labels, matrix.change), n_neurons, strict=True)
+    ]
+    if n_random:
+        rows += [
+            (f"random, like {label}", n, *map(_percent, cells))
+            for (label, cells), n in zip(_rows(matrix.labels, matrix.random_change), n_neurons, strict=True)
+        ]
+    columns = ["neurons off", *((name, "right") for name in ("neurons", *matrix.labels))]
+    terminal.out.print(terminal.table(None, columns, rows))
+
+
+def _exp(nats: list[float]) -> list[float]:
+    return [math.exp(x) if x < 700 else math.inf for x in nats]
+
+
+def _percent(change: float) -> str:
+    return f"{100 * change:+.1f} %" if abs(change) < 100 else f"× {1 + change:.3g}"
+
+
+class _Bar:
+    """A progress bar on standard error; entered, it gives what to call with tokens done and to do."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        from rich.progress import Progress
+
+        self._progress = Progress(console=terminal.err, transient=True, disable=not enabled)
+        self._task = self._progress.add_task("predicting", total=None)
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self._progress.start()
+        return lambda done, total: self._progress.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()

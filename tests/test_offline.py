@@ -1,0 +1,118 @@
+"""Everything that reads a store works where transformers is not installed and the model's folder is gone.
+
+A store holds a capture with labels and one of questions; a second is of the same plan through a changed model. Both models'
+folders are removed before anything is asked. What runs a model (`attribute`, the evaluations) is not asked here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import actstore
+from actstore.engine.attribution.attribute import attribute
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LAUNCH = """
+import contextlib, io, json, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("transformers", "tokenizers", "datasets", "accelerate"):
+            raise ImportError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Blocked())
+from actstore import cli
+
+for arguments in json.loads(sys.stdin.read()):
+    sys.argv = ["actstore", *arguments, "--json"]
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        cli.terminal.out.file = shown
+        status = cli._run(cli.app)
+    print(json.dumps([status, shown.getvalue()]), flush=True)
+"""
+
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "info": ("info", "STORE"),
+    "verify": ("verify", "STORE"),
+    "stats": ("stats", "STORE", "--capture", "corpus", "--by", "language"),
+    "top": ("top", "STORE", "L1.N3", "--capture", "corpus"),
+    "sql": ("sql", "STORE", "select count(*) as n from queries", "--capture", "questions"),
+    "export": ("export", "STORE", "neurons.parquet", "--neurons", "L0.N1", "--capture", "corpus"),
+    "contributions": ("contributions", "STORE", "--target", " fox", "--capture", "corpus"),
+    "at a place": ("contributions", "STORE", "--at", "0:5", "--capture", "corpus"),
+    "by label": ("contributions", "STORE", "--next", "--by", "language", "--capture", "corpus"),
+    "naica": ("naica", "STORE", "--heat-map", "layers.svg", "--by", "topic"),
+    "naica by contribution": ("naica", "STORE", "--attribution", "contribution"),
+    "knowledge": ("knowledge", "STORE"),
+    "selectivity": ("selectivity", "STORE", "--by", "language", "--capture", "corpus"),
+    "change": ("change", "STORE", "OTHER", "--capture", "corpus"),
+    "coverage": ("coverage", "STORE", "--capture", "corpus", "--reference", "corpus"),
+    "probe": ("coverage", "probe", "STORE", "--capture", "corpus", "--by", "language", "--positive", "fr"),
+}
+"""What is asked, by what it is called here; the model-free face of the program."""
+
+KEYS = {
+    "info": "captures", "verify": "ok", "stats": "neurons", "top": "exemplars", "sql": "rows", "export": "bytes",
+    "contributions": "neurons", "at a place": "neurons", "by label": "labels", "naica": "queries",
+    "naica by contribution": "queries", "knowledge": "queries", "selectivity": "labels", "change": "neurons",
+    "coverage": "criteria", "probe": "layers",
+}  # fmt: skip
+"""A key of each answer that must hold something."""
+
+
+@pytest.fixture(scope="module")
+def answers(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, Any]]:
+    """What every command gave, in a process that knows neither transformers nor the models."""
+    folder = tmp_path_factory.mktemp("offline")
+    model, changed = folder / "model", folder / "changed"
+    for copy in (model, changed):
+        shutil.copytree(tiny_model, copy)
+    weights = load_file(changed / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"] *= 1.5
+    save_file(weights, changed / "model.safetensors", metadata={"format": "pt"})
+    settings: dict[str, Any] = {"context": 32, "max_tokens": 900, "label_columns": ("language",)}
+    for source, store in ((model, "STORE"), (changed, "OTHER")):
+        actstore.capture(str(source), corpus, folder / store, **settings)
+    questions = folder / "questions.jsonl"
+    rows = [
+        {
+            "question": f"Which is {i}?",
+            "options": ["fox", "dog", "chien", "ten"],
+            "answer": "ABCD"[i % 4],
+            "topic": f"t{i % 2}",
+        }
+        for i in range(8)
+    ]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    attribute(str(model), questions, folder / "STORE", steps=4)
+    for source in (model, changed, questions):
+        shutil.rmtree(source) if source.is_dir() else source.unlink()
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCH], input=json.dumps(list(COMMANDS.values())), cwd=folder, capture_output=True,
+        text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(COMMANDS), done.stderr
+    found = {}
+    for name, line in zip(COMMANDS, lines, strict=True):
+        status, out = json.loads(line)
+        found[name] = status, json.loads(out) if status == 0 else done.stderr
+    return found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_store_answers_without_model_and_transformers(name: str, answers: dict[str, tuple[int, Any]]) -> None:
+    status, value = answers[name]
+    assert status == 0, value
+    assert value[KEYS[name]], sorted(value)
