@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from actstore.engine.attribution.knowledge import Refinement
     from actstore.store.attributions import Attributions
 
-SHOWN_QUERIES = 20
+SHOWN_QUERIES, SHOWN_NEURONS = 20, 8
 
 
 def knowledge(
@@ -50,12 +50,18 @@ def knowledge(
         return
     shown = list(islice(found, SHOWN_QUERIES))
     rows = [
-        (row["query"], "right" if row["correct"] else "wrong", row["share"], ", ".join(row["neurons"])) for row in shown
+        (row["query"], "right" if row["correct"] else "wrong", row["share"], _shortened(row["neurons"]))
+        for row in shown
     ]
     columns = ["query", "answer", ("share of prompts", "right"), "knowledge neurons"]
     terminal.out.print(terminal.table(None, columns, rows))
     if n_more := sum(1 for _ in found):
         terminal.out.print(f"… {n_more:,} more queries; all of them with --json.")
+
+
+def _shortened(names: list[str]) -> str:
+    n_more = len(names) - SHOWN_NEURONS
+    return ", ".join(names[:SHOWN_NEURONS]) + (f" and {n_more} more" if n_more > 0 else "")
 
 
 def register(app: typer.Typer) -> None:

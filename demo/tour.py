@@ -1,8 +1,8 @@
-"""Writes the README's tour: runs its commands over the embedded model and puts what they print between the README's marks.
+"""Writes the README's tours: runs their commands over the embedded models and puts what they print between its marks.
 
     make demo && .venv/bin/python demo/tour.py
 
-The commands run in an empty folder beside the embedded model, as a reader would type them.
+The commands run in an empty folder beside the embedded models, as a reader would type them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "tour"
+LINES = 24
+"""More than this, and the middle of what a command prints is left out."""
 
-STEPS = (
+TOUR = (
     ("What would be captured, before anything is:", "actstore inspect demo/stdlib-llama"),
     (
         "Capture it over a folder of text (`make demo` left one), here at one byte a value:",
@@ -29,9 +31,30 @@ STEPS = (
         'where layer = 3 order by (max - mean) / std desc limit 5"',
     ),
     ("What does one of them look for?", "actstore top stdlib.actstore {neuron} -k 6"),
+    (
+        "Which neurons write a token? The direct part of each in the token's logit, and the tokens it writes in general:",
+        'actstore contributions stdlib.actstore --target " return" -k 5',
+    ),
     ("Is every byte what it was, and does the model still say the same?", "actstore verify stdlib.actstore --refill 2"),
     ("Take its activations elsewhere:", "actstore export stdlib.actstore {neuron}.parquet --neurons {neuron}"),
 )
+
+QUESTIONS = (
+    (
+        "Ask the fact model its 796 questions, and keep what every neuron did for every answer:",
+        "actstore attribute demo/fact-llama demo/fact-llama/questions.json facts.actstore -k 3",
+    ),
+    (
+        "Which neurons is a query's answer attributed to, and other queries' answers not? No model is needed any more:",
+        "actstore naica facts.actstore --by relation_name -k 4 --heat-map facts.svg",
+    ),
+    (
+        "Where was it wrong?",
+        'actstore sql facts.actstore "select query, n_correct, probability from queries '
+        'where not correct order by probability limit 3"',
+    ),
+)
+TOURS = {"tour": TOUR, "questions": QUESTIONS}
 
 
 def run(command: str) -> str:
@@ -49,17 +72,26 @@ def main() -> None:
     BUILD.mkdir(parents=True)
     for name in ("demo", "build"):
         (BUILD / name).symlink_to(ROOT / name)
+    readme = ROOT / "README.md"
+    for mark, steps in TOURS.items():
+        content = "\n".join(walk(steps))
+        pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
+        text = pattern.sub(lambda m, content=content: m[1] + content + m[2], readme.read_text())
+        readme.write_text(text)
+
+
+def walk(steps: tuple[tuple[str, str], ...]) -> list[str]:
+    """What each step says, the command it types, and what that prints, shortened where it is long."""
     parts, neuron = [], ""
-    for text, command in STEPS:
+    for text, command in steps:
         typed = command.format(neuron=neuron)
         printed = run(typed)
         if found := re.search(r"^L\d+\.N\d+", printed, re.MULTILINE):
             neuron = neuron or (found[0] if "sql" in command else "")
-        parts.append(f"{text}\n\n```console\n$ {typed}\n{printed}\n```\n")
-    readme = ROOT / "README.md"
-    content = "\n".join(parts)
-    pattern = re.compile(r"(<!-- tour -->\n).*?(<!-- /tour -->)", re.DOTALL)
-    readme.write_text(pattern.sub(lambda m: m[1] + content + m[2], readme.read_text()))
+        lines = printed.splitlines()
+        shown = lines if len(lines) <= LINES else [*lines[: LINES - 4], "…", *lines[-2:]]
+        parts.append(f"{text}\n\n```console\n$ {typed}\n" + "\n".join(shown) + "\n```\n")
+    return parts
 
 
 if __name__ == "__main__":
