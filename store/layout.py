@@ -187,6 +187,11 @@ def block_statistics_key(capture: str, block: int) -> str:
     return f"captures/{capture}/blocks/{block}.statistics.safetensors.zst"
 
 
+def block_answers_key(capture: str, block: int) -> str:
+    """What the model answered at the prompts of a block: a Parquet table."""
+    return f"captures/{capture}/blocks/{block}.answers.parquet"
+
+
 def folded_statistics_key(capture: str) -> str:
     """A checkpoint of the statistics of blocks 0…n, so that a resumed run need not read every block's own."""
     return f"captures/{capture}/blocks/folded.statistics.safetensors.zst"
@@ -198,13 +203,21 @@ def statistics_key(capture: str, site: str, name: str) -> str:
 
 
 def table_key(capture: str | None, table: str) -> str:
-    """A Parquet table: `neurons` at the root; `windows`, `documents`, `neurons` in a capture."""
+    """A Parquet table: `neurons` at the root; `windows`, `documents`, `neurons` in a capture.
+
+    One of questions has `prompts` and `queries` too.
+    """
     return f"{table}.parquet" if capture is None else f"captures/{capture}/{table}.parquet"
 
 
 def plan_key(capture: str, name: str) -> str:
     """A plan array: `inputs/ids`, `tokens/ids`, `tokens/position`, `tokens/window`, `tokens/modality`."""
     return f"captures/{capture}/{name}"
+
+
+def graphs_key(name: str, file: str) -> str:
+    """A file of some neurons' graphs: `graph.json`, `nodes.arrow`, `neurons.arrow`; while they are built, `parts/…`."""
+    return f"graphs/{name}/{file}"
 
 
 TOKENIZER_KEY: Final = "tokenizer/tokenizer.json"
