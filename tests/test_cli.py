@@ -22,13 +22,17 @@ from transformers import AutoModelForCausalLM
 
 import actstore
 from actstore import cli as command_line
+from actstore.commands.options import parse_bytes, parse_layers
 from actstore.store.errors import CaptureError, InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-COMMANDS = ("inspect", "capture", "info", "verify", "top", "stats", "sql", "export")
+COMMANDS = (
+    "inspect", "capture", "info", "verify", "top", "stats", "sql", "export",
+    "contributions", "attribute", "naica", "knowledge", "selectivity", "change", "coverage",
+)  # fmt: skip
 SMALL = ("--context", "32", "--max-tokens", "600", "--memory", "40KB", "--label", "language")
 
 
@@ -205,7 +209,9 @@ def test_export_writes_what_the_store_holds(
 def test_the_help_lists_every_command(cli: Callable[..., Result]) -> None:
     shown = cli("--help")
     assert shown.status == 0
-    assert {c.name or c.callback.__name__ for c in command_line.app.registered_commands if c.callback} == set(COMMANDS)
+    app = command_line.app
+    names = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    assert names | {group.name for group in app.registered_groups} == set(COMMANDS)
     for command in COMMANDS:
         assert command in shown.out
 
@@ -388,11 +394,11 @@ def test_errors_take_one_line_and_their_own_status(capsys: pytest.CaptureFixture
     ("text", "expected"), [("64KB", 64_000), ("1.5gb", 1_500_000_000), ("2 MB", 2_000_000), ("17", 17), ("3B", 3)]
 )
 def test_amounts_of_memory(text: str, expected: int) -> None:
-    assert command_line._parse_bytes(text) == expected
+    assert parse_bytes(text) == expected
 
 
 def test_lists_of_layers() -> None:
-    assert command_line._parse_layers("0,3-5,4") == (0, 3, 4, 5)
+    assert parse_layers("0,3-5,4") == (0, 3, 4, 5)
 
 
 def test_sql_output_can_be_parsed_by_a_machine(cli: Callable[..., Result], store: Path) -> None:
