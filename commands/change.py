@@ -56,7 +56,8 @@ Share = Annotated[float, typer.Option(help="The neurons that changed most, as a 
 app = typer.Typer(
     cls=GroupWithDefault,
     help="Neurons that act differently in two models on the same tokens (change scores, safety neurons). "
-    "`change STORE OTHER` means `change show STORE OTHER`.",
+    "`change STORE OTHER` means `change show STORE OTHER`.\n\n"
+    "Example: `actstore change base.actstore tuned.actstore`",
     no_args_is_help=True,
 )
 

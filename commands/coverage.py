@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     cls=GroupWithDefault,
     help="Coverage criteria over a capture, and a linear probe between two labels. "
-    "`coverage STORE` means `coverage show STORE`.",
+    "`coverage STORE` means `coverage show STORE`.\n\n"
+    "Example: `actstore coverage gpt2.actstore --capture prompts --reference corpus`",
     no_args_is_help=True,
 )
 

@@ -50,7 +50,8 @@ Quantile = Annotated[
 app = typer.Typer(
     cls=GroupWithDefault,
     help="Neurons that fire for one label's tokens and hardly for another's (LAPE, DAPE). "
-    "`selectivity STORE` means `selectivity show STORE`.",
+    "`selectivity STORE` means `selectivity show STORE`.\n\n"
+    "Example: `actstore selectivity gpt2.actstore --by language`",
     no_args_is_help=True,
 )
 

@@ -216,14 +216,24 @@ def test_the_help_lists_every_command(cli: Callable[..., Result]) -> None:
         assert command in shown.out
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def subcommands(group: str) -> list[str]:
+    (found,) = [g.typer_instance for g in command_line.app.registered_groups if g.name == group]
+    return [c.name or c.callback.__name__ for c in found.registered_commands if found and c.callback]
+
+
+GROUPS = tuple(group.name or "" for group in command_line.app.registered_groups)
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"{g} {c}" for g in GROUPS for c in subcommands(g))])
 def test_every_command_shows_an_example_that_its_own_options_allow(cli: Callable[..., Result], command: str) -> None:
-    shown = cli(command, "--help")
+    shown = cli(*command.split(), "--help")
     assert shown.status == 0
     flat = re.sub(r"[\s│]+", " ", shown.out)
+    if command in GROUPS:  # its example is that of the subcommand meant where none is named
+        flat += cli(command, "show", "--help").out
     example = re.search(r"Example: (actstore [^│]+?) (?:[╭─]|Arguments|Usage)", flat)
     assert example, flat
-    assert example[1].split()[1] == command
+    assert command.removesuffix(" show") in example[1]
     for option in re.findall(r" (--[a-z-]+)", example[1]):
         assert flat.count(option) > 1, f"the example's {option} is no option of {command}"
 
