@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.kernels.pack.statistics import Statistics
+    from actstore.store.graphs import Graphs, NeuronGraph
     from actstore.store.records import ModelRecord
     from actstore.store.shards import Shard
 
@@ -62,6 +63,7 @@ class Store:
         self.folder = location if isinstance(location, Folder) else Folder(location)
         self.model: ModelRecord = root.read_root(self.folder)
         self._complete: dict[str, Capture] = {}
+        self._graphs: dict[str, Graphs] = {}
 
     def __repr__(self) -> str:
         return f"Store({self.folder.location!r}: {self.model.name}, captures {', '.join(self.captures) or 'none'})"
@@ -128,6 +130,15 @@ class Store:
 
         targets = () if target is None else (target,) if isinstance(target, str | int) else tuple(target)
         return rank_contributions(self, targets, Asked(k=k, **asked)).table()
+
+    def graph(self, layer: int | str, neuron: int | None = None, name: str = "graphs") -> NeuronGraph:
+        """The graph of a neuron, of those that `actstore graph build` made as `name`: `store.graph(3, 17)`."""
+        from actstore.store.graphs import Graphs  # only here: it loads the compiler
+
+        found = self.neuron(layer, neuron)
+        if name not in self._graphs:
+            self._graphs[name] = Graphs(self, name)
+        return self._graphs[name].graph(found.layer, found.index)
 
     @cached_property
     def vocabulary(self) -> pa.Table | None:

@@ -1,0 +1,1 @@
+"""Neurons as graphs of what makes them fire (N2G), from what a store holds."""
