@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore import terminal
-from actstore.commands import attribute, change, contributions, coverage, knowledge, naica, selectivity
+from actstore.commands import attribute, change, contributions, coverage, graph, knowledge, naica, selectivity
 from actstore.commands.options import CaptureName, Json, Site, StorePath, parse_bytes, parse_layers
 from actstore.reports import describe_model, describe_store, print_json, print_neuron, print_store
 from actstore.store.errors import ActstoreError, CaptureError, InvalidInputError
@@ -397,7 +397,7 @@ def export(
 
 
 # In the order in which --help lists them.
-for family in (contributions, attribute, naica, knowledge, selectivity, change, coverage):
+for family in (contributions, attribute, naica, knowledge, selectivity, change, coverage, graph):
     family.register(app)
 
 

@@ -3,7 +3,8 @@
 Views `neurons`, `documents`, `windows`, `tokens` are those of the chosen capture; a capture's own schema holds them under
 its name (`corpus.neurons`; a name that DuckDB keeps for itself, or that differs from another only in capital letters, gets
 none); a capture of questions has `prompts` and `queries` too. `vocabulary` and `model` (the neurons as the weights alone know
-them) belong to the store. Knows nothing about what the columns mean.
+them) belong to the store, and so do `graph_nodes` and `graph_lines`, whose column `graphs` says of which set of neuron graphs.
+Knows nothing about what the columns mean.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import duckdb
 
 from actstore.store.answers import answer_tables, has_attributions
 from actstore.store.errors import InvalidInputError
+from actstore.store.graph_tables import graph_tables
 from actstore.store.layout import DEFAULT_CAPTURE, VOCABULARY_KEY, table_key
 from actstore.store.statistics import is_finished
 
@@ -41,6 +43,10 @@ def run_sql(store: Store, query: str, capture: str | None) -> pa.Table:
             _add_capture(connection, store.capture(capture), "", wants_tokens)
         _add_table(connection, store, "vocabulary", VOCABULARY_KEY)
         _add_table(connection, store, "model", table_key(None, "neurons"))
+        for table in ("graph_nodes", "graph_lines"):
+            if table in query.lower():
+                for rows in graph_tables(store, table):
+                    _add_arrow(connection, table, rows)
         try:
             result = connection.sql(query)
             if result is not None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     "inspect", "capture", "info", "verify", "top", "stats", "sql", "export",
-    "contributions", "attribute", "naica", "knowledge", "selectivity", "change", "coverage",
+    "contributions", "attribute", "naica", "knowledge", "selectivity", "change", "coverage", "graph",
 )  # fmt: skip
 SMALL = ("--context", "32", "--max-tokens", "600", "--memory", "40KB", "--label", "language")
 

@@ -1,0 +1,228 @@
+"""`graph evaluate`: how well graphs predict where neurons fire, beside lookup tables and other methods' graphs.
+
+Knows nothing about how it is measured.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from actstore import terminal
+from actstore.commands.options import CaptureName, Json, Quiet, Site, StorePath, parse_layers
+from actstore.reports import print_json
+from actstore.store.errors import InvalidInputError
+from actstore.store.neuron import parse_neuron
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from actstore.engine.graph.evaluate import Evaluation, EvaluationSettings, Method
+    from actstore.store.reader import Capture
+
+KINDS = {"exemplars": "Held-out exemplars", "ordinary": "Ordinary text"}
+MOST_LAYERS = 12
+"""More columns than this no terminal shows: F1 by layer is in the JSON then."""
+
+
+def register(group: typer.Typer) -> None:
+    """Add the command to the group `graph`."""
+    group.command("evaluate")(evaluate)
+
+
+def evaluate(
+    store: StorePath,
+    capture: CaptureName = None,
+    site: Site = "mlp.post",
+    share: Annotated[float, typer.Option(help="Firing is at least this share of the neuron's maximum.")] = 0.5,
+    exemplars: Annotated[
+        int, typer.Option(help="Windows with a neuron's largest activations; half of them test.")
+    ] = 20,
+    ordinary: Annotated[int, typer.Option(help="Windows of any kind that test every neuron.")] = 40,
+    seed: Annotated[int, typer.Option(help="Which windows are drawn.")] = 0,
+    gain: Annotated[
+        float, typer.Option(help="Nats of held-out likelihood that a node must add; -1 keeps every context.")
+    ] = 0.5,
+    kappa: Annotated[float, typer.Option(help="How firmly a longer context starts from what the shorter says.")] = 1.0,
+    threshold: Annotated[float, typer.Option(help="Least probability at which a graph says: fires.")] = 0.4,
+    max_depth: Annotated[int, typer.Option(help="Tokens looked back before the activating one.")] = 12,
+    also: Annotated[
+        list[str] | None, typer.Option(metavar="CAPTURE", help="Further evidence, never tested on; repeat for more.")
+    ] = None,
+    graphs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Evaluate these graphs of the store beside; repeat for more."),
+    ] = None,
+    curve: Annotated[
+        str | None, typer.Option(metavar="GAINS", help="F1 against nodes at these gains too, such as -1,0.25,1,2,4.")
+    ] = None,
+    neurons: Annotated[str | None, typer.Option(help="Neurons, such as L3.N17,L4.N2. [default: all]")] = None,
+    layers: Annotated[str | None, typer.Option(help="All neurons of these layers, such as 0,3-5.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Build every neuron's graph without its test windows, and see how well it says there where the neuron fires.
+
+    Half of a neuron's exemplars test, and so do ordinary windows; windows of the same tokens are left out with them. Lookup
+    tables of tokens and of pairs of tokens learn from the same evidence. No model runs, nothing is written.
+
+    Example: `actstore graph evaluate gpt2.actstore --layers 0-3 --curve 0.25,1,4`
+    """
+    from actstore.engine.graph.build import GraphSettings
+    from actstore.engine.graph.evaluate import EvaluationSettings, describe_leak, evaluate
+    from actstore.engine.graph.split import Protocol
+    from actstore.store.graphs import Graphs
+    from actstore.store.reader import Store
+
+    settings = EvaluationSettings(
+        GraphSettings(share=share, threshold=threshold, gain=gain, kappa=kappa, max_depth=max_depth),
+        Protocol(exemplars, ordinary, seed),
+        site,
+        _gains(curve),
+    )
+    opened = Store(store)
+    main = opened.capture(capture)
+    others = [opened.capture(name) for name in also or ()]
+    sets = [Graphs(opened, name) for name in dict.fromkeys(graphs or ())]
+    for one in sets:
+        if (warning := describe_leak(one, main, settings)) is not None:
+            terminal.err.print(f"Warning: {warning}", soft_wrap=True, markup=False)
+    wanted = _wanted(main, site, neurons, layers)
+    with _bar(enabled=not quiet and sys.stderr.isatty()) as bar:
+        found = evaluate(main, neurons=wanted, also=others, graphs=sets, settings=settings, progress=_advance(bar))
+    described = describe(found, main, settings, also or ())
+    if as_json:
+        print_json(described)
+    else:
+        _print(described)
+
+
+def describe(found: Evaluation, capture: Capture, settings: EvaluationSettings, also: Any = ()) -> dict[str, Any]:
+    """What `graph evaluate --json` says."""
+    own = _method(found.method)
+    return {
+        "store": capture.store.folder.location,
+        "capture": capture.record.name,
+        "also": list(also),
+        "site": settings.site,
+        "settings": asdict(settings.graph) | asdict(settings.protocol),
+        "neurons": len(found.neurons),
+        "failed": found.method.n_failed,
+        "never_fire": found.never_fire,
+        "few_exemplars": found.few_exemplars,
+        "ordinary_windows": found.n_ordinary,
+        "duplicates": found.n_duplicates,
+        "seconds": round(found.seconds, 3),
+        "build_seconds": round(found.build_seconds, 3),
+        **own,
+        "baselines": {name: _method(method) for name, method in found.baselines.items()},
+        "curve": [{"gain": gain, **_method(method)} for gain, method in sorted(found.curve.items())],
+    }
+
+
+def _method(method: Method) -> dict[str, Any]:
+    described: dict[str, Any] = {kind: getattr(method, kind).summary() for kind in KINDS}
+    if method.n_nodes:
+        described["nodes"] = {"median": float(np.median(method.n_nodes)), "mean": float(np.mean(method.n_nodes))}
+        described["failed"] = method.n_failed
+    return described
+
+
+def _print(described: dict[str, Any]) -> None:
+    methods = {"graphs": described} | described["baselines"]
+    for kind, title in KINDS.items():
+        layers = [row["layer"] for row in described[kind]["by_layer"]]
+        shown = layers if len(layers) <= MOST_LAYERS else []
+        columns = ["method", *((name, "right") for name in ("precision", "recall", "F1", "correlation", "nodes"))]
+        columns += [(f"F1 L{layer}", "right") for layer in shown]
+        rows = [
+            (
+                name,
+                *(_number(method[kind][measure]) for measure in ("precision", "recall", "f1", "correlation")),
+                f"{method['nodes']['median']:g}" if "nodes" in method else "",
+                *(_number(row["f1"]) for row in method[kind]["by_layer"] if shown),
+            )
+            for name, method in methods.items()
+        ]
+        terminal.out.print(terminal.table(title, columns, rows))
+        terminal.out.print()
+    if len(described["curve"]) > 1:
+        names = ("gain", "nodes, median", "nodes, mean", "F1 on exemplars", "F1 on ordinary text")
+        rows = [
+            (
+                f"{row['gain']:g}",
+                f"{row['nodes']['median']:g}",
+                f"{row['nodes']['mean']:.0f}",
+                *(_number(row[kind]["f1"]) for kind in KINDS),
+            )
+            for row in described["curve"]
+        ]
+        terminal.out.print(terminal.table("F1 against the number of nodes", [(name, "right") for name in names], rows))
+        terminal.out.print()
+    terminal.out.print(_note(described), style="dim", soft_wrap=True)
+
+
+def _note(described: dict[str, Any]) -> str:
+    parts = [
+        f"{described['neurons']:,} neurons, {described['failed']:,} failed, in {described['seconds']:.1f} s "
+        f"({described['build_seconds']:.1f} s to build the graphs once).",
+        "Means over neurons; nodes are medians.",
+    ]
+    undefined = {kind: described[kind]["undefined"] for kind in KINDS}
+    if any(undefined.values()):
+        said = " and ".join(f"{n:,} on {KINDS[kind].lower()}" for kind, n in undefined.items() if n)
+        parts.append(f"Left out, for they neither fire nor are said to: {said}.")
+    if described["never_fire"]:
+        parts.append(f"{described['never_fire']:,} never fire.")
+    if described["few_exemplars"]:
+        parts.append(
+            f"{described['few_exemplars']:,} fire in fewer than {described['settings']['n_exemplars']} windows."
+        )
+    if described["ordinary_windows"] < described["settings"]["n_ordinary"]:
+        parts.append(f"Only {described['ordinary_windows']:,} ordinary windows: half of the capture.")
+    return " ".join(parts)
+
+
+def _gains(curve: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in curve.split(",")) if curve is not None else ()
+    except ValueError:
+        raise InvalidInputError(f"--curve takes numbers such as -1,0.25,1,4, found {curve!r}.") from None
+
+
+def _wanted(capture: Capture, site: str, neurons: str | None, layers: str | None) -> list[tuple[int, int]] | None:
+    if neurons is None and layers is None:
+        return None
+    wanted = [parse_neuron(part) for part in neurons.split(",")] if neurons is not None else []
+    for layer in parse_layers(layers) if layers is not None else ():
+        capture.check_neuron(layer, 0, site)
+        wanted += [(layer, neuron) for neuron in range(capture.record.layers(site)[layer])]
+    return wanted
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _bar(*, enabled: bool) -> Progress:
+    return Progress(
+        TextColumn("evaluating"),
+        BarColumn(bar_width=12),
+        TaskProgressColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} neurons", style="dim"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=terminal.err,
+        transient=True,
+        disable=not enabled,
+    )
+
+
+def _advance(bar: Progress) -> Callable[[int, int], None]:
+    task = bar.add_task("evaluating", total=None)
+    return lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,219 @@
+"""`graph probe`: asks the model about contexts that a capture does not show. Knows nothing about how it is asked."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from actstore import terminal
+from actstore.commands.options import (
+    CaptureName,
+    Device,
+    Dtype,
+    Json,
+    ModelName,
+    Quiet,
+    Site,
+    StorePath,
+    TrustRemoteCode,
+    parse_layers,
+)
+from actstore.reports import print_json
+from actstore.store.errors import InvalidInputError
+from actstore.store.neuron import parse_neuron
+
+if TYPE_CHECKING:
+    from actstore.engine.graph.probes import Probes
+    from actstore.engine.run import RunOptions
+    from actstore.store.reader import Capture, Store
+
+
+def register(group: typer.Typer) -> None:
+    """Add the command to the group `graph`."""
+    group.command("probe")(probe)
+
+
+def probe(
+    model: ModelName,
+    store: StorePath,
+    capture: CaptureName = None,
+    site: Site = "mlp.post",
+    name: Annotated[
+        str | None, typer.Option("--probes", help="Name of the probes. [default: probes, sampled: probes-sampled]")
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(metavar="TOKENS", help="Draw so many tokens of text from the model; ask nothing else.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="Longest sampled window. [default: 256]")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of sampling. [default: 1]")] = None,
+    prompt: Annotated[
+        int | None, typer.Option(help="Tokens that a sampled window takes from the beginning of another. [default: 2]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="What is sampled; which exemplars are asked about.")] = 0,
+    neurons: Annotated[str | None, typer.Option(help="Neurons, such as L3.N17,L4.N2. [default: all]")] = None,
+    layers: Annotated[str | None, typer.Option(help="All neurons of these layers, such as 0,3-5.")] = None,
+    exemplars: Annotated[
+        int | None,
+        typer.Option(help="Windows with a neuron's largest activations; half are asked about. [default: 20]"),
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            help="What masks a token: mask, unk, pad, typical (a frequent token), delete. [default: auto, in that order]"
+        ),
+    ] = None,
+    substitutes: Annotated[int | None, typer.Option(help="Substitutes of each important token. [default: 5]")] = None,
+    precision: Annotated[str, typer.Option(help="How the probes' activations are kept.")] = "half",
+    annotate: Annotated[
+        str | None,
+        typer.Option(metavar="GRAPHS", help="Note the measured importance in these graphs, as GRAPHS-probed."),
+    ] = None,
+    published: Annotated[
+        str | None, typer.Option(metavar="GRAPHS", help="Make graphs of that name by the published method.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Continue interrupted probes; what is complete stays.")] = False,
+    tokenizer: Annotated[str | None, typer.Option(help="Another tokenizer than the model's own.")] = None,
+    ignore_disk: Annotated[bool, typer.Option(help="Start although the disk looks too small.")] = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Ask MODEL what STORE cannot say: which tokens of a context matter, and what happens in text of its own.
+
+    With --sample, text is drawn from the model and captured, as more evidence: `graph build --also probes-sampled`. Else
+    every neuron's exemplars are shortened, their tokens masked and substituted. Example:
+    `actstore graph probe gpt2 gpt2.actstore --annotate graphs`
+    """
+    from actstore.engine.run import RunOptions
+
+    options = RunOptions(
+        resume=resume, dtype=dtype, device=device, tokenizer=tokenizer, ignore_disk=ignore_disk, weights=False,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    sampling: dict[str, Any] = {"window": window, "temperature": temperature, "prompt": prompt}
+    asking: dict[str, Any] = {"n_exemplars": exemplars, "mask": mask, "n_substitutes": substitutes}
+    ours, others = (
+        sampling,
+        {**asking, "neurons": neurons, "layers": layers, "annotate": annotate, "published": published},
+    )
+    if sample is None:
+        ours, others = asking, sampling
+    stray = [option.removeprefix("n_").replace("_", "-") for option, value in others.items() if value is not None]
+    if stray:
+        needs = "needs" if sample is None else "cannot go with"
+        raise InvalidInputError(f"--{stray[0]} {needs} --sample. Leave one of them out, or run the command twice.")
+    given = {option: value for option, value in ours.items() if value is not None} | {"seed": seed}
+    began = time.monotonic()
+    if sample is not None:
+        done = _sample(model, store, capture, name, site, precision, options, quiet, {"n_tokens": sample, **given})
+        described = _describe_sampled(done, time.monotonic() - began)
+    else:
+        from actstore.engine.graph.probe_plan import ProbeSettings
+        from actstore.engine.graph.probe_rounds import probe as ask
+        from actstore.store.reader import Store
+
+        opened = Store(store).capture(capture)
+        wanted = _wanted(opened, site, neurons, layers)
+        _check_graphs(opened.store, annotate, published)
+        with terminal.CaptureBar(enabled=not quiet and sys.stderr.isatty()) as bar:
+            probes = ask(
+                model, store, name=name or "probes", capture=capture, site=site, neurons=wanted,
+                settings=ProbeSettings(**given), precision=precision, options=options, progress=bar,
+            )  # fmt: skip
+        described = _describe(probes, _make_graphs(probes, store, annotate, published), time.monotonic() - began)
+    if as_json:
+        print_json(described)
+    else:
+        _print(described)
+
+
+def _sample(
+    model: str, store: str, capture: str | None, name: str | None, site: str, precision: str, options: RunOptions,
+    quiet: bool, given: dict[str, Any],
+) -> Capture:  # fmt: skip
+    from actstore.engine.graph.probe_run import SAMPLED, ProbeKept, sample_probes
+    from actstore.engine.graph.sampling import SampleSettings
+
+    with terminal.CaptureBar(enabled=not quiet and sys.stderr.isatty()) as bar:
+        return sample_probes(
+            model, store, name=name or SAMPLED, capture=capture, settings=SampleSettings(**given),
+            kept=ProbeKept(site, precision), options=options, progress=bar,
+        )  # fmt: skip
+
+
+def _wanted(capture: Capture, site: str, neurons: str | None, layers: str | None) -> list[tuple[int, int]] | None:
+    if neurons is None and layers is None:
+        return None
+    wanted = [parse_neuron(part) for part in neurons.split(",")] if neurons is not None else []
+    for layer in parse_layers(layers) if layers is not None else ():
+        capture.check_neuron(layer, 0, site)
+        wanted += [(layer, neuron) for neuron in range(capture.record.layers(site)[layer])]
+    return wanted
+
+
+def _check_graphs(store: Store, annotate: str | None, published: str | None) -> None:
+    """Refuse graphs that are not there, and names that are taken, before the model is asked anything."""
+    from actstore.store.graphs import Graphs, graph_names
+
+    if annotate is not None:
+        Graphs(store, annotate)
+    for name in (annotate and f"{annotate}-probed", published):
+        if name and name in graph_names(store):
+            raise InvalidInputError(f"{store.folder} already has graphs {name!r}. Delete them, or name others.")
+
+
+def _make_graphs(probes: Probes, store: str, annotate: str | None, published: str | None) -> list[str]:
+    """The names of the graphs that were made of the probes."""
+    from actstore.engine.graph.probes import annotate_graphs
+    from actstore.engine.graph.published import build_published
+    from actstore.store.folder import Folder
+    from actstore.store.graphs import Graphs
+
+    folder, made = Folder(store, read_only=False), []
+    if annotate is not None:
+        made.append(annotate_graphs(Graphs(probes.store, annotate), probes, folder, f"{annotate}-probed").name)
+    if published is not None:
+        made.append(build_published(probes, folder, name=published).name)
+    return made
+
+
+def _describe_sampled(capture: Capture, seconds: float) -> dict[str, Any]:
+    plan = capture.record.plan
+    return {
+        "store": capture.folder.location,
+        "captures": [{"capture": capture.record.name, "windows": plan.n_windows, "tokens": plan.n_tokens}],
+        "seconds": seconds,
+    }
+
+
+def _describe(probes: Probes, graphs: list[str], seconds: float) -> dict[str, Any]:
+    plans = {name: probes.store.capture(name).record.plan for name in probes.captures}
+    held = [[probed.held for probed in probes.of(*neuron)] for neuron in probes.neurons]
+    return {
+        "store": probes.store.folder.location,
+        "captures": [{"capture": name, "windows": p.n_windows, "tokens": p.n_tokens} for name, p in plans.items()],
+        "neurons": len(held),
+        "exemplars": sum(map(len, held)),
+        "shortened": int(np.sum([sum(found) for found in held])),
+        "mask": probes.settings["mask_kind"],
+        "graphs": graphs,
+        "seconds": seconds,
+    }
+
+
+def _print(described: dict[str, Any]) -> None:
+    rows = [[c["capture"], f"{c['windows']:,}", f"{c['tokens']:,}"] for c in described["captures"]]
+    terminal.out.print(terminal.table(None, ["capture", ("windows", "right"), ("tokens", "right")], rows))
+    if "neurons" in described:
+        terminal.out.print(
+            f"{described['neurons']:,} neurons: {described['shortened']:,} of {described['exemplars']:,} exemplars could be "
+            f"shortened. Tokens were masked with: {described['mask']}."
+        )
+    for graphs in described.get("graphs", ()):
+        terminal.out.print(f"Made graphs {graphs!r}.")

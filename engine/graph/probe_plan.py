@@ -1,0 +1,274 @@
+"""What to ask a model about neurons' exemplars: requests of every neuron, each window of tokens asked for once.
+
+Windows are those of the published method (Foote et al. 2023): suffixes that end soon after the token with the largest
+activation, suffixes with one token masked, suffixes with one token substituted. Knows nothing about models or captures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from actstore.store.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from actstore.store.reader import Store
+
+MASKS: Final = ("auto", "mask", "unk", "pad", "typical", "delete")
+NO_TOKEN: Final = -1
+SENTENCE_ENDS: Final = (b".", b"!", b"?", b"\n")
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """What is asked of every neuron; the numbers are the published ones."""
+
+    n_exemplars: int = 20
+    """Windows with the neuron's largest activations; half of them, drawn by `seed`, are asked about, as `evaluate` does."""
+    seed: int = 0
+    share: float = 0.5
+    """Part of its activation that a shortened, or changed, exemplar must keep; and of the neuron's maximum, to fire."""
+    step: int = 5
+    longest: int = 30
+    """Suffixes of `step`, 2 · `step` … `longest` tokens are tried."""
+    after: int = 5
+    """Tokens of the same sentence that stay behind the pivot."""
+    important: float = 0.8
+    """Importance on the pivot from which a token is substituted; the pivot always is."""
+    n_substitutes: int = 5
+    mask: str = "auto"
+    """What stands for a masked token: see `mask_token`."""
+
+    def __post_init__(self) -> None:
+        if self.mask not in MASKS:
+            raise InvalidInputError(f"--mask is one of {', '.join(MASKS)}, found {self.mask!r}.")
+        if self.n_exemplars < 2:
+            raise InvalidInputError(f"--exemplars must be 2 or more, found {self.n_exemplars}.")
+        if not 0 < self.step <= self.longest:
+            raise InvalidInputError(
+                f"Suffixes grow from {self.step} to {self.longest} tokens, which cannot be. Mend them."
+            )
+        if self.after < 0 or self.n_substitutes < 0 or not 0 < self.share < 1:
+            raise InvalidInputError(
+                "Tokens after the pivot and substitutes are 0 or more, a share lies between 0 and 1."
+            )
+
+    def lengths(self) -> range:
+        """The lengths of suffixes that are tried."""
+        return range(self.step, self.longest + 1, self.step)
+
+
+REQUESTS = pa.schema(
+    [
+        ("layer", pa.int32()),
+        ("neuron", pa.int32()),
+        ("exemplar", pa.int32()),
+        ("document", pa.int32()),
+        ("pivot", pa.int32()),
+        ("n_special", pa.int32()),
+        ("position", pa.int32()),
+        ("token", pa.int32()),
+        ("whole", pa.float32()),
+    ],
+    metadata={
+        "exemplar": "window of the capture that is asked about",
+        "document": "the window of the probes that answers; several neurons may share one",
+        "pivot": "where in it the token with the largest activation lies",
+        "n_special": "special tokens at its beginning",
+        "position": "which token is masked or substituted; -1 for none",
+        "token": "by what; -1 where it is deleted or nothing is changed",
+        "whole": "activation at the pivot in the exemplar itself",
+    },
+)
+
+
+class Subject(NamedTuple):
+    """An exemplar of a neuron."""
+
+    layer: int
+    neuron: int
+    exemplar: int
+    ids: NDArray[np.int32]
+    """[position] what the model read."""
+    pivot: int
+    n_special: int
+    whole: float
+
+
+class Requests:
+    """Who asks for which window; windows of the same tokens are one."""
+
+    def __init__(self) -> None:
+        self._windows: dict[bytes, int] = {}
+        self._rows: dict[str, list[Any]] = {name: [] for name in REQUESTS.names}
+
+    def __len__(self) -> int:
+        return len(self._rows["layer"])
+
+    @property
+    def n_windows(self) -> int:
+        """Different windows asked for."""
+        return len(self._windows)
+
+    def ask(self, subject: Subject, position: int = NO_TOKEN, token: int = NO_TOKEN) -> None:
+        """Ask what the subject's neuron does over the subject's tokens."""
+        window = self._windows.setdefault(subject.ids.astype("<i4").tobytes(), len(self._windows))
+        row = (
+            subject.layer, subject.neuron, subject.exemplar, window, subject.pivot, subject.n_special, position, token,
+            subject.whole,
+        )  # fmt: skip
+        for name, value in zip(REQUESTS.names, row, strict=True):
+            self._rows[name].append(value)
+
+    def finish(self) -> tuple[list[NDArray[np.int32]], pa.Table]:
+        """The windows, by length and then by tokens, and the table of requests in the order of neurons.
+
+        Windows of one length follow one another, so that they run together without padding.
+        """
+        windows = [np.frombuffer(key, "<i4").astype(np.int32) for key in self._windows]
+        order = sorted(range(len(windows)), key=lambda i: (len(windows[i]), windows[i].tolist()))
+        place = np.empty(len(windows), np.int64)
+        place[order] = np.arange(len(order))
+        columns = {
+            name: np.array(values, REQUESTS.field(name).type.to_pandas_dtype()) for name, values in self._rows.items()
+        }
+        columns["document"] = place[columns["document"]].astype(np.int32) if len(self) else columns["document"]
+        keys = ("token", "position", "exemplar", "neuron", "layer")
+        rows = np.lexsort([columns[key] for key in keys])
+        return [windows[i] for i in order], pa.table({k: v[rows] for k, v in columns.items()}, schema=REQUESTS)
+
+
+def shorten(
+    subject: Subject, length: int, after: int, context: int | None, ends: Callable[[int], bool]
+) -> Subject | None:
+    """The subject with the `length` tokens that end at its pivot, special tokens before, and the rest of the sentence behind.
+
+    None where a shorter suffix had all of them, or where the model's context has no room for it. `ends` says of a token
+    whether a sentence ends in it.
+    """
+    n_text = subject.pivot + 1 - subject.n_special
+    if n_text <= 0 or (context is not None and subject.n_special + min(length, n_text) > context):
+        return None
+    start = max(subject.n_special, subject.pivot + 1 - length)
+    stop = subject.pivot + 1
+    room = context if context is not None else len(subject.ids) + 1
+    while (
+        stop < len(subject.ids)
+        and stop - subject.pivot <= after
+        and subject.n_special + stop - start < room
+        and not ends(int(subject.ids[stop - 1]))
+    ):
+        stop += 1
+    ids = np.concatenate([subject.ids[: subject.n_special], subject.ids[start:stop]])
+    return subject._replace(ids=ids, pivot=subject.n_special + subject.pivot - start)
+
+
+def change(ids: NDArray[np.int32], position: int, token: int) -> NDArray[np.int32]:
+    """The window with another token at a position; without that position where `token` is `NO_TOKEN`."""
+    if token == NO_TOKEN:
+        return np.delete(ids, position)
+    changed = ids.copy()
+    changed[position] = token
+    return changed
+
+
+def changed_values(values: NDArray[np.float32], position: int, token: int) -> NDArray[np.float32]:
+    """The values of a changed window at the positions of the original: NaN where a token was deleted."""
+    return np.insert(values, position, np.nan) if token == NO_TOKEN else values
+
+
+def mask_token(known: Mapping[str, int], kind: str, typical: int) -> tuple[str, int]:
+    """What stands for a masked token: its kind's name and its id, `NO_TOKEN` for deletion.
+
+    known: "mask", "unk", "pad" → id, those that the tokenizer names. "auto" is the first of them, else `typical`, the capture's
+    most frequent token, under that name: never an id that is some other tokenizer's. `InvalidInputError` where the tokenizer
+    has none of the kind asked for.
+    """
+    if kind == "delete":
+        return kind, NO_TOKEN
+    if kind == "typical":
+        return kind, typical
+    for name in ("mask", "unk", "pad") if kind == "auto" else (kind,):
+        if name in known:
+            return name, known[name]
+    if kind == "auto":
+        return "typical", typical
+    raise InvalidInputError(
+        f"The tokenizer has no {kind} token to mask with; it has: {', '.join(known) or 'none'}. Choose another --mask."
+    )
+
+
+def sentence_ends(store: Store) -> Callable[[int], bool]:
+    """Whether a sentence ends in a token; never, where the store knows no text."""
+    if store.vocabulary is None:
+        return lambda token: False
+    ending = np.array(
+        [any(end in content for end in SENTENCE_ENDS) for content in store.vocabulary["bytes"].to_pylist()]
+    )
+    return lambda token: token < len(ending) and bool(ending[token])
+
+
+class Substitutes:
+    """Tokens that may stand in another's place: those that occur between the same two tokens, then the nearest embeddings."""
+
+    def __init__(
+        self, windows: Iterator[NDArray[np.int32]], excluded: frozenset[int], embedding: NDArray[np.float32] | None
+    ) -> None:
+        """Learn what follows what from `windows`; tokens of `excluded` never stand in; `embedding` is [token, d_model]."""
+        left, right = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for ids in windows:
+            left.append(ids[:-1].astype(np.int64))
+            right.append(ids[1:].astype(np.int64))
+        self._pairs, self._counts = np.unique(np.concatenate(left) << 32 | np.concatenate(right), return_counts=True)
+        self._excluded = np.array(sorted(excluded), np.int64)
+        if embedding is not None:
+            norm = np.linalg.norm(embedding, axis=1, keepdims=True)
+            embedding = (embedding / np.where(norm > 0, norm, 1)).astype(np.float32)
+        self._embedding = embedding
+        self._nearest: dict[int, NDArray[np.int64]] = {}
+
+    def of(self, ids: NDArray[np.int32], position: int, k: int) -> list[int]:
+        """The k likeliest substitutes, best first; ties go to the smaller id."""
+        original = int(ids[position])
+        follows, counts = self._after(int(ids[position - 1])) if position > 0 else (np.empty(0, np.int64),) * 2
+        score = counts.astype(np.float64)
+        if position + 1 < len(ids) and len(follows):
+            score = score * self._likelihoods(follows, int(ids[position + 1]))
+        kept = (score > 0) & (follows != original) & ~np.isin(follows, self._excluded)
+        order = np.lexsort((follows[kept], -score[kept]))
+        chosen: list[int] = follows[kept][order[:k]].tolist()
+        if len(chosen) < k and self._embedding is not None and original < len(self._embedding):
+            chosen += [t for t in self._near(original, 2 * k).tolist() if t not in chosen][: k - len(chosen)]
+        return chosen
+
+    def _after(self, token: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        a, b = np.searchsorted(self._pairs, [token << 32, (token + 1) << 32])
+        return self._pairs[a:b] & 0xFFFFFFFF, self._counts[a:b]
+
+    def _likelihoods(self, tokens: NDArray[np.int64], following: int) -> NDArray[np.float64]:
+        """How often `following` comes after each of `tokens`, as a share of what comes after it."""
+        starts, stops = np.searchsorted(self._pairs, tokens << 32), np.searchsorted(self._pairs, (tokens + 1) << 32)
+        sums = np.concatenate([[0], np.cumsum(self._counts)])
+        totals = sums[stops] - sums[starts]
+        wanted = tokens << 32 | following
+        at = np.minimum(np.searchsorted(self._pairs, wanted), len(self._pairs) - 1)
+        found = np.where(self._pairs[at] == wanted, self._counts[at], 0)
+        shares: NDArray[np.float64] = found / np.maximum(totals, 1)
+        return shares
+
+    def _near(self, token: int, k: int) -> NDArray[np.int64]:
+        if token not in self._nearest:
+            assert self._embedding is not None
+            cosine = self._embedding @ self._embedding[token]
+            cosine[token] = -np.inf
+            cosine[self._excluded[self._excluded < len(cosine)]] = -np.inf
+            order = np.argsort(-cosine, kind="stable")[:k]
+            self._nearest[token] = order[np.isfinite(cosine[order])]
+        return self._nearest[token]

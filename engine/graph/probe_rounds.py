@@ -1,0 +1,322 @@
+"""Asks a model about every neuron's exemplars, round after round: suffixes, maskings, substitutes.
+
+Each round is planned from the store, by what the rounds before it found there, and is a capture of the store; windows that
+several neurons ask for run once. Knows nothing about graphs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from actstore.engine.documents import Document
+from actstore.engine.graph.probe_plan import (
+    NO_TOKEN,
+    ProbeSettings,
+    Requests,
+    Subject,
+    Substitutes,
+    change,
+    mask_token,
+    sentence_ends,
+    shorten,
+)
+from actstore.engine.graph.probe_run import ProbeKept, ProbeRequest, capture_probes
+from actstore.engine.graph.probes import PROBES, Probed, Probes, write_requests
+from actstore.engine.graph.split import Protocol, Split, Windows
+from actstore.engine.run import RunOptions
+from actstore.store.errors import InvalidInputError, NotFoundError
+from actstore.store.folder import Folder
+from actstore.store.layout import TEXT
+from actstore.store.reader import Store
+from actstore.store.weights import read_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from actstore.engine.models import LoadedModel
+    from actstore.engine.progress import CaptureProgress
+    from actstore.engine.tokens import TextTokenizer
+    from actstore.store.reader import Capture
+
+    Neuron = tuple[int, int]
+    Asked = Iterator[tuple[Subject, int, int]]
+
+LARGEST_EMBEDDING: Final = 1 << 28
+"""Elements of an unembedding up to which it is read for neighbours."""
+
+
+def probe(
+    model: str,
+    store: str | Path,
+    *,
+    name: str = PROBES,
+    capture: str | None = None,
+    site: str = "mlp.post",
+    neurons: Iterable[Neuron] | None = None,
+    settings: ProbeSettings | None = None,
+    precision: str = "half",
+    options: RunOptions | None = None,
+    progress: CaptureProgress | None = None,
+) -> Probes:
+    """Ask `model` about the exemplars of a capture's neurons; what it said, kept as captures `{name}-…` of the store.
+
+    neurons: (layer, index), all of the site unless given. With `options.resume`, rounds that are complete stay, and the one
+    that was interrupted goes on. Errors: as `capture`.
+
+    >>> probe("gpt2", "gpt2.actstore").of(3, 17)
+    """
+    settings = settings or ProbeSettings()
+    corpus = Store(store).capture(capture)
+    chosen = _checked(corpus, site, neurons)
+    asking = _Asking(
+        model, corpus, name, site, chosen, settings, precision, options or RunOptions(), progress
+    )  # fmt: skip
+    for length in settings.lengths():
+        asking.round(f"suffix-{length:02}", lambda known, neuron, length=length: asking.suffixes(known, neuron, length))  # type: ignore[misc]
+    asking.round("mask", asking.maskings)
+    if settings.n_substitutes:
+        asking.round("substitute", asking.substitutions)
+    return Probes(Store(store), name)
+
+
+def _checked(capture: Capture, site: str, neurons: Iterable[Neuron] | None) -> list[Neuron]:
+    """The neurons to ask about, ascending; refuses a capture that cannot say what their exemplars are."""
+    record = capture.record
+    if (positions := record.plan.settings.get("positions", "all")) != "all":
+        raise InvalidInputError(
+            f"Probes need every position of a text, but capture {record.name!r} keeps --positions {positions}. Capture again "
+            "with --positions all."
+        )
+    if not capture.blocks:
+        raise InvalidInputError(
+            f"Capture {record.name!r} has no committed block, and so no exemplars. Resume it first."
+        )
+    if neurons is None:
+        if site not in record.sites:
+            capture.check_neuron(0, 0, site)
+        return [(layer, neuron) for layer, width in sorted(record.layers(site).items()) for neuron in range(width)]
+    wanted = sorted(set(neurons))
+    for layer, neuron in wanted:
+        capture.check_neuron(layer, neuron, site)
+    return wanted
+
+
+@dataclass
+class _Asking:
+    """One call of `probe`: what its rounds share."""
+
+    model: str
+    capture: Capture
+    name: str
+    site: str
+    neurons: list[Neuron]
+    settings: ProbeSettings
+    precision: str
+    options: RunOptions
+    progress: CaptureProgress | None
+    models: dict[str, LoadedModel] = field(default_factory=dict)
+
+    def round(self, kind: str, ask: Callable[[Probes, Neuron], Asked]) -> None:
+        """Plan and run one round, or finish it; nothing where nobody asks anything."""
+        name = f"{self.name}-{kind}"
+        folder = Folder(self.capture.store.folder.location, read_only=False)
+        store = Store(folder)
+        begun = name in store.captures
+        if begun and not self.options.resume:
+            raise InvalidInputError(
+                f"{folder} already has probes {name!r}. Continue them with --resume, or name others with --probes."
+            )
+        if begun:
+            context = store.capture(name).record.plan.settings["context"]
+            windows, table = list[Any](), None
+        else:
+            windows, table = self._plan(store, ask)
+            if not windows:
+                return
+            context = max(map(len, windows))
+
+        def documents(_model: LoadedModel, _tokenizer: TextTokenizer | None) -> Iterator[Document]:
+            assert table is not None
+            write_requests(folder, name, table)
+            for number, ids in enumerate(windows):
+                yield Document(source=f"{kind} {number}", ids=ids.astype(np.int64))
+
+        request = ProbeRequest(
+            name, self._what(kind), context, documents, ProbeKept(self.site, self.precision), max_padding=0.0
+        )
+        options = dataclasses.replace(self.options, resume=begun)
+        capture_probes(self.model, folder, request, options, self.progress, self.models)
+
+    def _plan(self, store: Store, ask: Callable[[Probes, Neuron], Asked]) -> tuple[list[NDArray[np.int32]], pa.Table]:
+        requests, known = Requests(), Probes(store, self.name, partial=True)
+        for neuron in self.neurons:
+            for subject, position, token in ask(known, neuron):
+                requests.ask(subject, position, token)
+        return requests.finish()
+
+    def _what(self, kind: str) -> dict[str, Any]:
+        """What a resumed round must repeat."""
+        widths = self.capture.record.layers(self.site)
+        chosen: dict[str, Any] = {}
+        for layer, neuron in self.neurons:
+            chosen.setdefault(str(layer), []).append(neuron)
+        chosen = {k: "all" if len(indices) == widths[int(k)] else indices for k, indices in chosen.items()}
+        asked = {"kind": kind, "capture": self.capture.record.name, "plan": self.capture.record.plan.fingerprint}
+        mask, token = self._mask
+        return asked | {
+            "site": self.site, "neurons": chosen, "mask_kind": mask, "mask_token": token, "causal": self._is_causal,
+            **dataclasses.asdict(self.settings),
+        }  # fmt: skip
+
+    def suffixes(self, known: Probes, neuron: Neuron, length: int) -> Asked:
+        """Suffixes of `length` tokens of the exemplars that no shorter one has settled."""
+        shorter = length - self.settings.step
+        settled = {probed.exemplar for probed in known.of(*neuron) if probed.held} if shorter else set()
+        for subject in self._subjects(*neuron):
+            if subject.exemplar not in settled and subject.pivot + 1 - subject.n_special > shorter:
+                shortened = shorten(subject, length, self.settings.after, self._context, self._ends)
+                if shortened is not None:
+                    yield shortened, NO_TOKEN, NO_TOKEN
+
+    def maskings(self, known: Probes, neuron: Neuron) -> Asked:
+        """Each shortened exemplar with each of its tokens masked, up to the last one at which the neuron fires."""
+        _, token = self._mask
+        for probed in known.of(*neuron):
+            if not probed.held:
+                continue
+            last = probed.last_firing(self.settings.share)
+            for position in range(probed.n_special, last + 1):
+                yield self._changed(neuron, probed, last, position, token), position, token
+
+    def substitutions(self, known: Probes, neuron: Neuron) -> Asked:
+        """Each shortened exemplar with its pivot, and what matters to it, substituted."""
+        for probed in known.of(*neuron):
+            if not probed.held or not probed.importance.size:
+                continue
+            last = probed.last_firing(self.settings.share)
+            weight = np.nan_to_num(probed.importance[:, probed.pivot])
+            for position in range(probed.n_special, probed.pivot + 1):
+                if position != probed.pivot and weight[position] < self.settings.important:
+                    continue
+                for token in self._substitutes.of(probed.ids, position, self.settings.n_substitutes):
+                    yield self._changed(neuron, probed, last, position, token), position, token
+
+    def _changed(self, neuron: Neuron, probed: Probed, last: int, position: int, token: int) -> Subject:
+        ids = probed.ids[: last + 1] if self._is_causal else probed.ids
+        changed = change(ids, position, token)
+        return Subject(*neuron, probed.exemplar, changed, probed.pivot, probed.n_special, probed.whole)
+
+    def _subjects(self, layer: int, neuron: int) -> list[Subject]:
+        """The exemplars of a neuron that are asked about, cut to what may be asked about them.
+
+        The pivot is the text token with the largest activation: a special token never is.
+        """
+        if (layer, neuron) not in self._known:
+            values = self.capture.activations(layer, neuron, self.site)
+            counted = np.where(self._windows.text & np.isfinite(values), values, -np.inf)
+            fires = counted.max(initial=-np.inf) > 0
+            windows = self._split.exemplars(values, layer, neuron).build.tolist() if fires else []
+            subjects = (self._subject(layer, neuron, window, counted) for window in windows)
+            self._known[layer, neuron] = [subject for subject in subjects if subject.whole > 0]
+        return self._known[layer, neuron]
+
+    def _subject(self, layer: int, neuron: int, window: int, counted: NDArray[np.float32]) -> Subject:
+        start, stop = int(self._windows.start[window]), int(self._windows.start[window + 1])
+        best = start + int(np.argmax(counted[start:stop]))
+        ids = self._windows.inputs(np.array([window]))[0]
+        n_special = int(self._windows.position[start + int(np.argmax(self._windows.text[start:stop]))])
+        pivot = int(self._windows.position[best])
+        first = max(n_special, pivot + 1 - self.settings.longest)
+        cut = np.concatenate([ids[:n_special], ids[first : pivot + 1 + self.settings.after]])
+        number = int(self._windows.number[window])
+        return Subject(layer, neuron, number, cut, pivot - first + n_special, n_special, float(counted[best]))
+
+    @cached_property
+    def _known(self) -> dict[Neuron, list[Subject]]:
+        return {}
+
+    @cached_property
+    def _windows(self) -> Windows:
+        return Windows([self.capture])
+
+    @cached_property
+    def _split(self) -> Split:
+        return Split(self._windows, Protocol(n_exemplars=self.settings.n_exemplars, seed=self.settings.seed))
+
+    @cached_property
+    def _ends(self) -> Callable[[int], bool]:
+        return sentence_ends(self.capture.store)
+
+    @cached_property
+    def _is_causal(self) -> bool:
+        return self.capture.store.model.kind == "causal"
+
+    @cached_property
+    def _context(self) -> int | None:
+        found = self.capture.store.model.config.get("max_position_embeddings")
+        return found if isinstance(found, int) and found > 0 else None
+
+    @cached_property
+    def _specials(self) -> frozenset[int]:
+        vocabulary = self.capture.store.vocabulary
+        return (
+            frozenset(vocabulary["token"].to_numpy()[vocabulary["special"].to_numpy(zero_copy_only=False)].tolist())
+            if (vocabulary is not None)
+            else frozenset()
+        )
+
+    @cached_property
+    def _mask(self) -> tuple[str, int]:
+        return mask_token(_named_tokens(self.model, self.capture, self.options), self.settings.mask, self._typical)
+
+    @cached_property
+    def _typical(self) -> int:
+        """The most frequent token of text; ties go to the smaller id."""
+        plan, counts = self.capture.plan, Counter[int]()
+        for block in self.capture.blocks:
+            found = plan.block(block)
+            starts = np.cumsum([0, *found.windows["n_inputs"]])[:-1]
+            places = np.repeat(starts, found.windows["n_slots"]) + found.position
+            ids, n = np.unique(found.inputs[places[found.modality == TEXT]], return_counts=True)
+            counts.update(dict(zip(ids.tolist(), n.tolist(), strict=True)))
+        return min(counts, key=lambda token: (-counts[token], token))
+
+    @cached_property
+    def _substitutes(self) -> Substitutes:
+        try:
+            weight = read_weights(self.capture.folder, "unembedding")["weight"]
+            embedding = weight.float().numpy() if weight.numel() <= LARGEST_EMBEDDING else None
+        except (NotFoundError, KeyError):
+            embedding = None
+
+        def windows() -> Iterator[NDArray[np.int32]]:
+            for block in self.capture.blocks:
+                plan = self.capture.plan.block(block)
+                yield from np.split(plan.inputs, np.cumsum(plan.windows["n_inputs"])[:-1])
+
+        return Substitutes(windows(), self._specials | {self._mask[1]}, embedding)
+
+
+def _named_tokens(model: str, capture: Capture, options: RunOptions) -> dict[str, int]:
+    """Kind → id of the mask, unknown and padding tokens that the model's tokenizer names; none for a store of ids only.
+
+    A padding token that also ends texts is none.
+    """
+    if capture.store.vocabulary is None:
+        return {}
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or model, trust_remote_code=options.trust_remote_code)
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    found = {kind: getattr(tokenizer, f"{kind}_token_id", None) for kind in ("mask", "unk", "pad")}
+    return {kind: int(token) for kind, token in found.items() if token is not None and token not in ends}
