@@ -1,11 +1,13 @@
 """Selective neurons of the embedded models, and their mask matrix: label × label, relative change in perplexity.
 
-python benchmarks/selectivity_matrix.py [--only WORD] [--readme]
+python benchmarks/selectivity_matrix.py [--all | --only WORD] [--readme]
 
-Three experiments, each with labels that its model had reason to tell apart; all are reported. Neurons are found on one half
-of the texts, perplexity is measured on the other.
+Neurons are found on one half of the texts, perplexity is measured on the other. Four experiments, of which the first runs by
+default, and three more with --all, on models that know one language only:
 
-- language: Python, English, C and charmap tables, from the running Python's own files; the model was trained on its library.
+- language: eight natural languages, the same messages in each; the model was trained on other such messages in all of them.
+  1 % of its neurons are few for eight labels, so that 2 % and 5 % are reported as well.
+- format: Python, English, C and charmap tables, from the running Python's own files; the model was trained on its library.
 - kind: code, prose, tables and tests, all of them from that library.
 - domain: the fact model's nine domains, found on its training phrasings, measured on held-out ones.
 """
@@ -24,6 +26,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +36,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "demo")]
 
 from fact_questions import fill, read_relations  # noqa: E402 - the demo must be importable first
+from language_texts import read_held_out  # noqa: E402
 
 from actstore import terminal  # noqa: E402 - and the checkout
 from actstore.engine.attribution.mask_matrix import (  # noqa: E402
@@ -60,7 +64,8 @@ MAX_CHARACTERS: Final = 8_000
 CHARACTERS_A_LABEL: Final = 150_000
 N_TOKENS: Final = 16_000
 """To predict in every pass, shared out among the labels."""
-DRAWS: Final = 2
+DRAWS: Final = 3
+"""Of the random baseline at an experiment's first share; at the others it is drawn once."""
 
 
 def without_words(source: str) -> str:
@@ -99,7 +104,7 @@ class Files:
 _LIBRARY = r"(?!test/|encodings/|pydoc_data/|site-packages/)(?!.*/tests?/).*\.py"
 CODE, PROSE = Files("stdlib", _LIBRARY, without_words), Files("stdlib", _LIBRARY, docstrings)
 TABLES = Files("stdlib", r"encodings/(cp|iso|mac|koi|tis|ptcp|hp|palmos|kz).*\.py")
-LANGUAGES = {"python": CODE, "english": PROSE, "c": Files("include", r".*\.h", without_comments), "tables": TABLES}
+FORMATS = {"python": CODE, "english": PROSE, "c": Files("include", r".*\.h", without_comments), "tables": TABLES}
 KINDS = {"code": CODE, "prose": PROSE, "tables": TABLES, "tests": Files("stdlib", r"test/test_.*\.py", without_words)}
 
 
@@ -135,6 +140,12 @@ def texts_of_facts(*, second_half: bool) -> Iterator[tuple[str, str]]:
     yield from sorted(found, key=lambda pair: hashlib.sha256(pair[1].encode()).digest())
 
 
+def texts_of_languages(*, second_half: bool) -> Iterator[tuple[str, str]]:
+    """(language, document), from one of the halves of messages that the language model was not trained on."""
+    texts = read_held_out(DEMO / "language-llama" / "texts.jsonl.xz", "measure" if second_half else "search")
+    yield from ((label, text) for label, documents in texts.items() for text in documents)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A model, and labelled texts for it."""
@@ -142,24 +153,27 @@ class Experiment:
     name: str
     model: Path
     texts: Callable[..., Iterator[tuple[str, str]]]
+    shares: tuple[float, ...] = (0.01,)
+    """Of all neurons, to be selected; the default of the method first."""
 
 
 EXPERIMENTS: Final = (
-    Experiment("language", DEMO / "stdlib-llama", partial(texts_of_files, LANGUAGES)),
+    Experiment("language", DEMO / "language-llama", texts_of_languages, (0.01, 0.02, 0.05)),
+    Experiment("format", DEMO / "stdlib-llama", partial(texts_of_files, FORMATS)),
     Experiment("kind", DEMO / "stdlib-llama", partial(texts_of_files, KINDS)),
     Experiment("domain", DEMO / "fact-llama", texts_of_facts),
 )
 
 
-def run(experiment: Experiment, folder: Path) -> tuple[Selectivity, MaskMatrix]:
-    """Capture one half, find the neurons, measure on the other half."""
-    by, model = experiment.name, str(experiment.model)
+def run(experiment: Experiment, folder: Path) -> list[tuple[Selectivity, MaskMatrix]]:
+    """Capture one half; for every share find the neurons, and measure on the other half."""
+    by, name = experiment.name, str(experiment.model)
     for half in ("first", "second"):
         with (folder / f"{half}.jsonl").open("w", encoding="utf-8") as file:
             for label, text in experiment.texts(second_half=half == "second"):
                 file.write(json.dumps({"text": text, by: label}) + "\n")
     held = capture(
-        model,
+        name,
         folder / "first.jsonl",
         folder / "store",
         precision="none",
@@ -167,38 +181,60 @@ def run(experiment: Experiment, folder: Path) -> tuple[Selectivity, MaskMatrix]:
         exemplars=0,
         label_columns=(by,),
     )
-    found = find_selectivity(held, SelectivitySettings(by))
-    texts = read_corpus(folder / "second.jsonl", corpus_options(held, by))
-    settings = MaskSettings(max_tokens=N_TOKENS // len(found.neurons), n_random=DRAWS)
-    windows = windows_of_corpus(texts, held, by, found.firing.labels, settings.max_tokens, TextTokenizer.load(model))
-    neurons = {label: by_layer(found.firing.locate(flat)) for label, flat in found.neurons.items()}
-    return found, measure_masks(load_model(model, dtype=held.record.dtype), held, neurons, windows, settings)
+    model, results = load_model(name, dtype=held.record.dtype), []
+    for share in experiment.shares:
+        found = find_selectivity(held, SelectivitySettings(by, share=share))
+        labels = found.firing.labels
+        settings = MaskSettings(
+            max_tokens=N_TOKENS // len(labels), n_random=DRAWS if share == experiment.shares[0] else 1
+        )
+        texts = read_corpus(folder / "second.jsonl", corpus_options(held, by))
+        windows = windows_of_corpus(texts, held, by, labels, settings.max_tokens, TextTokenizer.load(name))
+        neurons = {label: by_layer(found.firing.locate(flat)) for label, flat in found.neurons.items()}
+        results.append((found, measure_masks(model, held, neurons, windows, settings)))
+    return results
 
 
-def markdown(experiment: Experiment, found: Selectivity, matrix: MaskMatrix) -> str:
-    """The README's table and the sentence below it."""
-    change, labels, n = matrix.change, matrix.labels, len(matrix.labels)
+def markdown(experiment: Experiment, results: list[tuple[Selectivity, MaskMatrix]]) -> str:
+    """The README's table and a sentence for every share below it."""
+    found, matrix = results[0]
     lines = [
-        f"| {experiment.name}: off | neurons | {' | '.join(labels)} |",
-        f"|---|---:|{'---:|' * n}",
+        f"| {experiment.name}: off | neurons | {' | '.join(matrix.labels)} |",
+        f"|---|---:|{'---:|' * len(matrix.labels)}",
         f"| none: perplexity | | {' | '.join(f'{x:.2f}' for x in np.exp(matrix.clean))} |",
     ]
-    for label, n_neurons, row in zip(labels, matrix.n_neurons, change, strict=True):
-        cells = [f"**{_percent(x)}**" if n_neurons and x == row.max() else _percent(x) for x in row]
-        lines.append(f"| {label} | {n_neurons} | {' | '.join(cells)} |")
-    for label, n_neurons, row in zip(labels, matrix.n_neurons, matrix.random_change, strict=True):
-        lines.append(f"| random, like {label} | {n_neurons} | {' | '.join(map(_percent, row))} |")
-    by_row = int((change.argmax(axis=1) == np.arange(n)).sum())
-    by_column = int((change.argmax(axis=0) == np.arange(n)).sum())
+    for share, (_, matrix) in zip(experiment.shares, results, strict=True):
+        of_share = f", {share:.0%} of all" if len(results) > 1 else ""
+        largest = matrix.change.argmax(axis=1)
+        for i, (label, n_neurons) in enumerate(zip(matrix.labels, matrix.n_neurons, strict=True)):
+            cells = list(map(_percent, matrix.change[i]))
+            if n_neurons:
+                cells[largest[i]] = f"**{cells[largest[i]]}**"
+            lines.append(f"| {label}{of_share} | {n_neurons} | {' | '.join(cells)} |")
+        random = map(_percent, matrix.random_change.max(axis=0))
+        lines.append(f"| as many random{of_share}: the largest | | {' | '.join(random)} |")
     counts = found.firing.n_tokens
     note = (
-        f"`{experiment.model.name}`: the largest of its row is on the diagonal in {by_row} of {n} rows, the largest of its "
-        f"column in {by_column} of {n} columns; over the random row of its label, the diagonal is larger in "
-        f"{int((np.diag(change) > np.diag(matrix.random_change)).sum())} of {n}. {len(found.selection.neurons)} of "
-        f"{len(found.selection.entropies):,} neurons are selected, from {counts.min():,} to {counts.max():,} tokens a label; "
+        f"`{experiment.model.name}`: neurons from {counts.min():,} to {counts.max():,} tokens a label, "
         f"perplexity on {matrix.n_tokens.min():,} to {matrix.n_tokens.max():,} tokens of the other half."
     )
-    return "\n".join([*lines, "", note, ""])
+    return "\n".join([*lines, "", *starmap(_diagonal, results), note, ""])
+
+
+def _diagonal(found: Selectivity, matrix: MaskMatrix) -> str:
+    """How far the matrix is strongest on its diagonal."""
+    change, n = matrix.change, len(matrix.labels)
+    by_row = int(((change.argmax(axis=1) == np.arange(n)) & (matrix.n_neurons > 0)).sum())
+    by_column = int((change.argmax(axis=0) == np.arange(n)).sum())
+    over_random = int((np.diag(change) > np.diag(matrix.random_change)).sum())
+    off = change[~np.eye(n, dtype=bool)]
+    return (
+        f"{len(found.selection.neurons)} of {len(found.selection.entropies):,} neurons: the largest of its row is on the "
+        f"diagonal in {by_row} of {n} rows, the largest of its column in {by_column} of {n} columns; the diagonal is above "
+        f"its random row in {over_random} of {n}. Mean change {_percent(float(np.diag(change).mean()))} on the diagonal, "
+        f"{_percent(float(off.mean()))} off it, {_percent(float(np.diag(matrix.random_change).mean()))} for random neurons "
+        "on the diagonal."
+    )
 
 
 def _percent(change: float) -> str:
@@ -208,20 +244,26 @@ def _percent(change: float) -> str:
 def main() -> None:
     """Run, print, and with --readme write the tables into the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="only experiments whose name contains this")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--all", action="store_true", help="all experiments, not the first only")
+    chosen.add_argument("--only", help="only experiments whose name contains this")
     parser.add_argument("--readme", action="store_true", help="write the tables between the README's marks")
     arguments = parser.parse_args()
     sections = []
-    for experiment in EXPERIMENTS:
+    wanted = EXPERIMENTS if arguments.all or arguments.only is not None else EXPERIMENTS[:1]
+    for experiment in wanted:
         if arguments.only is not None and arguments.only not in experiment.name:
             continue
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            sections.append(markdown(experiment, *run(experiment, Path(folder))))
+            sections.append(markdown(experiment, run(experiment, Path(folder))))
         terminal.out.print(sections[-1], markup=False, soft_wrap=True)
         terminal.err.print(f"{experiment.name}: {time.monotonic() - began:.0f} s")
     if arguments.readme and arguments.only is None:
-        means = f"Random rows are means of {DRAWS} draws of as many neurons from the same layers."
+        means = (
+            f"Random rows: as many neurons from the same layers as a label's, the mean of {DRAWS} draws (of one above the "
+            "default share); the table gives the largest over all labels."
+        )
         text = "\n".join([*sections, f"{means} Made with Python {platform.python_version()}.", ""])
         readme = HERE.parent / "README.md"
         marked = re.compile(r"(<!-- selectivity -->\n).*?(<!-- /selectivity -->)", re.DOTALL)

@@ -1,0 +1,174 @@
+"""Trains the embedded language model: a small Llama on the same messages in eight languages (language_texts.py says which).
+
+    python demo/train_languages.py --out demo/language-llama
+
+A row of a step is `<s>` and messages of one language, one to a line; every step sees as many rows of each language. The log
+ends with held-out bits per byte, language by language, of the model as saved (float16).
+
+Killed, it resumes from the last state it left under build/: a step's batch depends on its number only. The learning rate falls
+over the last third, so a state from before that can be resumed with fewer --steps than it was begun with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from byte_level import BOS, PAD, train_byte_level
+from language_texts import LICENCE, RELEASE, fetch_release, read_held_out, read_messages, split_messages, write_held_out
+from train_text import make_optimizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+N_VOCAB: Final = 4096
+CONTEXT: Final = 256
+ROWS_A_LANGUAGE: Final = 2
+CORPUS: Final = "texts.jsonl.xz"
+
+Ids = dict[str, list[list[int]]]
+"""Label → the token ids of its messages."""
+
+
+def build_model() -> LlamaForCausalLM:
+    """The untrained model: 4 layers, width 192, 768 neurons a layer (3,072 in all), 3 million parameters."""
+    config = LlamaConfig(
+        vocab_size=N_VOCAB, hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=6,
+        num_key_value_heads=6, max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=BOS,
+        eos_token_id=None, pad_token_id=PAD,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def draw_batch(messages: Ids, step: int) -> torch.Tensor:
+    """The rows of a step, shape [row, position]: `<s>` and messages of one language, drawn with replacement."""
+    generator = torch.Generator().manual_seed(step)
+    rows = []
+    for of_language in messages.values():
+        for _ in range(ROWS_A_LANGUAGE):
+            row = [BOS]
+            while len(row) < CONTEXT:
+                row += of_language[int(torch.randint(len(of_language), (), generator=generator))]
+            rows.append(row[:CONTEXT])
+    return torch.tensor(rows)
+
+
+def learning_rate_factor(step: int, n_steps: int) -> float:
+    """Linear warm-up over 40 steps, constant, then linear to zero over the last third."""
+    warm_up, decay_from = 40, n_steps * 2 // 3
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 1.0 if step < decay_from else (n_steps - step) / (n_steps - decay_from)
+
+
+@torch.no_grad()
+def bits_per_byte(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> float:
+    """Of the documents, each by itself after `<s>`; all are shorter than the context."""
+    nats = 0.0
+    for document in documents:
+        ids = torch.tensor([tokenizer(document)["input_ids"]])
+        nats += model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+    return nats / math.log(2) / sum(len(document.encode()) for document in documents)
+
+
+def train(
+    model: LlamaForCausalLM, messages: Ids, n_steps: int, state_path: Path, log: Callable[[dict[str, Any]], None]
+) -> None:
+    """Next-token training; a line of the log every 50 steps, a state to resume from about every minute."""
+    optimizers = make_optimizers(model)
+    base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    first, before = 0, 0.0
+    if state_path.exists():
+        state = torch.load(state_path)
+        first, before = state["step"], state["seconds"]
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+    began, saved_at = time.process_time() - before, time.monotonic()
+    for step in range(first, n_steps):
+        batch = draw_batch(messages, step)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, rates in zip(optimizers, base, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * learning_rate_factor(step, n_steps)
+            optimizer.step()
+            optimizer.zero_grad()
+        if (step + 1) % 50 == 0 or step == n_steps - 1:
+            seconds = time.process_time() - began
+            log({"step": step + 1, "loss": round(loss.item(), 4), "cpu_seconds": round(seconds)})
+            if time.monotonic() - saved_at > 60:
+                saved_at = time.monotonic()
+                state = {"step": step + 1, "seconds": seconds, "model": model.state_dict()}
+                torch.save(state | {"optimizers": [o.state_dict() for o in optimizers]}, state_path)
+
+
+def evaluate(folder: Path) -> dict[str, float]:
+    """Label → bits per byte of the saved model on the half of the corpus file that neurons are measured on."""
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    texts = read_held_out(folder / CORPUS, "measure")
+    return {label: round(bits_per_byte(model, tokenizer, found), 4) for label, found in texts.items()}
+
+
+def main() -> None:
+    """Fetch the texts, train, save as float16 safetensors, evaluate what was saved."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=520)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(arguments.threads)
+    build = Path("build")
+    build.mkdir(exist_ok=True)
+    halves = split_messages(read_messages(fetch_release(build)))
+    training = halves["train"]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    digest = write_held_out(arguments.out / CORPUS, halves)
+    tokenizer = train_byte_level((f"{t}\n" for texts in training.values() for t in texts), N_VOCAB, CONTEXT)
+    tokenizer.save_pretrained(arguments.out)
+    backend = tokenizer.backend_tokenizer
+    messages = {
+        label: [e.ids for e in backend.encode_batch([f"{t}\n" for t in texts], add_special_tokens=False)]
+        for label, texts in training.items()
+    }
+    model = build_model()
+    state_path, log_path = build / f"{arguments.out.name}.pt", arguments.out / "training_log.jsonl"
+    rows = []
+    if state_path.exists():  # lines past the saved state will be written again
+        done = torch.load(state_path)["step"]
+        rows = [r for r in map(json.loads, log_path.read_text().splitlines()) if r.get("step", 0) <= done]
+    rows.append({
+        "python": platform.python_version(), "torch": torch.__version__, "parameters": model.num_parameters(),
+        "texts": RELEASE, "licence": LICENCE, "corpus_sha256": digest,
+        "training_bytes": {label: sum(len(t.encode()) for t in texts) for label, texts in training.items()},
+        "training_tokens": {label: sum(map(len, ids)) for label, ids in messages.items()},
+        "steps": arguments.steps, "tokens_per_step": len(messages) * ROWS_A_LANGUAGE * CONTEXT,
+    })  # fmt: skip
+    with log_path.open("w") as file:
+
+        def log(row: dict[str, Any]) -> None:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(row, flush=True)
+
+        for row in rows:
+            log(row)
+        train(model, messages, arguments.steps, state_path, log)
+        model.half().save_pretrained(arguments.out)
+        log({"bits_per_byte": evaluate(arguments.out)})
+    state_path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()
