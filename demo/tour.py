@@ -32,6 +32,11 @@ TOUR = (
     ),
     ("What does one of them look for?", "actstore top stdlib.actstore {neuron} -k 6"),
     (
+        "And which contexts decide? A graph of every neuron from the stored corpus, one of them as a tree:",
+        "actstore graph build stdlib.actstore",
+    ),
+    ("", "actstore graph show stdlib.actstore {neuron} --lines 8"),
+    (
         "Which neurons write a token? The direct part of each in the token's logit, and the tokens it writes in general:",
         'actstore contributions stdlib.actstore --target " return" -k 5',
     ),
@@ -90,7 +95,7 @@ def walk(steps: tuple[tuple[str, str], ...]) -> list[str]:
             neuron = neuron or (found[0] if "sql" in command else "")
         lines = printed.splitlines()
         shown = lines if len(lines) <= LINES else [*lines[: LINES - 4], "…", *lines[-2:]]
-        parts.append(f"{text}\n\n```console\n$ {typed}\n" + "\n".join(shown) + "\n```\n")
+        parts.append((f"{text}\n\n" if text else "") + f"```console\n$ {typed}\n" + "\n".join(shown) + "\n```\n")
     return parts
 
 
