@@ -58,6 +58,13 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "selectivity": ("selectivity", "STORE", "--by", "language", "--capture", "corpus"),
     "change": ("change", "STORE", "OTHER", "--capture", "corpus"),
     "coverage": ("coverage", "STORE", "--capture", "corpus", "--reference", "corpus"),
+    "graph build": ("graph", "build", "STORE", "--capture", "corpus"),
+    "graph show": ("graph", "show", "STORE", "L1.N3", "--svg", "neuron.svg"),
+    "graph search": ("graph", "search", "STORE", "--activating", "fox"),
+    "graph similar": ("graph", "similar", "STORE", "L1.N3"),
+    "graph repeats": ("graph", "repeats", "STORE", "--capture", "corpus"),
+    "graph evaluate": ("graph", "evaluate", "STORE", "--capture", "corpus", "--exemplars", "6", "--ordinary", "4"),
+    "graph tables": ("sql", "STORE", "select * from graph_lines limit 3", "--capture", "corpus"),
     "probe": ("coverage", "probe", "STORE", "--capture", "corpus", "--by", "language", "--positive", "fr"),
 }
 """What is asked, by what it is called here; the model-free face of the program."""
@@ -66,7 +73,8 @@ KEYS = {
     "info": "captures", "verify": "ok", "stats": "neurons", "top": "exemplars", "sql": "rows", "export": "bytes",
     "contributions": "neurons", "at a place": "neurons", "by label": "labels", "naica": "queries",
     "naica by contribution": "queries", "knowledge": "queries", "selectivity": "labels", "change": "neurons",
-    "coverage": "criteria", "probe": "layers",
+    "coverage": "criteria", "probe": "layers", "graph build": "nodes", "graph show": "lines", "graph search": "neurons",
+    "graph similar": "neurons", "graph repeats": "neurons", "graph evaluate": "baselines", "graph tables": "rows",
 }  # fmt: skip
 """A key of each answer that must hold something."""
 
