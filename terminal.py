@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     SpinnerColumn,
     TaskProgressColumn,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -27,7 +30,7 @@ from rich.text import Text
 from actstore.engine.progress import CaptureProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -179,3 +182,22 @@ class CaptureBar(CaptureProgress):
     def filled(self, n_tokens: int) -> None:
         """Advance."""
         self._progress.advance(self._filling, n_tokens)
+
+
+@contextmanager
+def counting_bar(what: str, *, enabled: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error; entered, it gives what to call with `what` done and to do."""
+    progress = Progress(
+        BarColumn(bar_width=12),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),  # before the total is known it says so
+        TextColumn(what, style="dim"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=not enabled,
+    )
+    with progress:
+        task = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from actstore import terminal
 from actstore.commands.options import CaptureName, Json, Quiet, Site, StorePath, parse_layers
@@ -20,8 +19,6 @@ from actstore.store.errors import InvalidInputError
 from actstore.store.neuron import parse_neuron
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from actstore.engine.graph.evaluate import Evaluation, EvaluationSettings, Method
     from actstore.store.reader import Capture
 
@@ -93,8 +90,8 @@ def evaluate(
         if (warning := describe_leak(one, main, settings)) is not None:
             terminal.err.print(f"Warning: {warning}", soft_wrap=True, markup=False)
     wanted = _wanted(main, site, neurons, layers)
-    with _bar(enabled=not quiet and sys.stderr.isatty()) as bar:
-        found = evaluate(main, neurons=wanted, also=others, graphs=sets, settings=settings, progress=_advance(bar))
+    with terminal.counting_bar("neurons", enabled=not quiet and sys.stderr.isatty()) as advance:
+        found = evaluate(main, neurons=wanted, also=others, graphs=sets, settings=settings, progress=advance)
     described = describe(found, main, settings, also or ())
     if as_json:
         print_json(described)
@@ -207,22 +204,3 @@ def _wanted(capture: Capture, site: str, neurons: str | None, layers: str | None
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def _bar(*, enabled: bool) -> Progress:
-    return Progress(
-        TextColumn("evaluating"),
-        BarColumn(bar_width=12),
-        TaskProgressColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} neurons", style="dim"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=terminal.err,
-        transient=True,
-        disable=not enabled,
-    )
-
-
-def _advance(bar: Progress) -> Callable[[int, int], None]:
-    task = bar.add_task("evaluating", total=None)
-    return lambda done, total: bar.update(task, completed=done, total=total)

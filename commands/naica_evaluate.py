@@ -11,7 +11,6 @@ from math import isfinite, isnan
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from actstore import terminal
 from actstore.commands.options import (  # noqa: TC001  # typer reads them when the command is built
@@ -26,7 +25,7 @@ from actstore.commands.options import (  # noqa: TC001  # typer reads them when 
 from actstore.reports import print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from actstore.engine.attribution.naica_evaluation import NaicaEvaluation
 
@@ -124,8 +123,8 @@ def evaluate(
     from actstore.engine.models import load_model
 
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    with _bar(enabled=not quiet and sys.stderr.isatty()) as bar:
-        found = evaluate_naica(loaded, attributions, settings, _advance(bar))
+    with terminal.counting_bar("prompts", enabled=not quiet and sys.stderr.isatty()) as advance:
+        found = evaluate_naica(loaded, attributions, settings, advance)
     for warning in found.warnings:
         terminal.err.print(f"Warning: {warning}", soft_wrap=True, markup=False)
     if as_json:
@@ -206,22 +205,3 @@ def _changes(row: dict[str, Any], name: str) -> str:
 
 def _percent(row: dict[str, Any], name: str) -> str:
     return f"{100 * row[name]:.2f}" + (f" ± {100 * row[f'{name}_sd']:.2f}" if row["seeds"] > 1 else "")
-
-
-def _bar(*, enabled: bool) -> Progress:
-    return Progress(
-        TextColumn("evaluating"),
-        BarColumn(bar_width=12),
-        TaskProgressColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} prompts", style="dim"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=terminal.err,
-        transient=True,
-        disable=not enabled,
-    )
-
-
-def _advance(bar: Progress) -> Callable[[int, int], None]:
-    task = bar.add_task("evaluating", total=None)
-    return lambda done, total: bar.update(task, completed=done, total=total)

@@ -26,7 +26,7 @@ from actstore.reports import print_json
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -121,7 +121,7 @@ def evaluate(
     windows = _windows(held, found, corpus, max_tokens, tokenizer or model, trust_remote_code)
     loaded = load_model(model, dtype=held.record.dtype, device=device, trust_remote_code=trust_remote_code)
     neurons = {label: by_layer(found.firing.locate(flat)) for label, flat in found.neurons.items()}
-    with _Bar(enabled=not quiet and sys.stderr.isatty()) as report:
+    with terminal.counting_bar("tokens", enabled=not quiet and sys.stderr.isatty()) as report:
         matrix = measure_masks(loaded, held, neurons, windows, settings, report)
     if as_json:
         print_json(_describe(held, found) | _describe_matrix(matrix, corpus, settings.n_random, settings.seed))
@@ -147,7 +147,7 @@ def lens(
     from actstore.engine.attribution.logit_lens import look_through
 
     held = Store(store).capture(capture)
-    with _Bar(enabled=not quiet and sys.stderr.isatty()) as report:
+    with terminal.counting_bar("tokens", enabled=not quiet and sys.stderr.isatty()) as report:
         found = look_through(held, max_tokens=max_tokens, device=device, on_tokens=report)
     if as_json:
         layers = [
@@ -297,20 +297,3 @@ def _exp(nats: list[float]) -> list[float]:
 
 def _percent(change: float) -> str:
     return f"{100 * change:+.1f} %" if abs(change) < 100 else f"× {1 + change:.3g}"
-
-
-class _Bar:
-    """A progress bar on standard error; entered, it gives what to call with tokens done and to do."""
-
-    def __init__(self, *, enabled: bool) -> None:
-        from rich.progress import Progress
-
-        self._progress = Progress(console=terminal.err, transient=True, disable=not enabled)
-        self._task = self._progress.add_task("predicting", total=None)
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        self._progress.start()
-        return lambda done, total: self._progress.update(self._task, completed=done, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()

@@ -1,10 +1,13 @@
-"""Models and corpora made on the spot: tiny, random, real in every other respect."""
+"""Models and corpora made on the spot: tiny, random, real in every other respect; and the command line on them."""
 
 from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 SENTENCES = [
@@ -85,3 +88,81 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"text": text, "language": ["en", "fr", "py"][i % 3]} for i, text in enumerate(make_texts(120))]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+class Result(NamedTuple):
+    """What a command line left behind."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output as the one JSON document that it must be."""
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run one command line in this process. The tests of a command override it by its `partial` with the command's name."""
+    from actstore import cli as command_line
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["actstore", *map(str, arguments)])
+        capsys.readouterr()
+        status = command_line._run(command_line.app)
+        out, err = capsys.readouterr()
+        # In a process of its own, the program switches the library's bars off before importing it.
+        return Result(status, out, re.sub(r"[^\n]*Loading weights[^\n]*\n?", "", err))
+
+    return run
+
+
+@pytest.fixture
+def refused(cli: Callable[..., Result]) -> Callable[..., str]:
+    """The one sentence with which a command line is refused."""
+
+    def run(*arguments: object) -> str:
+        done = cli(*arguments)
+        assert (done.status, done.out) == (2, ""), done
+        assert done.err.startswith("Error: ")
+        assert done.err.count("\n") == 1
+        return done.err.removeprefix("Error: ").rstrip("\n")
+
+    return run
+
+
+LAUNCH = """
+import json, sys
+
+modules, lines = json.loads(sys.argv[1])
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in modules:
+            raise ImportError(f"{name} is not for readers")
+
+sys.meta_path.insert(0, Blocked())
+from actstore import cli
+
+for line in lines:
+    sys.argv = ["actstore", *line]
+    status = cli._run(cli.app)
+    if status:
+        sys.exit(f"{line} ended with status {status}")
+"""
+
+
+@pytest.fixture
+def run_without(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run command lines in one process, in `tmp_path`, that cannot import the modules named; the first that fails ends it."""
+
+    def run(modules: Sequence[str], *lines: Sequence[object]) -> subprocess.CompletedProcess[str]:
+        given = json.dumps([modules, [[str(word) for word in line] for line in lines]])
+        # Not in the checkout, where the folder kernels/ would be a top-level module.
+        return subprocess.run(
+            [sys.executable, "-c", LAUNCH, given], capture_output=True, text=True, cwd=tmp_path, check=False
+        )
+
+    return run

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
 
 import actstore
-from actstore import cli as command_line
 from actstore.engine.progress import CaptureProgress
 from actstore.store.folder import Folder, KeyWriter
 from actstore.store.lock import own
@@ -25,28 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tests.conftest import Result  # type: ignore[import-not-found]
+
 SMALL = ("--context", "16", "--max-tokens", "600", "--memory", "32KB")
-
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Run one command line in this process."""
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["actstore", *map(str, arguments)])
-        capsys.readouterr()
-        status = command_line._run(command_line.app)
-        out, err = capsys.readouterr()
-        # In a process of its own, the program switches the library's bars off before importing it.
-        return Result(status, out, re.sub(r"[^\n]*Loading weights[^\n]*\n?", "", err))
-
-    return run
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tests.conftest import Result  # type: ignore[import-not-found]
+
 COMMANDS = (
     "inspect", "capture", "info", "verify", "top", "stats", "sql", "export",
     "contributions", "attribute", "naica", "knowledge", "selectivity", "change", "coverage", "graph",
@@ -36,50 +38,23 @@ COMMANDS = (
 SMALL = ("--context", "32", "--max-tokens", "600", "--memory", "40KB", "--label", "language")
 
 
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """Standard output as the one JSON document that it must be."""
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Run one command line in this process."""
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["actstore", *map(str, arguments)])
-        capsys.readouterr()
-        status = command_line._run(command_line.app)
-        out, err = capsys.readouterr()
-        # In a process of its own, the program switches the library's bars off before importing it.
-        return Result(status, out, re.sub(r"[^\n]*Loading weights[^\n]*\n?", "", err))
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def store(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made by the command itself, in a process of its own."""
     target = tmp_path_factory.mktemp("cli") / "tiny.actstore"
     done = shell("capture", tiny_model, corpus, target, *SMALL, "--json")
-    assert done.status == 0, done.err
-    assert done.err == ""
-    assert done.json["captures"]["corpus"]["tokens"] > 600
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["captures"]["corpus"]["tokens"] > 600
     return target
 
 
-def shell(*arguments: object, **options: Any) -> Result:
+def shell(*arguments: object) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "actstore.cli", *map(str, arguments)],
-        capture_output=True, text=True, check=False, env=environment, **options,
+        capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
-    return Result(done.returncode, done.stdout, done.stderr)
 
 
 # The keys that stay stable
@@ -377,8 +352,8 @@ def test_an_interrupt_leaves_a_store_that_resumes(tiny_model: Path, corpus: Path
         r"Error: Interrupted: \d+ of \d+ blocks of capture 'corpus' are in .*--resume to fill the rest\.\n", err
     )
     done = shell(*arguments, "--resume")
-    assert done.status == 0, done.err
-    blocks = done.json["captures"]["corpus"]["blocks"]
+    assert done.returncode == 0, done.stderr
+    blocks = json.loads(done.stdout)["captures"]["corpus"]["blocks"]
     assert blocks["planned"] == blocks["committed"] > 60
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import typer
 
-from actstore import cli
-from actstore.commands import attribute, knowledge
 from actstore.engine.attribution.knowledge import Refinement, knowledge_neurons
 from actstore.engine.attribution.stored_knowledge import knowledge_neurons_of
 from actstore.store.attributions import Attributions
@@ -21,31 +17,11 @@ from actstore.store.reader import Store
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.conftest import Result  # type: ignore[import-not-found]
+
 FACTS = Path(__file__).parents[2] / "demo" / "fact-llama"
 QUESTIONS = FACTS / "questions.json"
 N_QUERIES = 22
-
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Run a command in this process."""
-    app = typer.Typer()
-    attribute.register(app)
-    knowledge.register(app)
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["actstore", *map(str, arguments)])
-        capsys.readouterr()
-        status = cli._run(app)
-        return Result(status, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +42,9 @@ def whole(store: Path) -> list[np.ndarray[Any, Any]]:
 
 
 def test_the_document_names_the_neurons_with_the_largest_sums(
-    run: Callable[..., Result], path: Path, tmp_path: Path
+    cli: Callable[..., Result], path: Path, tmp_path: Path
 ) -> None:
-    done = run(
+    done = cli(
         "attribute", FACTS, QUESTIONS, tmp_path / "store", "--max-questions", 5, "--steps", 4, "--k", 3, "--json",
         "--label", "relation", "--label", "subject",
     )  # fmt: skip
@@ -92,8 +68,8 @@ def test_the_document_names_the_neurons_with_the_largest_sums(
         np.testing.assert_allclose([n["score"] for n in row["neurons"]], total[best], rtol=1e-5)
 
 
-def test_people_see_the_first_queries_and_how_well_the_model_answers(run: Callable[..., Result], path: Path) -> None:
-    done = run("attribute", FACTS, QUESTIONS, path, "--resume")
+def test_people_see_the_first_queries_and_how_well_the_model_answers(cli: Callable[..., Result], path: Path) -> None:
+    done = cli("attribute", FACTS, QUESTIONS, path, "--resume")
     assert (done.status, "Warning" in done.err) == (0, False)
     assert "22 queries in 66 prompts, 2,560 neurons" in done.out
     assert f"Answered right: 66 of 66 prompts, {N_QUERIES} of {N_QUERIES} queries" in done.out
@@ -101,22 +77,22 @@ def test_people_see_the_first_queries_and_how_well_the_model_answers(run: Callab
     assert "2 more queries" in done.out
 
 
-def test_cut_prompts_skipped_queries_and_merged_letters_are_told(run: Callable[..., Result], tmp_path: Path) -> None:
+def test_cut_prompts_skipped_queries_and_merged_letters_are_told(cli: Callable[..., Result], tmp_path: Path) -> None:
     path, fact = tmp_path / "questions.jsonl", "Question: What?\n A. puppy\n B. lamb\nResponse:"
     rows = [{"prompts": [fact], "answers": ["A"]}, {"prompts": ["baby dog " * 300 + fact], "answers": ["A"]}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = run("attribute", FACTS, path, tmp_path / "store", "--no-gradients", "--json")
+    done = cli("attribute", FACTS, path, tmp_path / "store", "--no-gradients", "--json")
     assert done.status == 0
     assert "1 of 2 prompts are longer than the model's context" in done.err
     assert json.loads(done.out)["attribution"] == "activation"
-    done = run(
+    done = cli(
         "attribute", FACTS, path, tmp_path / "store", "--no-gradients", "--name", "b", "--long", "skip", "--json"
     )
     assert "1 queries were left out" in done.err
     assert json.loads(done.out)["n_queries"] == 1
     rows[1]["prompts"] = [fact + " "]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = run("attribute", FACTS, path, tmp_path / "store", "--no-gradients", "--name", "c", "--json")
+    done = cli("attribute", FACTS, path, tmp_path / "store", "--no-gradients", "--name", "c", "--json")
     assert "In 1 prompts the tokenizer merges the letter with what precedes it" in done.err
     first, second = json.loads(done.out)["queries"]
     assert first["targets"] == second["targets"]
@@ -137,17 +113,17 @@ def test_cut_prompts_skipped_queries_and_merged_letters_are_told(run: Callable[.
     ],
 )
 def test_mistakes_end_in_one_sentence(
-    run: Callable[..., Result], tmp_path: Path, arguments: list[str], message: str
+    cli: Callable[..., Result], tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    done = run("attribute", FACTS, QUESTIONS, tmp_path / "store", *arguments)
+    done = cli("attribute", FACTS, QUESTIONS, tmp_path / "store", *arguments)
     assert done.status == 2
     assert message in done.err
     assert "Traceback" not in done.err
     assert not (tmp_path / "store").exists()
 
 
-def test_knowledge_neurons_are_those_of_the_stored_prompts(run: Callable[..., Result], path: Path) -> None:
-    done = run("knowledge", path, "--json", "--at-most", 4)
+def test_knowledge_neurons_are_those_of_the_stored_prompts(cli: Callable[..., Result], path: Path) -> None:
+    done = cli("knowledge", path, "--json", "--at-most", 4)
     assert (done.status, "Warning" in done.err) == (0, False)
     document = json.loads(done.out)
     made = Attributions(Store(path).capture())
@@ -158,7 +134,7 @@ def test_knowledge_neurons_are_those_of_the_stored_prompts(run: Callable[..., Re
         one = knowledge_neurons_of(made, number, Refinement(at_most=4))
         np.testing.assert_array_equal(one.neurons, expected.neurons)
     assert sum(map(len, (row["neurons"] for row in document["queries"]))) > N_QUERIES
-    shown = run("knowledge", path)
+    shown = cli("knowledge", path)
     assert "2 more queries" in shown.out
 
 
@@ -171,7 +147,7 @@ def test_knowledge_neurons_are_those_of_the_stored_prompts(run: Callable[..., Re
         (["--capture", "x"], "has no capture 'x'"),
     ],
 )
-def test_mistakes_of_knowledge(run: Callable[..., Result], path: Path, arguments: list[str], message: str) -> None:
-    done = run("knowledge", path, *arguments)
+def test_mistakes_of_knowledge(cli: Callable[..., Result], path: Path, arguments: list[str], message: str) -> None:
+    done = cli("knowledge", path, *arguments)
     assert done.status == 2
     assert message in done.err

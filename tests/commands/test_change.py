@@ -2,49 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import re
 import shutil
-import subprocess
-import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-import typer
 from safetensors.torch import load_file, save_file
 
-from actstore import cli
-from actstore.commands import change
 from actstore.engine.capture_run import RunOptions, capture
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
+    from tests.conftest import Result  # type: ignore[import-not-found]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Run the command in this process."""
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    change.register(app)
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["actstore", "change", *map(str, arguments)])
-        capsys.readouterr()
-        status = cli._run(app)
-        out, err = capsys.readouterr()
-        # In a process of its own, the program switches the library's bars off before importing it.
-        return Result(status, out, re.sub(r"[^\n]*Loading weights[^\n]*\n?", "", err))
-
-    return run
+def cli(cli: Callable[..., Result]) -> Callable[..., Result]:
+    """Run `actstore change …` in this process."""
+    return functools.partial(cli, "change")
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +46,9 @@ def made(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_the_changed_neurons_come_first_and_no_others_are_named(
-    run: Callable[..., Result], made: dict[str, Path]
+    cli: Callable[..., Result], made: dict[str, Path]
 ) -> None:
-    done = run(made["base-store"], made["tuned-store"], "--share", "0.2", "--json")
+    done = cli(made["base-store"], made["tuned-store"], "--share", "0.2", "--json")
     assert (done.status, done.err) == (0, "")
     value = json.loads(done.out)
     assert {row["neuron"] for row in value["neurons"]} == {"L1.N2", "L1.N5", "L1.N7"}
@@ -77,8 +56,8 @@ def test_the_changed_neurons_come_first_and_no_others_are_named(
     assert scores == sorted(scores, reverse=True)
     assert value["selected"] == 3
     assert [(row["layer"], row["selected"]) for row in value["layers"]] == [(0, 0), (1, 3)]
-    assert len(json.loads(run(made["base-store"], made["tuned-store"], "-k", "2", "--json").out)["neurons"]) == 2
-    shown = run("show", made["base-store"], made["tuned-store"])
+    assert len(json.loads(cli(made["base-store"], made["tuned-store"], "-k", "2", "--json").out)["neurons"]) == 2
+    shown = cli("show", made["base-store"], made["tuned-store"])
     assert "L1.N2" in shown.out
     assert "of 48 neurons" in shown.out
 
@@ -96,30 +75,30 @@ def test_the_changed_neurons_come_first_and_no_others_are_named(
     ],
 )
 def test_what_cannot_be_compared(
-    run: Callable[..., Result], made: dict[str, Path], arguments: tuple[str, ...], message: str
+    cli: Callable[..., Result], made: dict[str, Path], arguments: tuple[str, ...], message: str
 ) -> None:
-    done = run(*(made.get(argument, argument) for argument in arguments))
+    done = cli(*(made.get(argument, argument) for argument in arguments))
     assert (done.status, done.out) == (2, "")
     assert message in done.err
     assert done.err.count("\n") == 1
 
 
 def test_patching_the_changed_neurons_makes_the_model_the_other(
-    run: Callable[..., Result], made: dict[str, Path]
+    cli: Callable[..., Result], made: dict[str, Path]
 ) -> None:
     asked = ("patch", made["base"], made["tuned"], made["prompts"], "--store", made["base-store"], "--other",
              made["tuned-store"], "--tokens", "6", "--scorer", "likelihood", "--random", "1", "--quiet")  # fmt: skip
-    done = run(*asked, "--json")
+    done = cli(*asked, "--json")
     assert done.status == 0, done.err
     value = json.loads(done.out)
     # One neuron in twenty of 48 is two; of the three that changed, one is left as it was.
     assert (value["prompts"], value["neurons"], value["random"][0]["neurons"]) == (2, 2, 2)
     assert [row["prompt"] for row in value["generations"]] == ["the quick brown", "def add(a"]
-    every = json.loads(run(*asked, "--share", "1", "--json").out)
+    every = json.loads(cli(*asked, "--share", "1", "--json").out)
     assert every["neurons"] == 3
     assert [row["patched"] for row in every["generations"]] == [row["other"] for row in every["generations"]]
     assert every["patched"]["score"] == pytest.approx(every["other"])
-    shown = run(*asked)
+    shown = cli(*asked)
     assert "causal effect" in shown.out
 
 
@@ -137,7 +116,7 @@ def test_patching_the_changed_neurons_makes_the_model_the_other(
     ],
 )
 def test_what_cannot_be_patched(
-    run: Callable[..., Result], made: dict[str, Path], tmp_path: Path, changes: dict[str, str], message: str
+    cli: Callable[..., Result], made: dict[str, Path], tmp_path: Path, changes: dict[str, str], message: str
 ) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "wrong.jsonl").write_text('{"text": "a"}\n{"texts": "b"}\n')
@@ -145,20 +124,15 @@ def test_what_cannot_be_patched(
     options = {"--store": "base-store", "--other": "tuned-store"} | {k: v for k, v in changes.items() if k != "prompts"}
     given = [part for key, value in options.items() for part in (key, made.get(value, value))]
     prompts = files[changes["prompts"]] if "prompts" in changes else made["prompts"]
-    done = run("patch", made["base"], made["tuned"], prompts, *given, "--quiet")
+    done = cli("patch", made["base"], made["tuned"], prompts, *given, "--quiet")
     assert (done.status, done.out) == (2, "")
     assert message in done.err
 
 
 def test_comparing_stores_needs_neither_transformers_nor_torch_nor_the_models(
-    made: dict[str, Path], tmp_path: Path
+    run_without: Callable[..., Any], made: dict[str, Path]
 ) -> None:
-    script = (
-        "import sys; sys.modules.update(transformers=None, tokenizers=None, torch=None)\n"
-        "import typer; from actstore import cli; from actstore.commands import change\n"
-        "app = typer.Typer(); app.callback()(lambda: None); change.register(app); sys.exit(cli._run(app))"
-    )
-    command = [sys.executable, "-c", script, "change", str(made["base-store"]), str(made["tuned-store"]), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    line = ("change", made["base-store"], made["tuned-store"], "--json")
+    done = run_without(("transformers", "tokenizers", "torch"), line)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["neurons"][0]["neuron"].startswith("L1.")

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actstore import cli
-from actstore.commands import contributions
 from actstore.engine.capture_run import RunOptions, capture
 from actstore.store.reader import Store
 
@@ -25,29 +21,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tests.conftest import Result  # type: ignore[import-not-found]
+
 CONTEXT = 16
 
 
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Run the command in this process."""
-    app = typer.Typer()
-    app.callback()(lambda: None)  # an app of one command would take its name for an argument
-    contributions.register(app)
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["actstore", "contributions", *map(str, arguments)])
-        capsys.readouterr()
-        status = cli._run(app)
-        return Result(status, *capsys.readouterr())
-
-    return run
+def cli(cli: Callable[..., Result]) -> Callable[..., Result]:
+    """Run `actstore contributions …` in this process."""
+    return functools.partial(cli, "contributions")
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +92,13 @@ def check(neurons: list[dict[str, Any]], expected: NDArray[np.float64]) -> None:
     np.testing.assert_allclose(found, [scores[row["neuron"]] for row in neurons], rtol=1e-4, atol=1e-5 * size)
 
 
-def test_one_target_equals_hooks_on_the_model(run: Callable[..., Result], path: Path, reference: Reference) -> None:
+def test_one_target_equals_hooks_on_the_model(cli: Callable[..., Result], path: Path, reference: Reference) -> None:
     store = Store(path)
     assert store.vocabulary is not None
     texts: list[str] = store.vocabulary["text"].to_pylist()
     usual = sorted(reference.following, key=lambda t: texts.count(texts[t]) > 1)[:6]
     for token in usual:
-        done = run(path, "--target", texts[token], "--capture", "corpus", "-k", "7", "--json")
+        done = cli(path, "--target", texts[token], "--capture", "corpus", "-k", "7", "--json")
         value = json.loads(done.out)
         assert (value["target"], value["token"], value["capture"], len(value["neurons"])) == (
             texts[token],
@@ -125,25 +107,25 @@ def test_one_target_equals_hooks_on_the_model(run: Callable[..., Result], path: 
             7,
         )
         check(value["neurons"], reference.following[token])
-        by_id = run(path, "--target-id", token, "--capture", "corpus", "-k", "7", "--json")
+        by_id = cli(path, "--target-id", token, "--capture", "corpus", "-k", "7", "--json")
         assert by_id.out == done.out
 
 
 def test_next_tokens_by_label_equal_hooks_on_the_model(
-    run: Callable[..., Result], path: Path, reference: Reference
+    cli: Callable[..., Result], path: Path, reference: Reference
 ) -> None:
-    value = json.loads(run(path, "--next", "--by", "language", "-k", "9", "--json").out)
+    value = json.loads(cli(path, "--next", "--by", "language", "-k", "9", "--json").out)
     assert set(value["labels"]) == set(reference.scores)
     for label, expected in reference.scores.items():
         check(value["labels"][label], expected)
     assert value["target"] is None
 
 
-def test_at_a_place_it_is_in_order_of_every_neuron(run: Callable[..., Result], path: Path) -> None:
+def test_at_a_place_it_is_in_order_of_every_neuron(cli: Callable[..., Result], path: Path) -> None:
     store = Store(path)
     window = store.capture("corpus").windows().to_pylist()[0]
     place = f"{window['document']}:3@{window['window']}"
-    value = json.loads(run(path, "--at", place, "-k", "48", "--json").out)
+    value = json.loads(cli(path, "--at", place, "-k", "48", "--json").out)
     inputs = store.capture("corpus").plan.array("inputs/ids")
     assert value["token"] == inputs[window["input_start"] + 4]
     assert value["at"] == {"document": window["document"], "position": 3, "window": window["window"]}
@@ -152,18 +134,18 @@ def test_at_a_place_it_is_in_order_of_every_neuron(run: Callable[..., Result], p
     assert scores == sorted(scores, reverse=True)
 
 
-def test_several_targets(run: Callable[..., Result], path: Path) -> None:
+def test_several_targets(cli: Callable[..., Result], path: Path) -> None:
     arguments = (path, "--target-id", 290, "--target-id", 300, "--everywhere", "-k", "3", "--json")
-    value = json.loads(run(*arguments).out)
+    value = json.loads(cli(*arguments).out)
     assert [entry["token"] for entry in value["targets"]] == [290, 300]
-    alone = json.loads(run(path, "--target-id", 300, "--everywhere", "-k", "3", "--json").out)
+    alone = json.loads(cli(path, "--target-id", 300, "--everywhere", "-k", "3", "--json").out)
     assert value["targets"][1]["neurons"] == alone["neurons"]
-    paper = json.loads(run(*arguments, "--paper-form").out)
+    paper = json.loads(cli(*arguments, "--paper-form").out)
     assert paper["targets"][0]["neurons"] != []
 
 
-def test_the_table_shows_each_neurons_own_tokens(run: Callable[..., Result], path: Path) -> None:
-    done = run(path, "--target-id", 290, "--everywhere", "-k", "2")
+def test_the_table_shows_each_neurons_own_tokens(cli: Callable[..., Result], path: Path) -> None:
+    done = cli(path, "--target-id", 290, "--everywhere", "-k", "2")
     heading, columns, first, *_ = done.out.splitlines()
     text = Store(path).token_text(290)
     assert heading.startswith(f"{text!r} (290), mean over ")
@@ -173,16 +155,16 @@ def test_the_table_shows_each_neurons_own_tokens(run: Callable[..., Result], pat
     assert own[0].strip() == "" or own[0].strip() in first
 
 
-def test_filling_in_top_tokens(run: Callable[..., Result], path: Path, tmp_path: Path) -> None:
+def test_filling_in_top_tokens(cli: Callable[..., Result], path: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     shutil.copytree(path, tmp_path / "store")
     table = tmp_path / "store" / "neurons.parquet"
     before = pq.read_table(table)
     pq.write_table(before.select(["layer", "neuron", "name", "module", "write_norm"]), table)  # as older stores have it
-    shown = run(tmp_path / "store", "--target-id", 290, "--everywhere", "-k", "2")
-    assert shown == run(path, "--target-id", 290, "--everywhere", "-k", "2")
-    done = run(tmp_path / "store", "--fill-top-tokens")
+    shown = cli(tmp_path / "store", "--target-id", 290, "--everywhere", "-k", "2")
+    assert shown == cli(path, "--target-id", 290, "--everywhere", "-k", "2")
+    done = cli(tmp_path / "store", "--fill-top-tokens")
     assert (done.status, done.out) == (0, "")
     assert "The top and bottom tokens of 48 neurons are in the table" in done.err
     after = pq.read_table(table)
@@ -209,9 +191,9 @@ def test_filling_in_top_tokens(run: Callable[..., Result], path: Path, tmp_path:
     ],
 )  # fmt: skip
 def test_mistakes_are_one_sentence(
-    run: Callable[..., Result], path: Path, arguments: tuple[str, ...], words: str
+    cli: Callable[..., Result], path: Path, arguments: tuple[str, ...], words: str
 ) -> None:
-    done = run(path, *arguments)
+    done = cli(path, *arguments)
     assert (done.status, done.out) == (2, "")
     assert done.err.startswith("Error: ")
     assert done.err.count("\n") == 1
@@ -219,42 +201,29 @@ def test_mistakes_are_one_sentence(
 
 
 def test_what_is_not_one_token_is_said_as_the_tokenizer_cuts_it(
-    run: Callable[..., Result], path: Path, tiny_model: Path
+    cli: Callable[..., Result], path: Path, tiny_model: Path
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     for text in ("jumpsuit", " overthe", "naïveté", "東京", "doggy", " renard brunatre"):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert len(ids) > 1
-        error = run(path, "--target", text).err
+        error = cli(path, "--target", text).err
         assert f"but {len(ids)}: " in error, (text, error)
         assert [f"({i})" in error for i in ids] == [True] * len(ids)
         first = Store(path).token_text(ids[0])
         offer = f"--target {first!r}" if "\ufffd" not in first else f"--target-id {ids[0]}"
         assert f"Ask for the first, {offer}" in error
         assert offer in error
-    assert "or ' jumps', which is one token" in run(path, "--target", "jumps").err
+    assert "or ' jumps', which is one token" in cli(path, "--target", "jumps").err
 
 
-def test_without_transformers_tokenizers_and_the_model(path: Path, tmp_path: Path) -> None:
+def test_without_transformers_tokenizers_and_the_model(
+    run_without: Callable[..., Any], path: Path, tmp_path: Path
+) -> None:
     """In a process of its own that can import neither, on a store whose model's folder is unknown to it."""
     shutil.copytree(path, tmp_path / "store")
-    script = (
-        "import sys\n"
-        "class Blocked:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('transformers', 'tokenizers'):\n"
-        "            raise ImportError(f'{name} is not for readers')\n"
-        "sys.meta_path.insert(0, Blocked())\n"
-        "import typer\n"
-        "from actstore import cli\n"
-        "from actstore.commands import contributions\n"
-        "app = typer.Typer()\n"
-        "app.callback()(lambda: None)\n"
-        "contributions.register(app)\n"
-        "sys.exit(cli._run(app))\n"
-    )
-    command = [sys.executable, "-c", script, "contributions", "store", "--next", "--by", "language", "-k", "2"]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    line = ("contributions", "store", "--next", "--by", "language", "-k", "2", "--json")
+    done = run_without(("transformers", "tokenizers"), line)
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     table = Store(path).contributions(k=2, by="language", capture="corpus")

@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import subprocess
-import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import typer
 
-from actstore import cli
-from actstore.commands import coverage
 from actstore.engine.capture_run import RunOptions, capture
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
+    from tests.conftest import Result  # type: ignore[import-not-found]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Run the command in this process."""
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    coverage.register(app)
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["actstore", "coverage", *map(str, arguments)])
-        capsys.readouterr()
-        status = cli._run(app)
-        return Result(status, *capsys.readouterr())
-
-    return run
+def cli(cli: Callable[..., Result]) -> Callable[..., Result]:
+    """Run `actstore coverage …` in this process."""
+    return functools.partial(cli, "coverage")
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +35,8 @@ def store(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFacto
     return path
 
 
-def test_criteria_of_a_capture_and_of_its_labels(run: Callable[..., Result], store: Path) -> None:
-    done = run(store, "--capture", "corpus", "--reference", "training", "--by", "language", "--json")
+def test_criteria_of_a_capture_and_of_its_labels(cli: Callable[..., Result], store: Path) -> None:
+    done = cli(store, "--capture", "corpus", "--reference", "training", "--by", "language", "--json")
     assert (done.status, done.err) == (0, "")
     value = json.loads(done.out)
     names = [(row["criterion"], row["parameter"]) for row in value["criteria"]]
@@ -66,37 +48,37 @@ def test_criteria_of_a_capture_and_of_its_labels(run: Callable[..., Result], sto
         value["criteria"], *(label["criteria"] for label in value["labels"].values()), strict=True
     ):
         assert max(p["covered"] for p in parts) <= whole["covered"] <= sum(p["covered"] for p in parts)
-    shown = run(store, "--capture", "corpus", "--criteria", "tknc,nc", "--thresholds", "0.9", "--by", "language")
+    shown = cli(store, "--capture", "corpus", "--criteria", "tknc,nc", "--thresholds", "0.9", "--by", "language")
     assert [line.split()[0] for line in shown.out.splitlines()] == ["criterion", "samples", "TKNC", "NC"]
     assert "language=py" in shown.out
-    same = run(store, "--capture", "corpus", "--reference", "corpus", "--criteria", "nbc", "--json")
+    same = cli(store, "--capture", "corpus", "--reference", "corpus", "--criteria", "nbc", "--json")
     assert json.loads(same.out)["criteria"][0]["covered"] == 0
 
 
-def test_states_of_two_captures_merge_into_one(run: Callable[..., Result], store: Path, tmp_path: Path) -> None:
+def test_states_of_two_captures_merge_into_one(cli: Callable[..., Result], store: Path, tmp_path: Path) -> None:
     options = ("--capture", "corpus", "--criteria", "nc,tknc,tknp,tfc", "--distance", "0.05", "--json")
-    first = json.loads(run(store, *options, "--state", tmp_path / "state").out)
-    again = json.loads(run(store, *options, "--merge", tmp_path / "state").out)
+    first = json.loads(cli(store, *options, "--state", tmp_path / "state").out)
+    again = json.loads(cli(store, *options, "--merge", tmp_path / "state").out)
     assert again["samples"] == 2 * first["samples"]
     assert [row["covered"] for row in again["criteria"]] == [row["covered"] for row in first["criteria"]]
-    refused = run(store, *options, "--top", "3", "--merge", tmp_path / "state")
+    refused = cli(store, *options, "--top", "3", "--merge", tmp_path / "state")
     assert refused.status == 2
     assert "top is 3 in one and 10 in the other" in refused.err
 
 
-def test_few_samples_are_said(run: Callable[..., Result], store: Path) -> None:
-    done = run(store, "--capture", "corpus", "--positions", "last")
+def test_few_samples_are_said(cli: Callable[..., Result], store: Path) -> None:
+    done = cli(store, "--capture", "corpus", "--positions", "last")
     assert done.status == 0
     assert "has 13 samples at these positions: too few" in done.err  # of 12 documents, one is longer than a window
 
 
-def test_a_probe_for_each_layer(run: Callable[..., Result], store: Path) -> None:
-    done = run("probe", store, "--capture", "last", "--by", "language", "--positive", "py", "--json")
+def test_a_probe_for_each_layer(cli: Callable[..., Result], store: Path) -> None:
+    done = cli("probe", store, "--capture", "last", "--by", "language", "--positive", "py", "--json")
     assert done.status == 0, done.err
     value = json.loads(done.out)
     assert [row["layer"] for row in value["layers"]] == [0, 1, "all"]
     assert all(0 <= row[key] <= 1 for row in value["layers"] for key in ("accuracy", "auroc"))
-    shown = run(
+    shown = cli(
         "probe", store, "--capture", "last", "--by", "language", "--positive", "py", "--negative", "en", "--layers", "1"
     )
     assert "language=py against language=en: trained on" in shown.out
@@ -125,8 +107,8 @@ def test_a_probe_for_each_layer(run: Callable[..., Result], store: Path) -> None
         (("probe", "S", "--by", "language", "--positive", "en", "--capture", "first"), "--positions last"),
     ],
 )
-def test_what_has_no_answer(run: Callable[..., Result], store: Path, arguments: tuple[str, ...], message: str) -> None:
-    done = run(*(store if argument == "S" else argument for argument in arguments))
+def test_what_has_no_answer(cli: Callable[..., Result], store: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = cli(*(store if argument == "S" else argument for argument in arguments))
     assert (done.status, done.out) == (2, "")
     assert message in done.err
     assert done.err.count("\n") == 1
@@ -139,14 +121,10 @@ def test_what_has_no_answer(run: Callable[..., Result], store: Path, arguments: 
         ("probe", "S", "--capture", "last", "--by", "language", "--positive", "py", "--json"),
     ],
 )
-def test_neither_transformers_nor_torch_is_needed(arguments: tuple[str, ...], store: Path, tmp_path: Path) -> None:
-    script = (
-        "import sys; sys.modules.update(transformers=None, tokenizers=None, torch=None)\n"
-        "import typer; from actstore import cli; from actstore.commands import coverage\n"
-        "app = typer.Typer(); app.callback()(lambda: None); coverage.register(app); sys.exit(cli._run(app))"
-    )
-    filled = [str(store) if argument == "S" else argument for argument in arguments]
-    command = [sys.executable, "-c", script, "coverage", *filled]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+def test_neither_transformers_nor_torch_is_needed(
+    run_without: Callable[..., Any], arguments: tuple[str, ...], store: Path
+) -> None:
+    filled = (store if argument == "S" else argument for argument in arguments)
+    done = run_without(("transformers", "tokenizers", "torch"), ("coverage", *filled))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)

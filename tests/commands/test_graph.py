@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import os
+import functools
 import re
-import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import pytest
-import typer
 
 sys.path.insert(
     0, str(Path(__file__).parents[1] / "engine/graph")
 )  # importlib mode leaves support modules off the path
 from planted_graphs import plant_graphs, plant_store
 
-from actstore import cli as command_line
-from actstore.commands.graph import register
 from actstore.engine.capture_run import capture
 from actstore.store.graph_nodes import IGNORE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.conftest import Result  # type: ignore[import-not-found]
 
 CAT, THE, BLACK, NOT = range(4)
 GRAPHS = {
@@ -37,43 +34,10 @@ GRAPHS = {
 }  # fmt: skip
 
 
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def cli(cli: Callable[..., Result]) -> Callable[..., Result]:
     """Run `actstore graph …` in this process."""
-    app = typer.Typer(pretty_exceptions_enable=False)
-    register(app)
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["actstore", "graph", *map(str, arguments)])
-        capsys.readouterr()
-        status = command_line._run(app)
-        return Result(status, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def refused(cli: Callable[..., Result]) -> Callable[..., str]:
-    """The one sentence with which a command line is refused."""
-
-    def run(*arguments: object) -> str:
-        done = cli(*arguments)
-        assert (done.status, done.out) == (2, ""), done
-        assert done.err.startswith("Error: ")
-        assert done.err.count("\n") == 1
-        return done.err.removeprefix("Error: ").rstrip("\n")
-
-    return run
+    return functools.partial(cli, "graph")
 
 
 @pytest.fixture(scope="module")
@@ -230,30 +194,15 @@ def test_a_store_without_graphs_says_what_makes_them(refused: Callable[..., str]
     assert "Make them: actstore graph build" in refused("repeats", captured, "--name", "other")
 
 
-def test_no_model_library_is_needed(store: Path, captured: Path, tmp_path: Path) -> None:
-    script = (
-        "import sys\n"
-        "class Blocked:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('transformers', 'tokenizers', 'torch'):\n"
-        "            raise ImportError(f'{name} is not for readers')\n"
-        "sys.meta_path.insert(0, Blocked())\n"
-        "import typer\n"
-        "from actstore import cli\n"
-        "from actstore.commands.graph import register\n"
-        "app = typer.Typer(pretty_exceptions_enable=False)\n"
-        "register(app)\n"
-        f"for arguments in (['show', {str(store)!r}, 'L0.N0'], ['show', {str(store)!r}, 'L0.N0', '--svg', 'x.svg'],\n"
-        f"                  ['search', {str(store)!r}, '--activating', 'cat'], ['similar', {str(store)!r}, 'L0.N0'],\n"
-        f"                  ['similar', {str(store)!r}], ['repeats', {str(captured)!r}]):\n"
-        "    sys.argv = ['actstore', 'graph', *arguments]\n"
-        "    status = cli._run(app)\n"
-        "    assert status == 0, (arguments, status)\n"
-    )
-    environment = {**os.environ, "COLUMNS": "200"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False, env=environment
-    )
+def test_no_model_library_is_needed(
+    run_without: Callable[..., Any], store: Path, captured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = (
+        ("show", store, "L0.N0"), ("show", store, "L0.N0", "--svg", "x.svg"), ("search", store, "--activating", "cat"),
+        ("similar", store, "L0.N0"), ("similar", store), ("repeats", captured),
+    )  # fmt: skip
+    done = run_without(("transformers", "tokenizers", "torch"), *(("graph", *line) for line in lines))
     assert done.returncode == 0, done.stderr
     assert "·cat" in done.stdout
     assert (tmp_path / "x.svg").is_file()

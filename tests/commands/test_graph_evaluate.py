@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import subprocess
-import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import typer
 
-from actstore import cli as command_line
-from actstore.commands import graph_evaluate
 from actstore.engine.capture_run import capture
 from actstore.engine.graph.build import build_graphs
 from actstore.store.folder import Folder
@@ -21,11 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
+    from tests.conftest import Result  # type: ignore[import-not-found]
 
 
 @pytest.fixture(scope="module")
@@ -39,30 +31,20 @@ def store(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """`evaluate …` in this process."""
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.callback()(lambda: None)
-    graph_evaluate.register(app)
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["actstore", "evaluate", *map(str, arguments)])
-        capsys.readouterr()
-        status = command_line._run(app)
-        return Result(status, *capsys.readouterr())
-
-    return call
+def cli(cli: Callable[..., Result]) -> Callable[..., Result]:
+    """Run `actstore graph evaluate …` in this process."""
+    return functools.partial(cli, "graph", "evaluate")
 
 
-def asked(run: Callable[..., Result], *arguments: object) -> dict[str, Any]:
-    result = run(*arguments, "--json")
+def asked(cli: Callable[..., Result], *arguments: object) -> dict[str, Any]:
+    result = cli(*arguments, "--json")
     assert result.status == 0, result.err
     document: dict[str, Any] = json.loads(result.out)
     return document
 
 
-def test_one_document_with_every_method_by_layer(store: Path, run: Callable[..., Result]) -> None:
-    found = asked(run, store, "--curve", "-1,4", "--ordinary", 10, "--exemplars", 6)
+def test_one_document_with_every_method_by_layer(store: Path, cli: Callable[..., Result]) -> None:
+    found = asked(cli, store, "--curve", "-1,4", "--ordinary", 10, "--exemplars", 6)
     assert (found["neurons"], found["failed"]) == (48, 0)
     assert 0 < found["build_seconds"] < found["seconds"]
     for method in (found, *found["baselines"].values()):
@@ -76,8 +58,8 @@ def test_one_document_with_every_method_by_layer(store: Path, run: Callable[...,
     assert found["nodes"] == found["curve"][1]["nodes"]
 
 
-def test_the_tables_show_a_row_a_method_and_a_column_a_layer(store: Path, run: Callable[..., Result]) -> None:
-    shown = run(store, "--neurons", "L0.N0,L1.N2", "--curve", "2", "--also", "half", "--graphs", "two")
+def test_the_tables_show_a_row_a_method_and_a_column_a_layer(store: Path, cli: Callable[..., Result]) -> None:
+    shown = cli(store, "--neurons", "L0.N0,L1.N2", "--curve", "2", "--also", "half", "--graphs", "two")
     assert shown.status == 0, shown.err
     for text in ("Held-out exemplars", "Ordinary text", "F1 L0", "F1 L1", "bigram lookup, corpus, any", "two ",
                  "F1 against the number of nodes", "2 neurons, 0 failed"):  # fmt: skip
@@ -85,8 +67,8 @@ def test_the_tables_show_a_row_a_method_and_a_column_a_layer(store: Path, run: C
     assert "may have learned from the windows that test them" in shown.err
 
 
-def test_graphs_that_a_set_lacks_count_as_failed(store: Path, run: Callable[..., Result]) -> None:
-    found = asked(run, store, "--neurons", "L0.N0,L0.N1", "--graphs", "two")
+def test_graphs_that_a_set_lacks_count_as_failed(store: Path, cli: Callable[..., Result]) -> None:
+    found = asked(cli, store, "--neurons", "L0.N0,L0.N1", "--graphs", "two")
     assert found["failed"] == 0
     assert found["baselines"]["two"]["failed"] == 1
 
@@ -110,29 +92,22 @@ def test_graphs_that_a_set_lacks_count_as_failed(store: Path, run: Callable[...,
     ],
 )
 def test_one_sentence_says_what_is_wrong(
-    store: Path, run: Callable[..., Result], arguments: tuple[str, ...], said: str
+    store: Path, cli: Callable[..., Result], arguments: tuple[str, ...], said: str
 ) -> None:
-    result = run(store, *arguments)
+    result = cli(store, *arguments)
     assert result.status == 2
     assert said in " ".join(result.err.split())
     assert "Traceback" not in result.err
 
 
-def test_no_model_and_no_transformers(store: Path) -> None:
-    script = (
-        "import sys; sys.modules['transformers'] = None; sys.modules['torch'] = None\n"
-        "import typer; from actstore import cli; from actstore.commands import graph_evaluate\n"
-        "app = typer.Typer(); app.callback()(lambda: None); graph_evaluate.register(app)\n"
-        f"sys.argv = ['actstore', 'evaluate', {str(store)!r}, '--neurons', 'L0.N1', '--json']\n"
-        "sys.exit(cli._run(app))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+def test_no_model_and_no_transformers(run_without: Callable[..., Any], store: Path) -> None:
+    done = run_without(("transformers", "torch"), ("graph", "evaluate", store, "--neurons", "L0.N1", "--json"))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["neurons"] == 1
 
 
-def test_the_same_store_gives_the_same_numbers(store: Path, run: Callable[..., Result]) -> None:
-    first, second = (asked(run, Store(store).folder.location, "--layers", "1") for _ in range(2))
+def test_the_same_store_gives_the_same_numbers(store: Path, cli: Callable[..., Result]) -> None:
+    first, second = (asked(cli, Store(store).folder.location, "--layers", "1") for _ in range(2))
     for volatile in ("seconds", "build_seconds"):
         first.pop(volatile)
         second.pop(volatile)

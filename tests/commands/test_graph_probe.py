@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
+import functools
 import shutil
-import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
-import typer
 
-from actstore import cli as command_line
-from actstore.commands.graph_probe import register
 from actstore.engine.capture_run import capture
 from actstore.engine.graph.build import build_graphs
 from actstore.store.folder import Folder
@@ -23,15 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
+    from tests.conftest import Result  # type: ignore[import-not-found]
 
 
 @pytest.fixture(scope="module")
@@ -49,35 +36,9 @@ def store(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def cli(cli: Callable[..., Result]) -> Callable[..., Result]:
     """Run `actstore graph probe …` in this process."""
-    app, group = typer.Typer(pretty_exceptions_enable=False), typer.Typer()
-    register(group)
-    group.callback()(lambda: None)
-    app.add_typer(group, name="graph")
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["actstore", "graph", "probe", *map(str, arguments)])
-        capsys.readouterr()
-        status = command_line._run(app)
-        out, err = capsys.readouterr()
-        return Result(status, out, re.sub(r"[^\n]*Loading weights[^\n]*\n?", "", err))
-
-    return run
-
-
-@pytest.fixture
-def refused(cli: Callable[..., Result]) -> Callable[..., str]:
-    """The one sentence with which a command line is refused."""
-
-    def run(*arguments: object) -> str:
-        done = cli(*arguments)
-        assert (done.status, done.out) == (2, ""), done
-        assert done.err.startswith("Error: ")
-        assert done.err.count("\n") == 1
-        return done.err.removeprefix("Error: ").rstrip("\n")
-
-    return run
+    return functools.partial(cli, "graph", "probe")
 
 
 def test_sampled_text_is_a_capture(cli: Callable[..., Result], tiny_model: Path, store: Path) -> None:

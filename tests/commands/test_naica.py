@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import typer
 
-from actstore import cli as command_line
 from actstore import terminal
 from actstore.commands import naica
 from actstore.engine.attribution.attribute import attribute
@@ -30,13 +27,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tests.conftest import Result  # type: ignore[import-not-found]
+
 DEMO = Path(__file__).resolve().parents[2] / "demo" / "fact-llama"
-
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="module")
@@ -57,46 +50,20 @@ def attributions(store: Path) -> Attributions:
     return open_attributions(Store(store))
 
 
-def build() -> typer.Typer:
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.callback()(lambda: None)
-    naica.register(app)
-    return app
+@pytest.fixture
+def cli(cli: Callable[..., Result]) -> Callable[..., Result]:
+    """Run `actstore naica …` in this process."""
+    return functools.partial(cli, "naica")
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """`naica …` in this process."""
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["actstore", "naica", *map(str, arguments)])
-        capsys.readouterr()
-        status = command_line._run(build())
-        return Result(status, *capsys.readouterr())
-
-    return call
-
-
-@pytest.fixture
-def asked(run: Callable[..., Result]) -> Callable[..., Any]:
+def asked(cli: Callable[..., Result]) -> Callable[..., Any]:
     """The JSON document that `naica …` writes."""
 
     def call(*arguments: object) -> Any:
-        done = run(*arguments, "--json")
+        done = cli(*arguments, "--json")
         assert done.status == 0, done.err
         return json.loads(done.out)
-
-    return call
-
-
-@pytest.fixture
-def refused(run: Callable[..., Result]) -> Callable[..., str]:
-    def call(*arguments: object) -> str:
-        done = run(*arguments)
-        assert (done.status, done.out) == (2, ""), done
-        assert done.err.startswith("Error: ")
-        assert done.err.count("\n") == 1
-        return done.err
 
     return call
 
@@ -184,8 +151,8 @@ def test_labels_pool_their_queries(asked: Callable[..., Any], store: Path, attri
         assert [row["score"] for row in neurons] == sorted((row["score"] for row in neurons), reverse=True)
 
 
-def test_people_get_a_summary_and_as_many_rows_as_they_want(run: Callable[..., Result], store: Path) -> None:
-    done = run(store, "--rows", 5, "-k", 2)
+def test_people_get_a_summary_and_as_many_rows_as_they_want(cli: Callable[..., Result], store: Path) -> None:
+    done = cli(store, "--rows", 5, "-k", 2)
     lines = done.out.splitlines()
     assert lines[0].endswith("model, capture questions: naica, attribution ig, t 0.2, u 0.3, v 20")
     assert re.fullmatch(
@@ -194,17 +161,17 @@ def test_people_get_a_summary_and_as_many_rows_as_they_want(run: Callable[..., R
     assert lines[2].split()[:3] == ["query", "right", "neurons"]
     assert len(lines) == 9
     assert lines[-1] == "… 7 more queries: --rows 0 shows them, --json has them all."
-    every = run(store, "--rows", 0).out.splitlines()
+    every = cli(store, "--rows", 0).out.splitlines()
     assert len(every) == 15
-    by = run(store, "--by", "relation_name").out.splitlines()
+    by = cli(store, "--by", "relation_name").out.splitlines()
     assert by[2].split()[:4] == ["relation_name", "queries", "right", "neurons"]
     assert by[3].startswith("biology")
 
 
 def test_the_heat_map_and_its_copy_on_a_terminal(
-    run: Callable[..., Result], store: Path, tmp_path: Path, attributions: Attributions
+    cli: Callable[..., Result], store: Path, tmp_path: Path, attributions: Attributions
 ) -> None:
-    done = run(store, "--by", "relation_name", "--heat-map", tmp_path / "map.svg")
+    done = cli(store, "--by", "relation_name", "--heat-map", tmp_path / "map.svg")
     assert "map.svg: heat map of" in done.out
     assert "5 layers" in done.out
     root = ElementTree.parse(tmp_path / "map.svg").getroot()
@@ -229,16 +196,16 @@ def test_a_narrow_terminal_gets_layers_in_groups(n_layers: int, width: int, n_ce
 
 
 def test_too_few_queries_and_an_unfinished_run_are_warnings(
-    run: Callable[..., Result], asked: Callable[..., Any], store: Path, tmp_path: Path
+    cli: Callable[..., Result], asked: Callable[..., Any], store: Path, tmp_path: Path
 ) -> None:
-    done = run(store, "--u", 0.01)
+    done = cli(store, "--u", 0.01)
     assert done.status == 0
     assert "Warning: With 12 queries, a neuron of a single cluster is already in 8 % of them" in done.err
     assert "Ask at least 100 queries" in done.err
     begun = shutil.copytree(store, tmp_path / "begun")
     for commit in (begun / "captures" / "questions" / "blocks").glob("*.json"):
         commit.unlink()
-    done = run(begun, "--by", "relation_name", "--heat-map", tmp_path / "map.svg")
+    done = cli(begun, "--by", "relation_name", "--heat-map", tmp_path / "map.svg")
     assert done.status == 0
     assert "Capture 'questions' is not finished (0 of 1 blocks)" in done.err
     assert "0 queries." in done.out
@@ -281,31 +248,18 @@ def test_attributions_without_gradients_name_the_flag_that_records_them(
     assert asked(tmp_path / "store", "--attribution", "contribution", "--u", 1)["queries"][0]["neurons"]
 
 
-def test_the_group_explains_itself(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_group_explains_itself(cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    text = run("--help").out
+    text = cli("--help").out
     for word in ("show", "evaluate", "NA-ICA", "QRNCA", "Example"):
         assert word in text, word
-    assert "Example:" in run("show", "--help").out
-    assert "MODEL" in run("evaluate", "--help").out
+    assert "Example:" in cli("show", "--help").out
+    assert "MODEL" in cli("evaluate", "--help").out
 
 
-def test_neither_transformers_nor_the_model_is_needed(store: Path, tmp_path: Path) -> None:
-    script = (
-        "import sys\n"
-        "class Blocked:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('transformers', 'tokenizers'):\n"
-        "            raise ImportError(f'{name} is not for readers')\n"
-        "sys.meta_path.insert(0, Blocked())\n"
-        "import typer\n"
-        "from actstore import cli\n"
-        "from actstore.commands import naica\n"
-        "app = typer.Typer(pretty_exceptions_enable=False)\n"
-        "app.callback()(lambda: None)\n"
-        "naica.register(app)\n"
-        "sys.exit(cli._run(app))\n"
-    )
+def test_neither_transformers_nor_the_model_is_needed(
+    run_without: Callable[..., Any], store: Path, tmp_path: Path
+) -> None:
     options = [
         "--by",
         "relation_name",
@@ -316,15 +270,12 @@ def test_neither_transformers_nor_the_model_is_needed(store: Path, tmp_path: Pat
         "--heat-map",
         "map.svg",
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", script, "naica", str(store), "--json", *options],
-        capture_output=True, text=True, cwd=tmp_path, check=False,
-    )  # fmt: skip
+    done = run_without(("transformers", "tokenizers"), ("naica", store, "--json", *options))
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["queries"]) == 12
     assert (tmp_path / "map.svg").is_file()
 
 
-def test_nothing_is_coloured_in_a_pipe(run: Callable[..., Result], store: Path) -> None:
+def test_nothing_is_coloured_in_a_pipe(cli: Callable[..., Result], store: Path) -> None:
     assert not terminal.out.is_terminal
-    assert "\x1b" not in run(store).out
+    assert "\x1b" not in cli(store).out

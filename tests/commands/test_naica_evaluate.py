@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
-import typer
 
-from actstore import cli as command_line
-from actstore.commands import naica_evaluate
 from actstore.engine.attribution.attribute import attribute
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.conftest import Result  # type: ignore[import-not-found]
+
 DEMO = Path(__file__).resolve().parents[2] / "demo" / "fact-llama"
-
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="module")
@@ -37,28 +30,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """`evaluate …` in this process."""
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.callback()(lambda: None)
-    naica_evaluate.register(app)
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["actstore", "evaluate", *map(str, arguments)])
-        capsys.readouterr()
-        status = command_line._run(app)
-        return Result(status, *capsys.readouterr())
-
-    return call
+def cli(cli: Callable[..., Result]) -> Callable[..., Result]:
+    """Run `actstore naica evaluate …` in this process."""
+    return functools.partial(cli, "naica", "evaluate")
 
 
-def test_the_tables_and_their_numbers_as_one_document(store: Path, run: Callable[..., Result]) -> None:
+def test_the_tables_and_their_numbers_as_one_document(store: Path, cli: Callable[..., Result]) -> None:
     arguments = (DEMO, store, "--seeds", 1, "--methods", "naica,random", "--device", "cpu")
-    shown = run(*arguments)
+    shown = cli(*arguments)
     assert shown.status == 0, shown.err
     for text in ("PCR boost", "QRNCA", "random neurons", "left out", "biology", "top neurons"):
         assert text in shown.out
-    value = json.loads(run(*arguments, "--json").out)
+    value = json.loads(cli(*arguments, "--json").out)
     assert value["capture"] == "questions"
     assert [(row["protocol"], row["method"], row["operation"]) for row in value["summary"][:2]] == [
         ("query", "naica", "boost"),
@@ -69,8 +52,8 @@ def test_the_tables_and_their_numbers_as_one_document(store: Path, run: Callable
     assert [row["label"] for row in value["prediction"]] == ["biology", "units"]
 
 
-def test_fewer_queries_and_one_protocol(store: Path, run: Callable[..., Result]) -> None:
-    found = run(
+def test_fewer_queries_and_one_protocol(store: Path, cli: Callable[..., Result]) -> None:
+    found = cli(
         DEMO, store, "--seeds", 1, "--protocol", "prompt", "--max-queries", 4, "--method", "qrnca", "--by",
         "relation_name", "--json", "--device", "cpu",
     )  # fmt: skip
@@ -91,8 +74,8 @@ def test_fewer_queries_and_one_protocol(store: Path, run: Callable[..., Result])
     ],
 )
 def test_mistakes_are_one_sentence(
-    store: Path, run: Callable[..., Result], arguments: tuple[str, ...], message: str
+    store: Path, cli: Callable[..., Result], arguments: tuple[str, ...], message: str
 ) -> None:
-    found = run(DEMO, store, *arguments)
+    found = cli(DEMO, store, *arguments)
     assert (found.status, found.out) == (2, "")
     assert message in found.err.replace("\n", " ")

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import re
-import subprocess
-import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import typer
 
-from actstore import cli as command_line
-from actstore.commands.selectivity import register
 from actstore.engine.capture_run import capture
 from actstore.store.reader import Store
 
@@ -20,45 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
+    from tests.conftest import Result  # type: ignore[import-not-found]
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def cli(cli: Callable[..., Result]) -> Callable[..., Result]:
     """Run `actstore selectivity …` in this process."""
-    app = typer.Typer(pretty_exceptions_enable=False)
-    register(app)
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["actstore", "selectivity", *map(str, arguments)])
-        capsys.readouterr()
-        status = command_line._run(app)
-        out, err = capsys.readouterr()
-        return Result(status, out, re.sub(r"[^\n]*Loading weights[^\n]*\n?", "", err))
-
-    return run
-
-
-@pytest.fixture
-def refused(cli: Callable[..., Result]) -> Callable[..., str]:
-    """The one sentence with which a command line is refused."""
-
-    def run(*arguments: object) -> str:
-        done = cli(*arguments)
-        assert (done.status, done.out) == (2, ""), done
-        assert done.err.startswith("Error: ")
-        assert done.err.count("\n") == 1
-        return done.err.removeprefix("Error: ").rstrip("\n")
-
-    return run
+    return functools.partial(cli, "selectivity")
 
 
 @pytest.fixture(scope="module")
@@ -165,22 +128,11 @@ def test_lens_says_how_undecided_each_layer_is(
     assert "Mend --device" in refused("lens", tmp_path / "stream", "--device", "abacus")
 
 
-def test_the_lens_needs_no_transformers(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
+def test_the_lens_needs_no_transformers(
+    run_without: Callable[..., Any], tiny_model: Path, corpus: Path, tmp_path: Path
+) -> None:
     capture(str(tiny_model), corpus, tmp_path / "stream", sites=("resid.post",), max_tokens=100)
-    script = (
-        "import sys\n"
-        "class Blocked:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('transformers', 'tokenizers'):\n"
-        "            raise ImportError(f'{name} is not for readers')\n"
-        "sys.meta_path.insert(0, Blocked())\n"
-        "import typer\n"
-        "from actstore.commands.selectivity import register\n"
-        "app = typer.Typer()\n"
-        "register(app)\n"
-        "app(['selectivity', 'lens', 'stream', '--json'])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = run_without(("transformers", "tokenizers"), ("selectivity", "lens", "stream", "--json"))
     assert done.returncode == 0, done.stderr
     assert '"layers": [{"layer": 0' in done.stdout
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import subprocess
 import sys
 import uuid
 from functools import cache
@@ -34,6 +33,8 @@ from actstore.store.statistics import RunningStatistics, write_finished
 from actstore.store.writer import CaptureWriter, create_capture
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from actstore.store.reader import Capture
@@ -301,21 +302,9 @@ class TestFinding:
         ):
             find_selectivity(capture, SelectivitySettings("language"))
 
-    def test_needs_neither_torch_nor_transformers(self, tmp_path: Path) -> None:
+    def test_needs_neither_torch_nor_transformers(self, run_without: Callable[..., Any], tmp_path: Path) -> None:
         planted_stores.plant(tmp_path / "store")
-        script = (
-            "import sys\n"
-            "class Blocked:\n"
-            "    def find_spec(self, name, path=None, target=None):\n"
-            "        if name.split('.')[0] in ('transformers', 'torch', 'tokenizers'):\n"
-            "            raise ImportError(f'{name} is not for readers')\n"
-            "sys.meta_path.insert(0, Blocked())\n"
-            "import typer\n"
-            "from actstore.commands.selectivity import register\n"
-            "app = typer.Typer()\n"
-            "register(app)\n"
-            "app(['selectivity', 'store', '--by', 'language', '--share', '0.1', '--json'])\n"
-        )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+        line = ("selectivity", "store", "--by", "language", "--share", "0.1", "--json")
+        done = run_without(("transformers", "torch", "tokenizers"), line)
         assert done.returncode == 0, done.stderr
         assert '"labels": {"en": [' in done.stdout
