@@ -19,10 +19,18 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from actstore import terminal  # noqa: E402
-from benchmarks import attribution, capture, clusters, contribution, packing, reading  # noqa: E402 - the checkout must be importable first
+from benchmarks import attribution, capture, clusters, contribution, graphs, packing, reading  # noqa: E402 - the checkout must be importable first
 from benchmarks.registry import Measurement, measure  # noqa: E402
 
-ROWS = (*capture.ROWS, *packing.ROWS, *contribution.ROWS, *clusters.ROWS, *attribution.ROWS, *reading.ROWS)
+ROWS = (
+    *capture.ROWS,
+    *packing.ROWS,
+    *contribution.ROWS,
+    *clusters.ROWS,
+    *attribution.ROWS,
+    *graphs.ROWS,
+    *reading.ROWS,
+)
 SKIPPED = capture.SKIPPED
 PACKAGES = ("actstore", "torch", "zarr", "numcodecs", "numba", "numpy")
 
