@@ -1,6 +1,6 @@
 """actstore: run the model once; ask forever.
 
-`actstore.open` gives a store written by `actstore.capture` or by the command line.
+`actstore.open` gives a store written by `actstore.capture`, `actstore.attribute` or the command line.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from actstore.store.reader import Store
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Store", "capture", "open"]
+__all__ = ["Store", "attribute", "capture", "open"]
 
 
 def open(location: str | Path) -> Store:
@@ -29,4 +29,8 @@ def __getattr__(name: str) -> Any:
         from actstore.engine.capture_run import capture
 
         return capture
+    if name == "attribute":
+        from actstore.engine.attribution.attribute import attribute
+
+        return attribute
     raise AttributeError(f"module 'actstore' has no attribute {name!r}")

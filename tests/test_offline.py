@@ -17,7 +17,6 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import actstore
-from actstore.engine.attribution.attribute import attribute
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,7 +102,7 @@ def answers(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFac
         for i in range(8)
     ]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    attribute(str(model), questions, folder / "STORE", steps=4)
+    actstore.attribute(str(model), questions, folder / "STORE", steps=4)
     for source in (model, changed, questions):
         shutil.rmtree(source) if source.is_dir() else source.unlink()
     done = subprocess.run(
