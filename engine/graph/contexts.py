@@ -69,11 +69,33 @@ def read_contexts(capture: Capture, max_depth: int = MAX_DEPTH, also: Sequence[C
             windows.append(np.repeat(plan.windows["window"] + n_windows, n_slots).astype(np.int32))
             n_inputs += len(plan.inputs)
         n_windows += one.record.plan.n_windows
-    text = np.concatenate(texts)
-    trie = suffix_trie(np.concatenate(ids), np.concatenate(places)[text], np.concatenate(reaches)[text], max_depth)
-    rank, tokens = np.full(len(text), -1, np.int32), np.flatnonzero(text)
+    return order_contexts(
+        np.concatenate(ids),
+        np.concatenate(places),
+        np.concatenate(reaches),
+        np.concatenate(texts),
+        np.concatenate(windows),
+        max_depth,
+    )
+
+
+def order_contexts(
+    ids: NDArray[np.int32],
+    places: NDArray[np.integer],
+    reaches: NDArray[np.int32],
+    text: NDArray[np.bool_],
+    windows: NDArray[np.int32],
+    max_depth: int,
+) -> Contexts:
+    """The contexts of tokens [token] that stand at `places` among the `ids` read, each with `reaches` tokens before it.
+
+    text: which tokens are evidence. windows: what each token's window is called in `Contexts.window`, ascending.
+    """
+    tokens = np.flatnonzero(text)
+    trie = suffix_trie(ids, places[tokens], reaches[tokens], max_depth)
+    rank = np.full(len(text), -1, np.int32)
     rank[tokens[trie.order]] = np.arange(len(tokens), dtype=np.int32)
-    return Contexts(trie, rank, np.concatenate(windows))
+    return Contexts(trie, rank, windows)
 
 
 def check_captures(captures: Sequence[Capture]) -> None:

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from actstore.engine.graph.contexts import Contexts, check_captures
+from actstore.engine.graph.contexts import check_captures, order_contexts
 from actstore.engine.graph.split import Split, Windows
-from actstore.kernels.suffix_trie.api import Nodes, predict, suffix_trie
+from actstore.kernels.suffix_trie.api import Nodes, predict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from actstore.engine.graph.contexts import Contexts
     from actstore.engine.graph.split import Protocol
     from actstore.store.reader import Capture
 
@@ -120,11 +121,8 @@ def join_contexts(windows: Windows, max_depth: int) -> Contexts:
     """The contexts of all windows, of however many captures; a window counts as its index in `windows`."""
     index = np.arange(len(windows))
     ids, _, places = windows.inputs(index)
-    tokens = np.flatnonzero(windows.text)
-    trie = suffix_trie(ids, places[tokens], windows.position[tokens], max_depth)
-    rank = np.full(len(windows.text), -1, np.int32)
-    rank[tokens[trie.order]] = np.arange(len(tokens), dtype=np.int32)
-    return Contexts(trie, rank, np.repeat(index, np.diff(windows.start)).astype(np.int32))
+    numbers = np.repeat(index, np.diff(windows.start)).astype(np.int32)
+    return order_contexts(ids, places, windows.position, windows.text, numbers, max_depth)
 
 
 def choose_neurons(
