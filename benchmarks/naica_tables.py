@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import argparse
 import csv
-import re
+import sys
 import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-from actstore import terminal
-from actstore.commands.naica_evaluate import NOTE, tables
-from actstore.engine.attribution.attribute import attribute
-from actstore.engine.attribution.naica_evaluation import EvaluationSettings, evaluate_naica
-from actstore.engine.models import load_model
-from actstore.store.attributions import open_attributions
-from actstore.store.reader import Store
-
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from actstore import terminal  # noqa: E402 - the checkout must be importable first
+from actstore.commands.naica_evaluate import NOTE, tables  # noqa: E402
+from actstore.engine.attribution.attribute import attribute  # noqa: E402
+from actstore.engine.attribution.naica_evaluation import EvaluationSettings, evaluate_naica  # noqa: E402
+from actstore.engine.models import load_model  # noqa: E402
+from actstore.store.attributions import open_attributions  # noqa: E402
+from actstore.store.reader import Store  # noqa: E402
+from benchmarks.marked import rewrite  # noqa: E402
+
 MODEL = HERE.parent / "demo" / "fact-llama"
 
 
@@ -62,15 +65,7 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(predicted)
     text = "\n".join([markdown(*one) for one in tables(found)] + [NOTE, ""])
-    readme = HERE.parent / "README.md"
-    old = readme.read_text()
-    new = re.sub(
-        r"(<!-- naica -->\n).*?(<!-- /naica -->)", lambda match: match[1] + text + match[2], old, flags=re.DOTALL
-    )
-    if new == old:
-        terminal.err.print("README.md has no <!-- naica --> … <!-- /naica -->, or says the same already.")
-    else:
-        readme.write_text(new)
+    rewrite("naica", text)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import csv
 import importlib.metadata
 import os
 import platform
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from actstore import terminal  # noqa: E402
 from benchmarks import attribution, capture, clusters, contribution, graphs, packing, reading  # noqa: E402 - the checkout must be importable first
+from benchmarks.marked import rewrite  # noqa: E402
 from benchmarks.registry import Measurement, measure  # noqa: E402
 
 ROWS = (
@@ -117,14 +117,7 @@ def main() -> None:
         writer = csv.DictWriter(file, [*lines[0], "machine"])
         writer.writeheader()
         writer.writerows(line | {"machine": where} for line in lines)
-    readme = HERE.parent / "README.md"
-    text = re.sub(
-        r"(<!-- benchmark -->\n).*?(<!-- /benchmark -->)",
-        lambda m: m[1] + markdown(measurements, where) + m[2],
-        readme.read_text(),
-        flags=re.DOTALL,
-    )
-    readme.write_text(text)
+    rewrite("benchmark", markdown(measurements, where))
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ from actstore.engine.capture_run import capture  # noqa: E402
 from actstore.engine.corpus import read_corpus  # noqa: E402
 from actstore.engine.models import load_model  # noqa: E402
 from actstore.engine.tokens import TextTokenizer  # noqa: E402
+from benchmarks.marked import rewrite  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -265,9 +266,7 @@ def main() -> None:
             "default share); the table gives the largest over all labels."
         )
         text = "\n".join([*sections, f"{means} Made with Python {platform.python_version()}.", ""])
-        readme = HERE.parent / "README.md"
-        marked = re.compile(r"(<!-- selectivity -->\n).*?(<!-- /selectivity -->)", re.DOTALL)
-        readme.write_text(marked.sub(lambda m: m[1] + text + m[2], readme.read_text()))
+        rewrite("selectivity", text)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.marked import rewrite  # noqa: E402 - the checkout must be importable first
+
 BUILD = ROOT / "build" / "tour"
 LINES = 24
 """More than this, and the middle of what a command prints is left out."""
@@ -77,12 +81,8 @@ def main() -> None:
     BUILD.mkdir(parents=True)
     for name in ("demo", "build"):
         (BUILD / name).symlink_to(ROOT / name)
-    readme = ROOT / "README.md"
     for mark, steps in TOURS.items():
-        content = "\n".join(walk(steps))
-        pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
-        text = pattern.sub(lambda m, content=content: m[1] + content + m[2], readme.read_text())
-        readme.write_text(text)
+        rewrite(mark, "\n".join(walk(steps)))
 
 
 def walk(steps: tuple[tuple[str, str], ...]) -> list[str]:
