@@ -206,17 +206,19 @@ def find_nodes(graphs: Graphs, wanted: NDArray[np.int64], *, is_root: bool) -> N
 
 
 def open_graphs(store: Store, name: str = "graphs") -> Graphs:
-    """The graphs called `name`; `InvalidInputError` where they were built with another tokenizer than the store's.
-
-    `NotFoundError` where there are none.
-    """
+    """The graphs called `name`; `NotFoundError` where there are none, and as `check_tokens`."""
     from actstore.store.graphs import Graphs  # only here: it loads the compiler
 
     graphs = Graphs(store, name)
+    check_tokens(store, graphs)
+    return graphs
+
+
+def check_tokens(store: Store, graphs: Graphs) -> None:
+    """`InvalidInputError` where graphs were built with another tokenizer than the store's."""
     known = (store.vocabulary.schema.metadata or {}).get(b"fingerprint", b"") if store.vocabulary is not None else b""
     if known.decode() != graphs.record.tokenizer_fingerprint:
         raise InvalidInputError(
-            f"Graphs {name!r} of {store.folder} were built with another tokenizer than the store's, so that their tokens mean "
-            "other texts. Build them again from a capture of this store: actstore graph build."
+            f"Graphs {graphs.name!r} of {store.folder} were built with another tokenizer than the store's, so that their "
+            "tokens mean other texts. Build them again from a capture of this store: actstore graph build."
         )
-    return graphs

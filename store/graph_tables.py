@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actstore.store.graph_nodes import BOUNDARY, COLUMNS, IGNORE, Forest, column, open_graphs
+from actstore.store.graph_record import graph_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
 
 def graph_tables(store: Store, table: str) -> Iterator[pa.Table]:
     """`graph_nodes` or `graph_lines` of all sets of graphs, with the set's name in column `graphs`; nothing where none is."""
-    if not store.folder.names("graphs"):
-        return
-    from actstore.store.graphs import graph_names  # only here: it loads the compiler
-
     make = {"graph_nodes": node_table, "graph_lines": line_table}[table]
     found = []
     for name in graph_names(store):

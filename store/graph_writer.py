@@ -1,24 +1,27 @@
 """Writes neurons' graphs: part after part, then one file of all nodes and one of all neurons.
 
 A part appears whole or not at all, so that a build that was killed goes on after the last; the same graphs are the same
-bytes, however they were cut into parts. Knows nothing about how graphs are found.
+bytes, however they were cut into parts. One writer at a time owns a name. Knows nothing about how graphs are found.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 import pyarrow as pa
 
 from actstore.store.errors import FormatError, InvalidInputError
-from actstore.store.graphs import NEURONS, NODES, GraphRecord, fault_of, read_record
+from actstore.store.graph_record import NEURONS, NODES, GraphRecord, fault_of, read_record
 from actstore.store.layout import graphs_key
+from actstore.store.lock import own_graphs
 from actstore.store.shards import checksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from types import TracebackType
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -30,36 +33,54 @@ _DRAFT: Final = "parts/graph.json"
 
 
 class GraphWriter:
-    """Adds the graphs of neurons in ascending order; they exist for readers once it is closed."""
+    """Adds the graphs of neurons in ascending order; they exist for readers once it is closed.
+
+    It owns the name until then, or until a context that it was opened in is left, whatever happened there.
+    """
 
     def __init__(self, folder: Folder, record: GraphRecord, *, resume: bool = False) -> None:
         """Begin the graphs of a record, or go on with them.
 
         With `resume`, parts of an earlier run stay; its record must be the same but for what writes it. `InvalidInputError`
-        where it is not, and without `resume` where finished graphs have the name.
+        where it is not, and without `resume` where finished graphs have the name; `ReadOnlyError` where another writer has it.
         """
         self._folder, self.record = folder, record
-        self.is_finished = False
-        """Whether there is nothing to do: the same graphs stand there already."""
         if not record.name or any(c in record.name for c in "/\\") or record.name.startswith("."):
             raise InvalidInputError(f"Graphs need a name that can be a folder's, found {record.name!r}. Mend --name.")
-        finished, draft = read_record(folder, record.name), self._draft()
+        with ExitStack() as owned:
+            owned.enter_context(own_graphs(folder, record.name))
+            self.is_finished = self._begin(resume=resume)
+            """Whether there is nothing to do: the same graphs stand there already."""
+            self._parts = [] if self.is_finished else self._whole_parts()
+            self._owned = owned.pop_all()
+        self.n_done = record.n_neurons if self.is_finished else sum(n for _, n, _ in self._parts)
+        """Neurons added so far, earlier runs included."""
+        self._last = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._owned.close()
+
+    def _begin(self, *, resume: bool) -> bool:
+        """Whether the graphs are finished already; where not, their draft stands there afterwards."""
+        folder, name = self._folder, self.record.name
+        finished, draft = read_record(folder, name), self._draft()
         if finished is not None and not resume:
             raise InvalidInputError(
-                f"{folder} already has graphs {record.name!r}. Name others with --name, or delete "
-                f"{folder}/{graphs_key(record.name, '')} first."
+                f"{folder} already has graphs {name!r}. Name others with --name, or delete "
+                f"{folder}/{graphs_key(name, '')} first."
             )
         earlier = finished or (draft if resume else None)
         if earlier is not None:
             self._check_same(earlier)
-            self.is_finished = finished is not None
         else:
             folder.delete(self._key("parts"))
-            folder.write_json(self._key(_DRAFT), record.to_json())
-        self._parts = [] if self.is_finished else self._whole_parts()
-        self.n_done = record.n_neurons if self.is_finished else sum(n for _, n, _ in self._parts)
-        """Neurons added so far, earlier runs included."""
-        self._last = -1
+            folder.write_json(self._key(_DRAFT), self.record.to_json())
+        return finished is not None
 
     def _key(self, file: str) -> str:
         return graphs_key(self.record.name, file)
@@ -153,11 +174,17 @@ class GraphWriter:
 
     def close(self) -> GraphRecord:
         """Join the parts; the record of the finished graphs. `ValueError` where neurons are missing."""
-        if self.is_finished:
+        with self._owned:
+            record = self._finished() if self.is_finished else self._join()
             self._folder.delete(self._key("parts"))
-            finished = read_record(self._folder, self.record.name)
-            assert finished is not None
-            return finished
+        return record
+
+    def _finished(self) -> GraphRecord:
+        record = read_record(self._folder, self.record.name)
+        assert record is not None
+        return record
+
+    def _join(self) -> GraphRecord:
         if self.n_done != self.record.n_neurons:
             raise ValueError(f"{self.record.n_neurons} neurons were announced, but {self.n_done} were added")
         self._write("nodes.arrow", NODES, _rebatch((self._read(i, "nodes", NODES) for i, _, _ in self._parts), NODES))
@@ -168,7 +195,6 @@ class GraphWriter:
             files[file] = (len(data), checksum(data))
         record = dataclasses.replace(self.record, n_nodes=sum(n for *_, n in self._parts), files=files)
         self._folder.write_json(self._key("graph.json"), record.to_json())
-        self._folder.delete(self._key("parts"))
         return record
 
     def _counted_on(self) -> Iterator[pa.Table]:

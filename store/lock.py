@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from actstore.store.errors import ReadOnlyError
-from actstore.store.layout import LOCK_NAME, capture_key
+from actstore.store.layout import LOCK_NAME, capture_key, graphs_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,10 +23,24 @@ if TYPE_CHECKING:
 @contextmanager
 def own(folder: Folder, capture: str) -> Iterator[None]:
     """Own `capture` for writing while the context lasts; `ReadOnlyError` naming the owner where somebody else does."""
+    what = f"Capture {capture!r} of {folder} is"
+    with _own(folder, f"{capture_key(capture)}/{LOCK_NAME}", what, "name another capture"):
+        yield
+
+
+@contextmanager
+def own_graphs(folder: Folder, name: str) -> Iterator[None]:
+    """Own the graphs called `name` for writing while the context lasts; `ReadOnlyError` as with `own`."""
+    with _own(folder, graphs_key(name, LOCK_NAME), f"Graphs {name!r} of {folder} are", "name other graphs"):
+        yield
+
+
+@contextmanager
+def _own(folder: Folder, key: str, what: str, instead: str) -> Iterator[None]:
     if folder.path is None:
         yield
         return
-    path = folder.path / capture_key(capture) / LOCK_NAME
+    path = folder.path / key
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -34,9 +48,7 @@ def own(folder: Folder, capture: str) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
-            raise ReadOnlyError(
-                f"Capture {capture!r} of {folder} is being written by {owner}. Wait for it, or name another capture."
-            ) from None
+            raise ReadOnlyError(f"{what} being written by {owner}. Wait for it, or {instead}.") from None
         os.truncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield

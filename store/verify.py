@@ -1,7 +1,7 @@
 """What in a store is not what its records say.
 
 Every committed shard is held against its checksum, the plan against its fingerprint, the finished statistics against the
-sum of the blocks' own.
+sum of the blocks' own, the files of neurons' graphs against theirs.
 
 Knows nothing about models; recomputing values is the engine's.
 """
@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 from actstore.store.answers import damaged_answers, has_attributions
 from actstore.store.arrays import BlockArray
-from actstore.store.commits import damaged_shards
+from actstore.store.commits import damaged_files, damaged_shards
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.layout import GATE_SIGN, capture_key, table_key
+from actstore.store.graph_record import read_record
+from actstore.store.layout import GATE_SIGN, capture_key, graphs_key, table_key
+from actstore.store.patches import patches_sha256
 from actstore.store.statistics import (
     CaptureStatistics,
     is_finished,
@@ -29,6 +31,7 @@ from actstore.store.writer import block_arrays
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from actstore.store.folder import Folder
     from actstore.store.reader import Capture
 
 
@@ -36,15 +39,20 @@ if TYPE_CHECKING:
 class Damage:
     """One thing in a store that is not what it should be."""
 
-    capture: str
+    capture: str | None
+    """None for graphs."""
     block: int | None
     """None for the plan and the finished statistics."""
     site: str | None
     layer: int | None
     key: str
     what: str
+    graphs: str | None = None
+    """The name of damaged graphs; None for a capture's parts."""
 
     def __str__(self) -> str:
+        if self.graphs is not None:
+            return f"graphs {self.graphs!r}: {self.key}: {self.what}; build them again"
         place = f"layer {self.layer} ({self.site}), " if self.layer is not None else ""
         block = f"block {self.block}" if self.block is not None else "the capture as a whole"
         return f"capture {self.capture!r}, {place}{block}: {self.key}: {self.what}"
@@ -61,9 +69,41 @@ def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda bl
     if folder.exists(table_key(name, "neurons")):
         for block in sorted(set(range(capture.record.plan.n_blocks)).difference(capture.blocks)):
             damage.append(_damage(name, block, f"blocks/{block}.json", "missing; run capture with --resume"))
-    for part in (_metadata, _plan, _statistics, _answers):
+    for part in (_metadata, _plan, _patches, _statistics, _answers):
         damage += [_damage(name, None, key, what) for key, what in part(capture)]
     return damage
+
+
+def verify_graphs(folder: Folder, capture: str | None = None) -> tuple[list[str], list[Damage]]:
+    """The names of the finished graphs that were looked at, and everything damaged in them.
+
+    All of a store's, or those of one capture; graphs whose record cannot be read may be any capture's.
+    """
+    names, damage = [], []
+    for name in folder.names("graphs"):
+        try:
+            record = read_record(folder, name)
+        except FormatError as error:
+            found = [("graph.json", str(error))]
+        else:
+            if record is None and _is_unfinished(folder, name):
+                continue
+            if record is not None and capture not in (None, record.capture):
+                continue
+            found = [("graph.json", "missing")]
+            if record is not None:
+                found = list(damaged_files(folder, f"graphs/{name}", record.files))
+        names.append(name)
+        damage += [Damage(None, None, None, None, graphs_key(name, file), what, name) for file, what in found]
+    return names, damage
+
+
+def _is_unfinished(folder: Folder, name: str) -> bool:
+    """Whether graphs without a record never had one: parts go after it came, both tables stand before."""
+    files = ("nodes.arrow", "neurons.arrow")
+    return folder.exists(graphs_key(name, "parts/graph.json")) or not any(
+        folder.exists(graphs_key(name, file)) for file in files
+    )
 
 
 def _damage(capture: str, block: int | None, key: str, what: str) -> Damage:
@@ -95,6 +135,19 @@ def _plan(capture: Capture) -> Iterator[tuple[str, str]]:
             yield "plan", f"fingerprint {found[:12]}…, expected {expected[:12]}…"
     except (FormatError, NotFoundError, ValueError, IndexError, OSError, RuntimeError) as error:
         yield "plan", str(error)
+
+
+def _patches(capture: Capture) -> Iterator[tuple[str, str]]:
+    """Whether the table of patches of a capture of images is the one that was planned."""
+    expected = capture.record.patches_sha256
+    if expected is None:
+        return
+    try:
+        found = patches_sha256(capture.folder, capture.record.name)
+        if found != expected:
+            yield "patches.parquet", f"SHA-256 {found[:12]}…, expected {expected[:12]}…"
+    except NotFoundError:
+        yield "patches.parquet", "missing"
 
 
 def _answers(capture: Capture) -> Iterator[tuple[str, str]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from actstore.engine.graph.contexts import Contexts, read_contexts
+from actstore.engine.graph.values import silent_means, values_with
 from actstore.kernels.jit import default_threads
 from actstore.kernels.suffix_trie.api import MAX_DEPTH, Nodes, Settings, build
 from actstore.store.errors import InvalidInputError
@@ -82,6 +83,8 @@ class Events(NamedTuple):
     """[event] ranks of the contexts, ascending within a neuron."""
     values: NDArray[np.float32]
     """[event] activations, in shares of the neuron's maximum."""
+    silent: NDArray[np.float32]
+    """[event] mean activation where the neuron does not fire at the event's token."""
     rest: NDArray[np.float64]
     """[neuron] mean activation elsewhere, in shares of the maximum."""
     maximum: NDArray[np.float32]
@@ -97,44 +100,51 @@ def find_events(
     site: str = "mlp.post",
     share: float = 0.5,
     also: Sequence[Capture] = (),
+    held_out: NDArray[np.int32] | None = None,
     threads: int | None = None,
 ) -> Events:
     """Where neurons of a layer fire: at positions of text with at least `share` of the neuron's maximum.
 
     The maximum is that of the capture's statistics, in the captures of `also` too: their contexts come behind its own in
-    `contexts`. What is not finite never fires.
+    `contexts`. What is not finite never fires. held_out: ranks whose activations do not count in `Events.silent`.
     """
     captures = (capture, *also)
     of_captures = [one.layer_statistics(layer, site) for one in captures]
     which = np.asarray(neurons, np.int64)
     maximum = of_captures[0].maximum[which]
+    scale = np.where((maximum > 0) & np.isfinite(maximum), maximum, 1).astype(np.float64)
+    seen = np.sum([statistics.count[which] for statistics in of_captures], axis=0)
+    total = np.sum([np.where(s.count > 0, s.mean * s.count, 0)[which] for s in of_captures], axis=0)
+    ids = contexts.ids
+    counted = contexts.counted(held_out)
 
-    def find(number: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    def find(number: int) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], float]:
         largest = float(maximum[number])
         if not 0 < largest < np.inf:
-            return np.empty(0, np.int32), np.empty(0, np.float32)
+            return np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.float32), 0.0
         parts = [one.activations(layer, int(which[number]), site) for one in captures]
         values = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        hits = np.flatnonzero(values >= np.float32(share * largest))
-        ranks, values = contexts.rank[hits], values[hits]
-        fires = (ranks >= 0) & np.isfinite(values)
-        order = np.argsort(ranks[fires])
-        return ranks[fires][order], (values[fires] / np.float32(largest))[order]
+        is_hit = values >= np.float32(share * largest)
+        hits = np.flatnonzero(is_hit)
+        ranks = contexts.rank[hits]
+        shares = (values[hits] / np.float32(largest)).astype(np.float32, copy=False)
+        fires = (ranks >= 0) & np.isfinite(shares)
+        ranks, shares, hits = ranks[fires], shares[fires], hits[fires]
+        rest = float((total[number] / scale[number] - shares.sum(dtype=np.float64)) / max(seen[number] - len(ranks), 1))
+        rest = rest if np.isfinite(rest) else 0.0
+        means = silent_means(ids, values, counted & ~is_hit, ids[hits], rest * largest) / largest
+        order = np.argsort(ranks)
+        return ranks[order], shares[order], means[order].astype(np.float32), rest
 
     n_threads = min(threads or default_threads(), max(1, len(which)))
     with ThreadPoolExecutor(n_threads, thread_name_prefix="actstore-events") as pool:
         found = list(pool.map(find, range(len(which))))
-    counts = np.array([len(ranks) for ranks, _ in found], np.int64)
-    sums = np.array([values.sum(dtype=np.float64) for _, values in found])
-    scale = np.where((maximum > 0) & np.isfinite(maximum), maximum, 1).astype(np.float64)
-    seen = sum(statistics.count[which] for statistics in of_captures)
-    total = sum(np.where(s.count > 0, s.mean * s.count, 0)[which] for s in of_captures)
-    rest = (total / scale - sums) / np.maximum(seen - counts, 1)
     return Events(
-        np.concatenate([[0], np.cumsum(counts)]),
-        np.concatenate([np.empty(0, np.int32), *(ranks for ranks, _ in found)]),
-        np.concatenate([np.empty(0, np.float32), *(values for _, values in found)]),
-        np.where(np.isfinite(rest), rest, 0.0),
+        np.cumsum([0, *(len(ranks) for ranks, *_ in found)], dtype=np.int64),
+        np.concatenate([np.empty(0, np.int32), *(ranks for ranks, *_ in found)]),
+        np.concatenate([np.empty(0, np.float32), *(shares for _, shares, *_ in found)]),
+        np.concatenate([np.empty(0, np.float32), *(means for *_, means, _ in found)]),
+        np.array([rest for *_, rest in found], np.float64),
         maximum,
     )
 
@@ -154,10 +164,12 @@ def grow(
     if held_out is not None:
         offsets = np.concatenate([[0], np.cumsum([len(ranks) for ranks in held_out], dtype=np.int64)])
         held = offsets, np.concatenate([np.empty(0, np.int32), *held_out])
-    return build(
+    nodes = build(
         contexts.trie, events.offsets, events.ranks, events.values, rest=events.rest, held_out=held,
         settings=settings.of_trie(), threads=threads,
     )  # fmt: skip
+    fired = contexts.trie.ids[contexts.trie.place[events.ranks]]
+    return nodes._replace(value=values_with(nodes, events.offsets, fired, events.silent, events.rest))
 
 
 @dataclass(frozen=True)
@@ -204,8 +216,9 @@ def build_graphs(
         layer = wanted[done][0]
         part = [neuron for of, neuron in wanted[done : done + chunk] if of == layer]
         events = find_events(
-            capture, contexts, layer, part, site=site, share=settings.share, also=also, threads=options.threads
-        )
+            capture, contexts, layer, part, site=site, share=settings.share, also=also, held_out=held,
+            threads=options.threads,
+        )  # fmt: skip
         nodes = grow(contexts, events, settings, [held] * len(part) if windows else None, options.threads)
         counts = np.diff(events.offsets)
         status = [NEVER_FIRES if n == 0 else "" for n in counts.tolist()]

@@ -7,6 +7,7 @@ evidence; special tokens and images are only context. Knows nothing about activa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +33,22 @@ class Contexts:
     """[token] rank of each committed token, in the order of `Capture.activations`; -1 where it is not text."""
     window: NDArray[np.int32]
     """[token] the window of each, ascending."""
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """[token] each committed token; 0 where it is not text."""
+        found = np.zeros(len(self.rank), np.int64)
+        found[self.rank >= 0] = self.trie.ids[self.trie.place[self.rank[self.rank >= 0]]]
+        return found
+
+    def counted(self, held_out: NDArray[np.int32] | None = None) -> NDArray[np.bool_]:
+        """[token] whether it is text, and its rank none of `held_out`."""
+        counted: NDArray[np.bool_] = self.rank >= 0
+        if held_out is not None and len(held_out):
+            held = np.zeros(self.n_positions, np.bool_)
+            held[held_out] = True
+            counted &= ~held[self.rank]
+        return counted
 
     @property
     def n_positions(self) -> int:

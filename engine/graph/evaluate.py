@@ -181,6 +181,7 @@ class _Run:
             np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
             np.concatenate([np.empty(0, np.int32), *(sample.ranks for sample in samples)]),
             np.concatenate([np.empty(0, np.float32), *(sample.values for sample in samples)]),
+            np.concatenate([np.empty(0, np.float32), *(sample.silent for sample in samples)]),
             np.array([sample.rest for sample in samples]),
             np.array([sample.maximum for sample in samples], np.float32),
         )

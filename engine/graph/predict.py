@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from actstore.kernels.suffix_trie.api import Predictions, predict
+from actstore.store.cutting import Cutter
 from actstore.store.errors import InvalidInputError
-from actstore.store.layout import GENERATED, TEXT, TOKENIZER_KEY
+from actstore.store.layout import GENERATED, SPECIAL, TEXT, TOKENIZER_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -79,14 +80,44 @@ def predict_windows(graphs: Graphs, rows: slice | int, windows: Windows, threads
     return predict(graphs.tries(start, stop), windows.ids, windows.begins, threads)
 
 
-def encode(store: Store, text: str) -> NDArray[np.int32]:
-    """The tokens of a text, special ones as a window has them; `InvalidInputError` where the store knows no text."""
-    if not store.folder.exists(TOKENIZER_KEY):
-        raise InvalidInputError(f"{store.folder} has no tokenizer: give token ids instead of a text.")
-    from tokenizers import Tokenizer  # only here: token ids need none
+def encode_as(capture: Capture, text: str) -> NDArray[np.int32]:
+    """The tokens of a text, those before it that open a window of the capture; those that would close it are left out.
 
-    tokenizer = Tokenizer.from_str(store.folder.read(TOKENIZER_KEY).decode())
-    return np.array(tokenizer.encode(text).ids, np.int32)
+    Cut by the library tokenizers where it is installed, else by `store.cutting`. `InvalidInputError` where the store knows no
+    tokenizer, or neither knows it.
+    """
+    store = capture.store
+    if store.vocabulary is None or not store.folder.exists(TOKENIZER_KEY):
+        raise InvalidInputError(f"{store.folder} has no tokenizer: give token ids instead of a text.")
+    return np.array([*_opening(capture), *_cut(store, text)], np.int32)
+
+
+def _cut(store: Store, text: str) -> list[int]:
+    try:
+        from tokenizers import Tokenizer  # only here: token ids need none
+    except ImportError:
+        assert store.vocabulary is not None
+        return Cutter(store.folder, store.vocabulary).text(text)
+    found: list[int] = (
+        Tokenizer.from_str(store.folder.read(TOKENIZER_KEY).decode()).encode(text, add_special_tokens=False).ids
+    )
+    return found
+
+
+def _opening(capture: Capture) -> list[int]:
+    """The special tokens at the beginning of the capture's first window that is one of text."""
+    plan = capture.block_plan(0)
+    text = np.flatnonzero((plan.modality == TEXT) | (plan.modality == GENERATED))
+    if not len(text):
+        return []
+    stops = np.cumsum(plan.windows["n_slots"])
+    window = int(np.searchsorted(stops, text[0], "right"))
+    first = int(stops[window] - plan.windows["n_slots"][window])
+    special = plan.modality[first : text[0]] == SPECIAL
+    n = len(special) if special.all() else int(np.argmin(special))
+    start = int(plan.windows["input_start"][window] - plan.windows["input_start"][0])
+    opening: list[int] = plan.inputs[start : start + n].tolist()
+    return opening
 
 
 def check_same_tokens(graphs: Graphs, capture: Capture) -> None:

@@ -6,6 +6,7 @@ activation, suffixes with one token masked, suffixes with one token substituted.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -15,9 +16,9 @@ import pyarrow as pa
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from actstore.store.reader import Store
 
@@ -45,6 +46,8 @@ class ProbeSettings:
     n_substitutes: int = 5
     mask: str = "auto"
     """What stands for a masked token: see `mask_token`."""
+    substitutes_model: str | None = None
+    """Folder or Hub id of a masked language model whose substitutes are taken; None takes the capture's own."""
 
     def __post_init__(self) -> None:
         if self.mask not in MASKS:
@@ -70,7 +73,7 @@ REQUESTS = pa.schema(
         ("layer", pa.int32()),
         ("neuron", pa.int32()),
         ("exemplar", pa.int32()),
-        ("document", pa.int32()),
+        ("window", pa.int32()),
         ("pivot", pa.int32()),
         ("n_special", pa.int32()),
         ("position", pa.int32()),
@@ -79,7 +82,7 @@ REQUESTS = pa.schema(
     ],
     metadata={
         "exemplar": "window of the capture that is asked about",
-        "document": "the window of the probes that answers; several neurons may share one",
+        "window": "the window of the probes that answers; several neurons may share one",
         "pivot": "where in it the token with the largest activation lies",
         "n_special": "special tokens at its beginning",
         "position": "which token is masked or substituted; -1 for none",
@@ -102,47 +105,97 @@ class Subject(NamedTuple):
     whole: float
 
 
+class Arranged(NamedTuple):
+    """Different windows in the order in which they run."""
+
+    ids: NDArray[np.int32]
+    """All windows, one after another."""
+    lengths: NDArray[np.int64]
+    """[window]"""
+    blocks: NDArray[np.int64]
+    """[window] the block of each, ascending."""
+
+
 class Requests:
     """Who asks for which window; windows of the same tokens are one."""
 
     def __init__(self) -> None:
-        self._windows: dict[bytes, int] = {}
-        self._rows: dict[str, list[Any]] = {name: [] for name in REQUESTS.names}
+        self._ids: list[NDArray[np.int32]] = []
+        self._changes: list[tuple[NDArray[Any], NDArray[Any]]] = []
+        self._subjects: list[tuple[float, ...]] = []
 
     def __len__(self) -> int:
-        return len(self._rows["layer"])
+        return sum(map(len, self._ids))
 
-    @property
-    def n_windows(self) -> int:
-        """Different windows asked for."""
-        return len(self._windows)
+    def ask(self, subject: Subject, positions: ArrayLike = (NO_TOKEN,), tokens: ArrayLike = (NO_TOKEN,)) -> None:
+        """Ask what the subject's neuron does over the subject's tokens, changed in one way after another.
 
-    def ask(self, subject: Subject, position: int = NO_TOKEN, token: int = NO_TOKEN) -> None:
-        """Ask what the subject's neuron does over the subject's tokens."""
-        window = self._windows.setdefault(subject.ids.astype("<i4").tobytes(), len(self._windows))
-        row = (
-            subject.layer, subject.neuron, subject.exemplar, window, subject.pivot, subject.n_special, position, token,
-            subject.whole,
-        )  # fmt: skip
-        for name, value in zip(REQUESTS.names, row, strict=True):
-            self._rows[name].append(value)
-
-    def finish(self) -> tuple[list[NDArray[np.int32]], pa.Table]:
-        """The windows, by length and then by tokens, and the table of requests in the order of neurons.
-
-        Windows of one length follow one another, so that they run together without padding.
+        positions, tokens: [change] another token at a position, or without that position where the token is `NO_TOKEN`, which
+        goes for all changes or for none. A position of `NO_TOKEN` changes nothing.
         """
-        windows = [np.frombuffer(key, "<i4").astype(np.int32) for key in self._windows]
-        order = sorted(range(len(windows)), key=lambda i: (len(windows[i]), windows[i].tolist()))
-        place = np.empty(len(windows), np.int64)
+        at, put = np.broadcast_arrays(np.atleast_1d(positions), np.atleast_1d(tokens))
+        if not len(at):
+            return
+        ids = np.repeat(subject.ids[None], len(at), axis=0)
+        if (changed := at != NO_TOKEN).any():
+            if (put[changed] == NO_TOKEN).any():
+                place = np.arange(ids.shape[1] - 1)
+                ids = np.take_along_axis(ids, place + (place >= at[:, None]), axis=1)
+            else:
+                ids[np.flatnonzero(changed), at[changed]] = put[changed]
+        self._ids.append(ids)
+        self._changes.append((at, put))
+        self._subjects.append(
+            (subject.layer, subject.neuron, subject.exemplar, subject.pivot, subject.n_special, subject.whole)
+        )
+
+    def finish(self, block_slots: int) -> tuple[Arranged, pa.Table]:
+        """The windows, in blocks of at most `block_slots` tokens, and the table of requests in the order of neurons.
+
+        Windows that begin alike share a block; in it, windows of one length follow one another, so that they may run together
+        without padding.
+        """
+        lengths = np.repeat([ids.shape[1] for ids in self._ids], [len(ids) for ids in self._ids])
+        padded = np.zeros((len(lengths), lengths.max()), ">u4")
+        first = 0
+        for ids in self._ids:
+            padded[first : first + len(ids), : ids.shape[1]] = ids.astype(np.int64) + 1
+            first += len(ids)
+        # Bytes, the largest first, sort as the tokens do.
+        keys = padded.view(np.dtype((np.void, 4 * padded.shape[1])))[:, 0]
+        _, asked, window = np.unique(keys, return_index=True, return_inverse=True)
+        lengths = lengths[asked]
+        blocks = _blocks(lengths, block_slots)
+        order = np.lexsort((np.arange(len(asked)), lengths, blocks))
+        place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
-        columns = {
-            name: np.array(values, REQUESTS.field(name).type.to_pandas_dtype()) for name, values in self._rows.items()
-        }
-        columns["document"] = place[columns["document"]].astype(np.int32) if len(self) else columns["document"]
-        keys = ("token", "position", "exemplar", "neuron", "layer")
-        rows = np.lexsort([columns[key] for key in keys])
-        return [windows[i] for i in order], pa.table({k: v[rows] for k, v in columns.items()}, schema=REQUESTS)
+        tokens = padded[asked[order]].astype(np.int64)
+        flat = (tokens[tokens > 0] - 1).astype(np.int32)
+        return Arranged(flat, lengths[order], blocks[order]), self._table(place[window])
+
+    def _table(self, window: NDArray[np.int64]) -> pa.Table:
+        counts = [len(ids) for ids in self._ids]
+        of_subject = np.repeat(np.array(self._subjects, np.float64), counts, axis=0).T
+        columns: dict[str, NDArray[Any]] = dict(
+            zip(("layer", "neuron", "exemplar", "pivot", "n_special", "whole"), of_subject, strict=True)
+        )
+        columns["position"], columns["token"] = (np.concatenate(part) for part in zip(*self._changes, strict=True))
+        columns["window"] = window
+        columns = {f.name: columns[f.name].astype(f.type.to_pandas_dtype()) for f in REQUESTS}
+        rows = np.lexsort([columns[key] for key in ("token", "position", "exemplar", "neuron", "layer")])
+        return pa.table({name: values[rows] for name, values in columns.items()}, schema=REQUESTS)
+
+
+def _blocks(lengths: NDArray[np.int64], block_slots: int) -> NDArray[np.int64]:
+    """The block of each window, in order, as many as fit in each."""
+    ends, blocks, first = np.cumsum(lengths), np.empty(len(lengths), np.int64), 0
+    for block in itertools.count():
+        if first == len(lengths):
+            return blocks
+        before = int(ends[first - 1]) if first else 0
+        stop = int(np.searchsorted(ends, before + block_slots, side="right"))
+        blocks[first:stop], first = block, stop
+    raise AssertionError("unreachable")
 
 
 def shorten(
@@ -168,20 +221,6 @@ def shorten(
         stop += 1
     ids = np.concatenate([subject.ids[: subject.n_special], subject.ids[start:stop]])
     return subject._replace(ids=ids, pivot=subject.n_special + subject.pivot - start)
-
-
-def change(ids: NDArray[np.int32], position: int, token: int) -> NDArray[np.int32]:
-    """The window with another token at a position; without that position where `token` is `NO_TOKEN`."""
-    if token == NO_TOKEN:
-        return np.delete(ids, position)
-    changed = ids.copy()
-    changed[position] = token
-    return changed
-
-
-def changed_values(values: NDArray[np.float32], position: int, token: int) -> NDArray[np.float32]:
-    """The values of a changed window at the positions of the original: NaN where a token was deleted."""
-    return np.insert(values, position, np.nan) if token == NO_TOKEN else values
 
 
 def mask_token(known: Mapping[str, int], kind: str, typical: int) -> tuple[str, int]:
@@ -233,14 +272,26 @@ class Substitutes:
             embedding = (embedding / np.where(norm > 0, norm, 1)).astype(np.float32)
         self._embedding = embedding
         self._nearest: dict[int, NDArray[np.int64]] = {}
+        self._known: dict[tuple[int, int, int, int], list[int]] = {}
 
     def of(self, ids: NDArray[np.int32], position: int, k: int) -> list[int]:
         """The k likeliest substitutes, best first; ties go to the smaller id."""
-        original = int(ids[position])
-        follows, counts = self._after(int(ids[position - 1])) if position > 0 else (np.empty(0, np.int64),) * 2
+        before = int(ids[position - 1]) if position > 0 else NO_TOKEN
+        following = int(ids[position + 1]) if position + 1 < len(ids) else NO_TOKEN
+        key = before, int(ids[position]), following, k
+        if key not in self._known:
+            self._known[key] = self._between(*key)
+        return self._known[key]
+
+    def of_all(self, asked: Sequence[tuple[NDArray[np.int32], int]], k: int) -> list[list[int]]:
+        """The same for several (window, position)."""
+        return [self.of(ids, position, k) for ids, position in asked]
+
+    def _between(self, before: int, original: int, following: int, k: int) -> list[int]:
+        follows, counts = self._after(before) if before != NO_TOKEN else (np.empty(0, np.int64),) * 2
         score = counts.astype(np.float64)
-        if position + 1 < len(ids) and len(follows):
-            score = score * self._likelihoods(follows, int(ids[position + 1]))
+        if following != NO_TOKEN and len(follows):
+            score = score * self._likelihoods(follows, following)
         kept = (score > 0) & (follows != original) & ~np.isin(follows, self._excluded)
         order = np.lexsort((follows[kept], -score[kept]))
         chosen: list[int] = follows[kept][order[:k]].tolist()

@@ -7,32 +7,33 @@ several neurons ask for run once. Knows nothing about graphs.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+import functools
+import itertools
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from actstore.engine.documents import Document
 from actstore.engine.graph.probe_plan import (
-    NO_TOKEN,
+    REQUESTS,
     ProbeSettings,
     Requests,
     Subject,
     Substitutes,
-    change,
     mask_token,
     sentence_ends,
     shorten,
 )
-from actstore.engine.graph.probe_run import ProbeKept, ProbeRequest, capture_probes
+from actstore.engine.graph.probe_run import BLOCK_SLOTS, ProbeKept, ProbeRequest, capture_probes
 from actstore.engine.graph.probes import PROBES, Probed, Probes, write_requests
 from actstore.engine.graph.split import Protocol, Split, Windows
+from actstore.engine.graph.substitutes import MaskedModel, MaskedSubstitutes
 from actstore.engine.run import RunOptions
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.folder import Folder
-from actstore.store.layout import TEXT
+from actstore.store.layout import SLOT_MULTIPLE, TEXT
 from actstore.store.reader import Store
 from actstore.store.weights import read_weights
 
@@ -40,17 +41,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    import pyarrow as pa
     from numpy.typing import NDArray
 
     from actstore.engine.models import LoadedModel
     from actstore.engine.progress import CaptureProgress
-    from actstore.engine.tokens import TextTokenizer
     from actstore.store.reader import Capture
 
     Neuron = tuple[int, int]
-    Asked = Iterator[tuple[Subject, int, int]]
 
+MAX_BLOCK: Final = 1 << 16
+BLOCK_VALUES: Final = 1 << 26
+"""Values of a block of probes, unless a block of the usual size has more."""
 LARGEST_EMBEDDING: Final = 1 << 28
 """Elements of an unembedding up to which it is read for neighbours."""
 
@@ -81,8 +82,10 @@ def probe(
     asking = _Asking(
         model, corpus, name, site, chosen, settings, precision, options or RunOptions(), progress
     )  # fmt: skip
+    if settings.n_substitutes and settings.substitutes_model is not None:
+        asking.load_substitutes()
     for length in settings.lengths():
-        asking.round(f"suffix-{length:02}", lambda known, neuron, length=length: asking.suffixes(known, neuron, length))  # type: ignore[misc]
+        asking.round(f"suffix-{length:02}", functools.partial(asking.suffixes, length=length))
     asking.round("mask", asking.maskings)
     if settings.n_substitutes:
         asking.round("substitute", asking.substitutions)
@@ -125,8 +128,11 @@ class _Asking:
     options: RunOptions
     progress: CaptureProgress | None
     models: dict[str, LoadedModel] = field(default_factory=dict)
+    _found: defaultdict[Neuron, dict[int, Probed]] = field(default_factory=lambda: defaultdict(dict))
+    """What the rounds in `_read` found, by exemplar."""
+    _read: list[str] = field(default_factory=list)
 
-    def round(self, kind: str, ask: Callable[[Probes, Neuron], Asked]) -> None:
+    def round(self, kind: str, ask: Callable[[Requests, Neuron], None]) -> None:
         """Plan and run one round, or finish it; nothing where nobody asks anything."""
         name = f"{self.name}-{kind}"
         folder = Folder(self.capture.store.folder.location, read_only=False)
@@ -136,33 +142,33 @@ class _Asking:
             raise InvalidInputError(
                 f"{folder} already has probes {name!r}. Continue them with --resume, or name others with --probes."
             )
+        arranged, table, context = None, REQUESTS.empty_table(), 1
         if begun:
             context = store.capture(name).record.plan.settings["context"]
-            windows, table = list[Any](), None
         else:
-            windows, table = self._plan(store, ask)
-            if not windows:
+            requests, known = Requests(), Probes(store, self.name, partial=True)
+            new = [earlier for earlier in known.kinds if earlier not in self._read]
+            self._read.extend(new)
+            for neuron in self.neurons:
+                for earlier in new:
+                    known.add(earlier, *neuron, self._found[neuron])
+                ask(requests, neuron)
+            if not requests:
                 return
-            context = max(map(len, windows))
-
-        def documents(_model: LoadedModel, _tokenizer: TextTokenizer | None) -> Iterator[Document]:
-            assert table is not None
-            write_requests(folder, name, table)
-            for number, ids in enumerate(windows):
-                yield Document(source=f"{kind} {number}", ids=ids.astype(np.int64))
-
+            arranged, table = requests.finish(self._block_slots)
+            context = int(arranged.lengths.max())
         request = ProbeRequest(
-            name, self._what(kind), context, documents, ProbeKept(self.site, self.precision), max_padding=0.0
-        )
+            name, self._what(kind), context, arranged, ProbeKept(self.site, self.precision), self._block_slots,
+            on_plan=lambda: write_requests(folder, name, table),
+        )  # fmt: skip
         options = dataclasses.replace(self.options, resume=begun)
         capture_probes(self.model, folder, request, options, self.progress, self.models)
 
-    def _plan(self, store: Store, ask: Callable[[Probes, Neuron], Asked]) -> tuple[list[NDArray[np.int32]], pa.Table]:
-        requests, known = Requests(), Probes(store, self.name, partial=True)
-        for neuron in self.neurons:
-            for subject, position, token in ask(known, neuron):
-                requests.ask(subject, position, token)
-        return requests.finish()
+    @cached_property
+    def _block_slots(self) -> int:
+        """Tokens of a block: the more, the more windows begin alike; all neurons' activations of one must fit in memory."""
+        n_neurons = sum(self.capture.record.layers(self.site).values())
+        return min(MAX_BLOCK, max(BLOCK_SLOTS, BLOCK_VALUES // n_neurons // SLOT_MULTIPLE * SLOT_MULTIPLE))
 
     def _what(self, kind: str) -> dict[str, Any]:
         """What a resumed round must repeat."""
@@ -178,43 +184,42 @@ class _Asking:
             **dataclasses.asdict(self.settings),
         }  # fmt: skip
 
-    def suffixes(self, known: Probes, neuron: Neuron, length: int) -> Asked:
-        """Suffixes of `length` tokens of the exemplars that no shorter one has settled."""
+    def suffixes(self, requests: Requests, neuron: Neuron, length: int) -> None:
+        """Ask for suffixes of `length` tokens of the exemplars that no shorter one has settled."""
         shorter = length - self.settings.step
-        settled = {probed.exemplar for probed in known.of(*neuron) if probed.held} if shorter else set()
-        for subject in self._subjects(*neuron):
-            if subject.exemplar not in settled and subject.pivot + 1 - subject.n_special > shorter:
+        longer = [s for s in self._subjects(*neuron) if s.pivot + 1 - s.n_special > shorter]
+        settled = {exemplar for exemplar, probed in self._found[neuron].items() if probed.held}
+        for subject in longer:
+            if subject.exemplar not in settled:
                 shortened = shorten(subject, length, self.settings.after, self._context, self._ends)
                 if shortened is not None:
-                    yield shortened, NO_TOKEN, NO_TOKEN
+                    requests.ask(shortened)
 
-    def maskings(self, known: Probes, neuron: Neuron) -> Asked:
-        """Each shortened exemplar with each of its tokens masked, up to the last one at which the neuron fires."""
-        _, token = self._mask
-        for probed in known.of(*neuron):
-            if not probed.held:
-                continue
-            last = probed.last_firing(self.settings.share)
-            for position in range(probed.n_special, last + 1):
-                yield self._changed(neuron, probed, last, position, token), position, token
+    def maskings(self, requests: Requests, neuron: Neuron) -> None:
+        """Ask for each shortened exemplar with each of its tokens masked, up to the last one at which the neuron fires."""
+        for _, probed in sorted(self._found[neuron].items()):
+            if probed.held:
+                last = probed.last_firing(self.settings.share)
+                requests.ask(self._cut(neuron, probed, last), np.arange(probed.n_special, last + 1), self._mask[1])
 
-    def substitutions(self, known: Probes, neuron: Neuron) -> Asked:
-        """Each shortened exemplar with its pivot, and what matters to it, substituted."""
-        for probed in known.of(*neuron):
+    def substitutions(self, requests: Requests, neuron: Neuron) -> None:
+        """Ask for each shortened exemplar with its pivot, and what matters to it, substituted."""
+        for _, probed in sorted(self._found[neuron].items()):
             if not probed.held or not probed.importance.size:
                 continue
-            last = probed.last_firing(self.settings.share)
-            weight = np.nan_to_num(probed.importance[:, probed.pivot])
-            for position in range(probed.n_special, probed.pivot + 1):
-                if position != probed.pivot and weight[position] < self.settings.important:
-                    continue
-                for token in self._substitutes.of(probed.ids, position, self.settings.n_substitutes):
-                    yield self._changed(neuron, probed, last, position, token), position, token
+            matters = np.nan_to_num(probed.importance[: probed.pivot, probed.pivot]) >= self.settings.important
+            matters[: probed.n_special] = False
+            positions = [*np.flatnonzero(matters).tolist(), probed.pivot]
+            asked = [(probed.ids, position) for position in positions]
+            others = self._substitutes.of_all(asked, self.settings.n_substitutes)
+            at = np.repeat(positions, [len(tokens) for tokens in others])
+            cut = self._cut(neuron, probed, probed.last_firing(self.settings.share))
+            requests.ask(cut, at, np.array(list(itertools.chain.from_iterable(others)), np.int64))
 
-    def _changed(self, neuron: Neuron, probed: Probed, last: int, position: int, token: int) -> Subject:
+    def _cut(self, neuron: Neuron, probed: Probed, last: int) -> Subject:
+        """What is changed of a shortened exemplar: of a causal model, nothing behind `last` is asked."""
         ids = probed.ids[: last + 1] if self._is_causal else probed.ids
-        changed = change(ids, position, token)
-        return Subject(*neuron, probed.exemplar, changed, probed.pivot, probed.n_special, probed.whole)
+        return Subject(*neuron, probed.exemplar, ids, probed.pivot, probed.n_special, probed.whole)
 
     def _subjects(self, layer: int, neuron: int) -> list[Subject]:
         """The exemplars of a neuron that are asked about, cut to what may be asked about them.
@@ -291,8 +296,17 @@ class _Asking:
             counts.update(dict(zip(ids.tolist(), n.tolist(), strict=True)))
         return min(counts, key=lambda token: (-counts[token], token))
 
+    def load_substitutes(self) -> None:
+        """Load the model that names substitutes: one that cannot be is refused before anything is asked."""
+        _ = self._substitutes
+
     @cached_property
-    def _substitutes(self) -> Substitutes:
+    def _substitutes(self) -> Substitutes | MaskedSubstitutes:
+        excluded = self._specials | {self._mask[1]}
+        if (name := self.settings.substitutes_model) is not None:
+            trusted = self.options.trust_remote_code
+            masked = MaskedModel.load(name, device=self.options.device, trust_remote_code=trusted)
+            return MaskedSubstitutes(masked, self.capture.store, excluded)
         try:
             weight = read_weights(self.capture.folder, "unembedding")["weight"]
             embedding = weight.float().numpy() if weight.numel() <= LARGEST_EMBEDDING else None
@@ -304,7 +318,7 @@ class _Asking:
                 plan = self.capture.plan.block(block)
                 yield from np.split(plan.inputs, np.cumsum(plan.windows["n_inputs"])[:-1])
 
-        return Substitutes(windows(), self._specials | {self._mask[1]}, embedding)
+        return Substitutes(windows(), excluded, embedding)
 
 
 def _named_tokens(model: str, capture: Capture, options: RunOptions) -> dict[str, int]:

@@ -6,7 +6,9 @@ Knows nothing about which ids are worth asking for (`sampling`, `probe_plan`).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
+import itertools
 import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -15,6 +17,8 @@ import numpy as np
 
 from actstore.engine.capture import fill_blocks
 from actstore.engine.documents import Document
+from actstore.engine.graph.prefixes import PrefixFiller, fill_by_prefix
+from actstore.engine.graph.probe_plan import Arranged
 from actstore.engine.graph.sampling import Sampled, Sampler, SampleSettings, prompts_of, take_tokens
 from actstore.engine.identity import check_model, fingerprint_of
 from actstore.engine.models import LoadedModel, inspect_model
@@ -26,8 +30,10 @@ from actstore.engine.tokens import TextTokenizer
 from actstore.store import root
 from actstore.store.errors import CaptureError, InvalidInputError
 from actstore.store.folder import Folder
+from actstore.store.layout import SPECIAL, TEXT
+from actstore.store.plans import PlannedWindow, PlanWriter
 from actstore.store.reader import Store
-from actstore.store.records import CaptureRecord
+from actstore.store.records import CaptureRecord, PlanRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -104,11 +110,12 @@ class ProbeRequest:
     """What decides the windows: a resumed run must repeat it."""
     context: int
     """The longest window."""
-    windows: Callable[[LoadedModel, TextTokenizer | None], Iterable[Document]]
-    """The windows as documents of ids, made once the model is there."""
+    windows: Arranged | Callable[[LoadedModel, TextTokenizer | None], Iterable[Document]] | None
+    """The windows in their order; or as documents of ids, made once the model is there. None where they are planned."""
     kept: ProbeKept = ProbeKept()
-    max_padding: float = PlanSettings.max_padding
-    """Largest share of a batch that may be padding; 0 where windows come by length."""
+    block_slots: int = BLOCK_SLOTS
+    on_plan: Callable[[], None] = lambda: None
+    """Called before a plan is written, when nothing has been found wrong."""
 
 
 def capture_probes(
@@ -157,21 +164,7 @@ class _ProbeRun(Run):
         tokenizer = self._tokenizer()
         model = self._load(self.options.dtype if self.options.dtype != "auto" else known.dtype)
         check_model(self.folder, known.fingerprint, fingerprint_of(model), self.spec.name)
-        plan = write_plan(
-            self._windows(model, tokenizer),
-            self.folder,
-            self.name,
-            settings=PlanSettings(
-                self.request.context,
-                batch_tokens=BATCH_TOKENS,
-                block_slots=block_size(self.request.context, BLOCK_SLOTS),
-                max_padding=self.request.max_padding,
-            ),
-            corpus=self.corpus,
-            label_columns=(),
-            tokenizer=tokenizer,
-            n_vocabulary=self.spec.n_vocabulary,
-        )
+        plan = self._write_plan(model, tokenizer)
         record = CaptureRecord(
             name=self.name,
             created=root.now(),
@@ -188,9 +181,28 @@ class _ProbeRun(Run):
         )
         return record, model, tokenizer
 
-    def _windows(self, model: LoadedModel, tokenizer: TextTokenizer | None) -> Iterable[Document]:
+    def _write_plan(self, model: LoadedModel, tokenizer: TextTokenizer | None) -> PlanRecord:
+        request, context = self.request, self.request.context
+        # Arranged windows may be shorter than any multiple of the longest.
+        slots = (
+            request.block_slots if isinstance(request.windows, Arranged) else block_size(context, request.block_slots)
+        )
+        settings = PlanSettings(context, batch_tokens=BATCH_TOKENS, block_slots=slots)
+        request.on_plan()
+        if isinstance(request.windows, Arranged):
+            return write_arranged(request.windows, self.folder, self.name, settings, self.corpus, tokenizer)
+        assert request.windows is not None
         try:
-            yield from self.request.windows(model, tokenizer)
+            return write_plan(
+                request.windows(model, tokenizer),
+                self.folder,
+                self.name,
+                settings=settings,
+                corpus=self.corpus,
+                label_columns=(),
+                tokenizer=tokenizer,
+                n_vocabulary=self.spec.n_vocabulary,
+            )
         except KeyboardInterrupt:
             raise CaptureError(
                 f"Interrupted before the plan of capture {self.name!r} was complete. Run the same command again; what was "
@@ -228,7 +240,52 @@ class _ProbeRun(Run):
         return model
 
     def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
-        fill_blocks(self.folder, record, model, writer, blocks, self.progress)
+        # Whether windows begin alike is a matter of how they were planned, also where they are resumed.
+        asked = record.settings["probes"]["kind"] != "sampled"
+        fill = fill_by_prefix if asked and PrefixFiller.fits(model, record) else fill_blocks
+        fill(self.folder, record, model, writer, blocks, self.progress)
+
+
+def write_arranged(
+    arranged: Arranged, folder: Folder, name: str, settings: PlanSettings, corpus: str, tokenizer: TextTokenizer | None
+) -> PlanRecord:
+    """Write the plan of windows that are in their order already, as one document; its record.
+
+    Batches are windows of one length, and of a block; the tokens that the tokenizer calls special are no text.
+    """
+    specials = np.array(sorted(tokenizer.special_ids if tokenizer else ()), np.int32)
+    modality = np.where(np.isin(arranged.ids, specials), SPECIAL, TEXT).astype(np.uint8)
+    positions = np.arange(settings.context, dtype=np.int32)
+    ends = np.cumsum(arranged.lengths)
+    per_batch = np.maximum(1, settings.batch_tokens // arranged.lengths)
+    as_json = dataclasses.asdict(settings)
+    writer = PlanWriter(folder, name, settings.block_slots, as_json)
+    digest = hashlib.sha256(np.ascontiguousarray(arranged.ids).tobytes()).hexdigest()
+    try:
+        document = writer.add_document({"source": name, "sha256": digest, "n_tokens": len(arranged.ids)})
+
+        def window(number: int) -> PlannedWindow:
+            length = int(arranged.lengths[number])
+            where = slice(int(ends[number]) - length, int(ends[number]))
+            return PlannedWindow(document, arranged.ids[where], positions[:length], modality[where], ())
+
+        of_block = np.flatnonzero(np.diff(arranged.blocks, prepend=-1, append=-1)).tolist()
+        for start, stop in itertools.pairwise(of_block):
+            changes = np.flatnonzero(np.diff(arranged.lengths[start:stop], prepend=-1, append=-1)) + start
+            batches = [
+                [window(number) for number in range(first, min(first + int(per_batch[a]), b))]
+                for a, b in itertools.pairwise(changes.tolist())
+                for first in range(a, b, int(per_batch[a]))
+            ]
+            writer.add_block(batches)
+        fingerprint = writer.close(())
+    except BaseException:
+        writer.abandon()
+        raise
+    return PlanRecord(
+        fingerprint, corpus, digest, tokenizer.fingerprint if tokenizer else "", as_json, (), (), writer.n_documents,
+        writer.n_windows, writer.n_tokens, settings.block_slots, writer.n_blocks,
+    )  # fmt: skip
 
 
 class _Drafts:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
-from actstore.engine.graph.probe_plan import REQUESTS, changed_values
+from actstore.engine.graph.probe_plan import NO_TOKEN, REQUESTS
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.graph_writer import GraphWriter
 from actstore.store.graphs import IGNORE, GraphRecord, Graphs
@@ -84,31 +84,28 @@ class _Round:
         self._columns = {column: table[column].to_numpy() for column in REQUESTS.names}
         self._keys = self._columns["layer"].astype(np.int64) << 32 | self._columns["neuron"]
         windows = capture.windows()
-        order = np.argsort(windows["document"].to_numpy(), kind="stable")
-        starts = windows["input_start"].to_numpy()[order]
-        self._lengths = windows["n_inputs"].to_numpy()[order]
-        self._starts, self._inputs = starts, capture.plan.array("inputs/ids")
-        self._tokens = np.searchsorted(capture.slots(), windows["slot_start"].to_numpy()[order])
-        self._row: tuple[tuple[int, int], NDArray[np.float32]] | None = None
+        self._lengths = windows["n_inputs"].to_numpy()
+        self._starts, self._inputs = windows["input_start"].to_numpy(), capture.plan.array("inputs/ids")
+        self._tokens = np.searchsorted(capture.slots(), windows["slot_start"].to_numpy())
 
-    def rows(self, layer: int, neuron: int) -> list[dict[str, Any]]:
-        """The requests of a neuron."""
+    def rows(self, layer: int, neuron: int) -> dict[str, NDArray[Any]]:
+        """The requests of a neuron: [request] of each column."""
         key = layer << 32 | neuron
         a, b = np.searchsorted(self._keys, [key, key + 1])
-        columns = {name: values[a:b].tolist() for name, values in self._columns.items()}
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return {name: values[a:b] for name, values in self._columns.items()}
 
-    def ids(self, document: int) -> NDArray[np.int32]:
+    def ids(self, window: int) -> NDArray[np.int32]:
         """The tokens of a window."""
-        ids: NDArray[np.int32] = self._inputs[self._starts[document] :][: self._lengths[document]]
+        ids: NDArray[np.int32] = self._inputs[self._starts[window] :][: self._lengths[window]]
         return ids
 
-    def values(self, layer: int, neuron: int, site: str, document: int) -> NDArray[np.float32]:
-        """What a neuron did over a window."""
-        if self._row is None or self._row[0] != (layer, neuron):
-            self._row = (layer, neuron), self.capture.activations(layer, neuron, site)
-        first = int(self._tokens[document])
-        return self._row[1][first : first + int(self._lengths[document])]
+    def values(self, layer: int, neuron: int, site: str, windows: NDArray[Any]) -> list[NDArray[np.float32]]:
+        """What a neuron did over some windows, each [position]."""
+        if not len(windows):
+            return []
+        row = self.capture.activations(layer, neuron, site)
+        firsts = self._tokens[windows].tolist()
+        return [row[a : a + n] for a, n in zip(firsts, self._lengths[windows].tolist(), strict=True)]
 
 
 class Probes:
@@ -165,56 +162,86 @@ class Probes:
 
     def of(self, layer: int, neuron: int) -> list[Probed]:
         """A neuron's exemplars in the order of windows; none where it was not asked about, or never fires."""
-        if not self._rounds:
-            return []
-        maximum, site = self.maximum(layer, neuron), self.settings["site"]
-        if not 0 < maximum < np.inf:
-            return []
         found: dict[int, Probed] = {}
-        for kind, asked in self._rounds.items():
-            if not kind.startswith("suffix-"):
-                continue
-            for row in asked.rows(layer, neuron):
-                if row["exemplar"] not in found or not found[row["exemplar"]].held:
-                    values = asked.values(layer, neuron, site, row["document"]) / np.float32(maximum)
-                    found[row["exemplar"]] = self._probed(row, asked.ids(row["document"]), values, maximum)
-        self._add_importance(found, layer, neuron, maximum)
-        self._add_variants(found, layer, neuron, maximum)
+        for kind in sorted(self._rounds, key=_order):
+            self.add(kind, layer, neuron, found)
         return [found[exemplar] for exemplar in sorted(found)]
 
-    def _probed(
-        self, row: dict[str, Any], ids: NDArray[np.int32], values: NDArray[np.float32], maximum: float
-    ) -> Probed:
-        whole, text = row["whole"] / maximum, values[row["n_special"] :]
-        largest = np.argmax(np.where(np.isfinite(text), text, -np.inf)) + row["n_special"]
-        held = bool(largest == row["pivot"] and values[row["pivot"]] > self.settings["share"] * whole)
-        return Probed(row["exemplar"], ids, row["n_special"], row["pivot"], whole, values, held)
-
-    def _add_importance(self, found: dict[int, Probed], layer: int, neuron: int, maximum: float) -> None:
-        if (asked := self._rounds.get("mask")) is None:
+    def add(self, kind: str, layer: int, neuron: int, found: dict[int, Probed]) -> None:
+        """Add what a neuron was asked in one round to what earlier rounds `found`, by exemplar."""
+        asked, maximum = self._rounds[kind], self.maximum(layer, neuron)
+        rows = asked.rows(layer, neuron)
+        if not len(rows["window"]) or not 0 < maximum < np.inf:
             return
-        for row in asked.rows(layer, neuron):
-            probed, at = found[row["exemplar"]], row["position"]
+        if kind == "mask":
+            self._add_importance(found, asked, rows, maximum)
+        elif kind == "substitute":
+            self._add_variants(found, asked, rows, maximum)
+        else:
+            self._add_suffixes(found, asked, rows, maximum)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The rounds that are there, each after those that it was planned from."""
+        return tuple(sorted(self._rounds, key=_order))
+
+    def _add_suffixes(
+        self, found: dict[int, Probed], asked: _Round, rows: dict[str, NDArray[Any]], maximum: float
+    ) -> None:
+        columns = zip(
+            *(rows[name].tolist() for name in ("exemplar", "window", "pivot", "n_special", "whole")), strict=True
+        )
+        for (exemplar, window, pivot, n_special, whole), values in zip(
+            columns, self._answers(asked, rows, maximum), strict=True
+        ):
+            if exemplar in found and found[exemplar].held:
+                continue
+            share, text = whole / maximum, values[n_special:]
+            largest = int(np.argmax(np.where(np.isfinite(text), text, -np.inf))) + n_special
+            held = bool(largest == pivot and values[pivot] > self.settings["share"] * share)
+            found[exemplar] = Probed(exemplar, asked.ids(window), n_special, pivot, share, values, held)
+
+    def _answers(self, asked: _Round, rows: dict[str, NDArray[Any]], maximum: float) -> list[NDArray[np.float32]]:
+        """What was answered to each request of a neuron, in shares of its maximum."""
+        layer, neuron = int(rows["layer"][0]), int(rows["neuron"][0])
+        found = asked.values(layer, neuron, self.settings["site"], rows["window"])
+        return [values / np.float32(maximum) for values in found]
+
+    def _add_importance(
+        self, found: dict[int, Probed], asked: _Round, rows: dict[str, NDArray[Any]], maximum: float
+    ) -> None:
+        values = self._answers(asked, rows, maximum)
+        borders = np.flatnonzero(np.diff(rows["exemplar"], prepend=-1, append=-1))
+        for start, stop in itertools.pairwise(borders.tolist()):
+            probed, at = found[int(rows["exemplar"][start])], rows["position"][start:stop]
             n = len(probed.ids)
-            if not probed.importance.size:
-                probed.importance = np.full((n, n), np.nan, np.float32)
-            masked = asked.values(layer, neuron, self.settings["site"], row["document"]) / np.float32(maximum)
-            masked = changed_values(masked, at, row["token"])
-            n = min(n, len(masked))
+            probed.importance = np.full((n, n), np.nan, np.float32)
+            # All maskings of an exemplar are as long as one another.
+            masked = np.stack(values[start:stop])
+            if rows["token"][start] == NO_TOKEN:
+                places = np.arange(masked.shape[1] + 1)
+                masked = np.take_along_axis(masked, np.maximum(places - (places >= at[:, None]), 0), axis=1)
+                masked[np.arange(len(at)), at] = np.nan
+            masked = masked[:, :n]
+            own = probed.values[: masked.shape[1]]
             with np.errstate(divide="ignore", invalid="ignore"):
-                lost = 1 - masked[:n] / probed.values[:n]
-            lost[probed.values[:n] <= 0] = np.nan
+                lost = 1 - masked / own
+            lost[:, own <= 0] = np.nan
             if self.settings["causal"]:
-                lost[:at] = np.nan
-            probed.importance[at, :n] = lost
+                lost[np.arange(masked.shape[1]) < at[:, None]] = np.nan
+            probed.importance[at, : masked.shape[1]] = lost
 
-    def _add_variants(self, found: dict[int, Probed], layer: int, neuron: int, maximum: float) -> None:
-        if (asked := self._rounds.get("substitute")) is None:
-            return
-        for row in asked.rows(layer, neuron):
-            values = asked.values(layer, neuron, self.settings["site"], row["document"]) / np.float32(maximum)
-            variant = Variant(asked.ids(row["document"]), row["position"], values)
-            found[row["exemplar"]].variants.append(variant)
+    def _add_variants(
+        self, found: dict[int, Probed], asked: _Round, rows: dict[str, NDArray[Any]], maximum: float
+    ) -> None:
+        columns = zip(*(rows[name].tolist() for name in ("exemplar", "window", "position")), strict=True)
+        answers = self._answers(asked, rows, maximum)
+        for (exemplar, window, position), values in zip(columns, answers, strict=True):
+            found[exemplar].variants.append(Variant(asked.ids(window), position, values))
+
+
+def _order(kind: str) -> tuple[int, str]:
+    return ("suffix", "mask", "substitute").index(kind.partition("-")[0]), kind
 
 
 def _is_round(capture: Capture, kind: str) -> bool:

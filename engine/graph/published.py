@@ -18,8 +18,9 @@ import numpy as np
 
 from actstore.kernels.suffix_trie.api import IGNORE, Nodes
 from actstore.store.errors import InvalidInputError
+from actstore.store.graph_record import NEVER_FIRES, GraphRecord
 from actstore.store.graph_writer import GraphWriter
-from actstore.store.graphs import GraphRecord, Graphs
+from actstore.store.graphs import Graphs
 from actstore.store.root import written_by
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from actstore.engine.graph.probes import Probed, Probes
     from actstore.store.folder import Folder
 
-NEVER_FIRES = "never fires"
 NOT_SHORTENED = "no exemplar could be shortened"
 
 
@@ -152,23 +152,23 @@ def build_published(
         settings=dataclasses.asdict(settings) | {"probes": probes.name, "asked": asked},
         n_neurons=len(probes.neurons),
     )
-    writer = GraphWriter(folder, record)
-    share = float(asked["share"])
-    for layer, of_layer in itertools.groupby(probes.neurons, key=lambda neuron: neuron[0]):
-        neurons = [neuron for _, neuron in of_layer]
-        tries, statuses, counts = [], [], []
-        for neuron in neurons:
-            probed = probes.of(layer, neuron)
-            lines = list(lines_of(probed, share, settings))
-            tries.append(trie_of(lines, settings))
-            statuses.append("" if lines else NOT_SHORTENED if probed else NEVER_FIRES)
-            counts.append(len(lines))
-        maximum = [max(probes.maximum(layer, neuron), 0.0) for neuron in neurons]
-        writer.add(
-            layer, neurons, join([nodes for nodes, _ in tries]), maximum=maximum, n_events=counts,
-            threshold=settings.threshold, status=statuses, importance=np.concatenate([weight for _, weight in tries]),
-        )  # fmt: skip
-    writer.close()
+    with GraphWriter(folder, record) as writer:
+        share = float(asked["share"])
+        for layer, of_layer in itertools.groupby(probes.neurons, key=lambda neuron: neuron[0]):
+            neurons = [neuron for _, neuron in of_layer]
+            tries, statuses, counts = [], [], []
+            for neuron in neurons:
+                probed = probes.of(layer, neuron)
+                lines = list(lines_of(probed, share, settings))
+                tries.append(trie_of(lines, settings))
+                statuses.append("" if lines else NOT_SHORTENED if probed else NEVER_FIRES)
+                counts.append(len(lines))
+            maximum = [max(probes.maximum(layer, neuron), 0.0) for neuron in neurons]
+            writer.add(
+                layer, neurons, join([nodes for nodes, _ in tries]), maximum=maximum, n_events=counts,
+                threshold=settings.threshold, status=statuses, importance=np.concatenate([weight for _, weight in tries]),
+            )  # fmt: skip
+        writer.close()
     return Graphs(probes.store, name)
 
 

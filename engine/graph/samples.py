@@ -11,6 +11,7 @@ import numpy as np
 
 from actstore.engine.graph.contexts import check_captures, order_contexts
 from actstore.engine.graph.split import Split, Windows
+from actstore.engine.graph.values import silent_means
 from actstore.kernels.suffix_trie.api import Nodes, predict
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Sample(NamedTuple):
     ranks: NDArray[np.int32]
     """Where it fires in the evidence, ascending; `values` there in shares of the maximum."""
     values: NDArray[np.float32]
+    silent: NDArray[np.float32]
+    """Of each of these, the mean share of the maximum where the neuron does not fire at the same token of the evidence."""
     rest: float
     """Mean share of the maximum elsewhere in the evidence."""
     held: NDArray[np.int32]
@@ -100,14 +103,18 @@ class Reader:
         fires &= evidence
         tokens = np.flatnonzero(fires)
         order = np.argsort(self.contexts.rank[tokens])
-        elsewhere = shares[evidence & ~fires]
+        silent = evidence & ~fires
+        elsewhere = shares[silent]
+        rest = float(elsewhere.mean(dtype=np.float64)) if len(elsewhere) else 0.0
+        ids = self.contexts.ids
         test = HeldOut(windows, exemplars.test)
         return Sample(
             neuron,
             maximum,
             self.contexts.rank[tokens][order],
             shares[tokens][order],
-            float(elsewhere.mean(dtype=np.float64)) if len(elsewhere) else 0.0,
+            silent_means(ids, shares, silent, ids[tokens][order], rest).astype(np.float32),
+            rest,
             self.contexts.ranks_of_windows(held.tolist()),
             self.contexts.ranks_of_windows(exemplars.build.tolist()),
             test,

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from actstore.store.cutting import Cutter
 from actstore.store.errors import InvalidInputError
-from actstore.store.targets import cut
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +100,8 @@ def _by_text(store: Store, asked: str, match: str) -> NDArray[np.int64]:
 
 def _refusal(store: Store, asked: str, match: str) -> str:
     said = f"No token of {store.model.name} matches {asked!r} (--match {match})."
-    tokens = cut(store.folder, store.vocabulary, asked) if match in ("normalised", "exact") else []
+    known = store.vocabulary if match in ("normalised", "exact") else None
+    tokens = Cutter(store.folder, known).word(asked) if known is not None else []
     if len(tokens) > 1:
         named = ", ".join(f"{store.token_text(t)!r} ({t})" for t in tokens)
         return f"{said} It is {len(tokens)} tokens: {named}. Search for one of them, or with --match contains."

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
 from planted_capture import SPECIAL_TOKEN, make_windows, plant_capture
 
 from actstore.engine.graph.build import build_graphs
-from actstore.engine.graph.predict import check_same_tokens, encode, predict_windows, read_windows
+from actstore.engine.graph.predict import check_same_tokens, encode_as, predict_windows, read_windows
 from actstore.store.errors import InvalidInputError
 from actstore.store.folder import Folder
 from actstore.store.layout import TOKENIZER_KEY
@@ -85,15 +85,17 @@ def test_predictions_of_rows_are_those_of_each_neuron(graphs: Graphs, windows: l
 
 
 def test_texts_are_cut_as_the_capture_cut_them(graphs: Graphs) -> None:
+    capture = graphs.store.capture()
     with pytest.raises(InvalidInputError, match="has no tokenizer: give token ids instead"):
-        encode(graphs.store, "w7")
+        encode_as(capture, "w7")
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(10)}, unk_token="w9"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="w0 $A", special_tokens=[("w0", 0)])
-    Folder(graphs.store.folder.location, read_only=False).write(TOKENIZER_KEY, tokenizer.to_str().encode())
-    ids = encode(graphs.store, "w3 w7 what")
-    assert ids.tolist() == [0, 3, 7, 9]
+    folder = Folder(graphs.store.folder.location, read_only=False)
+    folder.write(TOKENIZER_KEY, tokenizer.to_str().encode())
+    ids = encode_as(capture, "w3 w7 what")
+    assert ids.tolist() == [SPECIAL_TOKEN, 3, 7, 9]  # as the capture's windows begin, whatever the tokenizer would add
     assert graphs.graph(0, 0).fires(ids).tolist() == [False, False, True, False]
+    folder.delete(TOKENIZER_KEY)
 
 
 def test_no_windows_are_no_predictions(graphs: Graphs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,11 @@ from actstore.engine.graph import probe_run
 from actstore.engine.graph.build import build_graphs
 from actstore.engine.graph.probe_plan import (
     NO_TOKEN,
+    Arranged,
     ProbeSettings,
     Requests,
     Subject,
     Substitutes,
-    change,
-    changed_values,
     mask_token,
     shorten,
 )
@@ -73,6 +73,13 @@ def activation(tiny_model: Path) -> Callable[..., np.ndarray]:
     return run
 
 
+def changed(ids: np.ndarray, position: int, token: int) -> np.ndarray:
+    """The window with another token at a position; without that position where `token` is `NO_TOKEN`."""
+    if token == NO_TOKEN:
+        return np.delete(ids, position)
+    return np.where(np.arange(len(ids)) == position, token, ids)
+
+
 def subject(ids: list[int], pivot: int, n_special: int = 1) -> Subject:
     return Subject(0, 0, 0, np.array(ids, np.int32), pivot, n_special, 1.0)
 
@@ -87,7 +94,7 @@ def test_answers_are_what_the_model_does(probed_store: Path, activation: Callabl
             own = activation(one.ids, layer, neuron) / maximum
             np.testing.assert_allclose(one.values, own, atol=1e-5)
             for position in np.flatnonzero(np.isfinite(one.importance).any(1) if one.importance.size else []):
-                masked = activation(change(one.ids, int(position), mask), layer, neuron) / maximum
+                masked = activation(changed(one.ids, int(position), mask), layer, neuron) / maximum
                 asked = np.isfinite(one.importance[position])
                 lost = (1 - masked / own)[asked]
                 np.testing.assert_allclose(one.importance[position][asked], lost, atol=1e-3, rtol=1e-3)
@@ -127,27 +134,54 @@ def test_no_window_runs_twice_and_none_is_padded(probed_store: Path) -> None:
         assert all(len(found) == 1 for found in lengths.values())
 
 
+def windows_of(arranged: Arranged) -> list[list[int]]:
+    return [w.tolist() for w in np.split(arranged.ids, np.cumsum(arranged.lengths)[:-1])]
+
+
 def test_requests_of_many_neurons_for_one_window_are_one_window() -> None:
     requests = Requests()
     for neuron in (5, 2, 5):
         requests.ask(subject([0, 7, 8], 2)._replace(neuron=neuron, exemplar=neuron))
-    requests.ask(subject([0, 9], 1)._replace(neuron=2, exemplar=1), 1, 4)
-    windows, table = requests.finish()
-    assert [w.tolist() for w in windows] == [[0, 9], [0, 7, 8]]
-    assert table["document"].to_pylist() == [0, 1, 1, 1]
+    requests.ask(subject([0, 3], 1)._replace(neuron=2, exemplar=1), [1], [9])
+    arranged, table = requests.finish(64)
+    assert windows_of(arranged) == [[0, 9], [0, 7, 8]]
+    assert table["window"].to_pylist() == [0, 1, 1, 1]
     assert table["neuron"].to_pylist() == [2, 2, 5, 5]
+    assert table["position"].to_pylist() == [1, NO_TOKEN, NO_TOKEN, NO_TOKEN]
+    assert table["token"].to_pylist() == [9, NO_TOKEN, NO_TOKEN, NO_TOKEN]
 
 
 def test_the_order_of_requests_does_not_show() -> None:
-    asked = [(subject([0, i % 3, i], 2)._replace(neuron=i), -1, -1) for i in range(9)]
+    asked = [subject([0, i % 3, i], 2)._replace(neuron=i) for i in range(9)]
     found = []
     for order in (asked, asked[::-1]):
         requests = Requests()
         for one in order:
-            requests.ask(*one)
-        found.append(requests.finish())
-    assert [w.tolist() for w in found[0][0]] == [w.tolist() for w in found[1][0]]
+            requests.ask(one)
+        found.append(requests.finish(64))
+    assert windows_of(found[0][0]) == windows_of(found[1][0])
     assert found[0][1].equals(found[1][1])
+
+
+def test_windows_that_begin_alike_share_a_block_and_none_is_too_long_for_it() -> None:
+    requests, rng = Requests(), np.random.default_rng(0)
+    for neuron in range(100):
+        ids = [0, *rng.integers(1, 300, rng.integers(1, 6)).tolist()]
+        requests.ask(subject(ids, 1)._replace(neuron=neuron))
+    arranged, table = requests.finish(32)
+    windows = windows_of(arranged)
+    assert len({tuple(w) for w in windows}) == len(windows)
+    blocks = [
+        [w for w, b in zip(windows, arranged.blocks, strict=True) if b == n] for n in range(arranged.blocks[-1] + 1)
+    ]
+    for block, later in itertools.pairwise(blocks):
+        assert sum(map(len, block)) <= 32 < sum(map(len, block)) + len(min(later)), "a block is as full as it can be"
+        assert max(block) < min(later)
+        assert [len(w) for w in block] == sorted(len(w) for w in block)
+    asked = {n: w for n, w in zip(table["neuron"].to_pylist(), table["window"].to_pylist(), strict=True)}
+    rng = np.random.default_rng(0)
+    for neuron in range(100):
+        assert windows[asked[neuron]] == [0, *rng.integers(1, 300, rng.integers(1, 6)).tolist()]
 
 
 def test_a_suffix_ends_with_its_sentence_and_keeps_the_special_tokens() -> None:
@@ -167,13 +201,16 @@ def test_a_suffix_ends_with_its_sentence_and_keeps_the_special_tokens() -> None:
     assert shorten(whole, 4, 2, 4, lambda _: False) is None
 
 
-def test_a_deleted_token_leaves_the_others_at_their_places() -> None:
-    ids = np.array([5, 6, 7, 8], np.int32)
-    assert change(ids, 1, NO_TOKEN).tolist() == [5, 7, 8]
-    values = changed_values(np.array([1, 2, 3], np.float32), 1, NO_TOKEN)
-    np.testing.assert_array_equal(values, [1, np.nan, 2, 3])
-    assert change(ids, 1, 9).tolist() == [5, 9, 7, 8]
-    assert ids.tolist() == [5, 6, 7, 8]
+def test_a_token_is_deleted_or_another_takes_its_place() -> None:
+    whole = subject([5, 6, 7, 8], 3)
+    deleted, replaced = Requests(), Requests()
+    deleted.ask(whole, range(4), NO_TOKEN)
+    assert windows_of(deleted.finish(64)[0]) == [[5, 6, 7], [5, 6, 8], [5, 7, 8], [6, 7, 8]]
+    replaced.ask(whole, [1, 3, 1], [9, 0, 4])
+    assert windows_of(replaced.finish(64)[0]) == [[5, 4, 7, 8], [5, 6, 7, 0], [5, 9, 7, 8]]
+    replaced.ask(whole, [], [])
+    assert len(replaced) == 3, "nothing is asked where nothing changes"
+    assert whole.ids.tolist() == [5, 6, 7, 8]
 
 
 @pytest.mark.parametrize(
@@ -238,7 +275,7 @@ def test_substitutes_occur_in_the_same_place_then_come_from_the_embedding() -> N
 def test_probes_that_were_killed_go_on_and_end_the_same(
     tiny_model: Path, store: Path, probed_store: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    fill = probe_run.fill_blocks
+    fill = probe_run.fill_by_prefix
 
     def dies(*arguments: object) -> None:
         if arguments[1].name == f"probes-{kind}":  # type: ignore[attr-defined]
@@ -246,7 +283,7 @@ def test_probes_that_were_killed_go_on_and_end_the_same(
         fill(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(probe_run, "fill_blocks", dies)
+        patch.setattr(probe_run, "fill_by_prefix", dies)
         with pytest.raises(CaptureError, match="--resume"):
             probe(str(tiny_model), store, neurons=NEURONS, settings=SETTINGS, precision="exact")
     with pytest.raises(InvalidInputError, match="interrupted"):

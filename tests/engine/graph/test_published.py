@@ -25,7 +25,7 @@ from actstore.engine.graph.published import (
 from actstore.kernels.suffix_trie.api import IGNORE, predict
 from actstore.store.errors import InvalidInputError
 from actstore.store.folder import Folder
-from actstore.store.graphs import fault_of
+from actstore.store.graph_record import fault_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from actstore.engine.models import LoadedModel
     from tests.engine.conftest import Captured  # type: ignore[import-not-found]
 
-SETTINGS = SampleSettings(n_tokens=200, window=12, seed=3)
+SETTINGS = SampleSettings(n_tokens=270, window=12, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +106,28 @@ def test_tokens_are_taken_up_to_the_number_asked_for() -> None:
     assert sum(len(w) for w in take_tokens(batches(), 1)) == 1
 
 
+@pytest.mark.parametrize("n_tokens", [1, 12, 91, 97, 270])
+def test_no_more_batches_are_drawn_than_hold_the_tokens(
+    model: LoadedModel, captured: Captured, monkeypatch: pytest.MonkeyPatch, n_tokens: int
+) -> None:
+    draw, drawn = Sampler.draw, []
+
+    def counts(self: Sampler, number: int) -> Sampled:
+        drawn.append(number)
+        return draw(self, number)
+
+    monkeypatch.setattr(Sampler, "draw", counts)
+    settings = dataclasses.replace(SETTINGS, n_tokens=n_tokens)
+    sampler = Sampler(model, prompts(captured), frozenset(), settings)
+    batches = list(sampler.batches(lambda _: None, lambda _number, _batch: None))
+    assert sampler.batch_size == {1: 1, 12: 2, 91: 8, 97: 5, 270: 8}[n_tokens], "batches are as large as one another"
+    assert sorted(drawn) == list(range(-(-n_tokens // (12 * sampler.batch_size))))
+    assert sum(len(window) for window in take_tokens(iter(batches), n_tokens)) == n_tokens
+
+
 def test_samples_become_a_capture_of_the_store(tiny_model: Path, store: Path) -> None:
     done = sample_probes(str(tiny_model), store, settings=SETTINGS, kept=ProbeKept(precision="exact"))
-    assert (done.record.name, done.record.plan.n_tokens, done.is_complete) == ("probes-sampled", 200, True)
+    assert (done.record.name, done.record.plan.n_tokens, done.is_complete) == ("probes-sampled", 270, True)
     assert max(done.windows()["n_inputs"].to_pylist()) <= 12
     assert not (store / "probes" / "probes-sampled").exists()
     loaded = load_model(tiny_model, device="cpu")
