@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := __init__.py cli.py reports.py terminal.py commands engine kernels store tests benchmarks demo
+SOURCES := __init__.py cli.py reports.py terminal.py commands engine kernels store tests benchmarks demo docs
 
-.PHONY: env demo test test-slow lint types bench peers clean
+.PHONY: env demo test test-slow lint types bench docs peers clean
 
 env: $(VENV)/installed
 
@@ -37,6 +37,14 @@ types: env
 
 bench: env
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick) $(ARGS)
+
+# A page that does not build, or a link that leads nowhere, is an error. The pages are in build/docs.
+docs: $(VENV)/installed-docs
+	$(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 # TransformerLens and delphi, for the benchmark's rows that name them. Neither uses torchvision and its kin on text, and the
 # registry's builds of these need not match the torch that is installed.

@@ -12,7 +12,7 @@ import actstore
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-NOT_INSTALLED = {"tests", "benchmarks", "demo", "build", "dist"}
+NOT_INSTALLED = {"tests", "benchmarks", "demo", "docs", "build", "dist"}
 
 
 def test_every_folder_with_python_in_it_is_listed_as_a_package() -> None:

@@ -1,0 +1,24 @@
+"""Docstrings as Markdown: their `>>>` examples become Python blocks. An extension of Griffe, which reads the sources."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from griffe import Extension, Object
+
+_EXAMPLE = re.compile(r"^>>> .*(?:\n(?:>>>|\.\.\.) .*)*", re.MULTILINE)
+
+
+def as_markdown(docstring: str) -> str:
+    """A docstring with each run of `>>>` lines fenced."""
+    return _EXAMPLE.sub(lambda found: f"```python\n{found[0]}\n```", docstring)
+
+
+class Examples(Extension):
+    """Fences the examples of every docstring as it is read."""
+
+    def on_instance(self, *, obj: Object, **_kwargs: Any) -> None:
+        """Rewrite one docstring."""
+        if obj.docstring is not None:
+            obj.docstring.value = as_markdown(obj.docstring.value)

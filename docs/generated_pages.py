@@ -1,0 +1,108 @@
+"""Pages that are made of the code when the documentation is built: the command line and the Python API.
+
+A hook of MkDocs. The command line is Typer's own description of every command; the API is what `actstore.__all__` names,
+and the classes that those give to their callers.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+import typer.cli
+
+import actstore
+from actstore.cli import app
+from actstore.store import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+
+GIVEN = {
+    "What a store gives": (
+        "actstore.store.reader.Capture",
+        "actstore.store.neuron.Neuron",
+        "actstore.store.neuron_graph.NeuronGraph",
+        "actstore.store.attributions.Attributions",
+        "actstore.store.contributions.Asked",
+        "actstore.store.contributions.Answer",
+    ),
+    "What a capture is asked for": (
+        "actstore.engine.settings.CaptureSettings",
+        "actstore.engine.settings.ImageSettings",
+        "actstore.engine.attribution.question_plan.AttributeSettings",
+        "actstore.engine.run.RunOptions",
+    ),
+}
+"""Beside the public names, by heading: what their users hold in their hands."""
+
+_INTRODUCTION = """# Python API
+
+`import actstore` loads neither torch nor transformers; reading a store needs neither. `actstore.capture` and its kin
+load both when they are first called. Tables are Arrow tables, which pandas, polars and DuckDB take as they are.
+"""
+
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ("commands", "engine", "kernels", "store")
+
+
+def on_pre_build(config: MkDocsConfig) -> None:
+    """Copy the package to where mkdocstrings shall look for it, and nowhere else.
+
+    Griffe would find the checkout through its editable installation and walk all of it, environments included.
+    """
+    copy = ROOT / "build" / "docs-source"
+    shutil.rmtree(copy, ignore_errors=True)
+    for folder in SOURCES:
+        shutil.copytree(ROOT / folder, copy / "actstore" / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for module in ROOT.glob("*.py"):
+        shutil.copy(module, copy / "actstore" / module.name)
+    config.plugins["mkdocstrings"].get_handler("python")._paths = [str(copy)]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages to those that are written by hand."""
+    from mkdocs.structure.files import File
+
+    for name, text in (("command-line.md", command_line()), ("api.md", api())):
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def command_line() -> str:
+    """Every command, its arguments and options, as Markdown."""
+    command = typer.main.get_command(app)
+    context = command.make_context("actstore", [], resilient_parsing=True)
+    text = typer.cli.get_docs_for_click(obj=command, ctx=context, name="actstore", title="Command line")
+    # The lists of subcommands cut their sentences short, and the headings that follow say the same.
+    return re.sub(r"\*\*Commands\*\*:\n\n(?:\* .*\n)+", "", text)
+
+
+def api() -> str:
+    """A reference to every public name, for mkdocstrings to fill in."""
+    return "\n".join(_api_lines())
+
+
+def _api_lines() -> Iterator[str]:
+    yield _INTRODUCTION
+    yield "## Functions and classes\n"
+    public = [getattr(actstore, name) for name in actstore.__all__]
+    for found in sorted(public, key=inspect.isclass):
+        if inspect.isclass(found) or inspect.isfunction(found):
+            yield f"::: {found.__module__}.{found.__qualname__}\n"
+    for heading, names in GIVEN.items():
+        yield f"## {heading}\n"
+        yield from (f"::: {name}\n" for name in names)
+    yield "## Errors\n"
+    yield "Every error that a mistake of the caller's can cause is an `ActstoreError`, and its message says what to do.\n"
+    for found in vars(errors).values():
+        if inspect.isclass(found) and found.__module__ == errors.__name__:
+            yield f"::: {found.__module__}.{found.__qualname__}\n"

@@ -1,0 +1,321 @@
+"""What README.md and docs/ say: every block of code in them runs, as a reader would run it.
+
+A page's blocks run in order in a folder of their own that holds what pages name: `gpt2`, `tuned` and `Qwen/Qwen3-0.6B` are
+tiny models, as a name stands for the folder that is called so; `demo` has the embedded models, `build/demo/stdlib` less of the
+corpus that `make demo` makes there. What a command prints is not compared. A block that is not to run has a comment before it,
+`<!-- not run: the reason -->`, which ends in the line before the block.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+import actstore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Result
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+FENCE = re.compile(r"^( *)```([^\n`]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+RUN = ("python", "sh", "console")
+"""Info strings of blocks that run."""
+SHOWN = ("text", "json", "sql")
+"""Info strings of blocks that show something. A tree or a formula may also have none."""
+SLOW = ("README", "capture", "naica", "graphs", "multimodal", "editing")
+"""Pages that take more than a few seconds."""
+N_QUESTIONS = 3
+"""Of each kind in the fact model's questions."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: Path
+    line: int
+    kind: str
+    text: str
+    skipped: bool
+
+    @property
+    def where(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    def commands(self) -> list[str]:
+        """The command lines of a shell block; of what a console shows, those after its prompt."""
+        joined = self.text.replace("\\\n", " ").splitlines()
+        if self.kind == "console":
+            return [line[2:] for line in joined if line.startswith("$ ")]
+        return [line for line in joined if line.strip() and not line.lstrip().startswith("#")]
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for match in FENCE.finditer(text):
+        before = text[: match.start()].rstrip()
+        comment = before.rpartition("<!--")[2] if before.endswith("-->") else ""
+        line = text.count("\n", 0, match.start()) + 2
+        body = re.sub(rf"^{match[1]}", "", match[3], flags=re.MULTILINE)
+        found.append(Block(page, line, match[2].strip(), body, comment.strip().startswith("not run: ")))
+    return found
+
+
+BLOCKS = {page: blocks_of(page) for page in PAGES}
+
+
+def texts() -> list[dict[str, str]]:
+    """Documents in three languages, in which single tokens are what pages ask for."""
+    english = "the capital of France is Paris and the capital of England is London , so I go to Paris . "
+    french = "la capitale de la France est Paris et le renard brun saute sur le chien paresseux . "
+    python = "def add ( a , b ) :\n    return a + b\n\ndef twice ( a ) :\n    return add ( a , a )\n"
+    kinds = (("en", english), ("fr", french), ("py", python))
+    return [{"text": text * (1 + i % 4), "language": language} for i in range(30) for language, text in kinds]
+
+
+def save_tokenizer(folder: Path) -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([document["text"] for document in texts()], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>").save_pretrained(folder)
+
+
+def save_models(folder: Path) -> None:
+    """`gpt2` and `tuned`: 4 layers of 64 neurons, the second with other weights; a gated model in `Qwen/Qwen3-0.6B`."""
+    shape = {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0}
+    for seed, name in enumerate(("gpt2", "tuned")):
+        torch.manual_seed(seed)
+        config = GPT2Config(n_embd=16, n_layer=4, n_head=2, n_positions=256, n_inner=64, **shape)
+        GPT2LMHeadModel(config).save_pretrained(folder / name)
+        save_tokenizer(folder / name)
+    torch.manual_seed(2)
+    gated = Qwen3Config(
+        hidden_size=16, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=2,
+        head_dim=8, max_position_embeddings=256, **shape,
+    )  # fmt: skip
+    Qwen3ForCausalLM(gated).save_pretrained(folder / "Qwen" / "Qwen3-0.6B")
+    save_tokenizer(folder / "Qwen" / "Qwen3-0.6B")
+
+
+def save_corpora(folder: Path) -> None:
+    """`corpus.jsonl`, `held-out.jsonl`, a folder `texts`, `questions.json`, `prompts.txt`."""
+    documents = texts()
+    for name, chosen in (("corpus", documents), ("held-out", documents[:30])):
+        lines = [json.dumps(document) + "\n" for document in chosen]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "texts").mkdir()
+    for number, document in enumerate(documents[:6]):
+        (folder / "texts" / f"{number}.txt").write_text(document["text"], encoding="utf-8")
+    questions = [
+        {"question": f"What is {n} + {m}?", "options": [str(n + m + k) for k in range(4)], "answer": str(n + m),
+         "domain": "sums" if n % 2 else "others"}
+        for n in range(4) for m in range(3)
+    ]  # fmt: skip
+    (folder / "questions.json").write_text(json.dumps(questions), encoding="utf-8")
+    (folder / "prompts.txt").write_text("the capital of\nla capitale de\n", encoding="utf-8")
+
+
+def save_demo(folder: Path) -> None:
+    """The embedded models, the fact model with few of its questions, and a little of the standard library."""
+    (folder / "demo").mkdir()
+    for model in (ROOT / "demo").iterdir():
+        if model.is_dir() and model.name != "fact-llama":
+            (folder / "demo" / model.name).symlink_to(model)
+    facts = folder / "demo" / "fact-llama"
+    facts.mkdir()
+    for file in (ROOT / "demo" / "fact-llama").iterdir():
+        (facts / file.name).symlink_to(file)
+    questions = json.loads((facts / "questions.json").read_text(encoding="utf-8"))
+    kept: dict[str, Any] = {}
+    for name, query in questions.items():
+        like = [other for other in kept.values() if other["relation_name"] == query["relation_name"]]
+        if len(like) < N_QUESTIONS:
+            kept[name] = query
+    (facts / "questions.json").unlink()
+    (facts / "questions.json").write_text(json.dumps(kept), encoding="utf-8")
+    library = folder / "build" / "demo" / "stdlib"
+    library.mkdir(parents=True)
+    for module in ("bisect", "fnmatch", "keyword", "linecache", "reprlib", "shlex"):
+        source = Path(importlib.util.find_spec(module).origin)  # type: ignore[arg-type, union-attr]
+        (library / source.name).write_bytes(source.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that pages take for granted."""
+    folder = tmp_path_factory.mktemp("given")
+    save_models(folder)
+    save_corpora(folder)
+    save_demo(folder)
+    return folder
+
+
+@pytest.fixture
+def workplace(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which a page runs: what is given, and nothing yet of what the page makes."""
+    for item in given.iterdir():
+        (tmp_path / item.name).symlink_to(item)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def execute(cli: Callable[..., Result]) -> Callable[[str, str], None]:
+    """Run one command line of a page."""
+    targets = re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+    def run(command: str, where: str) -> None:
+        words = shlex.split(command, comments=True)
+        if words[0] == "make":
+            unknown = [word for word in words[1:] if "=" not in word and word not in targets]
+            assert not unknown, f"{where}: the Makefile has no target {unknown[0]}"
+            return
+        if words[0] == "python":
+            assert (ROOT / words[1]).is_file(), f"{where}: there is no {words[1]}"
+            return
+        assert words[0] == "actstore", f"{where}: only actstore and make are run here, found {command!r}"
+        done = cli(*words[1:])
+        assert done.status == 0, f"{where}: {command!r} ended with status {done.status}:\n{done.err}"
+
+    return run
+
+
+RUNNING = [
+    pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in SLOW else [])
+    for page in PAGES
+    if any(block.kind in RUN for block in BLOCKS[page])
+]
+
+
+@pytest.mark.parametrize("page", RUNNING)
+def test_every_block_of_a_page_runs(page: Path, workplace: Path, execute: Callable[[str, str], None]) -> None:
+    names: dict[str, Any] = {"__name__": page.stem}
+    for block in BLOCKS[page]:
+        if block.skipped or block.kind not in RUN:
+            continue
+        if block.kind == "python":
+            # Line numbers of a traceback are those of the page.
+            code = "\n" * (block.line - 1) + block.text
+            exec(compile(code, str(page), "exec"), names)
+        else:
+            for command in block.commands():
+                execute(command, block.where)
+
+
+def test_every_block_says_what_it_is_and_few_are_not_run() -> None:
+    blocks = [block for page in PAGES for block in BLOCKS[page]]
+    unknown = [block.where for block in blocks if block.kind not in (*RUN, *SHOWN, "")]
+    assert not unknown
+    assert sum(block.kind in RUN for block in blocks) > 40
+    assert sum(block.skipped for block in blocks) <= 5
+
+
+def test_a_block_that_fails_is_not_passed_over(workplace: Path, execute: Callable[[str, str], None]) -> None:
+    with pytest.raises(AssertionError, match=r"status 2:\s+Error: There is no store at nowhere"):
+        execute("actstore info nowhere", "here")
+    with pytest.raises(AssertionError, match="no target dmo"):
+        execute("make dmo", "here")
+    with pytest.raises(AssertionError, match="only actstore and make"):
+        execute("pip install actstore", "here")
+
+
+def example_reader() -> dict[str, Any]:
+    """The functions of the reader that the page on the format gives, which imports nothing of ours."""
+    (block,) = [b for b in BLOCKS[DOCS / "format.md"] if "def read_neuron(" in b.text]
+    names: dict[str, Any] = {}
+    exec(compile(block.text, block.where, "exec"), names)
+    assert "actstore" not in names
+    return names
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("exact", "float32"), ("exact", "bfloat16"), ("half", "float32"), ("int8", "bfloat16"), ("sparse", "float32")],
+)
+def test_the_example_reader_reads_what_actstore_reads(workplace: Path, precision: str, dtype: str) -> None:
+    options = actstore.engine.run.RunOptions(dtype=dtype)
+    capture = actstore.capture(
+        "Qwen/Qwen3-0.6B", "corpus.jsonl", "s.actstore", options=options, precision=precision, max_tokens=3000
+    )
+    reader = example_reader()
+    assert reader["committed_blocks"]("s.actstore", "corpus") == list(capture.blocks)
+    for layer, neuron in ((0, 0), (3, 63)):
+        found = reader["read_neuron"]("s.actstore", "corpus", layer, neuron)
+        np.testing.assert_array_equal(found, capture.activations(layer, neuron))
+        gates = np.concatenate([capture.gate_signs(layer, b)[neuron, : capture.used_slots[b]] for b in capture.blocks])
+        np.testing.assert_array_equal(reader["read_gate_signs"]("s.actstore", "corpus", layer, neuron), gates)
+    assert reader["read_tokens"]("s.actstore", "corpus").equals(capture.tokens().select(["id", "position", "window"]))
+
+
+def load_generator() -> Any:
+    """The module that makes pages of the code when the documentation is built."""
+    spec = importlib.util.spec_from_file_location("generated_pages", DOCS / "generated_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_commands_names_every_command_and_every_option() -> None:
+    import typer
+
+    from actstore.cli import app
+
+    page = load_generator().command_line()
+
+    def check(command: Any, name: str) -> None:
+        section = page.partition(f"# `{name}`\n")[2].partition("\n## ")[0] if name != "actstore" else page
+        assert section, name
+        for parameter in command.params:
+            for flag in (*parameter.opts, *parameter.secondary_opts):
+                assert flag in section or not flag.startswith("-"), f"{name}: {flag}"
+        for child, inner in getattr(command, "commands", {}).items():
+            check(inner, f"{name} {child}")
+
+    check(typer.main.get_command(app), "actstore")
+
+
+def test_the_page_of_the_interface_names_all_that_is_public() -> None:
+    page = load_generator().api()
+    for name in actstore.__all__:
+        found = getattr(actstore, name)
+        assert f"::: {found.__module__}.{found.__qualname__}\n" in page
+
+
+@pytest.mark.slow
+def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="`make docs` installs what builds the documentation")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "format.html").is_file()
