@@ -54,6 +54,7 @@ class Block:
     width: int
     projections: list[Projection]
     taps: dict[str, Tap]
+    is_between: bool = False  # outside of any list, and not mixing positions: a projector between two stacks
 
 
 @dataclass
@@ -75,12 +76,15 @@ class _Call:
     first_product: int
 
 
-def walk(model: nn.Module, call: Callable[[], object]) -> Architecture:
-    """The architecture of a model on the meta device, found by running `call` once on it."""
+def walk(model: nn.Module, call: Callable[[], object], *, between: bool = False) -> Architecture:
+    """The architecture of a model on the meta device, found by running `call` once on it.
+
+    Blocks are elements of the model's lists; with `between`, feed-forwards outside of any list count too (projectors).
+    """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # operations on a few rows: threads only wait for each other
     try:
-        return _Walk(model).run(call)
+        return _Walk(model, between).run(call)
     finally:
         torch.set_num_threads(n_threads)
 
@@ -88,7 +92,7 @@ def walk(model: nn.Module, call: Callable[[], object]) -> Architecture:
 class _Walk:
     """Runs a weightless model once, block by block."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, between: bool) -> None:
         self.model = model
         self.provenance = Provenance(model)
         self.found = Architecture()
@@ -98,6 +102,7 @@ class _Walk:
             if isinstance(module, nn.ModuleList)
             for name, _ in module.named_children()
         }
+        self._between = _outside_lists(model, self._elements) if between else set()
         self._runs: Counter[str] = Counter()
         self._calls: list[_Call] = []
         self._depth = 0  # of list elements being run
@@ -131,12 +136,12 @@ class _Walk:
 
     def _before(self, path: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if path in self._elements:
-                if not self._depth:  # a block starts: what it is given counts as coming from outside
-                    self.provenance.forget()
-                    self._handed.clear()
-                    self._before_norm.clear()
-                self._depth += 1
+            starts = path in self._elements or path in self._between
+            if starts and not self._depth:  # a block: what it is given counts as coming from outside
+                self.provenance.forget()
+                self._handed.clear()
+                self._before_norm.clear()
+            self._depth += path in self._elements
             run = self._runs[path]
             self._runs[path] += 1
             given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
@@ -168,6 +173,8 @@ class _Walk:
             self._depth -= path in self._elements
             if self._depth or path in self._elements:
                 self._close(call, results)
+            elif path in self._between and results:
+                self._claim(call, results[0], self.provenance.products[call.first_product :])
 
         return hook
 
@@ -181,7 +188,7 @@ class _Walk:
         if not results:
             return
         products = self.provenance.products[call.first_product :]
-        mixes = any(Path.MIXED in path for product in products for path in product.sources.values())
+        mixes = any(map(_mixes, products))
         if mixes and call.module in self._elements:
             self._claim(call, results[0], products)
         elif mixes:
@@ -212,7 +219,8 @@ class _Walk:
         one_stream = found[-1].n_out == output.shape[-1] and output.dim() <= 3
         taps = self._stream_taps(call, place, output, set(found)) if one_stream else {}
         projections = [self._describe(product) for product in found]
-        self.found.blocks.append(Block(call.module, call.run, output.shape[-1], projections, taps))
+        is_between = call.module in self._between and not any(_mixes(product) for product in products)
+        self.found.blocks.append(Block(call.module, call.run, output.shape[-1], projections, taps, is_between))
 
     def _stream_taps(self, call: _Call, place: int | str | None, output: Tensor, found: set[Product]) -> dict[str, Tap]:
         """Where the block's residual sites are read; none where its output is no sum with its input."""
@@ -288,6 +296,23 @@ class _Walk:
             gate=self._gate(product),
             expert=_place_in_list(product.parameter) if routed and product.n_matrices == 1 else None,
         )
+
+
+def _mixes(product: Product) -> bool:
+    """Whether positions were mixed on the way to a product."""
+    return any(Path.MIXED in path for path in product.sources.values())
+
+
+def _outside_lists(model: nn.Module, elements: set[str]) -> set[str]:
+    """The largest modules that hold two matrices or more and have nothing to do with lists: poolers, projectors."""
+    found: set[str] = set()
+    for path, module in model.named_modules():
+        above = {path[:at] for at, letter in enumerate(path) if letter == "."} | {path}
+        holds_list = any(element.startswith(f"{path}.") or not path for element in elements)
+        n_matrices = sum(value.dim() > 1 for value in module.parameters())
+        if not holds_list and n_matrices > 1 and not above & (elements | found):
+            found.add(path)
+    return found
 
 
 def _results(output: Any) -> list[tuple[int | str | None, Tensor]]:

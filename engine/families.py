@@ -187,18 +187,33 @@ def build_weightless(kind: type[PreTrainedModel], config: PreTrainedConfig) -> P
     return model
 
 
-def stack_of(model: PreTrainedModel, module: str) -> str:
-    """The stack a block belongs to: "vision", "encoder" or "decoder", by the sub-model that holds it."""
-    path = module
+def stack_of(model: PreTrainedModel, module: str, *, is_between: bool = False) -> str:
+    """The stack a block belongs to: "vision", "projector", "encoder" or "decoder", by the sub-models that hold it.
+
+    What a generating model with a vision tower holds in neither that nor its language model is its projector; so is what
+    `is_between` stacks.
+    """
+    path, above = module, []
     while path:
         path = path.rpartition(".")[0]
         part = model.get_submodule(path)
-        sees = isinstance(part, PreTrainedModel) and part.main_input_name == "pixel_values"
-        if sees and "input_ids" not in _accepted(part):
-            return "vision"
+        above += [part] if isinstance(part, PreTrainedModel) else []
+    tower = getattr(model.config, "vision_config", None)
+    sees = any(
+        (tower is not None and type(part.config) is type(tower))
+        or (part.main_input_name == "pixel_values" and "input_ids" not in _accepted(part))
+        for part in above
+    )
+    kind, text = kind_of(model), model.config.get_text_config()
+    if kind == "causal" and tower is not None and text is not model.config:
+        reads = any(type(part.config) is type(text) for part in above)
+        if is_between or not (sees or reads):
+            return "projector"
+    if sees:
+        return "vision"
     if model.config.is_encoder_decoder:
         return "encoder" if "encoder" in module.split(".") else "decoder"
-    return {"causal": "decoder"}.get(kind_of(model), "encoder")
+    return {"causal": "decoder"}.get(kind, "encoder")
 
 
 def part_for(model: PreTrainedModel, arguments: Mapping[str, Any]) -> nn.Module:

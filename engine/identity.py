@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from actstore.store import root
 from actstore.store.errors import InvalidInputError
 from actstore.store.records import LayerRecord, ModelRecord
-from actstore.store.top_tokens import AFFORDABLE, find_top_tokens, operations, token_names, top_columns
+from actstore.store.top_tokens import AFFORDABLE, find_top_tokens, operations, speaks, token_names, top_columns
 from actstore.store.weights import final_norm_of, write_weights
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _find_top_tokens(
     return {
         layer: top_columns(find_top_tokens(v, unembedding, norm), name)
         for layer, v in vectors.items()
-        if v.shape[1] == unembedding.shape[1]
+        if v.shape[1] == unembedding.shape[1] and speaks(known, layer)
     }
 
 

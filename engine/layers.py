@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from actstore.engine import families
 from actstore.engine.sites import BLOCK_SITES, SITES, Tap
+from actstore.store.records import APART, PARTS, part_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import torch
     from torch import nn
@@ -33,9 +34,14 @@ class LayerSpec:
     module: str  # path of the output projection; an expert of a shared parameter is "path[3]"
     gated: bool  # whether mlp.gate and mlp.up exist
     block: int  # number of its transformer block in its stack
-    stack: str  # "decoder", "encoder" or "vision"
+    stack: str  # "decoder", "encoder", "vision", "projector" (between a vision tower and a language model) or "apart"
     expert: int | None  # its number among the block's routed experts; None for a dense or shared feed-forward
     d_model: int  # width of the residual stream it writes to
+
+    @property
+    def part(self) -> str | None:
+        """The one of `PARTS` that it belongs to: where its rows are."""
+        return part_of(self.stack)
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class ModelSpec:
     name: str
     model_type: str
     kind: str  # "causal", "encoder", "encoder-decoder" or "vision"
-    d_model: int  # of the last stack
+    d_model: int  # of the last stack of the first part
     n_vocabulary: int | None
     context: int | None  # the most positions of a window; None where nothing bounds it
     layers: tuple[LayerSpec, ...]
@@ -62,6 +68,15 @@ class ModelSpec:
     def layers_of(self, site: str) -> tuple[int, ...]:
         """The layers that have a site. Residual sites belong to the first layer of each block."""
         return self.site_layers[self.sites.index(site)] if site in self.sites else ()
+
+    def part_layers(self, part: str = "language") -> tuple[int, ...]:
+        """The layers of one of `PARTS`, ascending: those whose rows are the same positions; empty where it has none."""
+        return tuple(spec.layer for spec in self.layers if spec.part == part)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Those of `PARTS` that have layers."""
+        return tuple(part for part in PARTS if self.part_layers(part))
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,7 @@ def list_layers(
     model: PreTrainedModel, architecture: Architecture, *, name: str, dtype: torch.dtype
 ) -> tuple[ModelSpec, list[Layer]]:
     """A model's specification and its layers, numbered as `actstore.engine.models` says."""
+    blocks = _number_blocks(model, architecture)
     layers: list[Layer] = []
     for position, block in enumerate(architecture.blocks):
         for number, (projection, parameter, matrix, expert) in enumerate(_of_block(model, block)):
@@ -88,15 +104,20 @@ def list_layers(
             mlp = ("mlp.post", "mlp.gate", "mlp.up") if projection.gate is not None else ("mlp.post",)
             sites = (*mlp, *(site for site in BLOCK_SITES if site in taps))
             layers.append(Layer(projection, parameter, matrix, expert, position, taps, sites))
-    blocks = _number_blocks(model, architecture)
-    specs = tuple(_specify(number, layer, *blocks[layer.position]) for number, layer in enumerate(layers))
+    stacks = _stacks_of(layers, blocks)
+    order = sorted(range(len(layers)), key=lambda i: _rank(stacks[i]))
+    layers, stacks = [layers[i] for i in order], [stacks[i] for i in order]
+    specs = tuple(
+        _specify(number, layer, stack, blocks[layer.position][1])
+        for number, (layer, stack) in enumerate(zip(layers, stacks, strict=True))
+    )
     sites = tuple(site for site in SITES if any(site in layer.sites for layer in layers))
     kind = families.kind_of(model)
     spec = ModelSpec(
         name=name,
         model_type=model.config.model_type,
         kind=kind,
-        d_model=specs[-1].d_model,
+        d_model=([spec for spec in specs if spec.part == PARTS[0]] or specs)[-1].d_model,
         n_vocabulary=families.vocabulary_of(model),
         context=families.context_of(model),
         layers=specs,
@@ -106,6 +127,24 @@ def list_layers(
         site_layers=tuple(tuple(i for i, layer in enumerate(layers) if site in layer.sites) for site in sites),
     )
     return spec, layers
+
+
+def _stacks_of(layers: Sequence[Layer], blocks: Sequence[tuple[str, int]]) -> list[str]:
+    """The stack of every layer: its block's, or `APART` where it has other rows than the first layer of a later part."""
+    n_rows: dict[str, int] = {}
+    stacks = []
+    for layer in layers:
+        stack = blocks[layer.position][0]
+        own = layer.projection.n_rows
+        strays = stack in PARTS and not layer.projection.routed and own != n_rows.setdefault(stack, own)
+        stacks.append(APART if strays else stack)
+    return stacks
+
+
+def _rank(stack: str) -> int:
+    """Where layers of a stack are numbered: those of the first part first."""
+    later = (*PARTS[1:], APART)
+    return 1 + later.index(stack) if stack in later else 0
 
 
 def _specify(number: int, layer: Layer, stack: str, block: int) -> LayerSpec:
@@ -156,15 +195,15 @@ def _siblings(model: nn.Module, parameter: str) -> list[tuple[int, str]]:
 
 def _number_blocks(model: PreTrainedModel, architecture: Architecture) -> list[tuple[str, int]]:
     """(stack, number) of every block: its place in the model's own list, or in order of execution where runs repeat."""
-    stacks = [families.stack_of(model, block.module) for block in architecture.blocks]
-    places = [
-        (stack, block.module.rpartition(".")[2]) for stack, block in zip(stacks, architecture.blocks, strict=True)
-    ]
-    if all(place.isdigit() for _, place in places) and len(set(places)) == len(places):
-        return [(stack, int(place)) for stack, place in places]
+    stacks = [families.stack_of(model, block.module, is_between=block.is_between) for block in architecture.blocks]
+    places: dict[str, list[str]] = {}
+    for stack, block in zip(stacks, architecture.blocks, strict=True):
+        places.setdefault(stack, []).append(block.module.rpartition(".")[2])
     counter: Counter[str] = Counter()
     numbers = []
     for stack in stacks:
-        numbers.append((stack, counter[stack]))
+        own = places[stack]
+        listed = all(place.isdigit() for place in own) and len(set(own)) == len(own)
+        numbers.append((stack, int(own[counter[stack]]) if listed else counter[stack]))
         counter[stack] += 1
     return numbers

@@ -2,7 +2,8 @@
 
 `inspect_model` needs a configuration only; `load_model` loads weights. Layers are numbered in order of execution: an encoder's
 before its decoder's, a block's dense and shared feed-forwards before its experts, experts by index, every run of a shared
-module for itself. Knows nothing about corpora, plans or stores.
+module for itself. In a model that reads images and writes text, the language model's layers come first, then the vision
+tower's, then the projector's. Knows nothing about corpora, plans or stores.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from actstore.engine import checkpoints, families
 from actstore.engine.architecture import Architecture, walk
+from actstore.engine.example_images import example_image
 from actstore.engine.layers import Layer, LayerSpec, ModelSpec, list_layers
 from actstore.engine.products import Watch, Watched
 from actstore.engine.sites import BLOCK_SITES, MLP_SITES, SITES, LastLayerReached, Sink, Tap, tapped, tokens_only
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 __all__ = ["SITES", "LayerSpec", "LoadedModel", "ModelSpec", "inspect_model", "load_model"]
 
@@ -40,8 +42,8 @@ def inspect_model(name_or_path: str | Path, *, trust_remote_code: bool = False) 
     """
     name = str(name_or_path)
     config = checkpoints.load_config(name, trust_remote_code=trust_remote_code)
-    twin = families.build_weightless(families.model_class(config, trust_remote_code=trust_remote_code), config)
-    return list_layers(twin, _walk(twin), name=name, dtype=families.dtype_of(config))[0]
+    twin, found = _explore(families.model_class(config, trust_remote_code=trust_remote_code), config)
+    return list_layers(twin, found, name=name, dtype=families.dtype_of(config))[0]
 
 
 def load_model(
@@ -72,6 +74,21 @@ def _device(name: str) -> torch.device:
         raise InvalidInputError(
             f"expected a device such as cpu, cuda or cuda:1, found {name!r}: {checkpoints.first_line(error)}"
         ) from error
+
+
+def _explore(kind: type[PreTrainedModel], config: PreTrainedConfig) -> tuple[PreTrainedModel, Architecture]:
+    """A model without weights and its architecture, found with an image where it reads any and can be given one."""
+    example = example_image(config)
+    if example is not None:
+        with suppress(Exception):  # then by its text alone
+            twin = families.build_weightless(kind, example.config)
+            base = families.headless(twin)
+            arguments = families.arguments_for(base, example.ids, None, example.extra)
+            found = walk(twin, lambda: base(**arguments), between=True)
+            if found.blocks:
+                return twin, found
+    twin = families.build_weightless(kind, config)
+    return twin, _walk(twin)
 
 
 def _walk(twin: PreTrainedModel) -> Architecture:
@@ -115,7 +132,7 @@ class LoadedModel:
         self.model = model
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        self._architecture = _walk(families.build_weightless(type(model), model.config))
+        self._architecture = _explore(type(model), model.config)[1]
         self.spec, self._layers = list_layers(
             model, self._architecture, name=name or model.name_or_path or type(model).__name__, dtype=model.dtype
         )

@@ -69,11 +69,11 @@ class Source:
 
     def layers(self) -> Iterator[tuple[int, bool, Tensor]]:
         """Each captured layer that writes to the stream the head reads: whether it is an expert, and its write vectors."""
-        model = self.store.model
+        # An encoder's neurons, or those of a vision tower, write to another stream than the head reads.
+        head_layers = {layer.layer: layer for layer in self.store.model.head_layers}
         for layer in self.capture.record.layers(SITE):
-            known = model.layers[layer]
-            # An encoder's neurons, or those of a vision tower, write to another stream than the head reads.
-            if known.stack == model.layers[-1].stack:
+            known = head_layers.get(layer)
+            if known is not None:
                 vectors = self.norm.centred(read_weights(self.store.folder, f"layer-{layer}")["write_vectors"])
                 yield layer, known.expert is not None, vectors.float() if vectors.element_size() == 8 else vectors
 
@@ -98,9 +98,9 @@ class Source:
         """1 / rms of the final norm's input at every slot, 0 where there is none; None unless logits are asked for."""
         if not self.asked.logits or not self.norm.is_there:
             return None
-        sites, last = self.capture.record.sites, self.store.model.layers[-1].block
+        sites, last = self.capture.record.sites, self.store.model.head_layers[-1].block
         layers = self.capture.record.layers("resid.post") if "resid.post" in sites else {}
-        layer = next((n for n in layers if self.store.model.layers[n].block == last), None)
+        layer = next((n.layer for n in self.store.model.head_layers if n.block == last and n.layer in layers), None)
         if layer is None:
             raise NotFoundError(
                 f"Capture {self.capture.record.name!r} does not hold the residual stream before the final norm, whose rms "

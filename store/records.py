@@ -67,6 +67,20 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
+PARTS = ("language", "vision", "projector")
+"""The parts of a model that a capture can be of: the layers of one of them have rows for the same positions."""
+
+APART = "apart"
+"""The stack of layers whose rows are no part's: a Q-Former's own reading of the prompt, a pooled image."""
+
+
+def part_of(stack: str) -> str | None:
+    """The one of `PARTS` that a stack of layers belongs to; None for `APART`."""
+    if stack == APART:
+        return None
+    return stack if stack in PARTS else PARTS[0]
+
+
 @dataclass(frozen=True)
 class LayerRecord(Record):
     """One feed-forward layer (or one expert) as the store numbers it."""
@@ -79,6 +93,11 @@ class LayerRecord(Record):
     block: int
     stack: str
     expert: int | None
+
+    @property
+    def part(self) -> str | None:
+        """The one of `PARTS` that it belongs to: where its rows are."""
+        return part_of(self.stack)
 
 
 @dataclass(frozen=True)
@@ -95,6 +114,12 @@ class ModelRecord(Record):
     sites: tuple[str, ...]
     layers: tuple[LayerRecord, ...]
     config: dict[str, Any]
+
+    @property
+    def head_layers(self) -> tuple[LayerRecord, ...]:
+        """The layers of the last stack, whose stream the unembedding reads: of a composite model, the language model's."""
+        language = [layer for layer in self.layers if layer.part == "language"] or self.layers
+        return tuple(layer for layer in language if layer.stack == language[-1].stack)
 
 
 @dataclass(frozen=True)
@@ -143,12 +168,31 @@ class CaptureRecord(Record):
     float_dtype: str | None = None
     """What values are held in before `precision` narrows them, where that is not `dtype`: attributions are float32."""
 
+    patches_sha256: str | None = None
+    """Of the table of patches, which a capture of images has."""
+
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON-ready values; `float_dtype` is left out where it says nothing."""
+        """The record as JSON-ready values; the last two fields are left out where they say nothing."""
         value = super().to_json()
-        if self.float_dtype is None:
-            del value["float_dtype"]
+        for name in ("float_dtype", "patches_sha256"):
+            if value[name] is None:
+                del value[name]
         return value
+
+    @property
+    def of_images(self) -> bool:
+        """Whether its documents are images."""
+        return self.patches_sha256 is not None
+
+    @property
+    def part(self) -> str:
+        """The part of the model it covers: `language`, `vision` or `projector`."""
+        return str(self.settings.get("part", "language"))
+
+    @property
+    def of_tower(self) -> bool:
+        """Whether its positions are those of a part before the language model, which reads images and no tokens."""
+        return self.part != "language"
 
     @property
     def held_dtype(self) -> str:

@@ -48,9 +48,15 @@ def _supported(matrix: Tensor) -> Tensor:
     return matrix.float() if matrix.element_size() == 8 else matrix  # a model in float64
 
 
+def speaks(model: ModelRecord, layer: int) -> bool:
+    """Whether a layer writes to a stream of which tokens are read, or put into: not so a vision tower's own."""
+    return model.kind == "vision" or model.layers[layer].part in ("language", "projector")
+
+
 def operations(model: ModelRecord, n_tokens: int) -> float:
     """Floating-point operations that the top tokens of all of a model's neurons take."""
-    return 2.0 * sum(layer.neurons for layer in model.layers) * n_tokens * model.d_model
+    n_neurons = sum(layer.neurons for layer in model.layers if speaks(model, layer.layer))
+    return 2.0 * n_neurons * n_tokens * model.d_model
 
 
 def fill_top_tokens(folder: Folder, on_layer: Callable[[int, int], None] = lambda done, n_layers: None) -> int:
@@ -69,7 +75,7 @@ def fill_top_tokens(folder: Folder, on_layer: Callable[[int, int], None] = lambd
         by_layer[layer.layer] = norms[start : start + layer.neurons]
         start += layer.neurons
         vectors = read_weights(folder, f"layer-{layer.layer}")["write_vectors"]
-        if vectors.shape[1] == unembedding.shape[1]:
+        if vectors.shape[1] == unembedding.shape[1] and speaks(model, layer.layer):
             found[layer.layer] = find_top_tokens(vectors, unembedding, norm)
         on_layer(done + 1, n_layers)
     root.write_neurons(folder, model, by_layer, {n: top_columns(top, token_names(folder)) for n, top in found.items()})

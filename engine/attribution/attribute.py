@@ -149,8 +149,9 @@ class _AttributeRun(Run):
 
 def _widths(spec: ModelSpec, layers: tuple[int, ...] | None) -> dict[int, int]:
     """Layer → neurons of the chosen layers, of which none may be a routed expert."""
-    dense = {layer.layer: layer.neurons for layer in spec.layers if layer.expert is None and layer.stack != "vision"}
-    chosen = tuple(layer.layer for layer in spec.layers if layer.stack != "vision") if layers is None else layers
+    text = spec.part_layers("language")
+    dense = {layer: spec.layers[layer].neurons for layer in text if spec.layers[layer].expert is None}
+    chosen = text if layers is None else layers
     if not chosen:
         raise InvalidInputError(f"At least one layer must be attributed to. {spec.name} has {len(spec.layers)}.")
     for layer in sorted(chosen):

@@ -166,7 +166,9 @@ class _GrowingPass:
     def _block_hooks(self) -> dict[str, Hook]:
         """Before each block, the rows of its layers join; from the first that joined, masks keep rows apart."""
         by_module: dict[str, dict[int, int]] = {}
-        for number, block in enumerate(self.model._architecture.blocks):
+        reading_text = {self.model._find(layer).position for layer in self.model.spec.part_layers("language")}
+        for number in sorted(reading_text):
+            block = self.model._architecture.blocks[number]
             by_module.setdefault(block.module, {})[block.run] = number
         return {path: self._grow(path, numbers) for path, numbers in by_module.items()}
 

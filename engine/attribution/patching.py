@@ -52,7 +52,7 @@ def places_of(model: LoadedModel, layers: Sequence[int] | None) -> list[Place]:
     experts see the tokens routed to them only, so that the path from 0 to ā is not one function of their neurons.
     """
     specs = model.spec.layers
-    chosen = [spec.layer for spec in specs if spec.stack != "vision"] if layers is None else sorted(set(layers))
+    chosen = model.spec.part_layers("language") if layers is None else sorted(set(layers))
     places = []
     for layer in chosen:
         found = model._find(layer)

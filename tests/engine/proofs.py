@@ -49,7 +49,7 @@ def read_all(loaded: LoadedModel, ids: Tensor | None, extra: dict[str, Tensor]) 
     loaded.forward(ids, None, sites=loaded.spec.sites, sink=sink, extra=extra)
     for site in loaded.spec.sites:
         for layer in loaded.spec.layers_of(site):
-            if loaded.spec.layers[layer].expert is None:
+            if loaded.spec.layers[layer].expert is None and (extra or loaded.spec.layers[layer].part == "language"):
                 assert (layer, site) in found, f"layer {layer} {site} was not handed over"
     return found
 
@@ -202,7 +202,7 @@ def check_factors(loaded: LoadedModel, found: Values) -> int:
 def check_stream(loaded: LoadedModel, found: Values) -> dict[str, int]:
     """How blocks add to the stream: pre + attention = mid (or its norm), and where a block's output is the next one's input."""
     counts: dict[str, int] = defaultdict(int)
-    blocks = loaded.spec.layers_of("resid.pre")
+    blocks = [layer for layer in loaded.spec.layers_of("resid.pre") if (layer, "resid.pre") in found]
     for layer in blocks:
         pre = found[layer, "resid.pre"][0]
         if (layer, "resid.mid") in found and (layer, "attn.out") in found:
@@ -229,7 +229,8 @@ def _norms(loaded: LoadedModel, summed: Tensor, mid: Tensor) -> bool:
 
 def check_effect(loaded: LoadedModel, ids: Tensor | None, extra: dict[str, Tensor]) -> None:
     """Changing A_post of the last dense layer changes what the model returns: it is no dead end."""
-    dense = [layer for layer in loaded.spec.layers if "[" not in layer.module and layer.expert is None]
+    running = [layer for layer in loaded.spec.layers if extra or layer.part == "language"]
+    dense = [layer for layer in running if "[" not in layer.module and layer.expert is None]
     if not dense:
         return
 
