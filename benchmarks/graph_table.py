@@ -55,7 +55,10 @@ def method_row(name: str, method: dict[str, Any]) -> list[str]:
     """Precision, recall, F1 and correlation on both kinds of text, and F1 of every layer."""
     cells = [name, f"{method['nodes']['median']:g}" if "nodes" in method else "", f"{method.get('failed', '')}"]
     for kind in ("exemplars", "ordinary"):
-        cells += [number(method[kind][measure]) for measure in ("precision", "recall", "f1", "correlation")]
+        precision, recall, f1, correlation = (
+            number(method[kind][measure]) for measure in ("precision", "recall", "f1", "correlation")
+        )
+        cells += [f1, f"{precision} / {recall}", correlation]
         cells.append(" ".join(number(row["f1"]).lstrip("0") for row in method[kind]["by_layer"]))
     return cells
 
@@ -69,7 +72,7 @@ def methods_table(corpus: dict[str, Any], sampled: dict[str, Any]) -> str:
     """A row a method."""
     header = ["method", "nodes, median", "failed"]
     for kind in ("exemplars", "ordinary"):
-        header += [f"{kind}: precision", "recall", "F1", "correlation", "F1 by layer"]
+        header += [f"{kind}: F1", "precision / recall", "correlation", "F1 by layer"]
     n_sampled = sampled["sampled_tokens"]
     rows = [
         method_row("graphs, corpus", corpus),

@@ -1,6 +1,6 @@
 """Neuron graphs: built from a store against the published procedure's model calls, by corpus size, and searched.
 
-python benchmarks/graphs.py [--layers 6] [--tokens 100000,300000,1000000]   the large store: minutes, and 3 GB of disk
+python benchmarks/graphs.py [--layers 6] [--tokens 100000,300000,1000000] [--write]   the large store: minutes, and 3 GB of disk
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from actstore.store.reader import Store
 from actstore.store.records import CaptureRecord, LayerRecord, ModelRecord, PlanRecord
 from actstore.store.statistics import CaptureStatistics
 from actstore.store.writer import CaptureWriter, create_capture
+from benchmarks.marked import rewrite, table
 from benchmarks.published_n2g import Published
 from benchmarks.registry import Candidate, Row
 
@@ -302,7 +303,7 @@ def prepare_search(quick: bool) -> Iterator[dict[str, Candidate]]:
         }
 
 
-def measure_large(n_layers: int, sizes: list[int]) -> None:
+def measure_large(n_layers: int, sizes: list[int], *, write: bool) -> None:
     """Seconds and memory of building all graphs of a large synthetic store, a process for each size."""
     with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name:
         path = Path(name) / "store"
@@ -322,8 +323,13 @@ def measure_large(n_layers: int, sizes: list[int]) -> None:
             seconds, peak, nodes = done.stdout.split()
             rows.append((f"{n_tokens:,}", f"{float(seconds):.1f} s", f"{float(peak) / 1e9:.2f} GB", nodes))
             terminal.err.print(rows[-1])
-    columns = [(column, "right") for column in ("tokens", "to build", "peak memory", "nodes, median")]
-    terminal.out.print(terminal.table(f"Graphs of {n_layers * 1536:,} neurons", columns, rows))
+    columns = ["tokens", "to build", "peak memory", "nodes, median"]
+    terminal.out.print(
+        terminal.table(f"Graphs of {n_layers * 1536:,} neurons", [(column, "right") for column in columns], rows)
+    )
+    if write:
+        note = f"{n_layers * 1536:,} synthetic neurons with planted contexts, one run each, two threads."
+        rewrite("graphs-growth", f"{table(columns, [list(row) for row in rows], left=0)}\n\n{note}")
 
 
 def build_once(path: str) -> None:
@@ -359,9 +365,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=6, help="of 1,536 neurons each")
     parser.add_argument("--tokens", default="100000,300000,1000000", help="sizes of the corpus")
+    parser.add_argument("--write", action="store_true", help="put the table where the documentation marks it")
     parser.add_argument("--build", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.build:
         build_once(asked.build)
     else:
-        measure_large(asked.layers, [int(size) for size in asked.tokens.split(",")])
+        measure_large(asked.layers, [int(size) for size in asked.tokens.split(",")], write=asked.write)

@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from actstore import terminal  # noqa: E402
-from benchmarks import attribution, capture, clusters, contribution, graphs, packing, reading  # noqa: E402 - the checkout must be importable first
+from benchmarks import attribution, capture, clusters, contribution, graph_probes, graphs, packing, reading  # noqa: E402 - the checkout must be importable first
 from benchmarks.marked import rewrite  # noqa: E402
 from benchmarks.registry import Measurement, measure  # noqa: E402
 
@@ -29,6 +29,7 @@ ROWS = (
     *clusters.ROWS,
     *attribution.ROWS,
     *graphs.ROWS,
+    *graph_probes.ROWS,
     *reading.ROWS,
 )
 SKIPPED = capture.SKIPPED

@@ -1,0 +1,144 @@
+"""Multi-modal neurons: those of all nouns of 1,000 captions, from a store against the published procedure.
+
+The procedure (Pan et al. 2024, as its public code goes): answer each image token by token, the whole sequence anew at every
+step, with the gates of all layers hooked; write vectors times the whole unembedding, kept in memory for all layers; then
+rank, noun by noun.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+
+from actstore.engine.captures import capture
+from actstore.engine.models import load_model
+from actstore.engine.multimodal.captions import special_tokens, spell
+from actstore.engine.multimodal.find import FindSettings, find_multimodal
+from actstore.engine.multimodal.nouns import noun_finder
+from actstore.engine.multimodal.replay import Replay
+from actstore.engine.vision import VisionProcessor
+from actstore.store.reader import Store
+from benchmarks.graphs import one_thread
+from benchmarks.registry import Candidate, Row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+DEMO = Path(__file__).parent.parent / "demo"
+MODEL = DEMO / "shapes-llava"
+SAMPLED = 10
+"""Captions for which the published procedure is run."""
+LONGEST = 50
+"""New tokens, as published."""
+
+
+class Published:
+    """The published procedure on a LLaVA."""
+
+    def __init__(self, replay: Replay) -> None:
+        self._replay = replay
+        self._model = replay.model.model
+        self._layers = [s for s in replay.model.spec.layers if s.part == "language"]
+        self._special = special_tokens(replay.capture.store)
+        self.steps = 0
+
+    def run(self, captions: Any, k: int) -> list[list[Tensor]]:
+        """The best neurons of every noun of every caption that the model gives; projections are made once."""
+        unembedding = self._model.get_output_embeddings().weight
+        projections = torch.cat([self._replay.model.write_vectors(s.layer) @ unembedding.T for s in self._layers])
+        return [self._one(self._replay.encode(caption, with_answer=False), projections, k) for caption in captions]
+
+    def _one(self, encoded: Any, projections: Tensor, k: int) -> list[Tensor]:
+        given = self._replay.arguments([encoded])
+        ends = self._model.generation_config.eos_token_id
+        ids, gates, answer = given["input_ids"], [], []
+        seen: list[Tensor] = []
+        blocks = [self._model.get_submodule(s.module.rpartition(".")[0]) for s in self._layers]
+        handles = [block.act_fn.register_forward_hook(lambda _m, _a, out: seen.append(out[0, -1])) for block in blocks]
+        try:
+            for _ in range(LONGEST):
+                seen.clear()
+                mask = torch.ones_like(ids)
+                logits = self._model(**(given | {"input_ids": ids, "attention_mask": mask}), use_cache=False).logits
+                self.steps += 1
+                token = int(logits[0, -1].argmax())
+                if token == ends:
+                    break
+                gates.append(torch.cat(seen[-len(blocks) :]))
+                answer.append(token)
+                ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+        finally:
+            for handle in handles:
+                handle.remove()
+        text, stops = spell(self._replay.capture.store, torch.tensor(answer).numpy(), self._special)
+        found = []
+        for word in noun_finder("content").first_of_each(text):
+            at = int((torch.from_numpy(stops) <= len(text[: word.start].encode())).sum())
+            found.append((gates[at] * projections[:, answer[at]]).topk(k).indices)
+        return found
+
+
+@contextmanager
+def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
+    """Captions of the demo's pictures, read beside them once."""
+    sys.path.insert(0, str(DEMO))
+    from picture_words import PAPER_PROMPT
+    from pictures import write_pictures
+
+    n_captions = 50 if quick else 1000
+    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name, one_thread():
+        path = Path(name)
+        write_pictures(path / "pictures", n_captions, prompt=PAPER_PROMPT)
+        capture(str(MODEL), path / "pictures", path / "store", positions="generated", exemplars=0)
+        settings = FindSettings(k=20, nouns="content")
+        found = find_multimodal(Store(path / "store").capture(), settings)
+        loaded = load_model(MODEL, dtype="float32")
+        procedure = Published(Replay(loaded, VisionProcessor.load(str(MODEL)), found.capture))
+
+        def published() -> None:
+            with torch.inference_mode():
+                procedure.run(found.captions[:SAMPLED], settings.k)
+
+        number = itertools.count()
+
+        def both() -> None:
+            store = path / f"store-{next(number)}"
+            made = capture(
+                str(MODEL), path / "pictures", store, generate=True, positions="generated", exemplars=0,
+                max_documents=SAMPLED * 5,
+            )  # fmt: skip
+            find_multimodal(made, settings)
+
+        published()
+        said = f"{procedure.steps / SAMPLED:.0f} passes a caption; {SAMPLED} captions × {n_captions // SAMPLED}"
+        yield {
+            f"actstore, {n_captions:,} captions, {len(found.nouns):,} nouns": Candidate(
+                lambda: find_multimodal(Store(path / "store").capture(), settings)
+            ),
+            f"the answers generated and captured first; {SAMPLED * 5} captions × {n_captions // SAMPLED // 5}": Candidate(
+                both, times=n_captions // SAMPLED // 5
+            ),
+            f"as published: {said}": Candidate(published, times=n_captions // SAMPLED),
+        }
+
+
+TESTS = ("tests/engine/multimodal",)
+ROWS = (
+    Row(
+        "multi-modal neurons of every noun, demo captioner, from a store, one thread",
+        prepare,
+        TESTS,
+        repeats=3,
+    ),
+)

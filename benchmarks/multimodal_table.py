@@ -1,0 +1,206 @@
+"""What multi-modal neurons of the demo captioner are like, beside baselines: properties, causal effect, where maps lie.
+
+python benchmarks/multimodal_table.py [--model FOLDER] [--pictures 150] [--seeds 3] [--sigma 10] [--readme]
+
+Each seed draws pictures of its own, and noise and random neurons; a figure is the mean over seeds ± their standard deviation.
+Nouns are the colours and shapes in the captions that the model itself gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "demo")]
+
+from picture_words import PAPER_PROMPT, plural  # noqa: E402 - the demo must be importable first
+from pictures import write_pictures  # noqa: E402
+from scenes import COLOURS, SHAPES, SIDE  # noqa: E402
+
+from actstore import terminal  # noqa: E402 - and the checkout
+from actstore.engine.captures import capture  # noqa: E402
+from actstore.engine.models import load_model  # noqa: E402
+from actstore.engine.multimodal.causal import CausalSettings, causal_effect, choose_nouns  # noqa: E402
+from actstore.engine.multimodal.find import FindSettings, draw_alike, find_multimodal  # noqa: E402
+from actstore.engine.multimodal.gradients import rank_by_gradient  # noqa: E402
+from actstore.engine.multimodal.patch_maps import NeuronSet, map_neurons  # noqa: E402
+from actstore.engine.multimodal.properties import measure  # noqa: E402
+from actstore.engine.multimodal.replay import Replay  # noqa: E402
+from actstore.engine.multimodal.shuffle import shuffle_images  # noqa: E402
+from actstore.engine.vision import VisionProcessor  # noqa: E402
+from benchmarks.marked import rewrite, table  # noqa: E402
+
+if TYPE_CHECKING:
+    from actstore.engine.models import LoadedModel
+    from actstore.engine.multimodal.find import Multimodal
+    from actstore.store.reader import Capture
+
+MODEL: Final = HERE.parent / "demo" / "shapes-llava"
+PATCH: Final = 8
+"""Pixels of the captioner's patches."""
+RANKINGS: Final = {
+    "contribution": "contribution, with the final norm's gain",
+    "paper": "contribution, the paper's form (A_gate, no gain)",
+    "activation": "activation only",
+    "gradient": "activation × gradient",
+    "random": "random",
+    "alike": "random, of the layers of the first",
+}
+PROPERTIES: Final = ("sensitivity", "cross-image invariance", "region invariance", "specificity")
+EFFECTS: Final = ("noun gone", "answer changed", "probability drop")
+Figures = dict[str, dict[str, float]]
+"""By ranking, each measure."""
+
+
+def run(folder: Path, seed: int, asked: argparse.Namespace, model: LoadedModel) -> tuple[Figures, dict[str, float]]:
+    """One seed's figures, and those of its maps."""
+    began = time.monotonic()
+    write_pictures(folder / "pictures", asked.pictures, 1000 + seed, prompt=PAPER_PROMPT)
+    words = folder / "nouns.txt"
+    words.write_text("\n".join([*COLOURS, *SHAPES, *map(plural, SHAPES)]))
+    sites = {"sites": ("mlp.post", "mlp.gate"), "exemplars": 0}
+    name, pictures = str(asked.model), folder / "pictures"
+    held = capture(name, pictures, folder / "store", name="images", generate=True, max_new_tokens=32, **sites)
+    given = {f"{i:03d}": {"caption": text} for i, text in enumerate(answers(held))}
+    shuffle_images(pictures, folder / "shuffled", patch=PATCH, seed=seed, captions=given)
+    shuffled = capture(name, folder / "shuffled", folder / "store", name="shuffled", **sites)
+    processor = VisionProcessor.load(name)
+    causal = CausalSettings(asked.sigma, seed, asked.nouns)
+    replays = [Replay(model, processor, part) for part in (held, shuffled)]
+    first, second = (rank(part, words, seed + 100 * i, asked.k) for i, part in enumerate((held, shuffled)))
+    for rankings, replay in zip((first, second), replays, strict=True):
+        rankings["gradient"] = rank_by_gradient(rankings["contribution"], replay)
+    figures: Figures = {
+        ranking: {name: 100 * summary.mean for name, summary in measure(first[ranking], second[ranking]).items()}
+        for ranking in RANKINGS
+    }
+    for ranking, effect in causal_effect(first, replays[0], causal).items():
+        shares = effect.gone.mean(), effect.changed.mean(), effect.drop.mean()
+        figures[ranking] |= {name: 100 * float(share) for name, share in zip(EFFECTS, shares, strict=True)}
+    maps = where_maps_lie(first["contribution"], pictures)
+    n_nouns = len(choose_nouns(first["contribution"], causal))
+    terminal.err.print(f"seed {seed}: {n_nouns} nouns, {time.monotonic() - began:.0f} s {maps}", markup=False)
+    return figures, maps | {"nouns": float(len(first["contribution"].nouns)), "disturbed": float(n_nouns)}
+
+
+def answers(held: Capture) -> list[str]:
+    """The captions of a capture's documents."""
+    return [str(text).strip() for text in held.documents()["caption"].to_pylist()]
+
+
+def rank(held: Capture, words: Path, seed: int, k: int) -> dict[str, Multimodal]:
+    """The nouns' neurons by every ranking but the gradient."""
+    common: dict[str, Any] = {"k": k, "nouns": str(words), "seed": seed}
+    ours = find_multimodal(held, FindSettings(**common))
+    return {
+        "contribution": ours,
+        "paper": find_multimodal(held, FindSettings(**common, forms=("gate",), gain=False)),
+        "activation": find_multimodal(held, FindSettings(**common, by="activation")),
+        "random": find_multimodal(held, FindSettings(**common, by="random")),
+        "alike": draw_alike(ours, seed),
+    }
+
+
+def where_maps_lie(found: Multimodal, pictures: Path) -> dict[str, float]:
+    """Shares of the maps whose mean is larger inside the boxes of the objects that the noun names than outside."""
+    lines = [json.loads(line) for line in (pictures / "images.jsonl").read_text().splitlines()]
+    inside = {
+        i: box_mask(lines[found.captions[noun.caption].document], noun.word) for i, noun in enumerate(found.nouns)
+    }
+    rows: dict[int, list[int]] = {}
+    for i, noun in enumerate(found.nouns):
+        if inside[i].any():
+            rows.setdefault(found.captions[noun.caption].document, []).append(i)
+    shares = {}
+    for kind in ("mean", "towards"):
+        wanted = {
+            document: [neuron_set(found, i, towards=kind == "towards") for i in numbers]
+            for document, numbers in rows.items()
+        }
+        over, covered, area = [], [], []
+        for document, which, made in map_neurons(found.capture, wanted):
+            box, pixels = inside[rows[document][which]], made.pixels()
+            over.append(float(np.nanmean(pixels[box])) > float(np.nanmean(pixels[~box])))
+            mask = made.mask()
+            covered.append(mask[box].sum() / max(mask.sum(), 1))
+            area.append(box.mean())
+        shares |= {
+            f"{kind}: inside above outside": 100 * float(np.mean(over)),
+            f"{kind}: of the mask inside": 100 * float(np.mean(covered)),
+            "area of the boxes": 100 * float(np.mean(area)),
+        }
+    return shares
+
+
+def neuron_set(found: Multimodal, number: int, *, towards: bool) -> NeuronSet:
+    """The neurons of a noun's map."""
+    noun = found.nouns[number]
+    at = int(found.captions[noun.caption].offsets[noun.position])
+    return NeuronSet(found.neurons_of(number), at if towards else None)
+
+
+def box_mask(line: dict[str, Any], word: str) -> np.ndarray:
+    """The pixels inside the boxes of the objects of a colour or shape."""
+    mask = np.zeros((SIDE, SIDE), bool)
+    for thing in line["objects"]:
+        if word in (thing["colour"], thing["shape"], plural(thing["shape"])):
+            left, top, right, bottom = thing["box"]
+            mask[top:bottom, left:right] = True
+    return mask
+
+
+def main() -> None:
+    """Run all seeds; print the tables, and with --readme write them between the marks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--pictures", type=int, default=150, help="drawn a seed")
+    parser.add_argument("--nouns", type=int, default=150, help="whose neurons are disturbed, a seed")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sigma", type=float, default=10.0)
+    parser.add_argument("--k", type=int, default=20)
+    parser.add_argument("--readme", action="store_true", help="write the tables into the documentation")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    model = load_model(asked.model)
+    every = []
+    for seed in range(asked.seeds):
+        with tempfile.TemporaryDirectory(prefix="actstore-multimodal-") as folder:
+            every.append(run(Path(folder), seed, asked, model))
+    columns = (*PROPERTIES, "similarity", *EFFECTS)
+    rows = [
+        [said, *(spread([figures[name][column] for figures, _ in every]) for column in columns)]
+        for name, said in RANKINGS.items()
+    ]
+    maps = [part for _, part in every]
+    means = {key: spread([part[key] for part in maps]) for key in maps[0]}
+    notes = (
+        f"`{asked.model.name}`, {asked.seeds} seeds of {asked.pictures} pictures, {means['nouns']} colours and shapes in the "
+        f"captions that it gives, {asked.k} neurons each; in percent, mean ± standard deviation over seeds. Noise of "
+        f"{asked.sigma:g} times the root mean square of a layer's write vectors, for {means['disturbed']} nouns.",
+        "Maps of the neurons by contribution: the mean inside the named object's box is above the mean outside in "
+        f"{means['mean: inside above outside']} % of them (in the direction that speaks for the noun, "
+        f"{means['towards: inside above outside']} %); of the mask, {means['mean: of the mask inside']} % "
+        f"({means['towards: of the mask inside']} %) lies in the box, which is {means['area of the boxes']} % of the picture.",
+    )
+    text = "\n\n".join([table(["neurons by", *columns], rows), *notes])
+    terminal.out.print(text, markup=False, soft_wrap=True)
+    if asked.readme:
+        rewrite("multimodal", text)
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation."""
+    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.1f}"
+
+
+if __name__ == "__main__":
+    main()
