@@ -16,18 +16,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore import terminal
-from actstore.commands import attribute, change, contributions, coverage, graph, knowledge, naica, selectivity
-from actstore.commands.options import CaptureName, Json, Site, StorePath, parse_bytes, parse_layers
+from actstore.commands import (
+    attribute,
+    change,
+    contributions,
+    coverage,
+    edit,
+    graph,
+    knowledge,
+    multimodal,
+    naica,
+    selectivity,
+)
+from actstore.commands import capture as capture_command
+from actstore.commands.options import CaptureName, Json, Site, StorePath, parse_layers
 from actstore.reports import describe_model, describe_store, print_json, print_neuron, print_store
 from actstore.store.errors import ActstoreError, CaptureError, InvalidInputError
-from actstore.store.layout import PRECISIONS
 from actstore.store.neuron import parse_neuron
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from actstore.store.reader import Capture
 
 app = typer.Typer(
     help="Run a transformer once; ask its neurons forever.",
@@ -64,127 +73,7 @@ def inspect(
     terminal.out.print(f"Sites: {', '.join(spec.sites)}")
 
 
-@app.command()
-def capture(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hub id or the path of a model folder.")],
-    corpus: Annotated[
-        str, typer.Argument(metavar="CORPUS", help="Text, folder, glob, JSONL, Parquet, saved dataset, or - for stdin.")
-    ],
-    store: Annotated[str, typer.Argument(metavar="STORE", help="Where the store is, or is to be.")],
-    name: Annotated[str, typer.Option(help="Name of this capture; a store holds many.")] = "corpus",
-    resume: Annotated[bool, typer.Option(help="Continue an interrupted capture.")] = False,
-    site: Annotated[
-        list[str] | None, typer.Option(help="Site to capture; repeat for more. [default: mlp.post]")
-    ] = None,
-    layers: Annotated[str | None, typer.Option(help="Layers, such as 0,3-5. [default: all]")] = None,
-    precision: Annotated[str | None, typer.Option(help=f"One of {', '.join(PRECISIONS)}. [default: exact]")] = None,
-    keep: Annotated[
-        float | None, typer.Option(help="Share of values kept at precision sparse. [default: 0.05]")
-    ] = None,
-    gate_sign: Annotated[
-        bool | None, typer.Option(help="Keep the sign of each gate, a bit a value. [default: for gated models]")
-    ] = None,
-    exemplars: Annotated[int | None, typer.Option(help="Top windows recorded a neuron. [default: 20]")] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens a window. [default: the model's, at most 1024]")] = None,
-    overlap: Annotated[int | None, typer.Option(help="Tokens a window rereads as context. [default: 0]")] = None,
-    begin: Annotated[
-        str | None, typer.Option(help="Special tokens around a window: auto, always, never. [default: auto]")
-    ] = None,
-    positions: Annotated[str | None, typer.Option(help="all, last, or indices such as 0,-1. [default: all]")] = None,
-    batch_tokens: Annotated[int | None, typer.Option(help="Tokens a forward pass. [default: 4096]")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Stop planning after so many tokens.")] = None,
-    max_documents: Annotated[int | None, typer.Option(help="Read at most so many documents.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column with the text. [default: text]")] = None,
-    ids_column: Annotated[str | None, typer.Option(help="Column with token ids. [default: input_ids]")] = None,
-    prefer_ids: Annotated[bool | None, typer.Option(help="Take ids where a record has text and ids.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Column kept as a label; repeat for more.")] = None,
-    errors: Annotated[str | None, typer.Option(help="Invalid UTF-8: strict or replace. [default: strict]")] = None,
-    pattern: Annotated[str | None, typer.Option(help="File names to read in a folder, such as '*.py'.")] = None,
-    stdin_format: Annotated[str | None, typer.Option(help="Standard input: text or jsonl. [default: text]")] = None,
-    dtype: Annotated[str, typer.Option(help="Compute in auto, float32, float16 or bfloat16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
-    tokenizer: Annotated[str | None, typer.Option(help="Another tokenizer than the model's own.")] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(help="For block buffers, such as 2GB. [default: a quarter of what is free, at most 4 GB]"),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Encoder threads. [default: half the processors]")] = None,
-    weights: Annotated[bool, typer.Option(help="Copy write vectors and unembedding into the store.")] = True,
-    ignore_disk: Annotated[bool, typer.Option(help="Start although the disk looks too small.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run model code that comes with the model.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Run MODEL over CORPUS once and keep its activations in STORE.
-
-    Example: `actstore capture gpt2 corpus.jsonl gpt2.actstore --label language --precision half`
-    """
-    from actstore.engine.capture_run import RunOptions
-    from actstore.engine.capture_run import capture as run
-    from actstore.engine.corpus import CorpusReport
-
-    options = RunOptions(
-        resume=resume,
-        dtype=dtype,
-        device=device,
-        tokenizer=tokenizer,
-        memory=parse_bytes(memory) if memory else None,
-        threads=threads,
-        weights=weights,
-        ignore_disk=ignore_disk,
-        trust_remote_code=trust_remote_code,
-    )
-    report = CorpusReport()
-    with terminal.CaptureBar(enabled=not quiet and sys.stderr.isatty()) as bar:
-        done = run(
-            model,
-            corpus,
-            store,
-            name=name,
-            options=options,
-            progress=bar,
-            report=report,
-            sites=tuple(site) if site else None,
-            layers=parse_layers(layers) if layers is not None else None,
-            precision=precision,
-            keep=keep,
-            gate_sign=gate_sign,
-            exemplars=exemplars,
-            context=context,
-            overlap=overlap,
-            begin=begin,
-            positions=positions,
-            batch_tokens=batch_tokens,
-            max_tokens=max_tokens,
-            max_documents=max_documents,
-            text_column=text_column,
-            ids_column=ids_column,
-            prefer_ids=prefer_ids,
-            label_columns=tuple(label) if label else None,
-            errors=errors,
-            pattern=pattern,
-            stdin_format=stdin_format,
-        )
-    _warn(done, report.n_skipped_files, report.n_empty_documents)
-    if as_json:
-        print_json(describe_store(done.store))
-    else:
-        print_store(done.store)
-
-
-def _warn(done: Capture, n_skipped_files: int, n_empty: int) -> None:
-    """What a capture's user should know, on standard error."""
-    if n_skipped_files:
-        terminal.err.print(f"{n_skipped_files} files of the corpus were skipped: they are not text.", soft_wrap=True)
-    if n_empty:
-        terminal.err.print(f"{n_empty} documents of the corpus are empty and were skipped.", soft_wrap=True)
-    n_non_finite = done.statistics().n_non_finite
-    if n_non_finite:
-        terminal.err.print(
-            f"Warning: {n_non_finite:,} activations are NaN or infinite. They are kept as they are, counted in the column "
-            "non_finite, and left out of every mean.",
-            soft_wrap=True,
-        )
+capture_command.register(app)
 
 
 @app.command()
@@ -206,14 +95,17 @@ def verify(
     capture: CaptureName = None,
     refill: Annotated[int, typer.Option(min=0, help="Recompute so many blocks with the model and compare.")] = 0,
     model: Annotated[str | None, typer.Option(help="Where the model is now. [default: where it was]")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Where captured images are now. [default: where they were]")
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to recompute: auto, cpu, cuda …")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Is STORE what its records say? Checks every checksum; with --refill also values against the model.
+    """Is STORE what its records say? Checks every checksum, also of neurons' graphs; with --refill values against the model.
 
     Exit status 1 where something is damaged. Example: `actstore verify gpt2.actstore --refill 2`
     """
-    from actstore.store.verify import verify_capture
+    from actstore.store.verify import verify_capture, verify_graphs
 
     opened = Store(store)
     names = [capture] if capture else list(opened.captures)
@@ -226,14 +118,17 @@ def verify(
             from actstore.engine.refill import refill_blocks
 
             broken = {d.block for d in damage if d.capture == name}
-            found, differing = refill_blocks(held, refill, model=model, device=device, without=broken)
+            found, differing = refill_blocks(held, refill, model=model, images=images, device=device, without=broken)
             refilled += found
             damage += differing
+    graphs, damaged_graphs = verify_graphs(opened.folder, capture)
+    damage += damaged_graphs
     if as_json:
-        fields = ("capture", "layer", "block", "site", "key", "what")
+        fields = ("capture", "layer", "block", "site", "key", "what", "graphs")
         value = {
             "ok": not damage,
             "damaged": [{f: getattr(d, f) for f in fields} for d in damage],
+            "graphs": graphs,
             "refilled": refilled,
         }
         print_json(value)
@@ -246,9 +141,10 @@ def verify(
                 f"largest difference {row['largest_difference']:.3g}"
             )
         n_blocks = sum(len(opened.capture(name).blocks) for name in names)
-        terminal.out.print(
-            f"{n_blocks} blocks of {len(names)} captures: {f'{len(damage)} damaged parts' if damage else 'all well'}."
-        )
+        checked = f"{n_blocks} blocks of {len(names)} captures"
+        if graphs:
+            checked += f", {len(graphs)} set{'s' * (len(graphs) != 1)} of graphs"
+        terminal.out.print(f"{checked}: {f'{len(damage)} damaged parts' if damage else 'all well'}.")
     if damage:
         raise typer.Exit(1)
 
@@ -397,7 +293,7 @@ def export(
 
 
 # In the order in which --help lists them.
-for family in (contributions, attribute, naica, knowledge, selectivity, change, coverage, graph):
+for family in (contributions, attribute, naica, knowledge, selectivity, change, coverage, graph, multimodal, edit):
     family.register(app)
 
 

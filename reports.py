@@ -88,6 +88,8 @@ def describe_store(store: Store) -> dict[str, Any]:
             "gate_sign": bool(held.record.gate_sign),
             "labels": {c: [v for column, v in plan.labels if column == c] for c in plan.label_columns},
             "corpus": plan.corpus,
+            "part": held.record.part,
+            "images": held.record.of_images,
             "bytes": sum(size for _, size in store.folder.sizes(f"captures/{name}")),
             "blocks": {"planned": plan.n_blocks, "committed": len(held.blocks)},
         }
@@ -120,12 +122,17 @@ def print_store(store: Store) -> None:
             else f"{blocks['committed']} of {blocks['planned']} blocks"
         )
         rows.append(
-            (name, held["tokens"], held["documents"], ", ".join(held["sites"]),
+            (name, held["tokens"], held["documents"], _sites(held),
              f"{held['precision']} ({held['dtype'] or 'statistics only'})",
              terminal.format_bytes(held["bytes"]), state)
         )  # fmt: skip
     columns = ["capture", ("tokens", "right"), ("documents", "right"), "sites", "precision", ("size", "right"), "state"]
     terminal.out.print(terminal.table(None, columns, rows))
+
+
+def _sites(held: dict[str, Any]) -> str:
+    sites = ", ".join(held["sites"])
+    return f"{sites} ({held['part']})" if held["part"] != "language" else sites
 
 
 def print_neuron(name: str, statistics: dict[str, Any], exemplars: Sequence[dict[str, Any]]) -> None:

@@ -159,6 +159,8 @@ class CaptureBar(CaptureProgress):
             disable=not enabled,
         )
         self._planning = self._progress.add_task("planning", total=None)
+        self._answering = self._progress.add_task("answering", total=None, visible=False)
+        self._n_answered = 0
         self._filling = self._progress.add_task("capturing", total=None, visible=False)
 
     def __enter__(self) -> CaptureBar:
@@ -174,9 +176,18 @@ class CaptureBar(CaptureProgress):
         """Count up."""
         self._progress.update(self._planning, completed=n_tokens, description=f"planning, {n_documents:,} documents")
 
+    def answered(self, n_prompts: int, n_tokens: int) -> None:
+        """Count up."""
+        self._n_answered += n_prompts
+        self._progress.update(self._planning, visible=False)
+        self._progress.update(
+            self._answering, visible=True, advance=n_tokens, description=f"answering, {self._n_answered:,} images"
+        )
+
     def started(self, n_tokens: int, n_done: int, nbytes: int) -> None:
         """Show how much there is to do."""
         self._progress.update(self._planning, visible=False)
+        self._progress.update(self._answering, visible=False)
         self._progress.reset(self._filling, total=n_tokens, completed=n_done, visible=True, nbytes=nbytes)
 
     def filled(self, n_tokens: int) -> None:

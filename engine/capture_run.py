@@ -10,8 +10,6 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import psutil
-
 from actstore.engine.capture import fill_blocks
 from actstore.engine.corpus import CorpusDigest, CorpusOptions, CorpusReport, read_corpus
 from actstore.engine.identity import check_model, fingerprint_of
@@ -20,7 +18,7 @@ from actstore.engine.plan import PlanSettings, block_size, write_plan
 from actstore.engine.progress import CaptureProgress
 from actstore.engine.run import Run, RunOptions, check_options, check_target
 from actstore.engine.settings import CaptureSettings
-from actstore.engine.sizes import bytes_per_slot
+from actstore.engine.sizes import affordable_slots, bytes_per_slot
 from actstore.engine.tokens import TextTokenizer
 from actstore.store import root
 from actstore.store.errors import InvalidInputError
@@ -32,13 +30,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from actstore.engine.layers import ModelSpec
     from actstore.store.reader import Capture
     from actstore.store.writer import CaptureWriter
 
 __all__ = ["RunOptions", "capture"]
 
 BLOCK_SLOTS = 16_384
-DEFAULT_MEMORY = 4 << 30
 
 
 def capture(
@@ -84,26 +82,15 @@ class _CorpusRun(Run):
 
     def _begin(self, requested: Mapping[str, Any]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
         settings = CaptureSettings.resolve(requested, self.spec)
+        if settings.part != "language":
+            raise InvalidInputError(
+                f"The {settings.part} part reads images, and {self.corpus} is text. Leave --part out."
+            )
         widths = settings.widths(self.spec)
         tokenizer = self._tokenizer(settings)
         plan = self._write_plan(settings, widths, tokenizer)
         model = self._load(self.options.dtype)
-        dtype = str(model.dtype).removeprefix("torch.")
-        gated = {s.layer for s in self.spec.layers if s.gated}
-        record = CaptureRecord(
-            name=self.name,
-            created=root.now(),
-            written_by=root.written_by(),
-            model_fingerprint=fingerprint_of(model),
-            dtype=dtype,
-            precision=settings.precision,
-            sites={site: {str(k): v for k, v in layers.items()} for site, layers in widths.items()},
-            gate_sign=tuple(layer for layer in widths["mlp.post"] if layer in gated) if settings.gate_sign else (),
-            keep=settings.keep if settings.precision == "sparse" else None,
-            n_exemplars=settings.exemplars,
-            settings=settings.to_json(),
-            plan=plan,
-        )
+        record = capture_record(self.name, self.spec, model, fingerprint_of(model), settings, widths, plan)
         if root.is_store(self.folder):
             check_model(self.folder, root.read_root(self.folder).fingerprint, record.model_fingerprint, self.spec.name)
         return record, model, tokenizer
@@ -114,9 +101,7 @@ class _CorpusRun(Run):
         n_gate = sum(widths.get("mlp.post", {}).values()) if settings.gate_sign else 0
         dtype = self.options.dtype if self.options.dtype != "auto" else self.spec.dtype
         slot_nbytes = bytes_per_slot(widths, settings.precision, dtype, n_gate)
-        memory = self.options.memory or min(DEFAULT_MEMORY, psutil.virtual_memory().available // 4)
-        # Two sets of buffers where a GPU fills them, one elsewhere, and what encoding adds.
-        affordable = int(memory / (2.5 * slot_nbytes)) if slot_nbytes else BLOCK_SLOTS
+        affordable = affordable_slots(slot_nbytes, self.options.memory, BLOCK_SLOTS)
         assert settings.context is not None
         plan_settings = PlanSettings(
             context=settings.context,
@@ -124,9 +109,7 @@ class _CorpusRun(Run):
             begin=settings.begin,
             positions=settings.positions,
             batch_tokens=settings.batch_tokens,
-            block_slots=block_size(
-                settings.context, min(BLOCK_SLOTS, affordable), stored_everywhere=settings.positions == "all"
-            ),
+            block_slots=block_size(settings.context, affordable, stored_everywhere=settings.positions == "all"),
             max_tokens=settings.max_tokens,
         )
         return write_plan(
@@ -181,6 +164,33 @@ class _CorpusRun(Run):
 
     def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
         fill_blocks(self.folder, record, model, writer, blocks, self.progress)
+
+
+def capture_record(
+    name: str,
+    spec: ModelSpec,
+    model: LoadedModel,
+    fingerprint: str,
+    settings: CaptureSettings,
+    widths: dict[str, dict[int, int]],
+    plan: PlanRecord,
+) -> CaptureRecord:
+    """The record of a capture with these settings and this plan, from now on."""
+    gated = {s.layer for s in spec.layers if s.gated}
+    return CaptureRecord(
+        name=name,
+        created=root.now(),
+        written_by=root.written_by(),
+        model_fingerprint=fingerprint,
+        dtype=str(model.dtype).removeprefix("torch."),
+        precision=settings.precision,
+        sites={site: {str(k): v for k, v in layers.items()} for site, layers in widths.items()},
+        gate_sign=tuple(layer for layer in widths["mlp.post"] if layer in gated) if settings.gate_sign else (),
+        keep=settings.keep if settings.precision == "sparse" else None,
+        n_exemplars=settings.exemplars,
+        settings=settings.to_json(),
+        plan=plan,
+    )
 
 
 def _corpus_options(settings: CaptureSettings) -> CorpusOptions:

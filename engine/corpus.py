@@ -48,6 +48,13 @@ class CorpusReport:
     n_documents: int = 0
     n_empty_documents: int = 0
     n_skipped_files: int = 0
+    n_skipped_images: int = 0
+    n_animated_images: int = 0
+    """Images of which the first frame was taken."""
+    n_uncaptioned_images: int = 0
+    """Images captured with their prompt alone: nothing is said of them, and nothing was generated."""
+    layers_left_out: tuple[int, ...] = ()
+    """Layers of the part that hold other rows than its first layer does, and were not asked for by name."""
     on_skip: Callable[[str, str], None] | None = None
 
     def skip_document(self, source: str) -> None:
@@ -55,6 +62,12 @@ class CorpusReport:
         self.n_empty_documents += 1
         if self.on_skip is not None:
             self.on_skip(source, "the document is empty")
+
+    def skip_image(self, source: str, reason: str) -> None:
+        """Count an image that cannot be used."""
+        self.n_skipped_images += 1
+        if self.on_skip is not None:
+            self.on_skip(source, reason)
 
     def skip_file(self, path: Path, reason: str) -> None:
         """Count a file, or a link, that a walk through a folder left out."""

@@ -35,12 +35,19 @@ TOLERANCES = {"float32": TOLERANCE, "float16": 2e-2, "bfloat16": 1e-1}
 
 
 def refill_blocks(
-    capture: Capture, n: int, *, model: str | None = None, device: str = "auto", without: Collection[int | None] = ()
+    capture: Capture,
+    n: int,
+    *,
+    model: str | None = None,
+    images: str | None = None,
+    device: str = "auto",
+    without: Collection[int | None] = (),
 ) -> tuple[list[dict[str, Any]], list[Damage]]:
     """What recomputing `n` committed blocks, spread over the capture, gives; and a `Damage` for each layer that differs.
 
     A row a block: capture, block, `largest_difference` relative to the largest stored magnitude of its layer (in steps of
-    int8 the rounding is allowed for). Blocks in `without` are passed over. `InvalidInputError` for another model.
+    int8 the rounding is allowed for). Blocks in `without` are passed over. `images` is where the images of a capture are now,
+    if not where they were. `InvalidInputError` for another model, or for other images than those that were captured.
     """
     record = capture.record
     if record.precision == "none":
@@ -51,7 +58,7 @@ def refill_blocks(
     check_model(capture.folder, record.model_fingerprint, fingerprint_of(loaded), loaded.spec.name)
     buffers = {key: np.empty(shape, dtype) for key, shape, dtype in staged_arrays(record)}
     chosen = spread([b for b in capture.blocks if b not in without], n)
-    filler = _filler(capture, loaded, lambda: buffers)
+    filler = _filler(capture, loaded, lambda: buffers, images)
     rows: list[dict[str, Any]] = []
     damage: list[Damage] = []
     for filled in filler.fill(map(capture.plan.block, chosen), CaptureProgress()):
@@ -72,9 +79,19 @@ def refill_blocks(
     return rows, damage
 
 
-def _filler(capture: Capture, model: LoadedModel, buffers: Callable[[], Buffers]) -> BlockFiller | AttributionFiller:
+def _filler(
+    capture: Capture, model: LoadedModel, buffers: Callable[[], Buffers], images: str | None
+) -> BlockFiller | AttributionFiller:
     if has_attributions(capture):
         return AttributionFiller(model, capture.record, buffers, capture.documents())
+    if capture.record.of_images:
+        from actstore.engine.image_run import image_batches  # only here: it loads the image library
+        from actstore.engine.vision import VisionProcessor
+
+        processor = VisionProcessor.load(model.spec.name)
+        locations = () if images is None else (images,)
+        batches = image_batches(capture.record, capture.documents(), processor, locations)
+        return BlockFiller(model, capture.record, buffers, batches)
     return BlockFiller(model, capture.record, buffers)
 
 

@@ -54,6 +54,8 @@ class RunOptions:
     ignore_disk: bool = False
     """Start although the estimate says that the disk is too small."""
     trust_remote_code: bool = False
+    strict: bool = False
+    """Stop at the first image that cannot be used, instead of passing over it."""
 
 
 def check_options(name: str, options: RunOptions) -> None:
@@ -90,10 +92,20 @@ def check_target(folder: Folder, name: str, spec: ModelSpec, resume: bool) -> No
 
 @contextmanager
 def removed_on_failure(folder: Folder, name: str) -> Iterator[None]:
-    """Take away a capture that failed before its plan was recorded, and the store with it if it was to be its first."""
+    """Take away a capture that failed before its plan was recorded, and the store with it if it was to be its first.
+
+    What a model has answered meanwhile is kept: it took a forward pass a token.
+    """
     try:
         yield
     except BaseException as error:
+        if folder.names(layout.generated_prefix(name)) and read_capture(folder, name) is None:
+            if isinstance(error, KeyboardInterrupt):
+                raise CaptureError(
+                    f"Interrupted before the plan of capture {name!r} was complete. What the model has answered so far is kept "
+                    f"in {folder}: run the same command with --resume to go on."
+                ) from None
+            raise
         if folder.path is not None and read_capture(folder, name) is None and _nobody_else_writes(folder, name):
             shutil.rmtree(folder.path / layout.capture_key(name), ignore_errors=True)
             others = any(entry.is_dir() for entry in folder.path.glob("captures/*"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import PRECISIONS
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from actstore.engine.models import ModelSpec
 
 MAX_DEFAULT_CONTEXT = 1024
+UNBOUNDED_CONTEXT = 32_768
+"""Of a model that states no bound, for prompts with images, which are not cut."""
+DEFAULT_PROMPT = "Describe the image in few words."
 
 Begin = Literal["auto", "always", "never"]
+Part = Literal["language", "vision", "projector"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,10 @@ class CaptureSettings:
     """Everything that decides what ends up in a capture; None means what the docstring of the field says."""
 
     sites: tuple[str, ...] = ("mlp.post",)
+    part: Part = "language"
+    """Of a model that reads images and text: the language model, the vision tower, or what lies between the two."""
     layers: tuple[int, ...] | None = None
-    """All layers."""
+    """All layers of the part."""
     precision: str = "exact"
     keep: float = 0.05
     """Share of each neuron's values that survives in a block, at precision `sparse`."""
@@ -55,9 +61,7 @@ class CaptureSettings:
     def resolve(cls, requested: Mapping[str, Any], spec: ModelSpec) -> Self:
         """The defaults overridden by `requested`, checked against the model; `InvalidInputError` for what it cannot give."""
         settings = cls(**requested)
-        context = settings.context
-        if context is None:
-            context = min(spec.context or 512, MAX_DEFAULT_CONTEXT)
+        context = settings._default_context(spec) if settings.context is None else settings.context
         if context < 1:
             raise InvalidInputError(f"A window holds at least 1 token, found a context of {context}. Raise --context.")
         if spec.context is not None and context > spec.context:
@@ -77,7 +81,12 @@ class CaptureSettings:
             )
         return settings
 
+    def _default_context(self, spec: ModelSpec) -> int:
+        return min(spec.context or 512, MAX_DEFAULT_CONTEXT)
+
     def _check(self, spec: ModelSpec) -> None:
+        if self.part not in get_args(Part):
+            raise InvalidInputError(f"--part is one of {', '.join(get_args(Part))}: found {self.part!r}.")
         if self.precision not in PRECISIONS:
             raise InvalidInputError(f"The precision is one of {', '.join(PRECISIONS)}: found {self.precision!r}.")
         if not 0 < self.keep <= 1:
@@ -104,13 +113,24 @@ class CaptureSettings:
             raise InvalidInputError(
                 f"At least one layer must be captured. {spec.name} has layers 0 to {len(spec.layers) - 1}."
             )
+        here = spec.part_layers(self.part)
+        if not here:
+            raise InvalidInputError(
+                f"{spec.name} has no layers with neurons in its part {self.part!r}. Those that have some: "
+                f"{', '.join(spec.parts)}. Mend --part."
+            )
         for layer in self.layers or ():
             if not 0 <= layer < len(spec.layers):
                 raise InvalidInputError(f"{spec.name} has layers 0 to {len(spec.layers) - 1}, found layer {layer}.")
+            if layer not in here:
+                raise InvalidInputError(
+                    f"Layer {layer} of {spec.name} belongs to its {spec.layers[layer].part} part, and a capture "
+                    f"covers one part, here {self.part}: layers {here[0]} to {here[-1]}. Mend --part or --layers."
+                )
 
     def chosen_layers(self, spec: ModelSpec) -> tuple[int, ...]:
         """The layers that are captured, ascending."""
-        return tuple(sorted(set(self.layers))) if self.layers is not None else tuple(s.layer for s in spec.layers)
+        return tuple(sorted(set(self.layers))) if self.layers is not None else spec.part_layers(self.part)
 
     def widths(self, spec: ModelSpec) -> dict[str, dict[int, int]]:
         """Site → layer → width of everything captured; a site that no chosen layer has is refused."""
@@ -142,6 +162,62 @@ class CaptureSettings:
             for name, value in requested.items()
             if getattr(self, name) != value
         ]
+
+
+@dataclass(frozen=True)
+class ImageSettings(CaptureSettings):
+    """Everything that decides what ends up in a capture of images. What concerns documents of text only is not used."""
+
+    prompt: str = DEFAULT_PROMPT
+    """What is asked of an image whose record has no prompt."""
+    prefix: str = ""
+    """The forced beginning of every answer; it counts as part of the prompt."""
+    generate: bool = False
+    """The model answers every prompt first; else the captions given are taken for its answers."""
+    max_new_tokens: int = 50
+    temperature: float | None = None
+    """Answers are sampled at this temperature; None, with no `top_p`: the likeliest token each time."""
+    top_p: float | None = None
+    seed: int = 0
+    image_column: str = "image"
+    prompt_column: str = "prompt"
+    caption_column: str = "caption"
+
+    TEXT_ONLY: ClassVar = ("overlap", "begin", "text_column", "ids_column", "prefer_ids", "errors", "stdin_format")
+    """Fields that mean nothing for images."""
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether answers are drawn at random."""
+        return self.temperature is not None or self.top_p is not None
+
+    def _default_context(self, spec: ModelSpec) -> int:
+        return spec.context or UNBOUNDED_CONTEXT
+
+    def _check(self, spec: ModelSpec) -> None:
+        super()._check(spec)
+        if self.max_new_tokens < 1:
+            raise InvalidInputError(f"--max-new-tokens is at least 1, found {self.max_new_tokens}.")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise InvalidInputError(
+                f"--temperature is above 0, found {self.temperature}. Leave it out for greedy answers."
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InvalidInputError(f"--top-p lies above 0 and at most at 1, found {self.top_p}.")
+        if self.is_sampled and not self.generate:
+            raise InvalidInputError(
+                "--temperature and --top-p say how answers are drawn. Ask for answers with --generate."
+            )
+        if self.part == "language":
+            return
+        if self.generate:
+            raise InvalidInputError(
+                f"Answers change nothing in the {self.part} part, which they follow. Leave --generate out."
+            )
+        if self.positions != "all":
+            raise InvalidInputError(
+                f"Of the {self.part} part all positions are kept, found {self.positions!r}. Leave --positions out."
+            )
 
 
 def _show(value: Any) -> str:

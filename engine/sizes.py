@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import psutil
+
 from actstore.store import layout
 
 if TYPE_CHECKING:
     from actstore.store.records import CaptureRecord
 
+DEFAULT_MEMORY: Final = 4 << 30
 DISK_SHARE: Final = {"float32": 0.93, "float16": 1.0, "bfloat16": 0.75, "int8": 0.65}
 """Compressed size over raw size, as measured on dense activations: an estimate, not a bound."""
 STATISTICS_NBYTES: Final = 250
@@ -23,6 +26,15 @@ def bytes_per_slot(record_sites: dict[str, dict[int, int]], precision: str, dtyp
     staging = layout.staging_format(precision, dtype)
     width = sum(w for layers in record_sites.values() for w in layers.values())
     return (staging.dtype.itemsize * width if staging else 0) + n_gate_neurons / 8
+
+
+def affordable_slots(slot_nbytes: float, memory: int | None, most: int) -> int:
+    """The slots, at most `most`, of which buffers fit into `memory`; by default a quarter of what is free, at most 4 GiB."""
+    if not slot_nbytes:
+        return most
+    memory = memory or min(DEFAULT_MEMORY, psutil.virtual_memory().available // 4)
+    # Two sets of buffers where a GPU fills them, one elsewhere, and what encoding adds.
+    return min(most, int(memory / (2.5 * slot_nbytes)))
 
 
 def estimate_nbytes(record: CaptureRecord) -> int:

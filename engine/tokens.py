@@ -55,6 +55,10 @@ class TextTokenizer:
             for text in texts
         ]
 
+    def decode(self, ids: Sequence[int] | NDArray[np.int32]) -> str:
+        """The text of token ids, special tokens left out."""
+        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+
     def _template(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The special tokens put before and after every text, from how the tokenizer wraps a probe."""
         bare = list(self._tokenizer("a", add_special_tokens=False)["input_ids"])

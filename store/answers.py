@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from actstore.store.commits import check_file
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.layout import block_answers_key, table_key
-from actstore.store.statistics import is_finished
+from actstore.store.parquet import read_table, undamaged, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,14 +131,11 @@ class Answers:
         found: list[Any] = [None] * self._documents.num_rows
         for block in self.capture.blocks:
             key = block_answers_key(name, block)
-            try:
-                table = pq.read_table(pa.BufferReader(folder.read(key)))
+            check_file(folder, name, block, key)
+            with undamaged(folder, key):
+                table = read_table(folder, key)
                 for document, values in zip(*(table[c].to_pylist() for c in ANSWERS.names), strict=True):
                     found[document] = values
-            except NotFoundError:
-                raise
-            except (pa.ArrowException, OSError, KeyError, IndexError) as error:
-                raise FormatError(f"{folder}/{key} is damaged: {' '.join(str(error).split())}.") from None
         return pa.table({"probabilities": pa.array(found, ANSWERS.field("probabilities").type)})
 
     @cached_property
@@ -187,8 +184,8 @@ def answer_tables(capture: Capture) -> dict[str, pa.Table]:
     Read from the capture where it is finished, and so without every block's answers.
     """
     folder, name = capture.folder, capture.record.name
-    if is_finished(folder, capture.record) and all(folder.exists(table_key(name, table)) for table in _TABLES):
-        return {table: pq.read_table(pa.BufferReader(folder.read(table_key(name, table)))) for table in _TABLES}
+    if capture.is_finished and all(folder.exists(table_key(name, table)) for table in _TABLES):
+        return {table: read_table(folder, table_key(name, table)) for table in _TABLES}
     return _answer_tables(Answers(capture))
 
 
@@ -200,8 +197,7 @@ def _answer_tables(answers: Answers) -> dict[str, pa.Table]:
 def write_answers(capture: Capture) -> None:
     """Write the `prompts` and `queries` tables into a capture whose blocks are committed, for other programs to read."""
     for table, rows in _answer_tables(Answers(capture)).items():
-        with capture.folder.writer(table_key(capture.record.name, table)) as file:
-            pq.write_table(rows, file)
+        write_table(capture.folder, table_key(capture.record.name, table), rows)
 
 
 def damaged_answers(capture: Capture) -> Iterator[tuple[str, str]]:
@@ -209,9 +205,9 @@ def damaged_answers(capture: Capture) -> Iterator[tuple[str, str]]:
     for table, expected in _answer_tables(Answers(capture)).items():
         key = table_key(capture.record.name, table)
         try:
-            found = pq.read_table(pa.BufferReader(capture.folder.read(key)))
-        except (pa.ArrowException, OSError, NotFoundError) as error:
-            yield f"{table}.parquet", " ".join(str(error).split())
+            found = read_table(capture.folder, key)
+        except (FormatError, NotFoundError) as error:
+            yield f"{table}.parquet", str(error)
             continue
         if not found.equals(expected.combine_chunks()) and found.to_pylist() != expected.to_pylist():
             yield f"{table}.parquet", "not what the answers say"

@@ -2,9 +2,9 @@
 
 Views `neurons`, `documents`, `windows`, `tokens` are those of the chosen capture; a capture's own schema holds them under
 its name (`corpus.neurons`; a name that DuckDB keeps for itself, or that differs from another only in capital letters, gets
-none); a capture of questions has `prompts` and `queries` too. `vocabulary` and `model` (the neurons as the weights alone know
-them) belong to the store, and so do `graph_nodes` and `graph_lines`, whose column `graphs` says of which set of neuron graphs.
-Knows nothing about what the columns mean.
+none); a capture of questions has `prompts` and `queries` too, one of images `patches`. `vocabulary` and `model` (the neurons as
+the weights alone know them) belong to the store, and so do `graph_nodes` and `graph_lines`, whose column `graphs` says of which
+set of neuron graphs. Knows nothing about what the columns mean.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Final
 import duckdb
 
 from actstore.store.answers import answer_tables, has_attributions
-from actstore.store.errors import InvalidInputError
+from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.graph_tables import graph_tables
 from actstore.store.layout import DEFAULT_CAPTURE, VOCABULARY_KEY, table_key
-from actstore.store.statistics import is_finished
+from actstore.store.parquet import check_table, read_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,19 +32,19 @@ RESERVED_SCHEMAS: Final = ("main", "temp", "system", "pg_catalog", "information_
 def run_sql(store: Store, query: str, capture: str | None) -> pa.Table:
     """The result of one query; `InvalidInputError` with DuckDB's reason where it cannot be run."""
     with duckdb.connect() as connection:
-        wants_tokens = "tokens" in query.lower()
+        named = query.lower()
         captures = store.captures
         taken = Counter([*RESERVED_SCHEMAS, *(name.lower() for name in captures)])
         for name in captures:
             if taken[name.lower()] == 1:  # SQL does not tell capital letters from small ones
                 connection.execute(f"CREATE SCHEMA {_quoted(name)}")
-                _add_capture(connection, store.capture(name), _quoted(name) + ".", wants_tokens)
+                _add_capture(connection, store.capture(name), _quoted(name) + ".", named)
         if capture is not None or len(captures) == 1 or DEFAULT_CAPTURE in captures:
-            _add_capture(connection, store.capture(capture), "", wants_tokens)
-        _add_table(connection, store, "vocabulary", VOCABULARY_KEY)
-        _add_table(connection, store, "model", table_key(None, "neurons"))
+            _add_capture(connection, store.capture(capture), "", named)
+        _add_table(connection, store, "vocabulary", VOCABULARY_KEY, named)
+        _add_table(connection, store, "model", table_key(None, "neurons"), named)
         for table in ("graph_nodes", "graph_lines"):
-            if table in query.lower():
+            if table in named:
                 for rows in graph_tables(store, table):
                     _add_arrow(connection, table, rows)
         try:
@@ -61,31 +61,36 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _add_capture(connection: duckdb.DuckDBPyConnection, capture: Capture, prefix: str, wants_tokens: bool) -> None:
-    for table in ("documents", "windows"):
-        _add_table(connection, capture.store, f"{prefix}{table}", table_key(capture.record.name, table))
-    if is_finished(capture.folder, capture.record):
-        _add_table(connection, capture.store, f"{prefix}neurons", table_key(capture.record.name, "neurons"))
+def _add_capture(connection: duckdb.DuckDBPyConnection, capture: Capture, prefix: str, named: str) -> None:
+    for table in ("documents", "windows", "patches"):
+        _add_table(connection, capture.store, f"{prefix}{table}", table_key(capture.record.name, table), named)
+    if capture.is_finished:
+        _add_table(connection, capture.store, f"{prefix}neurons", table_key(capture.record.name, "neurons"), named)
     else:
         _add_arrow(connection, f"{prefix}neurons", capture.neurons())
     if has_attributions(capture):
         for table, rows in answer_tables(capture).items():
             _add_arrow(connection, f"{prefix}{table}", rows)
-    if wants_tokens:
+    if "tokens" in named:
         _add_arrow(connection, f"{prefix}tokens", capture.tokens())
 
 
-def _add_table(connection: duckdb.DuckDBPyConnection, store: Store, view: str, key: str) -> None:
+def _add_table(connection: duckdb.DuckDBPyConnection, store: Store, view: str, key: str, named: str) -> None:
+    """Show the table under `key` as `view`; where the query names it, every byte is checked first, as DuckDB does not."""
     if not store.folder.exists(key):
         return
-    if store.folder.path is not None:
-        path = str((store.folder.path / key).absolute()).replace("'", "''")
+    is_named = view.rpartition(".")[2] in named
+    if store.folder.path is None:
+        _add_arrow(connection, view, read_table(store.folder, key))
+        return
+    if is_named:
+        check_table(store.folder, key)
+    path = str((store.folder.path / key).absolute()).replace("'", "''")
+    try:
         connection.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet('{path}')")
-    else:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        _add_arrow(connection, view, pq.read_table(pa.BufferReader(store.folder.read(key))))
+    except (duckdb.Error, RuntimeError) as error:
+        if is_named:  # what nobody asks about may be damaged
+            raise FormatError(f"{store.folder}/{key} is damaged: {' '.join(str(error).split())}.") from None
 
 
 def _add_arrow(connection: duckdb.DuckDBPyConnection, view: str, table: pa.Table) -> None:

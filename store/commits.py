@@ -13,7 +13,7 @@ from actstore.store.records import CommitRecord
 from actstore.store.shards import checksum
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from actstore.store.folder import Folder
 
@@ -34,6 +34,15 @@ def read_commit(folder: Folder, capture: str, block: int) -> CommitRecord:
     return record
 
 
+def check_file(folder: Folder, capture: str, block: int, key: str) -> None:
+    """Raise `FormatError` where the small file `key` of a block is not what the block's commit record says."""
+    prefix = capture_key(capture)
+    short = key.removeprefix(f"{prefix}/")
+    shards = read_commit(folder, capture, block).shards
+    for _, what in damaged_files(folder, prefix, {short: shards[short]} if short in shards else {}):
+        raise FormatError(f"{folder}/{key} is damaged: {what}. Run `actstore verify` to find every damage.")
+
+
 def damaged_shards(folder: Folder, capture: str, block: int) -> Iterator[tuple[str, str]]:
     """(key below the capture, what is wrong) of every shard of a block that is not what its commit record says."""
     try:
@@ -41,13 +50,18 @@ def damaged_shards(folder: Folder, capture: str, block: int) -> Iterator[tuple[s
     except FormatError as error:
         yield commit_key(capture, block).removeprefix(f"{capture_key(capture)}/"), str(error)
         return
-    for key, (nbytes, expected) in record.shards.items():
+    yield from damaged_files(folder, capture_key(capture), record.shards)
+
+
+def damaged_files(folder: Folder, prefix: str, files: Mapping[str, tuple[int, str]]) -> Iterator[tuple[str, str]]:
+    """(key below `prefix`, what is wrong) of every file that has other bytes than its (size, checksum) in `files`."""
+    for key, (nbytes, expected) in files.items():
         try:
-            data = folder.view(f"{capture_key(capture)}/{key}")
+            data = folder.view(f"{prefix}/{key}")
         except NotFoundError:
             yield key, "missing"
             continue
         if len(data) != nbytes:
             yield key, f"{len(data)} bytes, expected {nbytes}"
-        elif checksum(data) != expected:
-            yield key, f"checksum {checksum(data)}, expected {expected}"
+        elif (found := checksum(data)) != expected:
+            yield key, f"checksum {found}, expected {expected}"

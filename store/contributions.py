@@ -94,7 +94,13 @@ def rank_contributions(store: Store, targets: Sequence[str | int], asked: Asked)
     if asked.logits and not asked.gain:
         raise InvalidInputError("Logit units need the final norm's gain: ask for --logits or --paper-form, not both.")
     found = [find_target(store, target) for target in targets]
-    source = Source(store, store.capture(asked.capture), asked)
+    capture = store.capture(asked.capture)
+    if capture.record.of_tower:
+        raise InvalidInputError(
+            f"Contributions are to a token's logit, but capture {capture.record.name!r} is of {capture.record.part}, whose "
+            "neurons do not write to it. Name a capture of the language model with --capture."
+        )
+    source = Source(store, capture, asked)
     if asked.at is not None:
         return _at_place(source, found, asked.at)
     if asked.everywhere:

@@ -198,12 +198,18 @@ class Folder:
 
     def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Every key below `prefix` with its size in bytes."""
+        if self.path is not None:
+            # Zarr's own listing takes the store's path out of a key wherever it finds it: "s/" out of "captures/" too.
+            for path in sorted((self.path / prefix).rglob("*")):
+                if path.is_file():
+                    yield path.relative_to(self.path).as_posix(), path.stat().st_size
+            return
 
         async def collect() -> list[str]:
             return [key async for key in self.zarr.list_prefix(prefix)]
 
         for key in sync(collect()):
-            yield key, (self.path / key).stat().st_size if self.path is not None else sync(self.zarr.getsize(key))
+            yield key, sync(self.zarr.getsize(key))
 
     def read_json(self, key: str) -> dict[str, Any]:
         """The JSON object under `key`; `FormatError` where the bytes are not one."""

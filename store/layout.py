@@ -192,6 +192,16 @@ def block_answers_key(capture: str, block: int) -> str:
     return f"captures/{capture}/blocks/{block}.answers.parquet"
 
 
+def generated_key(capture: str, group: int) -> str:
+    """What the model answered to a group of images, kept from when it was generated until the plan is complete."""
+    return f"{generated_prefix(capture)}/{group}.json"
+
+
+def generated_prefix(capture: str) -> str:
+    """Where `generated_key` lies."""
+    return f"captures/{capture}/generated"
+
+
 def folded_statistics_key(capture: str) -> str:
     """A checkpoint of the statistics of blocks 0…n, so that a resumed run need not read every block's own."""
     return f"captures/{capture}/blocks/folded.statistics.safetensors.zst"
@@ -205,7 +215,7 @@ def statistics_key(capture: str, site: str, name: str) -> str:
 def table_key(capture: str | None, table: str) -> str:
     """A Parquet table: `neurons` at the root; `windows`, `documents`, `neurons` in a capture.
 
-    One of questions has `prompts` and `queries` too.
+    One of questions has `prompts` and `queries` too, one of images `patches`.
     """
     return f"{table}.parquet" if capture is None else f"captures/{capture}/{table}.parquet"
 
@@ -218,6 +228,11 @@ def plan_key(capture: str, name: str) -> str:
 def graphs_key(name: str, file: str) -> str:
     """A file of some neurons' graphs: `graph.json`, `nodes.arrow`, `neurons.arrow`; while they are built, `parts/…`."""
     return f"graphs/{name}/{file}"
+
+
+def edits_key(name: str, file: str) -> str:
+    """A file of an edit: `edit.json`, `delta.safetensors`."""
+    return f"edits/{name}/{file}"
 
 
 TOKENIZER_KEY: Final = "tokenizer/tokenizer.json"

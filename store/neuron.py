@@ -6,6 +6,7 @@ Knows nothing about how values are stored; asks the capture.
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow as pa
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SPECIAL
+from actstore.store.patches import patch_texts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -151,23 +153,38 @@ class Neuron:
         begin = int(n_inputs[:window].sum())
         ids = plan.inputs[begin : begin + int(n_inputs[window])]
         position = int(plan.position[slot])
-        first, last = max(0, position - context), min(len(ids), position + context + 1)
         document = int(plan.windows["document"][window])
+        images = self._image_texts(source, block, int(plan.windows["window"][window]), document)
+        if source.record.of_tower:  # what stands beside a patch is no text
+            context = 0
+        first, last = max(0, position - context), min(len(ids), position + context + 1)
+        pieces = [
+            images[at].encode() if at in images else self.store.token_bytes(int(ids[at])) for at in range(first, last)
+        ]
+        tokens = [piece.decode(errors="replace") for piece in pieces]
         return {
             "value": value,
             "document": document,
             "position": position,
-            "token": self.store.token_text(int(ids[position])),
-            "text": self.store.text(ids[first:last]),
+            "token": tokens[position - first],
+            "text": b"".join(pieces).decode(errors="replace"),
             "slot": token,
             "window": int(plan.windows["window"][window]),
             "source": source.document_source(document),
-            "tokens": [self.store.token_text(int(i)) for i in ids[first:last]],
+            "tokens": tokens,
             "activations": self._around(
                 source, site, block, slice(*slot_starts[window : window + 2].tolist()), first, last
             ),
             "pivot": position - first,
         }
+
+    @staticmethod
+    def _image_texts(source: Capture, block: int, window: int, document: int) -> dict[int, str]:
+        """What to print for the positions of a window that stand for a part of an image; nothing in a capture of text."""
+        if not source.record.of_images:
+            return {}
+        name = PurePath(source.document_image(document)).name if source.record.of_tower else None
+        return patch_texts(source.block_patches(block), window, name)
 
     def _around(
         self, source: Capture, site: str, block: int, slots: slice, first: int, last: int

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -17,17 +16,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import BloscCodec
 
 from actstore.store.arrays import open_array
-from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.errors import FormatError
 from actstore.store.layout import FAST, PADDING, missing_value, plan_key, table_key
+from actstore.store.parquet import TableWriter, open_table, undamaged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
+    import pyarrow.parquet as pq
     from numpy.typing import NDArray
 
     from actstore.store.folder import Folder
@@ -140,10 +140,9 @@ class PlanWriter:
             name: _GrowingArray(folder, plan_key(capture, f"tokens/{name}"), dtype, "token")
             for name, dtype in TOKEN_ARRAYS.items()
         }
-        self._windows_file = folder.writer(table_key(capture, "windows"))
-        self._windows = pq.ParquetWriter(self._windows_file, WINDOWS)
-        self._documents_file = folder.writer(table_key(capture, "documents"))
-        self._documents: pq.ParquetWriter | None = None
+        self._folder, self._capture = folder, capture
+        self._windows = TableWriter(folder, table_key(capture, "windows"), WINDOWS)
+        self._documents: TableWriter | None = None
         self._document_rows: list[dict[str, Any]] = []
         self.n_blocks = self.n_windows = self.n_documents = self.n_tokens = 0
 
@@ -159,8 +158,8 @@ class PlanWriter:
     def _flush_documents(self) -> None:
         table = pa.Table.from_pylist(self._document_rows)
         if self._documents is None:
-            self._documents = pq.ParquetWriter(self._documents_file, table.schema)
-        self._documents.write_table(table)
+            self._documents = TableWriter(self._folder, table_key(self._capture, "documents"), table.schema)
+        self._documents.write(table)
         self._document_rows = []
 
     def add_block(self, batches: Sequence[Sequence[PlannedWindow]]) -> None:
@@ -206,7 +205,7 @@ class PlanWriter:
             self._tokens[name].extend(values)
         # One row group a block, so that a block's windows are read alone.
         table = pa.Table.from_pylist(rows, schema=WINDOWS)
-        self._windows.write_table(table)
+        self._windows.write(table)
         self._fingerprint.add_block(np.concatenate(inputs), placed, table)
         self.n_blocks += 1
 
@@ -218,18 +217,15 @@ class PlanWriter:
         if self._document_rows or self._documents is None:
             self._flush_documents()
         assert self._documents is not None
-        for writer, file in ((self._windows, self._windows_file), (self._documents, self._documents_file)):
+        for writer in (self._windows, self._documents):
             writer.close()
-            file.close()
         return self._fingerprint.hexdigest(labels)
 
     def abandon(self) -> None:
         """Drop what was written of the tables; the arrays are replaced by the next attempt."""
-        for writer, file in ((self._windows, self._windows_file), (self._documents, self._documents_file)):
-            with suppress(OSError):
-                if writer is not None:  # it would end its file later, and complain that it is gone
-                    writer.close()
-            file.abandon()
+        for writer in (self._windows, self._documents):
+            if writer is not None:
+                writer.abandon()
 
 
 @dataclass(frozen=True)
@@ -260,21 +256,12 @@ class Plan:
     def __init__(self, folder: Folder, capture: str, record: PlanRecord) -> None:
         self._folder, self._capture, self.record = folder, capture, record
 
-    @contextmanager
-    def _undamaged(self, table: str) -> Iterator[None]:
-        try:
-            yield
-        except (pa.ArrowException, OSError, KeyError) as error:
-            if isinstance(error, NotFoundError):
-                raise
-            key = table_key(self._capture, table)
-            raise FormatError(f"{self._folder}/{key} is damaged: {' '.join(str(error).split())}.") from None
+    def _key(self, table: str) -> str:
+        return table_key(self._capture, table)
 
     def _file(self, table: str) -> pq.ParquetFile:
         if table not in self._files:
-            with self._undamaged(table):
-                data = pa.py_buffer(self._folder.view(table_key(self._capture, table)))
-                self._files[table] = pq.ParquetFile(pa.BufferReader(data))
+            self._files[table] = open_table(self._folder, self._key(table), whole=True)
         return self._files[table]
 
     @cached_property
@@ -283,7 +270,7 @@ class Plan:
 
     def _windows(self, block: int) -> pa.Table:
         file = self._file("windows")
-        with self._undamaged("windows"):
+        with undamaged(self._folder, self._key("windows")):
             return file.read_row_group(block).select(WINDOWS.names)
 
     def block(self, block: int) -> BlockPlan:
@@ -320,7 +307,7 @@ class Plan:
     def table(self, name: str) -> pa.Table:
         """The `windows` or `documents` table."""
         file = self._file(name)
-        with self._undamaged(name):
+        with undamaged(self._folder, self._key(name)):
             return file.read()
 
     def fingerprint(self) -> str:
@@ -335,7 +322,7 @@ class Plan:
             fingerprint.add_block(self.array("inputs/ids", slice(first, first + n_inputs)), tokens, windows)
             first += n_inputs
         documents = self._file("documents")
-        with self._undamaged("documents"):
+        with undamaged(self._folder, self._key("documents")):
             for batch in documents.iter_batches():
                 for row in batch.to_pylist():
                     fingerprint.add_document(row)

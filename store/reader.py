@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from actstore.store import layout, root
 from actstore.store.arrays import BlockArray
@@ -20,6 +19,8 @@ from actstore.store.commits import committed_blocks
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.folder import Folder
 from actstore.store.neuron import Neuron, parse_neuron
+from actstore.store.parquet import read_table
+from actstore.store.patches import read_patches
 from actstore.store.plans import Plan
 from actstore.store.records import CaptureRecord
 from actstore.store.statistics import (
@@ -30,7 +31,7 @@ from actstore.store.statistics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -190,6 +191,11 @@ class Capture:
         """Whether every planned block is committed."""
         return len(self.blocks) == self.record.plan.n_blocks
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the finished statistics stand for the blocks known here, which are then all."""
+        return self.is_complete and is_finished(self.folder, self.record)
+
     @cached_property
     def used_slots(self) -> NDArray[np.int64]:
         """Slots of each block that hold a token; the rest of a block is padding. Shape [block]."""
@@ -229,9 +235,40 @@ class Capture:
         """A row per document: document, source, sha256, n_tokens, and its labels."""
         return self.plan.table("documents")
 
+    def patches(self) -> pa.Table:
+        """A row per position of the committed windows that stands for a part of an image: window, position, token, place.
+
+        See `store.patches.PATCHES`. `NotFoundError` where the capture is not one of images.
+        """
+        self._check_images()
+        return read_patches(self.folder, self.record.name, self.blocks)
+
+    def _check_images(self) -> None:
+        if not self.record.of_images:
+            raise NotFoundError(
+                f"Capture {self.record.name!r} is one of text, which has no patches. Capture images: `actstore capture MODEL "
+                "IMAGES STORE`."
+            )
+
+    @cached_property
+    def block_patches(self) -> Callable[[int], pa.Table]:
+        """The rows of `patches` of one block, by its number."""
+        self._check_images()
+        return lru_cache(maxsize=16)(lambda block: read_patches(self.folder, self.record.name, [block]))
+
     def document_source(self, document: int) -> str:
         """Where a document came from: a path, a path and line, or standard input."""
         return self._sources[document]
+
+    def document_image(self, document: int) -> str:
+        """The path of a document's image, of a capture of images."""
+        return self._images[document]
+
+    @cached_property
+    def _images(self) -> list[str]:
+        self._check_images()
+        images: list[str] = self.documents()["image"].to_pylist()
+        return images
 
     @cached_property
     def _sources(self) -> list[str]:
@@ -244,14 +281,14 @@ class Capture:
 
     def neurons(self) -> pa.Table:
         """A row per site and neuron, over the committed blocks."""
-        if is_finished(self.folder, self.record):
-            return pq.read_table(pa.BufferReader(self.folder.read(layout.table_key(self.record.name, "neurons"))))
+        if self.is_finished:
+            return read_table(self.folder, layout.table_key(self.record.name, "neurons"))
         return neuron_table(self.record, self.statistics())
 
     def statistics(self) -> CaptureStatistics:
         """The statistics of the committed blocks, added in block order."""
         if "_statistics" not in self.__dict__:
-            self.__dict__["_statistics"] = sum_statistics(self.folder, self.record)
+            self.__dict__["_statistics"] = sum_statistics(self.folder, self.record, self.blocks)
         statistics: CaptureStatistics = self.__dict__["_statistics"]
         return statistics
 

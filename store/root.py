@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.layout import (
@@ -22,6 +21,7 @@ from actstore.store.layout import (
     VOCABULARY_KEY,
     table_key,
 )
+from actstore.store.parquet import read_metadata, read_table, write_table
 from actstore.store.records import ModelRecord
 
 if TYPE_CHECKING:
@@ -91,22 +91,20 @@ def read_root(folder: Folder) -> ModelRecord:
 def write_tokenizer(folder: Folder, tokenizer_json: str | None, vocabulary: pa.Table, fingerprint: str) -> None:
     """Keep what readers need to show tokens; `InvalidInputError` where the store holds another tokenizer."""
     if folder.exists(VOCABULARY_KEY):
-        found = (pq.read_schema(pa.BufferReader(folder.read(VOCABULARY_KEY))).metadata or {}).get(b"fingerprint", b"")
-        if found.decode() != fingerprint:
+        if read_metadata(folder, VOCABULARY_KEY).get(b"fingerprint") != fingerprint.encode():
             raise InvalidInputError(
                 f"{folder} was captured with another tokenizer. One store has one tokenizer: name another store."
             )
         return
     if tokenizer_json is not None:
         folder.write(TOKENIZER_KEY, tokenizer_json.encode())
-    with folder.writer(VOCABULARY_KEY) as file:
-        pq.write_table(vocabulary.replace_schema_metadata({"fingerprint": fingerprint}), file)
+    write_table(folder, VOCABULARY_KEY, vocabulary.replace_schema_metadata({"fingerprint": fingerprint}))
 
 
 def read_vocabulary(folder: Folder) -> pa.Table | None:
     """A row per token id: token, piece, text, bytes, special; None for a store of token ids alone."""
     try:
-        return pq.read_table(pa.BufferReader(folder.read(VOCABULARY_KEY)))
+        return read_table(folder, VOCABULARY_KEY)
     except NotFoundError:
         return None
 
@@ -134,17 +132,24 @@ def write_neurons(
         found = (top_tokens or {}).get(layer.layer, {})
         columns |= {name: found.get(name, pa.nulls(n, kind)) for name, kind in TOP_TOKENS.items()}
         tables.append(pa.table(columns))
-    with folder.writer(table_key(None, "neurons")) as file:
-        pq.write_table(pa.concat_tables(tables).unify_dictionaries(), file)
+    write_table(folder, table_key(None, "neurons"), pa.concat_tables(tables).unify_dictionaries())
 
 
 def read_neurons(folder: Folder) -> pa.Table:
     """The root's table of neurons, a row per neuron, layers ascending; older stores lack the columns `TOP_TOKENS`."""
-    return pq.read_table(pa.BufferReader(folder.read(table_key(None, "neurons"))))
+    return read_table(folder, table_key(None, "neurons"))
+
+
+def _without(config: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    """A configuration without some keys, in it and in the configurations of its parts."""
+    return {
+        key: _without(value, keys) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in keys
+    }
 
 
 def model_fingerprint(config: dict[str, Any], weights: str) -> str:
     """The identity of a model: its weights' fingerprint, with the configuration that shapes what they compute."""
-    volatile = {"_name_or_path", "transformers_version", "name_or_path", "dtype", "torch_dtype"}
-    shaping = {key: value for key, value in config.items() if key not in volatile}
+    shaping = _without(config, {"_name_or_path", "transformers_version", "name_or_path", "dtype", "torch_dtype"})
     return hashlib.sha256((json.dumps(shaping, sort_keys=True, default=str) + weights).encode()).hexdigest()

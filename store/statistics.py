@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numcodecs import Zstd
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
@@ -28,8 +27,11 @@ from actstore.store.layout import (
     statistics_key,
     table_key,
 )
+from actstore.store.parquet import write_table
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
     from actstore.store.folder import Folder
@@ -139,13 +141,15 @@ def _narrowed(array: NDArray[Any]) -> NDArray[Any]:
 class RunningStatistics:
     """Adds up blocks in their order as they are committed, whatever order they are committed in."""
 
-    def __init__(self, folder: Folder, record: CaptureRecord) -> None:
-        """Continue from the last checkpoint, or from nothing."""
+    def __init__(self, folder: Folder, record: CaptureRecord, blocks: Collection[int] | None = None) -> None:
+        """Continue from the last checkpoint that covers only `blocks`, all committed ones unless told, or from nothing."""
         self._folder, self._record = folder, record
         key = folded_statistics_key(record.name)
         if folder.exists(key):
             self.total, self.n_blocks = CaptureStatistics.decode(folder.read(key), record, f"{folder}/{key}")
-            if set(committed_blocks(folder, record.name)).issuperset(range(self.n_blocks)):
+            if set(committed_blocks(folder, record.name) if blocks is None else blocks).issuperset(
+                range(self.n_blocks)
+            ):
                 return
         # Without a checkpoint, or with one that covers a block whose commit record has been taken away since.
         self.total, self.n_blocks = CaptureStatistics.empty(record), 0
@@ -166,15 +170,17 @@ def read_block_statistics(folder: Folder, record: CaptureRecord, block: int) -> 
     return CaptureStatistics.decode(folder.read(key), record, f"{folder}/{key}")[0]
 
 
-def sum_statistics(folder: Folder, record: CaptureRecord) -> CaptureStatistics:
-    """The statistics of all committed blocks, finished or not, added in block order."""
-    if is_finished(folder, record):
+def sum_statistics(folder: Folder, record: CaptureRecord, blocks: Collection[int] | None = None) -> CaptureStatistics:
+    """The statistics of some committed blocks, of all unless told, finished or not, added in block order.
+
+    A reader that knows some blocks wants theirs, whatever a writer commits meanwhile.
+    """
+    blocks = sorted(committed_blocks(folder, record.name) if blocks is None else blocks)
+    if len(blocks) == record.plan.n_blocks and is_finished(folder, record):
         return _read_finished(folder, record)
-    running = RunningStatistics(folder, record)
-    running.advance()
-    for block in committed_blocks(folder, record.name):
-        if block >= running.n_blocks:
-            running.total.merge(read_block_statistics(folder, record, block))
+    running = RunningStatistics(folder, record, blocks)
+    for block in blocks[running.n_blocks :]:
+        running.total.merge(read_block_statistics(folder, record, block))
     return running.total
 
 
@@ -211,8 +217,7 @@ def write_finished(folder: Folder, record: CaptureRecord, total: CaptureStatisti
             folder, statistics_key(record.name, GATE_SIGN, f"{layer}/positives"), positives, ("label", "neuron")
         )
     write_array(folder, statistics_key(record.name, "tokens", "by_label"), total.label_tokens, ("label",))
-    with folder.writer(table_key(record.name, "neurons")) as file:
-        pq.write_table(neuron_table(record, total), file)
+    write_table(folder, table_key(record.name, "neurons"), neuron_table(record, total))
 
 
 def _read_finished(folder: Folder, record: CaptureRecord) -> CaptureStatistics:

@@ -21,7 +21,6 @@ from actstore.store.layout import GATE_SIGN, capture_key, graphs_key, table_key
 from actstore.store.patches import patches_sha256
 from actstore.store.statistics import (
     CaptureStatistics,
-    is_finished,
     neuron_table,
     read_block_statistics,
     sum_statistics,
@@ -152,7 +151,7 @@ def _patches(capture: Capture) -> Iterator[tuple[str, str]]:
 
 def _answers(capture: Capture) -> Iterator[tuple[str, str]]:
     """Whether the tables of a finished capture of questions say what its blocks do."""
-    if has_attributions(capture) and is_finished(capture.folder, capture.record):
+    if has_attributions(capture) and capture.is_finished:
         try:
             yield from damaged_answers(capture)
         except (FormatError, NotFoundError, ValueError, IndexError):
@@ -169,7 +168,7 @@ def _statistics(capture: Capture) -> Iterator[tuple[str, str]]:
     except (FormatError, NotFoundError, ValueError):
         return  # the block is reported by its checksum
     try:
-        if total.encode() != sum_statistics(folder, record).encode():
+        if total.encode() != sum_statistics(folder, record, capture.blocks).encode():
             yield "statistics", "not the sum of the blocks' own"
         table, expected = capture.neurons(), neuron_table(record, total)
         # A later version may have more columns; what a table has must be right, and it must have a row for every neuron.

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 COMMANDS = (
     "inspect", "capture", "info", "verify", "top", "stats", "sql", "export",
     "contributions", "attribute", "naica", "knowledge", "selectivity", "change", "coverage", "graph",
+    "multimodal", "edit",
 )  # fmt: skip
 SMALL = ("--context", "32", "--max-tokens", "600", "--memory", "40KB", "--label", "language")
 
@@ -91,11 +93,29 @@ def test_info_describes_the_store(cli: Callable[..., Result], store: Path) -> No
 
 
 def test_verify_finds_nothing_wrong_and_with_refill_nothing_different(cli: Callable[..., Result], store: Path) -> None:
-    assert cli("verify", store, "--json").json == {"ok": True, "damaged": [], "refilled": []}
+    assert cli("verify", store, "--json").json == {"ok": True, "damaged": [], "graphs": [], "refilled": []}
     found = cli("verify", store, "--refill", 2, "--json")
     assert (found.status, found.json["ok"]) == (0, True)
     assert [row["largest_difference"] for row in found.json["refilled"]] == [0.0, 0.0]
     assert "all well" in cli("verify", store).out
+
+
+def test_verify_names_damaged_graphs(cli: Callable[..., Result], store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    assert cli("graph", "build", tmp_path / "store", "--neurons", "L0.N3,L1.N7").status == 0
+    assert "1 set of graphs: all well" in cli("verify", tmp_path / "store").out
+    nodes = tmp_path / "store/graphs/graphs/nodes.arrow"
+    data = bytearray(nodes.read_bytes())
+    data[len(data) // 2] ^= 1
+    nodes.write_bytes(data)
+    found = cli("verify", tmp_path / "store", "--json")
+    assert (found.status, found.json["ok"], found.json["graphs"]) == (1, False, ["graphs"])
+    (damage,) = found.json["damaged"]
+    assert (damage["graphs"], damage["key"]) == ("graphs", "graphs/graphs/nodes.arrow")
+    assert (damage["capture"], damage["layer"], damage["block"]) == (None, None, None)
+    people = cli("verify", tmp_path / "store", "--capture", "corpus")
+    assert people.status == 1
+    assert "damaged: graphs 'graphs': graphs/graphs/nodes.arrow: checksum" in people.out
 
 
 def test_verify_finds_nothing_wrong_with_two_sites(

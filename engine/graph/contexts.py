@@ -124,6 +124,11 @@ def check_captures(captures: Sequence[Capture]) -> None:
                 f"Graphs need every position of a text, but capture {name!r} keeps --positions {positions}. "
                 "Capture again with --positions all."
             )
+        if capture.record.of_tower:
+            raise InvalidInputError(
+                f"Graphs are of the contexts of text, but capture {name!r} is of {capture.record.part}, whose positions are "
+                "patches. Name a capture of the language model with --capture."
+            )
         if not capture.blocks:
             raise InvalidInputError(f"Capture {name!r} has no committed block to learn from. Resume it first.")
         if names.count(name) > 1:

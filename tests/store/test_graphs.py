@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,15 +17,16 @@ import pytest
 
 from actstore.kernels.suffix_trie.api import BOUNDARY, IGNORE, Nodes
 from actstore.store import graph_writer
-from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError, ReadOnlyError
 from actstore.store.folder import Folder
 from actstore.store.graph_writer import GraphWriter
 from actstore.store.graphs import GraphRecord, Graphs, graph_names
+from actstore.store.lock import own_graphs
 from actstore.store.reader import Store
+from actstore.store.verify import verify_graphs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
 Row = tuple[int, int, int, float]
 """parent, token, depth, probability."""
@@ -122,8 +128,8 @@ def test_predictions_of_tokens(folder: Folder) -> None:
     assert graph.predict([3]).tolist() == [0.375]  # before a window's beginning there is still nothing
     assert graph.predict([]).tolist() == []
     assert graph.fires(ids).tolist() == [False, False, True, False, True]
-    for wrong in ("w8 w3", [-1], [[3]], [0.5]):
-        with pytest.raises(InvalidInputError, match="predicts a list of token ids, 0 or more"):
+    for wrong in ([-1], [[3]], [0.5]):
+        with pytest.raises(InvalidInputError, match="predicts a text, or a list of token ids, 0 or more"):
             graph.predict(wrong)  # type: ignore[arg-type]
 
 
@@ -173,6 +179,90 @@ def test_an_unfinished_build_is_resumed_or_begun_again(folder: Folder) -> None:
     with pytest.raises(ValueError, match="3 neurons were announced, but 1 were added"):
         writer.close()
     assert GraphWriter(folder, make_record()).n_done == 0
+
+
+def test_two_writers_do_not_write_the_same_graphs(folder: Folder) -> None:
+    with GraphWriter(folder, make_record()) as writer:
+        writer.add(0, [1], make_nodes(SMALL), maximum=1, n_events=1)
+        for resume in (False, True):
+            with pytest.raises(ReadOnlyError, match=r"Graphs 'graphs' of .* are being written by process"):
+                GraphWriter(folder, make_record(), resume=resume)
+        assert len(contents(write(folder, "others"))) == 2
+        assert GraphWriter(folder, make_record("third")).n_done == 0
+    # The context is left without `close`: nobody owns the name any more, and what is whole stays for a resumed writer.
+    with GraphWriter(folder, make_record(), resume=True) as writer:
+        assert writer.n_done == 1
+    assert contents(write(folder)) == contents(Graphs(Store(folder.location), "others"))
+
+
+def test_a_refused_writer_owns_nothing(folder: Folder) -> None:
+    write(folder)
+    with pytest.raises(InvalidInputError, match="already has graphs"):
+        GraphWriter(folder, make_record())
+    with own_graphs(folder, "graphs"):
+        pass
+
+
+@pytest.mark.parametrize("after", ["part", "nodes", "all"])
+def test_a_killed_writer_blocks_nobody(folder: Folder, after: str) -> None:
+    """Killed after a part, between the two files of nodes and neurons, and before what is not needed any more is gone."""
+    stop = {"part": "GraphWriter._join", "nodes": "GraphWriter._counted_on", "all": "Folder.delete"}[after]
+    script = (
+        f"import os, signal, sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}\n"
+        "from test_graphs import Folder, GraphWriter, write\n"
+        f"folder = Folder({folder.location!r}, read_only=False)\n"
+        f"die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"if {after!r} == 'all':\n"
+        "    begin = Folder.delete\n"
+        "    Folder.delete = lambda self, key: die() if self.exists('graphs/graphs/graph.json') else begin(self, key)\n"
+        f"else:\n    {stop} = die\n"
+        "write(folder)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    expected = contents(write(folder, "undisturbed"))
+    if after == "all":
+        assert GraphWriter(folder, make_record(), resume=True).close().n_nodes == 7
+    else:
+        assert graph_names(Store(folder.location)) == ("undisturbed",)
+        assert verify_graphs(folder) == (["undisturbed"], [])
+        with GraphWriter(folder, make_record(), resume=True) as writer:
+            assert writer.n_done == 3
+        write(folder)
+    assert contents(Graphs(Store(folder.location))) == expected
+    assert verify_graphs(folder) == (["graphs", "undisturbed"], [])
+    assert not any("parts" in key or "partial" in key for key, _ in folder.sizes("graphs"))
+
+
+@pytest.mark.parametrize("file", ["nodes.arrow", "neurons.arrow"])
+def test_verify_names_a_damaged_file(folder: Folder, file: str) -> None:
+    write(folder)
+    write(folder, "others")
+    assert verify_graphs(folder) == (["graphs", "others"], [])
+    key = f"graphs/others/{file}"
+    whole = folder.read(key)
+    for at in (0, len(whole) // 2, len(whole) - 1):
+        data = bytearray(whole)
+        data[at] ^= 0x10
+        folder.write(key, bytes(data))
+        names, (damage,) = verify_graphs(folder)
+        assert (names, damage.graphs, damage.capture, damage.key) == (["graphs", "others"], "others", None, key)
+        assert re.fullmatch(
+            rf"graphs 'others': {key}: checksum \w{{8}}, expected \w{{8}}; build them again", str(damage)
+        )
+    folder.write(key, whole[:-1])
+    assert verify_graphs(folder)[1][0].what == f"{len(whole) - 1} bytes, expected {len(whole)}"
+    folder.delete(key)
+    assert verify_graphs(folder)[1][0].what == "missing"
+    assert verify_graphs(folder, "another capture") == ([], [])
+
+
+def test_verify_names_a_damaged_record(folder: Folder) -> None:
+    write(folder)
+    folder.write("graphs/graphs/graph.json", b"{")
+    names, (damage,) = verify_graphs(folder, "corpus")
+    assert (names, damage.key) == (["graphs"], "graphs/graphs/graph.json")
+    folder.delete("graphs/graphs/graph.json")
+    assert [d.what for d in verify_graphs(folder)[1]] == ["missing"]
 
 
 @pytest.mark.parametrize("name", ["", "a/b", ".hidden", ".."])

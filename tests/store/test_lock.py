@@ -7,13 +7,14 @@ import pytest
 
 from actstore.store.errors import ReadOnlyError
 from actstore.store.folder import Folder
-from actstore.store.lock import own
+from actstore.store.lock import own, own_graphs
 
 HOLD = """
 import sys
 from actstore.store.folder import Folder
-from actstore.store.lock import own
-with own(Folder(sys.argv[1], read_only=False), "corpus"):
+from actstore.store.lock import own, own_graphs
+folder = Folder(sys.argv[1], read_only=False)
+with own(folder, "corpus"), own_graphs(folder, "graphs"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -21,7 +22,7 @@ with own(Folder(sys.argv[1], read_only=False), "corpus"):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that owns the capture `corpus` until its input ends."""
+    """Another process that owns the capture `corpus` and the graphs `graphs` until its input ends."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -82,3 +83,18 @@ def test_an_object_store_has_no_lock():
     folder = Folder("memory://lock/store", read_only=False)
     with own(folder, "corpus"), own(folder, "corpus"):
         assert list(folder.sizes()) == []
+
+
+def test_graphs_are_owned_in_the_same_words(holder, folder):
+    with pytest.raises(ReadOnlyError) as caught, own_graphs(folder, "graphs"):
+        pass
+    assert str(caught.value) == (
+        f"Graphs 'graphs' of {folder} are being written by process {holder.pid} on {os.uname().nodename}. "
+        "Wait for it, or name other graphs."
+    )
+    with own_graphs(folder, "others"), own(folder, "graphs"):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with own_graphs(folder, "graphs"):
+        pass

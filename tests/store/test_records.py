@@ -30,6 +30,7 @@ CAPTURE = CaptureRecord(
     {},
     PLAN,
     "float32",
+    "e" * 64,
 )
 COMMIT = CommitRecord(7, {"values/mlp.post/3/c/0/7": (123, "0a1b2c3d")}, 1.5).sealed()
 RECORDS = [LAYER, MODEL, PLAN, CAPTURE, COMMIT]
@@ -47,6 +48,13 @@ def through_json(record):
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
 def test_round_trip(record):
     assert type(record).from_json(through_json(record), "here") == record
+
+
+def test_a_capture_of_text_says_nothing_of_patches():
+    plain = dataclasses.replace(CAPTURE, patches_sha256=None)
+    assert "patches_sha256" not in through_json(plain)
+    assert (plain.of_images, CAPTURE.of_images) == (False, True)
+    assert CaptureRecord.from_json(through_json(plain), "here") == plain
 
 
 def test_values_in_the_models_own_dtype_are_not_worth_a_field():

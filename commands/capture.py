@@ -1,0 +1,270 @@
+"""`actstore capture`: a corpus of text or of images through a model, once, into a store."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from actstore import terminal
+from actstore.commands.options import Json, ModelName, TrustRemoteCode, parse_bytes, parse_layers
+from actstore.reports import describe_store, print_json, print_store
+from actstore.store.layout import PRECISIONS
+
+if TYPE_CHECKING:
+    from actstore.engine.corpus import CorpusReport
+    from actstore.store.reader import Capture
+
+IMAGES = "Images"
+"""Panel of --help for what concerns images only."""
+TEXT = "Text"
+NAMED_SKIPS = 20
+"""So many skipped images are named; the rest is counted."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(capture)
+
+
+def capture(
+    model: ModelName,
+    corpus: Annotated[
+        str,
+        typer.Argument(
+            metavar="CORPUS",
+            help="Text or images: a file, folder, glob, JSONL, Parquet, saved dataset; of text also - for stdin.",
+        ),
+    ],
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Where the store is, or is to be.")],
+    name: Annotated[str, typer.Option(help="Name of this capture; a store holds many.")] = "corpus",
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted capture.")] = False,
+    site: Annotated[
+        list[str] | None, typer.Option(help="Site to capture; repeat for more. [default: mlp.post]")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers, such as 0,3-5. [default: all of the language model, or of --part]")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help=f"One of {', '.join(PRECISIONS)}. [default: exact]")] = None,
+    keep: Annotated[
+        float | None, typer.Option(help="Share of values kept at precision sparse. [default: 0.05]")
+    ] = None,
+    gate_sign: Annotated[
+        bool | None, typer.Option(help="Keep the sign of each gate, a bit a value. [default: for gated models]")
+    ] = None,
+    exemplars: Annotated[int | None, typer.Option(help="Top windows recorded a neuron. [default: 20]")] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens a window. [default: the model's, of text at most 1024]"),
+    ] = None,
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            help="all, last, or indices such as 0,-1. Of images also generated (the positions that predict the answer), image "
+            "and combinations such as generated,image. [default: all]"
+        ),
+    ] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens a forward pass. [default: 4096]")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Stop planning after so many tokens.")] = None,
+    max_documents: Annotated[int | None, typer.Option(help="Read at most so many documents.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Column kept as a label; repeat for more.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="File names to read in a folder, such as '*.py'.")] = None,
+    generate: Annotated[
+        bool | None,
+        typer.Option(
+            "--generate/--no-generate",
+            help="Let the model answer each image's prompt first. [default: captions of the records are its answers]",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="What is asked of images whose record has no prompt. [default: Describe the image in few words.]",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(help="Forced beginning of every answer, such as 'An image of'.", rich_help_panel=IMAGES),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest generated answer. [default: 50]", rich_help_panel=IMAGES)
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Draw answers at this temperature. [default: the likeliest token]", rich_help_panel=IMAGES),
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest tokens of this mass.", rich_help_panel=IMAGES)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of drawn answers. [default: 0]", rich_help_panel=IMAGES)] = None,
+    part: Annotated[
+        str | None, typer.Option(help="language, vision or projector. [default: language]", rich_help_panel=IMAGES)
+    ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Column with paths or bytes. [default: image]", rich_help_panel=IMAGES)
+    ] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option(help="Column with prompts. [default: prompt]", rich_help_panel=IMAGES)
+    ] = None,
+    caption_column: Annotated[
+        str | None, typer.Option(help="Column with captions. [default: caption]", rich_help_panel=IMAGES)
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Stop at an image that cannot be used; else it is skipped.", rich_help_panel=IMAGES
+        ),
+    ] = False,
+    overlap: Annotated[
+        int | None, typer.Option(help="Tokens a window rereads as context. [default: 0]", rich_help_panel=TEXT)
+    ] = None,
+    begin: Annotated[
+        str | None,
+        typer.Option(help="Special tokens around a window: auto, always, never. [default: auto]", rich_help_panel=TEXT),
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Column with the text. [default: text]", rich_help_panel=TEXT)
+    ] = None,
+    ids_column: Annotated[
+        str | None, typer.Option(help="Column with token ids. [default: input_ids]", rich_help_panel=TEXT)
+    ] = None,
+    prefer_ids: Annotated[
+        bool | None, typer.Option(help="Take ids where a record has text and ids.", rich_help_panel=TEXT)
+    ] = None,
+    errors: Annotated[
+        str | None, typer.Option(help="Invalid UTF-8: strict or replace. [default: strict]", rich_help_panel=TEXT)
+    ] = None,
+    stdin_format: Annotated[
+        str | None, typer.Option(help="Standard input: text or jsonl. [default: text]", rich_help_panel=TEXT)
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Another tokenizer than the model's own.", rich_help_panel=TEXT)
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Compute in auto, float32, float16 or bfloat16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
+    memory: Annotated[
+        str | None,
+        typer.Option(help="For block buffers, such as 2GB. [default: a quarter of what is free, at most 4 GB]"),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Encoder threads. [default: half the processors]")] = None,
+    weights: Annotated[bool, typer.Option(help="Copy write vectors and unembedding into the store.")] = True,
+    ignore_disk: Annotated[bool, typer.Option(help="Start although the disk looks too small.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run MODEL over CORPUS once and keep its activations in STORE.
+
+    CORPUS is taken for images where MODEL reads images and text, and any file of it is an image, or a table (JSON lines,
+    Parquet, Arrow, saved dataset) with a column of images; else for text. In a folder with images.jsonl or metadata.jsonl,
+    that file says which images there are. --pattern chooses files where a folder holds both. With images:
+    `actstore capture llava-hf/llava-1.5-7b-hf pictures/ llava.actstore --prefix "An image of" --generate`
+
+    Example: `actstore capture gpt2 corpus.jsonl gpt2.actstore --label language --precision half`
+    """
+    from actstore.engine.captures import RunOptions
+    from actstore.engine.captures import capture as run
+    from actstore.engine.corpus import CorpusReport
+
+    options = RunOptions(
+        resume=resume,
+        dtype=dtype,
+        device=device,
+        tokenizer=tokenizer,
+        memory=parse_bytes(memory) if memory else None,
+        threads=threads,
+        weights=weights,
+        ignore_disk=ignore_disk,
+        trust_remote_code=trust_remote_code,
+        strict=strict,
+    )
+    report = CorpusReport()
+    _name_skipped_images(report)
+    with terminal.CaptureBar(enabled=not quiet and sys.stderr.isatty()) as bar:
+        done = run(
+            model,
+            corpus,
+            store,
+            name=name,
+            options=options,
+            progress=bar,
+            report=report,
+            sites=tuple(site) if site else None,
+            part=part,
+            layers=parse_layers(layers) if layers is not None else None,
+            precision=precision,
+            keep=keep,
+            gate_sign=gate_sign,
+            exemplars=exemplars,
+            context=context,
+            overlap=overlap,
+            begin=begin,
+            positions=positions,
+            batch_tokens=batch_tokens,
+            max_tokens=max_tokens,
+            max_documents=max_documents,
+            text_column=text_column,
+            ids_column=ids_column,
+            prefer_ids=prefer_ids,
+            label_columns=tuple(label) if label else None,
+            errors=errors,
+            pattern=pattern,
+            stdin_format=stdin_format,
+            prompt=prompt,
+            prefix=prefix,
+            generate=generate,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            image_column=image_column,
+            prompt_column=prompt_column,
+            caption_column=caption_column,
+        )
+    _warn(done, report)
+    if as_json:
+        print_json(describe_store(done.store))
+    else:
+        print_store(done.store)
+
+
+def _name_skipped_images(report: CorpusReport) -> None:
+    def say(source: str, reason: str) -> None:
+        if 0 < report.n_skipped_images <= NAMED_SKIPS:
+            terminal.err.print(f"Skipped: {source} {reason}.", soft_wrap=True, markup=False)
+
+    report.on_skip = say
+
+
+def _warn(done: Capture, report: CorpusReport) -> None:
+    """What a capture's user should know, on standard error."""
+    n_images = report.n_documents + report.n_skipped_images
+    sentences = [
+        (report.n_skipped_files, "{:,} files of the corpus were skipped: they are not text."),
+        (report.n_empty_documents, "{:,} documents of the corpus are empty and were skipped."),
+        (report.n_skipped_images, f"{{:,}} of {n_images:,} images could not be used and were skipped."),
+        (report.n_animated_images, "{:,} images are animated: the first frame of each was taken."),
+        (
+            report.n_uncaptioned_images if done.record.part == "language" else 0,
+            "{:,} images have no caption: captured with their prompt alone. --generate lets the model answer.",
+        ),
+    ]
+    for count, sentence in sentences:
+        if count:
+            terminal.err.print(sentence.format(count), soft_wrap=True)
+    if report.layers_left_out:
+        terminal.err.print(
+            f"Left out, for they hold other rows than the part's first layer: layers "
+            f"{', '.join(map(str, report.layers_left_out))}.",
+            soft_wrap=True,
+        )
+    n_non_finite = done.statistics().n_non_finite
+    if n_non_finite:
+        terminal.err.print(
+            f"Warning: {n_non_finite:,} activations are NaN or infinite. They are kept as they are, counted in the column "
+            "non_finite, and left out of every mean.",
+            soft_wrap=True,
+        )

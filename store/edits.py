@@ -1,0 +1,199 @@
+"""Edits on disk: a folder with a record, `edit.json`, and rows of weights before and after, `delta.safetensors`.
+
+An edit of kind "weights" replaces the write vectors of some neurons; one of kind "intervention" is a specification of what
+happens to activations while the model runs, and has no rows. A folder stands for itself, in a store's `edits/` or elsewhere.
+Knows nothing about models, or how an edit is found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.folder import Folder
+from actstore.store.layout import edits_key
+from actstore.store.records import Record
+from actstore.store.shards import checksum
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+FORMAT: Final = 1
+KINDS: Final = ("weights", "intervention")
+RECORD: Final = "edit.json"
+DELTA: Final = "delta.safetensors"
+
+
+@dataclass(frozen=True)
+class EditedRows(Record):
+    """The neurons of one layer whose write vectors an edit replaces."""
+
+    layer: int
+    module: str
+    """Hugging Face path of the layer's output projection."""
+    neurons: tuple[int, ...]
+    """Ascending; row n of the delta's tensors is theirs."""
+    before: str
+    """SHA-256 of the rows as they were, in the edit's dtype."""
+    after: str
+
+
+@dataclass(frozen=True)
+class EditRecord(Record):
+    """What an edit is, of which model, and how it was made."""
+
+    name: str
+    kind: str
+    """One of `KINDS`."""
+    form: str
+    """How it was made: suppress, boost, fine, least-norm, knowledge, …"""
+    written_by: str
+    created: str
+    model: str
+    model_fingerprint: str
+    """Of the model that the edit is for, as it was before."""
+    dtype: str
+    """In which the rows are held: that in which the model was run."""
+    settings: dict[str, Any]
+    rows: tuple[EditedRows, ...] = ()
+    specification: dict[str, Any] = field(default_factory=dict)
+    """Of an intervention."""
+    predicted: dict[str, Any] = field(default_factory=dict)
+    """What the edit's maker says will happen to logits, where it can say."""
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """File → (bytes, CRC-32C)."""
+    format: int = FORMAT
+
+    @property
+    def n_neurons(self) -> int:
+        """Neurons whose write vectors are replaced."""
+        return sum(len(rows.neurons) for rows in self.rows)
+
+    def neuron_names(self) -> list[str]:
+        """Their names, such as L3.N17."""
+        return [f"L{rows.layer}.N{neuron}" for rows in self.rows for neuron in rows.neurons]
+
+
+class RowPair(NamedTuple):
+    """The write vectors of one layer's edited neurons, before and after; each [neuron, d_model]."""
+
+    before: Tensor
+    after: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """An edit in memory."""
+
+    record: EditRecord
+    rows: Mapping[int, RowPair]
+    """Layer → rows; empty for an intervention."""
+
+    @property
+    def name(self) -> str:
+        """The name by which people know it."""
+        return self.record.name
+
+
+def row_digest(rows: Tensor) -> str:
+    """SHA-256 of the bytes of rows [neuron, d_model]."""
+    import torch  # only here: reading a record needs none of it
+
+    return hashlib.sha256(rows.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def edit_names(folder: Folder) -> tuple[str, ...]:
+    """The names of a store's edits."""
+    return tuple(name for name in folder.names("edits") if folder.exists(edits_key(name, RECORD)))
+
+
+def check_name(name: str) -> None:
+    """Raise `InvalidInputError` unless an edit can have the name."""
+    if not name or any(c in name for c in "/\\") or name.startswith("."):
+        raise InvalidInputError(f"An edit needs a name that can be a folder's, found {name!r}. Mend --name.")
+
+
+def write_edit(folder: Folder, edit: Edit, *, replace: bool = False) -> EditRecord:
+    """Keep an edit in a store, its record last; the record as written. `InvalidInputError` where the name is taken."""
+    from safetensors.torch import save
+
+    check_name(edit.name)
+    key = edits_key(edit.name, RECORD)
+    if folder.exists(key):
+        if not replace:
+            raise InvalidInputError(
+                f"{folder} already has an edit {edit.name!r}. Name another with --name, or replace it with --force."
+            )
+        folder.delete(key)
+    files: dict[str, tuple[int, str]] = {}
+    if edit.rows:
+        tensors = {
+            f"layer-{layer}.{side}": getattr(pair, side).detach().cpu().contiguous()
+            for layer, pair in sorted(edit.rows.items())
+            for side in RowPair._fields
+        }
+        data = save(tensors)
+        folder.write(edits_key(edit.name, DELTA), data)
+        files[DELTA] = (len(data), checksum(data))
+    record = dataclasses.replace(edit.record, files=files)
+    folder.write_json(key, json.loads(json.dumps(record.to_json())))
+    return record
+
+
+def read_record(folder: Folder, name: str | None = None) -> EditRecord:
+    """The record of a store's edit by name, or of the edit whose own folder `folder` is.
+
+    `NotFoundError` where there is none, `FormatError` for one of a newer format.
+    """
+    key = _key(name, RECORD)
+    if not folder.exists(key):
+        known = "" if name is None else f" Its edits are: {', '.join(edit_names(folder)) or 'none'}."
+        what = "an edit's folder, which holds edit.json" if name is None else f"an edit {name!r}"
+        raise NotFoundError(f"Expected {what} at {folder}, and there is none.{known}")
+    value = folder.read_json(key)
+    if not isinstance(value.get("format"), int) or value["format"] > FORMAT:
+        raise FormatError(
+            f"{folder}/{key} has format {value.get('format')}; this actstore reads edits up to {FORMAT}. Update actstore."
+        )
+    return EditRecord.from_json(value, f"{folder}/{key}")
+
+
+def read_edit(folder: Folder | str | Path, name: str | None = None) -> Edit:
+    """An edit with its rows, every byte checked; errors as of `read_record`, and `FormatError` for damaged rows."""
+    from safetensors.torch import load
+
+    folder = folder if isinstance(folder, Folder) else Folder(folder)
+    record = read_record(folder, name)
+    if not record.rows:
+        return Edit(record, {})
+    key = _key(name, DELTA)
+    data = bytes(folder.read(key))
+    if (len(data), checksum(data)) != tuple(record.files.get(DELTA, ())):
+        raise FormatError(f"{folder}/{key} is damaged: it is not what edit.json says. Make the edit again.")
+    tensors = load(data)
+    try:
+        pairs = {
+            rows.layer: RowPair(tensors[f"layer-{rows.layer}.before"], tensors[f"layer-{rows.layer}.after"])
+            for rows in record.rows
+        }
+    except KeyError as error:
+        raise FormatError(f"{folder}/{key} lacks the tensor {error}. Make the edit again.") from None
+    return Edit(record, pairs)
+
+
+def delete_edit(folder: Folder, name: str) -> None:
+    """Remove a store's edit; `NotFoundError` where there is none."""
+    read_record(folder, name)
+    folder.delete(edits_key(name, RECORD))
+    folder.delete(edits_key(name, "").rstrip("/"))
+
+
+def _key(name: str | None, file: str) -> str:
+    return file if name is None else edits_key(name, file)
