@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.folder import Folder
 from actstore.store.layout import edits_key
-from actstore.store.records import Record
+from actstore.store.records import Record, check_seal, sealed
 from actstore.store.shards import checksum
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def write_edit(folder: Folder, edit: Edit, *, replace: bool = False) -> EditReco
         folder.write(edits_key(edit.name, DELTA), data)
         files[DELTA] = (len(data), checksum(data))
     record = dataclasses.replace(edit.record, files=files)
-    folder.write_json(key, json.loads(json.dumps(record.to_json())))
+    folder.write_json(key, sealed(json.loads(json.dumps(record.to_json()))))
     return record
 
 
@@ -162,6 +162,7 @@ def read_record(folder: Folder, name: str | None = None) -> EditRecord:
         raise FormatError(
             f"{folder}/{key} has format {value.get('format')}; this actstore reads edits up to {FORMAT}. Update actstore."
         )
+    check_seal(value, f"{folder}/{key}")
     return EditRecord.from_json(value, f"{folder}/{key}")
 
 

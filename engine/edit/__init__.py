@@ -1,0 +1,1 @@
+"""Editing: interventions on activations, rewrites of write vectors, and what an edit changed."""

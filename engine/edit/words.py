@@ -1,0 +1,140 @@
+"""Words to be exchanged: the tokens of `from` and `to`, in the form in which a capture's texts have them.
+
+Reads the store's vocabulary; needs no tokenizer. Knows nothing about how an edit is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from actstore.store.cutting import Cutter
+from actstore.store.errors import InvalidInputError
+from actstore.store.layout import GENERATED
+from actstore.store.targets import find_target
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from actstore.store.plans import BlockPlan
+    from actstore.store.reader import Capture, Store
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A word, and the word that shall stand in its place."""
+
+    old: tuple[int, ...]
+    """Its tokens."""
+    new: tuple[int, ...]
+    old_text: str
+    """With the blank before it, where the texts have one."""
+    new_text: str
+
+    @property
+    def is_single(self) -> bool:
+        """Whether each is one token."""
+        return len(self.old) == len(self.new) == 1
+
+
+def tokens_of(store: Store, text: str) -> tuple[int, ...]:
+    """The tokens of a text; `InvalidInputError` where no tokens spell it."""
+    try:
+        return (find_target(store, text).token,)
+    except InvalidInputError:
+        tokens = Cutter(store.folder, store.vocabulary).word(text) if store.vocabulary is not None else ()
+        if not tokens:
+            raise InvalidInputError(
+                f"{store.model.name} has no tokens for the word {text!r}. Mend --from and --to, with their spaces."
+            ) from None
+        return tuple(tokens)
+
+
+def find_exchange(capture: Capture, old: str, new: str) -> Exchange:
+    """The exchange of two words as the capture's texts have them: as they are given, or each with a blank before it.
+
+    `InvalidInputError` for a word that no tokens spell, one that the texts do not hold, and two that are the same.
+    """
+    store = capture.store
+    if not old.strip() or not new.strip():
+        raise InvalidInputError("Two words are needed, --from and --to, found an empty one.")
+    found: list[tuple[int, Exchange]] = []
+    unknown: InvalidInputError | None = None
+    for blank in ("",) if old.startswith(" ") or new.startswith(" ") else ("", " "):
+        try:
+            tried = Exchange(tokens_of(store, blank + old), tokens_of(store, blank + new), blank + old, blank + new)
+        except InvalidInputError as error:
+            unknown = unknown or error
+            continue
+        found.append((count_occurrences(capture, tried.old), tried))
+    if not found:
+        assert unknown is not None
+        raise unknown
+    # Where a word is one token with the blank, texts have it so; pieces of it may occur anywhere.
+    n, chosen = max(found, key=lambda pair: (pair[0] > 0, len(pair[1].old) == 1, pair[0]))
+    if not n:
+        raise InvalidInputError(
+            f"The word {old!r} does not occur in capture {capture.record.name!r}: there is nothing to learn its neurons from. "
+            "Mend --from, or name another --capture."
+        )
+    if chosen.old == chosen.new:
+        raise InvalidInputError(f"--from and --to are the same word, {chosen.old_text!r}.")
+    return chosen
+
+
+def single(exchange: Exchange, form: str) -> Exchange:
+    """The exchange where both words are one token; `InvalidInputError` saying why this form needs it."""
+    if exchange.is_single:
+        return exchange
+    text, tokens = max(
+        ((exchange.old_text, exchange.old), (exchange.new_text, exchange.new)), key=lambda pair: len(pair[1])
+    )
+    raise InvalidInputError(
+        f"The word {text!r} is {len(tokens)} tokens, and the {form} form moves one logit at one position: the later tokens are "
+        "predicted after text that no capture holds yet. Choose words of one token, or --form fine, which edits them jointly."
+    )
+
+
+def starts_of(inputs: NDArray[np.int32], word: Sequence[int]) -> NDArray[np.int64]:
+    """Where a word begins in the ids of one window."""
+    n = len(inputs) - len(word) + 1
+    if n <= 0:
+        return np.empty(0, np.int64)
+    hit = np.ones(n, bool)
+    for place, token in enumerate(word):
+        hit &= inputs[place : place + n] == token
+    return np.flatnonzero(hit)
+
+
+def count_occurrences(capture: Capture, word: Sequence[int]) -> int:
+    """How often a word occurs in what the model read, where something comes before it."""
+    total = 0
+    for block in capture.blocks:
+        plan = capture.block_plan(block)
+        ends = np.cumsum(plan.windows["n_inputs"])
+        starts = starts_of(plan.inputs, word)
+        window = np.searchsorted(ends, starts, side="right")
+        inside = starts + len(word) <= ends[window]
+        first = np.concatenate([[0], ends[:-1]])[window]
+        total += int((inside & (starts > first)).sum())
+    return total
+
+
+def answer_slots(plan: BlockPlan, *, has_answers: bool) -> NDArray[np.bool_]:
+    """Which slots of a block predict what a text says: those before an answer's tokens, or all where nothing is an answer."""
+    if not has_answers:
+        return np.ones(len(plan.position), bool)
+    window = np.repeat(np.arange(len(plan.windows["window"])), plan.windows["n_slots"])
+    follows = (window[1:] == window[:-1]) & (plan.position[1:] == plan.position[:-1] + 1)
+    chosen = np.zeros(len(window), bool)
+    chosen[:-1] = follows & (plan.modality[1:] == GENERATED)
+    return chosen
+
+
+def has_answers(capture: Capture) -> bool:
+    """Whether a capture's windows hold answers, given or generated, beside what was asked."""
+    return bool((capture.plan.array("tokens/modality") == GENERATED).any())
