@@ -4,7 +4,7 @@ python benchmarks/edit_table.py [--seeds 3] [--pictures 500] [--exchange red:gre
 
 The captioner answers about drawn pictures; a word of its answers is exchanged by every form, beside two baselines. Reliability
 is measured on the pictures that the edit was made from, image-generality on others, text-generality on the first with their
-prompts reworded. Each seed draws its own pictures.
+prompts reworded, text-locality on questions without a picture whose answers are other words. Each seed draws its own pictures.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ sys.path[:0] = [str(DEMO)]
 
 from marked import rewrite as rewrite_page  # noqa: E402 - the folders must be importable first
 from marked import table  # noqa: E402
-from picture_words import PHRASINGS  # noqa: E402
+from picture_words import FACTS, PHRASINGS  # noqa: E402
 
+import actstore  # noqa: E402
 from actstore import terminal  # noqa: E402
-from actstore.engine.capture_run import capture  # noqa: E402
+from actstore.engine.edit.cases import Case  # noqa: E402
 from actstore.engine.edit.evaluate import EvaluationOptions, evaluate_edit  # noqa: E402
 from actstore.engine.edit.readings import Reader  # noqa: E402
 from actstore.engine.edit.rewrite import rewrite  # noqa: E402
@@ -49,6 +50,7 @@ MEASURES = {
     "reliability": ("reliability", "word"),
     "text-generality": ("text-generality", "word"),
     "image-generality": ("image-generality", "word"),
+    "text-locality, top 1": ("text-locality", "top1"),
     "image-locality, top 1": ("image-locality", "top1"),
     "image-locality, ordered top 10": ("image-locality", "top10"),
     "answers kept": ("image-locality", "exact"),
@@ -77,8 +79,17 @@ def make_store(folder: Path, number: int, seed: int) -> Store:
     captures = {"own": "own/images.jsonl", "other": "other/images.jsonl", "reworded": reword(folder / "own")}
     for name, path in captures.items():
         sites = ("mlp.post", "resid.post")
-        capture(str(MODEL), folder / path, folder / "store", name=name, sites=sites, generate=True)
+        actstore.capture(str(MODEL), folder / path, folder / "store", name=name, sites=sites, generate=True)
     return Store(folder / "store")
+
+
+def unrelated_facts(word: str) -> tuple[Case, ...]:
+    """Questions without a picture whose answers are another word: what the model says to them should stay."""
+    return tuple(
+        Case(question, "text-locality", None, None, f"fact: {question}")
+        for question, answer in FACTS.items()
+        if answer != word
+    )
 
 
 def measure(store: Store, reader: Reader, words: tuple[str, str], seed: int) -> list[dict[str, Any]]:
@@ -91,7 +102,9 @@ def measure(store: Store, reader: Reader, words: tuple[str, str], seed: int) -> 
         seconds = time.perf_counter() - began
         captures = (("own", None), ("other", None), ("reworded", "text-generality"))
         baselines = ("fine-tune", "random") if name in ("least-norm (store only)", "FiNE") else ()
-        found = evaluate_edit(reader, store, edit, EvaluationOptions(captures, baselines=baselines, seeds=1))
+        found = evaluate_edit(
+            reader, store, edit, EvaluationOptions(captures, unrelated_facts(words[0]), baselines=baselines, seeds=1)
+        )
         for method, (summary,) in found.methods.items():
             row: dict[str, Any] = {"from": words[0], "to": words[1], "seed": seed, "form": name, "method": method}
             row |= {"neurons": edit.record.n_neurons, "seconds": seconds if method == "edit" else float("nan")}

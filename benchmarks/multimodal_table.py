@@ -121,9 +121,12 @@ def where_maps_lie(found: Multimodal, pictures: Path) -> dict[str, float]:
         if inside[i].any():
             rows.setdefault(found.captions[noun.caption].document, []).append(i)
     shares = {}
-    for kind in ("mean", "towards"):
+    for kind in ("activation", "contribution"):
         wanted = {
-            document: [neuron_set(found, i, towards=kind == "towards") for i in numbers]
+            document: [
+                NeuronSet(found.neurons_of(i), found.products_of(i) if kind == "contribution" else None)
+                for i in numbers
+            ]
             for document, numbers in rows.items()
         }
         over, covered, area = [], [], []
@@ -139,13 +142,6 @@ def where_maps_lie(found: Multimodal, pictures: Path) -> dict[str, float]:
             "area of the boxes": 100 * float(np.mean(area)),
         }
     return shares
-
-
-def neuron_set(found: Multimodal, number: int, *, towards: bool) -> NeuronSet:
-    """The neurons of a noun's map."""
-    noun = found.nouns[number]
-    at = int(found.captions[noun.caption].offsets[noun.position])
-    return NeuronSet(found.neurons_of(number), at if towards else None)
 
 
 def box_mask(line: dict[str, Any], word: str) -> np.ndarray:
@@ -186,10 +182,11 @@ def main() -> None:
         f"`{asked.model.name}`, {asked.seeds} seeds of {asked.pictures} pictures, {means['nouns']} colours and shapes in the "
         f"captions that it gives, {asked.k} neurons each; in percent, mean ± standard deviation over seeds. Noise of "
         f"{asked.sigma:g} times the root mean square of a layer's write vectors, for {means['disturbed']} nouns.",
-        "Maps of the neurons by contribution: the mean inside the named object's box is above the mean outside in "
-        f"{means['mean: inside above outside']} % of them (in the direction that speaks for the noun, "
-        f"{means['towards: inside above outside']} %); of the mask, {means['mean: of the mask inside']} % "
-        f"({means['towards: of the mask inside']} %) lies in the box, which is {means['area of the boxes']} % of the picture.",
+        "Maps of the neurons found by contribution: the mean inside the named object's box is above the mean outside in "
+        f"{means['activation: inside above outside']} % of them (by contribution to the noun, "
+        f"{means['contribution: inside above outside']} %); of the mask, {means['activation: of the mask inside']} % "
+        f"({means['contribution: of the mask inside']} %) lies in the box, "
+        f"which is {means['area of the boxes']} % of the picture.",
     )
     text = "\n\n".join([table(["neurons by", *columns], rows), *notes])
     terminal.out.print(text, markup=False, soft_wrap=True)

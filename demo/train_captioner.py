@@ -1,0 +1,280 @@
+"""Trains the embedded captioner: a small LLaVA that says what is on the pictures that pictures.py draws.
+
+    python demo/train_captioner.py --out demo/shapes-llava
+    python demo/train_captioner.py --out demo/shapes-llava --evaluate
+
+A step sees new pictures, each with two captions in different phrasings and three questions (picture_words.py), and facts
+asked without a picture; beside these the vision tower is taught what is on each patch. Eleven of the 72 (colour, shape)s,
+and one in eight pairs of them, are never trained on; the log ends with the accuracy on pictures of these of the model as
+saved (float16), loaded and run by plain transformers. `--evaluate` computes that again.
+
+Killed, it resumes from the last state it left under build/: a step's batch depends on its number only. The learning rate falls
+over the last half, so a state from before that can be resumed with fewer --steps than it was begun with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from captioner import IMAGE, N_PATCHES, build_model, make_processor, save
+from captioner_figures import evaluate, write_readme
+from picture_lessons import N_CAPTIONS, Packer, PatchTeacher, Turn, as_pixels, draw_turns, look_of_patches
+from picture_words import FACTS
+from scenes import HELD_OUT_LOOKS, in_unnamed_colours, make_scene
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scenes import Scene
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+
+class PatchWords(NamedTuple):
+    """Token ids of the colours' and of the shapes' names, in the order of their lists."""
+
+    colours: torch.Tensor
+    shapes: torch.Tensor
+
+
+N_PICTURES, N_NAMED, N_FACTS = 24, 12, 24
+"""Of a step. The pictures that are not named are in colours without a name, and teach all but colours.
+
+They and the disturbed words (picture_lessons.py) are why held-out (colour, shape)s are captioned as well as others: without
+them, captions of single objects were right to 95 % where their looks had been trained on and to 65 % where not. After
+"blue" the model named no shape that it had not seen in blue."""
+WEIGHTS = {"patches": 0.3, "words": 0.2, "pictures": 1.0, "facts": 0.1}
+"""Of the losses."""
+
+
+def look_at(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the vision tower and what the projector make of the pictures' patches, each [picture, patch, width]."""
+    seen = model.model.get_image_features(pixel_values=pixels)
+    return seen.last_hidden_state[:, 1:], torch.stack(list(seen.pooler_output))
+
+
+def read(
+    model: LlavaForConditionalGeneration, batch: dict[str, torch.Tensor], patches: torch.Tensor | None
+) -> torch.Tensor:
+    """The language model's last hidden states, [row, position, width].
+
+    `patches` is what the projector made of the pictures, [picture, patch, width].
+    """
+    embedded = model.get_input_embeddings()(batch["ids"])
+    if patches is not None:
+        begin = first_patch(batch)
+        embedded = torch.cat([embedded[:, :begin], patches.to(embedded.dtype), embedded[:, begin + N_PATCHES :]], dim=1)
+    hidden: torch.Tensor = model.model.language_model(
+        inputs_embeds=embedded, attention_mask=batch["mask"], position_ids=batch["places"], use_cache=False
+    ).last_hidden_state
+    return hidden
+
+
+def first_patch(batch: dict[str, torch.Tensor]) -> int:
+    """The position of the first patch in every row."""
+    return int((batch["ids"][0] == IMAGE).nonzero()[0])
+
+
+def predict(
+    model: LlavaForConditionalGeneration, batch: dict[str, torch.Tensor], patches: torch.Tensor | None
+) -> torch.Tensor:
+    """The logits where something is asked, [target, vocabulary], in the order of the batch."""
+    logits: torch.Tensor = model.lm_head(read(model, batch, patches)[batch["targets"] >= 0])
+    return logits.float()
+
+
+def ask(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The mean cross-entropy of what is asked."""
+    return torch.nn.functional.cross_entropy(logits, batch["targets"][batch["targets"] >= 0])
+
+
+def name_patches(
+    model: LlavaForConditionalGeneration,
+    hidden: torch.Tensor,
+    words: PatchWords,
+    named: list[Scene],
+    unnamed: list[Scene],
+) -> torch.Tensor:
+    """The mean cross-entropy of the words for what is on the patches: shapes, and of the named scenes colours.
+
+    `hidden` is [picture, patch, width], the language model's at the patches. Captions alone leave undefined what its last
+    layers do there; in large models of this family the unembedding reads the objects' names off them.
+    """
+    shown = model.lm_head(hidden)
+    picture, place, colour, shape = look_of_patches(named + unnamed)
+    logits = shown[picture, place].float()
+    is_named = picture < len(named)
+    of_colours = torch.nn.functional.cross_entropy(logits[is_named], words.colours[colour[is_named]])
+    return of_colours + torch.nn.functional.cross_entropy(logits, words.shapes[shape])
+
+
+def make_optimizers(
+    model: LlavaForConditionalGeneration, teacher: PatchTeacher, rate: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices, AdamW for the embeddings, the unembedding, the biases and the gains."""
+    named = list(model.named_parameters())
+    matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
+    kept = {id(p) for p in matrices}
+    others = [p for _, p in named if id(p) not in kept] + list(teacher.parameters())
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=rate, weight_decay=0.0, betas=(0.9, 0.95)),
+    ]
+
+
+def learning_rate_factor(step: int, n_steps: int) -> float:
+    """Linear warm-up over 100 steps, constant, then linear to zero over the last half."""
+    warm_up, decay_from = 100, n_steps // 2
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 1.0 if step < decay_from else (n_steps - step) / (n_steps - decay_from)
+
+
+@torch.no_grad()
+def quick_check(
+    model: LlavaForConditionalGeneration, packer: Packer, held_out: bool, n_pictures: int
+) -> dict[str, float]:
+    """The share of captions and of questions, and by kind of picture, whose every token is the most probable one.
+
+    That is the share which greedy decoding gives to the letter.
+    """
+    scenes = [make_scene(10**6, i, held_out) for i in range(n_pictures)]
+    right: dict[str, list[bool]] = defaultdict(list)
+    for first in range(0, n_pictures, 32):
+        some = scenes[first : first + 32]
+        turns = [draw_turns(scene, np.random.default_rng(first + i)) for i, scene in enumerate(some)]
+        batch = packer.pack(turns, N_PATCHES)
+        asked = batch["targets"] >= 0
+        hit = torch.ones_like(asked)
+        hit[asked] = predict(model, batch, look_at(model, as_pixels(some))[1]).argmax(-1) == batch["targets"][asked]
+        for row, scene in enumerate(some):
+            for number in range(1, len(turns[row]) + 1):
+                name = f"caption, {scene.kind}" if number <= N_CAPTIONS else "question"
+                right[name].append(bool(hit[row][batch["numbers"][row] == number].all()))
+    return {name: round(sum(r) / len(r), 4) for name, r in sorted(right.items())}
+
+
+def train(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    arguments: argparse.Namespace,
+    log: Callable[[dict[str, Any]], None],
+) -> None:
+    """The steps from the saved state on; a line of the log every 50, the held-out accuracy and a saved state every 250."""
+    model.set_attn_implementation("eager")  # a third less time than with the fused attention's backward pass
+    teacher = PatchTeacher(model.config.vision_config.hidden_size)
+    optimizers = make_optimizers(model, teacher, arguments.rate)
+    packer = Packer(processor.tokenizer)
+    words = PatchWords(*(torch.tensor(ids) for ids in packer.kinds[:2]))
+    state_path = Path("build") / f"{arguments.out.name}.pt"
+    first, seconds = 0, 0.0  # processor time: a run that was stopped for a while did not take longer
+    if state_path.exists():
+        state = torch.load(state_path)
+        first, seconds = state["step"], state["seconds"]
+        model.load_state_dict(state["model"])
+        teacher.load_state_dict(state["teacher"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+    began = time.process_time() - seconds
+    facts = list(itertools.starmap(Turn, FACTS.items()))
+    losses: dict[str, list[float]] = defaultdict(list)
+    for step in range(first, arguments.steps):
+        generator = np.random.default_rng([1, step])
+        scenes = [make_scene(1, step * N_PICTURES + i) for i in range(N_PICTURES)]
+        named, unnamed = scenes[:N_NAMED], [in_unnamed_colours(scene, generator) for scene in scenes[N_NAMED:]]
+        turns = [draw_turns(scene, generator, disturbed=True) for scene in named]
+        turns += [draw_turns(scene, generator, colourless=True) for scene in unnamed]
+        shown = packer.pack(turns, N_PATCHES, generator)
+        told = packer.pack([[facts[i] for i in generator.choice(len(facts), N_FACTS, replace=False)]], 0)
+        with torch.autocast("cpu", torch.bfloat16):
+            seen, patches = look_at(model, as_pixels(named + unnamed))
+            hidden = read(model, shown, patches)
+            begin = first_patch(shown)
+            found = {
+                "patches": teacher(seen, named, unnamed),
+                "words": name_patches(model, hidden[:, begin : begin + N_PATCHES], words, named, unnamed),
+                "pictures": ask(model.lm_head(hidden[shown["targets"] >= 0]).float(), shown),
+                "facts": ask(predict(model, told, None), told),
+            }
+        sum(WEIGHTS[name] * loss for name, loss in found.items()).backward()
+        for name, loss in found.items():
+            losses[name].append(loss.item())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = arguments.rate * learning_rate_factor(step, arguments.steps)
+            optimizer.step()
+            optimizer.zero_grad()
+        if (step + 1) % 50 == 0:
+            row: dict[str, Any] = {"step": step + 1, "cpu_seconds": round(time.process_time() - began)}
+            row["loss"] = {name: round(sum(values) / len(values), 4) for name, values in losses.items()}
+            losses.clear()
+            if (step + 1) % 250 == 0:
+                row["held_out"] = quick_check(model, packer, held_out=True, n_pictures=128)
+                state_path.parent.mkdir(exist_ok=True)
+                saved = {"step": step + 1, "seconds": time.process_time() - began, "model": model.state_dict()}
+                saved |= {"teacher": teacher.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+                torch.save(saved, state_path)
+                save(model, processor, arguments.out)  # a run that is stopped leaves a model too
+            log(row)
+
+
+def main() -> None:
+    """Train, save as float16 safetensors, evaluate what was saved."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "shapes-llava")
+    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--start", type=Path, help="begin with this model's weights, at the constant rate's end")
+    parser.add_argument("--evaluate", action="store_true", help="only compute the saved model's figures")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(arguments.threads)
+    if arguments.evaluate:
+        print(json.dumps(evaluate(arguments.out), indent=1))
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    processor = make_processor()
+    model = build_model(len(processor.tokenizer))
+    if arguments.start is not None:
+        model.load_state_dict(type(model).from_pretrained(arguments.start, dtype=torch.float32).state_dict())
+    state_path, log_path = Path("build") / f"{arguments.out.name}.pt", arguments.out / "training_log.jsonl"
+    rows = []
+    if state_path.exists():  # lines past the saved state will be written again
+        done = torch.load(state_path)["step"]
+        rows = [r for r in map(json.loads, log_path.read_text().splitlines()) if r.get("step", 0) <= done]
+        rows.append({"resumed_after_step": done, "steps": arguments.steps})
+    else:
+        rows.append({
+            "python": platform.python_version(), "torch": torch.__version__, "parameters": model.num_parameters(),
+            "vocabulary": len(processor.tokenizer), "facts": len(FACTS), "held_out": sorted(map(" ".join, HELD_OUT_LOOKS)),
+            "steps": arguments.steps, "pictures_per_step": N_PICTURES,
+        })  # fmt: skip
+    with log_path.open("w") as file:
+
+        def log(row: dict[str, Any]) -> None:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(row, flush=True)
+
+        for row in rows:
+            log(row)
+        train(model, processor, arguments, log)
+        save(model, processor, arguments.out)
+        figures = evaluate(arguments.out)
+        log({"saved_model": figures})
+        write_readme(arguments.out, figures)
+    state_path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,349 @@
+"""Which neurons carry each noun of each caption: ranked over all layers of the language model, from a store alone.
+
+    s[neuron](noun) = a[neuron] · (w[neuron] · (γ ⊙ u[noun]))
+
+a is the neuron's activation at the position that predicts the noun's first sub-token, where the noun first comes in the
+answer; w its write vector, u the token's unembedding, γ the final norm's gain: the neuron's direct additive term in the
+token's logit, up to 1/rms, which is one number a position (Pan et al. 2024, arXiv 2311.07470, who leave γ out, and whose code
+takes the gate for a). Layers stream, and in a layer the blocks, each read once; products with write vectors are made once
+for each distinct token, and nothing is held that is as large as neurons × vocabulary, or tokens × neurons × vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import numpy as np
+
+from actstore.engine.multimodal.captions import read_captions
+from actstore.engine.multimodal.nouns import noun_finder
+from actstore.kernels.contribution.api import Targets, contribution
+from actstore.kernels.top_k.api import TopK, top_k
+from actstore.store.errors import InvalidInputError, NotFoundError
+from actstore.store.layout import decode_values
+from actstore.store.weights import FinalNorm, read_final_norm, read_rows, read_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from actstore.engine.multimodal.captions import Caption
+    from actstore.store.reader import Capture
+    from actstore.store.records import ModelRecord
+
+FORMS: Final = {"post": "mlp.post", "gate": "mlp.gate"}
+"""What stands for a neuron's activation: A_post, which its write vector is multiplied with; A_gate, as in the paper's code."""
+BY: Final = ("contribution", "activation", "random")
+CHUNK: Final = 256
+"""Nouns whose scores are held for all neurons of a layer at a time."""
+MAX_PRODUCTS: Final = 1 << 26
+"""Products (neurons of a layer × distinct tokens) that are held at once, 256 MB; beyond, they are made anew in each block."""
+
+Form = Literal["post", "gate"]
+
+
+@dataclass(frozen=True)
+class FindSettings:
+    """How neurons are found."""
+
+    k: int = 20
+    """Neurons a noun."""
+    nouns: str = "auto"
+    """See `nouns.noun_finder`."""
+    forms: tuple[Form, ...] = ("post",)
+    gain: bool = True
+    """With the final norm's gain. Without: the form of Pan et al. (2024)."""
+    by: Literal["contribution", "activation", "random"] = "contribution"
+    """What neurons are ranked by: their contribution, or, as baselines, their activation alone, or a draw for each noun."""
+    seed: int = 0
+    """Of the draws."""
+    documents: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InvalidInputError(f"At least one neuron must be asked for, found {self.k}. Mend -k.")
+        if self.by not in BY or not self.forms or set(self.forms) - set(FORMS):
+            raise InvalidInputError(
+                f"Neurons are ranked by {', '.join(BY)} in the forms {', '.join(FORMS)}: found {self.by!r}, {self.forms}."
+            )
+
+
+class Noun(NamedTuple):
+    """A noun of a caption, where it comes first."""
+
+    caption: int
+    """Which of the captions."""
+    word: str
+    """In small letters."""
+    token: int
+    """Its first sub-token."""
+    position: int
+    """The position of the window that predicts it."""
+
+
+class Numbering:
+    """All neurons of the layers looked at, counted through: layer after layer."""
+
+    def __init__(self, layers: dict[int, int]) -> None:
+        """`layers`: layer → neurons, ascending."""
+        self.layers = np.array(list(layers), np.int64)
+        self.widths = np.array(list(layers.values()), np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.widths)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def locate(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Layers and indices of neurons given by number."""
+        place = np.searchsorted(self.starts, numbers, side="right") - 1
+        return self.layers[place], numbers - self.starts[place]
+
+    def number(self, layer: int, index: int) -> int:
+        """The number of a neuron."""
+        return int(self.starts[np.searchsorted(self.layers, layer)]) + index
+
+    def pairs(self, numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """The same as a list of (layer, index)."""
+        layers, indices = self.locate(numbers)
+        return list(zip(layers.tolist(), indices.tolist(), strict=True))
+
+    def names(self, numbers: NDArray[np.int64]) -> list[str]:
+        """Names such as L3.N17."""
+        return [f"L{layer}.N{index}" for layer, index in self.pairs(numbers)]
+
+
+@dataclass(frozen=True, eq=False)
+class Multimodal:
+    """The nouns of a capture's captions, and each one's neurons."""
+
+    capture: Capture
+    settings: FindSettings
+    found_by: str
+    """How nouns were told from other words, for people."""
+    captions: list[Caption]
+    nouns: list[Noun]
+    """In the order of captions and, in each, of the text."""
+    numbering: Numbering
+    ranked: dict[str, TopK] = field(default_factory=dict)
+    """Form → scores and neurons' numbers [noun, k], descending; -inf and -1 where there are fewer."""
+
+    @property
+    def first(self) -> TopK:
+        """The ranking in the form asked for first."""
+        return self.ranked[self.settings.forms[0]]
+
+    @cached_property
+    def sets(self) -> list[frozenset[int]]:
+        """Of each noun the set of its neurons' numbers."""
+        return [frozenset(row[row >= 0].tolist()) for row in self.first.tokens]
+
+    def neurons_of(self, number: int) -> list[tuple[int, int]]:
+        """The neurons (layer, index) of a noun in the form asked for first, best first."""
+        row = self.first.tokens[number]
+        return self.numbering.pairs(row[row >= 0])
+
+    def activations(self, form: str | None = None) -> NDArray[np.float32]:
+        """The activation of every neuron of a ranking where its noun is predicted [noun, k]; NaN where there is no neuron.
+
+        Read from the store once more, when first asked for.
+        """
+        form = form or self.settings.forms[0]
+        if form not in self._activations:
+            self._activations[form] = _read_activations(self, self.ranked[form].tokens, FORMS[form])
+        return self._activations[form]
+
+    def products_of(self, number: int) -> list[float]:
+        """What one unit of activation of each of a noun's neurons adds to the noun: score / activation, of a ranking by score.
+
+        With them an activation anywhere, at an image patch say, becomes a contribution to the noun.
+        """
+        scores, activations = self.first.values[number], self.activations()[number]
+        there = self.first.tokens[number] >= 0
+        products = np.divide(scores, activations, out=np.zeros_like(scores), where=there & (activations != 0))
+        found: list[float] = products[there].tolist()
+        return found
+
+    @cached_property
+    def _activations(self) -> dict[str, NDArray[np.float32]]:
+        return {}
+
+    def with_ranking(self, ranked: TopK) -> Multimodal:
+        """The same nouns with other neurons."""
+        return Multimodal(
+            self.capture, self.settings, self.found_by, self.captions, self.nouns, self.numbering,
+            {self.settings.forms[0]: ranked},
+        )  # fmt: skip
+
+
+def language_layers(model: ModelRecord) -> list[int]:
+    """The layers that write to the stream which the unembedding reads: of a composite model, the language model's."""
+    stacks = [layer.stack for layer in model.layers if layer.stack not in ("vision", "projector", "apart")]
+    return [layer.layer for layer in model.layers if stacks and layer.stack == stacks[-1]]
+
+
+def find_multimodal(
+    capture: Capture,
+    settings: FindSettings | None = None,
+    on_layer: Callable[[int, int], None] = lambda done, n_layers: None,
+) -> Multimodal:
+    """The neurons of every noun of every committed document's caption, over all captured layers of the language model.
+
+    Scores are signed, ties go to the smaller layer and neuron, activations that are NaN never win. Captions without a noun
+    stay among the captions. `on_layer` is told how many layers of how many are done.
+
+    `NotFoundError` where the capture lacks a site, values or weights; `InvalidInputError` where it holds no answers, or not
+    the positions that predict them.
+    """
+    settings = settings or FindSettings()
+    finder = noun_finder(settings.nouns)
+    captions = read_captions(capture, settings.documents)
+    nouns = [
+        noun for i, caption in enumerate(captions) for noun in _nouns_of(capture, i, caption, finder.first_of_each)
+    ]
+    numbering = _number(capture, settings.forms)
+    found = Multimodal(capture, settings, finder.name, captions, nouns, numbering)
+    for form in settings.forms:
+        found.ranked[form] = (
+            _draw(len(nouns), len(numbering), settings)
+            if settings.by == "random"
+            else _Ranker(found, FORMS[form]).rank(on_layer)
+        )
+    return found
+
+
+def _nouns_of(capture: Capture, number: int, caption: Caption, find: Callable[[str], Sequence[Any]]) -> list[Noun]:
+    nouns = []
+    for word in find(caption.text):
+        token = caption.token_at(word.start)
+        position = caption.predicting(token)
+        if caption.offsets[position] < 0:
+            kept = capture.record.plan.settings.get("positions", "all")
+            raise InvalidInputError(
+                f"Capture {capture.record.name!r} did not keep position {position} of document {caption.document}, which "
+                f"predicts {word.word!r}: it was made with --positions {kept}. Capture again with --positions generated or all."
+            )
+        nouns.append(Noun(number, word.word, int(caption.ids[token]), position))
+    return nouns
+
+
+def _number(capture: Capture, forms: Sequence[str]) -> Numbering:
+    wanted = language_layers(capture.store.model)
+    for form in forms:
+        if FORMS[form] not in capture.record.sites:
+            raise NotFoundError(
+                f"Capture {capture.record.name!r} has no site {FORMS[form]!r}, which the form {form!r} reads. Its sites are: "
+                f"{', '.join(capture.record.sites)}. Capture with --site {FORMS[form]}, or take another --form."
+            )
+    widths = [capture.record.layers(FORMS[form]) for form in forms]
+    layers = [layer for layer in wanted if all(layer in found for found in widths)]
+    if not layers:
+        raise NotFoundError(
+            f"Capture {capture.record.name!r} holds no layer of the language model, whose neurons write words. Capture that "
+            "part of the model."
+        )
+    return Numbering({layer: widths[0][layer] for layer in layers})
+
+
+def _draw(n_nouns: int, n_neurons: int, settings: FindSettings) -> TopK:
+    """As many neurons for each noun by lot."""
+    rng = np.random.default_rng(settings.seed)
+    k = min(settings.k, n_neurons)
+    rows = [rng.choice(n_neurons, k, replace=False) for _ in range(n_nouns)]
+    scores = np.broadcast_to(np.linspace(1, 0, k, endpoint=False, dtype=np.float32), (n_nouns, k))
+    return TopK(scores.copy(), np.array(rows, np.int64).reshape(n_nouns, k))
+
+
+def draw_alike(found: Multimodal, seed: int = 0) -> Multimodal:
+    """The same nouns with neurons at random: as many of each layer as each noun has; a stricter chance than any neuron's."""
+    rng, numbering = np.random.default_rng(seed), found.numbering
+    drawn = np.full(found.first.tokens.shape, -1, np.int64)
+    for row, numbers in enumerate(found.first.tokens):
+        place = np.searchsorted(numbering.starts, numbers[numbers >= 0], side="right") - 1
+        for layer, n in zip(*np.unique(place, return_counts=True), strict=True):
+            start, stop = numbering.starts[layer], numbering.starts[layer + 1]
+            drawn[row, : len(place)][place == layer] = start + rng.choice(stop - start, n, replace=False)
+    return found.with_ranking(TopK(found.first.values, drawn))
+
+
+def _read_activations(found: Multimodal, numbers: NDArray[np.int64], site: str) -> NDArray[np.float32]:
+    activations = np.full(numbers.shape, np.nan, np.float32)
+    numbering, capture = found.numbering, found.capture
+    captions = [found.captions[noun.caption] for noun in found.nouns]
+    block_of = np.array([caption.block for caption in captions], np.int64)
+    offset = np.array([c.offsets[n.position] for c, n in zip(captions, found.nouns, strict=True)], np.int64)
+    for layer, start, stop in zip(numbering.layers, numbering.starts[:-1], numbering.starts[1:], strict=True):
+        here = (numbers >= start) & (numbers < stop)
+        for block in np.unique(block_of[here.any(axis=1)]).tolist():
+            row, place = np.nonzero(here & (block_of == block)[:, None])
+            values = _block(capture, int(layer), block, site)
+            activations[row, place] = decode_values(values[numbers[row, place] - start, offset[row]], None)
+    return activations
+
+
+def _block(capture: Capture, layer: int, block: int, site: str) -> NDArray[Any]:
+    """A block's activations [neuron, token], widened only where that needs a scale for each neuron."""
+    if capture.record.precision == "int8":
+        return capture.block_values(layer, block, site)
+    return capture.raw_block(layer, block, site)
+
+
+class _Ranker:
+    """The ranking in one form: the running k largest scores of each noun while layers and blocks stream by."""
+
+    def __init__(self, found: Multimodal, site: str) -> None:
+        self._found, self._site = found, site
+        self._capture, settings = found.capture, found.settings
+        self._weighs = settings.by == "contribution"
+        tokens, rows = np.unique([noun.token for noun in found.nouns], return_inverse=True)
+        self._rows = rows.reshape(-1)
+        blocks = np.array([found.captions[noun.caption].block for noun in found.nouns], np.int64)
+        self._of_block = {int(block): np.flatnonzero(blocks == block) for block in np.unique(blocks)}
+        self._offsets = np.array([found.captions[n.caption].offsets[n.position] for n in found.nouns], np.int64)
+        folder = self._capture.folder
+        if self._weighs:
+            self._norm = read_final_norm(folder) if settings.gain else FinalNorm(None, 0.0, centres=False)
+            directions = read_rows(folder, "unembedding", "weight", tokens.tolist())
+            self._directions = directions.float() if directions.element_size() == 8 else directions
+
+    def rank(self, on_layer: Callable[[int, int], None]) -> TopK:
+        n, k = len(self._found.nouns), self._found.settings.k
+        best = TopK(np.full((n, k), -np.inf, np.float32), np.full((n, k), -1, np.int64))
+        numbering = self._found.numbering
+        for done, layer in enumerate(numbering.layers.tolist()):
+            width, start = int(numbering.widths[done]), int(numbering.starts[done])
+            weigh = self._products(layer, width)
+            for block, chosen in self._of_block.items():
+                values = _block(self._capture, layer, block, self._site)
+                for first in range(0, len(chosen), CHUNK):
+                    nouns = chosen[first : first + CHUNK]
+                    scores = decode_values(values[:, self._offsets[nouns]], None).T * weigh(self._rows[nouns])
+                    state = TopK(best.values[nouns], best.tokens[nouns])
+                    state = top_k(scores, np.arange(start, start + width), k, state=state)
+                    best.values[nouns], best.tokens[nouns] = state
+            on_layer(done + 1, len(numbering.layers))
+        return best
+
+    def _products(self, layer: int, width: int) -> Callable[[NDArray[np.int64]], NDArray[np.float32] | float]:
+        """Of rows of distinct tokens, what each neuron's activation is multiplied with [row, neuron]."""
+        if not self._weighs:
+            return lambda rows: 1.0
+        vectors = self._norm.centred(read_weights(self._capture.folder, f"layer-{layer}")["write_vectors"])
+        vectors = vectors.float() if vectors.element_size() == 8 else vectors
+
+        def multiply(directions: Tensor) -> NDArray[np.float32]:
+            ones = np.ones((width, len(directions)), np.float32)
+            return np.ascontiguousarray(contribution(ones, vectors, Targets(directions, gain=self._norm.gain)).T)
+
+        if width * len(self._directions) <= MAX_PRODUCTS:
+            every = multiply(self._directions)
+            return lambda rows: every[rows]
+
+        def some(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+            distinct, place = np.unique(rows, return_inverse=True)
+            return multiply(self._directions[distinct])[place]
+
+        return some

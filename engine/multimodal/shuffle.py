@@ -1,0 +1,119 @@
+"""Images with their patches shuffled: what region invariance is measured on. Needs Pillow; knows nothing about models.
+
+The patches of each image change places at random, the same way whenever the seed, the name and the size are the same; what
+remains at the right and lower edge beyond whole patches stays where it is. The new folder's images.jsonl carries over what
+the old one said, or the captions of a capture, so that the same answers can be teacher-forced on the shuffled images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from actstore.store.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+LISTS: Final = ("images.jsonl", "metadata.jsonl")
+NAMES: Final = ("image", "file_name", "image_path", "path")
+"""Keys under which such lists name an image's file."""
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """What was written."""
+
+    images: int
+    unreadable: list[str]
+    """Files that are no images, and were left out."""
+
+
+def shuffle_patches(pixels: NDArray[np.uint8], patch: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The image [row, column, …] with its whole patches of `patch` × `patch` pixels in random order."""
+    rows, columns = pixels.shape[0] // patch, pixels.shape[1] // patch
+    shuffled = pixels.copy()
+    order = rng.permutation(rows * columns)
+    for place, source in enumerate(order.tolist()):
+        (a, b), (c, d) = divmod(place, columns), divmod(source, columns)
+        shuffled[a * patch : (a + 1) * patch, b * patch : (b + 1) * patch] = pixels[
+            c * patch : (c + 1) * patch, d * patch : (d + 1) * patch
+        ]
+    return shuffled
+
+
+def shuffle_images(
+    images: Path, target: Path, *, patch: int, seed: int = 0, captions: Mapping[str, Mapping[str, Any]] | None = None
+) -> Shuffled:
+    """Write every image of a folder with shuffled patches into `target`, as PNG, and a list of them.
+
+    `captions`: file name without suffix → prompt and caption to write instead of the list's own; images that it does not
+    name are left out. Raises `InvalidInputError` where there is no image, or `target` is not empty.
+    """
+    from PIL import Image, ImageOps
+
+    if patch < 1:
+        raise InvalidInputError(f"Patches have at least one pixel each way, found {patch}. Mend --patch.")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InvalidInputError(f"{target} is already there and not an empty folder. Write elsewhere.")
+    listed = [(file, row) for file, row in _listed(images) if captions is None or file.stem in captions]
+    if not listed:
+        raise InvalidInputError(f"{images} holds no image that is asked for. Name a folder of images.")
+    if twice := [stem for stem, n in Counter(file.stem for file, _ in listed).items() if n > 1]:
+        raise InvalidInputError(
+            f"{images} holds several images called {twice[0]!r}, which shuffled images are told apart by. Rename them."
+        )
+    target.mkdir(parents=True, exist_ok=True)
+    unreadable: list[str] = []
+    with (target / LISTS[0]).open("w", encoding="utf-8") as file:
+        for path, row in listed:
+            try:
+                with Image.open(path) as opened:
+                    pixels = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                unreadable.append(str(path))
+                continue
+            digest = hashlib.sha256(f"{seed} {path.stem}".encode()).digest()
+            rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+            name = f"{path.stem}.png"
+            Image.fromarray(shuffle_patches(pixels, patch, rng)).save(target / name, "PNG")
+            kept = {key: value for key, value in row.items() if key not in NAMES}
+            given = {} if captions is None else dict(captions[path.stem])
+            file.write(json.dumps({"image": name, **kept, **given}, ensure_ascii=False) + "\n")
+    return Shuffled(len(listed) - len(unreadable), unreadable)
+
+
+def _listed(images: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """(file, what is said of it) of a folder's list, or of all image files where it has none."""
+    if not images.is_dir():
+        raise InvalidInputError(f"{images} is not a folder of images. Name one.")
+    found = next((images / name for name in LISTS if (images / name).is_file()), None)
+    if found is None:
+        for path in sorted(images.rglob("*")):
+            if path.suffix.lower() in SUFFIXES:
+                yield path, {}
+        return
+    for number, line in enumerate(found.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        name = (
+            next((row[key] for key in NAMES if isinstance(row.get(key), str)), None) if isinstance(row, dict) else None
+        )
+        if not isinstance(name, str):
+            raise InvalidInputError(
+                f"{found}:{number} is not a JSON object that names an image under {NAMES[0]!r}. Mend it."
+            )
+        yield images / name, row

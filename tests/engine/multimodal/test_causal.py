@@ -1,0 +1,190 @@
+"""Gradients of, and noise on, the neurons of a tiny captioner, against doing it by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny_vision import tiny_vision_model
+
+from actstore.engine.captures import capture
+from actstore.engine.models import LoadedModel, load_model
+from actstore.engine.multimodal.causal import CausalSettings, causal_effect, choose_nouns
+from actstore.engine.multimodal.find import FindSettings, Multimodal, find_multimodal
+from actstore.engine.multimodal.gradients import rank_by_gradient
+from actstore.engine.multimodal.noise import Noise, can_hook, noisy_weights, noisy_windows
+from actstore.engine.multimodal.nouns import words
+from actstore.engine.multimodal.replay import Replay
+from actstore.engine.vision import VisionProcessor
+from actstore.store.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from actstore.store.reader import Capture
+
+CAPTIONS = ["a red circle above a small blue square", "a blue circle", "the picture: a small red square"]
+
+
+class Captioner(NamedTuple):
+    """A tiny LLaVA with a capture of captions that were given, and of its own."""
+
+    model: LoadedModel
+    replay: Replay
+    given: Multimodal
+    own: Capture
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory: pytest.TempPathFactory) -> Captioner:
+    folder = tmp_path_factory.mktemp("captioner")
+    name = tiny_vision_model("llava", folder / "llava")
+    rng, pictures = np.random.default_rng(0), folder / "pictures"
+    pictures.mkdir()
+    rows = []
+    for i, caption in enumerate(CAPTIONS):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)).save(pictures / f"{i}.png")
+        rows.append({"image": f"{i}.png", "prompt": "describe it", "caption": caption})
+    (pictures / "images.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = capture(str(name), pictures, folder / "store", name="given")
+    own = capture(str(name), pictures, folder / "store", name="own", generate=True, max_new_tokens=6)
+    model = load_model(name, dtype=given.record.dtype)
+    processor = VisionProcessor.load(str(name))
+    found = find_multimodal(given, FindSettings(k=5, nouns="content"))
+    return Captioner(model, Replay(model, processor, given), found, own)
+
+
+def test_what_is_run_again_is_what_was_captured(captioner: Captioner) -> None:
+    given = captioner.given
+    assert [noun.word for noun in given.nouns][:4] == ["red", "circle", "small", "blue"]
+    caption = given.captions[0]
+    encoded = captioner.replay.encode(caption)
+    seen: list[Any] = []
+    ids, mask, extra = captioner.replay.processor.collate([encoded])
+    captioner.model.forward(
+        ids, mask, layers=[1], sink=lambda layer, site, values, rows: seen.append(values.clone()), extra=extra
+    )
+    row = given.captions[0].offsets[given.nouns[0].position]
+    np.testing.assert_allclose(
+        seen[0].reshape(-1, seen[0].shape[-1])[given.nouns[0].position].numpy(),
+        given.capture.block_values(1, caption.block)[:, row],
+        atol=1e-6,
+    )
+
+
+def test_gradients_are_those_of_small_changes(captioner: Captioner) -> None:
+    found, model = captioner.given, captioner.model
+    ranked = rank_by_gradient(found, captioner.replay, [0, 3])
+    assert (ranked.first.tokens[1] == -1).all()  # not asked for
+    number = 3
+    noun = found.nouns[number]
+    encoded = captioner.replay.encode(found.captions[noun.caption])
+
+    def logit_with(layer: int, index: int, change: float) -> float:
+        """The noun's logit with one neuron's activation changed where the noun is predicted."""
+
+        def push(_module: Any, args: tuple[Any, ...]) -> Any:
+            values = args[0].clone()
+            values.reshape(-1, values.shape[-1])[noun.position, index] += change
+            return (values,)
+
+        module = model.model.get_submodule(model.spec.layers[layer].module)
+        handle = module.register_forward_pre_hook(push)
+        try:
+            with torch.inference_mode():
+                return float(captioner.replay.logits([encoded])[0, noun.position, noun.token].double())
+        finally:
+            handle.remove()
+
+    offset = found.captions[noun.caption].offsets[noun.position]
+    scores = []
+    for layer, index in found.numbering.pairs(np.arange(len(found.numbering))):
+        activation = found.capture.block_values(layer, found.captions[noun.caption].block)[index, offset]
+        slope = (logit_with(layer, index, 0.05) - logit_with(layer, index, -0.05)) / 0.1
+        scores.append(float(activation) * slope)
+    best = np.sort(scores)[::-1][:5]
+    np.testing.assert_allclose(ranked.first.values[number], best, rtol=0.05, atol=2e-3)
+    np.testing.assert_allclose(np.array(scores)[ranked.first.tokens[number]], best, rtol=0.05, atol=4e-3)
+
+
+def test_noise_in_the_weights_and_for_each_window_agree(captioner: Captioner) -> None:
+    model, replay = captioner.model, captioner.replay
+    encoded = replay.encode(captioner.given.captions[0])
+    noises = [Noise([(0, 3), (1, 7), (1, 0)], 3.0, 1), Noise([(1, 2)], 5.0, 2), Noise([], 5.0, 2)]
+    before = model.fingerprint()
+    with torch.inference_mode():
+        plain = replay.logits([encoded])[0]
+        expected = []
+        for noise in noises:
+            with noisy_weights(model, noise):
+                expected.append(replay.logits([encoded])[0])
+        with noisy_windows(model, noises):
+            together = replay.logits([encoded] * 3)
+    assert model.fingerprint() == before  # every bit
+    torch.testing.assert_close(together, torch.stack(expected), atol=2e-4, rtol=2e-4)
+    torch.testing.assert_close(expected[2], plain)
+    assert (expected[0] - plain).abs().max() > 0.01
+    assert (replay.logits([encoded])[0] == plain).all()  # no hook is left
+    assert can_hook(model, {0, 1})
+
+
+def test_weights_are_restored_after_an_error(captioner: Captioner) -> None:
+    before = captioner.model.fingerprint()
+    with pytest.raises(KeyError), noisy_weights(captioner.model, Noise([(0, 1), (1, 1)], 4.0)):
+        raise KeyError
+    assert captioner.model.fingerprint() == before
+
+
+def test_effects_of_noise(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actstore.engine.multimodal.nouns.STOP_WORDS", frozenset())
+    found = find_multimodal(captioner.own, FindSettings(k=5, nouns="content"))
+    replay = Replay(captioner.model, captioner.replay.processor, captioner.own)
+    assert len(found.nouns) >= 3
+    drawn = find_multimodal(captioner.own, FindSettings(k=5, nouns="content", by="random"))
+    before = captioner.model.fingerprint()
+    settings = CausalSettings(sigma=6.0, seed=2, max_nouns=3)
+    effects = causal_effect({"ours": found, "random": drawn}, replay, settings)
+    assert captioner.model.fingerprint() == before
+    small = causal_effect({"ours": found, "random": drawn}, replay, CausalSettings(6.0, 2, 3, batch_tokens=1))
+    for name, ranking in (("ours", found), ("random", drawn)):
+        effect = effects[name]
+        chosen = choose_nouns(found, settings)
+        assert len(effect.gone) == len(chosen)
+        for i, number in enumerate(chosen):
+            noun, caption = found.nouns[number], found.captions[found.nouns[number].caption]
+            encoded = replay.encode(caption)
+            with torch.inference_mode():
+                plain = replay.logits([encoded])[0, noun.position].softmax(-1)[noun.token]
+                with noisy_weights(captioner.model, Noise(ranking.neurons_of(number), 6.0, 2)):
+                    after = replay.logits([encoded])[0, noun.position].softmax(-1)[noun.token]
+                    (answer,) = replay.answers([replay.encode(caption, with_answer=False)], 6)
+            np.testing.assert_allclose(effect.before[i], float(plain), rtol=1e-3)
+            np.testing.assert_allclose(effect.after[i], float(after), rtol=1e-2)
+            assert effect.gone[i] == (noun.word not in [word.word for word in words(captioner.own.store.text(answer))])
+        np.testing.assert_allclose(small[name].after, effect.after, rtol=1e-2)
+        np.testing.assert_allclose(effect.drop, 1 - effect.after / effect.before)
+
+
+def test_what_cannot_be_run_again(captioner: Captioner, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="above zero"):
+        CausalSettings(sigma=0)
+    other = load_model(tiny_vision_model("llava", tmp_path / "other", seed=1))
+    with pytest.raises(InvalidInputError, match="holds another model"):
+        Replay(other, captioner.replay.processor, captioner.own)
+    with pytest.raises(InvalidInputError, match="Capture with --generate"):
+        causal_effect({"ours": captioner.given}, captioner.replay)
+    picture = Path(str(captioner.given.captions[0].image))
+    source = picture if picture.is_file() else Path(captioner.own.record.plan.corpus) / picture
+    moved = source.with_suffix(".moved")
+    source.rename(moved)
+    try:
+        with pytest.raises(InvalidInputError, match=r"The image of document 0 is needed, and .* is no longer there"):
+            captioner.replay.encode(captioner.given.captions[0])
+    finally:
+        moved.rename(source)

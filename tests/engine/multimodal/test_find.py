@@ -1,0 +1,211 @@
+"""Which neurons carry each noun: against the formula, written out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from planted_captions import CAPTIONS, IDS, LANGUAGE, PROMPT, SIDE, plant_captions
+
+from actstore.engine.multimodal import find
+from actstore.engine.multimodal.captions import read_captions
+from actstore.engine.multimodal.concepts import concepts
+from actstore.engine.multimodal.find import FindSettings, find_multimodal
+from actstore.store.errors import InvalidInputError, NotFoundError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from actstore.store.reader import Capture
+
+Planted = tuple["Capture", dict[str, Any]]
+N_PROMPT = 1 + SIDE**2 + len(PROMPT)
+EXPECTED = [  # caption, noun, first sub-token, which token of the answer
+    (0, "red", " red", 1), (0, "circle", " cir", 2), (0, "green", " green", 6), (0, "square", " square", 7),
+    (1, "green", " green", 3), (1, "circles", " cir", 4), (1, "star", " star", 10),
+    (2, "red", " Red", 1), (2, "square", " square", 2), (2, "star", " star", 5),
+    (4, "circle", " cir", 1),
+]  # fmt: skip
+
+
+def reference(planted: Planted, form: str, gain: bool, centres: bool = False) -> list[list[tuple[float, int]]]:
+    """(score, neuron counted through the language layers) of every noun, best first, in float64."""
+    capture, what = planted
+    tokens = capture.tokens().to_pydict()
+    rankings = []
+    for caption, _, piece, at in EXPECTED:
+        (column,) = [
+            i for i, (document, position) in enumerate(zip(tokens["document"], tokens["position"], strict=True))
+            if document == caption and position == N_PROMPT + at - 1
+        ]  # fmt: skip
+        direction = what["unembedding"][IDS[piece]].double() * (what["gain"].double() if gain else 1)
+        scores = []
+        for layer in range(len(LANGUAGE)):
+            vectors = what["layers"][layer].double()
+            vectors = vectors - vectors.mean(1, keepdim=True) if centres else vectors
+            scores += (what["values"][f"mlp.{form}", layer][:, column] * (vectors @ direction).numpy()).tolist()
+        rankings.append(sorted(((score, i) for i, score in enumerate(scores)), key=lambda pair: (-pair[0], pair[1])))
+    return rankings
+
+
+def check(found: find.Multimodal, form: str, expected: list[list[tuple[float, int]]], rtol: float = 1e-4) -> None:
+    ranked = found.ranked[form]
+    for row, best in enumerate(expected):
+        k = min(found.settings.k, len(best))
+        scores = dict((i, score) for score, i in best)
+        assert len(set(ranked.tokens[row, :k].tolist())) == k
+        np.testing.assert_allclose(ranked.values[row, :k], [score for score, _ in best[:k]], rtol=rtol, atol=1e-5)
+        np.testing.assert_allclose(
+            ranked.values[row, :k], [scores[i] for i in ranked.tokens[row, :k].tolist()], rtol=rtol, atol=1e-5
+        )
+
+
+def test_words_are_aligned_to_their_tokens(planted: Planted) -> None:
+    found = find_multimodal(planted[0], FindSettings(k=3, nouns="content"))
+    nouns = [(n.caption, n.word, n.token, n.position) for n in found.nouns]
+    assert nouns == [(c, word, IDS[piece], N_PROMPT + at - 1) for c, word, piece, at in EXPECTED]
+    assert [caption.text for caption in found.captions][:3] == [
+        " a red circle and a green square.", " there is a green circles with a green star", " a Red square✓ star",
+    ]  # fmt: skip
+    assert [caption.document for caption in found.captions] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("gain", [True, False])
+@pytest.mark.parametrize("k", [1, 7, 45, 60])
+def test_scores_are_those_of_the_formula(planted: Planted, k: int, gain: bool) -> None:
+    found = find_multimodal(planted[0], FindSettings(k=k, nouns="content", forms=("post", "gate"), gain=gain))
+    for form in ("post", "gate"):
+        check(found, form, reference(planted, form, gain))
+    if k == 60:  # more than the language model has: the vision tower's neurons write to no token
+        assert (found.first.tokens[:, 45:] == -1).all()
+        assert (found.first.values[:, 45:] == -np.inf).all()
+
+
+@pytest.mark.parametrize("precision", ["half", "int8"])
+def test_other_precisions(tmp_path: Path, precision: str) -> None:
+    found = plant_captions(tmp_path / "store", precision=precision)
+    exact = reference(found, "post", True)
+    ranked = find_multimodal(found[0], FindSettings(k=5, nouns="content")).first
+    tolerance = {"half": 5e-3, "int8": 0.2}[precision]
+    for row, best in enumerate(exact):
+        np.testing.assert_allclose(ranked.values[row], [score for score, _ in best[:5]], atol=tolerance)
+
+
+def test_a_norm_that_centres(tmp_path: Path) -> None:
+    found = plant_captions(tmp_path / "store", centres=True)
+    check(find_multimodal(found[0], FindSettings(k=9, nouns="content")), "post", reference(found, "post", True, True))
+
+
+def test_chunks_and_blocks_change_nothing(planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = FindSettings(k=6, nouns="content")
+    whole = find_multimodal(planted[0], settings)
+    assert len(planted[0].blocks) > 1
+    monkeypatch.setattr(find, "CHUNK", 2)
+    monkeypatch.setattr(find, "MAX_PRODUCTS", 0)
+    again = find_multimodal(planted[0], settings)
+    assert again.first.tokens.tolist() == whole.first.tokens.tolist()
+    assert again.first.values.tolist() == whole.first.values.tolist()
+
+
+def test_nan_never_wins_and_ties_go_to_the_smaller_neuron(tmp_path: Path) -> None:
+    def values(drawn: Any, site: str, layer: int) -> Any:
+        drawn[:] = np.nan if layer == 0 else 0
+        return drawn
+
+    found = find_multimodal(plant_captions(tmp_path / "store", values=values)[0], FindSettings(k=3, nouns="content"))
+    assert (found.first.tokens == [[5, 6, 7]]).all()  # the first of layer 1
+    assert (found.first.values == 0).all()
+
+
+def test_activations_are_those_at_the_noun(planted: Planted) -> None:
+    capture, what = planted
+    found = find_multimodal(capture, FindSettings(k=50, nouns="content", forms=("gate", "post")))
+    tokens = capture.tokens().to_pydict()
+    columns = list(zip(tokens["document"], tokens["position"], strict=True))
+    for form in ("gate", "post"):
+        held = np.concatenate([what["values"][f"mlp.{form}", layer] for layer in (0, 1)])
+        for row, noun in enumerate(found.nouns):
+            expected = held[found.ranked[form].tokens[row, :45], columns.index((noun.caption, noun.position))]
+            np.testing.assert_array_equal(found.activations(form)[row, :45], expected)
+    assert np.isnan(found.activations()[:, 45:]).all()
+    assert found.activations() is found.activations("gate")
+
+
+def test_only_what_predicts_answers_need_be_kept(planted: Planted, tmp_path: Path) -> None:
+    def kept(n: int, n_prompt: int) -> Any:
+        return np.arange(n_prompt - 1, n - 1, dtype=np.int32)
+
+    some, _ = plant_captions(tmp_path / "a", kept=kept)
+    found = find_multimodal(some, FindSettings(k=3, nouns="content"))
+    assert [n.word for n in found.nouns] == [word for _, word, _, _ in EXPECTED]
+    last, _ = plant_captions(tmp_path / "b", kept=lambda n, n_prompt: np.array([n - 1], np.int32))
+    with pytest.raises(
+        InvalidInputError, match=r"did not keep position 13 of document 0, which predicts 'red'.*generated or all"
+    ):
+        find_multimodal(last, FindSettings(nouns="content"))
+
+
+def test_without_n_prompt_the_answer_is_what_was_generated(tmp_path: Path) -> None:
+    capture, _ = plant_captions(tmp_path / "store", n_prompt=False)
+    assert [caption.first for caption in read_captions(capture)] == [N_PROMPT] * len(CAPTIONS)
+    assert [caption.ids.tolist() for caption in read_captions(capture)] == CAPTIONS
+
+
+def test_some_documents_only(planted: Planted) -> None:
+    whole = find_multimodal(planted[0], FindSettings(k=4, nouns="content"))
+    some = find_multimodal(planted[0], FindSettings(k=4, nouns="content", documents=(4, 1)))
+    assert [caption.document for caption in some.captions] == [1, 4]
+    rows = [i for i, noun in enumerate(whole.nouns) if noun.caption in (1, 4)]
+    assert some.first.tokens.tolist() == whole.first.tokens[rows].tolist()
+    with pytest.raises(InvalidInputError, match="documents 0 to 4, found document 9"):
+        find_multimodal(planted[0], FindSettings(documents=(9,)))
+
+
+def test_baselines(planted: Planted) -> None:
+    capture, what = planted
+    by_activation = find_multimodal(capture, FindSettings(k=4, nouns="content", by="activation"))
+    tokens = capture.tokens().to_pydict()
+    column = list(zip(tokens["document"], tokens["position"], strict=True)).index((0, by_activation.nouns[0].position))
+    values = np.concatenate([what["values"]["mlp.post", layer][:, column] for layer in (0, 1)])
+    assert by_activation.first.tokens[0].tolist() == np.argsort(-values, kind="stable")[:4].tolist()
+    drawn = find_multimodal(capture, FindSettings(k=4, nouns="content", by="random", seed=3))
+    again = find_multimodal(capture, FindSettings(k=4, nouns="content", by="random", seed=3))
+    assert drawn.first.tokens.tolist() == again.first.tokens.tolist()
+    assert all(len(neurons) == 4 for neurons in drawn.sets)
+    assert len(set(drawn.sets)) > 1
+
+
+def test_random_neurons_of_the_same_layers(planted: Planted) -> None:
+    found = find_multimodal(planted[0], FindSettings(k=4, nouns="content"))
+    drawn = find.draw_alike(found, 1)
+    for ours, theirs in zip(found.sets, drawn.sets, strict=True):
+        assert len(theirs) == 4
+        assert sorted(layer for layer, _ in found.numbering.pairs(np.array(sorted(ours)))) == sorted(
+            layer for layer, _ in found.numbering.pairs(np.array(sorted(theirs)))
+        )
+    assert drawn.sets != found.sets
+    assert drawn.sets == find.draw_alike(found, 1).sets
+
+
+def test_concepts_count_captions(planted: Planted) -> None:
+    found = find_multimodal(planted[0], FindSettings(k=10, nouns="content"))
+    every = {concept.word: concept for concept in concepts(found)}
+    assert [(c.word, len(c.occurrences)) for c in concepts(found)][:3] == [("circle", 2), ("green", 2), ("red", 2)]
+    green = every["green"]
+    sets = [found.sets[i] for i in green.occurrences.tolist()]
+    for number, share in zip(green.neurons.tolist(), green.shares.tolist(), strict=True):
+        assert share == sum(number in s for s in sets) / 2
+    assert green.shares.tolist() == sorted(green.shares.tolist(), reverse=True)
+    assert set(green.neurons[green.shares == 1].tolist()) == sets[0] & sets[1]
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    capture, _ = plant_captions(tmp_path / "store", sites=("mlp.post",))
+    with pytest.raises(NotFoundError, match=r"no site 'mlp.gate', which the form 'gate' reads.*--site mlp.gate"):
+        find_multimodal(capture, FindSettings(forms=("gate",)))
+    with pytest.raises(InvalidInputError, match="found 0"):
+        FindSettings(k=0)
+    with pytest.raises(InvalidInputError, match="ranked by contribution, activation, random"):
+        dataclasses.replace(FindSettings(), by="size")  # type: ignore[arg-type]
