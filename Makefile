@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := __init__.py cli.py reports.py terminal.py commands engine kernels store tests benchmarks demo docs
+SOURCES := __init__.py cli.py notebook.py reports.py terminal.py commands engine kernels store tests benchmarks demo docs
 
 .PHONY: env demo test test-slow lint types bench docs peers clean
 
@@ -33,7 +33,7 @@ lint: env
 types: env
 	mkdir -p build/types && ln -sfn '$(CURDIR)' build/types/actstore
 	cd build/types && '$(CURDIR)/$(BIN)/mypy' --config-file actstore/pyproject.toml \
-		-m actstore -m actstore.cli -m actstore.reports -m actstore.terminal -p actstore.commands -p actstore.engine -p actstore.kernels -p actstore.store
+		-m actstore -m actstore.cli -m actstore.notebook -m actstore.reports -m actstore.terminal -p actstore.commands -p actstore.engine -p actstore.kernels -p actstore.store
 
 bench: env
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick) $(ARGS)

@@ -1,21 +1,59 @@
 """actstore: run the model once; ask forever.
 
-`actstore.open` gives a store written by `actstore.capture`, `actstore.attribute` or the command line.
+Writing: `actstore.capture` runs a model over a corpus of text or images and keeps what its neurons did; `actstore.attribute`
+asks it multiple-choice questions and keeps what each neuron did for the answers; `RunOptions` say how a run is carried out
+(device, memory, resuming). Reading: `actstore.open` gives a `Store`, a store its captures (`Capture`), neurons (`Neuron`)
+and their graphs (`NeuronGraph`). What goes wrong is one of `actstore.errors`, all of them `actstore.errors.ActstoreError`.
+
+>>> store = actstore.open("gpt2.actstore")
+>>> store.neurons()                              # a table, a row a neuron
+>>> store.neuron("L3.N17").activations()         # one number a token
+>>> store.neuron("L3.N17").show()                # statistics, histogram, exemplars
+>>> store.capture("corpus").tokens()             # a row a token
+>>> store.contributions(" Paris", k=20)          # the neurons that write a token
+>>> store.graph("L3.N17").draw()                 # the contexts in which a neuron fires
+>>> store.sql("select layer, avg(positive) from neurons group by layer")
+
+Importing this loads neither torch nor transformers; reading a store needs neither.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from actstore.store import errors
 from actstore.store import views as _views
-from actstore.store.reader import Store
+from actstore.store.neuron import Neuron
+from actstore.store.reader import Capture, Store
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from actstore.store.views import GraphViews
+    from actstore.engine.attribution.attribute import attribute
+    from actstore.engine.captures import RunOptions, capture
+    from actstore.store.neuron_graph import NeuronGraph
+    from actstore.store.views import GraphViews, NotebookViews
 
-__all__ = ["Store", "attribute", "capture", "open"]
+__all__ = [
+    "Capture",
+    "Neuron",
+    "NeuronGraph",
+    "RunOptions",
+    "Store",
+    "attribute",
+    "capture",
+    "errors",
+    "open",
+]
+
+_LATER = {
+    "NeuronGraph": "actstore.store.neuron_graph",
+    "RunOptions": "actstore.engine.run",
+    "attribute": "actstore.engine.attribution.attribute",
+    "capture": "actstore.engine.captures",
+}
+"""Where the names are that load torch, transformers or the compiler: reading a store should not wait for them."""
 
 
 def open(location: str | Path) -> Store:
@@ -27,23 +65,27 @@ def open(location: str | Path) -> Store:
 
 
 def _open_graph_views() -> GraphViews:
-    from actstore.engine.graph import views as engine_views  # only here: it loads the compiler
+    from actstore.engine.graph import views as engine_views
 
     return engine_views
 
 
-# The store may not import the engine, which draws and compares the graphs that it holds.
+def _open_notebook_views() -> NotebookViews:
+    from actstore import notebook
+
+    return notebook
+
+
+# The store may import neither the engine, which draws and compares the graphs that it holds, nor what is shown of it.
 _views.open_graph_views = _open_graph_views
+_views.open_notebook_views = _open_notebook_views
 
 
 def __getattr__(name: str) -> Any:
-    # Capturing needs torch and transformers; reading a store does not, and should not wait for them.
-    if name == "capture":
-        from actstore.engine.captures import capture
-
-        return capture
-    if name == "attribute":
-        from actstore.engine.attribution.attribute import attribute
-
-        return attribute
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'actstore' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

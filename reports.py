@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from actstore.engine.models import ModelSpec
-    from actstore.store.reader import Store
+    from actstore.store.reader import Capture, Store
 
 
 def print_json(value: Any) -> None:
@@ -39,6 +39,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def print_rows(columns: Sequence[Any], rows: Sequence[Sequence[Any]], n_rows: int, what: str) -> None:
+    """A table of the first rows of `n_rows`, and how to see the rest; `what` they are."""
+    terminal.out.print(terminal.table(None, columns, rows))
+    if n_rows > len(rows):
+        terminal.out.print(f"… {n_rows - len(rows):,} more {what}: --rows 0 shows them, --json has them all.")
 
 
 def describe_model(spec: ModelSpec) -> dict[str, Any]:
@@ -76,22 +83,8 @@ def describe_store(store: Store) -> dict[str, Any]:
     """What `info` says."""
     captures = {}
     for name in store.captures:
-        held = store.capture(name)
-        plan = held.record.plan
-        captures[name] = {
-            "tokens": plan.n_tokens,
-            "documents": plan.n_documents,
-            "windows": plan.n_windows,
-            "sites": list(held.record.sites),
-            "precision": held.record.precision,
-            "dtype": held.record.value_dtype,
-            "gate_sign": bool(held.record.gate_sign),
-            "labels": {c: [v for column, v in plan.labels if column == c] for c in plan.label_columns},
-            "corpus": plan.corpus,
-            "part": held.record.part,
-            "images": held.record.of_images,
-            "bytes": sum(size for _, size in store.folder.sizes(f"captures/{name}")),
-            "blocks": {"planned": plan.n_blocks, "committed": len(held.blocks)},
+        captures[name] = _describe_capture(store.capture(name)) | {
+            "bytes": sum(size for _, size in store.folder.sizes(f"captures/{name}"))
         }
     model = store.model
     return {
@@ -105,6 +98,45 @@ def describe_store(store: Store) -> dict[str, Any]:
     }
 
 
+def _describe_capture(held: Capture) -> dict[str, Any]:
+    plan = held.record.plan
+    return {
+        "tokens": plan.n_tokens,
+        "documents": plan.n_documents,
+        "windows": plan.n_windows,
+        "sites": list(held.record.sites),
+        "precision": held.record.precision,
+        "dtype": held.record.value_dtype,
+        "gate_sign": bool(held.record.gate_sign),
+        "labels": {c: [v for column, v in plan.labels if column == c] for c in plan.label_columns},
+        "corpus": plan.corpus,
+        "part": held.record.part,
+        "images": held.record.of_images,
+        "blocks": {"planned": plan.n_blocks, "committed": len(held.blocks)},
+    }
+
+
+def summarise_capture(held: Capture) -> dict[str, Any]:
+    """What people are told of a capture: the same in fewer words."""
+    return _summary(held.record.name, _describe_capture(held))
+
+
+def _summary(name: str, held: dict[str, Any]) -> dict[str, Any]:
+    sites = ", ".join(held["sites"])
+    return held | {
+        "name": name,
+        "sites": f"{sites} ({held['part']})" if held["part"] != "language" else sites,
+        "precision": f"{held['precision']} ({held['dtype'] or 'statistics only'})",
+        "labels": ", ".join(f"{column} ({len(values):,} values)" for column, values in held["labels"].items()),
+    }
+
+
+def state_of(held: dict[str, Any]) -> str:
+    """How far a capture is filled."""
+    planned, committed = (held["blocks"][name] for name in ("planned", "committed"))
+    return "complete" if planned == committed else f"{committed:,} of {planned:,} blocks"
+
+
 def print_store(store: Store) -> None:
     """The same for people: a line on the model, a row a capture."""
     value = describe_store(store)
@@ -113,43 +145,45 @@ def print_store(store: Store) -> None:
         f"{terminal.format_bytes(value['bytes'])}",
         style="bold",
     )
-    rows = []
-    for name, held in value["captures"].items():
-        blocks = held["blocks"]
-        state = (
-            "complete"
-            if blocks["planned"] == blocks["committed"]
-            else f"{blocks['committed']} of {blocks['planned']} blocks"
+    rows = [
+        (
+            held["name"],
+            held["tokens"],
+            held["documents"],
+            held["sites"],
+            held["precision"],
+            terminal.format_bytes(held["bytes"]),
+            state_of(held),
         )
-        rows.append(
-            (name, held["tokens"], held["documents"], _sites(held),
-             f"{held['precision']} ({held['dtype'] or 'statistics only'})",
-             terminal.format_bytes(held["bytes"]), state)
-        )  # fmt: skip
+        for held in (_summary(name, held) for name, held in value["captures"].items())
+    ]
     columns = ["capture", ("tokens", "right"), ("documents", "right"), "sites", "precision", ("size", "right"), "state"]
     terminal.out.print(terminal.table(None, columns, rows))
 
 
-def _sites(held: dict[str, Any]) -> str:
-    sites = ", ".join(held["sites"])
-    return f"{sites} ({held['part']})" if held["part"] != "language" else sites
+def neuron_summary(name: str, statistics: dict[str, Any], has_exemplars: bool) -> str:
+    """A neuron's line of statistics."""
+    if not has_exemplars:
+        return f"{name} has no finite activation over any counted token."
+    return (
+        f"{name}: mean {statistics['mean']:.3g}, std {statistics['std']:.3g}, max {statistics['max']:.3g}, "
+        f"above zero at {terminal.percent(statistics['positive'])} of {statistics['count']:,} tokens"
+    )
+
+
+def exemplar_line(exemplar: dict[str, Any], scale: float, *, colours: bool) -> Text:
+    """An exemplar's value and tokens: highlighted in colours, else with the token of the value marked."""
+    if colours:
+        shown = terminal.highlighted(exemplar["tokens"], exemplar["activations"], exemplar["pivot"], scale)
+    else:
+        shown = Text(terminal.marked(exemplar["tokens"], exemplar["pivot"]))
+    return Text(f"{exemplar['value']:9.4g}  ") + shown
 
 
 def print_neuron(name: str, statistics: dict[str, Any], exemplars: Sequence[dict[str, Any]]) -> None:
     """A neuron's line of statistics and its exemplars."""
-    if not exemplars:
-        terminal.out.print(f"{name} has no finite activation over any counted token.")
-        return
-    terminal.out.print(
-        f"{name}: mean {statistics['mean']:.3g}, std {statistics['std']:.3g}, max {statistics['max']:.3g}, "
-        f"above zero at {100 * statistics['positive']:.1f} % of {statistics['count']:,} tokens",
-        style="bold",
-    )
-    scale = max(abs(e["value"]) for e in exemplars)
-    for e in exemplars:
-        if terminal.out.is_terminal:
-            shown = terminal.highlighted(e["tokens"], e["activations"], e["pivot"], scale)
-        else:
-            shown = Text(terminal.marked(e["tokens"], e["pivot"]))
-        line = Text(f"{e['value']:9.4g}  ") + shown
+    terminal.out.print(neuron_summary(name, statistics, bool(exemplars)), style="bold" if exemplars else None)
+    scale = max((abs(e["value"]) for e in exemplars), default=0.0)
+    for exemplar in exemplars:
+        line = exemplar_line(exemplar, scale, colours=terminal.out.is_terminal)
         terminal.out.print(line, no_wrap=True, overflow="ellipsis", crop=terminal.out.is_terminal, soft_wrap=True)

@@ -30,7 +30,7 @@ from rich.text import Text
 from actstore.engine.progress import CaptureProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -51,6 +51,32 @@ out = _Output(highlight=False, emoji=False, width=None if sys.stdout.isatty() el
 err = Console(stderr=True, highlight=False, emoji=False)  # 0:100:0 is a place, not a sign
 
 
+def say(*sentences: str) -> None:
+    """What a user should know beside the answer, on standard error."""
+    for sentence in sentences:
+        err.print(sentence, soft_wrap=True, markup=False)
+
+
+def warn(sentences: Iterable[str]) -> None:
+    """The same of what may make the answer other than it seems."""
+    say(*(f"Warning: {sentence}" for sentence in sentences))
+
+
+def percent(share: float) -> str:
+    """A share as every table shows it: "12.3 %"."""
+    return f"{100 * share:.1f} %"
+
+
+def verdict(right: bool) -> Text:
+    """Whether an answer is right, as every table of queries says it."""
+    return Text("right" if right else "wrong", style="" if right else "red")
+
+
+def plural(n: int, noun: str, many: str | None = None) -> str:
+    """A number and what it counts: "1 query", "1,234 queries"."""
+    return f"{n:,} {noun if n == 1 else many or noun + 's'}"
+
+
 def format_bytes(nbytes: float) -> str:
     """`nbytes` in the largest unit that leaves a number of one digit or more: "3.2 MB"."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -60,10 +86,17 @@ def format_bytes(nbytes: float) -> str:
     return f"{nbytes:.1f} TB"
 
 
+# Of the controls from 0x7f, some terminals obey the later ones as they do ESC [.
+_SIGNS = (
+    {code: chr(0x2400 + code) for code in range(32)}
+    | {code: "\ufffd" for code in (*range(0x80, 0xA0), *range(0xD800, 0xE000))}
+    | {ord("\n"): "↵", ord("\t"): "→", ord("\r"): "␍", 0x7F: "␡", 0x2028: "↵", 0x2029: "↵"}
+)
+
+
 def visible(token: str) -> str:
     """A token as one line of printable text: line breaks and tabs become signs, other control characters their pictures."""
-    signs = {"\n": "↵", "\t": "→", "\r": "␍"}
-    return "".join(signs.get(c) or (chr(0x2400 + ord(c)) if ord(c) < 32 else c) for c in token)
+    return token.translate(_SIGNS)
 
 
 def table(title: str | None, columns: Sequence[str | Sequence[str]], rows: Sequence[Sequence[Any]]) -> Table:
@@ -73,11 +106,12 @@ def table(title: str | None, columns: Sequence[str | Sequence[str]], rows: Seque
         name, justify = (column, "left") if isinstance(column, str) else column
         result.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        result.add_row(*(cell if isinstance(cell, Text) else Text(_cell(cell)) for cell in row))
+        result.add_row(*(value if isinstance(value, Text) else Text(cell(value)) for value in row))
     return result
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as every table shows it."""
     if value is None:
         return "–"
     if isinstance(value, float):
@@ -85,8 +119,15 @@ def _cell(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, list):
-        return ", ".join(": ".join(map(_cell, item)) if isinstance(item, tuple) else _cell(item) for item in value)
+        return ", ".join(": ".join(map(cell, item)) if isinstance(item, tuple) else cell(item) for item in value)
     return visible(str(value))
+
+
+def strength(value: float | None, scale: float) -> float:
+    """How strongly a token is coloured, -1 to 1: its activation as a share of `scale`; 0 where it is too little to see."""
+    if value is None or not scale > 0 or not abs(value) >= 0.08 * scale:
+        return 0.0
+    return max(-1.0, min(1.0, value / scale))
 
 
 def highlighted(tokens: Sequence[str], activations: Sequence[float | None] | None, pivot: int, scale: float) -> Text:
@@ -95,12 +136,10 @@ def highlighted(tokens: Sequence[str], activations: Sequence[float | None] | Non
     for i, token in enumerate(tokens):
         value = activations[i] if activations is not None else None
         style = "underline bold " if i == pivot else ""
-        if value is not None and scale > 0:
-            strength = min(1.0, abs(value) / scale)
-            if strength >= 0.08:
-                # Dark to bright, so that the text stays readable in white on either theme.
-                level = int(60 + 150 * strength)
-                style += f"white on rgb({level},30,30)" if value > 0 else f"white on rgb(30,30,{level})"
+        if share := strength(value, scale):
+            # Dark to bright, so that the text stays readable in white on either theme.
+            level = int(60 + 150 * abs(share))
+            style += f"white on rgb({level},30,30)" if share > 0 else f"white on rgb(30,30,{level})"
         text.append(visible(token), style=style.strip() or None)
     return text
 
@@ -110,23 +149,30 @@ def marked(tokens: Sequence[str], pivot: int) -> str:
     return "".join(f"«{visible(t)}»" if i == pivot else visible(t) for i, t in enumerate(tokens))
 
 
-def histogram(counts: NDArray[np.int64], edges: NDArray[np.float32], width: int = 40) -> Table:
-    """A bar per occupied range of the histogram, neighbouring bins merged to at most a dozen or so."""
+def merged_bins(counts: NDArray[np.int64], edges: NDArray[np.float32]) -> list[tuple[int, float, float]]:
+    """How many values lie between which two: the histogram's occupied range, neighbouring bins merged to a dozen or so."""
     occupied = np.flatnonzero(counts)
     if not len(occupied):
-        return table(None, ["no finite value"], [])
+        return []
     first, last = int(occupied[0]), int(occupied[-1]) + 1
     middle = len(counts) // 2
     # Merging outwards from zero keeps both signs alike.
     step = max(1, -(-(last - first) // 12))
     borders = sorted({first, last} | {b for b in range(middle % step, len(counts), step) if first < b < last})
-    merged = [(int(counts[a:b].sum()), float(edges[a]), float(edges[b])) for a, b in pairwise(borders)]
+    return [(int(counts[a:b].sum()), float(edges[a]), float(edges[b])) for a, b in pairwise(borders)]
+
+
+def histogram(counts: NDArray[np.int64], edges: NDArray[np.float32], width: int = 40) -> Table:
+    """A bar per range of `merged_bins`."""
+    merged = merged_bins(counts, edges)
+    if not merged:
+        return table(None, ["no finite value"], [])
     total, largest = int(counts.sum()), max(n for n, _, _ in merged)
     rows = [
         (
             f"{low:.3g}",
             f"{high:.3g}",
-            f"{100 * n / total:.2f} %",
+            percent(n / total),
             "█" * round(width * n / largest) or ("▏" if n else ""),
         )
         for n, low, high in merged
@@ -156,7 +202,7 @@ class CaptureBar(CaptureProgress):
             TimeRemainingColumn(),
             console=err,
             transient=True,
-            disable=not enabled,
+            disable=not _shown(enabled),
         )
         self._planning = self._progress.add_task("planning", total=None)
         self._answering = self._progress.add_task("answering", total=None, visible=False)
@@ -195,6 +241,20 @@ class CaptureBar(CaptureProgress):
         self._progress.advance(self._filling, n_tokens)
 
 
+def _shown(enabled: bool) -> bool:
+    """Whether a bar is drawn: where it is wanted and somebody looks."""
+    return enabled and err.is_terminal
+
+
+@contextmanager
+def spinner(what: str, *, enabled: bool) -> Iterator[None]:
+    """A sign on standard error that something is done, of which nobody can say how long it takes."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}", style="dim", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not _shown(enabled)) as progress:
+        progress.add_task(what, total=None)
+        yield
+
+
 @contextmanager
 def counting_bar(what: str, *, enabled: bool) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on standard error; entered, it gives what to call with `what` done and to do."""
@@ -202,12 +262,12 @@ def counting_bar(what: str, *, enabled: bool) -> Iterator[Callable[[int, int], N
         BarColumn(bar_width=12),
         TaskProgressColumn(),
         MofNCompleteColumn(),  # before the total is known it says so
-        TextColumn(what, style="dim"),
+        TextColumn(what, style="dim", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=err,
         transient=True,
-        disable=not enabled,
+        disable=not _shown(enabled),
     )
     with progress:
         task = progress.add_task("", total=None)

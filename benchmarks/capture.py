@@ -50,15 +50,20 @@ def work_folder() -> Iterator[Path]:
     """A temporary folder with the model in `model`."""
     with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name:
         folder = Path(name)
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=D_MODEL, intermediate_size=NEURONS, num_hidden_layers=LAYERS,
-            num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=512,
-        )  # fmt: skip
-        LlamaForCausalLM(config).save_pretrained(folder / "model")
+        make_model(folder)
         for file in HERE.parent.glob("demo/stdlib-llama/tokenizer*"):  # TransformerLens wants one; it has 4,096 tokens
             shutil.copy(file, folder / "model")
         yield folder
+
+
+def make_model(folder: Path, *, n_layers: int = LAYERS, d_model: int = D_MODEL, n_neurons: int = NEURONS) -> None:
+    """A Llama with random weights in `folder`/model."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=d_model, intermediate_size=n_neurons, num_hidden_layers=n_layers,
+        num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=512,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
 
 
 def make_ids(n_tokens: int) -> Tensor:
@@ -73,6 +78,7 @@ class Bench:
     folder: Path
     model: LoadedModel
     ids: Tensor
+    block: int = BLOCK
 
     @property
     def decoder(self) -> nn.Module:
@@ -89,7 +95,7 @@ class Bench:
     def plan(self, precision: str) -> tuple[Folder, CaptureRecord]:
         """A planned capture of all layers, with two labels and twenty exemplars a neuron."""
         folder = Folder(self.folder / precision, read_only=False)
-        block = min(BLOCK, self.ids.numel())
+        block = min(self.block, self.ids.numel())
         n_blocks = self.ids.numel() // block
         plan = PlanWriter(folder, "corpus", block, {})
         plan.add_document({"source": "synthetic", "sha256": "", "n_tokens": self.ids.numel()})
@@ -104,7 +110,7 @@ class Bench:
         fingerprint = plan.close(LABELS)
         record = CaptureRecord(
             "corpus", root.now(), root.written_by(), "none", "float32", precision,
-            {"mlp.post": {str(layer): NEURONS for layer in range(LAYERS)}}, (), None, 20, {},
+            {"mlp.post": {str(layer.layer): layer.neurons for layer in self.model.spec.layers}}, (), None, 20, {},
             PlanRecord(
                 fingerprint, "synthetic", "", "", {}, ("half",), LABELS, 1, plan.n_windows, plan.n_tokens, block, n_blocks
             ),

@@ -1,6 +1,6 @@
 """How well neuron graphs predict firing, on the demo model over the standard library: the documentation's tables.
 
-python benchmarks/graph_table.py [--tokens 250000] [--sampled 250000] [--skip-published] [--write]
+python benchmarks/graph_table.py [--tokens 250000] [--sampled 250000] [--published 200] [--write]
 
 Every figure comes from the commands a user would type, run here with --json.
 """
@@ -68,7 +68,7 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def methods_table(corpus: dict[str, Any], sampled: dict[str, Any]) -> str:
+def methods_table(corpus: dict[str, Any], sampled: dict[str, Any], asked: dict[str, Any] | None) -> str:
     """A row a method."""
     header = ["method", "nodes, median", "failed"]
     for kind in ("exemplars", "ordinary"):
@@ -79,8 +79,10 @@ def methods_table(corpus: dict[str, Any], sampled: dict[str, Any]) -> str:
         method_row(f"graphs, corpus and {n_sampled:,} tokens the model wrote", sampled),
         *(method_row(name, corpus["baselines"][name]) for name in LOOKUPS),
     ]
-    if "published" in corpus["baselines"]:
-        rows.append(method_row("published procedure", corpus["baselines"]["published"]))
+    if asked is not None:
+        of = f"{asked['neurons']} of the neurons"
+        rows.append(method_row(f"published procedure, {of}", asked["baselines"]["published"]))
+        rows.append(method_row(f"graphs, corpus, the same {of}", asked))
     return table(header, rows)
 
 
@@ -96,20 +98,28 @@ def curve_table(corpus: dict[str, Any], sampled: dict[str, Any]) -> str:
     return table([*header, "F1 exemplars", "F1 ordinary"], rows)
 
 
+def spread(info: dict[str, Any], number: int) -> list[str]:
+    """So many neurons, evenly spread over the layers and within each."""
+    width, n_layers = info["neurons"] // info["layers"], info["layers"]
+    per_layer = -(-number // n_layers)
+    return [f"L{layer}.N{i * width // per_layer}" for layer in range(n_layers) for i in range(per_layer)][:number]
+
+
 def measure(folder: Path, arguments: argparse.Namespace) -> str:
     """Run everything; the text of the region."""
     corpus, store = folder / "corpus", str(folder / "store")
     standard_library(corpus, 8 * arguments.tokens)
     limits = ("--max-tokens", str(arguments.tokens))
     actstore("capture", str(MODEL), str(corpus), store, "--precision", "int8", "--quiet", *limits)
+    chosen = ",".join(spread(actstore("info", store), arguments.published))
     # Halves of the exemplars that the evaluation tests with are not asked about: both draw them with seed 0.
-    if not arguments.skip_published:
-        actstore("graph", "probe", str(MODEL), store, "--published", "published", "--quiet")
+    if chosen:
+        actstore("graph", "probe", str(MODEL), store, "--neurons", chosen, "--published", "published", "--quiet")
     probed = actstore("graph", "probe", str(MODEL), store, "--sample", str(arguments.sampled), "--quiet")
-    evaluate = ("graph", "evaluate", store, "--curve", GAINS, "--capture", "corpus", "--seed", "0", "--quiet")
-    published = () if arguments.skip_published else ("--graphs", "published")
-    plain = actstore(*evaluate, *published)
-    rich = actstore(*evaluate, "--also", SAMPLED)
+    evaluate = ("graph", "evaluate", store, "--capture", "corpus", "--seed", "0", "--quiet")
+    asked = actstore(*evaluate, "--neurons", chosen, "--graphs", "published") if chosen else None
+    plain = actstore(*evaluate, "--curve", GAINS)
+    rich = actstore(*evaluate, "--curve", GAINS, "--also", SAMPLED)
     rich["sampled_tokens"] = sum(one["tokens"] for one in probed["captures"])
     undefined = [plain[kind]["undefined"] for kind in ("exemplars", "ordinary")]
     note = (
@@ -119,7 +129,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> str:
         f"a window of the same tokens is evidence. Means over neurons; {undefined[0]} and {undefined[1]} neurons that neither "
         "fire nor are said to are left out of exemplars and ordinary text. A neuron without a graph counts 0."
     )
-    return "\n".join([methods_table(plain, rich), "", curve_table(plain, rich), "", note])
+    return "\n".join([methods_table(plain, rich, asked), "", curve_table(plain, rich), "", note])
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Neuron graphs: built from a store against the published procedure's model calls, by corpus size, and searched.
+"""Neuron graphs: built from a store against the published procedure's model calls, and searched.
 
 python benchmarks/graphs.py [--layers 6] [--tokens 100000,300000,1000000] [--write]   the large store: minutes, and 3 GB of disk
 """
@@ -30,29 +30,21 @@ from actstore.engine.capture_run import capture
 from actstore.engine.graph.build import BuildOptions, build_graphs
 from actstore.engine.graph.search import search
 from actstore.engine.models import load_model
-from actstore.kernels.pack.api import pack
-from actstore.kernels.pack.columns import Columns
 from actstore.kernels.suffix_trie.api import Nodes
-from actstore.store import layout, root
+from actstore.store import root
 from actstore.store.folder import Folder
 from actstore.store.graph_writer import GraphWriter
 from actstore.store.graphs import GraphRecord, Graphs
-from actstore.store.plans import PlannedWindow, PlanWriter
 from actstore.store.reader import Store
-from actstore.store.records import CaptureRecord, LayerRecord, ModelRecord, PlanRecord
-from actstore.store.statistics import CaptureStatistics
-from actstore.store.writer import CaptureWriter, create_capture
 from benchmarks.marked import rewrite, table
 from benchmarks.published_n2g import Published
 from benchmarks.registry import Candidate, Row
+from benchmarks.synthetic import WINDOW, Planted, model_record, write_capture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from numpy.typing import NDArray
-
 MODEL = Path(__file__).parent.parent / "demo" / "stdlib-llama"
-WINDOW, BLOCK = 256, 16_384
 SAMPLED = 4
 """Neurons for which the published procedure is run."""
 
@@ -138,124 +130,10 @@ def read_exemplars(captured: Any, layer: int, neuron: int) -> list[torch.Tensor]
     return [torch.from_numpy(inputs[starts[w] : starts[w] + sizes[w]]) for w in windows]
 
 
-class Synthetic:
-    """A corpus and neurons with planted structure, of any size.
-
-    Tokens follow one another like words: each has 16 others that mostly come next. A neuron fires at some 16 tokens: at a third
-    of them always, at a third only after some tokens, at a third unless some token came two before. Elsewhere it is mostly 0.
-    """
-
-    VOCABULARY = 4096
-
-    def __init__(self, n_layers: int, n_neurons: int) -> None:
-        rng = np.random.default_rng(0)
-        self.n_layers, self.n_neurons = n_layers, n_neurons
-        weights = 1 / np.arange(1, self.VOCABULARY + 1)
-        self._next = rng.choice(self.VOCABULARY, (self.VOCABULARY, 16), p=weights / weights.sum())
-        likely = 1 / np.arange(1, 17) ** 1.2
-        self._likely = np.cumsum(likely / likely.sum())
-        kinds = rng.choice(4, (n_layers, self.VOCABULARY, n_neurons), p=(1 - 0.0039, 0.0013, 0.0013, 0.0013))
-        self._kinds = kinds.astype(np.uint8)
-        noise = rng.random((BLOCK, n_neurons), np.float32)
-        self._noise = np.where(noise > 0.98, (noise - 0.98) * 20, 0).astype(np.float16)
-
-    def windows(self, n: int, seed: int) -> NDArray[np.int32]:
-        """Token ids [window, position]."""
-        rng = np.random.default_rng([1, seed])
-        ids = np.empty((n, WINDOW), np.int32)
-        ids[:, 0] = rng.integers(0, self.VOCABULARY, n)
-        for i in range(1, WINDOW):
-            drawn = np.minimum(np.searchsorted(self._likely, rng.random(n)), 15)
-            ids[:, i] = self._next[ids[:, i - 1], drawn]
-        return ids
-
-    def values(self, layer: int, block: int, ids: NDArray[np.int32]) -> NDArray[np.float16]:
-        """Activations [token, neuron] over windows of ids."""
-        before, two_before = (np.pad(ids, ((0, 0), (k, 0)))[:, :WINDOW].ravel() for k in (1, 2))
-        kinds = self._kinds[layer][ids.ravel()]
-        fires = kinds == 1
-        fires |= (kinds == 2) & (before % 4 == 1)[:, None]
-        fires |= (kinds == 3) & (two_before % 4 != 1)[:, None]
-        strength = (0.6 + 0.4 * (ids.ravel() % 7) / 7).astype(np.float16)[:, None]
-        values = np.roll(self._noise, 977 * block, axis=0)[: ids.size]
-        return np.where(fires, strength, values)
-
-    def write(self, path: Path, name: str, n_tokens: int) -> None:
-        """A capture of it."""
-        folder = Folder(path, read_only=False)
-        layers = tuple(
-            LayerRecord(i, self.n_neurons, f"layers.{i}.mlp.down_proj", True, i, "decoder", None)
-            for i in range(self.n_layers)
-        )
-        model = ModelRecord(
-            "synthetic", "llama", "causal", 512, self.VOCABULARY, "float16", "none", ("mlp.post",), layers, {}
-        )
-        root.write_root(folder, model)
-        n_blocks = -(-n_tokens // BLOCK)
-        sizes = [min(BLOCK, n_tokens - block * BLOCK) // WINDOW for block in range(n_blocks)]
-        plan = PlanWriter(folder, name, BLOCK, {})
-        plan.add_document({"source": "synthetic", "sha256": "", "n_tokens": n_tokens})
-        everywhere, text = np.arange(WINDOW, dtype=np.int32), np.full(WINDOW, layout.TEXT, np.uint8)
-        for block, n in enumerate(sizes):
-            plan.add_block([[PlannedWindow(0, ids, everywhere, text, ()) for ids in self.windows(n, block)]])
-        fingerprint = plan.close(())
-        record = CaptureRecord(
-            name, root.now(), root.written_by(), "none", "float16", "exact",
-            {"mlp.post": {str(i): self.n_neurons for i in range(self.n_layers)}}, (), None, 0, {},
-            PlanRecord(fingerprint, "synthetic", "", "", {}, (), (), 1, plan.n_windows, plan.n_tokens, BLOCK, n_blocks),
-        )  # fmt: skip
-        create_capture(folder, record)
-        with CaptureWriter(folder, record, n_threads=2, overlap=False) as writer:
-            for block, n in enumerate(sizes):
-                self._write_block(writer, block, self.windows(n, block))
-
-    def _write_block(self, writer: CaptureWriter, block: int, ids: NDArray[np.int32]) -> None:
-        token = np.arange(ids.size)
-        segments = np.arange(len(ids) + 1) * WINDOW
-        labels, counted = np.empty((len(ids), 0), np.int32), np.ones(ids.size, bool)
-        columns = Columns(token, token, segments, labels, counted, block * BLOCK)
-        statistics, arrays = CaptureStatistics.empty(writer.record), {}
-        statistics.label_tokens[-1] = ids.size
-        for layer in range(self.n_layers):
-            key = layout.values_key(writer.record.name, "mlp.post", layer)
-            arrays[key] = writer.buffer(key, (self.n_neurons, BLOCK), np.dtype(np.float16))
-            arrays[key][:] = np.nan
-            pack(self.values(layer, block, ids), columns, arrays[key], statistics.sites["mlp.post", layer])
-        writer.submit(block, arrays, statistics.encode, time.time())
-
-
-@contextmanager
-def prepare_growth(quick: bool) -> Iterator[dict[str, Candidate]]:
-    """256 neurons over corpora of two sizes."""
-    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name:
-        path = Path(name) / "store"
-        corpus = Synthetic(1, 32 if quick else 256)
-        folder = Folder(path, read_only=False)
-        candidates, number = {}, itertools.count()
-        for n_tokens in (20_000, 60_000) if quick else (100_000, 300_000):
-            corpus.write(path, f"tokens-{n_tokens}", n_tokens)
-            one = Store(path).capture(f"tokens-{n_tokens}")
-
-            def run(one: Any = one) -> None:
-                build_graphs(one, folder, name=f"bench-{next(number)}")
-
-            candidates[f"{n_tokens:,} tokens"] = Candidate(run)
-        yield candidates
-
-
 def write_many(path: Path, n_layers: int, n_neurons: int) -> None:
     """Graphs of 40 nodes for `n_layers` × `n_neurons` neurons: 8 tokens, each after 4 others."""
-    layers = tuple(
-        LayerRecord(i, n_neurons, f"layers.{i}.mlp.down_proj", True, i, "decoder", None) for i in range(n_layers)
-    )
-    folder = Folder(path, read_only=False)
-    n_vocabulary = 50_000
-    root.write_root(
-        folder,
-        ModelRecord(
-            "synthetic", "llama", "causal", 512, n_vocabulary, "float16", "none", ("mlp.post",), layers, {}
-        ),
-    )  # fmt: skip
+    folder, n_vocabulary = Folder(path, read_only=False), 50_000
+    root.write_root(folder, model_record(n_layers, n_neurons, n_vocabulary))
     record = GraphRecord(
         "graphs", "corpus", root.written_by(), "none", "", "corpus", "", "mlp.post", {}, n_layers * n_neurons
     )
@@ -307,11 +185,11 @@ def measure_large(n_layers: int, sizes: list[int], *, write: bool) -> None:
     """Seconds and memory of building all graphs of a large synthetic store, a process for each size."""
     with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name:
         path = Path(name) / "store"
-        corpus = Synthetic(n_layers, 1536)
+        corpus = Planted(n_layers, 1536)
         rows = []
         for n_tokens in sizes:
             began = time.perf_counter()
-            corpus.write(path, "corpus", n_tokens)
+            write_capture(corpus, path, "corpus", n_tokens)
             n_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             terminal.err.print(
                 f"{n_tokens:,} tokens written in {time.perf_counter() - began:.0f} s, {n_bytes / 1e9:.1f} GB"
@@ -356,7 +234,6 @@ def build_once(path: str) -> None:
 TESTS = ("tests/engine/graph", "tests/kernels/test_suffix_trie.py")
 ROWS = (
     Row("graphs of a model, demo model over the standard library, one thread", prepare_published, TESTS, repeats=3),
-    Row("graphs by size of the corpus, 256 synthetic neurons", prepare_growth, TESTS, repeats=3),
     Row("100,000 neurons' graphs, 40 nodes each", prepare_search, TESTS, repeats=7),
 )
 

@@ -182,11 +182,11 @@ def main() -> None:
         f"`{asked.model.name}`, {asked.seeds} seeds of {asked.pictures} pictures, {means['nouns']} colours and shapes in the "
         f"captions that it gives, {asked.k} neurons each; in percent, mean ± standard deviation over seeds. Noise of "
         f"{asked.sigma:g} times the root mean square of a layer's write vectors, for {means['disturbed']} nouns.",
-        "Maps of the neurons found by contribution: the mean inside the named object's box is above the mean outside in "
-        f"{means['activation: inside above outside']} % of them (by contribution to the noun, "
-        f"{means['contribution: inside above outside']} %); of the mask, {means['activation: of the mask inside']} % "
-        f"({means['contribution: of the mask inside']} %) lies in the box, "
-        f"which is {means['area of the boxes']} % of the picture.",
+        "Maps of the neurons found by contribution, of what they contribute to the noun at each patch: the mean inside the "
+        f"named object's box is above the mean outside in {means['contribution: inside above outside']} % of them (maps of "
+        f"bare activations: {means['activation: inside above outside']} %); "
+        f"{means['contribution: of the mask inside']} % of the mask lies in the box "
+        f"({means['activation: of the mask inside']} %), which is {means['area of the boxes']} % of the picture.",
     )
     text = "\n\n".join([table(["neurons by", *columns], rows), *notes])
     terminal.out.print(text, markup=False, soft_wrap=True)

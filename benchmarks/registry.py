@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+QUICK_REPEATS = 3
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -37,6 +39,10 @@ class Row:
     tests: tuple[str, ...]
     """Tests that must pass before a figure is printed."""
     repeats: int = 7
+    warm_up: bool = True
+    """Every candidate runs once before it is timed. Without, `prepare` compiles and loads what is not to be timed."""
+    quick: bool = True
+    """Whether a quick run measures it: not where no small input says anything."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,20 @@ class Measurement:
             }
 
 
+def choose(rows: tuple[Row, ...], *, quick: bool, only: str | None = None) -> list[Row]:
+    """The rows to be measured: those whose name contains `only`, and in a quick run those that are for one."""
+    return [row for row in rows if (row.quick or not quick) and (only is None or only in row.name)]
+
+
 def measure(row: Row, *, quick: bool) -> Measurement:
     """Run every candidate of `row` in turn, one warm-up first."""
     result = Measurement(row.name)
     with row.prepare(quick) as candidates:
         for name, candidate in candidates.items():
-            candidate.run()
+            if row.warm_up:
+                candidate.run()
             result.seconds[name] = []
-        for _ in range(3 if quick else row.repeats):
+        for _ in range(min(QUICK_REPEATS, row.repeats) if quick else row.repeats):
             for name, candidate in candidates.items():
                 candidate.before()
                 began = time.perf_counter()

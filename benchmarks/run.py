@@ -1,4 +1,4 @@
-"""`make bench`: tests first, then every row; the table on the terminal, in benchmarks/results.csv, and in the README.
+"""`make bench`: tests first, then every row; tables on the terminal, in benchmarks/results.csv, and in the documentation.
 
 python benchmarks/run.py [--quick] [--only WORD] [--no-tests]
 """
@@ -17,23 +17,52 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+import torch  # noqa: E402
+
 from actstore import terminal  # noqa: E402
-from benchmarks import attribution, capture, clusters, contribution, graph_probes, graphs, packing, reading  # noqa: E402 - the checkout must be importable first
+from benchmarks import (  # noqa: E402 - the checkout must be importable first
+    attribution,
+    capture,
+    clusters,
+    contribution,
+    coverage,
+    edit,
+    graph_probes,
+    graphs,
+    growth,
+    multimodal,
+    packing,
+    reading,
+    sizes,
+)
 from benchmarks.marked import rewrite  # noqa: E402
-from benchmarks.registry import Measurement, measure  # noqa: E402
+from benchmarks.registry import Measurement, choose, measure  # noqa: E402
 
 ROWS = (
     *capture.ROWS,
     *packing.ROWS,
     *contribution.ROWS,
+    *coverage.ROWS,
     *clusters.ROWS,
     *attribution.ROWS,
+    *edit.ROWS,
     *graphs.ROWS,
+    *multimodal.ROWS,
     *graph_probes.ROWS,
     *reading.ROWS,
+    *growth.ROWS,
 )
-SKIPPED = capture.SKIPPED
+SKIPPED = (*capture.SKIPPED, *(() if torch.cuda.is_available() else ("on a GPU: there is none",)))
 PACKAGES = ("actstore", "torch", "zarr", "numcodecs", "numba", "numpy")
+QUICK_TESTS = (
+    "tests/kernels/test_pack.py",
+    "tests/kernels/test_top_k.py",
+    "tests/kernels/test_contribution.py",
+    "tests/kernels/test_cluster_inverse.py",
+    "tests/kernels/test_coactivation.py",
+    "tests/store/test_reader.py",
+)
+"""What a quick run tests, of all that its rows name: that would take minutes, and `make test` does it."""
 
 
 def machine() -> str:
@@ -60,65 +89,94 @@ def markdown(measurements: list[Measurement], where: str) -> str:
         ]
     note = (
         f"Measured on {where}. A ratio is a candidate's time over that of the row's first: the median over rounds in which "
-        "every candidate runs once."
+        f"every candidate runs once. Not measured: {'; '.join(SKIPPED) or 'nothing'}."
     )
     return "\n".join([*lines, "", note, ""])
 
 
 def _seconds(value: str | float) -> str:
     seconds = float(value)
+    if seconds < 1e-4:
+        return f"{1e6 * seconds:.1f} µs"
     return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
 def _ratio(value: str | float) -> str:
     ratio = float(value)
-    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
+    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2f}" if ratio >= 0.01 else f"{ratio:.1g}"
 
 
 def main() -> None:
     """Test, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small inputs, three repeats")
-    parser.add_argument("--only", help="only rows whose name contains this")
+    parser.add_argument("--quick", action="store_true", help="small inputs, three repeats, some of the tests")
+    parser.add_argument("--only", help="only rows whose name contains this; `sizes` for the table of sizes")
     parser.add_argument("--no-tests", action="store_true", help="measure without testing first")
     arguments = parser.parse_args()
-    rows = [row for row in ROWS if arguments.only is None or arguments.only in row.name]
-    tests = sorted({test for row in rows for test in row.tests})
-    if (
-        not arguments.no_tests
-        and subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *tests], cwd=HERE.parent, check=False
-        ).returncode
-    ):
-        sys.exit("The tests fail; no figure is printed for an operation that is not right.")
+    rows = choose(ROWS, quick=arguments.quick, only=arguments.only)
+    with_sizes = arguments.only in (None, "sizes")
+    if not rows and not with_sizes:
+        sys.exit(f"No row's name contains {arguments.only!r}. Rows: {'; '.join(row.name for row in ROWS)}; sizes.")
+    if not arguments.no_tests:
+        run_tests([test for row in rows for test in row.tests] + list(sizes.TESTS), quick=arguments.quick)
     for skipped in SKIPPED:
         terminal.err.print(f"not measured: {skipped}")
+    where = machine()
     measurements = []
     for row in rows:
         terminal.err.print(f"measuring: {row.name}")
         measurements.append(measure(row, quick=arguments.quick))
-    lines = [line for m in measurements for line in m.lines()]
-    named = {m.row: next(m.lines())["candidate"] for m in measurements}
-    columns = ["row", "candidate", ("median", "right"), ("min", "right"), ("max", "right"), ("ratio", "right")]
-    shown = [
-        (
-            x["row"] if named[str(x["row"])] == x["candidate"] else "",
-            x["candidate"],
-            *(_seconds(x[k]) for k in ("median_s", "min_s", "max_s")),
-            _ratio(x["ratio"]),
-        )
-        for x in lines
-    ]
-    where = machine()
-    terminal.out.print(terminal.table(None, columns, shown))
+    if measurements:
+        show(measurements)
+    found = sizes.measure_sizes(quick=arguments.quick) if with_sizes else None
+    if found is not None:
+        show_sizes(found)
     terminal.out.print(where)
     if arguments.quick or arguments.only:
         return
-    with (HERE / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*lines[0], "machine"])
-        writer.writeheader()
-        writer.writerows(line | {"machine": where} for line in lines)
+    write_csv(measurements, where)
     rewrite("benchmark", markdown(measurements, where))
+    if found is not None:
+        rewrite("sizes", sizes.markdown(found))
+
+
+def run_tests(tests: list[str], *, quick: bool) -> None:
+    """Stop where a test fails."""
+    chosen = QUICK_TESTS if quick else sorted(set(tests))
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *chosen]
+    if subprocess.run(command, cwd=HERE.parent, check=False).returncode:
+        sys.exit("The tests fail; no figure is printed for an operation that is not right.")
+
+
+def show(measurements: list[Measurement]) -> None:
+    """The table on the terminal."""
+    columns = ["row", "candidate", ("median", "right"), ("min", "right"), ("max", "right"), ("ratio", "right")]
+    shown = [
+        (
+            line["row"] if i == 0 else "",
+            line["candidate"],
+            *(_seconds(line[key]) for key in ("median_s", "min_s", "max_s")),
+            _ratio(line["ratio"]),
+        )
+        for measurement in measurements
+        for i, line in enumerate(measurement.lines())
+    ]
+    terminal.out.print(terminal.table(None, columns, shown))
+
+
+def show_sizes(found: list[sizes.Size]) -> None:
+    """The table of sizes on the terminal."""
+    columns = [*sizes.COLUMNS[:2], *((column, "right") for column in sizes.COLUMNS[2:])]
+    terminal.out.print(terminal.table("Store size", columns, [size.cells() for size in found]))
+
+
+def write_csv(measurements: list[Measurement], where: str) -> None:
+    """Every line with the machine and the commit."""
+    lines = [line | {"machine": where} for measurement in measurements for line in measurement.lines()]
+    with (HERE / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The command line's larger families, a file each; `actstore.cli` puts them together."""
+"""The command line's commands, a file a family; `actstore.cli` puts them together."""

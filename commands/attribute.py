@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -11,8 +10,22 @@ from rich.progress import ProgressColumn
 from rich.text import Text
 
 from actstore import terminal
-from actstore.commands.options import Device, Dtype, Json, ModelName, Quiet, TrustRemoteCode, as_rows, parse_layers
-from actstore.reports import print_json
+from actstore.commands.options import (
+    Device,
+    Dtype,
+    IgnoreDisk,
+    Json,
+    ModelName,
+    NewStore,
+    Quiet,
+    Resume,
+    Rows,
+    TokenizerName,
+    TrustRemoteCode,
+    as_rows,
+    parse_layers,
+)
+from actstore.reports import print_json, print_rows
 
 if TYPE_CHECKING:
     from rich.progress import Task
@@ -20,20 +33,18 @@ if TYPE_CHECKING:
     from actstore.engine.attribution.attribute import AttributeReport
     from actstore.store.attributions import Attributions
 
-SHOWN_QUERIES = 20
-
 
 def attribute(
     model: ModelName,
     questions: Annotated[
         str, typer.Argument(metavar="QUESTIONS", help="Prepared JSON, or rows of question, options and answer (JSONL).")
     ],
-    store: Annotated[str, typer.Argument(metavar="STORE", help="Where the store is, or is to be.")],
-    name: Annotated[str, typer.Option(help="Name of the capture that holds them; a store holds many.")] = "questions",
-    resume: Annotated[bool, typer.Option(help="Continue an interrupted run.")] = False,
-    k: Annotated[int, typer.Option("--k", "-k", min=0, help="Neurons named a query.")] = 20,
+    store: NewStore,
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of this capture; a store holds many.")] = "questions",
+    resume: Resume = False,
+    k: Annotated[int, typer.Option("--k", "-k", min=0, help="Neurons named of a query.")] = 20,
     steps: Annotated[int | None, typer.Option(help="Steps from 0 to the activations. [default: 16]")] = None,
-    layers: Annotated[str | None, typer.Option(help="Layers, such as 0,3-5. [default: all]")] = None,
+    layers: Annotated[str | None, typer.Option(metavar="LAYERS", help="Layers such as 0,3-5. [default: all]")] = None,
     gradients: Annotated[
         bool | None,
         typer.Option(help="Integrated gradients; without, activations and answers only. [default: gradients]"),
@@ -45,10 +56,13 @@ def attribute(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Decides the order of options in templates. [default: 0]")] = None,
-    max_questions: Annotated[int | None, typer.Option(help="Only so many queries, from the first.")] = None,
+    max_questions: Annotated[int | None, typer.Option(help="Read at most so many questions.")] = None,
     label: Annotated[
         list[str] | None,
-        typer.Option(help="Column kept as a label; repeat for more. [default: relation_name, or what recurs in rows]"),
+        typer.Option(
+            metavar="COLUMN",
+            help="Column kept as a label; repeat for more. [default: relation_name, or what recurs in rows]",
+        ),
     ] = None,
     long: Annotated[
         str | None,
@@ -59,9 +73,10 @@ def attribute(
     max_rows: Annotated[
         int | None, typer.Option(help="Rows of a pass, which bounds the memory. [default: 256]")
     ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Another tokenizer than the model's own.")] = None,
+    tokenizer: TokenizerName = None,
     weights: Annotated[bool, typer.Option(help="Copy write vectors and unembedding into a new store.")] = True,
-    ignore_disk: Annotated[bool, typer.Option(help="Start although the disk looks too small.")] = False,
+    ignore_disk: IgnoreDisk = False,
+    rows: Rows = 20,
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
@@ -70,8 +85,9 @@ def attribute(
 ) -> None:
     """Ask MODEL the multiple-choice QUESTIONS; keep in STORE what every neuron did for the right letter's probability.
 
-    The attributions are a capture: info, top, verify, sql, export and naica work on it. Example:
-    `actstore attribute gpt2 questions.json gpt2.actstore --label relation_name`
+    The attributions are a capture: info, top, verify, sql, export and naica work on it.
+
+    Example: `actstore attribute gpt2 questions.json gpt2.actstore --label relation_name`
     """
     from actstore.engine.attribution.attribute import AttributeReport
     from actstore.engine.attribution.attribute import attribute as run
@@ -87,7 +103,7 @@ def attribute(
         trust_remote_code=trust_remote_code,
     )
     report = AttributeReport()
-    with AttributeBar(enabled=not quiet and sys.stderr.isatty()) as bar:
+    with AttributeBar(enabled=not quiet) as bar:
         done = run(
             model,
             questions,
@@ -110,7 +126,7 @@ def attribute(
     if as_json:
         print_json(describe(done, k))
     else:
-        _print(done, k)
+        _print(done, k, rows)
 
 
 def register(app: typer.Typer) -> None:
@@ -145,10 +161,10 @@ def _warn(done: Attributions, report: AttributeReport) -> None:
     """What a user should know, on standard error."""
     context = done.capture.record.plan.settings["context"]
     n_cut = int(np.count_nonzero(done.prompts["n_cut"].to_numpy()))
-    notes = []
+    warnings, notes = [], []
     if n_cut:
-        notes.append(
-            f"Warning: {n_cut:,} of {done.prompts.num_rows:,} prompts are longer than the model's context of {context} tokens: "
+        warnings.append(
+            f"{n_cut:,} of {done.prompts.num_rows:,} prompts are longer than the model's context of {context} tokens: "
             "their beginning was cut off (column n_cut). --long skip leaves such queries out."
         )
     if report.n_skipped:
@@ -160,11 +176,9 @@ def _warn(done: Attributions, report: AttributeReport) -> None:
             f"In {report.n_merged:,} prompts the tokenizer merges the letter with what precedes it: they are read up to there."
         )
     if n_non_finite := done.capture.statistics().n_non_finite:
-        notes.append(
-            f"Warning: {n_non_finite:,} activations or attributions are NaN or infinite, and kept as they are."
-        )
-    for note in notes:
-        terminal.err.print(note, soft_wrap=True)
+        warnings.append(f"{n_non_finite:,} activations or attributions are NaN or infinite, and kept as they are.")
+    terminal.warn(warnings)
+    terminal.say(*notes)
 
 
 def describe(done: Attributions, k: int) -> dict[str, Any]:
@@ -209,7 +223,7 @@ def _largest(scores: np.ndarray[Any, Any], k: int) -> np.ndarray[Any, Any]:
     return order[:k]
 
 
-def _print(done: Attributions, k: int) -> None:
+def _print(done: Attributions, k: int, n_rows: int) -> None:
     """The same for people: how well the model answers, and the first queries."""
     queries, prompts = done.queries, done.prompts
     n_right, n_prompts = int(np.count_nonzero(prompts["correct"])), prompts.num_rows
@@ -232,13 +246,16 @@ def _print(done: Attributions, k: int) -> None:
             named = [
                 f"{name} {value:.3g}" for name, value in zip(done.neuron_names(best), score[best].tolist(), strict=True)
             ]
-            mark = Text("right" if query["correct"] else "wrong", style="" if query["correct"] else "red")
             rows.append(
-                [query["query"], *(query[column] for column in labels), mark, query["probability"], ", ".join(named)]
+                [
+                    query["query"],
+                    *(query[column] for column in labels),
+                    terminal.verdict(query["correct"]),
+                    query["probability"],
+                    ", ".join(named),
+                ]
             )
-        if len(rows) >= SHOWN_QUERIES:
+        if len(rows) >= (n_rows or queries.num_rows):
             break
     columns = ["query", *labels, "answer", ("P", "right"), f"largest {done.kinds[0]}"]
-    terminal.out.print(terminal.table(None, columns, rows[:SHOWN_QUERIES]))
-    if queries.num_rows > SHOWN_QUERIES:
-        terminal.out.print(f"… {queries.num_rows - SHOWN_QUERIES:,} more queries; all of them with --json.")
+    print_rows(columns, rows[: n_rows or None], queries.num_rows, "queries")

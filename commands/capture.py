@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from actstore import terminal
-from actstore.commands.options import Json, ModelName, TrustRemoteCode, parse_bytes, parse_layers
+from actstore.commands.options import (
+    Device,
+    Dtype,
+    IgnoreDisk,
+    Json,
+    ModelName,
+    NewStore,
+    Quiet,
+    Resume,
+    TrustRemoteCode,
+    parse_bytes,
+    parse_layers,
+)
 from actstore.reports import describe_store, print_json, print_store
 from actstore.store.layout import PRECISIONS
 
@@ -37,14 +48,16 @@ def capture(
             help="Text or images: a file, folder, glob, JSONL, Parquet, saved dataset; of text also - for stdin.",
         ),
     ],
-    store: Annotated[str, typer.Argument(metavar="STORE", help="Where the store is, or is to be.")],
-    name: Annotated[str, typer.Option(help="Name of this capture; a store holds many.")] = "corpus",
-    resume: Annotated[bool, typer.Option(help="Continue an interrupted capture.")] = False,
+    store: NewStore,
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of this capture; a store holds many.")] = "corpus",
+    resume: Resume = False,
     site: Annotated[
-        list[str] | None, typer.Option(help="Site to capture; repeat for more. [default: mlp.post]")
+        list[str] | None,
+        typer.Option(metavar="SITE", help="Site to capture; repeat for more. [default: mlp.post]"),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(help="Layers, such as 0,3-5. [default: all of the language model, or of --part]")
+        str | None,
+        typer.Option(metavar="LAYERS", help="Layers such as 0,3-5. [default: all of the language model, or of --part]"),
     ] = None,
     precision: Annotated[str | None, typer.Option(help=f"One of {', '.join(PRECISIONS)}. [default: exact]")] = None,
     keep: Annotated[
@@ -68,7 +81,9 @@ def capture(
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens a forward pass. [default: 4096]")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Stop planning after so many tokens.")] = None,
     max_documents: Annotated[int | None, typer.Option(help="Read at most so many documents.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Column kept as a label; repeat for more.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Column kept as a label; repeat for more.")
+    ] = None,
     pattern: Annotated[str | None, typer.Option(help="File names to read in a folder, such as '*.py'.")] = None,
     generate: Annotated[
         bool | None,
@@ -141,19 +156,22 @@ def capture(
         str | None, typer.Option(help="Standard input: text or jsonl. [default: text]", rich_help_panel=TEXT)
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Another tokenizer than the model's own.", rich_help_panel=TEXT)
+        str | None,
+        typer.Option(metavar="TOKENIZER", help="Another tokenizer than the model's own.", rich_help_panel=TEXT),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Compute in auto, float32, float16 or bfloat16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     memory: Annotated[
         str | None,
-        typer.Option(help="For block buffers, such as 2GB. [default: a quarter of what is free, at most 4 GB]"),
+        typer.Option(
+            metavar="BYTES", help="For block buffers, such as 2GB. [default: a quarter of what is free, at most 4 GB]"
+        ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Encoder threads. [default: half the processors]")] = None,
-    weights: Annotated[bool, typer.Option(help="Copy write vectors and unembedding into the store.")] = True,
-    ignore_disk: Annotated[bool, typer.Option(help="Start although the disk looks too small.")] = False,
+    weights: Annotated[bool, typer.Option(help="Copy write vectors and unembedding into a new store.")] = True,
+    ignore_disk: IgnoreDisk = False,
     trust_remote_code: TrustRemoteCode = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Run MODEL over CORPUS once and keep its activations in STORE.
@@ -183,7 +201,7 @@ def capture(
     )
     report = CorpusReport()
     _name_skipped_images(report)
-    with terminal.CaptureBar(enabled=not quiet and sys.stderr.isatty()) as bar:
+    with terminal.CaptureBar(enabled=not quiet) as bar:
         done = run(
             model,
             corpus,
@@ -234,7 +252,7 @@ def capture(
 def _name_skipped_images(report: CorpusReport) -> None:
     def say(source: str, reason: str) -> None:
         if 0 < report.n_skipped_images <= NAMED_SKIPS:
-            terminal.err.print(f"Skipped: {source} {reason}.", soft_wrap=True, markup=False)
+            terminal.say(f"Skipped: {source} {reason}.")
 
     report.on_skip = say
 
@@ -254,17 +272,15 @@ def _warn(done: Capture, report: CorpusReport) -> None:
     ]
     for count, sentence in sentences:
         if count:
-            terminal.err.print(sentence.format(count), soft_wrap=True)
+            terminal.say(sentence.format(count))
     if report.layers_left_out:
-        terminal.err.print(
-            f"Left out, for they hold other rows than the part's first layer: layers "
-            f"{', '.join(map(str, report.layers_left_out))}.",
-            soft_wrap=True,
-        )
+        left_out = ", ".join(map(str, report.layers_left_out))
+        terminal.say(f"Left out, for they hold other rows than the part's first layer: layers {left_out}.")
     n_non_finite = done.statistics().n_non_finite
     if n_non_finite:
-        terminal.err.print(
-            f"Warning: {n_non_finite:,} activations are NaN or infinite. They are kept as they are, counted in the column "
-            "non_finite, and left out of every mean.",
-            soft_wrap=True,
+        terminal.warn(
+            [
+                f"{n_non_finite:,} activations are NaN or infinite. They are kept as they are, counted in the column "
+                "non_finite, and left out of every mean."
+            ]
         )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,12 +42,15 @@ OtherStore = Annotated[
     str,
     typer.Argument(metavar="OTHER", help="A store of another model over the same corpus, such as a fine-tuned copy."),
 ]
-OtherCapture = Annotated[str | None, typer.Option(help="Which capture of OTHER. [default: as --capture]")]
+OtherCapture = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Which capture of OTHER. [default: as --capture]")
+]
 Positions = Annotated[
     str,
     typer.Option(
+        metavar="POSITIONS",
         help="counted (all but special tokens), all, text, image, last, generated, or predicting: those that predict "
-        "generated tokens."
+        "generated tokens.",
     ),
 ]
 Share = Annotated[float, typer.Option(help="The neurons that changed most, as a share of all.")]
@@ -56,7 +58,7 @@ Share = Annotated[float, typer.Option(help="The neurons that changed most, as a 
 app = typer.Typer(
     cls=GroupWithDefault,
     help="Neurons that act differently in two models on the same tokens (change scores, safety neurons). "
-    "`change STORE OTHER` means `change show STORE OTHER`.\n\n"
+    "`actstore change STORE OTHER` is short for `actstore change show STORE OTHER`.\n\n"
     "Example: `actstore change base.actstore tuned.actstore`",
     no_args_is_help=True,
 )
@@ -80,15 +82,17 @@ def show(
         int | None,
         typer.Option("--k", "-k", min=1, help="Name at most so many. [default: 20; with --json all of --share]"),
     ] = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """The neurons whose activations differ most between two models: root mean square difference, over every layer.
 
-    Both stores must hold captures of the same corpus with the same settings. Example:
-    `actstore change base.actstore tuned.actstore --share 0.05`
+    Both stores must hold captures of the same corpus with the same settings.
+
+    Example: `actstore change base.actstore tuned.actstore --share 0.05`
     """
-    found, chosen = _find(store, other, (capture, other_capture or capture), site, positions, share)
-    _warn(found.warnings)
+    found, chosen = _find((store, other), (capture, other_capture or capture), site, positions, share, quiet)
+    terminal.warn(found.warnings)
     layers = {int(layer): len(neurons) for layer, neurons in found.by_layer(chosen).items()}
     if as_json:
         listed = chosen[:k] if k is not None else chosen
@@ -130,8 +134,8 @@ def patch(
     prompts: Annotated[
         str, typer.Argument(metavar="PROMPTS", help="A prompt a line; or JSON lines with `prompt` or `text`.")
     ],
-    store: Annotated[str, typer.Option(help="The store of MODEL, from which neurons are chosen.")],
-    other_store: Annotated[str, typer.Option("--other", help="The store of OTHER.")],
+    store: Annotated[str, typer.Option(metavar="STORE", help="The store of MODEL, from which neurons are chosen.")],
+    other_store: Annotated[str, typer.Option("--other", metavar="STORE", help="The store of OTHER.")],
     capture: CaptureName = None,
     other_capture: OtherCapture = None,
     positions: Positions = "counted",
@@ -142,7 +146,9 @@ def patch(
             help="refusal, regex:PATTERN (does the generation match), or likelihood (mean log p under OTHER)."
         ),
     ] = "refusal",
-    tokens: Annotated[int, typer.Option(help="New tokens a prompt, at most.")] = 32,
+    tokens: Annotated[
+        int, typer.Option("--tokens", "--max-new-tokens", help="Tokens of a generated answer, at most.")
+    ] = 32,
     random: Annotated[int, typer.Option(help="Sets of as many random neurons of the same layers.")] = 3,
     seed: Annotated[int, typer.Option(help="Of the random neurons.")] = 0,
     max_prompts: Annotated[int | None, typer.Option(min=1, help="Read at most so many prompts.")] = None,
@@ -154,32 +160,28 @@ def patch(
 ) -> None:
     """How much of what sets OTHER apart does MODEL do once the changed neurons are as in OTHER? Dynamic activation patching.
 
-    Both models are in memory at once. Example: `actstore change patch base tuned prompts.txt --store base.actstore --other
+    Both models are in memory at once.
+
+    Example: `actstore change patch base tuned prompts.txt --store base.actstore --other
     tuned.actstore --scorer 'regex:(?i)sorry'`
     """
     from actstore.engine.attribution.activation_patching import Donor, PatchingSettings, evaluate_patching
 
     settings = PatchingSettings(tokens, random, seed)
     texts = _read_prompts(prompts, max_prompts)
-    found, chosen = _find(store, other_store, (capture, other_capture or capture), "mlp.post", positions, share)
-    _warn(found.warnings)
+    found, chosen = _find(
+        (store, other_store), (capture, other_capture or capture), "mlp.post", positions, share, quiet
+    )
+    terminal.warn(found.warnings)
     stores = Store(store), Store(other_store)
-    loaded = [_load(n, s, dtype, device, trust_remote_code) for n, s in zip((model, other), stores, strict=True)]
+    with terminal.spinner("loading both models", enabled=not quiet):
+        loaded = [_load(n, s, dtype, device, trust_remote_code) for n, s in zip((model, other), stores, strict=True)]
     ids, stop = _encode(texts, model, other, loaded[0], trust_remote_code)
     settings = PatchingSettings(tokens, random, seed, stop)
     judge = _scorer(scorer, loaded[1], stores[0])
     donor = Donor(loaded[1], found.by_layer(chosen))
-    with terminal.err.status("") as status:
-        if quiet or not sys.stderr.isatty():
-            status.stop()
-        result = evaluate_patching(
-            loaded[0],
-            donor,
-            ids,
-            judge,
-            settings,
-            on_prompt=lambda done, n: status.update(f"{done} of {n} prompts"),
-        )
+    with terminal.counting_bar("prompts", enabled=not quiet) as advance:
+        result = evaluate_patching(loaded[0], donor, ids, judge, settings, on_prompt=advance)
     value = _describe(result, chosen, scorer, texts, stores[0])
     if as_json:
         print_json(value)
@@ -188,20 +190,21 @@ def patch(
 
 
 def _find(
-    store: str, other: str, captures: tuple[str | None, str | None], site: str, positions: str, share: float
+    stores: tuple[str, str],
+    captures: tuple[str | None, str | None],
+    site: str,
+    positions: str,
+    share: float,
+    quiet: bool,
 ) -> tuple[Change, NDArray[Any]]:
     """The change scores of two stores, and the flat ids of the share that changed most."""
     from actstore.engine.attribution.change import change_scores, check_share
 
     check_share(share)
-    first, second = Store(store).capture(captures[0]), Store(other).capture(captures[1])
-    found = change_scores(first, second, site=site, positions=positions)
+    first, second = (Store(store).capture(capture) for store, capture in zip(stores, captures, strict=True))
+    with terminal.counting_bar("blocks", enabled=not quiet) as advance:
+        found = change_scores(first, second, site=site, positions=positions, on_block=advance)
     return found, found.top(share)
-
-
-def _warn(warnings: Sequence[str]) -> None:
-    for sentence in warnings:
-        terminal.err.print(f"Warning: {sentence}", soft_wrap=True, markup=False)
 
 
 def _layers(found: Change) -> list[tuple[int, int, float]]:
@@ -320,6 +323,6 @@ def _print(value: dict[str, Any], result: PatchingEvaluation) -> None:
         ("MODEL, random neurons patched", row["neurons"], row["score"], float(row["effect"])) for row in value["random"]
     ]
     columns = ["generating", ("neurons", "right"), (f"mean {value['scorer']}", "right"), ("causal effect", "right")]
-    terminal.out.print(terminal.table(f"{value['prompts']} prompts", columns, rows))
+    terminal.out.print(terminal.table(terminal.plural(value["prompts"], "prompt"), columns, rows))
     if value["model"] == value["other"]:
         terminal.out.print("Both models score alike: there is no difference to explain.")

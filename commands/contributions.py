@@ -5,14 +5,13 @@ Knows nothing about how contributions are computed.
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
 from actstore import terminal
-from actstore.commands.options import CaptureName, Json, StorePath, as_rows
+from actstore.commands.options import CaptureName, Json, K, Quiet, StorePath, as_rows
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
@@ -38,17 +37,26 @@ def contributions(
         str | None, typer.Option(metavar="DOC:POS", help="One place: the position whose prediction is looked at.")
     ] = None,
     next_tokens: Annotated[bool, typer.Option("--next", help="Each position against its own next token.")] = False,
-    everywhere: Annotated[bool, typer.Option(help="All positions of text, not only those the target follows.")] = False,
+    everywhere: Annotated[
+        bool, typer.Option("--everywhere", help="All positions of text, not only those the target follows.")
+    ] = False,
     by: Annotated[str | None, typer.Option(metavar="LABEL", help="A ranking for each value of this label.")] = None,
     capture: CaptureName = None,
-    paper_form: Annotated[bool, typer.Option(help="Without the final norm's gain, as in Pan et al. (2024).")] = False,
+    paper_form: Annotated[
+        bool, typer.Option("--paper-form", help="Without the final norm's gain, as in Pan et al. (2024).")
+    ] = False,
     logits: Annotated[
-        bool, typer.Option(help="In units of the logit; needs a capture with --site resid.post too.")
+        bool, typer.Option("--logits", help="In units of the logit; needs a capture with --site resid.post too.")
     ] = False,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many neurons.")] = 20,
+    k: K = 20,
     fill_top_tokens: Annotated[
-        bool, typer.Option(help="Compute all neurons' own top tokens, where the capture left them out, and keep them.")
+        bool,
+        typer.Option(
+            "--fill-top-tokens",
+            help="Compute all neurons' own top tokens, where the capture left them out, and keep them.",
+        ),
     ] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Which neurons write a token: each neuron's direct part in the token's logit, ranked over all layers.
@@ -62,7 +70,7 @@ def contributions(
 
     opened = Store(store)
     if fill_top_tokens:
-        _fill(store)
+        _fill(store, quiet)
         if not (target or target_id or at or next_tokens):
             return
     asked_for = [*(target or ()), *(target_id or ())]
@@ -73,24 +81,21 @@ def contributions(
             "Name a --target, a place with --at, or ask for each position's own next token, --next."
         )
     asked = Asked(k, capture, at, by, everywhere, not paper_form, logits)
-    answer = rank_contributions(opened, asked_for, asked)
+    with terminal.spinner("adding up contributions", enabled=not quiet):
+        answer = rank_contributions(opened, asked_for, asked)
     if as_json:
         print_json(_describe(opened, answer, asked))
     else:
         _print(opened, answer, asked)
 
 
-def _fill(store: str) -> None:
+def _fill(store: str, quiet: bool) -> None:
     from actstore.store.folder import Folder
     from actstore.store.top_tokens import fill_top_tokens
 
-    with terminal.err.status("top tokens") as status:
-
-        def show(done: int, n_layers: int) -> None:
-            status.update(f"top tokens: layer {done} of {n_layers}")
-
-        n_neurons = fill_top_tokens(Folder(store, read_only=False), show if sys.stderr.isatty() else lambda *_: None)
-    terminal.err.print(f"The top and bottom tokens of {n_neurons:,} neurons are in the table `model` of {store}.")
+    with terminal.counting_bar("layers", enabled=not quiet) as advance:
+        n_neurons = fill_top_tokens(Folder(store, read_only=False), advance)
+    terminal.say(f"The top and bottom tokens of {n_neurons:,} neurons are in the table `model` of {store}.")
 
 
 def _describe(store: Store, answer: Answer, asked: Asked) -> dict[str, Any]:
@@ -152,7 +157,7 @@ def _heading(
     if answer.where is not None:
         where = f"at position {answer.where.position} of document {answer.where.document}"
         return f"{what} {where}: {_context(store, answer, asked)}"
-    tokens = f"{found.n_tokens:,} position{'s' if found.n_tokens != 1 else ''}"
+    tokens = terminal.plural(found.n_tokens, "position")
     over = f"mean over {tokens}" if asked.everywhere or target is None else f"mean over the {tokens} it follows"
     return f"{what}, {over}" + (f", {asked.by}={label}" if label is not None else "")
 

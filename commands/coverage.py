@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore import terminal
-from actstore.commands.options import CaptureName, GroupWithDefault, Json, Site, StorePath, parse_layers
+from actstore.commands.options import CaptureName, GroupWithDefault, Json, Quiet, Site, StorePath, parse_layers
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     cls=GroupWithDefault,
     help="Coverage criteria over a capture, and a linear probe between two labels. "
-    "`coverage STORE` means `coverage show STORE`.\n\n"
+    "`actstore coverage STORE` is short for `actstore coverage show STORE`.\n\n"
     "Example: `actstore coverage gpt2.actstore --capture prompts --reference corpus`",
     no_args_is_help=True,
 )
@@ -41,16 +41,24 @@ def show(
     capture: CaptureName = None,
     reference: Annotated[
         str | None,
-        typer.Option(help="The capture whose ranges kmnc, nbc and snac go by, such as one of training data."),
+        typer.Option(
+            metavar="NAME", help="The capture whose ranges kmnc, nbc and snac go by, such as one of training data."
+        ),
     ] = None,
     criteria: Annotated[
         str | None,
         typer.Option(help="Of nc,kmnc,nbc,snac,tknc,tknp,tfc. [default: all that --reference and --distance allow]"),
     ] = None,
-    by: Annotated[str | None, typer.Option(help="A column of results for each value of this label.")] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="A column of results for each value of this label.")
+    ] = None,
     site: Site = "mlp.post",
     positions: Annotated[
-        str, typer.Option(help="What is a sample: counted positions, last (of each window), text, image, generated …")
+        str,
+        typer.Option(
+            metavar="POSITIONS",
+            help="What is a sample: counted (all but special tokens), last (of each window), text, image, generated …",
+        ),
     ] = "counted",
     thresholds: Annotated[str, typer.Option(help="The t of nc.")] = "0.25,0.5,0.75",
     sections: Annotated[int, typer.Option(help="The k of kmnc.")] = 1000,
@@ -58,10 +66,13 @@ def show(
     distance: Annotated[
         float | None, typer.Option(help="How far a vector must lie from all kept ones, for tfc.")
     ] = None,
-    state: Annotated[str | None, typer.Option(help="Write what was measured to this file, to be merged.")] = None,
-    merge: Annotated[
-        list[str] | None, typer.Option(help="Add what another --state file holds; repeat for more.")
+    state: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write what was measured to this file, to be merged.")
     ] = None,
+    merge: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Add what another --state file holds; repeat for more.")
+    ] = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Coverage criteria over the samples of a capture: NC, KMNC, NBC, SNAC, TKNC, TKNP, TFC.
@@ -82,14 +93,14 @@ def show(
     settings = CoverageSettings(chosen, _thresholds(thresholds), sections, top, distance, site, positions)
     others = [read_coverage(path) for path in merge or ()]
     against = opened.capture(reference) if reference is not None else None
-    found = measure_coverage(held, settings, reference=against, by=by)
+    with terminal.counting_bar("blocks", enabled=not quiet) as advance:
+        found = measure_coverage(held, settings, reference=against, by=by, on_block=advance)
     for other in others:
         merge_coverages(found, other)
     if state is not None:
         write_coverage(state, found)
     warnings = [*warnings_of(held), *_few(found, by)]
-    for sentence in warnings:
-        terminal.err.print(f"Warning: {sentence}", soft_wrap=True, markup=False)
+    terminal.warn(warnings)
     everything = _together(found)
     if as_json:
         print_json(_describe(held, everything, found, by, reference) | {"warnings": warnings})
@@ -183,15 +194,18 @@ def _cell(row: Covered) -> Any:
 @app.command()
 def probe(
     store: StorePath,
-    by: Annotated[str, typer.Option("--by", help="The label column.")],
-    positive: Annotated[str, typer.Option(help="The value to detect.")],
-    negative: Annotated[str | None, typer.Option(help="The value to tell it from. [default: every other]")] = None,
+    by: Annotated[str, typer.Option("--by", metavar="LABEL", help="The label column.")],
+    positive: Annotated[str, typer.Option(metavar="VALUE", help="The value to detect.")],
+    negative: Annotated[
+        str | None, typer.Option(metavar="VALUE", help="The value to tell it from. [default: every other]")
+    ] = None,
     capture: CaptureName = None,
     site: Site = "mlp.post",
-    layers: Annotated[str | None, typer.Option(help="Layers, such as 0,3-5. [default: all]")] = None,
+    layers: Annotated[str | None, typer.Option(metavar="LAYERS", help="Layers such as 0,3-5. [default: all]")] = None,
     ridge: Annotated[float, typer.Option(help="Strength of the penalty on the weights.")] = 1.0,
     test_share: Annotated[float, typer.Option(help="Share of the documents that the probe is tested on.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Of the split into training and test documents.")] = 0,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """How well a linear probe on the last token's activations tells one label from another, layer by layer.
@@ -202,9 +216,9 @@ def probe(
 
     held = Store(store).capture(capture)
     settings = ProbeSettings(ridge, test_share, seed, site, parse_layers(layers) if layers is not None else None)
-    found = probe_capture(held, by, positive, negative, settings)
-    for sentence in found.warnings:
-        terminal.err.print(f"Warning: {sentence}", soft_wrap=True, markup=False)
+    with terminal.spinner("training probes", enabled=not quiet):
+        found = probe_capture(held, by, positive, negative, settings)
+    terminal.warn(found.warnings)
     if as_json:
         keys = ("accuracy", "auroc", "train_accuracy")
         value: dict[str, Any] = {
@@ -226,15 +240,19 @@ def probe(
         return
     terminal.out.print(
         f"{by}={positive} against {f'{by}={negative}' if negative else 'the rest'}: trained on {_counted(found.n_train)}, "
-        f"tested on {_counted(found.n_test)}; always saying the more frequent is right in {100 * found.majority:.1f} %.",
+        f"tested on {_counted(found.n_test)}; always saying the more frequent is right in {terminal.percent(found.majority)}.",
         style="bold",
         soft_wrap=True,
     )
     rows = [
-        ("all" if row.layer is None else f"L{row.layer}", f"{100 * row.accuracy:.1f} %", row.auroc,
-         f"{100 * row.train_accuracy:.1f} %")
+        (
+            "all" if row.layer is None else f"L{row.layer}",
+            terminal.percent(row.accuracy),
+            row.auroc,
+            terminal.percent(row.train_accuracy),
+        )
         for row in found.results
-    ]  # fmt: skip
+    ]
     columns = ["layer", ("accuracy", "right"), ("AUROC", "right"), ("on training data", "right")]
     terminal.out.print(terminal.table(None, columns, rows))
 

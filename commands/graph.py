@@ -11,7 +11,7 @@ from rich.text import Text
 from actstore import terminal
 from actstore.commands import graph_build, graph_compare, graph_evaluate, graph_probe
 from actstore.commands.graph_compare import GraphsName, open_neuron
-from actstore.commands.options import Json, StorePath  # noqa: TC001  (Typer reads them)
+from actstore.commands.options import Json, K, NeuronName, Quiet, StorePath  # noqa: TC001  (Typer reads them)
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from actstore.engine.graph.search import Found, Line, Result
     from actstore.store.graphs import Graphs, NeuronGraph
 
-NeuronName = Annotated[str, typer.Argument(metavar="NEURON", help="Such as L3.N17.")]
 FILE = "FILE"
 
 group = typer.Typer(
@@ -66,9 +65,8 @@ def show(
 
     Example: `actstore graph show gpt2.actstore L3.N17 --svg l3n17.svg`
     """
-    from actstore.engine.graph.branches import make_drawing
-    from actstore.engine.graph.draw import check_picture, write_picture
-    from actstore.engine.graph.draw_terminal import draw_tree
+    from actstore.engine.graph.draw import check_picture
+    from actstore.engine.graph.views import draw
 
     pictures = [
         _picture(path, suffix)
@@ -77,20 +75,17 @@ def show(
     ]
     for path in pictures:
         check_picture(path)
-    opened, graphs, graph = open_neuron(store, neuron, name)
-    if with_ignore is None:
-        with_ignore = graphs.record.method != "published"
-    drawing = make_drawing(graph, opened.token_bytes, lines=lines, with_ignore=with_ignore)
-    drawing = drawing.captioned(_caption(graphs, graph, drawing))
+    _, graphs, graph = open_neuron(store, neuron, name)
+    drawn = draw(graph, lines=lines, with_ignore=with_ignore)
     for path in pictures:
-        write_picture(path, drawing)
+        drawn.save(path)
     if as_json:
         print_json(_describe_graph(graphs, graph, lines) | {"files": [str(path) for path in pictures]})
         return
     if not pictures:
-        terminal.out.print(draw_tree(drawing))
+        terminal.out.print(drawn)
     for path in pictures:
-        terminal.out.print(f"{path}: {_said_of(drawing)}", soft_wrap=True, markup=False)
+        terminal.out.print(f"{path}: {_said_of(drawn.drawing)}", soft_wrap=True, markup=False)
 
 
 @group.command()
@@ -100,17 +95,24 @@ def search(
         list[str] | None,
         typer.Option(metavar="TEXT", help="The token at which a neuron fires; repeat for any of several."),
     ] = None,
-    context: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A token before it.")] = None,
-    activating_id: Annotated[list[int] | None, typer.Option(help="The same by token id.")] = None,
-    context_id: Annotated[list[int] | None, typer.Option(help="The same by token id.")] = None,
+    context: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="A token before it; repeat for any of several.")
+    ] = None,
+    activating_id: Annotated[
+        list[int] | None, typer.Option(metavar="ID", help="The same by token id; repeat for more.")
+    ] = None,
+    context_id: Annotated[
+        list[int] | None, typer.Option(metavar="ID", help="The same by token id; repeat for more.")
+    ] = None,
     match: Annotated[
         str,
         typer.Option(help="normalised (case and outer spaces do not matter), exact, contains, or regex."),
     ] = "normalised",
     silent: Annotated[bool, typer.Option("--silent", help="Also lines on which a neuron does not fire.")] = False,
     name: GraphsName = "graphs",
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many neurons.")] = 20,
+    k: K = 20,
     lines: Annotated[int, typer.Option(min=1, help="Lines named of each.")] = 3,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Neurons that fire on a token, or on it after another: those whose lines explain most firings first.
@@ -122,21 +124,22 @@ def search(
 
     opened = Store(store)
     graphs = open_graphs(opened, name)
-    found = search_graphs(
-        opened,
-        graphs,
-        activating=[*(activating or ()), *(activating_id or ())],
-        context=[*(context or ()), *(context_id or ())],
-        match=match,
-        silent=silent,
-        k=k,
-        n_lines=lines,
-    )
+    with terminal.spinner("searching", enabled=not quiet):
+        found = search_graphs(
+            opened,
+            graphs,
+            activating=[*(activating or ()), *(activating_id or ())],
+            context=[*(context or ()), *(context_id or ())],
+            match=match,
+            silent=silent,
+            k=k,
+            n_lines=lines,
+        )
     if as_json:
         print_json(_describe_search(opened, found))
         return
     terminal.out.print(
-        f"{found.n_neurons:,} neuron{'s' * (found.n_neurons != 1)} in {found.n_lines:,} line{'s' * (found.n_lines != 1)}; "
+        f"{terminal.plural(found.n_neurons, 'neuron')} in {terminal.plural(found.n_lines, 'line')}; "
         f"{_named(opened, 'firing on', found.activating)}{_named(opened, 'after', found.context)}.",
         style="bold",
         soft_wrap=True,
@@ -161,15 +164,6 @@ def _picture(path: Path, suffix: str) -> Path:
             f"The file of --{suffix[1:]} should end in {suffix}, found {str(path)!r}. Mend its name."
         )
     return path
-
-
-def _caption(graphs: Graphs, graph: NeuronGraph, drawing: Drawing) -> str:
-    """What the neuron and its graph are, in a line."""
-    settings = graphs.record.settings
-    share = f"fires from {settings['share']:g} of its maximum {graph.maximum:.3g}" if "share" in settings else ""
-    parts = [share, f"fired at {graph.n_events:,} tokens", f"{drawing.n_nodes:,} nodes, {drawing.n_lines:,} lines",
-             f"capture {graphs.record.capture}, method {graphs.record.method}"]  # fmt: skip
-    return " · ".join(part for part in parts if part)
 
 
 def _said_of(drawing: Drawing) -> str:

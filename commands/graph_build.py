@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from actstore import terminal
-from actstore.commands.options import CaptureName, Json, Quiet, Site, StorePath, parse_bytes, parse_layers
+from actstore.commands.options import (
+    CaptureName,
+    Json,
+    Layers,
+    Neurons,
+    Quiet,
+    Resume,
+    Site,
+    StorePath,
+    chosen_neurons,
+    parse_bytes,
+)
 from actstore.reports import print_json
-from actstore.store.errors import InvalidInputError
-from actstore.store.neuron import parse_neuron
+from actstore.store.errors import InvalidInputError, NotFoundError
+from actstore.store.graph_record import NEVER_FIRES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from actstore.store.graphs import Graphs
-    from actstore.store.reader import Capture
+
+# How graphs are made, in `graph evaluate` too.
+Share = Annotated[float, typer.Option(help="Firing is an activation of at least this share of the neuron's maximum.")]
+Gain = Annotated[float, typer.Option(help="Nats of held-out likelihood that a node must add; -1 keeps every context.")]
+Kappa = Annotated[float, typer.Option(help="How firmly a longer context starts from what the shorter says.")]
+Threshold = Annotated[float, typer.Option(help="Least probability at which a graph says: fires.")]
+MaxDepth = Annotated[int, typer.Option(help="Tokens looked back before the activating one.")]
 
 
 def register(group: typer.Typer) -> None:
@@ -27,71 +44,122 @@ def register(group: typer.Typer) -> None:
     group.command("build")(build)
 
 
+CORPUS, PUBLISHED = "corpus", "published"
+
+
 def build(
+    context: typer.Context,
     store: StorePath,
     capture: CaptureName = None,
     site: Site = "mlp.post",
-    name: Annotated[str, typer.Option(help="What to call the graphs; a store holds many sets.")] = "graphs",
-    share: Annotated[float, typer.Option(help="Firing is at least this share of the neuron's maximum.")] = 0.5,
-    gain: Annotated[
-        float, typer.Option(help="Nats of held-out likelihood that a node must add; -1 keeps every context.")
-    ] = 0.5,
-    kappa: Annotated[float, typer.Option(help="How firmly a longer context starts from what the shorter says.")] = 1.0,
-    threshold: Annotated[float, typer.Option(help="Least probability at which a graph says: fires.")] = 0.4,
-    max_depth: Annotated[int, typer.Option(help="Tokens looked back before the activating one.")] = 12,
-    neurons: Annotated[str | None, typer.Option(help="Neurons, such as L3.N17,L4.N2. [default: all]")] = None,
-    layers: Annotated[str | None, typer.Option(help="All neurons of these layers, such as 0,3-5.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What to call the graphs; a store holds many sets. [default: graphs, or published]"
+        ),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="corpus: from the captured text; published: as Foote et al. (2023), from probes.")
+    ] = CORPUS,
+    probes: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --method published: which probes of the store. [default: probes]"),
+    ] = None,
+    share: Share = 0.5,
+    gain: Gain = 0.5,
+    kappa: Kappa = 1.0,
+    threshold: Threshold = 0.4,
+    max_depth: MaxDepth = 12,
+    neurons: Neurons = None,
+    layers: Layers = None,
     leave_out: Annotated[
         str | None, typer.Option(metavar="FILE", help="Windows that are not evidence, a number a line.")
     ] = None,
     also: Annotated[
         list[str] | None,
-        typer.Option(help="Another capture as further evidence, such as sampled probes; repeat for more."),
+        typer.Option(
+            metavar="NAME", help="Another capture as further evidence, such as sampled probes; repeat for more."
+        ),
     ] = None,
-    memory: Annotated[str, typer.Option(help="For the activations of neurons built together, such as 2GB.")] = "1GB",
-    resume: Annotated[bool, typer.Option(help="Continue an interrupted build.")] = False,
+    memory: Annotated[
+        str, typer.Option(metavar="BYTES", help="For the activations of neurons built together, such as 2GB.")
+    ] = "1GB",
+    resume: Resume = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Make a graph of every neuron: which tokens fire it, and which before them decide. No model runs.
 
+    With --method published, by the procedure and with the constants of Neuron to Graph, of the neurons that `actstore graph
+    probe` asked the model about.
+
     Example: `actstore graph build gpt2.actstore --layers 0-3`
     """
+    if method not in (CORPUS, PUBLISHED):
+        raise InvalidInputError(f"--method is {CORPUS} or {PUBLISHED}, found {method!r}.")
+    if method == PUBLISHED:
+        _check_given(context, ("store", "name", "method", "probes", "quiet", "as_json"))
+        began = time.monotonic()
+        with terminal.spinner("building graphs", enabled=not quiet):
+            graphs = _build_published(store, name, probes)
+        _report(graphs, time.monotonic() - began, as_json=as_json)
+        return
+    if probes is not None:
+        raise InvalidInputError("--probes needs --method published. Leave it out, or name the method.")
     from actstore.engine.graph.build import BuildOptions, GraphSettings, build_graphs
     from actstore.store.folder import Folder
     from actstore.store.reader import Store
 
     opened = Store(store).capture(capture)
     settings = GraphSettings(share=share, threshold=threshold, gain=gain, kappa=kappa, max_depth=max_depth)
-    wanted = _wanted(opened, site, neurons, layers)
+    wanted = chosen_neurons(opened, site, neurons, layers)
     began = time.monotonic()
-    with _bar(enabled=not quiet and sys.stderr.isatty()) as bar:
-        task = bar.add_task("graphs", total=None, rate="0")
-
-        def show(done: int, n_neurons: int) -> None:
-            bar.update(task, completed=done, total=n_neurons, rate=f"{done / (time.monotonic() - began + 1e-9):,.0f}")
-
-        options = BuildOptions(parse_bytes(memory), resume, progress=show)
+    with terminal.counting_bar("neurons", enabled=not quiet) as advance:
+        options = BuildOptions(parse_bytes(memory), resume, progress=advance)
         folder = Folder(store, read_only=False)
         graphs = build_graphs(
-            opened, folder, name=name, site=site, neurons=wanted, leave_out=_windows(leave_out), settings=settings,
+            opened, folder, name=name or "graphs", site=site, neurons=wanted, leave_out=_windows(leave_out), settings=settings,
             also=[opened.store.capture(one) for one in also or ()], options=options,
         )  # fmt: skip
-    described = _describe(graphs, time.monotonic() - began)
+    _report(graphs, time.monotonic() - began, as_json=as_json)
+
+
+def _check_given(context: typer.Context, allowed: Sequence[str]) -> None:
+    """Refuse options that a published build has no use for."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name not in allowed and source is not None and source.name == "COMMANDLINE":
+            raise InvalidInputError(
+                f"{parameter.opts[0]} cannot go with --method published: what was probed decides the neurons, the paper the "
+                "constants. Leave it out, or give it to actstore graph probe."
+            )
+
+
+def _build_published(store: str, name: str | None, probes: str | None) -> Graphs:
+    """The published graphs; a sentence that says how to make probes where there are none."""
+    from actstore.engine.graph.probes import PROBES, Probes
+    from actstore.engine.graph.published import build_published
+    from actstore.store.folder import Folder
+    from actstore.store.reader import Store
+
+    opened = Store(store)
+    try:
+        found = Probes(opened, probes or PROBES)
+    except NotFoundError:
+        of = f" --probes {probes}" if probes else ""
+        raise InvalidInputError(
+            f"The published method builds from probes, and {opened.folder} has none called {probes or PROBES!r}. Ask the model "
+            f"first: actstore graph probe {opened.model.name} {opened.folder}{of}"
+        ) from None
+    return build_published(found, Folder(store, read_only=False), name=name or PUBLISHED)
+
+
+def _report(graphs: Graphs, seconds: float, *, as_json: bool) -> None:
+    described = _describe(graphs, seconds)
     if as_json:
         print_json(described)
     else:
         _print(graphs, described)
-
-
-def _wanted(capture: Capture, site: str, neurons: str | None, layers: str | None) -> list[tuple[int, int]] | None:
-    if neurons is None and layers is None:
-        return None
-    wanted = [parse_neuron(part) for part in neurons.split(",")] if neurons is not None else []
-    for layer in parse_layers(layers) if layers is not None else ():
-        capture.check_neuron(layer, 0, site)
-        wanted += [(layer, neuron) for neuron in range(capture.record.layers(site)[layer])]
-    return wanted
 
 
 def _windows(file: str | None) -> list[int]:
@@ -105,39 +173,32 @@ def _windows(file: str | None) -> list[int]:
         ) from None
 
 
-def _bar(*, enabled: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.completed:,.0f} neurons, {task.fields[rate]}/s", style="dim"),
-        TimeRemainingColumn(),
-        console=terminal.err,
-        disable=not enabled,
-    )
-
-
 def _describe(graphs: Graphs, seconds: float) -> dict[str, Any]:
     """What `graph build --json` says."""
     sizes = graphs.neurons["n_nodes"].to_numpy()
-    never = int(np.count_nonzero(graphs.neurons["n_events"].to_numpy() == 0))
+    statuses = graphs.neurons["status"].to_pylist()
+    never = statuses.count(NEVER_FIRES)
     return {
         "store": graphs.store.folder.location,
         "name": graphs.name,
+        "method": graphs.record.method,
         "capture": graphs.record.capture,
         "site": graphs.record.site,
         "neurons": len(graphs),
         "nodes": graphs.record.n_nodes,
         "median_nodes": float(np.median(sizes)) if len(sizes) else 0.0,
         "never_fire": never,
+        "failed": sum(1 for status in statuses if status not in ("", NEVER_FIRES)),
         "seconds": round(seconds, 3),
     }
 
 
 def _print(graphs: Graphs, described: dict[str, Any]) -> None:
     never = f", {described['never_fire']:,} of which never fire" if described["never_fire"] else ""
+    failed = described["failed"]
+    without = f", {failed:,} of which have no exemplar that could be shortened" if failed else ""
     terminal.out.print(
-        f"{graphs.name}: {described['neurons']:,} neurons{never}; {described['nodes']:,} nodes, "
+        f"{graphs.name}: {described['neurons']:,} neurons{never}{without}; {described['nodes']:,} nodes, "
         f"{described['median_nodes']:g} in the median; {described['seconds']:.1f} s",
         soft_wrap=True,
     )

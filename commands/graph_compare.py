@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore import terminal
-from actstore.commands.options import CaptureName, Json, Site, StorePath  # noqa: TC001  (Typer reads them)
+from actstore.commands.options import CaptureName, Json, K, Quiet, Site, StorePath  # noqa: TC001  (Typer reads them)
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
 from actstore.store.neuron import parse_neuron
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from actstore.engine.graph.similar import Pairs
     from actstore.store.graphs import Graphs, NeuronGraph
 
-GraphsName = Annotated[str, typer.Option("--name", help="Which graphs of the store.")]
+GraphsName = Annotated[str, typer.Option("--name", metavar="NAME", help="Which graphs of the store.")]
 
 
 def register(group: typer.Typer) -> None:
@@ -38,6 +38,7 @@ def similar(
     normalise: Annotated[
         bool, typer.Option(help="Tokens that differ in case and outer spaces only count as one.")
     ] = True,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Neurons whose graphs are like a neuron's, or all pairs of like neurons of the model.
@@ -54,14 +55,16 @@ def similar(
         raise InvalidInputError(f"--least is a share above 0, at most 1, found {least}.")
     if neuron is not None:
         opened, graphs, graph = open_neuron(store, neuron, name)
-        rows, pairs = compare(graphs, graph.layer, graph.neuron, same_tokens(opened) if normalise else None)
+        with terminal.spinner("comparing graphs", enabled=not quiet):
+            rows, pairs = compare(graphs, graph.layer, graph.neuron, same_tokens(opened) if normalise else None)
         _print_similar(graphs, graph, rows[pairs.second], pairs, k, as_json)
         return
     from actstore.store.graph_nodes import open_graphs
 
     opened = Store(store)
     graphs = open_graphs(opened, name)
-    pairs = Similarity(Forest.of(graphs), same_tokens(opened) if normalise else None).all(least)
+    with terminal.spinner("comparing graphs", enabled=not quiet):
+        pairs = Similarity(Forest.of(graphs), same_tokens(opened) if normalise else None).all(least)
     _print_pairs(graphs, pairs, k, least, as_json)
 
 
@@ -71,8 +74,9 @@ def repeats(
     site: Site = "mlp.post",
     share: Annotated[float, typer.Option(help="Firing is an activation of at least this share of the maximum.")] = 0.5,
     name: GraphsName = "graphs",
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many neurons.")] = 20,
+    k: K = 20,
     least_fires: Annotated[int, typer.Option(min=1, help="Leave out neurons that fire less often.")] = 20,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """In-context neurons: those that fire on a token because it came before in the same window.
@@ -89,7 +93,8 @@ def repeats(
     from actstore.store.graphs import graph_names
 
     opened = Store(store)
-    found = measure_repeats(opened.capture(capture), site=site, share=share)
+    with terminal.spinner("counting repetitions", enabled=not quiet):
+        found = measure_repeats(opened.capture(capture), site=site, share=share)
     ranked = found.ranked(least_fires)
     has_graphs = name in graph_names(opened)
     if not has_graphs and name != "graphs":

@@ -5,7 +5,6 @@ Knows nothing about how it is measured.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +12,10 @@ import numpy as np
 import typer
 
 from actstore import terminal
-from actstore.commands.options import CaptureName, Json, Quiet, Site, StorePath, parse_layers
+from actstore.commands.graph_build import Gain, Kappa, MaxDepth, Share, Threshold  # noqa: TC001  (Typer reads them)
+from actstore.commands.options import CaptureName, Json, Layers, Neurons, Quiet, Site, StorePath, chosen_neurons
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
-from actstore.store.neuron import parse_neuron
 
 if TYPE_CHECKING:
     from actstore.engine.graph.evaluate import Evaluation, EvaluationSettings, Method
@@ -36,20 +35,19 @@ def evaluate(
     store: StorePath,
     capture: CaptureName = None,
     site: Site = "mlp.post",
-    share: Annotated[float, typer.Option(help="Firing is at least this share of the neuron's maximum.")] = 0.5,
+    share: Share = 0.5,
     exemplars: Annotated[
         int, typer.Option(help="Windows with a neuron's largest activations; half of them test.")
     ] = 20,
     ordinary: Annotated[int, typer.Option(help="Windows of any kind that test every neuron.")] = 40,
     seed: Annotated[int, typer.Option(help="Which windows are drawn.")] = 0,
-    gain: Annotated[
-        float, typer.Option(help="Nats of held-out likelihood that a node must add; -1 keeps every context.")
-    ] = 0.5,
-    kappa: Annotated[float, typer.Option(help="How firmly a longer context starts from what the shorter says.")] = 1.0,
-    threshold: Annotated[float, typer.Option(help="Least probability at which a graph says: fires.")] = 0.4,
-    max_depth: Annotated[int, typer.Option(help="Tokens looked back before the activating one.")] = 12,
+    gain: Gain = 0.5,
+    kappa: Kappa = 1.0,
+    threshold: Threshold = 0.4,
+    max_depth: MaxDepth = 12,
     also: Annotated[
-        list[str] | None, typer.Option(metavar="CAPTURE", help="Further evidence, never tested on; repeat for more.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Another capture as further evidence, never tested on; repeat for more."),
     ] = None,
     graphs: Annotated[
         list[str] | None,
@@ -58,8 +56,8 @@ def evaluate(
     curve: Annotated[
         str | None, typer.Option(metavar="GAINS", help="F1 against nodes at these gains too, such as -1,0.25,1,2,4.")
     ] = None,
-    neurons: Annotated[str | None, typer.Option(help="Neurons, such as L3.N17,L4.N2. [default: all]")] = None,
-    layers: Annotated[str | None, typer.Option(help="All neurons of these layers, such as 0,3-5.")] = None,
+    neurons: Neurons = None,
+    layers: Layers = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -88,9 +86,9 @@ def evaluate(
     sets = [Graphs(opened, name) for name in dict.fromkeys(graphs or ())]
     for one in sets:
         if (warning := describe_leak(one, main, settings)) is not None:
-            terminal.err.print(f"Warning: {warning}", soft_wrap=True, markup=False)
-    wanted = _wanted(main, site, neurons, layers)
-    with terminal.counting_bar("neurons", enabled=not quiet and sys.stderr.isatty()) as advance:
+            terminal.warn([warning])
+    wanted = chosen_neurons(main, site, neurons, layers)
+    with terminal.counting_bar("neurons", enabled=not quiet) as advance:
         found = evaluate(main, neurons=wanted, also=others, graphs=sets, settings=settings, progress=advance)
     described = describe(found, main, settings, also or ())
     if as_json:
@@ -190,16 +188,6 @@ def _gains(curve: str | None) -> tuple[float, ...]:
         return tuple(float(part) for part in curve.split(",")) if curve is not None else ()
     except ValueError:
         raise InvalidInputError(f"--curve takes numbers such as -1,0.25,1,4, found {curve!r}.") from None
-
-
-def _wanted(capture: Capture, site: str, neurons: str | None, layers: str | None) -> list[tuple[int, int]] | None:
-    if neurons is None and layers is None:
-        return None
-    wanted = [parse_neuron(part) for part in neurons.split(",")] if neurons is not None else []
-    for layer in parse_layers(layers) if layers is not None else ():
-        capture.check_neuron(layer, 0, site)
-        wanted += [(layer, neuron) for neuron in range(capture.record.layers(site)[layer])]
-    return wanted
 
 
 def _number(value: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,17 +13,21 @@ from actstore.commands.options import (
     CaptureName,
     Device,
     Dtype,
+    IgnoreDisk,
     Json,
+    Layers,
     ModelName,
+    Neurons,
     Quiet,
+    Resume,
     Site,
     StorePath,
+    TokenizerName,
     TrustRemoteCode,
-    parse_layers,
+    chosen_neurons,
 )
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
-from actstore.store.neuron import parse_neuron
 
 if TYPE_CHECKING:
     from actstore.engine.graph.probes import Probes
@@ -43,19 +46,20 @@ def probe(
     capture: CaptureName = None,
     site: Site = "mlp.post",
     name: Annotated[
-        str | None, typer.Option("--probes", help="Name of the probes. [default: probes, sampled: probes-sampled]")
+        str | None,
+        typer.Option("--probes", metavar="NAME", help="Name of the probes. [default: probes, sampled: probes-sampled]"),
     ] = None,
     sample: Annotated[
         int | None, typer.Option(metavar="TOKENS", help="Draw so many tokens of text from the model; ask nothing else.")
     ] = None,
-    window: Annotated[int | None, typer.Option(help="Longest sampled window. [default: 256]")] = None,
+    window: Annotated[int | None, typer.Option(help="Longest sampled window. [default: 128]")] = None,
     temperature: Annotated[float | None, typer.Option(help="Of sampling. [default: 1]")] = None,
     prompt: Annotated[
         int | None, typer.Option(help="Tokens that a sampled window takes from the beginning of another. [default: 2]")
     ] = None,
     seed: Annotated[int, typer.Option(help="What is sampled; which exemplars are asked about.")] = 0,
-    neurons: Annotated[str | None, typer.Option(help="Neurons, such as L3.N17,L4.N2. [default: all]")] = None,
-    layers: Annotated[str | None, typer.Option(help="All neurons of these layers, such as 0,3-5.")] = None,
+    neurons: Neurons = None,
+    layers: Layers = None,
     exemplars: Annotated[
         int | None,
         typer.Option(help="Windows with a neuron's largest activations; half are asked about. [default: 20]"),
@@ -67,6 +71,14 @@ def probe(
         ),
     ] = None,
     substitutes: Annotated[int | None, typer.Option(help="Substitutes of each important token. [default: 5]")] = None,
+    substitutes_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A masked language model, such as distilbert/distilbert-base-cased, that names substitutes. "
+            "[default: what the captured text has in the same place, then near embeddings]",
+        ),
+    ] = None,
     precision: Annotated[str, typer.Option(help="How the probes' activations are kept.")] = "half",
     annotate: Annotated[
         str | None,
@@ -75,9 +87,9 @@ def probe(
     published: Annotated[
         str | None, typer.Option(metavar="GRAPHS", help="Make graphs of that name by the published method.")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Continue interrupted probes; what is complete stays.")] = False,
-    tokenizer: Annotated[str | None, typer.Option(help="Another tokenizer than the model's own.")] = None,
-    ignore_disk: Annotated[bool, typer.Option(help="Start although the disk looks too small.")] = False,
+    resume: Resume = False,
+    tokenizer: TokenizerName = None,
+    ignore_disk: IgnoreDisk = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
@@ -87,8 +99,9 @@ def probe(
     """Ask MODEL what STORE cannot say: which tokens of a context matter, and what happens in text of its own.
 
     With --sample, text is drawn from the model and captured, as more evidence: `graph build --also probes-sampled`. Else
-    every neuron's exemplars are shortened, their tokens masked and substituted. Example:
-    `actstore graph probe gpt2 gpt2.actstore --annotate graphs`
+    every neuron's exemplars are shortened, their tokens masked and substituted.
+
+    Example: `actstore graph probe gpt2 gpt2.actstore --annotate graphs`
     """
     from actstore.engine.run import RunOptions
 
@@ -98,6 +111,7 @@ def probe(
     )  # fmt: skip
     sampling: dict[str, Any] = {"window": window, "temperature": temperature, "prompt": prompt}
     asking: dict[str, Any] = {"n_exemplars": exemplars, "mask": mask, "n_substitutes": substitutes}
+    asking["substitutes_model"] = substitutes_model
     ours, others = (
         sampling,
         {**asking, "neurons": neurons, "layers": layers, "annotate": annotate, "published": published},
@@ -119,9 +133,9 @@ def probe(
         from actstore.store.reader import Store
 
         opened = Store(store).capture(capture)
-        wanted = _wanted(opened, site, neurons, layers)
+        wanted = chosen_neurons(opened, site, neurons, layers)
         _check_graphs(opened.store, annotate, published)
-        with terminal.CaptureBar(enabled=not quiet and sys.stderr.isatty()) as bar:
+        with terminal.CaptureBar(enabled=not quiet) as bar:
             probes = ask(
                 model, store, name=name or "probes", capture=capture, site=site, neurons=wanted,
                 settings=ProbeSettings(**given), precision=precision, options=options, progress=bar,
@@ -140,21 +154,11 @@ def _sample(
     from actstore.engine.graph.probe_run import SAMPLED, ProbeKept, sample_probes
     from actstore.engine.graph.sampling import SampleSettings
 
-    with terminal.CaptureBar(enabled=not quiet and sys.stderr.isatty()) as bar:
+    with terminal.CaptureBar(enabled=not quiet) as bar:
         return sample_probes(
             model, store, name=name or SAMPLED, capture=capture, settings=SampleSettings(**given),
             kept=ProbeKept(site, precision), options=options, progress=bar,
         )  # fmt: skip
-
-
-def _wanted(capture: Capture, site: str, neurons: str | None, layers: str | None) -> list[tuple[int, int]] | None:
-    if neurons is None and layers is None:
-        return None
-    wanted = [parse_neuron(part) for part in neurons.split(",")] if neurons is not None else []
-    for layer in parse_layers(layers) if layers is not None else ():
-        capture.check_neuron(layer, 0, site)
-        wanted += [(layer, neuron) for neuron in range(capture.record.layers(site)[layer])]
-    return wanted
 
 
 def _check_graphs(store: Store, annotate: str | None, published: str | None) -> None:
@@ -208,7 +212,7 @@ def _describe(probes: Probes, graphs: list[str], seconds: float) -> dict[str, An
 
 
 def _print(described: dict[str, Any]) -> None:
-    rows = [[c["capture"], f"{c['windows']:,}", f"{c['tokens']:,}"] for c in described["captures"]]
+    rows = [[c["capture"], c["windows"], c["tokens"]] for c in described["captures"]]
     terminal.out.print(terminal.table(None, ["capture", ("windows", "right"), ("tokens", "right")], rows))
     if "neurons" in described:
         terminal.out.print(

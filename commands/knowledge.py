@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from actstore import terminal
-from actstore.commands.options import CaptureName, Json, StorePath  # noqa: TC001  # typer reads annotations when it runs
-from actstore.reports import print_json
+from actstore.commands.options import Attribution, Json, QuestionsName, Quiet, Rows, StorePath  # noqa: TC001  (Typer reads them)
+from actstore.reports import print_json, print_rows
 from actstore.store.attributions import open_attributions
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
@@ -20,17 +19,19 @@ if TYPE_CHECKING:
     from actstore.engine.attribution.knowledge import Refinement
     from actstore.store.attributions import Attributions
 
-SHOWN_QUERIES, SHOWN_NEURONS = 20, 8
+SHOWN_NEURONS = 8
 
 
 def knowledge(
     store: StorePath,
-    attribution: Annotated[str, typer.Option(help="ig, gradient, activation or contribution.")] = "ig",
+    attribution: Attribution = "ig",
     keep: Annotated[float, typer.Option(help="Share of a prompt's largest score that a neuron must reach.")] = 0.2,
     share: Annotated[float, typer.Option(help="Share of the prompts that must keep a neuron, to begin with.")] = 0.7,
     at_least: Annotated[int, typer.Option(help="Fewer neurons lower the share.")] = 2,
     at_most: Annotated[int, typer.Option(help="More neurons raise it.")] = 5,
-    capture: CaptureName = None,
+    capture: QuestionsName = None,
+    rows: Rows = 20,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Knowledge neurons (Dai et al. 2022): the neurons that most prompts of a query share. Needs no model.
@@ -44,19 +45,18 @@ def knowledge(
     except ValueError as error:
         option, _, rest = str(error).partition(" ")
         raise InvalidInputError(f"--{option.replace('_', '-')} {rest}.") from None
-    found = _rows(open_attributions(Store(store), capture), attribution, refinement)
+    attributions = open_attributions(Store(store), capture)
+    with terminal.spinner("comparing prompts", enabled=not quiet):
+        found = list(_rows(attributions, attribution, refinement))
     if as_json:
-        print_json({"attribution": attribution, "queries": list(found)})
+        print_json({"attribution": attribution, "queries": found})
         return
-    shown = list(islice(found, SHOWN_QUERIES))
-    rows = [
-        (row["query"], "right" if row["correct"] else "wrong", row["share"], _shortened(row["neurons"]))
-        for row in shown
+    shown = [
+        (row["query"], terminal.verdict(row["correct"]), row["share"], _shortened(row["neurons"]))
+        for row in found[: rows or None]
     ]
     columns = ["query", "answer", ("share of prompts", "right"), "knowledge neurons"]
-    terminal.out.print(terminal.table(None, columns, rows))
-    if n_more := sum(1 for _ in found):
-        terminal.out.print(f"… {n_more:,} more queries; all of them with --json.")
+    print_rows(columns, shown, len(found), "queries")
 
 
 def _shortened(names: list[str]) -> str:

@@ -65,9 +65,9 @@ def show(
     heat_maps: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Draw where each noun's neurons look, a PNG a noun.")
     ] = None,
-    towards: Annotated[
-        bool, typer.Option(help="Maps of contributions towards the noun, not of activations whatever their sign.")
-    ] = False,
+    map_of: Annotated[
+        str, typer.Option(help="What maps show: contribution (to the noun), or activation (whatever its sign; the paper's).")
+    ] = "contribution",
     rows: Annotated[int, typer.Option(min=0, help="Captions shown; 0 shows all.")] = 10,
     as_json: Json = False,
 ) -> None:
@@ -87,6 +87,8 @@ def show(
         raise InvalidInputError(f"Captions are put together by noun, found {by!r}. Write --by noun, or leave it out.")
     if form not in (*FORMS, "both"):
         raise InvalidInputError(f"The form is one of {', '.join(FORMS)}, both: found {form!r}. Mend --form.")
+    if map_of not in ("contribution", "activation"):
+        raise InvalidInputError(f"Maps are of contribution or activation, found {map_of!r}. Mend --map-of.")
     forms: Any = tuple(FORMS) if form == "both" else (form,)
     if heat_maps is not None and heat_maps.exists() and not heat_maps.is_dir():
         raise InvalidInputError(f"Maps are written into a folder, and {heat_maps} is a file. Mend --heat-maps.")
@@ -97,7 +99,7 @@ def show(
             opened.capture(capture), settings, lambda done, n: status.update(f"neurons: layer {done} of {n}")
         )
     told = Rows(found)
-    files = draw_all(found, heat_maps, contributions=towards) if heat_maps is not None else []
+    files = draw_all(found, heat_maps, contributions=map_of == "contribution") if heat_maps is not None else []
     if as_json:
         print_json(_describe(found, told, by) | ({"files": files} if heat_maps is not None else {}))
         return
@@ -185,7 +187,7 @@ def _print_foot(found: Multimodal, files: list[dict[str, Any]]) -> None:
         terminal.out.print(f"{len(files):,} maps in {folder}{said}", soft_wrap=True, markup=False)
 
 
-def draw_all(found: Multimodal, folder: Path, *, contributions: bool = False) -> list[dict[str, Any]]:
+def draw_all(found: Multimodal, folder: Path, *, contributions: bool = True) -> list[dict[str, Any]]:
     """Draw a map for every noun of every caption: `FOLDER/<document>-<noun>.png`; what was written."""
     from actstore.engine.multimodal.describe import plain
     from actstore.engine.multimodal.find import FORMS

@@ -10,8 +10,17 @@ from rich.text import Text
 
 from actstore import terminal
 from actstore.commands import naica_evaluate
-from actstore.commands.options import GroupWithDefault, Json, StorePath, as_rows
-from actstore.reports import print_json
+from actstore.commands.options import (
+    Attribution,
+    GroupWithDefault,
+    Json,
+    QuestionsName,
+    Quiet,
+    Rows,
+    StorePath,
+    as_rows,
+)
+from actstore.reports import print_json, print_rows
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -39,12 +48,8 @@ def register(app: typer.Typer) -> None:
 @group.command()
 def show(
     store: StorePath,
-    capture: Annotated[
-        str | None, typer.Option(help="Which capture of questions. [default: the only one with attributions]")
-    ] = None,
-    attribution: Annotated[
-        str, typer.Option(help="What neurons are scored by: ig, contribution, activation or gradient.")
-    ] = "ig",
+    capture: QuestionsName = None,
+    attribution: Attribution = "ig",
     t: Annotated[float, typer.Option("--t", help="A cluster takes scores above this share of its largest.")] = 0.2,
     u: Annotated[
         float, typer.Option("--u", help="Neurons in more than this share of the clusters are common; 1 keeps all.")
@@ -52,17 +57,19 @@ def show(
     v: Annotated[int, typer.Option("--v", help="Neurons a query, at most.")] = 20,
     ica: Annotated[bool, typer.Option(help="Weigh neurons by how few clusters they are in.")] = True,
     method: Annotated[
-        str, typer.Option(help="naica, or a baseline: without-ica, with-common, kn, activation, random.")
+        str,
+        typer.Option(metavar="METHOD", help="naica, or a baseline: without-ica, with-common, kn, activation, random."),
     ] = "naica",
     seed: Annotated[int, typer.Option(min=0, help="Of method random.")] = 0,
     by: Annotated[
         str | None, typer.Option(metavar="LABEL", help="Pool the queries of each value of this label.")
     ] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Neurons shown of a query, pooled of a label.")] = 10,
-    rows: Annotated[int, typer.Option(min=0, help="Rows shown; 0 shows all.")] = 20,
+    rows: Rows = 20,
     heat_map: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw labels × layers into FILE.svg or FILE.html.")
     ] = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """The neurons relevant to each query of STORE; with --by those of each label, with --heat-map a picture of their layers.
@@ -84,14 +91,14 @@ def show(
         check_picture(heat_map)
     attributions = open_attributions(Store(store), capture)
     label_of_queries(attributions.queries, by)  # says now, not after the work, that there is no such label
-    chosen = choose_neurons(attributions, method, settings, seed)
+    with terminal.spinner("choosing neurons", enabled=not quiet):
+        chosen = choose_neurons(attributions, method, settings, seed)
     said = {"attribution": attribution, "t": t, "u": u, "v": v, "ica": ica}
     layers = count_by_layer(chosen, attributions.capture.record.layers("mlp.post"), by)
     if heat_map is not None:
         write_picture(heat_map, layers, "Query-relevant neurons by layer", _subtitle(attributions, method, said))
     warnings = [*_incomplete(attributions), *chosen.warnings]
-    for warning in warnings:
-        terminal.err.print(f"Warning: {warning}", soft_wrap=True, markup=False)
+    terminal.warn(warnings)
     if as_json:
         print_json(_describe(attributions, chosen, by, k) | {"method": method, "settings": said, "warnings": warnings})
         return
@@ -201,8 +208,8 @@ def _summary(attributions: Attributions, chosen: Chosen, method: str, said: dict
     right = f", {n_right:,} answered right ({100 * n_right / n:.0f} %)" if n else ""
     average = f"; {len(chosen.neurons) / n:.1f} neurons a query" if n else ""
     n_common = len(_common(chosen))
-    common = f", {n_common:,} common neuron{'s' * (n_common != 1)} removed" if n_common else ""
-    return f"{_subtitle(attributions, method, said)}\n{n:,} {'query' if n == 1 else 'queries'}{right}{average}{common}."
+    common = f", {terminal.plural(n_common, 'common neuron')} removed" if n_common else ""
+    return f"{_subtitle(attributions, method, said)}\n{terminal.plural(n, 'query', 'queries')}{right}{average}{common}."
 
 
 def _print_labels(attributions: Attributions, chosen: Chosen, by: str, k: int, rows: int) -> None:
@@ -217,7 +224,7 @@ def _print_labels(attributions: Attributions, chosen: Chosen, by: str, k: int, r
         mine = of_queries == i
         found = _named(attributions, neurons)
         each = float(chosen.n_neurons[mine].mean())
-        lines.append((name, int(mine.sum()), f"{100 * correct[mine].mean():.0f} %", f"{each:.1f}", _listed(found)))
+        lines.append((name, int(mine.sum()), terminal.percent(correct[mine].mean()), f"{each:.1f}", _listed(found)))
     columns = [
         by,
         ("queries", "right"),
@@ -225,7 +232,7 @@ def _print_labels(attributions: Attributions, chosen: Chosen, by: str, k: int, r
         ("neurons", "right"),
         f"top {k} neurons, score over its queries",
     ]
-    _print_rows(columns, lines, rows, "labels")
+    print_rows(columns, lines[: rows or None], len(lines), "labels")
 
 
 def _print_queries(attributions: Attributions, chosen: Chosen, k: int, rows: int) -> None:
@@ -234,18 +241,10 @@ def _print_queries(attributions: Attributions, chosen: Chosen, k: int, rows: int
     for i, row in enumerate(table):
         neurons, scores = chosen.of(i)
         found = _neurons(attributions, neurons[:k], scores[:k])
-        lines.append((row["query"], "yes" if row["correct"] else "no", len(neurons), _listed(found)))
-    columns = ["query", "right", ("neurons", "right"), f"top {k} neurons, score"]
-    _print_rows(columns, lines, rows, "queries", chosen.queries.num_rows)
+        lines.append((row["query"], terminal.verdict(row["correct"]), len(neurons), _listed(found)))
+    columns = ["query", "answer", ("neurons", "right"), f"top {k} neurons, score"]
+    print_rows(columns, lines, chosen.queries.num_rows, "queries")
 
 
 def _listed(neurons: list[dict[str, Any]]) -> str:
     return ", ".join(f"{row['neuron']} {row['score']:.3g}" for row in neurons) or "–"
-
-
-def _print_rows(columns: list[Any], lines: list[Any], rows: int, what: str, n: int | None = None) -> None:
-    n = len(lines) if n is None else n
-    shown = lines[: rows or None]
-    terminal.out.print(terminal.table(None, columns, shown))
-    if n > len(shown):
-        terminal.out.print(f"… {n - len(shown):,} more {what}: --rows 0 shows them, --json has them all.")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from math import isfinite, isnan
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore import terminal
-from actstore.commands.options import (  # noqa: TC001  # typer reads them when the command is built
+from actstore.commands.options import (  # noqa: TC001  (Typer reads them)
+    Attribution,
     Device,
     Dtype,
     Json,
     ModelName,
+    QuestionsName,
     Quiet,
     StorePath,
     TrustRemoteCode,
@@ -63,14 +64,17 @@ def register(group: typer.Typer) -> None:
 def evaluate(
     model: ModelName,
     store: StorePath,
-    capture: Annotated[
-        str | None, typer.Option(help="Which capture of questions. [default: the only one with attributions]")
-    ] = None,
-    by: Annotated[str, typer.Option(help="The label whose other values are unrelated queries.")] = "relation_name",
+    capture: QuestionsName = None,
+    by: Annotated[
+        str, typer.Option(metavar="LABEL", help="The label whose other values are unrelated queries.")
+    ] = "relation_name",
     method: Annotated[
         list[str] | None,
         typer.Option(
-            "--method", "--methods", help="naica or a baseline; repeat, or separate by commas. [default: all]"
+            "--method",
+            "--methods",
+            metavar="METHOD",
+            help="naica or a baseline; repeat, or separate by commas. [default: all]",
         ),
     ] = None,
     protocol: Annotated[
@@ -82,12 +86,10 @@ def evaluate(
         int | None, typer.Option(help="Test on at most so many queries; neurons are found with all.")
     ] = None,
     pool: Annotated[int, typer.Option(min=1, help="Neurons of a label.")] = 20,
-    attribution: Annotated[
-        str, typer.Option(help="What neurons are scored by: ig, contribution, activation or gradient.")
-    ] = "ig",
+    attribution: Attribution = "ig",
     t: Annotated[float, typer.Option("--t", help="A cluster takes scores above this share of its largest.")] = 0.2,
-    u: Annotated[float, typer.Option("--u", help="Neurons in more than this share of clusters are common.")] = 0.3,
-    v: Annotated[int, typer.Option("--v", help="At most so many neurons a query.")] = 20,
+    u: Annotated[float, typer.Option("--u", help="Neurons in more than this share of the clusters are common.")] = 0.3,
+    v: Annotated[int, typer.Option("--v", help="Neurons a query, at most.")] = 20,
     max_rows: Annotated[int, typer.Option(min=1, help="Rows of a pass, which bounds the memory.")] = 160,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -122,11 +124,11 @@ def evaluate(
     check_labels(attributions, settings)  # before the model is loaded
     from actstore.engine.models import load_model
 
-    loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    with terminal.counting_bar("prompts", enabled=not quiet and sys.stderr.isatty()) as advance:
+    with terminal.spinner(f"loading {model}", enabled=not quiet):
+        loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    with terminal.counting_bar("prompts", enabled=not quiet) as advance:
         found = evaluate_naica(loaded, attributions, settings, advance)
-    for warning in found.warnings:
-        terminal.err.print(f"Warning: {warning}", soft_wrap=True, markup=False)
+    terminal.warn(found.warnings)
     if as_json:
         print_json(
             {

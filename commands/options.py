@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from actstore.store.errors import InvalidInputError
+from actstore.store.neuron import parse_neuron
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")]
-CaptureName = Annotated[str | None, typer.Option("--capture", help="Which capture; the only one, or 'corpus'.")]
-Site = Annotated[str, typer.Option("--site", help="Where in the layer: mlp.post, mlp.gate, resid.post, …")]
+if TYPE_CHECKING:
+    from actstore.store.reader import Capture
+
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="A folder written by `actstore capture`.")]
+NewStore = Annotated[str, typer.Argument(metavar="STORE", help="Where the store is, or is to be.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A Hub id or the path of a model folder.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
-Dtype = Annotated[str, typer.Option(help="Compute in auto, float32, float16 or bfloat16.")]
-TrustRemoteCode = Annotated[bool, typer.Option(help="Run model code that comes with the model.")]
+NeuronName = Annotated[str, typer.Argument(metavar="NEURON", help="Such as L3.N17.")]
+
+# What is looked at
+CaptureName = Annotated[
+    str | None, typer.Option("--capture", metavar="NAME", help="Which capture. [default: the only one, or corpus]")
+]
+QuestionsName = Annotated[
+    str | None,
+    typer.Option(
+        "--capture", metavar="NAME", help="Which capture of questions. [default: the only one with attributions]"
+    ),
+]
+Site = Annotated[
+    str, typer.Option("--site", metavar="SITE", help="Where in the layer: mlp.post, mlp.gate, resid.post, …")
+]
+Neurons = Annotated[
+    str | None, typer.Option("--neurons", metavar="NEURONS", help="Only these neurons, such as L3.N17,L4.N2.")
+]
+Layers = Annotated[str | None, typer.Option("--layers", metavar="LAYERS", help="Only neurons of layers such as 0,3-5.")]
+Attribution = Annotated[
+    str, typer.Option(metavar="KIND", help="What neurons are scored by: ig, contribution, activation or gradient.")
+]
+K = Annotated[int, typer.Option("--k", "-k", min=1, help="How many neurons.")]
+Rows = Annotated[int, typer.Option(min=0, help="Rows shown; 0 shows all.")]
+
+# How a model runs
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 …")]
+Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="Compute in auto, float32, float16 or bfloat16.")]
+TokenizerName = Annotated[str | None, typer.Option(metavar="TOKENIZER", help="Another tokenizer than the model's own.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the model.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
+IgnoreDisk = Annotated[bool, typer.Option("--ignore-disk", help="Start although the disk looks too small.")]
+
+# What is said
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")]
 
 
 class GroupWithDefault(TyperGroup):
@@ -33,6 +67,24 @@ class GroupWithDefault(TyperGroup):
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
             args = [self.default_command, *args]
         return super().parse_args(ctx, args)
+
+
+def parse_neurons(text: str) -> list[tuple[int, int]]:
+    """Layer and index of the neurons in a text such as L3.N17,L4.N2."""
+    return [parse_neuron(name) for name in text.split(",")]
+
+
+def chosen_neurons(
+    capture: Capture, site: str, neurons: str | None, layers: str | None
+) -> list[tuple[int, int]] | None:
+    """Layer and index of what --neurons and --layers name together; None where neither is given."""
+    if neurons is None and layers is None:
+        return None
+    chosen = parse_neurons(neurons) if neurons is not None else []
+    for layer in parse_layers(layers) if layers is not None else ():
+        capture.check_neuron(layer, 0, site)  # raises, saying what there is
+        chosen += [(layer, neuron) for neuron in range(capture.record.layers(site)[layer])]
+    return chosen
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ Knows nothing about how any of it is computed.
 from __future__ import annotations
 
 import math
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +19,7 @@ from actstore.commands.options import (
     ModelName,
     Quiet,
     StorePath,
+    TokenizerName,
     TrustRemoteCode,
 )
 from actstore.reports import print_json
@@ -31,16 +31,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.engine.attribution.mask_matrix import MaskMatrix
-    from actstore.engine.attribution.selectivity import Selectivity
+    from actstore.engine.attribution.selectivity import Selectivity, SelectivitySettings
     from actstore.store.reader import Capture
 
-By = Annotated[str, typer.Option("--by", help="The label column: language, domain …")]
+By = Annotated[str, typer.Option("--by", metavar="LABEL", help="The label column: language, domain …")]
 FiringSite = Annotated[
     str | None,
-    typer.Option("--site", help="mlp.gate or mlp.post. [default: the gate where there is one]"),
+    typer.Option("--site", metavar="SITE", help="mlp.gate or mlp.post. [default: the gate where there is one]"),
 ]
 Modality = Annotated[
-    str | None, typer.Option(help="Count only text, image or generated tokens. [default: all but special ones]")
+    str | None,
+    typer.Option(
+        metavar="MODALITY", help="Count only text, image or generated tokens. [default: all but special ones]"
+    ),
 ]
 Share = Annotated[float, typer.Option(help="Neurons to select, as a share of all.")]
 Quantile = Annotated[
@@ -50,7 +53,7 @@ Quantile = Annotated[
 app = typer.Typer(
     cls=GroupWithDefault,
     help="Neurons that fire for one label's tokens and hardly for another's (LAPE, DAPE). "
-    "`selectivity STORE` means `selectivity show STORE`.\n\n"
+    "`actstore selectivity STORE` is short for `actstore selectivity show STORE`.\n\n"
     "Example: `actstore selectivity gpt2.actstore --by language`",
     no_args_is_help=True,
 )
@@ -70,14 +73,17 @@ def show(
     modality: Modality = None,
     share: Share = 0.01,
     activation_quantile: Quantile = 0.95,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """The neurons of STORE that are selective for each value of a label, by entropy of how often they fire for each.
 
     Example: `actstore selectivity gpt2.actstore --by language --share 0.01`
     """
+    from actstore.engine.attribution.selectivity import SelectivitySettings
+
     held = Store(store).capture(capture)
-    found = _find(held, by, site, modality, share, activation_quantile)
+    found = _find(held, SelectivitySettings(by, site, modality, share, activation_quantile), quiet)
     if as_json:
         print_json(_describe(held, found))
     else:
@@ -102,7 +108,7 @@ def evaluate(
     batch_tokens: Annotated[int, typer.Option(help="Tokens a forward pass.")] = 4096,
     random: Annotated[int, typer.Option(help="Draws of as many random neurons of the same layers.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the random neurons.")] = 0,
-    tokenizer: Annotated[str | None, typer.Option(help="Another tokenizer than the model's own.")] = None,
+    tokenizer: TokenizerName = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
@@ -113,15 +119,17 @@ def evaluate(
     Example: `actstore selectivity evaluate gpt2 gpt2.actstore held-out.jsonl --by language`
     """
     from actstore.engine.attribution.mask_matrix import MaskSettings, by_layer, measure_masks
+    from actstore.engine.attribution.selectivity import SelectivitySettings
     from actstore.engine.models import load_model
 
     settings = MaskSettings(max_tokens, batch_tokens, random, seed)
     held = Store(store).capture(capture)
-    found = _find(held, by, site, modality, share, activation_quantile)
+    found = _find(held, SelectivitySettings(by, site, modality, share, activation_quantile), quiet)
     windows = _windows(held, found, corpus, max_tokens, tokenizer or model, trust_remote_code)
-    loaded = load_model(model, dtype=held.record.dtype, device=device, trust_remote_code=trust_remote_code)
+    with terminal.spinner(f"loading {model}", enabled=not quiet):
+        loaded = load_model(model, dtype=held.record.dtype, device=device, trust_remote_code=trust_remote_code)
     neurons = {label: by_layer(found.firing.locate(flat)) for label, flat in found.neurons.items()}
-    with terminal.counting_bar("tokens", enabled=not quiet and sys.stderr.isatty()) as report:
+    with terminal.counting_bar("tokens", enabled=not quiet) as report:
         matrix = measure_masks(loaded, held, neurons, windows, settings, report)
     if as_json:
         print_json(_describe(held, found) | _describe_matrix(matrix, corpus, settings.n_random, settings.seed))
@@ -142,12 +150,14 @@ def lens(
 ) -> None:
     """The logit lens: how undecided every layer of STORE is about the next token, text and image tokens apart.
 
-    Needs a capture of resid.post. Example: `actstore selectivity lens gpt2.actstore --max-tokens 10000`
+    Needs a capture of resid.post.
+
+    Example: `actstore selectivity lens gpt2.actstore --max-tokens 10000`
     """
     from actstore.engine.attribution.logit_lens import look_through
 
     held = Store(store).capture(capture)
-    with terminal.counting_bar("tokens", enabled=not quiet and sys.stderr.isatty()) as report:
+    with terminal.counting_bar("tokens", enabled=not quiet) as report:
         found = look_through(held, max_tokens=max_tokens, device=device, on_tokens=report)
     if as_json:
         layers = [
@@ -162,14 +172,12 @@ def lens(
     terminal.out.print(terminal.table(None, ["after layer", *((kind, "right") for kind in found.modalities)], rows))
 
 
-def _find(
-    held: Capture, by: str, site: str | None, modality: str | None, share: float, activation_quantile: float
-) -> Selectivity:
-    from actstore.engine.attribution.selectivity import SelectivitySettings, find_selectivity
+def _find(held: Capture, settings: SelectivitySettings, quiet: bool) -> Selectivity:
+    from actstore.engine.attribution.selectivity import find_selectivity
 
-    found = find_selectivity(held, SelectivitySettings(by, site, modality, share, activation_quantile))
-    for sentence in found.warnings:
-        terminal.err.print(f"Warning: {sentence}", soft_wrap=True, markup=False)
+    with terminal.spinner("counting firings", enabled=not quiet):
+        found = find_selectivity(held, settings)
+    terminal.warn(found.warnings)
     return found
 
 
@@ -231,8 +239,8 @@ def _print(held: Capture, found: Selectivity) -> None:
     chosen = found.selection
     terminal.out.print(
         f"{len(chosen.neurons):,} of {len(chosen.entropies):,} neurons are selective by {found.settings.by} in capture "
-        f"{held.record.name!r}; a neuron belongs to labels for which it fires on more than {100 * chosen.threshold:.1f} % of "
-        "tokens.",
+        f"{held.record.name!r}; a neuron belongs to labels for which it fires on more than "
+        f"{terminal.percent(chosen.threshold)} of tokens.",
         style="bold",
         soft_wrap=True,
     )

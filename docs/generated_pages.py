@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 GIVEN = {
     "What a store gives": (
-        "actstore.store.reader.Capture",
-        "actstore.store.neuron.Neuron",
-        "actstore.store.neuron_graph.NeuronGraph",
         "actstore.store.attributions.Attributions",
         "actstore.store.contributions.Asked",
         "actstore.store.contributions.Answer",
@@ -38,7 +35,6 @@ GIVEN = {
         "actstore.engine.settings.CaptureSettings",
         "actstore.engine.settings.ImageSettings",
         "actstore.engine.attribution.question_plan.AttributeSettings",
-        "actstore.engine.run.RunOptions",
     ),
 }
 """Beside the public names, by heading: what their users hold in their hands."""

@@ -6,8 +6,11 @@ have asked for its record first.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import asdict
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
 
 import numpy as np
 import zarr
@@ -26,7 +29,11 @@ if TYPE_CHECKING:
     from actstore.store.layout import Compression
 
 MAPPED_SHARDS: Final = 256
-"""Shards of one array that stay mapped; a process may map some 65,000 files."""
+"""Shards that stay mapped, of all arrays together: each holds a file descriptor, of which a process may have 1,024."""
+
+_mapped: Final[OrderedDict[tuple[ref[BlockArray], int], None]] = OrderedDict()
+"""Which shards are open, the oldest first."""
+_mapping: Final = Lock()
 
 
 def create_block_array(
@@ -86,12 +93,25 @@ class BlockArray:
         The latest shards stay open: on a local disk they are mappings, not copies, and neuron after neuron is read without
         opening a file again.
         """
-        if block not in self._open:
-            if len(self._open) >= (MAPPED_SHARDS if self.folder.path is not None else 1):
-                self._open.pop(next(iter(self._open)))
+        shard = self._open.get(block)
+        if shard is None:
             key = shard_key(self.key, block)
-            self._open[block] = Shard(self.folder.view(key), self.grid, self.dtype, f"{self.folder}/{key}")
-        return self._open[block]
+            shard = Shard(self.folder.view(key), self.grid, self.dtype, f"{self.folder}/{key}")
+            with _mapping:
+                self._keep(block, shard)
+        return shard
+
+    def _keep(self, block: int, shard: Shard) -> None:
+        """Keep a shard open, and let go of the one that has been open longest where there are enough."""
+        if self.folder.path is None:
+            self._open.clear()  # a copy in memory, not a mapping
+        else:
+            _mapped[ref(self), block] = None
+            while len(_mapped) > MAPPED_SHARDS:
+                (array, oldest), _ = _mapped.popitem(last=False)
+                if (held := array()) is not None:
+                    held._open.pop(oldest, None)
+        self._open[block] = shard
 
 
 def write_array(
@@ -131,4 +151,12 @@ def open_array(folder: Folder, key: str) -> zarr.Array[Any]:
 
 def read_array(folder: Folder, key: str, selection: Any = ...) -> NDArray[Any]:
     """A plain array, whole or in part."""
-    return np.asarray(open_array(folder, key)[selection])
+    return read_selection(open_array(folder, key), selection)
+
+
+def read_selection(array: zarr.Array[Any], selection: Any = ...) -> NDArray[Any]:
+    """Part of an opened plain array; `FormatError` where its chunks cannot be decoded."""
+    try:
+        return np.asarray(array[selection])
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        raise FormatError(f"{array.store_path} is damaged: {' '.join(str(error).split())}.") from None

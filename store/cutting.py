@@ -14,8 +14,9 @@ import unicodedata
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from actstore.store.errors import InvalidInputError, NotFoundError
+from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.layout import TOKENIZER_KEY
+from actstore.store.root import read_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,14 +49,18 @@ class Cutter:
 
     def __init__(self, folder: Folder, vocabulary: pa.Table) -> None:
         self.known = Vocabulary(vocabulary)
+        state = read_tokenizer(folder) or "{}"
         try:
-            state = folder.read(TOKENIZER_KEY)
-        except NotFoundError:
-            state = b"{}"
-        self._state: dict[str, Any] = json.loads(state)
+            self._state: dict[str, Any] = json.loads(state)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{folder}/{TOKENIZER_KEY} is damaged: {error}.") from None
+        if not isinstance(self._state, dict):
+            raise FormatError(
+                f"{folder}/{TOKENIZER_KEY} should hold a JSON object, found {type(self._state).__name__}."
+            )
         model = self._state.get("model")
         self._model: dict[str, Any] = model if isinstance(model, dict) else {}
-        self._byte_level = b'"ByteLevel"' in state
+        self._byte_level = '"ByteLevel"' in state
 
     def word(self, word: str) -> list[int]:
         """The tokens that a word is cut into by the tokenizer's own merges or scores; empty where they cannot spell it.

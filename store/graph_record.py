@@ -14,7 +14,7 @@ import pyarrow as pa
 from actstore.store.errors import FormatError
 from actstore.store.graph_nodes import BOUNDARY
 from actstore.store.layout import graphs_key
-from actstore.store.records import Record
+from actstore.store.records import Record, check_seal
 
 if TYPE_CHECKING:
     from actstore.kernels.suffix_trie.api import Nodes
@@ -103,6 +103,7 @@ def read_record(folder: Folder, name: str) -> GraphRecord | None:
         raise FormatError(
             f"{folder}/{key} has format {value.get('format')}; this actstore reads graphs up to {FORMAT}. Update actstore."
         )
+    check_seal(value, f"{folder}/{key}")
     return GraphRecord.from_json(value, f"{folder}/{key}")
 
 

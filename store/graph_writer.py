@@ -17,6 +17,7 @@ from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.graph_record import NEURONS, NODES, GraphRecord, fault_of, read_record
 from actstore.store.layout import graphs_key
 from actstore.store.lock import own_graphs
+from actstore.store.records import sealed
 from actstore.store.shards import checksum
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ class GraphWriter:
             data = self._folder.view(self._key(file))
             files[file] = (len(data), checksum(data))
         record = dataclasses.replace(self.record, n_nodes=sum(n for *_, n in self._parts), files=files)
-        self._folder.write_json(self._key("graph.json"), record.to_json())
+        self._folder.write_json(self._key("graph.json"), sealed(record.to_json()))
         return record
 
     def _counted_on(self) -> Iterator[pa.Table]:

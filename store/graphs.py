@@ -19,6 +19,7 @@ from actstore.store.graph_record import NEURONS, NODES, GraphRecord, fault_of, g
 from actstore.store.layout import graphs_key
 from actstore.store.neuron import parse_neuron
 from actstore.store.neuron_graph import Line, NeuronGraph
+from actstore.store.shards import checksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,9 +115,12 @@ class Graphs:
             data = self.store.folder.view(key)
         except NotFoundError:
             raise self._damaged(file, "it is missing") from None
-        nbytes = self.record.files.get(file, (-1, ""))[0]
+        nbytes, expected = self.record.files.get(file, (-1, ""))
         if len(data) != nbytes:
             raise self._damaged(file, f"it has {len(data)} bytes, expected {nbytes}")
+        # That of nodes may be large, and is mapped; what is wrong in it shows where it is read, or to `actstore verify`.
+        if schema is NEURONS and checksum(data) != expected:
+            raise self._damaged(file, "its checksum does not match")
         try:
             table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(data))).read_all()
         except (pa.ArrowException, OSError) as error:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES
+from actstore.store import views
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SPECIAL
 from actstore.store.patches import patch_texts
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.store.reader import Capture, Store
+    from actstore.store.views import Shown
 
 EXEMPLARS = pa.schema(
     [
@@ -68,6 +70,18 @@ class Neuron:
 
     def __repr__(self) -> str:
         return f"Neuron({self.name} of {self.store.model.name}, {self.store.model.layers[self.layer].module})"
+
+    def _repr_html_(self) -> str:
+        return views.open_notebook_views().neuron_html(self)
+
+    def show(self, k: int = 10, capture: str | None = None, site: str = "mlp.post", context: int = 16) -> Shown:
+        """What there is to see of the neuron: statistics, histogram, the k best exemplars highlighted by activation.
+
+        A notebook shows it as a table, `print` as text, rich in colours; `.html()` gives the table.
+
+        >>> store.neuron("L3.N17").show(k=20)
+        """
+        return views.open_notebook_views().show_neuron(self, k, capture, site, context)
 
     def activations(self, capture: str | None = None, site: str = "mlp.post") -> NDArray[np.float32]:
         """The neuron over every committed token of a capture, in the order of `capture.tokens()`."""

@@ -63,6 +63,9 @@ class NeuronGraph:
     def __repr__(self) -> str:
         return f"NeuronGraph({self.name}: {self.status or f'{len(self)} nodes'})"
 
+    def _repr_html_(self) -> str:
+        return self.draw().svg()
+
     def __len__(self) -> int:
         return len(self.nodes.token)
 

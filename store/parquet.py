@@ -1,8 +1,8 @@
 """The Parquet tables of a store: written with checksums that any Parquet reader passes over, read only where they hold.
 
 Pages carry Parquet's own checksums. Between the last page and the footer, where no reader looks, stands a seal: the CRC-32C of
-all bytes before it and of those after it, each begun with the table's key, so that one table does not pass for another. A table
-without a seal is one of an earlier version, and is read as it is. Knows nothing about what columns mean.
+all bytes before it and of those after it, each begun with the table's name, so that one table does not pass for another. A
+table without a seal is one of an earlier version, and is read as it is. Knows nothing about what columns mean.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from actstore.store.errors import ActstoreError, FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from actstore.store.folder import Bytes, Folder
 
@@ -57,14 +57,20 @@ class TableWriter:
         self._file.abandon()
 
 
+def _name(key: str) -> bytes:
+    """What of a table's key is its own: below its capture, which may be copied under another name."""
+    parts = key.split("/")
+    return "/".join(["captures", *parts[2:]] if parts[0] == "captures" else parts).encode()
+
+
 class _Sealed:
     """A file written front to back, its checksum beside it; what is held back at the end goes out with the seal in it."""
 
     closed = False
 
     def __init__(self, file: Any, key: str, digest: Any) -> None:
-        self._file, self._key, self._digest = file, key.encode(), digest
-        self._crc: int = google_crc32c.value(self._key)
+        self._file, self._name, self._digest = file, _name(key), digest
+        self._crc: int = google_crc32c.value(self._name)
         self._held: bytearray | None = None
         self._nbytes = 0
 
@@ -92,7 +98,7 @@ class _Sealed:
         held = bytes(self._held or b"")
         n_footer, _ = _TAIL.unpack(held[-_TAIL.size :])
         rest, footer = held[: -_TAIL.size - n_footer], held[-_TAIL.size - n_footer :]
-        before, behind = google_crc32c.extend(self._crc, rest), google_crc32c.value(self._key + footer)
+        before, behind = google_crc32c.extend(self._crc, rest), google_crc32c.value(self._name + footer)
         self._out(rest + _SEAL.pack(_MARK, before, behind) + footer)
 
     def tell(self) -> int:
@@ -138,10 +144,12 @@ def open_table(folder: Folder, key: str, *, whole: bool = False) -> pq.ParquetFi
         return pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)), page_checksum_verification=True)
 
 
-def read_table(folder: Folder, key: str) -> pa.Table:
-    """The whole table under `key`; errors as of `open_table`."""
+def read_table(folder: Folder, key: str, needs: Sequence[str] = ()) -> pa.Table:
+    """The whole table under `key`; errors as of `open_table`, `FormatError` too where it lacks a column that one `needs`."""
     file = open_table(folder, key, whole=True)
     with undamaged(folder, key):
+        if lacking := [name for name in needs if name not in file.schema_arrow.names]:
+            raise FormatError(f"{folder}/{key} is damaged: it lacks the column {lacking[0]!r}.")
         return file.read()
 
 
@@ -173,7 +181,7 @@ def _check_seal(folder: Folder, key: str, data: Bytes, *, whole: bool) -> None:
 
 
 def _checksum(key: str, data: memoryview) -> int:
-    crc: int = google_crc32c.value(key.encode())
+    crc: int = google_crc32c.value(_name(key))
     for at in range(0, len(data), _PIECE):
         crc = google_crc32c.extend(crc, bytes(data[at : at + _PIECE]))
     return crc

@@ -19,7 +19,7 @@ import pyarrow as pa
 import zarr
 from zarr.codecs import BloscCodec
 
-from actstore.store.arrays import open_array
+from actstore.store.arrays import open_array, read_selection
 from actstore.store.errors import FormatError
 from actstore.store.layout import FAST, PADDING, missing_value, plan_key, table_key
 from actstore.store.parquet import TableWriter, open_table, undamaged
@@ -261,7 +261,13 @@ class Plan:
 
     def _file(self, table: str) -> pq.ParquetFile:
         if table not in self._files:
-            self._files[table] = open_table(self._folder, self._key(table), whole=True)
+            file = open_table(self._folder, self._key(table), whole=True)
+            expected = self.record.n_windows if table == "windows" else self.record.n_documents
+            if file.metadata.num_rows != expected:
+                raise FormatError(
+                    f"{self._folder}/{self._key(table)} is damaged: it has {file.metadata.num_rows} rows, expected {expected}."
+                )
+            self._files[table] = file
         return self._files[table]
 
     @cached_property
@@ -293,11 +299,20 @@ class Plan:
 
     def array(self, name: str, selection: Any = slice(None)) -> NDArray[Any]:
         """A plan array by name (`inputs/ids`, `tokens/ids`, …), whole or in part."""
-        return np.asarray(self._open(name)[selection])
+        return read_selection(self._open(name), selection)
 
     def _open(self, name: str) -> zarr.Array[Any]:
         if name not in self._arrays:
-            self._arrays[name] = open_array(self._folder, plan_key(self._capture, name))
+            key = plan_key(self._capture, name)
+            array = open_array(self._folder, key)
+            of_tokens = name.removeprefix("tokens/") in TOKEN_ARRAYS
+            shape = (self.record.n_blocks * self.record.block_slots,) if of_tokens else (array.size,)
+            dtype = TOKEN_ARRAYS.get(name.removeprefix("tokens/"), "int32")
+            if array.shape != shape or array.dtype != dtype:
+                raise FormatError(
+                    f"The metadata of {self._folder}/{key} is damaged: it describes {array.shape} {array.dtype}."
+                )
+            self._arrays[name] = array
         return self._arrays[name]
 
     @cached_property

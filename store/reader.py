@@ -12,23 +12,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from actstore.store import layout, root
+from actstore.store import layout, root, views
 from actstore.store.arrays import BlockArray
 from actstore.store.catalog import run_sql
 from actstore.store.commits import committed_blocks
-from actstore.store.errors import InvalidInputError, NotFoundError
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.folder import Folder
 from actstore.store.neuron import Neuron, parse_neuron
 from actstore.store.parquet import read_table
 from actstore.store.patches import read_patches
 from actstore.store.plans import Plan
-from actstore.store.records import CaptureRecord
+from actstore.store.records import CaptureRecord, check_seal
 from actstore.store.statistics import (
     CaptureStatistics,
     is_finished,
     neuron_table,
     sum_statistics,
 )
+from actstore.store.writer import block_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from actstore.store.graphs import Graphs, NeuronGraph
     from actstore.store.records import ModelRecord
     from actstore.store.shards import Shard
+    from actstore.store.writer import BlockArraySpec
 
 
 def read_capture(folder: Folder, name: str) -> CaptureRecord | None:
@@ -53,7 +55,11 @@ def read_capture(folder: Folder, name: str) -> CaptureRecord | None:
     # Zarr makes the group as soon as the plan's first array is written; only a finished plan puts the record there.
     attributes = group.get("attributes")
     record = attributes.get("actstore_capture") if isinstance(attributes, dict) else None
-    return None if record is None else CaptureRecord.from_json(record, f"{folder}/{key}")
+    if record is None:
+        return None
+    if isinstance(record, dict):
+        check_seal(record, f"{folder}/{key}")
+    return CaptureRecord.from_json(record, f"{folder}/{key}")
 
 
 class Store:
@@ -68,6 +74,9 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({self.folder.location!r}: {self.model.name}, captures {', '.join(self.captures) or 'none'})"
+
+    def _repr_html_(self) -> str:
+        return views.open_notebook_views().store_html(self)
 
     @property
     def captures(self) -> tuple[str, ...]:
@@ -181,6 +190,9 @@ class Capture:
             f"Capture({self.record.name!r}: {self.record.plan.n_tokens} tokens, {done}, {', '.join(self.record.sites)})"
         )
 
+    def _repr_html_(self) -> str:
+        return views.open_notebook_views().capture_html(self)
+
     def refresh(self) -> None:
         """See what has been committed since the capture was opened."""
         self.blocks = tuple(b for b in committed_blocks(self.folder, self.record.name) if b < self.record.plan.n_blocks)
@@ -282,7 +294,14 @@ class Capture:
     def neurons(self) -> pa.Table:
         """A row per site and neuron, over the committed blocks."""
         if self.is_finished:
-            return read_table(self.folder, layout.table_key(self.record.name, "neurons"))
+            table = read_table(self.folder, layout.table_key(self.record.name, "neurons"))
+            expected = sum(sum(self.record.layers(site).values()) for site in self.record.sites)
+            if table.num_rows != expected:
+                raise FormatError(
+                    f"{self.folder}/{layout.table_key(self.record.name, 'neurons')} is damaged: it has {table.num_rows} rows, "
+                    f"expected {expected}."
+                )
+            return table
         return neuron_table(self.record, self.statistics())
 
     def statistics(self) -> CaptureStatistics:
@@ -388,8 +407,18 @@ class Capture:
 
     def _array(self, key: str) -> BlockArray:
         if key not in self._arrays:
-            self._arrays[key] = BlockArray(self.folder, key)
+            array, spec = BlockArray(self.folder, key), self._specs[key]
+            if (array.grid.rows, array.grid.columns, array.dtype) != (spec.rows, spec.columns, spec.dtype):
+                raise FormatError(
+                    f"The metadata of {self.folder}/{key} is damaged: it describes blocks of {array.grid.rows} × "
+                    f"{array.grid.columns} {array.dtype}, expected {spec.rows} × {spec.columns} {spec.dtype}."
+                )
+            self._arrays[key] = array
         return self._arrays[key]
+
+    @cached_property
+    def _specs(self) -> dict[str, BlockArraySpec]:
+        return {spec.key: spec for spec in block_arrays(self.record)}
 
     @cached_property
     def _arrays(self) -> dict[str, BlockArray]:

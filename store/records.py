@@ -38,6 +38,22 @@ class Record:
         return cls(**arguments)
 
 
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """The JSON object `value` with the checksum of everything else in it."""
+    return value | {"checksum": _checksum(value)}
+
+
+def check_seal(value: dict[str, Any], where: str) -> None:
+    """Raise `FormatError` where a JSON object is not what was sealed; one of an earlier version has no checksum."""
+    if "checksum" in value and value["checksum"] != _checksum(value):
+        raise FormatError(f"{where} is damaged: its checksum does not match. Restore it from a copy, or make it again.")
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    body = {name: item for name, item in value.items() if name != "checksum"}
+    return checksum(json.dumps(body, sort_keys=True).encode())
+
+
 def _parse(hint: Any, value: Any, where: str) -> Any:
     origin, parameters = get_origin(hint), get_args(hint)
     if isinstance(hint, type) and issubclass(hint, Record):

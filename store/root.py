@@ -21,8 +21,9 @@ from actstore.store.layout import (
     VOCABULARY_KEY,
     table_key,
 )
-from actstore.store.parquet import read_metadata, read_table, write_table
-from actstore.store.records import ModelRecord
+from actstore.store.parquet import read_metadata, read_table, undamaged, write_table
+from actstore.store.records import ModelRecord, check_seal, sealed
+from actstore.store.shards import checksum
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,7 +52,7 @@ def now() -> str:
 
 def write_root(folder: Folder, model: ModelRecord) -> None:
     """Make the folder a store of `model`; written last, after weights and tokenizer."""
-    attributes = {"format": FORMAT, "written_by": written_by(), "created": now(), "model": model.to_json()}
+    attributes = sealed({"format": FORMAT, "written_by": written_by(), "created": now(), "model": model.to_json()})
     folder.write_json("zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {_ATTRIBUTE: attributes}})
 
 
@@ -85,6 +86,7 @@ def read_root(folder: Folder) -> ModelRecord:
             f"{folder} has store format {version}, written by {attributes.get('written_by', 'an unknown program')}; this "
             f"actstore reads formats up to {FORMAT}. Update actstore."
         )
+    check_seal(attributes, f"{folder}/zarr.json")
     return ModelRecord.from_json(attributes.get("model"), f"{folder}/zarr.json: model")
 
 
@@ -96,17 +98,33 @@ def write_tokenizer(folder: Folder, tokenizer_json: str | None, vocabulary: pa.T
                 f"{folder} was captured with another tokenizer. One store has one tokenizer: name another store."
             )
         return
+    metadata = {"fingerprint": fingerprint}
     if tokenizer_json is not None:
-        folder.write(TOKENIZER_KEY, tokenizer_json.encode())
-    write_table(folder, VOCABULARY_KEY, vocabulary.replace_schema_metadata({"fingerprint": fingerprint}))
+        state = tokenizer_json.encode()
+        folder.write(TOKENIZER_KEY, state)
+        metadata["tokenizer"] = checksum(state)
+    write_table(folder, VOCABULARY_KEY, vocabulary.replace_schema_metadata(metadata))
 
 
 def read_vocabulary(folder: Folder) -> pa.Table | None:
     """A row per token id: token, piece, text, bytes, special; None for a store of token ids alone."""
     try:
-        return read_table(folder, VOCABULARY_KEY)
+        return read_table(folder, VOCABULARY_KEY, ("token", "piece", "text", "bytes", "special"))
     except NotFoundError:
         return None
+
+
+def read_tokenizer(folder: Folder) -> str | None:
+    """The tokenizer as the library tokenizers writes it; None where there is none, `FormatError` where it is damaged."""
+    try:
+        state = folder.read(TOKENIZER_KEY)
+        expected = read_metadata(folder, VOCABULARY_KEY).get(b"tokenizer", b"").decode()
+    except NotFoundError:
+        return None
+    if expected and checksum(state) != expected:
+        raise FormatError(f"{folder}/{TOKENIZER_KEY} is damaged: its checksum does not match. Restore it from a copy.")
+    with undamaged(folder, TOKENIZER_KEY):
+        return state.decode()
 
 
 def write_neurons(
@@ -137,7 +155,7 @@ def write_neurons(
 
 def read_neurons(folder: Folder) -> pa.Table:
     """The root's table of neurons, a row per neuron, layers ascending; older stores lack the columns `TOP_TOKENS`."""
-    return read_table(folder, table_key(None, "neurons"))
+    return read_table(folder, table_key(None, "neurons"), ("layer", "neuron", "name", "module", "write_norm"))
 
 
 def _without(config: dict[str, Any], keys: set[str]) -> dict[str, Any]:

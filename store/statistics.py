@@ -18,7 +18,7 @@ from safetensors.numpy import save as save_safetensors
 
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES, Statistics, quantiles
 from actstore.store.arrays import read_array, write_array
-from actstore.store.commits import committed_blocks
+from actstore.store.commits import check_file, committed_blocks
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.layout import (
     GATE_SIGN,
@@ -167,6 +167,7 @@ class RunningStatistics:
 def read_block_statistics(folder: Folder, record: CaptureRecord, block: int) -> CaptureStatistics:
     """One committed block's own statistics."""
     key = block_statistics_key(record.name, block)
+    check_file(folder, record.name, block, key)
     return CaptureStatistics.decode(folder.read(key), record, f"{folder}/{key}")[0]
 
 
@@ -222,13 +223,14 @@ def write_finished(folder: Folder, record: CaptureRecord, total: CaptureStatisti
 
 def _read_finished(folder: Folder, record: CaptureRecord) -> CaptureStatistics:
     try:
-        sites = {}
+        sites, empty = {}, CaptureStatistics.empty(record).sites
         for site in record.sites:
             arrays = {name: read_array(folder, statistics_key(record.name, site, name)) for name in DIMENSIONS}
             for layer, where in layer_offsets(record, site).items():
                 sites[site, layer] = Statistics.from_arrays(
                     {n: a[:, where] if DIMENSIONS[n][0] == "label" else a[where] for n, a in arrays.items()}
                 )
+                _check_like(sites[site, layer], empty[site, layer], arrays)
         gates = {
             layer: read_array(folder, statistics_key(record.name, GATE_SIGN, f"{layer}/positives"))
             for layer in record.gate_sign
@@ -236,6 +238,13 @@ def _read_finished(folder: Folder, record: CaptureRecord) -> CaptureStatistics:
         return CaptureStatistics(sites, gates, read_array(folder, statistics_key(record.name, "tokens", "by_label")))
     except (NotFoundError, ValueError, RuntimeError) as error:
         raise FormatError(f"The statistics of capture {record.name!r} of {folder} are damaged: {error}.") from None
+
+
+def _check_like(found: Statistics, empty: Statistics, arrays: dict[str, NDArray[Any]]) -> None:
+    """Raise ValueError where a layer's statistics, part of `arrays`, are not shaped as `empty` ones or of another dtype."""
+    for name, expected in empty.arrays().items():
+        if getattr(found, name).shape != expected.shape or arrays[name].dtype != expected.dtype:
+            raise ValueError(f"{name} is {arrays[name].shape} {arrays[name].dtype}")
 
 
 def neuron_table(record: CaptureRecord, total: CaptureStatistics) -> pa.Table:

@@ -10,15 +10,29 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from actstore.store.answers import damaged_answers, has_attributions
 from actstore.store.arrays import BlockArray
 from actstore.store.commits import damaged_files, damaged_shards
+from actstore.store.edits import edit_names
+from actstore.store.edits import read_record as read_edit_record
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.graph_record import read_record
-from actstore.store.layout import GATE_SIGN, capture_key, graphs_key, table_key
+from actstore.store.layout import (
+    GATE_SIGN,
+    TOKENIZER_KEY,
+    VOCABULARY_KEY,
+    capture_key,
+    edits_key,
+    graphs_key,
+    table_key,
+    weights_key,
+)
 from actstore.store.patches import patches_sha256
+from actstore.store.root import read_neurons, read_tokenizer, read_vocabulary
+from actstore.store.seals import check_seals
 from actstore.store.statistics import (
     CaptureStatistics,
     neuron_table,
@@ -39,7 +53,7 @@ class Damage:
     """One thing in a store that is not what it should be."""
 
     capture: str | None
-    """None for graphs."""
+    """None for graphs, edits and what belongs to the store."""
     block: int | None
     """None for the plan and the finished statistics."""
     site: str | None
@@ -50,6 +64,8 @@ class Damage:
     """The name of damaged graphs; None for a capture's parts."""
 
     def __str__(self) -> str:
+        if self.graphs is None and self.capture is None:
+            return f"{self.key}: {self.what}"
         if self.graphs is not None:
             return f"graphs {self.graphs!r}: {self.key}: {self.what}; build them again"
         place = f"layer {self.layer} ({self.site}), " if self.layer is not None else ""
@@ -71,6 +87,37 @@ def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda bl
     for part in (_metadata, _plan, _patches, _statistics, _answers):
         damage += [_damage(name, None, key, what) for key, what in part(capture)]
     return damage
+
+
+def verify_root(folder: Folder) -> list[Damage]:
+    """Everything damaged in what belongs to the store as a whole: its tables, tokenizer, weights and edits."""
+    parts = [name.removesuffix(".safetensors") for name in folder.names("weights") if name.endswith(".safetensors")]
+    checks: dict[str, Callable[[], object]] = {
+        table_key(None, "neurons"): lambda: read_neurons(folder),
+        VOCABULARY_KEY: lambda: read_vocabulary(folder),
+        TOKENIZER_KEY: lambda: read_tokenizer(folder),
+    }
+    checks |= {weights_key(part): partial(_check_weights, folder, part) for part in parts}
+    for name in edit_names(folder):
+        checks[edits_key(name, "edit.json")] = partial(_check_edit, folder, name)
+    damage = []
+    for key, check in checks.items():
+        try:
+            check()
+        except (FormatError, NotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if folder.exists(key):
+                damage.append(Damage(None, None, None, None, key, str(error)))
+    return damage
+
+
+def _check_weights(folder: Folder, part: str) -> None:
+    check_seals(part, folder.read(weights_key(part)), whole=True)
+
+
+def _check_edit(folder: Folder, name: str) -> None:
+    files = read_edit_record(folder, name).files
+    for file, what in damaged_files(folder, f"edits/{name}", files):
+        raise FormatError(f"{file}: {what}; make the edit again")
 
 
 def verify_graphs(folder: Folder, capture: str | None = None) -> tuple[list[str], list[Damage]]:

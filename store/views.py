@@ -1,6 +1,6 @@
 """What users ask of the store's objects and layers above it answer, such as `graph.draw()`.
 
-The store draws nothing and compares nothing; when the package is imported, it says who does. Knows nothing about them.
+The store draws, compares and formats nothing; when the package is imported, it says who does. Knows nothing about them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from actstore.store.neuron import Neuron
     from actstore.store.neuron_graph import NeuronGraph
+    from actstore.store.reader import Capture, Store
 
 
 class Drawn(Protocol):
@@ -49,3 +51,30 @@ class GraphViews(Protocol):
 
 open_graph_views: Callable[[], GraphViews]
 """Gives who answers; the package sets it."""
+
+
+class Shown(Protocol):
+    """A neuron as people look at it: `str()` is plain text, rich prints it in colours, a notebook shows a table."""
+
+    def html(self) -> str:
+        """The same as a fragment of a page."""
+
+
+class NotebookViews(Protocol):
+    """Who says what notebooks show of the store's objects."""
+
+    def store_html(self, store: Store) -> str:
+        """A store: its model and captures."""
+
+    def capture_html(self, capture: Capture) -> str:
+        """A capture: what is in it."""
+
+    def neuron_html(self, neuron: Neuron) -> str:
+        """A neuron: statistics, histogram, a few exemplars."""
+
+    def show_neuron(self, neuron: Neuron, k: int, capture: str | None, site: str, context: int) -> Shown:
+        """The same as asked for."""
+
+
+open_notebook_views: Callable[[], NotebookViews]
+"""Gives who says it; the package sets it."""

@@ -5,23 +5,29 @@ A module of its own because it needs torch, which reading activations does not. 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from actstore.store.errors import NotFoundError
+from actstore.store.errors import ActstoreError, FormatError, NotFoundError
 from actstore.store.layout import weights_key
+from actstore.store.seals import check_seals, seals_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor
 
     from actstore.store.folder import Folder
+
+
+_WANTED: Final = {"layer": "write_vectors", "unembedding": "weight"}
+"""What a part of the weights must hold."""
 
 
 def write_weights(
@@ -29,10 +35,16 @@ def write_weights(
 ) -> None:
     """Write each layer's `write_vectors` [neuron, d_model] and `bias`, and the `unembedding` and `final_norm` parts."""
     for layer, tensors in layers:
-        folder.write(weights_key(f"layer-{layer}"), save_safetensors(_detached(tensors)))
+        _write(folder, f"layer-{layer}", _detached(tensors))
     for part, tensors in others.items():
         if tensors:
-            folder.write(weights_key(part), save_safetensors(_detached(tensors)))
+            _write(folder, part, _detached(tensors))
+
+
+def _write(folder: Folder, part: str, tensors: dict[str, Tensor]) -> None:
+    """Write a part, sealed."""
+    seals = seals_of(part, save_safetensors(tensors))
+    folder.write(weights_key(part), save_safetensors(tensors, metadata=seals))
 
 
 def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -42,9 +54,40 @@ def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def read_weights(folder: Folder, part: str) -> dict[str, Tensor]:
     """The tensors of one part of the weights; `NotFoundError` where the store was made with --no-weights."""
     try:
-        return load_safetensors(folder.read(weights_key(part)))
+        data = folder.read(weights_key(part))
     except NotFoundError:
         raise _missing(folder, part) from None
+    with _undamaged(folder, part):
+        check_seals(part, data, whole=True)
+        tensors = load_safetensors(data)
+        if (wanted := _WANTED.get(part.partition("-")[0])) is not None and wanted not in tensors:
+            raise ValueError(f"it lacks the tensor {wanted!r}")
+        return tensors
+
+
+@contextmanager
+def _undamaged(folder: Folder, part: str) -> Iterator[None]:
+    try:
+        yield
+    except ActstoreError:
+        raise
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        what = " ".join(str(error).split())
+        raise FormatError(
+            f"{folder}/{weights_key(part)} is damaged: {what}. Restore it from a copy, or capture into a new store."
+        ) from None
+
+
+@contextmanager
+def _opened(folder: Folder, part: str) -> Iterator[Any]:
+    """A part on a local disk, to read some rows of: its header checked, its numbers not."""
+    with _undamaged(folder, part):
+        key = weights_key(part)
+        n_header = 8 + int.from_bytes(folder.read(key, 0, 8), "little")
+        check_seals(part, folder.read(key, 0, n_header), whole=False)
+        assert folder.path is not None
+        with safe_open(folder.path / key, framework="pt") as file:
+            yield file
 
 
 def _missing(folder: Folder, part: str) -> NotFoundError:
@@ -61,7 +104,7 @@ def read_rows(folder: Folder, part: str, name: str, rows: Sequence[int]) -> Tens
     """
     if folder.path is None or not folder.exists(weights_key(part)):
         return read_weights(folder, part)[name][list(rows)]
-    with safe_open(folder.path / weights_key(part), framework="pt") as file:
+    with _opened(folder, part) as file:
         matrix = file.get_slice(name)
         n_rows = matrix.get_shape()[0]
         if outside := [row for row in rows if not 0 <= row < n_rows]:
@@ -73,7 +116,7 @@ def count_rows(folder: Folder, part: str, name: str) -> int:
     """The rows of a matrix among the weights; `NotFoundError` as `read_weights`."""
     if folder.path is None or not folder.exists(weights_key(part)):
         return len(read_weights(folder, part)[name])
-    with safe_open(folder.path / weights_key(part), framework="pt") as file:
+    with _opened(folder, part) as file:
         return int(file.get_slice(name).get_shape()[0])
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from actstore.store import layout
 from actstore.store.arrays import create_block_array
 from actstore.store.errors import CaptureError
-from actstore.store.records import CommitRecord
+from actstore.store.records import CommitRecord, sealed
 from actstore.store.shards import checksum, shard_parts, write_parts
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def create_capture(folder: Folder, record: CaptureRecord) -> None:
         )
     folder.write_json(
         f"{layout.capture_key(record.name)}/zarr.json",
-        {"zarr_format": 3, "node_type": "group", "attributes": {"actstore_capture": record.to_json()}},
+        {"zarr_format": 3, "node_type": "group", "attributes": {"actstore_capture": sealed(record.to_json())}},
     )
 
 

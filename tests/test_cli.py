@@ -147,6 +147,8 @@ def test_stats_sorts_filters_and_splits_by_label(cli: Callable[..., Result], sto
     assert len(rows) == 5
     assert all(row["name"].startswith("L1.") for row in rows)
     assert sorted((row["std"] for row in rows), reverse=True) == [row["std"] for row in rows]
+    both = cli("stats", store, "-k", 48, "--layers", "0-1", "--json").json["neurons"]
+    assert len(both) == 48
     by = cli("stats", store, "--by", "language", "-k", 48, "--json").json["neurons"]
     assert list(by[0]) == ["name", "en", "fr", "py"]
     capture = actstore.open(store).capture()
@@ -170,6 +172,7 @@ def test_sql_answers_over_the_tables(cli: Callable[..., Result], store: Path) ->
     assert cli("sql", store, "select 'nan'::float x", "--json").json["rows"] == [{"x": None}]
     many = cli("sql", store, "select range r from range(300)").out
     assert "… 100 more rows" in many
+    assert cli("sql", store, "select range r from range(300)", "--rows", 0).out.splitlines()[-1].strip() == "299"
 
 
 def test_a_table_in_a_pipe_keeps_one_line_a_row(cli: Callable[..., Result], store: Path) -> None:
@@ -224,13 +227,31 @@ def test_every_command_shows_an_example_that_its_own_options_allow(cli: Callable
     shown = cli(*command.split(), "--help")
     assert shown.status == 0
     flat = re.sub(r"[\s│]+", " ", shown.out)
-    if command in GROUPS:  # its example is that of the subcommand meant where none is named
-        flat += cli(command, "show", "--help").out
     example = re.search(r"Example: (actstore [^│]+?) (?:[╭─]|Arguments|Usage)", flat)
     assert example, flat
+    if command in GROUPS:  # its example is one of a subcommand: the one that is meant where none is named
+        named = example[1].split()[2]
+        flat += cli(command, named if named in subcommands(command) else "show", "--help").out
     assert command.removesuffix(" show") in example[1]
     for option in re.findall(r" (--[a-z-]+)", example[1]):
         assert flat.count(option) > 1, f"the example's {option} is no option of {command}"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("actstore gr", "graph"), ("actstore naica ev", "evaluate"), ("actstore stats x --so", "--sort")],
+)
+def test_a_shell_completes_commands_and_options(words: str, expected: str) -> None:
+    launch = "import sys; sys.argv[0] = 'actstore'; from actstore.cli import main; main()"
+    environment = os.environ | {
+        "_ACTSTORE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", launch], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.split() == [expected], done.stderr
+
+
+def test_the_version_is_said(cli: Callable[..., Result]) -> None:
+    assert cli("--version").out.startswith("actstore 0.")
 
 
 # Corpora

@@ -11,8 +11,9 @@ import numpy as np
 
 from actstore.kernels.suffix_trie.api import Predictions, predict
 from actstore.store.cutting import Cutter
-from actstore.store.errors import InvalidInputError
+from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.layout import GENERATED, SPECIAL, TEXT, TOKENIZER_KEY
+from actstore.store.root import read_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,9 +99,12 @@ def _cut(store: Store, text: str) -> list[int]:
     except ImportError:
         assert store.vocabulary is not None
         return Cutter(store.folder, store.vocabulary).text(text)
-    found: list[int] = (
-        Tokenizer.from_str(store.folder.read(TOKENIZER_KEY).decode()).encode(text, add_special_tokens=False).ids
-    )
+    state = read_tokenizer(store.folder) or ""
+    try:
+        tokenizer = Tokenizer.from_str(state)
+    except Exception as error:  # the library raises nothing narrower
+        raise FormatError(f"{store.folder}/{TOKENIZER_KEY} is damaged: {' '.join(str(error).split())}.") from None
+    found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     return found
 
 

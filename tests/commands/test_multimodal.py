@@ -115,7 +115,7 @@ def test_maps_of_every_noun(cli: Callable[..., Result], path: Path, tmp_path: Pa
     assert files["0000-red.png"]["note"].endswith("000.png is no longer there")
     with Image.open(tmp_path / "maps" / "0001-green.png") as picture:
         assert picture.format == "PNG"
-    line = ("--document", "0", "--heat-maps", tmp_path / "more", "--towards")
+    line = ("--document", "0", "--heat-maps", tmp_path / "more", "--map-of", "activation")
     shown = cli(path, *COMMON, "-k", "2", *line).out
     assert (tmp_path / "more" / "0000-red.png").read_bytes() != (tmp_path / "maps" / "0000-red.png").read_bytes()
     assert f"4 maps in {tmp_path / 'more'}, 4 without the image" in shown

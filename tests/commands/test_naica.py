@@ -158,7 +158,7 @@ def test_people_get_a_summary_and_as_many_rows_as_they_want(cli: Callable[..., R
     assert re.fullmatch(
         r"12 queries, \d+ answered right \(\d+ %\); \d+\.\d neurons a query, \d+ common neurons removed\.", lines[1]
     )
-    assert lines[2].split()[:3] == ["query", "right", "neurons"]
+    assert lines[2].split()[:3] == ["query", "answer", "neurons"]
     assert len(lines) == 9
     assert lines[-1] == "… 7 more queries: --rows 0 shows them, --json has them all."
     every = cli(store, "--rows", 0).out.splitlines()

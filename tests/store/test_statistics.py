@@ -122,19 +122,21 @@ def test_a_sum_with_holes(folder, record, statistics_of, committed):
     assert same(sum_statistics(folder, record), plain_sum(record, blocks.values()))
 
 
-def test_a_block_committed_while_summing_is_added_once(folder, record, statistics_of, monkeypatch):
+def test_a_block_committed_while_summing_is_added_the_next_time(folder, record, statistics_of, monkeypatch):
     """A reader beside a writer: the list of blocks grows between two looks at it."""
     blocks = [statistics_of(number) for number in range(3)]
     commit(folder, record, 0, blocks[0])
-    advance = RunningStatistics.advance
+    read = statistics.read_block_statistics
 
-    def advance_then_commit(running, **options):
-        advance(running, **options)
+    def read_then_commit(folder, record, block):
         for number in (1, 2):
             commit(folder, record, number, blocks[number])
+        return read(folder, record, block)
 
-    monkeypatch.setattr(RunningStatistics, "advance", advance_then_commit)
+    monkeypatch.setattr(statistics, "read_block_statistics", read_then_commit)
+    assert same(sum_statistics(folder, record), plain_sum(record, blocks[:1]))
     assert same(sum_statistics(folder, record), plain_sum(record, blocks))
+    assert same(sum_statistics(folder, record, (0, 2)), plain_sum(record, [blocks[0], blocks[2]]))
 
 
 def test_a_checkpoint_of_a_block_taken_away_is_not_used(folder, record, statistics_of, monkeypatch):

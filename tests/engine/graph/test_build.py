@@ -319,7 +319,9 @@ def plant_beside(capture: Capture, other: Capture, name: str) -> Capture:
     target = capture.folder.path / "captures" / name
     shutil.copytree(other.folder.path / "captures" / "corpus", target)
     group = json.loads((target / "zarr.json").read_text())
-    group["attributes"]["actstore_capture"]["name"] = name
+    record = group["attributes"]["actstore_capture"]
+    del record["checksum"]
+    record["name"] = name
     (target / "zarr.json").write_text(json.dumps(group))
     return Store(capture.folder.path).capture(name)
 

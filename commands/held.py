@@ -1,0 +1,131 @@
+"""`actstore info` and `actstore verify`: what a store holds, and whether it is what its records say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from actstore import terminal
+from actstore.commands.options import Device, Json, Quiet, StorePath  # noqa: TC001  (Typer reads them)
+from actstore.reports import describe_store, print_json, print_store
+from actstore.store.reader import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from actstore.store.reader import Capture
+    from actstore.store.verify import Damage
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(info)
+    app.command()(verify)
+
+
+def info(store: StorePath, as_json: Json = False) -> None:
+    """What STORE holds: the model, its layers, every capture and how far it is filled.
+
+    Example: `actstore info gpt2.actstore`
+    """
+    opened = Store(store)
+    if as_json:
+        print_json(describe_store(opened))
+    else:
+        print_store(opened)
+
+
+def verify(
+    store: StorePath,
+    capture: Annotated[
+        str | None, typer.Option("--capture", metavar="NAME", help="Only this capture. [default: all]")
+    ] = None,
+    refill: Annotated[int, typer.Option(min=0, help="Recompute so many blocks with the model and compare.")] = 0,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Where the model is now. [default: where it was]")
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Where captured images are now. [default: where they were]")
+    ] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Is STORE what its records say? Checks every checksum, also of neurons' graphs; with --refill values against the model.
+
+    Exit status 1 where something is damaged.
+
+    Example: `actstore verify gpt2.actstore --refill 2`
+    """
+    from actstore.store.verify import verify_graphs
+
+    opened = Store(store)
+    captures = [opened.capture(name) for name in ([capture] if capture else opened.captures)]
+    damage = _check(captures, quiet)
+    refilled: list[dict[str, Any]] = []
+    if refill:
+        from actstore.engine.refill import refill_blocks
+
+        with terminal.spinner("recomputing blocks", enabled=not quiet):
+            for held in captures:
+                broken = {d.block for d in damage if d.capture == held.record.name}
+                found, differing = refill_blocks(
+                    held, refill, model=model, images=images, device=device, without=broken
+                )
+                refilled += found
+                damage += differing
+    graphs, damaged_graphs = verify_graphs(opened.folder, capture)
+    damage += damaged_graphs
+    if as_json:
+        print_json(_describe(damage, graphs, refilled))
+    else:
+        _print(damage, graphs, refilled, captures)
+    if damage:
+        raise typer.Exit(1)
+
+
+def _check(captures: Sequence[Capture], quiet: bool) -> list[Damage]:
+    """What is damaged in any capture, block after block."""
+    from actstore.store.verify import verify_capture
+
+    damage: list[Damage] = []
+    n_blocks, done = sum(len(held.blocks) for held in captures), 0
+    with terminal.counting_bar("blocks", enabled=not quiet) as advance:
+
+        def count(_: int) -> None:
+            nonlocal done
+            done += 1
+            advance(done, n_blocks)
+
+        for held in captures:
+            damage += verify_capture(held, count)
+    return damage
+
+
+def _describe(damage: Sequence[Damage], graphs: Sequence[str], refilled: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    fields = ("capture", "layer", "block", "site", "key", "what", "graphs")
+    return {
+        "ok": not damage,
+        "damaged": [{field: getattr(d, field) for field in fields} for d in damage],
+        "graphs": graphs,
+        "refilled": refilled,
+    }
+
+
+def _print(
+    damage: Sequence[Damage], graphs: Sequence[str], refilled: Sequence[dict[str, Any]], captures: Sequence[Capture]
+) -> None:
+    for item in damage:
+        terminal.out.print(f"damaged: {item}", style="red", soft_wrap=True, markup=False)
+    for row in refilled:
+        terminal.out.print(
+            f"capture {row['capture']!r}, block {row['block']}: recomputed, "
+            f"largest difference {row['largest_difference']:.3g}"
+        )
+    n_blocks = sum(len(held.blocks) for held in captures)
+    checked = f"{terminal.plural(n_blocks, 'block')} of {terminal.plural(len(captures), 'capture')}"
+    if graphs:
+        checked += f", {terminal.plural(len(graphs), 'set')} of graphs"
+    well = terminal.plural(len(damage), "damaged part") if damage else "all well"
+    terminal.out.print(f"{checked}: {well}.")

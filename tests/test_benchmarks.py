@@ -1,0 +1,212 @@
+"""The benchmark's own machinery: what is measured when, what a line says, and where the tables go. No row is measured."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def checkout() -> Iterator[None]:
+    """`benchmarks` is a folder of the checkout, not of what is installed."""
+    sys.path.insert(0, str(ROOT))
+    yield
+    sys.path.remove(str(ROOT))
+
+
+def load(name: str) -> Any:
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+class Clock:
+    """Time that passes only where a candidate says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.calls = 0.0, []
+        monkeypatch.setattr(load("registry").time, "perf_counter", lambda: self.now)
+
+    def takes(self, name: str, *seconds: float) -> Callable[[], None]:
+        """Something that takes so long, the last for ever after."""
+        left = list(seconds)
+
+        def run() -> None:
+            self.calls.append(name)
+            self.now += left.pop(0) if len(left) > 1 else left[0]
+
+        return run
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def row(candidates: dict[str, Any], **settings: Any) -> Any:
+    """A row of these candidates."""
+
+    @contextmanager
+    def prepare(quick: bool) -> Iterator[dict[str, Any]]:
+        yield candidates
+
+    return load("registry").Row("a row", prepare, (), **settings)
+
+
+def test_candidates_take_turns_after_a_warm_up_that_is_not_timed(clock: Clock) -> None:
+    registry = load("registry")
+    candidates = {
+        "A": registry.Candidate(clock.takes("A", 100, 1, 2, 3)),
+        "B": registry.Candidate(clock.takes("B", 100, 10, 10, 9), clock.takes("before B", 50)),
+    }
+    measured = registry.measure(row(candidates, repeats=3), quick=False)
+    assert clock.calls == ["A", "B"] + ["A", "before B", "B"] * 3
+    assert measured.seconds == {"A": [1, 2, 3], "B": [10, 10, 9]}
+    first, second = measured.lines()
+    assert (first["row"], first["candidate"], first["ratio"]) == ("a row", "A", 1)
+    # The median of the ratios pair by pair, not the ratio of the medians.
+    assert (second["median_s"], second["min_s"], second["ratio"]) == (10, 9, 5)
+    assert (second["ratio_min"], second["ratio_max"]) == (3, 10)
+
+
+def test_a_sample_counts_as_often_as_the_whole_holds_it(clock: Clock) -> None:
+    registry = load("registry")
+    candidates = {
+        "all": registry.Candidate(clock.takes("all", 2)),
+        "× 8": registry.Candidate(clock.takes("8", 3), times=8),
+    }
+    assert registry.measure(row(candidates, repeats=1), quick=False).seconds == {"all": [2], "× 8": [24]}
+
+
+@pytest.mark.parametrize(
+    ("quick", "repeats", "warm_up", "times"),
+    [(False, 5, True, 6), (True, 5, True, 4), (True, 1, True, 2), (False, 1, False, 1)],
+)  # fmt: skip
+def test_how_often_a_candidate_runs(clock: Clock, quick: bool, repeats: int, warm_up: bool, times: int) -> None:
+    registry = load("registry")
+    one = row({"A": registry.Candidate(clock.takes("A", 1))}, repeats=repeats, warm_up=warm_up)
+    registry.measure(one, quick=quick)
+    assert len(clock.calls) == times
+
+
+def test_rows_are_chosen_by_a_word_and_left_out_of_quick_runs() -> None:
+    registry = load("registry")
+    always, never_quick = row({}), row({}, quick=False)
+    assert registry.choose((always, never_quick), quick=True) == [always]
+    assert registry.choose((always, never_quick), quick=False) == [always, never_quick]
+    assert registry.choose((always, never_quick), quick=False, only="another") == []
+
+
+def test_every_row_has_a_name_of_its_own_and_tests_that_are_there() -> None:
+    run = load("run")
+    names = [one.name for one in run.ROWS]
+    assert len(set(names)) == len(names)
+    for test in {test for one in run.ROWS for test in one.tests} | {*run.QUICK_TESTS, *run.sizes.TESTS}:
+        assert (ROOT / test).exists(), test
+    named = {test for one in run.ROWS for test in one.tests}
+    assert all(any(test.startswith(other) for other in named) for test in run.QUICK_TESTS)
+
+
+def test_the_table_names_a_row_once_and_shows_small_times_and_ratios() -> None:
+    run = load("run")
+    measured = load("registry").Measurement(
+        "read", {"ours": [0.1, 0.1, 0.1], "theirs": [2e-5, 2e-5, 2e-5], "slow": [300.0] * 3}
+    )
+    table = run.markdown([measured], "a machine")
+    assert "| read | ours | 100.0 ms | 100.0 ms – 100.0 ms | 1.00 |" in table
+    assert "|  | theirs | 20.0 µs | 20.0 µs – 20.0 µs | 0.0002 |" in table
+    assert "|  | slow | 300.00 s | 300.00 s – 300.00 s | 3,000 |" in table
+    assert "Measured on a machine" in table
+
+
+def test_the_text_between_marks_is_replaced_wherever_it_stands_once(tmp_path: Path) -> None:
+    marked = load("marked")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("above\n<!-- one -->\nold\n\nold\n<!-- /one -->\nbelow\n")
+    (tmp_path / "docs" / "page.md").write_text("<!-- two -->\n<!-- /two -->\n")
+    assert marked.rewrite("one", r"new \1", tmp_path) == tmp_path / "README.md"
+    assert (tmp_path / "README.md").read_text() == "above\n<!-- one -->\nnew \\1\n<!-- /one -->\nbelow\n"
+    assert marked.rewrite("two", "new\n\n", tmp_path) == tmp_path / "docs" / "page.md"
+    assert (tmp_path / "docs" / "page.md").read_text() == "<!-- two -->\nnew\n<!-- /two -->\n"
+    with pytest.raises(SystemExit, match=r"<!-- three -->.*found none"):
+        marked.rewrite("three", "new", tmp_path)
+    (tmp_path / "docs" / "page.md").write_text("<!-- one -->\n<!-- /one -->\n")
+    with pytest.raises(SystemExit, match=r"found README.md, docs/page.md"):
+        marked.rewrite("one", "new", tmp_path)
+
+
+@pytest.mark.parametrize("mark", ["benchmark", "sizes"])
+def test_the_documentation_has_a_place_for_what_is_measured(mark: str) -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    assert (
+        sum(f"<!-- {mark} -->\n" in page.read_text() and f"<!-- /{mark} -->" in page.read_text() for page in pages) == 1
+    )
+
+
+def test_made_up_stores_hold_what_their_source_says(tmp_path: Path) -> None:
+    import actstore
+
+    synthetic = load("synthetic")
+    source = synthetic.Planted(2, 33)
+    synthetic.write_capture(source, tmp_path / "store", "corpus", synthetic.BLOCK + 512)
+    capture = actstore.open(tmp_path / "store").capture()
+    ids = source.windows(2, 1)
+    expected = source.values(1, 1, ids)
+    assert capture.record.plan.n_tokens == synthetic.BLOCK + 512
+    assert capture.tokens()["id"].to_numpy()[synthetic.BLOCK :].tolist() == ids.ravel().tolist()
+    assert np.array_equal(capture.activations(1, 32)[synthetic.BLOCK :], expected[:, 32].astype(np.float32))
+    assert capture.statistics().sites["mlp.post", 1].count.tolist() == [synthetic.BLOCK + 512] * 33
+    assert 0 < (expected > 0.5).mean() < 0.1
+
+
+def test_splits_and_arrow_rows_hold_what_the_matrix_holds(tmp_path: Path) -> None:
+    reading = load("reading")
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((2 * reading.WINDOW, reading.N_NEURONS)).astype(np.float16)
+    values[rng.random(values.shape) < 0.9] = 0
+    rows, splits = reading.ArrowRows.write(tmp_path, values), reading.Splits.write(tmp_path, values)
+    assert [file.name for file in splits.files.values()][:2] == ["0_306.safetensors", "307_613.safetensors"]
+    for neuron in (0, 306, 307, reading.N_NEURONS - 1):
+        for found in (rows.feather_neuron(neuron), rows.parquet_neuron(neuron), splits.neuron(neuron)):
+            assert np.array_equal(found, values[:, neuron])
+    for token in (0, 255, 256, 511):
+        for found in (rows.feather_token(token), rows.parquet_token(token), splits.token(token)):
+            assert np.array_equal(found, values[token])
+    found = reading.numpy_statistics(values)
+    for mine, theirs in zip(reading.count_again(values), found, strict=True):
+        assert np.allclose(mine, theirs, rtol=1e-6)
+
+
+def test_entropy_is_that_of_the_stored_patterns(tmp_path: Path) -> None:
+    import actstore
+
+    sizes, synthetic = load("sizes"), load("synthetic")
+
+    class Even(synthetic.Planted):
+        """Every value one of four, as often."""
+
+        def values(self, layer: int, block: int, ids: np.ndarray) -> np.ndarray:
+            return np.tile(np.arange(4, dtype=np.float16), ids.size * self.n_neurons // 4).reshape(ids.size, -1)
+
+    synthetic.write_capture(Even(1, 8), tmp_path / "store", "corpus", 512)
+    assert sizes.entropy(actstore.open(tmp_path / "store").capture()) == pytest.approx(2 / 8)
+
+
+def test_the_plain_coverage_counts_what_the_definitions_say() -> None:
+    coverage = load("coverage")
+    plain = coverage.Plain(np.zeros(12, np.float32), np.ones(12, np.float32))
+    batch = np.linspace(0, 1, 12, dtype=np.float32)[None]
+    batch[0, 0], batch[0, 11] = -1, 2
+    plain.add(batch)
+    plain.add(batch)
+    # Scaled to 0 … 1 over -1 … 2, those above 0.5 are beyond 0.5 themselves; two are beyond their range, one of them above.
+    assert plain.covered() == [6, 10, 2, 1, 10, 1]
