@@ -1,6 +1,6 @@
 """How well neuron graphs predict firing, on the demo model over the standard library: the documentation's tables.
 
-python benchmarks/graph_table.py [--tokens 250000] [--sampled 250000] [--published 200] [--write]
+python benchmarks/graph_table.py [--tokens 250000] [--sampled 400000] [--published 200] [--write]
 
 Every figure comes from the commands a user would type, run here with --json.
 """
@@ -136,13 +136,11 @@ def main() -> None:
     """Measure, print, and with --write put the tables where the documentation marks them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=250_000, help="of the corpus")
-    parser.add_argument("--sampled", type=int, default=250_000, help="tokens that the model writes as further evidence")
+    parser.add_argument("--sampled", type=int, default=400_000, help="tokens that the model writes as further evidence")
     parser.add_argument(
-        "--skip-published", action="store_true", help="leave the published procedure out: it takes longest"
+        "--published", type=int, default=200, help="neurons for the published procedure; 0 leaves it out"
     )
-    parser.add_argument(
-        "--write", action="store_true", help="put the tables between <!-- graphs --> and <!-- /graphs -->"
-    )
+    parser.add_argument("--write", action="store_true", help="put the tables between the marks in the documentation")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="actstore-graphs-") as folder:
         text = measure(Path(folder), arguments)
