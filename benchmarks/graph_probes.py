@@ -32,7 +32,10 @@ from benchmarks.registry import Candidate, Row
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SAMPLED_TOKENS = 261_000
+SAMPLED_TOKENS = 87_000
+"""Three batches of the demo model's windows."""
+SHARE = 4
+"""One neuron in so many is asked about: all would take minutes more."""
 
 
 @contextmanager
@@ -63,7 +66,9 @@ def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
                 options=BuildOptions(threads=1), **asked,
             )  # fmt: skip
 
-        def asked(neurons: list[tuple[int, int]] = everyone, name: str = "asked") -> None:
+        chosen = everyone[::SHARE]
+
+        def asked(neurons: list[tuple[int, int]] = chosen, name: str = "asked") -> None:
             probe(str(MODEL), path / "store", name=name, neurons=neurons, options=options)
 
         def published() -> None:
@@ -79,9 +84,9 @@ def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
             yield {
                 f"{SAMPLED_TOKENS:,} sampled tokens, drawn and captured": Candidate(sampled),
                 f"graphs of all {len(everyone):,} neurons with them": Candidate(built),
-                f"exemplars of all {len(everyone):,} neurons asked about": Candidate(asked),
-                f"as published; {SAMPLED} neurons × {len(everyone) // SAMPLED}": Candidate(
-                    published, times=len(everyone) // SAMPLED
+                f"exemplars of {len(chosen):,} neurons asked about": Candidate(asked),
+                f"as published, for the {len(chosen):,}; {SAMPLED} neurons × {len(chosen) // SAMPLED}": Candidate(
+                    published, times=len(chosen) // SAMPLED
                 ),
             }
 

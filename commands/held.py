@@ -52,17 +52,18 @@ def verify(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Is STORE what its records say? Checks every checksum, also of neurons' graphs; with --refill values against the model.
+    """Is STORE what its records say? Checks every checksum, also of graphs and edits; with --refill values against the model.
 
-    Exit status 1 where something is damaged.
+    Without --capture, the store's own tables, tokenizer and weights are checked too. Exit status 1 where something is damaged.
 
     Example: `actstore verify gpt2.actstore --refill 2`
     """
-    from actstore.store.verify import verify_graphs
+    from actstore.store.verify import verify_graphs, verify_root
 
     opened = Store(store)
     captures = [opened.capture(name) for name in ([capture] if capture else opened.captures)]
-    damage = _check(captures, quiet)
+    damage = [] if capture else verify_root(opened.folder)
+    damage += _check(captures, quiet)
     refilled: list[dict[str, Any]] = []
     if refill:
         from actstore.engine.refill import refill_blocks

@@ -1,6 +1,6 @@
 """Writes the README's tours: runs their commands over the embedded models and puts what they print between its marks.
 
-    make demo && .venv/bin/python demo/tour.py
+    make demo && .venv/bin/python demo/tour.py [captions]
 
 The commands run in an empty folder beside the embedded models, as a reader would type them.
 """
@@ -63,7 +63,33 @@ QUESTIONS = (
         'where not correct order by probability limit 3"',
     ),
 )
-TOURS = {"tour": TOUR, "questions": QUESTIONS}
+CAPTIONS = (
+    (
+        "Draw pictures, and let the embedded captioner say what is on them:",
+        "python demo/pictures.py pictures --number 600",
+    ),
+    (
+        "",
+        "actstore capture demo/shapes-llava pictures captions.actstore --generate --site mlp.post --site resid.post",
+    ),
+    (
+        "Which neurons carry each word of a caption, and where on the picture do they look? From the store, without the model:",
+        "actstore multimodal captions.actstore -k 3 --document 0 --heat-maps maps",
+    ),
+    (
+        "Let it say green instead of red. The new write vectors are computed from the store alone:",
+        "actstore edit rewrite captions.actstore --from red --to green --max-documents 400",
+    ),
+    (
+        "Does it, on pictures that the edit was not made from, and is all else as it was?",
+        "actstore edit evaluate captions.actstore red-green-least-norm --seeds 1",
+    ),
+    (
+        "Take it along, as an ordinary model folder; `edit revert` puts every byte back:",
+        "actstore edit apply demo/shapes-llava captions.actstore/edits/red-green-least-norm --output shapes-edited",
+    ),
+)
+TOURS = {"tour": TOUR, "questions": QUESTIONS, "captions": CAPTIONS}
 
 
 def run(command: str) -> str:
@@ -82,6 +108,8 @@ def main() -> None:
     for name in ("demo", "build"):
         (BUILD / name).symlink_to(ROOT / name)
     for mark, steps in TOURS.items():
+        if sys.argv[1:] and mark not in sys.argv[1:]:
+            continue
         rewrite(mark, "\n".join(walk(steps)))
 
 
@@ -95,7 +123,8 @@ def walk(steps: tuple[tuple[str, str], ...]) -> list[str]:
             neuron = neuron or (found[0] if "sql" in command else "")
         lines = printed.splitlines()
         shown = lines if len(lines) <= LINES else [*lines[: LINES - 4], "…", *lines[-2:]]
-        parts.append((f"{text}\n\n" if text else "") + f"```console\n$ {typed}\n" + "\n".join(shown) + "\n```\n")
+        block = "\n".join([f"$ {typed}", *shown])
+        parts.append((f"{text}\n\n" if text else "") + f"```console\n{block}\n```\n")
     return parts
 
 

@@ -4,8 +4,9 @@
     python demo/train_captioner.py --out demo/shapes-llava --evaluate
 
 A step sees new pictures, each with two captions in different phrasings and three questions (picture_words.py), and facts
-asked without a picture; beside these the vision tower is taught what is on each patch. Eleven of the 72 (colour, shape)s,
-and one in eight pairs of them, are never trained on; the log ends with the accuracy on pictures of these of the model as
+asked without a picture; beside these the vision tower is taught what is on each patch, and the language model to name it
+there (the embedded model: from step 3600 on, see its log). Eleven of the 72 (colour, shape)s, and one in eight pairs of them,
+are never trained on; the log ends with the accuracy on pictures of these of the model as
 saved (float16), loaded and run by plain transformers. `--evaluate` computes that again.
 
 Killed, it resumes from the last state it left under build/: a step's batch depends on its number only. The learning rate falls
