@@ -66,7 +66,10 @@ def show(
         Path | None, typer.Option(metavar="FOLDER", help="Draw where each noun's neurons look, a PNG a noun.")
     ] = None,
     map_of: Annotated[
-        str, typer.Option(help="What maps show: contribution (to the noun), or activation (whatever its sign; the paper's).")
+        str,
+        typer.Option(
+            help="What maps show: contribution (to the noun), or activation (whatever its sign; the paper's)."
+        ),
     ] = "contribution",
     rows: Annotated[int, typer.Option(min=0, help="Captions shown; 0 shows all.")] = 10,
     as_json: Json = False,
