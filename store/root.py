@@ -118,9 +118,12 @@ def read_tokenizer(folder: Folder) -> str | None:
     """The tokenizer as the library tokenizers writes it; None where there is none, `FormatError` where it is damaged."""
     try:
         state = folder.read(TOKENIZER_KEY)
-        expected = read_metadata(folder, VOCABULARY_KEY).get(b"tokenizer", b"").decode()
     except NotFoundError:
         return None
+    try:
+        expected = read_metadata(folder, VOCABULARY_KEY).get(b"tokenizer", b"").decode()
+    except NotFoundError:
+        expected = ""
     if expected and checksum(state) != expected:
         raise FormatError(f"{folder}/{TOKENIZER_KEY} is damaged: its checksum does not match. Restore it from a copy.")
     with undamaged(folder, TOKENIZER_KEY):
