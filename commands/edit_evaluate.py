@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from math import isnan
 from pathlib import Path  # noqa: TC003  (Typer reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,7 +105,7 @@ def evaluate(
     reader = load_reader(
         opened.capture(own or (named[0].partition("=")[0] if named else None)), model, device, trust_remote_code
     )
-    with terminal.counting_bar("passes", enabled=not quiet and sys.stderr.isatty()) as advance:
+    with terminal.counting_bar("passes", enabled=not quiet) as advance:
         found = evaluate_edit(reader, opened, edit, options, advance)
     if table is not None:
         _write(table, found.rows)
