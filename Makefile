@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := __init__.py cli.py notebook.py reports.py terminal.py commands engine kernels store tests benchmarks demo docs
 
-.PHONY: env demo test test-slow lint types bench docs peers clean
+.PHONY: env demo test test-slow coverage lint types bench docs peers clean
 
 env: $(VENV)/installed
 
@@ -19,11 +19,19 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: env
 	$(BIN)/python demo/explore.py $(if $(MODEL),--model '$(MODEL)') $(if $(CORPUS),--corpus '$(CORPUS)') $(if $(TOKENS),--tokens $(TOKENS))
 
+# A process a processor, four at most: each holds a torch of its own. JOBS=0 runs the tests one after another.
+JOBS ?= auto
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile
+
 test: env
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: env
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# Every test, and which lines none of them runs.
+coverage: env
+	$(PYTEST) --cov --cov-report=term:skip-covered $(ARGS)
 
 lint: env
 	$(BIN)/ruff check $(SOURCES)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from actstore.engine.attribution.attribute import attribute
-    from actstore.engine.captures import RunOptions, capture
+    from actstore.engine.capture_run import RunOptions, capture
     from actstore.store.neuron_graph import NeuronGraph
     from actstore.store.views import GraphViews, NotebookViews
 
@@ -51,7 +51,7 @@ _LATER = {
     "NeuronGraph": "actstore.store.neuron_graph",
     "RunOptions": "actstore.engine.run",
     "attribute": "actstore.engine.attribution.attribute",
-    "capture": "actstore.engine.captures",
+    "capture": "actstore.engine.capture_run",
 }
 """Where the names are that load torch, transformers or the compiler: reading a store should not wait for them."""
 

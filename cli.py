@@ -8,6 +8,7 @@ does; engine and models are imported only by the commands that need them.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import warnings
@@ -56,7 +57,7 @@ def actstore(
     """Run a transformer once; ask its neurons forever.
 
     Every command has --json for machines. Exit status 1: the run stopped half-way, or `verify` found damage; 2: there is
-    something to mend, and the message says what.
+    something to mend, and the message says what; 130: interrupted.
     """
 
 
@@ -74,9 +75,11 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it announces each attempt to reach the Hub
     sys.exit(_run(app))
 
 
+INTERRUPTED = 130
 _FILE_SYSTEM_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG,
 }  # fmt: skip
@@ -87,19 +90,25 @@ def _run(command: Callable[[], Any]) -> int:
     try:
         command()
     except ActstoreError as error:
-        terminal.say(f"Error: {error}")
+        terminal.say(f"Error: {_sentence(str(error))}")
         return 1 if isinstance(error, CaptureError) else 2
-    except KeyboardInterrupt:
-        terminal.say("Interrupted.")
-        return 130
     except OSError as error:
         if error.errno not in _FILE_SYSTEM_ERRORS:
             raise
         terminal.say(f"Error: {error.strerror}: {error.filename or 'the disk'}.")
         return 2
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
+    except (KeyboardInterrupt, SystemExit) as stop:
+        code = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else stop.code
+        if code == INTERRUPTED:  # Typer makes the one into the other
+            terminal.say("Interrupted.")
+        return code if isinstance(code, int) else 1
     return 0
+
+
+def _sentence(text: str) -> str:
+    """A message of Python's as one of ours: it begins with a capital letter, and it ends."""
+    begun = text[:1].upper() + text[1:]
+    return begun if begun.endswith((".", "!", "?")) else f"{begun}."
 
 
 if __name__ == "__main__":

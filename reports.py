@@ -137,9 +137,8 @@ def state_of(held: dict[str, Any]) -> str:
     return "complete" if planned == committed else f"{committed:,} of {planned:,} blocks"
 
 
-def print_store(store: Store) -> None:
+def print_store(value: dict[str, Any]) -> None:
     """The same for people: a line on the model, a row a capture."""
-    value = describe_store(store)
     terminal.out.print(
         f"{value['store']}: {value['model']} ({value['model_type']}), {value['layers']} layers, {value['neurons']:,} neurons, "
         f"{terminal.format_bytes(value['bytes'])}",

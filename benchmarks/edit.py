@@ -21,9 +21,9 @@ from actstore.engine.edit.scores import score, snapshots, summarise
 from actstore.engine.edit.settings import RewriteSettings
 from actstore.engine.edit.weights import edited
 from actstore.engine.edit.words import find_exchange
+from actstore.engine.graph.sampling import one_core_each
 from actstore.engine.models import load_model
 from actstore.store.reader import Store
-from benchmarks.graphs import one_thread
 from benchmarks.registry import Candidate, Row
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def judge(captured: Capture, reader: Reader, edit: Edit) -> str:
 @contextmanager
 def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
     """The fact model over questions and answers, captured before."""
-    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name, one_thread():
+    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name, one_core_each():
         corpus, store = Path(name) / "facts.jsonl", Path(name) / "store"
         texts = questions(quick)
         corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")

@@ -19,15 +19,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 HERE = Path(__file__).parent
 DEMO = HERE.parent / "demo"
 MODEL = DEMO / "shapes-llava"
 sys.path[:0] = [str(DEMO)]
 
 from marked import rewrite as rewrite_page  # noqa: E402 - the folders must be importable first
-from marked import table  # noqa: E402
+from marked import spread, table  # noqa: E402
 from picture_words import FACTS, PHRASINGS  # noqa: E402
 
 import actstore  # noqa: E402
@@ -117,15 +115,6 @@ def measure(store: Store, reader: Reader, words: tuple[str, str], seed: int) -> 
     return rows
 
 
-def spread(values: list[float], form: str) -> str:
-    """Mean ± standard deviation; a dash for nothing."""
-    known = [value for value in values if not np.isnan(value)]
-    if not known:
-        return "–"
-    shown = form.format(float(np.mean(known)))
-    return shown + (f" ± {form.format(float(np.std(known, ddof=1)))}" if len(known) > 1 else "")
-
-
 def page(rows: list[dict[str, Any]]) -> str:
     """The table: a line per exchange, form and method."""
     titles = {"edit": "", "fine-tune": "fine-tuning of its rows", "random": "random neurons"}
@@ -138,7 +127,7 @@ def page(rows: list[dict[str, Any]]) -> str:
                 f"{key[0]} → {key[1]}",
                 f"{key[2]}" if first else f"– {titles[key[3]]}",
                 spread([r["neurons"] for r in mine], "{:.0f}"),
-                *(spread([100 * r[title] for r in mine], "{:.1f}") for title in MEASURES),
+                *(spread([100 * r[title] for r in mine]) for title in MEASURES),
                 spread([r["predicted"] for r in mine], "{:.2f}"),
                 spread([r["measured"] for r in mine], "{:.2f}"),
             ]

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ import torch
 from actstore import terminal
 from actstore.engine.capture_run import capture
 from actstore.engine.graph.build import BuildOptions, build_graphs
+from actstore.engine.graph.sampling import one_core_each
 from actstore.engine.graph.search import search
 from actstore.engine.models import load_model
 from actstore.kernels.suffix_trie.api import Nodes
@@ -43,6 +45,8 @@ from benchmarks.synthetic import WINDOW, Planted, model_record, write_capture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from actstore.store.reader import Capture
 
 MODEL = Path(__file__).parent.parent / "demo" / "stdlib-llama"
 SAMPLED = 4
@@ -63,55 +67,60 @@ def standard_library(target: Path, n_bytes: int) -> None:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def captured_demo(n_tokens: int) -> Iterator[Capture]:
+    """The demo model over so many tokens of the standard library; the store goes when this ends."""
+    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name:
+        path = Path(name)
+        standard_library(path / "corpus", 5 * n_tokens)
+        yield capture(
+            str(MODEL), path / "corpus", path / "store", context=WINDOW, max_tokens=n_tokens, precision="half"
+        )
+
+
+@dataclass(frozen=True)
+class PublishedSample:
+    """The published procedure, ready to run for a few neurons; their exemplars are those of the store."""
+
+    procedure: Published
+    exemplars: dict[tuple[int, int], list[torch.Tensor]]
+
+    @classmethod
+    def of(cls, captured: Capture) -> PublishedSample:
+        """For neurons of every layer, with the demo model in float32."""
+        loaded, model = load_model(MODEL, dtype="float32"), captured.store.model
+        projections = [loaded.model.get_submodule(layer.module) for layer in model.layers]
+        procedure = Published(loaded.model, projections, mask=1, n_vocabulary=int(model.n_vocabulary or 0))
+        chosen = sample_neurons(captured.record.layers("mlp.post"))
+        return cls(procedure, {neuron: read_exemplars(captured, *neuron) for neuron in chosen})
+
+    def run(self) -> None:
+        """Half of each neuron's exemplars make its graph, half prune it."""
+        for (layer, neuron), texts in self.exemplars.items():
+            self.procedure.run(layer, neuron, texts[::2], texts[1::2])
 
 
 @contextmanager
 def prepare_published(quick: bool) -> Iterator[dict[str, Candidate]]:
-    """The demo model over the standard library; exemplars are those of the store."""
-    n_tokens = 20_000 if quick else 100_000
-    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name:
-        path = Path(name)
-        standard_library(path / "corpus", 5 * n_tokens)
-        captured = capture(
-            str(MODEL), path / "corpus", path / "store", context=WINDOW, max_tokens=n_tokens, precision="half"
-        )
-        store, folder = Store(path / "store"), Folder(path / "store", read_only=False)
-        main = store.capture()
-        widths = main.record.layers("mlp.post")
-        n_neurons = sum(widths.values())
+    """The demo model over the standard library."""
+    with captured_demo(20_000 if quick else 100_000) as captured, one_core_each():
+        folder = Folder(captured.folder.location, read_only=False)
+        n_neurons = sum(captured.record.layers("mlp.post").values())
 
         number = itertools.count()
 
         def ours() -> None:
-            build_graphs(main, folder, name=f"bench-{next(number)}", options=BuildOptions(threads=1))
+            build_graphs(captured, folder, name=f"bench-{next(number)}", options=BuildOptions(threads=1))
 
-        loaded = load_model(MODEL, dtype="float32")
-        projections = [loaded.model.get_submodule(layer.module) for layer in store.model.layers]
-        procedure = Published(loaded.model, projections, mask=1, n_vocabulary=int(store.model.n_vocabulary or 0))
-        chosen = sample_neurons(widths)
-        exemplars = {neuron: read_exemplars(captured, *neuron) for neuron in chosen}
-
-        def published() -> None:
-            for (layer, neuron), texts in exemplars.items():
-                procedure.run(layer, neuron, texts[::2], texts[1::2])
-
-        with one_thread():
-            published()
-            said = f"{procedure.calls / SAMPLED:.0f} calls, {procedure.tokens / SAMPLED:,.0f} tokens a neuron"
-            yield {
-                f"actstore, all {n_neurons:,} neurons": Candidate(ours),
-                f"as published: {said}; {SAMPLED} neurons × {n_neurons // SAMPLED}": Candidate(
-                    published, times=n_neurons // SAMPLED
-                ),
-            }
+        sample = PublishedSample.of(captured)
+        sample.run()
+        calls, tokens = sample.procedure.calls / SAMPLED, sample.procedure.tokens / SAMPLED
+        said = f"{calls:.0f} calls, {tokens:,.0f} tokens a neuron"
+        yield {
+            f"actstore, all {n_neurons:,} neurons": Candidate(ours),
+            f"as published: {said}; {SAMPLED} neurons × {n_neurons // SAMPLED}": Candidate(
+                sample.run, times=n_neurons // SAMPLED
+            ),
+        }
 
 
 def sample_neurons(widths: dict[int, int]) -> list[tuple[int, int]]:
@@ -121,7 +130,7 @@ def sample_neurons(widths: dict[int, int]) -> list[tuple[int, int]]:
     return [(layer, int(rng.integers(widths[layer]))) for layer in layers for _ in range(SAMPLED // len(layers))]
 
 
-def read_exemplars(captured: Any, layer: int, neuron: int) -> list[torch.Tensor]:
+def read_exemplars(captured: Capture, layer: int, neuron: int) -> list[torch.Tensor]:
     """The token ids of the 20 windows with a neuron's largest activations."""
     table = captured.windows()
     starts, sizes = table["input_start"].to_numpy(), table["n_inputs"].to_numpy()

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actstore.engine.graph.build import build_graphs
+from actstore.engine.graph.sampling import one_core_each
 from actstore.engine.models import load_model
 from actstore.store.folder import Folder
 from actstore.store.reader import Store
 from benchmarks.capture import Bench, make_ids, make_model
-from benchmarks.graphs import one_thread
 from benchmarks.registry import Candidate, Row
 from benchmarks.synthetic import BLOCK, Planted, write_capture
 
@@ -35,7 +35,7 @@ READS = 100
 @contextmanager
 def prepare_capture(quick: bool, *, by: str) -> Iterator[dict[str, Candidate]]:
     """Two layers of width 128, forward pass included; 2,048 tokens × 1 … 16 with 1,024 neurons a layer, or 1,024 × 1 … 16."""
-    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name, one_thread():
+    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name, one_core_each():
         candidates = {}
         for step in _steps(quick):
             n_tokens, n_neurons = (2048 * step, 1024) if by == "tokens" else (4096, 1024 * step)

@@ -1,9 +1,14 @@
-"""What scripts write into the documentation: the text between `<!-- MARK -->` and `<!-- /MARK -->`, wherever that stands."""
+"""What scripts write into the documentation: the text between `<!-- MARK -->` and `<!-- /MARK -->`, wherever that stands.
+
+And of what it is made: tables, and figures over seeds.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+
+import numpy as np
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,3 +32,12 @@ def table(header: list[str], rows: list[list[str]], left: int = 1) -> str:
     """A Markdown table whose first `left` columns are text and the others numbers."""
     rule = ["---"] * left + ["---:"] * (len(header) - left)
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+
+
+def spread(values: list[float], form: str = "{:.1f}") -> str:
+    """Mean ± standard deviation of those that are no NaN; a dash for none, of one its value alone."""
+    known = [value for value in values if not np.isnan(value)]
+    if not known:
+        return "–"
+    shown = form.format(float(np.mean(known)))
+    return shown + (f" ± {form.format(float(np.std(known, ddof=1)))}" if len(known) > 1 else "")

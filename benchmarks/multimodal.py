@@ -19,7 +19,8 @@ if __name__ == "__main__":
 
 import torch
 
-from actstore.engine.captures import capture
+from actstore.engine.capture_run import capture
+from actstore.engine.graph.sampling import one_core_each
 from actstore.engine.models import load_model
 from actstore.engine.multimodal.captions import special_tokens, spell
 from actstore.engine.multimodal.find import FindSettings, find_multimodal
@@ -27,7 +28,6 @@ from actstore.engine.multimodal.nouns import noun_finder
 from actstore.engine.multimodal.replay import Replay
 from actstore.engine.vision import VisionProcessor
 from actstore.store.reader import Store
-from benchmarks.graphs import one_thread
 from benchmarks.registry import Candidate, Row
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
     from pictures import write_pictures
 
     n_captions = 50 if quick else 1000
-    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name, one_thread():
+    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name, one_core_each():
         path = Path(name)
         write_pictures(path / "pictures", n_captions, prompt=PAPER_PROMPT)
         capture(str(MODEL), path / "pictures", path / "store", positions="generated", exemplars=0)

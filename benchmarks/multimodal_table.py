@@ -27,7 +27,7 @@ from pictures import write_pictures  # noqa: E402
 from scenes import COLOURS, SHAPES, SIDE  # noqa: E402
 
 from actstore import terminal  # noqa: E402 - and the checkout
-from actstore.engine.captures import capture  # noqa: E402
+from actstore.engine.capture_run import capture  # noqa: E402
 from actstore.engine.models import load_model  # noqa: E402
 from actstore.engine.multimodal.causal import CausalSettings, causal_effect, choose_nouns  # noqa: E402
 from actstore.engine.multimodal.find import FindSettings, draw_alike, find_multimodal  # noqa: E402
@@ -37,7 +37,7 @@ from actstore.engine.multimodal.properties import measure  # noqa: E402
 from actstore.engine.multimodal.replay import Replay  # noqa: E402
 from actstore.engine.multimodal.shuffle import shuffle_images  # noqa: E402
 from actstore.engine.vision import VisionProcessor  # noqa: E402
-from benchmarks.marked import rewrite, table  # noqa: E402
+from benchmarks.marked import rewrite, spread, table  # noqa: E402
 
 if TYPE_CHECKING:
     from actstore.engine.models import LoadedModel
@@ -192,11 +192,6 @@ def main() -> None:
     terminal.out.print(text, markup=False, soft_wrap=True)
     if asked.readme:
         rewrite("multimodal", text)
-
-
-def spread(values: list[float]) -> str:
-    """Mean ± standard deviation."""
-    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.1f}"
 
 
 if __name__ == "__main__":

@@ -265,7 +265,7 @@ def count_again(matrix: NDArray[np.float16]) -> tuple[NDArray[np.generic], ...]:
     """What capturing counts, without the model: the kernel's pass over all values."""
     counted = Statistics.empty(N_NEURONS, 1, 0)
     for start in range(0, len(matrix), BLOCK):
-        part = np.array(matrix[start : start + BLOCK])
+        part = matrix[start : start + BLOCK]
         token = np.arange(len(part))
         segments = np.arange(0, len(part) + 1, WINDOW)
         labels = np.empty((len(segments) - 1, 0), np.int32)

@@ -11,10 +11,12 @@ from rich.text import Text
 
 from actstore import terminal
 from actstore.commands.options import (
+    CaptureToMake,
     Device,
     Dtype,
     IgnoreDisk,
     Json,
+    Layers,
     ModelName,
     NewStore,
     Quiet,
@@ -22,7 +24,9 @@ from actstore.commands.options import (
     Rows,
     TokenizerName,
     TrustRemoteCode,
+    Weights,
     as_rows,
+    given,
     parse_layers,
 )
 from actstore.reports import print_json, print_rows
@@ -34,17 +38,19 @@ if TYPE_CHECKING:
     from actstore.store.attributions import Attributions
 
 
+# Most options are the settings, or the options of the run, of the same name: `given` takes them from the context.
 def attribute(
+    ctx: typer.Context,
     model: ModelName,
     questions: Annotated[
         str, typer.Argument(metavar="QUESTIONS", help="Prepared JSON, or rows of question, options and answer (JSONL).")
     ],
     store: NewStore,
-    name: Annotated[str, typer.Option(metavar="NAME", help="Name of this capture; a store holds many.")] = "questions",
+    name: CaptureToMake = "questions",
     resume: Resume = False,
-    k: Annotated[int, typer.Option("--k", "-k", min=0, help="Neurons named of a query.")] = 20,
+    k: Annotated[int, typer.Option("--k", "-k", min=0, help="How many neurons a query.")] = 20,
     steps: Annotated[int | None, typer.Option(help="Steps from 0 to the activations. [default: 16]")] = None,
-    layers: Annotated[str | None, typer.Option(metavar="LAYERS", help="Layers such as 0,3-5. [default: all]")] = None,
+    layers: Layers = None,
     gradients: Annotated[
         bool | None,
         typer.Option(help="Integrated gradients; without, activations and answers only. [default: gradients]"),
@@ -55,26 +61,28 @@ def attribute(
             "--templates", "--template-count", help="Prompts a query. [default: 3, of prepared prompts all there are]"
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides the order of options in templates. [default: 0]")] = None,
-    max_questions: Annotated[int | None, typer.Option(help="Read at most so many questions.")] = None,
-    label: Annotated[
+    seed: Annotated[int | None, typer.Option(help="Of the order of options in templates. [default: 0]")] = None,
+    max_queries: Annotated[int | None, typer.Option("--max-questions", help="Read at most so many questions.")] = None,
+    label_columns: Annotated[
         list[str] | None,
         typer.Option(
+            "--label",
             metavar="COLUMN",
             help="Column kept as a label; repeat for more. [default: relation_name, or what recurs in rows]",
         ),
     ] = None,
-    long: Annotated[
+    too_long: Annotated[
         str | None,
         typer.Option(
-            help="Prompts longer than the context: cut their beginning, skip the query, or refuse. [default: cut]"
+            "--long",
+            help="Prompts longer than the context: cut their beginning, skip the query, or refuse. [default: cut]",
         ),
     ] = None,
     max_rows: Annotated[
         int | None, typer.Option(help="Rows of a pass, which bounds the memory. [default: 256]")
     ] = None,
     tokenizer: TokenizerName = None,
-    weights: Annotated[bool, typer.Option(help="Copy write vectors and unembedding into a new store.")] = True,
+    weights: Weights = True,
     ignore_disk: IgnoreDisk = False,
     rows: Rows = 20,
     dtype: Dtype = "auto",
@@ -91,37 +99,15 @@ def attribute(
     """
     from actstore.engine.attribution.attribute import AttributeReport
     from actstore.engine.attribution.attribute import attribute as run
+    from actstore.engine.attribution.question_plan import AttributeSettings
     from actstore.engine.run import RunOptions
 
-    options = RunOptions(
-        resume=resume,
-        dtype=dtype,
-        device=device,
-        tokenizer=tokenizer,
-        weights=weights,
-        ignore_disk=ignore_disk,
-        trust_remote_code=trust_remote_code,
-    )
     report = AttributeReport()
     with AttributeBar(enabled=not quiet) as bar:
         done = run(
-            model,
-            questions,
-            store,
-            name=name,
-            options=options,
-            progress=bar,
-            report=report,
-            steps=steps,
-            layers=parse_layers(layers) if layers is not None else None,
-            gradients=gradients,
-            templates=templates,
-            seed=seed,
-            max_queries=max_questions,
-            label_columns=tuple(label) if label else None,
-            too_long=long,
-            max_rows=max_rows,
-        )
+            model, questions, store, name=name, options=RunOptions(**given(ctx, RunOptions)), progress=bar,
+            report=report, **given(ctx, AttributeSettings) | {"layers": parse_layers(layers)},
+        )  # fmt: skip
     _warn(done, report)
     if as_json:
         print_json(describe(done, k))
@@ -235,7 +221,8 @@ def _print(done: Attributions, k: int, n_rows: int) -> None:
     )
     terminal.out.print(
         f"Answered right: {n_right:,} of {n_prompts:,} prompts, {n_queries_right:,} of {queries.num_rows:,} queries (in more "
-        f"than half of their prompts). Scores: {', '.join(done.kinds)}."
+        "than half of their prompts); right is where the answer's letter is likelier than the others'. "
+        f"Scores: {', '.join(done.kinds)}."
     )
     labels = done.capture.record.plan.label_columns
     rows = []

@@ -8,6 +8,7 @@ import typer
 
 from actstore import terminal
 from actstore.commands.options import (
+    CaptureToMake,
     Device,
     Dtype,
     IgnoreDisk,
@@ -17,6 +18,8 @@ from actstore.commands.options import (
     Quiet,
     Resume,
     TrustRemoteCode,
+    Weights,
+    given,
     parse_bytes,
     parse_layers,
 )
@@ -39,7 +42,9 @@ def register(app: typer.Typer) -> None:
     app.command()(capture)
 
 
+# Most options are the settings, or the options of the run, of the same name: `given` takes them from the context.
 def capture(
+    ctx: typer.Context,
     model: ModelName,
     corpus: Annotated[
         str,
@@ -49,15 +54,17 @@ def capture(
         ),
     ],
     store: NewStore,
-    name: Annotated[str, typer.Option(metavar="NAME", help="Name of this capture; a store holds many.")] = "corpus",
+    name: CaptureToMake = "corpus",
     resume: Resume = False,
-    site: Annotated[
+    sites: Annotated[
         list[str] | None,
-        typer.Option(metavar="SITE", help="Site to capture; repeat for more. [default: mlp.post]"),
+        typer.Option("--site", metavar="SITE", help="Site to capture; repeat for more. [default: mlp.post]"),
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(metavar="LAYERS", help="Layers such as 0,3-5. [default: all of the language model, or of --part]"),
+        typer.Option(
+            metavar="LAYERS", help="Only layers such as 0,3-5. [default: all of the language model, or of --part]"
+        ),
     ] = None,
     precision: Annotated[str | None, typer.Option(help=f"One of {', '.join(PRECISIONS)}. [default: exact]")] = None,
     keep: Annotated[
@@ -79,16 +86,18 @@ def capture(
         ),
     ] = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens a forward pass. [default: 4096]")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Stop planning after so many tokens.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Stop planning at the end of the document that reaches so many tokens.")
+    ] = None,
     max_documents: Annotated[int | None, typer.Option(help="Read at most so many documents.")] = None,
-    label: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN", help="Column kept as a label; repeat for more.")
+    label_columns: Annotated[
+        list[str] | None, typer.Option("--label", metavar="COLUMN", help="Column kept as a label; repeat for more.")
     ] = None,
     pattern: Annotated[str | None, typer.Option(help="File names to read in a folder, such as '*.py'.")] = None,
     generate: Annotated[
         bool | None,
         typer.Option(
-            "--generate/--no-generate",
+            "--generate",
             help="Let the model answer each image's prompt first. [default: captions of the records are its answers]",
             rich_help_panel=IMAGES,
         ),
@@ -105,11 +114,12 @@ def capture(
         typer.Option(help="Forced beginning of every answer, such as 'An image of'.", rich_help_panel=IMAGES),
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest generated answer. [default: 50]", rich_help_panel=IMAGES)
+        int | None,
+        typer.Option(help="Tokens of a generated answer, at most. [default: 50]", rich_help_panel=IMAGES),
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(help="Draw answers at this temperature. [default: the likeliest token]", rich_help_panel=IMAGES),
+        typer.Option(help="Draw text at this temperature. [default: the likeliest token]", rich_help_panel=IMAGES),
     ] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Draw from the likeliest tokens of this mass.", rich_help_panel=IMAGES)
@@ -147,7 +157,8 @@ def capture(
         str | None, typer.Option(help="Column with token ids. [default: input_ids]", rich_help_panel=TEXT)
     ] = None,
     prefer_ids: Annotated[
-        bool | None, typer.Option(help="Take ids where a record has text and ids.", rich_help_panel=TEXT)
+        bool | None,
+        typer.Option("--prefer-ids", help="Take ids where a record has text and ids.", rich_help_panel=TEXT),
     ] = None,
     errors: Annotated[
         str | None, typer.Option(help="Invalid UTF-8: strict or replace. [default: strict]", rich_help_panel=TEXT)
@@ -168,7 +179,7 @@ def capture(
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Encoder threads. [default: half the processors]")] = None,
-    weights: Annotated[bool, typer.Option(help="Copy write vectors and unembedding into a new store.")] = True,
+    weights: Weights = True,
     ignore_disk: IgnoreDisk = False,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
@@ -183,70 +194,25 @@ def capture(
 
     Example: `actstore capture gpt2 corpus.jsonl gpt2.actstore --label language --precision half`
     """
-    from actstore.engine.captures import RunOptions
-    from actstore.engine.captures import capture as run
+    from actstore.engine.capture_run import capture as run
     from actstore.engine.corpus import CorpusReport
+    from actstore.engine.run import RunOptions
+    from actstore.engine.settings import ImageSettings
 
-    options = RunOptions(
-        resume=resume,
-        dtype=dtype,
-        device=device,
-        tokenizer=tokenizer,
-        memory=parse_bytes(memory) if memory else None,
-        threads=threads,
-        weights=weights,
-        ignore_disk=ignore_disk,
-        trust_remote_code=trust_remote_code,
-        strict=strict,
-    )
+    nbytes = parse_bytes(memory) if memory is not None else None
     report = CorpusReport()
     _name_skipped_images(report)
     with terminal.CaptureBar(enabled=not quiet) as bar:
         done = run(
-            model,
-            corpus,
-            store,
-            name=name,
-            options=options,
-            progress=bar,
-            report=report,
-            sites=tuple(site) if site else None,
-            part=part,
-            layers=parse_layers(layers) if layers is not None else None,
-            precision=precision,
-            keep=keep,
-            gate_sign=gate_sign,
-            exemplars=exemplars,
-            context=context,
-            overlap=overlap,
-            begin=begin,
-            positions=positions,
-            batch_tokens=batch_tokens,
-            max_tokens=max_tokens,
-            max_documents=max_documents,
-            text_column=text_column,
-            ids_column=ids_column,
-            prefer_ids=prefer_ids,
-            label_columns=tuple(label) if label else None,
-            errors=errors,
-            pattern=pattern,
-            stdin_format=stdin_format,
-            prompt=prompt,
-            prefix=prefix,
-            generate=generate,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            image_column=image_column,
-            prompt_column=prompt_column,
-            caption_column=caption_column,
-        )
+            model, corpus, store, name=name, options=RunOptions(**given(ctx, RunOptions) | {"memory": nbytes}),
+            progress=bar, report=report, **given(ctx, ImageSettings) | {"layers": parse_layers(layers)},
+        )  # fmt: skip
     _warn(done, report)
+    described = describe_store(done.store)
     if as_json:
-        print_json(describe_store(done.store))
+        print_json(described)
     else:
-        print_store(done.store)
+        print_store(described)
 
 
 def _name_skipped_images(report: CorpusReport) -> None:
@@ -261,13 +227,14 @@ def _warn(done: Capture, report: CorpusReport) -> None:
     """What a capture's user should know, on standard error."""
     n_images = report.n_documents + report.n_skipped_images
     sentences = [
-        (report.n_skipped_files, "{:,} files of the corpus were skipped: they are not text."),
-        (report.n_empty_documents, "{:,} documents of the corpus are empty and were skipped."),
-        (report.n_skipped_images, f"{{:,}} of {n_images:,} images could not be used and were skipped."),
-        (report.n_animated_images, "{:,} images are animated: the first frame of each was taken."),
+        (report.n_skipped_files, "Files of the corpus skipped, which are not text: {:,}."),
+        (report.n_empty_documents, "Empty documents of the corpus skipped: {:,}."),
+        (report.n_skipped_images, f"Images skipped, which could not be used: {{:,}} of {n_images:,}."),
+        (report.n_animated_images, "Animated images, of which the first frame was taken: {:,}."),
         (
             report.n_uncaptioned_images if done.record.part == "language" else 0,
-            "{:,} images have no caption: captured with their prompt alone. --generate lets the model answer.",
+            "Images without a caption, captured with their prompt alone: {:,}. --generate lets the model answer, "
+            "--caption-column names where captions are.",
         ),
     ]
     for count, sentence in sentences:

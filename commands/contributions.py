@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from actstore import terminal
-from actstore.commands.options import CaptureName, Json, K, Quiet, StorePath, as_rows
+from actstore.commands.options import CaptureName, Json, K, PaperForm, Quiet, StorePath, as_rows
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
@@ -42,9 +42,7 @@ def contributions(
     ] = False,
     by: Annotated[str | None, typer.Option(metavar="LABEL", help="A ranking for each value of this label.")] = None,
     capture: CaptureName = None,
-    paper_form: Annotated[
-        bool, typer.Option("--paper-form", help="Without the final norm's gain, as in Pan et al. (2024).")
-    ] = False,
+    paper_form: PaperForm = False,
     logits: Annotated[
         bool, typer.Option("--logits", help="In units of the logit; needs a capture with --site resid.post too.")
     ] = False,
@@ -74,8 +72,10 @@ def contributions(
         if not (target or target_id or at or next_tokens):
             return
     asked_for = [*(target or ()), *(target_id or ())]
-    if next_tokens and asked_for:
-        raise InvalidInputError("Each position's own next token is the target with --next: leave --target out.")
+    if next_tokens and (asked_for or at):
+        raise InvalidInputError(
+            f"--next asks every position for its own next token: leave {'--target' if asked_for else '--at'} out."
+        )
     if not (asked_for or next_tokens or at):
         raise InvalidInputError(
             "Name a --target, a place with --at, or ask for each position's own next token, --next."

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore import terminal
-from actstore.commands.options import CaptureName, GroupWithDefault, Json, Quiet, Site, StorePath, parse_layers
+from actstore.commands.options import (
+    By,
+    CaptureName,
+    Json,
+    Layers,
+    Positions,
+    Quiet,
+    Site,
+    StorePath,
+    family,
+    parse_layers,
+)
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
@@ -19,23 +30,24 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from actstore.engine.attribution.coverage import Coverage, Covered
+    from actstore.engine.attribution.probe import Probe
     from actstore.store.reader import Capture
 
-app = typer.Typer(
-    cls=GroupWithDefault,
-    help="Coverage criteria over a capture, and a linear probe between two labels. "
-    "`actstore coverage STORE` is short for `actstore coverage show STORE`.\n\n"
-    "Example: `actstore coverage gpt2.actstore --capture prompts --reference corpus`",
-    no_args_is_help=True,
+group = family(
+    """Coverage criteria over a capture, and a linear probe between two labels.
+
+    `actstore coverage STORE` is short for `actstore coverage show STORE`. Neither needs a model.
+
+    Example: `actstore coverage gpt2.actstore --capture prompts --reference corpus`"""
 )
 
 
-def register(main: typer.Typer) -> None:
-    """Add `coverage` to the program."""
-    main.add_typer(app, name="coverage")
+def register(app: typer.Typer) -> None:
+    """Add the command and its subcommands."""
+    app.add_typer(group, name="coverage")
 
 
-@app.command()
+@group.command()
 def show(
     store: StorePath,
     capture: CaptureName = None,
@@ -53,13 +65,7 @@ def show(
         str | None, typer.Option(metavar="LABEL", help="A column of results for each value of this label.")
     ] = None,
     site: Site = "mlp.post",
-    positions: Annotated[
-        str,
-        typer.Option(
-            metavar="POSITIONS",
-            help="What is a sample: counted (all but special tokens), last (of each window), text, image, generated …",
-        ),
-    ] = "counted",
+    positions: Positions = "counted",
     thresholds: Annotated[str, typer.Option(help="The t of nc.")] = "0.25,0.5,0.75",
     sections: Annotated[int, typer.Option(help="The k of kmnc.")] = 1000,
     top: Annotated[int, typer.Option(help="The k of tknc and tknp.")] = 10,
@@ -191,17 +197,17 @@ def _cell(row: Covered) -> Any:
     return row.covered if row.criterion in ("tknp", "tfc") or row.share is None else f"{100 * row.share:.2f} %"
 
 
-@app.command()
+@group.command()
 def probe(
     store: StorePath,
-    by: Annotated[str, typer.Option("--by", metavar="LABEL", help="The label column.")],
+    by: By,
     positive: Annotated[str, typer.Option(metavar="VALUE", help="The value to detect.")],
     negative: Annotated[
         str | None, typer.Option(metavar="VALUE", help="The value to tell it from. [default: every other]")
     ] = None,
     capture: CaptureName = None,
     site: Site = "mlp.post",
-    layers: Annotated[str | None, typer.Option(metavar="LAYERS", help="Layers such as 0,3-5. [default: all]")] = None,
+    layers: Layers = None,
     ridge: Annotated[float, typer.Option(help="Strength of the penalty on the weights.")] = 1.0,
     test_share: Annotated[float, typer.Option(help="Share of the documents that the probe is tested on.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Of the split into training and test documents.")] = 0,
@@ -215,31 +221,33 @@ def probe(
     from actstore.engine.attribution.probe import ProbeSettings, probe_capture
 
     held = Store(store).capture(capture)
-    settings = ProbeSettings(ridge, test_share, seed, site, parse_layers(layers) if layers is not None else None)
+    settings = ProbeSettings(ridge, test_share, seed, site, parse_layers(layers))
     with terminal.spinner("training probes", enabled=not quiet):
         found = probe_capture(held, by, positive, negative, settings)
     terminal.warn(found.warnings)
     if as_json:
-        keys = ("accuracy", "auroc", "train_accuracy")
-        value: dict[str, Any] = {
-            "by": by,
-            "positive": positive,
-            "negative": negative,
-            "samples": {
-                part: {"positive": n[1], "negative": n[0]}
-                for part, n in (("train", found.n_train), ("test", found.n_test))
-            },
-            "majority": found.majority,
-            "layers": [
-                {"layer": "all" if row.layer is None else row.layer, **{key: getattr(row, key) for key in keys}}
-                for row in found.results
-            ],
-            "warnings": list(found.warnings),
-        }
-        print_json(value)
-        return
+        print_json({"by": by, "positive": positive, "negative": negative, **_describe_probe(found)})
+    else:
+        _print_probe(found, f"{by}={positive} against {f'{by}={negative}' if negative else 'the rest'}")
+
+
+def _describe_probe(found: Probe) -> dict[str, Any]:
+    samples = {"train": found.n_train, "test": found.n_test}
+    keys = ("accuracy", "auroc", "train_accuracy")
+    return {
+        "samples": {part: {"positive": n[1], "negative": n[0]} for part, n in samples.items()},
+        "majority": found.majority,
+        "layers": [
+            {"layer": "all" if row.layer is None else row.layer, **{key: getattr(row, key) for key in keys}}
+            for row in found.results
+        ],
+        "warnings": list(found.warnings),
+    }
+
+
+def _print_probe(found: Probe, what: str) -> None:
     terminal.out.print(
-        f"{by}={positive} against {f'{by}={negative}' if negative else 'the rest'}: trained on {_counted(found.n_train)}, "
+        f"{what}: trained on {_counted(found.n_train)}, "
         f"tested on {_counted(found.n_test)}; always saying the more frequent is right in {terminal.percent(found.majority)}.",
         style="bold",
         soft_wrap=True,

@@ -7,11 +7,12 @@ from pathlib import Path  # noqa: TC003  (Typer reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from actstore import terminal
 from actstore.commands import edit_apply, edit_evaluate, edit_rewrite
-from actstore.commands.edit_rewrite import EditName, Force, describe_edit, parse_neurons
-from actstore.commands.options import Json, StorePath  # noqa: TC001  (Typer reads them)
+from actstore.commands.edit_rewrite import EditName, EditToMake, describe_edit
+from actstore.commands.options import Force, Json, NamedNeurons, Quiet, StorePath, family, parse_neurons
 from actstore.reports import print_json
 from actstore.store.edits import Edit, EditRecord, delete_edit, edit_names, read_record, write_edit
 from actstore.store.errors import InvalidInputError
@@ -21,7 +22,6 @@ from actstore.store.reader import Store
 if TYPE_CHECKING:
     from actstore.engine.edit.specification import Operation
 
-Neurons = Annotated[str, typer.Option(metavar="NAMES", help="Such as L3.N17,L3.N18.")]
 As = Annotated[
     str,
     typer.Option(
@@ -31,16 +31,16 @@ As = Annotated[
 Positions = Annotated[
     str,
     typer.Option(
-        help="Of an intervention: all, prompt, last, generated, predicting, image, or numbers such as 0,3,-1."
+        metavar="POSITIONS",
+        help="Of an intervention: all, prompt, last, generated, predicting, image, or numbers such as 0,3,-1.",
     ),
 ]
 
-group = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    help="""Change what a model says by changing what its neurons write: suppress, boost, rewrite, apply, evaluate.
+group = family(
+    """Change what a model says by changing what its neurons write: suppress, boost, rewrite, apply, evaluate.
 
     Example: `actstore edit rewrite captions.actstore --from red --to green`""",
+    TyperGroup,
 )
 edit_rewrite.register(group)
 edit_apply.register(group)
@@ -55,61 +55,64 @@ def register(app: typer.Typer) -> None:
 @group.command()
 def suppress(
     store: StorePath,
-    neurons: Neurons,
-    name: EditName = "suppress",
+    neurons: NamedNeurons,
+    name: EditToMake = "suppress",
     as_: As = "weights",
     positions: Positions = "all",
     force: Force = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """An edit that silences neurons: their activations become 0, or their write vectors, which amounts to the same.
 
     Example: `actstore edit suppress gpt2.actstore --neurons L3.N17,L4.N2`
     """
-    _scale(store, neurons, name, ("suppress", 0.0), (as_, positions), force, as_json)
+    opened = Store(store)
+    _keep(opened, _scaled(opened, neurons, name, ("suppress", 0.0), (as_, positions), quiet), force, as_json)
 
 
 @group.command()
 def boost(
     store: StorePath,
-    neurons: Neurons,
+    neurons: NamedNeurons,
     factor: Annotated[float, typer.Option(help="What activations, or write vectors, are multiplied by.")] = 2.0,
-    name: EditName = "boost",
+    name: EditToMake = "boost",
     as_: As = "weights",
     positions: Positions = "all",
     force: Force = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """An edit that makes neurons louder: their activations, or their write vectors, are multiplied.
 
     Example: `actstore edit boost gpt2.actstore --neurons L3.N17 --factor 3 --as intervention --positions last`
     """
-    _scale(store, neurons, name, ("boost", factor), (as_, positions), force, as_json)
+    opened = Store(store)
+    _keep(opened, _scaled(opened, neurons, name, ("boost", factor), (as_, positions), quiet), force, as_json)
 
 
-def _scale(
-    store: str, neurons: str, name: str, change: tuple[str, float], how: tuple[str, str], force: bool, as_json: bool
-) -> None:
+def _scaled(
+    opened: Store, neurons: str, name: str, change: tuple[str, float], how: tuple[str, str], quiet: bool
+) -> Edit:
+    """An edit that multiplies neurons: `change` is what it is called and the factor, `how` --as and --positions."""
     from actstore.engine.edit.passes import parse_positions
     from actstore.engine.edit.specification import Operation, check_neurons
 
     (kind, factor), (as_, positions) = change, how
-    opened = Store(store)
     chosen = parse_neurons(neurons)
     operation = Operation(kind, tuple(f"L{a}.N{b}" for a, b in chosen), parse_positions(positions), factor=factor)
     widths = {layer.layer: layer.neurons for layer in opened.model.layers}
     check_neurons(operation.by_layer(), widths, opened.model.name)
     if as_ == "intervention":
-        made = _intervention(opened, name, kind, (operation,))
-    elif as_ == "weights":
-        if positions != "all":
-            raise InvalidInputError(
-                f"Weights are the same at every position: --positions {positions} needs --as intervention."
-            )
-        made = _scaled_weights(opened, name, kind, operation)
-    else:
+        return _intervention(opened, name, kind, (operation,))
+    if as_ != "weights":
         raise InvalidInputError(f"--as is weights or intervention, found {as_!r}.")
-    _keep(opened, made, force, as_json)
+    if positions != "all":
+        raise InvalidInputError(
+            f"Weights are the same at every position: --positions {positions} needs --as intervention."
+        )
+    with terminal.spinner("scaling neurons", enabled=not quiet):
+        return _scaled_weights(opened, name, kind, operation)
 
 
 def _scaled_weights(store: Store, name: str, kind: str, operation: Operation) -> Edit:
@@ -153,7 +156,7 @@ def add(
     specification: Annotated[
         Path, typer.Argument(metavar="FILE", help="JSON: operations, each a kind, neurons, positions …")
     ],
-    name: EditName = "intervention",
+    name: EditToMake = "intervention",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -194,7 +197,7 @@ def list_(store: StorePath, as_json: Json = False) -> None:
 
 
 @group.command()
-def show(store: StorePath, name: Annotated[str, typer.Argument(metavar="EDIT")], as_json: Json = False) -> None:
+def show(store: StorePath, name: EditName, as_json: Json = False) -> None:
     """What an edit is: its form, its settings, the neurons it changes, what it was predicted to do.
 
     Example: `actstore edit show gpt2.actstore suppress`
@@ -217,7 +220,7 @@ def _shown(value: Any) -> str:
 
 
 @group.command()
-def delete(store: StorePath, name: Annotated[str, typer.Argument(metavar="EDIT")], as_json: Json = False) -> None:
+def delete(store: StorePath, name: EditName, as_json: Json = False) -> None:
     """Remove an edit from STORE; models it was applied to stay as they are.
 
     Example: `actstore edit delete gpt2.actstore suppress`

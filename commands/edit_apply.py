@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from actstore import terminal
-from actstore.commands.options import Json, ModelName  # noqa: TC001  (Typer reads them)
+from actstore.commands.options import Force, Json, ModelName, Quiet  # noqa: TC001  (Typer reads them)
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
 
@@ -21,7 +21,6 @@ Edits = Annotated[
 ]
 Output = Annotated[Path | None, typer.Option(metavar="FOLDER", help="The model folder to write.")]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Change MODEL's own files instead.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace the model folder that --output names.")]
 
 
 def register(group: typer.Typer) -> None:
@@ -36,6 +35,7 @@ def apply(
     output: Output = None,
     in_place: InPlace = False,
     force: Force = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Write MODEL with edits in it, as a folder that plain transformers loads; every byte but the edited rows is MODEL's own.
@@ -46,7 +46,8 @@ def apply(
     """
     from actstore.engine.edit.folders import apply_to_folder
 
-    target = apply_to_folder(model, _opened(edits), _target(output, in_place), force=force)
+    with terminal.spinner("writing the model", enabled=not quiet):
+        target = apply_to_folder(model, _opened(edits), _target(output, in_place), force=force)
     _say(target, edits, as_json, "applied")
 
 
@@ -56,6 +57,7 @@ def revert(
     output: Output = None,
     in_place: InPlace = False,
     force: Force = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Write MODEL without edits that are in it: its weights are again what they were, byte for byte.
@@ -64,7 +66,8 @@ def revert(
     """
     from actstore.engine.edit.folders import revert_in_folder
 
-    target = revert_in_folder(model, _opened(edits), _target(output, in_place), force=force)
+    with terminal.spinner("writing the model", enabled=not quiet):
+        target = revert_in_folder(model, _opened(edits), _target(output, in_place), force=force)
     _say(target, edits, as_json, "reverted")
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from math import isnan
 from pathlib import Path  # noqa: TC003  (Typer reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from actstore import terminal
-from actstore.commands.edit_rewrite import ModelOption, load_reader
-from actstore.commands.options import Device, Json, Quiet, StorePath, TrustRemoteCode  # noqa: TC001  (Typer reads them)
+from actstore.commands.edit_rewrite import EditName, load_reader
+from actstore.commands.options import Device, Json, ModelPlace, Quiet, StorePath, TrustRemoteCode, given
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
+from actstore.store.replacing import replacing
 
 if TYPE_CHECKING:
     from actstore.engine.edit.evaluate import Evaluation
@@ -29,6 +29,7 @@ KINDS = {
 }
 """What is shown of each kind of case; the first is the published measure."""
 MEASURES = {"word": "", "exact": "whole answers", "top1": "", "top10": "ordered top 10"}
+PREDICTED = "Change of the new word's logit less the old one's, predicted from the store and measured"
 NOTE = (
     "Percent, means over cases (± standard deviation over draws). Reliability and generality: of the exchanged word's tokens, "
     "those that are now the most probable, the text before them given; locality: of most probable tokens, those that are what "
@@ -42,33 +43,34 @@ def register(group: typer.Typer) -> None:
 
 
 def evaluate(
+    ctx: typer.Context,
     store: StorePath,
-    name: Annotated[str, typer.Argument(metavar="EDIT", help="Name of an edit in STORE.")],
+    name: EditName,
     capture: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME[=KIND]",
             help="Documents with the word try the edit, others whether all else stays; repeat. KIND, such as text-generality, "
-            "is what the former try. [default: without --cases, the edit's own capture]",
+            "is what the former try. [default: without --cases, the edit's own capture, or the store's]",
         ),
     ] = None,
     cases: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON lines: prompt, kind, target or answer, image.")
     ] = None,
     perplexity: Annotated[
-        str | None, typer.Option(metavar="CAPTURE", help="Compare the likelihood of its tokens.")
+        str | None, typer.Option(metavar="NAME", help="A capture, to compare the likelihood of its tokens.")
     ] = None,
     baseline: Annotated[
         list[str] | None, typer.Option(help="fine-tune, random or none; repeat for more. [default: both]")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of each baseline.")] = 3,
-    generate: Annotated[bool, typer.Option(help="Greedy answers too.")] = False,
+    generate: Annotated[bool, typer.Option("--generate", help="Greedy answers too.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a generated answer, at most.")] = 50,
     max_windows: Annotated[int | None, typer.Option(min=1, help="Of each capture, the first so many windows.")] = None,
     table: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A row per method, draw and case: .parquet or .jsonl.")
     ] = None,
-    model: ModelOption = None,
+    model: ModelPlace = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
@@ -89,22 +91,19 @@ def evaluate(
     opened = Store(store)
     edit = read_edit(opened.folder, name)
     own = edit.record.settings.get("capture")
-    named = capture if capture is not None else [own] if own is not None and cases is None else []
+    named = capture or ([] if cases is not None else [own or opened.capture().record.name])
     options = EvaluationOptions(
-        captures=tuple(_named(text) for text in named),
-        cases=tuple(read_cases(cases)) if cases is not None else (),
-        perplexity=perplexity,
-        baselines=BASELINES if baseline is None else tuple(b for b in dict.fromkeys(baseline) if b != "none"),
-        seeds=seeds,
-        generate=generate,
-        max_new_tokens=max_new_tokens,
-        max_windows=max_windows,
+        **given(ctx, EvaluationOptions)
+        | {
+            "captures": tuple(_named(text) for text in named),
+            "cases": tuple(read_cases(cases)) if cases is not None else (),
+            "baselines": BASELINES if baseline is None else tuple(b for b in dict.fromkeys(baseline) if b != "none"),
+        }
     )
-    for held, _ in options.captures:
-        opened.capture(held)
-    reader = load_reader(
-        opened.capture(own or (named[0].partition("=")[0] if named else None)), model, device, trust_remote_code
-    )
+    for tried, _ in options.captures:
+        opened.capture(tried)  # says now that there is none of the name
+    held = opened.capture(own or (options.captures[0][0] if options.captures else None))
+    reader = load_reader(held, model, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     with terminal.counting_bar("passes", enabled=not quiet) as advance:
         found = evaluate_edit(reader, opened, edit, options, advance)
     if table is not None:
@@ -124,84 +123,70 @@ def _named(text: str) -> tuple[str, str | None]:
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        return
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    with replacing(path) as partial:
+        if path.suffix == ".jsonl":
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            partial.write_text("".join(lines), encoding="utf-8")
+        else:
+            pq.write_table(pa.Table.from_pylist(rows), partial)
 
 
 def _described(name: str, found: Evaluation) -> dict[str, Any]:
-    first = found.methods["edit"][0]
-    described: dict[str, Any] = _without_nan(
-        {
-            "edit": name,
-            **first,
-            "baselines": {method: draws for method, draws in found.methods.items() if method != "edit"},
-            "predicted": found.predicted,
-        }
-    )
-    return described
+    baselines = {method: draws for method, draws in found.methods.items() if method != "edit"}
+    return {"edit": name, **found.methods["edit"][0], "baselines": baselines, "predicted": found.predicted}
 
 
-def _without_nan(value: Any) -> Any:
-    """The value with null in place of NaN, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and isnan(value) else value
-
-
-def tables(found: Evaluation) -> list[tuple[str, list[Any], list[tuple[str, ...]]]]:
+def tables(found: Evaluation) -> list[tuple[str | None, list[Any], list[tuple[str, ...]]]]:
     """Title, columns and rows: the scores of every method, and what was predicted of logits beside what happened."""
-    kinds = [kind for kind in KINDS if kind in found.methods["edit"][0]["by_kind"]]
+    made: list[tuple[str | None, list[Any], list[tuple[str, ...]]]] = [(None, *_scores(found))]
+    if found.predicted is not None:
+        made.append((PREDICTED, *_predictions(found.predicted)))
+    return made
+
+
+def _scores(found: Evaluation) -> tuple[list[Any], list[tuple[str, ...]]]:
+    """Columns and rows: a row for every method, a column for every measure of every kind of case that was tried."""
+    first = found.methods["edit"][0]
+    kinds = {kind: measures for kind, measures in KINDS.items() if kind in first["by_kind"]}
     columns: list[Any] = ["method"]
-    for kind in kinds:
-        for measure in KINDS[kind]:
-            heading = f"{kind} {MEASURES[measure]}".strip()
-            columns.append(
-                (f"{heading}{' (' + format(found.methods['edit'][0]['by_kind'][kind]['cases'], ',') + ')'}", "right")
-            )
-        if "generated" in found.methods["edit"][0]["by_kind"][kind]:
-            columns.append((f"{kind} generated", "right"))
+    measured: list[tuple[str, str]] = []
+    for kind, measures in kinds.items():
+        number = f" ({first['by_kind'][kind]['cases']:,})"
+        headings = {measure: f"{kind} {MEASURES[measure]}".strip() + number for measure in measures}
+        if "generated" in first["by_kind"][kind]:
+            headings["generated"] = f"{kind} generated"
+        columns += [(heading, "right") for heading in headings.values()]
+        measured += [(kind, measure) for measure in headings]
     columns.append(("P of the word", "right"))
-    if "perplexity" in found.methods["edit"][0]:
+    if "perplexity" in first:
         columns.append(("perplexity", "right"))
     rows = []
     for method, draws in found.methods.items():
-        cells = []
-        for kind in kinds:
-            measures = [*KINDS[kind], *(["generated"] if "generated" in draws[0]["by_kind"][kind] else [])]
-            cells += [_percent([draw["by_kind"][kind][measure] for draw in draws]) for measure in measures]
+        cells = [_percent([draw["by_kind"][kind][measure] for draw in draws]) for kind, measure in measured]
         cells.append(_probability(draws))
         if "perplexity" in draws[0]:
             cells.append(_percent([draw["perplexity"]["change"] for draw in draws], "+") + " %")
         rows.append((NAMES.get(method, method), *cells))
-    made: list[tuple[str, list[Any], list[tuple[str, ...]]]] = [("", columns, rows)]
-    if found.predicted is not None:
-        titles = {"targets": "where the old word was predicted", "controls": "elsewhere"}
-        made.append(
-            (
-                "Change of the new word's logit less the old one's, predicted from the store and measured",
-                [
-                    "positions",
-                    *((c, "right") for c in ("number", "predicted", "measured", "mean difference", "correlation")),
-                ],
-                [
-                    (
-                        titles[kind],
-                        f"{row['positions']:,}",
-                        *(f"{row[c]:.3f}" for c in ("predicted", "measured", "mean_difference")),
-                        f"{row['correlation']:.4f}",
-                    )
-                    for kind, row in ((kind, found.predicted[kind]) for kind in titles)
-                ],
-            )
+    return columns, rows
+
+
+def _predictions(predicted: dict[str, Any]) -> tuple[list[Any], list[tuple[str, ...]]]:
+    """Columns and rows: where the old word was predicted, and elsewhere."""
+    titles = {"targets": "where the old word was predicted", "controls": "elsewhere"}
+    names = ("number", "predicted", "measured", "mean difference", "correlation")
+    rows = [
+        (
+            title,
+            f"{row['positions']:,}",
+            *(f"{row[c]:.3f}" for c in ("predicted", "measured", "mean_difference")),
+            f"{row['correlation']:.4f}",
         )
-    return made
+        for title, row in ((title, predicted[kind]) for kind, title in titles.items())
+    ]
+    return ["positions", *((name, "right") for name in names)], rows
 
 
 def _percent(values: list[float], sign: str = "") -> str:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
+from typer.core import TyperGroup
 
 from actstore import terminal
 from actstore.commands import graph_build, graph_compare, graph_evaluate, graph_probe
 from actstore.commands.graph_compare import GraphsName, open_neuron
-from actstore.commands.options import Json, K, NeuronName, Quiet, StorePath  # noqa: TC001  (Typer reads them)
+from actstore.commands.options import Json, K, NeuronName, Quiet, StorePath, family
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
@@ -25,12 +26,11 @@ if TYPE_CHECKING:
 
 FILE = "FILE"
 
-group = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    help="""Neurons as graphs of the contexts they fire in (N2G): draw them, search them, compare them.
+group = family(
+    """Neurons as graphs of the contexts they fire in (N2G): draw them, search them, compare them.
 
     Example: `actstore graph show gpt2.actstore L3.N17`""",
+    TyperGroup,
 )
 
 
@@ -56,6 +56,7 @@ def show(
     png: Annotated[Path | None, typer.Option(metavar=FILE, help="Draw into FILE.png; needs Graphviz.")] = None,
     html: Annotated[Path | None, typer.Option(metavar=FILE, help="A page whose tree folds.")] = None,
     dot: Annotated[Path | None, typer.Option(metavar=FILE, help="The graph in Graphviz's language.")] = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """The graph of one neuron: the tokens it fires at, and before them those that make it fire or keep it from firing.
@@ -75,10 +76,11 @@ def show(
     ]
     for path in pictures:
         check_picture(path)
-    _, graphs, graph = open_neuron(store, neuron, name)
-    drawn = draw(graph, lines=lines, with_ignore=with_ignore)
-    for path in pictures:
-        drawn.save(path)
+    with terminal.spinner("drawing", enabled=not quiet):
+        _, graphs, graph = open_neuron(store, neuron, name)
+        drawn = draw(graph, lines=lines, with_ignore=with_ignore)
+        for path in pictures:
+            drawn.save(path)
     if as_json:
         print_json(_describe_graph(graphs, graph, lines) | {"files": [str(path) for path in pictures]})
         return

@@ -20,6 +20,7 @@ from actstore.commands.options import (
     Site,
     StorePath,
     chosen_neurons,
+    given,
     parse_bytes,
 )
 from actstore.reports import print_json
@@ -31,12 +32,16 @@ if TYPE_CHECKING:
 
     from actstore.store.graphs import Graphs
 
-# How graphs are made, in `graph evaluate` too.
+# How graphs are made, in `graph evaluate` too: each is a field of `GraphSettings`.
 Share = Annotated[float, typer.Option(help="Firing is an activation of at least this share of the neuron's maximum.")]
 Gain = Annotated[float, typer.Option(help="Nats of held-out likelihood that a node must add; -1 keeps every context.")]
 Kappa = Annotated[float, typer.Option(help="How firmly a longer context starts from what the shorter says.")]
 Threshold = Annotated[float, typer.Option(help="Least probability at which a graph says: fires.")]
 MaxDepth = Annotated[int, typer.Option(help="Tokens looked back before the activating one.")]
+Also = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Another capture as further evidence, such as sampled probes; repeat for more."),
+]
 
 
 def register(group: typer.Typer) -> None:
@@ -48,15 +53,13 @@ CORPUS, PUBLISHED = "corpus", "published"
 
 
 def build(
-    context: typer.Context,
+    ctx: typer.Context,
     store: StorePath,
     capture: CaptureName = None,
     site: Site = "mlp.post",
     name: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", help="What to call the graphs; a store holds many sets. [default: graphs, or published]"
-        ),
+        typer.Option(metavar="NAME", help="Name of the graphs; a store holds many. [default: graphs, or published]"),
     ] = None,
     method: Annotated[
         str, typer.Option(help="corpus: from the captured text; published: as Foote et al. (2023), from probes.")
@@ -75,12 +78,7 @@ def build(
     leave_out: Annotated[
         str | None, typer.Option(metavar="FILE", help="Windows that are not evidence, a number a line.")
     ] = None,
-    also: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help="Another capture as further evidence, such as sampled probes; repeat for more."
-        ),
-    ] = None,
+    also: Also = None,
     memory: Annotated[
         str, typer.Option(metavar="BYTES", help="For the activations of neurons built together, such as 2GB.")
     ] = "1GB",
@@ -98,7 +96,7 @@ def build(
     if method not in (CORPUS, PUBLISHED):
         raise InvalidInputError(f"--method is {CORPUS} or {PUBLISHED}, found {method!r}.")
     if method == PUBLISHED:
-        _check_given(context, ("store", "name", "method", "probes", "quiet", "as_json"))
+        _check_given(ctx, ("store", "name", "method", "probes", "quiet", "as_json"))
         began = time.monotonic()
         with terminal.spinner("building graphs", enabled=not quiet):
             graphs = _build_published(store, name, probes)
@@ -111,7 +109,7 @@ def build(
     from actstore.store.reader import Store
 
     opened = Store(store).capture(capture)
-    settings = GraphSettings(share=share, threshold=threshold, gain=gain, kappa=kappa, max_depth=max_depth)
+    settings = GraphSettings(**given(ctx, GraphSettings))
     wanted = chosen_neurons(opened, site, neurons, layers)
     began = time.monotonic()
     with terminal.counting_bar("neurons", enabled=not quiet) as advance:
@@ -124,10 +122,10 @@ def build(
     _report(graphs, time.monotonic() - began, as_json=as_json)
 
 
-def _check_given(context: typer.Context, allowed: Sequence[str]) -> None:
+def _check_given(ctx: typer.Context, allowed: Sequence[str]) -> None:
     """Refuse options that a published build has no use for."""
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
+    for parameter in ctx.command.params:
+        source = ctx.get_parameter_source(parameter.name or "")
         if parameter.name not in allowed and source is not None and source.name == "COMMANDLINE":
             raise InvalidInputError(
                 f"{parameter.opts[0]} cannot go with --method published: what was probed decides the neurons, the paper the "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore import terminal
+from actstore.commands.graph_build import Share  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import CaptureName, Json, K, Quiet, Site, StorePath  # noqa: TC001  (Typer reads them)
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
@@ -30,13 +31,16 @@ def register(group: typer.Typer) -> None:
 def similar(
     store: StorePath,
     neuron: Annotated[
-        str | None, typer.Argument(metavar="[NEURON]", help="Such as L3.N17; without it, all pairs of neurons.")
+        str | None, typer.Argument(metavar="NEURON", help="Such as L3.N17; without it, all pairs of neurons.")
     ] = None,
     name: GraphsName = "graphs",
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many neurons or pairs.")] = 20,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many neurons, or pairs.")] = 20,
     least: Annotated[float, typer.Option(help="Of pairs: the least overlap, subset or prediction.")] = 0.9,
     normalise: Annotated[
-        bool, typer.Option(help="Tokens that differ in case and outer spaces only count as one.")
+        bool,
+        typer.Option(
+            "--normalise/--no-normalise", help="Tokens that differ in case and outer spaces only count as one."
+        ),
     ] = True,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -72,7 +76,7 @@ def repeats(
     store: StorePath,
     capture: CaptureName = None,
     site: Site = "mlp.post",
-    share: Annotated[float, typer.Option(help="Firing is an activation of at least this share of the maximum.")] = 0.5,
+    share: Share = 0.5,
     name: GraphsName = "graphs",
     k: K = 20,
     least_fires: Annotated[int, typer.Option(min=1, help="Leave out neurons that fire less often.")] = 20,
@@ -93,13 +97,13 @@ def repeats(
     from actstore.store.graphs import graph_names
 
     opened = Store(store)
-    with terminal.spinner("counting repetitions", enabled=not quiet):
-        found = measure_repeats(opened.capture(capture), site=site, share=share)
-    ranked = found.ranked(least_fires)
     has_graphs = name in graph_names(opened)
     if not has_graphs and name != "graphs":
         open_graphs(opened, name)  # says which there are
-    shares = line_shares(open_graphs(opened, name)) if has_graphs else {}
+    with terminal.spinner("counting repetitions", enabled=not quiet):
+        found = measure_repeats(opened.capture(capture), site=site, share=share)
+        shares = line_shares(open_graphs(opened, name)) if has_graphs else {}
+    ranked = found.ranked(least_fires)
     _print_repeats(found, ranked, shares, k, as_json)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import typer
 
 from actstore import terminal
-from actstore.commands.graph_build import Gain, Kappa, MaxDepth, Share, Threshold  # noqa: TC001  (Typer reads them)
-from actstore.commands.options import CaptureName, Json, Layers, Neurons, Quiet, Site, StorePath, chosen_neurons
+from actstore.commands.graph_build import Also, Gain, Kappa, MaxDepth, Share, Threshold  # noqa: TC001  (Typer reads them)
+from actstore.commands.options import CaptureName, Json, Layers, Neurons, Quiet, Site, StorePath, chosen_neurons, given
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
 
@@ -32,6 +32,7 @@ def register(group: typer.Typer) -> None:
 
 
 def evaluate(
+    ctx: typer.Context,
     store: StorePath,
     capture: CaptureName = None,
     site: Site = "mlp.post",
@@ -40,15 +41,12 @@ def evaluate(
         int, typer.Option(help="Windows with a neuron's largest activations; half of them test.")
     ] = 20,
     ordinary: Annotated[int, typer.Option(help="Windows of any kind that test every neuron.")] = 40,
-    seed: Annotated[int, typer.Option(help="Which windows are drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the windows drawn.")] = 0,
     gain: Gain = 0.5,
     kappa: Kappa = 1.0,
     threshold: Threshold = 0.4,
     max_depth: MaxDepth = 12,
-    also: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Another capture as further evidence, never tested on; repeat for more."),
-    ] = None,
+    also: Also = None,
     graphs: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Evaluate these graphs of the store beside; repeat for more."),
@@ -64,7 +62,8 @@ def evaluate(
     """Build every neuron's graph without its test windows, and see how well it says there where the neuron fires.
 
     Half of a neuron's exemplars test, and so do ordinary windows; windows of the same tokens are left out with them. Lookup
-    tables of tokens and of pairs of tokens learn from the same evidence. No model runs, nothing is written.
+    tables of tokens and of pairs of tokens learn from the same evidence. Captures of --also are never tested on. No model
+    runs, nothing is written.
 
     Example: `actstore graph evaluate gpt2.actstore --layers 0-3 --curve 0.25,1,4`
     """
@@ -75,7 +74,7 @@ def evaluate(
     from actstore.store.reader import Store
 
     settings = EvaluationSettings(
-        GraphSettings(share=share, threshold=threshold, gain=gain, kappa=kappa, max_depth=max_depth),
+        GraphSettings(**given(ctx, GraphSettings)),
         Protocol(exemplars, ordinary, seed),
         site,
         _gains(curve),

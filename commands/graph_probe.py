@@ -25,6 +25,7 @@ from actstore.commands.options import (
     TokenizerName,
     TrustRemoteCode,
     chosen_neurons,
+    given,
 )
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
@@ -40,7 +41,9 @@ def register(group: typer.Typer) -> None:
     group.command("probe")(probe)
 
 
+# Most options are the settings, or the options of the run, of the same name: `given` takes them from the context.
 def probe(
+    ctx: typer.Context,
     model: ModelName,
     store: StorePath,
     capture: CaptureName = None,
@@ -53,16 +56,18 @@ def probe(
         int | None, typer.Option(metavar="TOKENS", help="Draw so many tokens of text from the model; ask nothing else.")
     ] = None,
     window: Annotated[int | None, typer.Option(help="Longest sampled window. [default: 128]")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of sampling. [default: 1]")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Draw text at this temperature. [default: 1]")] = None,
     prompt: Annotated[
         int | None, typer.Option(help="Tokens that a sampled window takes from the beginning of another. [default: 2]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="What is sampled; which exemplars are asked about.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of what is sampled, or of the exemplars asked about.")] = 0,
     neurons: Neurons = None,
     layers: Layers = None,
-    exemplars: Annotated[
+    n_exemplars: Annotated[
         int | None,
-        typer.Option(help="Windows with a neuron's largest activations; half are asked about. [default: 20]"),
+        typer.Option(
+            "--exemplars", help="Windows with a neuron's largest activations; half are asked about. [default: 20]"
+        ),
     ] = None,
     mask: Annotated[
         str | None,
@@ -70,7 +75,9 @@ def probe(
             help="What masks a token: mask, unk, pad, typical (a frequent token), delete. [default: auto, in that order]"
         ),
     ] = None,
-    substitutes: Annotated[int | None, typer.Option(help="Substitutes of each important token. [default: 5]")] = None,
+    n_substitutes: Annotated[
+        int | None, typer.Option("--substitutes", help="Substitutes of each important token. [default: 5]")
+    ] = None,
     substitutes_model: Annotated[
         str | None,
         typer.Option(
@@ -82,10 +89,10 @@ def probe(
     precision: Annotated[str, typer.Option(help="How the probes' activations are kept.")] = "half",
     annotate: Annotated[
         str | None,
-        typer.Option(metavar="GRAPHS", help="Note the measured importance in these graphs, as GRAPHS-probed."),
+        typer.Option(metavar="NAME", help="Note the measured importance in these graphs, as NAME-probed."),
     ] = None,
     published: Annotated[
-        str | None, typer.Option(metavar="GRAPHS", help="Make graphs of that name by the published method.")
+        str | None, typer.Option(metavar="NAME", help="Make graphs of that name by the published method.")
     ] = None,
     resume: Resume = False,
     tokenizer: TokenizerName = None,
@@ -105,59 +112,68 @@ def probe(
     """
     from actstore.engine.run import RunOptions
 
-    options = RunOptions(
-        resume=resume, dtype=dtype, device=device, tokenizer=tokenizer, ignore_disk=ignore_disk, weights=False,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    sampling: dict[str, Any] = {"window": window, "temperature": temperature, "prompt": prompt}
-    asking: dict[str, Any] = {"n_exemplars": exemplars, "mask": mask, "n_substitutes": substitutes}
-    asking["substitutes_model"] = substitutes_model
-    ours, others = (
-        sampling,
-        {**asking, "neurons": neurons, "layers": layers, "annotate": annotate, "published": published},
-    )
-    if sample is None:
-        ours, others = asking, sampling
-    stray = [option.removeprefix("n_").replace("_", "-") for option, value in others.items() if value is not None]
-    if stray:
-        needs = "needs" if sample is None else "cannot go with"
-        raise InvalidInputError(f"--{stray[0]} {needs} --sample. Leave one of them out, or run the command twice.")
-    given = {option: value for option, value in ours.items() if value is not None} | {"seed": seed}
+    options = RunOptions(**given(ctx, RunOptions), weights=False)
+    _check_given(ctx, sampled=sample is not None)
     began = time.monotonic()
     if sample is not None:
-        done = _sample(model, store, capture, name, site, precision, options, quiet, {"n_tokens": sample, **given})
-        described = _describe_sampled(done, time.monotonic() - began)
+        done = _sample(ctx, model, store, options)
+        described = _describe_sampled(done)
     else:
-        from actstore.engine.graph.probe_plan import ProbeSettings
-        from actstore.engine.graph.probe_rounds import probe as ask
-        from actstore.store.reader import Store
-
-        opened = Store(store).capture(capture)
-        wanted = chosen_neurons(opened, site, neurons, layers)
-        _check_graphs(opened.store, annotate, published)
-        with terminal.CaptureBar(enabled=not quiet) as bar:
-            probes = ask(
-                model, store, name=name or "probes", capture=capture, site=site, neurons=wanted,
-                settings=ProbeSettings(**given), precision=precision, options=options, progress=bar,
-            )  # fmt: skip
-        described = _describe(probes, _make_graphs(probes, store, annotate, published), time.monotonic() - began)
+        probes = _ask(ctx, model, store, options)
+        with terminal.spinner("making graphs", enabled=not quiet):
+            graphs = _make_graphs(probes, store, annotate, published)
+        described = _describe(probes, graphs)
+    described["seconds"] = time.monotonic() - began
     if as_json:
         print_json(described)
     else:
         _print(described)
 
 
-def _sample(
-    model: str, store: str, capture: str | None, name: str | None, site: str, precision: str, options: RunOptions,
-    quiet: bool, given: dict[str, Any],
-) -> Capture:  # fmt: skip
+SAMPLING = {"window", "temperature", "prompt"}
+ASKING = {"n_exemplars", "mask", "n_substitutes", "substitutes_model", "neurons", "layers", "annotate", "published"}
+
+
+def _check_given(ctx: typer.Context, *, sampled: bool) -> None:
+    """Refuse options of sampling without --sample, and options of asking with it."""
+    for parameter in ctx.command.params:
+        if parameter.name in (ASKING if sampled else SAMPLING) and ctx.params[parameter.name] is not None:
+            needs = "cannot go with" if sampled else "needs"
+            raise InvalidInputError(
+                f"{parameter.opts[0]} {needs} --sample. Leave one of them out, or run the command twice."
+            )
+
+
+def _sample(ctx: typer.Context, model: str, store: str, options: RunOptions) -> Capture:
+    """The capture of what was drawn from the model."""
     from actstore.engine.graph.probe_run import SAMPLED, ProbeKept, sample_probes
     from actstore.engine.graph.sampling import SampleSettings
 
-    with terminal.CaptureBar(enabled=not quiet) as bar:
+    asked = ctx.params
+    settings = SampleSettings(asked["sample"], **given(ctx, SampleSettings))
+    with terminal.CaptureBar(enabled=not asked["quiet"]) as bar:
         return sample_probes(
-            model, store, name=name or SAMPLED, capture=capture, settings=SampleSettings(**given),
-            kept=ProbeKept(site, precision), options=options, progress=bar,
+            model, store, name=asked["name"] or SAMPLED, capture=asked["capture"], settings=settings,
+            kept=ProbeKept(asked["site"], asked["precision"]), options=options, progress=bar,
+        )  # fmt: skip
+
+
+def _ask(ctx: typer.Context, model: str, store: str, options: RunOptions) -> Probes:
+    """The probes of the neurons that are asked about."""
+    from actstore.engine.graph.probe_plan import ProbeSettings
+    from actstore.engine.graph.probe_rounds import probe as ask
+    from actstore.engine.graph.probes import PROBES
+    from actstore.store.reader import Store
+
+    asked = ctx.params
+    opened = Store(store).capture(asked["capture"])
+    wanted = chosen_neurons(opened, asked["site"], asked["neurons"], asked["layers"])
+    _check_graphs(opened.store, asked["annotate"], asked["published"])
+    with terminal.CaptureBar(enabled=not asked["quiet"]) as bar:
+        return ask(
+            model, store, name=asked["name"] or PROBES, capture=asked["capture"], site=asked["site"], neurons=wanted,
+            settings=ProbeSettings(**given(ctx, ProbeSettings)), precision=asked["precision"], options=options,
+            progress=bar,
         )  # fmt: skip
 
 
@@ -187,16 +203,15 @@ def _make_graphs(probes: Probes, store: str, annotate: str | None, published: st
     return made
 
 
-def _describe_sampled(capture: Capture, seconds: float) -> dict[str, Any]:
+def _describe_sampled(capture: Capture) -> dict[str, Any]:
     plan = capture.record.plan
     return {
         "store": capture.folder.location,
         "captures": [{"capture": capture.record.name, "windows": plan.n_windows, "tokens": plan.n_tokens}],
-        "seconds": seconds,
     }
 
 
-def _describe(probes: Probes, graphs: list[str], seconds: float) -> dict[str, Any]:
+def _describe(probes: Probes, graphs: list[str]) -> dict[str, Any]:
     plans = {name: probes.store.capture(name).record.plan for name in probes.captures}
     held = [[probed.held for probed in probes.of(*neuron)] for neuron in probes.neurons]
     return {
@@ -207,7 +222,6 @@ def _describe(probes: Probes, graphs: list[str], seconds: float) -> dict[str, An
         "shortened": int(np.sum([sum(found) for found in held])),
         "mask": probes.settings["mask_kind"],
         "graphs": graphs,
-        "seconds": seconds,
     }
 
 

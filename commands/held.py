@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore import terminal
-from actstore.commands.options import Device, Json, Quiet, StorePath  # noqa: TC001  (Typer reads them)
+from actstore.commands.options import Device, Json, ModelPlace, Quiet, StorePath  # noqa: TC001  (Typer reads them)
 from actstore.reports import describe_store, print_json, print_store
 from actstore.store.reader import Store
 
@@ -24,16 +24,17 @@ def register(app: typer.Typer) -> None:
     app.command()(verify)
 
 
-def info(store: StorePath, as_json: Json = False) -> None:
+def info(store: StorePath, quiet: Quiet = False, as_json: Json = False) -> None:
     """What STORE holds: the model, its layers, every capture and how far it is filled.
 
     Example: `actstore info gpt2.actstore`
     """
-    opened = Store(store)
+    with terminal.spinner("adding up sizes", enabled=not quiet):
+        described = describe_store(Store(store))
     if as_json:
-        print_json(describe_store(opened))
+        print_json(described)
     else:
-        print_store(opened)
+        print_store(described)
 
 
 def verify(
@@ -42,9 +43,7 @@ def verify(
         str | None, typer.Option("--capture", metavar="NAME", help="Only this capture. [default: all]")
     ] = None,
     refill: Annotated[int, typer.Option(min=0, help="Recompute so many blocks with the model and compare.")] = 0,
-    model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Where the model is now. [default: where it was]")
-    ] = None,
+    model: ModelPlace = None,
     images: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Where captured images are now. [default: where they were]")
     ] = None,
@@ -62,7 +61,10 @@ def verify(
 
     opened = Store(store)
     captures = [opened.capture(name) for name in ([capture] if capture else opened.captures)]
-    damage = [] if capture else verify_root(opened.folder)
+    damage: list[Damage] = []
+    if not capture:
+        with terminal.spinner("checking the store's own files", enabled=not quiet):
+            damage += verify_root(opened.folder)
     damage += _check(captures, quiet)
     refilled: list[dict[str, Any]] = []
     if refill:
@@ -76,10 +78,11 @@ def verify(
                 )
                 refilled += found
                 damage += differing
-    graphs, damaged_graphs = verify_graphs(opened.folder, capture)
+    with terminal.spinner("checking graphs", enabled=not quiet):
+        graphs, damaged_graphs = verify_graphs(opened.folder, capture)
     damage += damaged_graphs
     if as_json:
-        print_json(_describe(damage, graphs, refilled))
+        print_json(_describe(damage, graphs, refilled, captures))
     else:
         _print(damage, graphs, refilled, captures)
     if damage:
@@ -104,10 +107,20 @@ def _check(captures: Sequence[Capture], quiet: bool) -> list[Damage]:
     return damage
 
 
-def _describe(damage: Sequence[Damage], graphs: Sequence[str], refilled: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _unfinished(captures: Sequence[Capture]) -> list[Capture]:
+    return [held for held in captures if len(held.blocks) < held.record.plan.n_blocks]
+
+
+def _describe(
+    damage: Sequence[Damage], graphs: Sequence[str], refilled: Sequence[dict[str, Any]], captures: Sequence[Capture]
+) -> dict[str, Any]:
     fields = ("capture", "layer", "block", "site", "key", "what", "graphs")
     return {
         "ok": not damage,
+        "unfinished": [
+            {"capture": held.record.name, "blocks": len(held.blocks), "planned": held.record.plan.n_blocks}
+            for held in _unfinished(captures)
+        ],
         "damaged": [{field: getattr(d, field) for field in fields} for d in damage],
         "graphs": graphs,
         "refilled": refilled,
@@ -126,6 +139,13 @@ def _print(
         )
     n_blocks = sum(len(held.blocks) for held in captures)
     checked = f"{terminal.plural(n_blocks, 'block')} of {terminal.plural(len(captures), 'capture')}"
+    for held in _unfinished(captures):
+        terminal.out.print(
+            f"capture {held.record.name!r}: unfinished, {len(held.blocks):,} of {held.record.plan.n_blocks:,} blocks "
+            "are there, --resume goes on",
+            soft_wrap=True,
+            markup=False,
+        )
     if graphs:
         checked += f", {terminal.plural(len(graphs), 'set')} of graphs"
     well = terminal.plural(len(damage), "damaged part") if damage else "all well"

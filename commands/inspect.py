@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from actstore import terminal
-from actstore.commands.options import Json, ModelName, TrustRemoteCode  # noqa: TC001  (Typer reads them)
+from actstore.commands.options import Json, ModelName, Quiet, TrustRemoteCode  # noqa: TC001  (Typer reads them)
 from actstore.reports import describe_model, print_json
 
 if TYPE_CHECKING:
@@ -17,14 +17,17 @@ def register(app: typer.Typer) -> None:
     app.command()(inspect)
 
 
-def inspect(model: ModelName, trust_remote_code: TrustRemoteCode = False, as_json: Json = False) -> None:
+def inspect(
+    model: ModelName, trust_remote_code: TrustRemoteCode = False, quiet: Quiet = False, as_json: Json = False
+) -> None:
     """What would be captured of MODEL: layers, neurons, module paths, sites, bytes a token. No weights are loaded.
 
     Example: `actstore inspect gpt2`
     """
-    from actstore.engine.models import inspect_model
+    with terminal.spinner(f"looking at {model}", enabled=not quiet):
+        from actstore.engine.models import inspect_model  # takes longer to load than most models to inspect
 
-    spec = inspect_model(model, trust_remote_code=trust_remote_code)
+        spec = inspect_model(model, trust_remote_code=trust_remote_code)
     value = describe_model(spec)
     if as_json:
         print_json(value)

@@ -10,39 +10,27 @@ from rich.text import Text
 
 from actstore import terminal
 from actstore.commands import multimodal_properties
-from actstore.commands.options import CaptureName, GroupWithDefault, Json, StorePath
+from actstore.commands.multimodal_properties import KOfNoun, Nouns  # noqa: TC001  (Typer reads them)
+from actstore.commands.options import CaptureName, Json, PaperForm, Quiet, Rows, Site, StorePath, family
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
-    from actstore.engine.multimodal.describe import Rows
-    from actstore.engine.multimodal.find import Multimodal
+    from actstore.engine.multimodal.describe import Rows as Described
+    from actstore.engine.multimodal.find import FindSettings, Multimodal
     from actstore.engine.multimodal.patch_maps import PatchMap
     from actstore.engine.multimodal.pictures import Drawn
     from actstore.store.reader import Capture
 
-Nouns = Annotated[
-    str,
-    typer.Option(
-        metavar="HOW",
-        help="auto (spaCy, else NLTK, else content), spacy, nltk, content (all but stop words), or a FILE.",
-    ),
-]
-K = Annotated[int, typer.Option("--k", "-k", min=1, help="How many neurons a noun.")]
-
-group = typer.Typer(
-    cls=GroupWithDefault,
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    help="""Multi-modal neurons (Pan et al. 2024): those that carry what is on an image into the words of its caption.
+group = family(
+    """Multi-modal neurons (Pan et al. 2024): those that carry what is on an image into the words of its caption.
 
     `actstore multimodal STORE` is short for `actstore multimodal show STORE`, and needs a capture of images and captions, no
     model; so do `map`, which draws where neurons look, and `properties`. `causal` runs the model.
 
-    Example: `actstore multimodal captions.actstore --heat-maps maps`""",
+    Example: `actstore multimodal captions.actstore --heat-maps maps`"""
 )
-multimodal_properties.register(group)
 
 
 def register(app: typer.Typer) -> None:
@@ -54,12 +42,12 @@ def register(app: typer.Typer) -> None:
 def show(
     store: StorePath,
     capture: CaptureName = None,
-    k: K = 20,
+    k: KOfNoun = 20,
     nouns: Nouns = "auto",
     form: Annotated[
         str, typer.Option(help="What counts as activation: post, gate (the paper's code), or both.")
     ] = "post",
-    paper_form: Annotated[bool, typer.Option(help="Without the final norm's gain, as in the paper.")] = False,
+    paper_form: PaperForm = False,
     by: Annotated[str | None, typer.Option(metavar="noun", help="Put captions together, noun by noun.")] = None,
     document: Annotated[list[int] | None, typer.Option(min=0, help="Only this document; repeat for more.")] = None,
     heat_maps: Annotated[
@@ -71,7 +59,8 @@ def show(
             help="What maps show: contribution (to the noun), or activation (whatever its sign; the paper's)."
         ),
     ] = "contribution",
-    rows: Annotated[int, typer.Option(min=0, help="Captions shown; 0 shows all.")] = 10,
+    rows: Rows = 10,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """The neurons that carry each noun of each caption, ranked over all layers of the language model.
@@ -82,38 +71,45 @@ def show(
 
     Example: `actstore multimodal captions.actstore -k 5 --by noun`
     """
+    from actstore.engine.multimodal import describe
     from actstore.engine.multimodal.concepts import concepts
-    from actstore.engine.multimodal.describe import Rows
-    from actstore.engine.multimodal.find import FORMS, FindSettings, find_multimodal
+    from actstore.engine.multimodal.find import find_multimodal
 
+    settings = _settings(k, nouns, form, document, gain=not paper_form)
     if by not in (None, "noun"):
         raise InvalidInputError(f"Captions are put together by noun, found {by!r}. Write --by noun, or leave it out.")
-    if form not in (*FORMS, "both"):
-        raise InvalidInputError(f"The form is one of {', '.join(FORMS)}, both: found {form!r}. Mend --form.")
     if map_of not in ("contribution", "activation"):
         raise InvalidInputError(f"Maps are of contribution or activation, found {map_of!r}. Mend --map-of.")
-    forms: Any = tuple(FORMS) if form == "both" else (form,)
     if heat_maps is not None and heat_maps.exists() and not heat_maps.is_dir():
         raise InvalidInputError(f"Maps are written into a folder, and {heat_maps} is a file. Mend --heat-maps.")
-    opened = Store(store)
-    settings = FindSettings(k, nouns, forms, not paper_form, documents=tuple(document) if document else None)
-    with terminal.err.status("neurons") as status:
-        found = find_multimodal(
-            opened.capture(capture), settings, lambda done, n: status.update(f"neurons: layer {done} of {n}")
-        )
-    told = Rows(found)
-    files = draw_all(found, heat_maps, contributions=map_of == "contribution") if heat_maps is not None else []
+    held = Store(store).capture(capture)
+    with terminal.counting_bar("layers", enabled=not quiet) as advance:
+        found = find_multimodal(held, settings, advance)
+    told = describe.Rows(found)
+    files: list[dict[str, Any]] = []
+    if heat_maps is not None:
+        with terminal.spinner("drawing maps", enabled=not quiet):
+            files = draw_all(found, heat_maps, contributions=map_of == "contribution")
     if as_json:
         print_json(_describe(found, told, by) | ({"files": files} if heat_maps is not None else {}))
         return
     if by == "noun":
-        _print_concepts(found, told, concepts(found), rows)
+        _print_concepts(told, concepts(found), rows)
     else:
         _print_captions(told, rows)
     _print_foot(found, files)
 
 
-def _describe(found: Multimodal, told: Rows, by: str | None) -> dict[str, Any]:
+def _settings(k: int, nouns: str, form: str, documents: list[int] | None, *, gain: bool) -> FindSettings:
+    from actstore.engine.multimodal.find import FORMS, FindSettings
+
+    if form not in (*FORMS, "both"):
+        raise InvalidInputError(f"The form is one of {', '.join(FORMS)}, both: found {form!r}. Mend --form.")
+    forms: Any = tuple(FORMS) if form == "both" else (form,)
+    return FindSettings(k, nouns, forms, gain, documents=tuple(documents) if documents else None)
+
+
+def _describe(found: Multimodal, told: Described, by: str | None) -> dict[str, Any]:
     from actstore.engine.multimodal.concepts import concepts
 
     settings = found.settings
@@ -127,7 +123,7 @@ def _describe(found: Multimodal, told: Rows, by: str | None) -> dict[str, Any]:
     return about | ({"captions": told.captions()} if by is None else {"nouns": told.concepts(concepts(found))})
 
 
-def _print_captions(told: Rows, rows: int) -> None:
+def _print_captions(told: Described, rows: int) -> None:
     every = told.captions()
     for caption in every[: rows or None]:
         heading = f"{caption['document']} {caption['image'] or ''}: {terminal.visible(caption['caption'])}"
@@ -139,19 +135,21 @@ def _print_captions(told: Rows, rows: int) -> None:
                 terminal.out.print(title)
                 terminal.out.print(_table(neurons))
         terminal.out.print()
-    if rows and len(every) > rows:
-        terminal.out.print(f"… and {len(every) - rows:,} more captions: --rows 0 shows all.", style="dim")
+    _print_rest(len(every), rows, "captions")
 
 
-def _print_concepts(found: Multimodal, told: Rows, every: Any, rows: int) -> None:
+def _print_concepts(told: Described, every: Any, rows: int) -> None:
     for concept in told.concepts(every[: rows or None]):
-        n = concept["captions"]
-        heading = f"{concept['noun']}: {n:,} caption{'s' if n != 1 else ''}"
+        heading = f"{concept['noun']}: {terminal.plural(concept['captions'], 'caption')}"
         terminal.out.print(Text(heading, style="bold"))
         terminal.out.print(_table(concept["neurons"]))
         terminal.out.print()
-    if rows and len(every) > rows:
-        terminal.out.print(f"… and {len(every) - rows:,} more nouns: --rows 0 shows all.", style="dim")
+    _print_rest(len(every), rows, "nouns")
+
+
+def _print_rest(n: int, rows: int, what: str) -> None:
+    if rows and n > rows:
+        terminal.out.print(f"… and {n - rows:,} more {what}: --rows 0 shows all.", style="dim")
 
 
 def _table(neurons: list[dict[str, Any]]) -> Any:
@@ -179,7 +177,8 @@ def _print_foot(found: Multimodal, files: list[dict[str, Any]]) -> None:
     n, silent = len(found.nouns), len(found.captions) - len({noun.caption for noun in found.nouns})
     without = f" ({silent} without one)" if silent else ""
     terminal.out.print(
-        f"{n:,} nouns of {len(found.captions):,} captions{without}; nouns by {found.found_by}.",
+        f"{terminal.plural(n, 'noun')} of {terminal.plural(len(found.captions), 'caption')}{without}; "
+        f"nouns by {found.found_by}.",
         style="dim",
         soft_wrap=True,
     )
@@ -229,9 +228,10 @@ def draw_neurons(
     store: StorePath,
     neurons: Annotated[list[str], typer.Argument(metavar="NEURON…", help="Such as L3.N17; the mean of several.")],
     document: Annotated[int, typer.Option(min=0, help="Whose image.")],
-    out: Annotated[Path, typer.Option(metavar="FILE.png", help="The picture to write.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Draw into FILE.png.")],
     capture: CaptureName = None,
-    site: Annotated[str, typer.Option(help="mlp.post or mlp.gate.")] = "mlp.post",
+    site: Site = "mlp.post",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Where on an image neurons look: the mean of their activations at each patch, over the image, and its mask.
@@ -252,31 +252,30 @@ def draw_neurons(
         raise InvalidInputError(
             f"Capture {held.record.name!r} has documents 0 to {n_documents - 1}, found document {document}."
         )
-    made = next((made for _, _, made in map_neurons(held, {document: [NeuronSet(chosen)]}, site)), None)
+    with terminal.spinner("reading activations", enabled=not quiet):
+        made = next((made for _, _, made in map_neurons(held, {document: [NeuronSet(chosen)]}, site)), None)
     if made is None:
         raise InvalidInputError(f"Capture {held.record.name!r} keeps no image position of document {document}.")
     named = held.documents()["image"][document].as_py()
     drawn = _draw(held, made, named, out, (" ".join(neurons),))
     if as_json:
-        grid = made.grid
-        columns = (grid.row, grid.column, grid.tile, grid.box, made.values)
-        patches = [
-            {"row": row, "column": column, "tile": tile, "box": box, "value": value}
-            for row, column, tile, box, value in zip(*(part.tolist() for part in columns), strict=True)
-        ]
-        value = {
-            "document": document,
-            "neurons": list(neurons),
-            "file": str(out),
-            "note": drawn.note,
-            "patches": patches,
-        }
-        print_json(value)
+        about = {"document": document, "neurons": neurons, "file": str(out), "note": drawn.note}
+        print_json(about | {"patches": _patches(made)})
         return
     largest = made.grid.box[int(made.values.argmax())].round(2).tolist()
     terminal.out.print(
-        f"{out}: {len(made.values)} patches, the largest mean {float(made.values.max()):.4g} at {largest}"
-        + (f"; {drawn.note}" if drawn.note else ""),
+        f"{out}: {len(made.values)} patches, the largest mean {float(made.values.max()):.4g}, left, top, right, bottom "
+        f"{largest}" + (f"; {drawn.note}" if drawn.note else ""),
         soft_wrap=True,
         markup=False,
     )
+
+
+multimodal_properties.register(group)
+
+
+def _patches(made: PatchMap) -> list[dict[str, Any]]:
+    grid = made.grid
+    names = ("row", "column", "tile", "box", "value")
+    columns = (part.tolist() for part in (grid.row, grid.column, grid.tile, grid.box, made.values))
+    return [dict(zip(names, patch, strict=True)) for patch in zip(*columns, strict=True)]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from actstore import terminal
-from actstore.commands.options import (  # noqa: TC001  (Typer reads them)
+from actstore.commands.options import (
     CaptureName,
     Device,
     Dtype,
     Json,
+    PaperForm,
+    Quiet,
     StorePath,
     TrustRemoteCode,
+    load,
 )
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
@@ -24,13 +29,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from actstore.engine.multimodal.find import FindSettings, Multimodal
+    from actstore.engine.multimodal.properties import Summary
     from actstore.engine.multimodal.replay import Replay
     from actstore.store.reader import Capture
 
 BASELINES: Final = ("contribution", "activation", "random")
 
-Nouns = Annotated[str, typer.Option(metavar="HOW", help="auto, spacy, nltk, content, or a FILE with a noun a line.")]
-K = Annotated[int, typer.Option("--k", "-k", min=1, help="How many neurons a noun.")]
+Nouns = Annotated[
+    str,
+    typer.Option(
+        metavar="HOW",
+        help="auto (spaCy, else NLTK, else content), spacy, nltk, content (all but stop words), or a FILE with a noun a line.",
+    ),
+]
+KOfNoun = Annotated[int, typer.Option("--k", "-k", min=1, help="How many neurons a noun.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of what is drawn.")]
 
 
@@ -44,18 +56,19 @@ def properties(
     store: StorePath,
     capture: CaptureName = None,
     shuffled: Annotated[
-        str | None, typer.Option(metavar="CAPTURE", help="The capture of the shuffled images, for region invariance.")
+        str | None, typer.Option(metavar="NAME", help="The capture of the shuffled images, for region invariance.")
     ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Rank by activation × gradient, too: needs the model.")
     ] = None,
-    k: K = 20,
+    k: KOfNoun = 20,
     nouns: Nouns = "auto",
-    paper_form: Annotated[bool, typer.Option(help="Without the final norm's gain, as in the paper.")] = False,
+    paper_form: PaperForm = False,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Sensitivity, region and cross-image invariance, and specificity of the neurons found, beside baselines.
@@ -72,22 +85,17 @@ def properties(
     held = opened.capture(capture)
     other = opened.capture(shuffled) if shuffled is not None else None
     settings = FindSettings(k, nouns, gain=not paper_form, seed=seed)
-    # Another draw on the other capture: chance is what two draws share.
-    first = _rankings(held, settings, _replay(model, held, device, dtype, trust_remote_code))
-    second = None
+    replay = partial(_replay, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, quiet=quiet)
+    first = _rankings(held, settings, replay(held), quiet)
+    second: dict[str, Multimodal] = {}
     if other is not None:
-        again = FindSettings(k, nouns, gain=not paper_form, seed=seed + 1)
-        second = _rankings(other, again, _replay(model, other, device, dtype, trust_remote_code))
-    measured = {name: measure(found, second[name] if second else None) for name, found in first.items()}
+        # Another draw on the other capture: chance is what two draws share.
+        second = _rankings(other, replace(settings, seed=seed + 1), replay(other), quiet)
+    measured = {name: measure(found, second.get(name)) for name, found in first.items()}
     found = first["contribution"]
+    about = {"capture": held.record.name, "shuffled": shuffled, "k": k, "nouns_by": found.found_by}
     if as_json:
-        value = {
-            name: {p: {"mean": s.mean, "sd": s.sd, "n": s.n} for p, s in every.items()}
-            for name, every in measured.items()
-        }
-        print_json(
-            {"capture": held.record.name, "shuffled": shuffled, "k": k, "nouns_by": found.found_by, "rankings": value}
-        )
+        print_json(about | {"rankings": {name: _described(every) for name, every in measured.items()}})
         return
     names = list(measured["contribution"])
     rows = [
@@ -103,40 +111,43 @@ def properties(
     )
 
 
+def _described(measured: dict[str, Summary]) -> dict[str, dict[str, float]]:
+    return {name: {"mean": one.mean, "sd": one.sd, "n": one.n} for name, one in measured.items()}
+
+
 def _rankings(
     held: Capture,
     settings: FindSettings,
     replay: Replay | None,
+    quiet: bool,
     choose: Callable[[Multimodal], list[int]] | None = None,
 ) -> dict[str, Multimodal]:
     """The nouns' neurons by every ranking that can be had; by gradient those of the nouns chosen only."""
-    from dataclasses import replace
-
     from actstore.engine.multimodal.find import find_multimodal
 
-    by: dict[str, Any] = {name: replace(settings, by=name) for name in BASELINES}
-    found = {name: find_multimodal(held, asked) for name, asked in by.items()}
+    found = {}
+    for name in BASELINES:
+        with terminal.counting_bar(f"layers, by {name}", enabled=not quiet) as advance:
+            found[name] = find_multimodal(held, replace(settings, by=name), advance)
     if replay is not None:
         from actstore.engine.multimodal.gradients import rank_by_gradient
 
-        with terminal.err.status("gradients") as status:
-            first = found["contribution"]
-            rows = choose(first) if choose else None
-            found["gradient"] = rank_by_gradient(
-                first, replay, rows, lambda done, n: status.update(f"gradients: caption {done} of {n}")
-            )
+        first = found["contribution"]
+        with terminal.counting_bar("captions, by gradient", enabled=not quiet) as advance:
+            found["gradient"] = rank_by_gradient(first, replay, choose(first) if choose else None, advance)
     return found
 
 
-def _replay(model: str | None, held: Capture, device: str, dtype: str, trust_remote_code: bool) -> Replay | None:
+def _replay(
+    model: str | None, held: Capture, *, device: str, dtype: str, trust_remote_code: bool, quiet: bool
+) -> Replay | None:
     if model is None:
         return None
-    from actstore.engine.models import load_model
     from actstore.engine.multimodal.replay import Replay
     from actstore.engine.vision import VisionProcessor
 
     wanted = held.record.dtype if dtype == "auto" else dtype
-    loaded = load_model(model, dtype=wanted, device=device, trust_remote_code=trust_remote_code)
+    loaded = load(model, dtype=wanted, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     return Replay(loaded, VisionProcessor.load(model, trust_remote_code=trust_remote_code), held)
 
 
@@ -144,17 +155,20 @@ def causal(
     store: StorePath,
     model: Annotated[str, typer.Option(metavar="MODEL", help="The model that was captured.")],
     capture: CaptureName = None,
-    k: K = 20,
+    k: KOfNoun = 20,
     nouns: Nouns = "auto",
     sigma: Annotated[
         float, typer.Option(help="Size of the noise: so many times the root mean square of a layer's write vectors.")
     ] = 10.0,
     max_nouns: Annotated[int, typer.Option(min=0, help="Nouns looked at, drawn at random; 0 takes all.")] = 100,
-    gradient: Annotated[bool, typer.Option(help="Rank by activation × gradient, too.")] = True,
+    gradient: Annotated[
+        bool, typer.Option("--gradient/--no-gradient", help="Rank by activation × gradient, too.")
+    ] = True,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Noise on the write vectors of each noun's neurons, and whether the model still says the noun.
@@ -169,14 +183,12 @@ def causal(
 
     settings = CausalSettings(sigma, seed, max_nouns or None)
     held = Store(store).capture(capture)
-    replay = _replay(model, held, device, dtype, trust_remote_code)
+    replay = _replay(model, held, device=device, dtype=dtype, trust_remote_code=trust_remote_code, quiet=quiet)
     assert replay is not None
     asked = FindSettings(k, nouns, seed=seed)
-    rankings = _rankings(held, asked, replay if gradient else None, lambda found: choose_nouns(found, settings))
-    with terminal.err.status("noise") as status:
-        effects = causal_effect(
-            rankings, replay, settings, lambda done, n: status.update(f"noise: caption {done} of {n}")
-        )
+    rankings = _rankings(held, asked, replay if gradient else None, quiet, lambda found: choose_nouns(found, settings))
+    with terminal.counting_bar("captions, with noise", enabled=not quiet) as advance:
+        effects = causal_effect(rankings, replay, settings, advance)
     n = len(next(iter(effects.values())).gone)
     if as_json:
         value = {
@@ -186,7 +198,7 @@ def causal(
         print_json({"capture": held.record.name, "k": k, "sigma": sigma, "nouns": n, "rankings": value})
         return
     rows = [
-        (name, *(f"{100 * value:.1f} %" for value in (e.gone.mean(), e.changed.mean(), summarise(e.drop).mean)))
+        (name, *(terminal.percent(value) for value in (e.gone.mean(), e.changed.mean(), summarise(e.drop).mean)))
         for name, e in effects.items()
     ]
     columns = ["ranking", ("noun gone", "right"), ("answer changed", "right"), ("probability drop", "right")]
@@ -203,6 +215,7 @@ def shuffle(
         str | None, typer.Option(metavar="STORE", help="Write this store's answers as captions, to be read again.")
     ] = None,
     capture: CaptureName = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Images with their patches shuffled, to test region invariance: capture them, then `properties --shuffled`.
@@ -214,16 +227,15 @@ def shuffle(
     """
     from actstore.engine.multimodal.shuffle import shuffle_images
 
-    given = _answers(Store(captions).capture(capture)) if captions is not None else None
-    done = shuffle_images(images, out, patch=patch, seed=seed, captions=given)
+    answers = _answers(Store(captions).capture(capture)) if captions is not None else None
+    with terminal.spinner("shuffling patches", enabled=not quiet):
+        done = shuffle_images(images, out, patch=patch, seed=seed, captions=answers)
     if as_json:
         print_json({"folder": str(out), "images": done.images, "unreadable": done.unreadable})
         return
     terminal.out.print(f"{out}: {done.images:,} images", soft_wrap=True, markup=False)
     if done.unreadable:
-        terminal.err.print(
-            f"{len(done.unreadable)} files are no images: {', '.join(done.unreadable[:5])}", markup=False
-        )
+        terminal.say(f"{len(done.unreadable)} files are no images: {', '.join(done.unreadable[:5])}")
 
 
 def _answers(held: Capture) -> dict[str, dict[str, Any]]:

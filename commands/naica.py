@@ -10,15 +10,16 @@ from rich.text import Text
 
 from actstore import terminal
 from actstore.commands import naica_evaluate
+from actstore.commands.naica_evaluate import ClusterShare, CommonShare, MostNeurons  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     Attribution,
-    GroupWithDefault,
     Json,
     QuestionsName,
     Quiet,
     Rows,
     StorePath,
     as_rows,
+    family,
 )
 from actstore.reports import print_json, print_rows
 from actstore.store.reader import Store
@@ -27,16 +28,13 @@ if TYPE_CHECKING:
     from actstore.engine.attribution.chosen import Chosen, LayerCounts
     from actstore.store.attributions import Attributions
 
-group = typer.Typer(
-    cls=GroupWithDefault,
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    help="""Query-relevant neurons (NA-ICA, published as QRNCA): those that a query is attributed to and other queries are not.
+group = family(
+    """Query-relevant neurons (NA-ICA, published as QRNCA): those that a query is attributed to and other queries are not.
 
     `actstore naica STORE` is short for `actstore naica show STORE` and reads attributions that `actstore attribute` stored;
     `actstore naica evaluate` runs the model with these neurons suppressed and boosted.
 
-    Example: `actstore naica facts.actstore --by domain`""",
+    Example: `actstore naica facts.actstore --by domain`"""
 )
 
 
@@ -50,12 +48,10 @@ def show(
     store: StorePath,
     capture: QuestionsName = None,
     attribution: Attribution = "ig",
-    t: Annotated[float, typer.Option("--t", help="A cluster takes scores above this share of its largest.")] = 0.2,
-    u: Annotated[
-        float, typer.Option("--u", help="Neurons in more than this share of the clusters are common; 1 keeps all.")
-    ] = 0.3,
-    v: Annotated[int, typer.Option("--v", help="Neurons a query, at most.")] = 20,
-    ica: Annotated[bool, typer.Option(help="Weigh neurons by how few clusters they are in.")] = True,
+    t: ClusterShare = 0.2,
+    u: CommonShare = 0.3,
+    v: MostNeurons = 20,
+    ica: Annotated[bool, typer.Option("--ica/--no-ica", help="Weigh neurons by how few clusters they are in.")] = True,
     method: Annotated[
         str,
         typer.Option(metavar="METHOD", help="naica, or a baseline: without-ica, with-common, kn, activation, random."),
@@ -64,7 +60,7 @@ def show(
     by: Annotated[
         str | None, typer.Option(metavar="LABEL", help="Pool the queries of each value of this label.")
     ] = None,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Neurons shown of a query, pooled of a label.")] = 10,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many neurons a query, or a label.")] = 10,
     rows: Rows = 20,
     heat_map: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw labels × layers into FILE.svg or FILE.html.")

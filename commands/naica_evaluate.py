@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore import terminal
-from actstore.commands.options import (  # noqa: TC001  (Typer reads them)
+from actstore.commands.options import (
     Attribution,
     Device,
     Dtype,
@@ -22,6 +22,8 @@ from actstore.commands.options import (  # noqa: TC001  (Typer reads them)
     Quiet,
     StorePath,
     TrustRemoteCode,
+    given,
+    load,
 )
 from actstore.reports import print_json
 
@@ -56,12 +58,21 @@ COLUMNS = (
 ACCURACIES = ("guess", "prompt", "its neurons", "random", "top neurons", "random, as many as top", "neurons")
 
 
+# How neurons are chosen: each is a field of `NaicaSettings`.
+ClusterShare = Annotated[float, typer.Option("--t", help="A cluster takes scores above this share of its largest.")]
+CommonShare = Annotated[
+    float, typer.Option("--u", help="Neurons in more than this share of the clusters are common; 1 keeps all.")
+]
+MostNeurons = Annotated[int, typer.Option("--v", help="Neurons a query, at most.")]
+
+
 def register(group: typer.Typer) -> None:
     """Add the subcommand to `naica`."""
     group.command()(evaluate)
 
 
 def evaluate(
+    ctx: typer.Context,
     model: ModelName,
     store: StorePath,
     capture: QuestionsName = None,
@@ -87,9 +98,9 @@ def evaluate(
     ] = None,
     pool: Annotated[int, typer.Option(min=1, help="Neurons of a label.")] = 20,
     attribution: Attribution = "ig",
-    t: Annotated[float, typer.Option("--t", help="A cluster takes scores above this share of its largest.")] = 0.2,
-    u: Annotated[float, typer.Option("--u", help="Neurons in more than this share of the clusters are common.")] = 0.3,
-    v: Annotated[int, typer.Option("--v", help="Neurons a query, at most.")] = 20,
+    t: ClusterShare = 0.2,
+    u: CommonShare = 0.3,
+    v: MostNeurons = 20,
     max_rows: Annotated[int, typer.Option(min=1, help="Rows of a pass, which bounds the memory.")] = 160,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -111,43 +122,37 @@ def evaluate(
 
     defaults = EvaluationSettings()
     settings = EvaluationSettings(
+        **given(ctx, EvaluationSettings),
         label=by,
         methods=_split(method) or defaults.methods,
         protocols=_split(protocol) or defaults.protocols,
-        seeds=seeds,
-        max_queries=max_queries,
-        pool=pool,
-        naica=NaicaSettings(attribution=attribution, t=t, u=u, v=v),
-        max_rows=max_rows,
+        naica=NaicaSettings(**given(ctx, NaicaSettings)),
     )
     attributions = open_attributions(Store(store), capture)
     check_labels(attributions, settings)  # before the model is loaded
-    from actstore.engine.models import load_model
-
-    with terminal.spinner(f"loading {model}", enabled=not quiet):
-        loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    loaded = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     with terminal.counting_bar("prompts", enabled=not quiet) as advance:
         found = evaluate_naica(loaded, attributions, settings, advance)
     terminal.warn(found.warnings)
     if as_json:
-        print_json(
-            {
-                "model": loaded.spec.name,
-                "capture": attributions.capture.record.name,
-                "settings": asdict(settings),
-                "summary": found.summary(),
-                "measurements": [one.as_row() for one in found.measurements],
-                "prediction": found.accuracy_summary(),
-                "accuracies": [asdict(one) for one in found.accuracies],
-                "warnings": list(found.warnings),
-                "fallback": found.fallback,
-            }
-        )
+        about = {"model": loaded.spec.name, "capture": attributions.capture.record.name, "settings": asdict(settings)}
+        print_json(about | _describe(found))
         return
     for title, columns, rows in tables(found):
         terminal.out.print(terminal.table(title, columns, rows))
         terminal.out.print()
     terminal.out.print(NOTE, style="dim", soft_wrap=True)
+
+
+def _describe(found: NaicaEvaluation) -> dict[str, Any]:
+    return {
+        "summary": found.summary(),
+        "measurements": [one.as_row() for one in found.measurements],
+        "prediction": found.accuracy_summary(),
+        "accuracies": [asdict(one) for one in found.accuracies],
+        "warnings": list(found.warnings),
+        "fallback": found.fallback,
+    }
 
 
 def tables(found: NaicaEvaluation) -> list[tuple[str, list[Any], list[tuple[str, ...]]]]:

@@ -1,16 +1,25 @@
-"""What several commands take: arguments, options, and how their values are read. Knows nothing about any one command."""
+"""What several commands take: arguments, options, how their values are read, and the model that they name.
+
+A switch that is off unless given is one plain flag; one that is on, or whose default depends on what is looked at, has a name
+for either side. Knows nothing about any one command.
+"""
 
 from __future__ import annotations
 
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from actstore import terminal
 from actstore.store.errors import InvalidInputError
 from actstore.store.neuron import parse_neuron
 
 if TYPE_CHECKING:
+    from actstore.engine.models import LoadedModel
     from actstore.store.reader import Capture
 
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="A folder written by `actstore capture`.")]
@@ -28,26 +37,49 @@ QuestionsName = Annotated[
         "--capture", metavar="NAME", help="Which capture of questions. [default: the only one with attributions]"
     ),
 ]
+By = Annotated[str, typer.Option("--by", metavar="LABEL", help="The label column: language, domain …")]
 Site = Annotated[
     str, typer.Option("--site", metavar="SITE", help="Where in the layer: mlp.post, mlp.gate, resid.post, …")
 ]
-Neurons = Annotated[
-    str | None, typer.Option("--neurons", metavar="NEURONS", help="Only these neurons, such as L3.N17,L4.N2.")
+Positions = Annotated[
+    str,
+    typer.Option(
+        metavar="POSITIONS",
+        help="counted (all but special tokens), all, text, image, last, generated, or predicting: those that predict "
+        "generated tokens.",
+    ),
 ]
-Layers = Annotated[str | None, typer.Option("--layers", metavar="LAYERS", help="Only neurons of layers such as 0,3-5.")]
+_NEURONS: Any = typer.Option("--neurons", metavar="NEURONS", help="Only these neurons, such as L3.N17,L4.N2.")
+Neurons = Annotated[str | None, _NEURONS]
+NamedNeurons = Annotated[str, _NEURONS]
+"""The same where there is no doing without."""
+Layers = Annotated[str | None, typer.Option("--layers", metavar="LAYERS", help="Only layers such as 0,3-5.")]
 Attribution = Annotated[
     str, typer.Option(metavar="KIND", help="What neurons are scored by: ig, contribution, activation or gradient.")
+]
+PaperForm = Annotated[
+    bool, typer.Option("--paper-form", help="Without the final norm's gain, as in Pan et al. (2024).")
 ]
 K = Annotated[int, typer.Option("--k", "-k", min=1, help="How many neurons.")]
 Rows = Annotated[int, typer.Option(min=0, help="Rows shown; 0 shows all.")]
 
 # How a model runs
+ModelPlace = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="Where the model is now. [default: where it was]")
+]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 …")]
 Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="Compute in auto, float32, float16 or bfloat16.")]
 TokenizerName = Annotated[str | None, typer.Option(metavar="TOKENIZER", help="Another tokenizer than the model's own.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the model.")]
+
+# How a run is carried out
+CaptureToMake = Annotated[str, typer.Option(metavar="NAME", help="Name of this capture; a store holds many.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
+Weights = Annotated[
+    bool, typer.Option("--weights/--no-weights", help="Copy write vectors and unembedding into a new store.")
+]
 IgnoreDisk = Annotated[bool, typer.Option("--ignore-disk", help="Start although the disk looks too small.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 
 # What is said
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
@@ -55,23 +87,47 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on standar
 
 
 class GroupWithDefault(TyperGroup):
-    """A command with subcommands: `naica STORE` means `naica show STORE`, `naica evaluate …` is what it says.
-
-    A subclass names the subcommand that is meant where none is named.
-    """
-
-    default_command = "show"
+    """A command with subcommands: `naica STORE` means `naica show STORE`, `naica evaluate …` is what it says."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the default's name in front where the first argument is neither a subcommand nor --help."""
+        """Put `show` in front where the first argument is neither a subcommand, nor nearly one, nor --help."""
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = [self.default_command, *args]
+            meant = get_close_matches(args[0], self.commands, n=1)
+            if meant and not Path(args[0]).exists():
+                ctx.fail(f"No such command {args[0]!r}, and no such store. Did you mean {meant[0]!r}?")
+            args = ["show", *args]
         return super().parse_args(ctx, args)
 
 
+def family(summary: str, group: type[TyperGroup] = GroupWithDefault) -> typer.Typer:
+    """A command that subcommands are to be added to; `summary`, in Markdown, is what its --help says."""
+    return typer.Typer(cls=group, no_args_is_help=True, rich_markup_mode="markdown", help=summary)
+
+
+def given(ctx: typer.Context, kind: Any) -> dict[str, Any]:
+    """Of a command's options, those that are fields of the dataclass `kind`, by name; those that say nothing are left out.
+
+    So a command with many options need not repeat them: `RunOptions(**given(ctx, RunOptions))`.
+    """
+    names = {field.name for field in fields(kind)}
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in ctx.params.items()
+        if name in names and value is not None and value != ()
+    }
+
+
+def load(model: str, *, device: str, trust_remote_code: bool, quiet: bool, dtype: str = "auto") -> LoadedModel:
+    """The model that a command runs, loaded while the terminal says so."""
+    from actstore.engine.models import load_model
+
+    with terminal.spinner(f"loading {model}", enabled=not quiet):
+        return load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+
 def parse_neurons(text: str) -> list[tuple[int, int]]:
-    """Layer and index of the neurons in a text such as L3.N17,L4.N2."""
-    return [parse_neuron(name) for name in text.split(",")]
+    """Layer and index of the neurons in a text such as L3.N17,L4.N2, each once."""
+    return list(dict.fromkeys(parse_neuron(name) for name in text.split(",")))
 
 
 def chosen_neurons(
@@ -81,14 +137,16 @@ def chosen_neurons(
     if neurons is None and layers is None:
         return None
     chosen = parse_neurons(neurons) if neurons is not None else []
-    for layer in parse_layers(layers) if layers is not None else ():
+    for layer in parse_layers(layers) or ():
         capture.check_neuron(layer, 0, site)  # raises, saying what there is
         chosen += [(layer, neuron) for neuron in range(capture.record.layers(site)[layer])]
     return chosen
 
 
-def parse_layers(text: str) -> tuple[int, ...]:
-    """The layers in a text such as 0,3-5, ascending."""
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
+    """The layers in a text such as 0,3-5, ascending; None where there is no text, which names all."""
+    if text is None:
+        return None
     try:
         layers: set[int] = set()
         for part in text.split(","):

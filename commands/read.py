@@ -47,20 +47,23 @@ def top(
     around: Annotated[int, typer.Option(min=0, help="Tokens shown on either side.")] = 16,
     capture: CaptureName = None,
     site: Site = "mlp.post",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Where NEURON is highest: its exemplars, tokens highlighted by activation, and its histogram.
 
     Example: `actstore top gpt2.actstore L3.N17 -k 5`
     """
-    chosen = Store(store).neuron(neuron)
-    exemplars = chosen.exemplars(k, capture, site, around).to_pylist()
+    with terminal.spinner("reading exemplars", enabled=not quiet):
+        chosen = Store(store).neuron(neuron)
+        exemplars = chosen.exemplars(k, capture, site, around).to_pylist()
+        statistics, histogram = chosen.statistics(capture, site), chosen.histogram(capture, site)
     if as_json:
-        print_json({"neuron": chosen.name, "statistics": chosen.statistics(capture, site), "exemplars": exemplars})
+        print_json({"neuron": chosen.name, "statistics": statistics, "exemplars": exemplars})
         return
-    print_neuron(chosen.name, chosen.statistics(capture, site), exemplars)
+    print_neuron(chosen.name, statistics, exemplars)
     terminal.out.print()
-    terminal.out.print(terminal.histogram(*chosen.histogram(capture, site)))
+    terminal.out.print(terminal.histogram(*histogram))
 
 
 def stats(
@@ -84,7 +87,7 @@ def stats(
     """
     held = Store(store).capture(capture)
     with terminal.spinner("adding up statistics", enabled=not quiet):
-        rows = _ranked(held, site, parse_layers(layers) if layers is not None else None, by, sort, k)
+        rows = _ranked(held, site, parse_layers(layers), by, sort, k)
     if as_json:
         print_json({"capture": held.record.name, "neurons": rows.to_pylist()})
         return

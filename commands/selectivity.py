@@ -1,4 +1,4 @@
-"""`actstore selectivity`: neurons that fire for one label's tokens only, what switching them off does, and the logit lens.
+"""`actstore selectivity`: neurons that fire for one label's tokens only, and what switching them off does.
 
 Knows nothing about how any of it is computed.
 """
@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore import terminal
+from actstore.commands import selectivity_lens
 from actstore.commands.options import (
+    By,
     CaptureName,
     Device,
-    GroupWithDefault,
     Json,
     ModelName,
     Quiet,
     StorePath,
     TokenizerName,
     TrustRemoteCode,
+    family,
+    load,
 )
 from actstore.reports import print_json
 from actstore.store.reader import Store
@@ -34,7 +37,6 @@ if TYPE_CHECKING:
     from actstore.engine.attribution.selectivity import Selectivity, SelectivitySettings
     from actstore.store.reader import Capture
 
-By = Annotated[str, typer.Option("--by", metavar="LABEL", help="The label column: language, domain …")]
 FiringSite = Annotated[
     str | None,
     typer.Option("--site", metavar="SITE", help="mlp.gate or mlp.post. [default: the gate where there is one]"),
@@ -50,21 +52,21 @@ Quantile = Annotated[
     float, typer.Option(help="A neuron belongs to labels whose probability exceeds this quantile of all.")
 ]
 
-app = typer.Typer(
-    cls=GroupWithDefault,
-    help="Neurons that fire for one label's tokens and hardly for another's (LAPE, DAPE). "
-    "`actstore selectivity STORE` is short for `actstore selectivity show STORE`.\n\n"
-    "Example: `actstore selectivity gpt2.actstore --by language`",
-    no_args_is_help=True,
+group = family(
+    """Neurons that fire for one label's tokens and hardly for another's (LAPE, DAPE).
+
+    `actstore selectivity STORE` is short for `actstore selectivity show STORE`; `evaluate` runs the model with them off.
+
+    Example: `actstore selectivity gpt2.actstore --by language`"""
 )
 
 
-def register(main: typer.Typer) -> None:
-    """Add `selectivity` to the program."""
-    main.add_typer(app, name="selectivity")
+def register(app: typer.Typer) -> None:
+    """Add the command and its subcommands."""
+    app.add_typer(group, name="selectivity")
 
 
-@app.command()
+@group.command()
 def show(
     store: StorePath,
     by: By,
@@ -90,14 +92,14 @@ def show(
         _print(held, found)
 
 
-@app.command()
+@group.command()
 def evaluate(
     model: ModelName,
     store: StorePath,
     by: By,
     corpus: Annotated[
         str | None,
-        typer.Argument(metavar="[CORPUS]", help="Held-out documents with the same label. [default: the capture's own]"),
+        typer.Argument(metavar="CORPUS", help="Held-out documents with the same label. [default: the capture's own]"),
     ] = None,
     capture: CaptureName = None,
     site: FiringSite = None,
@@ -120,14 +122,13 @@ def evaluate(
     """
     from actstore.engine.attribution.mask_matrix import MaskSettings, by_layer, measure_masks
     from actstore.engine.attribution.selectivity import SelectivitySettings
-    from actstore.engine.models import load_model
 
     settings = MaskSettings(max_tokens, batch_tokens, random, seed)
     held = Store(store).capture(capture)
     found = _find(held, SelectivitySettings(by, site, modality, share, activation_quantile), quiet)
-    windows = _windows(held, found, corpus, max_tokens, tokenizer or model, trust_remote_code)
-    with terminal.spinner(f"loading {model}", enabled=not quiet):
-        loaded = load_model(model, dtype=held.record.dtype, device=device, trust_remote_code=trust_remote_code)
+    with terminal.spinner("reading the text", enabled=not quiet):
+        windows = _windows(held, found, corpus, max_tokens, tokenizer or model, trust_remote_code)
+    loaded = load(model, dtype=held.record.dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     neurons = {label: by_layer(found.firing.locate(flat)) for label, flat in found.neurons.items()}
     with terminal.counting_bar("tokens", enabled=not quiet) as report:
         matrix = measure_masks(loaded, held, neurons, windows, settings, report)
@@ -137,39 +138,7 @@ def evaluate(
         _print_matrix(matrix, corpus, settings.n_random)
 
 
-@app.command()
-def lens(
-    store: StorePath,
-    capture: CaptureName = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens looked at of each modality. [default: all]")
-    ] = None,
-    device: Device = "auto",
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """The logit lens: how undecided every layer of STORE is about the next token, text and image tokens apart.
-
-    Needs a capture of resid.post.
-
-    Example: `actstore selectivity lens gpt2.actstore --max-tokens 10000`
-    """
-    from actstore.engine.attribution.logit_lens import look_through
-
-    held = Store(store).capture(capture)
-    with terminal.counting_bar("tokens", enabled=not quiet) as report:
-        found = look_through(held, max_tokens=max_tokens, device=device, on_tokens=report)
-    if as_json:
-        layers = [
-            {"layer": layer, "entropies": dict(zip(found.modalities, row, strict=True))}
-            for layer, row in zip(found.layers, found.entropies.tolist(), strict=True)
-        ]
-        tokens = dict(zip(found.modalities, found.n_tokens.tolist(), strict=True))
-        print_json({"capture": held.record.name, "tokens": tokens, "layers": layers})
-        return
-    terminal.out.print("Entropy of the next token that each layer's residual stream stands for, in nats", style="bold")
-    rows = [(f"L{layer}", *row) for layer, row in zip(found.layers, found.entropies.tolist(), strict=True)]
-    terminal.out.print(terminal.table(None, ["after layer", *((kind, "right") for kind in found.modalities)], rows))
+selectivity_lens.register(group)
 
 
 def _find(held: Capture, settings: SelectivitySettings, quiet: bool) -> Selectivity:

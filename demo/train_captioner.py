@@ -18,11 +18,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
-import time
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -31,11 +29,11 @@ from captioner_figures import evaluate, write_readme
 from picture_lessons import N_CAPTIONS, Packer, PatchTeacher, Turn, as_pixels, draw_turns, look_of_patches
 from picture_words import FACTS
 from scenes import HELD_OUT_LOOKS, in_unnamed_colours, make_scene
+from training import Schedule, Training, open_log, state_path, train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from scenes import Scene
+    from training import Log
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 
@@ -117,28 +115,6 @@ def name_patches(
     return of_colours + torch.nn.functional.cross_entropy(logits, words.shapes[shape])
 
 
-def make_optimizers(
-    model: LlavaForConditionalGeneration, teacher: PatchTeacher, rate: float
-) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW for the embeddings, the unembedding, the biases and the gains."""
-    named = list(model.named_parameters())
-    matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
-    kept = {id(p) for p in matrices}
-    others = [p for _, p in named if id(p) not in kept] + list(teacher.parameters())
-    return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=rate, weight_decay=0.0, betas=(0.9, 0.95)),
-    ]
-
-
-def learning_rate_factor(step: int, n_steps: int) -> float:
-    """Linear warm-up over 100 steps, constant, then linear to zero over the last half."""
-    warm_up, decay_from = 100, n_steps // 2
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 1.0 if step < decay_from else (n_steps - step) / (n_steps - decay_from)
-
-
 @torch.no_grad()
 def quick_check(
     model: LlavaForConditionalGeneration, packer: Packer, held_out: bool, n_pictures: int
@@ -163,31 +139,17 @@ def quick_check(
     return {name: round(sum(r) / len(r), 4) for name, r in sorted(right.items())}
 
 
-def train(
-    model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
-    arguments: argparse.Namespace,
-    log: Callable[[dict[str, Any]], None],
-) -> None:
-    """The steps from the saved state on; a line of the log every 50, the held-out accuracy and a saved state every 250."""
-    model.set_attn_implementation("eager")  # a third less time than with the fused attention's backward pass
-    teacher = PatchTeacher(model.config.vision_config.hidden_size)
-    optimizers = make_optimizers(model, teacher, arguments.rate)
-    packer = Packer(processor.tokenizer)
-    words = PatchWords(*(torch.tensor(ids) for ids in packer.kinds[:2]))
-    state_path = Path("build") / f"{arguments.out.name}.pt"
-    first, seconds = 0, 0.0  # processor time: a run that was stopped for a while did not take longer
-    if state_path.exists():
-        state = torch.load(state_path)
-        first, seconds = state["step"], state["seconds"]
-        model.load_state_dict(state["model"])
-        teacher.load_state_dict(state["teacher"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-    began = time.process_time() - seconds
-    facts = list(itertools.starmap(Turn, FACTS.items()))
-    losses: dict[str, list[float]] = defaultdict(list)
-    for step in range(first, arguments.steps):
+class Lessons:
+    """What a step shows and tells the model, and the losses of what it makes of that."""
+
+    def __init__(self, model: LlavaForConditionalGeneration, teacher: PatchTeacher, packer: Packer) -> None:
+        self.model, self.teacher, self.packer = model, teacher, packer
+        self.words = PatchWords(*(torch.tensor(ids) for ids in packer.kinds[:2]))
+        self.facts = list(itertools.starmap(Turn, FACTS.items()))
+
+    def add_gradients(self, step: int) -> dict[str, float]:
+        """Those of a step's batch; gives back its losses."""
+        model, packer, facts = self.model, self.packer, self.facts
         generator = np.random.default_rng([1, step])
         scenes = [make_scene(1, step * N_PICTURES + i) for i in range(N_PICTURES)]
         named, unnamed = scenes[:N_NAMED], [in_unnamed_colours(scene, generator) for scene in scenes[N_NAMED:]]
@@ -200,32 +162,28 @@ def train(
             hidden = read(model, shown, patches)
             begin = first_patch(shown)
             found = {
-                "patches": teacher(seen, named, unnamed),
-                "words": name_patches(model, hidden[:, begin : begin + N_PATCHES], words, named, unnamed),
+                "patches": self.teacher(seen, named, unnamed),
+                "words": name_patches(model, hidden[:, begin : begin + N_PATCHES], self.words, named, unnamed),
                 "pictures": ask(model.lm_head(hidden[shown["targets"] >= 0]).float(), shown),
                 "facts": ask(predict(model, told, None), told),
             }
         sum(WEIGHTS[name] * loss for name, loss in found.items()).backward()
-        for name, loss in found.items():
-            losses[name].append(loss.item())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = arguments.rate * learning_rate_factor(step, arguments.steps)
-            optimizer.step()
-            optimizer.zero_grad()
-        if (step + 1) % 50 == 0:
-            row: dict[str, Any] = {"step": step + 1, "cpu_seconds": round(time.process_time() - began)}
-            row["loss"] = {name: round(sum(values) / len(values), 4) for name, values in losses.items()}
-            losses.clear()
-            if (step + 1) % 250 == 0:
-                row["held_out"] = quick_check(model, packer, held_out=True, n_pictures=128)
-                state_path.parent.mkdir(exist_ok=True)
-                saved = {"step": step + 1, "seconds": time.process_time() - began, "model": model.state_dict()}
-                saved |= {"teacher": teacher.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-                torch.save(saved, state_path)
-                save(model, processor, arguments.out)  # a run that is stopped leaves a model too
-            log(row)
+        return {name: loss.item() for name, loss in found.items()}
+
+
+def learn(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, arguments: argparse.Namespace, log: Log
+) -> None:
+    """The steps from the saved state on; the model is saved with every state, so that a run that is stopped leaves one."""
+    model.set_attn_implementation("eager")  # a third less time than with the fused attention's backward pass
+    teacher, packer = PatchTeacher(model.config.vision_config.hidden_size), Packer(processor.tokenizer)
+    training = Training(model, Schedule(arguments.rate, arguments.steps, 100, arguments.steps // 2), teacher)
+
+    def check() -> dict[str, float]:
+        save(model, processor, arguments.out)
+        return quick_check(model, packer, held_out=True, n_pictures=128)
+
+    train(training, state_path(arguments.out), Lessons(model, teacher, packer).add_gradients, check, log)
 
 
 def main() -> None:
@@ -248,33 +206,16 @@ def main() -> None:
     model = build_model(len(processor.tokenizer))
     if arguments.start is not None:
         model.load_state_dict(type(model).from_pretrained(arguments.start, dtype=torch.float32).state_dict())
-    state_path, log_path = Path("build") / f"{arguments.out.name}.pt", arguments.out / "training_log.jsonl"
-    rows = []
-    if state_path.exists():  # lines past the saved state will be written again
-        done = torch.load(state_path)["step"]
-        rows = [r for r in map(json.loads, log_path.read_text().splitlines()) if r.get("step", 0) <= done]
-        rows.append({"resumed_after_step": done, "steps": arguments.steps})
-    else:
-        rows.append({
-            "python": platform.python_version(), "torch": torch.__version__, "parameters": model.num_parameters(),
-            "vocabulary": len(processor.tokenizer), "facts": len(FACTS), "held_out": sorted(map(" ".join, HELD_OUT_LOOKS)),
-            "steps": arguments.steps, "pictures_per_step": N_PICTURES,
-        })  # fmt: skip
-    with log_path.open("w") as file:
-
-        def log(row: dict[str, Any]) -> None:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            print(row, flush=True)
-
-        for row in rows:
-            log(row)
-        train(model, processor, arguments, log)
+    about = {
+        "vocabulary": len(processor.tokenizer), "facts": len(FACTS), "held_out": sorted(map(" ".join, HELD_OUT_LOOKS)),
+        "steps": arguments.steps, "pictures_per_step": N_PICTURES,
+    }  # fmt: skip
+    with open_log(arguments.out, model, **about) as log:
+        learn(model, processor, arguments, log)
         save(model, processor, arguments.out)
         figures = evaluate(arguments.out)
         log({"saved_model": figures})
         write_readme(arguments.out, figures)
-    state_path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ import torch
 from byte_level import BOS, PAD, train_byte_level
 from fact_lessons import Example, draw_step
 from fact_questions import BARE_TEMPLATES, LETTERS, TEMPLATES, Relation, evaluation_questions, fill, read_relations
+from training import Schedule, Training, open_log, state_path, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 N_VOCAB, CONTEXT = 3072, 256
@@ -74,24 +73,6 @@ def backward(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, exampl
     losses = torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][asked], reduction="none")
     ((losses * weight).sum() / len(rows)).backward()
     return float(losses.detach()[weight == 1].mean())
-
-
-def make_optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW for the embedding and the gains."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=rate, weight_decay=0.0, betas=(0.9, 0.95)),
-    ]
-
-
-def learning_rate_factor(step: int, n_steps: int) -> float:
-    """Linear warm-up over 60 steps, constant, then linear to zero over the last sixth."""
-    warm_up, decay_from = 60, n_steps * 5 // 6
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 1.0 if step < decay_from else (n_steps - step) / (n_steps - decay_from)
 
 
 @torch.no_grad()
@@ -147,43 +128,6 @@ def without_the_question(questions: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def train(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, relations: list[Relation], arguments: Any, log: Any
-) -> None:
-    """The steps from the saved state on; a line of the log every 50, the held-out accuracy every 250."""
-    optimizers = make_optimizers(model, arguments.rate)
-    questions = evaluation_questions(relations, seed=1)
-    state_path = Path("build") / f"{arguments.out.name}.pt"
-    seconds, first = 0.0, 0  # processor time: a run that was stopped for a while did not take longer
-    if state_path.exists():
-        state = torch.load(state_path)
-        first, seconds = state["step"], state["seconds"]
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-    began = time.process_time() - seconds
-    losses: dict[str, list[float]] = defaultdict(list)
-    for step in range(first, arguments.steps):
-        for kind, examples in draw_step(step, relations).items():
-            losses[kind].append(backward(model, tokenizer, examples))
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = arguments.rate * learning_rate_factor(step, arguments.steps)
-            optimizer.step()
-            optimizer.zero_grad()
-        if (step + 1) % 50 == 0:
-            row: dict[str, Any] = {"step": step + 1, "cpu_seconds": round(time.process_time() - began)}
-            row["loss"] = {kind: round(sum(values) / len(values), 4) for kind, values in losses.items()}
-            losses.clear()
-            if (step + 1) % 250 == 0:
-                row["held_out"] = evaluate(model, tokenizer, questions, every=6)
-                state_path.parent.mkdir(exist_ok=True)
-                saved = {"step": step + 1, "seconds": time.process_time() - began, "model": model.state_dict()}
-                torch.save(saved | {"optimizers": [o.state_dict() for o in optimizers]}, state_path)
-            log(row)
-
-
 def main() -> None:
     """Train, save as float16 safetensors with the questions, evaluate what was saved."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -203,31 +147,19 @@ def main() -> None:
         json.dumps(questions, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
     )
     model = build_model(len(tokenizer))
-    state_path = Path("build") / f"{arguments.out.name}.pt"
-    resumed = state_path.exists()
-    log_path = arguments.out / "training_log.jsonl"
-    if resumed:  # lines past the saved state will be written again
-        rows = [json.loads(line) for line in log_path.read_text().splitlines()]
-        done = torch.load(state_path)["step"]
-        log_path.write_text("".join(json.dumps(row) + "\n" for row in rows if row.get("step", 0) <= done))
-    with log_path.open("a" if resumed else "w") as file:
-
-        def log(row: dict[str, Any]) -> None:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            print(row, flush=True)
-
-        if not resumed:
-            log({
-                "python": platform.python_version(), "torch": torch.__version__, "parameters": model.num_parameters(),
-                "vocabulary": len(tokenizer), "facts": sum(len(r.facts) for r in relations), "steps": arguments.steps,
-            })  # fmt: skip
-        train(model, tokenizer, relations, arguments, log)
+    n_facts = sum(len(r.facts) for r in relations)
+    with open_log(arguments.out, model, vocabulary=len(tokenizer), facts=n_facts, steps=arguments.steps) as log:
+        train(
+            Training(model, Schedule(arguments.rate, arguments.steps, 60, arguments.steps * 5 // 6)),
+            state_path(arguments.out),
+            lambda step: {kind: backward(model, tokenizer, told) for kind, told in draw_step(step, relations).items()},
+            lambda: evaluate(model, tokenizer, questions, every=6),
+            log,
+        )
         model.half().save_pretrained(arguments.out)
         saved = LlamaForCausalLM.from_pretrained(arguments.out, dtype=torch.float32)
         log({"saved_model": evaluate(saved, tokenizer, questions)})
         log({"saved_model_without_the_question": evaluate(saved, tokenizer, without_the_question(questions))})
-    state_path.unlink()
 
 
 if __name__ == "__main__":

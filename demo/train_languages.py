@@ -12,21 +12,16 @@ over the last third, so a state from before that can be resumed with fewer --ste
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import torch
 from byte_level import BOS, PAD, train_byte_level
 from language_texts import LICENCE, RELEASE, fetch_release, read_held_out, read_messages, split_messages, write_held_out
-from train_text import make_optimizers
+from training import LOG_EVERY, Log, Schedule, Training, open_log, state_path
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 N_VOCAB: Final = 4096
 CONTEXT: Final = 256
@@ -60,14 +55,6 @@ def draw_batch(messages: Ids, step: int) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-def learning_rate_factor(step: int, n_steps: int) -> float:
-    """Linear warm-up over 40 steps, constant, then linear to zero over the last third."""
-    warm_up, decay_from = 40, n_steps * 2 // 3
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 1.0 if step < decay_from else (n_steps - step) / (n_steps - decay_from)
-
-
 @torch.no_grad()
 def bits_per_byte(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> float:
     """Of the documents, each by itself after `<s>`; all are shorter than the context."""
@@ -78,38 +65,21 @@ def bits_per_byte(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, d
     return nats / math.log(2) / sum(len(document.encode()) for document in documents)
 
 
-def train(
-    model: LlamaForCausalLM, messages: Ids, n_steps: int, state_path: Path, log: Callable[[dict[str, Any]], None]
-) -> None:
+def learn(training: Training, messages: Ids, path: Path, log: Log) -> None:
     """Next-token training; a line of the log every 50 steps, a state to resume from about every minute."""
-    optimizers = make_optimizers(model)
-    base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    first, before = 0, 0.0
-    if state_path.exists():
-        state = torch.load(state_path)
-        first, before = state["step"], state["seconds"]
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-    began, saved_at = time.process_time() - before, time.monotonic()
-    for step in range(first, n_steps):
-        batch = draw_batch(messages, step)
+    training.resume(path)
+    saved_at = time.monotonic()
+    while training.done < training.schedule.n_steps:
+        batch = draw_batch(messages, training.done)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model(input_ids=batch, labels=batch).loss
+            loss = training.model(input_ids=batch, labels=batch).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, rates in zip(optimizers, base, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * learning_rate_factor(step, n_steps)
-            optimizer.step()
-            optimizer.zero_grad()
-        if (step + 1) % 50 == 0 or step == n_steps - 1:
-            seconds = time.process_time() - began
-            log({"step": step + 1, "loss": round(loss.item(), 4), "cpu_seconds": round(seconds)})
+        training.descend()
+        if training.done % LOG_EVERY == 0 or training.done == training.schedule.n_steps:
+            log({"step": training.done, "loss": round(loss.item(), 4), "cpu_seconds": round(training.seconds)})
             if time.monotonic() - saved_at > 60:
                 saved_at = time.monotonic()
-                state = {"step": step + 1, "seconds": seconds, "model": model.state_dict()}
-                torch.save(state | {"optimizers": [o.state_dict() for o in optimizers]}, state_path)
+                training.save(path)
 
 
 def evaluate(folder: Path) -> dict[str, float]:
@@ -143,31 +113,17 @@ def main() -> None:
         for label, texts in training.items()
     }
     model = build_model()
-    state_path, log_path = build / f"{arguments.out.name}.pt", arguments.out / "training_log.jsonl"
-    rows = []
-    if state_path.exists():  # lines past the saved state will be written again
-        done = torch.load(state_path)["step"]
-        rows = [r for r in map(json.loads, log_path.read_text().splitlines()) if r.get("step", 0) <= done]
-    rows.append({
-        "python": platform.python_version(), "torch": torch.__version__, "parameters": model.num_parameters(),
+    about = {
         "texts": RELEASE, "licence": LICENCE, "corpus_sha256": digest,
         "training_bytes": {label: sum(len(t.encode()) for t in texts) for label, texts in training.items()},
         "training_tokens": {label: sum(map(len, ids)) for label, ids in messages.items()},
         "steps": arguments.steps, "tokens_per_step": len(messages) * ROWS_A_LANGUAGE * CONTEXT,
-    })  # fmt: skip
-    with log_path.open("w") as file:
-
-        def log(row: dict[str, Any]) -> None:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            print(row, flush=True)
-
-        for row in rows:
-            log(row)
-        train(model, messages, arguments.steps, state_path, log)
+    }  # fmt: skip
+    with open_log(arguments.out, model, **about) as log:
+        schedule = Schedule(6e-3, arguments.steps, 40, arguments.steps * 2 // 3)
+        learn(Training(model, schedule), messages, state_path(arguments.out), log)
         model.half().save_pretrained(arguments.out)
         log({"bits_per_byte": evaluate(arguments.out)})
-    state_path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

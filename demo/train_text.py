@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
-import platform
 import sysconfig
 import time
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 import torch
 from byte_level import BOS, train_byte_level
 from ngram import KneserNey
+from training import LOG_EVERY, Log, Schedule, Training, open_log
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 N_VOCAB, CONTEXT, BATCH = 4096, 512, 16
@@ -67,24 +66,6 @@ def build_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW for the embedding and the gains."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    return [
-        torch.optim.Muon(matrices, lr=6e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=6e-3, weight_decay=0.0, betas=(0.9, 0.95)),
-    ]
-
-
-def learning_rate_factor(step: int, n_steps: int) -> float:
-    """Linear warm-up over 2 % of the steps, constant, then linear to zero over the last half."""
-    warm_up, decay_from = max(1, n_steps // 50), n_steps // 2
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 1.0 if step < decay_from else (n_steps - step) / (n_steps - decay_from)
-
-
 @torch.no_grad()
 def held_out_nats(model: LlamaForCausalLM, ids: torch.Tensor, max_windows: int | None = None) -> tuple[float, int]:
     """Summed negative log-likelihood (nats) and token count; half-overlapping windows, each token scored once."""
@@ -104,11 +85,10 @@ def held_out_nats(model: LlamaForCausalLM, ids: torch.Tensor, max_windows: int |
     return nats, n_tokens
 
 
-def train(model: LlamaForCausalLM, ids: torch.Tensor, held_out: torch.Tensor, n_steps: int, log: Any) -> None:
+def learn(training: Training, ids: torch.Tensor, held_out: torch.Tensor, log: Log) -> None:
     """Next-token training on random windows; a line of the log every 50 steps."""
     generator = torch.Generator().manual_seed(1)
-    optimizers = make_optimizers(model)
-    base = [[g["lr"] for g in o.param_groups] for o in optimizers]
+    model, n_steps = training.model, training.schedule.n_steps
     began = time.monotonic()
     for step in range(n_steps):
         starts = torch.randint(0, len(ids) - CONTEXT - 1, (BATCH,), generator=generator)
@@ -116,18 +96,9 @@ def train(model: LlamaForCausalLM, ids: torch.Tensor, held_out: torch.Tensor, n_
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, rates in zip(optimizers, base, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * learning_rate_factor(step, n_steps)
-            optimizer.step()
-            optimizer.zero_grad()
-        if step % 50 == 0 or step == n_steps - 1:
-            row: dict[str, Any] = {
-                "step": step,
-                "loss": round(loss.item(), 4),
-                "seconds": round(time.monotonic() - began),
-            }
+        training.descend()
+        if step % LOG_EVERY == 0 or step == n_steps - 1:
+            row = {"step": step, "loss": round(loss.item(), 4), "seconds": round(time.monotonic() - began)}
             if step % 500 == 0:
                 nats, n_tokens = held_out_nats(model, held_out, max_windows=60)
                 row["held_out_loss"] = round(nats / n_tokens, 4)
@@ -162,19 +133,13 @@ def main() -> None:
     tokenizer.save_pretrained(arguments.out)
     ids, held_out = token_stream(tokenizer, training), token_stream(tokenizer, texts)
     model = build_model()
-    with (arguments.out / "training_log.jsonl").open("w") as file:
-
-        def log(row: dict[str, Any]) -> None:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            print(row, flush=True)
-
-        log({
-            "python": platform.python_version(), "torch": torch.__version__, "parameters": model.num_parameters(),
-            "training_files": len(training), "training_tokens": len(ids), "held_out_files": len(texts),
-            "steps": arguments.steps, "tokens_per_step": BATCH * CONTEXT,
-        })  # fmt: skip
-        train(model, ids, held_out, arguments.steps, log)
+    about = {
+        "training_files": len(training), "training_tokens": len(ids), "held_out_files": len(texts),
+        "steps": arguments.steps, "tokens_per_step": BATCH * CONTEXT,
+    }  # fmt: skip
+    with open_log(arguments.out, model, **about) as log:
+        schedule = Schedule(6e-3, arguments.steps, max(1, arguments.steps // 50), arguments.steps // 2)
+        learn(Training(model, schedule), ids, held_out, log)
         model.half().save_pretrained(arguments.out)
         log(evaluate(arguments.out, ids, held_out, training, texts))
 

@@ -1,42 +1,33 @@
-"""One capture of a corpus from beginning to end, and the same again, resumed.
+"""One capture of a corpus, of text or of images, from its checks to the finished capture.
 
-What can be found wrong is found before the model's weights are loaded. Knows nothing about what every run does (`run`), how
-a block is filled (`capture`) or how documents become windows (`plan`).
+Decides which of the two a location is. Knows nothing about how either is captured (`corpus_run`, `image_run`).
 """
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from actstore.engine.capture import fill_blocks
-from actstore.engine.corpus import CorpusDigest, CorpusOptions, CorpusReport, read_corpus
-from actstore.engine.identity import check_model, fingerprint_of
-from actstore.engine.models import LoadedModel, inspect_model
-from actstore.engine.plan import PlanSettings, block_size, write_plan
+from actstore.engine.corpus import CorpusReport
+from actstore.engine.corpus_run import CorpusRun
+from actstore.engine.image_run import ImageRun, sees_and_reads
+from actstore.engine.images import ImageOptions, find_images
+from actstore.engine.models import inspect_model
 from actstore.engine.progress import CaptureProgress
-from actstore.engine.run import Run, RunOptions, check_options, check_target
-from actstore.engine.settings import CaptureSettings
-from actstore.engine.sizes import affordable_slots, bytes_per_slot
-from actstore.engine.tokens import TextTokenizer
-from actstore.store import root
-from actstore.store.errors import InvalidInputError
+from actstore.engine.run import RunOptions, check_options, check_target
+from actstore.engine.settings import CaptureSettings, ImageSettings
+from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.folder import Folder
-from actstore.store.reader import Store
-from actstore.store.records import CaptureRecord, PlanRecord
+from actstore.store.reader import Store, read_capture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from actstore.engine.layers import ModelSpec
+    from actstore.engine.models import ModelSpec
     from actstore.store.reader import Capture
-    from actstore.store.writer import CaptureWriter
+    from actstore.store.records import CaptureRecord
 
 __all__ = ["RunOptions", "capture"]
-
-BLOCK_SLOTS = 16_384
 
 
 def capture(
@@ -50,157 +41,53 @@ def capture(
     report: CorpusReport | None = None,
     **settings: Any,
 ) -> Capture:
-    """Capture `corpus` through `model` into `store` under `name`; the finished capture, open for reading.
+    """Capture a corpus of text or of images through `model` into `store` under `name`; the finished capture, for reading.
 
-    `settings` are the fields of `CaptureSettings`. With `options.resume`, an interrupted capture is continued; settings
-    left out are then as they were. Errors: `InvalidInputError`, `ModelError`, `NotFoundError` before anything is written;
-    `ReadOnlyError` where another writer owns the capture; `CaptureError` where the run stopped half-way and can be resumed.
+    `corpus` is taken for images where the model reads images and text, and any file there is an image, or a table with a
+    column of images; name files with `pattern` to say otherwise. A capture that is resumed stays what it was. `settings` are
+    the fields of `CaptureSettings`, or of `ImageSettings`. Errors: `InvalidInputError`, `ModelError`, `NotFoundError` before
+    anything is written; `ReadOnlyError` where another writer owns the capture; `CaptureError` where the run stopped half-way
+    and can be resumed.
 
     >>> actstore.capture("gpt2", "corpus.jsonl", "gpt2.actstore", precision="half")
+    >>> actstore.capture("llava-hf/llava-1.5-7b-hf", "pictures/", "llava.actstore", generate=True)
     """
     options, progress = options or RunOptions(), progress or CaptureProgress()
+    asked = {key: value for key, value in settings.items() if value is not None}
     check_options(name, options)
     spec = inspect_model(model, trust_remote_code=options.trust_remote_code)
-    if spec.kind == "vision":
-        raise InvalidInputError(
-            f"{model} reads images, and {corpus} is a corpus of text. Name a model that reads text."
-        )
     folder = Folder(store, read_only=False)
+    begun = read_capture(folder, name) if options.resume else None
+    of_images = _is_of_images(corpus, begun, spec, asked)
+    if not of_images:
+        _refuse_image_settings(asked, corpus)
+    kind = ImageRun if of_images else CorpusRun
+    run = kind(folder, name, spec, str(corpus), options, progress, report or CorpusReport())
+    run.check()
     check_target(folder, name, spec, options.resume)
-    run = _CorpusRun(folder, name, spec, str(corpus), options, progress, report or CorpusReport())
-    run.carry_out({k: v for k, v in settings.items() if v is not None})
+    run.carry_out(asked)
     return Store(folder).capture(name)
 
 
-@dataclass
-class _CorpusRun(Run):
-    """One call of `capture`."""
+def _is_of_images(corpus: str | Path, begun: CaptureRecord | None, spec: ModelSpec, asked: Mapping[str, Any]) -> bool:
+    if begun is not None:
+        return begun.of_images
+    columns = {key: asked[key] for key in ("image_column", "pattern") if key in asked}
+    text_columns = tuple(asked.get(key, getattr(CaptureSettings, key)) for key in ("text_column", "ids_column"))
+    try:
+        found = find_images(corpus, ImageOptions(**columns), text_columns)
+    except NotFoundError:
+        found = "none"  # reading says what is missing
+    if found == "none" and "image_column" not in asked:
+        return False
+    return found == "only" or sees_and_reads(spec)
 
-    command: ClassVar[str] = "capture"
 
-    report: CorpusReport
-
-    def _begin(self, requested: Mapping[str, Any]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
-        settings = CaptureSettings.resolve(requested, self.spec)
-        if settings.part != "language":
+def _refuse_image_settings(asked: Mapping[str, Any], corpus: str | Path) -> None:
+    known = set(CaptureSettings.__dataclass_fields__)
+    for key in asked:
+        if key in ImageSettings.__dataclass_fields__ and key not in known:
             raise InvalidInputError(
-                f"The {settings.part} part reads images, and {self.corpus} is text. Leave --part out."
+                f"--{key.replace('_', '-')} is for images, and {corpus} is taken for text. Name a vision-language model, and "
+                "images: files, a folder, or a table with a column of them (--image-column)."
             )
-        widths = settings.widths(self.spec)
-        tokenizer = self._tokenizer(settings)
-        plan = self._write_plan(settings, widths, tokenizer)
-        model = self._load(self.options.dtype)
-        record = capture_record(self.name, self.spec, model, fingerprint_of(model), settings, widths, plan)
-        if root.is_store(self.folder):
-            check_model(self.folder, root.read_root(self.folder).fingerprint, record.model_fingerprint, self.spec.name)
-        return record, model, tokenizer
-
-    def _write_plan(
-        self, settings: CaptureSettings, widths: dict[str, dict[int, int]], tokenizer: TextTokenizer | None
-    ) -> PlanRecord:
-        n_gate = sum(widths.get("mlp.post", {}).values()) if settings.gate_sign else 0
-        dtype = self.options.dtype if self.options.dtype != "auto" else self.spec.dtype
-        slot_nbytes = bytes_per_slot(widths, settings.precision, dtype, n_gate)
-        affordable = affordable_slots(slot_nbytes, self.options.memory, BLOCK_SLOTS)
-        assert settings.context is not None
-        plan_settings = PlanSettings(
-            context=settings.context,
-            overlap=settings.overlap,
-            begin=settings.begin,
-            positions=settings.positions,
-            batch_tokens=settings.batch_tokens,
-            block_slots=block_size(settings.context, affordable, stored_everywhere=settings.positions == "all"),
-            max_tokens=settings.max_tokens,
-        )
-        return write_plan(
-            read_corpus(self.corpus, _corpus_options(settings), self.report),
-            self.folder,
-            self.name,
-            settings=plan_settings,
-            corpus=self.corpus,
-            label_columns=settings.label_columns,
-            tokenizer=tokenizer,
-            n_vocabulary=self.spec.n_vocabulary,
-            on_progress=self.progress.planned,
-        )
-
-    def _tokenizer(self, settings: CaptureSettings) -> TextTokenizer | None:
-        try:
-            return TextTokenizer.load(
-                self.options.tokenizer or self.spec.name, trust_remote_code=self.options.trust_remote_code
-            )
-        except InvalidInputError:
-            # A corpus of ids needs none; whether this is one shows when its first document is read.
-            if self.options.tokenizer is not None or not self._is_tokenised(settings):
-                raise
-            return None
-
-    def _is_tokenised(self, settings: CaptureSettings) -> bool:
-        first = next(iter(read_corpus(self.corpus, _corpus_options(settings))), None) if self.corpus != "-" else None
-        return first is not None and first.ids is not None
-
-    def _check_same(self, record: CaptureRecord, requested: Mapping[str, Any]) -> LoadedModel:
-        """Refuse to resume with anything that differs from what was begun, naming it."""
-        recorded = CaptureSettings.from_json(record.settings)
-        differences = recorded.differences(requested)
-        if not differences:
-            tokenizer = self._tokenizer(recorded)
-            if (tokenizer.fingerprint if tokenizer else "") != record.plan.tokenizer_fingerprint:
-                differences.append("the tokenizer is another")
-            if self._corpus_fingerprint(recorded, record.plan) != record.plan.corpus_fingerprint:
-                differences.append(f"the corpus {self.corpus} is not what was planned from {record.plan.corpus}")
-        self._refuse(differences)
-        model = self._load(self.options.dtype if self.options.dtype != "auto" else record.dtype)
-        check_model(self.folder, record.model_fingerprint, fingerprint_of(model), self.spec.name)
-        return model
-
-    def _corpus_fingerprint(self, settings: CaptureSettings, plan: PlanRecord) -> str:
-        digest = CorpusDigest()
-        documents = read_corpus(self.corpus, _corpus_options(settings), self.report)
-        for document in itertools.islice(documents, plan.n_documents):
-            digest.update(document)
-        longer = settings.max_tokens is None and next(documents, None) is not None
-        return "" if longer else digest.hexdigest()
-
-    def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
-        fill_blocks(self.folder, record, model, writer, blocks, self.progress)
-
-
-def capture_record(
-    name: str,
-    spec: ModelSpec,
-    model: LoadedModel,
-    fingerprint: str,
-    settings: CaptureSettings,
-    widths: dict[str, dict[int, int]],
-    plan: PlanRecord,
-) -> CaptureRecord:
-    """The record of a capture with these settings and this plan, from now on."""
-    gated = {s.layer for s in spec.layers if s.gated}
-    return CaptureRecord(
-        name=name,
-        created=root.now(),
-        written_by=root.written_by(),
-        model_fingerprint=fingerprint,
-        dtype=str(model.dtype).removeprefix("torch."),
-        precision=settings.precision,
-        sites={site: {str(k): v for k, v in layers.items()} for site, layers in widths.items()},
-        gate_sign=tuple(layer for layer in widths["mlp.post"] if layer in gated) if settings.gate_sign else (),
-        keep=settings.keep if settings.precision == "sparse" else None,
-        n_exemplars=settings.exemplars,
-        settings=settings.to_json(),
-        plan=plan,
-    )
-
-
-def _corpus_options(settings: CaptureSettings) -> CorpusOptions:
-    return CorpusOptions(
-        text_column=settings.text_column,
-        ids_column=settings.ids_column,
-        label_columns=settings.label_columns,
-        prefer_ids=settings.prefer_ids,
-        errors=settings.errors,
-        pattern=settings.pattern,
-        max_documents=settings.max_documents,
-        stdin_format=settings.stdin_format,
-    )

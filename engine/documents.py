@@ -78,9 +78,9 @@ class CorpusOptions:
         for name, allowed in (("errors", DecodingErrors), ("stdin_format", StdinFormat)):
             value, choices = getattr(self, name), get_args(allowed)
             if value not in choices:
-                raise InvalidInputError(f"{name} is one of {', '.join(choices)}: found {value!r}.")
+                raise InvalidInputError(f"--{name.replace('_', '-')} is one of {', '.join(choices)}: found {value!r}.")
         if self.max_documents is not None and self.max_documents < 1:
-            raise InvalidInputError(f"max_documents is at least 1, or None for all: found {self.max_documents}.")
+            raise InvalidInputError(f"--max-documents is at least 1, found {self.max_documents}.")
 
 
 class CorpusDigest:

@@ -195,7 +195,10 @@ class AnswerFile:
         self._folder.delete(generated_prefix(self._capture))
 
 
-def answers_key(model_fingerprint: str, dtype: str, settings: GenerationSettings, prefix: str) -> str:
-    """What answers kept by `AnswerFile` depend on besides the documents, as one hash."""
-    parts = [model_fingerprint, dtype, asdict(settings), prefix]
+def answers_key(model_fingerprint: str, dtype: str, settings: GenerationSettings, prepared: str) -> str:
+    """What answers kept by `AnswerFile` depend on besides the documents, as one hash.
+
+    `prepared` says how prompts are made ready: by which processor, with which beginning of the answer.
+    """
+    parts = [model_fingerprint, dtype, asdict(settings), prepared]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

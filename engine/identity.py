@@ -5,7 +5,9 @@ Knows nothing about captures.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actstore.store import root
@@ -58,6 +60,19 @@ def model_record(model: LoadedModel, fingerprint: str) -> ModelRecord:
             LayerRecord(s.layer, s.neurons, s.module, s.gated, s.block, s.stack, s.expert) for s in spec.layers
         ),
         config=_config(model),
+        folder=str(Path(spec.name).absolute()) if Path(spec.name).is_dir() else None,
+    )
+
+
+def place_of(model: ModelRecord) -> str:
+    """Where the model of a store is to be loaded from, whatever folder this is run in.
+
+    Raises `InvalidInputError` where its own folder is gone: the Hub is not asked for a stranger's model of the same name.
+    """
+    if model.folder is None or Path(model.folder).is_dir():
+        return model.folder or model.name
+    raise InvalidInputError(
+        f"The model {model.name} was captured from {model.folder}, where no folder is any more. Name its place with --model."
     )
 
 
@@ -72,7 +87,7 @@ def write_store_root(folder: Folder, model: LoadedModel, fingerprint: str, *, we
         vectors = {layer.layer: model.write_vectors(layer.layer) for layer in known.layers}
         layers = ((layer, _present(write_vectors=v, bias=model.output_bias(layer))) for layer, v in vectors.items())
         others = {"unembedding": _present(weight=model.unembedding()), "final_norm": model.final_norm()}
-        write_weights(folder, layers, others)
+        known = dataclasses.replace(known, weights=write_weights(folder, layers, others))
         norms = {layer: v.float().norm(dim=1).cpu().numpy() for layer, v in vectors.items()}
         top_tokens = _find_top_tokens(folder, model, known, vectors)
     root.write_neurons(folder, known, norms, top_tokens)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actstore.engine.capture import Batch, batch_columns
-from actstore.engine.image_prompts import encode, image_options
-from actstore.engine.images import read_images
+from actstore.engine.image_prompts import encode
+from actstore.engine.images import ImageOptions, read_images
 from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from actstore.engine.images import ImageDocument, ImageOptions
+    from actstore.engine.images import ImageDocument
     from actstore.engine.settings import ImageSettings
     from actstore.engine.vision import EncodedPrompt, VisionProcessor
     from actstore.store.plans import BlockPlan
@@ -118,10 +118,10 @@ def open_library(documents: pa.Table, locations: tuple[str, ...], settings: Imag
     """The library of a capture at the first of the locations that is there; `NotFoundError` where none is."""
     for location in dict.fromkeys(locations):
         try:
-            next(read_images(location, image_options(settings)))
+            next(read_images(location, settings.of(ImageOptions)))
         except NotFoundError:
             continue
-        return ImageLibrary(documents, location, image_options(settings))
+        return ImageLibrary(documents, location, settings.of(ImageOptions))
     raise NotFoundError(
         f"The images of the capture are not at {locations[0]} any more. Say where they are with --images."
     )

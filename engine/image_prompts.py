@@ -70,7 +70,7 @@ class Prompter:
         """Every document that can be used, in order; `InvalidInputError` at the end where there was none."""
         n_usable = 0
         first_reason = ""
-        for entry, document in enumerate(read_images(self.location, image_options(self.settings))):
+        for entry, document in enumerate(read_images(self.location, self.settings.of(ImageOptions))):
             self.n_read = entry + 1
             self.digest.update(document)
             try:
@@ -84,8 +84,10 @@ class Prompter:
             n_usable += 1
             yield prepared
         if not n_usable:
-            which = f"None of the {self.n_read} images" if self.n_read > 1 else "The image"
-            raise InvalidInputError(f"{which} of {self.location} can be used. {first_reason}")
+            first_reason = first_reason if self.n_read == 1 else (
+                f"None of the {self.n_read} images of {self.location} can be used; the first: {first_reason}"
+            )  # fmt: skip
+            raise InvalidInputError(first_reason)
 
     def _prepare(self, document: ImageDocument, entry: int) -> Prepared:
         image, n_frames = decode(document.image.read(), document.image.source)
@@ -140,7 +142,7 @@ class Captioner:
                     self.model,
                     self.processor,
                     [prepared.encoded for prepared in group],
-                    generation_settings(self.settings),
+                    self.settings.of(GenerationSettings),
                     stream=number,
                     on_answers=self.progress.answered,
                 )
@@ -173,26 +175,3 @@ def _groups(prompts: Iterator[Prepared]) -> Iterator[list[Prepared]]:
         nbytes += size
     if group:
         yield group
-
-
-def generation_settings(settings: ImageSettings) -> GenerationSettings:
-    """How answers are made in a capture of these settings."""
-    return GenerationSettings(
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        seed=settings.seed,
-        batch_tokens=settings.batch_tokens,
-    )
-
-
-def image_options(settings: ImageSettings) -> ImageOptions:
-    """How the location is read in a capture of these settings."""
-    return ImageOptions(
-        image_column=settings.image_column,
-        prompt_column=settings.prompt_column,
-        caption_column=settings.caption_column,
-        label_columns=settings.label_columns,
-        pattern=settings.pattern,
-        max_documents=settings.max_documents,
-    )

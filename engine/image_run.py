@@ -14,26 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from actstore.engine.capture import fill_blocks
-from actstore.engine.capture_run import BLOCK_SLOTS, capture_record
-from actstore.engine.corpus import CorpusReport
-from actstore.engine.generate import AnswerFile, answers_key
+from actstore.engine.corpus_run import BLOCK_SLOTS, capture_record
+from actstore.engine.generate import AnswerFile, GenerationSettings, answers_key
 from actstore.engine.identity import check_model, fingerprint_of
 from actstore.engine.image_batches import ImageBatches, open_library
 from actstore.engine.image_plan import ImagePlanner, Positions
-from actstore.engine.image_prompts import Captioner, Prompter, generation_settings, image_options
-from actstore.engine.images import ImageDigest, read_images
-from actstore.engine.models import LoadedModel, inspect_model
-from actstore.engine.progress import CaptureProgress
-from actstore.engine.run import Run, RunOptions, check_options, check_target
+from actstore.engine.image_prompts import Captioner, Prompter
+from actstore.engine.images import ImageDigest, ImageOptions, read_images
+from actstore.engine.run import Run
 from actstore.engine.settings import ImageSettings
 from actstore.engine.sizes import affordable_slots, bytes_per_slot
 from actstore.engine.vision import VisionProcessor
 from actstore.store import root
 from actstore.store.errors import InvalidInputError
-from actstore.store.folder import Folder
 from actstore.store.layout import SLOT_MULTIPLE
 from actstore.store.plans import Plan
-from actstore.store.reader import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,52 +36,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from actstore.engine.capture import Batches
+    from actstore.engine.corpus import CorpusReport
     from actstore.engine.image_prompts import Prepared
-    from actstore.engine.layers import ModelSpec
+    from actstore.engine.models import LoadedModel, ModelSpec
     from actstore.engine.tokens import TextTokenizer
-    from actstore.store.reader import Capture
     from actstore.store.records import CaptureRecord
     from actstore.store.writer import CaptureWriter
 
 FEW_SLOTS = 1024
 """Slots a block where a window keeps a handful of positions: what a run that is killed has to do again, at most."""
-
-
-def capture_images(
-    model: str,
-    images: str | Path,
-    store: str | Path,
-    *,
-    name: str = "corpus",
-    options: RunOptions | None = None,
-    progress: CaptureProgress | None = None,
-    report: CorpusReport | None = None,
-    **settings: Any,
-) -> Capture:
-    """Capture `images` through the vision-language model `model` into `store`; the finished capture, open for reading.
-
-    `settings` are the fields of `ImageSettings`. Every document is one window: the prompt with its image, and the answer, which
-    is the caption given or, with `generate`, what the model answers. With `options.resume`, an interrupted capture is
-    continued, and so is an interrupted generation. Errors are those of `capture_run.capture`.
-
-    >>> capture_images("llava-hf/llava-1.5-7b-hf", "pictures", "llava.actstore", generate=True)
-    """
-    options, progress = options or RunOptions(), progress or CaptureProgress()
-    check_options(name, options)
-    spec = inspect_model(model, trust_remote_code=options.trust_remote_code)
-    if not sees_and_reads(spec):
-        what = "reads no text with an image" if "vision" in spec.parts else "reads text only"
-        raise InvalidInputError(
-            f"{images} holds images, and {model} ({spec.model_type}) {what}. Name a vision-language model, such as one of the "
-            "LLaVA family, or a corpus of text."
-        )
-    if options.tokenizer is not None:
-        raise InvalidInputError("Images are captured through the model's own processor. Leave --tokenizer out.")
-    folder = Folder(store, read_only=False)
-    check_target(folder, name, spec, options.resume)
-    run = _ImageRun(folder, name, spec, str(images), options, progress, report or CorpusReport())
-    run.carry_out({k: v for k, v in settings.items() if v is not None})
-    return Store(folder).capture(name)
 
 
 def sees_and_reads(spec: ModelSpec) -> bool:
@@ -95,12 +53,27 @@ def sees_and_reads(spec: ModelSpec) -> bool:
 
 
 @dataclass
-class _ImageRun(Run):
-    """One call of `capture_images`; `corpus` is where the images are."""
+class ImageRun(Run):
+    """One call of `capture` on images; `corpus` is where they are.
+
+    Every document is one window: the prompt with its image, and the answer, which is the caption given or, with `generate`,
+    what the model answers. An interrupted generation is continued too.
+    """
 
     command: ClassVar[str] = "capture"
 
     report: CorpusReport
+
+    def check(self) -> None:
+        """Raise `InvalidInputError` where the model reads no text with an image, or the tokenizer is to be another."""
+        if not sees_and_reads(self.spec):
+            what = "reads no text with an image" if "vision" in self.spec.parts else "reads text only"
+            raise InvalidInputError(
+                f"{self.corpus} holds images, and {self.spec.name} ({self.spec.model_type}) {what}. Name a vision-language "
+                "model, such as one of the LLaVA family, or a corpus of text."
+            )
+        if self.options.tokenizer is not None:
+            raise InvalidInputError("Images are captured through the model's own processor. Leave --tokenizer out.")
 
     def _begin(self, requested: Mapping[str, Any]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
         settings = ImageSettings.resolve(_for_images(requested), self.spec)
@@ -121,8 +94,12 @@ class _ImageRun(Run):
         )
         plan, patches_sha256 = planner.write(self._counted(prompts), self.folder, self.name, prompter.digest.hexdigest)
         record = capture_record(self.name, self.spec, self._model, self._fingerprint, settings, widths, plan)
-        place = {"n_read": prompter.n_read, "images_at": str(Path(self.corpus).absolute())}
-        record = dataclasses.replace(record, settings={**record.settings, **place}, patches_sha256=patches_sha256)
+        further = {
+            "n_read": prompter.n_read,
+            "images_at": str(Path(self.corpus).absolute()),
+            "processor_fingerprint": processor.fingerprint,
+        }
+        record = dataclasses.replace(record, settings={**record.settings, **further}, patches_sha256=patches_sha256)
         if root.is_store(self.folder):
             check_model(self.folder, root.read_root(self.folder).fingerprint, record.model_fingerprint, self.spec.name)
         return record, self._model, processor.tokenizer
@@ -146,8 +123,9 @@ class _ImageRun(Run):
             yield prepared
 
     def _captioner(self, settings: ImageSettings) -> Captioner:
-        generation = generation_settings(settings)
-        key = answers_key(self._fingerprint, str(self._model.dtype), generation, settings.prefix)
+        generation = settings.of(GenerationSettings)
+        prepared = f"{self._processor.fingerprint} {settings.prefix}"
+        key = answers_key(self._fingerprint, str(self._model.dtype), generation, prepared)
         answers = AnswerFile(self.folder, self.name, key, resume=self.options.resume)
         return Captioner(self._model, self._processor, settings, answers, self.progress)
 
@@ -187,16 +165,16 @@ class _ImageRun(Run):
         if not differences:
             if self._processor.tokenizer.fingerprint != record.plan.tokenizer_fingerprint:
                 differences.append("the tokenizer is another")
+            if prepares_otherwise(self._processor, record):
+                differences.append("the settings of the image processor, or its chat template, are others")
             if self._corpus_fingerprint(recorded, record) != record.plan.corpus_fingerprint:
                 differences.append(f"the images in {self.corpus} are not those planned from {record.plan.corpus}")
         self._refuse(differences)
-        model = self._load(self.options.dtype if self.options.dtype != "auto" else record.dtype)
-        check_model(self.folder, record.model_fingerprint, fingerprint_of(model), self.spec.name)
-        return model
+        return self._load_again(record)
 
     def _corpus_fingerprint(self, settings: ImageSettings, record: CaptureRecord) -> str:
         digest = ImageDigest()
-        documents = read_images(self.corpus, image_options(settings))
+        documents = read_images(self.corpus, settings.of(ImageOptions))
         for document in itertools.islice(documents, record.settings["n_read"]):
             digest.update(document)
         longer = settings.max_tokens is None and next(documents, None) is not None
@@ -214,9 +192,19 @@ def image_batches(
     record: CaptureRecord, documents: Any, processor: VisionProcessor, locations: tuple[str, ...] = ()
 ) -> Batches:
     """What makes the batches of a capture of images; `locations` say where these are now, if not where they were."""
+    if prepares_otherwise(processor, record):
+        raise InvalidInputError(
+            f"The settings of the model's image processor, or its chat template, are not those with which capture "
+            f"{record.name!r} was made. Restore the files of the processor in the model's folder, or name the model as it was."
+        )
     settings = image_settings(record)
     locations = locations or (record.plan.corpus, record.settings["images_at"])
     return ImageBatches(processor, settings, documents, open_library(documents, locations, settings))
+
+
+def prepares_otherwise(processor: VisionProcessor, record: CaptureRecord) -> bool:
+    """Whether a processor makes other inputs of an image or a prompt than a capture was begun with; older records are mum."""
+    return record.settings.get("processor_fingerprint") not in (None, processor.fingerprint)
 
 
 def image_settings(record: CaptureRecord) -> ImageSettings:

@@ -6,7 +6,6 @@ The counterpart of `textfiles` and `tables` for rows that hold images. Knows not
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -14,7 +13,7 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
 from actstore.engine.records import describe_value
-from actstore.engine.tables import list_dataset_files
+from actstore.engine.tables import arrow_faults, list_dataset_files
 from actstore.engine.textfiles import open_bytes, reading
 from actstore.store.errors import InvalidInputError
 
@@ -45,7 +44,7 @@ def read_rows(path: Path, source: str) -> Iterator[tuple[str, Record]]:
         raise InvalidInputError(
             f"{source} is neither an image nor a table of images. Expected JSON lines ({', '.join(_LINES)}), Parquet or Arrow."
         )
-    with reading(source), _faults(source), pa.memory_map(str(path)) as stream:
+    with reading(source), arrow_faults(source, "a table"), pa.memory_map(str(path)) as stream:
         row = 0
         for batch in _batches(stream, suffix):
             for record in batch.to_pylist():
@@ -58,7 +57,7 @@ def read_columns(path: Path) -> tuple[str, ...]:
     source = str(path)
     if path.suffix.lower() in _LINES:
         return tuple(next(_read_lines(path, source), (source, {}))[1])
-    with reading(source), _faults(source), pa.memory_map(source) as stream:
+    with reading(source), arrow_faults(source, "a table"), pa.memory_map(source) as stream:
         if path.suffix.lower() in _PARQUET:
             return tuple(pq.read_schema(stream).names)
         with _open_arrow(stream) as opened:
@@ -113,16 +112,3 @@ def _open_arrow(stream: pa.NativeFile) -> Any:
     is_file = stream.read(6) == b"ARROW1"
     stream.seek(0)
     return ipc.open_file(stream) if is_file else ipc.open_stream(stream)
-
-
-@contextmanager
-def _faults(source: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the file system's own word
-            raise
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise InvalidInputError(
-            f"{source} is not readable as a table ({reason}): the file is damaged or cut short; write it again."
-        ) from None

@@ -33,7 +33,8 @@ LISTS: Final = ("images.jsonl", "metadata.jsonl")
 """Files that say which images a folder holds, and what of them; the first that is there is read, and no other image."""
 FOLDER_LABEL: Final = "folder"
 """Label column of images that lie in plain folders: the sub-folder."""
-_FILE_COLUMN: Final = "file_name"  # as datasets call it in metadata.jsonl
+_FILE_COLUMN: Final = "file_name"  # as datasets call it in metadata.jsonl,
+_TEXT_COLUMN: Final = "text"  # and what they say of it there
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ def read_images(location: str | Path, options: ImageOptions | None = None) -> It
             f"{location} holds no images. Expected image files ({', '.join(SUFFIXES)}), or JSON lines, Parquet, Arrow or a "
             f"saved dataset with a column {options.image_column!r}."
         )
-    reader.check_labels()
+    reader.check_columns()
 
 
 def find_images(
@@ -128,6 +129,7 @@ class _Reader:
     def __init__(self, location: str, options: ImageOptions) -> None:
         self._location, self._options = location, options
         self._records = RecordReader(CorpusOptions(label_columns=options.label_columns, errors="replace"))
+        self._texts_found: set[str] = set()
 
     def documents(self) -> Iterator[ImageDocument]:
         for path in self._paths():
@@ -155,11 +157,18 @@ class _Reader:
                 return "some"
         return "only" if found == {"only"} else "none"
 
-    def check_labels(self) -> None:
-        """Raise for a label column that no record has had."""
+    def check_columns(self) -> None:
+        """Raise for a label column, and for a named column of prompts or captions, that no record has had."""
         for label in self._options.label_columns:
             if label not in self._records.labels_found:
                 raise missing_label(self._location, label, self._records.columns)
+        for kind in ("prompt", "caption"):
+            column = getattr(self._options, f"{kind}_column")
+            if column != getattr(ImageOptions, f"{kind}_column") and column not in self._texts_found:
+                raise InvalidInputError(
+                    f"{self._location} has no column {column!r} with {kind}s: its columns are "
+                    f"{name_columns(self._records.columns) or 'none'}. Mend --{kind}-column."
+                )
 
     def _paths(self, others: bool = False) -> Iterator[Path]:
         """Images, tables of images and saved datasets (folders), in order; with `others`, files of every kind."""
@@ -233,11 +242,18 @@ class _Reader:
                 place,
                 _image(place, column, record[column], path.parent),
                 self._text(place, self._options.prompt_column, record),
-                self._text(place, self._options.caption_column, record),
+                self._text(place, self._caption_column(record, column), record),
                 self._records.labels(place, record, split),
             )
 
+    def _caption_column(self, record: Mapping[str, Any], image_column: str) -> str:
+        named = self._options.caption_column
+        as_datasets = image_column == _FILE_COLUMN and named == ImageOptions.caption_column and named not in record
+        return _TEXT_COLUMN if as_datasets and _TEXT_COLUMN in record else named
+
     def _text(self, place: str, column: str, record: Mapping[str, Any]) -> str | None:
+        if column in record:
+            self._texts_found.add(column)
         value = record.get(column)
         if value is None:
             return None

@@ -116,7 +116,10 @@ def _rows(path: Path) -> Iterator[tuple[str, str | None, Any]]:
             file.seek(0)
             yield from _lines(path, file) if is_lines else _whole(path, file.read())
     except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}). Convert it.") from None
+        raise InvalidInputError(
+            f"Questions are JSON, or JSON lines, in UTF-8: {path} is neither ({error.reason} at byte {error.start}). Convert "
+            "it."
+        ) from None
 
 
 def _is_row(value: dict[str, Any]) -> bool:

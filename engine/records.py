@@ -56,7 +56,8 @@ class RecordReader:
                 return column
         raise InvalidInputError(
             f"{source} has no column {self.options.text_column!r} with text, nor {self.options.ids_column!r} with "
-            f"token ids: its columns are {name_columns(columns)}; name one with --text-column."
+            f"token ids: its columns are {name_columns(columns)}; name one with --text-column, or of images with "
+            "--image-column."
         )
 
     def check_schema(self, source: str, columns: Iterable[str]) -> tuple[str, ...]:

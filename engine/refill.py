@@ -11,7 +11,7 @@ import numpy as np
 
 from actstore.engine.attribution.filler import AttributionFiller
 from actstore.engine.capture import BlockFiller
-from actstore.engine.identity import check_model, fingerprint_of
+from actstore.engine.identity import check_model, fingerprint_of, place_of
 from actstore.engine.models import load_model
 from actstore.engine.packing import staged_arrays
 from actstore.engine.progress import CaptureProgress
@@ -54,7 +54,7 @@ def refill_blocks(
         raise InvalidInputError(
             f"Capture {record.name!r} keeps no values (precision none), so there is nothing to compare."
         )
-    loaded = load_model(model or capture.store.model.name, dtype=record.dtype, device=device)
+    loaded = load_model(model or place_of(capture.store.model), dtype=record.dtype, device=device)
     check_model(capture.folder, record.model_fingerprint, fingerprint_of(loaded), loaded.spec.name)
     buffers = {key: np.empty(shape, dtype) for key, shape, dtype in staged_arrays(record)}
     chosen = spread([b for b in capture.blocks if b not in without], n)

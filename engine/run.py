@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from actstore.engine.identity import write_store_root
+from actstore.engine.identity import check_model, fingerprint_of, write_store_root
 from actstore.engine.models import DTYPES, LoadedModel, ModelSpec, load_model
 from actstore.engine.sizes import estimate_nbytes
 from actstore.store import layout, root
@@ -199,6 +199,12 @@ class Run(ABC):
             device=self.options.device,
             trust_remote_code=self.options.trust_remote_code,
         )
+
+    def _load_again(self, record: CaptureRecord) -> LoadedModel:
+        """The model with which a capture was begun; `InvalidInputError` for another."""
+        model = self._load(self.options.dtype if self.options.dtype != "auto" else record.dtype)
+        check_model(self.folder, record.model_fingerprint, fingerprint_of(model), self.spec.name)
+        return model
 
     def _check_disk(self, record: CaptureRecord) -> None:
         needed = estimate_nbytes(record)

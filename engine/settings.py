@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import PRECISIONS
@@ -22,6 +22,7 @@ UNBOUNDED_CONTEXT = 32_768
 """Of a model that states no bound, for prompts with images, which are not cut."""
 DEFAULT_PROMPT = "Describe the image in few words."
 
+Options = TypeVar("Options")
 Begin = Literal["auto", "always", "never"]
 Part = Literal["language", "vision", "projector"]
 
@@ -70,6 +71,11 @@ class CaptureSettings:
             )
         settings = dataclasses.replace(settings, context=context)
         settings._check(spec)
+        if "keep" in requested and settings.precision != "sparse":
+            raise InvalidInputError(
+                f"--keep is the share of values kept at precision sparse, and the precision is {settings.precision}. Leave one "
+                "out."
+            )
         gated = any(spec.layers[layer].gated for layer in settings.chosen_layers(spec))
         if settings.gate_sign is None:
             keeps_values = settings.precision != "none"
@@ -143,6 +149,10 @@ class CaptureSettings:
             if not layers:
                 raise InvalidInputError(f"None of the layers {sorted(chosen)} of {spec.name} has the site {site!r}.")
         return widths
+
+    def of(self, kind: type[Options]) -> Options:
+        """The options of one step: every field of the dataclass `kind`, from the setting of the same name."""
+        return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON-ready values."""

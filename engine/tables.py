@@ -39,7 +39,7 @@ class DatasetFile:
 
 def read_parquet(path: Path, source: str, records: RecordReader) -> Iterator[Document]:
     """A document for every row of a Parquet file; the row in its source counts from 0."""
-    with reading(source), _arrow_faults(source, "Parquet"), pa.OSFile(os.fspath(path)) as stream:
+    with reading(source), arrow_faults(source, "Parquet"), pa.OSFile(os.fspath(path)) as stream:
         file = pq.ParquetFile(stream, buffer_size=_PARQUET_BUFFER_NBYTES, pre_buffer=False)
         columns = records.check_schema(source, file.schema_arrow.names)
         batches = file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns), use_threads=False)
@@ -48,7 +48,7 @@ def read_parquet(path: Path, source: str, records: RecordReader) -> Iterator[Doc
 
 def read_arrow(path: Path, source: str, records: RecordReader, split: str | None = None) -> Iterator[Document]:
     """A document for every row of an Arrow file (Feather 2) or stream, told apart by their first bytes."""
-    with reading(source), _arrow_faults(source, "Arrow"), pa.memory_map(os.fspath(path)) as stream:
+    with reading(source), arrow_faults(source, "Arrow"), pa.memory_map(os.fspath(path)) as stream:
         is_file = stream.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
         stream.seek(0)
         with ipc.open_file(stream) if is_file else ipc.open_stream(stream) as opened:
@@ -128,10 +128,11 @@ def _bad_dataset(path: Path, expected: str) -> InvalidInputError:
 
 
 @contextmanager
-def _arrow_faults(source: str, kind: str) -> Iterator[None]:
+def arrow_faults(source: str, kind: str) -> Iterator[None]:
+    """Turn what pyarrow says of a damaged file into an `InvalidInputError` that names it and what it should be."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the file system's own word
             raise
         reason = str(error).partition("\n")[0].rstrip(".")

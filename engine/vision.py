@@ -6,6 +6,8 @@ patch a position holds is `actstore.engine.image_layouts`' business. Knows nothi
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -60,6 +62,9 @@ _PADDED = (*_PER_TOKEN, "qformer_input_ids", "qformer_attention_mask")
 
 _UNUSED = frozenset({"input_ids", "attention_mask", "labels", "num_crops", "num_patches", "rows", "cols"})
 
+_NAMES = frozenset({"processor_class", "auto_map", "transformers_version", "tokenizer", "video_processor"})
+"""Of a processor's settings, those that say who wrote them, and those of parts that see no image."""
+
 
 @dataclass(frozen=True, eq=False)
 class EncodedPrompt:
@@ -110,6 +115,13 @@ class VisionProcessor:
         name = str(name_or_path)
         config = config or load_config(name, trust_remote_code=trust_remote_code)
         return cls(load_processor(name, config, trust_remote_code=trust_remote_code), config, name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of what it does with images and prompts: sizes, means, chat template; not the tokenizer."""
+        settings = {k: v for k, v in self._processor.to_dict().items() if k not in _NAMES}
+        template = getattr(self._processor, "chat_template", None)
+        return hashlib.sha256(json.dumps([settings, template], sort_keys=True, default=str).encode()).hexdigest()
 
     def encode(
         self, image: PIL.Image.Image | None, prompt: str, answer: str | Sequence[int] = "", *, prefix: str = ""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from actstore.store.reader import Capture, Store
 
 
+ASKING: Final = {"SELECT", "EXPLAIN", "MULTI"}
+"""Kinds of statements that write nothing; the last is how DuckDB calls a pivot."""
 RESERVED_SCHEMAS: Final = ("main", "temp", "system", "pg_catalog", "information_schema")
 
 
@@ -48,11 +50,20 @@ def run_sql(store: Store, query: str, capture: str | None) -> pa.Table:
                 for rows in graph_tables(store, table):
                     _add_arrow(connection, table, rows)
         try:
+            kinds = {statement.type.name for statement in connection.extract_statements(query)}
+            if kinds - ASKING:
+                raise InvalidInputError(
+                    f"A query only reads, and this is one of {', '.join(sorted(kinds - ASKING))}: begin it with select. "
+                    "--json and `export` write what is found elsewhere."
+                )
             result = connection.sql(query)
             if result is not None:
                 return result.to_arrow_table()
         except duckdb.Error as error:
-            reason = " ".join(str(error).split("\n\n")[0].split())
+            reason = " ".join(str(error).split("\n\n")[0].split("Did you mean")[0].split())
+            if "Table with name" in reason:
+                tables = "select table_schema, table_name from information_schema.tables"
+                reason += f' What there is: actstore sql STORE "{tables}".'
             raise InvalidInputError(f"The query cannot be run: {reason}") from None
     raise InvalidInputError('The query gives no table. Ask something, such as "select * from neurons limit 5".')
 

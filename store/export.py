@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import struct
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actstore.store.errors import InvalidInputError
+from actstore.store.replacing import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,19 +65,8 @@ def export_activations(
     if not capture.blocks:
         raise InvalidInputError(f"Capture {capture.record.name!r} has no committed block to export. Resume it first.")
     write = {".parquet": _write_parquet, ".npy": _write_npy, ".safetensors": _write_safetensors}[path.suffix]
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         return write(capture, partial, neurons, site, on_block)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A path to write to that becomes `path` when all went well, and disappears otherwise."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _blocks(capture: Capture, neurons: list[tuple[int, int]], site: str) -> Iterator[tuple[int, NDArray[np.float32]]]:

@@ -38,9 +38,11 @@ class Graphs:
         """Those called `name`; `NotFoundError` where there are none, `FormatError` where they are damaged."""
         record = read_record(store.folder, name)
         if record is None:
-            known = ", ".join(graph_names(store)) or "none"
+            known = ", ".join(graph_names(store))
+            held = f"{name!r}, only: {known}" if known else "yet"
             raise NotFoundError(
-                f"{store.folder} has no graphs {name!r}, only: {known}. Make them: actstore graph build."
+                f"{store.folder} has no graphs {held}. Make them: actstore graph build {store.folder}"
+                f"{'' if name == 'graphs' else f' --name {name}'}."
             )
         self.store, self.name, self.record = store, name, record
         self.neurons: pa.Table = self._open("neurons.arrow", NEURONS)

@@ -130,6 +130,10 @@ class ModelRecord(Record):
     sites: tuple[str, ...]
     layers: tuple[LayerRecord, ...]
     config: dict[str, Any]
+    weights: tuple[str, ...] = ()
+    """The parts of the weights that the store was given; older stores do not say."""
+    folder: str | None = None
+    """Where the model's own folder was, absolute; None for one of the Hub, and in older stores."""
 
     @property
     def head_layers(self) -> tuple[LayerRecord, ...]:

@@ -31,7 +31,8 @@ from actstore.store.layout import (
     weights_key,
 )
 from actstore.store.patches import patches_sha256
-from actstore.store.root import read_neurons, read_tokenizer, read_vocabulary
+from actstore.store.requests import has_requests, read_requests
+from actstore.store.root import read_neurons, read_root, read_tokenizer, read_vocabulary
 from actstore.store.seals import check_seals
 from actstore.store.statistics import (
     CaptureStatistics,
@@ -84,7 +85,7 @@ def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda bl
     if folder.exists(table_key(name, "neurons")):
         for block in sorted(set(range(capture.record.plan.n_blocks)).difference(capture.blocks)):
             damage.append(_damage(name, block, f"blocks/{block}.json", "missing; run capture with --resume"))
-    for part in (_metadata, _plan, _patches, _statistics, _answers):
+    for part in (_metadata, _plan, _patches, _requests, _statistics, _answers):
         damage += [_damage(name, None, key, what) for key, what in part(capture)]
     return damage
 
@@ -92,6 +93,7 @@ def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda bl
 def verify_root(folder: Folder) -> list[Damage]:
     """Everything damaged in what belongs to the store as a whole: its tables, tokenizer, weights and edits."""
     parts = [name.removesuffix(".safetensors") for name in folder.names("weights") if name.endswith(".safetensors")]
+    missing = [part for part in read_root(folder).weights if part not in parts]
     checks: dict[str, Callable[[], object]] = {
         table_key(None, "neurons"): lambda: read_neurons(folder),
         VOCABULARY_KEY: lambda: read_vocabulary(folder),
@@ -100,7 +102,7 @@ def verify_root(folder: Folder) -> list[Damage]:
     checks |= {weights_key(part): partial(_check_weights, folder, part) for part in parts}
     for name in edit_names(folder):
         checks[edits_key(name, "edit.json")] = partial(_check_edit, folder, name)
-    damage = []
+    damage = [Damage(None, None, None, None, weights_key(part), "missing; restore it from a copy") for part in missing]
     for key, check in checks.items():
         try:
             check()
@@ -194,6 +196,15 @@ def _patches(capture: Capture) -> Iterator[tuple[str, str]]:
             yield "patches.parquet", f"SHA-256 {found[:12]}…, expected {expected[:12]}…"
     except NotFoundError:
         yield "patches.parquet", "missing"
+
+
+def _requests(capture: Capture) -> Iterator[tuple[str, str]]:
+    """Whether the table of requests of a capture of probes is the one that was written."""
+    if has_requests(capture.record):
+        try:
+            read_requests(capture.folder, capture.record.name)
+        except FormatError as error:
+            yield "requests.arrow", str(error)
 
 
 def _answers(capture: Capture) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ A module of its own because it needs torch, which reading activations does not. 
 
 from __future__ import annotations
 
+import itertools
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +17,7 @@ from safetensors.torch import save as save_safetensors
 
 from actstore.store.errors import ActstoreError, FormatError, NotFoundError
 from actstore.store.layout import weights_key
+from actstore.store.root import read_root
 from actstore.store.seals import check_seals, seals_of
 
 if TYPE_CHECKING:
@@ -32,13 +34,17 @@ _WANTED: Final = {"layer": "write_vectors", "unembedding": "weight"}
 
 def write_weights(
     folder: Folder, layers: Iterable[tuple[int, dict[str, Tensor]]], others: dict[str, dict[str, Tensor]]
-) -> None:
-    """Write each layer's `write_vectors` [neuron, d_model] and `bias`, and the `unembedding` and `final_norm` parts."""
-    for layer, tensors in layers:
-        _write(folder, f"layer-{layer}", _detached(tensors))
-    for part, tensors in others.items():
+) -> tuple[str, ...]:
+    """The parts written: each layer's `write_vectors` [neuron, d_model] and `bias`, and what is there of `others`.
+
+    `others` are the `unembedding` and `final_norm` parts.
+    """
+    written = []
+    for part, tensors in itertools.chain(((f"layer-{layer}", found) for layer, found in layers), others.items()):
         if tensors:
             _write(folder, part, _detached(tensors))
+            written.append(part)
+    return tuple(written)
 
 
 def _write(folder: Folder, part: str, tensors: dict[str, Tensor]) -> None:
@@ -52,7 +58,10 @@ def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_weights(folder: Folder, part: str) -> dict[str, Tensor]:
-    """The tensors of one part of the weights; `NotFoundError` where the store was made with --no-weights."""
+    """The tensors of one part of the weights; `NotFoundError` where the store was made with --no-weights.
+
+    `FormatError` where the part is damaged, or the store had it and has it no more.
+    """
     try:
         data = folder.read(weights_key(part))
     except NotFoundError:
@@ -90,7 +99,12 @@ def _opened(folder: Folder, part: str) -> Iterator[Any]:
             yield file
 
 
-def _missing(folder: Folder, part: str) -> NotFoundError:
+def _missing(folder: Folder, part: str) -> FormatError | NotFoundError:
+    if part in read_root(folder).weights:
+        return FormatError(
+            f"{folder}/{weights_key(part)} is missing, a part of the weights that the store was given. Restore it from a copy, "
+            "or capture into a new store."
+        )
     return NotFoundError(
         f"{folder} holds no weights ({part}): it was captured with --no-weights, or the model has none. Capture into a new "
         "store without --no-weights."
@@ -153,4 +167,11 @@ def final_norm_of(parts: dict[str, Tensor]) -> FinalNorm:
 
 def read_final_norm(folder: Folder) -> FinalNorm:
     """The store's final norm; one that does nothing where the model has none."""
-    return final_norm_of(read_weights(folder, "final_norm") if folder.exists(weights_key("final_norm")) else {})
+    return final_norm_of(read_final_norm_parts(folder))
+
+
+def read_final_norm_parts(folder: Folder) -> dict[str, Tensor]:
+    """The tensors of the store's final norm, none where the model has none; `FormatError` where the store has lost it."""
+    # Without the root's word, a norm that is lost would read as none, and every score would be wrong.
+    is_there = folder.exists(weights_key("final_norm")) or "final_norm" in read_root(folder).weights
+    return read_weights(folder, "final_norm") if is_there else {}

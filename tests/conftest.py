@@ -15,12 +15,17 @@ import torch
 if not torch.cuda.is_available():  # Triton decides when it is first imported, by transformers or by a kernel
     os.environ["TRITON_INTERPRET"] = "1"
 
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+# How fast examples are made says more about what else the machine does than about the code.
+settings.register_profile("actstore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("actstore")
 
 SENTENCES = [
     "the quick brown fox jumps over the lazy dog",
@@ -56,11 +61,11 @@ def save_tokenizer(folder: Path, n_vocabulary: int = 400) -> None:
 def save_llama(folder: Path, seed: int = 0, **overrides: int) -> None:
     """A two-layer Llama of width 16 with 24 neurons a layer."""
     torch.manual_seed(seed)
-    settings = {
+    shape = {
         "vocab_size": 400, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
         "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 0,
     }  # fmt: skip
-    LlamaForCausalLM(LlamaConfig(**settings | overrides)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**shape | overrides)).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -102,7 +102,7 @@ def test_a_state_space_model_has_no_neurons(refused: Callable[..., str], corpus:
     MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
     for command in (("inspect", tmp_path / "mamba"), ("capture", tmp_path / "mamba", corpus, tmp_path / "store")):
         message = refused(*command)
-        assert "expected a transformer with feed-forward neurons" in message
+        assert "Expected a transformer with feed-forward neurons" in message
         assert "state-space" in message
 
 
@@ -132,12 +132,12 @@ def test_a_model_without_weights(refused: Callable[..., str], tiny_model: Path, 
         (("--positions", "first"), "Positions are `all`, `last` or indices such as 0,5,-1, found 'first'"),
         (("--positions", "63", "--context", "32"), "no token to store"),
         (("--dtype", "int3"), "--dtype is one of auto, float32, float16, bfloat16: found 'int3'"),
-        (("--device", "abacus"), "expected a device such as cpu, cuda or cuda:1, found 'abacus'"),
+        (("--device", "abacus"), "Expected a device such as cpu, cuda or cuda:1, found 'abacus'"),
         (("--memory", "much"), "such as 2GB, found 'much'"),
         (("--memory", "inf"), "found 'inf'"),
         (("--memory", "-1GB"), "found '-1GB'"),
-        (("--errors", "ignore"), "errors is one of strict, replace: found 'ignore'"),
-        (("--max-documents", "0"), "max_documents is at least 1"),
+        (("--errors", "ignore"), "--errors is one of strict, replace: found 'ignore'"),
+        (("--max-documents", "0"), "--max-documents is at least 1"),
         (("--label", "tongue"), "has no label column 'tongue': its columns are 'text', 'language'"),
         (("--label", "language", "--label", "language"), "'language' is named twice"),
         (("--text-column", "body"), "has no column 'body' with text"),

@@ -93,7 +93,8 @@ def test_info_describes_the_store(cli: Callable[..., Result], store: Path) -> No
 
 
 def test_verify_finds_nothing_wrong_and_with_refill_nothing_different(cli: Callable[..., Result], store: Path) -> None:
-    assert cli("verify", store, "--json").json == {"ok": True, "damaged": [], "graphs": [], "refilled": []}
+    clean = {"ok": True, "unfinished": [], "damaged": [], "graphs": [], "refilled": []}
+    assert cli("verify", store, "--json").json == clean
     found = cli("verify", store, "--refill", 2, "--json")
     assert (found.status, found.json["ok"]) == (0, True)
     assert [row["largest_difference"] for row in found.json["refilled"]] == [0.0, 0.0]
@@ -293,8 +294,8 @@ def test_a_folder_is_filtered_by_pattern_and_what_is_skipped_is_said(
     done = cli("capture", tiny_model, folder, tmp_path / "all.actstore", "--json")
     assert done.json["captures"]["corpus"]["documents"] == 2
     assert done.err.splitlines() == [
-        "1 files of the corpus were skipped: they are not text.",
-        "1 documents of the corpus are empty and were skipped.",
+        "Files of the corpus skipped, which are not text: 1.",
+        "Empty documents of the corpus skipped: 1.",
     ]
     done = cli("capture", tiny_model, folder, tmp_path / "md.actstore", "--pattern", "*.md", "--json")
     assert (done.json["captures"]["corpus"]["documents"], done.err) == (1, "")
@@ -406,12 +407,14 @@ def test_errors_take_one_line_and_their_own_status(capsys: pytest.CaptureFixture
         status = command_line._run(command)
         return status, capsys.readouterr().err
 
-    long = "a [bold]path[/bold] " * 20
+    long = "A [bold]path[/bold]. " * 20 + "End."
     assert fail(InvalidInputError(long)) == (2, f"Error: {long}\n")
-    assert fail(CaptureError("half-way")) == (1, "Error: half-way\n")
+    assert fail(CaptureError("half-way")) == (1, "Error: Half-way.\n")
     assert fail(OSError(28, "No space left on device", "x")) == (2, "Error: No space left on device: x.\n")
     assert fail(IsADirectoryError(21, "Is a directory", "x")) == (2, "Error: Is a directory: x.\n")
     assert fail(KeyboardInterrupt()) == (130, "Interrupted.\n")
+    assert fail(SystemExit(130)) == (130, "Interrupted.\n")
+    assert fail(SystemExit(2)) == (2, "")
     with pytest.raises(ZeroDivisionError):
         fail(ZeroDivisionError())
 

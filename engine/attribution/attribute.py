@@ -121,9 +121,7 @@ class _AttributeRun(Run):
             if fingerprint(queries, record.plan.label_columns) != record.plan.corpus_fingerprint:
                 differences.append(f"the questions in {self.corpus} are not those planned from {record.plan.corpus}")
         self._refuse(differences)
-        model = self._load(self.options.dtype if self.options.dtype != "auto" else record.dtype)
-        check_model(self.folder, record.model_fingerprint, fingerprint_of(model), self.spec.name)
-        return model
+        return self._load_again(record)
 
     def _tokenizer(self) -> TextTokenizer:
         return TextTokenizer.load(

@@ -280,7 +280,7 @@ def measure_coverage(
     if needing := [name for name in settings.criteria if name in RANGED]:
         if reference is None:
             raise InvalidInputError(
-                f"{', '.join(needing)} hold values against the ranges that neurons had before: name a capture for them with "
+                f"For {', '.join(needing)} the ranges are needed that neurons had before: name a capture for them with "
                 "--reference, such as one of training data."
             )
         ranges = reference_ranges(reference, settings.site, widths)

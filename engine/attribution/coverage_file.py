@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from actstore.engine.attribution.coverage import Coverage, CoverageSettings, Ranges
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.replacing import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,12 +45,8 @@ def write_coverage(path: str | Path, found: Mapping[str, Coverage]) -> None:
         "widths": first.widths,
         "populations": [[name, coverage.n_samples] for name, coverage in found.items()],
     }
-    partial = target.with_name(f".{target.name}.partial")
-    try:
+    with replacing(target) as partial:
         partial.write_bytes(save(arrays, metadata={"actstore_coverage": json.dumps(about)}))
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_coverage(path: str | Path) -> dict[str, Coverage]:

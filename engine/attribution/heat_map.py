@@ -11,6 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from actstore.store.errors import InvalidInputError
+from actstore.store.replacing import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,7 +110,8 @@ def write_picture(path: Path, counts: LayerCounts, title: str, subtitle: str = "
     """Write the picture in the format that the file's name ends in."""
     check_picture(path)
     draw = draw_html if path.suffix.lower() == ".html" else draw_svg
-    path.write_text(draw(counts, title, subtitle), encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text(draw(counts, title, subtitle), encoding="utf-8")
 
 
 def _cell(x: float, y: int, width: int, share: float, largest: float) -> str:

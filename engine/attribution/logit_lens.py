@@ -14,7 +14,7 @@ import torch
 
 from actstore.store import layout
 from actstore.store.errors import InvalidInputError
-from actstore.store.weights import read_weights
+from actstore.store.weights import read_final_norm_parts, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,7 +118,7 @@ class _Head:
         folder, model = capture.folder, capture.store.model
         self._device = device
         self._unembedding = read_weights(folder, "unembedding")["weight"].to(device).float()
-        parts = read_weights(folder, "final_norm") if folder.exists(layout.weights_key("final_norm")) else {}
+        parts = read_final_norm_parts(folder)
         if parts and "centres" not in parts:
             raise InvalidInputError(
                 f"{folder} does not say which kind of norm {model.name} has before its unembedding, as an earlier version "

@@ -42,6 +42,8 @@ class Learned:
     steps: int
     probability: float
     """The smallest probability of a target's token, in the end."""
+    reached: bool
+    """Whether that is more than was asked for, where learning ends before the last step."""
     loss: float
 
 
@@ -146,7 +148,8 @@ def learn(reader: Reader, tasks: Sequence[Task], neurons: Neurons, settings: Fin
                 if float(length.detach()) > 0:  # at 0 the norm has no gradient
                     (settings.norm * length).backward()
             optimiser.step()
-    return Learned({layer: delta.detach().cpu() for layer, delta in deltas.items()}, steps, lowest, loss)
+    found = {layer: delta.detach().cpu() for layer, delta in deltas.items()}
+    return Learned(found, steps, lowest, lowest > settings.stop, loss)
 
 
 def _edited_parameters(reader: Reader, deltas: Mapping[int, Tensor], neurons: Neurons) -> dict[str, Tensor]:

@@ -237,7 +237,13 @@ def _write_copy(folder: Path, target: Path, patches: Sequence[Patch]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         made = Path(scratch) / target.name
-        shutil.copytree(folder, made, ignore=_left_out)  # follows links, as the Hub's cache has them
+        try:
+            shutil.copytree(folder, made, ignore=_left_out)  # follows links, as the Hub's cache has them
+        except shutil.Error as error:
+            (file, _, reason), *_ = error.args[0]
+            raise InvalidInputError(
+                f"{target} cannot be written, a copy of {file} neither: {reason}. Nothing of it is kept."
+            ) from None
         for file in made.rglob("*"):
             file.chmod(file.stat().st_mode | 0o200)
         _write(made, patches)

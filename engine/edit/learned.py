@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 
 def learned(capture: Capture, exchange: Exchange, name: str, settings: RewriteSettings, reader: Reader) -> Edit:
-    """The edit by the fine form, or by plain fine-tuning; `InvalidInputError` where nothing can be learned from."""
+    """The edit by the fine form, or by plain fine-tuning; its settings have a `warning` where learning did not get there.
+
+    `InvalidInputError` where nothing can be learned from.
+    """
     examples, documents = find_examples(capture, exchange, settings, reader)
     neurons = grouped(settings.neurons) or locate(reader, examples, settings.fine)
     fine = dataclasses.replace(settings.fine, plain=settings.form == "fine-tune")
@@ -44,6 +47,12 @@ def learned(capture: Capture, exchange: Exchange, name: str, settings: RewriteSe
         "documents": documents, "examples": len(examples), "steps_taken": found.steps, "probability": found.probability,
         "loss": found.loss,
     }  # fmt: skip
+    if not found.reached:
+        fields["warning"] = (
+            f"The target was not reached: after {found.steps} steps a token of {exchange.new_text!r} still has a "
+            f"probability of {found.probability:.3g} in one of the examples, where {fine.stop:g} was asked for. Raise "
+            "--steps or --rate, or rewrite more neurons with --per-position."
+        )
     return make_edit(name, settings.form, capture.store.model, rows, settings=fields)
 
 

@@ -74,8 +74,8 @@ class EditedModel:
         """
         if edit.record.kind != "weights":
             raise InvalidInputError(
-                f"Edit {edit.name!r} is an intervention, which changes no weight: open it with `intervening`, "
-                "or make it again with --as weights."
+                f"Edit {edit.name!r} is an intervention, which changes no weight: run the model in "
+                "actstore.engine.edit.interventions.intervening, or make the edit again with --as weights."
             )
         neurons = {rows.layer: rows.neurons for rows in edit.record.rows}
         if any(layer >= len(self.model.spec.layers) for layer in neurons):
@@ -139,9 +139,12 @@ class EditedModel:
             if pair.before.dtype != self.model.write_vectors(rows.layer).dtype:
                 self._refuse(edit)
             if not torch.equal(self._rows(rows.layer, rows.neurons), getattr(pair, old)):
-                reason = f"edit {otherwise} changed some of the same neurons" if old == "before" and otherwise else (
-                    f"another edit changed them{otherwise}" if old == "after" else "something else changed them"
-                )  # fmt: skip
+                if old == "after":
+                    reason = f"the edit is not in the model, or another has changed them since{otherwise}"
+                elif otherwise:
+                    reason = f"edit {otherwise} changed some of the same neurons"
+                else:
+                    reason = "something else changed them"
                 raise InvalidInputError(
                     f"Expected the write vectors in layer {rows.layer} that edit {edit.name!r} "
                     f"{'was made of' if old == 'before' else 'put there'}, found others in {self.model.spec.name}: {reason}."

@@ -14,6 +14,7 @@ from actstore.engine.graph.draw_html import draw_html
 from actstore.engine.graph.draw_svg import draw_svg, fill_of, ink_on, numbers, tooltip
 from actstore.engine.graph.labels import cut_label
 from actstore.store.errors import InvalidInputError
+from actstore.store.replacing import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,10 +65,11 @@ def write_picture(path: Path, drawing: Drawing) -> None:
     check_picture(path)
     suffix = path.suffix.lower()
     if suffix == ".png":
-        path.write_bytes(_run_dot(draw_dot(drawing)))
-        return
-    text = {".svg": draw_svg, ".html": draw_html, ".dot": draw_dot}[suffix](drawing)
-    path.write_text(text, encoding="utf-8", newline="\n")
+        data = _run_dot(draw_dot(drawing))
+    else:
+        data = {".svg": draw_svg, ".html": draw_html, ".dot": draw_dot}[suffix](drawing).encode()
+    with replacing(path) as partial:
+        partial.write_bytes(data)
 
 
 def _run_dot(text: str) -> bytes:

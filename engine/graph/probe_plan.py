@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.store.errors import InvalidInputError
+from actstore.store.requests import REQUESTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,30 +67,6 @@ class ProbeSettings:
     def lengths(self) -> range:
         """The lengths of suffixes that are tried."""
         return range(self.step, self.longest + 1, self.step)
-
-
-REQUESTS = pa.schema(
-    [
-        ("layer", pa.int32()),
-        ("neuron", pa.int32()),
-        ("exemplar", pa.int32()),
-        ("window", pa.int32()),
-        ("pivot", pa.int32()),
-        ("n_special", pa.int32()),
-        ("position", pa.int32()),
-        ("token", pa.int32()),
-        ("whole", pa.float32()),
-    ],
-    metadata={
-        "exemplar": "window of the capture that is asked about",
-        "window": "the window of the probes that answers; several neurons may share one",
-        "pivot": "where in it the token with the largest activation lies",
-        "n_special": "special tokens at its beginning",
-        "position": "which token is masked or substituted; -1 for none",
-        "token": "by what; -1 where it is deleted or nothing is changed",
-        "whole": "activation at the pivot in the exemplar itself",
-    },
-)
 
 
 class Subject(NamedTuple):

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from actstore.engine.graph.probe_plan import (
-    REQUESTS,
     ProbeSettings,
     Requests,
     Subject,
@@ -27,7 +26,7 @@ from actstore.engine.graph.probe_plan import (
     shorten,
 )
 from actstore.engine.graph.probe_run import BLOCK_SLOTS, ProbeKept, ProbeRequest, capture_probes
-from actstore.engine.graph.probes import PROBES, Probed, Probes, write_requests
+from actstore.engine.graph.probes import PROBES, Probed, Probes
 from actstore.engine.graph.split import Protocol, Split, Windows
 from actstore.engine.graph.substitutes import MaskedModel, MaskedSubstitutes
 from actstore.engine.run import RunOptions
@@ -35,6 +34,7 @@ from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.folder import Folder
 from actstore.store.layout import SLOT_MULTIPLE, TEXT
 from actstore.store.reader import Store
+from actstore.store.requests import REQUESTS, write_requests
 from actstore.store.weights import read_weights
 
 if TYPE_CHECKING:

@@ -235,9 +235,7 @@ class _ProbeRun(Run):
             ]
             + [f"the precision is {record.precision} there"] * (record.precision != self.request.kept.precision)
         )
-        model = self._load(self.options.dtype if self.options.dtype != "auto" else record.dtype)
-        check_model(self.folder, record.model_fingerprint, fingerprint_of(model), self.spec.name)
-        return model
+        return self._load_again(record)
 
     def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
         # Whether windows begin alike is a matter of how they were planned, also where they are resumed.

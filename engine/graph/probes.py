@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pyarrow as pa
 
-from actstore.engine.graph.probe_plan import NO_TOKEN, REQUESTS
-from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.engine.graph.probe_plan import NO_TOKEN
+from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.graph_writer import GraphWriter
 from actstore.store.graphs import IGNORE, GraphRecord, Graphs
-from actstore.store.layout import capture_key
+from actstore.store.requests import REQUESTS, read_requests
 from actstore.store.root import written_by
 
 if TYPE_CHECKING:
@@ -73,14 +72,8 @@ class _Round:
     """One capture of probes, and who asked what in it."""
 
     def __init__(self, capture: Capture) -> None:
-        self.capture, name = capture, capture.record.name
-        key = requests_key(name)
-        try:
-            table = pa.ipc.open_file(pa.py_buffer(capture.folder.read(key))).read_all()
-        except (pa.ArrowException, NotFoundError) as error:
-            raise FormatError(
-                f"{capture.folder}/{key} is damaged or missing: {' '.join(str(error).split())}."
-            ) from None
+        self.capture = capture
+        table = read_requests(capture.folder, capture.record.name)
         self._columns = {column: table[column].to_numpy() for column in REQUESTS.names}
         self._keys = self._columns["layer"].astype(np.int64) << 32 | self._columns["neuron"]
         windows = capture.windows()
@@ -302,16 +295,3 @@ def annotate_graphs(graphs: Graphs, probes: Probes, folder: Folder, name: str) -
         )  # fmt: skip
     writer.close()
     return Graphs(graphs.store, name)
-
-
-def requests_key(capture: str) -> str:
-    """Where the table of requests of a capture of probes lies."""
-    return f"{capture_key(capture)}/requests.arrow"
-
-
-def write_requests(folder: Folder, capture: str, table: pa.Table) -> None:
-    """Keep who asked what in a capture of probes."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, REQUESTS) as writer:
-        writer.write_table(table)
-    folder.write(requests_key(capture), sink.getvalue().to_pybytes())

@@ -13,6 +13,7 @@ import numpy as np
 
 from actstore.engine.multimodal.patch_maps import PERCENTILE, mask_of
 from actstore.store.errors import InvalidInputError
+from actstore.store.replacing import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +101,8 @@ def draw_map(path: Path, found: PatchMap, image: Any, lines: Sequence[str] = (),
         panels = [shown, over, np.where(mask[..., None], shown, 0.2 * shown)]
     drawn = [Image.fromarray(np.rint(panel).astype(np.uint8)) for panel in panels]
     try:
-        _beside(drawn, lines).save(path, "PNG", compress_level=2)
+        with replacing(path) as partial:
+            _beside(drawn, lines).save(partial, "PNG", compress_level=2)
     except OSError as error:
         raise InvalidInputError(f"{path} cannot be written: {error.strerror or error}.") from None
     return Drawn(path, image is not None, note)

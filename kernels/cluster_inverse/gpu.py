@@ -110,6 +110,22 @@ def _take(source: Tensor, at: Tensor, found: Tensor, otherwise: float) -> Tensor
 
 
 @jit
+def _load_span(
+    scores: tl.tensor,
+    row_stride: tl.tensor,
+    column_stride: tl.tensor,
+    n_neurons: tl.tensor,
+    n_spans: tl.tensor,
+    program: tl.tensor,
+    SPAN: tl.constexpr,
+) -> tl.tensor:
+    """The neurons of a program's span and their scores in its cluster; -inf beyond the last neuron."""
+    neuron = program % n_spans * SPAN + tl.arange(0, SPAN)
+    places = scores + program // n_spans * row_stride + neuron * column_stride
+    return neuron, tl.load(places, mask=neuron < n_neurons, other=float("-inf"))
+
+
+@jit
 def _find_peaks(
     scores: tl.tensor,
     row_stride: tl.tensor,
@@ -121,9 +137,7 @@ def _find_peaks(
 ) -> None:
     """Fill the largest finite score of a span, or -inf."""
     program = tl.program_id(0).to(tl.int64)
-    neuron = program % n_spans * SPAN + tl.arange(0, SPAN)
-    places = scores + program // n_spans * row_stride + neuron * column_stride
-    score = tl.load(places, mask=neuron < n_neurons, other=float("-inf"))
+    _, score = _load_span(scores, row_stride, column_stride, n_neurons, n_spans, program, SPAN)
     finite = tl.abs(score) < float("inf")
     tl.store(peaks + program, tl.max(tl.where(finite, score, float("-inf")), axis=0))
 
@@ -144,9 +158,7 @@ def _count_kept(
     cutoff = tl.load(cutoffs + program // n_spans)
     count = tl.zeros((), tl.int64)
     if tl.load(peaks + program) > cutoff:
-        neuron = program % n_spans * SPAN + tl.arange(0, SPAN)
-        places = scores + program // n_spans * row_stride + neuron * column_stride
-        score = tl.load(places, mask=neuron < n_neurons, other=float("-inf"))
+        _, score = _load_span(scores, row_stride, column_stride, n_neurons, n_spans, program, SPAN)
         kept = (score > cutoff) & (score < float("inf"))
         count += tl.sum(kept.to(tl.int32), axis=0)
     tl.store(counts + program, count)
@@ -170,9 +182,7 @@ def _keep(
     program = tl.program_id(0).to(tl.int64)
     cutoff = tl.load(cutoffs + program // n_spans)
     if tl.load(peaks + program) > cutoff:
-        neuron = program % n_spans * SPAN + tl.arange(0, SPAN)
-        places = scores + program // n_spans * row_stride + neuron * column_stride
-        score = tl.load(places, mask=neuron < n_neurons, other=float("-inf"))
+        neuron, score = _load_span(scores, row_stride, column_stride, n_neurons, n_spans, program, SPAN)
         kept = (score > cutoff) & (score < float("inf"))
         at = tl.load(starts + program) + tl.cumsum(kept.to(tl.int32), axis=0) - 1
         tl.store(neurons + at, neuron.to(tl.int32), mask=kept)

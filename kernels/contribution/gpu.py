@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actstore.kernels.contribution.entries import Entries
-from actstore.kernels.contribution.gpu_products import COLUMNS, NEURONS, factors, multiply
+from actstore.kernels.contribution.gpu_products import COLUMNS, NEURONS, Factors, factors, multiply
 from actstore.kernels.contribution.products import as_tensor
 from actstore.kernels.contribution.sums import ContributionSums, TopNeurons
 from actstore.kernels.contribution.targets import Targets
@@ -178,15 +178,7 @@ def _weigh(
     rows: tl.tensor,
     scale: tl.tensor,
     scores: tl.tensor,
-    write_vectors: tl.tensor,
-    neuron_stride: tl.tensor,
-    left_stride: tl.tensor,
-    n_neurons: tl.tensor,
-    directions: tl.tensor,
-    row_stride: tl.tensor,
-    right_stride: tl.tensor,
-    gain: tl.tensor,
-    d: tl.tensor,
+    factors: Factors,
     SOURCE: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
@@ -195,6 +187,7 @@ def _weigh(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ) -> None:
+    n_neurons = factors.n_neurons
     n_tiles = tl.cdiv(n_neurons, NEURONS)
     program = tl.program_id(0).to(tl.int64)
     neurons = program % n_tiles * NEURONS + tl.arange(0, NEURONS)
@@ -203,10 +196,7 @@ def _weigh(
     targets = tokens
     if rows is not None:
         targets = tl.load(rows + tokens, mask=there, other=0)
-    product = multiply(
-        write_vectors, neuron_stride, left_stride, neurons, n_neurons, directions, row_stride, right_stride, targets, there,
-        gain, d, LEFT, RIGHT, NATIVE, NEURONS, COLUMNS, DEPTH,
-    )  # fmt: skip
+    product = multiply(factors, neurons, targets, there, LEFT, RIGHT, NATIVE, NEURONS, COLUMNS, DEPTH)
     values = _load_activations(
         activations, activation_neuron_stride, activation_token_stride, neurons, n_neurons, tokens, there, scale, SOURCE
     )
@@ -230,15 +220,7 @@ def _add(
     total: tl.tensor,
     magnitude: tl.tensor,
     non_finite: tl.tensor,
-    write_vectors: tl.tensor,
-    neuron_stride: tl.tensor,
-    left_stride: tl.tensor,
-    n_neurons: tl.tensor,
-    directions: tl.tensor,
-    row_stride: tl.tensor,
-    right_stride: tl.tensor,
-    gain: tl.tensor,
-    d: tl.tensor,
+    factors: Factors,
     SOURCE: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
@@ -249,6 +231,7 @@ def _add(
 ) -> None:
     program = tl.program_id(0).to(tl.int64)
     run = program % n_runs
+    n_neurons = factors.n_neurons
     neurons = program // n_runs * NEURONS + tl.arange(0, NEURONS)
     signed, size = tl.zeros([NEURONS], tl.float64), tl.zeros([NEURONS], tl.float64)
     n_lost = tl.zeros([NEURONS], tl.int64)
@@ -256,10 +239,8 @@ def _add(
     for first in range(tl.load(firsts + run), last, COLUMNS):
         pairs = first + tl.arange(0, COLUMNS).to(tl.int64)
         there = pairs < last
-        product = multiply(
-            write_vectors, neuron_stride, left_stride, neurons, n_neurons, directions, row_stride, right_stride,
-            tl.load(rows + pairs, mask=there, other=0), there, gain, d, LEFT, RIGHT, NATIVE, NEURONS, COLUMNS, DEPTH,
-        )  # fmt: skip
+        targets = tl.load(rows + pairs, mask=there, other=0)
+        product = multiply(factors, neurons, targets, there, LEFT, RIGHT, NATIVE, NEURONS, COLUMNS, DEPTH)
         start = tl.load(starts + pairs, mask=there, other=0)
         stop = tl.load(stops + pairs, mask=there, other=0)
         activation, magnitudes = tl.zeros([NEURONS, COLUMNS], tl.float64), tl.zeros([NEURONS, COLUMNS], tl.float64)

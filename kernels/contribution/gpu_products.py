@@ -3,7 +3,7 @@
 Imported only where a tensor lies on a GPU. Knows nothing about what is done with the product.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -17,6 +17,21 @@ DEPTH = 32  # entries of d that are multiplied at a time: with two stages, 32 KB
 WARPS = 8  # gives a thread 16 places of a tile: 120 to 200 registers on Hopper
 
 
+class Factors(NamedTuple):
+    """Write vectors [neuron, d] and token directions [row, d] as a kernel takes them: the bits of their floats."""
+
+    write_vectors: Tensor
+    neuron_stride: int
+    left_stride: int
+    n_neurons: int
+    directions: Tensor
+    row_stride: int
+    right_stride: int
+    gain: Tensor | None
+    """[d] by which the directions are weighed."""
+    d: int
+
+
 def factors(
     write_vectors: Tensor, directions: Tensor, gain: Tensor | None, columns: int = COLUMNS, neurons: int = NEURONS
 ) -> dict[str, Any]:
@@ -25,15 +40,17 @@ def factors(
     # Without a gain, tensor cores multiply 16-bit floats as they are, exactly; the interpreter has no bfloat16.
     same = write_vectors.dtype == directions.dtype and gain is None
     return {
-        "write_vectors": left,
-        "neuron_stride": left.stride(0),
-        "left_stride": left.stride(1),
-        "n_neurons": len(left),
-        "directions": right,
-        "row_stride": right.stride(0),
-        "right_stride": right.stride(1),
-        "gain": gain,
-        "d": left.shape[1],
+        "factors": Factors(
+            left,
+            left.stride(0),
+            left.stride(1),
+            len(left),
+            right,
+            right.stride(0),
+            right.stride(1),
+            gain,
+            left.shape[1],
+        ),
         "LEFT": FORMATS[write_vectors.dtype],
         "RIGHT": FORMATS[directions.dtype],
         "NATIVE": same and not triton.knobs.runtime.interpret,
@@ -60,18 +77,10 @@ def as_floats(raw: tl.tensor, FORMAT: tl.constexpr, NATIVE: tl.constexpr) -> tl.
 
 @jit
 def multiply(
-    write_vectors: tl.tensor,
-    neuron_stride: tl.tensor,
-    left_stride: tl.tensor,
+    factors: Factors,
     neurons: tl.tensor,
-    n_neurons: tl.tensor,
-    directions: tl.tensor,
-    row_stride: tl.tensor,
-    right_stride: tl.tensor,
     rows: tl.tensor,
     there: tl.tensor,
-    gain: tl.tensor,
-    d: tl.tensor,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
     NATIVE: tl.constexpr,
@@ -81,15 +90,18 @@ def multiply(
 ) -> tl.tensor:
     """The products [neuron, column] in float32 of `neurons` with the directions in `rows`, both int64; 0 beyond them."""
     product = tl.zeros([NEURONS, COLUMNS], tl.float32)
-    known = (neurons < n_neurons)[:, None]
-    left_rows = write_vectors + neurons[:, None] * neuron_stride
-    right_columns = directions + rows[None, :] * row_stride
+    d = factors.d
+    known = (neurons < factors.n_neurons)[:, None]
+    left_rows = factors.write_vectors + neurons[:, None] * factors.neuron_stride
+    right_columns = factors.directions + rows[None, :] * factors.row_stride
     for start in range(0, d, DEPTH):
         at = start + tl.arange(0, DEPTH).to(tl.int64)
-        left = tl.load(left_rows + at[None, :] * left_stride, mask=known & (at < d)[None, :], other=0)
-        right = tl.load(right_columns + at[:, None] * right_stride, mask=there[None, :] & (at < d)[:, None], other=0)
+        left_places = left_rows + at[None, :] * factors.left_stride
+        left = tl.load(left_places, mask=known & (at < d)[None, :], other=0)
+        right_places = right_columns + at[:, None] * factors.right_stride
+        right = tl.load(right_places, mask=there[None, :] & (at < d)[:, None], other=0)
         a, b = as_floats(left, LEFT, NATIVE), as_floats(right, RIGHT, NATIVE)
-        if gain is not None:
-            b *= tl.load(gain + at, mask=at < d, other=0.0)[:, None]
+        if factors.gain is not None:
+            b *= tl.load(factors.gain + at, mask=at < d, other=0.0)[:, None]
         product = tl.dot(a, b, product, input_precision="ieee")
     return product

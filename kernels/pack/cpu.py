@@ -45,7 +45,8 @@ def pack(
 ) -> None:
     """Fill the columns' slots of `out` and add to `statistics`; see `api.pack`."""
     source = as_matrix(values)
-    target = Matrix(source.flat[:0], 0, NOTHING) if out is None else as_matrix(out)
+    # Not a part of the values, which may be read-only: what compiles must be able to write to its target.
+    target = Matrix(np.empty(0, source.flat.dtype), 0, NOTHING) if out is None else as_matrix(out)
     tally = Tally(**(Statistics.empty(0, 0, 0) if statistics is None else statistics).arrays())
     arguments = (source, target, _as_tokens(columns), tally, statistics is not None)
     over_neurons(_pack, values.shape[1], WIDTH, threads, *arguments)

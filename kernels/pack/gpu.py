@@ -73,7 +73,7 @@ def pack(values: Tensor, columns: Columns, out: Tensor | None, statistics: Devic
             here.labels.shape[1],
             None if out is None else as_bits(out),
             0 if out is None else out.stride(0),
-            *((None,) * 6 if partials is None else partials),
+            partials,
             None if statistics is None else statistics.histogram,
             None if statistics is None else statistics.non_finite,
             None if statistics is None else statistics.positives,
@@ -161,6 +161,24 @@ def _check_labels(positives: Tensor, columns: Columns, n_neurons: int) -> None:
 
 
 @jit
+def _count_by_label(
+    counts: tl.tensor,
+    segment: tl.tensor,
+    labels: tl.tensor,
+    n_columns: tl.tensor,
+    positives: tl.tensor,
+    neurons: tl.tensor,
+    n_neurons: tl.tensor,
+) -> None:
+    """Add the positive `counts` of `neurons` to every label of a segment in `positives` [label, neuron]."""
+    for column in range(n_columns):
+        label = tl.load(labels + segment * n_columns + column)
+        labelled = tl.where(label >= 0, counts, 0)
+        places = positives + label.to(tl.int64) * n_neurons + neurons
+        tl.atomic_add(places, labelled, mask=(neurons < n_neurons) & (labelled > 0), sem="relaxed")
+
+
+@jit
 def _pack(
     values: tl.tensor,
     row_stride: tl.tensor,
@@ -176,12 +194,7 @@ def _pack(
     n_columns: tl.tensor,
     out: tl.tensor,
     out_pitch: tl.tensor,
-    part_count: tl.tensor,
-    part_mean: tl.tensor,
-    part_m2: tl.tensor,
-    part_minimum: tl.tensor,
-    part_best: tl.tensor,
-    part_place: tl.tensor,
+    partials: Partials,
     histogram: tl.tensor,
     non_finite: tl.tensor,
     positives: tl.tensor,
@@ -238,22 +251,18 @@ def _pack(
         mean, m2 = reduce_moments(counts & _FIELD, anchor, total, squares)
         largest, first_place = find_first_largest(best, place)
         all_counts = tl.sum(counts, axis=0)
-        tl.store(part_count + here, all_counts & _FIELD, mask=inside)
-        tl.store(part_mean + here, mean, mask=inside)
-        tl.store(part_m2 + here, m2, mask=inside)
-        tl.store(part_minimum + here, tl.min(minimum, axis=0), mask=inside)
-        tl.store(part_best + here, largest, mask=inside)
-        tl.store(part_place + here, first_place, mask=inside)
+        tl.store(partials.finite + here, all_counts & _FIELD, mask=inside)
+        tl.store(partials.mean + here, mean, mask=inside)
+        tl.store(partials.m2 + here, m2, mask=inside)
+        tl.store(partials.minimum + here, tl.min(minimum, axis=0), mask=inside)
+        tl.store(partials.best + here, largest, mask=inside)
+        tl.store(partials.place + here, first_place, mask=inside)
         zeros, odd = tl.sum(middle, axis=0), all_counts >> 20
         tl.atomic_add(histogram + neurons * BINS + MIDDLE, zeros, mask=inside & (zeros > 0), sem="relaxed")
         tl.atomic_add(non_finite + neurons, odd, mask=inside & (odd > 0), sem="relaxed")
         above = (all_counts >> 10) & _FIELD
         segment = tl.load(piece_segments + piece)
-        for column in range(n_columns):
-            label = tl.load(labels + segment * n_columns + column)
-            labelled = tl.where(label >= 0, above, 0)
-            target = positives + label.to(tl.int64) * n_neurons + neurons
-            tl.atomic_add(target, labelled, mask=inside & (labelled > 0), sem="relaxed")
+        _count_by_label(above, segment, labels, n_columns, positives, neurons, n_neurons)
 
 
 @jit_for_any("n_octets", "first_octet")
@@ -300,8 +309,4 @@ def _pack_signs(
         highest = tl.max(segment, axis=0)
         for s in range(lowest, highest + 1):
             counts = tl.sum(tl.where((segment == s)[:, None], above, 0), axis=0)
-            for column in range(n_columns):
-                label = tl.load(labels + s * n_columns + column)
-                labelled = tl.where(label >= 0, counts, 0)
-                place = positives + label.to(tl.int64) * n_neurons + neurons
-                tl.atomic_add(place, labelled, mask=inside & (labelled > 0), sem="relaxed")
+            _count_by_label(counts, s, labels, n_columns, positives, neurons, n_neurons)

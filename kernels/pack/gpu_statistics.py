@@ -130,7 +130,7 @@ def merge(partials: Partials, columns: DeviceColumns, statistics: DeviceStatisti
     places = triton.next_power_of_2(max(k, 1))
     width = max(1, min(64, MERGE_ENTRIES // places))
     _merge[(triton.cdiv(n_neurons, width),)](
-        *partials,
+        partials,
         columns.piece_segments,
         columns.tokens,
         statistics.count,
@@ -218,12 +218,7 @@ def _insert(values: tl.tensor, tokens: tl.tensor, places: tl.tensor, value: tl.t
 
 @jit_for_any("n_pieces")
 def _merge(
-    part_count: tl.tensor,
-    part_mean: tl.tensor,
-    part_m2: tl.tensor,
-    part_minimum: tl.tensor,
-    part_best: tl.tensor,
-    part_place: tl.tensor,
+    partials: Partials,
     piece_segments: tl.tensor,
     tokens: tl.tensor,
     counts: tl.tensor,
@@ -253,13 +248,13 @@ def _merge(
     top_tokens = tl.load(exemplar_tokens + at, mask=kept, other=-1)
     for piece in range(n_pieces):
         here = neurons + piece * n_neurons
-        other_count = tl.load(part_count + here, mask=inside, other=0)
-        other_mean = tl.load(part_mean + here, mask=inside, other=0.0)
-        other_m2 = tl.load(part_m2 + here, mask=inside, other=0.0)
+        other_count = tl.load(partials.finite + here, mask=inside, other=0)
+        other_mean = tl.load(partials.mean + here, mask=inside, other=0.0)
+        other_m2 = tl.load(partials.m2 + here, mask=inside, other=0.0)
         count, mean, m2 = _add_moments(count, mean, m2, other_count, other_mean, other_m2)
-        minimum = tl.minimum(minimum, tl.load(part_minimum + here, mask=inside, other=float("inf")))
-        value = tl.load(part_best + here, mask=inside, other=-float("inf"))
-        place = tl.where(value > best, tl.load(part_place + here, mask=inside, other=0), place)
+        minimum = tl.minimum(minimum, tl.load(partials.minimum + here, mask=inside, other=float("inf")))
+        value = tl.load(partials.best + here, mask=inside, other=-float("inf"))
+        place = tl.where(value > best, tl.load(partials.place + here, mask=inside, other=0), place)
         best = tl.maximum(best, value)
         is_end = tl.load(piece_segments + piece) != tl.load(piece_segments + piece + 1)
         # Within a window nothing is inserted: -inf precedes no exemplar.

@@ -14,7 +14,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actstore.kernels.contribution.gpu_products import COLUMNS, NEURONS, factors, multiply
+from actstore.kernels.contribution.gpu_products import COLUMNS, NEURONS, Factors, factors, multiply
 from actstore.kernels.gpu import INFINITY, MAGNITUDE, jit, on_device_of, upload
 from actstore.kernels.top_k.naive import TopK
 from actstore.kernels.vocabulary_top_k.naive import VocabularyTopK
@@ -99,15 +99,7 @@ def _top_k(
     keys: tl.tensor,
     side: tl.tensor,
     k: tl.tensor,
-    write_vectors: tl.tensor,
-    neuron_stride: tl.tensor,
-    left_stride: tl.tensor,
-    n_neurons: tl.tensor,
-    directions: tl.tensor,
-    row_stride: tl.tensor,
-    right_stride: tl.tensor,
-    gain: tl.tensor,
-    d: tl.tensor,
+    factors: Factors,
     PLACES: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
@@ -128,13 +120,10 @@ def _top_k(
     for first in range(own * part, stop, COLUMNS):
         tokens = first + tl.arange(0, COLUMNS).to(tl.int64)
         there = tokens < stop
-        product = multiply(
-            write_vectors, neuron_stride, left_stride, neurons, n_neurons, directions, row_stride, right_stride, tokens, there,
-            gain, d, LEFT, RIGHT, NATIVE, NEURONS, COLUMNS, DEPTH,
-        )  # fmt: skip
+        product = multiply(factors, neurons, tokens, there, LEFT, RIGHT, NATIVE, NEURONS, COLUMNS, DEPTH)
         largest = _insert(largest, product, tokens, there, k)
         negated = _insert(negated, -product, tokens, there, k)
     at = keys + ((neurons * n_parts + own) * k)[:, None] + places[None, :]
-    inside = (neurons < n_neurons)[:, None] & (places < k)[None, :]
+    inside = (neurons < factors.n_neurons)[:, None] & (places < k)[None, :]
     tl.store(at, largest, mask=inside)
     tl.store(at + side, negated, mask=inside)

@@ -60,7 +60,7 @@ def test_pictures_are_answered_captured_shown_and_verified(
     assert (held["documents"], held["part"], held["images"]) == (3, "language", True)
     skipped, counted = done.err.splitlines()
     assert skipped.startswith(f"Skipped: {pictures / '3.png'} is not an image that can be read")
-    assert counted == "1 of 4 images could not be used and were skipped."
+    assert counted == "Images skipped, which could not be used: 1 of 4."
     assert cli("verify", store, "--refill", 1).status == 0
     tower = cli("capture", model, pictures, store, "--name", "tower", "--part", "vision", "--device", "cpu")
     assert "mlp.post (vision)" in tower.out
@@ -81,7 +81,8 @@ def test_pictures_without_captions_are_captured_with_a_word_about_it(
     done = cli("capture", model, pictures, tmp_path / "store", "--pattern", "[012].png", "--device", "cpu")
     assert done.status == 0
     assert done.err == (
-        "3 images have no caption: captured with their prompt alone. --generate lets the model answer.\n"
+        "Images without a caption, captured with their prompt alone: 3. --generate lets the model answer, "
+        "--caption-column names where captions are.\n"
     )
 
 

@@ -161,38 +161,11 @@ def test_what_rewrite_cannot_do_is_said(refuses: Callable[..., str], store: Path
 
 
 def test_nothing_but_learning_and_judging_needs_transformers(run_without: Callable[..., Any], store: Path) -> None:
+    asked = ["edit", "rewrite", store, "--from", "Germany", "--to", "Turkey", "-k", 5]
     done = run_without(
         ["transformers", "tokenizers"],
-        [
-            "edit",
-            "rewrite",
-            store,
-            "--from",
-            "Germany",
-            "--to",
-            "Turkey",
-            "-k",
-            5,
-            "--layers",
-            "4",
-            "--name",
-            "offline",
-        ],
-        [
-            "edit",
-            "rewrite",
-            store,
-            "--from",
-            "Germany",
-            "--to",
-            "Turkey",
-            "-k",
-            5,
-            "--form",
-            "knowledge",
-            "--name",
-            "off-k",
-        ],
+        [*asked, "--layers", "4", "--name", "offline"],
+        [*asked, "--form", "knowledge", "--name", "off-k"],
         ["edit", "suppress", store, "--neurons", "L1.N1", "--name", "off-s"],
         ["edit", "list", store],
         ["edit", "show", store, "offline"],

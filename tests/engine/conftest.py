@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from actstore.engine import capture_run
+from actstore.engine import capture_run, corpus_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ def captured(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFa
         if key not in made:
             store = tmp_path_factory.mktemp("captured") / "store"
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(capture_run, "BLOCK_SLOTS", 256)
+                patch.setattr(corpus_run, "BLOCK_SLOTS", 256)
                 options = capture_run.RunOptions(dtype=dtype)
                 made[key] = capture_run.capture(str(tiny_model), corpus, store, options=options, **settings)
         return made[key]

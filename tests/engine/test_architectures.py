@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-import torch
 import transformers
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
 from sweep import CAUSAL, OTHERS, NotBuiltError, Outcome, as_markdown, prove
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = [
     # models announce deprecated arguments of their own, and torch's of theirs, on being built and run
@@ -54,15 +49,6 @@ SCALED_STREAM = {
     "rwkv": "norms the stream before its first block's sum",
 }
 """Causal types where resid.mid is neither resid.pre + attn.out nor its norm."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny products: threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", dict.fromkeys((*CAUSAL, *OTHERS)))

@@ -215,7 +215,7 @@ def test_values_on_a_cpu_are_packed_there(captured: Any) -> None:
 def test_a_capture_on_a_gpu_holds_what_plain_hooks_see_there(
     tiny_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("actstore.engine.capture_run.BLOCK_SLOTS", 256)
+    monkeypatch.setattr("actstore.engine.corpus_run.BLOCK_SLOTS", 256)
     options = RunOptions(device="cuda")
     capture = run_capture(str(tiny_model), corpus, tmp_path / "s", options=options, context=32, max_tokens=900)
     model = AutoModelForCausalLM.from_pretrained(tiny_model).cuda()

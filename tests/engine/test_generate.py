@@ -22,8 +22,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support 
 from tiny_vision import tiny_vision_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from actstore.engine.vision import EncodedPrompt
 
 QUESTION = "what is in the picture?"
@@ -34,15 +32,6 @@ def pictures(n: int = 4) -> list[Image.Image]:
     random = np.random.default_rng(0)
     shapes = ((40, 40), (40, 64), (64, 40), (30, 33))
     return [Image.fromarray(random.integers(0, 255, (*shapes[i % 4], 3), np.uint8)) for i in range(n)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for one another cost a model of this size more than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

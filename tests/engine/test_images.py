@@ -207,6 +207,18 @@ def test_a_list_says_which_images_a_folder_holds(folder: Path, name: str) -> Non
     assert first.image.name == str(folder / "cats/c.webp")
 
 
+def test_a_text_beside_a_file_name_is_its_caption(folder: Path) -> None:
+    rows = [
+        {"file_name": "b.png", "text": "as datasets have it"},
+        {"file_name": "b.png", "text": "no", "caption": "yes"},
+    ]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [d.caption for d in read_images(folder)] == ["as datasets have it", "yes"]
+    (folder / "metadata.jsonl").write_text('{"image": "b.png", "text": "no caption here"}')
+    assert [d.caption for d in read_images(folder)] == [None]
+    assert [d.caption for d in read_images(folder, ImageOptions(caption_column="text"))] == ["no caption here"]
+
+
 def write_parquet(path: Path, images: list[Any], kind: pa.DataType, **columns: Any) -> Path:
     pq.write_table(pa.table({"image": pa.array(images, kind), **columns}), path)
     return path
@@ -320,6 +332,10 @@ def test_nothing_there(folder: Path, tmp_path: Path) -> None:
         list(read_images(folder / "notes.md"))
     with pytest.raises(InvalidInputError, match="has no label column 'kind'"):
         list(read_images(folder, ImageOptions(label_columns=("kind",))))
+    (folder / "images.jsonl").write_text('{"image": "b.png", "caption": "one"}')
+    for kind in ("prompt", "caption"):
+        with pytest.raises(InvalidInputError, match=rf"no column 'x' with {kind}s: .*'caption'. Mend --{kind}-column"):
+            list(read_images(folder, ImageOptions(**{f"{kind}_column": "x"})))
     (folder / "x.parquet").write_bytes(b"PAR1 and nothing else")
     with pytest.raises(InvalidInputError, match=r"x\.parquet is not readable as a table"):
         list(read_images(folder / "x.parquet"))

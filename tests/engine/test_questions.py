@@ -188,7 +188,7 @@ def test_bytes_that_are_no_text_a_missing_file_and_counts_of_nothing(tmp_path: P
     with pytest.raises(NotFoundError, match=r"no questions file .*questions\.json"):
         list(read_questions(path))
     path.write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(InvalidInputError, match=r"is not UTF-8 .* at byte 7"):
+    with pytest.raises(InvalidInputError, match=r"in UTF-8: .* is neither .* at byte 7"):
         list(read_questions(path))
     with pytest.raises(InvalidInputError, match="--templates is at least 1, found 0"):
         QuestionOptions(templates=0)

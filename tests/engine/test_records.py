@@ -61,7 +61,7 @@ def test_split_is_a_label_unless_the_record_has_its_own():
 def test_missing_text_column_names_those_there_are():
     assert message({"body": "a", "id": 1}) == (
         "f:3 has no column 'text' with text, nor 'input_ids' with token ids: its columns are 'body', 'id'; "
-        "name one with --text-column."
+        "name one with --text-column, or of images with --image-column."
     )
 
 

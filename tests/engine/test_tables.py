@@ -137,7 +137,7 @@ def test_missing_text_column(write):
     path = write({"body": ["a"], "id": [1]})
     assert message(path) == (
         f"{path} has no column 'text' with text, nor 'input_ids' with token ids: its columns are 'body', 'id'; "
-        "name one with --text-column."
+        "name one with --text-column, or of images with --image-column."
     )
     assert read(path, text_column="body")[0].text == "a"
 

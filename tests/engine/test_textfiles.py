@@ -92,7 +92,9 @@ def test_a_binary_is_left_at_its_first_nul():
 
 
 @pytest.mark.parametrize(
-    "content", [gzip.compress(b"a" * 1000)[:-6], b"not gzip", gzip.compress(b"abc" * 99)[:12] + b"x" * 9]
+    "content",
+    [gzip.compress(b"a" * 1000)[:-6], b"not gzip", gzip.compress(b"abc" * 99)[:12] + b"x" * 9],
+    ids=["cut short", "no gzip", "garbled"],  # the bytes hold the time, and every worker must call a test the same
 )
 def test_damaged_gzip_is_one_sentence(write, content):
     path = write("a.txt.gz", content)

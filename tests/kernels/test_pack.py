@@ -1,61 +1,30 @@
 """`pack` and `pack_signs` against their specification, at odd sizes and with all that can go wrong in a float."""
 
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from actstore.kernels.floats import cast, decode, encode
+from actstore.kernels.floats import cast, decode
 from actstore.kernels.pack import naive
 from actstore.kernels.pack.api import Columns, Statistics, pack, pack_signs
 
-FORMATS = [np.float32, np.float16, np.uint16]
-NAN_BITS = {np.float32: np.float32(np.nan), np.float16: np.float16(np.nan), np.uint16: np.uint16(0x7FC0)}
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
+from made import FORMATS, NAN_BITS, Batch, batches, make_columns
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 # The borders of a tile (128 neurons × 64 tokens) and of a transposed square (16 × 16), and what lies beside them.
-NEURONS = st.sampled_from([1, 2, 15, 16, 17, 100, 127, 128, 129, 145])
-TOKENS = st.sampled_from([0, 1, 7, 15, 16, 17, 63, 64, 65, 100, 130])
-
-
-@dataclass(frozen=True)
-class Case:
-    values: NDArray[Any]
-    columns: Columns
-    n_slots: int
-
-
-def make_columns(rng: np.random.Generator, n_tokens: int, n_rows: int, scattered: bool, n_labels: int = 3) -> Columns:
-    n_slots = n_tokens * 2 + 20
-    start = int(rng.integers(0, n_slots - n_tokens))
-    borders = np.sort(np.concatenate([[0, n_tokens], rng.integers(0, n_tokens + 1, 4)]))
-    labels = np.stack([rng.permutation(np.append(np.arange(n_labels), -1))[:2] for _ in borders[1:]])
-    return Columns(
-        rows=rng.permutation(n_rows)[:n_tokens] if scattered else np.arange(n_tokens),
-        slots=np.sort(rng.permutation(n_slots)[:n_tokens]) if scattered else start + np.arange(n_tokens),
-        segments=borders,
-        labels=labels[:, : int(rng.integers(0, 3))],
-        counted=rng.random(n_tokens) < rng.choice([0.5, 1.0]),
-        first_token=int(rng.integers(0, 10**12)),
-    )
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    n_tokens, n_neurons = draw(TOKENS), draw(NEURONS)
-    columns = make_columns(rng, n_tokens, n_tokens + 3, draw(st.booleans()))
-    values = rng.standard_normal((n_tokens + 3, n_neurons)) * 10.0 ** rng.integers(-42, 38, n_neurons)
-    if draw(st.booleans()):
-        for special in (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, 6e-8, 65520.0, 2.0**-14, -(2.0**10), 1.5):
-            values[rng.random(values.shape) < 0.03] = special
-    if draw(st.booleans()):
-        values = np.maximum(values, 0)
-    with np.errstate(over="ignore"):
-        return Case(encode(values.astype(np.float32), draw(st.sampled_from(FORMATS))), columns, n_tokens * 2 + 20)
+NEURONS = [1, 2, 15, 16, 17, 100, 127, 128, 129, 145]
+TOKENS = [0, 1, 7, 15, 16, 17, 63, 64, 65, 100, 130]
 
 
 def assert_same_statistics(found: Statistics, expected: Statistics) -> None:
@@ -71,9 +40,9 @@ def assert_same_statistics(found: Statistics, expected: Statistics) -> None:
             np.testing.assert_array_equal(array, other, err_msg=name)
 
 
-@given(cases(), st.sampled_from([*FORMATS, None]), st.booleans(), st.integers(1, 3))
+@given(batches(TOKENS, NEURONS), st.sampled_from([*FORMATS, None]), st.booleans(), st.integers(1, 3))
 @settings(max_examples=80, deadline=None)
-def test_pack_is_what_its_specification_says(case: Case, target: Any, counting: bool, threads: int) -> None:
+def test_pack_is_what_its_specification_says(case: Batch, target: Any, counting: bool, threads: int) -> None:
     n_neurons = case.values.shape[1]
     found = expected = None
     if target is not None:
@@ -94,9 +63,9 @@ def test_pack_is_what_its_specification_says(case: Case, target: Any, counting: 
         assert_same_statistics(statistics, reference)
 
 
-@given(cases(), st.integers(1, 3))
+@given(batches(TOKENS, NEURONS), st.integers(1, 3))
 @settings(max_examples=60, deadline=None)
-def test_signs_are_what_their_specification_says(case: Case, threads: int) -> None:
+def test_signs_are_what_their_specification_says(case: Batch, threads: int) -> None:
     n_neurons = case.values.shape[1]
     found = np.zeros((n_neurons, -(-case.n_slots // 8)), np.uint8)
     found[:, 0] = 0b101  # bits that another batch has set
@@ -107,6 +76,24 @@ def test_signs_are_what_their_specification_says(case: Case, threads: int) -> No
 
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(counts, reference)
+
+
+@pytest.mark.parametrize("target", [None, np.float16])  # each takes numba a compilation of its own
+def test_values_and_columns_that_are_read_only_are_packed_like_others(target: Any) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((103, 100)).astype(np.float16)
+    columns = make_columns(rng, 100, 103, scattered=True)
+    results = []
+    for writeable in (True, False):
+        for array in (values, columns.rows, columns.slots, columns.segments, columns.labels, columns.counted):
+            array.flags.writeable = writeable
+        statistics, signs = Statistics.empty(100, 3, 4), np.zeros((100, 28), np.uint8)
+        out = None if target is None else np.zeros((100, 220), target)
+        pack(values, columns, out, statistics)
+        pack_signs(values, columns, signs)
+        arrays = [signs, *statistics.arrays().values(), *([] if out is None else [out])]
+        results.append(b"".join(array.tobytes() for array in arrays))
+    assert results[0] == results[1]
 
 
 def whole_batch(n_tokens: int, first_slot: int = 0) -> Columns:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,9 @@ from actstore.kernels.floats import decode, encode
 from actstore.kernels.pack import api, naive
 from actstore.kernels.pack.columns import Columns
 from actstore.kernels.pack.statistics import Statistics
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
+from made import FORMATS, NAN_BITS, Batch, batches, make_columns
 
 gpu = pytest.importorskip("actstore.kernels.pack.gpu", exc_type=ImportError)
 gpu_columns = pytest.importorskip("actstore.kernels.pack.gpu_columns", exc_type=ImportError)
@@ -29,50 +34,10 @@ if TYPE_CHECKING:
     OnDevice = Callable[[NDArray[Any]], Tensor]
     OnHost = Callable[[Tensor], NDArray[Any]]
 
-FORMATS = [np.float32, np.float16, np.uint16]
-NAN_BITS = {np.float32: np.float32(np.nan), np.float16: np.float16(np.nan), np.uint16: np.uint16(0x7FC0)}
-SPECIALS = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, 6e-8, 65520.0, 2.0**-14, -(2.0**10), 1.5)
 N_LABELS, K = 3, 4
+# The borders of a tile, 64 neurons × 16 tokens, and what lies beside them.
+TOKENS, NEURONS = [0, 1, 7, 15, 16, 17, 33, 63], [1, 2, 63, 64, 65, 100]
 only_on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-
-@dataclass(frozen=True)
-class Case:
-    values: NDArray[Any]
-    columns: Columns
-    n_slots: int
-
-
-def make_columns(rng: np.random.Generator, n_tokens: int, n_rows: int, scattered: bool) -> Columns:
-    n_slots = n_tokens * 2 + 20
-    start = int(rng.integers(0, n_slots - n_tokens))
-    borders = np.sort(np.concatenate([[0, n_tokens], rng.integers(0, n_tokens + 1, 4)]))
-    labels = np.stack([rng.permutation(np.append(np.arange(N_LABELS), -1))[:2] for _ in borders[1:]])
-    return Columns(
-        rows=rng.permutation(n_rows)[:n_tokens] if scattered else np.arange(n_tokens),
-        slots=np.sort(rng.permutation(n_slots)[:n_tokens]) if scattered else start + np.arange(n_tokens),
-        segments=borders,
-        labels=labels[:, : int(rng.integers(0, 3))],
-        counted=rng.random(n_tokens) < rng.choice([0.5, 1.0]),
-        first_token=int(rng.integers(0, 10**12)),
-    )
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    # The borders of a tile, 64 neurons × 16 tokens, and what lies beside them.
-    n_tokens = draw(st.sampled_from([0, 1, 7, 15, 16, 17, 33, 63]))
-    n_neurons = draw(st.sampled_from([1, 2, 63, 64, 65, 100]))
-    columns = make_columns(rng, n_tokens, n_tokens + 3, draw(st.booleans()))
-    values = rng.standard_normal((n_tokens + 3, n_neurons)) * 10.0 ** rng.integers(-42, 38, n_neurons)
-    if draw(st.booleans()):
-        for special in SPECIALS:
-            values[rng.random(values.shape) < 0.03] = special
-    if draw(st.booleans()):
-        values = np.round(np.maximum(values, 0))  # ties
-    with np.errstate(over="ignore"):
-        return Case(encode(values.astype(np.float32), draw(st.sampled_from(FORMATS))), columns, n_tokens * 2 + 20)
 
 
 def assert_same_statistics(found: Statistics, expected: Statistics) -> None:
@@ -89,10 +54,10 @@ def assert_same_statistics(found: Statistics, expected: Statistics) -> None:
             np.testing.assert_array_equal(array, other, err_msg=name)
 
 
-@given(cases(), st.sampled_from([*FORMATS, None]), st.booleans(), st.sampled_from([16, 48, 512]))
+@given(batches(TOKENS, NEURONS), st.sampled_from([*FORMATS, None]), st.booleans(), st.sampled_from([16, 48, 512]))
 @settings(max_examples=20, deadline=None)
 def test_pack_is_what_its_specification_says(
-    on_device: OnDevice, on_host: OnHost, case: Case, target: Any, counting: bool, piece: int
+    on_device: OnDevice, on_host: OnHost, case: Batch, target: Any, counting: bool, piece: int
 ) -> None:
     n_neurons = case.values.shape[1]
     expected = None if target is None else np.full((n_neurons, case.n_slots), NAN_BITS[target], target)
@@ -117,9 +82,9 @@ def test_pack_is_what_its_specification_says(
         assert_same_statistics(found.to_host(), by_cpu)
 
 
-@given(cases())
+@given(batches(TOKENS, NEURONS))
 @settings(max_examples=20, deadline=None)
-def test_signs_are_what_their_specification_says(on_device: OnDevice, on_host: OnHost, case: Case) -> None:
+def test_signs_are_what_their_specification_says(on_device: OnDevice, on_host: OnHost, case: Batch) -> None:
     n_neurons = case.values.shape[1]
     expected, counts = np.zeros((n_neurons, -(-case.n_slots // 8)), np.uint8), np.zeros((N_LABELS, n_neurons), np.int64)
     expected[:, 0] = 0b101  # bits that another batch has set

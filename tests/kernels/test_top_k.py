@@ -1,28 +1,20 @@
 """`top_k` against its specification, and what makes it safe to merge."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from actstore.kernels.floats import encode
 from actstore.kernels.top_k import naive
 from actstore.kernels.top_k.api import TopK, merge, top_k
 
-FORMATS = [np.float32, np.float16, np.uint16]
-
-
-def make_values(rng: np.random.Generator, shape: tuple[int, int], tied: bool, special: bool) -> NDArray[np.float32]:
-    values = rng.standard_normal(shape).astype(np.float32)
-    if tied:
-        values = np.maximum(np.round(values), -1) * np.float32(rng.choice([1, -0.0]))
-    if special:
-        for number in (np.nan, np.inf, -np.inf, -0.0):
-            values[rng.random(shape) < 0.1] = number
-    return values
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
+from made import FORMATS, make_values
 
 
 def assert_equal(found: TopK, expected: TopK) -> None:

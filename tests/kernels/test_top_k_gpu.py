@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +14,9 @@ from hypothesis import strategies as st
 
 from actstore.kernels.floats import encode
 from actstore.kernels.top_k import api, naive
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
+from made import FORMATS, make_values
 
 gpu = pytest.importorskip("actstore.kernels.top_k.gpu", exc_type=ImportError)
 
@@ -24,18 +29,6 @@ if TYPE_CHECKING:
     from actstore.kernels.top_k.naive import TopK
 
     OnDevice = Callable[[NDArray[Any]], Tensor]
-
-FORMATS = [np.float32, np.float16, np.uint16]
-
-
-def make_values(rng: np.random.Generator, shape: tuple[int, int], tied: bool, special: bool) -> NDArray[np.float32]:
-    values = rng.standard_normal(shape).astype(np.float32)
-    if tied:
-        values = np.maximum(np.round(values), -1) * np.float32(rng.choice([1, -0.0]))
-    if special:
-        for number in (np.nan, np.inf, -np.inf, -0.0, -3.4028235e38, 1e-45):
-            values[rng.random(shape) < 0.1] = number
-    return values
 
 
 def assert_equal(found: TopK, expected: TopK) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,25 +17,15 @@ from actstore.kernels.floats import decode, encode
 from actstore.kernels.vocabulary_top_k import naive
 from actstore.kernels.vocabulary_top_k.api import VocabularyTopK, vocabulary_top_k
 
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
+from made import FORMATS, make_weights
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FORMATS = [np.float32, np.float16, np.uint16]
 
-
-def make_weights(
-    seed: int, n_neurons: int, n_tokens: int, dtypes: tuple[Any, Any], special: bool
-) -> list[NDArray[Any]]:
-    """Write vectors, unembedding and gain in small whole numbers: every product is exact, and many are alike."""
-    rng = np.random.default_rng(seed)
-    d = int(rng.integers(1, 70))
-    write_vectors = rng.integers(-2, 3, (d, n_neurons)).T.astype(np.float32)
-    unembedding = rng.integers(-2, 3, (n_tokens, d)).astype(np.float32)
-    if special:
-        for number in (np.nan, np.inf, -np.inf, -0.0):
-            write_vectors[rng.random(n_neurons) < 0.05, 0] = number
-            unembedding[rng.random(n_tokens) < 0.05, d - 1] = number
-    return [encode(write_vectors, dtypes[0]), encode(unembedding, dtypes[1]), 2.0 ** rng.integers(-2, 3, d)]
+def draw_d(rng: np.random.Generator) -> int:
+    return int(rng.integers(1, 70))
 
 
 def assert_equal(found: VocabularyTopK, expected: VocabularyTopK) -> None:
@@ -55,8 +47,8 @@ def assert_equal(found: VocabularyTopK, expected: VocabularyTopK) -> None:
 def test_it_is_what_its_specification_says(
     seed: int, n_neurons: int, n_tokens: int, k: int, dtypes: tuple[Any, Any], flags: tuple[bool, bool], threads: int
 ) -> None:
-    weights = make_weights(seed, n_neurons, n_tokens, dtypes, flags[0])
-    write_vectors, unembedding, gain = weights[0], weights[1], weights[2].astype(np.float32) if flags[1] else None
+    weights = make_weights(seed, n_neurons, n_tokens, dtypes, flags[0], draw_d)
+    write_vectors, unembedding, gain = weights[0], weights[1], weights[2] if flags[1] else None
     found = vocabulary_top_k(write_vectors, unembedding, k, gain, threads)
     assert_equal(found, naive.vocabulary_top_k(write_vectors, unembedding, k, gain))
 

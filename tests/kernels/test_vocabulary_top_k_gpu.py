@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actstore.kernels.floats import encode
 from actstore.kernels.vocabulary_top_k import api, naive
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
+from made import FORMATS, make_weights
 
 gpu = pytest.importorskip("actstore.kernels.vocabulary_top_k.gpu", exc_type=ImportError)
 
@@ -22,23 +26,9 @@ if TYPE_CHECKING:
 
     OnDevice = Callable[[NDArray[Any]], Tensor]
 
-FORMATS = [np.float32, np.float16, np.uint16]
 
-
-def make_weights(
-    seed: int, n_neurons: int, n_tokens: int, dtypes: tuple[Any, Any], special: bool
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float32]]:
-    """Write vectors, unembedding and gain in small whole numbers: every product is exact, and many are alike."""
-    rng = np.random.default_rng(seed)
-    d = int(rng.choice([1, 5, 31, 32, 33, 70]))
-    write_vectors = rng.integers(-2, 3, (d, n_neurons)).T.astype(np.float32)
-    unembedding = rng.integers(-2, 3, (n_tokens, d)).astype(np.float32)
-    if special:
-        for number in (np.nan, np.inf, -np.inf, -0.0):
-            write_vectors[rng.random(n_neurons) < 0.05, 0] = number
-            unembedding[rng.random(n_tokens) < 0.05, d - 1] = number
-    gain = (2.0 ** rng.integers(-2, 3, d)).astype(np.float32)
-    return encode(write_vectors, dtypes[0]), encode(unembedding, dtypes[1]), gain
+def draw_d(rng: np.random.Generator) -> int:
+    return int(rng.choice([1, 5, 31, 32, 33, 70]))
 
 
 def assert_equal(found: api.VocabularyTopK, expected: api.VocabularyTopK) -> None:
@@ -65,7 +55,7 @@ def test_it_is_what_its_specification_says(
     dtypes: tuple[Any, Any],
     flags: tuple[bool, bool],
 ) -> None:
-    write_vectors, unembedding, gain = make_weights(seed, n_neurons, n_tokens, dtypes, flags[0])
+    write_vectors, unembedding, gain = make_weights(seed, n_neurons, n_tokens, dtypes, flags[0], draw_d)
     weights = gain if flags[1] else None
     with np.errstate(invalid="ignore"):  # the interpreter multiplies with numpy, which warns of inf · 0
         found = gpu.vocabulary_top_k(on_device(write_vectors), on_device(unembedding), k, weights).to_host()
@@ -83,6 +73,6 @@ def test_ties_go_to_the_smaller_id_and_nan_never_wins(on_device: OnDevice) -> No
 
 
 def test_the_interface_takes_weights_wherever_they_lie(on_device: OnDevice) -> None:
-    write_vectors, unembedding, gain = make_weights(1, 65, 300, (np.float32, np.float32), special=False)
+    write_vectors, unembedding, gain = make_weights(1, 65, 300, (np.float32, np.float32), False, draw_d)
     found = api.vocabulary_top_k(on_device(write_vectors), on_device(unembedding), 4, on_device(gain))
     assert_equal(found, naive.vocabulary_top_k(write_vectors, unembedding, 4, gain))

@@ -6,22 +6,22 @@ Run as a program: STORE, how many blocks. Prints a JSON list of [phase, block, b
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from actstore.store import arrays, root
+from actstore.store import arrays
 from actstore.store.folder import Folder
-from actstore.store.plans import Plan
 from actstore.store.reader import Store
 from actstore.store.statistics import RunningStatistics, write_finished
-from actstore.store.writer import CaptureWriter, create_capture
+from actstore.store.writer import CaptureWriter
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "store"))  # importlib mode leaves support modules off the path
+import planted_stores
 
 MAPPED = 32
 """Shards that stay mapped here, fewer than a few blocks have."""
@@ -34,34 +34,18 @@ def held() -> tuple[int, int]:
     return int(kilobytes) * 1024, len(os.listdir("/proc/self/fd"))
 
 
-def load_planting() -> Any:
-    path = Path(__file__).parents[1] / "store" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("planted_for_blocks", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def main(path: str, n_blocks: int) -> None:
-    planting, marks = load_planting(), []
+    marks = []
     gc.freeze()  # the libraries' own objects, which would be looked through again and again
     folder = Folder(path, read_only=False)
-    what = planting.Planted(lengths=(32, 32) * n_blocks)
-    root.write_neurons(folder, planting.model_record(), None)
-    root.write_root(folder, planting.model_record())
-    plan_record, _ = planting.plan_windows(folder, "corpus", what)
-    record = planting.capture_record("corpus", plan_record, what)
-    create_capture(folder, record)
-    plan = Plan(folder, "corpus", plan_record)
+    what = planted_stores.Planted(lengths=(32, 32) * n_blocks)
+    record, plan = planted_stores.begin(folder, "corpus", what)
     running = RunningStatistics(folder, record)
-    values = {i: np.ones((width, 64), np.float32) for i, width in enumerate(planting.WIDTHS)}
+    values = {i: np.ones((width, 64), np.float32) for i, width in enumerate(planted_stores.WIDTHS)}
     with CaptureWriter(folder, record, n_threads=2, overlap=True) as writer:
         writer.on_commit = lambda block: running.advance(checkpoint=True)
         for block in range(n_blocks):
-            filled, statistics = planting.fill(record, plan, block, values)
+            filled, statistics = planted_stores.fill(record, plan, block, values)
             writer.submit(block, filled, statistics.encode, began=0.0)
             if block % 10 == 9:
                 marks.append(("write", block, *held()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,13 @@ from actstore.store.patches import PATCHES, PatchesWriter
 from actstore.store.plans import Plan, PlannedWindow, PlanWriter
 from actstore.store.reader import Store
 from actstore.store.records import PlanRecord
-from actstore.store.root import write_tokenizer
+from actstore.store.root import read_root, write_root, write_tokenizer
 from actstore.store.statistics import RunningStatistics, write_finished
 from actstore.store.weights import write_weights
 from actstore.store.writer import CaptureWriter, create_capture
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "store"))  # importlib mode leaves support modules off the path
+import planted_stores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,27 +38,10 @@ if TYPE_CHECKING:
     from actstore.store.records import CaptureRecord
 
 
-def _planting() -> ModuleType:
-    """The builders of planted stores, which importlib mode lets nobody import by name."""
-    path = Path(__file__).parents[1] / "store" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("planted_for_robustness", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[spec.name] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
-PLANTING = _planting()
-
-
 @pytest.fixture(scope="session")
 def planting() -> ModuleType:
     """The builders of planted stores: `plant`, `fill`, `plan_windows`, `capture_record`, `Planted`, …"""
-    return PLANTING
+    return planted_stores
 
 
 def _fill(folder: Folder, record: CaptureRecord, files: dict[str, bytes]) -> None:
@@ -66,8 +52,8 @@ def _fill(folder: Folder, record: CaptureRecord, files: dict[str, bytes]) -> Non
     with CaptureWriter(folder, record, n_threads=1, overlap=False) as writer:
         for block in range(record.plan.n_blocks):
             n = len(plan.block(block).position)
-            values = {i: rng.standard_normal((width, n), np.float32) for i, width in enumerate(PLANTING.WIDTHS)}
-            arrays, statistics = PLANTING.fill(record, plan, block, values)
+            values = {i: rng.standard_normal((width, n), np.float32) for i, width in enumerate(planted_stores.WIDTHS)}
+            arrays, statistics = planted_stores.fill(record, plan, block, values)
             writer.submit(block, arrays, statistics.encode, began=0.0, files=files if block == 0 else {})
     running = RunningStatistics(folder, record)
     running.advance()
@@ -76,14 +62,14 @@ def _fill(folder: Folder, record: CaptureRecord, files: dict[str, bytes]) -> Non
 
 def _plan(folder: Folder, name: str, rows: Iterable[dict[str, Any]], windows: list[PlannedWindow]) -> PlanRecord:
     """One block of windows, one to a document."""
-    writer = PlanWriter(folder, name, PLANTING.BLOCK_SLOTS, {})
+    writer = PlanWriter(folder, name, planted_stores.BLOCK_SLOTS, {})
     for row in rows:
         writer.add_document(row)
     writer.add_block([windows])
     n_tokens = sum(len(window.kept) for window in windows)
     return PlanRecord(
         writer.close(()), "given", "c" * 64, "t" * 64, {}, (), (), len(windows), len(windows), n_tokens,
-        PLANTING.BLOCK_SLOTS, 1,
+        planted_stores.BLOCK_SLOTS, 1,
     )  # fmt: skip
 
 
@@ -99,7 +85,7 @@ def _plant_questions(folder: Folder) -> None:
     last = np.array([4], np.int32)
     windows = [PlannedWindow(i, np.arange(5, dtype=np.int32) + i, last, np.array([1], np.uint8), ()) for i in range(4)]
     plan = _plan(folder, "questions", rows, windows)
-    record = PLANTING.capture_record("questions", plan, PLANTING.Planted(gate_sign=False))
+    record = planted_stores.capture_record("questions", plan, planted_stores.Planted(gate_sign=False))
     record = dataclasses.replace(record, settings={"command": "attribute"})
     sink = pa.BufferOutputStream()
     shares = [[0.25 * i, 1 - 0.25 * i] for i in range(4)]
@@ -120,7 +106,7 @@ def _plant_images(folder: Folder) -> None:
     where = {"window": np.repeat([0, 1], 4), "position": np.tile(np.arange(4), 2), "token": np.arange(8)}
     columns = where | places | corners
     table.add_block({f.name: pa.array(columns[f.name].astype(f.type.to_pandas_dtype())) for f in PATCHES})
-    record = PLANTING.capture_record("images", plan, PLANTING.Planted(gate_sign=False))
+    record = planted_stores.capture_record("images", plan, planted_stores.Planted(gate_sign=False))
     _fill(folder, dataclasses.replace(record, patches_sha256=table.close()), {})
 
 
@@ -160,18 +146,21 @@ def every_kind(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> di
     def matrix(rows: int) -> torch.Tensor:
         return torch.randn(rows, 8, generator=generator)
 
-    vectors = [(i, {"write_vectors": matrix(width)}) for i, width in enumerate(PLANTING.WIDTHS)]
+    vectors = [(i, {"write_vectors": matrix(width)}) for i, width in enumerate(planted_stores.WIDTHS)]
     norm = {"weight": torch.ones(8), "epsilon": torch.tensor(1e-6), "centres": torch.tensor(False)}
-    write_weights(folder, vectors, {"unembedding": {"weight": matrix(len(PLANTING.VOCABULARY))}, "final_norm": norm})
-    PLANTING.plant("memory://for-its-vocabulary")
+    parts = write_weights(
+        folder, vectors, {"unembedding": {"weight": matrix(len(planted_stores.VOCABULARY))}, "final_norm": norm}
+    )
+    planted_stores.plant("memory://for-its-vocabulary")
     vocabulary = Store("memory://for-its-vocabulary").vocabulary
     write_tokenizer(folder, (tiny_model / "tokenizer.json").read_text(), vocabulary, "t" * 64)
-    PLANTING.plant(path)
-    PLANTING.plant(path, "unfinished", PLANTING.Planted(blocks=(0, 2), finish=False))
+    planted_stores.plant(path)
+    planted_stores.plant(path, "unfinished", planted_stores.Planted(blocks=(0, 2), finish=False))
     _plant_questions(folder)
     _plant_images(folder)
     _plant_graphs(folder)
     _plant_edit(folder)
+    write_root(folder, dataclasses.replace(read_root(folder), weights=parts))
     return {key: folder.read(key) for key, _ in folder.sizes() if not key.endswith(".lock")}
 
 

@@ -165,7 +165,7 @@ FOUND_BY_VERIFY = {
 }
 """Files of which readers take a part, too large to be checked whole each time: `verify` finds a number changed in place."""
 
-OPTIONAL = {"tokenizer/vocabulary.parquet", "tokenizer/tokenizer.json", "weights/final_norm.safetensors"}
+OPTIONAL = {"tokenizer/vocabulary.parquet", "tokenizer/tokenizer.json"}
 """Files that not every store has: without them there is another answer."""
 
 

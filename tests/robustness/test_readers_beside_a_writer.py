@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from actstore.store import root
 from actstore.store.folder import Folder
-from actstore.store.plans import Plan
 from actstore.store.statistics import RunningStatistics, write_finished
-from actstore.store.writer import CaptureWriter, create_capture
+from actstore.store.writer import CaptureWriter
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
+from reading_loop import expected
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -25,31 +25,20 @@ PROGRAM = Path(__file__).with_name("reading_loop.py")
 N_READERS = 8
 
 
-def expected_values(layer: int, width: int, slots: Any) -> Any:
-    spec = importlib.util.spec_from_file_location("reading_loop", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.expected(layer, np.arange(width)[:, None], slots[None])
-
-
 def fill(planting: ModuleType, path: Path, n_blocks: int) -> None:
     """Plan and fill a capture, block by block in an order of its own, then finish it, as the engine does."""
     folder = Folder(path, read_only=False)
     what = planting.Planted(lengths=(32, 32) * n_blocks)
-    root.write_neurons(folder, planting.model_record(), None)
-    root.write_root(folder, planting.model_record())
-    plan_record, _ = planting.plan_windows(folder, "corpus", what)
-    record = planting.capture_record("corpus", plan_record, what)
-    create_capture(folder, record)
-    plan = Plan(folder, "corpus", plan_record)
+    record, plan = planting.begin(folder, "corpus", what)
     running = RunningStatistics(folder, record)
     with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
         writer.on_commit = lambda block: running.advance(checkpoint=True)
         for block in np.random.default_rng(0).permutation(n_blocks).tolist():
             slots = np.arange(64) + 64 * block
-            values = {layer: expected_values(layer, width, slots) for layer, width in enumerate(planting.WIDTHS)}
+            values = {
+                layer: expected(layer, np.arange(width)[:, None], slots[None])
+                for layer, width in enumerate(planting.WIDTHS)
+            }
             arrays, statistics = planting.fill(record, plan, block, values)
             writer.submit(block, arrays, statistics.encode, began=0.0)
     running.advance()

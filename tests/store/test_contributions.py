@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actstore.store.errors import InvalidInputError, NotFoundError
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.folder import Folder
 from actstore.store.predictions import NextTokens, Place, find_slot
 from actstore.store.ranking import Ranking
 from actstore.store.reader import Store
+from actstore.store.root import write_root
+from actstore.store.verify import verify_root
 from actstore.store.weights import write_weights
 
 if TYPE_CHECKING:
@@ -326,6 +329,26 @@ def test_a_store_without_weights_says_what_to_do(somewhere: str, planting: Calla
         NotFoundError, match=r"captured with --no-weights.*Capture into a new store without --no-weights\."
     ):
         Store(somewhere).contributions(8)
+
+
+def test_a_final_norm_that_was_lost_is_not_taken_for_none(make: Any) -> None:
+    store, _, _ = make()
+    folder = Folder(store.folder.location, read_only=False)
+    scores = store.contributions(8, k=3).to_pylist()
+    folder.delete("weights/final_norm.safetensors")
+    assert store.contributions(8, k=3).to_pylist() != scores, "a store of an earlier version does not say what it had"
+    assert verify_root(folder) == []
+    write_root(folder, dataclasses.replace(store.model, weights=("layer-0", "layer-1", "unembedding", "final_norm")))
+    lost = Store(folder.location)
+    with pytest.raises(FormatError, match=r"weights/final_norm\.safetensors is missing, a part of the weights"):
+        lost.contributions(8, k=3)
+    assert [(d.key, d.what) for d in verify_root(folder)] == [
+        ("weights/final_norm.safetensors", "missing; restore it from a copy")
+    ]
+    lost.contributions(8, k=3, gain=False)
+    folder.delete("weights/unembedding.safetensors")
+    with pytest.raises(FormatError, match=r"weights/unembedding\.safetensors is missing"):
+        lost.contributions(8, k=3, gain=False)
 
 
 def test_a_position_that_was_not_kept_names_the_flag(make: Any) -> None:

@@ -12,7 +12,20 @@ from actstore.store.records import CaptureRecord, CommitRecord, LayerRecord, Mod
 from actstore.store.root import is_store, read_root, write_root
 
 LAYER = LayerRecord(3, 17, "model.layers.3.mlp.down_proj", True, 3, "decoder", None)
-MODEL = ModelRecord("gpt2", "gpt2", "causal", 8, None, "float32", "f" * 64, ("mlp.post",), (LAYER, LAYER), {"a": [1]})
+MODEL = ModelRecord(
+    "gpt2",
+    "gpt2",
+    "causal",
+    8,
+    None,
+    "float32",
+    "f" * 64,
+    ("mlp.post",),
+    (LAYER, LAYER),
+    {"a": [1]},
+    ("layer-0",),
+    "/m",
+)
 PLAN = PlanRecord(
     "p" * 64, "corpus", "c" * 64, "", {"context": 8}, ("language",), (("language", "en"),), 2, 3, 40, 64, 1
 )

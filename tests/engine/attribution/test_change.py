@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-import uuid
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,23 +16,10 @@ from actstore.engine.attribution.positions import POSITIONS, check_positions, sl
 from actstore.store import layout
 from actstore.store.errors import InvalidInputError
 from actstore.store.plans import BlockPlan
-from actstore.store.reader import Capture, Store
+from actstore.store.reader import Capture
 
-_spec = importlib.util.spec_from_file_location(
-    "planted_for_change", Path(__file__).parents[2] / "store" / "conftest.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-planted_stores = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = planted_stores  # dataclasses look their module up
-_spec.loader.exec_module(planted_stores)
-
-
-def planted(**what: Any) -> tuple[Capture, dict[int, np.ndarray]]:
-    """A planted capture in memory and its values [neuron, token] by layer."""
-    where = f"memory://{uuid.uuid4()}/store"
-    values = planted_stores.plant(where, "corpus", replace(planted_stores.Planted(), **what))
-    return Store(where).capture(), values
+sys.path.insert(0, str(Path(__file__).parents[2] / "store"))  # importlib mode leaves support modules off the path
+from planted_stores import planted
 
 
 def moved(values: np.ndarray, layer: int) -> np.ndarray:

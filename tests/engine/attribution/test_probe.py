@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import uuid
 from dataclasses import replace
@@ -22,12 +21,8 @@ from actstore.store.folder import Folder
 from actstore.store.plans import PlannedWindow, PlanWriter
 from actstore.store.reader import Capture, Store
 
-_spec = importlib.util.spec_from_file_location("planted_for_probe", Path(__file__).parents[2] / "store" / "conftest.py")
-assert _spec is not None
-assert _spec.loader is not None
-planted_stores = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = planted_stores  # dataclasses look their module up
-_spec.loader.exec_module(planted_stores)
+sys.path.insert(0, str(Path(__file__).parents[2] / "store"))  # importlib mode leaves support modules off the path
+import planted_stores
 
 
 def fit_in_torch(features: np.ndarray, positive: np.ndarray, ridge: float) -> tuple[np.ndarray, float]:

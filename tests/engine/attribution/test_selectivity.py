@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import sys
 import uuid
@@ -32,19 +31,15 @@ from actstore.store.records import PlanRecord
 from actstore.store.statistics import RunningStatistics, write_finished
 from actstore.store.writer import CaptureWriter, create_capture
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "store"))  # importlib mode leaves support modules off the path
+import planted_stores
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
     from actstore.store.reader import Capture
-
-_spec = importlib.util.spec_from_file_location("planted_stores", Path(__file__).parents[2] / "store" / "conftest.py")
-assert _spec is not None
-assert _spec.loader is not None
-planted_stores = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = planted_stores  # dataclasses look their module up
-_spec.loader.exec_module(planted_stores)
 
 LABELS = (("topic", "a"), ("language", "en"), ("topic", "b"), ("language", "fr"), ("language", "de"), ("language", ""))
 """Label ids as they are met: two columns, mixed; the last is that of a document without a language."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -140,11 +141,24 @@ def test_fine_learns_its_examples_and_leaves_the_last_layers_alone(fact_capture:
     assert all(rows.layer < 2 for rows in edit.record.rows)
     assert edit.record.settings["probability"] > 0.9
     assert edit.record.settings["steps_taken"] < 30
+    assert "warning" not in edit.record.settings
     assert len(edit.record.settings["documents"]) <= 4
     assert judge(fact_reader, fact_capture, edit)["reliability"] >= 0.9
     plain = rewrite(fact_capture, "x", RewriteSettings(OLD, NEW, "fine-tune", fine=fine, examples=4), fact_reader)
     assert plain.record.neuron_names() == edit.record.neuron_names()
     assert not torch.equal(plain.rows[edit.record.rows[0].layer].after, edit.rows[edit.record.rows[0].layer].after)
+
+
+def test_fine_says_where_its_target_was_not_reached(fact_capture: Capture, fact_reader: Reader) -> None:
+    settings = RewriteSettings(OLD, NEW, "fine", fine=FineSettings(rate=1e-6, steps=2), examples=2)
+    known = rewrite(fact_capture, "x", settings, fact_reader).record.settings
+    assert known["steps_taken"] == 2
+    assert known["probability"] < 0.9
+    assert re.match(
+        rf"The target was not reached: after 2 steps a token of {NEW!r} still has a probability of "
+        rf"{known['probability']:.3g} in one of the examples, where 0\.9 was asked for\. Raise --steps or --rate",
+        known["warning"],
+    )
 
 
 def test_fine_edits_a_target_of_several_tokens_jointly(fact_capture: Capture, fact_reader: Reader) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,19 +18,13 @@ from actstore.store.records import PlanRecord
 from actstore.store.statistics import RunningStatistics, write_finished
 from actstore.store.writer import CaptureWriter, create_capture
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "store"))  # importlib mode leaves support modules off the path
+import planted_stores as stores
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-_spec = importlib.util.spec_from_file_location(
-    "planted_for_graphs", Path(__file__).parents[2] / "store" / "conftest.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-stores = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = stores  # dataclasses look their module up
-_spec.loader.exec_module(stores)
 
 SPECIAL_TOKEN = 0
 WORDS = ["<s>", *(f" w{i}" for i in range(1, 100))]

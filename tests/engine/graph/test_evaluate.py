@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import uuid
 from dataclasses import replace
@@ -25,19 +24,13 @@ from actstore.store.reader import Capture, Store
 from actstore.store.records import PlanRecord
 from actstore.store.writer import CaptureWriter, create_capture
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "store"))  # importlib mode leaves support modules off the path
+import planted_stores
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-_spec = importlib.util.spec_from_file_location(
-    "planted_for_evaluation", Path(__file__).parents[2] / "store" / "conftest.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-planted_stores = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = planted_stores  # dataclasses look their module up
-_spec.loader.exec_module(planted_stores)
 
 LENGTH, VOCABULARY, BLOCK = 32, 12, 512
 Neuron = "Callable[[NDArray[np.int32]], NDArray[np.float32]]"

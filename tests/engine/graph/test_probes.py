@@ -32,6 +32,8 @@ from actstore.store.errors import CaptureError, FormatError, InvalidInputError, 
 from actstore.store.folder import Folder
 from actstore.store.graphs import NeuronGraph
 from actstore.store.reader import Store
+from actstore.store.requests import REQUESTS, read_requests
+from actstore.store.verify import verify_capture
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -339,6 +341,40 @@ def test_a_damaged_table_of_requests_is_named(probed_store: Path, tmp_path: Path
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(FormatError, match=r"probes-mask/requests\.arrow is damaged"):
         Probes(Store(tmp_path / "store"))
+    path.unlink()
+    found = [(d.key, d.what) for d in verify_capture(Store(tmp_path / "store").capture("probes-mask"))]
+    assert [key for key, _ in found] == ["requests.arrow"], found
+    assert "missing" in found[0][1]
+
+
+def test_a_changed_number_among_the_requests_is_found_by_its_checksum(probed_store: Path, tmp_path: Path) -> None:
+    store = Store(shutil.copytree(probed_store, tmp_path / "store"))
+    capture, path = store.capture("probes-mask"), tmp_path / "store/captures/probes-mask/requests.arrow"
+    assert verify_capture(capture) == []
+    table = read_requests(store.folder, "probes-mask")
+    tokens = table["whole"].to_numpy().tobytes()
+    content = bytearray(path.read_bytes())
+    at = content.index(tokens)
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=r"probes-mask/requests\.arrow is damaged.*checksum does not match"):
+        Probes(store)
+    assert [(d.key, d.block) for d in verify_capture(capture)] == [("requests.arrow", None)]
+    content[at] ^= 1
+    path.write_bytes(content)
+    assert verify_capture(capture) == []
+
+
+def test_requests_of_an_earlier_version_have_no_checksum_and_are_read(probed_store: Path, tmp_path: Path) -> None:
+    store = Store(shutil.copytree(probed_store, tmp_path / "store"))
+    table = read_requests(store.folder, "probes-mask")
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, REQUESTS) as writer:
+        writer.write_table(table.replace_schema_metadata(REQUESTS.metadata))
+    (tmp_path / "store/captures/probes-mask/requests.arrow").write_bytes(sink.getvalue().to_pybytes())
+    assert verify_capture(store.capture("probes-mask")) == []
+    assert read_requests(store.folder, "probes-mask").select(REQUESTS.names).equals(table)
+    assert Probes(store).neurons == Probes(Store(probed_store)).neurons
 
 
 def test_sampled_windows_beside_are_no_probes_of_neurons(tiny_model: Path, store: Path) -> None:

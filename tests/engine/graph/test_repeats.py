@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from actstore.engine import capture_run
+from actstore.engine import capture_run, corpus_run
 from actstore.engine.graph.repeats import Repeats, line_shares, measure_repeats
 from actstore.store.errors import InvalidInputError
 from actstore.store.graph_nodes import IGNORE
@@ -33,7 +33,7 @@ def capture(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Captu
     texts = [" ".join(words[int(w) % 10] for w in rng.geometric(0.15, 30)) for _ in range(60)]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(capture_run, "BLOCK_SLOTS", 256)
+        patch.setattr(corpus_run, "BLOCK_SLOTS", 256)
         return capture_run.capture(str(tiny_model), path, path.parent / "store", context=32)
 
 

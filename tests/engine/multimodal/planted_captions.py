@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,19 +24,13 @@ from actstore.store.top_tokens import find_top_tokens, token_names, top_columns
 from actstore.store.weights import final_norm_of, write_weights
 from actstore.store.writer import CaptureWriter, create_capture
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "store"))  # importlib mode leaves support modules off the path
+import planted_stores as stores
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
-
-_spec = importlib.util.spec_from_file_location(
-    "planted_for_multimodal", Path(__file__).parents[2] / "store" / "conftest.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-stores = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = stores  # dataclasses look their module up
-_spec.loader.exec_module(stores)
 
 PIECES = [
     "<s>", "</s>", "<image>", " a", " red", " green", " cir", "cle", " square", " and", " with", ".", " is", " there",

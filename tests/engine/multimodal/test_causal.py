@@ -15,7 +15,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_vision import tiny_vision_model
 
-from actstore.engine.captures import capture
+from actstore.engine.capture_run import capture
 from actstore.engine.models import LoadedModel, load_model
 from actstore.engine.multimodal.causal import CausalSettings, causal_effect, choose_nouns
 from actstore.engine.multimodal.find import FindSettings, Multimodal, find_multimodal

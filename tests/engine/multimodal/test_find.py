@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from planted_captions import CAPTIONS, IDS, LANGUAGE, PROMPT, SIDE, plant_captions
 
-from actstore.engine.multimodal import find
+from actstore.engine.multimodal import find, ranker
 from actstore.engine.multimodal.captions import read_captions
 from actstore.engine.multimodal.concepts import concepts
 from actstore.engine.multimodal.find import FindSettings, find_multimodal
@@ -102,8 +102,8 @@ def test_chunks_and_blocks_change_nothing(planted: Planted, tmp_path: Path, monk
     settings = FindSettings(k=6, nouns="content")
     whole = find_multimodal(planted[0], settings)
     assert len(planted[0].blocks) > 1
-    monkeypatch.setattr(find, "CHUNK", 2)
-    monkeypatch.setattr(find, "MAX_PRODUCTS", 0)
+    monkeypatch.setattr(ranker, "CHUNK", 2)
+    monkeypatch.setattr(ranker, "MAX_PRODUCTS", 0)
     again = find_multimodal(planted[0], settings)
     assert again.first.tokens.tolist() == whole.first.tokens.tolist()
     assert again.first.values.tolist() == whole.first.values.tolist()
