@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Twice quiet: setuptools greets every editable install with a warning that means nothing here.
+PIP := $(BIN)/python -m pip install --quiet --quiet
 SOURCES := __init__.py cli.py notebook.py reports.py terminal.py commands engine kernels store tests benchmarks demo docs
 
 .PHONY: env demo test test-slow coverage lint types bench docs peers clean
@@ -12,7 +14,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'actstore needs Python 3.11 or newer: make PYTHON=python3.12')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 # MODEL=, CORPUS= and TOKENS= point the demo at something else: make demo MODEL=gpt2 CORPUS=texts/
@@ -51,7 +53,7 @@ docs: $(VENV)/installed-docs
 	$(BIN)/mkdocs build --strict --quiet
 
 $(VENV)/installed-docs: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(PIP) --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 # TransformerLens and delphi, for the benchmark's rows that name them. Neither uses torchvision and its kin on text, and the

@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -124,8 +125,10 @@ def main() -> None:
     where = machine()
     measurements = []
     for row in rows:
-        terminal.err.print(f"measuring: {row.name}")
+        began = time.monotonic()
+        terminal.err.print(f"measuring: {row.name}", end="", soft_wrap=True)
         measurements.append(measure(row, quick=arguments.quick))
+        terminal.err.print(f", {time.monotonic() - began:.0f} s")
     if measurements:
         show(measurements)
     found = sizes.measure_sizes(quick=arguments.quick) if with_sizes else None
@@ -143,7 +146,8 @@ def main() -> None:
 def run_tests(tests: list[str], *, quick: bool) -> None:
     """Stop where a test fails."""
     chosen = QUICK_TESTS if quick else sorted(set(tests))
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *chosen]
+    parallel = ("--numprocesses", "auto", "--maxprocesses", "4", "--dist", "loadfile")
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *parallel, *chosen]
     if subprocess.run(command, cwd=HERE.parent, check=False).returncode:
         sys.exit("The tests fail; no figure is printed for an operation that is not right.")
 

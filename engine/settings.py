@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from actstore.store.errors import InvalidInputError
@@ -61,6 +62,12 @@ class CaptureSettings:
     @classmethod
     def resolve(cls, requested: Mapping[str, Any], spec: ModelSpec) -> Self:
         """The defaults overridden by `requested`, checked against the model; `InvalidInputError` for what it cannot give."""
+        known = cls.__dataclass_fields__
+        for name in requested:
+            if name not in known:
+                meant = get_close_matches(name, known, n=1)
+                guess = f" Did you mean {meant[0]!r}?" if meant else ""
+                raise InvalidInputError(f"A capture has no setting {name!r}.{guess} Its settings: {', '.join(known)}.")
         settings = cls(**requested)
         context = settings._default_context(spec) if settings.context is None else settings.context
         if context < 1:

@@ -16,6 +16,7 @@ import duckdb
 
 from actstore.store.answers import answer_tables, has_attributions
 from actstore.store.errors import FormatError, InvalidInputError
+from actstore.store.graph_record import graph_names
 from actstore.store.graph_tables import graph_tables
 from actstore.store.layout import DEFAULT_CAPTURE, VOCABULARY_KEY, table_key
 from actstore.store.parquet import check_table, read_table
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 ASKING: Final = {"SELECT", "EXPLAIN", "MULTI"}
 """Kinds of statements that write nothing; the last is how DuckDB calls a pivot."""
+GRAPH_TABLES: Final = ("graph_nodes", "graph_lines")
 RESERVED_SCHEMAS: Final = ("main", "temp", "system", "pg_catalog", "information_schema")
 
 
@@ -45,7 +47,7 @@ def run_sql(store: Store, query: str, capture: str | None) -> pa.Table:
             _add_capture(connection, store.capture(capture), "", named)
         _add_table(connection, store, "vocabulary", VOCABULARY_KEY, named)
         _add_table(connection, store, "model", table_key(None, "neurons"), named)
-        for table in ("graph_nodes", "graph_lines"):
+        for table in GRAPH_TABLES:
             if table in named:
                 for rows in graph_tables(store, table):
                     _add_arrow(connection, table, rows)
@@ -62,10 +64,18 @@ def run_sql(store: Store, query: str, capture: str | None) -> pa.Table:
         except duckdb.Error as error:
             reason = " ".join(str(error).split("\n\n")[0].split("Did you mean")[0].split())
             if "Table with name" in reason:
-                tables = "select table_schema, table_name from information_schema.tables"
-                reason += f' What there is: actstore sql STORE "{tables}".'
+                reason += (
+                    f" Tables: {', '.join(_tables(connection, store))}; of a capture by name, NAME.tokens and so on."
+                )
             raise InvalidInputError(f"The query cannot be run: {reason}") from None
     raise InvalidInputError('The query gives no table. Ask something, such as "select * from neurons limit 5".')
+
+
+def _tables(connection: duckdb.DuckDBPyConnection, store: Store) -> list[str]:
+    """The tables that a query can name without a capture's name, those included that are made when one is named."""
+    query = "select table_name from information_schema.tables where table_schema = 'main'"
+    made = {name for (name,) in connection.execute(query).fetchall() if not name.startswith("_arrow_")}
+    return sorted(made | {"tokens"} | (set(GRAPH_TABLES) if graph_names(store) else set()))
 
 
 def _quoted(name: str) -> str:

@@ -155,7 +155,11 @@ def read_record(folder: Folder, name: str | None = None) -> EditRecord:
     key = _key(name, RECORD)
     if not folder.exists(key):
         known = "" if name is None else f" Its edits are: {', '.join(edit_names(folder)) or 'none'}."
-        what = "an edit's folder, which holds edit.json" if name is None else f"an edit {name!r}"
+        what = (
+            "an edit's folder, such as STORE/edits/NAME, which holds edit.json,"
+            if name is None
+            else f"an edit {name!r}"
+        )
         raise NotFoundError(f"Expected {what} at {folder}, and there is none.{known}")
     value = folder.read_json(key)
     if not isinstance(value.get("format"), int) or value["format"] > FORMAT:

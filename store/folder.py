@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import mmap
+import os
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -125,7 +126,8 @@ class Folder:
             try:
                 with (self.path / key).open("rb") as file:
                     file.seek(start or 0)
-                    return file.read() if stop is None else file.read(stop - (start or 0))
+                    size = os.fstat(file.fileno()).st_size  # a damaged record may ask for terabytes
+                    return file.read(max(0, min(size, size if stop is None else stop) - (start or 0)))
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 raise NotFoundError(f"{self.location} has no {key}.") from None
         byte_range = OffsetByteRequest(start or 0) if stop is None else RangeByteRequest(start or 0, stop)

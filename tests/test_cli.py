@@ -101,6 +101,20 @@ def test_verify_finds_nothing_wrong_and_with_refill_nothing_different(cli: Calla
     assert "all well" in cli("verify", store).out
 
 
+def test_verify_says_what_is_unfinished(cli: Callable[..., Result], store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    planned = cli("info", store, "--json").json["captures"]["corpus"]["blocks"]["planned"]
+    for key in ("blocks/1.json", "neurons.parquet"):  # which is written when every block is there
+        (tmp_path / "store/captures/corpus" / key).unlink()
+    found = cli("verify", tmp_path / "store", "--json")
+    assert (found.status, found.json["ok"]) == (0, True)
+    assert found.json["unfinished"] == [{"capture": "corpus", "blocks": planned - 1, "planned": planned}]
+    assert (
+        f"capture 'corpus': unfinished, {planned - 1} of {planned} blocks are there"
+        in cli("verify", tmp_path / "store").out
+    )
+
+
 def test_verify_names_damaged_graphs(cli: Callable[..., Result], store: Path, tmp_path: Path) -> None:
     shutil.copytree(store, tmp_path / "store")
     assert cli("graph", "build", tmp_path / "store", "--neurons", "L0.N3,L1.N7").status == 0

@@ -43,6 +43,8 @@ SHOWN = ("text", "json", "sql")
 """Info strings of blocks that show something. A tree or a formula may also have none."""
 SLOW = ("README", "capture", "naica", "graphs", "multimodal", "editing")
 """Pages that take more than a few seconds."""
+N_PICTURES = 120
+"""Of those that a page has drawn."""
 N_QUESTIONS = 3
 """Of each kind in the fact model's questions."""
 
@@ -201,7 +203,8 @@ def execute(cli: Callable[..., Result]) -> Callable[[str, str], None]:
         if words[0] == "python":
             assert (ROOT / words[1]).is_file(), f"{where}: there is no {words[1]}"
             if words[1] == "demo/pictures.py":  # what later lines of the page read
-                subprocess.run([sys.executable, *words[1:]], check=True, capture_output=True)
+                few = [str(min(int(word), N_PICTURES)) if word.isdigit() else word for word in words[2:]]
+                subprocess.run([sys.executable, str(ROOT / words[1]), *few], check=True, capture_output=True)
             return
         assert words[0] == "actstore", f"{where}: only actstore and make are run here, found {command!r}"
         done = cli(*words[1:])

@@ -99,6 +99,7 @@ def evaluate_edit(
     corpus = [] if options.perplexity is None else _text_tasks(reader, store.capture(options.perplexity), options)
     baselines = options.baselines if exchange is not None and edit.record.kind == "weights" else ()
     total = 2 + options.seeds * len(baselines)
+    on_step(0, total)
     before = snapshots(reader, tasks)
     nats = mean_nats(reader, corpus)
     said = generated_rows(reader, tasks, options.max_new_tokens) if options.generate else None

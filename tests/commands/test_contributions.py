@@ -178,6 +178,7 @@ def test_filling_in_top_tokens(cli: Callable[..., Result], path: Path, tmp_path:
     [
         ((), "Name a --target, a place with --at, or ask for each position's own next token, --next."),
         (("--next", "--target-id", "290"), "leave --target out"),
+        (("--next", "--at", "0:5"), "leave --at out"),
         (("--target", "quick brown"), "is not one token of"),
         (("--target", "\u4eac\u4eac"), "is not one token of"),
         (("--target", ""), "found an empty one"),

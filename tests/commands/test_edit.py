@@ -106,6 +106,9 @@ def test_suppress_and_boost_are_kept_as_weights_or_as_interventions(
     assert edit("suppress", store, "--neurons", "L3.N1", "--force").status == 0
     assert "is an intervention" in refuses("apply", MODEL, store / "edits" / "boost", "--output", "nowhere")
     assert {row["name"] for row in edit("list", store, "--json").json["edits"]} >= {"suppress", "boost"}
+    judged = edit("evaluate", store, "suppress", "--max-windows", 4, "--json").json
+    assert (judged["reliability"], judged["baselines"]) == (None, {})
+    assert judged["locality"] > 0.5
     for name in ("suppress", "boost"):
         edit("delete", store, name)
 
@@ -157,7 +160,22 @@ def test_what_rewrite_cannot_do_is_said(refuses: Callable[..., str], store: Path
     assert "does not occur" in refuses("rewrite", store, "--from", "lithium", "--to", "sodium")
     assert "tokens, and the least-norm form" in refuses("rewrite", store, "--from", "Germany", "--to", "Turkeys")
     assert "A form is one of" in refuses("rewrite", store, "--from", "Germany", "--to", "Turkey", "--form", "magic")
-    assert "found 9" in refuses("rewrite", store, "--from", "Germany", "--to", "Turkey", "--layers", "9")
+    words = ("rewrite", store, "--from", "Germany", "--to", "Turkey")
+    assert "found 9" in refuses(*words, "--layers", "9")
+    assert "--steps is an option of --form fine and fine-tune, and means nothing to least-norm." in refuses(
+        *words, "--steps", 3
+    )
+    assert "--margin is an option of --form least-norm, and means nothing to fine." in refuses(
+        *words, "--form", "fine", "--margin", 3
+    )
+
+
+def test_a_misspelt_subcommand_is_no_store(cli: Callable[..., Any], store: Path) -> None:
+    done = cli("multimodal", "shwo", store)
+    assert done.status == 2
+    assert "No such command 'shwo', and no such store. Did you mean 'show'?" in " ".join(
+        done.err.replace("│", "").split()
+    )
 
 
 def test_nothing_but_learning_and_judging_needs_transformers(run_without: Callable[..., Any], store: Path) -> None:

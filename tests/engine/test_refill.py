@@ -99,6 +99,23 @@ def test_another_model_is_refused_and_a_moved_one_is_taken(captured: Any, tiny_m
         refill_blocks(captured(), 1, model=str(moved))
 
 
+def test_a_model_that_is_gone_is_not_looked_for_elsewhere(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "here" / "model"
+    shutil.copytree(tiny_model, copy)
+    monkeypatch.chdir(copy.parent)
+    held = actstore.capture("model", corpus, tmp_path / "store", context=32, max_tokens=200)
+    assert held.store.model.name == "model"
+    monkeypatch.chdir(tmp_path)
+    assert refill_blocks(held, 1)[1] == []
+    shutil.rmtree(copy)
+    with pytest.raises(
+        InvalidInputError, match=r"model was captured from .*here/model, where no folder is any more.*--model"
+    ):
+        refill_blocks(held, 1)
+
+
 def test_without_values_there_is_nothing_to_compare(captured: Any) -> None:
     with pytest.raises(InvalidInputError, match="keeps no values"):
         refill_blocks(captured(precision="none"), 1)

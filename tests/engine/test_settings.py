@@ -44,6 +44,8 @@ def test_a_site_is_captured_in_the_chosen_layers_at_its_own_width(spec: ModelSpe
     ("requested", "message"),
     [
         ({"precision": "float8"}, "one of exact, half, int8, sparse, none: found 'float8'"),
+        ({"keep": 0.1}, "--keep is the share of values kept at precision sparse, and the precision is exact"),
+        ({"precison": "half"}, "has no setting 'precison'. Did you mean 'precision'.* Its settings: sites, "),
         ({"keep": 0.0}, "above 0 and at most 1, found 0.0"),
         ({"keep": float("nan")}, "found nan"),
         ({"exemplars": 1001}, "between 0 and 1000, found 1001"),

@@ -105,6 +105,38 @@ def test_a_bad_query_is_one_sentence(store, query, reason):
     assert "\n" not in message
 
 
+def test_a_table_that_is_not_there_is_not_guessed_but_all_are_named(store):
+    tables = "documents, model, neurons, tokens, vocabulary, windows"
+    with pytest.raises(InvalidInputError, match=f"nosuch does not exist! Tables: {tables}; of a capture") as caught:
+        store.sql("select * from nosuch")
+    assert "Did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("query", "kind"),
+    [
+        ("copy (select 1) to 'out.csv'", "COPY"),
+        ("create table a as select 1", "CREATE"),
+        ("select 1; drop view neurons", "DROP"),
+        ("attach 'x.db'", "ATTACH"),
+        ("install httpfs", "LOAD"),
+    ],
+)
+def test_a_query_only_reads(store, tmp_path, monkeypatch, query, kind):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInputError, match=f"A query only reads, and this is one of {kind}"):
+        store.sql(query)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["describe neurons", "explain select 1", "from neurons limit 1", "pivot (from neurons) on layer using count(*)"],
+)
+def test_other_words_for_reading_are_understood(store, query):
+    assert store.sql(query).num_rows
+
+
 @pytest.mark.parametrize("query", ["", " ;", "-- nothing"])
 def test_what_gives_no_table_is_refused(store, query):
     with pytest.raises(InvalidInputError, match="The query gives no table"):

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -121,6 +123,14 @@ def test_what_cannot_be_exported(capture, tmp_path):
     ]:
         with pytest.raises(InvalidInputError, match=message):
             export_activations(capture, tmp_path / target, neurons=neurons)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_written(capture, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(InvalidInputError, match=r"a\.npy takes 0\.0 MB, and its disk has 0\.0 MB free\. Make room"):
+        export_activations(capture, tmp_path / "a.npy", neurons=[(0, 0), (0, 1)])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,23 @@ def test_an_exported_folder_is_the_edited_model_and_reverts_byte_for_byte(
     assert {f.name: f.read_bytes() for f in back.iterdir()} == {
         n: b for n, b in files.items() if n != "pytorch_model.bin"
     }
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(tiny(), tmp_path / "model")
+    edit = scaled(load_model(folder))
+
+    def copy(source: Path, target: Path, **_: Any) -> None:
+        target.mkdir()
+        (target / "config.json").write_text("{}")
+        raise shutil.Error([(str(source / "model.safetensors"), str(target), "[Errno 28] No space left on device")])
+
+    monkeypatch.setattr(shutil, "copytree", copy)
+    with pytest.raises(
+        InvalidInputError, match=r"out cannot be written, a copy of .*model\.safetensors neither: .*No space left"
+    ):
+        apply_to_folder(str(folder), [edit], tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
 def test_in_place_apply_and_revert_touch_the_changed_files_only(tmp_path: Path) -> None:
