@@ -45,7 +45,10 @@ TOUR = (
         'actstore contributions stdlib.actstore --target " return" -k 5',
     ),
     ("Is every byte what it was, and does the model still say the same?", "actstore verify stdlib.actstore --refill 2"),
-    ("Take its activations elsewhere, as Parquet, NumPy or safetensors:", "actstore export stdlib.actstore {neuron}.parquet --neurons {neuron}"),
+    (
+        "Take its activations elsewhere, as Parquet, NumPy or safetensors:",
+        "actstore export stdlib.actstore {neuron}.parquet --neurons {neuron}",
+    ),
 )
 
 QUESTIONS = (
