@@ -23,7 +23,7 @@ demo: env
 
 # A process a processor, four at most: each holds a torch of its own. JOBS=0 runs the tests one after another.
 JOBS ?= auto
-PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: env
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
+os.environ.setdefault("TQDM_DISABLE", "1")  # loading a model draws a bar
 
 import torch  # noqa: E402
 

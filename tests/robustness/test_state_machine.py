@@ -206,4 +206,4 @@ def test_a_store_says_what_a_plain_model_of_it_says(planting: ModuleType) -> Non
 
 @pytest.mark.slow
 def test_a_store_says_what_a_plain_model_of_it_says_for_long(planting: ModuleType) -> None:
-    run(planting, n_examples=20, n_steps=30)
+    run(planting, n_examples=12, n_steps=25)
