@@ -97,6 +97,8 @@ def stats(
         )
     headings = [rows.column_names[0], *((c, "right") for c in rows.column_names[1:])]
     terminal.out.print(terminal.table(None, headings, [list(r.values()) for r in rows.to_pylist()]))
+    if by is not None:
+        terminal.out.print(f"Share of values above zero by {by}; the neurons with the largest {sort}.", style="dim")
 
 
 def _ranked(

@@ -7,7 +7,6 @@ how values are encoded in the store.
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actstore.store.errors import InvalidInputError
-from actstore.store.replacing import replacing
+from actstore.store.replacing import check_room, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,13 +64,9 @@ def export_activations(
         )
     if not capture.blocks:
         raise InvalidInputError(f"Capture {capture.record.name!r} has no committed block to export. Resume it first.")
-    nbytes = 4 * len(neurons) * sum(capture.used_slots[block] for block in capture.blocks)
-    free = shutil.disk_usage(path.parent).free
-    if path.suffix != ".parquet" and nbytes > free:  # Parquet packs them, nobody knows how well
-        raise InvalidInputError(
-            f"{path} takes {nbytes / 1e6:,.1f} MB, and its disk has {free / 1e6:,.1f} MB free. Make room, or export fewer "
-            "neurons."
-        )
+    if path.suffix != ".parquet":  # which packs them, nobody knows how well
+        n_tokens = sum(capture.used_slots[block] for block in capture.blocks)
+        check_room(path, 4 * len(neurons) * n_tokens, "export fewer neurons")
     write = {".parquet": _write_parquet, ".npy": _write_npy, ".safetensors": _write_safetensors}[path.suffix]
     with replacing(path) as partial:
         return write(capture, partial, neurons, site, on_block)

@@ -1,13 +1,25 @@
-"""Files beside a store that appear whole or not at all. Knows nothing about what is in them."""
+"""Files beside a store: room for them, and how they appear, whole or not at all. Knows nothing about what is in them."""
 
 from __future__ import annotations
 
+import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+def check_room(path: Path, nbytes: int, otherwise: str) -> None:
+    """Raise `InvalidInputError` where a path's disk has less than `nbytes` free; `otherwise` is what else can be done."""
+    free = shutil.disk_usage(path.parent).free
+    if nbytes > free:
+        raise InvalidInputError(
+            f"{path} takes {nbytes / 1e6:,.1f} MB, and its disk has {free / 1e6:,.1f} MB free. Make room, or {otherwise}."
+        )
 
 
 @contextmanager

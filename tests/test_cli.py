@@ -174,7 +174,9 @@ def test_stats_sorts_filters_and_splits_by_label(cli: Callable[..., Result], sto
     for language in ("en", "fr", "py"):
         here = text & (languages == language)
         assert shares["L1.N3"][language] == pytest.approx((values[here] > 0).mean())
-    assert cli("stats", store, "--by", "language").out.split()[:4] == ["name", "en", "fr", "py"]
+    shown = cli("stats", store, "--by", "language").out
+    assert shown.split()[:4] == ["name", "en", "fr", "py"]
+    assert shown.endswith("Share of values above zero by language; the neurons with the largest max.\n")
 
 
 def test_sql_answers_over_the_tables(cli: Callable[..., Result], store: Path) -> None:

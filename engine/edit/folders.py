@@ -20,6 +20,7 @@ from actstore.engine.edit.weights import EditedModel
 from actstore.engine.models import load_model
 from actstore.store.edits import Edit, RowPair
 from actstore.store.errors import InvalidInputError
+from actstore.store.replacing import check_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -235,15 +236,15 @@ def _write(folder: Path, patches: Sequence[Patch]) -> None:
 
 def _write_copy(folder: Path, target: Path, patches: Sequence[Patch]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
+    copied = [file for file in folder.rglob("*") if not _left_out("", list(file.relative_to(folder).parts))]
+    check_room(target, sum(file.stat().st_size for file in copied if file.is_file()), "write elsewhere")
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         made = Path(scratch) / target.name
         try:
             shutil.copytree(folder, made, ignore=_left_out)  # follows links, as the Hub's cache has them
         except shutil.Error as error:
-            (file, _, reason), *_ = error.args[0]
-            raise InvalidInputError(
-                f"{target} cannot be written, a copy of {file} neither: {reason}. Nothing of it is kept."
-            ) from None
+            (*_, reason), *_ = error.args[0]
+            raise InvalidInputError(f"{target} cannot be written: {reason}. Nothing of it is kept.") from None
         for file in made.rglob("*"):
             file.chmod(file.stat().st_mode | 0o200)
         _write(made, patches)

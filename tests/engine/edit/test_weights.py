@@ -181,9 +181,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         raise shutil.Error([(str(source / "model.safetensors"), str(target), "[Errno 28] No space left on device")])
 
     monkeypatch.setattr(shutil, "copytree", copy)
-    with pytest.raises(
-        InvalidInputError, match=r"out cannot be written, a copy of .*model\.safetensors neither: .*No space left"
-    ):
+    with pytest.raises(InvalidInputError, match=r"out cannot be written: .*No space left.*Nothing of it is kept"):
         apply_to_folder(str(folder), [edit], tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
