@@ -106,7 +106,9 @@ def agrees(loaded: LoadedModel, published: Published) -> None:
 TESTS = ("tests/engine/attribution",)
 SHAPE = "GPT-2, 12 layers × 3,072 neurons, 16 steps"
 ROWS = (
-    Row(f"integrated gradients, 32-token prompt, {SHAPE}", prepare(32, tuple(range(12))), TESTS, repeats=3),
+    Row(
+        f"integrated gradients, 32-token prompt, {SHAPE}", prepare(32, tuple(range(12))), TESTS, repeats=3, quick=False
+    ),
     Row(f"integrated gradients, 128-token prompt, {SHAPE}", prepare(128, (0, 11)), TESTS, repeats=3),
-    Row(f"integrated gradients, 512-token prompt, {SHAPE}", prepare(512, (5,)), TESTS, repeats=1),
+    Row(f"integrated gradients, 512-token prompt, {SHAPE}", prepare(512, (5,)), TESTS, repeats=1, quick=False),
 )

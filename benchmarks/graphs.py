@@ -242,7 +242,13 @@ def build_once(path: str) -> None:
 
 TESTS = ("tests/engine/graph", "tests/kernels/test_suffix_trie.py")
 ROWS = (
-    Row("graphs of a model, demo model over the standard library, one thread", prepare_published, TESTS, repeats=3),
+    Row(
+        "graphs of a model, demo model over the standard library, one thread",
+        prepare_published,
+        TESTS,
+        repeats=3,
+        quick=False,
+    ),
     Row("100,000 neurons' graphs, 40 nodes each", prepare_search, TESTS, repeats=7),
 )
 
