@@ -106,8 +106,8 @@ def _run(command: Callable[[], Any]) -> int:
 
 
 def _sentence(text: str) -> str:
-    """A message of Python's as one of ours: it begins with a capital letter, and it ends."""
-    begun = text[:1].upper() + text[1:]
+    """A message written as Python's are, as a sentence: it begins with a capital letter, unless with a file, and it ends."""
+    begun = text[:1].upper() + text[1:] if text.startswith(("expected ", "the ", "there ")) else text
     return begun if begun.endswith((".", "!", "?")) else f"{begun}."
 
 

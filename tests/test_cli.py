@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 import actstore
 from actstore import cli as command_line
 from actstore.commands.options import parse_bytes, parse_layers
-from actstore.store.errors import CaptureError, InvalidInputError
+from actstore.store.errors import CaptureError, InvalidInputError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -425,7 +425,9 @@ def test_errors_take_one_line_and_their_own_status(capsys: pytest.CaptureFixture
 
     long = "A [bold]path[/bold]. " * 20 + "End."
     assert fail(InvalidInputError(long)) == (2, f"Error: {long}\n")
-    assert fail(CaptureError("half-way")) == (1, "Error: Half-way.\n")
+    assert fail(CaptureError("half-way")) == (1, "Error: half-way.\n")
+    assert fail(ModelError("expected a model")) == (2, "Error: Expected a model.\n")
+    assert fail(InvalidInputError("texts/a.txt is empty.")) == (2, "Error: texts/a.txt is empty.\n")
     assert fail(OSError(28, "No space left on device", "x")) == (2, "Error: No space left on device: x.\n")
     assert fail(IsADirectoryError(21, "Is a directory", "x")) == (2, "Error: Is a directory: x.\n")
     assert fail(KeyboardInterrupt()) == (130, "Interrupted.\n")
