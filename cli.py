@@ -8,7 +8,6 @@ does; engine and models are imported only by the commands that need them.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sys
 import warnings
@@ -74,8 +73,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else each attempt to reach the Hub is announced
     os.environ.setdefault("TQDM_DISABLE", "1")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it announces each attempt to reach the Hub
     sys.exit(_run(app))
 
 
