@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from actstore.engine import checkpoints, families
 from actstore.engine.architecture import Architecture, walk
-from actstore.engine.example_images import example_image
+from actstore.engine.example_images import ExampleImage, example_image
 from actstore.engine.layers import Layer, LayerSpec, ModelSpec, list_layers
 from actstore.engine.products import Watch, Watched
 from actstore.engine.sites import BLOCK_SITES, MLP_SITES, SITES, LastLayerReached, Sink, Tap, tapped, tokens_only
@@ -79,16 +79,25 @@ def _device(name: str) -> torch.device:
 def _explore(kind: type[PreTrainedModel], config: PreTrainedConfig) -> tuple[PreTrainedModel, Architecture]:
     """A model without weights and its architecture, found with an image where it reads any and can be given one."""
     example = example_image(config)
-    if example is not None:
-        with suppress(Exception):  # then by its text alone
-            twin = families.build_weightless(kind, example.config)
-            base = families.headless(twin)
-            arguments = families.arguments_for(base, example.ids, None, example.extra)
-            found = walk(twin, lambda: base(**arguments), between=True)
-            if found.blocks:
-                return twin, found
+    found = None if example is None else _explore_image(kind, example)
+    if found is not None:
+        return found
     twin = families.build_weightless(kind, config)
     return twin, _walk(twin)
+
+
+def _explore_image(kind: type[PreTrainedModel], example: ExampleImage) -> tuple[PreTrainedModel, Architecture] | None:
+    """The same with an image; None where the model does not take it, whatever it raises: its text alone is left."""
+    try:
+        twin = families.build_weightless(kind, example.config)
+        base = families.headless(twin)
+        arguments = families.arguments_for(base, example.ids, None, example.extra)
+        found = walk(twin, lambda: base(**arguments), between=True)
+    except Warning:  # an error only where the user asked for that, and no reason to leave the image out
+        raise
+    except Exception:
+        return None
+    return (twin, found) if found.blocks else None
 
 
 def _walk(twin: PreTrainedModel) -> Architecture:
@@ -97,6 +106,8 @@ def _walk(twin: PreTrainedModel) -> Architecture:
     ids, extra = families.example_inputs(base, families.example_ids(base))
     try:
         found = walk(twin, lambda: base(**families.arguments_for(base, ids, None, extra)))
+    except Warning:
+        raise
     except Exception as error:
         raise ModelError(
             f"expected {twin.config.model_type!r} ({type(twin).__name__}) to run on token ids or images alone, and it does not:"

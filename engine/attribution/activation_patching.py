@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from actstore.engine.attribution.patching import head_hook, hooked
+from actstore.engine.cache import keeping, kept_by
 from actstore.engine.intervene import intervened, replace
 from actstore.store.errors import InvalidInputError
 
@@ -142,9 +143,7 @@ class _Text:
         self._ids += new
         ids = torch.tensor([new if self.reads_new_only else self._ids], device=self._model.device)
         n_positions = ids.shape[1]
-        arguments: dict[str, Any] = {"use_cache": self._cached}
-        if self.reads_new_only:
-            arguments["past_key_values"] = self._kept
+        arguments = keeping(self._model.model, self._kept) if self._cached else {"use_cache": False}
         with (
             torch.inference_mode(),
             intervened(self._model, changes),
@@ -152,7 +151,7 @@ class _Text:
         ):
             output = self._model.model(input_ids=ids, **arguments)
         if self._cached:  # a model that keeps nothing is read the whole text again
-            self._kept = getattr(output, "past_key_values", None)
+            self._kept = kept_by(output)
         logits: Tensor = output.logits[0, -1]
         return logits.float()
 

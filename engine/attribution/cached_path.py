@@ -33,6 +33,7 @@ from actstore.engine.attribution.patching import (
     split_rows,
     tolerance,
 )
+from actstore.engine.cache import cache_argument, keeping
 from actstore.engine.sites import as_rows
 
 if TYPE_CHECKING:
@@ -99,10 +100,12 @@ def _prefill(model: LoadedModel, ids: Tensor) -> tuple[Tensor, list[tuple[Tensor
 
     They are those of all tokens: where a layer's window slides, that is left to its mask.
     """
+    if cache_argument(model.model) is None:
+        raise CannotCacheError("its forward takes no keys and values of earlier tokens")
     cache = Cache(layer_class_to_replicate=DynamicLayer)
     n_positions = ids.shape[1]
     with hooked(model.model, head_hook(model, n_positions - 1, n_positions)):
-        output = model.model(input_ids=ids, past_key_values=cache, use_cache=True)
+        output = model.model(input_ids=ids, **keeping(model.model, cache))
     kept = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
     whole = [(k, v) for k, v in kept if k is not None and v is not None and k.shape[-2] == v.shape[-2] == n_positions]
     if not kept or len(whole) < len(kept):
@@ -157,7 +160,7 @@ class _GrowingPass:
         """The logits [row, vocabulary]."""
         n_rows = self._slices[-1].stop
         with hooked(self.model.model, {**self._block_hooks(), **self._patch_hooks()}):
-            output = self.model.model(input_ids=last_token, past_key_values=frozen, use_cache=True)
+            output = self.model.model(input_ids=last_token, **keeping(self.model.model, frozen))
         logits = as_rows(output.logits)
         if len(logits) != n_rows or len(self._leaves) != len(self.chunk):
             raise CannotCacheError(f"expected {n_rows} rows of logits, found {len(logits)}")

@@ -120,7 +120,12 @@ def integrated_gradients(
 def _cached(model: LoadedModel, ids: Tensor, target: int, places: list[Place], settings: PathSettings) -> Sums:
     try:
         return cached_sums(model, ids, target, places, settings.steps, settings.max_rows)
-    except (CannotCacheError, torch.OutOfMemoryError, MemoryError):
+    except (
+        CannotCacheError,
+        torch.OutOfMemoryError,
+        MemoryError,
+        Warning,
+    ):  # a warning made an error says nothing here
         raise
     except Exception as error:
         # Whatever a model makes of a cache and a mask it was not written for: the full path asks for neither.

@@ -112,7 +112,7 @@ class LastPosition:
                     return _predictions(self._cached(window, variants), options)
                 except CannotCacheError as error:
                     self._fall_back(str(error))
-                except (torch.OutOfMemoryError, MemoryError, InvalidInputError):
+                except (torch.OutOfMemoryError, MemoryError, InvalidInputError, Warning):
                     raise
                 except Exception as error:  # whatever a model makes of a cache and a mask it was not written for
                     self._fall_back(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")

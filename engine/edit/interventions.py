@@ -44,7 +44,8 @@ def intervening(
     pass over a text reads, or `n_prompt` tokens (one number, or one a window) where a single pass reads an answer too. `store`
     holds the capture that a patch takes its values from. Noise is the same wherever a text is read again in the same row.
 
-    Raises `InvalidInputError` for neurons that the model does not have, for routed experts, and for a patch without a store.
+    Raises `InvalidInputError` for neurons that the model does not have, for routed experts, and for a patch without a store;
+    a pass that does not say where in its text it stands raises `ModelError`, unless every operation is at all positions.
     """
     operations = tuple(specification.operations if isinstance(specification, Specification) else specification)
     widths = {spec.layer: spec.neurons for spec in model.spec.layers}
@@ -96,7 +97,8 @@ def _change(
         changed = found.clone()
         for operation, neurons, values in steps:
             indices = torch.tensor(neurons, device=found.device)
-            where = torch.ones(found.shape[:2], dtype=torch.bool) if everywhere else passes.chosen(operation.positions)
+            rows = (found.shape[0], found.shape[1])
+            where = torch.ones(rows, dtype=torch.bool) if everywhere else passes.chosen(operation.positions, rows)
             old = changed[..., indices]
             new = _applied(operation, layer, old, values, passes)
             changed[..., indices] = torch.where(where.to(found.device)[..., None], new, old)
@@ -121,8 +123,7 @@ def _applied(
     donor = torch.from_numpy(values).to(old)
     if donor.dim() == 1:
         return donor.expand_as(old)
-    assert passes.now is not None
-    position = passes.now.position.to(old.device)
+    position = passes.present().position.to(old.device)
     there = (position >= 0) & (position < len(donor))
     taken = donor[position.clamp(0, max(0, len(donor) - 1))]
     there = (
@@ -134,12 +135,12 @@ def _applied(
 def _noise(seed: int, layer: int, passes: Passes, like: Tensor) -> Tensor:
     """Standard normal numbers that depend on seed, layer, window's row and position only."""
     n_windows, n_positions, n = like.shape
-    now = passes.now
-    regular = now is not None and now.position.shape == (n_windows, n_positions)
+    now = passes.present()
+    regular = now.position.shape == (n_windows, n_positions)
     numbers = np.empty((n_windows, n_positions, n), np.float32)
     for window in range(n_windows):
         for place in range(n_positions):
-            position = int(now.position[window, place]) if regular and now is not None else place
+            position = int(now.position[window, place]) if regular else place
             key = np.random.default_rng([seed, layer, window, position & 0xFFFFFFFF])
             numbers[window, place] = key.standard_normal(n, np.float32)
     return torch.from_numpy(numbers).to(like)

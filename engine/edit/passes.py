@@ -1,7 +1,8 @@
 """Passes of a text through a model, counted: which positions a pass reads, where the prompt ends, which of them are image.
 
-With a cache, `generate` reads the prompt in one pass and then a token a pass; without one it reads everything anew. Either way
-a position is counted from its text's first token. Knows nothing about what is done at positions.
+With a cache, `generate` reads the prompt in one pass and then one token per pass; without one it reads everything anew. Either
+way a position is counted from its text's first token. A pass whose arguments do not say where it stands has no positions:
+asking for them is a `ModelError`, never a guess. Knows nothing about what is done at positions.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from actstore.store.errors import InvalidInputError
+from actstore.engine.cache import past_length
+from actstore.store.errors import InvalidInputError, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 NAMED = {
     "all": "every position",
@@ -72,29 +74,48 @@ class Passes:
         self._n_prompt: Tensor | None = None
         self._ids: Tensor | None = None
         self.now: Pass | None = None
+        self._unknown = "positions are known while the whole model runs: call the model, not its parts"
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take note of the pass that the model was called for with these arguments."""
+        try:
+            self.now = self._read(args, kwargs)
+        except ModelError as error:  # an operation at every position needs no positions
+            self.now, self._unknown = None, str(error)
+
+    def present(self) -> Pass:
+        """The present pass; `ModelError` where its place in the text cannot be told."""
+        if self.now is None:
+            raise ModelError(f"Where in its text the model stands cannot be told: {self._unknown}.")
+        return self.now
+
+    def _read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Pass:
         ids = next((v for v in args if isinstance(v, Tensor) and v.dim() == 2), kwargs.get("input_ids"))
+        masked = "attention_mask"
+        if isinstance(answer := kwargs.get("decoder_input_ids"), Tensor):  # of two stacks, the one that writes
+            ids, masked = answer, "decoder_attention_mask"
         shown = ids if ids is not None else kwargs.get("inputs_embeds")
         if shown is None:
-            shown = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() >= 2)
+            shown = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() >= 2), None)
+        if shown is None:
+            raise ModelError("the model is called with neither token ids nor embeddings")
         n_windows, n_positions = shown.shape[:2]
-        past = _past_length(kwargs.get("past_key_values"))
-        mask = kwargs.get("attention_mask")
-        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == past + n_positions else None
+        past = past_length(args, kwargs)
         shape = (n_windows, past + n_positions)
-        seen = torch.ones(shape, dtype=torch.int64) if mask is None else mask.to("cpu", torch.int64)
+        seen = _seen(kwargs.get(masked), shape, past)
         before = (seen.cumsum(1) == 0).sum(1)  # padding on the left
         position = torch.arange(past, past + n_positions)[None] - before[:, None]
         length = seen.sum(1)
-        if past == 0 and not self._goes_on(ids):
-            self._n_prompt = length if self._given is None else torch.as_tensor(self._given).expand(n_windows)
         if past == 0:
+            goes_on = self._goes_on(ids)
+            _check_begins(kwargs, (n_windows, n_positions))
             self._ids = None if ids is None else ids.detach()
-        assert self._n_prompt is not None
+            if not goes_on:
+                self._n_prompt = length if self._given is None else torch.as_tensor(self._given).expand(n_windows)
+        if self._n_prompt is None or len(self._n_prompt) != n_windows:
+            raise ModelError(f"the pass goes on from {past} tokens of a text of which no pass was seen")
         is_image = None if ids is None or self._image_token is None else (ids == self._image_token).cpu()
-        self.now = Pass(position, length, self._n_prompt, is_image)
+        return Pass(position, length, self._n_prompt, is_image)
 
     def _goes_on(self, ids: Tensor | None) -> bool:
         """Whether a pass without a cache reads the text of the pass before, and one token more."""
@@ -104,14 +125,21 @@ class Passes:
         n = known.shape[1]
         return ids.shape[1] == n + 1 and ids.device == known.device and bool((ids[:, :n] == known).all())
 
-    def chosen(self, positions: str | Sequence[int]) -> Tensor:
-        """Which rows of the present pass are meant; bool [window, position], on the CPU.
+    def chosen(self, positions: str | Sequence[int], shape: tuple[int, int]) -> Tensor:
+        """Which of a layer's rows, `shape` [window, position], are meant in the present pass; bool, on the CPU.
 
-        Negative numbers count from the prompt's end.
+        Negative numbers count from the prompt's end. `ModelError` where the rows are not the pass's positions, or the pass
+        does not say where it stands, unless all positions are meant.
         """
         now = self.now
-        if now is None:
-            raise InvalidInputError("Positions are known while the whole model runs: call the model, not its parts.")
+        if positions == "all" and (now is None or now.position.shape != shape):
+            return torch.ones(shape, dtype=torch.bool)
+        now = self.present()
+        if now.position.shape != shape:
+            raise ModelError(
+                f"Positions {positions!r} cannot be told: the layer holds {shape[1]} rows for each text, and the pass reads "
+                f"{now.position.shape[1]} positions. Intervene at all positions."
+            )
         at, end = now.position, now.n_prompt[:, None]
         inside = (at >= 0) & (at < now.length[:, None])
         if not isinstance(positions, str):
@@ -134,12 +162,23 @@ class Passes:
         )
 
 
-def _past_length(past: Any) -> int:
-    if past is None:
-        return 0
-    length = getattr(past, "get_seq_length", None)
-    if length is None:
-        raise InvalidInputError(
-            f"Positions across passes need the library's cache, found {type(past).__name__}. Generate with use_cache=False."
+def _seen(mask: Any, shape: tuple[int, int], past: int) -> Tensor:
+    """Which tokens of the text up to now are read, as 1 and 0: int64 [window, position], on the CPU."""
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        return torch.ones(shape, dtype=torch.int64)
+    if tuple(mask.shape) != shape:
+        raise ModelError(
+            f"the attention mask covers {mask.shape[1]} tokens, and the pass reads {shape[1] - past} after {past} known ones"
         )
-    return int(length())
+    return mask.to("cpu", torch.int64)
+
+
+def _check_begins(kwargs: Mapping[str, Any], shape: tuple[int, int]) -> None:
+    """Raise `ModelError` where a pass that seems to begin a text says itself that it stands further on."""
+    places = kwargs.get("position_ids")
+    first = places[:, 0] if isinstance(places, Tensor) and tuple(places.shape) == shape else None
+    counted = kwargs.get("cache_position")
+    if first is None and isinstance(counted, Tensor) and counted.dim() == 1:
+        first = counted[:1]
+    if first is not None and int(first.min()) > 0:
+        raise ModelError(f"the pass begins at position {int(first.min())}, and no cache of earlier tokens is known")

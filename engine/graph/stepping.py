@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from actstore.engine import families
+from actstore.engine.cache import keeping, kept_by
 from actstore.engine.sites import Sink, Tap, tapped
 from actstore.kernels.decode_attention.api import decode_attention
 from actstore.store.errors import ModelError
@@ -68,16 +69,21 @@ class Steps:
             self._cache.batch_select_indices(rows)
         arguments = families.arguments_for(module, ids, None)
         if "use_cache" not in arguments:
-            raise ModelError(
-                f"expected {self._model.spec.name} to keep keys and values from token to token, and it does not; capture more "
-                "text instead of sampling it"
-            )
+            raise self._keeps_nothing()
         with torch.inference_mode(), ExitStack() as open_:
             if self._taps is not None and self._sink is not None:
                 open_.enter_context(tapped(self._model.model, self._taps, self._sink))
-            found = module(**arguments | {"use_cache": True, "past_key_values": self._cache})
-        self._cache = found.past_key_values
+            found = module(**arguments | keeping(module, self._cache))
+        self._cache = kept_by(found)
+        if self._cache is None:
+            raise self._keeps_nothing()
         return found
+
+    def _keeps_nothing(self) -> ModelError:
+        return ModelError(
+            f"expected {self._model.spec.name} to keep keys and values from token to token, and it does not; capture more text "
+            "instead of sampling it"
+        )
 
 
 def taps_of(model: LoadedModel) -> dict[Tap, list[tuple[int, str]]] | None:

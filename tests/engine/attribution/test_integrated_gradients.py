@@ -43,7 +43,7 @@ UNCACHED = {
     "mpt": "logits over kept keys and values are off",  # and this one position biases
     "bert-generation": "earlier tokens see the last one",
     "jamba": "IndexError",  # its state-space layers keep no keys
-    "xlnet": "not every layer keeps one key for each token",  # its layers have positions before windows, too
+    "xlnet": "its forward takes no keys and values of earlier tokens",  # but states of its own
 }
 """Types that take the full path, and why."""
 
