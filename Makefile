@@ -6,16 +6,31 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet
 SOURCES := __init__.py cli.py notebook.py reports.py terminal.py commands engine kernels store tests benchmarks demo docs
 
-.PHONY: env demo test test-slow coverage lint types bench docs peers clean
+.PHONY: env lock demo test test-slow test-newest compatibility coverage lint types bench docs peers clean
 
 env: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml constraints.txt
+# Every package, the installer and the build tool included, is the release that requirements.lock names: the same next year.
+# The lock has no hashes: of torch there are several builds of one release (CPU, CUDA), and which one a machine takes differs.
+LOCKED := --constraint requirements.lock
+
+$(VENV)/installed: pyproject.toml requirements.lock
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'actstore needs Python 3.11 or newer: make PYTHON=python3.12')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	$(PIP) $(LOCKED) pip setuptools
+	$(PIP) $(LOCKED) --no-build-isolation --editable '.[dev]'
 	touch $@
+
+# Pins stay as they are unless pyproject.toml or requirements.in ask for others; UPGRADE=1 takes the newest that they admit.
+UV := .venv-lock/bin/uv
+
+lock: $(UV)
+	$(UV) pip compile pyproject.toml requirements.in --all-extras --universal --python-version 3.11 $(if $(UPGRADE),--upgrade) \
+		--quiet --annotation-style line --custom-compile-command 'make lock' --output-file requirements.lock
+
+$(UV):
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet uv==0.13.9
 
 # MODEL=, CORPUS= and TOKENS= point the demo at something else: make demo MODEL=gpt2 CORPUS=texts/
 demo: env
@@ -35,6 +50,14 @@ test-slow: env
 coverage: env
 	$(PYTEST) --cov --cov-report=term:skip-covered $(ARGS)
 
+# The same tests in an environment of the newest releases that the ranges in pyproject.toml admit.
+test-newest: $(UV)
+	$(PYTHON) docs/compatibility.py run newest --pytest '$(ARGS)'
+
+# All environments of docs/compatibility.md, one after another, and the page itself. Hours, and several GB for a moment.
+compatibility: $(UV)
+	$(PYTHON) docs/compatibility.py run
+
 lint: env
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -53,16 +76,16 @@ docs: $(VENV)/installed-docs
 	$(BIN)/mkdocs build --strict --quiet
 
 $(VENV)/installed-docs: $(VENV)/installed
-	$(PIP) --constraint constraints.txt --editable '.[docs]'
+	$(PIP) $(LOCKED) --no-build-isolation --editable '.[docs]'
 	touch $@
 
 # TransformerLens and delphi, for the benchmark's rows that name them. Neither uses torchvision and its kin on text, and the
 # registry's builds of these need not match the torch that is installed.
 peers: .venv-peers/installed
 
-.venv-peers/installed: benchmarks/peers.txt constraints.txt
+.venv-peers/installed: benchmarks/peers.txt requirements.lock
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	.venv-peers/bin/python -m pip install --quiet "$$(grep -o '^torch==[0-9.]*' requirements.lock)"
 	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/peers.txt
 	.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@

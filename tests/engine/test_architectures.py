@@ -29,6 +29,7 @@ REFUSED = {
     "blt": "one row for each token",  # its global layers hold patches of bytes
     "musicgen": "one row for each token",  # reads four codebooks at once
     "musicgen_melody": "one row for each token",
+    "gemma4_unified_assistant": "to run on token ids",  # a draft model, like those of NOT_BUILT
 }
 """Types without neurons, or whose rows are not tokens: type to a part of the reason."""
 
@@ -38,9 +39,9 @@ NOT_BUILT = {
     "gemma4_assistant": "must be 0",
     "gemma4_unified_assistant": "layer types producing a cache",
 }
-"""Types of which no tiny model can be made: type to a part of the reason."""
+"""Types of which no tiny model can be made by every supported transformers: type to a part of the reason."""
 
-NEWEST = "5.23"
+NEWEST = "5.24"
 """The transformers these tables were written for; older ones lack types, and defaults that newer ones have."""
 
 SCALED_STREAM = {
@@ -65,7 +66,7 @@ def test_every_type_passes_or_is_refused_with_its_reason(name: str) -> None:
             if newest and NOT_BUILT.get(name, "to be built") not in str(error):
                 raise
             continue
-        assert name not in NOT_BUILT
+        # A type that could not be built may be, after an update: what is built is proved like any other.
         if name in REFUSED:
             assert outcome.result == "refused"
             assert REFUSED[name] in outcome.reason
