@@ -4,8 +4,8 @@
     python docs/compatibility.py run            # every environment, one after another
     python docs/compatibility.py page           # writes compatibility.md from what is recorded
 
-Each environment is a virtual environment of its own below .venv-compatibility, removed afterwards unless --keep. What is to be
-in it is resolved by uv (`make lock` installs it) from pyproject.toml. Needs nothing but Python.
+Each environment is a virtual environment of its own below .venv-compatibility, removed afterwards unless --keep. What it holds is
+resolved by uv (`make lock` installs it) from pyproject.toml. Needs nothing but Python.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "docs" / "compatibility.json"
 PAGE = ROOT / "docs" / "compatibility.md"
 LOCK = ROOT / "requirements.lock"
+MADE = "constraints.txt"
+"""In a finished environment: what it was made with."""
 PACKAGES = ("torch", "transformers", "tokenizers", "triton", "zarr", "numcodecs", "numpy", "numba", "pyarrow", "duckdb")
 """Those of which the page names the release."""
 
@@ -66,7 +68,7 @@ def main() -> int:
     run = actions.add_parser("run")
     run.add_argument("names", nargs="*", metavar="NAME", help=f"Of: {', '.join(ENVIRONMENTS)}.")
     run.add_argument("--python", help="The interpreter, where it is not python3.11 or python3.12 of the PATH.")
-    run.add_argument("--keep", action="store_true", help="Leave the environment where it is.")
+    run.add_argument("--keep", action="store_true", help="Leave the environment where it is, for another run.")
     run.add_argument("--pytest", default="", help="Further arguments of pytest; what is then run is not recorded.")
     actions.add_parser("page")
     asked = parser.parse_args()
@@ -86,11 +88,12 @@ def run_tests(name: str, python: str | None, pytest: list[str], *, keep: bool) -
     folder = ROOT / ".venv-compatibility" / name.replace(", ", "-").replace(" ", "-")
     constraints = folder.with_suffix(".txt")
     report = folder.with_suffix(".xml")
-    shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(exist_ok=True)
     try:
         resolve(environment, constraints)
-        install(python or f"python{environment.python}", folder, constraints)
+        if not holds(folder, constraints):
+            shutil.rmtree(folder, ignore_errors=True)
+            install(python or f"python{environment.python}", folder, constraints)
         command = [str(folder / "bin" / "python"), "-m", "pytest", "-m", "not slow", "--numprocesses", "auto"]
         command += [
             "--maxprocesses",
@@ -126,6 +129,12 @@ def resolve(environment: Environment, constraints: Path) -> None:
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
+def holds(folder: Path, constraints: Path) -> bool:
+    """Whether the environment was made with just these constraints."""
+    made = folder / MADE
+    return made.is_file() and made.read_bytes() == constraints.read_bytes()
+
+
 def install(python: str, folder: Path, constraints: Path) -> None:
     """A virtual environment with this project and what the constraints name."""
     subprocess.run([python, "-m", "venv", str(folder)], check=True)
@@ -141,6 +150,7 @@ def install(python: str, folder: Path, constraints: Path) -> None:
     ]
     subprocess.run([*pip, "pip", "setuptools"], check=True)
     subprocess.run([*pip, "--no-build-isolation", "--editable", ".[dev]"], cwd=ROOT, check=True)
+    shutil.copyfile(constraints, folder / MADE)
 
 
 def record(name: str, environment: Environment, folder: Path, report: Path) -> None:
