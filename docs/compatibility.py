@@ -4,8 +4,8 @@
     python docs/compatibility.py run            # every environment, one after another
     python docs/compatibility.py page           # writes compatibility.md from what is recorded
 
-Each environment is a virtual environment of its own below .venv-compatibility, removed afterwards unless --keep. What it holds is
-resolved by uv (`make lock` installs it) from pyproject.toml. Needs nothing but Python.
+Each environment is a virtual environment of its own below .venv-compatibility, removed afterwards unless --keep. Its releases
+are resolved by uv (`make lock` installs it) from pyproject.toml. Needs nothing but Python.
 """
 
 from __future__ import annotations
