@@ -16,6 +16,17 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
+if (
+    triton.knobs.runtime.interpret
+    and triton.__version__.startswith("3.6.")
+    and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
+):
+    # Compiled kernels work with both; the interpreter takes an array of one element for a number, which numpy 2.4 refuses.
+    raise ImportError(
+        f"Triton {triton.__version__}'s interpreter does not run with numpy {np.__version__}: install triton>=3.7 or numpy<2.4, "
+        "or unset TRITON_INTERPRET to compile the kernels for a GPU."
+    )
+
 jit: Callable[[Callable[..., Any]], Any] = triton.jit
 """`triton.jit`, which itself has no types."""
 
