@@ -23,8 +23,8 @@ if (
 ):
     # Compiled kernels work with both; the interpreter takes an array of one element for a number, which numpy 2.4 refuses.
     raise ImportError(
-        f"Triton {triton.__version__}'s interpreter does not run with numpy {np.__version__}: install triton>=3.7 or numpy<2.4, "
-        "or unset TRITON_INTERPRET to compile the kernels for a GPU."
+        f"Triton {triton.__version__}'s interpreter does not run with numpy {np.__version__}: install triton>=3.7 or "
+        "numpy<2.4, or unset TRITON_INTERPRET to compile the kernels for a GPU."
     )
 
 jit: Callable[[Callable[..., Any]], Any] = triton.jit
