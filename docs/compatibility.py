@@ -86,8 +86,7 @@ def run_tests(name: str, python: str | None, pytest: list[str], *, keep: bool) -
     """Make the environment, run the tests in it, record what came of a whole run."""
     environment = ENVIRONMENTS[name]
     folder = ROOT / ".venv-compatibility" / name.replace(", ", "-").replace(" ", "-")
-    constraints = folder.with_suffix(".txt")
-    report = folder.with_suffix(".xml")
+    constraints, report = (folder.with_name(f"{folder.name}.{suffix}") for suffix in ("txt", "xml"))
     folder.parent.mkdir(exist_ok=True)
     try:
         resolve(environment, constraints)
@@ -121,7 +120,7 @@ def resolve(environment: Environment, constraints: Path) -> None:
         constraints.unlink(missing_ok=True)
     if environment.lock == "locked" and not environment.pins:
         return
-    pins = constraints.with_suffix(".in")
+    pins = constraints.with_name(f"{constraints.stem}.in")
     pins.write_text("\n".join([*environment.pins, "pip>=26", "setuptools>=77"]) + "\n", encoding="utf-8")
     command = [".venv-lock/bin/uv", "pip", "compile", "pyproject.toml", str(pins), "--extra", "dev", "--quiet"]
     command += ["--python-version", environment.python, "--output-file", str(constraints)]
