@@ -1,48 +1,55 @@
-"""Documents in: a text, a folder, a glob, JSON lines, Parquet, Arrow, a saved dataset or standard input, one at a time.
+"""Documents in: a text, a folder, a glob, JSON lines, CSV, Parquet, Arrow, a saved dataset or standard input, one at a time.
 
-Decides which files a location means and what each of them is; the files are read in `textfiles` and `tables`. The order
-is always the same: by path, and by place within a file. Never more than one document, one chunk of bytes or one small
-batch is in memory. Knows nothing about tokenizers, windows or models.
+Decides which files a location means; they are read in `textfiles`, `csvfiles` and `tables`. The order is always the same:
+by path, and by place within a file. Never more than one document, one chunk of bytes or one small batch is in memory. Knows
+nothing about tokenizers, windows or models.
 """
 
 import glob
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
+from actstore.engine.class_labels import Features
+from actstore.engine.csvfiles import DELIMITERS, read_csv
 from actstore.engine.documents import CorpusDigest, CorpusOptions, Document
+from actstore.engine.filetypes import FileType, file_type, open_bytes
+from actstore.engine.memory_corpus import MemoryCorpus
 from actstore.engine.records import RecordReader, missing_label
 from actstore.engine.tables import is_saved_dataset, list_dataset_files, read_arrow, read_parquet
 from actstore.engine.textfiles import (
+    BINARY,
     BinaryFileError,
     StreamReader,
-    open_bytes,
-    read_json,
     read_json_lines,
     read_text,
     reading,
+    sniff_json,
 )
 from actstore.store.errors import InvalidInputError, NotFoundError
 
-__all__ = ["CorpusDigest", "CorpusOptions", "CorpusReport", "Document", "describe", "read_corpus"]
+__all__ = ["BINARY", "EMPTY", "CorpusDigest", "CorpusOptions", "CorpusReport", "Document", "describe", "read_corpus"]
 
 STDIN = "-"
+EMPTY = "the document is empty"
+"""Why an empty document is passed over; why a file is may begin with `BINARY`."""
 _STDIN_SOURCE = "<stdin>"
 _PYCACHE = "__pycache__"
 _EVERY_FILE = CorpusOptions.pattern
-_STREAM_READERS: dict[str, StreamReader] = {".jsonl": read_json_lines, ".ndjson": read_json_lines, ".json": read_json}
-_PARQUET_SUFFIXES = (".parquet", ".pq")
-_ARROW_SUFFIXES = (".arrow", ".feather", ".ipc")
+_MAX_NAME_WORDS, _MAX_NAME_LENGTH = 3, 255  # of a file; what has more of either is probably a text
+_SHOWN_LENGTH = 60
 
 
 @dataclass
 class CorpusReport:
     """What reading has met so far: documents given out, and what was passed over.
 
-    `on_skip(source, reason)` hears of every file and document passed over, as it happens.
+    `on_skip(source, reason)` hears of every file and document passed over, `on_warning(sentence)` of every warning, as it
+    happens.
     """
 
     n_documents: int = 0
@@ -56,12 +63,21 @@ class CorpusReport:
     layers_left_out: tuple[int, ...] = ()
     """Layers of the part that hold other rows than its first layer does, and were not asked for by name."""
     on_skip: Callable[[str, str], None] | None = None
+    on_warning: Callable[[str], None] | None = None
+    warnings: list[str] = field(default_factory=list)
+    """Sentences about what may make the capture other than it was meant to be."""
+
+    def warn(self, sentence: str) -> None:
+        """Keep a sentence, and say it where there is somebody to hear."""
+        self.warnings.append(sentence)
+        if self.on_warning is not None:
+            self.on_warning(sentence)
 
     def skip_document(self, source: str) -> None:
         """Count an empty document."""
         self.n_empty_documents += 1
         if self.on_skip is not None:
-            self.on_skip(source, "the document is empty")
+            self.on_skip(source, EMPTY)
 
     def skip_image(self, source: str, reason: str) -> None:
         """Count an image that cannot be used."""
@@ -84,17 +100,18 @@ class _File:
     chosen: bool
     split: str | None = None
     in_dataset: bool = False
+    features: Features | None = None
 
 
 def read_corpus(
-    location: str | Path, options: CorpusOptions | None = None, report: CorpusReport | None = None
+    location: str | Path | MemoryCorpus, options: CorpusOptions | None = None, report: CorpusReport | None = None
 ) -> Iterator[Document]:
     """The documents of a corpus in a fixed order, each read when it is asked for.
 
-    `location` is a file (what it is goes by its suffix, with or without .gz; anything unknown is one text), a folder, a
-    glob, a folder made by `save_to_disk` of `datasets` or one of its splits, or "-" for standard input. In a folder,
-    hidden files and __pycache__ are left out, and so are, with the default pattern, texts with NUL bytes. Empty
-    documents are left out. `report` counts what was.
+    `location` is a file (what it is goes by its suffix, with or without .gz, .bz2, .xz or .zst; anything unknown is one
+    text), a folder, a glob, a folder made by `save_to_disk` of `datasets` or one of its splits, or "-" for standard input.
+    In a folder, hidden files and __pycache__ are left out, and so are, with the default pattern, files that are no text by
+    their first bytes or a NUL. Empty documents are left out. `report` counts what was.
 
     A location that does not exist is a NotFoundError at once; whatever is wrong inside is an InvalidInputError when
     reading comes to it, at the end for a corpus without documents or a label column that no record has.
@@ -103,13 +120,17 @@ def read_corpus(
     """
     options = options or CorpusOptions()
     report = report or CorpusReport()
+    if isinstance(location, MemoryCorpus):
+        return _read_documents(location, options, report)
     if str(location) != STDIN:
         _check_exists(str(location))
     return _read_documents(str(location), options, report)
 
 
-def describe(location: str | Path) -> str:
+def describe(location: str | Path | MemoryCorpus) -> str:
     """A few words for a location, for messages: "folder 'data'", "standard input", "files matching 'data/*.md'"."""
+    if isinstance(location, MemoryCorpus):
+        return f"the corpus {location}"
     if str(location) == STDIN:
         return "standard input"
     path = Path(os.path.expanduser(location))
@@ -120,9 +141,12 @@ def describe(location: str | Path) -> str:
     return f"file {_name(path)!r}"
 
 
-def _read_documents(location: str, options: CorpusOptions, report: CorpusReport) -> Iterator[Document]:
+def _read_documents(location: str | MemoryCorpus, options: CorpusOptions, report: CorpusReport) -> Iterator[Document]:
     records = RecordReader(options)
-    if location == STDIN:
+    documents: Iterator[Document]
+    if isinstance(location, MemoryCorpus):
+        documents = location.read(records)
+    elif location == STDIN:
         documents = _read_stdin(records)
     else:
         files = _list_files(location, options, report)
@@ -155,20 +179,37 @@ def _read_stdin(records: RecordReader) -> Iterator[Document]:
 
 def _read_file(file: _File, records: RecordReader, report: CorpusReport) -> Iterator[Document]:
     path, source = file.path, _name(file.path)
-    suffix = path.suffix.lower()
-    if file.in_dataset or suffix in _ARROW_SUFFIXES:
-        yield from read_arrow(path, source, records, file.split)
-    elif suffix in _PARQUET_SUFFIXES:
+    kind = file_type(path)
+    if kind.compression is not None and kind.format in ("parquet", "arrow"):
+        raise InvalidInputError(
+            f"{source} is a table compressed as a whole, and Parquet and Arrow are read from any place: decompress it, or "
+            "leave it out with --pattern."
+        )
+    if file.in_dataset or kind.format == "arrow":
+        yield from read_arrow(path, source, records, file.split, file.features)
+    elif kind.format == "parquet":
         yield from read_parquet(path, source, records)
     else:
-        read = _STREAM_READERS.get(Path(path.stem).suffix.lower() if suffix == ".gz" else suffix, read_text)
         try:
-            with reading(source), open_bytes(path) as stream:
-                yield from read(stream, source, records)
+            with reading(source):
+                read = _stream_reader(file, kind, source, records)
+                with open_bytes(path) as stream:
+                    yield from read(stream, source, records)
         except BinaryFileError as error:
-            if file.chosen or read is not read_text:
+            if file.chosen or kind.format != "text":
                 raise
-            report.skip_file(path, f"binary: NUL byte at offset {error.offset}")
+            report.skip_file(path, error.reason)
+
+
+def _stream_reader(file: _File, kind: FileType, source: str, records: RecordReader) -> StreamReader:
+    if kind.format in DELIMITERS:
+        return partial(read_csv, delimiter=DELIMITERS[kind.format])
+    if kind.format == "json lines":
+        return read_json_lines
+    if kind.format == "json":
+        with open_bytes(file.path) as stream:
+            return sniff_json(stream, source, records)
+    return read_text
 
 
 def _list_files(location: str, options: CorpusOptions, report: CorpusReport) -> Iterator[_File]:
@@ -189,7 +230,7 @@ def _list_folder(folder: Path, pattern: str, report: CorpusReport, named: bool =
     if is_saved_dataset(folder):
         for file in list_dataset_files(folder):
             if named or fnmatchcase(file.path.name, pattern):
-                yield _File(file.path, chosen=True, split=file.split, in_dataset=True)
+                yield _File(file.path, chosen=True, split=file.split, in_dataset=True, features=file.features)
         return
     with reading(_name(folder)), os.scandir(folder) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
@@ -210,38 +251,51 @@ def _list_folder(folder: Path, pattern: str, report: CorpusReport, named: bool =
 
 def _check_exists(location: str) -> None:
     path = os.path.expanduser(location)
+    shown, advice = _show(location)
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL character in the name
         if not glob.has_magic(path):
             raise NotFoundError(
-                f"There is no file or folder {location!r}: name a text, a folder, a glob, JSON lines, Parquet, Arrow, "
-                "a saved dataset, or - for standard input."
+                f"There is no file or folder {shown}: name a text, a folder, a glob, JSON lines, CSV, Parquet, Arrow, "
+                f"a saved dataset, or - for standard input.{advice}"
             ) from None
         if next(glob.iglob(path, recursive=True), None) is None:
             raise NotFoundError(
-                f"No file matches {location!r}: check the folder it starts from, and quote it."
+                f"No file matches {shown}: check the folder it starts from, and quote it.{advice}"
             ) from None
     except OSError as error:
         raise InvalidInputError(
-            f"{location!r} cannot be read ({error.strerror}): expected the name of a file or folder."
+            f"{shown} cannot be read ({error.strerror}): expected the name of a file or folder.{advice}"
         ) from None
 
 
-def _no_documents(location: str, options: CorpusOptions, n_empty: int) -> InvalidInputError:
+def _show(location: str) -> tuple[str, str]:
+    """A location for a message, and what to do where it looks like a text in place of one."""
+    if "\n" not in location and len(location.split()) <= _MAX_NAME_WORDS and len(location) <= _MAX_NAME_LENGTH:
+        return repr(location), ""
+    shown = f"{location[:_SHOWN_LENGTH]}…" if len(location) > _SHOWN_LENGTH else location
+    return repr(
+        shown
+    ), " To capture a text itself, pass a list of texts from Python, or pipe it in and name - as the corpus."
+
+
+def _no_documents(location: str | MemoryCorpus, options: CorpusOptions, n_empty: int) -> InvalidInputError:
     if n_empty:
         return InvalidInputError(
             f"{_capital(location)} holds only empty documents ({n_empty} of them): expected at least one with text or "
             "token ids."
         )
+    if isinstance(location, MemoryCorpus):
+        return InvalidInputError(f"{_capital(location)} holds no documents: expected at least one text or record.")
     matching = "" if options.pattern == _EVERY_FILE else f" in files named {options.pattern!r}"
     return InvalidInputError(
-        f"{_capital(location)} holds no documents{matching}: expected text files, JSON lines, Parquet, Arrow or a "
-        "saved dataset."
+        f"{_capital(location)} holds no documents{matching}: expected text files, JSON lines, CSV, Parquet, Arrow "
+        "or a saved dataset."
     )
 
 
-def _capital(location: str) -> str:
+def _capital(location: str | MemoryCorpus) -> str:
     words = describe(location)
     return words[0].upper() + words[1:]
 

@@ -11,20 +11,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from actstore.engine.capture import fill_blocks
-from actstore.engine.corpus import CorpusDigest, CorpusOptions, CorpusReport, read_corpus
+from actstore.engine.checkpoints import load_config
+from actstore.engine.corpus import STDIN, CorpusDigest, CorpusOptions, CorpusReport, read_corpus
 from actstore.engine.identity import check_model, fingerprint_of
+from actstore.engine.padding import PaddingCount
 from actstore.engine.plan import PlanSettings, block_size, write_plan
 from actstore.engine.run import Run
 from actstore.engine.settings import CaptureSettings
 from actstore.engine.sizes import affordable_slots, bytes_per_slot
 from actstore.engine.tokens import TextTokenizer
 from actstore.store import root
-from actstore.store.errors import InvalidInputError
+from actstore.store.errors import InvalidInputError, ModelError
 from actstore.store.records import CaptureRecord, PlanRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from actstore.engine.memory_corpus import MemoryCorpus
     from actstore.engine.models import LoadedModel, ModelSpec
     from actstore.store.writer import CaptureWriter
 
@@ -38,6 +41,8 @@ class CorpusRun(Run):
     command: ClassVar[str] = "capture"
 
     report: CorpusReport
+    source: str | MemoryCorpus
+    """What `corpus` is the name of."""
 
     def check(self) -> None:
         """Raise `InvalidInputError` where the model reads no text."""
@@ -78,8 +83,9 @@ class CorpusRun(Run):
             block_slots=block_size(settings.context, affordable, stored_everywhere=settings.positions == "all"),
             max_tokens=settings.max_tokens,
         )
-        return write_plan(
-            read_corpus(self.corpus, settings.of(CorpusOptions), self.report),
+        padding = self._count_padding(tokenizer)
+        plan = write_plan(
+            read_corpus(self.source, settings.of(CorpusOptions), self.report),
             self.folder,
             self.name,
             settings=plan_settings,
@@ -88,7 +94,21 @@ class CorpusRun(Run):
             tokenizer=tokenizer,
             n_vocabulary=self.spec.n_vocabulary,
             on_progress=self.progress.planned,
+            on_document=padding.add,
         )
+        for sentence in padding.sentences():
+            self.report.warn(sentence)
+        return plan
+
+    def _count_padding(self, tokenizer: TextTokenizer | None) -> PaddingCount:
+        """A count by the padding token of the tokenizer, or of the model's configuration where there is no tokenizer."""
+        if tokenizer is not None:
+            return tokenizer.count_padding()
+        try:
+            config = load_config(self.spec.name, trust_remote_code=self.options.trust_remote_code)
+        except ModelError:  # a model in memory has no name to look under
+            return PaddingCount(None)
+        return PaddingCount(config.get_text_config())
 
     def _tokenizer(self, settings: CaptureSettings) -> TextTokenizer | None:
         try:
@@ -102,7 +122,7 @@ class CorpusRun(Run):
             return None
 
     def _is_tokenised(self, settings: CaptureSettings) -> bool:
-        first = next(iter(read_corpus(self.corpus, settings.of(CorpusOptions))), None) if self.corpus != "-" else None
+        first = next(iter(read_corpus(self.source, settings.of(CorpusOptions))), None) if self.source != STDIN else None
         return first is not None and first.ids is not None
 
     def _check_same(self, record: CaptureRecord, requested: Mapping[str, Any]) -> LoadedModel:
@@ -120,7 +140,7 @@ class CorpusRun(Run):
 
     def _corpus_fingerprint(self, settings: CaptureSettings, plan: PlanRecord) -> str:
         digest = CorpusDigest()
-        documents = read_corpus(self.corpus, settings.of(CorpusOptions), self.report)
+        documents = read_corpus(self.source, settings.of(CorpusOptions), self.report)
         for document in itertools.islice(documents, plan.n_documents):
             digest.update(document)
         longer = settings.max_tokens is None and next(documents, None) is not None

@@ -1,8 +1,12 @@
+from pathlib import PurePosixPath
+
 import numpy as np
 import pytest
+import torch
 
 from actstore.engine.documents import CorpusOptions
-from actstore.engine.records import RecordReader, name_columns
+from actstore.engine.records import RecordReader
+from actstore.engine.value_names import name_columns
 from actstore.store.errors import InvalidInputError
 
 
@@ -34,8 +38,10 @@ def test_null_text_is_an_empty_document():
     assert read({"text": None}).is_empty
 
 
-def test_empty_ids_are_an_empty_document():
-    assert read({"input_ids": []}).is_empty
+@pytest.mark.parametrize("ids", [[], None, np.array([], np.uint16)])
+def test_empty_ids_are_an_empty_document(ids):
+    assert read({"input_ids": ids}).is_empty
+    assert read({"input_ids": ids, "attention_mask": ids}).is_empty
 
 
 def test_labels_are_strings():
@@ -51,6 +57,14 @@ def test_labels_are_strings():
         "f": "0.5",
         "absent": "",
     }
+
+
+def test_labels_of_numpy_and_torch_are_those_of_python():
+    record = {"text": np.str_("a"), "i": np.int64(3), "b": np.bool_(True), "s": np.str_("x"), "t": torch.tensor(3)}
+    record |= {"l": np.array([1, 2]), "o": {"k": np.float32(0.5), "p": PurePosixPath("a/b")}}
+    document = read(record, label_columns=("i", "b", "s", "t", "l", "o"))
+    labels = {"i": "3", "b": "true", "s": "x", "t": "3", "l": "[1, 2]", "o": '{"k": 0.5, "p": "a/b"}'}
+    assert document.labels == labels
 
 
 def test_split_is_a_label_unless_the_record_has_its_own():
@@ -92,7 +106,6 @@ def test_text_of_another_type_is_refused(value, found):
         ([1, None], "null at position 1"),
         ([[1]], "a list at position 0"),
         ([1 << 63], "a number that needs more than 64 bits"),
-        (None, "null"),
         ("1 2", 'text ("1 2")'),
         (np.array([0.5]), "a list of float64"),
         (np.array([4, 1 << 63], dtype=np.uint64), "9223372036854775808 at position 1"),
@@ -101,7 +114,7 @@ def test_text_of_another_type_is_refused(value, found):
 def test_ids_that_are_no_token_ids_are_refused(value, found):
     assert message({"input_ids": value}) == (
         f"f:3: column 'input_ids' must hold token ids (integers from 0), found {found}; "
-        "mend the row, or name another with --ids-column."
+        "fix the row, or name another with --ids-column."
     )
 
 
@@ -115,7 +128,7 @@ def test_ids_are_copied_out_of_the_batch():
 def test_half_a_surrogate_pair_is_refused_or_replaced():
     assert message({"text": "né\ud83d!"}) == (
         "f:3: column 'text' has half a surrogate pair (\\ud83d) at character 2, which no UTF-8 text can hold; "
-        "mend it, or pass --errors replace to read on with U+FFFD in its place."
+        "fix it, or pass --errors replace to read on with U+FFFD in its place."
     )
     document = read({"text": "né\ud83d!", "l": "\udc00"}, errors="replace", label_columns=("l",))
     assert (document.text, document.labels) == ("né\ufffd!", {"l": "\ufffd"})
