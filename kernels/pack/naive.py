@@ -14,11 +14,14 @@ from actstore.kernels.top_k import naive as naive_top_k
 def pack(values: Any, columns: Columns, out: NDArray[Any] | None, statistics: Statistics | None) -> None:
     """Put the columns' rows of `values` [row, neuron] into their slots of `out` [neuron, slot]; add to `statistics`."""
     kept = as_array(values)[columns.rows].T
+    held = kept if out is None else cast(kept, out.dtype)
     if out is not None:
-        out[:, columns.slots] = cast(kept, out.dtype)
+        out[:, columns.slots] = held
     if statistics is not None:
         n_labels, k = len(statistics.positives), statistics.exemplar_values.shape[1]
-        statistics.merge(summarise(decode(kept), columns, n_labels, k))
+        found = summarise(decode(kept), columns, n_labels, k)
+        found.overflow[:] = (np.isfinite(decode(kept)) & np.isinf(decode(held))).sum(axis=1)
+        statistics.merge(found)
 
 
 def summarise(values: NDArray[np.float32], columns: Columns, n_labels: int, k: int) -> Statistics:
