@@ -203,7 +203,7 @@ class DevicePacker:
             found: dict[str, Tensor] = {}
             if record.precision == "int8" and key in sites:
                 steps, found["scale"] = gpu_lossy.quantise(tensor)
-                yield key, steps.masked_fill_(tensor.isnan(), layout.NO_VALUE_INT8)
+                yield key, steps
             else:
                 if record.precision == "sparse" and key in sites:
                     assert record.keep is not None

@@ -173,7 +173,6 @@ def encode(record: CaptureRecord, plan: BlockPlan, staged: Buffers) -> Buffers:
             key = layout.values_key(record.name, site, layer)
             if record.precision == "int8":
                 arrays[key], scale = quantise(staged[key])
-                arrays[key][_is_nan(staged[key])] = layout.NO_VALUE_INT8
                 found: dict[str, NDArray[Any]] = {"scale": scale}
             else:
                 assert record.keep is not None
@@ -182,10 +181,3 @@ def encode(record: CaptureRecord, plan: BlockPlan, staged: Buffers) -> Buffers:
             for name, values in found.items():
                 arrays[layout.block_parameters_key(record.name, site, layer, name)] = values[:, None]
     return arrays
-
-
-def _is_nan(values: NDArray[Any]) -> NDArray[np.bool_]:
-    if values.dtype == np.uint16:
-        values = layout.decode_values(values, None)
-    missing: NDArray[np.bool_] = np.isnan(values)
-    return missing

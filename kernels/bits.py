@@ -13,6 +13,8 @@ FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 FORMAT_CODES = {np.dtype(np.float32): FLOAT32, np.dtype(np.float16): FLOAT16, np.dtype(np.uint16): BFLOAT16}
 BITS_DTYPES = {FLOAT32: np.uint32, FLOAT16: np.uint16, BFLOAT16: np.uint16}
 INFINITIES = (0x7F800000, 0x7C00, 0x7F80)
+OVERFLOWS = (0x7F800000, 0x477FF000, 0x7F7F8000)
+"""The float32 bits of the smallest magnitude that each format rounds to infinity."""
 
 _HALF_SUBNORMAL = np.float32(2.0**-24)
 
@@ -74,5 +76,5 @@ def float32_to_float16(bits: Any) -> Any:
     subnormal = np.float32(magnitude.view(np.float32) + np.float32(0.5)).view(np.uint32) - np.uint32(0x3F000000)
     special = 0x7E00 if magnitude > 0x7F800000 else 0x7C00
     finite = normal if magnitude >= (113 << 23) else subnormal
-    result = special if magnitude >= 0x477FF000 else finite
+    result = special if magnitude >= OVERFLOWS[FLOAT16] else finite
     return np.uint16(np.uint32(result) | ((bits >> np.uint32(16)) & np.uint32(0x8000)))

@@ -36,7 +36,8 @@ _BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16:
 INFINITY = tl.constexpr(0x7F800000)
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)
 _QUIET_NAN = tl.constexpr(0x7FC0)
-_OVERFLOW = tl.constexpr(0x477FF000)  # the smallest magnitude that float16 rounds to infinity
+_FLOAT16_OVERFLOW = tl.constexpr(0x477FF000)  # the smallest magnitude that float16 rounds to infinity
+_BFLOAT16_OVERFLOW = tl.constexpr(0x7F7F8000)
 
 
 def jit_for_any(*names: str) -> Callable[[Callable[..., Any]], Any]:
@@ -80,15 +81,27 @@ def widen(raw: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
 
 
 @jit
+def overflows(bits: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+    """Whether values whose float32 bits are `bits` are finite, and too large for a format."""
+    magnitude = bits & MAGNITUDE
+    if FORMAT == 0:
+        limit = INFINITY
+    elif FORMAT == 1:
+        limit = _FLOAT16_OVERFLOW
+    else:
+        limit = _BFLOAT16_OVERFLOW
+    return (magnitude >= limit) & (magnitude < INFINITY)
+
+
+@jit
 def narrow(bits: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
     """The bits in a format of values whose float32 bits are `bits`: nearest, ties to even; NaN stays NaN."""
     if FORMAT == 0:
         raw = bits
     elif FORMAT == 1:
-        magnitude = bits & MAGNITUDE
         infinite = (bits & ~MAGNITUDE) | INFINITY
         # Said here what overflows, because the interpreter's numpy warns where it finds out by itself.
-        bounded = tl.where((magnitude >= _OVERFLOW) & (magnitude < INFINITY), infinite, bits)
+        bounded = tl.where(overflows(bits, FORMAT), infinite, bits)
         raw = bounded.to(tl.float32, bitcast=True).to(tl.float16).to(tl.int16, bitcast=True)
     else:
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 
+from actstore.kernels.pack import steps
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -24,7 +26,7 @@ FORMAT: Final = 1
 Precision = Literal["exact", "half", "int8", "sparse", "none"]
 PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
 
-NO_VALUE_INT8: Final = -128
+NO_VALUE_INT8: Final = steps.NO_VALUE
 """Marks a slot without a value in int8 arrays (quantised values span -127…127); float arrays use NaN."""
 
 BFLOAT16_NAN: Final = 0x7FC0
@@ -108,7 +110,7 @@ def decode_values(stored: NDArray[Any], scale: NDArray[np.float32] | None) -> ND
         return (stored.astype(np.uint32) << 16).view(np.float32)
     if stored.dtype == np.int8:
         assert scale is not None
-        return np.where(stored == NO_VALUE_INT8, np.float32(np.nan), stored.astype(np.float32) * scale)
+        return steps.decode(stored, scale)
     return stored.astype(np.float32, copy=False)
 
 

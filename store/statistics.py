@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from actstore.kernels.pack.statistics import HISTOGRAM_EDGES, Statistics, quantiles
+from actstore.kernels.pack.statistics import HISTOGRAM_EDGES, NOT_KNOWN, OPTIONAL, Statistics, quantiles
 from actstore.store.arrays import read_array, write_array
 from actstore.store.commits import check_file, committed_blocks
 from actstore.store.errors import FormatError, NotFoundError
@@ -37,13 +37,14 @@ if TYPE_CHECKING:
     from actstore.store.folder import Folder
     from actstore.store.records import CaptureRecord
 
-DIMENSIONS: dict[str, tuple[str, ...]] = {
+DIMENSIONS: dict[str, tuple[str, ...]] = {  # those of `OPTIONAL` are left out on disk where they are not known
     "count": ("neuron",),
     "mean": ("neuron",),
     "m2": ("neuron",),
     "minimum": ("neuron",),
     "maximum": ("neuron",),
     "non_finite": ("neuron",),
+    "overflow": ("neuron",),
     "histogram": ("neuron", "bin"),
     "positives": ("label", "neuron"),
     "exemplar_values": ("neuron", "k"),
@@ -103,6 +104,7 @@ class CaptureStatistics:
             f"{site}/{layer}/{name}": array
             for (site, layer), statistics in self.sites.items()
             for name, array in statistics.arrays().items()
+            if _is_known(name, array)
         }
         arrays |= {f"{GATE_SIGN}/{layer}/positives": array for layer, array in self.gate_positives.items()}
         arrays["label_tokens"] = self.label_tokens
@@ -120,13 +122,24 @@ class CaptureStatistics:
             arrays = load_safetensors(bytes(Zstd().decode(data)))
             empty = cls.empty(record)
             sites = {
-                (site, layer): Statistics.from_arrays({n: arrays[f"{site}/{layer}/{n}"] for n in DIMENSIONS})
+                (site, layer): Statistics.from_arrays(
+                    {
+                        name: arrays[f"{site}/{layer}/{name}"]
+                        for name in DIMENSIONS
+                        if name not in OPTIONAL or f"{site}/{layer}/{name}" in arrays
+                    }
+                )
                 for site, layer in empty.sites
             }
             gates = {layer: arrays[f"{GATE_SIGN}/{layer}/positives"].astype(np.int64) for layer in record.gate_sign}
             return cls(sites, gates, arrays["label_tokens"].astype(np.int64)), int(arrays["n_blocks"][0])
         except (SafetensorError, RuntimeError, ValueError, KeyError, IndexError) as error:
             raise FormatError(f"The statistics {where} are damaged ({error}). Run `actstore verify`.") from None
+
+
+def _is_known(name: str, array: NDArray[Any]) -> bool:
+    """Whether a statistic over some neurons says something of all of them."""
+    return name not in OPTIONAL or not (array == NOT_KNOWN).any()
 
 
 def _narrowed(array: NDArray[Any]) -> NDArray[Any]:
@@ -211,6 +224,8 @@ def write_finished(folder: Folder, record: CaptureRecord, total: CaptureStatisti
         for name, dimensions in DIMENSIONS.items():
             axis = dimensions.index("neuron")
             values = np.concatenate([getattr(total.sites[site, layer], name) for layer in offsets], axis=axis)
+            if not _is_known(name, values):
+                continue
             extra = {"edges": [float(e) for e in HISTOGRAM_EDGES[1:-1]]} if name == "histogram" else {}
             write_array(folder, statistics_key(record.name, site, name), values, dimensions, attributes | extra)
     for layer, positives in total.gate_positives.items():
@@ -225,7 +240,7 @@ def _read_finished(folder: Folder, record: CaptureRecord) -> CaptureStatistics:
     try:
         sites, empty = {}, CaptureStatistics.empty(record).sites
         for site in record.sites:
-            arrays = {name: read_array(folder, statistics_key(record.name, site, name)) for name in DIMENSIONS}
+            arrays = _read_site(folder, record, site)
             for layer, where in layer_offsets(record, site).items():
                 sites[site, layer] = Statistics.from_arrays(
                     {n: a[:, where] if DIMENSIONS[n][0] == "label" else a[where] for n, a in arrays.items()}
@@ -240,9 +255,18 @@ def _read_finished(folder: Folder, record: CaptureRecord) -> CaptureStatistics:
         raise FormatError(f"The statistics of capture {record.name!r} of {folder} are damaged: {error}.") from None
 
 
+def _read_site(folder: Folder, record: CaptureRecord, site: str) -> dict[str, NDArray[Any]]:
+    """The finished statistics of a site by name, over the neurons of all layers; an optional one only where it is there."""
+    keys = {name: statistics_key(record.name, site, name) for name in DIMENSIONS}
+    there = {n: k for n, k in keys.items() if n not in OPTIONAL or folder.exists(f"{k}/zarr.json")}
+    return {name: read_array(folder, key) for name, key in there.items()}
+
+
 def _check_like(found: Statistics, empty: Statistics, arrays: dict[str, NDArray[Any]]) -> None:
     """Raise ValueError where a layer's statistics, part of `arrays`, are not shaped as `empty` ones or of another dtype."""
     for name, expected in empty.arrays().items():
+        if name not in arrays:
+            continue  # an optional one of an earlier version
         if getattr(found, name).shape != expected.shape or arrays[name].dtype != expected.dtype:
             raise ValueError(f"{name} is {arrays[name].shape} {arrays[name].dtype}")
 
@@ -283,6 +307,7 @@ def _layer_table(
         "name": pa.array([f"L{layer}.N{i}" for i in range(n)]),
         "count": statistics.count,
         "non_finite": statistics.non_finite,
+        "overflow": pa.array(statistics.overflow, mask=statistics.overflow == NOT_KNOWN),
         "mean": known(statistics.mean),
         "std": known(np.sqrt(statistics.m2 / count)),
         "min": known(statistics.minimum),

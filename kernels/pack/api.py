@@ -114,8 +114,9 @@ def quantise(block: Any, out: Any = None, threads: int | None = None) -> Any:
 
     scale is the largest finite magnitude / 127, its mantissa rounded up to 17 bits: then `q * scale` is exact in
     float32, and |value - q * scale| <= scale / 2 holds for every finite value in float32 arithmetic, not only on paper.
-    q is the nearest multiple, ties to even. NaN becomes 0 and an infinity ±127; `pack` counts them. A neuron of zeros
-    has scale 0.
+    q is the nearest multiple, ties to even. A neuron of zeros has scale 0. NaN becomes `steps.NO_VALUE`; a neuron with an
+    infinity has the largest finite magnitude / 126 for a scale, with its lowest bit set, and ±127 for the infinities.
+    `steps.decode` is the inverse.
 
     block: [neuron, slot] float32, float16, or uint16 for bfloat16; a tensor on a GPU gives tensors there. out: written
     and returned where given.
@@ -147,11 +148,11 @@ def sparsify(block: Any, keep: float, counted: NDArray[np.bool_] | None = None, 
     """The threshold [neuron] of every neuron and how many of its non-zero values were dropped, set to +0 in place.
 
     Every dropped |value| is at most the threshold; every kept one is above it and keeps its bits. NaN and infinities
-    are always kept. The share `keep` (0..1) of the slots survives, rounded up; fewer where magnitudes tie at the
-    threshold.
+    are always kept. The share `keep` (0..1) of a neuron's values survives, rounded up, infinities before all others;
+    fewer where magnitudes tie at the threshold. NaN is no value: a neuron of an expert has as many as tokens it is given.
 
     block: [neuron, slot] float32, float16, or uint16 for bfloat16; a tensor on a GPU gives tensors there. counted:
-    [slot], the slots that the share is of (all, unless given); the threshold holds for every slot.
+    [slot], the slots whose values the share is of (all, unless given); the threshold holds for every slot.
     """
     if not 0 <= keep <= 1:
         raise ValueError(f"keep must be a share between 0 and 1, not {keep}")

@@ -115,6 +115,8 @@ def _pack(first: int, stop: int, source: Matrix, target: Matrix, tokens: Tokens,
                 narrow(bits.reshape(-1), target.format, coded.reshape(-1))
                 _store(coded, tokens.slots[start:end], neuron, width, target)
             if counting:
+                if target.format != NOTHING and target.format != source.format:
+                    gather.count_overflow(bits, end - start, target.format, running)
                 gather.classify(bits, tokens.counted[start:end], codes)
                 gather.count_bins(codes, end - start, running)
                 tile = bits.view(np.float32)

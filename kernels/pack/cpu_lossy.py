@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from actstore.kernels.bits import widen
 from actstore.kernels.jit import jit, over_neurons
 from actstore.kernels.pack.cpu import Matrix, as_matrix
+from actstore.kernels.pack.steps import FREE_BITS, INFINITE, MARK, NO_VALUE
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INFINITY = np.uint32(0x7F800000)
-_SCALE_MASK = np.uint32(127)
+_FREE_BITS = np.uint32(FREE_BITS)
+_LARGEST = np.float64(np.finfo(np.float32).max)
 _DIGITS = ((20, 11), (10, 10), (0, 10))  # how a magnitude's 31 bits are cut for selection: shift and width
 _RADIX = 1 << 11
 
@@ -32,10 +34,9 @@ def sparsify(
     """The threshold of every neuron and how many values fell below it; see `api.sparsify`."""
     if counted is None:
         counted = np.ones(block.shape[1], np.bool_)
-    n_kept = int(np.ceil(keep * np.count_nonzero(counted)))
     threshold = np.zeros(len(block), np.float32)
     dropped = np.zeros(len(block), np.int64)
-    over_neurons(_sparsify, len(block), 1, threads, as_matrix(block), counted, n_kept, threshold, dropped)
+    over_neurons(_sparsify, len(block), 1, threads, as_matrix(block), counted, float(keep), threshold, dropped)
     return threshold, dropped
 
 
@@ -45,39 +46,47 @@ def _quantise(first: int, stop: int, block: Matrix, n_slots: int, out: Matrix, s
     values = bits.view(np.float32)
     for neuron in range(first, stop):
         widen(block.flat[neuron * block.pitch : neuron * block.pitch + n_slots], block.format, bits)
-        scale = _find_scale(bits)
+        scale, marked = _find_scale(bits)
         steps = out.flat[neuron * out.pitch : neuron * out.pitch + n_slots]
         exact = np.float64(scale) if scale > 0 else np.inf  # x / inf is 0
         for i in range(n_slots):
             magnitude = bits[i] & _MAGNITUDE
-            infinite = 127.0 if values[i] > 0 else -127.0
-            special = infinite if magnitude == _INFINITY else 0.0
+            infinite = float(INFINITE) if values[i] > 0 else float(-INFINITE)
+            special = infinite if magnitude == _INFINITY else float(NO_VALUE)
             value = values[i] if magnitude < _INFINITY else np.float32(0)
             steps[i] = np.int8(np.rint(np.float64(value) / exact) if magnitude < _INFINITY else special)
-        scales[neuron] = scale
+        scales[neuron] = np.uint32(np.float32(scale).view(np.uint32) | marked).view(np.float32)
 
 
 @jit
 def _find_scale(bits: Any) -> Any:
-    largest = np.uint32(0)
+    """The scale of a row, and its mark: `MARK` where a value is infinite, else 0."""
+    largest, marked = np.uint32(0), np.uint32(0)
     for i in range(bits.size):
         magnitude = np.uint32(bits[i] & _MAGNITUDE)
         largest = max(largest, magnitude if magnitude < _INFINITY else np.uint32(0))
+        marked = max(marked, np.uint32(MARK) if magnitude == _INFINITY else np.uint32(0))
     if largest == 0:
-        return np.float32(0)
-    share = np.float32(np.uint32(largest).view(np.float32) / np.float32(127)).view(np.uint32)
-    return np.uint32(max(np.uint32(share + _SCALE_MASK) & ~_SCALE_MASK, np.uint32(128))).view(np.float32)
+        return np.float32(0), marked
+    n_steps = np.float32(INFINITE - 1) if marked else np.float32(INFINITE)
+    share = np.float32(np.uint32(largest).view(np.float32) / n_steps).view(np.uint32)
+    scale = np.uint32(max(np.uint32(share + _FREE_BITS) & ~_FREE_BITS, np.uint32(_FREE_BITS + np.uint32(1))))
+    # Just below the largest float, the largest multiple would be infinite: there it is rounded down.
+    too_large = np.float64(np.uint32(scale).view(np.float32)) * np.float64(n_steps) > _LARGEST
+    rounded = np.uint32(scale - np.uint32(_FREE_BITS + np.uint32(1))) if too_large else np.uint32(scale)
+    return np.uint32(rounded).view(np.float32), marked
 
 
 @jit
-def _sparsify(first: int, stop: int, block: Matrix, counted: Any, n_kept: int, thresholds: Any, dropped: Any) -> None:
+def _sparsify(first: int, stop: int, block: Matrix, counted: Any, keep: float, thresholds: Any, dropped: Any) -> None:
     bits = np.empty(counted.size, np.uint32)
     candidates = np.empty(counted.size, np.uint32)
     for neuron in range(first, stop):
         row = block.flat[neuron * block.pitch : neuron * block.pitch + counted.size]
         widen(row, block.format, bits)
-        n_finite, n_special = _find_candidates(bits, counted, candidates)
-        threshold = _select(candidates[:n_finite], max(n_kept - n_special, 0))
+        n_finite, n_infinite = _find_candidates(bits, counted, candidates)
+        n_kept = int(np.ceil(keep * (n_finite + n_infinite)))
+        threshold = _select(candidates[:n_finite], max(n_kept - n_infinite, 0))
         count = np.int64(0)
         for i in range(counted.size):
             magnitude = np.uint32(bits[i] & _MAGNITUDE)
@@ -89,17 +98,17 @@ def _sparsify(first: int, stop: int, block: Matrix, counted: Any, n_kept: int, t
 
 @jit
 def _find_candidates(bits: Any, counted: Any, candidates: Any) -> Any:
-    """How many counted values are finite, and how many not; fills `candidates` with the magnitudes of the finite."""
-    n_finite, n_special = 0, 0
+    """How many counted values are finite, and how many infinite; fills `candidates` with the magnitudes of the finite."""
+    n_finite, n_infinite = 0, 0
     for i in range(bits.size):
         if counted[i]:
             magnitude = np.uint32(bits[i] & _MAGNITUDE)
             if magnitude < _INFINITY:
                 candidates[n_finite] = magnitude
                 n_finite += 1
-            else:
-                n_special += 1
-    return n_finite, n_special
+            elif magnitude == _INFINITY:
+                n_infinite += 1
+    return n_finite, n_infinite
 
 
 @jit

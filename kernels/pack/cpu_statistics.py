@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from actstore.kernels.bits import OVERFLOWS
 from actstore.kernels.jit import jit
 from actstore.kernels.pack.statistics import LOWEST_EXPONENT, N_BINS
 from actstore.kernels.top_k.cpu import insert
@@ -34,6 +35,7 @@ class Tally(NamedTuple):
     minimum: Any
     maximum: Any
     non_finite: Any
+    overflow: Any
     histogram: Any
     positives: Any
     exemplar_values: Any
@@ -53,6 +55,7 @@ class Running(NamedTuple):
     best: Any  # [neuron] float32, the largest value of the segment
     token: Any  # [neuron] int32, the first token of this batch that attains it
     above: Any  # [neuron] int32, values above zero in the segment
+    overflow: Any  # [neuron] int32, finite values that the block holds as infinite
 
 
 @jit
@@ -69,6 +72,7 @@ def start() -> Running:
         np.empty(WIDTH, np.float32),
         np.empty(WIDTH, np.int32),
         np.empty(WIDTH, np.int32),
+        np.empty(WIDTH, np.int32),
     )
 
 
@@ -82,6 +86,7 @@ def clear(running: Running) -> None:
     running.minimum[:] = np.inf
     running.maximum[:] = -np.inf
     running.histogram[:] = 0
+    running.overflow[:] = 0
     clear_segment(running)
 
 
@@ -91,6 +96,21 @@ def clear_segment(running: Running) -> None:
     running.best[:] = -np.inf
     running.token[:] = 0
     running.above[:] = 0
+
+
+@jit
+def count_overflow(bits: Any, depth: int, target: int, running: Running) -> None:
+    """Count the finite values of a tile's first `depth` tokens that the format `target` holds as infinite.
+
+    bits: [token, neuron] float32 bits, before `classify`: tokens that enter no other statistic are stored all the same.
+    """
+    limit = np.uint32(OVERFLOWS[target])
+    overflow = running.overflow
+    for t in range(depth):
+        for n in range(WIDTH):
+            magnitude = np.uint32(bits[t, n] & np.uint32(0x7FFFFFFF))
+            # Below the limit the difference wraps around: one comparison for both bounds.
+            overflow[n] += np.int32(np.uint32(magnitude - limit) < np.uint32(_INFINITY - limit))
 
 
 @jit
@@ -219,6 +239,8 @@ def close(running: Running, width: int, neuron: int, tally: Tally) -> None:
     for n in range(width):
         i = neuron + n
         tally.non_finite[i] += running.histogram[NON_FINITE, n]
+        if tally.overflow[i] >= 0:  # else it is not known, and stays so
+            tally.overflow[i] += running.overflow[n]
         count = np.int64(0)
         for b in range(N_BINS):
             count += running.histogram[b, n]

@@ -13,7 +13,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, as_bits, jit, jit_for_any, narrow, on_device_of, widen
+from actstore.kernels.gpu import (
+    FORMATS,
+    INFINITY,
+    MAGNITUDE,
+    as_bits,
+    jit,
+    jit_for_any,
+    narrow,
+    on_device_of,
+    overflows,
+    widen,
+)
 from actstore.kernels.pack.columns import Columns
 from actstore.kernels.pack.gpu_columns import columns_on, octets_on
 from actstore.kernels.pack.gpu_statistics import (
@@ -76,6 +87,7 @@ def pack(values: Tensor, columns: Columns, out: Tensor | None, statistics: Devic
             partials,
             None if statistics is None else statistics.histogram,
             None if statistics is None else statistics.non_finite,
+            None if statistics is None else statistics.overflow,
             None if statistics is None else statistics.positives,
             SOURCE=FORMATS[values.dtype],
             TARGET=FORMATS[values.dtype if out is None else out.dtype],
@@ -197,6 +209,7 @@ def _pack(
     partials: Partials,
     histogram: tl.tensor,
     non_finite: tl.tensor,
+    overflow: tl.tensor,
     positives: tl.tensor,
     SOURCE: tl.constexpr,
     TARGET: tl.constexpr,
@@ -214,6 +227,7 @@ def _pack(
     squares = tl.zeros([DEPTH, WIDTH], tl.float64)
     minimum = tl.full([DEPTH, WIDTH], float("inf"), tl.float32)
     best, place = tl.full([DEPTH, WIDTH], -float("inf"), tl.float32), tl.zeros([DEPTH, WIDTH], tl.int32)
+    n_lost = tl.zeros([DEPTH, WIDTH], tl.int32)
     start = tl.load(piece_starts + piece)
     stop = tl.load(piece_starts + piece + 1)
     for first in range(start, stop, DEPTH):
@@ -229,6 +243,8 @@ def _pack(
             slot = tl.load(slots + tokens, mask=there, other=0)
             target = out + neurons[:, None] * out_pitch + slot[None, :]
             tl.store(target, tl.trans(coded), mask=inside[:, None] & there[None, :])
+            if COUNTING and SOURCE != TARGET:
+                n_lost += overflows(bits, TARGET).to(tl.int32)  # what is masked is 0
         if COUNTING:
             considered = (tl.load(counted + tokens, mask=there, other=0) != 0)[:, None] & inside[None, :]
             finite = considered & ((bits & MAGNITUDE) < INFINITY)
@@ -260,6 +276,9 @@ def _pack(
         zeros, odd = tl.sum(middle, axis=0), all_counts >> 20
         tl.atomic_add(histogram + neurons * BINS + MIDDLE, zeros, mask=inside & (zeros > 0), sem="relaxed")
         tl.atomic_add(non_finite + neurons, odd, mask=inside & (odd > 0), sem="relaxed")
+        if STORING and SOURCE != TARGET:
+            lost = tl.sum(n_lost, axis=0)
+            tl.atomic_add(overflow + neurons, lost, mask=inside & (lost > 0), sem="relaxed")
         above = (all_counts >> 10) & _FIELD
         segment = tl.load(piece_segments + piece)
         _count_by_label(above, segment, labels, n_columns, positives, neurons, n_neurons)

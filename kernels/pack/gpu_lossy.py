@@ -12,12 +12,17 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, as_bits, jit, jit_for_any, on_device_of, upload, widen
+from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, as_bits, jit, on_device_of, upload, widen
+from actstore.kernels.pack.steps import FREE_BITS, INFINITE, MARK, NO_VALUE
 
 SPAN = 1024  # values of a row that are looked at together: eight a thread
 
 _NO_SCALE = tl.constexpr(float("inf"))
-_SCALE_MASK = tl.constexpr(127)
+_FREE_BITS = tl.constexpr(FREE_BITS)
+_NO_VALUE = tl.constexpr(NO_VALUE)
+_INFINITE = tl.constexpr(INFINITE)
+_MARK = tl.constexpr(MARK)
+_LARGEST = tl.constexpr(float(np.finfo(np.float32).max))
 _TO_INTEGER = tl.constexpr(1.5 * 2.0**52)
 """Adding this to a float64 and taking it off again rounds it to an integer, ties to even."""
 
@@ -52,7 +57,6 @@ def sparsify(block: Tensor, keep: float, counted: NDArray[np.bool_] | None = Non
     source = _check_block(block)
     if counted is None:
         counted = np.ones(block.shape[1], np.bool_)
-    n_kept = int(np.ceil(keep * np.count_nonzero(counted)))
     width = torch.finfo(block.dtype).bits
     threshold = torch.zeros(len(block), dtype=source.dtype, device=block.device)
     dropped = torch.zeros(len(block), dtype=torch.int64, device=block.device)
@@ -64,7 +68,7 @@ def sparsify(block: Tensor, keep: float, counted: NDArray[np.bool_] | None = Non
                 source.stride(0),
                 source.shape[1],
                 upload(counted.astype(np.uint8), block.device),
-                n_kept,
+                upload(np.array([keep], np.float64), block.device),  # as an argument it would be rounded to float32
                 threshold,
                 dropped,
                 INFINITE=int(infinity),
@@ -94,16 +98,21 @@ def _quantise(
     SPAN: tl.constexpr,
 ) -> None:
     neuron = tl.program_id(0).to(tl.int64)
-    largest = tl.zeros([SPAN], tl.int32)
+    largest, marked = tl.zeros([SPAN], tl.int32), tl.zeros([SPAN], tl.int32)
     for first in range(0, n_slots, SPAN):
         slots = first + tl.arange(0, SPAN)
         raw = tl.load(block + neuron * pitch + slots, mask=slots < n_slots, other=0)
         magnitude = widen(raw, SOURCE) & MAGNITUDE
         largest = tl.maximum(largest, tl.where(magnitude < INFINITY, magnitude, 0))
-    peak = tl.max(largest, axis=0)
+        marked = tl.maximum(marked, tl.where(magnitude == INFINITY, _MARK, 0))
+    peak, mark = tl.max(largest, axis=0), tl.max(marked, axis=0)
+    n_steps = tl.where(mark > 0, _INFINITE - 1, _INFINITE).to(tl.float64)
     # A float32 quotient taken in float64 and rounded once more is the nearest float32; compiled `/` on float32 is not.
-    share = (peak.to(tl.float32, bitcast=True).to(tl.float64) / 127.0).to(tl.float32).to(tl.int32, bitcast=True)
-    scale_bits = tl.where(peak > 0, tl.maximum((share + _SCALE_MASK) & ~_SCALE_MASK, _SCALE_MASK + 1), 0)
+    share = (peak.to(tl.float32, bitcast=True).to(tl.float64) / n_steps).to(tl.float32).to(tl.int32, bitcast=True)
+    scale_bits = tl.where(peak > 0, tl.maximum((share + _FREE_BITS) & ~_FREE_BITS, _FREE_BITS + 1), 0)
+    # Just below the largest float, the largest multiple would be infinite: there it is rounded down.
+    too_large = scale_bits.to(tl.float32, bitcast=True).to(tl.float64) * n_steps > _LARGEST
+    scale_bits = tl.where(too_large, scale_bits - (_FREE_BITS + 1), scale_bits)
     scale = scale_bits.to(tl.float32, bitcast=True)
     exact = tl.where(peak > 0, scale, _NO_SCALE).to(tl.float64)  # x / inf is 0
     for first in range(0, n_slots, SPAN):
@@ -113,19 +122,19 @@ def _quantise(
         magnitude = bits & MAGNITUDE
         value = tl.where(magnitude < INFINITY, bits, 0).to(tl.float32, bitcast=True)
         nearest = (value.to(tl.float64) / exact + _TO_INTEGER) - _TO_INTEGER
-        infinite = tl.where(magnitude == INFINITY, tl.where(bits < 0, -127, 127), 0)
-        steps = tl.where(magnitude < INFINITY, nearest.to(tl.int32), infinite)
+        others = tl.where(magnitude == INFINITY, tl.where(bits < 0, -_INFINITE, _INFINITE), _NO_VALUE)
+        steps = tl.where(magnitude < INFINITY, nearest.to(tl.int32), others)
         tl.store(out + neuron * out_pitch + slots, steps.to(tl.int8), mask=slots < n_slots)
-    tl.store(scales + neuron, scale)
+    tl.store(scales + neuron, (scale_bits | mark).to(tl.float32, bitcast=True))
 
 
-@jit_for_any("n_kept")
+@jit
 def _sparsify(
     block: tl.tensor,
     pitch: tl.tensor,
     n_slots: tl.tensor,
     counted: tl.tensor,
-    n_kept: tl.tensor,
+    keep: tl.tensor,
     thresholds: tl.tensor,
     dropped: tl.tensor,
     INFINITE: tl.constexpr,
@@ -133,16 +142,18 @@ def _sparsify(
     SPAN: tl.constexpr,
 ) -> None:
     row = block + tl.program_id(0).to(tl.int64) * pitch
-    n_finite, n_special = tl.zeros([SPAN], tl.int32), tl.zeros([SPAN], tl.int32)
+    n_finite, n_infinite = tl.zeros([SPAN], tl.int32), tl.zeros([SPAN], tl.int32)
     for first in range(0, n_slots, SPAN):
         slots = first + tl.arange(0, SPAN)
         considered = tl.load(counted + slots, mask=slots < n_slots, other=0) != 0
         magnitude = tl.load(row + slots, mask=considered, other=0).to(tl.int32) & ((1 << N_BITS) - 1)
         n_finite += (considered & (magnitude < INFINITE)).to(tl.int32)
-        n_special += (considered & (magnitude >= INFINITE)).to(tl.int32)
+        n_infinite += (considered & (magnitude == INFINITE)).to(tl.int32)
+    n_before, n_others = tl.sum(n_infinite, axis=0), tl.sum(n_finite, axis=0)
     # How many finite magnitudes come before the threshold in descending order.
-    n_larger = tl.maximum(n_kept - tl.sum(n_special, axis=0), 0)
-    is_bounded = n_larger < tl.sum(n_finite, axis=0)
+    n_kept = tl.ceil((n_before + n_others).to(tl.float64) * tl.load(keep)).to(tl.int32)
+    n_larger = tl.maximum(n_kept - n_before, 0)
+    is_bounded = n_larger < n_others
     # Bit by bit from the top: the largest number that more than n_larger of the magnitudes reach.
     threshold = tl.zeros([1], tl.int32)
     for i in range(N_BITS):

@@ -42,6 +42,8 @@ class DeviceStatistics:
     """[neuron] float32"""
     non_finite: Tensor
     """[neuron] int32"""
+    overflow: Tensor
+    """[neuron] int32"""
     histogram: Tensor
     """[neuron, bin] int32"""
     positives: Tensor
@@ -61,6 +63,7 @@ class DeviceStatistics:
             "minimum": torch.float32,
             "maximum": torch.float32,
             "non_finite": torch.int32,
+            "overflow": torch.int32,
         }
         others = {
             "histogram": ((n_neurons, N_BINS), torch.int32),

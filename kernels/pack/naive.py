@@ -8,17 +8,21 @@ from numpy.typing import NDArray
 from actstore.kernels.floats import as_array, cast, decode
 from actstore.kernels.pack.columns import Columns
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES, N_BINS, Statistics
+from actstore.kernels.pack.steps import FREE_BITS, INFINITE, MARK, NO_VALUE
 from actstore.kernels.top_k import naive as naive_top_k
 
 
 def pack(values: Any, columns: Columns, out: NDArray[Any] | None, statistics: Statistics | None) -> None:
     """Put the columns' rows of `values` [row, neuron] into their slots of `out` [neuron, slot]; add to `statistics`."""
     kept = as_array(values)[columns.rows].T
+    held = kept if out is None else cast(kept, out.dtype)
     if out is not None:
-        out[:, columns.slots] = cast(kept, out.dtype)
+        out[:, columns.slots] = held
     if statistics is not None:
         n_labels, k = len(statistics.positives), statistics.exemplar_values.shape[1]
-        statistics.merge(summarise(decode(kept), columns, n_labels, k))
+        found = summarise(decode(kept), columns, n_labels, k)
+        found.overflow[:] = (np.isfinite(decode(kept)) & np.isinf(decode(held))).sum(axis=1)
+        statistics.merge(found)
 
 
 def summarise(values: NDArray[np.float32], columns: Columns, n_labels: int, k: int) -> Statistics:
@@ -68,17 +72,25 @@ def pack_signs(values: Any, columns: Columns, out_bits: NDArray[np.uint8], posit
 def quantise(block: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """int8 [neuron, slot] and scale [neuron] of a block [neuron, slot]; see `api.quantise`."""
     values = decode(block)
-    finite = np.isfinite(values)
+    finite, infinite = np.isfinite(values), np.isinf(values)
     largest = np.abs(np.where(finite, values, 0)).max(axis=1, initial=0)
+    marked = infinite.any(axis=1)
+    n_steps = np.where(marked, INFINITE - 1, INFINITE).astype(np.float32)
     # Rounded up to 17 bits of mantissa, the scale leaves room for seven more: every multiple by -127..127 is exact.
-    bits = (largest / np.float32(127)).view(np.uint32)
-    bits = np.where(largest > 0, np.maximum((bits + 127) & ~np.uint32(127), 128), 0).astype(np.uint32)
+    bits = (largest / n_steps).view(np.uint32)
+    bits = np.where(largest > 0, np.maximum((bits + FREE_BITS) & ~np.uint32(FREE_BITS), FREE_BITS + 1), 0)
+    bits = bits.astype(np.uint32)
+    # Just below the largest float, the largest multiple would be infinite: there it is rounded down.
+    too_large = bits.view(np.float32).astype(np.float64) * n_steps > np.finfo(np.float32).max
+    bits[too_large] -= np.uint32(FREE_BITS + 1)
     scale = bits.view(np.float32)
     steps = np.divide(
         values, scale[:, None], where=finite & (scale[:, None] > 0), out=np.zeros(values.shape), dtype=np.float64
     )
-    infinite = np.where(np.isinf(values), np.copysign(127, values), 0)
-    return np.where(finite, np.rint(steps), infinite).astype(np.int8), scale
+    others = np.where(infinite, np.copysign(INFINITE, values), NO_VALUE)
+    return np.where(finite, np.rint(steps), others).astype(np.int8), (bits | (marked * np.uint32(MARK))).view(
+        np.float32
+    )
 
 
 def sparsify(
@@ -89,10 +101,10 @@ def sparsify(
     finite = np.isfinite(values)
     threshold = np.zeros(len(values), np.float32)
     for neuron, row in enumerate(values):
-        considered = finite[neuron] if counted is None else finite[neuron] & counted
-        largest_first = np.sort(np.abs(row[considered]))[::-1]
-        n_slots = len(row) if counted is None else counted.sum()
-        n_kept = max(0, int(np.ceil(keep * n_slots)) - int(n_slots - considered.sum()))
+        considered = ~np.isnan(row) if counted is None else ~np.isnan(row) & counted
+        largest_first = np.sort(np.abs(row[considered & finite[neuron]]))[::-1]
+        n_values = considered.sum()
+        n_kept = max(0, int(np.ceil(keep * n_values)) - int(n_values - len(largest_first)))
         if n_kept < len(largest_first):
             threshold[neuron] = largest_first[n_kept]
     drop = finite & (np.abs(values) <= threshold[:, None])

@@ -11,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 LOWEST_EXPONENT, HIGHEST_EXPONENT = -14, 10
+NOT_KNOWN = -1
+"""What a statistic of `OPTIONAL` holds for every neuron where it was not gathered."""
+OPTIONAL = ("overflow",)
+"""Statistics that parts gathered by earlier versions lack: there they are not known, and neither is a sum with them."""
 
 
 def _edges() -> NDArray[np.float32]:
@@ -47,6 +51,9 @@ class Statistics:
     """[neuron]"""
     non_finite: NDArray[np.int64]
     """[neuron] NaN and infinite values."""
+    overflow: NDArray[np.int64]
+    """[neuron] finite values that the block holds as infinite, being beyond its format; at every token packed, counted or
+    not. `NOT_KNOWN` in statistics of earlier versions."""
     histogram: NDArray[np.int64]
     """[neuron, bin] finite values between `HISTOGRAM_EDGES`."""
     positives: NDArray[np.int64]
@@ -66,6 +73,7 @@ class Statistics:
             minimum=np.full(n_neurons, np.inf, np.float32),
             maximum=np.full(n_neurons, -np.inf, np.float32),
             non_finite=np.zeros(n_neurons, np.int64),
+            overflow=np.zeros(n_neurons, np.int64),
             histogram=np.zeros((n_neurons, N_BINS), np.int64),
             positives=np.zeros((n_labels, n_neurons), np.int64),
             exemplar_values=np.full((n_neurons, k), -np.inf, np.float32),
@@ -74,8 +82,13 @@ class Statistics:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """The statistics whose `arrays()` these are; copies, to be added to. Raises KeyError for a missing one."""
+        """The statistics whose `arrays()` these are; copies, to be added to.
+
+        Raises KeyError for a missing one that is not `OPTIONAL`.
+        """
         dtypes = {name: array.dtype for name, array in cls.empty(0, 0, 0).arrays().items()}
+        not_known = np.full(arrays["count"].shape, NOT_KNOWN)
+        arrays = {name: not_known for name in OPTIONAL} | dict(arrays)
         return cls(**{name: np.array(arrays[name], dtype, order="C") for name, dtype in dtypes.items()})
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -100,6 +113,8 @@ class Statistics:
         np.minimum(self.minimum, other.minimum, out=self.minimum)
         np.maximum(self.maximum, other.maximum, out=self.maximum)
         self.non_finite[:] += other.non_finite
+        known = (self.overflow >= 0) & (other.overflow >= 0)
+        self.overflow[:] = np.where(known, self.overflow + other.overflow, NOT_KNOWN)
         self.histogram[:] += other.histogram
         self.positives[:] += other.positives
         self._merge_exemplars(other)

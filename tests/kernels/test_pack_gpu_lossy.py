@@ -53,6 +53,17 @@ def test_half_way_goes_to_the_even_step(on_device: OnDevice, on_host: OnHost) ->
     assert on_host(steps).tolist() == [[127, 0, 2, 2, 0, -2, 126, -126]]
 
 
+def test_the_largest_floats_and_infinities_are_quantised_like_on_the_cpu(on_device: OnDevice, on_host: OnHost) -> None:
+    bits = np.float32(np.finfo(np.float32).max).view(np.uint32) - np.arange(200, dtype=np.uint32) * 97
+    finite = bits.view(np.float32)
+    infinite = np.resize(np.array([np.inf, -np.inf, np.nan], np.float32), 200)
+    for block in (finite[:, None], np.stack([finite, infinite], axis=1), infinite.reshape(20, 10), infinite[:, None]):
+        steps, scale = gpu_lossy.quantise(on_device(block))
+        expected, expected_scale = naive.quantise(block)
+        np.testing.assert_array_equal(on_host(steps), expected)
+        np.testing.assert_array_equal(on_host(scale).view(np.uint32), expected_scale.view(np.uint32))
+
+
 def test_every_float16_is_quantised_like_on_the_cpu(on_device: OnDevice, on_host: OnHost) -> None:
     block = np.arange(2**16, dtype=np.uint16).view(np.float16).reshape(32, 2048)
     steps, scale = gpu_lossy.quantise(on_device(block))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from actstore.kernels.floats import decode, encode
 from actstore.kernels.pack import naive
 from actstore.kernels.pack.api import quantise, sparsify
+from actstore.kernels.pack.steps import decode as decode_steps
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
 from made import FORMATS, blocks
@@ -24,15 +25,57 @@ SLOTS = [0, 1, 2, 31, 300]
 @settings(max_examples=200, deadline=None)
 def test_no_finite_value_is_off_by_more_than_half_a_step_in_float32(block: NDArray[Any], threads: int) -> None:
     steps, scale = quantise(block, threads=threads)
-    values = decode(block)
+    values, again = decode(block), decode_steps(steps, scale[:, None])
     finite = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        error = np.abs(values - steps.astype(np.float32) * scale[:, None])
-    half = np.broadcast_to(scale[:, None] / np.float32(2), error.shape)
-    assert (error[finite] <= half[finite]).all()
-    assert (steps[np.isnan(values)] == 0).all()
-    assert (steps[values == np.inf] == 127).all()
-    assert (steps[values == -np.inf] == -127).all()
+    np.testing.assert_array_equal(np.where(finite, 0, again), np.where(finite, 0, values))  # NaN, and infinities
+    assert np.isfinite(again[finite]).all()
+    half = np.broadcast_to(scale[:, None] / np.float32(2), values.shape)
+    assert (np.abs(values[finite] - again[finite]) <= half[finite]).all()
+
+
+@given(blocks(6, SLOTS))
+@settings(max_examples=50, deadline=None)
+def test_a_row_without_infinities_reads_as_it_always_did(block: NDArray[Any]) -> None:
+    steps, scale = quantise(block)
+    plain = ~np.isinf(decode(block)).any(axis=1)
+    assert (scale[plain].view(np.uint32) & 127 == 0).all()
+    with np.errstate(over="ignore"):
+        products = steps.astype(np.float32) * scale[:, None]
+    expected = np.where(steps == -128, np.float32(np.nan), products)[plain]
+    found = decode_steps(steps, scale[:, None])[plain]
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("others", [[], [1.0], [-3e38, 2.0], [1e-45]])
+def test_infinities_are_told_from_the_largest_value(others: list[float]) -> None:
+    block = np.array([[np.inf, -np.inf, np.nan, *others]], np.float32)
+    steps, scale = quantise(block)
+    assert steps[0, :3].tolist() == [127, -127, -128]
+    assert np.abs(steps[0, 3:]).max(initial=0) <= 126
+    again = decode_steps(steps, scale[:, None])
+    np.testing.assert_array_equal(again[0, :3], block[0, :3])
+    np.testing.assert_allclose(again[0, 3:], block[0, 3:], atol=float(scale[0]))
+
+
+def test_steps_of_earlier_versions_read_as_they_did() -> None:
+    """There an infinity was one of the steps of ±127, and every scale ended in seven zeros."""
+    steps, scale = np.array([[127, -127, 5, -128]], np.int8), np.array([[2.0]], np.float32)
+    assert decode_steps(steps, scale)[0, :3].tolist() == [254, -254, 10]
+    assert np.isnan(decode_steps(steps, scale)[0, 3])
+
+
+def test_the_largest_floats_do_not_become_infinite() -> None:
+    largest = np.finfo(np.float32).max
+    below = np.nextafter(largest, np.float32(0), dtype=np.float32) - np.float32(2**104) * np.arange(
+        200, dtype=np.float32
+    )
+    for block in (below[:, None], np.stack([below, np.full(200, np.inf, np.float32)], axis=1)):
+        steps, scale = quantise(block)
+        again = decode_steps(steps, scale[:, None])
+        assert np.isfinite(again[:, 0]).all()
+        assert (np.abs(again[:, 0] - below) <= scale / 2).all()
+        for found, expected in zip((steps, scale), naive.quantise(block), strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
@@ -58,12 +101,12 @@ def test_quantise_is_what_its_specification_says(block: NDArray[Any], threads: i
 
 
 def test_the_scale_is_the_largest_magnitude_over_127_but_for_seven_bits() -> None:
-    block = np.array([[1.0, -254.0, np.inf], [0.1, 0.01, np.nan], [0, 0, 0]], np.float32)
+    block = np.array([[1.0, -254.0, 2.0], [0.1, 0.01, np.nan], [0, 0, 0]], np.float32)
     steps, scale = quantise(block)
     assert scale[0] == 2
     assert scale[1] * 127 == pytest.approx(0.1, rel=2**-16)
     assert scale[2] == 0
-    assert steps.tolist() == [[0, -127, 127], [127, 13, 0], [0, 0, 0]]
+    assert steps.tolist() == [[0, -127, 1], [127, 13, -128], [0, 0, 0]]
 
 
 def test_half_way_goes_to_the_even_step() -> None:
@@ -101,6 +144,19 @@ def test_the_share_asked_for_is_kept() -> None:
     _, dropped = sparsify(block, 0.1)
     assert dropped.tolist() == [900] * 4
     assert (block != 0).sum(axis=1).tolist() == [100] * 4
+
+
+def test_the_share_is_one_of_values_and_a_slot_without_one_is_none() -> None:
+    """An expert that is given a tenth of the tokens: what it lacks at the others uses nothing of the share up."""
+    rng = np.random.default_rng(0)
+    block = np.full((3, 1000), np.nan, np.float32)
+    given_tokens = rng.permutation(1000)[:100]
+    block[:, given_tokens] = rng.standard_normal((3, 100))
+    block[2, given_tokens[:4]] = np.inf
+    _, dropped = sparsify(block, 0.1)
+    assert dropped.tolist() == [90] * 3
+    assert (np.isnan(block).sum(axis=1) == 900).all()
+    assert (np.isinf(block).sum(axis=1) == [0, 0, 4]).all()  # four of the ten
 
 
 def test_nothing_is_lost_where_fewer_values_are_non_zero_than_may_be_kept() -> None:

@@ -1,5 +1,6 @@
 """`Statistics`: merging parts, and what a histogram says of quantiles."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from actstore.kernels.pack import naive
 from actstore.kernels.pack.api import HISTOGRAM_EDGES, Columns, Statistics, pack, quantiles
+from actstore.kernels.pack.statistics import NOT_KNOWN
 
 N_NEURONS, N_LABELS, K = 5, 2, 3
 
@@ -29,6 +31,11 @@ def statistics_of(values: NDArray[np.float32], first_token: int) -> Statistics:
 def one_token(token: int) -> Columns:
     first = np.zeros(1, np.int64)
     return Columns(first, first, np.array([0, 1]), np.zeros((1, 0), np.int32), np.ones(1, np.bool_), token)
+
+
+def one_window(n_tokens: int) -> Columns:
+    tokens, everything = np.arange(n_tokens), np.ones(n_tokens, np.bool_)
+    return Columns(tokens, tokens, np.array([0, n_tokens]), np.zeros((1, 0), np.int32), everything, 0)
 
 
 def merged(*parts: Statistics) -> Statistics:
@@ -65,6 +72,7 @@ def test_parts_merge_to_the_whole_in_any_grouping(seed: int, sizes: list[int], t
         "minimum",
         "maximum",
         "non_finite",
+        "overflow",
         "histogram",
         "mean",
         "m2",
@@ -81,6 +89,35 @@ def test_merging_nothing_keeps_every_bit() -> None:
     for result in (merged(part, empty), merged(empty, part)):
         for name, array in result.arrays().items():
             assert array.tobytes() == part.arrays()[name].tobytes(), name
+
+
+def test_overflow_is_counted_of_every_token_that_is_stored_and_of_finite_values_alone() -> None:
+    values = np.array(
+        [[65504, 65519.99, 1], [65520, -65520, np.inf], [-3e38, 7e4, np.nan], [1, 1, -np.inf]], np.float32
+    )
+    columns = replace(one_window(4), counted=np.array([True, False, True, True]))  # the second is a special token
+    for target, expected in ((np.float16, [2, 2, 0]), (np.float32, [0, 0, 0]), (np.uint16, [0, 0, 0])):
+        part = Statistics.empty(3, 0, 1)
+        pack(values, columns, np.zeros((3, 4), target), part)
+        assert part.overflow.tolist() == expected
+        assert part.non_finite.tolist() == [0, 0, 2]
+    part = Statistics.empty(1, 0, 1)
+    pack(np.array([[3.4028235e38]], np.float32), one_token(0), np.zeros((1, 1), np.uint16), part)
+    assert part.overflow.tolist() == [1]
+
+
+def test_overflow_that_is_not_known_stays_so() -> None:
+    known = Statistics.empty(2, 0, 1)
+    pack(np.array([[1e5, 1]], np.float32), one_token(0), np.zeros((2, 1), np.float16), known)
+    assert known.overflow.tolist() == [1, 0]
+    arrays = {name: array for name, array in known.arrays().items() if name != "overflow"}
+    for result in (merged(known, Statistics.from_arrays(arrays)), merged(Statistics.from_arrays(arrays), known)):
+        assert result.overflow.tolist() == [NOT_KNOWN, NOT_KNOWN]
+        pack(np.array([[1e5, 1]], np.float32), one_token(9), np.zeros((2, 10), np.float16), result)
+        assert result.overflow.tolist() == [NOT_KNOWN, NOT_KNOWN]
+        assert result.count.tolist() == [3, 3]
+    with pytest.raises(KeyError, match="non_finite"):
+        Statistics.from_arrays({name: array for name, array in arrays.items() if name != "non_finite"})
 
 
 def test_statistics_of_other_shapes_do_not_merge() -> None:
