@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
-from actstore.engine.tokens import TextTokenizer, byte_alphabet, token_bytes
+from actstore.engine.tokens import TextTokenizer
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -92,22 +92,6 @@ def test_a_folder_without_a_tokenizer_is_refused_in_one_sentence(tmp_path: Path)
         TextTokenizer.load(str(tmp_path))
     assert "\n" not in str(caught.value)
 
-
-def test_pieces_of_every_kind_of_vocabulary_become_their_bytes() -> None:
-    byte_level = token_bytes(["Ġthe", "Ċ", "Ã©", "<s>", "東", None], True, frozenset({3}))
-    assert byte_level == [b" the", b"\n", "é".encode(), b"<s>", "東".encode(), b""]
-    sentencepiece = token_bytes(["\u2581the", "<0x0A>", "<0xFF>", "é", "</s>"], False, frozenset({4}))
-    assert sentencepiece == [b" the", b"\n", b"\xff", "é".encode(), b"</s>"]
-    wordpiece = token_bytes(["walk", "##ing"], False, frozenset())
-    assert wordpiece == [b" walk", b"ing"]
-
-
-def test_the_byte_alphabet_is_the_libraries_own() -> None:
-    alphabet = byte_alphabet()
-    assert sorted(alphabet) == list(range(256))
-    assert sorted(alphabet.values()) == sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("é \n")
-    assert "".join(p for p, _ in pieces) == "".join(alphabet[b] for b in "é \n".encode())
 
 
 def test_a_template_that_wraps_in_several_tokens_is_read_whole() -> None:
