@@ -201,7 +201,7 @@ def capture(
 
     nbytes = parse_bytes(memory) if memory is not None else None
     report = CorpusReport()
-    _name_skipped_images(report)
+    _say_at_once(report)
     with terminal.CaptureBar(enabled=not quiet) as bar:
         done = run(
             model, corpus, store, name=name, options=RunOptions(**given(ctx, RunOptions) | {"memory": nbytes}),
@@ -215,12 +215,13 @@ def capture(
         print_store(described)
 
 
-def _name_skipped_images(report: CorpusReport) -> None:
+def _say_at_once(report: CorpusReport) -> None:
     def say(source: str, reason: str) -> None:
         if 0 < report.n_skipped_images <= NAMED_SKIPS:
             terminal.say(f"Skipped: {source} {reason}.")
 
     report.on_skip = say
+    report.on_warning = lambda sentence: terminal.warn([sentence])
 
 
 def _warn(done: Capture, report: CorpusReport) -> None:

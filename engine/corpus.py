@@ -8,6 +8,7 @@ batch is in memory. Knows nothing about tokenizers, windows or models.
 import glob
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -42,7 +43,8 @@ _ARROW_SUFFIXES = (".arrow", ".feather", ".ipc")
 class CorpusReport:
     """What reading has met so far: documents given out, and what was passed over.
 
-    `on_skip(source, reason)` hears of every file and document passed over, as it happens.
+    `on_skip(source, reason)` hears of every file and document passed over, as it happens; `on_warning(sentence)` of what
+    makes the corpus other than it seems, before the model runs. Where nobody listens, it is a Python warning.
     """
 
     n_documents: int = 0
@@ -56,6 +58,14 @@ class CorpusReport:
     layers_left_out: tuple[int, ...] = ()
     """Layers of the part that hold other rows than its first layer does, and were not asked for by name."""
     on_skip: Callable[[str, str], None] | None = None
+    on_warning: Callable[[str], None] | None = None
+
+    def warn(self, sentence: str) -> None:
+        """Tell whoever runs the capture."""
+        if self.on_warning is not None:
+            self.on_warning(sentence)
+        else:
+            warnings.warn(sentence, UserWarning, stacklevel=2)
 
     def skip_document(self, source: str) -> None:
         """Count an empty document."""

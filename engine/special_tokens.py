@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _ROLES: Final = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
 """What a token may be beside the unknown one, and then it stands for no text. Padding with the unknown token is no such role."""
-_CONFIGURED: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
+CONFIGURED: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -29,16 +29,12 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(marked.union(int(token) for token in tokenizer.all_special_ids) - of_text)
 
 
-def configured_special_ids(*configs: Any) -> frozenset[int]:
-    """The ids of begin of text, end of text and padding that a model's configurations name; None is no configuration."""
-    ids: set[int] = set()
-    for config in configs:
-        part = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-        for name in _CONFIGURED:
-            for given in {id(c): c for c in (config, part)}.values():
-                value = getattr(given, name, None)
-                ids.update(v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, int))
-    return frozenset(token for token in ids if token >= 0)
+def configured_special_ids(*configs: Any, roles: tuple[str, ...] = CONFIGURED) -> frozenset[int]:
+    """The ids that a model's configurations name for begin of text, end of text and padding; None is no configuration."""
+    parts = [c.get_text_config(decoder=True) if hasattr(c, "get_text_config") else c for c in configs]
+    found = [getattr(config, role, None) for config in (*configs, *parts) for role in roles]
+    ids = [value if isinstance(value, (list, tuple)) else [value] for value in found]
+    return frozenset(token for group in ids for token in group if isinstance(token, int) and token >= 0)
 
 
 def special_ids_of_files(name_or_path: str, *, trust_remote_code: bool = False) -> frozenset[int]:

@@ -57,9 +57,13 @@ class TextTokenizer:
 
     def check(self, name_or_path: str) -> None:
         """Raise `InvalidInputError` where it can read no text, having been made up or lacking a part of its files."""
-        fault = find_fault(self.vocabulary(), self.unknown, self._state)
-        if fault:
-            raise InvalidInputError(f"The tokenizer found with {name_or_path} reads no text: {fault}. {_ADVICE}")
+        if self.fault:
+            raise InvalidInputError(f"The tokenizer found with {name_or_path} reads no text: {self.fault}. {_ADVICE}")
+
+    @cached_property
+    def fault(self) -> str:
+        """What makes it unfit for every text, as the end of a sentence; "" where nothing does."""
+        return find_fault(self.vocabulary(), self.unknown, self._state)
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """The token ids of each text, special tokens that the tokenizer would add left out."""

@@ -254,6 +254,15 @@ def _myt5(folder: Path) -> dict[str, Any]:
     return {"vocab_file": _json(folder, "byte_maps.json", maps)}
 
 
+def _fsmt(folder: Path) -> dict[str, Any]:
+    """Of a class that reads texts by one vocabulary and ids by another."""
+    files = _merged(["<s>", "<pad>", "</s>", "<unk>"], "</w>", header="")(folder)
+    pieces = json.loads(Path(files["vocab_file"]).read_text(encoding="utf-8"))
+    target = _json(folder, "target.json", _numbered(["<s>", "<pad>", "</s>", "<unk>", *reversed(pieces)]))
+    named = {"src_vocab_file": files["vocab_file"], "tgt_vocab_file": target, "merges_file": files["merges_file"]}
+    return {"langs": ["en", "de"]} | named
+
+
 def _clvp(folder: Path) -> dict[str, Any]:
     vocabulary, merges = byte_level_bpe()
     pieces = ["[UNK]", "<|endoftext|>", "[STOP]", "[SPACE]", *vocabulary]
@@ -290,6 +299,7 @@ FROM_FILES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "FlaubertTokenizer": _merged(["<s>", "</s>", "<pad>", "<unk>"], "</w>"),
     "BioGptTokenizer": _merged(["<s>", "<pad>", "</s>", "<unk>"], "</w>"),
     "PegasusTokenizer": lambda folder: {"vocab": [(p, 0.0) for p in ("<pad>", "</s>", "<mask_1>", "<mask_2>", "<unk>")] + unigrams()},
+    "FSMTTokenizer": _fsmt,
     "ClvpTokenizer": _clvp, "GPTNeoXJapaneseTokenizer": _japanese, "MyT5Tokenizer": _myt5,
     "EsmTokenizer": lambda folder: {"vocab_file": _text(folder, "vocab.txt", ["<cls>", "<pad>", "<eos>", "<unk>", *CHARACTERS, "<mask>"])},
     "MgpstrTokenizer": _letters(["[GO]", "[s]"]),
