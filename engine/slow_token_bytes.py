@@ -10,7 +10,8 @@ import itertools
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from actstore.engine.token_bytes import BYTE_PIECE, byte_alphabet, needs_spaces
+from actstore.engine.token_bytes import byte_alphabet, needs_spaces
+from actstore.store.tokenizer_state import BYTE_PIECE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -60,7 +61,9 @@ def _find_spelling(tokenizer: Any, own: Sequence[str], encode: Callable[[str], l
     in_context = _in_context(join, own, encode)
     probe = _PROBE.encode()
     read = _pieces_of(tokenizer, _PROBE)
-    write = next((s for s in _SPELLINGS if _PROBE == join([s(b) for b in probe]).strip() or read == [*map(s, probe)]), None)
+    write = next(
+        (s for s in _SPELLINGS if join([s(b) for b in probe]).strip() == _PROBE or read == [*map(s, probe)]), None
+    )
     if write is None:
         processor = getattr(tokenizer, "sp_model", None)
         if processor is None or not _has_byte_pieces(processor):

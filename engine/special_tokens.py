@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROLES: Final = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
-"""What a token may be beside the unknown one, and then it stands for no text. Padding with the unknown token is no such role."""
+"""What makes a token stand for no text though it is the unknown one too. Padding does not."""
 CONFIGURED: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 

@@ -7,15 +7,14 @@ Knows nothing about tokenizers written in Python (`slow_token_bytes`).
 from __future__ import annotations
 
 import itertools
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from actstore.store.tokenizer_state import BYTE_PIECE, is_byte_level, space_marks, steps, word_suffix
 
-BYTE_PIECE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-"""A piece that stands for one byte where the model falls back to bytes."""
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
 N_PAIRS: Final = 64
 """Pairs of words tried to learn whether words need a space between them."""
 
@@ -88,28 +87,27 @@ def fast_token_bytes(
 
 def find_spelling(state: Mapping[str, Any], words: Sequence[str], encode: Callable[[str], list[int]]) -> Spelling:
     """How a tokenizer with this state spells. `words` are pieces of its model; `encode` gives a text's ids."""
-    model, decoder = state["model"], list(steps(state.get("decoder"), "decoders"))
-    encoder = [*steps(state.get("normalizer"), "normalizers"), *steps(state.get("pre_tokenizer"), "pretokenizers")]
-    byte_level = any(step["type"] == "ByteLevel" for step in encoder)
-    replacements = dict(_written_for_spaces(encoder))
-    replacements |= {step["replacement"]: " " for step in decoder if step["type"] == "Metaspace"}
-    for step in decoder:
+    model, marks = state["model"], space_marks(state)
+    byte_level, kind, prefix = is_byte_level(state), model.get("type"), model.get("continuing_subword_prefix") or ""
+    replacements = dict.fromkeys(marks, " ")
+    falls_back = bool(model.get("byte_fallback"))
+    for step in steps(state.get("decoder"), "decoders"):
         pattern = step.get("pattern")
-        if step["type"] == "Replace" and isinstance(pattern, dict) and pattern.get("String"):
+        falls_back |= step["type"] == "ByteFallback"
+        if step["type"] == "Metaspace":
+            replacements[step["replacement"]] = " "
+        elif step["type"] == "Replace" and isinstance(pattern, dict) and pattern.get("String"):
             replacements[pattern["String"]] = step["content"]
         elif step["type"] == "CTC" and step.get("word_delimiter_token"):
             replacements[step["word_delimiter_token"]] = " "
-    kind = model.get("type")
-    prefix = model.get("continuing_subword_prefix") or ""
-    suffixes = [step["suffix"] for step in decoder if step["type"] == "BPEDecoder"]
-    keeps_spaces = byte_level or bool(_written_for_spaces(encoder))
+    drops_spaces = not byte_level and not marks
     return Spelling(
         byte_level=byte_level,
-        byte_fallback=bool(model.get("byte_fallback")) or any(step["type"] == "ByteFallback" for step in decoder),
+        byte_fallback=falls_back,
         replacements=tuple(replacements.items()),
         prefix=prefix,
-        suffix=model.get("end_of_word_suffix") or next(iter(suffixes), ""),
-        separate=not keeps_spaces
+        suffix=word_suffix(state),
+        separate=drops_spaces
         and (kind == "WordPiece" or bool(prefix) or (kind == "WordLevel" and needs_spaces(words, encode))),
     )
 
@@ -123,37 +121,6 @@ def needs_spaces(words: Sequence[str], encode: Callable[[str], list[int]]) -> bo
         n_joined += encode(first + second) == apart
         n_spaced += encode(f"{first} {second}") == apart
     return n_spaced > n_joined
-
-
-def steps(step: Mapping[str, Any] | None, plural: str) -> Iterator[Mapping[str, Any]]:
-    """The steps of a normaliser, pre-tokenizer or decoder in the form of tokenizer.json, one after another."""
-    if step is None:
-        return
-    if step["type"] == "Sequence":
-        for one in step[plural]:
-            yield from steps(one, plural)
-    else:
-        yield step
-
-
-def _written_for_spaces(encoder: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What the steps before the model write in place of a space."""
-    written: dict[str, str] = {}
-    for step in encoder:
-        if step["type"] == "Metaspace":
-            written[step["replacement"]] = " "
-        elif step["type"] == "Replace" and step["content"].strip() and _matches_a_space(step["pattern"]):
-            written[step["content"]] = " "
-    return written
-
-
-def _matches_a_space(pattern: Mapping[str, str]) -> bool:
-    if "String" in pattern:
-        return pattern["String"] == " "
-    try:
-        return re.fullmatch(pattern.get("Regex", ""), " ") is not None
-    except re.error:  # a pattern of Oniguruma that Python has not: none that is known stands for a space
-        return False
 
 
 def _pieces_of_the_model(model: Mapping[str, Any]) -> frozenset[str]:

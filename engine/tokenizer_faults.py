@@ -28,7 +28,9 @@ def find_fault(vocabulary: pa.Table, unknown: int | None, state: Mapping[str, An
 
 def _empty(vocabulary: pa.Table, unknown: int | None) -> str:
     by_kind: tuple[set[bytes], set[bytes]] = set(), set()
-    for token, content, special in zip(*(vocabulary[n].to_pylist() for n in ("token", "bytes", "special")), strict=True):
+    for token, content, special in zip(
+        *(vocabulary[n].to_pylist() for n in ("token", "bytes", "special")), strict=True
+    ):
         by_kind[special or token == unknown].add(content.strip())
     # Made-up vocabularies may name a special token twice, of which one is marked.
     usable = by_kind[0] - by_kind[1] - {b""}

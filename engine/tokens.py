@@ -44,14 +44,14 @@ class TextTokenizer:
 
         try:
             loaded = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-            if not isinstance(loaded, PreTrainedTokenizerBase):
-                raise TypeError(f"{type(loaded).__name__} is not one tokenizer")
-            tokenizer = cls(loaded)
+            tokenizer = cls(loaded) if isinstance(loaded, PreTrainedTokenizerBase) else None
         except Exception as error:  # transformers and the tokenizers library raise bare ones too
             reason = " ".join(str(error).split())[:200]
             raise InvalidInputError(
                 f"No usable tokenizer was found with {name_or_path} ({reason}). {_ADVICE}"
             ) from None
+        if tokenizer is None:
+            raise InvalidInputError(f"The {type(loaded).__name__} found with {name_or_path} is several. {_ADVICE}")
         tokenizer.check(name_or_path)
         return tokenizer
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def special_tokens(capture: Capture) -> NDArray[np.int64]:
-    """Those that the store's vocabulary calls special; where only ids are known, those that are stored as special. Ascending."""
+    """Those that the store's vocabulary calls special, ascending; where only ids are known, those stored as special."""
     vocabulary = capture.store.vocabulary
     if vocabulary is not None:
         return np.flatnonzero(vocabulary["special"].to_numpy(zero_copy_only=False)).astype(np.int64)

@@ -86,7 +86,9 @@ def sample_probes(
     folder = Folder(store, read_only=False)
 
     def windows(loaded: LoadedModel, tokenizer: TextTokenizer | None) -> Iterable[Document]:
-        ends = tokenizer.special_ids if tokenizer else configured_special_ids(*_configs(loaded), roles=("eos_token_id",))
+        ends = (
+            tokenizer.special_ids if tokenizer else configured_special_ids(*_configs(loaded), roles=("eos_token_id",))
+        )
         sampler = Sampler(loaded, prompts, ends, settings)
         drafts = _Drafts(folder, name, what | {"batch_size": sampler.batch_size, "model": fingerprint_of(loaded)})
         n_tokens = 0

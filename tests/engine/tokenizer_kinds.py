@@ -30,7 +30,9 @@ TEXTS = (
     "die katze walks and talks walking quickly",
     "東京 中国 hat",
 )
-WORDS = [*{word: None for text in TEXTS for word in text.replace(",", " ,").replace(".", " .").replace("!", " !").split()}]
+WORDS = [
+    *{word: None for text in TEXTS for word in text.replace(",", " ,").replace(".", " .").replace("!", " !").split()}
+]
 CHARACTERS = sorted({c for text in TEXTS for c in text if not c.isspace()})
 
 
@@ -118,7 +120,11 @@ def classes() -> dict[str, type[Any]]:
         except (ImportError, NameError):  # a library is missing
             continue
         for name, kind in vars(module).items():
-            own = isinstance(kind, type) and issubclass(kind, PreTrainedTokenizerBase) and kind.__module__ == module.__name__
+            own = (
+                isinstance(kind, type)
+                and issubclass(kind, PreTrainedTokenizerBase)
+                and kind.__module__ == module.__name__
+            )
             if own and kind not in found.values():
                 found[name] = kind
     return found
@@ -137,7 +143,9 @@ def build(name: str, kind: type[Any], folder: Path) -> Any:
 
 def _from_vocabulary(kind: type[Any]) -> Any:
     """Of a class that takes its vocabulary in memory, in the form of the one that it makes up without."""
-    extra: dict[str, Any] = {"tags_dict": {"a": 0}} if "tags_dict" in inspect.signature(kind.__init__).parameters else {}
+    extra: dict[str, Any] = (
+        {"tags_dict": {"a": 0}} if "tags_dict" in inspect.signature(kind.__init__).parameters else {}
+    )
     try:
         state = json.loads(kind(**extra)._tokenizer.to_str())
     except Exception:
@@ -263,6 +271,15 @@ def _fsmt(folder: Path) -> dict[str, Any]:
     return {"langs": ["en", "de"]} | named
 
 
+def _prophet(folder: Path) -> dict[str, Any]:
+    return {"vocab_file": _wordpiece_file(folder, ("[PAD]", "[UNK]", "[SEP]", "[MASK]", "[X_SEP]"))}
+
+
+def _protein(folder: Path) -> dict[str, Any]:
+    pieces = ["<cls>", "<pad>", "<eos>", "<unk>", *CHARACTERS, "<mask>"]
+    return {"vocab_file": _text(folder, "vocab.txt", pieces)}
+
+
 def _clvp(folder: Path) -> dict[str, Any]:
     vocabulary, merges = byte_level_bpe()
     pieces = ["[UNK]", "<|endoftext|>", "[STOP]", "[SPACE]", *vocabulary]
@@ -277,11 +294,12 @@ def _bartpho(folder: Path) -> dict[str, Any]:
     return {"vocab_file": path, "monolingual_vocab_file": _text(folder, "dict.txt", [f"{p} 1" for p in pieces])}
 
 
+PEGASUS = ("<pad>", "</s>", "<mask_1>", "<mask_2>", "<unk>")
 FROM_FILES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "PreTrainedTokenizerFast": lambda folder: {"tokenizer_object": word_level(), "unk_token": "[UNK]"},
     "ParakeetTokenizer": lambda folder: {"tokenizer_object": metaspace_unigram(), "unk_token": "<unk>"},
     "BertTokenizerLegacy": lambda folder: {"vocab_file": _wordpiece_file(folder)},
-    "ProphetNetTokenizer": lambda folder: {"vocab_file": _wordpiece_file(folder, ("[PAD]", "[UNK]", "[SEP]", "[MASK]", "[X_SEP]"))},
+    "ProphetNetTokenizer": _prophet,
     "RoCBertTokenizer": _roc,
     "BertJapaneseTokenizer": lambda folder: {"vocab_file": _wordpiece_file(folder), "word_tokenizer_type": "basic"},
     "TapasTokenizer": lambda folder: {"vocab_file": _wordpiece_file(folder)},
@@ -298,10 +316,10 @@ FROM_FILES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "XLMTokenizer": _merged(["<s>", "</s>", "<pad>", "<unk>"], "</w>"),
     "FlaubertTokenizer": _merged(["<s>", "</s>", "<pad>", "<unk>"], "</w>"),
     "BioGptTokenizer": _merged(["<s>", "<pad>", "</s>", "<unk>"], "</w>"),
-    "PegasusTokenizer": lambda folder: {"vocab": [(p, 0.0) for p in ("<pad>", "</s>", "<mask_1>", "<mask_2>", "<unk>")] + unigrams()},
+    "PegasusTokenizer": lambda folder: {"vocab": [*((p, 0.0) for p in PEGASUS), *unigrams()]},
     "FSMTTokenizer": _fsmt,
     "ClvpTokenizer": _clvp, "GPTNeoXJapaneseTokenizer": _japanese, "MyT5Tokenizer": _myt5,
-    "EsmTokenizer": lambda folder: {"vocab_file": _text(folder, "vocab.txt", ["<cls>", "<pad>", "<eos>", "<unk>", *CHARACTERS, "<mask>"])},
+    "EsmTokenizer": _protein,
     "MgpstrTokenizer": _letters(["[GO]", "[s]"]),
     "Wav2Vec2CTCTokenizer": _letters(["<pad>", "<s>", "</s>", "<unk>", "|"]),
     "Wav2Vec2PhonemeCTCTokenizer": _letters(["<pad>", "<s>", "</s>", "<unk>", "|"], do_phonemize=False),
