@@ -78,11 +78,10 @@ def llama_2() -> Tokenizer:
 
 
 def with_added(tokenizer: Tokenizer) -> Tokenizer:
-    tokenizer.add_tokens([
-        AddedToken("đem", normalized=False), AddedToken("đ", normalized=False),
-        AddedToken("<l>", lstrip=True, normalized=False), AddedToken("<r>", rstrip=True, normalized=False), AddedToken("hat", single_word=True, normalized=False),
-        AddedToken("cat", normalized=True),
-    ])  # fmt: skip
+    tokenizer.add_tokens([AddedToken("đem", normalized=False), AddedToken("đ", normalized=False)])
+    tokenizer.add_tokens([AddedToken("<l>", lstrip=True, normalized=False), AddedToken("cat", normalized=True)])
+    tokenizer.add_tokens([AddedToken("<r>", rstrip=True, normalized=False)])
+    tokenizer.add_tokens([AddedToken("hat", single_word=True, normalized=False)])
     return tokenizer
 
 
