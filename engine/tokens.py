@@ -167,7 +167,7 @@ class TextTokenizer:
         n = max(len(tokenizer), 1 + max(vocabulary.values(), default=-1))
         pieces: list[Any] = list(tokenizer.convert_ids_to_tokens(list(range(n))))
         # A class that translates reads ids by its target's vocabulary, and texts by its source's.
-        source = getattr(tokenizer, "get_src_vocab", dict)()
+        source: dict[str, int] = getattr(tokenizer, "get_src_vocab", dict)()
         for piece, token in [*source.items(), *((p, t) for p, t in vocabulary.items() if pieces[t] == "\ufffd")]:
             pieces[token] = piece
         return pieces
