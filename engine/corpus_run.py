@@ -19,6 +19,7 @@ from actstore.engine.plan import PlanSettings, block_size, write_plan
 from actstore.engine.run import Run
 from actstore.engine.settings import CaptureSettings
 from actstore.engine.sizes import affordable_slots, bytes_per_slot
+from actstore.engine.special_tokens import special_ids_of_files
 from actstore.engine.tokens import TextTokenizer
 from actstore.store import root
 from actstore.store.errors import InvalidInputError, ModelError
@@ -93,8 +94,10 @@ class CorpusRun(Run):
             label_columns=settings.label_columns,
             tokenizer=tokenizer,
             n_vocabulary=self.spec.n_vocabulary,
+            special_ids=frozenset() if tokenizer else self._configured_special_ids(),
             on_progress=self.progress.planned,
             on_document=padding.add,
+            on_warning=self.report.warn,
         )
         for sentence in padding.sentences():
             self.report.warn(sentence)
@@ -109,6 +112,9 @@ class CorpusRun(Run):
         except ModelError:  # a model in memory has no name to look under
             return PaddingCount(None)
         return PaddingCount(config.get_text_config())
+
+    def _configured_special_ids(self) -> frozenset[int]:
+        return special_ids_of_files(self.spec.name, trust_remote_code=self.options.trust_remote_code)
 
     def _tokenizer(self, settings: CaptureSettings) -> TextTokenizer | None:
         try:

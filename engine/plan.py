@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from actstore.engine.corpus import CorpusDigest
+from actstore.engine.token_census import TokenCensus
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SLOT_MULTIPLE, SPECIAL, TEXT
 from actstore.store.plans import PlannedWindow, PlanWriter
@@ -97,11 +98,13 @@ def block_size(context: int, target: int, *, stored_everywhere: bool = True) -> 
 class Windower:
     """Cuts tokenised documents into windows."""
 
-    def __init__(self, settings: PlanSettings, tokenizer: TextTokenizer | None) -> None:
-        """Windows as `settings` say; without a tokenizer, ids are taken as they are."""
+    def __init__(
+        self, settings: PlanSettings, tokenizer: TextTokenizer | None, special_ids: frozenset[int] = frozenset()
+    ) -> None:
+        """Windows as `settings` say; without a tokenizer, ids are taken as they are, and `special_ids` stand for no text."""
         self._settings = settings
         prefix, suffix = (tokenizer.prefix, tokenizer.suffix) if tokenizer else ((), ())
-        self._specials = np.array(sorted(tokenizer.special_ids), np.int32) if tokenizer else np.empty(0, np.int32)
+        self._specials = np.array(sorted(tokenizer.special_ids if tokenizer else special_ids), np.int32)
         if settings.begin == "never":
             prefix = suffix = ()
         elif settings.begin == "always" and not prefix:
@@ -111,6 +114,8 @@ class Windower:
                     "--begin always needs a tokenizer that names a begin-of-text token, and there is none. Use --begin auto."
                 )
             prefix = (begin,)
+        self.around = prefix, suffix
+        """The special tokens put before and behind every window."""
         self._prefix, self._suffix = np.array(prefix, np.int32), np.array(suffix, np.int32)
         self._capacity = settings.context - len(prefix) - len(suffix)
         if self._capacity <= settings.overlap:
@@ -228,19 +233,25 @@ def write_plan(
     label_columns: tuple[str, ...],
     tokenizer: TextTokenizer | None,
     n_vocabulary: int | None,
+    special_ids: frozenset[int] = frozenset(),
     on_progress: Callable[[int, int], None] = lambda documents, tokens: None,
     on_document: Callable[[Document], None] = lambda document: None,
+    on_warning: Callable[[str], None] = lambda sentence: None,
 ) -> PlanRecord:
     """Tokenise `documents`, write their plan into `capture`, return its record; `InvalidInputError` for an empty corpus.
 
-    `on_document` gets each document that is planned, which `max_tokens` may make fewer than are read.
+    `special_ids` are the tokens that stand for no text where there is no tokenizer to say it. `on_document` gets each document
+    that is planned, which `max_tokens` may make fewer than are read; `on_warning` hears at the end what the tokens say against
+    the tokenizer.
     """
     as_json = dataclasses.asdict(settings)
     writer = PlanWriter(folder, capture, settings.block_slots, as_json)
     digest, labels = CorpusDigest(), Labels(label_columns)
-    of_text = Windower(settings, tokenizer)
+    of_text = Windower(settings, tokenizer, special_ids)
+    census = TokenCensus(tokenizer, *of_text.around) if tokenizer else None
     # Ids come with the special tokens that whoever tokenised them wanted; more are added only on request.
-    of_ids = Windower(dataclasses.replace(settings, begin="never"), tokenizer) if settings.begin == "auto" else of_text
+    as_they_are = dataclasses.replace(settings, begin="never")
+    of_ids = Windower(as_they_are, tokenizer, special_ids) if settings.begin == "auto" else of_text
 
     def windows() -> Iterator[PlannedWindow]:
         n_tokens = 0
@@ -248,6 +259,8 @@ def write_plan(
             digest.update(document)
             on_document(document)
             check_ids(ids, document.source, n_vocabulary)
+            if census is not None:
+                census.add(document, ids)
             row = {"source": document.source, "sha256": document.sha256, "n_tokens": len(ids)}
             number = writer.add_document(row | {c: document.labels.get(c, "") for c in label_columns})
             windower = of_text if document.ids is None else of_ids
@@ -267,6 +280,8 @@ def write_plan(
     except BaseException:
         writer.abandon()
         raise
+    for sentence in census.warnings() if census is not None else ():
+        on_warning(sentence)
     return PlanRecord(
         fingerprint=fingerprint,
         corpus=corpus,

@@ -9,12 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
 
 from actstore.engine.padding import PaddingCount
+from actstore.engine.slow_token_bytes import slow_token_bytes
+from actstore.engine.special_tokens import special_ids
+from actstore.engine.token_bytes import fast_token_bytes
+from actstore.engine.tokenizer_faults import find_fault
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
+
+_ADVICE: Final = "Name one with --tokenizer, or capture a corpus of token ids (--ids-column)."
 
 
 class TextTokenizer:
@@ -35,16 +41,30 @@ class TextTokenizer:
     @classmethod
     def load(cls, name_or_path: str, *, trust_remote_code: bool = False) -> TextTokenizer:
         """The tokenizer saved with a model; `InvalidInputError` where there is none."""
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
         try:
-            return cls(AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code))
-        except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+            loaded = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+            tokenizer = cls(loaded) if isinstance(loaded, PreTrainedTokenizerBase) else None
+        except Exception as error:  # transformers and the tokenizers library raise bare ones too
             reason = " ".join(str(error).split())[:200]
             raise InvalidInputError(
-                f"No usable tokenizer was found with {name_or_path} ({reason}). "
-                "Name one with --tokenizer, or capture a corpus of token ids (--ids-column)."
+                f"No usable tokenizer was found with {name_or_path} ({reason}). {_ADVICE}"
             ) from None
+        if tokenizer is None:
+            raise InvalidInputError(f"The {type(loaded).__name__} found with {name_or_path} is several. {_ADVICE}")
+        tokenizer.check(name_or_path)
+        return tokenizer
+
+    def check(self, name_or_path: str) -> None:
+        """Raise `InvalidInputError` where it can read no text, having been made up or lacking a part of its files."""
+        if self.fault:
+            raise InvalidInputError(f"The tokenizer found with {name_or_path} reads no text: {self.fault}. {_ADVICE}")
+
+    @cached_property
+    def fault(self) -> str:
+        """What makes it unfit for every text, as the end of a sentence; "" where nothing does."""
+        return find_fault(self.vocabulary(), self.unknown, self._state)
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """The token ids of each text, special tokens that the tokenizer would add left out."""
@@ -58,7 +78,7 @@ class TextTokenizer:
 
     def decode(self, ids: Sequence[int] | NDArray[np.int32]) -> str:
         """The text of token ids, special tokens left out."""
-        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+        return str(self._tokenizer.decode([i for i in map(int, ids) if i not in self.special_ids]))
 
     def _template(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The special tokens put before and after every text, from how the tokenizer wraps a probe."""
@@ -85,7 +105,13 @@ class TextTokenizer:
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Tokens that stand for no text; the unknown token stands for some."""
-        return frozenset(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
+        return special_ids(self._tokenizer)
+
+    @property
+    def unknown(self) -> int | None:
+        """The token that stands for text which the vocabulary cannot spell."""
+        token = self._tokenizer.unk_token_id
+        return None if token is None else int(token)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -95,56 +121,58 @@ class TextTokenizer:
 
     def to_json(self) -> str | None:
         """The tokenizer in the `tokenizers` library's format; None where it has no fast form."""
+        return None if self._state is None else json.dumps(self._state, ensure_ascii=False)
+
+    @cached_property
+    def _state(self) -> dict[str, Any] | None:
         if not self._tokenizer.is_fast:
             return None
+        state: dict[str, Any] = json.loads(self._tokenizer._tokenizer.to_str())
         # Padding and truncation are switched by mere use, and `encode` applies neither.
-        state = json.loads(self._tokenizer._tokenizer.to_str())
         state["padding"] = state["truncation"] = None
-        return json.dumps(state, ensure_ascii=False)
+        return state
 
     def vocabulary(self) -> pa.Table:
-        """A row per token id: `token`, its `piece` in the vocabulary, the `text` and `bytes` it stands for, `special`."""
-        pieces = self._tokenizer.convert_ids_to_tokens(list(range(len(self._tokenizer))))
-        contents = token_bytes(pieces, self._is_byte_level, self.special_ids)
+        """A row per token id: `token`, its `piece` in the vocabulary, the `text` and `bytes` it stands for, `special`.
+
+        The bytes of a text's tokens, one after another, are those of the text, but for what the tokenizer itself changes:
+        see the page on the store's format.
+        """
+        return self._vocabulary
+
+    @cached_property
+    def _vocabulary(self) -> pa.Table:
+        pieces = self._pieces()
+        contents = self._contents(pieces)
+        names = [p.decode(errors="replace") if isinstance(p, bytes) else p or "" for p in pieces]
         return pa.table(
             {
                 "token": pa.array(range(len(pieces)), pa.int32()),
-                "piece": pa.array([p if p is not None else "" for p in pieces], pa.string()),
+                "piece": pa.array([name.encode(errors="replace").decode() for name in names], pa.string()),
                 "text": pa.array([c.decode(errors="replace") for c in contents], pa.string()),
                 "bytes": pa.array(contents, pa.binary()),
                 "special": pa.array([i in self.special_ids for i in range(len(pieces))], pa.bool_()),
             }
         )
 
-    @cached_property
-    def _is_byte_level(self) -> bool:
-        state = self.to_json()
-        return state is not None and '"ByteLevel"' in state
+    def _contents(self, pieces: list[Any]) -> list[bytes]:
+        """The bytes of each token."""
 
+        def encode(text: str) -> list[int]:
+            return [int(i) for i in self.encode([text])[0]]
 
-def token_bytes(pieces: Sequence[str | None], byte_level: bool, special_ids: frozenset[int]) -> list[bytes]:
-    """The bytes each vocabulary piece stands for: byte-level alphabets, SentencePiece blanks and `<0xNN>`, WordPiece."""
-    alphabet = {character: byte for byte, character in byte_alphabet().items()}
-    continued = sum(p is not None and p.startswith("##") for p in pieces) > len(pieces) // 100
-    contents: list[bytes] = []
-    for token, piece in enumerate(pieces):
-        if piece is None:
-            contents.append(b"")
-        elif token in special_ids:
-            contents.append(piece.encode())
-        elif byte_level and all(c in alphabet for c in piece):
-            contents.append(bytes(alphabet[c] for c in piece))
-        elif len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-            contents.append(bytes([int(piece[3:5], 16)]))
-        elif continued:
-            contents.append((piece[2:] if piece.startswith("##") else f" {piece}").encode())
-        else:
-            contents.append(piece.replace("\u2581", " ").encode())
-    return contents
+        if self._state is None:
+            return slow_token_bytes(self._tokenizer, pieces, self.special_ids, encode)
+        return fast_token_bytes(self._state, pieces, self.special_ids, encode)
 
-
-def byte_alphabet() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte: itself where printable, else the next code point from 256 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = (b for b in range(256) if b not in printable)
-    return {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(others)}
+    def _pieces(self) -> list[Any]:
+        """The piece of each id; None where there is none, bytes where the tokenizer has such."""
+        tokenizer = self._tokenizer
+        vocabulary = tokenizer.get_vocab()
+        n = max(len(tokenizer), 1 + max(vocabulary.values(), default=-1))
+        pieces: list[Any] = list(tokenizer.convert_ids_to_tokens(list(range(n))))
+        # A class that translates reads ids by its target's vocabulary, and texts by its source's.
+        source: dict[str, int] = getattr(tokenizer, "get_src_vocab", dict)()
+        for piece, token in [*source.items(), *((p, t) for p, t in vocabulary.items() if pieces[t] == "\ufffd")]:
+            pieces[token] = piece
+        return pieces

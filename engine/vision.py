@@ -114,7 +114,9 @@ class VisionProcessor:
 
         name = str(name_or_path)
         config = config or load_config(name, trust_remote_code=trust_remote_code)
-        return cls(load_processor(name, config, trust_remote_code=trust_remote_code), config, name)
+        processor = cls(load_processor(name, config, trust_remote_code=trust_remote_code), config, name)
+        processor.tokenizer.check(name)
+        return processor
 
     @cached_property
     def fingerprint(self) -> str:

@@ -9,26 +9,22 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 import unicodedata
-from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.layout import TOKENIZER_KEY
 from actstore.store.root import read_tokenizer
+from actstore.store.tokenizer_patterns import GPT_2_WORDS, isolated, parts_between, python_pattern
+from actstore.store.tokenizer_state import BYTE_PIECE, is_byte_level, space_marks, steps, word_suffix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import pyarrow as pa
 
     from actstore.store.folder import Folder
-
-GPT_2_WORDS: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""What `ByteLevel` parts a text into (Radford et al. 2019)."""
-SPACES: Final = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-"""Unicode's white space."""
 
 
 class Vocabulary:
@@ -38,8 +34,9 @@ class Vocabulary:
         self.pieces: list[str] = table["piece"].to_pylist()
         self.bytes: list[bytes] = table["bytes"].to_pylist()
         special: list[bool] = table["special"].to_pylist()
-        spelling = [len(p) == 6 and p.startswith("<0x") and p.endswith(">") for p in self.pieces]
-        order = sorted(range(len(self.bytes)), key=lambda i: (special[i], spelling[i], i), reverse=True)
+        # A token may be called <0x41> without being the byte.
+        spelling = [len(b) == 1 and BYTE_PIECE.fullmatch(p) for p, b in zip(self.pieces, self.bytes, strict=True)]
+        order = sorted(range(len(self.bytes)), key=lambda i: (special[i], bool(spelling[i]), i), reverse=True)
         self.ids = {self.bytes[i]: i for i in order if self.bytes[i]}
         """The token of some bytes; of several the one that is meant."""
 
@@ -60,13 +57,26 @@ class Cutter:
             )
         model = self._state.get("model")
         self._model: dict[str, Any] = model if isinstance(model, dict) else {}
-        self._byte_level = '"ByteLevel"' in state
+        self._state["model"] = self._model
+        self._byte_level = is_byte_level(self._state)
+        self.ends_words = bool(word_suffix(self._state))
+        """Whether a token that ends a word has the space behind it, and not the next word's the space before."""
 
     def word(self, word: str) -> list[int]:
         """The tokens that a word is cut into by the tokenizer's own merges or scores; empty where they cannot spell it.
 
-        A word brings along what precedes it, such as a space. Where the store holds no such model, the longest token first.
+        A word brings along what precedes it, such as a space, or what follows it where tokens end words. Tokens added to the
+        vocabulary are taken out first. Where the store holds no such model, the longest token first.
         """
+        tokens: list[int] = []
+        for part, token in parts_between(word, self._added):
+            found = [token] if token is not None else self._cut(part)
+            if not found:
+                return []
+            tokens += found
+        return tokens
+
+    def _cut(self, word: str) -> list[int]:
         kind = self._model.get("type")
         if kind == "BPE":
             if self._model.get("ignore_merges") and (token := self.known.ids.get(word.encode())) is not None:
@@ -83,36 +93,48 @@ class Cutter:
         """
         if self._model.get("type") not in ("BPE", "Unigram"):
             raise self._unknown(f"a model {self._model.get('type')!r}")
+        if self.ends_words or self._model.get("continuing_subword_prefix"):
+            raise self._unknown("a mark for where words end or go on")
         tokens: list[int] = []
-        for part, token in self._added(text):
+        for part, token in self._parts_of_text(text):
             if token is not None:
                 tokens.append(token)
                 continue
             for word in self._words(part, is_first=not tokens):
-                found = self.word(word)
+                found = self._cut(word)
                 if word and not found:
                     raise InvalidInputError(f"The store's tokens cannot spell {word!r}. Give token ids instead.")
                 tokens += found
         return tokens
 
-    def _added(self, text: str) -> Iterator[tuple[str, int | None]]:
-        """The parts of a text between tokens added to the vocabulary, and these."""
-        added = {item["content"]: int(item["id"]) for item in self._state.get("added_tokens", [])}
-        if not added:
-            yield text, None
-            return
-        longest_first = sorted(added, key=len, reverse=True)
-        for part in re.split(f"({'|'.join(map(re.escape, longest_first))})", text):
-            if part:
-                yield part, added.get(part)
+    def _parts_of_text(self, text: str) -> Iterator[tuple[str, int | None]]:
+        """The normalised parts of a text between tokens added to the vocabulary, and these.
+
+        Some of them are looked for in the text as it is, then others in what the normaliser makes of the parts.
+        """
+        early = [item for item in self._added if not item.get("normalized")]
+        late = [item | {"content": self._normal(item["content"])} for item in self._added if item.get("normalized")]
+        for part, token in parts_between(text, early):
+            if token is not None:
+                yield part, token
+            else:
+                yield from parts_between(self._normal(part), late)
+
+    @cached_property
+    def _added(self) -> list[dict[str, Any]]:
+        return [item for item in self._state.get("added_tokens") or () if item["content"]]
+
+    def _normal(self, text: str) -> str:
+        for step in steps(self._state.get("normalizer"), "normalizers"):
+            text = self._normalised(step, text)
+        return text
 
     def _words(self, text: str, *, is_first: bool) -> list[str]:
-        for step in _steps(self._state.get("normalizer"), "normalizers"):
-            text = self._normalised(step, text)
         words = [text]
-        for step in _steps(self._state.get("pre_tokenizer"), "pretokenizers"):
+        for step in steps(self._state.get("pre_tokenizer"), "pretokenizers"):
             words = [part for word in words for part in self._parted(step, word, is_first=is_first)]
-        words = [word.replace("\u2581", " ") for word in words] if not self._byte_level else words
+        for mark in () if self._byte_level else space_marks(self._state):
+            words = [word.replace(mark, " ") for word in words]
         if self._model["type"] == "BPE" and self._spaces_begin_pieces:
             # No merge can reach over such a border: the same tokens, without the square of the text's length.
             words = [part for word in words for part in re.findall(r" *[^ ]+| +", word)]
@@ -122,7 +144,7 @@ class Cutter:
     def _spaces_begin_pieces(self) -> bool:
         return not any(re.search(rb"[^ ] ", content) for content in self.known.bytes)
 
-    def _normalised(self, step: dict[str, Any], text: str) -> str:
+    def _normalised(self, step: Mapping[str, Any], text: str) -> str:
         kind, pattern = step["type"], step.get("pattern")
         if kind in ("NFC", "NFD", "NFKC", "NFKD"):
             return unicodedata.normalize(kind, text)
@@ -134,13 +156,15 @@ class Cutter:
             return text.replace(pattern["String"], step["content"])
         raise self._unknown(f"a normalizer {kind!r}")
 
-    def _parted(self, step: dict[str, Any], text: str, *, is_first: bool) -> list[str]:
+    def _parted(self, step: Mapping[str, Any], text: str, *, is_first: bool) -> list[str]:
         kind, pattern = step["type"], step.get("pattern")
         if kind == "ByteLevel":
             if step.get("add_prefix_space") and text and not text[0].isspace():
                 text = f" {text}"
             return (
-                [found[0] for found in _pattern(GPT_2_WORDS).finditer(text)] if step.get("use_regex", True) else [text]
+                [found[0] for found in python_pattern(GPT_2_WORDS).finditer(text)]
+                if step.get("use_regex", True)
+                else [text]
             )
         if kind == "Metaspace":
             scheme = step.get("prepend_scheme", "always")
@@ -157,8 +181,8 @@ class Cutter:
             and step.get("behavior") == "Isolated"
             and not step.get("invert")
         ):
-            found = _pattern(pattern["Regex"]) if "Regex" in pattern else re.compile(re.escape(pattern["String"]))
-            return list(_isolated(found, text))
+            found = python_pattern(pattern["Regex"]) if "Regex" in pattern else re.compile(re.escape(pattern["String"]))
+            return list(isolated(found, text))
         raise self._unknown(f"a pre-tokenizer {kind!r}")
 
     def _unknown(self, what: str) -> InvalidInputError:
@@ -168,10 +192,17 @@ class Cutter:
 
     def _symbols(self, text: str) -> list[bytes]:
         """What merging begins with: bytes, or characters, spelled by byte where the vocabulary has none."""
+        # Where pieces are marked for beginning or ending a word, the space is no symbol of its own but marks one.
+        begins = bool(self._model.get("continuing_subword_prefix")) and text.startswith(" ")
+        ends = self.ends_words and text.endswith(" ")
+        core = text[begins : len(text) - ends]
+        symbols = [bytes([b]) for b in core.encode()] if self._byte_level else [c.encode() for c in core]
+        if symbols:
+            symbols[0] = b" " * begins + symbols[0]
+            symbols[-1] += b" " * ends
         if self._byte_level:
-            return [bytes([byte]) for byte in text.encode()]
-        ids = self.known.ids
-        parts = ([c.encode()] if c.encode() in ids else [bytes([b]) for b in c.encode()] for c in text)
+            return symbols
+        parts = ([symbol] if symbol in self.known.ids else [bytes([b]) for b in symbol] for symbol in symbols)
         return [symbol for part in parts for symbol in part]
 
     @cached_property
@@ -234,58 +265,3 @@ class Cutter:
             tokens.append(ids[text[start:stop]])
             start = stop
         return tokens
-
-
-def _steps(step: dict[str, Any] | None, plural: str) -> Iterator[dict[str, Any]]:
-    """The steps of a normaliser or pre-tokenizer, one after another."""
-    if step is not None and step["type"] == "Sequence":
-        for one in step[plural]:
-            yield from _steps(one, plural)
-    elif step is not None:
-        yield step
-
-
-def _isolated(pattern: re.Pattern[str], text: str) -> Iterator[str]:
-    """What a pattern finds in a text, and what lies between."""
-    at = 0
-    for found in pattern.finditer(text):
-        if found.start() > at:
-            yield text[at : found.start()]
-        if found[0]:
-            yield found[0]
-        at = found.end()
-    if at < len(text):
-        yield text[at:]
-
-
-@cache
-def _pattern(pattern: str) -> re.Pattern[str]:
-    r"""A tokenizer's pattern for Python's `re`, which has no \p{L}, and for which U+001C to U+001F are spaces."""
-    within, out, at = False, [], 0
-    for part in re.finditer(r"\\p\{(\w+)\}|\\.|[\[\]]", pattern):
-        out.append(pattern[at : part.start()])
-        at = part.end()
-        if part[0] in "[]":
-            within = part[0] == "["
-        characters = SPACES if part[0] in (r"\s", r"\S") else _class(part[1]) if part[1] else ""
-        negated = "^" if part[0] == r"\S" else ""
-        out.append(part[0] if not characters else characters if within else f"[{negated}{characters}]")
-    return re.compile("".join(out) + pattern[at:])
-
-
-@cache
-def _class(category: str) -> str:
-    """All characters of a Unicode category, or of those that begin so, as ranges."""
-    points = (c for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)).startswith(category))
-    ranges: list[list[int]] = []
-    for point in points:
-        if ranges and ranges[-1][1] == point - 1:
-            ranges[-1][1] = point
-        else:
-            ranges.append([point, point])
-    if not ranges:
-        raise InvalidInputError(
-            f"The store's tokenizer has a pattern of characters {category!r}, which is not known here. Install the library "
-            "tokenizers, or give token ids."
-        )
-    return "".join(f"\\U{a:08x}-\\U{b:08x}" for a, b in ranges)

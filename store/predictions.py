@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from actstore.store.errors import InvalidInputError, NotFoundError
+from actstore.store.special_tokens import special_tokens
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -148,8 +149,7 @@ class NextTokens:
     def _first_tokens(self, n_windows: int) -> NDArray[np.int64]:
         """The first token of each window that is not a special one; -1 where all are. Shape [window]."""
         capture, first = self._capture, np.full(n_windows, -1, np.int64)
-        table = capture.store.vocabulary
-        special = np.flatnonzero(table["special"].to_numpy(zero_copy_only=False)) if table is not None else np.empty(0)
+        special = special_tokens(capture)
         for block in range(capture.record.plan.n_blocks):
             plan = capture.block_plan(block)
             window = np.repeat(plan.windows["window"], plan.windows["n_inputs"])

@@ -55,8 +55,10 @@ def _refusal(store: Store, cutter: Cutter, asked: str) -> str:
             f"The target {asked!r} is no token of {store.model.name}, and none of its tokens spell it. Mend --target."
         )
     named = ", ".join(f"{store.token_text(t)!r} ({t})" for t in tokens)
-    other = asked[1:] if asked.startswith(" ") else f" {asked}"
-    hint = f", or {other!r}, which is one token" if other and other.encode() in ids else ""
+    bare = asked.strip(" ")
+    others = [f" {asked}", f"{asked} "] if bare == asked else [bare]
+    other = next((text for text in others if text and text.encode() in ids), None)
+    hint = f", or {other!r}, which is one token" if other is not None else ""
     first = store.token_text(tokens[0])
     is_named = ids.get(first.encode()) == tokens[0]
     offer = f"--target {first!r}" if is_named else f"--target-id {tokens[0]}"

@@ -182,7 +182,7 @@ class Reader:
         """Token ids as text, special ones left out."""
         if self.tokenizer is None:
             return " ".join(map(str, ids))
-        return str(self.tokenizer._tokenizer.decode(list(ids), skip_special_tokens=True))
+        return self.tokenizer.decode(ids)
 
 
 class CaptureReader:

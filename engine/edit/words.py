@@ -64,9 +64,10 @@ def find_exchange(capture: Capture, old: str, new: str) -> Exchange:
         raise InvalidInputError("Two words are needed, --from and --to, found an empty one.")
     found: list[tuple[int, Exchange]] = []
     unknown: InvalidInputError | None = None
-    for blank in ("",) if old.startswith(" ") or new.startswith(" ") else ("", " "):
+    for before, after in _blanks(store, old, new):
+        texts = before + old + after, before + new + after
         try:
-            tried = Exchange(tokens_of(store, blank + old), tokens_of(store, blank + new), blank + old, blank + new)
+            tried = Exchange(tokens_of(store, texts[0]), tokens_of(store, texts[1]), *texts)
         except InvalidInputError as error:
             unknown = unknown or error
             continue
@@ -84,6 +85,14 @@ def find_exchange(capture: Capture, old: str, new: str) -> Exchange:
     if chosen.old == chosen.new:
         raise InvalidInputError(f"--from and --to are the same word, {chosen.old_text!r}.")
     return chosen
+
+
+def _blanks(store: Store, old: str, new: str) -> list[tuple[str, str]]:
+    """What may stand before and behind two words in texts: nothing, or a blank where the tokenizer has it."""
+    ends_words = store.vocabulary is not None and Cutter(store.folder, store.vocabulary).ends_words
+    if any(word.startswith(" ") or (ends_words and word.endswith(" ")) for word in (old, new)):
+        return [("", "")]
+    return [("", ""), ("", " ") if ends_words else (" ", "")]
 
 
 def single(exchange: Exchange, form: str) -> Exchange:

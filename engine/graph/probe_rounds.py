@@ -35,6 +35,7 @@ from actstore.store.folder import Folder
 from actstore.store.layout import SLOT_MULTIPLE, TEXT
 from actstore.store.reader import Store
 from actstore.store.requests import REQUESTS, write_requests
+from actstore.store.special_tokens import special_tokens
 from actstore.store.weights import read_weights
 
 if TYPE_CHECKING:
@@ -273,12 +274,7 @@ class _Asking:
 
     @cached_property
     def _specials(self) -> frozenset[int]:
-        vocabulary = self.capture.store.vocabulary
-        return (
-            frozenset(vocabulary["token"].to_numpy()[vocabulary["special"].to_numpy(zero_copy_only=False)].tolist())
-            if (vocabulary is not None)
-            else frozenset()
-        )
+        return frozenset(special_tokens(self.capture).tolist())
 
     @cached_property
     def _mask(self) -> tuple[str, int]:

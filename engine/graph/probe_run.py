@@ -26,6 +26,7 @@ from actstore.engine.plan import PlanSettings, block_size, write_plan
 from actstore.engine.progress import CaptureProgress
 from actstore.engine.run import Run, RunOptions, check_options, check_target
 from actstore.engine.settings import CaptureSettings
+from actstore.engine.special_tokens import configured_special_ids
 from actstore.engine.tokens import TextTokenizer
 from actstore.store import root
 from actstore.store.errors import CaptureError, InvalidInputError
@@ -85,7 +86,9 @@ def sample_probes(
     folder = Folder(store, read_only=False)
 
     def windows(loaded: LoadedModel, tokenizer: TextTokenizer | None) -> Iterable[Document]:
-        ends = tokenizer.special_ids if tokenizer else _ends_of(loaded)
+        ends = (
+            tokenizer.special_ids if tokenizer else configured_special_ids(*_configs(loaded), roles=("eos_token_id",))
+        )
         sampler = Sampler(loaded, prompts, ends, settings)
         drafts = _Drafts(folder, name, what | {"batch_size": sampler.batch_size, "model": fingerprint_of(loaded)})
         n_tokens = 0
@@ -189,8 +192,12 @@ class _ProbeRun(Run):
         )
         settings = PlanSettings(context, batch_tokens=BATCH_TOKENS, block_slots=slots)
         request.on_plan()
+        special_ids = tokenizer.special_ids if tokenizer else configured_special_ids(*_configs(model))
         if isinstance(request.windows, Arranged):
-            return write_arranged(request.windows, self.folder, self.name, settings, self.corpus, tokenizer)
+            fingerprint = tokenizer.fingerprint if tokenizer else ""
+            return write_arranged(
+                request.windows, self.folder, self.name, settings, self.corpus, fingerprint, special_ids
+            )
         assert request.windows is not None
         try:
             return write_plan(
@@ -202,6 +209,7 @@ class _ProbeRun(Run):
                 label_columns=(),
                 tokenizer=tokenizer,
                 n_vocabulary=self.spec.n_vocabulary,
+                special_ids=special_ids,
             )
         except KeyboardInterrupt:
             raise CaptureError(
@@ -217,7 +225,9 @@ class _ProbeRun(Run):
         tokenizer = TextTokenizer.load(
             self.options.tokenizer or self.spec.name, trust_remote_code=self.options.trust_remote_code
         )
-        if known is not None and not known.equals(tokenizer.vocabulary()):
+        # What the pieces mean may have been written by an earlier version, which read some of them otherwise.
+        same = ["token", "piece"]
+        if known is not None and not known.select(same).equals(tokenizer.vocabulary().select(same)):
             raise InvalidInputError(
                 f"The tokenizer of {self.options.tokenizer or self.spec.name} has another vocabulary than the one in "
                 f"{self.folder}. Name the one that the store was captured with, by --tokenizer."
@@ -245,13 +255,19 @@ class _ProbeRun(Run):
 
 
 def write_arranged(
-    arranged: Arranged, folder: Folder, name: str, settings: PlanSettings, corpus: str, tokenizer: TextTokenizer | None
+    arranged: Arranged,
+    folder: Folder,
+    name: str,
+    settings: PlanSettings,
+    corpus: str,
+    tokenizer_fingerprint: str,
+    special_ids: frozenset[int],
 ) -> PlanRecord:
     """Write the plan of windows that are in their order already, as one document; its record.
 
-    Batches are windows of one length, and of a block; the tokens that the tokenizer calls special are no text.
+    Batches are windows of one length, and of a block; `special_ids` are no text.
     """
-    specials = np.array(sorted(tokenizer.special_ids if tokenizer else ()), np.int32)
+    specials = np.array(sorted(special_ids), np.int32)
     modality = np.where(np.isin(arranged.ids, specials), SPECIAL, TEXT).astype(np.uint8)
     positions = np.arange(settings.context, dtype=np.int32)
     ends = np.cumsum(arranged.lengths)
@@ -281,7 +297,7 @@ def write_arranged(
         writer.abandon()
         raise
     return PlanRecord(
-        fingerprint, corpus, digest, tokenizer.fingerprint if tokenizer else "", as_json, (), (), writer.n_documents,
+        fingerprint, corpus, digest, tokenizer_fingerprint, as_json, (), (), writer.n_documents,
         writer.n_windows, writer.n_tokens, settings.block_slots, writer.n_blocks,
     )  # fmt: skip
 
@@ -318,7 +334,5 @@ class _Drafts:
         folder.delete(f"probes/{name}")
 
 
-def _ends_of(model: LoadedModel) -> frozenset[int]:
-    """The tokens that end a text, by the model's configuration."""
-    end = getattr(model.model.config.get_text_config(decoder=True), "eos_token_id", None)
-    return frozenset([end] if isinstance(end, int) else end or ())
+def _configs(model: LoadedModel) -> tuple[Any, Any]:
+    return model.model.config, getattr(model.model, "generation_config", None)

@@ -6,6 +6,7 @@ model. Knows nothing about probes or neurons.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -87,6 +88,8 @@ class MaskedModel:
             raise ModelError(
                 f"The tokenizer of {name!r} has no mask token, or does not say where in a text tokens stand."
             )
+        if fault := TextTokenizer(tokenizer).fault:
+            raise ModelError(f"The tokenizer of {name!r} reads no text: {fault}.")
         model.eval()  # type: ignore[no-untyped-call]
         return cls(model, tokenizer)
 
@@ -172,8 +175,8 @@ class MaskedModel:
     @cached_property
     def _has_continuations(self) -> bool:
         """Whether the tokenizer marks what continues a word (WordPiece), not what begins one."""
-        pieces = self.tokenizer.get_vocab()
-        return sum(piece.startswith("##") for piece in pieces) > len(pieces) // 100
+        model = json.loads(self.tokenizer.backend_tokenizer.to_str())["model"]
+        return bool(model.get("continuing_subword_prefix"))
 
     def _texts(self, word: _Word, chances: NDArray[np.float32], least: float) -> Iterable[str]:
         """What may stand in the word's place, likeliest first."""

@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import BertTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    BertTokenizer,
+    ByT5Tokenizer,
+    GenerationConfig,
+    GPT2Tokenizer,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 
-from actstore.engine.tokens import TextTokenizer, byte_alphabet, token_bytes
+from actstore.engine.special_tokens import configured_special_ids, special_ids_of_files
+from actstore.engine.tokens import TextTokenizer
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -93,23 +101,6 @@ def test_a_folder_without_a_tokenizer_is_refused_in_one_sentence(tmp_path: Path)
     assert "\n" not in str(caught.value)
 
 
-def test_pieces_of_every_kind_of_vocabulary_become_their_bytes() -> None:
-    byte_level = token_bytes(["Ġthe", "Ċ", "Ã©", "<s>", "東", None], True, frozenset({3}))
-    assert byte_level == [b" the", b"\n", "é".encode(), b"<s>", "東".encode(), b""]
-    sentencepiece = token_bytes(["\u2581the", "<0x0A>", "<0xFF>", "é", "</s>"], False, frozenset({4}))
-    assert sentencepiece == [b" the", b"\n", b"\xff", "é".encode(), b"</s>"]
-    wordpiece = token_bytes(["walk", "##ing"], False, frozenset())
-    assert wordpiece == [b" walk", b"ing"]
-
-
-def test_the_byte_alphabet_is_the_libraries_own() -> None:
-    alphabet = byte_alphabet()
-    assert sorted(alphabet) == list(range(256))
-    assert sorted(alphabet.values()) == sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("é \n")
-    assert "".join(p for p, _ in pieces) == "".join(alphabet[b] for b in "é \n".encode())
-
-
 def test_a_template_that_wraps_in_several_tokens_is_read_whole() -> None:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -124,3 +115,39 @@ def test_a_template_that_wraps_in_several_tokens_is_read_whole() -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")  # type: ignore[no-untyped-call]
     wrapped = TextTokenizer(fast)
     assert (wrapped.prefix, wrapped.suffix) == ((0, 1), (2,))
+
+
+def words(*special: str, unk: str | None = None, **names: str) -> TextTokenizer:
+    """A tokenizer of words; `special` ones are added as such, the others of `names` take a role."""
+    vocabulary = {w: i for i, w in enumerate(["[UNK]", "<s>", "</s>", "<|eot_id|>", "<think>", "the", "hat"])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(list(special))
+    backend.add_tokens(["<think>"])
+    return TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=unk or "[UNK]", **names))  # type: ignore[no-untyped-call]
+
+
+def test_every_token_that_the_tokenizer_marks_special_is_special() -> None:
+    marked = words("<|eot_id|>", "[UNK]", bos_token="<s>")
+    assert marked.special_ids == {1, 3}
+    assert marked.vocabulary()["special"].to_pylist() == [False, True, False, True, False, False, False]
+    assert marked.decode([1, 5, 3, 4, 6, 0]) == "the <think> hat [UNK]"
+
+
+def test_an_unknown_token_with_another_role_is_special_and_padding_is_no_role() -> None:
+    assert words(unk="</s>", eos_token="</s>").special_ids == {2}
+    assert words(pad_token="[UNK]").special_ids == frozenset()
+    assert GPT2Tokenizer().all_special_ids == [GPT2Tokenizer().unk_token_id]  # GPT-2's own state of affairs
+    assert TextTokenizer(GPT2Tokenizer()).special_ids == {0}
+
+
+def test_a_byte_tokenizer_of_python_names_its_special_tokens() -> None:
+    assert TextTokenizer(ByT5Tokenizer(extra_ids=2)).special_ids == {0, 1, 259, 260}
+
+
+def test_a_models_files_name_the_special_ids_of_a_corpus_of_ids(tmp_path: Path) -> None:
+    LlamaConfig(bos_token_id=3, eos_token_id=[4, 5], pad_token_id=None).save_pretrained(tmp_path)
+    assert special_ids_of_files(str(tmp_path)) == {3, 4, 5}
+    GenerationConfig(bos_token_id=3, eos_token_id=[4, 7], pad_token_id=0).save_pretrained(tmp_path)
+    assert special_ids_of_files(str(tmp_path)) == {0, 3, 4, 5, 7}
+    assert configured_special_ids(LlamaConfig(bos_token_id=-1, eos_token_id=None), None) == frozenset()

@@ -6,14 +6,15 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from actstore.engine.tokens import TextTokenizer
-from actstore.store.cutting import Cutter
+from actstore.store.cutting import Cutter, Vocabulary
 from actstore.store.errors import InvalidInputError
 from actstore.store.folder import Folder
 from actstore.store.layout import TOKENIZER_KEY
@@ -76,9 +77,19 @@ def llama_2() -> Tokenizer:
     return tokenizer
 
 
+def with_added(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.add_tokens([AddedToken("đem", normalized=False), AddedToken("đ", normalized=False)])
+    tokenizer.add_tokens([AddedToken("<l>", lstrip=True, normalized=False), AddedToken("cat", normalized=True)])
+    tokenizer.add_tokens([AddedToken("<r>", rstrip=True, normalized=False)])
+    tokenizer.add_tokens([AddedToken("hat", single_word=True, normalized=False)])
+    return tokenizer
+
+
 KINDS: dict[str, Callable[[], Tokenizer]] = {
     "gpt-2": gpt_2, "llama-3": llama_3, "digits": digits, "llama-2": llama_2,
-    "first": lambda: sentencepiece("first", split=False), "always": lambda: sentencepiece("always", split=True),
+    "gpt-2 added": lambda: with_added(gpt_2()), "llama-2 added": lambda: with_added(llama_2()),
+    "digits added": lambda: with_added(digits()), "first": lambda: sentencepiece("first", split=False),
+    "always": lambda: sentencepiece("always", split=True),
 }  # fmt: skip
 KNOWN: dict[str, tuple[Tokenizer, Cutter]] = {}
 
@@ -101,6 +112,8 @@ def both(kind: str) -> tuple[Tokenizer, Cutter]:
 @example("the <s> cat <s>sat")
 @example("  two   spaces  ")
 @example("")
+@example("x <l> y<l>\u2003<r> z <r>\x1c <l><r> đem đ hat hats ĐEM cat Cat concatenate chat the<r>")
+@example("\n <l>\n\n<l><r>  ")
 def test_texts_are_cut_as_the_tokenizer_cuts_them(kind: str, text: str) -> None:
     tokenizer, cutter = both(kind)
     assert cutter.text(text) == tokenizer.encode(text, add_special_tokens=False).ids
@@ -119,3 +132,80 @@ def test_what_is_not_known_is_refused() -> None:
         wrapped = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>"))
         with pytest.raises(InvalidInputError, match=said):
             Cutter(folder, wrapped.vocabulary()).text("the cat")
+
+
+def stored(tokenizer: Tokenizer, **names: str) -> Cutter:
+    wrapped = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names))
+    folder = Folder(f"memory://{uuid.uuid4()}/store", read_only=False)
+    folder.write(TOKENIZER_KEY, (wrapped.to_json() or "").encode())
+    return Cutter(folder, wrapped.vocabulary())
+
+
+def end_of_word(*, byte_level: bool = False) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if byte_level:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    tokenizer.decoder = decoders.BPEDecoder()
+    return train(tokenizer, trainers.BpeTrainer(vocab_size=400, end_of_word_suffix="</w>"))
+
+
+def continuing() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(continuing_subword_prefix="##"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.WordPiece()
+    return train(tokenizer, trainers.BpeTrainer(vocab_size=300, continuing_subword_prefix="##"))
+
+
+def wordpiece() -> Tokenizer:
+    pieces = ["[UNK]", "the", "walk", "wal", "##king", "##ing", "##s", "##k", "hat"]
+    tokenizer = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def whole_words() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1, "hat": 2, "walking": 3}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("make", "form"),
+    [
+        (end_of_word, "{} "),
+        (lambda: end_of_word(byte_level=True), "{} "),
+        (continuing, " {}"),
+        (wordpiece, " {}"),
+        (whole_words, " {}"),
+    ],
+    ids=["end of word", "end of word in bytes", "continued", "wordpiece", "words"],
+)
+@pytest.mark.parametrize("word", ["the", "hat", "brown", "walking", "naïve", "東京", "t"])
+def test_a_word_is_its_tokens_where_spaces_are_marks(make: Callable[[], Tokenizer], form: str, word: str) -> None:
+    tokenizer = make()
+    expected = tokenizer.encode(word, add_special_tokens=False).ids
+    cutter = stored(tokenizer)
+    # What has no piece is unknown to some models, and left out by others.
+    is_spelled = b"".join(cutter.known.bytes[token] for token in expected).decode() == form.format(word)
+    assert cutter.word(form.format(word)) == (expected if is_spelled else [])
+    assert is_spelled or word not in ("the", "hat")
+    with pytest.raises(InvalidInputError, match="which is not known here"):
+        cutter.text(f"the {word}")
+
+
+def test_an_added_word_is_one_token_wherever_it_stands() -> None:
+    cutter = stored(with_added(gpt_2()))
+    token = cutter.known.ids["đem".encode()]
+    assert cutter.word("đem") == [token]
+    assert cutter.word(" đem")[-1] == token
+    assert cutter.known.bytes[token] == "đem".encode()
+
+
+def test_only_a_piece_that_is_a_byte_gives_way_to_another_with_the_same_bytes() -> None:
+    table = pa.table({
+        "token": [0, 1, 2], "piece": ["<0x41>", "A", "<0x42>"], "bytes": [b"A", b"A", b"<0x42>"], "special": [False] * 3
+    })  # fmt: skip
+    assert Vocabulary(table).ids == {b"A": 1, b"<0x42>": 2}
