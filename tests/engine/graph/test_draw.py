@@ -155,7 +155,9 @@ def test_a_probability_and_the_counts_beside_it_are_of_the_same_occurrences(draw
     for picture in (draw_svg(drawing), draw_dot(drawing)):
         assert "P 0.96 · 121/125" in picture
         assert "126/4,664" not in picture
-        assert "fired 126 times of 4,664 in all; P of firing where no longer line matches 0.960, at 121 of 125" in picture
+        assert (
+            "fired 126 times of 4,664 in all; P of firing where no longer line matches 0.960, at 121 of 125" in picture
+        )
 
 
 def test_where_longer_lines_answer_for_all_the_counts_are_those_of_all(drawn: Callable[..., Drawing]) -> None:
