@@ -128,8 +128,7 @@ def _lists(found: TopK, name: Callable[[int], str]) -> dict[str, pa.Array]:
 
 
 def texts_of(folder: Folder, neurons: Sequence[tuple[int, int]], gain: bool = True, k: int = K) -> list[OwnTokens]:
-    """The texts of the top and of the bottom tokens of some neurons (layer, index), which their write vectors promote and
-    suppress most.
+    """The texts of the tokens that the write vectors of some neurons (layer, index) promote and suppress most.
 
     From the table, or from the weights where it has none. Without `gain`, as the paper takes them: always from the weights.
     """

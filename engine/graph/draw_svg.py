@@ -191,7 +191,7 @@ def _legend(y: float) -> list[str]:
         _text(
             MARGIN,
             y + 34,
-            "P: of firing where no longer line matches, smoothed (the bar at a box's left; an activating token is as red as its",
+            "P: of firing where no longer line matches, smoothed (the bar at a box's left; an activating token is red by its",
             size=11,
             fill=FAINT,
         )

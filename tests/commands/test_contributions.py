@@ -155,7 +155,7 @@ def test_at_a_place_each_neuron_is_shown_with_its_activation_and_what_it_writes_
         assert row["activation"] == activation
         side = "top_texts" if activation > 0 else "bottom_texts"
         (texts,) = store.sql(f"select {side} from model where name = '{row['neuron']}'")[side].to_pylist()
-        name, score, shown, written = line.split(maxsplit=3)
+        name, _, shown, written = line.split(maxsplit=3)
         assert (name, shown) == (row["neuron"], f"{activation:.4g}")
         assert written.startswith(terminal.visible(texts[0].replace(" ", "␣")))
         signs.add(side)

@@ -69,7 +69,8 @@ def test_show_as_json_names_the_lines_that_matter_first(cli: Callable[..., Resul
     }  # fmt: skip
     assert found["lines"][0] == {
         "tokens": [CAT, THE, BLACK], "texts": ["·cat", "·the", "·black"], "probability": pytest.approx(0.97),
-        "value": pytest.approx(0.873), "count": 100, "fires": 97, "own_count": 100, "own_fires": 97, "importance": pytest.approx(0.9),
+        "value": pytest.approx(0.873), "count": 100, "fires": 97, "own_count": 100, "own_fires": 97,
+        "importance": pytest.approx(0.9),
     }  # fmt: skip
     root = next(line for line in found["lines"] if line["tokens"] == [CAT])
     assert {name: root[name] for name in ("count", "fires", "own_count", "own_fires")} == {

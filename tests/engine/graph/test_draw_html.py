@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 
@@ -143,4 +144,4 @@ def test_every_branch_lies_below_its_own_token_and_roots_stand_at_the_margin(nam
         by_depth.setdefault(depth, set()).add(edge)
     assert all(len(of_depth) == 1 for of_depth in by_depth.values()), by_depth
     in_order = [by_depth[depth].pop() for depth in sorted(by_depth)]
-    assert all(b - a > 10 for a, b in zip(in_order, in_order[1:], strict=False)), in_order
+    assert all(b - a > 10 for a, b in pairwise(in_order)), in_order
