@@ -181,7 +181,7 @@ def _written(row: dict[str, Any]) -> str:
     """What a neuron writes, by its sign at the nouns; where they do not agree, what it writes on either side of zero."""
     if row["writes"] is not None:
         return token_list(row["writes"], 60)
-    above, below = (token_list(row[side], 30, 3) for side in ("tokens", "bottom_tokens"))
+    above, below = (token_list(row[side], 20, 3) for side in ("tokens", "bottom_tokens"))
     return f"when above zero: {above}; when below: {below}"
 
 
