@@ -123,15 +123,16 @@ def register(app: typer.Typer) -> None:
 class AttributeBar(terminal.CaptureBar):
     """The progress bar of a capture, counting prompts."""
 
+    doing, unit = "attributing", "prompts"
+
     def __init__(self, *, enabled: bool) -> None:
         super().__init__(enabled=enabled)
         columns = self._progress.columns
         self._progress.columns = (*columns[:4], _PromptRate(), *columns[5:])
-        self._progress.update(self._filling, description="attributing")
 
     def planned(self, n_documents: int, n_tokens: int) -> None:
         """Count up."""
-        self._progress.update(self._planning, completed=n_tokens, description="planning")
+        self._count_planned("planning", n_tokens)
 
 
 class _PromptRate(ProgressColumn):
