@@ -1,6 +1,6 @@
 """How long work goes on, as plain lines: for where no terminal shows a bar, such as a log file or a batch system.
 
-A line every half minute, the first only after that, so that short work says nothing. Knows nothing about bars, nor what is done.
+A line every half minute, the first only after that, so that short work says nothing. Knows nothing about bars.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ class _Rate(ProgressColumn):
 
 
 class CaptureBar(CaptureProgress):
-    """A progress bar on standard error: planning counts up, filling runs to the end. Without a terminal, a line now and then."""
+    """A progress bar on standard error: planning counts up, filling runs to the end. Without a terminal, a log."""
 
     doing, unit = "capturing", "tokens"
 

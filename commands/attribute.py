@@ -30,6 +30,7 @@ from actstore.commands.options import (
     parse_layers,
 )
 from actstore.reports import print_json, print_rows
+from actstore.wide_tables import folded_lists
 
 if TYPE_CHECKING:
     from rich.progress import Task
@@ -246,4 +247,4 @@ def _print(done: Attributions, k: int, n_rows: int) -> None:
         if len(rows) >= (n_rows or queries.num_rows):
             break
     columns = ["query", *labels, "answer", ("P", "right"), f"largest {done.kinds[0]}"]
-    print_rows(columns, rows[: n_rows or None], queries.num_rows, "queries")
+    print_rows(columns, folded_lists(columns, rows[: n_rows or None]), queries.num_rows, "queries")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.engine.corpus import Document
+    from actstore.engine.plan_count import PlanCount
     from actstore.engine.tokens import TextTokenizer
     from actstore.store.folder import Folder
 
@@ -229,10 +230,14 @@ def write_plan(
     tokenizer: TextTokenizer | None,
     n_vocabulary: int | None,
     on_progress: Callable[[int, int], None] = lambda documents, tokens: None,
+    count: PlanCount | None = None,
 ) -> PlanRecord:
-    """Tokenise `documents`, write their plan into `capture`, return its record; `InvalidInputError` for an empty corpus."""
+    """Tokenise `documents`, write their plan into `capture`, return its record; `InvalidInputError` for an empty corpus.
+
+    With `count`, nothing is written: it counts, and the record lacks its fingerprint.
+    """
     as_json = dataclasses.asdict(settings)
-    writer = PlanWriter(folder, capture, settings.block_slots, as_json)
+    writer = count if count is not None else PlanWriter(folder, capture, settings.block_slots, as_json)
     digest, labels = CorpusDigest(), Labels(label_columns)
     of_text = Windower(settings, tokenizer)
     # Ids come with the special tokens that whoever tokenised them wanted; more are added only on request.
