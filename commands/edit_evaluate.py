@@ -114,8 +114,8 @@ def evaluate(
         return
     for title, columns, rows in tables(found):
         # A row per measure: there are many of them, and few methods.
-        columns, rows = (columns, rows) if title else transposed("measure (cases)", columns, rows)
-        terminal.out.print(fitted_table(title, columns, rows))
+        shown = (columns, rows) if title else transposed("measure (cases)", columns, rows)
+        terminal.out.print(fitted_table(title, *shown))
         terminal.out.print()
     terminal.out.print(NOTE, style="dim", soft_wrap=True)
 

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import fsspec
-
 from actstore.engine.capture import fill_blocks
 from actstore.engine.capture_run import prepare
 from actstore.engine.corpus_run import CorpusRun
@@ -112,7 +110,7 @@ def estimate(
     """What `capture` with the same arguments would hold and take; nothing is written, neither in `store` nor beside it.
 
     The corpus is read and tokenised to its end, or as far as `max_tokens` and `max_documents` say, the model is loaded, and one
-    batch is run twice, the second time measured. What `capture` refuses before it writes is refused alike; images are refused,
+    batch is measured. What `capture` refuses before it writes is refused alike; images are refused,
     and so is `resume`.
 
     >>> actstore.estimate("gpt2", "corpus.jsonl", "gpt2.actstore", precision="half").nbytes
@@ -134,6 +132,7 @@ def estimate(
     loaded_s = time.monotonic()
     assert count.closed_at_s is not None
     batch = count.typical_batch()
+    measure(run, record, loaded, count.smallest_batch())  # compiles what is to be measured
     batch_s = measure(run, record, loaded, batch)
     batch_tokens = sum(len(window.ids) for window in batch)
     n_buffers = 1 if loaded.device.type == "cpu" else 2
@@ -166,14 +165,12 @@ def estimate(
 
 
 def measure(run: CorpusRun, record: CaptureRecord, model: LoadedModel, batch: list[PlannedWindow]) -> float:
-    """The seconds in which a batch becomes a committed block, in memory; it runs once before, so that all is compiled."""
+    """The seconds in which a batch becomes a committed block, in memory."""
     slots = -(-sum(len(window.kept) for window in batch) // SLOT_MULTIPLE) * SLOT_MULTIPLE
     with _memory_folder() as folder:
         writer = PlanWriter(folder, record.name, slots, record.plan.settings)
         writer.add_document({"source": "", "sha256": "", "n_tokens": 0})
-        one_document = [replace(window, document=0) for window in batch]
-        for _ in range(2):
-            writer.add_block([one_document])
+        writer.add_block([[replace(window, document=0) for window in batch]])
         writer.close(record.plan.labels)
         plan = replace(
             record.plan,
@@ -181,28 +178,26 @@ def measure(run: CorpusRun, record: CaptureRecord, model: LoadedModel, batch: li
             n_windows=writer.n_windows,
             n_tokens=writer.n_tokens,
             block_slots=slots,
-            n_blocks=2,
+            n_blocks=1,
         )
         tried = replace(record, plan=plan)
         create_capture(folder, tried)
-        for block in range(2):
-            began_s = time.monotonic()
-            overlap = model.device.type != "cpu"
-            with CaptureWriter(folder, tried, n_threads=run.n_encoders(overlap), overlap=overlap) as capture_writer:
-                fill_blocks(folder, tried, model, capture_writer, [block], CaptureProgress())
+        overlap = model.device.type != "cpu"
+        began_s = time.monotonic()
+        with CaptureWriter(folder, tried, n_threads=run.n_encoders(overlap), overlap=overlap) as capture_writer:
+            fill_blocks(folder, tried, model, capture_writer, [0], CaptureProgress())
         return time.monotonic() - began_s
 
 
 @contextmanager
 def _memory_folder() -> Iterator[Folder]:
-    """A folder in memory, gone afterwards."""
-    place = f"actstore-estimate-{uuid.uuid4()}"
+    """A folder in memory, emptied afterwards."""
+    folder = Folder(f"memory://actstore-estimate-{uuid.uuid4()}", read_only=False)
     try:
-        yield Folder(f"memory://{place}", read_only=False)
+        yield folder
     finally:
-        files = fsspec.filesystem("memory")
-        if files.exists(place):
-            files.rm(place, recursive=True)
+        for key, _ in list(folder.sizes()):
+            folder.delete(key)
 
 
 def _weights_nbytes(model: LoadedModel) -> int:

@@ -46,8 +46,15 @@ class PlanCount:
     def abandon(self) -> None:
         """There is nothing to drop."""
 
+    def smallest_batch(self) -> list[PlannedWindow]:
+        """The batch of the first block with the fewest tokens."""
+        return min(self.first_block, key=_n_inputs)
+
     def typical_batch(self) -> list[PlannedWindow]:
         """The batch of the first block whose number of tokens is nearest to the mean."""
-        sizes = [sum(len(window.ids) for window in batch) for batch in self.first_block]
-        mean = sum(sizes) / len(sizes)
-        return self.first_block[min(range(len(sizes)), key=lambda i: abs(sizes[i] - mean))]
+        mean = sum(map(_n_inputs, self.first_block)) / len(self.first_block)
+        return min(self.first_block, key=lambda batch: abs(_n_inputs(batch) - mean))
+
+
+def _n_inputs(batch: Sequence[PlannedWindow]) -> int:
+    return sum(len(window.ids) for window in batch)
