@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
+from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 from actstore.engine.graph.branches import Branch, Drawing
+from actstore.engine.graph.draw import draw_dot
 from actstore.engine.graph.draw_html import STYLE, draw_html
+from actstore.engine.graph.draw_svg import draw_svg
+from actstore.engine.graph.draw_terminal import draw_tree
 
 Element = tuple[str, frozenset[str]]
 """A tag and its classes."""
@@ -145,3 +151,38 @@ def test_every_branch_lies_below_its_own_token_and_roots_stand_at_the_margin(nam
     assert all(len(of_depth) == 1 for of_depth in by_depth.values()), by_depth
     in_order = [by_depth[depth].pop() for depth in sorted(by_depth)]
     assert all(b - a > 10 for a, b in pairwise(in_order)), in_order
+
+
+def depths_of(roots: tuple[Branch, ...], depth: int = 0) -> list[tuple[str, int]]:
+    return [item for one in roots for item in ((one.label, depth), *depths_of(tuple(one.children), depth + 1))]
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_so_they_do_in_the_other_drawings(name: str) -> None:
+    roots = TREES[name]
+    expected = depths_of(roots)
+    drawing = Drawing("L0.N0", "", roots, len(expected), len(expected), 0)
+    # Graphviz: an arrow from each branch to its own, none from a root.
+    dot = draw_dot(drawing)
+    labels = dict(re.findall(r'(n\d+) \[label="([a-z0-9]+)\\n', dot))
+    arrows = {labels[child]: labels[parent] for child, parent in re.findall(r"(n\d+) -> (n\d+)", dot)}
+    assert arrows == {child.label: one.label for root in roots for one in walk(root) for child in one.children}
+    # Terminal: four characters deeper at each step.
+    console = Console(width=200, file=io.StringIO())
+    console.print(draw_tree(drawing))
+    lines = console.file.getvalue().splitlines()[4:]  # type: ignore[attr-defined]
+    shown = [re.match(r"([│├└─ ]*?)(?:← )? ([a-z0-9]+)  ", line) for line in lines]
+    assert [(match[2], len(match[1]) // 4 - 1) for match in shown if match] == expected
+    # SVG: a column for each depth, from the right.
+    svg = ElementTree.fromstring(draw_svg(drawing))
+    boxes = [g for g in svg.iter("{http://www.w3.org/2000/svg}g")]
+    ends: dict[int, set[float]] = {}
+    for box, (_, depth) in zip(boxes, expected, strict=True):
+        outline = box.find("{http://www.w3.org/2000/svg}rect")
+        assert outline is not None
+        ends.setdefault(depth, set()).add(round(float(outline.attrib["x"]) + float(outline.attrib["width"]), 1))
+    assert all(len(of_depth) == 1 for of_depth in ends.values())
+
+
+def walk(one: Branch) -> list[Branch]:
+    return [one, *(below for child in one.children for below in walk(child))]
