@@ -116,7 +116,15 @@ def test_nothing_is_said_before_the_first_interval_nor_where_it_is_not_wanted(
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(0.2, "0 s"), (45, "45 s"), (99, "99 s"), (150, "2 min"), (5000, "83 min"), (12600, "3.5 h"), (181_440, "2.1 days")],
+    [
+        (0.2, "0 s"),
+        (45, "45 s"),
+        (99, "99 s"),
+        (150, "2 min"),
+        (5000, "83 min"),
+        (12600, "3.5 h"),
+        (181_440, "2.1 days"),
+    ],
 )
 def test_a_time_is_one_number(seconds: float, said: str) -> None:
     assert duration(seconds) == said
