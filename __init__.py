@@ -1,9 +1,10 @@
 """actstore: run the model once; ask forever.
 
-Writing: `actstore.capture` runs a model over a corpus of text or images and keeps what its neurons did; `actstore.attribute`
-asks it multiple-choice questions and keeps what each neuron did for the answers; `RunOptions` say how a run is carried out
-(device, memory, resuming). Reading: `actstore.open` gives a `Store`, a store its captures (`Capture`), neurons (`Neuron`)
-and their graphs (`NeuronGraph`). What goes wrong is one of `actstore.errors`, all of them `actstore.errors.ActstoreError`.
+Writing: `actstore.capture` runs a model over a corpus of text or images and keeps what its neurons did; `actstore.estimate`
+says what a capture would take (a `CaptureEstimate`), and writes nothing; `actstore.attribute` asks a model multiple-choice
+questions and keeps what each neuron did for the answers; `RunOptions` say how a run is carried out (device, memory, resuming).
+Reading: `actstore.open` gives a `Store`, a store its captures (`Capture`), neurons (`Neuron`) and their graphs (`NeuronGraph`).
+What goes wrong is one of `actstore.errors`, all of them `actstore.errors.ActstoreError`.
 
 >>> store = actstore.open("gpt2.actstore")
 >>> store.neurons()                              # a table, a row a neuron
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
 
     from actstore.engine.attribution.attribute import attribute
     from actstore.engine.capture_run import RunOptions, capture
+    from actstore.engine.estimate import CaptureEstimate, estimate
     from actstore.store.neuron_graph import NeuronGraph
     from actstore.store.views import GraphViews, NotebookViews
 
 __all__ = [
     "Capture",
+    "CaptureEstimate",
     "Neuron",
     "NeuronGraph",
     "RunOptions",
@@ -44,14 +47,17 @@ __all__ = [
     "attribute",
     "capture",
     "errors",
+    "estimate",
     "open",
 ]
 
 _LATER = {
+    "CaptureEstimate": "actstore.engine.estimate",
     "NeuronGraph": "actstore.store.neuron_graph",
     "RunOptions": "actstore.engine.run",
     "attribute": "actstore.engine.attribution.attribute",
     "capture": "actstore.engine.capture_run",
+    "estimate": "actstore.engine.estimate",
 }
 """Where the names are that load torch, transformers or the compiler: reading a store should not wait for them."""
 

@@ -9,6 +9,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from actstore import terminal
@@ -46,6 +47,18 @@ def print_rows(columns: Sequence[Any], rows: Sequence[Sequence[Any]], n_rows: in
     terminal.out.print(terminal.table(None, columns, rows))
     if n_rows > len(rows):
         terminal.out.print(f"… {n_rows - len(rows):,} more {what}: --rows 0 shows them, --json has them all.")
+
+
+def token_list(texts: Sequence[str], width: int, n: int = 5) -> str:
+    """The first tokens of a list, at most n of them and as many as there is room for; of the first at least its beginning."""
+    shown = [terminal.visible(text.replace(" ", "␣")) for text in texts[:n]]
+    line = ""
+    for text in shown:
+        longer = f"{line}  {text}" if line else text
+        if cell_len(longer) > width:
+            return line or set_cell_size(text, width - 1) + "…"
+        line = longer
+    return line
 
 
 def describe_model(spec: ModelSpec) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from actstore.engine.progress import CaptureProgress
+from actstore.progress_log import ProgressLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -190,7 +191,9 @@ class _Rate(ProgressColumn):
 
 
 class CaptureBar(CaptureProgress):
-    """A progress bar on standard error: planning counts up, filling runs to the end."""
+    """A progress bar on standard error: planning counts up, filling runs to the end. Without a terminal, a log."""
+
+    doing, unit = "capturing", "tokens"
 
     def __init__(self, *, enabled: bool) -> None:
         self._progress = Progress(
@@ -207,20 +210,35 @@ class CaptureBar(CaptureProgress):
         self._planning = self._progress.add_task("planning", total=None)
         self._answering = self._progress.add_task("answering", total=None, visible=False)
         self._n_answered = 0
-        self._filling = self._progress.add_task("capturing", total=None, visible=False)
+        self._stage = ""
+        self._filling = self._progress.add_task(self.doing, total=None, visible=False)
+        self._log = _log(enabled)
 
     def __enter__(self) -> CaptureBar:
         self._progress.start()
+        self._log.begin("preparing")
+        self._log.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._log.__exit__(kind, error, trace)
         self._progress.stop()
 
     def planned(self, n_documents: int, n_tokens: int) -> None:
         """Count up."""
-        self._progress.update(self._planning, completed=n_tokens, description=f"planning, {n_documents:,} documents")
+        self._count_planned(f"planning, {n_documents:,} documents", n_tokens)
+
+    def _count_planned(self, what: str, n_tokens: int) -> None:
+        self._progress.update(self._planning, completed=n_tokens, description=what)
+        self._log_stage("planning", self.unit)
+        self._log.update(n_tokens, what=what)
+
+    def _log_stage(self, stage: str, unit: str) -> None:
+        if self._stage != stage:
+            self._stage = stage
+            self._log.begin(stage, unit)
 
     def answered(self, n_prompts: int, n_tokens: int) -> None:
         """Count up."""
@@ -229,16 +247,25 @@ class CaptureBar(CaptureProgress):
         self._progress.update(
             self._answering, visible=True, advance=n_tokens, description=f"answering, {self._n_answered:,} images"
         )
+        self._log_stage("answering", "images")
+        self._log.advance(n_prompts)
 
     def started(self, n_tokens: int, n_done: int, nbytes: int) -> None:
         """Show how much there is to do."""
         self._progress.update(self._planning, visible=False)
         self._progress.update(self._answering, visible=False)
         self._progress.reset(self._filling, total=n_tokens, completed=n_done, visible=True, nbytes=nbytes)
+        self._log.begin(self.doing, self.unit, n_done, n_tokens)
 
     def filled(self, n_tokens: int) -> None:
         """Advance."""
         self._progress.advance(self._filling, n_tokens)
+        self._log.advance(n_tokens)
+
+
+def _log(enabled: bool) -> ProgressLog:
+    """What says how far the work is where progress is wanted and no bar is drawn."""
+    return ProgressLog(say, enabled=enabled and not err.is_terminal)
 
 
 def _shown(enabled: bool) -> bool:
@@ -250,8 +277,9 @@ def _shown(enabled: bool) -> bool:
 def spinner(what: str, *, enabled: bool) -> Iterator[None]:
     """A sign on standard error that something is done, of which nobody can say how long it takes."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", style="dim", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=not _shown(enabled)) as progress:
+    with Progress(*columns, console=err, transient=True, disable=not _shown(enabled)) as progress, _log(enabled) as log:
         progress.add_task(what, total=None)
+        log.begin(what)
         yield
 
 
@@ -269,6 +297,12 @@ def counting_bar(what: str, *, enabled: bool) -> Iterator[Callable[[int, int], N
         transient=True,
         disable=not _shown(enabled),
     )
-    with progress:
+    with progress, _log(enabled) as log:
         task = progress.add_task("", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        log.begin("", what)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+            log.update(done, total)
+
+        yield advance

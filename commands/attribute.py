@@ -30,6 +30,7 @@ from actstore.commands.options import (
     parse_layers,
 )
 from actstore.reports import print_json, print_rows
+from actstore.wide_tables import folded_lists
 
 if TYPE_CHECKING:
     from rich.progress import Task
@@ -123,15 +124,16 @@ def register(app: typer.Typer) -> None:
 class AttributeBar(terminal.CaptureBar):
     """The progress bar of a capture, counting prompts."""
 
+    doing, unit = "attributing", "prompts"
+
     def __init__(self, *, enabled: bool) -> None:
         super().__init__(enabled=enabled)
         columns = self._progress.columns
         self._progress.columns = (*columns[:4], _PromptRate(), *columns[5:])
-        self._progress.update(self._filling, description="attributing")
 
     def planned(self, n_documents: int, n_tokens: int) -> None:
         """Count up."""
-        self._progress.update(self._planning, completed=n_tokens, description="planning")
+        self._count_planned("planning", n_tokens)
 
 
 class _PromptRate(ProgressColumn):
@@ -245,4 +247,4 @@ def _print(done: Attributions, k: int, n_rows: int) -> None:
         if len(rows) >= (n_rows or queries.num_rows):
             break
     columns = ["query", *labels, "answer", ("P", "right"), f"largest {done.kinds[0]}"]
-    print_rows(columns, rows[: n_rows or None], queries.num_rows, "queries")
+    print_rows(columns, folded_lists(columns, rows[: n_rows or None]), queries.num_rows, "queries")

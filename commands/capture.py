@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from actstore import terminal
+from actstore.commands.capture_estimate import print_estimate
 from actstore.commands.options import (
     CaptureToMake,
     Device,
@@ -182,6 +183,9 @@ def capture(
     threads: Annotated[int | None, typer.Option(min=1, help="Encoder threads. [default: half the processors]")] = None,
     weights: Weights = True,
     ignore_disk: IgnoreDisk = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the capture would hold and take; write nothing.")
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -197,17 +201,24 @@ def capture(
     """
     from actstore.engine.capture_run import capture as run
     from actstore.engine.corpus import CorpusReport
+    from actstore.engine.estimate import estimate
     from actstore.engine.run import RunOptions
     from actstore.engine.settings import ImageSettings
 
     nbytes = parse_bytes(memory) if memory is not None else None
     report = CorpusReport(on_warning=lambda sentence: terminal.warn([sentence]))
     _name_skipped(report)
+    options = RunOptions(**given(ctx, RunOptions) | {"memory": nbytes})
+    settings = given(ctx, ImageSettings) | {"layers": parse_layers(layers)}
     with terminal.CaptureBar(enabled=not quiet) as bar:
-        done = run(
-            model, corpus, store, name=name, options=RunOptions(**given(ctx, RunOptions) | {"memory": nbytes}),
-            progress=bar, report=report, **given(ctx, ImageSettings) | {"layers": parse_layers(layers)},
-        )  # fmt: skip
+        asked: dict[str, Any] = {"name": name, "options": options, "progress": bar, "report": report, **settings}
+        found = estimate(model, corpus, store, **asked) if dry_run else None
+        done = run(model, corpus, store, **asked) if not dry_run else None
+    if found is not None:
+        _say_counts(report, of_language=True)
+        print_estimate(found, as_json=as_json)
+        return
+    assert done is not None
     _warn(done, report)
     described = describe_store(done.store)
     if as_json:
@@ -231,8 +242,8 @@ def _name_skipped(report: CorpusReport) -> None:
     report.on_skip = say
 
 
-def _warn(done: Capture, report: CorpusReport) -> None:
-    """What a capture's user should know, on standard error."""
+def _say_counts(report: CorpusReport, *, of_language: bool) -> None:
+    """What was skipped of the corpus, on standard error."""
     n_images = report.n_documents + report.n_skipped_images
     sentences = [
         (report.n_skipped_files, "Files of the corpus skipped, which are not text: {:,}."),
@@ -240,7 +251,7 @@ def _warn(done: Capture, report: CorpusReport) -> None:
         (report.n_skipped_images, f"Images skipped, which could not be used: {{:,}} of {n_images:,}."),
         (report.n_animated_images, "Animated images, of which the first frame was taken: {:,}."),
         (
-            report.n_uncaptioned_images if done.record.part == "language" else 0,
+            report.n_uncaptioned_images if of_language else 0,
             "Images without a caption, captured with their prompt alone: {:,}. --generate lets the model answer, "
             "--caption-column names where captions are.",
         ),
@@ -248,6 +259,11 @@ def _warn(done: Capture, report: CorpusReport) -> None:
     for count, sentence in sentences:
         if count:
             terminal.say(sentence.format(count))
+
+
+def _warn(done: Capture, report: CorpusReport) -> None:
+    """What a capture's user should know, on standard error."""
+    _say_counts(report, of_language=done.record.part == "language")
     if report.layers_left_out:
         left_out = ", ".join(map(str, report.layers_left_out))
         terminal.say(f"Left out, for they hold other rows than the part's first layer: layers {left_out}.")

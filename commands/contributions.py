@@ -12,7 +12,7 @@ from rich.text import Text
 
 from actstore import terminal
 from actstore.commands.options import CaptureName, Json, K, PaperForm, Quiet, StorePath, as_rows
-from actstore.reports import print_json
+from actstore.reports import print_json, token_list
 from actstore.store.errors import InvalidInputError
 from actstore.store.overflow import overflow_sentences
 from actstore.store.reader import Store
@@ -103,11 +103,18 @@ def _fill(store: str, quiet: bool) -> None:
 
 def _describe(store: Store, answer: Answer, asked: Asked) -> dict[str, Any]:
     """One target: `target`, `neurons`, with `labels` by label; several: `targets`, the same for each."""
+    from actstore.store.predictions import activations_at
+
     every: list[dict[str, Any]] = []
     for target, labels in _by_target(answer):
         value: dict[str, Any] = {"target": target.text if target else None, "token": target.token if target else None}
         if asked.by is None:
-            value |= {"neurons": _rows(labels[None]), "tokens": labels[None].n_tokens}
+            rows = _rows(labels[None])
+            if answer.where is not None:
+                neurons = _neurons(labels[None])
+                values = activations_at(store.capture(asked.capture), answer.where, neurons).tolist()
+                rows = [row | {"activation": value} for row, value in zip(rows, values, strict=True)]
+            value |= {"neurons": rows, "tokens": labels[None].n_tokens}
         else:
             value["labels"] = {str(label): _rows(found) for label, found in labels.items()}
             value["tokens"] = {str(label): found.n_tokens for label, found in labels.items()}
@@ -124,6 +131,10 @@ def _rows(found: Ranked) -> list[dict[str, Any]]:
     return [row | {"total": total} for row, total in zip(as_rows(found.scores, found.names()), totals, strict=True)]
 
 
+def _neurons(found: Ranked) -> list[tuple[int, int]]:
+    return list(zip(found.layers.tolist(), found.neurons.tolist(), strict=True))
+
+
 def _by_target(answer: Answer) -> list[tuple[Target | None, dict[str | None, Ranked]]]:
     """The rankings of each target by label, targets and labels in their order."""
     found: list[tuple[Target | None, dict[str | None, Ranked]]] = []
@@ -135,6 +146,7 @@ def _by_target(answer: Answer) -> list[tuple[Target | None, dict[str | None, Ran
 
 
 def _print(store: Store, answer: Answer, asked: Asked) -> None:
+    from actstore.store.predictions import activations_at
     from actstore.store.top_tokens import texts_of
 
     for number, (target, labels) in enumerate(_by_target(answer)):
@@ -143,13 +155,23 @@ def _print(store: Store, answer: Answer, asked: Asked) -> None:
                 terminal.out.print()
             heading = Text(_heading(store, answer, asked, target, label, found), style="bold")
             terminal.out.print(heading, soft_wrap=True)
-            neurons = list(zip(found.layers.tolist(), found.neurons.tolist(), strict=True))
+            neurons = _neurons(found)
             texts = texts_of(store.folder, neurons, asked.gain, 5)
-            rows = [
-                (name, score, *("  ".join(terminal.visible(text.replace(" ", "␣")) for text in side) for side in own))
-                for name, score, own in zip(found.names(), found.scores.tolist(), texts, strict=True)
-            ]
-            columns = ["neuron", ("score", "right"), "writes when above zero", "writes when below"]
+            if answer.where is None:
+                columns = ["neuron", ("score", "right"), "writes when above zero", "writes when below"]
+                rows: list[list[Any]] = [
+                    [name, score, *(token_list(side, 45) for side in own)]
+                    for name, score, own in zip(found.names(), found.scores.tolist(), texts, strict=True)
+                ]
+            else:
+                columns = ["neuron", ("score", "right"), ("activation", "right"), "writes"]
+                activations = activations_at(store.capture(asked.capture), answer.where, neurons)
+                rows = [
+                    [name, score, float(value), token_list(own.written(value) or ["–"], 80)]
+                    for name, score, value, own in zip(
+                        found.names(), found.scores.tolist(), activations, texts, strict=True
+                    )
+                ]
             terminal.out.print(terminal.table(None, columns, rows))
 
 

@@ -25,6 +25,7 @@ from actstore.commands.options import (
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
+from actstore.wide_tables import fitted_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -185,7 +186,7 @@ def _print(everything: Coverage, found: Mapping[str, Coverage], by: str | None) 
         for alike in zip(*results, strict=True)
     ]
     headings = ["criterion", "parameter", *((name, "right") for name in columns)]
-    terminal.out.print(terminal.table(None, headings, rows))
+    terminal.out.print(fitted_table(None, headings, rows, n_keys=2))
 
 
 def _parameter(row: Covered) -> str | None:

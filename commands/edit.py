@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path  # noqa: TC003  (Typer reads the annotations)
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 from typer.core import TyperGroup
 
 from actstore import terminal
@@ -18,6 +20,7 @@ from actstore.store.edits import Edit, EditRecord, delete_edit, edit_names, read
 from actstore.store.errors import InvalidInputError
 from actstore.store.folder import Folder
 from actstore.store.reader import Store
+from actstore.wide_tables import GAP, WIDTH
 
 if TYPE_CHECKING:
     from actstore.engine.edit.specification import Operation
@@ -211,7 +214,9 @@ def show(store: StorePath, name: EditName, as_json: Json = False) -> None:
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     rows = [(key, _shown(value)) for key, value in described.items()]
     rows += [("neurons", shown), *((key, _shown(value)) for key, value in record.settings.items() if value is not None)]
-    terminal.out.print(terminal.table(None, ["", ""], rows))
+    width = WIDTH - GAP - max(len(key) for key, _ in rows)
+    folded = [(key, Text("\n".join(wrap(terminal.visible(value), width)))) for key, value in rows]
+    terminal.out.print(terminal.table(None, ["", ""], folded))
 
 
 def _shown(value: Any) -> str:

@@ -15,6 +15,7 @@ from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 from actstore.store.replacing import replacing
+from actstore.wide_tables import fitted_table, transposed
 
 if TYPE_CHECKING:
     from actstore.engine.edit.evaluate import Evaluation
@@ -112,7 +113,9 @@ def evaluate(
         print_json(_described(name, found))
         return
     for title, columns, rows in tables(found):
-        terminal.out.print(terminal.table(title, columns, rows))
+        # A row per measure: there are many of them, and few methods.
+        shown = (columns, rows) if title else transposed("measure (cases)", columns, rows)
+        terminal.out.print(fitted_table(title, *shown))
         terminal.out.print()
     terminal.out.print(NOTE, style="dim", soft_wrap=True)
 

@@ -194,6 +194,8 @@ def _describe_graph(graphs: Graphs, graph: NeuronGraph, n_lines: int) -> dict[st
             "value": float(nodes["value"][node]),
             "count": int(nodes["count"][node]),
             "fires": int(nodes["fires"][node]),
+            "own_count": int(forest.own_count[node]),
+            "own_fires": int(forest.own_fires[node]),
             "importance": float(nodes["importance"][node]),
         }
         for node in order[: n_lines or None].tolist()
@@ -239,7 +241,7 @@ def _search_rows(store: Store, neuron: Found) -> list[list[Any]]:
     rows: list[list[Any]] = []
     for i, line in enumerate(neuron.lines):
         whose = [neuron.neuron, f"{neuron.score:.1f}"] if i == 0 else ["", ""]
-        rows.append([*whose, _reading(store, line), f"{line.probability:.2f}", line.fires, line.count])
+        rows.append([*whose, _reading(store, line), f"{line.probability:.2f}", line.own_fires, line.own_count])
     if neuron.n_lines > len(neuron.lines):
         rows.append(["", "", Text(f"… {neuron.n_lines - len(neuron.lines):,} more", style="dim"), "", "", ""])
     return rows
@@ -256,7 +258,8 @@ def _named(store: Store, how: str, tokens: Sequence[int]) -> str:
 def _describe_search(store: Store, found: Result) -> dict[str, Any]:
     def line(item: Line) -> dict[str, Any]:
         numbers = {"probability": item.probability, "value": item.value, "count": item.count, "fires": item.fires}
-        return _describe_tokens(store, item.tokens) | numbers | {"score": item.score}
+        own = {"own_count": item.own_count, "own_fires": item.own_fires}
+        return _describe_tokens(store, item.tokens) | numbers | own | {"score": item.score}
 
     return {
         "activating": list(found.activating),

@@ -16,6 +16,7 @@ from actstore.commands.graph_build import Also, Gain, Kappa, MaxDepth, Share, Th
 from actstore.commands.options import CaptureName, Json, Layers, Neurons, Quiet, Site, StorePath, chosen_neurons, given
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
+from actstore.wide_tables import fitted_table
 
 if TYPE_CHECKING:
     from actstore.engine.graph.evaluate import Evaluation, EvaluationSettings, Method
@@ -145,7 +146,7 @@ def _print(described: dict[str, Any]) -> None:
             )
             for name, method in methods.items()
         ]
-        terminal.out.print(terminal.table(title, columns, rows))
+        terminal.out.print(fitted_table(title, columns, rows))
         terminal.out.print()
     if len(described["curve"]) > 1:
         names = ("gain", "nodes, median", "nodes, mean", "F1 on exemplars", "F1 on ordinary text")

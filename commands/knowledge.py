@@ -12,6 +12,7 @@ from actstore.reports import print_json, print_rows
 from actstore.store.attributions import open_attributions
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
+from actstore.wide_tables import folded_lists
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +57,7 @@ def knowledge(
         for row in found[: rows or None]
     ]
     columns = ["query", "answer", ("share of prompts", "right"), "knowledge neurons"]
-    print_rows(columns, shown, len(found), "queries")
+    print_rows(columns, folded_lists(columns, shown), len(found), "queries")
 
 
 def _shortened(names: list[str]) -> str:

@@ -12,7 +12,7 @@ from actstore import terminal
 from actstore.commands import multimodal_properties
 from actstore.commands.multimodal_properties import KOfNoun, Nouns  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import CaptureName, Json, PaperForm, Quiet, Rows, Site, StorePath, family
-from actstore.reports import print_json
+from actstore.reports import print_json, token_list
 from actstore.store.errors import InvalidInputError
 from actstore.store.overflow import overflow_sentences
 from actstore.store.reader import Store
@@ -68,7 +68,7 @@ def show(
 
     A neuron's score is its activation where the noun's first sub-token is predicted, times its write vector's product with
     that token's unembedding: what it adds to the token's logit, but for one factor a position. Beside each neuron stand the
-    tokens that it writes there: of one that is below zero, those that its write vector speaks against.
+    tokens that it writes there: of one that is below zero, those that its write vector suppresses.
 
     Example: `actstore multimodal captions.actstore -k 5 --by noun`
     """
@@ -156,23 +156,35 @@ def _print_rest(n: int, rows: int, what: str) -> None:
 
 def _table(neurons: list[dict[str, Any]]) -> Any:
     shared = bool(neurons) and "share" in neurons[0]
-    columns = ["neuron", ("score", "right"), *([("captions", "right")] if shared else []), "writes"]
+    columns = [
+        "neuron",
+        ("score", "right"),
+        *([("captions", "right"), ("above zero", "right")] if shared else []),
+        "writes",
+    ]
     cells = [
         (
             row["neuron"],
             row["score"],
-            *([f"{100 * row['share']:.0f} %"] if shared else []),
-            "  ".join(terminal.visible(text.replace(" ", "␣")) for text in _written(row)[:5]),
+            *([f"{100 * row['share']:.0f} %", _positions_above(row)] if shared else []),
+            _written(row),
         )
         for row in neurons
     ]
     return terminal.table(None, columns, cells)
 
 
-def _written(row: dict[str, Any]) -> list[str]:
-    """What a neuron writes: where it is below zero, its bottom tokens."""
-    texts: list[str] = row.get("bottom_tokens", row["tokens"])
-    return texts
+def _positions_above(row: dict[str, Any]) -> str:
+    """At how many of the nouns the neuron is above zero."""
+    return f"{row['above_zero']:,} of {row['above_zero'] + row['below_zero']:,}"
+
+
+def _written(row: dict[str, Any]) -> str:
+    """What a neuron writes, by its sign at the nouns; where they do not agree, what it writes on either side of zero."""
+    if row["writes"] is not None:
+        return token_list(row["writes"], 60)
+    above, below = (token_list(row[side], 20, 3) for side in ("tokens", "bottom_tokens"))
+    return f"when above zero: {above}; when below: {below}"
 
 
 def _print_foot(found: Multimodal, files: list[dict[str, Any]]) -> None:

@@ -24,6 +24,7 @@ from actstore.commands.options import (
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
+from actstore.wide_tables import fitted_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,7 +103,7 @@ def properties(
         (name, *(f"{100 * every[p].mean:.1f} ± {100 * every[p].sd:.1f} %" for p in names))
         for name, every in measured.items()
     ]
-    terminal.out.print(terminal.table(None, ["ranking", *((p, "right") for p in names)], rows))
+    terminal.out.print(fitted_table(None, ["ranking", *((p, "right") for p in names)], rows))
     terminal.out.print(
         f"{len(found.nouns):,} nouns of {len(found.captions):,} captions, {k} neurons each; nouns by {found.found_by}. "
         "± is the standard deviation over nouns.",

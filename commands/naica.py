@@ -23,6 +23,7 @@ from actstore.commands.options import (
 )
 from actstore.reports import print_json, print_rows
 from actstore.store.reader import Store
+from actstore.wide_tables import WIDTH, folded_lists
 
 if TYPE_CHECKING:
     from actstore.engine.attribution.chosen import Chosen, LayerCounts
@@ -105,7 +106,7 @@ def show(
         _print_labels(attributions, chosen, by, k, rows)
     if terminal.out.is_terminal:
         terminal.out.print()
-        terminal.out.print(layer_table(layers, rows, terminal.out.width))
+        terminal.out.print(layer_table(layers, rows, min(WIDTH, terminal.out.width)))
     if heat_map is not None:
         terminal.out.print(f"{heat_map}: heat map of {len(layers.labels)} rows and {len(layers.layers)} layers.")
 
@@ -228,7 +229,7 @@ def _print_labels(attributions: Attributions, chosen: Chosen, by: str, k: int, r
         ("neurons", "right"),
         f"top {k} neurons, score over its queries",
     ]
-    print_rows(columns, lines[: rows or None], len(lines), "labels")
+    print_rows(columns, folded_lists(columns, lines[: rows or None]), len(lines), "labels")
 
 
 def _print_queries(attributions: Attributions, chosen: Chosen, k: int, rows: int) -> None:
@@ -239,7 +240,7 @@ def _print_queries(attributions: Attributions, chosen: Chosen, k: int, rows: int
         found = _neurons(attributions, neurons[:k], scores[:k])
         lines.append((row["query"], terminal.verdict(row["correct"]), len(neurons), _listed(found)))
     columns = ["query", "answer", ("neurons", "right"), f"top {k} neurons, score"]
-    print_rows(columns, lines, chosen.queries.num_rows, "queries")
+    print_rows(columns, folded_lists(columns, lines), chosen.queries.num_rows, "queries")
 
 
 def _listed(neurons: list[dict[str, Any]]) -> str:

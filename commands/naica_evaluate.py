@@ -26,6 +26,7 @@ from actstore.commands.options import (
     load,
 )
 from actstore.reports import print_json
+from actstore.wide_tables import fitted_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,7 +140,7 @@ def evaluate(
         print_json(about | _describe(found))
         return
     for title, columns, rows in tables(found):
-        terminal.out.print(terminal.table(title, columns, rows))
+        terminal.out.print(fitted_table(title, columns, rows))
         terminal.out.print()
     terminal.out.print(NOTE, style="dim", soft_wrap=True)
 

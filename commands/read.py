@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ from actstore.reports import print_json, print_neuron, print_rows
 from actstore.store.errors import InvalidInputError
 from actstore.store.overflow import overflow_sentences
 from actstore.store.reader import Store
+from actstore.wide_tables import fitted_table
 
 if TYPE_CHECKING:
     from actstore.store.reader import Capture
@@ -99,7 +101,8 @@ def stats(
             f"No neuron matches: sites {', '.join(held.record.sites)}, {len(held.store.model.layers)} layers."
         )
     headings = [rows.column_names[0], *((c, "right") for c in rows.column_names[1:])]
-    terminal.out.print(terminal.table(None, headings, [list(r.values()) for r in rows.to_pylist()]))
+    n_keys = rows.column_names.index("name") + 1
+    terminal.out.print(fitted_table(None, headings, [list(r.values()) for r in rows.to_pylist()], n_keys=n_keys))
     if by is not None:
         terminal.out.print(f"Share of values above zero by {by}; the neurons with the largest {sort}.", style="dim")
 
@@ -182,11 +185,15 @@ def export(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Activations of chosen neurons over all tokens, as one ordinary file.
+    """Activations of chosen neurons over all tokens, as an ordinary file, with each token's text, document and labels.
+
+    Parquet has these as columns; beside .npy and .safetensors, which hold numbers only, FILE.tokens.parquet is written, a row
+    per token in the same order.
 
     Example: `actstore export gpt2.actstore l3.parquet --neurons L3.N17,L3.N18`
     """
     from actstore.store.export import export_activations
+    from actstore.store.token_tables import companion_of
 
     held = Store(store).capture(capture)
     chosen = chosen_neurons(held, site, neurons, layers) or []
@@ -201,12 +208,14 @@ def export(
         n_tokens = export_activations(held, target, neurons=chosen, site=site, on_block=count)
     terminal.warn(overflow_sentences(held, [site], "so they are in the file too", chosen))
     nbytes = os.path.getsize(target)
+    beside = companion_of(Path(target)) if Path(target).suffix != ".parquet" else None
     if as_json:
-        print_json({"file": target, "tokens": n_tokens, "neurons": len(chosen), "bytes": nbytes})
+        about = {"file": target, "tokens": n_tokens, "neurons": len(chosen), "bytes": nbytes}
+        print_json(about | ({"tokens_file": str(beside)} if beside else {}))
         return
     terminal.out.print(
         f"{target}: {terminal.plural(len(chosen), 'neuron')} over {terminal.plural(n_tokens, 'token')}, "
-        f"{terminal.format_bytes(nbytes)}.",
+        f"{terminal.format_bytes(nbytes)}." + (f" The tokens' texts and labels: {beside}." if beside else ""),
         soft_wrap=True,
         markup=False,
     )

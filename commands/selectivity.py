@@ -27,6 +27,7 @@ from actstore.commands.options import (
 )
 from actstore.reports import print_json
 from actstore.store.reader import Store
+from actstore.wide_tables import fitted_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
     from actstore.engine.attribution.mask_matrix import MaskMatrix
     from actstore.engine.attribution.selectivity import Selectivity, SelectivitySettings
     from actstore.store.reader import Capture
+
+SHOWN_NEURONS = 8
+"""Neurons shown of each label; the JSON has all."""
+SHOWN_LABELS = 8
+"""Up to so many labels, a neuron's P of every label is shown; beyond, of its own and the next highest."""
 
 FiringSite = Annotated[
     str | None,
@@ -169,7 +175,8 @@ def _windows(
 def _describe(held: Capture, found: Selectivity) -> dict[str, Any]:
     firing, chosen, settings = found.firing, found.selection, found.settings
     names = dict(zip(chosen.neurons.tolist(), firing.names(chosen.neurons), strict=True))
-    probabilities = firing.probabilities[chosen.neurons]
+    every = firing.probabilities
+    probabilities = every[chosen.neurons]
     return {
         "capture": held.record.name,
         "by": settings.by,
@@ -193,6 +200,18 @@ def _describe(held: Capture, found: Selectivity) -> dict[str, Any]:
             }
             for flat, row in zip(chosen.neurons.tolist(), probabilities.tolist(), strict=True)
         ],
+        "neurons_by_label": {
+            label: [
+                {
+                    "neuron": names[n],
+                    "entropy": float(chosen.entropies[n]),
+                    "probability": float(every[n, i]),
+                    "probabilities": dict(zip(firing.labels, every[n].tolist(), strict=True)),
+                }
+                for n in flat.tolist()
+            ]
+            for i, (label, flat) in enumerate(found.neurons.items())
+        },
         "warnings": found.warnings,
     }
 
@@ -219,13 +238,30 @@ def _print(held: Capture, found: Selectivity) -> None:
         (label, n, len(flat), *_layer_counts(found, flat).values())
         for (label, flat), n in zip(found.neurons.items(), found.firing.n_tokens.tolist(), strict=True)
     ]
-    terminal.out.print(terminal.table(None, columns, rows))
+    terminal.out.print(fitted_table(None, columns, rows, n_keys=3))
+    terminal.out.print()
+    _print_most_selective(found)
+
+
+def _print_most_selective(found: Selectivity) -> None:
+    """The first neurons of each label with their entropy and how often they fire: for every label, or for the two highest."""
+    labels, probabilities = found.firing.labels, found.firing.probabilities
+    columns: list[Any] = ["label", "neuron", ("entropy", "right")]
+    few = len(labels) <= SHOWN_LABELS
+    columns += [(f"P({label})", "right") for label in labels] if few else [("P", "right"), ("next highest", "right")]
+    rows: list[list[Any]] = []
+    for i, (label, flat) in enumerate(found.neurons.items()):
+        for name, neuron in zip(found.firing.names(flat[:SHOWN_NEURONS]), flat[:SHOWN_NEURONS].tolist(), strict=True):
+            row = probabilities[neuron].tolist()
+            other = max((j for j in range(len(labels)) if j != i), key=row.__getitem__)
+            shown = [f"{p:.4f}" for p in row] if few else [f"{row[i]:.4f}", f"{labels[other]} {row[other]:.4f}"]
+            rows.append([label, name, f"{found.selection.entropies[neuron]:.4f}", *shown])
+    terminal.out.print(fitted_table("The most selective of each", columns, rows, n_keys=3))
     terminal.out.print(
-        terminal.table(
-            "The most selective of each",
-            ["label", "neurons"],
-            [(label, found.firing.names(flat[:8])) for label, flat in found.neurons.items()],
-        )
+        "Entropy: of a neuron's P over the labels, in nats; 0 where it fires for one label only. P: the share of a label's "
+        "tokens on which it fires.",
+        style="dim",
+        soft_wrap=True,
     )
 
 
@@ -265,7 +301,7 @@ def _print_matrix(matrix: MaskMatrix, corpus: str | None, n_random: int) -> None
             for (label, cells), n in zip(_rows(matrix.labels, matrix.random_change), n_neurons, strict=True)
         ]
     columns = ["neurons off", *((name, "right") for name in ("neurons", *matrix.labels))]
-    terminal.out.print(terminal.table(None, columns, rows))
+    terminal.out.print(fitted_table(None, columns, rows, n_keys=2))
 
 
 def _exp(nats: list[float]) -> list[float]:

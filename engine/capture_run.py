@@ -58,13 +58,31 @@ def capture(
     >>> actstore.capture("gpt2", ["one text", "another"], "gpt2.actstore", name="two")
     >>> actstore.capture("llava-hf/llava-1.5-7b-hf", "pictures/", "llava.actstore", generate=True)
     """
+    run, asked = prepare(model, corpus, store, name, options, progress, report, settings)
+    run.carry_out(asked)
+    return Store(run.folder).capture(name)
+
+
+def prepare(
+    model: str,
+    corpus: str | Path,
+    store: str | Path,
+    name: str,
+    options: RunOptions | None,
+    progress: CaptureProgress | None,
+    report: CorpusReport | None,
+    settings: Mapping[str, Any],
+    *,
+    read_only: bool = False,
+) -> tuple[ImageRun | CorpusRun, dict[str, Any]]:
+    """The run that `capture` is to carry out, and the settings it was asked for, after the checks that need no tokens."""
     options, progress = options or RunOptions(), progress or CaptureProgress()
     report = report or CorpusReport(on_warning=lambda sentence: warnings.warn(sentence, stacklevel=2))
     asked = {key: value for key, value in settings.items() if value is not None}
     check_options(name, options)
     source = as_corpus(corpus)
     spec = inspect_model(model, trust_remote_code=options.trust_remote_code)
-    folder = Folder(store, read_only=False)
+    folder = Folder(store, read_only=read_only)
     begun = read_capture(folder, name) if options.resume else None
     of_images = _is_of_images(source, begun, spec, asked)
     run: Run
@@ -75,8 +93,7 @@ def capture(
         run = CorpusRun(folder, name, spec, str(source), options, progress, report, source)
     run.check()
     check_target(folder, name, spec, options.resume)
-    run.carry_out(asked)
-    return Store(folder).capture(name)
+    return run, asked
 
 
 def _is_of_images(

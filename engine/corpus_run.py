@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from actstore.engine.memory_corpus import MemoryCorpus
     from actstore.engine.models import LoadedModel, ModelSpec
+    from actstore.engine.plan_count import PlanCount
     from actstore.store.writer import CaptureWriter
 
 BLOCK_SLOTS = 16_384
@@ -53,6 +54,12 @@ class CorpusRun(Run):
             )
 
     def _begin(self, requested: Mapping[str, Any]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
+        return self.begin(requested)
+
+    def begin(
+        self, requested: Mapping[str, Any], count: PlanCount | None = None
+    ) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
+        """As `_begin`; with `count`, the plan is counted there instead of written."""
         settings = CaptureSettings.resolve(requested, self.spec)
         if settings.part != "language":
             raise InvalidInputError(
@@ -60,7 +67,7 @@ class CorpusRun(Run):
             )
         widths = settings.widths(self.spec)
         tokenizer = self._tokenizer(settings)
-        plan = self._write_plan(settings, widths, tokenizer)
+        plan = self._write_plan(settings, widths, tokenizer, count)
         model = self._load(self.options.dtype)
         record = capture_record(self.name, self.spec, model, fingerprint_of(model), settings, widths, plan)
         if root.is_store(self.folder):
@@ -68,7 +75,11 @@ class CorpusRun(Run):
         return record, model, tokenizer
 
     def _write_plan(
-        self, settings: CaptureSettings, widths: dict[str, dict[int, int]], tokenizer: TextTokenizer | None
+        self,
+        settings: CaptureSettings,
+        widths: dict[str, dict[int, int]],
+        tokenizer: TextTokenizer | None,
+        count: PlanCount | None,
     ) -> PlanRecord:
         n_gate = sum(widths.get("mlp.post", {}).values()) if settings.gate_sign else 0
         dtype = self.options.dtype if self.options.dtype != "auto" else self.spec.dtype
@@ -98,6 +109,7 @@ class CorpusRun(Run):
             on_progress=self.progress.planned,
             on_document=padding.add,
             on_warning=self.report.warn,
+            count=count,
         )
         for sentence in padding.sentences():
             self.report.warn(sentence)

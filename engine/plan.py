@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.engine.corpus import Document
+    from actstore.engine.plan_count import PlanCount
     from actstore.engine.tokens import TextTokenizer
     from actstore.store.folder import Folder
 
@@ -237,15 +238,16 @@ def write_plan(
     on_progress: Callable[[int, int], None] = lambda documents, tokens: None,
     on_document: Callable[[Document], None] = lambda document: None,
     on_warning: Callable[[str], None] = lambda sentence: None,
+    count: PlanCount | None = None,
 ) -> PlanRecord:
     """Tokenise `documents`, write their plan into `capture`, return its record; `InvalidInputError` for an empty corpus.
 
     `special_ids` are the tokens that stand for no text where there is no tokenizer to say it. `on_document` gets each document
     that is planned, which `max_tokens` may make fewer than are read; `on_warning` hears at the end what the tokens say against
-    the tokenizer.
+    the tokenizer. With `count`, nothing is written: it counts, and the record lacks its fingerprint.
     """
     as_json = dataclasses.asdict(settings)
-    writer = PlanWriter(folder, capture, settings.block_slots, as_json)
+    writer = count if count is not None else PlanWriter(folder, capture, settings.block_slots, as_json)
     digest, labels = CorpusDigest(), Labels(label_columns)
     of_text = Windower(settings, tokenizer, special_ids)
     census = TokenCensus(tokenizer, *of_text.around) if tokenizer else None

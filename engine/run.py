@@ -241,12 +241,15 @@ class Run(ABC):
         self.progress.started(record.plan.n_tokens, tokens_done, estimate_nbytes(record))
         running = RunningStatistics(self.folder, record)
         overlap = model.device.type != "cpu"
-        with CaptureWriter(self.folder, record, n_threads=self._n_encoders(overlap), overlap=overlap) as writer:
+        with CaptureWriter(self.folder, record, n_threads=self.n_encoders(overlap), overlap=overlap) as writer:
             writer.on_commit = lambda block: running.advance(checkpoint=True) if block % 64 == 63 else None
             self._fill_blocks(record, model, writer, missing)
 
-    def _n_encoders(self, overlap: bool) -> int:
-        """Every core where a block is encoded while nothing else runs; half of them where the loop that feeds a GPU does."""
+    def n_encoders(self, overlap: bool) -> int:
+        """Threads that encode blocks.
+
+        Every core where a block is encoded while nothing else runs; half of them where the loop that feeds a GPU does.
+        """
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
         return self.options.threads or max(1, min(16, n_cores // 2 if overlap else n_cores))
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from actstore.store.errors import InvalidInputError
 from actstore.store.replacing import check_room, replacing
+from actstore.store.token_tables import TokenTable, companion_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,10 +42,12 @@ def export_activations(
 ) -> int:
     """Write the activations of `neurons` [(layer, index)] over all committed tokens; the number of tokens written.
 
-    `.parquet`: the columns of the tokens table, then one float32 column a neuron (`L3.N17`), once.
+    `.parquet`: the columns of `TokenTable` (each token's text, document, position, labels …), then one float32 column per
+    neuron (`L3.N17`), once. The others hold numbers only, and get that table beside them: `layer.tokens.parquet` with
+    `layer.npy`, a row per token in the same order.
     `.npy`: float32 [token, neuron].
-    `.safetensors`: float32 `activations` [neuron, token], int32 `layer` and `neuron` [neuron], int64 `token` and int32 `id`
-    [token].
+    `.safetensors`: float32 `activations` [neuron, token], int32 `layer` and `neuron` [neuron], int64 `token` and int32 `id`,
+    `document` and `position` [token].
     """
     path = Path(target)
     if path.suffix not in FORMATS:
@@ -67,8 +70,12 @@ def export_activations(
     if path.suffix != ".parquet":  # which packs them, nobody knows how well
         n_tokens = sum(capture.used_slots[block] for block in capture.blocks)
         check_room(path, 4 * len(neurons) * n_tokens, "export fewer neurons")
-    write = {".parquet": _write_parquet, ".npy": _write_npy, ".safetensors": _write_safetensors}[path.suffix]
-    with replacing(path) as partial:
+    if path.suffix == ".parquet":
+        with replacing(path) as partial:
+            return _write_parquet(capture, partial, neurons, site, on_block)
+    write = {".npy": _write_npy, ".safetensors": _write_safetensors}[path.suffix]
+    with replacing(path) as partial, replacing(companion_of(path)) as beside:
+        TokenTable(capture).write(beside)
         return write(capture, partial, neurons, site, on_block)
 
 
@@ -92,13 +99,13 @@ def _blocks(capture: Capture, neurons: list[tuple[int, int]], site: str) -> Iter
 def _write_parquet(
     capture: Capture, path: Path, neurons: list[tuple[int, int]], site: str, on_block: Callable[[int], None]
 ) -> int:
-    tokens, written = capture.tokens(), 0
+    tokens, written = TokenTable(capture), 0
     neurons = list(dict.fromkeys(neurons))  # readers refuse two columns of one name
     names = [*tokens.column_names, *(f"L{layer}.N{index}" for layer, index in neurons)]
     writer: pq.ParquetWriter | None = None
     try:
         for block, values in _blocks(capture, neurons, site):
-            here = tokens.slice(written, values.shape[1])
+            here = tokens.rows(written, values.shape[1])
             table = pa.Table.from_arrays([*here.columns, *map(pa.array, values)], names)
             writer = writer or pq.ParquetWriter(path, table.schema)
             writer.write_table(table)
@@ -127,13 +134,15 @@ def _write_npy(
 def _write_safetensors(
     capture: Capture, path: Path, neurons: list[tuple[int, int]], site: str, on_block: Callable[[int], None]
 ) -> int:
-    slots = capture.slots()
-    n_neurons, n_tokens = len(neurons), len(slots)
+    tokens = capture.tokens()
+    n_neurons, n_tokens = len(neurons), len(tokens)
     small: dict[str, NDArray[Any]] = {
         "layer": np.array([layer for layer, _ in neurons], np.int32),
         "neuron": np.array([index for _, index in neurons], np.int32),
-        "id": capture.plan.array("tokens/ids")[slots].astype(np.int32),
-        "token": slots,
+        "id": tokens["id"].to_numpy().astype(np.int32),
+        "document": tokens["document"].to_numpy().astype(np.int32),
+        "position": tokens["position"].to_numpy().astype(np.int32),
+        "token": tokens["token"].to_numpy().astype(np.int64),
     }
     # Written by hand because the library's own writer wants everything in memory.
     header: dict[str, Any] = {"__metadata__": {"site": site, "capture": capture.record.name}}

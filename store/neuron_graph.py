@@ -31,9 +31,12 @@ class Line(NamedTuple):
     tokens: tuple[int, ...]
     """From the token at which the neuron fires backwards."""
     probability: float
+    """Of firing where no longer line of the graph matches."""
     value: float
     count: int  # type: ignore[assignment]
+    """Of all occurrences, those included for which a longer line answers."""
     fires: int
+    """How often it fired at these."""
 
 
 @dataclass(frozen=True, eq=False)

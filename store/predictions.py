@@ -1,6 +1,6 @@
 """What each position of a capture predicts: the token that comes next, in its window or in the window that goes on from it.
 
-Also finds the slot of a place that a user names. Reads plans only; knows nothing about activations or weights.
+Also finds the slot of a place that a user names, and what is stored there. Knows nothing about weights.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.special_tokens import special_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from actstore.store.reader import Capture
@@ -90,6 +92,14 @@ def find_slot(capture: Capture, place: Place) -> Slot:
             f"name one as in --at {document}:{place.position}@{held[0]}."
         )
     return slots[0]
+
+
+def activations_at(
+    capture: Capture, slot: Slot, neurons: Sequence[tuple[int, int]], site: str = "mlp.post"
+) -> NDArray[np.float32]:
+    """The activations of some neurons (layer, index) at one place; shape [neuron]."""
+    rows = [capture.block_row(layer, index, slot.block, site)[slot.offset] for layer, index in neurons]
+    return np.array(rows, np.float32)
 
 
 def _listed(noun: str, numbers: NDArray[np.int64]) -> str:

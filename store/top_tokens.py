@@ -7,7 +7,7 @@ root's table of neurons. Knows nothing about captures.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,22 @@ K: Final = 10
 AFFORDABLE: Final = 5e12
 """Operations that a capture on the CPU spends on this unasked: about a minute on two cores. GPT-2 takes 3e12; a Llama of 7B,
 1e14. On a GPU every model is affordable."""
+
+
+class OwnTokens(NamedTuple):
+    """The texts of the tokens that a neuron's write vector promotes most, and of those that it suppresses most."""
+
+    top: list[str]
+    bottom: list[str]
+
+    def written(self, activations: NDArray[Any]) -> list[str] | None:
+        """The tokens that the neuron promotes at positions where it has these activations: it writes w times its activation.
+
+        Those of w where more activations are above zero than below, those of −w where more are below; None where as many are,
+        or none has a sign.
+        """
+        above, below = int((activations > 0).sum()), int((activations < 0).sum())
+        return None if above == below else self.top if above > below else self.bottom
 
 
 def find_top_tokens(write_vectors: Tensor, unembedding: Tensor, norm: FinalNorm, k: int = K) -> VocabularyTopK:
@@ -111,10 +127,8 @@ def _lists(found: TopK, name: Callable[[int], str]) -> dict[str, pa.Array]:
     }
 
 
-def texts_of(
-    folder: Folder, neurons: Sequence[tuple[int, int]], gain: bool = True, k: int = K
-) -> list[tuple[list[str], list[str]]]:
-    """The texts of the top and of the bottom tokens of some neurons (layer, index), which they speak for and against.
+def texts_of(folder: Folder, neurons: Sequence[tuple[int, int]], gain: bool = True, k: int = K) -> list[OwnTokens]:
+    """The texts of the tokens that the write vectors of some neurons (layer, index) promote and suppress most.
 
     From the table, or from the weights where it has none. Without `gain`, as the paper takes them: always from the weights.
     """
@@ -123,7 +137,7 @@ def texts_of(
     if gain and "top_texts" in table.column_names and k <= K:
         held = [table[f"{side}_texts"].take(pa.array(rows, pa.int64())).to_pylist() for side in ("top", "bottom")]
         if all(texts is not None for texts in held[0]):
-            return [(top[:k], bottom[:k]) for top, bottom in zip(*held, strict=True)]
+            return [OwnTokens(top[:k], bottom[:k]) for top, bottom in zip(*held, strict=True)]
     return _from_weights(folder, neurons, gain, k)
 
 
@@ -132,9 +146,7 @@ def _rows(model: ModelRecord, neurons: Sequence[tuple[int, int]]) -> list[int]:
     return [starts[layer] + index for layer, index in neurons]
 
 
-def _from_weights(
-    folder: Folder, neurons: Sequence[tuple[int, int]], gain: bool, k: int
-) -> list[tuple[list[str], list[str]]]:
+def _from_weights(folder: Folder, neurons: Sequence[tuple[int, int]], gain: bool, k: int) -> list[OwnTokens]:
     import torch
 
     from actstore.store.weights import FinalNorm, read_rows
@@ -146,11 +158,11 @@ def _from_weights(
     try:
         unembedding = read_weights(folder, "unembedding")["weight"]
     except NotFoundError:
-        return [([], []) for _ in neurons]
+        return [OwnTokens([], []) for _ in neurons]
     found = find_top_tokens(torch.cat(vectors), unembedding, norm, k)
     name = token_names(folder)
     sides = [
         [[name(int(token)) for token in row if token >= 0] for row in side.tokens]
         for side in (found.largest, found.smallest)
     ]
-    return list(zip(*sides, strict=True))
+    return [OwnTokens(top, bottom) for top, bottom in zip(*sides, strict=True)]

@@ -16,12 +16,16 @@ if not torch.cuda.is_available():  # Triton decides when it is first imported, b
     os.environ["TRITON_INTERPRET"] = "1"
 
 from hypothesis import HealthCheck, settings
+from rich.console import Console
+from rich.measure import Measurement
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from rich.table import Table
 
 # How fast examples are made says more about what else the machine does than about the code.
 settings.register_profile("actstore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -109,14 +113,42 @@ class Result(NamedTuple):
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Run one command line in this process. The tests of a command override it by its `partial` with the command's name."""
+def table_widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of every table that a command makes, the width that its longest line needs."""
+    from actstore import terminal
+
+    widths: list[int] = []
+    make, console = terminal.table, Console(width=1 << 16)
+
+    def record(*arguments: Any) -> Table:
+        made = make(*arguments)
+        widths.append(Measurement.get(console, console.options, made).maximum)
+        return made
+
+    monkeypatch.setattr(terminal, "table", record)
+    return widths
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], table_widths: list[int]
+) -> Callable[..., Result]:
+    """Run one command line in this process. The tests of a command override it by its `partial` with the command's name.
+
+    Every table fits into 120 columns but those of `sql`, whose columns are the user's.
+    """
     from actstore import cli as command_line
+    from actstore import progress_log
+
+    # However busy the machine is, what a command says does not depend on how long it took.
+    monkeypatch.setattr(progress_log, "INTERVAL_S", 1e6)
 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["actstore", *map(str, arguments)])
         capsys.readouterr()
+        table_widths.clear()
         status = command_line._run(command_line.app)
+        assert arguments[0] == "sql" or max(table_widths, default=0) <= 120, arguments
         out, err = capsys.readouterr()
         # In a process of its own, the program switches the library's bars off before importing it.
         return Result(status, out, re.sub(r"[^\n]*Loading weights[^\n]*\n?", "", err))

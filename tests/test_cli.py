@@ -206,7 +206,13 @@ def test_export_writes_what_the_store_holds(
     found = cli("export", store, target, "--neurons", "L0.N3,L1.N7", "--json").json
     capture = actstore.open(store).capture()
     expected = np.stack([capture.activations(0, 3), capture.activations(1, 7)])
-    assert found == {"file": str(target), "tokens": expected.shape[1], "neurons": 2, "bytes": target.stat().st_size}
+    beside = {"tokens_file": str(tmp_path / "out.tokens.parquet")} if suffix != ".parquet" else {}
+    assert found == beside | {
+        "file": str(target), "tokens": expected.shape[1], "neurons": 2, "bytes": target.stat().st_size,
+    }  # fmt: skip
+    tokens = pq.read_table(tmp_path / "out.tokens.parquet" if beside else target)
+    assert "".join(tokens["text"].to_pylist()[:6]) == actstore.open(store).text(tokens["id"].to_pylist()[:6])
+    assert set(tokens["language"].to_pylist()) == {"en", "fr", "py"}
     if suffix == ".parquet":
         table = pq.read_table(target)
         values = np.stack([table["L0.N3"].to_numpy(), table["L1.N7"].to_numpy()])

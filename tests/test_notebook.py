@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import subprocess
 import sys
+import types
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
@@ -165,6 +167,43 @@ def test_a_graph_shows_its_picture(store: actstore.Store) -> None:
     build_graphs(store.capture(), Folder(store.folder.location, read_only=False), name="graphs", neurons=[(1, 7)])
     page = Page(store.graph("L1.N7")._repr_html_())
     assert page.tags[0][0] == "svg"
+
+
+@pytest.fixture
+def displayed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """As in a Jupyter kernel, by all that rich can see of one; what is displayed beside a cell's own value."""
+    sent: list[object] = []
+
+    class ZMQInteractiveShell:
+        pass
+
+    display = types.ModuleType("IPython.display")
+    display.display = sent.append  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setattr(builtins, "get_ipython", ZMQInteractiveShell, raising=False)
+    return sent
+
+
+def test_every_view_is_shown_once_in_a_notebook(store: actstore.Store, displayed: list[object]) -> None:
+    from actstore.engine.graph.build import build_graphs
+    from actstore.store.folder import Folder
+
+    build_graphs(store.capture(), Folder(store.folder.location, read_only=False), name="once", neurons=[(1, 7)])
+    Console().print("a kernel is recognised")
+    assert len(displayed) == 1
+    displayed.clear()
+    graph = store.graph("L1.N7", "once")
+    neuron = store.neuron("L1.N7")
+    views = [store, store.capture(), neuron, neuron.show(k=2), graph, graph.draw(), graph.graphs]
+    for view in views:
+        # What IPython asks of a cell's value: its text, and each form that a browser can show.
+        assert str(view).strip()
+        assert repr(view).strip()
+        for form in ("_repr_html_", "_repr_svg_"):
+            if hasattr(view, form):
+                assert getattr(view, form)().startswith("<")
+    assert displayed == []
 
 
 # The public names

@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from actstore import terminal
+from actstore.progress_log import ProgressLog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture
@@ -41,3 +42,76 @@ def test_a_capture_shows_planning_and_then_filling(shown: io.StringIO) -> None:
         bar.started(900, 100, 5_000_000)
         bar.filled(800)
     assert "capturing" in shown.getvalue()
+
+
+# Without a terminal
+
+
+@pytest.fixture
+def logs(monkeypatch: pytest.MonkeyPatch) -> list[ProgressLog]:
+    """The logs that are begun where standard error is a file; at each look at their clock half a minute has passed."""
+    made: list[ProgressLog] = []
+
+    class Recorded(ProgressLog):
+        def __init__(self, say: Callable[[str], None], *, enabled: bool) -> None:
+            super().__init__(say, enabled=enabled, clock=iter(range(0, 10_000, 30)).__next__)
+            made.append(self)
+
+        def tick(self) -> None:
+            if self._enabled:
+                super().tick()
+
+    monkeypatch.setattr(terminal, "ProgressLog", Recorded)
+    return made
+
+
+@pytest.fixture
+def piped(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What a file gets that standard error is sent to."""
+    sent = io.StringIO()
+    monkeypatch.setattr(terminal, "err", Console(file=sent, force_terminal=False, width=40))
+    return sent
+
+
+def test_without_a_terminal_a_capture_says_in_plain_lines_how_far_it_is(
+    piped: io.StringIO, logs: list[ProgressLog]
+) -> None:
+    with terminal.CaptureBar(enabled=True) as bar:
+        bar.planned(4, 900)
+        logs[0].tick()
+        bar.answered(3, 30)
+        logs[0].tick()
+        bar.started(900, 100, 5_000_000)
+        bar.filled(400)
+        logs[0].tick()
+    planned, answered, captured = piped.getvalue().splitlines()
+    assert planned == "planning, 4 documents: 900 tokens, 30/s."
+    assert answered == "answering: 3 images, 0.1/s."
+    assert captured == "capturing: 500 of 900 tokens (56 %), 13/s, about 30 s left."
+
+
+def test_so_do_counts_and_work_of_unknown_length(piped: io.StringIO, logs: list[ProgressLog]) -> None:
+    with terminal.counting_bar("blocks", enabled=True) as advance:
+        advance(3, 12)
+        logs[0].tick()
+    with terminal.spinner("loading [gpt2]", enabled=True):
+        logs[1].tick()
+    assert piped.getvalue().splitlines() == [
+        "3 of 12 blocks (25 %), 0.1/s, about 90 s left.", "loading [gpt2]: 30 s so far.",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("fixture", ["piped", "shown"])
+def test_neither_quiet_nor_a_terminal_gets_lines(
+    request: pytest.FixtureRequest, logs: list[ProgressLog], fixture: str
+) -> None:
+    sent: io.StringIO = request.getfixturevalue(fixture)
+    with (
+        terminal.CaptureBar(enabled=fixture == "shown"),
+        terminal.counting_bar("blocks", enabled=fixture == "shown"),
+        terminal.spinner("loading", enabled=fixture == "shown"),
+    ):
+        for log in logs:
+            log.tick()
+    assert len(logs) == 3
+    assert "so far" not in sent.getvalue()

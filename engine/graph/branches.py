@@ -35,6 +35,9 @@ class Branch:
     value: float
     count: int
     fires: int
+    own_count: int
+    """Of the occurrences, those for which no longer line of the graph answers: those that `probability` speaks of."""
+    own_fires: int
     importance: float
     """As measured by masking; NaN where no probe did."""
     strength: float
@@ -126,6 +129,8 @@ class _Tree:
         self._columns: dict[str, list[Any]] = {name: forest.nodes[name].tolist() for name in COLUMNS}
         self._ends = forest.ends.tolist()
         self._likely: list[float] = forest.probability.tolist()
+        self._own_count: list[int] = forest.own_count.tolist()
+        self._own_fires: list[int] = forest.own_fires.tolist()
         self._parent, self._weights = forest.parent.tolist(), weights.tolist()
         self._threshold, self._bytes, self._with_ignore = float(forest.threshold[0]), token_bytes, with_ignore
         self._children: dict[int, list[int]] = {}
@@ -165,6 +170,8 @@ class _Tree:
             value=column["value"],
             count=column["count"],
             fires=column["fires"],
+            own_count=self._own_count[node],
+            own_fires=self._own_fires[node],
             importance=importance,
             strength=min(1.0, max(0.0, change if math.isnan(importance) else importance)),
             is_silent=ends and probability < self._threshold,
@@ -173,7 +180,10 @@ class _Tree:
 
 
 def _merged(branches: list[Branch]) -> list[Branch]:
-    """Branches of the same token as one, in the order of the first: what was seen added up, of two lines' ends the likelier."""
+    """Branches of the same token as one, in the order of the first: what was seen added up, of two lines' ends the likelier.
+
+    `own_count` and `own_fires` stay with the likelier line's probability, which is of these occurrences.
+    """
     by_token: dict[int, Branch] = {}
     for branch in branches:
         same = by_token.setdefault(branch.token, branch)

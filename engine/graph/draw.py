@@ -10,8 +10,9 @@ import subprocess
 from itertools import count
 from typing import TYPE_CHECKING
 
+from actstore.engine.graph.branch_numbers import short_numbers, tooltip
 from actstore.engine.graph.draw_html import draw_html
-from actstore.engine.graph.draw_svg import draw_svg, fill_of, ink_on, numbers, tooltip
+from actstore.engine.graph.draw_svg import draw_svg, fill_of, ink_on
 from actstore.engine.graph.labels import cut_label
 from actstore.store.errors import InvalidInputError
 from actstore.store.replacing import replacing
@@ -86,8 +87,8 @@ def _add_dot(lines: list[str], names: Iterator[str], branch: Branch, follows: st
     red, green, blue = fill = fill_of(branch, is_root=follows is None)
     style = ', style="rounded,filled,dashed"' if branch.fires_nowhere else ""
     lines.append(
-        f'  {name} [label={_quoted(cut_label(branch.label), numbers(branch))}, fillcolor="#{red:02x}{green:02x}{blue:02x}", '
-        f'fontcolor="{ink_on(fill)}", tooltip={_quoted(tooltip(branch))}{style}];'
+        f"  {name} [label={_quoted(cut_label(branch.label), short_numbers(branch))}, "
+        f'fillcolor="#{red:02x}{green:02x}{blue:02x}", fontcolor="{ink_on(fill)}", tooltip={_quoted(tooltip(branch))}{style}];'
     )
     if follows is not None:
         skip = f" [label={_quoted(f'… ×{branch.skipped}')}]" if branch.skipped else ""

@@ -8,10 +8,13 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from actstore.engine.graph.draw_svg import fill_of, ink_on, tooltip
+from actstore.engine.graph.branch_numbers import READING_COUNTS, READING_P, counts_label, probability_label, tooltip
+from actstore.engine.graph.draw_svg import fill_of, ink_on
 from actstore.engine.graph.labels import cut_label
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from actstore.engine.graph.branches import Branch, Drawing
 
 STYLE = """
@@ -20,10 +23,9 @@ body{font:15px/1.5 system-ui,-apple-system,"Segoe UI","DejaVu Sans",Helvetica,Ar
 padding:0 1rem}
 h1{font-size:1.3rem;margin:0}
 p{margin:.3rem 0;opacity:.75}
-details{margin-left:1.4rem;border-left:1px solid #8886}
-main>details,main>div{margin-left:0;border:0}
-div.leaf{margin-left:1.4rem;padding-left:1rem;border-left:1px solid #8886}
-main>div.leaf{padding-left:1rem}
+ul{list-style:none;margin:0;padding:0}
+ul ul{margin-left:.45rem;padding-left:1rem;border-left:1px solid #8886}
+.leaf{padding-left:1.1rem}
 summary{cursor:pointer;padding:.1rem 0}
 .token{font-weight:600;padding:.05rem .45rem;border-radius:.3rem;border:1px solid #777;
 white-space:pre-wrap;overflow-wrap:anywhere}
@@ -38,11 +40,10 @@ def draw_html(drawing: Drawing) -> str:
     """The page; branches of the first two levels are unfolded."""
     name = escape(drawing.name)
     if drawing.roots:
-        body = "\n".join(_branch(root, 0) for root in drawing.roots)
+        body = _list(drawing.roots, 0)
         reading = (
             "Read from a token at which the neuron fires to the tokens before it (←); red: P of firing, blue: how much a "
-            "context token matters, dashed: does not fire; … ×2: any two tokens; · a space. P: of firing where nothing deeper "
-            "matches; beside it times fired of times seen."
+            f"context token matters, dashed: does not fire; … ×2: any two tokens; · a space. {READING_P}; {READING_COUNTS}."
         )
     else:
         body, reading = "", f"An empty graph: {drawing.name} {drawing.status}."
@@ -59,19 +60,24 @@ def draw_html(drawing: Drawing) -> str:
     )
 
 
+def _list(branches: Sequence[Branch], depth: int) -> str:
+    """The branches of one depth as a list; only a list within a list is indented, so that a branch lies below its own token."""
+    items = "\n".join(f"<li>{_branch(branch, depth)}</li>" for branch in branches)
+    return f"<ul>\n{items}\n</ul>"
+
+
 def _branch(branch: Branch, depth: int) -> str:
     fill = fill_of(branch, is_root=depth == 0)
     before = f'<span class="before">← {f"… ×{branch.skipped} ← " if branch.skipped else ""}</span>' if depth else ""
     silent = " silent" if branch.fires_nowhere else ""
-    p = f'<span class="p">P {branch.probability:.2f}</span>' if branch.ends else ""
+    p = f'<span class="p">{probability_label(branch)}</span>' if branch.ends else ""
     line = (
         f'{before}<span class="token{silent}" style="background:rgb{fill};color:{ink_on(fill)}">'
         f"<bdi>{escape(cut_label(branch.label, 200))}</bdi></span>{p}"
-        f'<span class="n">{branch.fires:,} of {branch.count:,}</span>'
+        f'<span class="n">{counts_label(branch)}</span>'
     )
     hover = f'title="{escape(tooltip(branch))}"'
     if not branch.children:
         return f'<div class="leaf" {hover}>{line}</div>'
-    below = "\n".join(_branch(child, depth + 1) for child in branch.children)
     unfolded = " open" if depth < 2 else ""
-    return f"<details{unfolded}><summary {hover}>{line}</summary>\n{below}\n</details>"
+    return f"<details{unfolded}><summary {hover}>{line}</summary>\n{_list(branch.children, depth + 1)}\n</details>"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
 
+from actstore.engine.graph.branch_numbers import short_numbers, tooltip
 from actstore.engine.graph.labels import cut_label, label_width
 
 if TYPE_CHECKING:
@@ -88,30 +89,13 @@ def fill_of(branch: Branch, *, is_root: bool) -> tuple[int, int, int]:
     return mix(RED, branch.highest) if is_root else mix(BLUE, branch.strength)
 
 
-def numbers(branch: Branch) -> str:
-    """What stands below a label."""
-    said = f"{branch.fires:,}/{branch.count:,}"
-    return f"P {branch.probability:.2f} · {said}" if branch.ends else said
-
-
-def tooltip(branch: Branch) -> str:
-    """All there is to say of a branch, in a sentence or two."""
-    said = [f"{branch.label}: fired {branch.fires:,} times of {branch.count:,}"]
-    if branch.ends:
-        said.append(f"P of firing where nothing before it matches {branch.probability:.3f}")
-        said.append(f"expected activation {branch.value:.3f} of the maximum")
-    if branch.importance == branch.importance:
-        said.append(f"measured importance {branch.importance:.3f}")
-    return "; ".join(said)
-
-
 def _place(drawing: Drawing) -> tuple[list[Placed], float, float]:
     """Every branch with its place, the width of all, and where the last row ends."""
     y = HEAD + BOX / 2
 
     def rows(branch: Branch, depth: int) -> Placed:
         nonlocal y
-        text = max(label_width(cut_label(branch.label)) * LABEL, label_width(numbers(branch)) * SMALL)
+        text = max(label_width(cut_label(branch.label)) * LABEL, label_width(short_numbers(branch)) * SMALL)
         here = Placed(branch, depth, max(44.0, text + 20))
         here.children = [rows(child, depth + 1) for child in branch.children]
         if here.children:
@@ -184,7 +168,7 @@ def _box(placed: Placed) -> str:
         )
     middle = x + width / 2 + (3 if placed.depth and branch.ends else 0)
     parts.append(_text(middle, y + 15, cut_label(branch.label), anchor="middle", fill=ink, weight="600"))
-    parts.append(_text(middle, y + 29, numbers(branch), anchor="middle", size=SMALL, fill=ink))
+    parts.append(_text(middle, y + 29, short_numbers(branch), anchor="middle", size=SMALL, fill=ink))
     return "".join([*parts, "</g>"])
 
 
@@ -207,7 +191,7 @@ def _legend(y: float) -> list[str]:
         _text(
             MARGIN,
             y + 34,
-            "P: of firing where nothing further left matches (the bar at a box's left; an activating token is as red as its",
+            "P: of firing where no longer line matches, smoothed (the bar at a box's left; an activating token is red by its",
             size=11,
             fill=FAINT,
         )
@@ -216,7 +200,7 @@ def _legend(y: float) -> list[str]:
         _text(
             MARGIN,
             y + 50,
-            "likeliest line); then times fired / seen. Dashed: does not fire; … ×2: any two tokens between; ·: a space.",
+            "likeliest line); then times fired / seen there. Dashed: does not fire; … ×2: any two tokens between; ·: a space.",
             size=11,
             fill=FAINT,
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 from rich.tree import Tree
 
+from actstore.engine.graph.branch_numbers import READING_COUNTS, READING_P, counts_label, probability_label
 from actstore.engine.graph.labels import cut_label
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ def draw_tree(drawing: Drawing) -> Tree:
     if not drawing.roots:
         tree.add(Text(f"an empty graph: {drawing.status}", style="italic"))
         return tree
-    heading.append(
-        f"\n{READING}\nP of firing where nothing deeper matches; times fired, of times seen.", style="not bold dim"
-    )
+    heading.append(f"\n{READING}\n{READING_P};\n{READING_COUNTS}.", style="not bold dim")
     for root in drawing.roots:
         _add(tree, root, is_root=True)
     if drawing.n_hidden:
@@ -52,8 +51,8 @@ def _add(tree: Tree, branch: Branch, *, is_root: bool = False) -> None:
     if branch.ends:
         level = int(90 + 165 * min(1.0, branch.probability))
         colour = "dim" if branch.is_silent else f"not dim bold rgb({level},60,60)"
-        text.append(f"  P {branch.probability:.2f}", style=colour)
-    text.append(f"  {branch.fires:,} of {branch.count:,}")
+        text.append(f"  {probability_label(branch)}", style=colour)
+    text.append(f"  {counts_label(branch)}")
     if branch.importance == branch.importance:
         text.append(f"  importance {branch.importance:.2f}", style="not dim rgb(90,130,255)")
     below = tree.add(text)

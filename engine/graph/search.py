@@ -34,6 +34,9 @@ class Line:
     count: int
     fires: int
     score: float
+    own_count: int
+    """Of the occurrences, those for which no longer line answers: those that `probability` speaks of."""
+    own_fires: int
 
 
 @dataclass(frozen=True)
@@ -139,4 +142,6 @@ def _line(forest: Forest, node: int, score: float) -> Line:
         int(nodes["count"][node]),
         int(nodes["fires"][node]),
         float(score),
+        int(forest.own_count[node]),
+        int(forest.own_fires[node]),
     )

@@ -41,7 +41,10 @@ class DrawnGraph:
 
     def __str__(self) -> str:
         out = io.StringIO()
-        Console(file=out, width=1000, no_color=True, highlight=False).print(draw_tree(self.drawing))
+        # In a notebook rich would show the tree as an output of its own instead of writing it here.
+        Console(file=out, width=1000, no_color=True, highlight=False, force_jupyter=False).print(
+            draw_tree(self.drawing)
+        )
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
     __repr__ = __str__

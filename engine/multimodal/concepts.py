@@ -29,6 +29,8 @@ class Concept:
     """Share of the noun's captions in whose top k each neuron is."""
     scores: NDArray[np.float64]
     """Mean score over those captions."""
+    places: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    """Of each neuron, where it stands in the ranking: which nouns, and its rank in each."""
 
 
 def concepts(found: Multimodal, k: int | None = None) -> list[Concept]:
@@ -47,5 +49,7 @@ def concepts(found: Multimodal, k: int | None = None) -> list[Concept]:
         neurons, place, counts = np.unique(numbers[there], return_inverse=True, return_counts=True)
         means = np.bincount(place, scores[there], len(neurons)) / np.maximum(counts, 1)
         order = np.lexsort((neurons, -means, -counts))[:k]
-        result.append(Concept(word, np.array(rows), neurons[order], counts[order] / len(rows), means[order]))
+        nouns, ranks = np.nonzero(there)
+        places = [(np.array(rows)[nouns[place == n]], ranks[place == n]) for n in order.tolist()]
+        result.append(Concept(word, np.array(rows), neurons[order], counts[order] / len(rows), means[order], places))
     return result

@@ -32,20 +32,30 @@ class Rows:
         there = numbers >= 0
         names = self._found.numbering.names(numbers[there])
         return [
-            {"neuron": name, "score": score, "tokens": self._tokens[number][0]}
+            {"neuron": name, "score": score, "tokens": self._tokens[number].top}
             for name, number, score in zip(names, numbers[there].tolist(), scores[there].tolist(), strict=True)
         ]
 
     def _at_noun(self, number: int, form: str) -> list[dict[str, Any]]:
-        """The same with each neuron's activation at the noun; a neuron below zero there writes its bottom tokens."""
+        """The same with each neuron's activation at the noun and what it writes there, of −w where it is below zero."""
         ranked = self._found.ranked[form]
         rows = self.ranking(ranked.tokens[number], ranked.values[number])
         activations = self._found.activations(form)[number].tolist()
-        for row, neuron, activation in zip(rows, ranked.tokens[number].tolist(), activations, strict=False):
-            row["activation"] = activation
-            if activation < 0:
-                row["bottom_tokens"] = self._tokens[neuron][1]
+        written = self._found.written_activations(form)
+        for i, (row, neuron) in enumerate(zip(rows, ranked.tokens[number].tolist(), strict=False)):
+            row["activation"] = activations[i]
+            self._add_written(row, neuron, None if written is None else written[number, i : i + 1])
         return rows
+
+    def _add_written(self, row: dict[str, Any], neuron: int, activations: NDArray[np.float32] | None) -> None:
+        """Add `writes`: the tokens that the neuron promotes where it has these activations, null where their signs differ.
+
+        Its bottom tokens stand beside, except where it is above zero throughout.
+        """
+        own = self._tokens[neuron]
+        row["writes"] = None if activations is None else own.written(activations)
+        if activations is None or (activations < 0).any() or row["writes"] is None:
+            row["bottom_tokens"] = own.bottom
 
     def noun(self, number: int) -> dict[str, Any]:
         """A noun of a caption: noun, token, text, position, neurons; in several forms `forms` with each, and their overlap."""
@@ -75,20 +85,27 @@ class Rows:
         return rows
 
     def concepts(self, every: Sequence[Concept]) -> list[dict[str, Any]]:
-        """Nouns over all captions: noun, captions, neurons with the share of the captions that they serve."""
-        return [
-            {
-                "noun": concept.word,
-                "captions": len(concept.occurrences),
-                "neurons": [
-                    row | {"share": share}
-                    for row, share in zip(
-                        self.ranking(concept.neurons, concept.scores), concept.shares.tolist(), strict=True
-                    )
-                ],
-            }
-            for concept in every
-        ]
+        """Nouns over all captions: noun, captions, neurons with the share of the captions that they serve.
+
+        And how a neuron stands at these captions' nouns: its mean activation, at how many it is above and below zero, and
+        what it writes at most of them.
+        """
+        form = self._found.settings.forms[0]
+        activations, written = self._found.activations(form), self._found.written_activations(form)
+        described = []
+        for concept in every:
+            rows = self.ranking(concept.neurons, concept.scores)
+            for row, neuron, share, place in zip(
+                rows, concept.neurons.tolist(), concept.shares.tolist(), concept.places, strict=True
+            ):
+                row |= {"share": share, "activation": float(activations[place].mean(dtype=np.float64))}
+                row |= {
+                    "above_zero": int((activations[place] > 0).sum()),
+                    "below_zero": int((activations[place] < 0).sum()),
+                }
+                self._add_written(row, neuron, None if written is None else written[place])
+            described.append({"noun": concept.word, "captions": len(concept.occurrences), "neurons": rows})
+        return described
 
 
 def plain(text: str) -> str:

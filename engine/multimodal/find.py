@@ -149,6 +149,20 @@ class Multimodal:
             self._activations[form] = _read_activations(self, self.ranked[form].tokens, FORMS[form])
         return self._activations[form]
 
+    def written_activations(self, form: str) -> NDArray[np.float32] | None:
+        """What each neuron of a ranking multiplies its write vector with where its noun is predicted [noun, k].
+
+        `A_post`, whichever form ranked it: a gate says nothing of the sign of what a gated neuron writes. None where the
+        capture lacks it.
+        """
+        if form == "post":
+            return self.activations(form)
+        if FORMS["post"] not in self.capture.record.sites:
+            return None
+        if "written" not in self._activations:
+            self._activations["written"] = _read_activations(self, self.ranked[form].tokens, FORMS["post"])
+        return self._activations["written"]
+
     def products_of(self, number: int) -> list[float]:
         """What one unit of activation of each of a noun's neurons adds to the noun: score / activation, of a ranking by score.
 

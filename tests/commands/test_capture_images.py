@@ -96,3 +96,10 @@ def test_mistakes_end_in_a_sentence(
     (pictures / "images.jsonl").write_text(json.dumps({"image": "http://example.org/a.png"}))
     assert "names its image by a URL" in refused("capture", model, pictures, store)
     assert not store.exists()
+
+
+def test_images_have_no_dry_run(refused: Callable[..., str], model: Path, pictures: Path, tmp_path: Path) -> None:
+    said = refused("capture", model, pictures, tmp_path / "store", "--generate", "--dry-run")
+    assert said.startswith(f"A dry run is of a corpus of text, and {pictures} holds images")
+    assert "--max-documents" in said
+    assert not (tmp_path / "store").exists()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from actstore import terminal
 from actstore.engine.capture_run import RunOptions, capture
 from actstore.store.reader import Store
 
@@ -132,6 +133,33 @@ def test_at_a_place_it_is_in_order_of_every_neuron(cli: Callable[..., Result], p
     scores = [row["score"] for row in value["neurons"]]
     assert len(scores) == 48
     assert scores == sorted(scores, reverse=True)
+
+
+def test_at_a_place_each_neuron_is_shown_with_its_activation_and_what_it_writes_there(
+    cli: Callable[..., Result], path: Path
+) -> None:
+    store = Store(path)
+    window = store.capture("corpus").windows().to_pylist()[0]
+    asked = (path, "--at", f"{window['document']}:3@{window['window']}", "-k", "48")
+    tokens = store.capture("corpus").tokens().to_pydict()
+    (slot,) = [
+        i
+        for i, (w, p) in enumerate(zip(tokens["window"], tokens["position"], strict=True))
+        if (w, p) == (window["window"], 3)
+    ]
+    lines = cli(*asked).out.splitlines()
+    assert lines[1].split() == ["neuron", "score", "activation", "writes"]
+    signs = set()
+    for row, line in zip(json.loads(cli(*asked, "--json").out)["neurons"], lines[2:], strict=True):
+        activation = float(store.neuron(row["neuron"]).activations("corpus")[slot])
+        assert row["activation"] == activation
+        side = "top_texts" if activation > 0 else "bottom_texts"
+        (texts,) = store.sql(f"select {side} from model where name = '{row['neuron']}'")[side].to_pylist()
+        name, _, shown, written = line.split(maxsplit=3)
+        assert (name, shown) == (row["neuron"], f"{activation:.4g}")
+        assert written.startswith(terminal.visible(texts[0].replace(" ", "␣")))
+        signs.add(side)
+    assert signs == {"top_texts", "bottom_texts"}
 
 
 def test_several_targets(cli: Callable[..., Result], path: Path) -> None:

@@ -69,7 +69,12 @@ def test_show_as_json_names_the_lines_that_matter_first(cli: Callable[..., Resul
     }  # fmt: skip
     assert found["lines"][0] == {
         "tokens": [CAT, THE, BLACK], "texts": ["·cat", "·the", "·black"], "probability": pytest.approx(0.97),
-        "value": pytest.approx(0.873), "count": 100, "fires": 97, "importance": pytest.approx(0.9),
+        "value": pytest.approx(0.873), "count": 100, "fires": 97, "own_count": 100, "own_fires": 97,
+        "importance": pytest.approx(0.9),
+    }  # fmt: skip
+    root = next(line for line in found["lines"] if line["tokens"] == [CAT])
+    assert {name: root[name] for name in ("count", "fires", "own_count", "own_fires")} == {
+        "count": 900, "fires": 210, "own_count": 550, "own_fires": 110,
     }  # fmt: skip
     assert found["lines"][-1]["importance"] is None
     assert len(found["lines"]) == 4
@@ -80,7 +85,9 @@ def test_show_draws_a_tree(cli: Callable[..., Result], store: Path) -> None:
     done = cli("show", store, "L0.N0")
     assert done.status == 0
     assert "fires from 0.5 of its maximum 2.5 · fired at 9 tokens · 6 nodes, 4 lines · capture corpus" in done.out
-    assert re.search(r"└──  ·cat   P 0\.12  210 of 900\n.*← {2}·the   P 0\.05  100 of 300", done.out)
+    assert re.search(
+        r"└──  ·cat   P 0\.12  fired 110 of 550 \(210 of 900 in all\)\n.*← {2}·the   P 0\.05  fired 3 of 200", done.out
+    )
     assert "← … ×2 ←  not " in done.out
     assert "… ×2 ←" not in cli("show", store, "L0.N0", "--without-ignore").out
     assert "more lines that matter less" in cli("show", store, "L1.N0", "--lines", 5).out
@@ -120,6 +127,12 @@ def test_search(cli: Callable[..., Result], store: Path) -> None:
     assert shown.out.startswith("3 neurons in 6 lines;  firing on ·cat, ·Cat, cat·, CAT.\n")
     assert re.search(r"L0\.N0 +94\.1 +·black ·the +·cat +0\.97 +97 +100", shown.out)
     assert "… 3 more" in shown.out
+    # A probability stands beside the counts that it is of: those for which no longer line answers.
+    silent = cli("search", store, "--activating", "cat", "--silent", "--lines", 9)
+    assert re.search(r" ·cat +0\.12 +110 +550\n", silent.out)
+    lines = cli("search", store, "--activating-id", CAT, "--silent", "--json").json["neurons"][0]["lines"]
+    root = next(line for line in lines if line["tokens"] == [CAT])
+    assert (root["fires"], root["count"], root["own_fires"], root["own_count"]) == (210, 900, 110, 550)
     nothing = cli("search", store, "--activating", " black", "--context", "cat", "--match", "contains")
     assert (nothing.status, nothing.out.count("\n")) == (0, 1)
 

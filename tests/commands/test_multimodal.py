@@ -61,6 +61,7 @@ def test_every_noun_of_every_caption(cli: Callable[..., Result], path: Path) -> 
         (True, True),
         (False, False),
     }
+    assert all(neuron["writes"] == neuron.get("bottom_tokens", neuron["tokens"]) for neuron in neurons)
     assert cli("show", path, *COMMON, "-k", "4", "--json").json == value
 
 
@@ -87,6 +88,59 @@ def test_nouns_put_together(cli: Callable[..., Result], path: Path) -> None:
     shown = cli(path, *COMMON, "-k", "3", "--by", "noun", "--rows", "1").out
     assert shown.startswith("circle: 2 captions")
     assert "… and 5 more nouns" in shown
+
+
+def _own_tokens(path: Path, neuron: str) -> tuple[list[str], list[str]]:
+    from actstore.store.reader import Store
+
+    row = Store(path).sql(f"select top_texts, bottom_texts from model where name = '{neuron}'").to_pylist()[0]
+    return row["top_texts"], row["bottom_texts"]
+
+
+def test_what_a_neuron_writes_follows_the_sign_of_its_activation(cli: Callable[..., Result], tmp_path: Path) -> None:
+    # Below zero everywhere: what reaches the stream is -w, whose tokens are those that w suppresses.
+    path = tmp_path / "store"
+    planted_captions.plant_captions(path, values=lambda values, site, layer: -np.abs(values))
+    value = cli(path, *COMMON, "-k", "3", "--by", "noun", "--json").json
+    rows = [(noun, row) for noun in value["nouns"] for row in noun["neurons"]]
+    assert len(rows) > 10
+    for noun, row in rows:
+        top, bottom = _own_tokens(path, row["neuron"])
+        assert (row["tokens"], row["bottom_tokens"], row["writes"]) == (top, bottom, bottom)
+        assert row["activation"] < 0 < row["score"]
+        assert (row["above_zero"], row["below_zero"]) == (0, round(row["share"] * noun["captions"]))
+    noun, row = rows[0]
+    lines = cli(path, *COMMON, "-k", "3", "--by", "noun", "--rows", "1").out.splitlines()
+    assert lines[1].split()[:5] == ["neuron", "score", "captions", "above", "zero"]
+    shown = next(line for line in lines if line.startswith(row["neuron"]))
+    assert f"0 of {row['below_zero']}" in shown
+    assert row["bottom_tokens"][0].replace(" ", "␣") in shown
+    assert row["tokens"][0].replace(" ", "␣") not in shown.split("of", 1)[1].split()
+    for caption in cli(path, *COMMON, "-k", "3", "--json").json["captions"]:
+        for noun in caption["nouns"]:
+            assert all(row["writes"] == _own_tokens(path, row["neuron"])[1] for row in noun["neurons"])
+
+
+def test_what_a_neuron_writes_is_by_its_activation_whatever_its_gate(
+    cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    signs = {"mlp.gate": 1, "mlp.post": -1}
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    planted_captions.plant_captions(both, values=lambda values, site, layer: signs[site] * np.abs(values))
+    asked = (*COMMON, "-k", "3", "--form", "gate")
+    for by in ((), ("--by", "noun")):
+        value = cli(both, *asked, *by, "--json").json
+        nouns = value["nouns"] if by else [noun for caption in value["captions"] for noun in caption["nouns"]]
+        for row in (row for noun in nouns for row in noun["neurons"]):
+            assert row["activation"] > 0  # the gate's
+            assert row["writes"] == row["bottom_tokens"] == _own_tokens(both, row["neuron"])[1]
+    # Where the capture lacks the activation, either side of zero is named.
+    planted_captions.plant_captions(alone, sites=("mlp.gate",))
+    row = cli(alone, *asked, "--by", "noun", "--json").json["nouns"][0]["neurons"][0]
+    assert row["writes"] is None
+    assert (row["tokens"], row["bottom_tokens"]) == _own_tokens(alone, row["neuron"])
+    assert "when above zero: " in cli(alone, *asked, "--by", "noun").out
+    assert "; when below: " in cli(alone, *asked).out
 
 
 def test_what_people_see(cli: Callable[..., Result], path: Path) -> None:

@@ -57,6 +57,13 @@ def test_json_names_the_neurons_of_each_label(cli: Callable[..., Result], store:
     entropies = [score["entropy"] for score in found["scores"]]
     assert entropies == sorted(entropies)
     assert {label: sum(layers.values()) for label, layers in found["by_layer"].items()} == found["counts"]
+    scores = {score["neuron"]: score for score in found["scores"]}
+    for label, rows in found["neurons_by_label"].items():
+        assert [row["neuron"] for row in rows] == found["labels"][label]
+        for row in rows:
+            assert row["entropy"] == scores[row["neuron"]]["entropy"]
+            assert row["probabilities"] == scores[row["neuron"]]["probabilities"]
+            assert row["probability"] == row["probabilities"][label] > found["threshold"]
 
 
 def test_show_is_the_default_and_prints_tables(cli: Callable[..., Result], store: Path) -> None:
@@ -65,6 +72,33 @@ def test_show_is_the_default_and_prints_tables(cli: Callable[..., Result], store
     assert short.status == 0
     assert "of 48 neurons are selective by language in capture 'corpus'" in short.out
     assert re.search(r"label\s+tokens\s+neurons\s+L0\s+L1", short.out)
+    # Each neuron stands beside its entropy and its P of every label.
+    assert re.search(r"label +neuron +entropy +P\(en\) +P\(fr\) +P\(py\)", short.out)
+    found = cli(store, "--by", "language", "--share", "0.1", "--json").json
+    rows = [(label, row) for label, rows in found["neurons_by_label"].items() for row in rows]
+    assert rows
+    for label, row in rows:
+        numbers = "".join(f" +{row['probabilities'][of]:.4f}" for of in found["labels"])
+        assert re.search(rf"{label} +{re.escape(row['neuron'])} +{row['entropy']:.4f}{numbers}", short.out)
+
+
+def test_of_many_labels_a_neuron_is_shown_with_its_own_and_the_next(
+    cli: Callable[..., Result], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from actstore.commands import selectivity
+
+    monkeypatch.setattr(selectivity, "SHOWN_LABELS", 2)
+    asked = ("--by", "language", "--share", "0.1")
+    shown, found = cli(store, *asked).out, cli(store, *asked, "--json").json
+    assert re.search(r"label +neuron +entropy +P +next highest", shown)
+    for label, rows in found["neurons_by_label"].items():
+        for row in rows:
+            others = {p: of for of, p in row["probabilities"].items() if of != label}
+            assert re.search(
+                rf"{label} +{re.escape(row['neuron'])} +{row['entropy']:.4f} +{row['probability']:.4f} +"
+                rf"({'|'.join(others.values())}) {max(others):.4f}",
+                shown,
+            )
 
 
 def test_few_tokens_are_warned_of_on_standard_error(cli: Callable[..., Result], store: Path) -> None:

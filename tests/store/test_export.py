@@ -1,10 +1,13 @@
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
+from actstore.store import token_tables
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.export import export_activations
 from actstore.store.reader import Store
@@ -42,6 +45,7 @@ def test_safetensors(capture, expected, tmp_path):
     np.testing.assert_array_equal(found["id"], tokens["id"].to_numpy())
     assert {name: str(array.dtype) for name, array in found.items()} == {
         "activations": "float32", "layer": "int32", "neuron": "int32", "token": "int64", "id": "int32",
+        "document": "int32", "position": "int32",
     }  # fmt: skip
 
 
@@ -59,10 +63,66 @@ def test_parquet(capture, planted_path, tmp_path):
     assert export_activations(capture, tmp_path / "a.parquet", neurons=neurons) == 135
     found = pq.read_table(tmp_path / "a.parquet")
     tokens = capture.tokens()
-    assert found.column_names == [*tokens.column_names, *[f"L{layer}.N{index}" for layer, index in neurons]]
+    described = [*tokens.column_names, "text", "source", "language"]
+    assert found.column_names == [*described, *[f"L{layer}.N{index}" for layer, index in neurons]]
     assert found.select(tokens.column_names).equals(tokens)
     for layer, index in neurons:
         np.testing.assert_array_equal(found[f"L{layer}.N{index}"].to_numpy(), planted_path[1][layer][index])
+
+
+def check_tokens(capture, table):
+    """Every row says what its token is, where it comes from, and the labels of its document."""
+    tokens, documents = capture.tokens().to_pylist(), capture.documents().to_pylist()
+    rows = table.select([*capture.tokens().column_names, "text", "source", "language"]).to_pylist()
+    assert len(rows) == len(tokens) > 0
+    for row, token in zip(rows, tokens, strict=True):
+        document = documents[token["document"]]
+        assert row == token | {
+            "text": capture.store.token_text(token["id"]), "source": document["source"], "language": document["language"],
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["npy", "safetensors", "parquet"])
+def test_the_tokens_texts_documents_and_labels_come_along(capture, tmp_path, suffix):
+    export_activations(capture, tmp_path / f"a.{suffix}", neurons=[(0, 0), (1, 2)])
+    beside = tmp_path / ("a.parquet" if suffix == "parquet" else "a.tokens.parquet")
+    assert {path.name for path in tmp_path.iterdir()} == {f"a.{suffix}", beside.name}
+    check_tokens(capture, pq.read_table(beside))
+    if suffix == "safetensors":
+        found, tokens = load_file(tmp_path / "a.safetensors"), capture.tokens()
+        for name in ("document", "position"):
+            np.testing.assert_array_equal(found[name], tokens[name].to_numpy())
+
+
+def test_of_a_capture_that_is_not_finished_too(somewhere, tmp_path, planting):
+    planting(somewhere, blocks=(0, 2), finish=False)
+    capture = Store(somewhere).capture()
+    export_activations(capture, tmp_path / "a.npy", neurons=[(0, 0)])
+    export_activations(capture, tmp_path / "a.parquet", neurons=[(0, 0)])
+    check_tokens(capture, pq.read_table(tmp_path / "a.tokens.parquet"))
+    check_tokens(capture, pq.read_table(tmp_path / "a.parquet"))
+
+
+def test_parts_of_many_rows_are_the_whole(capture, monkeypatch, tmp_path):
+    whole = token_tables.TokenTable(capture).rows(0, 135)
+    monkeypatch.setattr(token_tables, "ROWS", 7)
+    token_tables.TokenTable(capture).write(tmp_path / "a.parquet")
+    assert pq.read_table(tmp_path / "a.parquet").equals(whole)
+
+
+def test_a_label_named_like_another_column_gets_another_name(capture):
+    names = ("text", "id", "L1.N3", "label_text", "language")
+    documents = capture.documents()
+    for name in names[:-1]:
+        documents = documents.append_column(name, pa.array([f"{name}-{i}" for i in range(len(documents))]))
+    plan = SimpleNamespace(label_columns=names)
+    fake = SimpleNamespace(
+        tokens=capture.tokens, documents=lambda: documents, store=capture.store, record=SimpleNamespace(plan=plan)
+    )
+    table = token_tables.TokenTable(fake).rows(0, 5)
+    added = table.column_names[len(capture.tokens().column_names) :]
+    assert added == ["text", "source", "label_text", "label_id", "label_L1.N3", "label_label_text", "language"]
+    assert table["label_text"].to_pylist() == [f"text-{d}" for d in table["document"].to_pylist()]
 
 
 def test_parquet_names_a_neuron_once(capture, tmp_path):

@@ -54,6 +54,13 @@ def flat(branch: Branch) -> list[Branch]:
     return [branch, *(b for child in branch.children for b in flat(child))]
 
 
+def make_branch(label: str, *children: Branch, **given: Any) -> Branch:
+    """A branch as `make_drawing` makes them, with what a test does not care for filled in."""
+    numbers = {"probability": 0.5, "value": 0.5, "count": 9, "fires": 5, "own_count": 4, "own_fires": 2}
+    rest = {"token": 0, "skipped": 0, "importance": math.nan, "strength": 0.5, "is_silent": False}
+    return Branch(label=label, children=list(children), **numbers | rest | given)
+
+
 @pytest.fixture
 def drawn(planting: Callable[..., Graphs], store: Store) -> Callable[..., Drawing]:
     """drawn(lines, **options): the drawing of one planted neuron."""
@@ -131,11 +138,37 @@ def test_only_what_never_fires_is_dashed(drawn: Callable[..., Drawing]) -> None:
 
 
 def test_the_terminal_tree_reads_outwards_in(drawn: Callable[..., Drawing]) -> None:
-    rows = [re.sub(r"[│├└─ ]+", " ", row).strip() for row in text_of(drawn(RULES)).splitlines()[3:]]
-    assert rows[0] == "·cat P 0.12 210 of 900"
-    assert "← ·the P 0.05 100 of 300" in rows
-    assert rows[rows.index("← ·the P 0.05 100 of 300") + 1] == "← ·black P 0.97 97 of 100 importance 0.90"
-    assert "← … ×2 ← not P 0.01 0 of 50" in rows
+    rows = [re.sub(r"[│├└─ ]+", " ", row).strip() for row in text_of(drawn(RULES)).splitlines()[4:]]
+    assert rows[0] == "·cat P 0.12 fired 107 of 545 (210 of 900 in all)"
+    the = rows.index("← ·the P 0.05 fired 3 of 200 (100 of 300 in all)")
+    assert rows[the + 1] == "← ·black P 0.97 fired 97 of 100 importance 0.90"
+    assert "← … ×2 ← not P 0.01 fired 0 of 50" in rows
+
+
+def test_a_probability_and_the_counts_beside_it_are_of_the_same_occurrences(drawn: Callable[..., Drawing]) -> None:
+    # Of 4,664 occurrences almost all are answered for by a longer line, in which the neuron does not fire.
+    drawing = drawn([((CAT,), 0.96, 4664, 126), ((CAT, NOT), 0.0, 4530, 2), ((CAT, THE), 0.3, 9, 3)])
+    (root,) = drawing.roots
+    assert (root.own_fires, root.own_count, root.fires, root.count) == (121, 125, 126, 4664)
+    assert "P 0.96  fired 121 of 125 (126 of 4,664 in all)" in text_of(drawing)
+    assert '<span class="n">fired 121 of 125 (126 of 4,664 in all)</span>' in draw_html(drawing)
+    for picture in (draw_svg(drawing), draw_dot(drawing)):
+        assert "P 0.96 · 121/125" in picture
+        assert "126/4,664" not in picture
+        assert (
+            "fired 126 times of 4,664 in all; P of firing where no longer line matches 0.960, at 121 of 125" in picture
+        )
+
+
+def test_where_longer_lines_answer_for_all_the_counts_are_those_of_all(drawn: Callable[..., Drawing]) -> None:
+    drawing = drawn([((CAT,), 0.5, 20, 10), ((CAT, THE), 0.9, 10, 9), ((CAT, NOT), 0.1, 10, 1)])
+    assert "P 0.50  fired 10 of 20 in all, never seen without a longer line" in text_of(drawing)
+    assert "P 0.50 · 10/20" in draw_svg(drawing)
+
+
+def test_lines_drawn_as_one_keep_a_probability_and_its_counts_together(drawn: Callable[..., Drawing]) -> None:
+    lines = [((CAT,), 0.1, 99, 9), ((CAT, THE), 0.3, 9, 3), ((CAT, IGNORE, THE), 0.8, 8, 6)]
+    assert "P 0.80  fired 6 of 8 (9 of 17 in all)" in text_of(drawn(lines, with_ignore=False))
 
 
 def test_a_neuron_that_never_fires_is_an_empty_graph_that_says_so(drawn: Callable[..., Drawing]) -> None:
@@ -188,7 +221,7 @@ class _Tags(HTMLParser):
 def test_no_token_breaks_a_picture(texts: list[bytes]) -> None:
     def branch(i: int) -> Branch:
         below = [branch(i + 1)] if i + 1 < len(texts) else []
-        return Branch(i, token_label(i, texts[i]), i % 2, 0.5, 0.5, 9, 5, math.nan, 0.5, False, below)
+        return make_branch(token_label(i, texts[i]), *below, token=i, skipped=i % 2)
 
     drawing = Drawing("L0.N0", "", (branch(0),), 5, 5, 0, 'a < b & "c"')
     svg = ElementTree.fromstring(draw_svg(drawing))
@@ -211,6 +244,8 @@ def test_no_token_breaks_a_picture(texts: list[bytes]) -> None:
         "div",
         "span",
         "bdi",
+        "ul",
+        "li",
     ]
     assert page.tags <= set(tags)
     assert page.attributes <= {"lang", "charset", "name", "content", "open", "class", "style", "title"}

@@ -43,8 +43,8 @@ def test_a_drawing_is_text_and_pictures(graphs: Graphs, tmp_path: Path) -> None:
     drawn = graphs.graph(0, 0).draw()
     lines = str(drawn).splitlines()
     assert lines[0].startswith("L0.N0  fires from 0.5 of its maximum 2.5 · fired at 9 tokens · 4 nodes, 3 lines")
-    assert [re.sub(r"\s+", " ", line.strip("│├└─ ")) for line in lines[3:]] == [
-        "·cat P 0.10 10 of 100", "← ·the P 0.90 9 of 10", "← … ×1 ← ·black P 0.80 7 of 8",
+    assert [re.sub(r"\s+", " ", line.strip("│├└─ ")) for line in lines[4:]] == [
+        "·cat P 0.10 fired 0 of 82 (10 of 100 in all)", "← ·the P 0.90 fired 9 of 10", "← … ×1 ← ·black P 0.80 fired 7 of 8",
     ]  # fmt: skip
     assert repr(drawn) == str(drawn)
     assert "\x1b[" not in str(drawn)
