@@ -33,12 +33,13 @@ from actstore.commands import (
     read,
     selectivity,
 )
+from actstore.commands.options import CommandGroup
 from actstore.store.errors import ActstoreError, CaptureError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 def _print_version(wanted: bool) -> None:
