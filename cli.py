@@ -80,10 +80,6 @@ def main() -> None:
 
 
 INTERRUPTED = 130
-_FILE_SYSTEM_ERRORS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG,
-}  # fmt: skip
-"""What the user can mend, and a program cannot cause by itself."""
 
 
 def _run(command: Callable[[], Any]) -> int:
@@ -93,9 +89,7 @@ def _run(command: Callable[[], Any]) -> int:
         terminal.say(f"Error: {_sentence(str(error))}")
         return 1 if isinstance(error, CaptureError) else 2
     except OSError as error:
-        if error.errno not in _FILE_SYSTEM_ERRORS:
-            raise
-        terminal.say(f"Error: {error.strerror}: {error.filename or 'the disk'}.")
+        terminal.say(f"Error: {_system_error(error)}")
         return 2
     except (KeyboardInterrupt, SystemExit) as stop:
         code = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else stop.code
@@ -103,6 +97,20 @@ def _run(command: Callable[[], Any]) -> int:
             terminal.say("Interrupted.")
         return code if isinstance(code, int) else 1
     return 0
+
+
+_TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
+
+
+def _system_error(error: OSError) -> str:
+    """What the system, or a driver that speaks for it, could not do: with which file, where that is known."""
+    if error.strerror is None:
+        lines = (line.strip() for line in str(error).splitlines())
+        return _sentence(next((line for line in lines if line), type(error).__name__))
+    files = ", ".join(os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes))
+    if error.errno in _TOO_MANY_FILES:
+        return _sentence(f"{error.strerror}{files and f': {files}'}; raise the limit with `ulimit -n 4096`")
+    return _sentence(f"{error.strerror}: {files or 'a file or a disk that the system does not name'}")
 
 
 def _sentence(text: str) -> str:

@@ -15,6 +15,7 @@ from actstore.engine.models import inspect_model
 from actstore.engine.progress import CaptureProgress
 from actstore.engine.run import RunOptions, check_options, check_target
 from actstore.engine.settings import CaptureSettings, ImageSettings
+from actstore.store.arguments import argument, given_fields
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.folder import Folder
 from actstore.store.reader import Store, read_capture
@@ -52,8 +53,9 @@ def capture(
     >>> actstore.capture("gpt2", "corpus.jsonl", "gpt2.actstore", precision="half")
     >>> actstore.capture("llava-hf/llava-1.5-7b-hf", "pictures/", "llava.actstore", generate=True)
     """
-    options, progress = options or RunOptions(), progress or CaptureProgress()
-    asked = {key: value for key, value in settings.items() if value is not None}
+    options = argument("options", options, RunOptions | None) or RunOptions()
+    progress = argument("progress", progress, CaptureProgress | None) or CaptureProgress()
+    asked = given_fields(ImageSettings, settings, "A capture")  # those of text are among them
     check_options(name, options)
     spec = inspect_model(model, trust_remote_code=options.trust_remote_code)
     folder = Folder(store, read_only=False)

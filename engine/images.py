@@ -22,6 +22,7 @@ from actstore.engine.image_tables import TABLE_SUFFIXES, dataset_tables, read_co
 from actstore.engine.records import RecordReader, describe_value, missing_label, name_columns
 from actstore.engine.tables import is_saved_dataset
 from actstore.engine.textfiles import reading
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class ImageDocument:
 
 
 @dataclass(frozen=True)
-class ImageOptions:
+class ImageOptions(Typed):
     """What to take from a location: columns of its records, names of its files, and at most so many documents."""
 
     image_column: str = "image"
@@ -62,6 +63,7 @@ class ImageOptions:
     """Documents read, whether their images can be opened or not."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_documents is not None and self.max_documents < 1:
             raise InvalidInputError(f"--max-documents is at least 1, found {self.max_documents}.")
 

@@ -60,6 +60,9 @@ class Attributions(Answers):
         """Over all attributed layers."""
         self._cache: OrderedDict[tuple[str, int], NDArray[np.float32]] = OrderedDict()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.capture,)
+
     def __repr__(self) -> str:
         return f"Attributions({self.capture.record.name!r}: {len(self.queries)} queries, {', '.join(self.kinds)})"
 

@@ -24,6 +24,7 @@ from actstore.engine.attribution.coverage_state import (
 )
 from actstore.engine.attribution.positions import blocks_with, check_positions, check_values, windows_of
 from actstore.kernels.top_k.api import top_k
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ SAMPLES_AT_ONCE: Final = 1024
 
 
 @dataclass(frozen=True)
-class CoverageSettings:
+class CoverageSettings(Typed):
     """Which criteria, with what parameters, over which samples. States of different settings do not merge."""
 
     criteria: tuple[str, ...] = ("nc", "tknc", "tknp")
@@ -72,6 +73,7 @@ class CoverageSettings:
     positions: str = "counted"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if unknown := [name for name in self.criteria if name not in CRITERIA]:
             raise InvalidInputError(f"Criteria are among {', '.join(CRITERIA)}: found {', '.join(unknown)}.")
         if not self.criteria:

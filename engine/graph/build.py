@@ -18,6 +18,7 @@ from actstore.engine.graph.contexts import Contexts, read_contexts
 from actstore.engine.graph.values import silent_means, values_with
 from actstore.kernels.jit import default_threads
 from actstore.kernels.suffix_trie.api import MAX_DEPTH, Nodes, Settings, build
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 from actstore.store.graph_writer import GraphWriter
 from actstore.store.graphs import GraphRecord, Graphs
@@ -39,7 +40,7 @@ MAX_CHUNK = 1024
 
 
 @dataclass(frozen=True)
-class GraphSettings:
+class GraphSettings(Typed):
     """What a graph is to say, and how much of it."""
 
     share: float = 0.5
@@ -58,6 +59,7 @@ class GraphSettings:
     """Nats by which ignoring tokens must be better than telling them apart."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.share <= 1:
             raise InvalidInputError(f"--share is a share above 0, at most 1, found {self.share}.")
         if not 0 < self.threshold <= 1:
@@ -173,7 +175,7 @@ def grow(
 
 
 @dataclass(frozen=True)
-class BuildOptions:
+class BuildOptions(Typed):
     """What does not change a graph."""
 
     memory: int = 1 << 30

@@ -28,6 +28,7 @@ from actstore.engine.run import Run, RunOptions, check_options, check_target
 from actstore.engine.settings import CaptureSettings
 from actstore.engine.tokens import TextTokenizer
 from actstore.store import root
+from actstore.store.arguments import Typed
 from actstore.store.errors import CaptureError, InvalidInputError
 from actstore.store.folder import Folder
 from actstore.store.layout import SPECIAL, TEXT
@@ -48,7 +49,7 @@ SAMPLED: Final = "probes-sampled"
 
 
 @dataclass(frozen=True)
-class ProbeKept:
+class ProbeKept(Typed):
     """What a capture of probes keeps."""
 
     site: str = "mlp.post"
