@@ -91,6 +91,10 @@ def _run(command: Callable[[], Any]) -> int:
     except OSError as error:
         terminal.say(f"Error: {_system_error(error)}")
         return 2
+    except MemoryError as error:
+        reason = str(error) or "no more is to be had"
+        terminal.say(f"Error: There is not enough memory for what was asked: {_sentence(reason)}")
+        return 2
     except (KeyboardInterrupt, SystemExit) as stop:
         code = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else stop.code
         if code == INTERRUPTED:  # Typer makes the one into the other

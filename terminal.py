@@ -278,7 +278,7 @@ def spinner(what: str, *, enabled: bool) -> Iterator[None]:
     """A sign on standard error that something is done, of which nobody can say how long it takes."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", style="dim", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not _shown(enabled)) as progress:
-        progress.add_task(what, total=None)
+        progress.add_task(visible(what), total=None)
         yield
 
 
@@ -297,5 +297,5 @@ def counting_bar(what: str, *, enabled: bool) -> Iterator[Callable[[int, int], N
         disable=not _shown(enabled),
     )
     with progress:
-        task = progress.add_task(what, total=None)
+        task = progress.add_task(visible(what), total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -100,7 +100,7 @@ class CommandGroup(TyperGroup):
         """A command by name; None where there is none."""
         command = super().get_command(ctx, cmd_name)
         for parameter in command.params if command is not None else ():
-            parameter.callback = parameter.callback or _in_64_bits
+            parameter.callback = parameter.callback or _check_integer
         return command
 
     def make_context(self, *arguments: Any, **settings: Any) -> Any:
@@ -114,10 +114,12 @@ class CommandGroup(TyperGroup):
             return super().invoke(ctx)
 
 
-def _in_64_bits(ctx: Any, parameter: Any, value: Any) -> Any:
+def _check_integer(ctx: Any, parameter: Any, value: Any) -> Any:
     for number in value if isinstance(value, list | tuple) else (value,):
         if isinstance(number, int) and not -LARGEST <= number <= LARGEST:
             raise typer.BadParameter(f"an integer has at most 64 bits, found {number}.", ctx, parameter)
+        if parameter.name == "seed" and number is not None and number < 0:
+            raise typer.BadParameter(f"a random seed is 0 or more, found {number}.", ctx, parameter)
     return value
 
 
@@ -146,7 +148,7 @@ class GroupWithDefault(CommandGroup):
         return super().parse_args(ctx, args)
 
 
-def family(summary: str, group: type[TyperGroup] = GroupWithDefault) -> typer.Typer:
+def family(summary: str, group: type[CommandGroup] = GroupWithDefault) -> typer.Typer:
     """A command that subcommands are to be added to; `summary`, in Markdown, is what its --help says."""
     return typer.Typer(cls=group, no_args_is_help=True, rich_markup_mode="markdown", help=summary)
 

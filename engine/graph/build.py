@@ -8,6 +8,7 @@ about how graphs lie on disk.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable  # noqa: TC003 - the types of settings are looked up at run time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,7 +27,7 @@ from actstore.store.root import written_by
 from actstore.store.statistics import layer_offsets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 

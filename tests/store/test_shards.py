@@ -59,7 +59,8 @@ def test_every_row_comes_back(shape, dtype, kind, seed, compression):
 @pytest.mark.parametrize("shape", [(1, 64), (33, 192), (40, 16_448), (3, 40_000), (200, 64)])
 def test_single_rows_are_rows_of_the_whole(shape, compression, kind, dtype):
     values = make_values(*shape, dtype, kind)
-    shard = Shard(MemorySource(encode_shard(values, shard_grid(*shape), compression)), shard_grid(*shape), values.dtype, "shard")
+    data = MemorySource(encode_shard(values, shard_grid(*shape), compression))
+    shard = Shard(data, shard_grid(*shape), values.dtype, "shard")
     assert np.stack([shard.row(row) for row in range(shape[0])]).tobytes() == values.tobytes()
 
 
