@@ -33,12 +33,13 @@ from actstore.commands import (
     read,
     selectivity,
 )
+from actstore.commands.options import CommandGroup
 from actstore.store.errors import ActstoreError, CaptureError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 def _print_version(wanted: bool) -> None:
@@ -79,10 +80,6 @@ def main() -> None:
 
 
 INTERRUPTED = 130
-_FILE_SYSTEM_ERRORS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG,
-}  # fmt: skip
-"""What the user can mend, and a program cannot cause by itself."""
 
 
 def _run(command: Callable[[], Any]) -> int:
@@ -92,9 +89,11 @@ def _run(command: Callable[[], Any]) -> int:
         terminal.say(f"Error: {_sentence(str(error))}")
         return 1 if isinstance(error, CaptureError) else 2
     except OSError as error:
-        if error.errno not in _FILE_SYSTEM_ERRORS:
-            raise
-        terminal.say(f"Error: {error.strerror}: {error.filename or 'the disk'}.")
+        terminal.say(f"Error: {_system_error(error)}")
+        return 2
+    except MemoryError as error:
+        reason = str(error) or "no more is to be had"
+        terminal.say(f"Error: There is not enough memory for what was asked: {_sentence(reason)}")
         return 2
     except (KeyboardInterrupt, SystemExit) as stop:
         code = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else stop.code
@@ -102,6 +101,20 @@ def _run(command: Callable[[], Any]) -> int:
             terminal.say("Interrupted.")
         return code if isinstance(code, int) else 1
     return 0
+
+
+_TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
+
+
+def _system_error(error: OSError) -> str:
+    """What the system, or a driver that speaks for it, could not do: with which file, where that is known."""
+    if error.strerror is None:
+        lines = (line.strip() for line in str(error).splitlines())
+        return _sentence(next((line for line in lines if line), type(error).__name__))
+    files = ", ".join(os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes))
+    if error.errno in _TOO_MANY_FILES:
+        return _sentence(f"{error.strerror}{files and f': {files}'}; raise the limit with `ulimit -n 4096`")
+    return _sentence(f"{error.strerror}: {files or 'a file or a disk that the system does not name'}")
 
 
 def _sentence(text: str) -> str:

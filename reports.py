@@ -21,10 +21,15 @@ if TYPE_CHECKING:
     from actstore.store.reader import Capture, Store
 
 
+_ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *range(0xD800, 0xE000))}
+"""What JSON lets stand and a terminal obeys, or UTF-8 cannot hold; it occurs in JSON's texts only."""
+
+
 def print_json(value: Any) -> None:
     """Write one JSON document; what JSON cannot say (NaN, infinities) becomes null."""
+    document = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
     try:
-        sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.write(document.translate(_ESCAPED) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         terminal.out.on_broken_pipe()

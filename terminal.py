@@ -1,5 +1,8 @@
 """What people see: tables, highlighted text, histograms, progress. Nothing here computes.
 
+Whatever is printed may hold names from outside (folders, models, labels, column headings): `out` and `err` print every text
+as it is, without markup, and control characters as signs, so that no name can move the cursor or set the window's title.
+
 Knows nothing about stores beyond the values it is handed.
 """
 
@@ -24,6 +27,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -35,10 +39,46 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import NDArray
+    from rich.console import ConsoleOptions, RenderableType
     from rich.progress import Task
 
 
-class _Output(Console):
+# Of the controls from 0x7f, some terminals obey the later ones as they do ESC [.
+_SIGNS = (
+    {code: chr(0x2400 + code) for code in range(32)}
+    | {code: "\ufffd" for code in (*range(0x80, 0xA0), *range(0xD800, 0xE000))}
+    | {ord("\n"): "↵", ord("\t"): "→", ord("\r"): "␍", 0x7F: "␡", 0x2028: "↵", 0x2029: "↵"}
+)
+_SIGNS_IN_LINES = {code: sign for code, sign in _SIGNS.items() if code != ord("\n")}
+
+
+def visible(token: str) -> str:
+    """A token as one line of printable text: line breaks and tabs become signs, other control characters their pictures."""
+    return token.translate(_SIGNS)
+
+
+class Screen(Console):
+    """A console on which texts are never markup unless the call asks for it, and control characters show as signs.
+
+    rich's own control sequences (colours, moving bars) are no text, and pass.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        # Nor emoji nor highlights: 0:100:0 is a place, not a sign.
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False} | settings)
+
+    def render_str(self, text: str, **how: Any) -> Text:  # type: ignore[override]
+        """A plain text before it is laid out, so that signs count in the width of a column."""
+        return super().render_str(text.translate(_SIGNS_IN_LINES), **how)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """What is printed in the end, whatever it was made of."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control or text.isprintable() else Segment(text.translate(_SIGNS_IN_LINES), style)
+
+
+class _Output(Screen):
     """Standard output; a reader of the pipe who has seen enough ends the program without complaint."""
 
     def on_broken_pipe(self) -> None:
@@ -48,14 +88,14 @@ class _Output(Console):
 
 
 # A pipe has no width; tables that wrap could not be read or searched there.
-out = _Output(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 1 << 16)
-err = Console(stderr=True, highlight=False, emoji=False)  # 0:100:0 is a place, not a sign
+out = _Output(width=None if sys.stdout.isatty() else 1 << 16)
+err = Screen(stderr=True)
 
 
 def say(*sentences: str) -> None:
     """What a user should know beside the answer, on standard error."""
     for sentence in sentences:
-        err.print(sentence, soft_wrap=True, markup=False)
+        err.print(sentence, soft_wrap=True)
 
 
 def warn(sentences: Iterable[str]) -> None:
@@ -85,19 +125,6 @@ def format_bytes(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
         nbytes /= 1000
     return f"{nbytes:.1f} TB"
-
-
-# Of the controls from 0x7f, some terminals obey the later ones as they do ESC [.
-_SIGNS = (
-    {code: chr(0x2400 + code) for code in range(32)}
-    | {code: "\ufffd" for code in (*range(0x80, 0xA0), *range(0xD800, 0xE000))}
-    | {ord("\n"): "↵", ord("\t"): "→", ord("\r"): "␍", 0x7F: "␡", 0x2028: "↵", 0x2029: "↵"}
-)
-
-
-def visible(token: str) -> str:
-    """A token as one line of printable text: line breaks and tabs become signs, other control characters their pictures."""
-    return token.translate(_SIGNS)
 
 
 def table(title: str | None, columns: Sequence[str | Sequence[str]], rows: Sequence[Sequence[Any]]) -> Table:
@@ -198,7 +225,7 @@ class CaptureBar(CaptureProgress):
     def __init__(self, *, enabled: bool) -> None:
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=12),
             TaskProgressColumn(),
             _Rate(),
@@ -278,7 +305,7 @@ def spinner(what: str, *, enabled: bool) -> Iterator[None]:
     """A sign on standard error that something is done, of which nobody can say how long it takes."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", style="dim", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not _shown(enabled)) as progress, _log(enabled) as log:
-        progress.add_task(what, total=None)
+        progress.add_task(visible(what), total=None)
         log.begin(what)
         yield
 
@@ -290,7 +317,7 @@ def counting_bar(what: str, *, enabled: bool) -> Iterator[Callable[[int, int], N
         BarColumn(bar_width=12),
         TaskProgressColumn(),
         MofNCompleteColumn(),  # before the total is known it says so
-        TextColumn(what, style="dim", markup=False),
+        TextColumn("{task.description}", style="dim", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=err,
@@ -298,7 +325,7 @@ def counting_bar(what: str, *, enabled: bool) -> Iterator[Callable[[int, int], N
         disable=not _shown(enabled),
     )
     with progress, _log(enabled) as log:
-        task = progress.add_task("", total=None)
+        task = progress.add_task(visible(what), total=None)
         log.begin("", what)
 
         def advance(done: int, total: int) -> None:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
-from typer.core import TyperGroup
 
 from actstore import terminal
 from actstore.commands import edit_apply, edit_evaluate, edit_rewrite
 from actstore.commands.edit_rewrite import EditName, EditToMake, describe_edit
-from actstore.commands.options import Force, Json, NamedNeurons, Quiet, StorePath, family, parse_neurons
+from actstore.commands.options import CommandGroup, Force, Json, NamedNeurons, Quiet, StorePath, family, parse_neurons
 from actstore.reports import print_json
 from actstore.store.edits import Edit, EditRecord, delete_edit, edit_names, read_record, write_edit
 from actstore.store.errors import InvalidInputError
@@ -43,7 +42,7 @@ group = family(
     """Change what a model says by changing what its neurons write: suppress, boost, rewrite, apply, evaluate.
 
     Example: `actstore edit rewrite captions.actstore --from red --to green`""",
-    TyperGroup,
+    CommandGroup,
 )
 edit_rewrite.register(group)
 edit_apply.register(group)

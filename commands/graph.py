@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
-from typer.core import TyperGroup
 
 from actstore import terminal
 from actstore.commands import graph_build, graph_compare, graph_evaluate, graph_probe
 from actstore.commands.graph_compare import GraphsName, open_neuron
-from actstore.commands.options import Json, K, NeuronName, Quiet, StorePath, family
+from actstore.commands.options import CommandGroup, Json, K, NeuronName, Quiet, StorePath, family
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
@@ -30,7 +29,7 @@ group = family(
     """Neurons as graphs of the contexts they fire in (N2G): draw them, search them, compare them.
 
     Example: `actstore graph show gpt2.actstore L3.N17`""",
-    TyperGroup,
+    CommandGroup,
 )
 
 

@@ -6,10 +6,11 @@ for either side. Knows nothing about any one command.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
@@ -19,6 +20,8 @@ from actstore.store.errors import InvalidInputError
 from actstore.store.neuron import parse_neuron
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from actstore.engine.models import LoadedModel
     from actstore.store.reader import Capture
 
@@ -86,7 +89,53 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")]
 
 
-class GroupWithDefault(TyperGroup):
+LARGEST: Final = 2**63 - 1
+"""What an option's integer may be at most: arrays, tensors and databases count in 64 bits."""
+
+
+class CommandGroup(TyperGroup):
+    """Commands whose integers fit in 64 bits, and whose complaints show control characters as signs."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command by name; None where there is none."""
+        command = super().get_command(ctx, cmd_name)
+        for parameter in command.params if command is not None else ():
+            parameter.callback = parameter.callback or _check_integer
+        return command
+
+    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+        """Read the group's own part of a command line."""
+        with _visible_complaints():
+            return super().make_context(*arguments, **settings)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Read the rest, and run the command."""
+        with _visible_complaints():
+            return super().invoke(ctx)
+
+
+def _check_integer(ctx: Any, parameter: Any, value: Any) -> Any:
+    for number in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(number, int) and not -LARGEST <= number <= LARGEST:
+            raise typer.BadParameter(f"an integer has at most 64 bits, found {number}.", ctx, parameter)
+        if parameter.name == "seed" and number is not None and number < 0:
+            raise typer.BadParameter(f"a random seed is 0 or more, found {number}.", ctx, parameter)
+    return value
+
+
+@contextmanager
+def _visible_complaints() -> Iterator[None]:
+    """Show what a complaint about the command line quotes of it as it is: Typer prints it on a console of its own."""
+    try:
+        yield
+    except Exception as error:
+        # Click's error, which some versions of Typer take from Click and others bring along.
+        if isinstance(message := getattr(error, "message", None), str) and hasattr(error, "format_message"):
+            error.message = terminal.visible(message)  # type: ignore[attr-defined]
+        raise
+
+
+class GroupWithDefault(CommandGroup):
     """A command with subcommands: `naica STORE` means `naica show STORE`, `naica evaluate …` is what it says."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -99,7 +148,7 @@ class GroupWithDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-def family(summary: str, group: type[TyperGroup] = GroupWithDefault) -> typer.Typer:
+def family(summary: str, group: type[CommandGroup] = GroupWithDefault) -> typer.Typer:
     """A command that subcommands are to be added to; `summary`, in Markdown, is what its --help says."""
     return typer.Typer(cls=group, no_args_is_help=True, rich_markup_mode="markdown", help=summary)
 

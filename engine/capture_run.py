@@ -17,6 +17,7 @@ from actstore.engine.models import inspect_model
 from actstore.engine.progress import CaptureProgress
 from actstore.engine.run import Run, RunOptions, check_options, check_target
 from actstore.engine.settings import CaptureSettings, ImageSettings
+from actstore.store.arguments import argument, given_fields
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.folder import Folder
 from actstore.store.reader import Store, read_capture
@@ -65,7 +66,7 @@ def capture(
 
 def prepare(
     model: str,
-    corpus: str | Path,
+    corpus: Corpus,
     store: str | Path,
     name: str,
     options: RunOptions | None,
@@ -76,9 +77,10 @@ def prepare(
     read_only: bool = False,
 ) -> tuple[ImageRun | CorpusRun, dict[str, Any]]:
     """The run that `capture` is to carry out, and the settings it was asked for, after the checks that need no tokens."""
-    options, progress = options or RunOptions(), progress or CaptureProgress()
+    options = argument("options", options, RunOptions | None) or RunOptions()
+    progress = argument("progress", progress, CaptureProgress | None) or CaptureProgress()
     report = report or CorpusReport(on_warning=lambda sentence: warnings.warn(sentence, stacklevel=2))
-    asked = {key: value for key, value in settings.items() if value is not None}
+    asked = given_fields(ImageSettings, settings, "A capture")  # those of text are among them
     check_options(name, options)
     source = as_corpus(corpus)
     spec = inspect_model(model, trust_remote_code=options.trust_remote_code)

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 
 DecodingErrors = Literal["strict", "replace"]
@@ -57,7 +58,7 @@ class Document:
 
 
 @dataclass(frozen=True)
-class CorpusOptions:
+class CorpusOptions(Typed):
     """What to take from a corpus, and what to do where it is not clean.
 
     `pattern` chooses files by name in a folder; the default takes every file and passes over those that hold NUL bytes.
@@ -75,6 +76,7 @@ class CorpusOptions:
     stdin_format: StdinFormat = "text"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, allowed in (("errors", DecodingErrors), ("stdin_format", StdinFormat)):
             value, choices = getattr(self, name), get_args(allowed)
             if value not in choices:

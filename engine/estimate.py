@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from actstore.engine.corpus import CorpusReport
+    from actstore.engine.memory_corpus import Corpus
     from actstore.engine.models import LoadedModel
     from actstore.engine.run import RunOptions
     from actstore.store.plans import PlannedWindow
@@ -98,7 +99,7 @@ class CaptureEstimate:
 
 def estimate(
     model: str,
-    corpus: str | Path,
+    corpus: Corpus,
     store: str | Path,
     *,
     name: str = "corpus",

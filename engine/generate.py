@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
+from actstore.store.arguments import Typed
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.layout import generated_key, generated_prefix
 
@@ -35,7 +36,7 @@ GROUP_NBYTES: Final = 256 << 20
 
 
 @dataclass(frozen=True)
-class GenerationSettings:
+class GenerationSettings(Typed):
     """How answers are made: the likeliest token each time, or drawn where `temperature` or `top_p` is given."""
 
     max_new_tokens: int = 50

@@ -83,6 +83,7 @@ class ImagePlanner:
                 writer.add_block(batches)
                 patches.add_block(rows)
             self._expect_windows(writer.n_windows)
+            labels.check(str(self.location), writer.n_documents)
             pairs = tuple(labels.ids)
             fingerprint, patches_sha256 = writer.close(pairs), patches.close()
         except BaseException:

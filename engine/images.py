@@ -25,6 +25,7 @@ from actstore.engine.records import RecordReader, missing_label
 from actstore.engine.tables import is_saved_dataset, list_dataset_files
 from actstore.engine.textfiles import reading
 from actstore.engine.value_names import describe_value, name_columns
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class ImageDocument:
 
 
 @dataclass(frozen=True)
-class ImageOptions:
+class ImageOptions(Typed):
     """What to take from a location: columns of its records, names of its files, and at most so many documents."""
 
     image_column: str = "image"
@@ -67,6 +68,7 @@ class ImageOptions:
     """Documents read, whether their images can be opened or not."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_documents is not None and self.max_documents < 1:
             raise InvalidInputError(f"--max-documents is at least 1, found {self.max_documents}.")
 

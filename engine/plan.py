@@ -15,6 +15,7 @@ import numpy as np
 
 from actstore.engine.corpus import CorpusDigest
 from actstore.engine.token_census import TokenCensus
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SLOT_MULTIPLE, SPECIAL, TEXT
 from actstore.store.plans import PlannedWindow, PlanWriter
@@ -38,7 +39,7 @@ RESERVED_COLUMNS: Final = ("document", "source", "sha256", "n_tokens")
 
 
 @dataclass(frozen=True)
-class PlanSettings:
+class PlanSettings(Typed):
     """How documents become windows, batches and blocks."""
 
     context: int
@@ -58,6 +59,7 @@ class PlanSettings:
     """Stop planning after so many stored tokens."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.context < 1:
             raise InvalidInputError(
                 f"A window holds at least 1 token, found a context of {self.context}. Raise --context."
@@ -212,6 +214,18 @@ class Labels:
         """The ids of a document's labels, one a column; `InvalidInputError` where a column has too many values."""
         return tuple(self._id(column, labels.get(column, "")) for column in self.columns)
 
+    def check(self, corpus: str, n_documents: int) -> None:
+        """Raise `InvalidInputError` for a column of which no planned document has a value.
+
+        Reading to the end refuses a misspelt column; planning may stop long before.
+        """
+        for column in self.columns:
+            if all(value == "" for named, value in self.ids if named == column):
+                raise InvalidInputError(
+                    f"None of the {n_documents:,} documents planned from {corpus} has a value in the label column {column!r}. "
+                    "Check the name given by --label, or plan more documents."
+                )
+
     def _id(self, column: str, value: str) -> int:
         if (column, value) not in self.ids:
             self._counts[column] += 1
@@ -277,6 +291,7 @@ def write_plan(
         for block in pack_blocks(windows(), settings.block_slots):
             writer.add_block(batch_windows(block, settings.batch_tokens, settings.max_padding))
         _expect_windows(writer.n_windows, corpus)
+        labels.check(corpus, writer.n_documents)
         pairs = tuple(labels.ids)
         fingerprint = writer.close(pairs)
     except BaseException:

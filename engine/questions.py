@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from actstore.engine.filetypes import file_type, open_bytes
 from actstore.engine.textfiles import reading
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class QuestionOptions:
+class QuestionOptions(Typed):
     """How a questions file is to be read."""
 
     templates: int | None = None
@@ -66,6 +67,7 @@ class QuestionOptions:
     max_queries: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value in (("--templates", self.templates), ("--max-questions", self.max_queries)):
             if value is not None and value < 1:
                 raise InvalidInputError(f"{name} is at least 1, found {value}.")

@@ -19,6 +19,7 @@ from actstore.engine.identity import check_model, fingerprint_of, write_store_ro
 from actstore.engine.models import DTYPES, LoadedModel, ModelSpec, load_model
 from actstore.engine.sizes import estimate_nbytes
 from actstore.store import layout, root
+from actstore.store.arguments import Typed, argument
 from actstore.store.commits import committed_blocks
 from actstore.store.errors import CaptureError, InvalidInputError
 from actstore.store.lock import own
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Typed):
     """How a capture is carried out; nothing here changes what ends up in it, but `dtype` and `tokenizer`."""
 
     resume: bool = False
@@ -60,6 +61,7 @@ class RunOptions:
 
 def check_options(name: str, options: RunOptions) -> None:
     """Raise `InvalidInputError` for a capture's name that cannot be one, and for a dtype that is none."""
+    argument("name", name, str)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name == "zarr.json":
         raise InvalidInputError(f"A capture's name is letters, digits, '.', '_' and '-', found {name!r}. Mend --name.")
     if options.dtype not in DTYPES:

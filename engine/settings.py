@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
+import numpy as np
+
+from actstore.store.arguments import Typed, argument, given_fields
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import PRECISIONS
 
@@ -28,8 +30,16 @@ Begin = Literal["auto", "always", "never"]
 Part = Literal["language", "vision", "projector"]
 
 
+def _as_indices(value: object) -> object:
+    """Positions given as numbers, as the text that names them; anything else as it is."""
+    numbers = [value] if isinstance(value, int | np.integer) and not isinstance(value, bool) else value
+    if isinstance(numbers, list | tuple | range | np.ndarray) and len(numbers):
+        return ",".join(map(str, argument("positions", numbers, tuple[int, ...])))
+    return value
+
+
 @dataclass(frozen=True)
-class CaptureSettings:
+class CaptureSettings(Typed):
     """Everything that decides what ends up in a capture; None means what the docstring of the field says."""
 
     sites: tuple[str, ...] = ("mlp.post",)
@@ -47,7 +57,8 @@ class CaptureSettings:
     """The model's context, at most 1,024 tokens."""
     overlap: int = 0
     begin: Begin = "auto"
-    positions: str = "all"
+    positions: Annotated[str, _as_indices] = "all"
+    """`all`, `last`, or indices: "0,-1", -1 and [0, -1] are accepted."""
     batch_tokens: int = 4096
     max_tokens: int | None = None
     max_documents: int | None = None
@@ -62,13 +73,7 @@ class CaptureSettings:
     @classmethod
     def resolve(cls, requested: Mapping[str, Any], spec: ModelSpec) -> Self:
         """The defaults overridden by `requested`, checked against the model; `InvalidInputError` for what it cannot give."""
-        known = cls.__dataclass_fields__
-        for name in requested:
-            if name not in known:
-                meant = get_close_matches(name, known, n=1)
-                guess = f" Did you mean {meant[0]!r}?" if meant else ""
-                raise InvalidInputError(f"A capture has no setting {name!r}.{guess} Its settings: {', '.join(known)}.")
-        settings = cls(**requested)
+        settings = cls(**given_fields(cls, requested, "A capture"))
         context = settings._default_context(spec) if settings.context is None else settings.context
         if context < 1:
             raise InvalidInputError(f"A window holds at least 1 token, found a context of {context}. Raise --context.")

@@ -102,6 +102,11 @@ class TextTokenizer:
         """A count, still of nothing, of documents that begin or end with this tokenizer's padding."""
         return PaddingCount(self._tokenizer)
 
+    def named_id(self, kind: str) -> int | None:
+        """The id of the token that the tokenizer names as its `bos`, `eos`, `mask`, `unk` or `pad`; None where it has none."""
+        token = getattr(self._tokenizer, f"{kind}_token_id", None)
+        return None if token is None else int(token)
+
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Tokens that stand for no text; the unknown token stands for some."""

@@ -6,6 +6,7 @@ have asked for its record first.
 
 from __future__ import annotations
 
+import errno
 from collections import OrderedDict
 from dataclasses import asdict
 from threading import Lock
@@ -25,15 +26,34 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actstore.store.folder import Folder
+    from actstore.store.folder import Folder, Source
     from actstore.store.layout import Compression
 
-MAPPED_SHARDS: Final = 256
-"""Shards that stay mapped, of all arrays together: each holds a file descriptor, of which a process may have 1,024."""
+OPEN_SHARDS: Final = 256
+"""Shards that stay open, of all arrays together: each holds a file descriptor."""
+FEWEST_SHARDS: Final = 8
 
-_mapped: Final[OrderedDict[tuple[ref[BlockArray], int], None]] = OrderedDict()
+_opened: Final[OrderedDict[tuple[ref[BlockArray], int], None]] = OrderedDict()
 """Which shards are open, the oldest first."""
-_mapping: Final = Lock()
+_opening: Final = Lock()
+
+
+def _affordable_shards() -> int:
+    """How many shards may stay open: a quarter of the files that the process may have open, of which others need some too."""
+    try:
+        import resource
+    except ImportError:  # not on Windows, which sets no such limit
+        return OPEN_SHARDS
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_SHARDS if limit == resource.RLIM_INFINITY else min(OPEN_SHARDS, max(FEWEST_SHARDS, limit // 4))
+
+
+def _let_go(n_left: int) -> None:
+    """Close shards, those that have been open longest first, until `n_left` are open; needs the lock."""
+    while len(_opened) > n_left:
+        (array, oldest), _ = _opened.popitem(last=False)
+        if (held := array()) is not None:
+            held._open.pop(oldest, None)
 
 
 def create_block_array(
@@ -90,27 +110,33 @@ class BlockArray:
     def shard(self, block: int) -> Shard:
         """The shard of one block.
 
-        The latest shards stay open: on a local disk they are mappings, not copies, and neuron after neuron is read without
-        opening a file again.
+        The latest shards stay open, so that neuron after neuron is read without opening a file again.
         """
         shard = self._open.get(block)
         if shard is None:
             key = shard_key(self.key, block)
-            shard = Shard(self.folder.view(key), self.grid, self.dtype, f"{self.folder}/{key}")
-            with _mapping:
+            shard = Shard(self._source(key), self.grid, self.dtype, f"{self.folder}/{key}")
+            with _opening:
                 self._keep(block, shard)
         return shard
 
+    def _source(self, key: str) -> Source:
+        try:
+            return self.folder.source(key)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            with _opening:
+                _let_go(0)
+            return self.folder.source(key)
+
     def _keep(self, block: int, shard: Shard) -> None:
-        """Keep a shard open, and let go of the one that has been open longest where there are enough."""
+        """Keep a shard open, and close the one that has been open longest where there are enough."""
         if self.folder.path is None:
-            self._open.clear()  # a copy in memory, not a mapping
+            self._open.clear()  # a copy in memory, not a file
         else:
-            _mapped[ref(self), block] = None
-            while len(_mapped) > MAPPED_SHARDS:
-                (array, oldest), _ = _mapped.popitem(last=False)
-                if (held := array()) is not None:
-                    held._open.pop(oldest, None)
+            _opened[ref(self), block] = None
+            _let_go(_affordable_shards())
         self._open[block] = shard
 
 
@@ -159,4 +185,6 @@ def read_selection(array: zarr.Array[Any], selection: Any = ...) -> NDArray[Any]
     try:
         return np.asarray(array[selection])
     except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's or the network's word, which says nothing about the chunk
         raise FormatError(f"{array.store_path} is damaged: {' '.join(str(error).split())}.") from None

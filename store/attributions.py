@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -59,6 +59,9 @@ class Attributions(Answers):
         self.n_neurons: int = sum(capture.record.layers("mlp.post").values())
         """Over all attributed layers."""
         self._cache: OrderedDict[tuple[str, int], NDArray[np.float32]] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.capture,)
 
     def __repr__(self) -> str:
         return f"Attributions({self.capture.record.name!r}: {len(self.queries)} queries, {', '.join(self.kinds)})"

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.store import layout, views
+from actstore.store.arguments import argument
 from actstore.store.arrays import BlockArray
 from actstore.store.commits import committed_blocks
 from actstore.store.errors import FormatError, NotFoundError
@@ -65,6 +66,10 @@ class Capture:
         self.block_plan = lru_cache(maxsize=16)(self.plan.block)
         self.blocks: tuple[int, ...] = ()
         self.refresh()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled capture is its store and its name; what is committed when it is unpickled is what it then holds."""
+        return type(self.store).capture, (self.store, self.record.name)
 
     def __repr__(self) -> str:
         done = f"{len(self.blocks)} of {self.record.plan.n_blocks} blocks"
@@ -284,7 +289,7 @@ class Capture:
         return layout.decode_values(raw, scale if raw.ndim == 1 else scale[:, None])
 
     def _shard(self, array: BlockArray, block: int) -> Shard:
-        if block not in self.blocks:
+        if argument("block", block, int) not in self.blocks:
             raise NotFoundError(
                 f"Block {block} of capture {self.record.name!r} is not committed; {len(self.blocks)} of "
                 f"{self.record.plan.n_blocks} blocks are."
@@ -302,12 +307,14 @@ class Capture:
 
     def check_neuron(self, layer: int, neuron: int, site: str = "mlp.post") -> None:
         """Raise `NotFoundError` where the capture has no such neuron at `site`."""
+        neuron = argument("neuron", neuron, int)
         self._check_captured(layer, site)
         width = self.record.layers(site)[layer]
         if not 0 <= neuron < width:
             raise NotFoundError(f"Layer {layer} has neurons 0 to {width - 1} at {site}, found neuron {neuron}.")
 
     def _check_captured(self, layer: int, site: str) -> None:
+        layer, site = argument("layer", layer, int), argument("site", site, str)
         if site not in self.record.sites:
             raise NotFoundError(
                 f"Capture {self.record.name!r} has no site {site!r}. Its sites are: {', '.join(self.record.sites)}."

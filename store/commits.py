@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.layout import capture_key, commit_key
 from actstore.store.records import CommitRecord
-from actstore.store.shards import checksum
+from actstore.store.shards import source_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -57,11 +57,11 @@ def damaged_files(folder: Folder, prefix: str, files: Mapping[str, tuple[int, st
     """(key below `prefix`, what is wrong) of every file that has other bytes than its (size, checksum) in `files`."""
     for key, (nbytes, expected) in files.items():
         try:
-            data = folder.view(f"{prefix}/{key}")
+            source = folder.source(f"{prefix}/{key}")
         except NotFoundError:
             yield key, "missing"
             continue
-        if len(data) != nbytes:
-            yield key, f"{len(data)} bytes, expected {nbytes}"
-        elif (found := checksum(data)) != expected:
+        if source.nbytes != nbytes:
+            yield key, f"{source.nbytes} bytes, expected {nbytes}"
+        elif (found := source_checksum(source)) != expected:
             yield key, f"checksum {found}, expected {expected}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.layout import SPECIAL
 from actstore.store.predictions import NextTokens, Place
@@ -29,7 +30,7 @@ SITE: Final = "mlp.post"
 
 
 @dataclass(frozen=True)
-class Asked:
+class Asked(Typed):
     """What is asked; `Store.contributions` takes these fields as keywords."""
 
     k: int = 20

@@ -1,7 +1,7 @@
 """A store's bytes by key: read, write atomically, list, delete.
 
 Everything goes through Zarr's store interface, so an object-store URL is a matter of configuration; on a local disk,
-shards are memory-mapped instead of copied. Knows nothing about what the bytes mean.
+shards are read in place, as much of them as is asked for. Knows nothing about what the bytes mean.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import json
 import mmap
 import os
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from threading import Lock
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
+from actstore.store.arguments import argument
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError, ReadOnlyError
 
 if TYPE_CHECKING:
@@ -38,6 +40,91 @@ def will_need(view: Bytes, start: int, stop: int) -> None:
     if _WILL_NEED is not None and isinstance(mapping, mmap.mmap) and stop > start:
         aligned = start - start % mmap.PAGESIZE
         mapping.madvise(_WILL_NEED, aligned, stop - aligned)
+
+
+class Source(Protocol):
+    """Bytes under a key that are read piece by piece."""
+
+    nbytes: int
+    """How many there were when the source was opened."""
+
+    def read(self, start: int, stop: int) -> Bytes:
+        """Bytes start…stop; `EOFError` where they are no longer all there."""
+
+    def will_need(self) -> None:
+        """Say that all of it will be read, so that it can be fetched ahead."""
+
+
+class MemorySource:
+    """Bytes that are in memory already."""
+
+    def __init__(self, data: Bytes) -> None:
+        self._data, self.nbytes = memoryview(data), len(data)
+
+    def read(self, start: int, stop: int) -> memoryview:
+        """Bytes start…stop, not copied."""
+        return self._data[start:stop]
+
+    def will_need(self) -> None:
+        """Nothing: it is here."""
+
+
+class FileSource:
+    """A file of the local disk, read where it is asked to be, by any number of threads.
+
+    Mapped into memory it would be read no faster, and would end the process (SIGBUS) where the file is cut short meanwhile.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file; it closes with the last reference to the source."""
+        self._path = path
+        with path.open("rb") as file:
+            self._descriptor = os.dup(file.fileno())
+        self.nbytes = os.fstat(self._descriptor).st_size
+        # A reader that wants a few kilobytes of a shard must not wait for the megabytes around them.
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        self._lock = Lock()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes start…stop; `EOFError` where the file ends before."""
+        try:
+            data = self._read(start, stop - start)
+            while len(data) < stop - start:  # Linux gives 2 GiB at most
+                more = self._read(start + len(data), stop - start - len(data))
+                if not more:
+                    raise EOFError(f"it ends at byte {start + len(data)}")
+                data += more
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
+        return data
+
+    def will_need(self) -> None:
+        """Have the system fetch the file in one go."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def _read(self, start: int, n: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._descriptor, n, start)
+        with self._lock:  # Windows has no way to read at a place without going there
+            os.lseek(self._descriptor, start, os.SEEK_SET)
+            return os.read(self._descriptor, n)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What the system refuses meanwhile names the file, which errors of reading do not by themselves."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 class KeyWriter(io.BufferedIOBase):
@@ -105,14 +192,14 @@ class Folder:
 
     def __init__(self, location: str | Path, *, read_only: bool = True) -> None:
         """Point at `location`; nothing is created until something is written."""
-        self.location = str(location)
+        self.location: str = argument("location", location, str | Path)
         self.read_only = read_only
         self.path: Path | None = None
         self.zarr: ZarrStore
         if "://" in self.location:
-            self.zarr = FsspecStore.from_url(self.location, read_only=read_only)
+            self.zarr = self._remote()
         else:
-            self.path = Path(location)
+            self.path = Path(self.location)
             if self.path.is_file():
                 raise InvalidInputError(f"A store is a folder, but {self.path} is a file. Name another path.")
             self.zarr = LocalStore(self.path, read_only=read_only)
@@ -120,28 +207,67 @@ class Folder:
     def __str__(self) -> str:
         return self.location
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Where it is: that is what another process needs."""
+        if self.location.startswith("memory://"):
+            raise InvalidInputError(
+                f"{self.location} lives in the memory of this process, and another cannot open it. Keep the store in a folder."
+            )
+        location = self.location if self.path is None else os.path.abspath(self.path)
+        return _reopen, (location, self.read_only)
+
+    def __copy__(self) -> Folder:
+        return self  # nothing in it changes
+
+    def __deepcopy__(self, memo: object) -> Folder:
+        return self
+
+    def _remote(self) -> FsspecStore:
+        try:
+            return FsspecStore.from_url(self.location, read_only=self.read_only)
+        except ImportError as error:
+            missing = error.__cause__.name if isinstance(error.__cause__, ImportError) else error.name
+            package = f" (`pip install {missing}`)" if missing else ""
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise InvalidInputError(
+                f"{self.location} needs a package that is not installed{package}: {reason}."
+            ) from None
+        except ValueError as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise InvalidInputError(f"{self.location} is no URL that can be opened: {reason}.") from None
+
+    def _read_remote(self, key: str, start: int | None, stop: int | None) -> bytes:
+        byte_range = OffsetByteRequest(start or 0) if stop is None else RangeByteRequest(start or 0, stop)
+        try:
+            buffer = sync(self.zarr.get(key, default_buffer_prototype(), byte_range))
+        except OSError:
+            raise
+        except Exception as error:
+            # Every driver has its own errors for a server that cannot be reached or refuses.
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason is given")
+            raise OSError(f"{self.location} cannot be read: {type(error).__name__}: {reason}") from error
+        if buffer is None:
+            raise NotFoundError(f"{self.location} has no {key}.")
+        return buffer.to_bytes()
+
     def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
         """The bytes under `key`, or their half-open range; `NotFoundError` where there are none."""
         if self.path is not None:
             try:
-                with (self.path / key).open("rb") as file:
+                with _naming(self.path / key), (self.path / key).open("rb") as file:
                     file.seek(start or 0)
                     size = os.fstat(file.fileno()).st_size  # a damaged record may ask for terabytes
                     return file.read(max(0, min(size, size if stop is None else stop) - (start or 0)))
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 raise NotFoundError(f"{self.location} has no {key}.") from None
-        byte_range = OffsetByteRequest(start or 0) if stop is None else RangeByteRequest(start or 0, stop)
-        buffer = sync(self.zarr.get(key, default_buffer_prototype(), byte_range))
-        if buffer is None:
-            raise NotFoundError(f"{self.location} has no {key}.")
-        return buffer.to_bytes()
+        return self._read_remote(key, start, stop)
 
     def view(self, key: str) -> Bytes:
         """The bytes under `key` without copying them where the disk allows; `NotFoundError` where there are none."""
         if self.path is None:
             return self.read(key)
         try:
-            with (self.path / key).open("rb") as file:
+            with _naming(self.path / key), (self.path / key).open("rb") as file:
                 mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             # A reader that wants a few kilobytes of a shard must not wait for the megabytes around them: systems read
             # ahead by up to 8 MB a fault. `will_need` says what is wanted. The mapping closes with its last reference.
@@ -152,6 +278,15 @@ class Folder:
             raise NotFoundError(f"{self.location} has no {key}.") from None
         except ValueError:  # an empty file cannot be mapped
             return b""
+
+    def source(self, key: str) -> Source:
+        """The bytes under `key`, to read pieces of; `NotFoundError` where there are none."""
+        if self.path is None:
+            return MemorySource(self.read(key))
+        try:
+            return FileSource(self.path / key)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise NotFoundError(f"{self.location} has no {key}.") from None
 
     def write(self, key: str, data: Bytes) -> None:
         """Replace what is under `key`, so that a reader sees the old bytes or the new, never a part."""
@@ -226,3 +361,7 @@ class Folder:
     def write_json(self, key: str, value: dict[str, Any]) -> None:
         """Write `value` as JSON, keys in the order given."""
         self.write(key, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
+
+
+def _reopen(location: str, read_only: bool) -> Folder:
+    return Folder(location, read_only=read_only)

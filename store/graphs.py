@@ -56,6 +56,9 @@ class Graphs:
         if (np.diff(self._keys) <= 0).any():
             raise self._damaged("neurons.arrow", "its neurons do not ascend")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.store, self.name)
+
     def __repr__(self) -> str:
         return (
             f"Graphs({self.name!r}: {self.record.n_neurons} neurons, {self.record.n_nodes} nodes, {self.record.method})"

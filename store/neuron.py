@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES
 from actstore.store import views
+from actstore.store.arguments import argument
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SPECIAL
 from actstore.store.patches import patch_texts
@@ -112,8 +113,11 @@ class Neuron:
 
         Ties go to the earlier token. Beyond the exemplars recorded at capture time they are found among the stored values.
         """
+        k, context = argument("k", k, int), argument("context", context, int)
         if k < 1:
             raise InvalidInputError(f"At least one exemplar must be asked for, found {k}.")
+        if context < 0:
+            raise InvalidInputError(f"context is a number of tokens on either side, 0 or more, found {context}.")
         source = self.store.capture(capture)
         source.check_neuron(self.layer, self.index, site)
         statistics = source.layer_statistics(self.layer, site)

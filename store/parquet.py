@@ -20,7 +20,7 @@ from actstore.store.errors import ActstoreError, FormatError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from actstore.store.folder import Bytes, Folder
+    from actstore.store.folder import Folder, Source
 
 _SEAL: Final = struct.Struct("<8sII")
 """A mark, the checksum of what lies before the seal, the checksum of what lies behind it."""
@@ -129,7 +129,9 @@ def undamaged(folder: Folder, key: str) -> Iterator[None]:
         yield
     except ActstoreError:
         raise
-    except (pa.ArrowException, OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
+    except (pa.ArrowException, OSError, EOFError, LookupError, ValueError, TypeError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's or the network's word, which says nothing about the table
         raise FormatError(f"{folder}/{key} is damaged: {' '.join(str(error).split())}.") from None
 
 
@@ -138,10 +140,16 @@ def open_table(folder: Folder, key: str, *, whole: bool = False) -> pq.ParquetFi
 
     `NotFoundError` where there is none, `FormatError` where it is damaged.
     """
-    data = folder.view(key)
-    _check_seal(folder, key, data, whole=whole)
+    source = folder.source(key)
     with undamaged(folder, key):
-        return pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)), page_checksum_verification=True)
+        _check_seal(folder, key, source, whole=whole)
+        # Read, not mapped: a file that is cut short later is then an error, not the end of the process.
+        file = (
+            pa.BufferReader(pa.py_buffer(source.read(0, source.nbytes)))
+            if folder.path is None
+            else pa.OSFile(str(folder.path / key))
+        )
+        return pq.ParquetFile(file, page_checksum_verification=True)
 
 
 def read_table(folder: Folder, key: str, needs: Sequence[str] = ()) -> pa.Table:
@@ -165,23 +173,26 @@ def read_metadata(folder: Folder, key: str) -> dict[bytes, bytes]:
         return file.schema_arrow.metadata or {}
 
 
-def _check_seal(folder: Folder, key: str, data: Bytes, *, whole: bool) -> None:
-    view = memoryview(data)
-    n_footer = _TAIL.unpack(view[-_TAIL.size :])[0] if len(view) >= _TAIL.size else len(view)
-    at = len(view) - _TAIL.size - n_footer - _SEAL.size
+def _check_seal(folder: Folder, key: str, source: Source, *, whole: bool) -> None:
+    end = source.nbytes
+    tail = source.read(max(0, end - _TAIL.size), end)
+    n_footer = _TAIL.unpack(tail)[0] if len(tail) == _TAIL.size else end
+    at = end - _TAIL.size - n_footer - _SEAL.size
     if at < 0:
         return  # no Parquet file, which the library says best
-    mark, before, behind = _SEAL.unpack(view[at : at + _SEAL.size])
+    mark, before, behind = _SEAL.unpack(source.read(at, at + _SEAL.size))
     if mark != _MARK:
         return
-    if _checksum(key, view[at + _SEAL.size :]) != behind or (whole and _checksum(key, view[:at]) != before):
+    if whole:
+        source.will_need()
+    if _checksum(key, source, at + _SEAL.size, end) != behind or (whole and _checksum(key, source, 0, at) != before):
         raise FormatError(
             f"{folder}/{key} is damaged: it is not what was written there. Run `actstore verify` to find every damage."
         )
 
 
-def _checksum(key: str, data: memoryview) -> int:
+def _checksum(key: str, source: Source, start: int, stop: int) -> int:
     crc: int = google_crc32c.value(_name(key))
-    for at in range(0, len(data), _PIECE):
-        crc = google_crc32c.extend(crc, bytes(data[at : at + _PIECE]))
+    for at in range(start, stop, _PIECE):
+        crc = google_crc32c.extend(crc, bytes(source.read(at, min(at + _PIECE, stop))))
     return crc

@@ -93,4 +93,4 @@ def patch_texts(patches: pa.Table, window: int, image: str | None = None) -> dic
 
 def patches_sha256(folder: Folder, capture: str) -> str:
     """The SHA-256 of the table as it is on disk."""
-    return hashlib.sha256(folder.view(table_key(capture, "patches"))).hexdigest()
+    return hashlib.sha256(folder.read(table_key(capture, "patches"))).hexdigest()

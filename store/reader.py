@@ -5,10 +5,12 @@ Knows nothing about how a store is written, and nothing about presentation; what
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from actstore.store import layout, root, views
+from actstore.store.arguments import argument, given_fields
 from actstore.store.capture import Capture, read_capture
 from actstore.store.catalog import run_sql
 from actstore.store.errors import InvalidInputError, NotFoundError
@@ -16,7 +18,7 @@ from actstore.store.folder import Folder
 from actstore.store.neuron import Neuron, parse_neuron
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
     import pyarrow as pa
@@ -37,6 +39,10 @@ class Store:
         self._complete: dict[str, Capture] = {}
         self._graphs: dict[str, Graphs] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled store is where it is, and is opened anew by whoever unpickles it; the same of what comes from it."""
+        return type(self), (self.folder,)
+
     def __repr__(self) -> str:
         return f"Store({self.folder.location!r}: {self.model.name}, captures {', '.join(self.captures) or 'none'})"
 
@@ -51,7 +57,7 @@ class Store:
 
     def capture(self, name: str | None = None) -> Capture:
         """A capture by name; without one, the only capture or else the one called `corpus`."""
-        names = self.captures
+        name, names = argument("name", name, str | None), self.captures
         if name is None:
             name = names[0] if len(names) == 1 else layout.DEFAULT_CAPTURE
         if name in self._complete:
@@ -69,6 +75,7 @@ class Store:
 
     def neuron(self, layer: int | str, neuron: int | None = None) -> Neuron:
         """A neuron by layer and index, or by name: `store.neuron(3, 17)`, `store.neuron("L3.N17")`."""
+        layer, neuron = argument("layer", layer, int | str), argument("neuron", neuron, int | None)
         if isinstance(layer, str):
             layer, neuron = parse_neuron(layer)
         layers = self.model.layers
@@ -88,7 +95,7 @@ class Store:
 
     def sql(self, query: str, capture: str | None = None) -> pa.Table:
         """The result of a DuckDB query over the tables `neurons`, `documents`, `windows`, `tokens`, `vocabulary`, `model`."""
-        return run_sql(self, query, capture)
+        return run_sql(self, argument("query", query, str), capture)
 
     def contributions(
         self, target: str | int | Sequence[str | int] | None = None, k: int = 20, **asked: Any
@@ -103,13 +110,15 @@ class Store:
         """
         from actstore.store.contributions import Asked, rank_contributions  # only here: it loads torch
 
-        targets = () if target is None else (target,) if isinstance(target, str | int) else tuple(target)
-        return rank_contributions(self, targets, Asked(k=k, **asked)).table()
+        wanted = argument("target", target, str | int | Sequence[str | int] | None)
+        targets = () if wanted is None else wanted if isinstance(wanted, tuple) else (wanted,)
+        return rank_contributions(self, targets, Asked(**given_fields(Asked, {"k": k, **asked}, "A question"))).table()
 
     def graph(self, layer: int | str, neuron: int | None = None, name: str = "graphs") -> NeuronGraph:
         """The graph of a neuron, of those that `actstore graph build` made as `name`: `store.graph(3, 17)`."""
         from actstore.store.graphs import Graphs  # only here: it loads the compiler
 
+        name = argument("name", name, str)
         found = self.neuron(layer, neuron)
         if name not in self._graphs:
             self._graphs[name] = Graphs(self, name)

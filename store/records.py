@@ -20,8 +20,10 @@ class Record:
     """Base of the frozen dataclasses below: to JSON and, strictly, back."""
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON-ready values."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+        """The record as JSON-ready values; `FormatError` for one that `from_json` would not take again."""
+        value: dict[str, Any] = dataclasses.asdict(self)  # type: ignore[call-overload]
+        type(self).from_json(value, f"The {type(self).__name__} to be written")
+        return value
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> Self:

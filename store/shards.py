@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actstore.store.folder import Bytes
+    from actstore.store.folder import Bytes, Source
     from actstore.store.layout import Compression, ShardGrid
 
 WORTHWHILE: Final = 11 / 12
 """A chunk that shrinks by less than a twelfth is framed as it is: reading it then costs a copy, not a decompression. float16
 activations shrink by some 7 %, float32 by 11 %, bfloat16 by 25 %."""
 
+_PIECE = 1 << 24
 _INDEX_ENTRY = 16
 _CRC = 4
 _BLOSC_HEADER = 16
@@ -39,6 +40,18 @@ def checksum(data: Bytes) -> str:
     """CRC-32C of `data` in eight hexadecimal digits."""
     will_need(data, 0, len(data))
     return f"{google_crc32c.value(data if isinstance(data, bytes) else bytes(data)):08x}"
+
+
+def source_checksum(source: Source) -> str:
+    """The same of all bytes of `source`, a piece at a time; "cut short" where they are no longer all there."""
+    source.will_need()
+    crc = 0
+    try:
+        for start in range(0, source.nbytes, _PIECE):
+            crc = google_crc32c.extend(crc, bytes(source.read(start, min(start + _PIECE, source.nbytes))))
+    except EOFError:
+        return "cut short"
+    return f"{crc:08x}"
 
 
 def write_parts(parts: Iterable[bytes], write: Callable[[bytes], object]) -> tuple[int, str]:
@@ -86,21 +99,29 @@ def encode_shard(values: NDArray[Any], grid: ShardGrid, compression: Compression
 class Shard:
     """Reads rows out of an encoded shard."""
 
-    def __init__(self, data: Bytes, grid: ShardGrid, dtype: np.dtype[Any], name: str) -> None:
-        """Check the index of `data`; `FormatError`, calling the shard `name`, where it is damaged."""
-        self._data, self._grid, self._dtype, self._name = memoryview(data), grid, dtype, name
+    def __init__(self, source: Source, grid: ShardGrid, dtype: np.dtype[Any], name: str) -> None:
+        """Check the index at the end of `source`; `FormatError`, calling the shard `name`, where it is damaged."""
+        self._source, self._grid, self._dtype, self._name = source, grid, dtype, name
         n_index = grid.grid[0] * grid.grid[1] * _INDEX_ENTRY
-        tail = bytes(self._data[-(n_index + _CRC) :])
+        end = source.nbytes
+        tail = self._read(max(0, end - n_index - _CRC), end)
         if len(tail) != n_index + _CRC or google_crc32c.value(tail[:-_CRC]) != struct.unpack("<I", tail[-_CRC:])[0]:
             raise self._damaged("its index does not match its checksum")
         index = np.frombuffer(tail[:-_CRC], "<u8").reshape(*grid.grid, 2)
         self._index: list[list[list[int]]] = index.tolist()
         self._chunk_nbytes = grid.chunk_rows * grid.chunk_columns * dtype.itemsize
-        if len(self._data) != int(index[..., 1].sum()) + n_index + _CRC:
+        if end != int(index[..., 1].sum()) + n_index + _CRC:
             raise self._damaged("its chunks do not fill it")
+        self._frames: dict[tuple[int, int], _Frame] = {}
 
     def _damaged(self, what: str) -> FormatError:
         return FormatError(f"{self._name} is damaged: {what}. Run `actstore verify` to find every damaged block.")
+
+    def _read(self, start: int, stop: int) -> bytes:
+        try:
+            return bytes(self._source.read(start, stop))
+        except EOFError as error:  # it was cut short after it was opened
+            raise self._damaged(str(error)) from None
 
     def row(self, row: int) -> NDArray[Any]:
         """The values of one row; shape [token]."""
@@ -113,7 +134,7 @@ class Shard:
 
     def rows(self) -> NDArray[Any]:
         """All values; shape [neuron, token]."""
-        will_need(self._data, 0, len(self._data))
+        self._source.will_need()
         out = np.empty((self._grid.padded_rows, self._grid.columns), self._dtype)
         height, width = self._grid.chunk_rows, self._grid.chunk_columns
         for i in range(self._grid.grid[0]):
@@ -124,44 +145,58 @@ class Shard:
 
     def _decode(self, i: int, j: int, start: int, n: int) -> NDArray[Any]:
         """Items start…start+n of one inner chunk, decompressing no more Blosc blocks than they lie in."""
-        offset, nbytes = self._index[i][j]
         item = self._dtype.itemsize
         try:
-            frame = slice(offset, offset + nbytes)
-            raw, first = _decompress_range(self._data, frame, self._chunk_nbytes, start * item, (start + n) * item)
+            frame = self._frames.get((i, j)) or self._open_frame(i, j)
+            raw, first = frame.decompress(self._read, start * item, (start + n) * item)
             return np.frombuffer(raw, self._dtype, n, start * item - first)
         except (ValueError, RuntimeError, struct.error) as error:
             raise self._damaged(str(error) or "a chunk cannot be decompressed") from None
 
+    def _open_frame(self, i: int, j: int) -> _Frame:
+        offset, nbytes = self._index[i][j]
+        # A header, and as many offsets as there are rows: what the writer asks Blosc for.
+        head = self._read(offset, offset + min(nbytes, _BLOSC_HEADER + 4 * self._grid.chunk_rows))
+        frame = self._frames[i, j] = _Frame(head, offset, nbytes, self._chunk_nbytes)
+        return frame
 
-def _decompress_range(shard: memoryview, frame: slice, expected: int, start: int, stop: int) -> tuple[Bytes, int]:
-    """Decompressed bytes covering start…stop of the Blosc 1 frame at `frame`, and the position of the first.
 
-    The frame must say that it decompresses to `expected` bytes.
+class _Frame:
+    """The head of a Blosc 1 frame, by which a part of what the frame holds can be read alone.
 
-    The frame is a 16-byte header (flags at 2; nbytes, blocksize, cbytes as uint32 from 4), one int32 offset a block, and the
-    blocks. A single block between a header and an offset of its own is again a frame, which the library decompresses.
+    The frame is a 16-byte header (flags at 2; nbytes, blocksize, cbytes as uint32 from 4), one int32 offset per block, and
+    the blocks. A single block between a header and an offset of its own is again a frame, which the library decompresses.
     """
-    chunk, at = shard[frame], frame.start
-    nbytes, blocksize, cbytes = struct.unpack_from("<III", chunk, 4)
-    if cbytes != len(chunk) or nbytes != expected or blocksize == 0:
-        raise ValueError("a chunk's header contradicts the array's metadata")
-    if chunk[2] & _BLOSC_MEMCPYED:
-        will_need(shard, at + _BLOSC_HEADER + start, at + _BLOSC_HEADER + stop)
-        return chunk[_BLOSC_HEADER + start : _BLOSC_HEADER + stop], start
-    first, last = start // blocksize, -(-stop // blocksize)
-    n_blocks = -(-nbytes // blocksize)
-    # The last block may be shorter and is laid out differently; so is a frame wanted (nearly) whole.
-    if last - first != 1 or last * blocksize > nbytes:
-        will_need(shard, at, frame.stop)
-        return blosc.decompress(bytes(chunk)), 0
-    starts = struct.unpack_from(f"<{n_blocks}i", chunk, _BLOSC_HEADER)
-    begin = starts[first]
-    end = min((s for s in (*starts, cbytes) if s > begin), default=cbytes)
-    if not _BLOSC_HEADER + 4 * n_blocks <= begin < end <= cbytes:
-        raise ValueError("a chunk's blocks lie outside it")
-    will_need(shard, at + begin, at + end)
-    single = bytes(chunk[:4]) + struct.pack(
-        "<IIIi", blocksize, blocksize, _BLOSC_HEADER + 4 + end - begin, _BLOSC_HEADER + 4
-    )
-    return blosc.decompress(single + bytes(chunk[begin:end])), first * blocksize
+
+    __slots__ = ("_at", "_blocksize", "_cbytes", "_copied", "_flags", "_nbytes", "_starts")
+
+    def __init__(self, head: bytes, at: int, length: int, expected: int) -> None:
+        """A frame of `length` bytes at `at` of its shard; `ValueError` unless it decompresses to `expected` bytes."""
+        nbytes, blocksize, cbytes = struct.unpack_from("<III", head, 4)
+        if cbytes != length or nbytes != expected or blocksize == 0:
+            raise ValueError("a chunk's header contradicts the array's metadata")
+        self._at, self._flags = at, head[:4]
+        self._nbytes, self._blocksize, self._cbytes = nbytes, blocksize, cbytes
+        self._copied = bool(head[2] & _BLOSC_MEMCPYED)
+        n_blocks = -(-nbytes // blocksize)
+        # Where there are more blocks than rows, the frame is read whole.
+        known = not self._copied and len(head) >= _BLOSC_HEADER + 4 * n_blocks
+        self._starts = struct.unpack_from(f"<{n_blocks}i", head, _BLOSC_HEADER) if known else ()
+
+    def decompress(self, read: Callable[[int, int], bytes], start: int, stop: int) -> tuple[bytes, int]:
+        """Decompressed bytes covering start…stop, and the position of the first; `read` gives bytes of the shard."""
+        at = self._at
+        if self._copied:
+            return read(at + _BLOSC_HEADER + start, at + _BLOSC_HEADER + stop), start
+        first, last = start // self._blocksize, -(-stop // self._blocksize)
+        # The last block may be shorter and is laid out differently; so is a frame wanted (nearly) whole.
+        if last - first != 1 or last * self._blocksize > self._nbytes or not self._starts:
+            return blosc.decompress(read(at, at + self._cbytes)), 0
+        begin = self._starts[first]
+        end = min((s for s in (*self._starts, self._cbytes) if s > begin), default=self._cbytes)
+        if not _BLOSC_HEADER + 4 * len(self._starts) <= begin < end <= self._cbytes:
+            raise ValueError("a chunk's blocks lie outside it")
+        single = self._flags + struct.pack(
+            "<IIIi", self._blocksize, self._blocksize, _BLOSC_HEADER + 4 + end - begin, _BLOSC_HEADER + 4
+        )
+        return blosc.decompress(single + read(at + begin, at + end)), first * self._blocksize

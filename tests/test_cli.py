@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -458,11 +459,75 @@ def test_errors_take_one_line_and_their_own_status(capsys: pytest.CaptureFixture
     assert fail(InvalidInputError("texts/a.txt is empty.")) == (2, "Error: texts/a.txt is empty.\n")
     assert fail(OSError(28, "No space left on device", "x")) == (2, "Error: No space left on device: x.\n")
     assert fail(IsADirectoryError(21, "Is a directory", "x")) == (2, "Error: Is a directory: x.\n")
+    assert fail(MemoryError("37 TiB")) == (2, "Error: There is not enough memory for what was asked: 37 TiB.\n")
     assert fail(KeyboardInterrupt()) == (130, "Interrupted.\n")
     assert fail(SystemExit(130)) == (130, "Interrupted.\n")
     assert fail(SystemExit(2)) == (2, "")
     with pytest.raises(ZeroDivisionError):
         fail(ZeroDivisionError())
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.EIO, "Input/output error", "a/zarr.json"), "Input/output error: a/zarr.json."),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error: a file or a disk that the system does not name."),
+        (OSError(errno.ESTALE, "Stale file handle", b"a\xff"), "Stale file handle: a�."),
+        (OSError(errno.ENOTCONN, "Not connected", "a"), "Not connected: a."),
+        (OSError(errno.EXDEV, "Cross-device link", "a", None, "b"), "Cross-device link: a, b."),
+        (OSError(errno.EMFILE, "Too many open files", "a"), "Too many open files: a; raise the limit with `ulimit -n 4096`."),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files; raise the limit with `ulimit -n 4096`."),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a"), "No such file or directory: a."),
+        (OSError("\nthe bucket b\ncannot be read"), "The bucket b."),
+        (TimeoutError(), "TimeoutError."),
+        (OSError(errno.EIO, "x\x1b]0;y\x07[/a]", "[bold]"), "x␛]0;y␇[/a]: [bold]."),
+    ],
+)  # fmt: skip
+def test_whatever_the_system_refuses_is_one_sentence(
+    error: OSError, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise error
+
+    assert command_line._run(command) == 2
+    assert capsys.readouterr().err == f"Error: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("s3://bucket/store", "needs a package that is not installed (`pip install s3fs`)"),
+        ("nowhere://store", "is no URL that can be opened: Protocol not known: nowhere"),
+    ],
+)
+def test_a_store_that_no_driver_reads_is_refused(refused: Callable[..., str], url: str, message: str) -> None:
+    assert f"{url} {message}" in refused("info", url)
+
+
+@pytest.mark.parametrize("value", [10**20, -(10**20)])
+def test_integers_beyond_64_bits_are_refused(cli: Callable[..., Result], store: Path, value: int) -> None:
+    for line in (("top", store, "L0.N1", "-k"), ("coverage", store, "--top"), ("coverage", store, "--sections")):
+        done = cli(*line, value)
+        assert (done.status, done.out) == (2, "")
+        assert "Invalid value for" in done.err
+
+
+@pytest.mark.parametrize("value", [2**62, 10**10, 0, -1])
+def test_absurd_numbers_are_refused(cli: Callable[..., Result], store: Path, value: int) -> None:
+    for line in (("coverage", store, "--top"), ("coverage", store, "--criteria", "kmnc", "--sections")):
+        done = cli(*line, value)
+        assert (done.status, done.out) == (2, ""), done
+        assert f"found {value}" in done.err
+
+
+def test_a_seed_is_not_negative(cli: Callable[..., Result], store: Path) -> None:
+    done = cli("graph", "evaluate", store, "--seed", -1)
+    assert done.status == 2
+    assert "a random seed is 0 or more, found -1" in done.err
+
+
+def test_a_model_that_is_not_there_is_refused_by_probes(refused: Callable[..., str], store: Path) -> None:
+    assert "there is no folder '/nonexistent'" in refused("graph", "probe", "/nonexistent", store)
 
 
 @pytest.mark.parametrize(

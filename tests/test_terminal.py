@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from rich.console import Console
+from rich.console import Console, Group
+from rich.text import Text
+from rich.tree import Tree
 
 from actstore import terminal
 from actstore.progress_log import ProgressLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from rich.console import RenderableType
 
 
 @pytest.fixture
@@ -115,3 +119,66 @@ def test_neither_quiet_nor_a_terminal_gets_lines(
             log.tick()
     assert len(logs) == 3
     assert "so far" not in sent.getvalue()
+
+
+HOSTILE = "a[/a] [bold]b[/bold] \x1b]0;x\x07\x9b31m\x7f\u2028 :smile:"
+SIGNS = "a[/a] [bold]b[/bold] ␛]0;x␇�31m␡↵ :smile:"
+
+
+def _printed(**how: Any) -> tuple[terminal.Screen, io.StringIO]:
+    sent = io.StringIO()
+    return terminal.Screen(file=sent, width=200, **how), sent
+
+
+def _tree(text: str) -> Tree:
+    tree = Tree(text)
+    tree.add(text)
+    return tree
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        str,
+        lambda text: Group(text, text),
+        _tree,
+        lambda text: terminal.table(text, [text, (text, "right")], [[text, text]]),
+    ],
+    ids=["text", "group", "tree", "table"],
+)
+def test_what_is_printed_is_no_markup_and_no_control_sequence(made: Callable[[str], RenderableType]) -> None:
+    screen, sent = _printed()
+    screen.print(made(HOSTILE))
+    assert SIGNS in sent.getvalue()
+    assert not set(sent.getvalue()) & set("\x1b\x07\x9b\x7f\u2028\r")
+
+
+def test_texts_of_rich_are_made_visible_too() -> None:
+    screen, sent = _printed()
+    screen.print(Text(HOSTILE), Text.assemble((HOSTILE, "bold")), sep="\n")
+    # What rich takes out of its own texts (the bell) is gone; the rest is shown.
+    assert sent.getvalue() == f"{SIGNS.replace('␇', '')}\n" * 2
+
+
+def test_line_breaks_colours_and_markup_that_is_asked_for_stay() -> None:
+    screen, sent = _printed(force_terminal=True, color_system="standard")
+    screen.print("one\ntwo", style="red")
+    screen.print("[bold]x[/bold]", markup=True)
+    assert sent.getvalue() == "\x1b[31mone\x1b[0m\n\x1b[31mtwo\x1b[0m\n\x1b[1mx\x1b[0m\n"
+
+
+def test_both_outputs_of_the_program_are_such_screens() -> None:
+    assert isinstance(terminal.out, terminal.Screen)
+    assert isinstance(terminal.err, terminal.Screen)
+
+
+def test_bars_and_spinners_show_names_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, sent = _printed(force_terminal=True)
+    monkeypatch.setattr(terminal, "err", screen)
+    name = "m[/a]{0}\x1b]0;x\x07"
+    with terminal.spinner(f"loading {name}", enabled=True):
+        pass
+    with terminal.counting_bar(name, enabled=True) as advance:
+        advance(1, 2)
+    assert "loading m[/a]{0}␛]0;x" in sent.getvalue()
+    assert "\x1b]0" not in sent.getvalue()

@@ -19,6 +19,7 @@ from torch import Tensor
 from actstore.engine.attribution.patching import head_hook, hooked
 from actstore.engine.cache import keeping, kept_by
 from actstore.engine.intervene import intervened, replace
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ def random_neurons(
 
 
 @dataclass(frozen=True)
-class PatchingSettings:
+class PatchingSettings(Typed):
     """How generations are made and what they are held against."""
 
     n_tokens: int = 32
@@ -238,6 +239,7 @@ class PatchingSettings:
     stop: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_tokens < 1 or self.n_random < 0:
             raise InvalidInputError(
                 f"--tokens must be at least 1 and --random at least 0, found {self.n_tokens} and {self.n_random}."

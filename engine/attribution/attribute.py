@@ -21,6 +21,7 @@ from actstore.engine.run import Run, RunOptions, check_options, check_target
 from actstore.engine.tokens import TextTokenizer
 from actstore.store import root
 from actstore.store.answers import write_answers
+from actstore.store.arguments import argument, given_fields
 from actstore.store.attributions import GRADIENT, IG, Attributions
 from actstore.store.errors import InvalidInputError
 from actstore.store.folder import Folder
@@ -57,7 +58,9 @@ def attribute(
 
     >>> actstore.attribute("gpt2", "questions.json", "gpt2.actstore")
     """
-    options, progress = options or RunOptions(), progress or CaptureProgress()
+    options = argument("options", options, RunOptions | None) or RunOptions()
+    progress = argument("progress", progress, CaptureProgress | None) or CaptureProgress()
+    asked = given_fields(AttributeSettings, settings, "An attribution")
     check_options(name, options)
     spec = inspect_model(model, trust_remote_code=options.trust_remote_code)
     if spec.kind != "causal" or not spec.causal:
@@ -68,7 +71,7 @@ def attribute(
     folder = Folder(store, read_only=False)
     check_target(folder, name, spec, options.resume)
     run = _AttributeRun(folder, name, spec, str(questions), options, progress, report or AttributeReport())
-    run.carry_out({k: v for k, v in settings.items() if v is not None})
+    run.carry_out(asked)
     return Attributions(Store(folder).capture(name))
 
 

@@ -24,6 +24,7 @@ from actstore.engine.attribution.coverage_state import (
 )
 from actstore.engine.attribution.positions import blocks_with, check_positions, check_values, windows_of
 from actstore.kernels.top_k.api import top_k
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -55,8 +56,12 @@ _MEASURED: Final = {
 SAMPLES_AT_ONCE: Final = 1024
 
 
+MOST: Final = 1 << 20
+"""Sections of a range, or top neurons, at most: each takes memory."""
+
+
 @dataclass(frozen=True)
-class CoverageSettings:
+class CoverageSettings(Typed):
     """Which criteria, with what parameters, over which samples. States of different settings do not merge."""
 
     criteria: tuple[str, ...] = ("nc", "tknc", "tknp")
@@ -72,13 +77,14 @@ class CoverageSettings:
     positions: str = "counted"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if unknown := [name for name in self.criteria if name not in CRITERIA]:
             raise InvalidInputError(f"Criteria are among {', '.join(CRITERIA)}: found {', '.join(unknown)}.")
         if not self.criteria:
             raise InvalidInputError(f"Name at least one criterion among {', '.join(CRITERIA)}.")
         for name in ("sections", "top"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"--{name} must be at least 1, found {getattr(self, name)}.")
+            if not 1 <= getattr(self, name) <= MOST:
+                raise InvalidInputError(f"--{name} lies between 1 and {MOST:,}, found {getattr(self, name)}.")
         if "tfc" in self.criteria and (self.distance is None or not self.distance > 0):
             raise InvalidInputError(
                 "The criterion tfc needs the distance beyond which a vector is new: give --distance, above 0."
@@ -137,6 +143,11 @@ class Coverage:
         for name in {_MEASURED[c] for c in self.settings.criteria if c in _MEASURED}:
             self.states.setdefault(name, {layer: made[name](width) for layer, width in self.widths.items()})
 
+    @property
+    def _n_top(self) -> int:
+        """The k of TKNC and TKNP: places that no layer can fill are not made room for, beyond a thousand."""
+        return min(self.settings.top, max(1024, *self.widths.values()))
+
     def add(
         self, layer: int, values: NDArray[np.float32], mixed: NDArray[np.uint64], slack: NDArray[np.float32]
     ) -> None:
@@ -156,7 +167,7 @@ class Coverage:
         if "top" in at or "tknp" in self.settings.criteria:
             # The kernel's neurons are our samples: of each it finds the k largest, ties to the earlier neuron.
             by_sample = np.ascontiguousarray(values.T)
-            top = top_k(by_sample, np.arange(len(values)), self.settings.top).tokens
+            top = top_k(by_sample, np.arange(len(values)), self._n_top).tokens
             if "top" in at:
                 at["top"].add(top)
             if "tknp" in self.settings.criteria:

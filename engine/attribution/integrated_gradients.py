@@ -21,6 +21,7 @@ import torch
 from actstore.engine.attribution.cached_path import CannotCacheError, cached_sums
 from actstore.engine.attribution.full_path import FullPath
 from actstore.engine.attribution.patching import places_of, weights_without_gradients
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ PATHS = ("auto", "cached", "full")
 
 
 @dataclass(frozen=True)
-class PathSettings:
+class PathSettings(Typed):
     """How the path from 0 to ā is followed."""
 
     steps: int = 16
@@ -49,6 +50,7 @@ class PathSettings:
     """"auto" takes the cached path where it holds. "cached" raises where it does not."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value in (("steps", self.steps), ("max_rows", self.max_rows)):
             if value < 1:
                 raise InvalidInputError(f"expected {name} to be at least 1, found {value}")

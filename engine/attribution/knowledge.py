@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actstore.store.arguments import Typed
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Refinement:
+class Refinement(Typed):
     """Which neurons are kept for a fact; the defaults are the paper's."""
 
     keep: float = 0.2
@@ -29,6 +31,7 @@ class Refinement:
     at_most: int = 5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("keep", "share", "step"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be a share above 0 and at most 1, not {getattr(self, name)}")

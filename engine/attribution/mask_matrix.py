@@ -19,6 +19,7 @@ from actstore.engine.documents import CorpusOptions
 from actstore.engine.identity import check_model, fingerprint_of
 from actstore.engine.intervene import factors, intervened, scale
 from actstore.engine.plan import PlanSettings, Windower, batch_windows, check_ids, tokenise
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import GENERATED, IMAGE, SLOT_MULTIPLE, SPECIAL, TEXT
 from actstore.store.plans import PlannedWindow
@@ -40,7 +41,7 @@ _MAX_PADDING = 1 / 8
 
 
 @dataclass(frozen=True)
-class MaskSettings:
+class MaskSettings(Typed):
     """How the matrix is measured."""
 
     max_tokens: int = 10_000
@@ -51,6 +52,7 @@ class MaskSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("max_tokens", 1), ("batch_tokens", 1), ("n_random", 0)):
             if getattr(self, name) < least:
                 option = name.replace("n_", "").replace("_", "-")

@@ -17,6 +17,7 @@ import numpy as np
 
 from actstore.engine.attribution.chosen import Chosen
 from actstore.kernels.cluster_inverse.api import Clusters, Frequency, cluster_frequency, cluster_inverse, threshold
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class NaicaSettings:
+class NaicaSettings(Typed):
     """How neurons are scored and chosen; the defaults are the paper's."""
 
     attribution: str = "ig"
@@ -49,6 +50,7 @@ class NaicaSettings:
     """Whether attributions are weighed by ica; without, the paper's baseline."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.attribution not in KINDS:
             raise InvalidInputError(f"Expected an attribution of {', '.join(KINDS)}, found {self.attribution!r}.")
         if not 0 <= self.t < 1:

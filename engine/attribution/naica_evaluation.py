@@ -36,6 +36,7 @@ from actstore.engine.attribution.partial import part_of
 from actstore.engine.attribution.prediction import Accuracy, accuracies
 from actstore.engine.attribution.trials import Asked, Measurement, Trials
 from actstore.engine.identity import check_model, fingerprint_of
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ PROTOCOLS = ("query", "prompt", "label")
 
 
 @dataclass(frozen=True)
-class EvaluationSettings:
+class EvaluationSettings(Typed):
     """What is compared, how often."""
 
     label: str = "relation_name"
@@ -67,6 +68,7 @@ class EvaluationSettings:
     """How many token rows run at once."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "methods", tuple(ALIASES.get(method, method) for method in self.methods))
         for name, values, known in (("methods", self.methods, METHODS), ("protocols", self.protocols, PROTOCOLS)):
             if unknown := [value for value in values if value not in known] or not values:

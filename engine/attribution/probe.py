@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from actstore.engine.attribution.positions import blocks_with, check_positions, check_values, warnings_of, windows_of
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ MAX_STEPS: Final = 100
 
 
 @dataclass(frozen=True)
-class ProbeSettings:
+class ProbeSettings(Typed):
     """How the probe is fitted and tested."""
 
     ridge: float = 1.0
@@ -41,6 +42,7 @@ class ProbeSettings:
     """All captured ones."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.ridge > 0:
             raise InvalidInputError(f"--ridge must be above 0, found {self.ridge}.")
         if not 0 < self.test_share < 1:

@@ -18,6 +18,7 @@ import numpy as np
 from actstore.engine.attribution.letters import PromptTokenizer, TooLong
 from actstore.engine.plan import MAX_LABELS_PER_COLUMN, Labels
 from actstore.engine.questions import Query, QuestionOptions, fingerprint, read_questions
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import TEXT
 from actstore.store.plans import PlannedWindow, PlanWriter
@@ -43,7 +44,7 @@ TAKEN_COLUMNS: Final = (
 
 
 @dataclass(frozen=True)
-class AttributeSettings:
+class AttributeSettings(Typed):
     """Everything that decides what ends up in the store; a resumed run must repeat it."""
 
     steps: int = 16
@@ -64,6 +65,7 @@ class AttributeSettings:
     the run is ("refuse")."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("steps", "max_rows"):
             if (value := getattr(self, name)) < 1:
                 raise InvalidInputError(f"--{name.replace('_', '-')} is at least 1, found {value}.")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from actstore.store import layout
+from actstore.store.arguments import Typed
 from actstore.store.arrays import BlockArray
 from actstore.store.errors import InvalidInputError
 
@@ -32,7 +33,7 @@ _ROWS: Final = 256
 
 
 @dataclass(frozen=True)
-class SelectivitySettings:
+class SelectivitySettings(Typed):
     """What selective means. The defaults are those of Tang et al."""
 
     by: str
@@ -48,6 +49,7 @@ class SelectivitySettings:
     """A neuron belongs to the labels for which it fires more often than this quantile of all probabilities."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.site not in (None, GATE, POST):
             raise InvalidInputError(f"Neurons fire at {GATE} or {POST}, found {self.site!r}. Mend --site.")
         countable = layout.MODALITIES[layout.TEXT : layout.TEXT + 1] + layout.MODALITIES[layout.IMAGE :]

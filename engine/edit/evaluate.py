@@ -22,6 +22,7 @@ from actstore.engine.edit.specification import Specification
 from actstore.engine.edit.weights import edited
 from actstore.engine.edit.words import Exchange, find_exchange
 from actstore.engine.identity import check_model, fingerprint_of
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ BASELINES: Final = ("fine-tune", "random")
 
 
 @dataclass(frozen=True)
-class EvaluationOptions:
+class EvaluationOptions(Typed):
     """What an edit is tried on, and held against."""
 
     captures: tuple[tuple[str, str | None], ...] = ()
@@ -56,6 +57,7 @@ class EvaluationOptions:
     """Windows of each capture, the first ones."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for _, kind in self.captures:
             if kind is not None and kind not in KINDS:
                 raise InvalidInputError(f"The kind of a capture's cases is one of {', '.join(KINDS)}, found {kind!r}.")

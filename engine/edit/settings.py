@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Final
 
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 
 FORMS: Final = {
@@ -17,7 +18,7 @@ FORMS: Final = {
 
 
 @dataclass(frozen=True)
-class LeastNormSettings:
+class LeastNormSettings(Typed):
     """How neurons are chosen and rewritten."""
 
     k: int | None = None
@@ -41,7 +42,7 @@ class LeastNormSettings:
 
 
 @dataclass(frozen=True)
-class FineSettings:
+class FineSettings(Typed):
     """How neurons are located and their rows learned; the defaults are the paper's."""
 
     per_position: int = 5
@@ -64,13 +65,14 @@ class FineSettings:
     """Fine-tuning: the first term of the loss alone."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("per_position", 1), ("leave_last", 0), ("steps", 1)):
             if getattr(self, name) < least:
                 raise InvalidInputError(f"--{name.replace('_', '-')} is at least {least}, found {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)
-class RewriteSettings:
+class RewriteSettings(Typed):
     """What is exchanged, and how."""
 
     old: str
@@ -89,6 +91,7 @@ class RewriteSettings:
     """Which documents are examples."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.form not in FORMS:
             raise InvalidInputError(f"A form is one of {', '.join(FORMS)}, found {self.form!r}.")
         if self.examples < 1:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from actstore.engine.edit.passes import check_positions
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 from actstore.store.neuron import parse_neuron
 from actstore.store.records import Record
@@ -31,7 +32,7 @@ KINDS: Final = {
 
 
 @dataclass(frozen=True)
-class Operation(Record):
+class Operation(Record, Typed):
     """One change of some neurons at some positions."""
 
     kind: str
@@ -49,6 +50,7 @@ class Operation(Record):
     """Of a patch: a document's number, or a place DOC:POS whose values serve all positions."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kind not in KINDS:
             raise InvalidInputError(f"An intervention is one of {', '.join(KINDS)}, found {self.kind!r}.")
         if not self.neurons:
@@ -80,7 +82,7 @@ class Operation(Record):
 
 
 @dataclass(frozen=True)
-class Specification(Record):
+class Specification(Record, Typed):
     """Operations in order: each sees what those before it left."""
 
     operations: tuple[Operation, ...]

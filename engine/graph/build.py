@@ -8,6 +8,7 @@ about how graphs lie on disk.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable  # noqa: TC003 - the types of settings are looked up at run time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +19,7 @@ from actstore.engine.graph.contexts import Contexts, read_contexts
 from actstore.engine.graph.values import silent_means, values_with
 from actstore.kernels.jit import default_threads
 from actstore.kernels.suffix_trie.api import MAX_DEPTH, Nodes, Settings, build
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 from actstore.store.graph_writer import GraphWriter
 from actstore.store.graphs import GraphRecord, Graphs
@@ -26,7 +28,7 @@ from actstore.store.root import written_by
 from actstore.store.statistics import layer_offsets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -40,7 +42,7 @@ MAX_CHUNK = 1024
 
 
 @dataclass(frozen=True)
-class GraphSettings:
+class GraphSettings(Typed):
     """What a graph is to say, and how much of it."""
 
     share: float = 0.5
@@ -59,6 +61,7 @@ class GraphSettings:
     """Nats by which ignoring tokens must be better than telling them apart."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.share <= 1:
             raise InvalidInputError(f"--share is a share above 0, at most 1, found {self.share}.")
         if not 0 < self.threshold <= 1:
@@ -182,7 +185,7 @@ def grow(
 
 
 @dataclass(frozen=True)
-class BuildOptions:
+class BuildOptions(Typed):
     """What does not change a graph."""
 
     memory: int = 1 << 30

@@ -21,6 +21,7 @@ from actstore.engine.graph.scores import Tally, score
 from actstore.engine.graph.split import Protocol
 from actstore.kernels.jit import default_threads
 from actstore.kernels.suffix_trie.api import Nodes
+from actstore.store.arguments import Typed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,7 @@ RULES = {"any": 0.0, "most": 0.5}
 
 
 @dataclass(frozen=True)
-class EvaluationSettings:
+class EvaluationSettings(Typed):
     """What is evaluated and how."""
 
     graph: GraphSettings = field(default_factory=GraphSettings)

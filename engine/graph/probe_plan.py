@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 from actstore.store.requests import REQUESTS
 
@@ -29,7 +30,7 @@ SENTENCE_ENDS: Final = (b".", b"!", b"?", b"\n")
 
 
 @dataclass(frozen=True)
-class ProbeSettings:
+class ProbeSettings(Typed):
     """What is asked of every neuron; the numbers are the published ones."""
 
     n_exemplars: int = 20
@@ -51,6 +52,7 @@ class ProbeSettings:
     """Folder or Hub id of a masked language model whose substitutes are taken; None takes the capture's own."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mask not in MASKS:
             raise InvalidInputError(f"--mask is one of {', '.join(MASKS)}, found {self.mask!r}.")
         if self.n_exemplars < 2:

@@ -29,7 +29,9 @@ from actstore.engine.graph.probe_run import BLOCK_SLOTS, ProbeKept, ProbeRequest
 from actstore.engine.graph.probes import PROBES, Probed, Probes
 from actstore.engine.graph.split import Protocol, Split, Windows
 from actstore.engine.graph.substitutes import MaskedModel, MaskedSubstitutes
+from actstore.engine.models import inspect_model
 from actstore.engine.run import RunOptions
+from actstore.engine.tokens import TextTokenizer
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.folder import Folder
 from actstore.store.layout import SLOT_MULTIPLE, TEXT
@@ -77,11 +79,12 @@ def probe(
 
     >>> probe("gpt2", "gpt2.actstore").of(3, 17)
     """
-    settings = settings or ProbeSettings()
+    settings, options = settings or ProbeSettings(), options or RunOptions()
     corpus = Store(store).capture(capture)
+    inspect_model(model, trust_remote_code=options.trust_remote_code)  # one that is not there is refused as such
     chosen = _checked(corpus, site, neurons)
     asking = _Asking(
-        model, corpus, name, site, chosen, settings, precision, options or RunOptions(), progress
+        model, corpus, name, site, chosen, settings, precision, options, progress
     )  # fmt: skip
     if settings.n_substitutes and settings.substitutes_model is not None:
         asking.load_substitutes()
@@ -324,9 +327,7 @@ def _named_tokens(model: str, capture: Capture, options: RunOptions) -> dict[str
     """
     if capture.store.vocabulary is None:
         return {}
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or model, trust_remote_code=options.trust_remote_code)
-    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}
-    found = {kind: getattr(tokenizer, f"{kind}_token_id", None) for kind in ("mask", "unk", "pad")}
-    return {kind: int(token) for kind, token in found.items() if token is not None and token not in ends}
+    tokenizer = TextTokenizer.load(options.tokenizer or model, trust_remote_code=options.trust_remote_code)
+    ends = {tokenizer.named_id("bos"), tokenizer.named_id("eos")}
+    found = {kind: tokenizer.named_id(kind) for kind in ("mask", "unk", "pad")}
+    return {kind: token for kind, token in found.items() if token is not None and token not in ends}

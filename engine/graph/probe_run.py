@@ -29,6 +29,7 @@ from actstore.engine.settings import CaptureSettings
 from actstore.engine.special_tokens import configured_special_ids
 from actstore.engine.tokens import TextTokenizer
 from actstore.store import root
+from actstore.store.arguments import Typed
 from actstore.store.errors import CaptureError, InvalidInputError
 from actstore.store.folder import Folder
 from actstore.store.layout import SPECIAL, TEXT
@@ -49,7 +50,7 @@ SAMPLED: Final = "probes-sampled"
 
 
 @dataclass(frozen=True)
-class ProbeKept:
+class ProbeKept(Typed):
     """What a capture of probes keeps."""
 
     site: str = "mlp.post"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actstore.kernels.suffix_trie.api import IGNORE, Nodes
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 from actstore.store.graph_record import NEVER_FIRES, GraphRecord
 from actstore.store.graph_writer import GraphWriter
@@ -35,7 +36,7 @@ NOT_SHORTENED = "no exemplar could be shortened"
 
 
 @dataclass(frozen=True)
-class PublishedSettings:
+class PublishedSettings(Typed):
     """The paper's constants that are not the probes'."""
 
     threshold: float = 0.5
@@ -44,6 +45,7 @@ class PublishedSettings:
     """Above which a context token stays in the line."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.threshold < 1:
             raise InvalidInputError(f"--threshold is a share between 0 and 1, found {self.threshold}.")
         if not self.importance < 1:

@@ -21,6 +21,7 @@ import torch
 
 from actstore.engine.graph.stepping import Steps, narrow_attention
 from actstore.kernels.jit import default_threads
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError, ModelError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ SMALL_PRODUCT: Final = 1 << 18
 
 
 @dataclass(frozen=True)
-class SampleSettings:
+class SampleSettings(Typed):
     """Everything that decides which tokens are drawn."""
 
     n_tokens: int = 300_000
@@ -55,6 +56,7 @@ class SampleSettings:
     """Tokens that a window takes over from the beginning of one of the capture's, special ones included."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_tokens < 1:
             raise InvalidInputError(f"--sample is a number of tokens, at least 1, found {self.n_tokens}.")
         if self.window < 2:

@@ -17,6 +17,7 @@ import torch
 from actstore.engine.multimodal.captions import special_tokens, spell
 from actstore.engine.multimodal.noise import Noise, can_hook, noisy_weights, noisy_windows
 from actstore.engine.multimodal.nouns import words
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CausalSettings:
+class CausalSettings(Typed):
     """How neurons are disturbed, and how many nouns are looked at."""
 
     sigma: float = 10.0
@@ -45,6 +46,7 @@ class CausalSettings:
     """Token positions that run at once; changes rounding only."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.sigma > 0 or (self.max_nouns is not None and self.max_nouns < 1):
             raise InvalidInputError(
                 f"Noise is above zero and falls on at least one noun, found sigma {self.sigma} and {self.max_nouns} nouns."

@@ -20,6 +20,7 @@ from actstore.engine.multimodal.captions import read_captions
 from actstore.engine.multimodal.nouns import noun_finder
 from actstore.engine.multimodal.ranker import Ranker, read_block
 from actstore.kernels.top_k.api import TopK
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.layout import decode_values
 
@@ -40,7 +41,7 @@ Form = Literal["post", "gate"]
 
 
 @dataclass(frozen=True)
-class FindSettings:
+class FindSettings(Typed):
     """How neurons are found."""
 
     k: int = 20
@@ -57,6 +58,7 @@ class FindSettings:
     documents: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.k < 1:
             raise InvalidInputError(f"At least one neuron must be asked for, found {self.k}. Mend -k.")
         if self.by not in BY or not self.forms or set(self.forms) - set(FORMS):

@@ -23,8 +23,8 @@ from actstore.store.writer import CaptureWriter
 sys.path.insert(0, str(Path(__file__).parents[1] / "store"))  # importlib mode leaves support modules off the path
 import planted_stores
 
-MAPPED = 32
-"""Shards that stay mapped here, fewer than a few blocks have."""
+OPENED = 32
+"""Shards that stay open here, fewer than a few blocks have."""
 
 
 def held() -> tuple[int, int]:
@@ -50,7 +50,7 @@ def main(path: str, n_blocks: int) -> None:
             if block % 10 == 9:
                 marks.append(("write", block, *held()))
     write_finished(folder, record, running.total)
-    arrays.MAPPED_SHARDS = MAPPED  # type: ignore[misc]
+    arrays.OPEN_SHARDS = OPENED  # type: ignore[misc]
     store = Store(path)
     capture = store.capture()
     for block in range(n_blocks):

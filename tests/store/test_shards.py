@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from actstore.store.arrays import BlockArray, create_block_array
 from actstore.store.errors import FormatError
-from actstore.store.folder import Folder
+from actstore.store.folder import Folder, MemorySource
 from actstore.store.layout import FAST, SMALL, shard_grid, shard_key
 from actstore.store.shards import Shard, checksum, encode_shard
 
@@ -45,7 +45,7 @@ def test_every_row_comes_back(shape, dtype, kind, seed, compression):
     values = make_values(*shape, dtype, kind, seed)
     grid = shard_grid(*shape)
     data = encode_shard(values, grid, compression)
-    shard = Shard(data, grid, values.dtype, "shard")
+    shard = Shard(MemorySource(data), grid, values.dtype, "shard")
     rows = shard.rows()
     assert rows.dtype == values.dtype
     assert rows.tobytes() == values.tobytes()
@@ -59,7 +59,8 @@ def test_every_row_comes_back(shape, dtype, kind, seed, compression):
 @pytest.mark.parametrize("shape", [(1, 64), (33, 192), (40, 16_448), (3, 40_000), (200, 64)])
 def test_single_rows_are_rows_of_the_whole(shape, compression, kind, dtype):
     values = make_values(*shape, dtype, kind)
-    shard = Shard(encode_shard(values, shard_grid(*shape), compression), shard_grid(*shape), values.dtype, "shard")
+    data = MemorySource(encode_shard(values, shard_grid(*shape), compression))
+    shard = Shard(data, shard_grid(*shape), values.dtype, "shard")
     assert np.stack([shard.row(row) for row in range(shape[0])]).tobytes() == values.tobytes()
 
 
@@ -99,7 +100,7 @@ def test_plain_zarr_reads_the_same(tmp_path, rows, columns, dtype, kind, compres
 
 
 def read_everything(data, grid, dtype):
-    shard = Shard(data, grid, dtype, "the shard")
+    shard = Shard(MemorySource(data), grid, dtype, "the shard")
     for row in range(0, grid.rows, 7):
         shard.row(row)
     return shard.rows()
@@ -153,7 +154,7 @@ def test_a_block_outside_its_chunk_is_an_error(offset):
     nbytes, blocksize, cbytes = struct.unpack_from("<III", data, 4)
     assert (nbytes, blocksize) == (32 * 4096, 4096), "a row of the chunk should be a block of its own"
     struct.pack_into("<i", data, 16 + 4 * 2, cbytes if offset == "end" else offset)
-    shard = Shard(bytes(data), grid, values.dtype, "the shard")
+    shard = Shard(MemorySource(bytes(data)), grid, values.dtype, "the shard")
     np.testing.assert_array_equal(shard.row(3), values[3])
     with pytest.raises(FormatError, match="a chunk's blocks lie outside it"):
         shard.row(2)
@@ -165,14 +166,14 @@ def test_a_truncated_shard_is_an_error(share, kind):
     values, grid = make_values(33, 192, "float16", kind), shard_grid(33, 192)
     data = encode_shard(values, grid)
     with pytest.raises(FormatError, match="the shard is damaged"):
-        Shard(data[: int(share * len(data))], grid, values.dtype, "the shard")
+        Shard(MemorySource(data[: int(share * len(data))]), grid, values.dtype, "the shard")
 
 
 def test_a_shard_with_bytes_too_many_is_an_error():
     values, grid = make_values(5, 64, "int8", "random"), shard_grid(5, 64)
     data = encode_shard(values, grid)
     with pytest.raises(FormatError, match="chunks do not fill it"):
-        Shard(b"\0" + data, grid, values.dtype, "the shard")
+        Shard(MemorySource(b"\0" + data), grid, values.dtype, "the shard")
 
 
 def test_a_shard_of_another_shape_is_an_error():
@@ -180,7 +181,7 @@ def test_a_shard_of_another_shape_is_an_error():
     data = encode_shard(values, shard_grid(33, 192))
     for grid in (shard_grid(33, 256), shard_grid(65, 192), shard_grid(17, 192)):
         with pytest.raises(FormatError):
-            Shard(data, grid, values.dtype, "the shard").rows()
+            Shard(MemorySource(data), grid, values.dtype, "the shard").rows()
 
 
 @given(st.integers(1, 5000), st.integers(1, 3000))
