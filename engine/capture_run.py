@@ -13,10 +13,10 @@ from actstore.engine.corpus_run import CorpusRun
 from actstore.engine.image_run import ImageRun, sees_and_reads
 from actstore.engine.images import ImageOptions, find_images
 from actstore.engine.memory_corpus import MemoryCorpus, as_corpus
-from actstore.engine.models import inspect_model
 from actstore.engine.progress import CaptureProgress
-from actstore.engine.run import Run, RunOptions, check_options, check_target
+from actstore.engine.run import RunOptions, check_options, check_target
 from actstore.engine.settings import CaptureSettings, ImageSettings
+from actstore.engine.sources import ModelSource
 from actstore.store.arguments import argument, given_fields
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.folder import Folder
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from actstore.engine.in_memory import ModelInput
     from actstore.engine.memory_corpus import Corpus
     from actstore.engine.models import ModelSpec
     from actstore.store.reader import Capture
@@ -35,7 +36,7 @@ __all__ = ["RunOptions", "capture"]
 
 
 def capture(
-    model: str,
+    model: ModelInput,
     corpus: Corpus,
     store: str | Path,
     *,
@@ -47,7 +48,9 @@ def capture(
 ) -> Capture:
     """Capture a corpus of text or of images through `model` into `store` under `name`; the finished capture, for reading.
 
-    `corpus` is a path, or documents in memory: a list of texts or of records (dictionaries), a `datasets.Dataset`, a table of
+    `model` is a Hub id, a folder, or a transformers model in memory, alone or inside torch.compile, DataParallel or a pipeline:
+    it runs as it is, in its own dtype on its own device, and is left as it was. Its tokenizer is that of `options`, of the
+    pipeline, or of the name it was loaded by. `corpus` is a path, or documents in memory: a list of texts or of records (dictionaries), a `datasets.Dataset`, a table of
     pyarrow, pandas or polars; what can be read only once, such as a generator, is refused. A path is taken for images where
     the model reads images and text, and any file there is an image, or a table with a column of images; name files with
     `pattern` to say otherwise. A capture that is resumed stays what it was. `settings` are the fields of `CaptureSettings`, or
@@ -56,7 +59,7 @@ def capture(
     capture other than it was meant to be is said by `warnings.warn`, or, where a `report` is given, kept there.
 
     >>> actstore.capture("gpt2", "corpus.jsonl", "gpt2.actstore", precision="half")
-    >>> actstore.capture("gpt2", ["one text", "another"], "gpt2.actstore", name="two")
+    >>> actstore.capture(AutoModelForCausalLM.from_pretrained("gpt2"), ["one text", "another"], "gpt2.actstore", name="two")
     >>> actstore.capture("llava-hf/llava-1.5-7b-hf", "pictures/", "llava.actstore", generate=True)
     """
     run, asked = prepare(model, corpus, store, name, options, progress, report, settings)
@@ -65,7 +68,7 @@ def capture(
 
 
 def prepare(
-    model: str,
+    model: ModelInput,
     corpus: Corpus,
     store: str | Path,
     name: str,
@@ -82,17 +85,16 @@ def prepare(
     report = report or CorpusReport(on_warning=lambda sentence: warnings.warn(sentence, stacklevel=2))
     asked = given_fields(ImageSettings, settings, "A capture")  # those of text are among them
     check_options(name, options)
-    source = as_corpus(corpus)
-    spec = inspect_model(model, trust_remote_code=options.trust_remote_code)
+    source, documents = ModelSource.of(model), as_corpus(corpus)
+    spec = source.inspect(trust_remote_code=options.trust_remote_code)
     folder = Folder(store, read_only=read_only)
     begun = read_capture(folder, name) if options.resume else None
-    of_images = _is_of_images(source, begun, spec, asked)
-    run: Run
-    if of_images:
-        run = ImageRun(folder, name, spec, str(source), options, progress, report)
+    run: ImageRun | CorpusRun
+    if _is_of_images(documents, begun, spec, asked):
+        run = ImageRun(folder, name, spec, str(documents), options, progress, report, source=source)
     else:
-        _refuse_image_settings(asked, str(source))
-        run = CorpusRun(folder, name, spec, str(source), options, progress, report, source)
+        _refuse_image_settings(asked, str(documents))
+        run = CorpusRun(folder, name, spec, str(documents), options, progress, report, documents, source=source)
     run.check()
     check_target(folder, name, spec, options.resume)
     return run, asked

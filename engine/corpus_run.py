@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from actstore.engine.capture import fill_blocks
-from actstore.engine.checkpoints import load_config
 from actstore.engine.corpus import STDIN, CorpusDigest, CorpusOptions, CorpusReport, read_corpus
 from actstore.engine.identity import check_model, fingerprint_of
 from actstore.engine.padding import PaddingCount
@@ -19,10 +18,9 @@ from actstore.engine.plan import PlanSettings, block_size, write_plan
 from actstore.engine.run import Run
 from actstore.engine.settings import CaptureSettings
 from actstore.engine.sizes import affordable_slots, bytes_per_slot
-from actstore.engine.special_tokens import special_ids_of_files
 from actstore.engine.tokens import TextTokenizer
 from actstore.store import root
-from actstore.store.errors import InvalidInputError, ModelError
+from actstore.store.errors import InvalidInputError
 from actstore.store.records import CaptureRecord, PlanRecord
 
 if TYPE_CHECKING:
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
     from actstore.engine.memory_corpus import MemoryCorpus
     from actstore.engine.models import LoadedModel, ModelSpec
     from actstore.engine.plan_count import PlanCount
+    from actstore.engine.tokens import TextTokenizer
     from actstore.store.writer import CaptureWriter
 
 BLOCK_SLOTS = 16_384
@@ -43,7 +42,7 @@ class CorpusRun(Run):
     command: ClassVar[str] = "capture"
 
     report: CorpusReport
-    source: str | MemoryCorpus
+    documents: str | MemoryCorpus
     """What `corpus` is the name of."""
 
     def check(self) -> None:
@@ -97,7 +96,7 @@ class CorpusRun(Run):
         )
         padding = self._count_padding(tokenizer)
         plan = write_plan(
-            read_corpus(self.source, settings.of(CorpusOptions), self.report),
+            read_corpus(self.documents, settings.of(CorpusOptions), self.report),
             self.folder,
             self.name,
             settings=plan_settings,
@@ -105,7 +104,7 @@ class CorpusRun(Run):
             label_columns=settings.label_columns,
             tokenizer=tokenizer,
             n_vocabulary=self.spec.n_vocabulary,
-            special_ids=frozenset() if tokenizer else self._configured_special_ids(),
+            special_ids=frozenset() if tokenizer else self._special_ids(),
             on_progress=self.progress.planned,
             on_document=padding.add,
             on_warning=self.report.warn,
@@ -119,20 +118,14 @@ class CorpusRun(Run):
         """A count by the padding token of the tokenizer, or of the model's configuration where there is no tokenizer."""
         if tokenizer is not None:
             return tokenizer.count_padding()
-        try:
-            config = load_config(self.spec.name, trust_remote_code=self.options.trust_remote_code)
-        except ModelError:  # a model in memory has no name to look under
-            return PaddingCount(None)
-        return PaddingCount(config.get_text_config())
+        return PaddingCount(self.source.config(trust_remote_code=self.options.trust_remote_code).get_text_config())
 
-    def _configured_special_ids(self) -> frozenset[int]:
-        return special_ids_of_files(self.spec.name, trust_remote_code=self.options.trust_remote_code)
+    def _special_ids(self) -> frozenset[int]:
+        return self.source.special_ids(trust_remote_code=self.options.trust_remote_code)
 
     def _tokenizer(self, settings: CaptureSettings) -> TextTokenizer | None:
         try:
-            return TextTokenizer.load(
-                self.options.tokenizer or self.spec.name, trust_remote_code=self.options.trust_remote_code
-            )
+            return self._load_tokenizer()
         except InvalidInputError:
             # A corpus of ids needs none; whether this is one shows when its first document is read.
             if self.options.tokenizer is not None or not self._is_tokenised(settings):
@@ -140,7 +133,11 @@ class CorpusRun(Run):
             return None
 
     def _is_tokenised(self, settings: CaptureSettings) -> bool:
-        first = next(iter(read_corpus(self.source, settings.of(CorpusOptions))), None) if self.source != STDIN else None
+        first = (
+            next(iter(read_corpus(self.documents, settings.of(CorpusOptions))), None)
+            if self.documents != STDIN
+            else None
+        )
         return first is not None and first.ids is not None
 
     def _check_same(self, record: CaptureRecord, requested: Mapping[str, Any]) -> LoadedModel:
@@ -158,7 +155,7 @@ class CorpusRun(Run):
 
     def _corpus_fingerprint(self, settings: CaptureSettings, plan: PlanRecord) -> str:
         digest = CorpusDigest()
-        documents = read_corpus(self.source, settings.of(CorpusOptions), self.report)
+        documents = read_corpus(self.documents, settings.of(CorpusOptions), self.report)
         for document in itertools.islice(documents, plan.n_documents):
             digest.update(document)
         longer = settings.max_tokens is None and next(documents, None) is not None

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from actstore.engine.corpus import CorpusReport
+    from actstore.engine.in_memory import ModelInput
     from actstore.engine.memory_corpus import Corpus
     from actstore.engine.models import LoadedModel
     from actstore.engine.run import RunOptions
@@ -98,7 +99,7 @@ class CaptureEstimate:
 
 
 def estimate(
-    model: str,
+    model: ModelInput,
     corpus: Corpus,
     store: str | Path,
     *,
@@ -127,6 +128,11 @@ def estimate(
             "A dry run says what a whole capture takes. Leave --resume out; `actstore info` says how far a capture is."
         )
     check_unowned(run.folder, name)
+    with run.source.as_it_is():
+        return _measured(run, asked)
+
+
+def _measured(run: CorpusRun, asked: dict[str, Any]) -> CaptureEstimate:
     began_s = time.monotonic()
     count = PlanCount()
     record, loaded, _ = run.begin(asked, count)
@@ -142,7 +148,7 @@ def estimate(
         model=run.spec.name,
         corpus=run.corpus,
         store=run.folder.location,
-        name=name,
+        name=run.name,
         n_documents=record.plan.n_documents,
         n_tokens=record.plan.n_tokens,
         n_windows=record.plan.n_windows,

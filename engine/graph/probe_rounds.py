@@ -31,7 +31,6 @@ from actstore.engine.graph.split import Protocol, Split, Windows
 from actstore.engine.graph.substitutes import MaskedModel, MaskedSubstitutes
 from actstore.engine.models import inspect_model
 from actstore.engine.run import RunOptions
-from actstore.engine.tokens import TextTokenizer
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.folder import Folder
 from actstore.store.layout import SLOT_MULTIPLE, TEXT
@@ -327,7 +326,8 @@ def _named_tokens(model: str, capture: Capture, options: RunOptions) -> dict[str
     """
     if capture.store.vocabulary is None:
         return {}
-    tokenizer = TextTokenizer.load(options.tokenizer or model, trust_remote_code=options.trust_remote_code)
+    source = ModelSource.of(model)
+    tokenizer = source.load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
     ends = {tokenizer.named_id("bos"), tokenizer.named_id("eos")}
     found = {kind: tokenizer.named_id(kind) for kind in ("mask", "unk", "pad")}
     return {kind: token for kind, token in found.items() if token is not None and token not in ends}
