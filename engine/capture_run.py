@@ -50,13 +50,17 @@ def capture(
 
     `model` is a Hub id, a folder, or a transformers model in memory, alone or inside torch.compile, DataParallel or a pipeline:
     it runs as it is, in its own dtype on its own device, and is left as it was. Its tokenizer is that of `options`, of the
-    pipeline, or of the name it was loaded by. `corpus` is a path, or documents in memory: a list of texts or of records (dictionaries), a `datasets.Dataset`, a table of
+    pipeline, or of the name it was loaded by.
+
+    `corpus` is a path, or documents in memory: a list of texts or of records (dictionaries), a `datasets.Dataset`, a table of
     pyarrow, pandas or polars; what can be read only once, such as a generator, is refused. A path is taken for images where
     the model reads images and text, and any file there is an image, or a table with a column of images; name files with
     `pattern` to say otherwise. A capture that is resumed stays what it was. `settings` are the fields of `CaptureSettings`, or
-    of `ImageSettings`. Errors: `InvalidInputError`, `ModelError`, `NotFoundError` before anything is written; `ReadOnlyError`
-    where another writer owns the capture; `CaptureError` where the run stopped half-way and can be resumed. What may make the
-    capture other than it was meant to be is said by `warnings.warn`, or, where a `report` is given, kept there.
+    of `ImageSettings`.
+
+    Errors: `InvalidInputError`, `ModelError`, `NotFoundError` before anything is written; `ReadOnlyError` where another writer
+    owns the capture; `CaptureError` where the run stopped half-way and can be resumed. What may make the capture other than it
+    was meant to be is said by `warnings.warn`, or, where a `report` is given, kept there.
 
     >>> actstore.capture("gpt2", "corpus.jsonl", "gpt2.actstore", precision="half")
     >>> actstore.capture(AutoModelForCausalLM.from_pretrained("gpt2"), ["one text", "another"], "gpt2.actstore", name="two")

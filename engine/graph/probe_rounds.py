@@ -31,6 +31,7 @@ from actstore.engine.graph.split import Protocol, Split, Windows
 from actstore.engine.graph.substitutes import MaskedModel, MaskedSubstitutes
 from actstore.engine.models import inspect_model
 from actstore.engine.run import RunOptions
+from actstore.engine.sources import ModelSource
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.folder import Folder
 from actstore.store.layout import SLOT_MULTIPLE, TEXT
