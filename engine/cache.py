@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from actstore.store.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from transformers import PreTrainedModel
 
 NAMES: Final = ("cache", "past_key_values")
 """What forward calls the argument, and its output the result; the newer name first."""
@@ -42,6 +43,8 @@ def cache_argument(model: PreTrainedModel) -> str | None:
 
 
 def _named_forwards(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    from transformers import PreTrainedModel  # only here: who measures a cache needs no transformers
+
     yield model
     yield from (module for module in model.modules() if isinstance(module, PreTrainedModel) and module is not model)
 

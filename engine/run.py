@@ -13,7 +13,10 @@ import shutil
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path  # noqa: TC003  (RunOptions are checked by their annotations)
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from transformers import PreTrainedTokenizerBase  # noqa: TC002
 
 from actstore.engine.identity import check_model, fingerprint_of, write_store_root
 from actstore.engine.models import DTYPES, LoadedModel, ModelSpec
@@ -29,9 +32,6 @@ from actstore.store.writer import CaptureWriter, create_capture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
-
-    from transformers import PreTrainedTokenizerBase
 
     from actstore.engine.progress import CaptureProgress
     from actstore.engine.sources import ModelSource
