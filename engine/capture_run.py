@@ -5,7 +5,6 @@ Decides which of the two a location is. Knows nothing about how either is captur
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from actstore.engine.corpus import CorpusReport
@@ -60,7 +59,7 @@ def capture(
 
     Errors: `InvalidInputError`, `ModelError`, `NotFoundError` before anything is written; `ReadOnlyError` where another writer
     owns the capture; `CaptureError` where the run stopped half-way and can be resumed. What may make the capture other than it
-    was meant to be is said by `warnings.warn`, or, where a `report` is given, kept there.
+    was meant to be goes to `report.on_warning`, or to `warnings.warn`.
 
     >>> actstore.capture("gpt2", "corpus.jsonl", "gpt2.actstore", precision="half")
     >>> actstore.capture(AutoModelForCausalLM.from_pretrained("gpt2"), ["one text", "another"], "gpt2.actstore", name="two")
@@ -86,7 +85,7 @@ def prepare(
     """The run that `capture` is to carry out, and the settings it was asked for, after the checks that need no tokens."""
     options = argument("options", options, RunOptions | None) or RunOptions()
     progress = argument("progress", progress, CaptureProgress | None) or CaptureProgress()
-    report = report or CorpusReport(on_warning=lambda sentence: warnings.warn(sentence, stacklevel=2))
+    report = argument("report", report, CorpusReport | None) or CorpusReport()
     asked = given_fields(ImageSettings, settings, "A capture")  # those of text are among them
     check_options(name, options)
     source, documents = ModelSource.of(model), as_corpus(corpus)
