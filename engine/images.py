@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from actstore.engine.documents import CorpusOptions
 from actstore.engine.image_files import SUFFIXES, ImageError, ImageFile
 from actstore.engine.image_tables import TABLE_SUFFIXES, dataset_tables, read_columns, read_rows
-from actstore.engine.records import RecordReader, describe_value, missing_label, name_columns
+from actstore.engine.records import RecordReader, missing_label
 from actstore.engine.tables import is_saved_dataset
 from actstore.engine.textfiles import reading
+from actstore.engine.value_names import describe_value, name_columns
 from actstore.store.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:

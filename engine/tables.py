@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from actstore.engine.documents import CorpusOptions, Document
 from actstore.engine.records import RecordReader
 from actstore.engine.textfiles import reading
+from actstore.engine.token_records import MODEL_INPUTS
 from actstore.store.errors import InvalidInputError
 
 BATCH_ROWS = 128
@@ -158,10 +159,10 @@ def _read_batches(
 
 
 def _python_value(scalar: pa.Scalar, place: str, column: str, options: CorpusOptions) -> object:
-    """The value as Python's, but token ids as a numpy array: a Python list of them takes many times as long."""
-    if column == options.ids_column and isinstance(scalar, pa.ListScalar) and scalar.is_valid:
+    """The value as Python's, but integers per token as a numpy array: a Python list takes many times as long."""
+    if column in (options.ids_column, *MODEL_INPUTS) and isinstance(scalar, pa.ListScalar) and scalar.is_valid:
         items = scalar.values
-        if items.null_count == 0 and (pa.types.is_integer(items.type) or pa.types.is_floating(items.type)):
+        if items.null_count == 0 and _is_number(items.type):
             return items.to_numpy(zero_copy_only=False)
     try:
         return scalar.as_py()
@@ -173,3 +174,7 @@ def _python_value(scalar: pa.Scalar, place: str, column: str, options: CorpusOpt
             f"{place}: column {column!r} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start} "
             "of the value; convert it, or pass --errors replace to read on with U+FFFD in its place."
         ) from None
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))

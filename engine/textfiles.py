@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import IO, cast
 
 from actstore.engine.documents import Document
-from actstore.engine.records import RecordReader, describe_value
+from actstore.engine.records import RecordReader
+from actstore.engine.value_names import describe_value
 from actstore.store.errors import InvalidInputError
 
 StreamReader = Callable[[IO[bytes], str, RecordReader], Iterator[Document]]
@@ -48,7 +49,7 @@ def reading(source: str) -> Iterator[None]:
         ) from None
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
-        raise InvalidInputError(f"{source} cannot be read ({reason}): mend the file, or leave it out.") from None
+        raise InvalidInputError(f"{source} cannot be read ({reason}): fix the file, or leave it out.") from None
 
 
 def open_bytes(path: Path) -> IO[bytes]:

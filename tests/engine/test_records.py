@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from actstore.engine.documents import CorpusOptions
-from actstore.engine.records import RecordReader, name_columns
+from actstore.engine.records import RecordReader
+from actstore.engine.value_names import name_columns
 from actstore.store.errors import InvalidInputError
 
 
@@ -34,8 +35,10 @@ def test_null_text_is_an_empty_document():
     assert read({"text": None}).is_empty
 
 
-def test_empty_ids_are_an_empty_document():
-    assert read({"input_ids": []}).is_empty
+@pytest.mark.parametrize("ids", [[], None, np.array([], np.uint16)])
+def test_empty_ids_are_an_empty_document(ids):
+    assert read({"input_ids": ids}).is_empty
+    assert read({"input_ids": ids, "attention_mask": ids}).is_empty
 
 
 def test_labels_are_strings():
@@ -92,7 +95,6 @@ def test_text_of_another_type_is_refused(value, found):
         ([1, None], "null at position 1"),
         ([[1]], "a list at position 0"),
         ([1 << 63], "a number that needs more than 64 bits"),
-        (None, "null"),
         ("1 2", 'text ("1 2")'),
         (np.array([0.5]), "a list of float64"),
         (np.array([4, 1 << 63], dtype=np.uint64), "9223372036854775808 at position 1"),
@@ -101,7 +103,7 @@ def test_text_of_another_type_is_refused(value, found):
 def test_ids_that_are_no_token_ids_are_refused(value, found):
     assert message({"input_ids": value}) == (
         f"f:3: column 'input_ids' must hold token ids (integers from 0), found {found}; "
-        "mend the row, or name another with --ids-column."
+        "fix the row, or name another with --ids-column."
     )
 
 
@@ -115,7 +117,7 @@ def test_ids_are_copied_out_of_the_batch():
 def test_half_a_surrogate_pair_is_refused_or_replaced():
     assert message({"text": "né\ud83d!"}) == (
         "f:3: column 'text' has half a surrogate pair (\\ud83d) at character 2, which no UTF-8 text can hold; "
-        "mend it, or pass --errors replace to read on with U+FFFD in its place."
+        "fix it, or pass --errors replace to read on with U+FFFD in its place."
     )
     document = read({"text": "né\ud83d!", "l": "\udc00"}, errors="replace", label_columns=("l",))
     assert (document.text, document.labels) == ("né\ufffd!", {"l": "\ufffd"})

@@ -100,7 +100,7 @@ def test_damaged_gzip_is_one_sentence(write, content):
     path = write("a.txt.gz", content)
     found = message(path)
     assert found.startswith(f"{path} cannot be read (")
-    assert found.endswith("): mend the file, or leave it out.")
+    assert found.endswith("): fix the file, or leave it out.")
 
 
 def test_json_lines_carry_their_line_and_skip_blank_ones(write, tiny_chunks):
