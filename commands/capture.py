@@ -200,7 +200,7 @@ def capture(
     from actstore.engine.settings import ImageSettings
 
     nbytes = parse_bytes(memory) if memory is not None else None
-    report = CorpusReport()
+    report = CorpusReport(on_warning=lambda sentence: terminal.warn([sentence]))
     _name_skipped_images(report)
     with terminal.CaptureBar(enabled=not quiet) as bar:
         done = run(

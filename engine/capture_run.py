@@ -5,6 +5,7 @@ Decides which of the two a location is. Knows nothing about how either is captur
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from actstore.engine.corpus import CorpusReport
@@ -47,12 +48,14 @@ def capture(
     column of images; name files with `pattern` to say otherwise. A capture that is resumed stays what it was. `settings` are
     the fields of `CaptureSettings`, or of `ImageSettings`. Errors: `InvalidInputError`, `ModelError`, `NotFoundError` before
     anything is written; `ReadOnlyError` where another writer owns the capture; `CaptureError` where the run stopped half-way
-    and can be resumed.
+    and can be resumed. What may make the capture other than it was meant to be is said by `warnings.warn`, or, where a `report`
+    is given, kept there.
 
     >>> actstore.capture("gpt2", "corpus.jsonl", "gpt2.actstore", precision="half")
     >>> actstore.capture("llava-hf/llava-1.5-7b-hf", "pictures/", "llava.actstore", generate=True)
     """
     options, progress = options or RunOptions(), progress or CaptureProgress()
+    report = report or CorpusReport(on_warning=lambda sentence: warnings.warn(sentence, stacklevel=2))
     asked = {key: value for key, value in settings.items() if value is not None}
     check_options(name, options)
     spec = inspect_model(model, trust_remote_code=options.trust_remote_code)
@@ -62,7 +65,7 @@ def capture(
     if not of_images:
         _refuse_image_settings(asked, corpus)
     kind = ImageRun if of_images else CorpusRun
-    run = kind(folder, name, spec, str(corpus), options, progress, report or CorpusReport())
+    run = kind(folder, name, spec, str(corpus), options, progress, report)
     run.check()
     check_target(folder, name, spec, options.resume)
     run.carry_out(asked)

@@ -9,7 +9,7 @@ import glob
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -42,7 +42,8 @@ _ARROW_SUFFIXES = (".arrow", ".feather", ".ipc")
 class CorpusReport:
     """What reading has met so far: documents given out, and what was passed over.
 
-    `on_skip(source, reason)` hears of every file and document passed over, as it happens.
+    `on_skip(source, reason)` hears of every file and document passed over, `on_warning(sentence)` of every warning, as it
+    happens.
     """
 
     n_documents: int = 0
@@ -56,6 +57,15 @@ class CorpusReport:
     layers_left_out: tuple[int, ...] = ()
     """Layers of the part that hold other rows than its first layer does, and were not asked for by name."""
     on_skip: Callable[[str, str], None] | None = None
+    on_warning: Callable[[str], None] | None = None
+    warnings: list[str] = field(default_factory=list)
+    """Sentences about what may make the capture other than it was meant to be."""
+
+    def warn(self, sentence: str) -> None:
+        """Keep a sentence, and say it where there is somebody to hear."""
+        self.warnings.append(sentence)
+        if self.on_warning is not None:
+            self.on_warning(sentence)
 
     def skip_document(self, source: str) -> None:
         """Count an empty document."""

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from actstore.engine.capture import fill_blocks
+from actstore.engine.checkpoints import load_config
 from actstore.engine.corpus import CorpusDigest, CorpusOptions, CorpusReport, read_corpus
 from actstore.engine.identity import check_model, fingerprint_of
+from actstore.engine.padding import PaddingCount
 from actstore.engine.plan import PlanSettings, block_size, write_plan
 from actstore.engine.run import Run
 from actstore.engine.settings import CaptureSettings
 from actstore.engine.sizes import affordable_slots, bytes_per_slot
 from actstore.engine.tokens import TextTokenizer
 from actstore.store import root
-from actstore.store.errors import InvalidInputError
+from actstore.store.errors import InvalidInputError, ModelError
 from actstore.store.records import CaptureRecord, PlanRecord
 
 if TYPE_CHECKING:
@@ -78,7 +80,8 @@ class CorpusRun(Run):
             block_slots=block_size(settings.context, affordable, stored_everywhere=settings.positions == "all"),
             max_tokens=settings.max_tokens,
         )
-        return write_plan(
+        padding = self._count_padding(tokenizer)
+        plan = write_plan(
             read_corpus(self.corpus, settings.of(CorpusOptions), self.report),
             self.folder,
             self.name,
@@ -88,7 +91,21 @@ class CorpusRun(Run):
             tokenizer=tokenizer,
             n_vocabulary=self.spec.n_vocabulary,
             on_progress=self.progress.planned,
+            on_document=padding.add,
         )
+        for sentence in padding.sentences():
+            self.report.warn(sentence)
+        return plan
+
+    def _count_padding(self, tokenizer: TextTokenizer | None) -> PaddingCount:
+        """A count by the padding token of the tokenizer, or of the model's configuration where there is no tokenizer."""
+        if tokenizer is not None:
+            return tokenizer.count_padding()
+        try:
+            config = load_config(self.spec.name, trust_remote_code=self.options.trust_remote_code)
+        except ModelError:  # a model in memory has no name to look under
+            return PaddingCount(None)
+        return PaddingCount(config.get_text_config())
 
     def _tokenizer(self, settings: CaptureSettings) -> TextTokenizer | None:
         try:

@@ -229,8 +229,12 @@ def write_plan(
     tokenizer: TextTokenizer | None,
     n_vocabulary: int | None,
     on_progress: Callable[[int, int], None] = lambda documents, tokens: None,
+    on_document: Callable[[Document], None] = lambda document: None,
 ) -> PlanRecord:
-    """Tokenise `documents`, write their plan into `capture`, return its record; `InvalidInputError` for an empty corpus."""
+    """Tokenise `documents`, write their plan into `capture`, return its record; `InvalidInputError` for an empty corpus.
+
+    `on_document` gets each document that is planned, which `max_tokens` may make fewer than are read.
+    """
     as_json = dataclasses.asdict(settings)
     writer = PlanWriter(folder, capture, settings.block_slots, as_json)
     digest, labels = CorpusDigest(), Labels(label_columns)
@@ -242,6 +246,7 @@ def write_plan(
         n_tokens = 0
         for document, ids in tokenise(documents, tokenizer):
             digest.update(document)
+            on_document(document)
             check_ids(ids, document.source, n_vocabulary)
             row = {"source": document.source, "sha256": document.sha256, "n_tokens": len(ids)}
             number = writer.add_document(row | {c: document.labels.get(c, "") for c in label_columns})

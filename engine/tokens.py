@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from actstore.engine.padding import PaddingCount
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -76,6 +77,10 @@ class TextTokenizer:
             if token is not None:
                 return int(token)
         return None
+
+    def count_padding(self) -> PaddingCount:
+        """A count, still of nothing, of documents that begin or end with this tokenizer's padding."""
+        return PaddingCount(self._tokenizer)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
