@@ -1,8 +1,8 @@
-"""Documents in: a text, a folder, a glob, JSON lines, Parquet, Arrow, a saved dataset or standard input, one at a time.
+"""Documents in: a text, a folder, a glob, JSON lines, CSV, Parquet, Arrow, a saved dataset or standard input, one at a time.
 
-Decides which files a location means and what each of them is; the files are read in `textfiles` and `tables`. The order
-is always the same: by path, and by place within a file. Never more than one document, one chunk of bytes or one small
-batch is in memory. Knows nothing about tokenizers, windows or models.
+Decides which files a location means; they are read in `textfiles`, `csvfiles` and `tables`. The order is always the same:
+by path, and by place within a file. Never more than one document, one chunk of bytes or one small batch is in memory. Knows
+nothing about tokenizers, windows or models.
 """
 
 import glob
@@ -11,20 +11,15 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
+from actstore.engine.csvfiles import DELIMITERS, read_csv
 from actstore.engine.documents import CorpusDigest, CorpusOptions, Document
+from actstore.engine.filetypes import FileType, file_type, open_bytes
 from actstore.engine.records import RecordReader, missing_label
 from actstore.engine.tables import is_saved_dataset, list_dataset_files, read_arrow, read_parquet
-from actstore.engine.textfiles import (
-    BinaryFileError,
-    StreamReader,
-    open_bytes,
-    read_json,
-    read_json_lines,
-    read_text,
-    reading,
-)
+from actstore.engine.textfiles import BinaryFileError, StreamReader, read_json_lines, read_text, reading, sniff_json
 from actstore.store.errors import InvalidInputError, NotFoundError
 
 __all__ = ["CorpusDigest", "CorpusOptions", "CorpusReport", "Document", "describe", "read_corpus"]
@@ -33,9 +28,6 @@ STDIN = "-"
 _STDIN_SOURCE = "<stdin>"
 _PYCACHE = "__pycache__"
 _EVERY_FILE = CorpusOptions.pattern
-_STREAM_READERS: dict[str, StreamReader] = {".jsonl": read_json_lines, ".ndjson": read_json_lines, ".json": read_json}
-_PARQUET_SUFFIXES = (".parquet", ".pq")
-_ARROW_SUFFIXES = (".arrow", ".feather", ".ipc")
 
 
 @dataclass
@@ -101,10 +93,10 @@ def read_corpus(
 ) -> Iterator[Document]:
     """The documents of a corpus in a fixed order, each read when it is asked for.
 
-    `location` is a file (what it is goes by its suffix, with or without .gz; anything unknown is one text), a folder, a
-    glob, a folder made by `save_to_disk` of `datasets` or one of its splits, or "-" for standard input. In a folder,
-    hidden files and __pycache__ are left out, and so are, with the default pattern, texts with NUL bytes. Empty
-    documents are left out. `report` counts what was.
+    `location` is a file (what it is goes by its suffix, with or without .gz, .bz2, .xz or .zst; anything unknown is one
+    text), a folder, a glob, a folder made by `save_to_disk` of `datasets` or one of its splits, or "-" for standard input.
+    In a folder, hidden files and __pycache__ are left out, and so are, with the default pattern, files that are no text by
+    their first bytes or a NUL. Empty documents are left out. `report` counts what was.
 
     A location that does not exist is a NotFoundError at once; whatever is wrong inside is an InvalidInputError when
     reading comes to it, at the end for a corpus without documents or a label column that no record has.
@@ -165,20 +157,37 @@ def _read_stdin(records: RecordReader) -> Iterator[Document]:
 
 def _read_file(file: _File, records: RecordReader, report: CorpusReport) -> Iterator[Document]:
     path, source = file.path, _name(file.path)
-    suffix = path.suffix.lower()
-    if file.in_dataset or suffix in _ARROW_SUFFIXES:
+    kind = file_type(path)
+    if kind.compression is not None and kind.format in ("parquet", "arrow"):
+        raise InvalidInputError(
+            f"{source} is a table compressed as a whole, and Parquet and Arrow are read from any place: decompress it, or "
+            "leave it out with --pattern."
+        )
+    if file.in_dataset or kind.format == "arrow":
         yield from read_arrow(path, source, records, file.split)
-    elif suffix in _PARQUET_SUFFIXES:
+    elif kind.format == "parquet":
         yield from read_parquet(path, source, records)
     else:
-        read = _STREAM_READERS.get(Path(path.stem).suffix.lower() if suffix == ".gz" else suffix, read_text)
         try:
-            with reading(source), open_bytes(path) as stream:
-                yield from read(stream, source, records)
+            with reading(source):
+                read = _stream_reader(file, kind, source, records)
+                with open_bytes(path) as stream:
+                    yield from read(stream, source, records)
         except BinaryFileError as error:
-            if file.chosen or read is not read_text:
+            if file.chosen or kind.format != "text":
                 raise
-            report.skip_file(path, f"binary: NUL byte at offset {error.offset}")
+            report.skip_file(path, error.reason)
+
+
+def _stream_reader(file: _File, kind: FileType, source: str, records: RecordReader) -> StreamReader:
+    if kind.format in DELIMITERS:
+        return partial(read_csv, delimiter=DELIMITERS[kind.format])
+    if kind.format == "json lines":
+        return read_json_lines
+    if kind.format == "json":
+        with open_bytes(file.path) as stream:
+            return sniff_json(stream, source, records)
+    return read_text
 
 
 def _list_files(location: str, options: CorpusOptions, report: CorpusReport) -> Iterator[_File]:
@@ -225,8 +234,8 @@ def _check_exists(location: str) -> None:
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL character in the name
         if not glob.has_magic(path):
             raise NotFoundError(
-                f"There is no file or folder {location!r}: name a text, a folder, a glob, JSON lines, Parquet, Arrow, "
-                "a saved dataset, or - for standard input."
+                f"There is no file or folder {location!r}: name a text, a folder, a glob, JSON lines, CSV, Parquet, "
+                "Arrow, a saved dataset, or - for standard input."
             ) from None
         if next(glob.iglob(path, recursive=True), None) is None:
             raise NotFoundError(
@@ -246,8 +255,8 @@ def _no_documents(location: str, options: CorpusOptions, n_empty: int) -> Invali
         )
     matching = "" if options.pattern == _EVERY_FILE else f" in files named {options.pattern!r}"
     return InvalidInputError(
-        f"{_capital(location)} holds no documents{matching}: expected text files, JSON lines, Parquet, Arrow or a "
-        "saved dataset."
+        f"{_capital(location)} holds no documents{matching}: expected text files, JSON lines, CSV, Parquet, Arrow "
+        "or a saved dataset."
     )
 
 

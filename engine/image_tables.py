@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
+from actstore.engine.filetypes import open_bytes
 from actstore.engine.tables import arrow_faults, list_dataset_files
-from actstore.engine.textfiles import open_bytes, reading
+from actstore.engine.textfiles import reading
 from actstore.engine.value_names import describe_value
 from actstore.store.errors import InvalidInputError
 

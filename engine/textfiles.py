@@ -4,17 +4,17 @@ Holds one document and one chunk of bytes at a time. Knows nothing about folders
 """
 
 import codecs
-import gzip
 import json
+import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from pathlib import Path
 from typing import IO, cast
 
 from actstore.engine.documents import Document
+from actstore.engine.filetypes import COMPRESSED_SUFFIXES, recognise, wide_encoding
 from actstore.engine.records import RecordReader
 from actstore.engine.value_names import describe_value
 from actstore.store.errors import InvalidInputError
@@ -28,47 +28,46 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class BinaryFileError(InvalidInputError):
-    """A file with a NUL byte where text was expected; a walk through a folder may pass over it."""
+    """A file that is no text where text was expected; a walk through a folder may pass over it."""
 
-    def __init__(self, source: str, offset: int) -> None:
+    def __init__(self, source: str, kind: str, place: str = "") -> None:
+        what = f"{kind} ({place})" if place else kind
         super().__init__(
-            f"{source} is binary (NUL byte at offset {offset}): expected UTF-8 text, JSON lines, Parquet or Arrow; "
-            "convert it, or leave it out with --pattern."
+            f"{source} is {what}: expected UTF-8 text, JSON lines, CSV, Parquet or Arrow, which may be compressed where the "
+            f"name says so ({', '.join(COMPRESSED_SUFFIXES)}); convert it, or leave it out with --pattern."
         )
-        self.offset = offset
+        self.reason = f"{kind}: {place}" if place else kind
 
 
 @contextmanager
 def reading(source: str) -> Iterator[None]:
-    """A context in which whatever the file system or gzip objects to becomes one sentence that names the file."""
+    """A context in which whatever the file system or a decompressor objects to becomes one sentence that names the file."""
     try:
         yield
     except PermissionError:
         raise InvalidInputError(
             f"{source} cannot be read (permission denied): grant access to it, or leave it out."
         ) from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
         raise InvalidInputError(f"{source} cannot be read ({reason}): fix the file, or leave it out.") from None
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """The file's bytes, decompressed where its name ends in .gz."""
-    return cast("IO[bytes]", gzip.open(path, "rb")) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def decode_chunks(stream: IO[bytes], source: str, errors: str) -> Iterator[str]:
     """The stream's text piece by piece, exactly as it stands but for a byte order mark at the start.
 
-    BinaryFileError at the first NUL byte; InvalidInputError at the first byte that is not UTF-8 if errors is "strict".
+    BinaryFileError where it begins as another kind of file does, and at the first NUL byte; InvalidInputError for UTF-16
+    and UTF-32, and at the first byte that is not UTF-8 if errors is "strict".
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
     offset = 0
     at_start = True
     while True:
         chunk = stream.read(CHUNK_NBYTES)
+        if offset == 0:
+            _check_start(chunk, source)
         if (nul := chunk.find(0)) >= 0:
-            raise BinaryFileError(source, offset + nul)
+            raise BinaryFileError(source, "binary", f"NUL byte at offset {offset + nul}")
         n_pending = len(decoder.getstate()[0])
         try:
             text = decoder.decode(chunk, final=not chunk)
@@ -87,6 +86,16 @@ def decode_chunks(stream: IO[bytes], source: str, errors: str) -> Iterator[str]:
         offset += len(chunk)
 
 
+def _check_start(start: bytes, source: str) -> None:
+    if (kind := recognise(start)) is not None:
+        raise BinaryFileError(source, kind)
+    if (encoding := wide_encoding(start)) is not None:
+        raise InvalidInputError(
+            f"{source} is text in {encoding}, and text is read as UTF-8; convert it (iconv -f {encoding} -t UTF-8), or leave "
+            "it out with --pattern."
+        )
+
+
 def read_text(stream: IO[bytes], source: str, records: RecordReader) -> Iterator[Document]:
     """The whole stream as one document."""
     text = "".join(decode_chunks(stream, source, records.options.errors))
@@ -95,7 +104,7 @@ def read_text(stream: IO[bytes], source: str, records: RecordReader) -> Iterator
 
 def read_json_lines(stream: IO[bytes], source: str, records: RecordReader) -> Iterator[Document]:
     """A document for every line that is not blank."""
-    for number, line in enumerate(_split_lines(decode_chunks(stream, source, records.options.errors)), start=1):
+    for number, line in enumerate(split_lines(decode_chunks(stream, source, records.options.errors)), start=1):
         if not line or line.isspace():
             continue
         try:
@@ -113,15 +122,13 @@ def read_json_lines(stream: IO[bytes], source: str, records: RecordReader) -> It
         yield records.read(f"{source}:{number}", record)
 
 
-def read_json(stream: IO[bytes], source: str, records: RecordReader) -> Iterator[Document]:
-    """The documents of a .json file, which may be one of three things; the stream must be able to seek.
+def sniff_json(stream: IO[bytes], source: str, records: RecordReader) -> StreamReader:
+    """The reader of a .json file, which may be one of three things, for the same stream from its beginning.
 
     A list of objects gives a document for each; a first line that is a whole object with the text or ids column gives
     JSON lines; anything else, a package.json for one, is a text.
     """
-    read = _sniff_json(decode_chunks(stream, source, records.options.errors), records)
-    stream.seek(0)
-    yield from read(stream, source, records)
+    return _sniff(decode_chunks(stream, source, records.options.errors), records)
 
 
 def read_json_list(stream: IO[bytes], source: str, records: RecordReader) -> Iterator[Document]:
@@ -131,7 +138,7 @@ def read_json_list(stream: IO[bytes], source: str, records: RecordReader) -> Ite
         yield records.read(f"{source}:{row}", record)
 
 
-def _sniff_json(chunks: Iterator[str], records: RecordReader) -> StreamReader:
+def _sniff(chunks: Iterator[str], records: RecordReader) -> StreamReader:
     start = ""
     for chunk in chunks:
         start = (start + chunk).lstrip()
@@ -140,7 +147,7 @@ def _sniff_json(chunks: Iterator[str], records: RecordReader) -> StreamReader:
     if start.startswith("[") and start[1:].lstrip().startswith(("{", "]")):
         return read_json_list
     if start.startswith("{"):
-        line = next(_split_lines(chain([start], chunks)))
+        line = next(split_lines(chain([start], chunks)))
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
@@ -229,7 +236,7 @@ class _ListCursor:
         return n_read > 0
 
 
-def _split_lines(chunks: Iterable[str]) -> Iterator[str]:
+def split_lines(chunks: Iterable[str]) -> Iterator[str]:
     """The lines, split at line feeds only: JSON allows the other Unicode line ends within a string."""
     pending: list[str] = []
     for chunk in chunks:

@@ -159,8 +159,8 @@ def test_missing_path_is_found_before_reading(location):
     with pytest.raises(NotFoundError) as caught:
         read_corpus(location)
     assert str(caught.value) == (
-        f"There is no file or folder {location!r}: name a text, a folder, a glob, JSON lines, Parquet, Arrow, "
-        "a saved dataset, or - for standard input."
+        f"There is no file or folder {location!r}: name a text, a folder, a glob, JSON lines, CSV, Parquet, "
+        "Arrow, a saved dataset, or - for standard input."
     )
 
 
@@ -182,7 +182,7 @@ def test_a_text_in_place_of_a_path():
 
 def test_empty_folder(tmp_path):
     assert message(tmp_path) == (
-        f"Folder '{tmp_path}' holds no documents: expected text files, JSON lines, Parquet, Arrow or a saved dataset."
+        f"Folder '{tmp_path}' holds no documents: expected text files, JSON lines, CSV, Parquet, Arrow or a saved dataset."
     )
 
 

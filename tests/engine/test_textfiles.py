@@ -79,8 +79,8 @@ def test_errors_replace_reads_on(write, tiny_chunks):
 def test_a_named_binary_is_refused_with_the_place_of_its_first_nul(write, tiny_chunks):
     path = write("a.txt", b"abcdefg\0\0")
     assert message(path, errors="replace") == (
-        f"{path} is binary (NUL byte at offset 7): expected UTF-8 text, JSON lines, Parquet or Arrow; "
-        "convert it, or leave it out with --pattern."
+        f"{path} is binary (NUL byte at offset 7): expected UTF-8 text, JSON lines, CSV, Parquet or Arrow, "
+        "which may be compressed where the name says so (.gz, .bz2, .xz, .zst); convert it, or leave it out with --pattern."
     )
 
 
