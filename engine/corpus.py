@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
+from actstore.engine.class_labels import Features
 from actstore.engine.csvfiles import DELIMITERS, read_csv
 from actstore.engine.documents import CorpusDigest, CorpusOptions, Document
 from actstore.engine.filetypes import FileType, file_type, open_bytes
@@ -86,6 +87,7 @@ class _File:
     chosen: bool
     split: str | None = None
     in_dataset: bool = False
+    features: Features | None = None
 
 
 def read_corpus(
@@ -164,7 +166,7 @@ def _read_file(file: _File, records: RecordReader, report: CorpusReport) -> Iter
             "leave it out with --pattern."
         )
     if file.in_dataset or kind.format == "arrow":
-        yield from read_arrow(path, source, records, file.split)
+        yield from read_arrow(path, source, records, file.split, file.features)
     elif kind.format == "parquet":
         yield from read_parquet(path, source, records)
     else:
@@ -208,7 +210,7 @@ def _list_folder(folder: Path, pattern: str, report: CorpusReport, named: bool =
     if is_saved_dataset(folder):
         for file in list_dataset_files(folder):
             if named or fnmatchcase(file.path.name, pattern):
-                yield _File(file.path, chosen=True, split=file.split, in_dataset=True)
+                yield _File(file.path, chosen=True, split=file.split, in_dataset=True, features=file.features)
         return
     with reading(_name(folder)), os.scandir(folder) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)

@@ -1,4 +1,4 @@
-"""Records of images from JSON lines, Parquet, Arrow and saved datasets: rows of any columns, a few in memory at a time.
+"""Records of images from JSON lines, CSV, Parquet, Arrow and saved datasets: rows of any columns, a few in memory at a time.
 
 The counterpart of `textfiles` and `tables` for rows that hold images. Knows nothing about what the columns mean.
 """
@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
-from actstore.engine.filetypes import open_bytes
-from actstore.engine.tables import arrow_faults, list_dataset_files
+from actstore.engine.class_labels import Features, class_columns, features_in, name_classes
+from actstore.engine.csvfiles import DELIMITERS, CsvRows
+from actstore.engine.filetypes import file_type, open_bytes
+from actstore.engine.tables import arrow_faults
 from actstore.engine.textfiles import reading
 from actstore.engine.value_names import describe_value
 from actstore.store.errors import InvalidInputError
@@ -26,49 +28,59 @@ if TYPE_CHECKING:
 
 BATCH_ROWS: Final = 16
 """Rows in memory at a time: an image may take megabytes."""
-_LINES: Final = (".jsonl", ".ndjson")
-_PARQUET: Final = (".parquet", ".pq")
-_ARROW: Final = (".arrow", ".feather", ".ipc")
-TABLE_SUFFIXES: Final = (*_LINES, *_PARQUET, *_ARROW)
+_FORMATS: Final = ("json lines", "csv", "tsv", "parquet", "arrow")
 
 
-def read_rows(path: Path, source: str) -> Iterator[tuple[str, Record]]:
+def is_table(path: Path) -> bool:
+    """Whether a file is by its name a table that `read_rows` reads."""
+    kind = file_type(path)
+    return kind.format in _FORMATS and (kind.compression is None or kind.format not in ("parquet", "arrow"))
+
+
+def read_rows(path: Path, source: str, features: Features | None = None) -> Iterator[tuple[str, Record]]:
     """(place, record) of every row of a file, in order; places are `source:line` from 1 or `source:row` from 0.
 
-    Raises `InvalidInputError`, naming the place, for what is not what its suffix says.
+    An empty field of CSV is None. Classes get the names that the file's metadata, or `features`, have. Raises
+    `InvalidInputError`, naming the place, for what is not what its suffix says.
     """
-    suffix = path.suffix.lower()
-    if suffix in _LINES:
+    kind = file_type(path).format
+    if not is_table(path):
+        raise InvalidInputError(
+            f"{source} is neither an image nor a table of images. Expected JSON lines, CSV, Parquet or Arrow, by its suffix."
+        )
+    if kind == "json lines":
         yield from _read_lines(path, source)
         return
-    if suffix not in TABLE_SUFFIXES:
-        raise InvalidInputError(
-            f"{source} is neither an image nor a table of images. Expected JSON lines ({', '.join(_LINES)}), Parquet or Arrow."
-        )
+    if kind in DELIMITERS:
+        with reading(source), open_bytes(path) as stream:
+            for row, fields in enumerate(CsvRows(stream, source, "strict", DELIMITERS[kind])):
+                yield f"{source}:{row}", {column: field or None for column, field in fields.items()}
+        return
     with reading(source), arrow_faults(source, "a table"), pa.memory_map(str(path)) as stream:
         row = 0
-        for batch in _batches(stream, suffix):
+        for batch in _batches(stream, kind):
+            classes = class_columns(features_in(batch.schema.metadata) or features or {})
             for record in batch.to_pylist():
-                yield f"{source}:{row}", record
+                place = f"{source}:{row}"
+                for column, feature in classes.items():
+                    record[column] = name_classes(record.get(column), feature, place, column)
+                yield place, record
                 row += 1
 
 
 def read_columns(path: Path) -> tuple[str, ...]:
     """The columns of a table, or the keys of the first record of JSON lines; `InvalidInputError` where it is neither."""
-    source = str(path)
-    if path.suffix.lower() in _LINES:
+    source, kind = str(path), file_type(path).format
+    if kind == "json lines":
         return tuple(next(_read_lines(path, source), (source, {}))[1])
+    if kind in DELIMITERS:
+        with reading(source), open_bytes(path) as stream:
+            return CsvRows(stream, source, "strict", DELIMITERS[kind]).columns
     with reading(source), arrow_faults(source, "a table"), pa.memory_map(source) as stream:
-        if path.suffix.lower() in _PARQUET:
+        if kind == "parquet":
             return tuple(pq.read_schema(stream).names)
         with _open_arrow(stream) as opened:
             return tuple(opened.schema.names)
-
-
-def dataset_tables(folder: Path) -> Iterator[tuple[str | None, Path]]:
-    """(split, Arrow file) of a folder made by `save_to_disk`, in its own order."""
-    for file in list_dataset_files(folder):
-        yield file.split, file.path
 
 
 def _read_lines(path: Path, source: str) -> Iterator[tuple[str, Record]]:
@@ -92,8 +104,8 @@ def _read_lines(path: Path, source: str) -> Iterator[tuple[str, Record]]:
             yield place, record
 
 
-def _batches(stream: pa.NativeFile, suffix: str) -> Iterator[pa.RecordBatch]:
-    if suffix in _PARQUET:
+def _batches(stream: pa.NativeFile, kind: str) -> Iterator[pa.RecordBatch]:
+    if kind == "parquet":
         file = pq.ParquetFile(stream, pre_buffer=False)
         yield from file.iter_batches(batch_size=BATCH_ROWS, use_threads=False)
         return

@@ -1,4 +1,4 @@
-"""Images in: files, folders, JSON lines, Parquet, Arrow and saved datasets, one document at a time, none opened.
+"""Images in: files, folders, JSON lines, CSV, Parquet, Arrow and saved datasets, one document at a time, none opened.
 
 Decides which files a location means, and what a record says of an image: prompt, caption, labels. Knows nothing about
 processors or models, nor about what is in an image file (`image_files`).
@@ -16,11 +16,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from actstore.engine.csvfiles import DELIMITERS
 from actstore.engine.documents import CorpusOptions
+from actstore.engine.filetypes import FileType, file_type
 from actstore.engine.image_files import SUFFIXES, ImageError, ImageFile
-from actstore.engine.image_tables import TABLE_SUFFIXES, dataset_tables, read_columns, read_rows
+from actstore.engine.image_tables import is_table, read_columns, read_rows
 from actstore.engine.records import RecordReader, missing_label
-from actstore.engine.tables import is_saved_dataset
+from actstore.engine.tables import is_saved_dataset, list_dataset_files
 from actstore.engine.textfiles import reading
 from actstore.engine.value_names import describe_value, name_columns
 from actstore.store.errors import InvalidInputError, NotFoundError
@@ -28,9 +30,11 @@ from actstore.store.errors import InvalidInputError, NotFoundError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from actstore.engine.class_labels import Features
+
 __all__ = ["ImageDigest", "ImageDocument", "ImageError", "ImageFile", "ImageOptions", "find_images", "read_images"]
 
-LISTS: Final = ("images.jsonl", "metadata.jsonl")
+LISTS: Final = ("images.jsonl", "metadata.jsonl", "metadata.csv")
 """Files that say which images a folder holds, and what of them; the first that is there is read, and no other image."""
 FOLDER_LABEL: Final = "folder"
 """Label column of images that lie in plain folders: the sub-folder."""
@@ -86,9 +90,9 @@ class ImageDigest:
 def read_images(location: str | Path, options: ImageOptions | None = None) -> Iterator[ImageDocument]:
     """The documents of a location in a fixed order, by path and by place in a file; no image is opened.
 
-    `location` is an image, a folder of images, JSON lines, Parquet or Arrow with a column of images (paths, relative to the
-    file's folder, or `{bytes, path}` as `datasets` writes them), a folder with images.jsonl or metadata.jsonl, a folder made
-    by `save_to_disk`, or a glob. Hidden files and files of other kinds in a folder are left out.
+    `location` is an image, a folder of images, JSON lines, CSV, Parquet or Arrow with a column of images (paths, relative to
+    the file's folder, or `{bytes, path}` as `datasets` writes them), a folder with images.jsonl, metadata.jsonl or
+    metadata.csv, a folder made by `save_to_disk`, or a glob. Hidden files and files of other kinds in a folder are left out.
 
     A location that is not there is a `NotFoundError`; a record that is wrong, an image named by a URL, a label column that no
     record has and a location without images are an `InvalidInputError`. A missing or broken image is met on opening it.
@@ -105,8 +109,8 @@ def read_images(location: str | Path, options: ImageOptions | None = None) -> It
             break
     if n_documents == 0:
         raise InvalidInputError(
-            f"{location} holds no images. Expected image files ({', '.join(SUFFIXES)}), or JSON lines, Parquet, Arrow or a "
-            f"saved dataset with a column {options.image_column!r}."
+            f"{location} holds no images. Expected image files ({', '.join(SUFFIXES)}), or JSON lines, CSV, Parquet, Arrow "
+            f"or a saved dataset with a column {options.image_column!r}."
         )
     reader.check_columns()
 
@@ -135,24 +139,24 @@ class _Reader:
     def documents(self) -> Iterator[ImageDocument]:
         for path in self._paths():
             if path.is_dir():
-                for split, table in dataset_tables(path):
-                    yield from self._table(table, split)
+                for file in list_dataset_files(path):
+                    yield from self._table(file.path, file.split, file.features)
             elif path.suffix.lower() in SUFFIXES:
                 yield self._plain(path)
             else:
-                yield from self._table(path, None)
+                yield from self._table(path)
 
     def kinds(self, text_columns: tuple[str, ...]) -> Literal["none", "some", "only"]:
         found: set[str] = set()
-        looked_into: set[str] = set()
+        looked_into: set[FileType] = set()
         for path in self._paths(others=True):
-            suffix = path.suffix.lower()
+            kind = file_type(path)
             if path.is_dir():
-                found.add(self._kind_of_table(next((t for _, t in dataset_tables(path)), None), text_columns))
-            elif suffix in SUFFIXES:
+                found.add(self._kind_of_table(next((f.path for f in list_dataset_files(path)), None), text_columns))
+            elif path.suffix.lower() in SUFFIXES:
                 found.add("only")
-            elif suffix not in looked_into:
-                looked_into.add(suffix)
+            elif kind not in looked_into:
+                looked_into.add(kind)
                 found.add(self._kind_of_table(path, text_columns))
             if found >= {"only", "none"} or "some" in found:
                 return "some"
@@ -203,11 +207,12 @@ class _Reader:
             if entry.is_dir(follow_symlinks=False):
                 yield from self._walk(path, others)
             elif not entry.is_dir() and fnmatchcase(entry.name, self._options.pattern):
-                wanted = others or path.suffix.lower() in (*SUFFIXES, *TABLE_SUFFIXES)
-                yield from (path,) if wanted else ()
+                # A CSV beside pictures may hold anything; one that is meant is named, or called metadata.csv.
+                is_list = is_table(path) and file_type(path).format not in DELIMITERS
+                yield from (path,) if others or is_list or path.suffix.lower() in SUFFIXES else ()
 
     def _kind_of_table(self, path: Path | None, text_columns: tuple[str, ...]) -> Literal["none", "some", "only"]:
-        if path is None or path.suffix.lower() not in TABLE_SUFFIXES:
+        if path is None or not is_table(path):
             return "none"
         try:
             columns = read_columns(path)
@@ -229,9 +234,9 @@ class _Reader:
         labels = self._records.labels(source, {FOLDER_LABEL: str(folder) if folder != Path() else ""})
         return ImageDocument(source, ImageFile(source, source, path), labels=labels)
 
-    def _table(self, path: Path, split: str | None) -> Iterator[ImageDocument]:
+    def _table(self, path: Path, split: str | None = None, features: Features | None = None) -> Iterator[ImageDocument]:
         name = _name(path)
-        for place, record in read_rows(path, name):
+        for place, record in read_rows(path, name, features):
             self._records.columns = self._records.columns or tuple(record)
             column = self._column(tuple(record))
             if column is None:

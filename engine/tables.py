@@ -6,7 +6,7 @@ about which files to read.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
+from actstore.engine.class_labels import Features, class_columns, features_in, name_classes
 from actstore.engine.documents import CorpusOptions, Document
 from actstore.engine.records import RecordReader
 from actstore.engine.textfiles import reading
@@ -36,6 +37,8 @@ class DatasetFile:
 
     path: Path
     split: str | None
+    features: Features | None
+    """Of its columns, as dataset_info.json has them."""
 
 
 def read_parquet(path: Path, source: str, records: RecordReader) -> Iterator[Document]:
@@ -44,26 +47,32 @@ def read_parquet(path: Path, source: str, records: RecordReader) -> Iterator[Doc
         file = pq.ParquetFile(stream, buffer_size=_PARQUET_BUFFER_NBYTES, pre_buffer=False)
         columns = records.check_schema(source, file.schema_arrow.names)
         batches = file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns), use_threads=False)
-        yield from _read_batches(batches, columns, source, records, None)
+        yield from read_batches(batches, columns, source, records, features_in(file.schema_arrow.metadata))
 
 
-def read_arrow(path: Path, source: str, records: RecordReader, split: str | None = None) -> Iterator[Document]:
-    """A document for every row of an Arrow file (Feather 2) or stream, told apart by their first bytes."""
+def read_arrow(
+    path: Path, source: str, records: RecordReader, split: str | None = None, features: Features | None = None
+) -> Iterator[Document]:
+    """A document for every row of an Arrow file (Feather 2) or stream, told apart by their first bytes.
+
+    `features` name the classes of label columns where the file itself does not.
+    """
     with reading(source), arrow_faults(source, "Arrow"), pa.memory_map(os.fspath(path)) as stream:
         is_file = stream.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
         stream.seek(0)
         with ipc.open_file(stream) if is_file else ipc.open_stream(stream) as opened:
             names = opened.schema.names
+            features = features_in(opened.schema.metadata) or features
         columns = records.check_schema(source, names)
         options = ipc.IpcReadOptions(included_fields=[names.index(column) for column in columns], use_threads=False)
         stream.seek(0)
         if is_file:
             with ipc.open_file(stream, options=options) as file:
                 batches = (file.get_batch(index) for index in range(file.num_record_batches))
-                yield from _read_batches(batches, columns, source, records, split)
+                yield from read_batches(batches, columns, source, records, features, split)
         else:
             with ipc.open_stream(stream, options=options) as batches:
-                yield from _read_batches(batches, columns, source, records, split)
+                yield from read_batches(batches, columns, source, records, features, split)
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -89,6 +98,8 @@ def list_dataset_files(folder: Path) -> Iterator[DatasetFile]:
 
 def _list_split(folder: Path, split: str | None) -> Iterator[DatasetFile]:
     state = _load_json(folder / "state.json")
+    information = folder / "dataset_info.json"
+    features = _load_json(information).get("features") if information.is_file() else None
     if state.get("_indices_data_files"):
         raise InvalidInputError(
             f"{folder} was saved by an early release of datasets, with its rows chosen by a list of indices: "
@@ -103,7 +114,7 @@ def _list_split(folder: Path, split: str | None) -> Iterator[DatasetFile]:
     for name in names:
         if not _is_name(name):
             raise _bad_dataset(folder / "state.json", "the names of its Arrow files under '_data_files'")
-        yield DatasetFile(folder / str(name), split)
+        yield DatasetFile(folder / str(name), split, features if isinstance(features, dict) else None)
 
 
 def _is_name(name: object) -> bool:
@@ -142,10 +153,17 @@ def arrow_faults(source: str, kind: str) -> Iterator[None]:
         ) from None
 
 
-def _read_batches(
-    batches: Iterator[pa.RecordBatch], columns: tuple[str, ...], source: str, records: RecordReader, split: str | None
+def read_batches(
+    batches: Iterable[pa.RecordBatch],
+    columns: tuple[str, ...],
+    source: str,
+    records: RecordReader,
+    features: Features | None,
+    split: str | None = None,
 ) -> Iterator[Document]:
+    """A document for every row of the batches, of which `columns` are read; classes get the names that `features` have."""
     row = 0
+    classes = class_columns({column: (features or {}).get(column) for column in records.options.label_columns})
     for batch in batches:
         arrays = [batch.column(batch.schema.names.index(column)) for column in columns]
         for index in range(batch.num_rows):
@@ -154,6 +172,8 @@ def _read_batches(
                 column: _python_value(array[index], place, column, records.options)
                 for column, array in zip(columns, arrays, strict=True)
             }
+            for column, feature in classes.items():
+                values[column] = name_classes(values.get(column), feature, place, column)
             yield records.read(place, values, split)
             row += 1
 
