@@ -34,7 +34,7 @@ IMAGES = "Images"
 """Panel of --help for what concerns images only."""
 TEXT = "Text"
 NAMED_SKIPS = 20
-"""So many skipped images are named; the rest is counted."""
+"""The maximum number of skipped images and files that are named; all are counted."""
 
 
 def register(app: typer.Typer) -> None:
@@ -50,7 +50,7 @@ def capture(
         str,
         typer.Argument(
             metavar="CORPUS",
-            help="Text or images: a file, folder, glob, JSONL, Parquet, saved dataset; of text also - for stdin.",
+            help="Text or images: a file, folder, glob, JSONL, CSV, Parquet, saved dataset; of text also - for stdin.",
         ),
     ],
     store: NewStore,
@@ -187,9 +187,9 @@ def capture(
 ) -> None:
     """Run MODEL over CORPUS once and keep its activations in STORE.
 
-    CORPUS is taken for images where MODEL reads images and text, and any file of it is an image, or a table (JSON lines,
-    Parquet, Arrow, saved dataset) with a column of images; else for text. In a folder with images.jsonl or metadata.jsonl,
-    that file says which images there are. --pattern chooses files where a folder holds both. With images:
+    CORPUS is taken for images where MODEL reads images and text, and any file of it is an image, or a table (JSON lines, CSV,
+    Parquet, Arrow, saved dataset) with a column of images; else for text. In a folder with images.jsonl, metadata.jsonl or
+    metadata.csv, that file says which images there are. --pattern chooses files where a folder holds both. With images:
     `actstore capture llava-hf/llava-1.5-7b-hf pictures/ llava.actstore --prefix "An image of" --generate`
 
     Example: `actstore capture gpt2 corpus.jsonl gpt2.actstore --label language --precision half`
@@ -201,7 +201,7 @@ def capture(
 
     nbytes = parse_bytes(memory) if memory is not None else None
     report = CorpusReport(on_warning=lambda sentence: terminal.warn([sentence]))
-    _name_skipped_images(report)
+    _name_skipped(report)
     with terminal.CaptureBar(enabled=not quiet) as bar:
         done = run(
             model, corpus, store, name=name, options=RunOptions(**given(ctx, RunOptions) | {"memory": nbytes}),
@@ -215,10 +215,17 @@ def capture(
         print_store(described)
 
 
-def _name_skipped_images(report: CorpusReport) -> None:
+def _name_skipped(report: CorpusReport) -> None:
+    """Have images that cannot be used named as they are met, and files that are no text but may hold some, as archives do."""
+    from actstore.engine.corpus import BINARY, EMPTY
+
+    n_named = 0
+
     def say(source: str, reason: str) -> None:
-        if 0 < report.n_skipped_images <= NAMED_SKIPS:
-            terminal.say(f"Skipped: {source} {reason}.")
+        nonlocal n_named
+        if reason != EMPTY and not reason.startswith(BINARY) and n_named < NAMED_SKIPS:
+            n_named += 1
+            terminal.say(f"Skipped: {source} {reason if report.n_skipped_images else f'({reason})'}.")
 
     report.on_skip = say
 

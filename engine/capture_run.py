@@ -12,9 +12,10 @@ from actstore.engine.corpus import CorpusReport
 from actstore.engine.corpus_run import CorpusRun
 from actstore.engine.image_run import ImageRun, sees_and_reads
 from actstore.engine.images import ImageOptions, find_images
+from actstore.engine.memory_corpus import MemoryCorpus, as_corpus
 from actstore.engine.models import inspect_model
 from actstore.engine.progress import CaptureProgress
-from actstore.engine.run import RunOptions, check_options, check_target
+from actstore.engine.run import Run, RunOptions, check_options, check_target
 from actstore.engine.settings import CaptureSettings, ImageSettings
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.folder import Folder
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from actstore.engine.memory_corpus import Corpus
     from actstore.engine.models import ModelSpec
     from actstore.store.reader import Capture
     from actstore.store.records import CaptureRecord
@@ -33,7 +35,7 @@ __all__ = ["RunOptions", "capture"]
 
 def capture(
     model: str,
-    corpus: str | Path,
+    corpus: Corpus,
     store: str | Path,
     *,
     name: str = "corpus",
@@ -44,35 +46,49 @@ def capture(
 ) -> Capture:
     """Capture a corpus of text or of images through `model` into `store` under `name`; the finished capture, for reading.
 
-    `corpus` is taken for images where the model reads images and text, and any file there is an image, or a table with a
-    column of images; name files with `pattern` to say otherwise. A capture that is resumed stays what it was. `settings` are
-    the fields of `CaptureSettings`, or of `ImageSettings`. Errors: `InvalidInputError`, `ModelError`, `NotFoundError` before
-    anything is written; `ReadOnlyError` where another writer owns the capture; `CaptureError` where the run stopped half-way
-    and can be resumed. What may make the capture other than it was meant to be is said by `warnings.warn`, or, where a `report`
-    is given, kept there.
+    `corpus` is a path, or documents in memory: a list of texts or of records (dictionaries), a `datasets.Dataset`, a table of
+    pyarrow, pandas or polars; what can be read only once, such as a generator, is refused. A path is taken for images where
+    the model reads images and text, and any file there is an image, or a table with a column of images; name files with
+    `pattern` to say otherwise. A capture that is resumed stays what it was. `settings` are the fields of `CaptureSettings`, or
+    of `ImageSettings`. Errors: `InvalidInputError`, `ModelError`, `NotFoundError` before anything is written; `ReadOnlyError`
+    where another writer owns the capture; `CaptureError` where the run stopped half-way and can be resumed. What may make the
+    capture other than it was meant to be is said by `warnings.warn`, or, where a `report` is given, kept there.
 
     >>> actstore.capture("gpt2", "corpus.jsonl", "gpt2.actstore", precision="half")
+    >>> actstore.capture("gpt2", ["one text", "another"], "gpt2.actstore", name="two")
     >>> actstore.capture("llava-hf/llava-1.5-7b-hf", "pictures/", "llava.actstore", generate=True)
     """
     options, progress = options or RunOptions(), progress or CaptureProgress()
     report = report or CorpusReport(on_warning=lambda sentence: warnings.warn(sentence, stacklevel=2))
     asked = {key: value for key, value in settings.items() if value is not None}
     check_options(name, options)
+    source = as_corpus(corpus)
     spec = inspect_model(model, trust_remote_code=options.trust_remote_code)
     folder = Folder(store, read_only=False)
     begun = read_capture(folder, name) if options.resume else None
-    of_images = _is_of_images(corpus, begun, spec, asked)
-    if not of_images:
-        _refuse_image_settings(asked, corpus)
-    kind = ImageRun if of_images else CorpusRun
-    run = kind(folder, name, spec, str(corpus), options, progress, report)
+    of_images = _is_of_images(source, begun, spec, asked)
+    run: Run
+    if of_images:
+        run = ImageRun(folder, name, spec, str(source), options, progress, report)
+    else:
+        _refuse_image_settings(asked, str(source))
+        run = CorpusRun(folder, name, spec, str(source), options, progress, report, source)
     run.check()
     check_target(folder, name, spec, options.resume)
     run.carry_out(asked)
     return Store(folder).capture(name)
 
 
-def _is_of_images(corpus: str | Path, begun: CaptureRecord | None, spec: ModelSpec, asked: Mapping[str, Any]) -> bool:
+def _is_of_images(
+    corpus: str | MemoryCorpus, begun: CaptureRecord | None, spec: ModelSpec, asked: Mapping[str, Any]
+) -> bool:
+    if isinstance(corpus, MemoryCorpus):
+        if (begun is not None and begun.of_images) or (corpus.image_columns and sees_and_reads(spec)):
+            raise InvalidInputError(
+                f"Images are read from files only, and {corpus} is in memory: save it (a Dataset with save_to_disk), and give "
+                "the folder."
+            )
+        return False
     if begun is not None:
         return begun.of_images
     columns = {key: asked[key] for key in ("image_column", "pattern") if key in asked}
@@ -86,7 +102,7 @@ def _is_of_images(corpus: str | Path, begun: CaptureRecord | None, spec: ModelSp
     return found == "only" or sees_and_reads(spec)
 
 
-def _refuse_image_settings(asked: Mapping[str, Any], corpus: str | Path) -> None:
+def _refuse_image_settings(asked: Mapping[str, Any], corpus: str) -> None:
     known = set(CaptureSettings.__dataclass_fields__)
     for key in asked:
         if key in ImageSettings.__dataclass_fields__ and key not in known:

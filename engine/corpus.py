@@ -18,17 +18,30 @@ from actstore.engine.class_labels import Features
 from actstore.engine.csvfiles import DELIMITERS, read_csv
 from actstore.engine.documents import CorpusDigest, CorpusOptions, Document
 from actstore.engine.filetypes import FileType, file_type, open_bytes
+from actstore.engine.memory_corpus import MemoryCorpus
 from actstore.engine.records import RecordReader, missing_label
 from actstore.engine.tables import is_saved_dataset, list_dataset_files, read_arrow, read_parquet
-from actstore.engine.textfiles import BinaryFileError, StreamReader, read_json_lines, read_text, reading, sniff_json
+from actstore.engine.textfiles import (
+    BINARY,
+    BinaryFileError,
+    StreamReader,
+    read_json_lines,
+    read_text,
+    reading,
+    sniff_json,
+)
 from actstore.store.errors import InvalidInputError, NotFoundError
 
-__all__ = ["CorpusDigest", "CorpusOptions", "CorpusReport", "Document", "describe", "read_corpus"]
+__all__ = ["BINARY", "EMPTY", "CorpusDigest", "CorpusOptions", "CorpusReport", "Document", "describe", "read_corpus"]
 
 STDIN = "-"
+EMPTY = "the document is empty"
+"""Why an empty document is passed over; why a file is may begin with `BINARY`."""
 _STDIN_SOURCE = "<stdin>"
 _PYCACHE = "__pycache__"
 _EVERY_FILE = CorpusOptions.pattern
+_MAX_NAME_WORDS, _MAX_NAME_LENGTH = 3, 255  # of a file; what has more of either is probably a text
+_SHOWN_LENGTH = 60
 
 
 @dataclass
@@ -64,7 +77,7 @@ class CorpusReport:
         """Count an empty document."""
         self.n_empty_documents += 1
         if self.on_skip is not None:
-            self.on_skip(source, "the document is empty")
+            self.on_skip(source, EMPTY)
 
     def skip_image(self, source: str, reason: str) -> None:
         """Count an image that cannot be used."""
@@ -91,7 +104,7 @@ class _File:
 
 
 def read_corpus(
-    location: str | Path, options: CorpusOptions | None = None, report: CorpusReport | None = None
+    location: str | Path | MemoryCorpus, options: CorpusOptions | None = None, report: CorpusReport | None = None
 ) -> Iterator[Document]:
     """The documents of a corpus in a fixed order, each read when it is asked for.
 
@@ -107,13 +120,17 @@ def read_corpus(
     """
     options = options or CorpusOptions()
     report = report or CorpusReport()
+    if isinstance(location, MemoryCorpus):
+        return _read_documents(location, options, report)
     if str(location) != STDIN:
         _check_exists(str(location))
     return _read_documents(str(location), options, report)
 
 
-def describe(location: str | Path) -> str:
+def describe(location: str | Path | MemoryCorpus) -> str:
     """A few words for a location, for messages: "folder 'data'", "standard input", "files matching 'data/*.md'"."""
+    if isinstance(location, MemoryCorpus):
+        return f"the corpus {location}"
     if str(location) == STDIN:
         return "standard input"
     path = Path(os.path.expanduser(location))
@@ -124,9 +141,12 @@ def describe(location: str | Path) -> str:
     return f"file {_name(path)!r}"
 
 
-def _read_documents(location: str, options: CorpusOptions, report: CorpusReport) -> Iterator[Document]:
+def _read_documents(location: str | MemoryCorpus, options: CorpusOptions, report: CorpusReport) -> Iterator[Document]:
     records = RecordReader(options)
-    if location == STDIN:
+    documents: Iterator[Document]
+    if isinstance(location, MemoryCorpus):
+        documents = location.read(records)
+    elif location == STDIN:
         documents = _read_stdin(records)
     else:
         files = _list_files(location, options, report)
@@ -231,30 +251,43 @@ def _list_folder(folder: Path, pattern: str, report: CorpusReport, named: bool =
 
 def _check_exists(location: str) -> None:
     path = os.path.expanduser(location)
+    shown, advice = _show(location)
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL character in the name
         if not glob.has_magic(path):
             raise NotFoundError(
-                f"There is no file or folder {location!r}: name a text, a folder, a glob, JSON lines, CSV, Parquet, "
-                "Arrow, a saved dataset, or - for standard input."
+                f"There is no file or folder {shown}: name a text, a folder, a glob, JSON lines, CSV, Parquet, Arrow, "
+                f"a saved dataset, or - for standard input.{advice}"
             ) from None
         if next(glob.iglob(path, recursive=True), None) is None:
             raise NotFoundError(
-                f"No file matches {location!r}: check the folder it starts from, and quote it."
+                f"No file matches {shown}: check the folder it starts from, and quote it.{advice}"
             ) from None
     except OSError as error:
         raise InvalidInputError(
-            f"{location!r} cannot be read ({error.strerror}): expected the name of a file or folder."
+            f"{shown} cannot be read ({error.strerror}): expected the name of a file or folder.{advice}"
         ) from None
 
 
-def _no_documents(location: str, options: CorpusOptions, n_empty: int) -> InvalidInputError:
+def _show(location: str) -> tuple[str, str]:
+    """A location for a message, and what to do where it looks like a text in place of one."""
+    if "\n" not in location and len(location.split()) <= _MAX_NAME_WORDS and len(location) <= _MAX_NAME_LENGTH:
+        return repr(location), ""
+    shown = f"{location[:_SHOWN_LENGTH]}…" if len(location) > _SHOWN_LENGTH else location
+    return repr(
+        shown
+    ), " To capture a text itself, pass a list of texts from Python, or pipe it in and name - as the corpus."
+
+
+def _no_documents(location: str | MemoryCorpus, options: CorpusOptions, n_empty: int) -> InvalidInputError:
     if n_empty:
         return InvalidInputError(
             f"{_capital(location)} holds only empty documents ({n_empty} of them): expected at least one with text or "
             "token ids."
         )
+    if isinstance(location, MemoryCorpus):
+        return InvalidInputError(f"{_capital(location)} holds no documents: expected at least one text or record.")
     matching = "" if options.pattern == _EVERY_FILE else f" in files named {options.pattern!r}"
     return InvalidInputError(
         f"{_capital(location)} holds no documents{matching}: expected text files, JSON lines, CSV, Parquet, Arrow "
@@ -262,7 +295,7 @@ def _no_documents(location: str, options: CorpusOptions, n_empty: int) -> Invali
     )
 
 
-def _capital(location: str) -> str:
+def _capital(location: str | MemoryCorpus) -> str:
     words = describe(location)
     return words[0].upper() + words[1:]
 

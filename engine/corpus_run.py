@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from actstore.engine.capture import fill_blocks
 from actstore.engine.checkpoints import load_config
-from actstore.engine.corpus import CorpusDigest, CorpusOptions, CorpusReport, read_corpus
+from actstore.engine.corpus import STDIN, CorpusDigest, CorpusOptions, CorpusReport, read_corpus
 from actstore.engine.identity import check_model, fingerprint_of
 from actstore.engine.padding import PaddingCount
 from actstore.engine.plan import PlanSettings, block_size, write_plan
@@ -27,6 +27,7 @@ from actstore.store.records import CaptureRecord, PlanRecord
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from actstore.engine.memory_corpus import MemoryCorpus
     from actstore.engine.models import LoadedModel, ModelSpec
     from actstore.store.writer import CaptureWriter
 
@@ -40,6 +41,8 @@ class CorpusRun(Run):
     command: ClassVar[str] = "capture"
 
     report: CorpusReport
+    source: str | MemoryCorpus
+    """What `corpus` is the name of."""
 
     def check(self) -> None:
         """Raise `InvalidInputError` where the model reads no text."""
@@ -82,7 +85,7 @@ class CorpusRun(Run):
         )
         padding = self._count_padding(tokenizer)
         plan = write_plan(
-            read_corpus(self.corpus, settings.of(CorpusOptions), self.report),
+            read_corpus(self.source, settings.of(CorpusOptions), self.report),
             self.folder,
             self.name,
             settings=plan_settings,
@@ -119,7 +122,7 @@ class CorpusRun(Run):
             return None
 
     def _is_tokenised(self, settings: CaptureSettings) -> bool:
-        first = next(iter(read_corpus(self.corpus, settings.of(CorpusOptions))), None) if self.corpus != "-" else None
+        first = next(iter(read_corpus(self.source, settings.of(CorpusOptions))), None) if self.source != STDIN else None
         return first is not None and first.ids is not None
 
     def _check_same(self, record: CaptureRecord, requested: Mapping[str, Any]) -> LoadedModel:
@@ -137,7 +140,7 @@ class CorpusRun(Run):
 
     def _corpus_fingerprint(self, settings: CaptureSettings, plan: PlanRecord) -> str:
         digest = CorpusDigest()
-        documents = read_corpus(self.corpus, settings.of(CorpusOptions), self.report)
+        documents = read_corpus(self.source, settings.of(CorpusOptions), self.report)
         for document in itertools.islice(documents, plan.n_documents):
             digest.update(document)
         longer = settings.max_tokens is None and next(documents, None) is not None

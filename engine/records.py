@@ -47,6 +47,11 @@ class RecordReader:
             return Document(source, ids=read_token_ids(source, column, record), labels=labels)
         return Document(source, text=self._text(source, column, record[column]), labels=labels)
 
+    def read_text(self, source: str, text: str) -> Document:
+        """The document of a text that is no record."""
+        text = self._clean(source, self.options.text_column, text)
+        return Document(source, text=str(text), labels=self.labels(source, {}))
+
     def content_column(self, source: str, columns: Iterable[str]) -> str:
         """The one of the text and ids columns to read; InvalidInputError names the columns where neither is there."""
         columns = tuple(columns)
@@ -127,5 +132,11 @@ def _label(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return value
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+        return str(value)
+    if hasattr(value, "tolist"):  # a scalar, array or tensor of a record in memory
+        return _label(value.tolist())
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=_json_ready)
+
+
+def _json_ready(value: object) -> object:
+    return value.tolist() if hasattr(value, "tolist") else str(value)

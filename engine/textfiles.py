@@ -21,6 +21,7 @@ from actstore.store.errors import InvalidInputError
 
 StreamReader = Callable[[IO[bytes], str, RecordReader], Iterator[Document]]
 
+BINARY = "binary"
 CHUNK_NBYTES = 1 << 20
 # A JSON error this close to the end of what was read may only mean that the rest has yet to be read (half a literal).
 _JSON_TAIL = 16
@@ -67,7 +68,7 @@ def decode_chunks(stream: IO[bytes], source: str, errors: str) -> Iterator[str]:
         if offset == 0:
             _check_start(chunk, source)
         if (nul := chunk.find(0)) >= 0:
-            raise BinaryFileError(source, "binary", f"NUL byte at offset {offset + nul}")
+            raise BinaryFileError(source, BINARY, f"NUL byte at offset {offset + nul}")
         n_pending = len(decoder.getstate()[0])
         try:
             text = decoder.decode(chunk, final=not chunk)

@@ -175,9 +175,42 @@ def test_glob_without_a_match_is_found_before_reading(tmp_path):
     assert str(caught.value) == f"No file matches '{tmp_path}/*.txt': check the folder it starts from, and quote it."
 
 
-def test_a_text_in_place_of_a_path():
-    with pytest.raises(InvalidInputError, match=r"cannot be read \(File name too long\): expected the name of"):
+ADVICE = " To capture a text itself, pass a list of texts from Python, or pipe it in and name - as the corpus."
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("The quick brown fox.", "'The quick brown fox.'"),
+        ("one\ntwo", r"'one\ntwo'"),
+        ("a sentence of several words, again " * 5, f"'{('a sentence of several words, again ' * 5)[:60]}…'"),
+    ],
+)
+def test_a_text_in_place_of_a_path(text, shown):
+    with pytest.raises(NotFoundError) as caught:
+        read_corpus(text)
+    assert str(caught.value) == (
+        f"There is no file or folder {shown}: name a text, a folder, a glob, JSON lines, CSV, Parquet, Arrow, a saved "
+        f"dataset, or - for standard input.{ADVICE}"
+    )
+
+
+def test_a_text_too_long_for_a_path_or_with_marks_of_a_glob():
+    with pytest.raises(InvalidInputError) as caught:
         read_corpus("word " * 2000)
+    assert str(caught.value) == (
+        f"'{('word ' * 12)}…' cannot be read (File name too long): expected the name of a file or folder.{ADVICE}"
+    )
+    with pytest.raises(NotFoundError) as caught:
+        read_corpus("What is the capital of France?")
+    assert str(caught.value) == (
+        f"No file matches 'What is the capital of France?': check the folder it starts from, and quote it.{ADVICE}"
+    )
+
+
+def test_a_name_with_spaces_is_a_name(tmp_path):
+    (tmp_path / "a name of many words.txt").write_text("one")
+    assert texts(tmp_path / "a name of many words.txt") == ["one"]
 
 
 def test_empty_folder(tmp_path):

@@ -1,5 +1,8 @@
+from pathlib import PurePosixPath
+
 import numpy as np
 import pytest
+import torch
 
 from actstore.engine.documents import CorpusOptions
 from actstore.engine.records import RecordReader
@@ -54,6 +57,14 @@ def test_labels_are_strings():
         "f": "0.5",
         "absent": "",
     }
+
+
+def test_labels_of_numpy_and_torch_are_those_of_python():
+    record = {"text": np.str_("a"), "i": np.int64(3), "b": np.bool_(True), "s": np.str_("x"), "t": torch.tensor(3)}
+    record |= {"l": np.array([1, 2]), "o": {"k": np.float32(0.5), "p": PurePosixPath("a/b")}}
+    document = read(record, label_columns=("i", "b", "s", "t", "l", "o"))
+    labels = {"i": "3", "b": "true", "s": "x", "t": "3", "l": "[1, 2]", "o": '{"k": 0.5, "p": "a/b"}'}
+    assert document.labels == labels
 
 
 def test_split_is_a_label_unless_the_record_has_its_own():
