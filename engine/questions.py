@@ -1,15 +1,16 @@
 """Questions files: multiple-choice queries, each with the prompts that ask it.
 
-Three forms are read. Prepared JSON (Chen et al. 2025): an object of queries, name → `sentences`, the prompts, with
-`obj_label`, the letter of each one's right answer, and whatever columns more; which options there are is read from the
-prompts' own lines ` A. …`. Plain rows, in JSON lines or a JSON array: `question`, `options` (a list, or an object by
-letter) and `answer` (a letter, or an option's text), put into templates with shuffled options. And rows with `prompts` and
-`answers` as they shall be. Other columns are labels. Knows nothing about tokens or models.
+Three forms are read, compressed where the name says so. Prepared JSON (Chen et al. 2025): an object of queries, name →
+`sentences`, the prompts, with `obj_label`, the letter of each one's right answer, and whatever columns more; which options
+there are is read from the prompts' own lines ` A. …`. Plain rows, in JSON lines or a JSON array: `question`, `options` (a list,
+or an object by letter) and `answer` (a letter, or an option's text), put into templates with shuffled options. And rows with
+`prompts` and `answers` as they shall be. Other columns are labels. Knows nothing about tokens or models.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import string
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from actstore.engine.filetypes import file_type, open_bytes
+from actstore.engine.textfiles import reading
 from actstore.store.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
@@ -106,20 +109,28 @@ def fingerprint(queries: Iterator[Query], label_columns: tuple[str, ...]) -> str
 
 def _rows(path: Path) -> Iterator[tuple[str, str | None, Any]]:
     """(place for messages, name if the file gives one, row) of every query."""
+    if (kind := file_type(path).format) not in ("text", "json", "json lines"):
+        raise InvalidInputError(f"Questions are JSON, or JSON lines, and {path} is {kind} by its suffix. Convert it.")
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            first = next((line for line in file if line.strip()), "")
+        with reading(str(path)):
+            with _open_text(path) as file:
+                first = next((line for line in file if line.strip()), "")
             if not first:
                 raise InvalidInputError(f"{path} is empty. Expected an object of queries, or a row a question.")
             row = _parse(first)
             is_lines = isinstance(row, dict) and _is_row(row)
-            file.seek(0)
-            yield from _lines(path, file) if is_lines else _whole(path, file.read())
+            with _open_text(path) as file:
+                yield from _lines(path, file) if is_lines else _whole(path, file.read())
     except UnicodeDecodeError as error:
         raise InvalidInputError(
             f"Questions are JSON, or JSON lines, in UTF-8: {path} is neither ({error.reason} at byte {error.start}). Convert "
             "it."
         ) from None
+
+
+def _open_text(path: Path) -> io.TextIOWrapper:
+    """The file's text, decompressed as its name says."""
+    return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig")
 
 
 def _is_row(value: dict[str, Any]) -> bool:

@@ -317,6 +317,28 @@ def test_a_folder_is_filtered_by_pattern_and_what_is_skipped_is_said(
     assert (done.json["captures"]["corpus"]["documents"], done.err) == (1, "")
 
 
+def test_an_archive_in_a_folder_is_named(cli: Callable[..., Result], tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("the fox")
+    (folder / "b.bin").write_bytes(b"\0")
+    (folder / "c.zip").write_bytes(b"PK\x03\x04")
+    done = cli("capture", tiny_model, folder, tmp_path / "store", "--json")
+    assert done.err.splitlines() == [
+        f"Skipped: {folder / 'c.zip'} (a ZIP archive).",
+        "Files of the corpus skipped, which are not text: 2.",
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["", ".zst"])
+def test_csv_with_labels_is_a_corpus(captured: Any, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"c.csv{suffix}"
+    with pa.output_stream(path, compression="zstd" if suffix else None) as file:
+        file.write(b'n,body\n1,the fox\n2,"le chien, le chat"\n')
+    held = captured(path, "--text-column", "body", "--label", "n")
+    assert (held["documents"], held["labels"]) == (2, {"n": ["1", "2"]})
+
+
 def test_parquet_with_labels_is_a_corpus(captured: Any, tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": ["the fox", "le chien"], "n": [1, 2]}), tmp_path / "c.parquet")
     held = captured(tmp_path / "c.parquet", "--text-column", "body", "--label", "n")

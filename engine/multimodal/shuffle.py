@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from actstore.engine.image_tables import read_rows
+from actstore.engine.images import LISTS
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-LISTS: Final = ("images.jsonl", "metadata.jsonl")
 NAMES: Final = ("image", "file_name", "image_path", "path")
 """Keys under which such lists name an image's file."""
 
@@ -102,18 +103,8 @@ def _listed(images: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             if path.suffix.lower() in SUFFIXES:
                 yield path, {}
         return
-    for number, line in enumerate(found.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        name = (
-            next((row[key] for key in NAMES if isinstance(row.get(key), str)), None) if isinstance(row, dict) else None
-        )
-        if not isinstance(name, str):
-            raise InvalidInputError(
-                f"{found}:{number} is not a JSON object that names an image under {NAMES[0]!r}. Mend it."
-            )
+    for place, row in read_rows(found, str(found)):
+        name = next((row[key] for key in NAMES if isinstance(row.get(key), str)), None)
+        if name is None:
+            raise InvalidInputError(f"{place} names no image under {NAMES[0]!r}. Fix it.")
         yield images / name, row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -39,6 +40,43 @@ def opened(content: bytes) -> np.ndarray[Any, Any]:
 
 PICTURE = Image.fromarray(PIXELS)
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8))
+
+
+# Tables of images
+
+
+def test_tables_of_images_in_csv_and_compressed(tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text("image,caption,kind\na.png,a picture,x\n,,\n")
+    line = json.dumps({"image": "a.png", "caption": "a picture", "kind": "x"}).encode()
+    (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(line))
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress((tmp_path / "t.csv").read_bytes()))
+    for name in ("t.csv", "t.jsonl.gz", "t.csv.gz"):
+        path = tmp_path / name
+        assert find_images(path) == "only"
+        first, *others = read_images(path, ImageOptions(label_columns=("kind",)))
+        assert (first.caption, first.labels, first.image.path) == ("a picture", {"kind": "x"}, tmp_path / "a.png")
+        for empty in others:
+            assert (empty.caption, empty.labels, empty.image.path) == (None, {"kind": ""}, None)
+    (tmp_path / "t.csv").write_text("image,text\na.png,text\n")
+    assert find_images(tmp_path / "t.csv", None, ("text",)) == "some"
+
+
+def test_a_list_in_csv_says_what_a_folder_holds_and_other_csv_does_not(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        PICTURE.save(tmp_path / name)
+    (tmp_path / "sizes.csv").write_text("width\n3\n")
+    assert [document.image.name for document in read_images(tmp_path)] == [f"{tmp_path}/a.png", f"{tmp_path}/b.png"]
+    (tmp_path / "metadata.csv").write_text("file_name,text\nb.png,the second\n")
+    [document] = read_images(tmp_path)
+    assert (document.image.name, document.caption) == (f"{tmp_path}/b.png", "the second")
+
+
+def test_tables_that_cannot_be_read_compressed_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet.gz"
+    path.write_bytes(gzip.compress(b"PAR1"))
+    with pytest.raises(InvalidInputError, match="is neither an image nor a table of images"):
+        list(read_images(path))
 
 
 # What is in a file

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import UserList
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import actstore
+from actstore.engine import capture_run
 from actstore.engine.capture_run import RunOptions
 from actstore.engine.corpus import CorpusDigest, CorpusOptions, CorpusReport, describe, read_corpus
 from actstore.engine.memory_corpus import MemoryCorpus, as_corpus
@@ -401,6 +403,17 @@ def test_images_in_memory_are_refused() -> None:
     dataset = Dataset([{"image": object(), "label": 0}], {"image": {"_type": "Image"}, "label": CLASS})
     assert "holds images, in its column 'image', and no text; images are read from files only" in message(dataset)
     assert as_corpus({"train": dataset}).image_columns == ("image",)  # type: ignore[union-attr]
+
+
+def test_images_beside_text_in_memory_are_refused_where_the_model_sees_them() -> None:
+    corpus = as_corpus(Dataset([{"image": object(), "text": "a cat"}], {"image": {"_type": "Image"}}))
+    sees = SimpleNamespace(parts=("language", "vision"), kind="causal")
+    with pytest.raises(
+        InvalidInputError, match=r"Images are read from files only, and <.*Dataset of 1 row> is in memory"
+    ):
+        capture_run._is_of_images(corpus, None, sees, {})  # type: ignore[arg-type]
+    assert not capture_run._is_of_images(corpus, None, SimpleNamespace(parts=("language",), kind="causal"), {})  # type: ignore[arg-type]
+    assert not capture_run._is_of_images(as_corpus(["a cat"]), None, sees, {})  # type: ignore[arg-type]
 
 
 # Through a model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,25 @@ def write(tmp_path: Path) -> Write:
         return path
 
     return write
+
+
+def test_compressed_files_are_read(tmp_path: Path) -> None:
+    for name, content in (("a.json.gz", json.dumps(prepared())), ("b.jsonl.gz", json.dumps(plain()))):
+        path = tmp_path / name
+        path.write_bytes(gzip.compress(content.encode()))
+        assert len(list(read_questions(path))) == (2 if name == "a.json.gz" else 1)
+    path.write_bytes(gzip.compress(content.encode())[:-6])
+    with pytest.raises(InvalidInputError, match=r"b\.jsonl\.gz cannot be read \(Compressed file ended before"):
+        list(read_questions(path))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.csv", "csv"), ("a.tsv.gz", "tsv"), ("a.parquet", "parquet")])
+def test_tables_are_no_questions(tmp_path: Path, name: str, kind: str) -> None:
+    path = tmp_path / name
+    path.write_text("question,options,answer\n")
+    with pytest.raises(InvalidInputError) as caught:
+        list(read_questions(path))
+    assert str(caught.value) == (f"Questions are JSON, or JSON lines, and {path} is {kind} by its suffix. Convert it.")
 
 
 @pytest.mark.parametrize("indent", [None, 1], ids=["on one line", "over many"])

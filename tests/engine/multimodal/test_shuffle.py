@@ -91,7 +91,11 @@ def test_mistakes(images: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="several images called 'b'"):
         shuffle_images(images, tmp_path / "out", patch=5)
     (images / "images.jsonl").write_text('{"picture": 3}\n')
-    with pytest.raises(InvalidInputError, match=r"images.jsonl:1 is not a JSON object that names an image"):
+    with pytest.raises(InvalidInputError, match=r"images.jsonl:1 names no image under 'image'"):
+        shuffle_images(images, tmp_path / "out", patch=5)
+    (images / "images.jsonl").rename(images / "metadata.csv")
+    (images / "metadata.csv").write_text("file_name,text\n,nothing\n")
+    with pytest.raises(InvalidInputError, match=r"metadata.csv:0 names no image under 'image'"):
         shuffle_images(images, tmp_path / "out", patch=5)
 
 
