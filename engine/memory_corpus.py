@@ -197,13 +197,13 @@ class _Dataset(MemoryCorpus):
 
     def _rows(self, records: RecordReader) -> tuple[Iterable[Any], Features]:
         """Its rows, of the columns that are read where they are known, and the features of the columns."""
-        dataset, shown = self._dataset, getattr(self._dataset, "format", None)
-        shown = shown if isinstance(shown, dict) else {}
+        dataset = self._dataset
+        form = getattr(dataset, "format", None)
+        shown: dict[str, Any] = form if isinstance(form, dict) else {}
         if shown.get("type") == "custom":  # a function of the user's makes the rows, and may make other columns
             return dataset, {}
-        columns = (None if shown.get("output_all_columns") else shown.get("columns")) or getattr(
-            dataset, "column_names", None
-        )
+        names = getattr(dataset, "column_names", None)
+        columns = names if shown.get("output_all_columns") else shown.get("columns", names)
         if columns is None:
             return dataset, self._features
         if not set(columns) & set(records.content_columns) and self.image_columns:
@@ -212,7 +212,7 @@ class _Dataset(MemoryCorpus):
                 "save it with save_to_disk, and give the folder."
             )
         wanted = list(records.check_schema(str(self), columns))
-        if shown.get("type") is not None or list(shown.get("columns", columns)) != list(columns):
+        if shown.get("type") is not None or columns != names:
             dataset = dataset.with_format(None)
         if hasattr(dataset, "select_columns"):  # images and audio are decoded where they are read
             dataset = dataset.select_columns(wanted)
