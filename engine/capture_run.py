@@ -5,7 +5,6 @@ Decides which of the two a location is. Knows nothing about how either is captur
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from actstore.engine.corpus import CorpusReport
@@ -52,27 +51,28 @@ def capture(
     `pattern` to say otherwise. A capture that is resumed stays what it was. `settings` are the fields of `CaptureSettings`, or
     of `ImageSettings`. Errors: `InvalidInputError`, `ModelError`, `NotFoundError` before anything is written; `ReadOnlyError`
     where another writer owns the capture; `CaptureError` where the run stopped half-way and can be resumed. What may make the
-    capture other than it was meant to be is said by `warnings.warn`, or, where a `report` is given, kept there.
+    capture other than it was meant to be goes to `report.on_warning`, or to `warnings.warn`.
 
     >>> actstore.capture("gpt2", "corpus.jsonl", "gpt2.actstore", precision="half")
     >>> actstore.capture("gpt2", ["one text", "another"], "gpt2.actstore", name="two")
     >>> actstore.capture("llava-hf/llava-1.5-7b-hf", "pictures/", "llava.actstore", generate=True)
     """
     options, progress = options or RunOptions(), progress or CaptureProgress()
-    report = report or CorpusReport(on_warning=lambda sentence: warnings.warn(sentence, stacklevel=2))
     asked = {key: value for key, value in settings.items() if value is not None}
     check_options(name, options)
-    source = as_corpus(corpus)
+    location = as_corpus(corpus)
     spec = inspect_model(model, trust_remote_code=options.trust_remote_code)
     folder = Folder(store, read_only=False)
     begun = read_capture(folder, name) if options.resume else None
-    of_images = _is_of_images(source, begun, spec, asked)
+    of_images = _is_of_images(location, begun, spec, asked)
     run: Run
     if of_images:
-        run = ImageRun(folder, name, spec, str(source), options, progress, report)
+        run = ImageRun(folder, name, spec, str(location), options, progress, report or CorpusReport())
     else:
-        _refuse_image_settings(asked, str(source))
-        run = CorpusRun(folder, name, spec, str(source), options, progress, report, source)
+        _refuse_image_settings(asked, str(location))
+        run = CorpusRun(
+            folder, name, spec, str(location), options, progress, report or CorpusReport(), location=location
+        )
     run.check()
     check_target(folder, name, spec, options.resume)
     run.carry_out(asked)

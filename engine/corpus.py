@@ -8,8 +8,9 @@ nothing about tokenizers, windows or models.
 import glob
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -48,8 +49,8 @@ _SHOWN_LENGTH = 60
 class CorpusReport:
     """What reading has met so far: documents given out, and what was passed over.
 
-    `on_skip(source, reason)` hears of every file and document passed over, `on_warning(sentence)` of every warning, as it
-    happens.
+    `on_skip(source, reason)` hears of every file and document passed over, as it happens; `on_warning(sentence)` of what
+    makes the corpus other than it seems, before the model runs. Where nobody listens, it is a Python warning.
     """
 
     n_documents: int = 0
@@ -64,14 +65,13 @@ class CorpusReport:
     """Layers of the part that hold other rows than its first layer does, and were not asked for by name."""
     on_skip: Callable[[str, str], None] | None = None
     on_warning: Callable[[str], None] | None = None
-    warnings: list[str] = field(default_factory=list)
-    """Sentences about what may make the capture other than it was meant to be."""
 
     def warn(self, sentence: str) -> None:
-        """Keep a sentence, and say it where there is somebody to hear."""
-        self.warnings.append(sentence)
+        """Tell whoever runs the capture."""
         if self.on_warning is not None:
             self.on_warning(sentence)
+        else:
+            warnings.warn(sentence, UserWarning, stacklevel=2)
 
     def skip_document(self, source: str) -> None:
         """Count an empty document."""

@@ -41,7 +41,7 @@ class CorpusRun(Run):
     command: ClassVar[str] = "capture"
 
     report: CorpusReport
-    source: str | MemoryCorpus
+    location: str | MemoryCorpus
     """What `corpus` is the name of."""
 
     def check(self) -> None:
@@ -85,7 +85,7 @@ class CorpusRun(Run):
         )
         padding = self._count_padding(tokenizer)
         plan = write_plan(
-            read_corpus(self.source, settings.of(CorpusOptions), self.report),
+            read_corpus(self.location, settings.of(CorpusOptions), self.report),
             self.folder,
             self.name,
             settings=plan_settings,
@@ -122,7 +122,9 @@ class CorpusRun(Run):
             return None
 
     def _is_tokenised(self, settings: CaptureSettings) -> bool:
-        first = next(iter(read_corpus(self.source, settings.of(CorpusOptions))), None) if self.source != STDIN else None
+        first = (
+            next(iter(read_corpus(self.location, settings.of(CorpusOptions))), None) if self.location != STDIN else None
+        )
         return first is not None and first.ids is not None
 
     def _check_same(self, record: CaptureRecord, requested: Mapping[str, Any]) -> LoadedModel:
@@ -140,7 +142,7 @@ class CorpusRun(Run):
 
     def _corpus_fingerprint(self, settings: CaptureSettings, plan: PlanRecord) -> str:
         digest = CorpusDigest()
-        documents = read_corpus(self.source, settings.of(CorpusOptions), self.report)
+        documents = read_corpus(self.location, settings.of(CorpusOptions), self.report)
         for document in itertools.islice(documents, plan.n_documents):
             digest.update(document)
         longer = settings.max_tokens is None and next(documents, None) is not None
