@@ -105,7 +105,11 @@ def _run(command: Callable[[], Any]) -> int:
 
 
 def _sentence(text: str) -> str:
-    """A message written as Python's are, as a sentence: it begins with a capital letter, unless with a file, and it ends."""
+    """A message written as Python's are, as a sentence: it begins with a capital letter, unless with a file, and it ends.
+
+    What it calls by a parameter's name is an option here.
+    """
+    text = text.replace("trust_remote_code=True", "--trust-remote-code")
     begun = text[:1].upper() + text[1:] if text.startswith(("expected ", "the ", "there ")) else text
     return begun if begun.endswith((".", "!", "?")) else f"{begun}."
 

@@ -43,7 +43,12 @@ def model_class(config: PreTrainedConfig, *, trust_remote_code: bool = False) ->
     own = getattr(config, "auto_map", None) or {}
     for auto_name in ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM", "AutoModel"):
         if trust_remote_code and auto_name in own:
-            remote: type[PreTrainedModel] = get_class_from_dynamic_module(own[auto_name], config._name_or_path)
+            try:
+                remote: type[PreTrainedModel] = get_class_from_dynamic_module(own[auto_name], config._name_or_path)
+            except Exception as error:  # a model's own code may raise anything
+                raise ModelError(
+                    f"the code of {config._name_or_path!r}, {own[auto_name]}, cannot be run: {first_line(error)}"
+                ) from error
             return remote
     entries = [config.architectures, *(table.get(config.model_type) for table in _tables(config))]
     for entry in entries:
