@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from actstore import terminal
-from actstore.commands.options import Force, Json, ModelName, Quiet  # noqa: TC001  (Typer reads them)
+from actstore.commands.options import (  # noqa: TC001  (Typer reads them)
+    Force,
+    Json,
+    ModelName,
+    Quiet,
+    TrustRemoteCode,
+)
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
 
@@ -35,6 +41,7 @@ def apply(
     output: Output = None,
     in_place: InPlace = False,
     force: Force = False,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -47,7 +54,9 @@ def apply(
     from actstore.engine.edit.folders import apply_to_folder
 
     with terminal.spinner("writing the model", enabled=not quiet):
-        target = apply_to_folder(model, _opened(edits), _target(output, in_place), force=force)
+        target = apply_to_folder(
+            model, _opened(edits), _target(output, in_place), force=force, trust_remote_code=trust_remote_code
+        )
     _say(target, edits, as_json, "applied")
 
 
@@ -57,6 +66,7 @@ def revert(
     output: Output = None,
     in_place: InPlace = False,
     force: Force = False,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -67,7 +77,9 @@ def revert(
     from actstore.engine.edit.folders import revert_in_folder
 
     with terminal.spinner("writing the model", enabled=not quiet):
-        target = revert_in_folder(model, _opened(edits), _target(output, in_place), force=force)
+        target = revert_in_folder(
+            model, _opened(edits), _target(output, in_place), force=force, trust_remote_code=trust_remote_code
+        )
     _say(target, edits, as_json, "reverted")
 
 

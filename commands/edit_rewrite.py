@@ -165,7 +165,7 @@ def load_reader(capture: Capture, model: str | None, *, device: str, trust_remot
 
     place, dtype = model or place_of(capture.store.model), capture.record.dtype
     loaded = load(place, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
-    return Reader.load(loaded, place)
+    return Reader.load(loaded, place, trust_remote_code=trust_remote_code)
 
 
 def describe_edit(record: EditRecord) -> dict[str, Any]:

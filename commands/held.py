@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore import terminal
-from actstore.commands.options import Device, Json, ModelPlace, Quiet, StorePath  # noqa: TC001  (Typer reads them)
+from actstore.commands.options import (  # noqa: TC001  (Typer reads them)
+    Device,
+    Json,
+    ModelPlace,
+    Quiet,
+    StorePath,
+    TrustRemoteCode,
+)
 from actstore.reports import describe_store, print_json, print_store
 from actstore.store.reader import Store
 
@@ -48,6 +55,7 @@ def verify(
         str | None, typer.Option(metavar="FOLDER", help="Where captured images are now. [default: where they were]")
     ] = None,
     device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -74,8 +82,9 @@ def verify(
             for held in captures:
                 broken = {d.block for d in damage if d.capture == held.record.name}
                 found, differing = refill_blocks(
-                    held, refill, model=model, images=images, device=device, without=broken
-                )
+                    held, refill, model=model, images=images, device=device, trust_remote_code=trust_remote_code,
+                    without=broken,
+                )  # fmt: skip
                 refilled += found
                 damage += differing
     with terminal.spinner("checking graphs", enabled=not quiet):

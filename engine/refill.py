@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from actstore.engine.models import LoadedModel
     from actstore.engine.packing import Buffers
+    from actstore.engine.vision import VisionProcessor
     from actstore.store.reader import Capture
 
 TOLERANCE = 1e-3
@@ -41,6 +42,7 @@ def refill_blocks(
     model: str | None = None,
     images: str | None = None,
     device: str = "auto",
+    trust_remote_code: bool = False,
     without: Collection[int | None] = (),
 ) -> tuple[list[dict[str, Any]], list[Damage]]:
     """What recomputing `n` committed blocks, spread over the capture, gives; and a `Damage` for each layer that differs.
@@ -54,11 +56,17 @@ def refill_blocks(
         raise InvalidInputError(
             f"Capture {record.name!r} keeps no values (precision none), so there is nothing to compare."
         )
-    loaded = load_model(model or place_of(capture.store.model), dtype=record.dtype, device=device)
+    place = model or place_of(capture.store.model)
+    loaded = load_model(place, dtype=record.dtype, device=device, trust_remote_code=trust_remote_code)
     check_model(capture.folder, record.model_fingerprint, fingerprint_of(loaded), loaded.spec.name)
     buffers = {key: np.empty(shape, dtype) for key, shape, dtype in staged_arrays(record)}
     chosen = spread([b for b in capture.blocks if b not in without], n)
-    filler = _filler(capture, loaded, lambda: buffers, images)
+    processor = None
+    if record.of_images:
+        from actstore.engine.vision import VisionProcessor  # only here: it loads the image library
+
+        processor = VisionProcessor.load(loaded.spec.name, trust_remote_code=trust_remote_code)
+    filler = _filler(capture, loaded, lambda: buffers, processor, images)
     rows: list[dict[str, Any]] = []
     damage: list[Damage] = []
     for filled in filler.fill(map(capture.plan.block, chosen), CaptureProgress()):
@@ -80,15 +88,17 @@ def refill_blocks(
 
 
 def _filler(
-    capture: Capture, model: LoadedModel, buffers: Callable[[], Buffers], images: str | None
+    capture: Capture,
+    model: LoadedModel,
+    buffers: Callable[[], Buffers],
+    processor: VisionProcessor | None,
+    images: str | None,
 ) -> BlockFiller | AttributionFiller:
     if has_attributions(capture):
         return AttributionFiller(model, capture.record, buffers, capture.documents())
-    if capture.record.of_images:
+    if processor is not None:
         from actstore.engine.image_run import image_batches  # only here: it loads the image library
-        from actstore.engine.vision import VisionProcessor
 
-        processor = VisionProcessor.load(model.spec.name)
         locations = () if images is None else (images,)
         batches = image_batches(capture.record, capture.documents(), processor, locations)
         return BlockFiller(model, capture.record, buffers, batches)

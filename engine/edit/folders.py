@@ -72,23 +72,37 @@ def model_folder(model: str) -> Path:
     return path
 
 
-def apply_to_folder(model: str, edits: Sequence[Edit], output: str | Path | None, *, force: bool = False) -> Path:
+def apply_to_folder(
+    model: str,
+    edits: Sequence[Edit],
+    output: str | Path | None,
+    *,
+    force: bool = False,
+    trust_remote_code: bool = False,
+) -> Path:
     """Write a copy of a model's folder with the edits in it, in order; without `output`, into the folder itself.
 
     The folder appears whole or not at all. Raises `InvalidInputError` as `EditedModel.apply` does, where `output` exists and
     not `force`, and where the files do not hold the rows as the edits know them.
     """
-    return _rewrite(model, edits, output, force, EditedModel.apply, "before")
+    return _rewrite(model, edits, output, force, EditedModel.apply, "before", trust_remote_code)
 
 
-def revert_in_folder(model: str, edits: Sequence[Edit], output: str | Path | None, *, force: bool = False) -> Path:
+def revert_in_folder(
+    model: str,
+    edits: Sequence[Edit],
+    output: str | Path | None,
+    *,
+    force: bool = False,
+    trust_remote_code: bool = False,
+) -> Path:
     """The same for taking edits out again, the last first."""
-    return _rewrite(model, tuple(reversed(edits)), output, force, EditedModel.revert, "after")
+    return _rewrite(model, tuple(reversed(edits)), output, force, EditedModel.revert, "after", trust_remote_code)
 
 
 def _rewrite(
     model: str, edits: Sequence[Edit], output: str | Path | None, force: bool,
-    change: Callable[[EditedModel, Edit], None], old: str,
+    change: Callable[[EditedModel, Edit], None], old: str, trust_remote_code: bool,
 ) -> Path:  # fmt: skip
     folder = model_folder(model)
     if not edits:
@@ -109,7 +123,7 @@ def _rewrite(
         raise InvalidInputError(
             f"Edits of one model are of one dtype, found {', '.join(sorted(dtypes))}: apply them apart."
         )
-    loaded = load_model(str(folder), dtype=dtypes.pop(), device="cpu")
+    loaded = load_model(str(folder), dtype=dtypes.pop(), device="cpu", trust_remote_code=trust_remote_code)
     holder = EditedModel(loaded)
     headers = {file.name: _header(file) for file in sorted(folder.glob("*.safetensors"))}
     known: dict[tuple[str, str, int], bytes] = {}

@@ -62,15 +62,15 @@ class Reader:
         self.model, self.tokenizer, self.processor = model, tokenizer, processor
 
     @classmethod
-    def load(cls, model: LoadedModel, name_or_path: str) -> Reader:
+    def load(cls, model: LoadedModel, name_or_path: str, *, trust_remote_code: bool = False) -> Reader:
         """With the tokenizer or processor saved beside a model."""
-        config = load_config(name_or_path, trust_remote_code=False)
+        config = load_config(name_or_path, trust_remote_code=trust_remote_code)
         if hasattr(config, "vision_config"):
             from actstore.engine.vision import VisionProcessor
 
-            processor = VisionProcessor.load(name_or_path, config)
+            processor = VisionProcessor.load(name_or_path, config, trust_remote_code=trust_remote_code)
             return cls(model, processor.tokenizer, processor)
-        return cls(model, TextTokenizer.load(name_or_path))
+        return cls(model, TextTokenizer.load(name_or_path, trust_remote_code=trust_remote_code))
 
     def read(self, prompt: str, answer: str | Sequence[int] = "", image: Any = None, prefix: str = "") -> Reading:
         """A prompt and its answer, as text or ids; with a processor, through its template.

@@ -130,6 +130,17 @@ def test_every_command_has_an_example_and_speaks_to_machines_and_keeps_quiet(pat
     assert ("--quiet" in named) == (path not in AT_ONCE)
 
 
+def test_what_loads_a_model_runs_its_own_code_if_told_to() -> None:
+    """A model with its own code, once captured, can be given to every command that needs it again."""
+    models = {"--model", "--substitutes-model", "MODEL", "OTHER"}
+    named = {path: {name for p in command.params for name in names_of(p)} for path, command in COMMANDS.items()}
+    of_stores = {"change show", "change rank"}  # whose OTHER is a store
+    loading = {path for path, names in named.items() if names & models} - of_stores
+    assert {"inspect", "capture", "attribute", "verify", "naica evaluate", "edit apply", "edit evaluate"} <= loading
+    assert {path for path in loading if "--trust-remote-code" not in named[path]} == set()
+    assert {path for path, names in named.items() if "--trust-remote-code" in names} == loading
+
+
 @pytest.mark.parametrize("path", sorted(COMMANDS))
 def test_no_option_is_passed_over(path: str) -> None:
     """What a command does not name itself it takes by `given`, as a field of the same name."""
