@@ -11,10 +11,10 @@ from actstore.engine.corpus import CorpusReport
 from actstore.engine.corpus_run import CorpusRun
 from actstore.engine.image_run import ImageRun, sees_and_reads
 from actstore.engine.images import ImageOptions, find_images
-from actstore.engine.models import inspect_model
 from actstore.engine.progress import CaptureProgress
 from actstore.engine.run import RunOptions, check_options, check_target
 from actstore.engine.settings import CaptureSettings, ImageSettings
+from actstore.engine.sources import ModelSource
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.folder import Folder
 from actstore.store.reader import Store, read_capture
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from actstore.engine.in_memory import ModelInput
     from actstore.engine.models import ModelSpec
     from actstore.store.reader import Capture
     from actstore.store.records import CaptureRecord
@@ -31,7 +32,7 @@ __all__ = ["RunOptions", "capture"]
 
 
 def capture(
-    model: str,
+    model: ModelInput,
     corpus: str | Path,
     store: str | Path,
     *,
@@ -43,6 +44,10 @@ def capture(
 ) -> Capture:
     """Capture a corpus of text or of images through `model` into `store` under `name`; the finished capture, for reading.
 
+    `model` is a Hub id, a folder, or a transformers model in memory, alone or inside torch.compile, DataParallel or a pipeline:
+    it runs as it is, in its own dtype on its own device, and is left as it was. Its tokenizer is that of `options`, of the
+    pipeline, or of the name it was loaded by.
+
     `corpus` is taken for images where the model reads images and text, and any file there is an image, or a table with a
     column of images; name files with `pattern` to say otherwise. A capture that is resumed stays what it was. `settings` are
     the fields of `CaptureSettings`, or of `ImageSettings`. Errors: `InvalidInputError`, `ModelError`, `NotFoundError` before
@@ -50,19 +55,21 @@ def capture(
     and can be resumed.
 
     >>> actstore.capture("gpt2", "corpus.jsonl", "gpt2.actstore", precision="half")
+    >>> actstore.capture(AutoModelForCausalLM.from_pretrained("gpt2"), "corpus.jsonl", "gpt2.actstore")
     >>> actstore.capture("llava-hf/llava-1.5-7b-hf", "pictures/", "llava.actstore", generate=True)
     """
     options, progress = options or RunOptions(), progress or CaptureProgress()
     asked = {key: value for key, value in settings.items() if value is not None}
     check_options(name, options)
-    spec = inspect_model(model, trust_remote_code=options.trust_remote_code)
+    source = ModelSource.of(model)
+    spec = source.inspect(trust_remote_code=options.trust_remote_code)
     folder = Folder(store, read_only=False)
     begun = read_capture(folder, name) if options.resume else None
     of_images = _is_of_images(corpus, begun, spec, asked)
     if not of_images:
         _refuse_image_settings(asked, corpus)
     kind = ImageRun if of_images else CorpusRun
-    run = kind(folder, name, spec, str(corpus), options, progress, report or CorpusReport())
+    run = kind(folder, name, spec, str(corpus), options, progress, report or CorpusReport(), source=source)
     run.check()
     check_target(folder, name, spec, options.resume)
     run.carry_out(asked)

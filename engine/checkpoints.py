@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("actstore")
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 _SAFETENSORS: Final = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -39,7 +39,7 @@ def load_config(name: str, *, trust_remote_code: bool) -> PreTrainedConfig:
     """
     if not os.path.isdir(name) and not _HUB_ID.fullmatch(name):
         raise ModelError(
-            f"expected a model folder or a Hub id, and there is no folder {name!r}: give a folder that holds config.json,"
+            f"expected a model folder or a Hub id, and there is no folder {name[:200]!r}: give a folder that holds config.json,"
             " or an id such as 'openai-community/gpt2'"
         )
     try:

@@ -17,7 +17,6 @@ from actstore.engine.plan import PlanSettings, block_size, write_plan
 from actstore.engine.run import Run
 from actstore.engine.settings import CaptureSettings
 from actstore.engine.sizes import affordable_slots, bytes_per_slot
-from actstore.engine.tokens import TextTokenizer
 from actstore.store import root
 from actstore.store.errors import InvalidInputError
 from actstore.store.records import CaptureRecord, PlanRecord
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from actstore.engine.models import LoadedModel, ModelSpec
+    from actstore.engine.tokens import TextTokenizer
     from actstore.store.writer import CaptureWriter
 
 BLOCK_SLOTS = 16_384
@@ -92,9 +92,7 @@ class CorpusRun(Run):
 
     def _tokenizer(self, settings: CaptureSettings) -> TextTokenizer | None:
         try:
-            return TextTokenizer.load(
-                self.options.tokenizer or self.spec.name, trust_remote_code=self.options.trust_remote_code
-            )
+            return self._load_tokenizer()
         except InvalidInputError:
             # A corpus of ids needs none; whether this is one shows when its first document is read.
             if self.options.tokenizer is not None or not self._is_tokenised(settings):

@@ -69,6 +69,11 @@ def place_of(model: ModelRecord) -> str:
 
     Raises `InvalidInputError` where its own folder is gone: the Hub is not asked for a stranger's model of the same name.
     """
+    if model.folder is None and model.name in (model.config.get("architectures") or ()):
+        raise InvalidInputError(
+            f"The model was captured from memory, as a {model.name} without a name or path. Save it with save_pretrained, and "
+            "name that folder with --model."
+        )
     if model.folder is None or Path(model.folder).is_dir():
         return model.folder or model.name
     raise InvalidInputError(

@@ -106,6 +106,11 @@ class ImageRun(Run):
 
     @cached_property
     def _processor(self) -> VisionProcessor:
+        if self.source.model is not None and not self.source.model.name_or_path:
+            raise InvalidInputError(
+                f"This {self.spec.name} in memory has no name or path by which to find its processor. Save both with "
+                "save_pretrained, and name that folder."
+            )
         return VisionProcessor.load(self.spec.name, trust_remote_code=self.options.trust_remote_code)
 
     @cached_property

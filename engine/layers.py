@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from actstore.engine import families
 from actstore.engine.sites import BLOCK_SITES, SITES, Tap
+from actstore.store.errors import ModelError
 from actstore.store.records import APART, PARTS, part_of
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def list_layers(
             mlp = ("mlp.post", "mlp.gate", "mlp.up") if projection.gate is not None else ("mlp.post",)
             sites = (*mlp, *(site for site in BLOCK_SITES if site in taps))
             layers.append(Layer(projection, parameter, matrix, expert, position, taps, sites))
+            _check_shape(model, layers[-1])
     stacks = _stacks_of(layers, blocks)
     order = sorted(range(len(layers)), key=lambda i: _rank(stacks[i]))
     layers, stacks = [layers[i] for i in order], [stacks[i] for i in order]
@@ -127,6 +129,36 @@ def list_layers(
         site_layers=tuple(tuple(i for i, layer in enumerate(layers) if site in layer.sites) for site in sites),
     )
     return spec, layers
+
+
+def check_structure(model: PreTrainedModel, twin: PreTrainedModel) -> None:
+    """Raise `ModelError` where a model's blocks are not built as its class builds them: wrapped, replaced or left out.
+
+    What is read of a block is found in `twin`, which the class has built, and holds for no other.
+    """
+    expected, found = (
+        {name for name, _ in each.named_parameters(remove_duplicate=False) if re.search(r"\.\d+\.", name)}
+        for each in (twin, model)
+    )
+    if expected != found:
+        name = min(expected ^ found)
+        what = "is missing" if name in expected else "is added"
+        raise ModelError(
+            f"expected the blocks of this {type(model).__name__} as its configuration says, and {name} {what}: parts of it were"
+            " replaced, wrapped or compiled; give the model without that"
+        )
+
+
+def _check_shape(model: PreTrainedModel, layer: Layer) -> None:
+    projection = layer.projection
+    n_expected = projection.n_matrices * projection.neurons * projection.width
+    weight = model.get_parameter(layer.parameter)
+    if weight.numel() != n_expected:
+        raise ModelError(
+            f"expected {layer.parameter} of this {type(model).__name__} to hold {projection.neurons} neurons of width"
+            f" {projection.width}, as its configuration says, and found the shape {tuple(weight.shape)}: parts of it were"
+            " replaced or cut; make its configuration say so"
+        )
 
 
 def _stacks_of(layers: Sequence[Layer], blocks: Sequence[tuple[str, int]]) -> list[str]:

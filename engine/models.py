@@ -9,6 +9,7 @@ tower's, then the projector's. Knows nothing about corpora, plans or stores.
 from __future__ import annotations
 
 import hashlib
+import os
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from actstore.engine import checkpoints, families
 from actstore.engine.architecture import Architecture, walk
 from actstore.engine.example_images import ExampleImage, example_image
-from actstore.engine.layers import Layer, LayerSpec, ModelSpec, list_layers
+from actstore.engine.in_memory import plain_model, unchanged
+from actstore.engine.layers import Layer, LayerSpec, ModelSpec, check_structure, list_layers
 from actstore.engine.products import Watch, Watched
 from actstore.engine.sites import BLOCK_SITES, MLP_SITES, SITES, LastLayerReached, Sink, Tap, tapped, tokens_only
 from actstore.store.errors import InvalidInputError, ModelError
@@ -29,18 +31,25 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from actstore.engine.in_memory import ModelInput
+
 __all__ = ["SITES", "LayerSpec", "LoadedModel", "ModelSpec", "inspect_model", "load_model"]
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 _EPSILONS = ("eps", "variance_epsilon", "epsilon", "norm_eps")  # as norms call what they add to the mean square
 
 
-def inspect_model(name_or_path: str | Path, *, trust_remote_code: bool = False) -> ModelSpec:
+def inspect_model(model: ModelInput, *, trust_remote_code: bool = False) -> ModelSpec:
     """What would be captured from a model: its layers, sites and sizes. Reads its configuration; loads no weights.
 
-    Raises `ModelError` where there is no such model, or where it has no feed-forward neurons.
+    `model` is a Hub id, a folder, or a transformers model in memory, which is left as it is. Raises `ModelError` where there is
+    no such model, or where it has no feed-forward neurons, and `InvalidInputError` for what is no model at all.
     """
-    name = str(name_or_path)
+    if not isinstance(model, str | os.PathLike):
+        plain = plain_model(model)
+        with unchanged(plain):
+            return LoadedModel(plain).spec
+    name = os.fspath(model)
     config = checkpoints.load_config(name, trust_remote_code=trust_remote_code)
     twin, found = _explore(families.model_class(config, trust_remote_code=trust_remote_code), config)
     return list_layers(twin, found, name=name, dtype=families.dtype_of(config))[0]
@@ -143,7 +152,8 @@ class LoadedModel:
         self.model = model
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        self._architecture = _explore(type(model), model.config)[1]
+        twin, self._architecture = _explore(type(model), model.config)
+        check_structure(model, twin)
         self.spec, self._layers = list_layers(
             model, self._architecture, name=name or model.name_or_path or type(model).__name__, dtype=model.dtype
         )

@@ -12,9 +12,9 @@ import numpy as np
 from actstore.engine.attribution.filler import AttributionFiller
 from actstore.engine.capture import BlockFiller
 from actstore.engine.identity import check_model, fingerprint_of, place_of
-from actstore.engine.models import load_model
 from actstore.engine.packing import staged_arrays
 from actstore.engine.progress import CaptureProgress
+from actstore.engine.sources import ModelSource
 from actstore.store import layout
 from actstore.store.answers import has_attributions
 from actstore.store.errors import FormatError, InvalidInputError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from actstore.engine.in_memory import ModelInput
     from actstore.engine.models import LoadedModel
     from actstore.engine.packing import Buffers
     from actstore.engine.vision import VisionProcessor
@@ -39,7 +40,7 @@ def refill_blocks(
     capture: Capture,
     n: int,
     *,
-    model: str | None = None,
+    model: ModelInput | None = None,
     images: str | None = None,
     device: str = "auto",
     trust_remote_code: bool = False,
@@ -49,24 +50,33 @@ def refill_blocks(
 
     A row a block: capture, block, `largest_difference` relative to the largest stored magnitude of its layer (in steps of
     int8 the rounding is allowed for). Blocks in `without` are passed over. `images` is where the images of a capture are now,
-    if not where they were. `InvalidInputError` for another model, or for other images than those that were captured.
+    if not where they were; `model` where its model is, or the model in memory.
+    `InvalidInputError` for another model, or for other images than those that were captured.
     """
     record = capture.record
     if record.precision == "none":
         raise InvalidInputError(
             f"Capture {record.name!r} keeps no values (precision none), so there is nothing to compare."
         )
-    place = model or place_of(capture.store.model)
-    loaded = load_model(place, dtype=record.dtype, device=device, trust_remote_code=trust_remote_code)
-    check_model(capture.folder, record.model_fingerprint, fingerprint_of(loaded), loaded.spec.name)
-    buffers = {key: np.empty(shape, dtype) for key, shape, dtype in staged_arrays(record)}
-    chosen = spread([b for b in capture.blocks if b not in without], n)
-    processor = None
-    if record.of_images:
-        from actstore.engine.vision import VisionProcessor  # only here: it loads the image library
+    source = ModelSource.of(place_of(capture.store.model) if model is None else model)
+    with source.as_it_is():
+        loaded = source.load(dtype=record.dtype, device=device, trust_remote_code=trust_remote_code)
+        check_model(capture.folder, record.model_fingerprint, fingerprint_of(loaded), loaded.spec.name)
+        buffers = {key: np.empty(shape, dtype) for key, shape, dtype in staged_arrays(record)}
+        chosen = spread([b for b in capture.blocks if b not in without], n)
+        processor = None
+        if record.of_images:
+            from actstore.engine.vision import VisionProcessor  # only here: it loads the image library
 
-        processor = VisionProcessor.load(loaded.spec.name, trust_remote_code=trust_remote_code)
-    filler = _filler(capture, loaded, lambda: buffers, processor, images)
+            processor = VisionProcessor.load(loaded.spec.name, trust_remote_code=trust_remote_code)
+        return _compare(capture, chosen, _filler(capture, loaded, lambda: buffers, processor, images))
+
+
+def _compare(
+    capture: Capture, chosen: list[int], filler: BlockFiller | AttributionFiller
+) -> tuple[list[dict[str, Any]], list[Damage]]:
+    """What `refill_blocks` gives, for blocks filled again."""
+    record = capture.record
     rows: list[dict[str, Any]] = []
     damage: list[Damage] = []
     for filled in filler.fill(map(capture.plan.block, chosen), CaptureProgress()):

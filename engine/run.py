@@ -12,11 +12,11 @@ import re
 import shutil
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from actstore.engine.identity import check_model, fingerprint_of, write_store_root
-from actstore.engine.models import DTYPES, LoadedModel, ModelSpec, load_model
+from actstore.engine.models import DTYPES, LoadedModel, ModelSpec
 from actstore.engine.sizes import estimate_nbytes
 from actstore.store import layout, root
 from actstore.store.commits import committed_blocks
@@ -28,8 +28,12 @@ from actstore.store.writer import CaptureWriter, create_capture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
 
     from actstore.engine.progress import CaptureProgress
+    from actstore.engine.sources import ModelSource
     from actstore.engine.tokens import TextTokenizer
     from actstore.store.folder import Folder
     from actstore.store.records import CaptureRecord
@@ -43,8 +47,8 @@ class RunOptions:
     resume: bool = False
     dtype: str = "auto"
     device: str = "auto"
-    tokenizer: str | None = None
-    """Name or path; the model's own by default."""
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None
+    """Name, path or loaded tokenizer; the model's own by default."""
     memory: int | None = None
     """Bytes for block buffers; a quarter of what is free, at most 4 GiB."""
     threads: int | None = None
@@ -141,13 +145,14 @@ class Run(ABC):
     corpus: str
     options: RunOptions
     progress: CaptureProgress
+    source: ModelSource = field(kw_only=True)
 
     def carry_out(self, requested: Mapping[str, Any]) -> None:
         """Plan or check the plan, load the model, fill what is missing, finish the statistics; owns the capture meanwhile.
 
         What stops it from outside is a `CaptureError`, and what was committed before stays.
         """
-        with removed_on_failure(self.folder, self.name), own(self.folder, self.name):
+        with removed_on_failure(self.folder, self.name), own(self.folder, self.name), self.source.as_it_is():
             record = read_capture(self.folder, self.name)
             if record is not None and not self.options.resume:
                 raise InvalidInputError(
@@ -193,12 +198,13 @@ class Run(ABC):
             )
 
     def _load(self, dtype: str) -> LoadedModel:
-        return load_model(
-            self.spec.name,
-            dtype=dtype,
-            device=self.options.device,
-            trust_remote_code=self.options.trust_remote_code,
+        return self.source.load(
+            dtype=dtype, device=self.options.device, trust_remote_code=self.options.trust_remote_code
         )
+
+    def _load_tokenizer(self) -> TextTokenizer:
+        """The tokenizer of the options, else the model's own; `InvalidInputError` where there is none."""
+        return self.source.load_tokenizer(self.options.tokenizer, trust_remote_code=self.options.trust_remote_code)
 
     def _load_again(self, record: CaptureRecord) -> LoadedModel:
         """The model with which a capture was begun; `InvalidInputError` for another."""

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from actstore.engine.attribution.filler import AttributionFiller
 from actstore.engine.attribution.question_plan import AttributeReport, AttributeSettings, QuestionPlanner
 from actstore.engine.identity import check_model, fingerprint_of
-from actstore.engine.models import LoadedModel, inspect_model
 from actstore.engine.packing import staged_arrays
 from actstore.engine.progress import CaptureProgress
 from actstore.engine.questions import fingerprint, read_questions
 from actstore.engine.run import Run, RunOptions, check_options, check_target
-from actstore.engine.tokens import TextTokenizer
+from actstore.engine.sources import ModelSource
 from actstore.store import root
 from actstore.store.answers import write_answers
 from actstore.store.attributions import GRADIENT, IG, Attributions
@@ -32,7 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from actstore.engine.in_memory import ModelInput
     from actstore.engine.layers import ModelSpec
+    from actstore.engine.models import LoadedModel
+    from actstore.engine.tokens import TextTokenizer
     from actstore.store.statistics import CaptureStatistics
     from actstore.store.writer import CaptureWriter
 
@@ -40,7 +42,7 @@ __all__ = ["AttributeReport", "AttributeSettings", "attribute"]
 
 
 def attribute(
-    model: str,
+    model: ModelInput,
     questions: str | Path,
     store: str | Path,
     *,
@@ -52,22 +54,26 @@ def attribute(
 ) -> Attributions:
     """Attribute the right answers of a questions file to the neurons of `model`; the finished attributions, open for reading.
 
-    `settings` are the fields of `AttributeSettings`. With `options.resume`, an interrupted run is continued; settings left
-    out are then as they were. `progress` counts prompts. Errors are those of `capture`, and of `read_questions`.
+    `model` is what `capture` takes. `settings` are the fields of `AttributeSettings`. With `options.resume`, an interrupted run
+    is continued; settings left out are then as they were. `progress` counts prompts. Errors are those of `capture`, and of
+    `read_questions`.
 
     >>> actstore.attribute("gpt2", "questions.json", "gpt2.actstore")
     """
     options, progress = options or RunOptions(), progress or CaptureProgress()
     check_options(name, options)
-    spec = inspect_model(model, trust_remote_code=options.trust_remote_code)
+    source = ModelSource.of(model)
+    spec = source.inspect(trust_remote_code=options.trust_remote_code)
     if spec.kind != "causal" or not spec.causal:
         raise InvalidInputError(
-            f"{model} is not a model that continues a text ({spec.kind}), and only such a model answers a prompt with the "
+            f"{spec.name} is not a model that continues a text ({spec.kind}), and only such a model answers a prompt with the "
             "letter that follows it. Name a decoder."
         )
     folder = Folder(store, read_only=False)
     check_target(folder, name, spec, options.resume)
-    run = _AttributeRun(folder, name, spec, str(questions), options, progress, report or AttributeReport())
+    run = _AttributeRun(
+        folder, name, spec, str(questions), options, progress, report or AttributeReport(), source=source
+    )
     run.carry_out({k: v for k, v in settings.items() if v is not None})
     return Attributions(Store(folder).capture(name))
 
@@ -83,7 +89,7 @@ class _AttributeRun(Run):
     def _begin(self, requested: Mapping[str, Any]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
         settings = AttributeSettings(**requested)
         widths = _widths(self.spec, settings.layers)
-        tokenizer = self._tokenizer()
+        tokenizer = self._load_tokenizer()
         planner = QuestionPlanner(self.corpus, settings, self.spec, tokenizer, self.report, self.progress)
         plan = planner.write(self.folder, self.name)
         model = self._load(self.options.dtype)
@@ -115,18 +121,13 @@ class _AttributeRun(Run):
             if getattr(recorded, name) != value
         ]
         if not differences:
-            if self._tokenizer().fingerprint != record.plan.tokenizer_fingerprint:
+            if self._load_tokenizer().fingerprint != record.plan.tokenizer_fingerprint:
                 differences.append("the tokenizer is another")
             queries = read_questions(self.corpus, recorded.questions)
             if fingerprint(queries, record.plan.label_columns) != record.plan.corpus_fingerprint:
                 differences.append(f"the questions in {self.corpus} are not those planned from {record.plan.corpus}")
         self._refuse(differences)
         return self._load_again(record)
-
-    def _tokenizer(self) -> TextTokenizer:
-        return TextTokenizer.load(
-            self.options.tokenizer or self.spec.name, trust_remote_code=self.options.trust_remote_code
-        )
 
     def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
         plan = Plan(self.folder, record.name, record.plan)

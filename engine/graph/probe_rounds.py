@@ -328,9 +328,11 @@ def _named_tokens(model: str, capture: Capture, options: RunOptions) -> dict[str
     """
     if capture.store.vocabulary is None:
         return {}
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or model, trust_remote_code=options.trust_remote_code)
+    tokenizer = options.tokenizer or model
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=options.trust_remote_code)
     ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}
     found = {kind: getattr(tokenizer, f"{kind}_token_id", None) for kind in ("mask", "unk", "pad")}
     return {kind: int(token) for kind, token in found.items() if token is not None and token not in ends}

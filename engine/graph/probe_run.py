@@ -21,12 +21,11 @@ from actstore.engine.graph.prefixes import PrefixFiller, fill_by_prefix
 from actstore.engine.graph.probe_plan import Arranged
 from actstore.engine.graph.sampling import Sampled, Sampler, SampleSettings, prompts_of, take_tokens
 from actstore.engine.identity import check_model, fingerprint_of
-from actstore.engine.models import LoadedModel, inspect_model
 from actstore.engine.plan import PlanSettings, block_size, write_plan
 from actstore.engine.progress import CaptureProgress
 from actstore.engine.run import Run, RunOptions, check_options, check_target
 from actstore.engine.settings import CaptureSettings
-from actstore.engine.tokens import TextTokenizer
+from actstore.engine.sources import ModelSource
 from actstore.store import root
 from actstore.store.errors import CaptureError, InvalidInputError
 from actstore.store.folder import Folder
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from actstore.engine.models import LoadedModel
+    from actstore.engine.tokens import TextTokenizer
     from actstore.store.reader import Capture
     from actstore.store.writer import CaptureWriter
 
@@ -132,13 +133,15 @@ def capture_probes(
     """
     options, progress = options or RunOptions(), progress or CaptureProgress()
     check_options(request.name, options)
-    spec = inspect_model(model, trust_remote_code=options.trust_remote_code)
+    source = ModelSource(model)
+    spec = source.inspect(trust_remote_code=options.trust_remote_code)
     if not root.is_store(folder):
         raise InvalidInputError(f"{folder} is no store yet, and probes ask about one. Make it with actstore capture.")
     check_target(folder, request.name, spec, options.resume)
     run = _ProbeRun(
-        folder, request.name, spec, f"probes of {folder}", options, progress, request, {} if models is None else models
-    )
+        folder, request.name, spec, f"probes of {folder}", options, progress, request, {} if models is None else models,
+        source=source,
+    )  # fmt: skip
     run.carry_out(request.what)
     return Store(folder).capture(request.name)
 
@@ -214,9 +217,7 @@ class _ProbeRun(Run):
         known = root.read_vocabulary(self.folder)
         if known is None and self.options.tokenizer is None:
             return None
-        tokenizer = TextTokenizer.load(
-            self.options.tokenizer or self.spec.name, trust_remote_code=self.options.trust_remote_code
-        )
+        tokenizer = self._load_tokenizer()
         if known is not None and not known.equals(tokenizer.vocabulary()):
             raise InvalidInputError(
                 f"The tokenizer of {self.options.tokenizer or self.spec.name} has another vocabulary than the one in "
