@@ -23,6 +23,7 @@ from actstore.store.errors import InvalidInputError
 from actstore.store.predictions import Place, find_slot
 from actstore.store.ranking import Ranking
 from actstore.store.targets import Target, find_target
+from actstore.store.weights import check_part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,6 +94,7 @@ def rank_contributions(store: Store, targets: Sequence[str | int], asked: Asked)
         raise InvalidInputError(f"At least one neuron must be asked for, found {asked.k}. Mend -k.")
     if asked.logits and not asked.gain:
         raise InvalidInputError("Logit units need the final norm's gain: ask for --logits or --paper-form, not both.")
+    check_part(store.folder, "unembedding")  # first: without a head, there is nothing to ask in a better way
     found = [find_target(store, target) for target in targets]
     capture = store.capture(asked.capture)
     if capture.record.of_tower:

@@ -105,10 +105,24 @@ def _missing(folder: Folder, part: str) -> FormatError | NotFoundError:
             f"{folder}/{weights_key(part)} is missing, a part of the weights that the store was given. Restore it from a copy, "
             "or capture into a new store."
         )
+    model = read_root(folder)
+    if part == "unembedding" and (model.weights or folder.exists(weights_key(f"layer-{model.layers[0].layer}"))):
+        return NotFoundError(
+            f"{folder} holds no unembedding, for {model.name} ({model.model_type}, {model.kind}) has no head that turns its "
+            "residual stream into tokens: contributions and promoted tokens do not exist for it. Capture a model with a "
+            "language-model head into another store."
+        )
+    needed = ", of a model with a language-model head" if model.kind in ("encoder", "vision") else ""
     return NotFoundError(
-        f"{folder} holds no weights ({part}): it was captured with --no-weights, or the model has none. Capture into a new "
-        "store without --no-weights."
+        f"{folder} holds no weights ({part}): it was captured with --no-weights. Capture into a new store without "
+        f"--no-weights{needed}."
     )
+
+
+def check_part(folder: Folder, part: str) -> None:
+    """Raise as `read_weights` where the store does not hold a part; nothing of it is read."""
+    if not folder.exists(weights_key(part)):
+        raise _missing(folder, part)
 
 
 def read_rows(folder: Folder, part: str, name: str, rows: Sequence[int]) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
 from actstore.engine.capture_run import RunOptions, capture
 from actstore.store.reader import Store
@@ -231,3 +231,32 @@ def test_without_transformers_tokenizers_and_the_model(
     rows = [row for rows in value["labels"].values() for row in rows]
     assert [row["neuron"] for row in rows] == table["neuron"].to_pylist()
     assert [row["score"] for row in rows] == table["score"].to_pylist()
+
+
+@pytest.fixture(scope="module")
+def headless(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an encoder without a head, and stores of it: `store`, and `bare` without its weights."""
+    folder = tmp_path_factory.mktemp("headless")
+    sizes = {"vocab_size": 400, "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 64}
+    BertModel(BertConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)).save_pretrained(folder / "bert")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / file, folder / "bert")
+    for name, weights in (("store", True), ("bare", False)):
+        capture(folder / "bert", corpus, folder / name, options=RunOptions(weights=weights), max_documents=5)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [("--target", " the"), ("--target", "no token"), ("--next",), ("--at", "0:1"), ("--target", " the", "--everywhere"),
+     ("--fill-top-tokens",)],
+    ids=" ".join,
+)  # fmt: skip
+def test_without_a_head_there_is_nothing_to_ask_in_a_better_way(
+    headless: Path, refused: Callable[..., str], asked: tuple[str, ...]
+) -> None:
+    said = refused(headless / "store", *asked)
+    assert "bert (bert, encoder) has no head that turns its residual stream into tokens: contributions and" in said
+    assert said.endswith("do not exist for it. Capture a model with a language-model head into another store.")
+    bare = refused(headless / "bare", *asked)
+    assert bare.endswith("Capture into a new store without --no-weights, of a model with a language-model head.")
