@@ -44,6 +44,8 @@ def load_config(name: str, *, trust_remote_code: bool) -> PreTrainedConfig:
         )
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Warning:  # an error only where the user asked for that
+        raise
     except Exception as error:  # a model's own code may raise anything
         if os.path.isdir(name) or "does not appear to have a file named" in str(error):
             refuse_adapter_files(name)
@@ -97,6 +99,8 @@ def load_weights(
                 use_safetensors=pickled is None,
                 weights_only=True,
             )
+    except Warning:  # an error only where the user asked for that
+        raise
     except Exception as error:  # damaged pickles and a model's own code may raise anything
         raise ModelError(_explain_weights(kind, name, pickled, error)) from error
     if pickled is not None:

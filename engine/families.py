@@ -45,6 +45,8 @@ def model_class(config: PreTrainedConfig, *, trust_remote_code: bool = False) ->
         if trust_remote_code and auto_name in own:
             try:
                 remote: type[PreTrainedModel] = get_class_from_dynamic_module(own[auto_name], config._name_or_path)
+            except Warning:  # an error only where the user asked for that
+                raise
             except Exception as error:  # a model's own code may raise anything
                 raise ModelError(
                     f"the code of {config._name_or_path!r}, {own[auto_name]}, cannot be run: {first_line(error)}"
