@@ -192,6 +192,10 @@ def chosen_neurons(
     return chosen
 
 
+MOST_LAYERS: Final = 1 << 20
+"""More than any model has: a longer range would be listed for ever."""
+
+
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
     """The layers in a text such as 0,3-5, ascending; None where there is no text, which names all."""
     if text is None:
@@ -200,6 +204,8 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
         layers: set[int] = set()
         for part in text.split(","):
             first, _, last = part.partition("-")
+            if int(last or first) >= MOST_LAYERS:
+                raise ValueError
             layers |= set(range(int(first), int(last or first) + 1))
     except ValueError:
         raise InvalidInputError(

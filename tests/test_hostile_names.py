@@ -90,7 +90,8 @@ def test_messages_about_what_is_inside_show_it_as_it_is(
 ) -> None:
     model, corpus, store = hostile
     for line in (
-        ("info", store / NAME), ("top", store, NAME), ("top", store, "L0.N1", "--capture", NAME), ("edit", "delete", store, NAME),
+        ("info", store / NAME), ("top", store, NAME), ("top", store, "L0.N1", "--capture", NAME),
+        ("edit", "delete", store, NAME),
         ("top", store, "L0.N1", "--site", NAME), ("stats", store, "--by", NAME), ("graph", "show", store, "L0.N1"),
         ("capture", model, corpus, store, "--name", NAME), ("capture", model, corpus, store / "x", "--label", NAME),
         ("export", store, NAME), ("edit", "show", store, NAME), ("contributions", store, "--target", NAME),
