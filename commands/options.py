@@ -193,7 +193,7 @@ def chosen_neurons(
 
 
 MOST_LAYERS: Final = 1 << 20
-"""More than any model has: a longer range would be listed for ever."""
+"""More than any model has: a range ends there, and that there is no such layer is said as of any other."""
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
@@ -204,9 +204,7 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
         layers: set[int] = set()
         for part in text.split(","):
             first, _, last = part.partition("-")
-            if int(last or first) >= MOST_LAYERS:
-                raise ValueError
-            layers |= set(range(int(first), int(last or first) + 1))
+            layers |= set(range(int(first), min(int(last or first), MOST_LAYERS) + 1))
     except ValueError:
         raise InvalidInputError(
             f"Layers are numbers and ranges such as 0,3-5, found {text!r}. Mend --layers."
