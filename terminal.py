@@ -67,7 +67,7 @@ class Screen(Console):
         # Nor emoji nor highlights: 0:100:0 is a place, not a sign.
         super().__init__(**{"markup": False, "emoji": False, "highlight": False} | settings)
 
-    def render_str(self, text: str, **how: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **how: Any) -> Text:
         """A plain text before it is laid out, so that signs count in the width of a column."""
         return super().render_str(text.translate(_SIGNS_IN_LINES), **how)
 

@@ -192,6 +192,10 @@ def chosen_neurons(
     return chosen
 
 
+MOST_LAYERS: Final = 1 << 20
+"""More than any model has: a range ends there, and that there is no such layer is said as of any other."""
+
+
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
     """The layers in a text such as 0,3-5, ascending; None where there is no text, which names all."""
     if text is None:
@@ -200,7 +204,7 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
         layers: set[int] = set()
         for part in text.split(","):
             first, _, last = part.partition("-")
-            layers |= set(range(int(first), int(last or first) + 1))
+            layers |= set(range(int(first), min(int(last or first), MOST_LAYERS) + 1))
     except ValueError:
         raise InvalidInputError(
             f"Layers are numbers and ranges such as 0,3-5, found {text!r}. Mend --layers."

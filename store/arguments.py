@@ -31,7 +31,8 @@ class Typed:
     """
 
     def __post_init__(self) -> None:
-        for name, kind in field_types(type(self)).items():
+        settings: Any = type(self)
+        for name, kind in field_types(settings).items():
             value = getattr(self, name)
             converted = argument(name, value, kind)
             if converted is not value:
@@ -199,6 +200,6 @@ def _found(value: Any) -> str:
         (str, "the text"), (bytes, "the bytes"), (int, "the integer"), (float, "the number"), (list, "the list"),
         (tuple, "the tuple"), (dict, "the dictionary"), (os.PathLike, "the path"),
     ):  # fmt: skip
-        if isinstance(value, kinds):  # type: ignore[arg-type]
+        if isinstance(value, kinds):
             return f"{word} {shown}"
     return f"{shown} of type {type(value).__name__}"

@@ -20,10 +20,8 @@ class Record:
     """Base of the frozen dataclasses below: to JSON and, strictly, back."""
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON-ready values; `FormatError` for one that `from_json` would not take again."""
-        value: dict[str, Any] = dataclasses.asdict(self)  # type: ignore[call-overload]
-        type(self).from_json(value, f"The {type(self).__name__} to be written")
-        return value
+        """The record as JSON-ready values."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> Self:
@@ -194,8 +192,12 @@ class CaptureRecord(Record):
     """Of the table of patches, which a capture of images has."""
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON-ready values; the last two fields are left out where they say nothing."""
+        """The record as JSON-ready values; the last two fields are left out where they say nothing.
+
+        `FormatError` for one that `from_json` would not take again: it would make its whole store unreadable.
+        """
         value = super().to_json()
+        self.from_json(value, "The CaptureRecord to be written")
         for name in ("float_dtype", "patches_sha256"):
             if value[name] is None:
                 del value[name]

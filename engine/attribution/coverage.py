@@ -83,8 +83,10 @@ class CoverageSettings(Typed):
         if not self.criteria:
             raise InvalidInputError(f"Name at least one criterion among {', '.join(CRITERIA)}.")
         for name in ("sections", "top"):
-            if not 1 <= getattr(self, name) <= MOST:
-                raise InvalidInputError(f"--{name} lies between 1 and {MOST:,}, found {getattr(self, name)}.")
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"--{name} must be at least 1, found {getattr(self, name)}.")
+            if getattr(self, name) > MOST:
+                raise InvalidInputError(f"--{name} must be at most {MOST:,}, found {getattr(self, name)}.")
         if "tfc" in self.criteria and (self.distance is None or not self.distance > 0):
             raise InvalidInputError(
                 "The criterion tfc needs the distance beyond which a vector is new: give --distance, above 0."
