@@ -113,6 +113,12 @@ def _describe_capture(held: Capture) -> dict[str, Any]:
         "part": held.record.part,
         "images": held.record.of_images,
         "blocks": {"planned": plan.n_blocks, "committed": len(held.blocks)},
+        # Of what is not finished all statistics would have to be added up.
+        "overflow": {
+            site: {"neurons": len(found.names), "activations": found.n_values} for site, found in held.overflow.items()
+        }
+        if held.is_finished
+        else None,
     }
 
 

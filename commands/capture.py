@@ -25,6 +25,7 @@ from actstore.commands.options import (
 )
 from actstore.reports import describe_store, print_json, print_store
 from actstore.store.layout import PRECISIONS
+from actstore.store.overflow import overflow_sentences
 
 if TYPE_CHECKING:
     from actstore.engine.corpus import CorpusReport
@@ -243,6 +244,7 @@ def _warn(done: Capture, report: CorpusReport) -> None:
     if report.layers_left_out:
         left_out = ", ".join(map(str, report.layers_left_out))
         terminal.say(f"Left out, for they hold other rows than the part's first layer: layers {left_out}.")
+    terminal.warn(overflow_sentences(done, consequence="they are counted in the column overflow"))
     n_non_finite = done.statistics().n_non_finite
     if n_non_finite:
         terminal.warn(

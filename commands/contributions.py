@@ -14,6 +14,7 @@ from actstore import terminal
 from actstore.commands.options import CaptureName, Json, K, PaperForm, Quiet, StorePath, as_rows
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
+from actstore.store.overflow import overflow_sentences
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def contributions(
     asked = Asked(k, capture, at, by, everywhere, not paper_form, logits)
     with terminal.spinner("adding up contributions", enabled=not quiet):
         answer = rank_contributions(opened, asked_for, asked)
+        warnings = overflow_sentences(opened.capture(asked.capture), ["mlp.post"])
+    terminal.warn(warnings)
     if as_json:
         print_json(_describe(opened, answer, asked))
     else:

@@ -105,7 +105,7 @@ def show(
         merge_coverages(found, other)
     if state is not None:
         write_coverage(state, found)
-    warnings = [*warnings_of(held), *_few(found, by)]
+    warnings = [*warnings_of(held, settings.site), *_few(found, by)]
     terminal.warn(warnings)
     everything = _together(found)
     if as_json:

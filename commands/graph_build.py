@@ -106,19 +106,22 @@ def build(
         raise InvalidInputError("--probes needs --method published. Leave it out, or name the method.")
     from actstore.engine.graph.build import BuildOptions, GraphSettings, build_graphs
     from actstore.store.folder import Folder
+    from actstore.store.overflow import overflow_sentences
     from actstore.store.reader import Store
 
     opened = Store(store).capture(capture)
     settings = GraphSettings(**given(ctx, GraphSettings))
     wanted = chosen_neurons(opened, site, neurons, layers)
+    others = [opened.store.capture(one) for one in also or ()]
     began = time.monotonic()
     with terminal.counting_bar("neurons", enabled=not quiet) as advance:
         options = BuildOptions(parse_bytes(memory), resume, progress=advance)
         folder = Folder(store, read_only=False)
         graphs = build_graphs(
             opened, folder, name=name or "graphs", site=site, neurons=wanted, leave_out=_windows(leave_out), settings=settings,
-            also=[opened.store.capture(one) for one in also or ()], options=options,
+            also=others, options=options,
         )  # fmt: skip
+    terminal.warn(s for one in (opened, *others) for s in overflow_sentences(one, [site], neurons=wanted))
     _report(graphs, time.monotonic() - began, as_json=as_json)
 
 

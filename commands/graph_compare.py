@@ -12,6 +12,7 @@ from actstore.commands.options import CaptureName, Json, K, Quiet, Site, StorePa
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
 from actstore.store.neuron import parse_neuron
+from actstore.store.overflow import overflow_sentences
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def repeats(
     with terminal.spinner("counting repetitions", enabled=not quiet):
         found = measure_repeats(opened.capture(capture), site=site, share=share)
         shares = line_shares(open_graphs(opened, name)) if has_graphs else {}
+    terminal.warn(overflow_sentences(opened.capture(capture), [site]))
     ranked = found.ranked(least_fires)
     _print_repeats(found, ranked, shares, k, as_json)
 

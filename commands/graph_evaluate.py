@@ -71,6 +71,7 @@ def evaluate(
     from actstore.engine.graph.evaluate import EvaluationSettings, describe_leak, evaluate
     from actstore.engine.graph.split import Protocol
     from actstore.store.graphs import Graphs
+    from actstore.store.overflow import overflow_sentences
     from actstore.store.reader import Store
 
     settings = EvaluationSettings(
@@ -89,6 +90,7 @@ def evaluate(
     wanted = chosen_neurons(main, site, neurons, layers)
     with terminal.counting_bar("neurons", enabled=not quiet) as advance:
         found = evaluate(main, neurons=wanted, also=others, graphs=sets, settings=settings, progress=advance)
+    terminal.warn(s for one in (main, *others) for s in overflow_sentences(one, [site], neurons=wanted))
     described = describe(found, main, settings, also or ())
     if as_json:
         print_json(described)

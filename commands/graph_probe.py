@@ -111,18 +111,22 @@ def probe(
     Example: `actstore graph probe gpt2 gpt2.actstore --annotate graphs`
     """
     from actstore.engine.run import RunOptions
+    from actstore.store.overflow import overflow_sentences
 
     options = RunOptions(**given(ctx, RunOptions), weights=False)
     _check_given(ctx, sampled=sample is not None)
     began = time.monotonic()
     if sample is not None:
         done = _sample(ctx, model, store, options)
+        captures = [done]
         described = _describe_sampled(done)
     else:
         probes = _ask(ctx, model, store, options)
         with terminal.spinner("making graphs", enabled=not quiet):
             graphs = _make_graphs(probes, store, annotate, published)
+        captures = [probes.store.capture(name) for name in probes.captures]
         described = _describe(probes, graphs)
+    terminal.warn(sentence for capture in captures for sentence in overflow_sentences(capture))
     described["seconds"] = time.monotonic() - began
     if as_json:
         print_json(described)

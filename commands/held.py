@@ -9,6 +9,7 @@ import typer
 from actstore import terminal
 from actstore.commands.options import Device, Json, ModelPlace, Quiet, StorePath  # noqa: TC001  (Typer reads them)
 from actstore.reports import describe_store, print_json, print_store
+from actstore.store.overflow import overflow_sentences
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from actstore.store.reader import Capture
     from actstore.store.verify import Damage
+
+
+SEE = "`actstore stats --sort overflow` shows where"
 
 
 def register(app: typer.Typer) -> None:
@@ -30,11 +34,15 @@ def info(store: StorePath, quiet: Quiet = False, as_json: Json = False) -> None:
     Example: `actstore info gpt2.actstore`
     """
     with terminal.spinner("adding up sizes", enabled=not quiet):
-        described = describe_store(Store(store))
+        opened = Store(store)
+        described = describe_store(opened)
+        finished = [held for held in map(opened.capture, opened.captures) if held.is_finished]
+        warnings = [sentence for held in finished for sentence in overflow_sentences(held, consequence=SEE)]
     if as_json:
         print_json(described)
     else:
         print_store(described)
+        terminal.warn(warnings)
 
 
 def verify(
@@ -81,6 +89,8 @@ def verify(
     with terminal.spinner("checking graphs", enabled=not quiet):
         graphs, damaged_graphs = verify_graphs(opened.folder, capture)
     damage += damaged_graphs
+    whole = [held for held in captures if held.record.name not in {d.capture for d in damage}]
+    terminal.warn(sentence for held in whole for sentence in overflow_sentences(held, consequence=SEE))
     if as_json:
         print_json(_describe(damage, graphs, refilled, captures))
     else:

@@ -14,6 +14,7 @@ from actstore.commands.multimodal_properties import KOfNoun, Nouns  # noqa: TC00
 from actstore.commands.options import CaptureName, Json, PaperForm, Quiet, Rows, Site, StorePath, family
 from actstore.reports import print_json
 from actstore.store.errors import InvalidInputError
+from actstore.store.overflow import overflow_sentences
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def show(
     """
     from actstore.engine.multimodal import describe
     from actstore.engine.multimodal.concepts import concepts
-    from actstore.engine.multimodal.find import find_multimodal
+    from actstore.engine.multimodal.find import FORMS, find_multimodal
 
     settings = _settings(k, nouns, form, document, gain=not paper_form)
     if by not in (None, "noun"):
@@ -85,6 +86,7 @@ def show(
     held = Store(store).capture(capture)
     with terminal.counting_bar("layers", enabled=not quiet) as advance:
         found = find_multimodal(held, settings, advance)
+    terminal.warn(overflow_sentences(held, [FORMS[one] for one in settings.forms]))
     told = describe.Rows(found)
     files: list[dict[str, Any]] = []
     if heat_maps is not None:

@@ -25,13 +25,14 @@ from actstore.commands.options import (
 )
 from actstore.reports import print_json, print_neuron, print_rows
 from actstore.store.errors import InvalidInputError
+from actstore.store.overflow import overflow_sentences
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
     from actstore.store.reader import Capture
 
-COLUMNS = ("name", "count", "mean", "std", "min", "q05", "q50", "q95", "max", "positive", "non_finite")
-"""What `stats` shows of the table of neurons."""
+COLUMNS = ("name", "count", "mean", "std", "min", "q05", "q50", "q95", "max", "positive", "non_finite", "overflow")
+"""What `stats` shows of the table of neurons; captures of earlier versions lack the last."""
 
 
 def register(app: typer.Typer) -> None:
@@ -55,12 +56,14 @@ def top(
     Example: `actstore top gpt2.actstore L3.N17 -k 5`
     """
     with terminal.spinner("reading exemplars", enabled=not quiet):
-        chosen = Store(store).neuron(neuron)
+        held = Store(store).capture(capture)
+        chosen = held.store.neuron(neuron)
         exemplars = chosen.exemplars(k, capture, site, around).to_pylist()
         statistics, histogram = chosen.statistics(capture, site), chosen.histogram(capture, site)
     if as_json:
         print_json({"neuron": chosen.name, "statistics": statistics, "exemplars": exemplars})
         return
+    terminal.warn(overflow_sentences(held, [site], neurons=[(chosen.layer, chosen.index)]))
     print_neuron(chosen.name, statistics, exemplars)
     terminal.out.print()
     terminal.out.print(terminal.histogram(*histogram))
@@ -105,7 +108,8 @@ def _ranked(
     held: Capture, site: str | None, layers: tuple[int, ...] | None, by: str | None, sort: str, k: int
 ) -> pa.Table:
     """The k neurons with the largest values in a column of the table of neurons, and what `stats` shows of each."""
-    columns = ["site"] * (len(held.record.sites) > 1) + list(COLUMNS)
+    known = held.neurons().column_names
+    columns = ["site"] * (len(held.record.sites) > 1) + [name for name in COLUMNS if name in known]
     selected = [f'"{c}"' for c in columns]
     if by is not None:
         values = _values(held, by)
@@ -114,7 +118,6 @@ def _ranked(
         shares = (f"positive_by_label[{_sql_string(f'{by}={v}')}] AS label{i}" for i, v in enumerate(values))
         selected = [*identity, *shares]
         columns = [*identity, *(f"{by}={v}" if v in identity else v for v in values)]
-    known = held.neurons().column_names
     if sort not in known:
         raise InvalidInputError(f"There is no column {sort!r} to sort by. Columns: {', '.join(known)}.")
     if site is not None and site not in held.record.sites:
@@ -196,6 +199,7 @@ def export(
             advance(done, len(held.blocks))
 
         n_tokens = export_activations(held, target, neurons=chosen, site=site, on_block=count)
+    terminal.warn(overflow_sentences(held, [site], "so they are in the file too", chosen))
     nbytes = os.path.getsize(target)
     if as_json:
         print_json({"file": target, "tokens": n_tokens, "neurons": len(chosen), "bytes": nbytes})

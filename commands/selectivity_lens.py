@@ -9,6 +9,7 @@ import typer
 from actstore import terminal
 from actstore.commands.options import CaptureName, Device, Json, Quiet, StorePath  # noqa: TC001  (Typer reads them)
 from actstore.reports import print_json
+from actstore.store.overflow import overflow_sentences
 from actstore.store.reader import Store
 
 
@@ -38,6 +39,7 @@ def lens(
     held = Store(store).capture(capture)
     with terminal.counting_bar("tokens", enabled=not quiet) as report:
         found = look_through(held, max_tokens=max_tokens, device=device, on_tokens=report)
+    terminal.warn(overflow_sentences(held, ["resid.post"]))
     if as_json:
         layers = [
             {"layer": layer, "entropies": dict(zip(found.modalities, row, strict=True))}

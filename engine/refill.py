@@ -15,9 +15,11 @@ from actstore.engine.identity import check_model, fingerprint_of, place_of
 from actstore.engine.models import load_model
 from actstore.engine.packing import staged_arrays
 from actstore.engine.progress import CaptureProgress
+from actstore.kernels.pack.steps import INFINITE, MARK
 from actstore.store import layout
 from actstore.store.answers import has_attributions
 from actstore.store.errors import FormatError, InvalidInputError
+from actstore.store.overflow import saturate
 from actstore.store.verify import Damage
 
 if TYPE_CHECKING:
@@ -106,17 +108,14 @@ def _difference(capture: Capture, computed: dict[str, NDArray[Any]], site: str, 
     """Largest |stored - recomputed| over the largest |stored|; infinite where one has a value and the other none."""
     key = layout.values_key(capture.record.name, site, layer)
     scale_key = layout.block_parameters_key(capture.record.name, site, layer, "scale")
-    stored = capture.block_values(layer, block, site)
+    # A value may overflow precision half on one machine and not on another: both count as the largest that it holds.
+    stored = capture.block_values(layer, block, site, saturated=True)
     again = layout.decode_values(computed[key], computed.get(scale_key))
+    again = saturate(again, capture.has_overflow(layer, site))
     if capture.record.precision == "sparse":
-        # A value at the threshold may fall on either side of it on another machine.
-        threshold = capture.block_parameter("threshold", layer, block, site)[:, None]
-        margin = TOLERANCES[capture.record.dtype] * np.nanmax(np.abs(stored), initial=0.0)
-        again = np.where(
-            (np.abs(np.abs(again) - threshold) <= margin) | (np.abs(np.abs(stored) - threshold) <= margin),
-            stored,
-            again,
-        )
+        again = _as_thresholded(capture, stored, again, site, layer, block)
+    if capture.record.precision == "int8":
+        again = _as_marked(capture, stored, again, site, layer, block)
     if not (np.isnan(stored) == np.isnan(again)).all():
         return float("inf")
     with np.errstate(invalid="ignore"):
@@ -127,3 +126,33 @@ def _difference(capture: Capture, computed: dict[str, NDArray[Any]], site: str, 
         slack = float(capture.block_parameter("scale", layer, block, site).max())
     finite = np.abs(stored[np.isfinite(stored)])
     return float(max(difference.max(initial=0.0) - slack, 0.0) / max(finite.max(initial=0.0), 1e-30))
+
+
+def _as_thresholded(
+    capture: Capture, stored: NDArray[np.float32], again: NDArray[np.float32], site: str, layer: int, block: int
+) -> NDArray[np.float32]:
+    """Recomputed values of precision `sparse` [neuron, token] as the stored thresholds would have left them."""
+    threshold = capture.block_parameter("threshold", layer, block, site)[:, None]
+    # Earlier versions let tokens without a value use the share up, and kept less of an expert's neurons.
+    has_gaps = np.isnan(stored[:, : capture.used_slots[block]]).any(axis=1, keepdims=True)
+    again = np.where(has_gaps & (np.abs(again) <= threshold), np.float32(0), again)
+    # A value at the threshold may fall on either side of it on another machine.
+    margin = TOLERANCES[capture.record.dtype] * np.nanmax(np.abs(stored), initial=0.0)
+    is_near = (np.abs(np.abs(again) - threshold) <= margin) | (np.abs(np.abs(stored) - threshold) <= margin)
+    return np.where(is_near, stored, again)
+
+
+def _as_marked(
+    capture: Capture, stored: NDArray[np.float32], again: NDArray[np.float32], site: str, layer: int, block: int
+) -> NDArray[np.float32]:
+    """Recomputed values of precision `int8` [neuron, token], their infinities as the stored scales have them.
+
+    Earlier versions marked none: there infinities are the steps of ±127, as the largest finite values are.
+    """
+    infinite = np.isinf(again)
+    if not infinite.any():
+        return again
+    scale = capture.block_parameter("scale", layer, block, site)
+    unmarked = (scale.view(np.uint32) & MARK == 0)[:, None]
+    steps = capture.raw_block(layer, block, site)
+    return np.where(infinite & unmarked & (steps == np.sign(again) * INFINITE), stored, again)

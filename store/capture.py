@@ -16,6 +16,7 @@ from actstore.store import layout, views
 from actstore.store.arrays import BlockArray
 from actstore.store.commits import committed_blocks
 from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.overflow import read_overflow, saturate
 from actstore.store.parquet import read_table
 from actstore.store.patches import read_patches
 from actstore.store.plans import Plan
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from actstore.kernels.pack.statistics import Statistics
     from actstore.store.folder import Folder
+    from actstore.store.overflow import Overflow
     from actstore.store.reader import Store
     from actstore.store.shards import Shard
     from actstore.store.writer import BlockArraySpec
@@ -76,7 +78,8 @@ class Capture:
     def refresh(self) -> None:
         """See what has been committed since the capture was opened."""
         self.blocks = tuple(b for b in committed_blocks(self.folder, self.record.name) if b < self.record.plan.n_blocks)
-        self.__dict__.pop("_statistics", None)
+        for name in ("_statistics", "overflow"):
+            self.__dict__.pop(name, None)
 
     @property
     def is_complete(self) -> bool:
@@ -196,13 +199,31 @@ class Capture:
         self._check_captured(layer, site)
         return self.statistics().sites[site, layer]
 
+    @cached_property
+    def overflow(self) -> dict[str, Overflow]:
+        """Site → which of its neurons have values that precision `half` stores as infinite; see `store.overflow`."""
+        return read_overflow(self)
+
+    def has_overflow(self, layer: int, site: str = "mlp.post") -> NDArray[np.bool_]:
+        """Which neurons of a layer have values that are stored as infinite for being too large; shape [neuron]."""
+        self._check_captured(layer, site)
+        found = self.overflow.get(site)
+        return np.zeros(self.record.layers(site)[layer], np.bool_) if found is None else found.neurons[layer]
+
     def activations(
-        self, layer: int, neuron: int, site: str = "mlp.post", dtype: npt.DTypeLike = np.float32
+        self,
+        layer: int,
+        neuron: int,
+        site: str = "mlp.post",
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        saturated: bool = False,
     ) -> NDArray[Any]:
         """One neuron over every committed token, in the order of `tokens()`; NaN where an expert was not routed to.
 
-        At precision `int8` the values are off by at most half of the block's scale; at `sparse`, dropped values are 0.
-        `dtype` float16 spares captures of precision `half` a conversion.
+        At precision `int8` the values are off by at most half of the block's scale; at `sparse`, dropped values are 0; at
+        `half`, values beyond 65,504 are infinite, or with `saturated` ±65,504. `dtype` float16 spares captures of precision
+        `half` a conversion.
         """
         array = self._values(layer, site, neuron)
         used = self.used_slots[list(self.blocks)]
@@ -213,21 +234,34 @@ class Capture:
             if row.dtype.kind != "f":
                 row = self._decoded(row, layer, site, block, slice(neuron, neuron + 1))
             values[end - n : end] = row[:n]
-        return values
+        return self._saturated(values[None], layer, site, slice(neuron, neuron + 1))[0] if saturated else values
 
-    def block_row(self, layer: int, neuron: int, block: int, site: str = "mlp.post") -> NDArray[np.float32]:
-        """One neuron over the slots of one block, padding included."""
-        array = self._values(layer, site, neuron)
-        return self._decoded(self._shard(array, block).row(neuron), layer, site, block, slice(neuron, neuron + 1))
+    def block_row(
+        self, layer: int, neuron: int, block: int, site: str = "mlp.post", *, saturated: bool = False
+    ) -> NDArray[np.float32]:
+        """One neuron over the slots of one block, padding included; `saturated` as for `activations`."""
+        array, rows = self._values(layer, site, neuron), slice(neuron, neuron + 1)
+        values = self._decoded(self._shard(array, block).row(neuron), layer, site, block, rows)
+        return self._saturated(values[None], layer, site, rows)[0] if saturated else values
 
-    def block_values(self, layer: int, block: int, site: str = "mlp.post") -> NDArray[np.float32]:
-        """All neurons of a layer over the slots of one block; shape [neuron, token]."""
+    def block_values(
+        self, layer: int, block: int, site: str = "mlp.post", *, saturated: bool = False
+    ) -> NDArray[np.float32]:
+        """All neurons of a layer over the slots of one block; shape [neuron, token]; `saturated` as for `activations`."""
         array = self._values(layer, site)
-        return self._decoded(self._shard(array, block).rows(), layer, site, block, slice(None))
+        values = self._decoded(self._shard(array, block).rows(), layer, site, block, slice(None))
+        return self._saturated(values, layer, site) if saturated else values
 
-    def raw_block(self, layer: int, block: int, site: str = "mlp.post") -> NDArray[Any]:
-        """The block as it is stored, bfloat16 as its bits, int8 as its steps; shape [neuron, token]."""
-        return self._shard(self._values(layer, site), block).rows()
+    def raw_block(self, layer: int, block: int, site: str = "mlp.post", *, saturated: bool = False) -> NDArray[Any]:
+        """The block as it is stored, bfloat16 as its bits, int8 as its steps; shape [neuron, token].
+
+        With `saturated`, which is as for `activations`, a copy where that changes something.
+        """
+        values = self._shard(self._values(layer, site), block).rows()
+        return self._saturated(values, layer, site) if saturated else values
+
+    def _saturated(self, values: NDArray[Any], layer: int, site: str, neurons: slice = slice(None)) -> NDArray[Any]:
+        return saturate(values, self.has_overflow(layer, site)[neurons]) if self.overflow else values
 
     def gate_signs(self, layer: int, block: int) -> NDArray[np.bool_]:
         """Whether each gate was open (A_gate > 0) in one block; shape [neuron, token]."""

@@ -92,7 +92,7 @@ class Source:
         """A block of activations [neuron, token] in a format that the kernels take."""
         if self.capture.record.precision == "int8":
             return self.capture.block_values(layer, block)
-        return self.capture.raw_block(layer, block)
+        return self.capture.raw_block(layer, block, saturated=True)
 
     def _block_scale(self, block: int) -> NDArray[np.float32] | None:
         """1 / rms of the final norm's input at every slot, 0 where there is none; None unless logits are asked for."""
@@ -106,7 +106,7 @@ class Source:
                 f"Capture {self.capture.record.name!r} does not hold the residual stream before the final norm, whose rms "
                 "--logits divides by. Capture with --site mlp.post --site resid.post."
             )
-        stream = self.capture.block_values(layer, block, "resid.post")
+        stream = self.capture.block_values(layer, block, "resid.post", saturated=True)
         if self.norm.centres:
             stream = stream - stream.mean(axis=0, dtype=np.float64)
         rms = np.sqrt(np.square(stream, dtype=np.float64).mean(axis=0) + self.norm.epsilon)

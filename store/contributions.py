@@ -224,7 +224,7 @@ def _sum_activations(source: Source, layer: int) -> tuple[NDArray[np.float64], N
         labels, counted = source.slot_labels(block)
         weights = (labels == np.arange(source.n_labels)[:, None]) & counted
         scale = source.block_scale(block)
-        values = capture.block_values(layer, block)[:, : len(labels)]
+        values = capture.block_values(layer, block, saturated=True)[:, : len(labels)]
         for first in range(0, width, 256):  # in float64, a few neurons at a time
             here = slice(first, first + 256)
             some = values[here].astype(np.float64)

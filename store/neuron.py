@@ -139,7 +139,7 @@ class Neuron:
         for block in source.blocks:
             plan = source.block_plan(block)
             first_token = block * source.record.plan.block_slots
-            row = source.block_row(self.layer, self.index, block, site)[: len(plan.position)]
+            row = source.block_row(self.layer, self.index, block, site, saturated=True)[: len(plan.position)]
             unfit = (plan.modality == SPECIAL) | ~np.isfinite(row)
             if source.record.precision == "sparse":
                 unfit |= row == 0  # dropped: what it was is not known
@@ -206,7 +206,7 @@ class Neuron:
         if source.record.precision == "none":
             return None
         around: list[float | None] = [None] * (last - first)
-        row = source.block_row(self.layer, self.index, block, site)[slots]
+        row = source.block_row(self.layer, self.index, block, site, saturated=True)[slots]
         for position, value in zip(source.block_plan(block).position[slots].tolist(), row.tolist(), strict=True):
             if first <= position < last and value == value:
                 around[position - first] = value

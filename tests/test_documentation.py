@@ -28,6 +28,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Q
 
 import actstore
 
+sys.path.insert(0, str(Path(__file__).parent / "store"))  # importlib mode leaves support modules off the path
+import planted_stores
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -283,6 +286,18 @@ def test_the_example_reader_reads_what_actstore_reads(workplace: Path, precision
         gates = np.concatenate([capture.gate_signs(layer, b)[neuron, : capture.used_slots[b]] for b in capture.blocks])
         np.testing.assert_array_equal(reader["read_gate_signs"]("s.actstore", "corpus", layer, neuron), gates)
     assert reader["read_tokens"]("s.actstore", "corpus").equals(capture.tokens().select(["id", "position", "window"]))
+
+
+def test_the_example_reader_reads_infinities_of_int8(tmp_path: Path) -> None:
+    def infinite(values: Any, layer: int) -> Any:
+        values[3, :3], values[4] = [np.inf, -np.inf, np.nan], np.inf
+        return values
+
+    capture, _ = planted_stores.planted(where=str(tmp_path / "store"), precision="int8", values=infinite)
+    for neuron in (3, 4, 5):
+        found = example_reader()["read_neuron"](str(tmp_path / "store"), "corpus", 1, neuron)
+        np.testing.assert_array_equal(found, capture.activations(1, neuron))
+    assert np.isposinf(capture.activations(1, 4)).all()
 
 
 def load_generator() -> Any:

@@ -141,13 +141,13 @@ def change_scores(
         for layer in widths:
             sums.add(
                 layer,
-                first.block_values(layer, block, site)[:, columns],
-                second.block_values(layer, block, site)[:, columns],
+                first.block_values(layer, block, site, saturated=True)[:, columns],
+                second.block_values(layer, block, site, saturated=True)[:, columns],
             )
         n_positions += len(slots)
         on_block(done + 1, len(blocks))
     scores = sums.scores()
-    warnings = [*warnings_of(first), *warnings_of(second)]
+    warnings = [*warnings_of(first, site), *warnings_of(second, site)]
     if not n_positions:
         warnings.append(f"No position of {_name(first)} is one of {positions!r}: there are no scores.")
     return Change(

@@ -326,7 +326,7 @@ def _add_block(
     mixed = [np.zeros((len(slots), 2), np.uint64) for _, slots in pieces]
     any_one = next(iter(found.values()))
     for layer in any_one.widths:
-        values = capture.block_values(layer, block, any_one.settings.site)
+        values = capture.block_values(layer, block, any_one.settings.site, saturated=True)
         slack = _slack(capture, layer, block, any_one)
         for (coverage, slots), so_far in zip(pieces, mixed, strict=True):
             chosen = values[:, slots]

@@ -76,7 +76,7 @@ def look_through(
     sums, n_done = np.zeros((len(layers), len(kinds))), 0
     for block, (slots, modality) in chosen.items():
         for row, layer in enumerate(layers):
-            stream = capture.block_values(layer, block, SITE)[:, slots].T
+            stream = capture.block_values(layer, block, SITE, saturated=True)[:, slots].T
             entropies = head.entropies(np.ascontiguousarray(stream))
             sums[row] += [entropies[modality == kind].sum() for kind in kinds]
         n_done += len(slots)

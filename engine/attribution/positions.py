@@ -12,6 +12,7 @@ import numpy as np
 
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import GENERATED, IMAGE, SPECIAL, TEXT
+from actstore.store.overflow import overflow_sentences
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -109,8 +110,8 @@ def check_values(capture: Capture, site: str) -> None:
         raise InvalidInputError(f"Capture {record.name!r} has no committed block. Resume it with --resume first.")
 
 
-def warnings_of(capture: Capture) -> list[str]:
-    """What a reader of a capture's values should know: a sentence each."""
+def warnings_of(capture: Capture, site: str) -> list[str]:
+    """What a reader of a capture's values at a site should know: a sentence each."""
     record, found = capture.record, []
     if not capture.is_complete:
         found.append(
@@ -118,4 +119,4 @@ def warnings_of(capture: Capture) -> list[str]:
         )
     if record.precision == "sparse":
         found.append(f"Capture {record.name!r} has precision sparse: values that it dropped are read as 0.")
-    return found
+    return found + overflow_sentences(capture, [site])

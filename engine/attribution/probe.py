@@ -145,7 +145,7 @@ def probe_capture(
     samples = _find_samples(capture, by, positive, negative)
     layers = _chosen_layers(capture, settings)
     train, test = _split(samples, settings, f"{by}={positive}", f"{by}={negative}" if negative else f"other {by}")
-    warnings = [*warnings_of(capture), *_few(samples.positive[test], by, positive, negative)]
+    warnings = [*warnings_of(capture, settings.site), *_few(samples.positive[test], by, positive, negative)]
     total = np.zeros((len(samples.slot), len(samples.slot)))
     results = []
     for layer in layers:
@@ -290,5 +290,5 @@ def _read_layer(capture: Capture, site: str, layer: int, samples: _Samples) -> N
     values = np.empty((len(samples.slot), capture.record.layers(site)[layer]), np.float32)
     for block in np.unique(samples.block).tolist():
         here = samples.block == block
-        values[here] = capture.block_values(layer, block, site)[:, samples.slot[here]].T
+        values[here] = capture.block_values(layer, block, site, saturated=True)[:, samples.slot[here]].T
     return values

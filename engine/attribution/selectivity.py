@@ -307,7 +307,7 @@ def _count_blocks(
             if layer in signs:
                 _add_bits(signs[layer].shard(block).rows(), packed, positives[layer])
             else:
-                values = capture.block_values(layer, block, source)
+                values = capture.block_values(layer, block, source, saturated=True)
                 for first in range(0, len(values), _ROWS):
                     rows = slice(first, first + _ROWS)
                     # Infinite values are in no statistic.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from actstore.engine.edit.specification import Operation
     from actstore.engine.intervene import Change
     from actstore.engine.models import LoadedModel
-    from actstore.store.reader import Store
+    from actstore.store.reader import Capture, Store
 
 
 @contextmanager
@@ -159,6 +159,7 @@ def _prepare(operation: Operation, store: Store | None) -> Prepared:
         slot = find_slot(capture, Place.parse(operation.source))
         for layer, neurons in operation.by_layer().items():
             found[layer] = capture.block_values(layer, slot.block)[neurons, slot.offset]
+            _check_finite(capture, layer, neurons, found[layer])
         return found
     if not operation.source.isdigit():
         raise InvalidInputError(
@@ -177,5 +178,20 @@ def _prepare(operation: Operation, store: Store | None) -> Prepared:
     for layer, neurons in operation.by_layer().items():
         values = np.full((window["n_inputs"], len(neurons)), np.nan, np.float32)
         values[position] = capture.block_values(layer, window["block"])[neurons, slots].T
+        _check_finite(capture, layer, neurons, values)
         found[layer] = values
     return found
+
+
+def _check_finite(capture: Capture, layer: int, neurons: Sequence[int], values: NDArray[np.float32]) -> None:
+    """Raise `InvalidInputError` where a patch would put an infinite activation [..., neuron] into the model."""
+    infinite = np.isinf(values).reshape(-1, len(neurons)).any(axis=0)
+    if not infinite.any():
+        return
+    name = f"L{layer}.N{neurons[int(np.argmax(infinite))]}"
+    why = "the model's own was infinite there"
+    if capture.has_overflow(layer)[neurons[int(np.argmax(infinite))]]:
+        why = "it lies beyond 65,504, the largest float16: capture with --precision exact"
+    raise InvalidInputError(
+        f"The patch takes an infinite activation of {name} from capture {capture.record.name!r}, for {why}."
+    )

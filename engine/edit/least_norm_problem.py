@@ -97,7 +97,7 @@ class Problem:
         for block in self.blocks:
             chosen = self.targets(block)
             if chosen.any():
-                values = self.capture.block_values(layer, block.block)[:, block.slots[chosen]]
+                values = self.capture.block_values(layer, block.block, saturated=True)[:, block.slots[chosen]]
                 total = total + _finite(values) @ block.inverse_rms[chosen]
         vectors = self.stream.norm.centred(read_weights(self.capture.folder, f"layer-{layer}")["write_vectors"]).float()
         written = vectors @ (self.stream.gain * self.stream.unembedding[self.old])
@@ -120,9 +120,10 @@ class Problem:
         parts = []
         for layer, chosen in neurons.items():
             if len(chosen) > _ONE_BY_ONE:
-                parts.append(self.capture.block_values(layer, block.block)[chosen][:, block.slots])
+                parts.append(self.capture.block_values(layer, block.block, saturated=True)[chosen][:, block.slots])
             else:
-                parts += [self.capture.block_row(layer, n, block.block)[None, block.slots] for n in chosen]
+                rows = (self.capture.block_row(layer, n, block.block, saturated=True) for n in chosen)
+                parts += [row[None, block.slots] for row in rows]
         return _finite(np.concatenate(parts))
 
     def fit(self, neurons: dict[int, list[int]], part: Part = Part.ALL) -> NDArray[np.float64]:

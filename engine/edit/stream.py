@@ -14,6 +14,7 @@ import torch
 from actstore.engine.edit.words import answer_slots, has_answers
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SPECIAL
+from actstore.store.overflow import overflow_sentences
 from actstore.store.weights import read_final_norm, read_weights
 
 if TYPE_CHECKING:
@@ -90,8 +91,17 @@ class Stream:
         return (self.unembedding @ (self.gain * written.float())).float()
 
     def hidden(self, block: int, slots: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.float64]]:
-        """What the head reads at slots of a block [token, d_model], and 1 / rms there [token]."""
-        stream = torch.from_numpy(self.capture.block_values(self.layer, block, "resid.post")[:, slots].T.copy())
+        """What the head reads at slots of a block [token, d_model], and 1 / rms there [token].
+
+        `InvalidInputError` where the stream is not finite: neither its rms nor its logits are known there.
+        """
+        stored = self.capture.block_values(self.layer, block, "resid.post")[:, slots]
+        if not np.isfinite(stored).all():
+            why = overflow_sentences(self.capture, ["resid.post"], "neither rms nor logits are known there")
+            raise InvalidInputError(
+                " ".join(["The least-norm form needs a finite residual stream, and the stored one is not.", *why])
+            )
+        stream = torch.from_numpy(stored.T.copy())
         if not self.norm.is_there:
             return stream, np.ones(len(slots))
         if self.norm.centres:

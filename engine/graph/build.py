@@ -21,6 +21,7 @@ from actstore.kernels.suffix_trie.api import MAX_DEPTH, Nodes, Settings, build
 from actstore.store.errors import InvalidInputError
 from actstore.store.graph_writer import GraphWriter
 from actstore.store.graphs import GraphRecord, Graphs
+from actstore.store.overflow import overflows_in_any, saturate, saturated_maxima
 from actstore.store.root import written_by
 from actstore.store.statistics import layer_offsets
 
@@ -106,12 +107,16 @@ def find_events(
     """Where neurons of a layer fire: at positions of text with at least `share` of the neuron's maximum.
 
     The maximum is that of the capture's statistics, in the captures of `also` too: their contexts come behind its own in
-    `contexts`. What is not finite never fires. held_out: ranks whose activations do not count in `Events.silent`.
+    `contexts`. What is not finite never fires. Of values that were too large for precision half, and of their maximum, is
+    known that they are 65,504 or more, which they count as in all captures. held_out: ranks whose activations do not count in
+    `Events.silent`.
     """
     captures = (capture, *also)
     of_captures = [one.layer_statistics(layer, site) for one in captures]
     which = np.asarray(neurons, np.int64)
-    maximum = of_captures[0].maximum[which]
+    overflows = overflows_in_any(captures, layer, site)
+    maximum = saturated_maxima(capture, layer, site, overflows)[which]
+    overflows = overflows[which]
     scale = np.where((maximum > 0) & np.isfinite(maximum), maximum, 1).astype(np.float64)
     seen = np.sum([statistics.count[which] for statistics in of_captures], axis=0)
     total = np.sum([np.where(s.count > 0, s.mean * s.count, 0)[which] for s in of_captures], axis=0)
@@ -124,6 +129,7 @@ def find_events(
             return np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.float32), 0.0
         parts = [one.activations(layer, int(which[number]), site) for one in captures]
         values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        values = saturate(values[None], overflows[number : number + 1])[0]
         is_hit = values >= np.float32(share * largest)
         hits = np.flatnonzero(is_hit)
         ranks = contexts.rank[hits]
@@ -131,6 +137,9 @@ def find_events(
         fires = (ranks >= 0) & np.isfinite(shares)
         ranks, shares, hits = ranks[fires], shares[fires], hits[fires]
         rest = float((total[number] / scale[number] - shares.sum(dtype=np.float64)) / max(seen[number] - len(ranks), 1))
+        if overflows[number]:  # the statistics are of the values as they were
+            elsewhere = values[(contexts.rank >= 0) & ~is_hit]
+            rest = float(elsewhere[np.isfinite(elsewhere)].mean(dtype=np.float64) / largest) if len(elsewhere) else 0.0
         rest = rest if np.isfinite(rest) else 0.0
         means = silent_means(ids, values, counted & ~is_hit, ids[hits], rest * largest) / largest
         order = np.argsort(ranks)

@@ -227,7 +227,7 @@ class _Asking:
         The pivot is the text token with the largest activation: a special token never is.
         """
         if (layer, neuron) not in self._known:
-            values = self.capture.activations(layer, neuron, self.site)
+            values = self.capture.activations(layer, neuron, self.site, saturated=True)
             counted = np.where(self._windows.text & np.isfinite(values), values, -np.inf)
             fires = counted.max(initial=-np.inf) > 0
             windows = self._split.exemplars(values, layer, neuron).build.tolist() if fires else []

@@ -16,6 +16,7 @@ from actstore.engine.graph.probe_plan import NO_TOKEN
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.graph_writer import GraphWriter
 from actstore.store.graphs import IGNORE, GraphRecord, Graphs
+from actstore.store.overflow import LARGEST, overflows_in_any, saturated_maxima
 from actstore.store.requests import REQUESTS, read_requests
 from actstore.store.root import written_by
 
@@ -96,7 +97,7 @@ class _Round:
         """What a neuron did over some windows, each [position]."""
         if not len(windows):
             return []
-        row = self.capture.activations(layer, neuron, site)
+        row = self.capture.activations(layer, neuron, site, saturated=True)
         firsts = self._tokens[windows].tolist()
         return [row[a : a + n] for a, n in zip(firsts, self._lengths[windows].tolist(), strict=True)]
 
@@ -150,8 +151,11 @@ class Probes:
         ]
 
     def maximum(self, layer: int, neuron: int) -> float:
-        """A neuron's largest activation over the capture that was asked about."""
-        return float(self.capture.layer_statistics(layer, self.settings["site"]).maximum[neuron])
+        """A neuron's largest activation over the capture that was asked about, as far as what was answered can reach it."""
+        site = self.settings["site"]
+        captures = [self.capture, *(asked.capture for asked in self._rounds.values())]
+        largest = saturated_maxima(self.capture, layer, site, overflows_in_any(captures, layer, site))
+        return float(largest[neuron])
 
     def of(self, layer: int, neuron: int) -> list[Probed]:
         """A neuron's exemplars in the order of windows; none where it was not asked about, or never fires."""
@@ -189,7 +193,8 @@ class Probes:
         ):
             if exemplar in found and found[exemplar].held:
                 continue
-            share, text = whole / maximum, values[n_special:]
+            # Where answers overflow, the maximum is the largest that they can be, and the exemplar's own may be larger.
+            share, text = min(whole, max(maximum, LARGEST)) / maximum, values[n_special:]
             largest = int(np.argmax(np.where(np.isfinite(text), text, -np.inf))) + n_special
             held = bool(largest == pivot and values[pivot] > self.settings["share"] * share)
             found[exemplar] = Probed(exemplar, asked.ids(window), n_special, pivot, share, values, held)

@@ -13,6 +13,7 @@ import numpy as np
 from actstore.store.errors import InvalidInputError
 from actstore.store.graph_nodes import Forest, column
 from actstore.store.layout import GENERATED, TEXT
+from actstore.store.overflow import saturated_maxima
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,12 +114,13 @@ def _count_layer(
     capture: Capture, site: str, layer: int, blocks: list[_Block], share: float, n_tokens: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs neuron · n_tokens + token, ascending, and how often the neuron fired at first and repeated ones [2, pair]."""
-    maximum = np.asarray(capture.layer_statistics(layer, site).maximum, np.float32)
+    maximum = saturated_maxima(capture, layer, site)
     # A neuron whose maximum is not above zero never fires.
     limit = np.where(np.isfinite(maximum) & (maximum > 0), share * maximum, np.inf)[:, None].astype(np.float32)
     keys, counts = np.empty(0, np.int64), np.empty((2, 0), np.int64)
     for block in blocks:
-        neuron, at = np.nonzero(capture.block_values(layer, block.block, site)[:, block.slots] >= limit)
+        values = capture.block_values(layer, block.block, site, saturated=True)
+        neuron, at = np.nonzero(values[:, block.slots] >= limit)
         here = np.concatenate([keys, neuron * n_tokens + block.ids[at]])
         weights = np.concatenate([counts, np.stack([~block.repeated[at], block.repeated[at]]).astype(np.int64)], axis=1)
         keys, which = np.unique(here, return_inverse=True)

@@ -13,6 +13,7 @@ from actstore.engine.graph.contexts import check_captures, order_contexts
 from actstore.engine.graph.split import Split, Windows
 from actstore.engine.graph.values import silent_means
 from actstore.kernels.suffix_trie.api import Nodes, predict
+from actstore.store.overflow import overflows_in_any, saturate, saturated_maxima
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,7 +92,9 @@ class Reader:
         windows, site = self.windows, self.site
         parts = [capture.activations(layer, neuron, site) for capture in self.captures]
         values = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        largest = float(self.captures[0].layer_statistics(layer, site).maximum[neuron])
+        overflows = overflows_in_any(self.captures, layer, site)
+        values = saturate(values[None], overflows[neuron : neuron + 1])[0]
+        largest = float(saturated_maxima(self.captures[0], layer, site, overflows)[neuron])
         maximum = largest if 0 < largest < np.inf else 0.0
         exemplars = self.split.exemplars(values, layer, neuron)
         shares: NDArray[np.float32] = (values / np.float32(maximum or 1)).astype(np.float32, copy=False)

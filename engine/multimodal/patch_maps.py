@@ -218,9 +218,10 @@ class _Rows:
 
     def __init__(self, capture: Capture, layer: int, block: int, site: str, neurons: set[int]) -> None:
         self._values = (
-            None if len(neurons) <= ROWS_READ_ALONE else capture.block_values(layer, block, site)
+            None if len(neurons) <= ROWS_READ_ALONE else capture.block_values(layer, block, site, saturated=True)
         )  # [neuron, token]
-        self._known = {i: capture.block_row(layer, i, block, site) for i in neurons} if self._values is None else {}
+        alone = neurons if self._values is None else set()
+        self._known = {i: capture.block_row(layer, i, block, site, saturated=True) for i in alone}
 
     def read(self, neuron: int) -> NDArray[np.float32]:
         return self._known[neuron] if self._values is None else self._values[neuron]

@@ -34,7 +34,7 @@ def read_block(capture: Capture, layer: int, block: int, site: str) -> NDArray[A
     """A block's activations [neuron, token], widened only where that needs a scale for each neuron."""
     if capture.record.precision == "int8":
         return capture.block_values(layer, block, site)
-    return capture.raw_block(layer, block, site)
+    return capture.raw_block(layer, block, site, saturated=True)
 
 
 class Ranker:

@@ -23,6 +23,7 @@ from zarr.storage import LocalStore
 import actstore
 from actstore.engine.capture_run import RunOptions, capture
 from actstore.engine.progress import CaptureProgress
+from actstore.engine.refill import refill_blocks
 from actstore.engine.sizes import estimate_nbytes
 from actstore.store.errors import ActstoreError, CaptureError, InvalidInputError, NotFoundError, ReadOnlyError
 from actstore.store.folder import Folder, KeyWriter
@@ -514,6 +515,38 @@ def test_values_that_are_not_finite_are_kept_counted_and_averaged_nowhere(
         None,
         n_counted,
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_values_beyond_float16_are_counted_at_precision_half(
+    tiny_model: Path, corpus: Path, tmp_path: Path, dtype: str
+) -> None:
+    large = tmp_path / "large"
+    shutil.copytree(tiny_model, large)
+    weights = load_file(large / "model.safetensors")
+    for neuron, factor in ((5, 1e8), (6, 1e12)):  # in the last layer, so that nothing else is computed from it
+        weights["model.layers.1.mlp.up_proj.weight"][neuron] *= factor
+    save_file(weights, large / "model.safetensors", metadata={"format": "pt"})
+    half, exact = (
+        capture(str(large), corpus, tmp_path / "store", name=name, options=RunOptions(dtype=dtype),
+                **SMALL | {"precision": name})
+        for name in ("half", "exact")
+    )  # fmt: skip
+    expected = np.stack([exact.activations(1, neuron) for neuron in range(24)])
+    assert np.isfinite(expected).all()
+    n_large = (np.abs(expected) >= 65520).sum(axis=1)  # at special tokens too
+    assert half.layer_statistics(1, "mlp.post").overflow.tolist() == n_large.tolist()
+    assert half.overflow["mlp.post"].names == ["L1.N5", "L1.N6"]
+    assert n_large[6] > n_large[5] > 0
+    assert half.statistics().n_non_finite == 0
+    stored = np.stack([half.activations(1, neuron) for neuron in range(24)])
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(stored, expected.astype(np.float16))
+    for name, array in half.layer_statistics(1, "mlp.post").arrays().items():
+        if name != "overflow":  # all others are of the values as they were
+            np.testing.assert_array_equal(array, exact.layer_statistics(1, "mlp.post").arrays()[name], name)
+    assert not exact.layer_statistics(1, "mlp.post").overflow.any()
+    assert refill_blocks(half, 1)[1] == []
 
 
 def test_without_a_tokenizer_ids_can_be_captured_and_text_cannot(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import actstore
-from actstore.engine.refill import refill_blocks, spread
+from actstore.engine.refill import _as_thresholded, refill_blocks, spread
 from actstore.store import layout
 from actstore.store.errors import InvalidInputError
 from actstore.store.folder import Folder
@@ -126,3 +127,39 @@ def test_blocks_are_spread_from_the_first_to_the_last() -> None:
     assert spread([2, 3], 9) == [2, 3]
     assert spread([2, 3, 5], 1) == [2]
     assert spread([], 3) == []
+
+
+def test_infinities_are_recomputed_and_earlier_versions_of_int8_are_no_damage(
+    tiny_model: Path, corpus: Path, tmp_path: Path
+) -> None:
+    poisoned = tmp_path / "poisoned"
+    shutil.copytree(tiny_model, poisoned)
+    weights = load_file(poisoned / "model.safetensors")
+    for name in ("up_proj", "gate_proj"):  # in the last layer, so that nothing else is computed from it
+        weights[f"model.layers.1.mlp.{name}.weight"][6] = 1e38
+    save_file(weights, poisoned / "model.safetensors", metadata={"format": "pt"})
+    capture = actstore.capture(str(poisoned), corpus, tmp_path / "store", precision="int8", context=32, max_tokens=300)
+    assert np.isinf(capture.activations(1, 6)).any()
+    assert refill_blocks(capture, 1)[1] == []
+
+    # They took ±127 for an infinity as they did for the largest value, and marked no scale.
+    key = layout.block_parameters_key("corpus", "mlp.post", 1, "scale")
+    marked = capture.block_parameter("scale", 1, 0)
+    unmarked = (marked.view(np.uint32) & ~np.uint32(1)).view(np.float32)
+    assert (marked.view(np.uint32) != unmarked.view(np.uint32)).any()
+    folder = Folder(tmp_path / "store", read_only=False)
+    folder.write(layout.shard_key(key, 0), encode_shard(unmarked[:, None], layout.shard_grid(len(unmarked), 1)))
+    earlier = actstore.open(tmp_path / "store").capture()
+    assert np.isfinite(earlier.activations(1, 6)[~np.isnan(capture.activations(1, 6))]).all()
+    assert refill_blocks(earlier, 1)[1] == []
+
+
+def test_thresholds_of_earlier_versions_hold_where_tokens_have_no_value() -> None:
+    """They let such tokens use the share up; nothing else may have been dropped beyond the share."""
+    stored = np.array([[np.nan, 0, 0, 3], [1, 0, 0, 3]], np.float32)
+    again = np.array([[np.nan, 1.5, -2, 3], [1, 1.5, -2, 3]], np.float32)
+    earlier = SimpleNamespace(
+        block_parameter=lambda *_: np.float32([2.5, 0.5]), used_slots=[4], record=SimpleNamespace(dtype="float32")
+    )
+    found = _as_thresholded(earlier, stored, again, "mlp.post", 0, 0)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found, [[np.nan, 0, 0, 3], [1, 1.5, -2, 3]])

@@ -183,7 +183,8 @@ def fill(
     arrays: dict[str, NDArray[Any]] = {}
     specs = {spec.key: spec for spec in block_arrays(record)}
     for layer, rows in values.items():
-        staged = np.full((len(rows), record.plan.block_slots), np.nan, np.float32)
+        form = np.float16 if record.precision == "half" else np.float32
+        staged = np.full((len(rows), record.plan.block_slots), np.nan, form)
         naive.pack(rows.T, columns, staged, statistics.sites["mlp.post", layer])
         if layer in record.gate_sign:
             bits = np.zeros((len(rows), record.plan.block_slots // 8), np.uint8)
@@ -193,7 +194,6 @@ def fill(
         key = layout.values_key(record.name, "mlp.post", layer)
         if record.precision == "int8":
             arrays[key], scale = naive.quantise(staged)
-            arrays[key][np.isnan(staged)] = layout.NO_VALUE_INT8
             arrays[layout.block_parameters_key(record.name, "mlp.post", layer, "scale")] = scale[:, None]
         elif record.precision == "sparse":
             used = np.arange(record.plan.block_slots) < n
@@ -203,8 +203,7 @@ def fill(
             for parameter, array in {"threshold": threshold, "dropped": dropped}.items():
                 arrays[layout.block_parameters_key(record.name, "mlp.post", layer, parameter)] = array[:, None]
         elif key in specs:
-            with np.errstate(over="ignore"):
-                arrays[key] = staged.astype(specs[key].dtype)
+            arrays[key] = staged.astype(specs[key].dtype)
     return arrays, statistics
 
 

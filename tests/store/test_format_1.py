@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from actstore.kernels.pack.statistics import NOT_KNOWN
 from actstore.store.reader import Store
 from actstore.store.verify import verify_capture
 
@@ -90,6 +91,14 @@ def test_statistics(store):
     assert found["std"] == pytest.approx((0.00028436431812640093 / 158) ** 0.5, rel=1e-12)
     assert found["positive"] == 63 / 158
     assert store.capture("corpus").layer_statistics(1, "mlp.post").positives[:, 5].tolist() == [24, 19, 20, 63]
+
+
+def test_a_statistic_that_came_later_is_not_there(store):
+    """Absent is not known: neither 0 nor damage."""
+    capture = store.capture("corpus")
+    assert "overflow" not in capture.neurons().column_names
+    assert (capture.layer_statistics(1, "mlp.post").overflow == NOT_KNOWN).all()
+    assert capture.overflow == {}  # at precision exact nothing can
 
 
 def test_sql(store):

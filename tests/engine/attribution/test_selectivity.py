@@ -89,6 +89,7 @@ def plant(seed: int = 0, **what: Any) -> tuple[Capture, dict[int, NDArray[Any]],
     values[0][0, ::7] = np.inf
     values[0][1, ::5] = np.nan
     values[1][:3, ::3] = 0
+    values[1][5, ::4] = 1e6  # beyond float16: infinite at precision half, and above zero all the same
     plan, first = Plan(folder, "corpus", plan_record), 0
     with CaptureWriter(folder, record, n_threads=1, overlap=False) as writer:
         for block in range(plan_record.n_blocks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,29 @@ def test_operations_follow_one_another_and_nothing_stays_behind() -> None:
     with pytest.raises(RuntimeError, match="stop"), intervening(model, [Operation("suppress", ("L0.N1",))]):
         raise RuntimeError("stop")
     assert torch.equal(logits_of(model, ids), clean)
+
+
+def test_a_patch_of_a_value_that_overflowed_is_refused(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from actstore.engine.capture_run import capture
+    from actstore.engine.models import load_model
+
+    shutil.copytree(tiny_model, tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][5] *= 1e12
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    made = capture(str(tmp_path / "model"), corpus, tmp_path / "store", precision="half", max_tokens=100)
+    document = str(made.windows()["document"][0].as_py())
+    model = load_model(tiny_model)
+    expected = r"infinite activation of L1\.N5 from capture 'corpus', for it lies beyond 65,504, .* --precision exact\."
+    with (
+        pytest.raises(InvalidInputError, match=expected),
+        intervening(model, [Operation("patch", ("L1.N4", "L1.N5"), source=document)], store=made.store),
+    ):
+        pass
+    with intervening(model, [Operation("patch", ("L1.N4",), source=document)], store=made.store):
+        pass
 
 
 def test_a_patch_from_the_text_itself_changes_nothing_and_from_another_does(tiny_model: Path, captured: Any) -> None:

@@ -127,8 +127,7 @@ def contents(graphs: Graphs) -> dict[str, bytes]:
 def test_planted_neurons_are_found_to_the_letter(windows: list[Any], capture: Capture, precision: str) -> None:
     layers = LAYERS
     if precision != "exact":
-        rules = [rule for rule in LINES if precision != "int8" or rule is not not_finite]  # infinite: no step is left
-        layers = [rules]
+        layers = [[*LINES]]
         capture = plant_capture(somewhere(), windows, layers, precision=precision, block_slots=4096)
     graphs = build(capture, name=f"found-{precision}")
     for layer, planted in enumerate(layers):
@@ -140,6 +139,44 @@ def test_planted_neurons_are_found_to_the_letter(windows: list[Any], capture: Ca
                 assert graph.maximum == pytest.approx(2.5, rel=0.01)
                 firing = [line for line in graph.lines() if line.probability >= 0.5]
                 assert all(line.value == pytest.approx(1, abs=0.1) for line in firing)
+
+
+def too_large(ids: Ids) -> Ids:
+    """Beyond float16 on a token after another, where it fires; large, but less than half of that, on the token elsewhere."""
+    return np.where(after(ids) > 0, np.float32(65530), np.where(ids == B, np.float32(1e4), np.float32(-100)))
+
+
+def far_too_large(ids: Ids) -> Ids:
+    """So large that no float16 reaches half of it; at special tokens, which never count, still larger."""
+    return np.where(ids == SPECIAL_TOKEN, np.float32(1e9), np.where(after(ids) > 0, np.float32(1e7), np.float32(-1e6)))
+
+
+def below_as_well(ids: Ids) -> Ids:
+    return np.where(ids == A, np.float32(-1e5), on_token(ids))
+
+
+def test_neurons_that_overflow_precision_half_fire_where_they_do_at_exact(windows: list[Any]) -> None:
+    rules = [too_large, far_too_large, below_as_well, on_token]
+    graphs = {
+        precision: build(plant_capture(somewhere(), windows, [rules], precision=precision, block_slots=4096))
+        for precision in ("exact", "half")
+    }
+    capture = graphs["half"].store.capture()
+    assert capture.overflow["mlp.post"].names == ["L0.N0", "L0.N1", "L0.N2"]
+    for neuron in range(len(rules)):
+        exact, half = (graphs[precision].graph(0, neuron) for precision in ("exact", "half"))
+        assert half.status == exact.status == ""
+        assert half.maximum == min(exact.maximum, 65504)
+        assert lines(graphs["half"], 0, neuron) == lines(graphs["exact"], 0, neuron)
+        for line in half.lines():
+            assert np.isfinite(line.value)
+            assert -2e5 / half.maximum <= line.value <= 1
+    contexts = read_contexts(capture)
+    events = find_events(capture, contexts, 0, [0])
+    values = np.clip(capture.activations(0, 0), -65504, 65504)
+    silent = (contexts.rank >= 0) & (values < 65504 / 2)
+    assert events.rest[0] == pytest.approx(values[silent].mean(dtype=np.float64) / 65504)
+    assert (events.values == 1).all()
 
 
 def test_graphs_predict_new_text(capture: Capture) -> None:

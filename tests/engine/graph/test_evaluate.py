@@ -78,7 +78,7 @@ def make_windows(n: int, seed: int = 0) -> list[NDArray[np.int32]]:
 
 def plant(
     where: str, windows: Sequence[NDArray[np.int32]], name: str = "corpus", rules: Sequence[Any] = RULES,
-    positions: str = "all",
+    positions: str = "all", precision: str = "exact",
 ) -> Capture:  # fmt: skip
     """A capture of neurons that are functions of the windows' tokens: `rules` in layer 0, the first two again in layer 1."""
     folder = Folder(where, read_only=False)
@@ -97,7 +97,7 @@ def plant(
     plan_record = PlanRecord(
         fingerprint, "planted", "", "t", settings, (), (), 1, len(windows), len(windows) * LENGTH, BLOCK, len(blocks)
     )
-    what = planted_stores.Planted(gate_sign=False)
+    what = planted_stores.Planted(gate_sign=False, precision=precision)
     record = replace(
         planted_stores.capture_record(name, plan_record, what),
         sites={"mlp.post": {str(layer): len(neurons) for layer, neurons in by_layer.items()}},
@@ -276,6 +276,19 @@ def test_what_overflowed_is_neither_evidence_nor_a_test() -> None:
     assert unknown > 0
     assert (plain.fires, plain.predicted) == (cut.fires + unknown, cut.predicted + unknown)
     assert (plain.hits, cut.hits) == (plain.fires, cut.fires)
+
+
+def test_what_overflowed_a_precision_is_evidence_and_a_test_like_the_largest_value() -> None:
+    def large(ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        return np.where(ids == 3, 1e6, -1).astype(np.float32)
+
+    windows = make_windows(60)
+    capture = plant(somewhere(), windows, rules=(on_token, large), precision="half")
+    assert np.isinf(capture.activations(0, 1)).any()
+    found = evaluate(capture, neurons=[(0, 0), (0, 1)], settings=EvaluationSettings(threads=1))
+    assert found.never_fire == 0
+    plain, saturated = found.method.ordinary.scores
+    assert (plain.fires, plain.predicted, plain.hits) == (saturated.fires, saturated.predicted, saturated.hits)
 
 
 def test_pairs_are_looked_up_where_graphs_have_no_context(capture: Capture) -> None:

@@ -91,7 +91,7 @@ def test_neurons_that_look_back_come_first(capture: Capture, monkeypatch: pytest
     size = capture.record.plan.block_slots
     slots = capture.slots()
 
-    def block_values(layer: int, block: int, site: str = "mlp.post") -> NDArray[np.float32]:
+    def block_values(layer: int, block: int, site: str, *, saturated: bool) -> NDArray[np.float32]:
         values = np.full((24, size), np.nan, np.float32)
         here = slots // size == block
         values[:6, slots[here] % size] = planted[:, here]
