@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actstore.store.folder import Folder, Source
+    from actstore.store.folder import Folder
     from actstore.store.layout import Compression
+    from actstore.store.sources import Source
 
 OPEN_SHARDS: Final = 256
 """Shards that stay open, of all arrays together: each holds a file descriptor."""

@@ -20,7 +20,8 @@ from actstore.store.errors import ActstoreError, FormatError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from actstore.store.folder import Folder, Source
+    from actstore.store.folder import Folder
+    from actstore.store.sources import Source
 
 _SEAL: Final = struct.Struct("<8sII")
 """A mark, the checksum of what lies before the seal, the checksum of what lies behind it."""

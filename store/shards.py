@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actstore.store.folder import Bytes, Source
+    from actstore.store.folder import Bytes
     from actstore.store.layout import Compression, ShardGrid
+    from actstore.store.sources import Source
 
 WORTHWHILE: Final = 11 / 12
 """A chunk that shrinks by less than a twelfth is framed as it is: reading it then costs a copy, not a decompression. float16

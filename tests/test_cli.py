@@ -539,7 +539,9 @@ def test_amounts_of_memory(text: str, expected: int) -> None:
 
 def test_lists_of_layers() -> None:
     assert parse_layers("0,3-5,4") == (0, 3, 4, 5)
-    assert max(parse_layers("0-99999999999999") or ()) == 1 << 20, "a range ends, and is refused where layers are looked up"
+    assert max(parse_layers("0-99999999999999") or ()) == 1 << 20, (
+        "a range ends, and is refused where layers are looked up"
+    )
 
 
 def test_sql_output_can_be_parsed_by_a_machine(cli: Callable[..., Result], store: Path) -> None:

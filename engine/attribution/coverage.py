@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from actstore.engine.attribution.coverage_state import (
+    MOST,
     Extremes,
     KeptVectors,
     Patterns,
@@ -56,10 +57,6 @@ _MEASURED: Final = {
 SAMPLES_AT_ONCE: Final = 1024
 
 
-MOST: Final = 1 << 20
-"""Sections of a range, or top neurons, at most: each takes memory."""
-
-
 @dataclass(frozen=True)
 class CoverageSettings(Typed):
     """Which criteria, with what parameters, over which samples. States of different settings do not merge."""
@@ -83,10 +80,9 @@ class CoverageSettings(Typed):
         if not self.criteria:
             raise InvalidInputError(f"Name at least one criterion among {', '.join(CRITERIA)}.")
         for name in ("sections", "top"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"--{name} must be at least 1, found {getattr(self, name)}.")
-            if getattr(self, name) > MOST:
-                raise InvalidInputError(f"--{name} must be at most {MOST:,}, found {getattr(self, name)}.")
+            if not 1 <= (k := getattr(self, name)) <= MOST:
+                bound = "at least 1" if k < 1 else f"at most {MOST:,}"
+                raise InvalidInputError(f"--{name} must be {bound}, found {k}.")
         if "tfc" in self.criteria and (self.distance is None or not self.distance > 0):
             raise InvalidInputError(
                 "The criterion tfc needs the distance beyond which a vector is new: give --distance, above 0."
@@ -145,11 +141,6 @@ class Coverage:
         for name in {_MEASURED[c] for c in self.settings.criteria if c in _MEASURED}:
             self.states.setdefault(name, {layer: made[name](width) for layer, width in self.widths.items()})
 
-    @property
-    def _n_top(self) -> int:
-        """The k of TKNC and TKNP: places that no layer can fill are not made room for, beyond a thousand."""
-        return min(self.settings.top, max(1024, *self.widths.values()))
-
     def add(
         self, layer: int, values: NDArray[np.float32], mixed: NDArray[np.uint64], slack: NDArray[np.float32]
     ) -> None:
@@ -169,7 +160,8 @@ class Coverage:
         if "top" in at or "tknp" in self.settings.criteria:
             # The kernel's neurons are our samples: of each it finds the k largest, ties to the earlier neuron.
             by_sample = np.ascontiguousarray(values.T)
-            top = top_k(by_sample, np.arange(len(values)), self._n_top).tokens
+            n_top = min(self.settings.top, max(1024, *self.widths.values()))  # no room for places no layer can fill
+            top = top_k(by_sample, np.arange(len(values)), n_top).tokens
             if "top" in at:
                 at["top"].add(top)
             if "tknp" in self.settings.criteria:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     Values = NDArray[np.float32]
     """Finite activations [neuron, sample]; NaN where there is none."""
 
+MOST = 1 << 20
+"""Sections of a range, or top neurons, at most: each takes memory."""
 ROWS_AT_ONCE = 32
 MAX_KEPT = 10_000
 

@@ -15,9 +15,10 @@ import pytest
 from actstore.store import arrays
 from actstore.store.arrays import BlockArray, create_block_array
 from actstore.store.errors import FormatError
-from actstore.store.folder import FileSource, Folder
+from actstore.store.folder import Folder
 from actstore.store.layout import shard_grid, shard_key
 from actstore.store.shards import encode_shard
+from actstore.store.sources import FileSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable

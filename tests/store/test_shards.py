@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from actstore.store.arrays import BlockArray, create_block_array
 from actstore.store.errors import FormatError
-from actstore.store.folder import Folder, MemorySource
+from actstore.store.folder import Folder
 from actstore.store.layout import FAST, SMALL, shard_grid, shard_key
 from actstore.store.shards import Shard, checksum, encode_shard
+from actstore.store.sources import MemorySource
 
 DTYPES = ["float32", "float16", "uint16", "int8"]
 FILLS = {"float32": np.nan, "float16": np.nan, "uint16": 0x7FC0, "int8": -128}
