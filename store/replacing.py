@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -28,6 +30,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     An `OSError` that names no file, as that of a full disk, names `path` from then on.
     """
+    if path.is_dir():  # found out before anything is written, as only renaming would do
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial

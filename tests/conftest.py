@@ -16,7 +16,6 @@ if not torch.cuda.is_available():  # Triton decides when it is first imported, b
     os.environ["TRITON_INTERPRET"] = "1"
 
 from hypothesis import HealthCheck, settings
-from rich.console import Console
 from rich.measure import Measurement
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -118,7 +117,7 @@ def table_widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     from actstore import terminal
 
     widths: list[int] = []
-    make, console = terminal.table, Console(width=1 << 16)
+    make, console = terminal.table, terminal.Screen(width=1 << 16)
 
     def record(*arguments: Any) -> Table:
         made = make(*arguments)

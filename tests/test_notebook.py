@@ -193,7 +193,7 @@ def test_every_view_is_shown_once_in_a_notebook(store: actstore.Store, displayed
     Console().print("a kernel is recognised")
     assert len(displayed) == 1
     displayed.clear()
-    graph = store.graph("L1.N7", "once")
+    graph = store.graph("L1.N7", name="once")
     neuron = store.neuron("L1.N7")
     views = [store, store.capture(), neuron, neuron.show(k=2), graph, graph.draw(), graph.graphs]
     for view in views:

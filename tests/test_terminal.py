@@ -6,7 +6,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from rich.console import Console, Group
+from rich.console import Group
 from rich.text import Text
 from rich.tree import Tree
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """What a terminal would be sent."""
     sent = io.StringIO()
-    monkeypatch.setattr(terminal, "err", Console(file=sent, force_terminal=True, width=100))
+    monkeypatch.setattr(terminal, "err", terminal.Screen(file=sent, force_terminal=True, width=100))
     return sent
 
 
@@ -73,7 +73,7 @@ def logs(monkeypatch: pytest.MonkeyPatch) -> list[ProgressLog]:
 def piped(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What a file gets that standard error is sent to."""
     sent = io.StringIO()
-    monkeypatch.setattr(terminal, "err", Console(file=sent, force_terminal=False, width=40))
+    monkeypatch.setattr(terminal, "err", terminal.Screen(file=sent, force_terminal=False, width=40))
     return sent
 
 

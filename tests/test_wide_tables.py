@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 from rich.text import Text
 
 from actstore import terminal, wide_tables
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 def lines_of(table: RenderableType) -> list[str]:
     """What a pipe gets."""
-    console = Console(file=io.StringIO(), width=1 << 16)
+    console = terminal.Screen(file=io.StringIO(), width=1 << 16)
     console.print(table)
     return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
 
