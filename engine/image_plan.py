@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from actstore.engine.plan import Labels, batch_windows, pack_blocks
+from actstore.engine.plan import batch_windows, pack_blocks
+from actstore.engine.plan_labels import Labels
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import GENERATED, IMAGE, SPECIAL, TEXT
 from actstore.store.patches import PatchesWriter

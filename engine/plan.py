@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from actstore.engine.corpus import CorpusDigest
+from actstore.engine.plan_labels import Labels
 from actstore.engine.token_census import TokenCensus
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 
 LOOKAHEAD_WINDOWS: Final = 256
 """How far ahead the packer looks for a window that fills the rest of a block."""
-MAX_LABELS_PER_COLUMN: Final = 1024
-"""Statistics are kept for every label; a column with more distinct values is no label but data."""
-RESERVED_COLUMNS: Final = ("document", "source", "sha256", "n_tokens")
 
 
 @dataclass(frozen=True)
@@ -194,48 +192,6 @@ def batch_windows(windows: list[PlannedWindow], batch_tokens: int, max_padding: 
         batches[-1].append(window)
         n_tokens += len(window.ids)
     return batches
-
-
-class Labels:
-    """Ids of the (column, value) pairs in the order they are met."""
-
-    def __init__(self, columns: tuple[str, ...]) -> None:
-        """Of these columns; `InvalidInputError` for a name that is taken."""
-        for column in columns:
-            if column in RESERVED_COLUMNS:
-                raise InvalidInputError(
-                    f"A label column cannot be called {column!r}: taken are {', '.join(RESERVED_COLUMNS)}."
-                )
-        self.columns = columns
-        self.ids: dict[tuple[str, str], int] = {}
-        self._counts = dict.fromkeys(columns, 0)
-
-    def of(self, labels: dict[str, str]) -> tuple[int, ...]:
-        """The ids of a document's labels, one a column; `InvalidInputError` where a column has too many values."""
-        return tuple(self._id(column, labels.get(column, "")) for column in self.columns)
-
-    def check(self, corpus: str, n_documents: int) -> None:
-        """Raise `InvalidInputError` for a column of which no planned document has a value.
-
-        Reading to the end refuses a misspelt column; planning may stop long before.
-        """
-        for column in self.columns:
-            if all(value == "" for named, value in self.ids if named == column):
-                raise InvalidInputError(
-                    f"None of the {n_documents:,} documents planned from {corpus} has a value in the label column {column!r}. "
-                    "Check the name given by --label, or plan more documents."
-                )
-
-    def _id(self, column: str, value: str) -> int:
-        if (column, value) not in self.ids:
-            self._counts[column] += 1
-            if self._counts[column] > MAX_LABELS_PER_COLUMN:
-                raise InvalidInputError(
-                    f"A label column has at most {MAX_LABELS_PER_COLUMN} distinct values, and {column!r} has more. "
-                    "Statistics are kept for each; name a coarser column."
-                )
-            self.ids[column, value] = len(self.ids)
-        return self.ids[column, value]
 
 
 def write_plan(

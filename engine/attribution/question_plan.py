@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from actstore.engine.attribution.letters import PromptTokenizer, TooLong
-from actstore.engine.plan import MAX_LABELS_PER_COLUMN, Labels
+from actstore.engine.plan_labels import MAX_LABELS_PER_COLUMN, Labels
 from actstore.engine.questions import Query, QuestionOptions, fingerprint, read_questions
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
