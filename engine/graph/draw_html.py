@@ -42,7 +42,8 @@ def draw_html(drawing: Drawing) -> str:
     if drawing.roots:
         body = _list(drawing.roots, 0)
         reading = (
-            "Read from a token at which the neuron fires to the tokens before it (←); red: P of firing, blue: how much a "
+            "Read from a token at which the neuron fires to the tokens before it (←); red: an activating token by P of its "
+            "likeliest line, blue: how much a "
             f"context token matters, dashed: does not fire; … ×2: any two tokens; · a space. {READING_P}; {READING_COUNTS}."
         )
     else:
