@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -255,6 +256,8 @@ class Plan:
 
     def __init__(self, folder: Folder, capture: str, record: PlanRecord) -> None:
         self._folder, self._capture, self.record = folder, capture, record
+        # pyarrow's ParquetFile reads for one thread at a time: others make it crash, or find the table damaged.
+        self._reading = threading.Lock()
 
     def _key(self, table: str) -> str:
         return table_key(self._capture, table)
@@ -275,9 +278,8 @@ class Plan:
         return {}
 
     def _windows(self, block: int) -> pa.Table:
-        file = self._file("windows")
-        with undamaged(self._folder, self._key("windows")):
-            return file.read_row_group(block).select(WINDOWS.names)
+        with self._reading, undamaged(self._folder, self._key("windows")):
+            return self._file("windows").read_row_group(block).select(WINDOWS.names)
 
     def block(self, block: int) -> BlockPlan:
         """What block `block` holds."""
@@ -321,9 +323,8 @@ class Plan:
 
     def table(self, name: str) -> pa.Table:
         """The `windows` or `documents` table."""
-        file = self._file(name)
-        with undamaged(self._folder, self._key(name)):
-            return file.read()
+        with self._reading, undamaged(self._folder, self._key(name)):
+            return self._file(name).read()
 
     def fingerprint(self) -> str:
         """The fingerprint of what is on disk now, to hold against the record's; reads the whole plan."""
@@ -336,9 +337,8 @@ class Plan:
             tokens = {name: self.array(f"tokens/{name}", slots) for name in TOKEN_ARRAYS}
             fingerprint.add_block(self.array("inputs/ids", slice(first, first + n_inputs)), tokens, windows)
             first += n_inputs
-        documents = self._file("documents")
-        with undamaged(self._folder, self._key("documents")):
-            for batch in documents.iter_batches():
+        with self._reading, undamaged(self._folder, self._key("documents")):
+            for batch in self._file("documents").iter_batches():
                 for row in batch.to_pylist():
                     fingerprint.add_document(row)
         return fingerprint.hexdigest(self.record.labels)

@@ -1,4 +1,6 @@
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -204,3 +206,26 @@ def test_what_is_missing_is_named(folder, planned):
         Plan(folder, "corpus", record).array("tokens/ids")
     with pytest.raises(NotFoundError, match=r"has no captures/corpus/windows\.parquet"):
         Plan(folder, "corpus", record).block(0)
+
+
+@pytest.mark.parametrize("location", ["disk", "memory"])
+def test_one_plan_serves_many_threads(tmp_path, planned, location):
+    """pyarrow's ParquetFile does not: threads that shared one crashed the process, or found the table damaged."""
+    where = tmp_path if location == "disk" else f"memory://{tmp_path.name}"
+    record, _ = planned(Folder(where, read_only=False), lengths=(20, 30, 40, 9, 7) * 40)
+    plan = Plan(Folder(where), "corpus", record)
+    expected = plan.table("windows"), plan.table("documents")
+    plan = Plan(Folder(where), "corpus", record)
+    start = threading.Barrier(8)
+
+    def read(thread: int) -> bool:
+        start.wait()
+        same = True
+        for turn in range(40):
+            same &= plan.table("windows").equals(expected[0]) and plan.table("documents").equals(expected[1])
+            block = (thread + turn) % record.n_blocks
+            same &= plan.block(block).block == block
+        return same
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(8)))
