@@ -64,7 +64,9 @@ def test_whatever_transformers_raises_is_one_sentence(kind: str, tmp_path: Path)
 
 
 def test_several_tokenizers_in_one_are_refused(tmp_path: Path) -> None:
-    assert "is several" in refusal(bare(tmp_path / "model", "rag"))
+    said = refusal(bare(tmp_path / "model", "rag"))
+    # Older transformers raise over the parts that have no files, before there are several.
+    assert "is several" in said or "No usable tokenizer was found" in said
 
 
 @pytest.mark.parametrize("kind", sorted(REAL - {"canine"}))
