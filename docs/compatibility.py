@@ -54,7 +54,7 @@ ENVIRONMENTS = {
     "locked": Environment("what `make env` installs"),
     "locked, 3.12": Environment("what `make env PYTHON=python3.12` installs", python="3.12"),
     "newest": Environment("the newest releases that pyproject.toml admits", lock="newest"),
-    "lowest": Environment("the oldest releases that pyproject.toml admits", lock="lowest", pins=(CPU_TORCH,)),
+    "lowest": Environment("the oldest releases that pyproject.toml admits, but for torch", lock="lowest", pins=(CPU_TORCH,)),
     "transformers 5.23": Environment("the lock, with the last transformers before `cache`", pins=("transformers==5.23.0",)),
     "GPU machines": Environment(
         "the lock, with the torch and triton of the GPU machines", python="3.12", pins=("torch==2.11.0", "triton==3.6.0")
