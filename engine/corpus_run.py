@@ -94,6 +94,7 @@ class CorpusRun(Run):
             block_slots=block_size(settings.context, affordable, stored_everywhere=settings.positions == "all"),
             max_tokens=settings.max_tokens,
         )
+        trusted = self.options.trust_remote_code
         padding = self._count_padding(tokenizer)
         plan = write_plan(
             read_corpus(self.documents, settings.of(CorpusOptions), self.report),
@@ -104,7 +105,7 @@ class CorpusRun(Run):
             label_columns=settings.label_columns,
             tokenizer=tokenizer,
             n_vocabulary=self.spec.n_vocabulary,
-            special_ids=frozenset() if tokenizer else self._special_ids(),
+            special_ids=frozenset() if tokenizer else self.source.special_ids(trust_remote_code=trusted),
             on_progress=self.progress.planned,
             on_document=padding.add,
             on_warning=self.report.warn,
@@ -119,9 +120,6 @@ class CorpusRun(Run):
         if tokenizer is not None:
             return tokenizer.count_padding()
         return PaddingCount(self.source.config(trust_remote_code=self.options.trust_remote_code).get_text_config())
-
-    def _special_ids(self) -> frozenset[int]:
-        return self.source.special_ids(trust_remote_code=self.options.trust_remote_code)
 
     def _tokenizer(self, settings: CaptureSettings) -> TextTokenizer | None:
         try:
