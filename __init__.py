@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from actstore.engine.attribution.attribute import attribute
-    from actstore.engine.capture_run import RunOptions, capture
-    from actstore.engine.estimate import CaptureEstimate, estimate
-    from actstore.store.neuron_graph import NeuronGraph
+    from actstore.engine.capture.api import RunOptions, capture
+    from actstore.engine.capture.estimate import CaptureEstimate, estimate
+    from actstore.store.graphs.graph import NeuronGraph
     from actstore.store.views import GraphViews, NotebookViews
 
 __all__ = [
@@ -52,12 +52,12 @@ __all__ = [
 ]
 
 _LATER = {
-    "CaptureEstimate": "actstore.engine.estimate",
-    "NeuronGraph": "actstore.store.neuron_graph",
-    "RunOptions": "actstore.engine.run",
+    "CaptureEstimate": "actstore.engine.capture.estimate",
+    "NeuronGraph": "actstore.store.graphs.graph",
+    "RunOptions": "actstore.engine.capture.run",
     "attribute": "actstore.engine.attribution.attribute",
-    "capture": "actstore.engine.capture_run",
-    "estimate": "actstore.engine.estimate",
+    "capture": "actstore.engine.capture.api",
+    "estimate": "actstore.engine.capture.estimate",
 }
 """Where the names are that load torch, transformers or the compiler: reading a store should not wait for them."""
 
@@ -71,13 +71,13 @@ def open(location: str | Path) -> Store:
 
 
 def _open_graph_views() -> GraphViews:
-    from actstore.engine.graph import views as engine_views
+    from actstore.display.graphs import views as engine_views
 
     return engine_views
 
 
 def _open_notebook_views() -> NotebookViews:
-    from actstore import notebook
+    from actstore.display import notebook
 
     return notebook
 

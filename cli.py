@@ -16,24 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from actstore import terminal
-from actstore.commands import (
-    attribute,
-    capture,
-    change,
-    contributions,
-    coverage,
-    edit,
-    graph,
-    held,
-    inspect,
-    knowledge,
-    multimodal,
-    naica,
-    read,
-    selectivity,
-)
+from actstore.commands import attribute, contributions, coverage, inspect, knowledge, read
+from actstore.commands import info as held
+from actstore.commands.capture import command as capture
+from actstore.commands.change import group as change
+from actstore.commands.edit import group as edit
+from actstore.commands.graphs import group as graph
+from actstore.commands.multimodal import group as multimodal
+from actstore.commands.naica import group as naica
 from actstore.commands.options import CommandGroup
+from actstore.commands.selectivity import group as selectivity
+from actstore.display import terminal
 from actstore.store.errors import ActstoreError, CaptureError
 
 if TYPE_CHECKING:

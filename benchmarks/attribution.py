@@ -20,7 +20,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from actstore.engine.attribution.integrated_gradients import PathSettings, integrated_gradients
-from actstore.engine.models import LoadedModel
+from actstore.engine.models.load import LoadedModel
 from benchmarks.registry import Candidate, Row
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def agrees(loaded: LoadedModel, published: Published) -> None:
     assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 
-TESTS = ("tests/engine/attribution",)
+TESTS = ("tests/engine/attribution", "tests/engine/naica", "tests/engine/coverage")
 SHAPE = "GPT-2, 12 layers × 3,072 neurons, 16 steps"
 ROWS = (
     Row(

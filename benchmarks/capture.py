@@ -22,15 +22,16 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from actstore.engine.capture import fill_blocks
-from actstore.engine.models import LoadedModel, load_model
-from actstore.engine.progress import CaptureProgress
-from actstore.store import layout, root
-from actstore.store.folder import Folder
-from actstore.store.plans import PlannedWindow, PlanWriter
-from actstore.store.records import CaptureRecord, PlanRecord
-from actstore.store.statistics import RunningStatistics
-from actstore.store.writer import CaptureWriter, create_capture
+from actstore.engine.capture.block_filler import fill_blocks
+from actstore.engine.capture.progress import CaptureProgress
+from actstore.engine.models.load import LoadedModel, load_model
+from actstore.store import layout
+from actstore.store.capture.plan import PlannedWindow, PlanWriter
+from actstore.store.capture.statistics import RunningStatistics
+from actstore.store.capture.writer import CaptureWriter, create_capture
+from actstore.store.files.records import CaptureRecord, PlanRecord
+from actstore.store.model import root
+from actstore.store.storage.folder import Folder
 from benchmarks.registry import Candidate, Row
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def prepare_peers(quick: bool) -> Iterator[dict[str, Candidate]]:
 
 
 BARE = "bare forward pass"
-TESTS = ("tests/engine/test_capture.py", "tests/store")
+TESTS = ("tests/engine/capture", "tests/store")
 SHAPE = f"{LAYERS} layers × {D_MODEL} × {NEURONS:,} Llama, {WINDOW}-token windows"
 ROWS = (
     Row(f"capture, {SHAPE}", prepare, TESTS, repeats=9),

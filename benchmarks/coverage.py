@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import actstore
-from actstore.engine.attribution.coverage import CoverageSettings, measure_coverage
+from actstore.engine.coverage.criteria import CoverageSettings, measure_coverage
 from benchmarks.reading import MEMMAP, N_NEURONS, map_file, stored
 from benchmarks.registry import Candidate, Row
 from benchmarks.synthetic import WINDOW
@@ -88,7 +88,7 @@ ROWS = (
     Row(
         f"coverage of a corpus: {', '.join(CRITERIA)}",
         prepare,
-        ("tests/engine/attribution",),
+        ("tests/engine/attribution", "tests/engine/naica", "tests/engine/coverage"),
         repeats=3,
     ),
 )

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actstore.engine.capture_run import capture
+from actstore.engine.capture.api import capture
 from actstore.engine.edit.cases import tasks_of_capture
 from actstore.engine.edit.readings import CaptureReader, Reader
 from actstore.engine.edit.rewrite import rewrite
@@ -21,8 +21,8 @@ from actstore.engine.edit.scores import score, snapshots, summarise
 from actstore.engine.edit.settings import RewriteSettings
 from actstore.engine.edit.weights import edited
 from actstore.engine.edit.words import find_exchange
-from actstore.engine.graph.sampling import one_core_each
-from actstore.engine.models import load_model
+from actstore.engine.graphs.probes.sampling import one_core_each
+from actstore.engine.models.load import load_model
 from actstore.store.reader import Store
 from benchmarks.registry import Candidate, Row
 

@@ -29,13 +29,13 @@ from marked import spread, table  # noqa: E402
 from picture_words import FACTS, PHRASINGS  # noqa: E402
 
 import actstore  # noqa: E402
-from actstore import terminal  # noqa: E402
+from actstore.display import terminal  # noqa: E402
 from actstore.engine.edit.cases import Case  # noqa: E402
 from actstore.engine.edit.evaluate import EvaluationOptions, evaluate_edit  # noqa: E402
 from actstore.engine.edit.readings import Reader  # noqa: E402
 from actstore.engine.edit.rewrite import rewrite  # noqa: E402
 from actstore.engine.edit.settings import FineSettings, LeastNormSettings, RewriteSettings  # noqa: E402
-from actstore.engine.models import load_model  # noqa: E402
+from actstore.engine.models.load import load_model  # noqa: E402
 from actstore.store.reader import Store  # noqa: E402
 
 FORMS: dict[str, dict[str, Any]] = {

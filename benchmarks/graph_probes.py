@@ -5,13 +5,13 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from actstore.engine.graph.build import BuildOptions, build_graphs
-from actstore.engine.graph.probe_rounds import probe
-from actstore.engine.graph.probe_run import sample_probes
-from actstore.engine.graph.sampling import SampleSettings, one_core_each
-from actstore.engine.run import RunOptions
-from actstore.store.folder import Folder
+from actstore.engine.capture.run import RunOptions
+from actstore.engine.graphs.build import BuildOptions, build_graphs
+from actstore.engine.graphs.probes.rounds import probe
+from actstore.engine.graphs.probes.run import sample_probes
+from actstore.engine.graphs.probes.sampling import SampleSettings, one_core_each
 from actstore.store.reader import Store
+from actstore.store.storage.folder import Folder
 from benchmarks.graphs import MODEL, SAMPLED, TESTS, WINDOW, PublishedSample, captured_demo
 from benchmarks.registry import Candidate, Row
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from actstore import terminal  # noqa: E402 - the checkout must be importable first
+from actstore.display import terminal  # noqa: E402 - the checkout must be importable first
 from benchmarks.graphs import MODEL, standard_library  # noqa: E402
 from benchmarks.marked import rewrite, table  # noqa: E402
 

@@ -26,18 +26,18 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from actstore import terminal
-from actstore.engine.capture_run import capture
-from actstore.engine.graph.build import BuildOptions, build_graphs
-from actstore.engine.graph.sampling import one_core_each
-from actstore.engine.graph.search import search
-from actstore.engine.models import load_model
+from actstore.display import terminal
+from actstore.engine.capture.api import capture
+from actstore.engine.graphs.build import BuildOptions, build_graphs
+from actstore.engine.graphs.probes.sampling import one_core_each
+from actstore.engine.graphs.search import search
+from actstore.engine.models.load import load_model
 from actstore.kernels.suffix_trie.api import Nodes
-from actstore.store import root
-from actstore.store.folder import Folder
-from actstore.store.graph_writer import GraphWriter
-from actstore.store.graphs import GraphRecord, Graphs
+from actstore.store.graphs.reader import GraphRecord, Graphs
+from actstore.store.graphs.writer import GraphWriter
+from actstore.store.model import root
 from actstore.store.reader import Store
+from actstore.store.storage.folder import Folder
 from benchmarks.marked import rewrite, table
 from benchmarks.published_n2g import Published
 from benchmarks.registry import Candidate, Row
@@ -240,7 +240,7 @@ def build_once(path: str) -> None:
     print(seconds, peak[0], np.median(graphs.neurons["n_nodes"].to_numpy()))
 
 
-TESTS = ("tests/engine/graph", "tests/kernels/test_suffix_trie.py")
+TESTS = ("tests/engine/graphs", "tests/kernels/test_suffix_trie.py")
 ROWS = (
     Row(
         "graphs of a model, demo model over the standard library, one thread",

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actstore.engine.graph.build import build_graphs
-from actstore.engine.graph.sampling import one_core_each
-from actstore.engine.models import load_model
-from actstore.store.folder import Folder
+from actstore.engine.graphs.build import build_graphs
+from actstore.engine.graphs.probes.sampling import one_core_each
+from actstore.engine.models.load import load_model
 from actstore.store.reader import Store
+from actstore.store.storage.folder import Folder
 from benchmarks.capture import Bench, make_ids, make_model
 from benchmarks.registry import Candidate, Row
 from benchmarks.synthetic import BLOCK, Planted, write_capture
@@ -98,11 +98,11 @@ def _rows(by: str) -> Iterator[Row]:
     def row(what: str, prepare: Any, tests: tuple[str, ...]) -> Row:
         return Row(f"growth with {by}: {what}", prepare, tests, repeats=3)
 
-    yield row("capture", partial(prepare_capture, by=by), ("tests/engine/test_capture.py", "tests/store"))
+    yield row("capture", partial(prepare_capture, by=by), ("tests/engine/capture", "tests/store"))
     for what, ask, tests in (
         ("read statistics", read_statistics, ("tests/store",)),
         (f"read {READS} neurons, one by one", read_neurons, ("tests/store",)),
-        ("graphs of all neurons", build, ("tests/engine/graph", "tests/kernels/test_suffix_trie.py")),
+        ("graphs of all neurons", build, ("tests/engine/graphs", "tests/kernels/test_suffix_trie.py")),
     ):
         yield row(what, partial(prepare_stored, by=by, ask=ask), tests)
 

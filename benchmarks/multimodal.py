@@ -19,14 +19,14 @@ if __name__ == "__main__":
 
 import torch
 
-from actstore.engine.capture_run import capture
-from actstore.engine.graph.sampling import one_core_each
-from actstore.engine.models import load_model
+from actstore.engine.capture.api import capture
+from actstore.engine.graphs.probes.sampling import one_core_each
+from actstore.engine.models.load import load_model
+from actstore.engine.models.vision.inputs import VisionProcessor
 from actstore.engine.multimodal.captions import special_tokens, spell
 from actstore.engine.multimodal.find import FindSettings, find_multimodal
 from actstore.engine.multimodal.nouns import noun_finder
 from actstore.engine.multimodal.replay import Replay
-from actstore.engine.vision import VisionProcessor
 from actstore.store.reader import Store
 from benchmarks.registry import Candidate, Row
 

@@ -16,12 +16,12 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from actstore import terminal  # noqa: E402 - the checkout must be importable first
-from actstore.commands.naica_evaluate import NOTE, tables  # noqa: E402
+from actstore.commands.naica.evaluate import NOTE, tables  # noqa: E402
+from actstore.display import terminal  # noqa: E402 - the checkout must be importable first
 from actstore.engine.attribution.attribute import attribute  # noqa: E402
-from actstore.engine.attribution.naica_evaluation import EvaluationSettings, evaluate_naica  # noqa: E402
-from actstore.engine.models import load_model  # noqa: E402
-from actstore.store.attributions import open_attributions  # noqa: E402
+from actstore.engine.models.load import load_model  # noqa: E402
+from actstore.engine.naica.evaluation import EvaluationSettings, evaluate_naica  # noqa: E402
+from actstore.store.capture.attributions import open_attributions  # noqa: E402
 from actstore.store.reader import Store  # noqa: E402
 from benchmarks.marked import rewrite  # noqa: E402
 

@@ -21,7 +21,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # loading a model draws a bar
 
 import torch  # noqa: E402
 
-from actstore import terminal  # noqa: E402
+from actstore.display import terminal  # noqa: E402
 from benchmarks import (  # noqa: E402 - the checkout must be importable first
     attribution,
     capture,

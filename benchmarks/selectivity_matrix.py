@@ -38,8 +38,12 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "demo")]
 from fact_questions import fill, read_relations  # noqa: E402 - the demo must be importable first
 from language_texts import read_held_out  # noqa: E402
 
-from actstore import terminal  # noqa: E402 - and the checkout
-from actstore.engine.attribution.mask_matrix import (  # noqa: E402
+from actstore.display import terminal  # noqa: E402 - and the checkout
+from actstore.engine.capture.api import capture  # noqa: E402
+from actstore.engine.inputs.corpus import read_corpus  # noqa: E402
+from actstore.engine.models.load import load_model  # noqa: E402
+from actstore.engine.models.tokenizer.load import TextTokenizer  # noqa: E402
+from actstore.engine.selectivity.mask_matrix import (  # noqa: E402
     MaskMatrix,
     MaskSettings,
     by_layer,
@@ -47,17 +51,13 @@ from actstore.engine.attribution.mask_matrix import (  # noqa: E402
     measure_masks,
     windows_of_corpus,
 )
-from actstore.engine.attribution.selectivity import SelectivitySettings, find_selectivity  # noqa: E402
-from actstore.engine.capture_run import capture  # noqa: E402
-from actstore.engine.corpus import read_corpus  # noqa: E402
-from actstore.engine.models import load_model  # noqa: E402
-from actstore.engine.tokens import TextTokenizer  # noqa: E402
+from actstore.engine.selectivity.selectivity import SelectivitySettings, find_selectivity  # noqa: E402
 from benchmarks.marked import rewrite  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from actstore.engine.attribution.selectivity import Selectivity
+    from actstore.engine.selectivity.selectivity import Selectivity
 
 DEMO: Final = HERE.parent / "demo"
 MAX_CHARACTERS: Final = 8_000

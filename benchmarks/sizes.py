@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actstore.engine.capture_run import capture
-from actstore.engine.run import RunOptions
+from actstore.engine.capture.api import capture
+from actstore.engine.capture.run import RunOptions
 from actstore.store import layout
 from benchmarks.graphs import MODEL, standard_library
 from benchmarks.marked import table

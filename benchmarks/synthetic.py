@@ -14,12 +14,13 @@ import numpy as np
 
 from actstore.kernels.pack.api import pack
 from actstore.kernels.pack.columns import Columns
-from actstore.store import layout, root
-from actstore.store.folder import Folder
-from actstore.store.plans import PlannedWindow, PlanWriter
-from actstore.store.records import CaptureRecord, LayerRecord, ModelRecord, PlanRecord
-from actstore.store.statistics import CaptureStatistics
-from actstore.store.writer import CaptureWriter, create_capture
+from actstore.store import layout
+from actstore.store.capture.plan import PlannedWindow, PlanWriter
+from actstore.store.capture.statistics import CaptureStatistics
+from actstore.store.capture.writer import CaptureWriter, create_capture
+from actstore.store.files.records import CaptureRecord, LayerRecord, ModelRecord, PlanRecord
+from actstore.store.model import root
+from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,6 @@ import typer
 from rich.progress import ProgressColumn
 from rich.text import Text
 
-from actstore import terminal
 from actstore.commands.options import (
     CaptureToMake,
     Device,
@@ -29,14 +28,15 @@ from actstore.commands.options import (
     given,
     parse_layers,
 )
-from actstore.reports import print_json, print_rows
-from actstore.wide_tables import folded_lists
+from actstore.display import terminal
+from actstore.display.reports import print_json, print_rows
+from actstore.display.wide_tables import folded_lists
 
 if TYPE_CHECKING:
     from rich.progress import Task
 
     from actstore.engine.attribution.attribute import AttributeReport
-    from actstore.store.attributions import Attributions
+    from actstore.store.capture.attributions import Attributions
 
 
 # Most options are the settings, or the options of the run, of the same name: `given` takes them from the context.
@@ -101,7 +101,7 @@ def attribute(
     from actstore.engine.attribution.attribute import AttributeReport
     from actstore.engine.attribution.attribute import attribute as run
     from actstore.engine.attribution.question_plan import AttributeSettings
-    from actstore.engine.run import RunOptions
+    from actstore.engine.capture.run import RunOptions
 
     report = AttributeReport()
     with AttributeBar(enabled=not quiet) as bar:

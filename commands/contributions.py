@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from actstore import terminal
 from actstore.commands.options import CaptureName, Json, K, PaperForm, Quiet, StorePath, as_rows
-from actstore.reports import print_json, token_list
+from actstore.display import terminal
+from actstore.display.reports import print_json, token_list
+from actstore.store.capture.overflow import overflow_sentences
 from actstore.store.errors import InvalidInputError
-from actstore.store.overflow import overflow_sentences
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
-    from actstore.store.contributions import Answer, Asked
-    from actstore.store.ranking import Ranked
-    from actstore.store.targets import Target
+    from actstore.engine.contributions.rank import Answer, Asked
+    from actstore.engine.contributions.ranking import Ranked
+    from actstore.engine.contributions.targets import Target
 
 
 def register(app: typer.Typer) -> None:
@@ -65,7 +65,7 @@ def contributions(
 
     Example: `actstore contributions gpt2.actstore --target " Paris" -k 10`
     """
-    from actstore.store.contributions import Asked, rank_contributions  # only here: it loads torch
+    from actstore.engine.contributions.rank import Asked, rank_contributions  # only here: it loads torch
 
     opened = Store(store)
     if fill_top_tokens:
@@ -93,8 +93,8 @@ def contributions(
 
 
 def _fill(store: str, quiet: bool) -> None:
-    from actstore.store.folder import Folder
-    from actstore.store.top_tokens import fill_top_tokens
+    from actstore.engine.contributions.top_tokens import fill_top_tokens
+    from actstore.store.storage.folder import Folder
 
     with terminal.counting_bar("layers", enabled=not quiet) as advance:
         n_neurons = fill_top_tokens(Folder(store, read_only=False), advance)
@@ -103,7 +103,7 @@ def _fill(store: str, quiet: bool) -> None:
 
 def _describe(store: Store, answer: Answer, asked: Asked) -> dict[str, Any]:
     """One target: `target`, `neurons`, with `labels` by label; several: `targets`, the same for each."""
-    from actstore.store.predictions import activations_at
+    from actstore.engine.contributions.next_tokens import activations_at
 
     every: list[dict[str, Any]] = []
     for target, labels in _by_target(answer):
@@ -146,8 +146,8 @@ def _by_target(answer: Answer) -> list[tuple[Target | None, dict[str | None, Ran
 
 
 def _print(store: Store, answer: Answer, asked: Asked) -> None:
-    from actstore.store.predictions import activations_at
-    from actstore.store.top_tokens import texts_of
+    from actstore.engine.contributions.next_tokens import activations_at
+    from actstore.engine.contributions.top_tokens import texts_of
 
     for number, (target, labels) in enumerate(_by_target(answer)):
         for label, found in labels.items():

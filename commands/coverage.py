@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from actstore import terminal
 from actstore.commands.options import (
     By,
     CaptureName,
@@ -22,16 +21,17 @@ from actstore.commands.options import (
     family,
     parse_layers,
 )
-from actstore.reports import print_json
+from actstore.display import terminal
+from actstore.display.reports import print_json
+from actstore.display.wide_tables import fitted_table
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
-from actstore.wide_tables import fitted_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from actstore.engine.attribution.coverage import Coverage, Covered
-    from actstore.engine.attribution.probe import Probe
+    from actstore.engine.coverage.criteria import Coverage, Covered
+    from actstore.engine.coverage.probe import Probe
     from actstore.store.reader import Capture
 
 group = family(
@@ -86,9 +86,9 @@ def show(
 
     Example: `actstore coverage gpt2.actstore --capture prompts --reference corpus --by kind`
     """
-    from actstore.engine.attribution.coverage import CRITERIA, RANGED, CoverageSettings, measure_coverage
-    from actstore.engine.attribution.coverage_file import merge_coverages, read_coverage, write_coverage
-    from actstore.engine.attribution.positions import warnings_of
+    from actstore.engine.coverage.criteria import CRITERIA, RANGED, CoverageSettings, measure_coverage
+    from actstore.engine.coverage.files import merge_coverages, read_coverage, write_coverage
+    from actstore.store.capture.positions import warnings_of
 
     opened = Store(store)
     held = opened.capture(capture)
@@ -136,7 +136,7 @@ def _few(found: Mapping[str, Coverage], by: str | None) -> list[str]:
 
 def _together(found: dict[str, Coverage]) -> Coverage:
     """One coverage of all populations; the only one as it is."""
-    from actstore.engine.attribution.coverage import Coverage
+    from actstore.engine.coverage.criteria import Coverage
 
     populations = list(found.values())
     if len(populations) == 1:
@@ -219,7 +219,7 @@ def probe(
 
     Example: `actstore coverage probe prompts.actstore --by kind --positive jailbreak`
     """
-    from actstore.engine.attribution.probe import ProbeSettings, probe_capture
+    from actstore.engine.coverage.probe import ProbeSettings, probe_capture
 
     held = Store(store).capture(capture)
     settings = ProbeSettings(ridge, test_share, seed, site, parse_layers(layers))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from actstore import terminal
 from actstore.commands.options import Json, ModelName, Quiet, TrustRemoteCode  # noqa: TC001  (Typer reads them)
-from actstore.reports import describe_model, print_json
+from actstore.display import terminal
+from actstore.display.reports import describe_model, print_json
 
 if TYPE_CHECKING:
     import typer
@@ -25,7 +25,7 @@ def inspect(
     Example: `actstore inspect gpt2`
     """
     with terminal.spinner(f"looking at {model}", enabled=not quiet):
-        from actstore.engine.models import inspect_model  # takes longer to load than most models to inspect
+        from actstore.engine.models.load import inspect_model  # takes longer to load than most models to inspect
 
         spec = inspect_model(model, trust_remote_code=trust_remote_code)
     value = describe_model(spec)

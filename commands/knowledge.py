@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from actstore import terminal
 from actstore.commands.options import Attribution, Json, QuestionsName, Quiet, Rows, StorePath  # noqa: TC001  (Typer reads them)
-from actstore.reports import print_json, print_rows
-from actstore.store.attributions import open_attributions
+from actstore.display import terminal
+from actstore.display.reports import print_json, print_rows
+from actstore.display.wide_tables import folded_lists
+from actstore.store.capture.attributions import open_attributions
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
-from actstore.wide_tables import folded_lists
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from actstore.engine.attribution.knowledge import Refinement
-    from actstore.store.attributions import Attributions
+    from actstore.engine.naica.knowledge import Refinement
+    from actstore.store.capture.attributions import Attributions
 
 SHOWN_NEURONS = 8
 
@@ -39,7 +39,7 @@ def knowledge(
 
     Example: `actstore knowledge gpt2.actstore --at-most 10`
     """
-    from actstore.engine.attribution.knowledge import Refinement
+    from actstore.engine.naica.knowledge import Refinement
 
     try:
         refinement = Refinement(keep=keep, share=share, at_least=at_least, at_most=at_most)
@@ -71,7 +71,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _rows(attributions: Attributions, kind: str, refinement: Refinement) -> Iterator[dict[str, Any]]:
-    from actstore.engine.attribution.stored_knowledge import each_knowledge_neurons
+    from actstore.engine.naica.stored_knowledge import each_knowledge_neurons
 
     queries = attributions.queries.select(["query", "correct"]).to_pylist()
     for row, found in each_knowledge_neurons(attributions, refinement, kind):

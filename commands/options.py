@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from actstore import terminal
+from actstore.display import terminal
 from actstore.store.errors import InvalidInputError
 from actstore.store.neuron import parse_neuron
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from actstore.engine.models import LoadedModel
+    from actstore.engine.models.load import LoadedModel
     from actstore.store.reader import Capture
 
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="A folder written by `actstore capture`.")]
@@ -168,7 +168,7 @@ def given(ctx: typer.Context, kind: Any) -> dict[str, Any]:
 
 def load(model: str, *, device: str, trust_remote_code: bool, quiet: bool, dtype: str = "auto") -> LoadedModel:
     """The model that a command runs, loaded while the terminal says so."""
-    from actstore.engine.models import load_model
+    from actstore.engine.models.load import load_model
 
     with terminal.spinner(f"loading {model}", enabled=not quiet):
         return load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import pyarrow as pa
 import typer
 
-from actstore import terminal
 from actstore.commands.options import (
     CaptureName,
     Json,
@@ -24,11 +23,12 @@ from actstore.commands.options import (
     chosen_neurons,
     parse_layers,
 )
-from actstore.reports import print_json, print_neuron, print_rows
+from actstore.display import terminal
+from actstore.display.reports import print_json, print_neuron, print_rows
+from actstore.display.wide_tables import fitted_table
+from actstore.store.capture.overflow import overflow_sentences
 from actstore.store.errors import InvalidInputError
-from actstore.store.overflow import overflow_sentences
 from actstore.store.reader import Store
-from actstore.wide_tables import fitted_table
 
 if TYPE_CHECKING:
     from actstore.store.reader import Capture

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import actstore
-from actstore import terminal
-from actstore.reports import print_neuron
+from actstore.display import terminal
+from actstore.display.reports import print_neuron
 
 if TYPE_CHECKING:
     from actstore.store.reader import Capture

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 GIVEN = {
     "What a store gives": (
-        "actstore.store.attributions.Attributions",
-        "actstore.store.contributions.Asked",
-        "actstore.store.contributions.Answer",
+        "actstore.store.capture.attributions.Attributions",
+        "actstore.engine.contributions.rank.Asked",
+        "actstore.engine.contributions.rank.Answer",
     ),
     "What a capture is asked for": (
-        "actstore.engine.settings.CaptureSettings",
-        "actstore.engine.settings.ImageSettings",
+        "actstore.engine.capture.settings.CaptureSettings",
+        "actstore.engine.capture.settings.ImageSettings",
         "actstore.engine.attribution.question_plan.AttributeSettings",
     ),
 }

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
-from actstore.store.folder import Folder
+from actstore.store.files.records import Record, check_seal, sealed
+from actstore.store.files.shards import checksum
 from actstore.store.layout import edits_key
-from actstore.store.records import Record, check_seal, sealed
-from actstore.store.shards import checksum
+from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

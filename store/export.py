@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actstore.store.errors import InvalidInputError
-from actstore.store.replacing import check_room, replacing
+from actstore.store.storage.atomic import check_room, replacing
 from actstore.store.token_tables import TokenTable, companion_of
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import pyarrow as pa
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES
 from actstore.store import views
 from actstore.store.arguments import argument
+from actstore.store.capture.patches import patch_texts
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SPECIAL
-from actstore.store.patches import patch_texts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

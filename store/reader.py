@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from actstore.store import layout, root, views
+from actstore.store import layout, views
 from actstore.store.arguments import argument, given_fields
-from actstore.store.capture import Capture, read_capture
-from actstore.store.catalog import run_sql
+from actstore.store.capture.reader import Capture, read_capture
 from actstore.store.errors import InvalidInputError, NotFoundError
-from actstore.store.folder import Folder
+from actstore.store.model import root
 from actstore.store.neuron import Neuron, parse_neuron
+from actstore.store.sql import run_sql
+from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from actstore.store.graphs import Graphs, NeuronGraph
-    from actstore.store.records import ModelRecord
+    from actstore.store.files.records import ModelRecord
+    from actstore.store.graphs.reader import Graphs, NeuronGraph
 
 __all__ = ["Capture", "Store", "read_capture"]
 
@@ -108,7 +109,7 @@ class Store:
 
         >>> store.contributions(" Paris", k=50)
         """
-        from actstore.store.contributions import Asked, rank_contributions  # only here: it loads torch
+        from actstore.engine.contributions.rank import Asked, rank_contributions  # only here: it loads torch
 
         wanted = argument("target", target, str | int | Sequence[str | int] | None)
         targets = () if wanted is None else wanted if isinstance(wanted, tuple) else (wanted,)
@@ -116,7 +117,7 @@ class Store:
 
     def graph(self, layer: int | str, neuron: int | None = None, name: str = "graphs") -> NeuronGraph:
         """The graph of a neuron, of those that `actstore graph build` made as `name`: `store.graph(3, 17)`."""
-        from actstore.store.graphs import Graphs  # only here: it loads the compiler
+        from actstore.store.graphs.reader import Graphs  # only here: it loads the compiler
 
         name = argument("name", name, str)
         found = self.neuron(layer, neuron)

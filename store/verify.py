@@ -13,13 +13,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from actstore.store.answers import damaged_answers, has_attributions
-from actstore.store.arrays import BlockArray
-from actstore.store.commits import damaged_files, damaged_shards
+from actstore.store.capture.answers import damaged_answers, has_attributions
+from actstore.store.capture.commits import damaged_files, damaged_shards
+from actstore.store.capture.patches import patches_sha256
+from actstore.store.capture.requests import has_requests, read_requests
+from actstore.store.capture.statistics import (
+    CaptureStatistics,
+    neuron_table,
+    read_block_statistics,
+    sum_statistics,
+)
+from actstore.store.capture.writer import block_arrays
 from actstore.store.edits import edit_names
 from actstore.store.edits import read_record as read_edit_record
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.graph_record import read_record
+from actstore.store.files.arrays import BlockArray
+from actstore.store.files.checksums import check_seals
+from actstore.store.graphs.record import read_record
 from actstore.store.layout import (
     GATE_SIGN,
     TOKENIZER_KEY,
@@ -30,23 +40,13 @@ from actstore.store.layout import (
     table_key,
     weights_key,
 )
-from actstore.store.patches import patches_sha256
-from actstore.store.requests import has_requests, read_requests
-from actstore.store.root import read_neurons, read_root, read_tokenizer, read_vocabulary
-from actstore.store.seals import check_seals
-from actstore.store.statistics import (
-    CaptureStatistics,
-    neuron_table,
-    read_block_statistics,
-    sum_statistics,
-)
-from actstore.store.writer import block_arrays
+from actstore.store.model.root import read_neurons, read_root, read_tokenizer, read_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from actstore.store.folder import Folder
     from actstore.store.reader import Capture
+    from actstore.store.storage.folder import Folder
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from actstore.store.graphs.graph import NeuronGraph
     from actstore.store.neuron import Neuron
-    from actstore.store.neuron_graph import NeuronGraph
     from actstore.store.reader import Capture, Store
 
 

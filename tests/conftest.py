@@ -114,7 +114,7 @@ class Result(NamedTuple):
 @pytest.fixture
 def table_widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of every table that a command makes, the width that its longest line needs."""
-    from actstore import terminal
+    from actstore.display import terminal
 
     widths: list[int] = []
     make, console = terminal.table, terminal.Screen(width=1 << 16)
@@ -137,7 +137,7 @@ def cli(
     Every table fits into 120 columns but those of `sql`, whose columns are the user's.
     """
     from actstore import cli as command_line
-    from actstore import progress_log
+    from actstore.display import progress_log
 
     # However busy the machine is, what a command says does not depend on how long it took.
     monkeypatch.setattr(progress_log, "INTERVAL_S", 1e6)

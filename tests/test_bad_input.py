@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
 
 import actstore
-from actstore.engine.progress import CaptureProgress
-from actstore.store.folder import Folder, KeyWriter
-from actstore.store.lock import own
+from actstore.engine.capture.progress import CaptureProgress
+from actstore.store.storage.folder import Folder, KeyWriter
+from actstore.store.storage.lock import own
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ def snapshot(root: Path) -> dict[str, bytes]:
 def whole(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished store, to be copied."""
     target = tmp_path_factory.mktemp("whole") / "store"
-    options = actstore.engine.capture_run.RunOptions(memory=32_000)
+    options = actstore.engine.capture.api.RunOptions(memory=32_000)
     actstore.capture(str(tiny_model), corpus, target, options=options, context=16, max_tokens=600)
     return target
 
@@ -78,7 +78,7 @@ def begun(tiny_model: Path, corpus: Path, tmp_path: Path) -> Path:
             if not self.n:
                 raise KeyboardInterrupt
 
-    options = actstore.engine.capture_run.RunOptions(memory=32_000)
+    options = actstore.engine.capture.api.RunOptions(memory=32_000)
     with pytest.raises(actstore.store.errors.CaptureError):
         actstore.capture(
             str(tiny_model), corpus, tmp_path / "store", options=options, progress=Stop(), context=16, max_tokens=600

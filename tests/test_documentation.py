@@ -21,15 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import planted_stores
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import actstore
-
-sys.path.insert(0, str(Path(__file__).parent / "store"))  # importlib mode leaves support modules off the path
-import planted_stores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -274,7 +272,7 @@ def example_reader() -> dict[str, Any]:
     [("exact", "float32"), ("exact", "bfloat16"), ("half", "float32"), ("int8", "bfloat16"), ("sparse", "float32")],
 )
 def test_the_example_reader_reads_what_actstore_reads(workplace: Path, precision: str, dtype: str) -> None:
-    options = actstore.engine.run.RunOptions(dtype=dtype)
+    options = actstore.engine.capture.run.RunOptions(dtype=dtype)
     capture = actstore.capture(
         "Qwen/Qwen3-0.6B", "corpus.jsonl", "s.actstore", options=options, precision=precision, max_tokens=3000
     )

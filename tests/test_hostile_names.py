@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from actstore import terminal
+from actstore.display import terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ SHOWN = "n[/a][bold]␛]0;x␇\ufffd31m"
 @pytest.fixture(scope="module")
 def hostile(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """Model, corpus and store: folders, files, label values and tokens have such names."""
-    from actstore.engine.capture_run import capture
+    from actstore.engine.capture.api import capture
 
     folder = tmp_path_factory.mktemp("hostile")
     model, corpus, store = folder / f"model {NAME}", folder / f"corpus {NAME}.jsonl", folder / f"store {NAME}"

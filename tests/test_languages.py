@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from actstore.engine.models import load_model
-from actstore.engine.tokens import TextTokenizer
+from actstore.engine.models.load import load_model
+from actstore.engine.models.tokenizer.load import TextTokenizer
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 FOLDER = DEMO / "language-llama"

@@ -12,21 +12,19 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_vision import tiny_vision_model
 
 import actstore
 
-sys.path.insert(0, str(Path(__file__).parent / "engine"))  # importlib mode leaves support modules off the path
-from tiny_vision import tiny_vision_model
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 WITHOUT = ("transformers", "tokenizers", "datasets", "accelerate")
 LAUNCH = """

@@ -10,34 +10,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from actstore.engine.attribution.filler import AttributionFiller
+from actstore.engine.attribution.block_filler import AttributionFiller
 from actstore.engine.attribution.question_plan import AttributeReport, AttributeSettings, QuestionPlanner
-from actstore.engine.identity import check_model, fingerprint_of
-from actstore.engine.packing import staged_arrays
-from actstore.engine.progress import CaptureProgress
-from actstore.engine.questions import fingerprint, read_questions
-from actstore.engine.run import Run, RunOptions, check_options, check_target
-from actstore.engine.sources import ModelSource
-from actstore.store import root
-from actstore.store.answers import write_answers
+from actstore.engine.capture.packing import staged_arrays
+from actstore.engine.capture.progress import CaptureProgress
+from actstore.engine.capture.run import Run, RunOptions, check_options, check_target
+from actstore.engine.inputs.questions import fingerprint, read_questions
+from actstore.engine.models.fingerprint import check_model, fingerprint_of
+from actstore.engine.models.sources import ModelSource
 from actstore.store.arguments import argument, given_fields
-from actstore.store.attributions import GRADIENT, IG, Attributions
+from actstore.store.capture.answers import write_answers
+from actstore.store.capture.attributions import GRADIENT, IG, Attributions
+from actstore.store.capture.plan import Plan
 from actstore.store.errors import InvalidInputError
-from actstore.store.folder import Folder
-from actstore.store.plans import Plan
+from actstore.store.files.records import CaptureRecord
+from actstore.store.model import root
 from actstore.store.reader import Store
-from actstore.store.records import CaptureRecord
+from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from actstore.engine.in_memory import ModelInput
-    from actstore.engine.layers import ModelSpec
-    from actstore.engine.models import LoadedModel
-    from actstore.engine.tokens import TextTokenizer
-    from actstore.store.statistics import CaptureStatistics
-    from actstore.store.writer import CaptureWriter
+    from actstore.engine.models.in_memory import ModelInput
+    from actstore.engine.models.layers import ModelSpec
+    from actstore.engine.models.load import LoadedModel
+    from actstore.engine.models.tokenizer.load import TextTokenizer
+    from actstore.store.capture.statistics import CaptureStatistics
+    from actstore.store.capture.writer import CaptureWriter
 
 __all__ = ["AttributeReport", "AttributeSettings", "attribute"]
 

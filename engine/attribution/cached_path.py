@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from actstore.engine.attribution.patching import (
+from actstore.engine.models.cache import cache_argument, keeping
+from actstore.engine.models.patching import (
     Place,
     Rows,
     Sums,
@@ -33,14 +34,13 @@ from actstore.engine.attribution.patching import (
     split_rows,
     tolerance,
 )
-from actstore.engine.cache import cache_argument, keeping
-from actstore.engine.sites import as_rows
+from actstore.engine.models.sites import as_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from actstore.engine.attribution.patching import Hook
-    from actstore.engine.models import LoadedModel
+    from actstore.engine.models.load import LoadedModel
+    from actstore.engine.models.patching import Hook
 
 PROBE_TOKENS = 8
 """Length of the window on which a model is proved causal."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from actstore.engine import families
-from actstore.engine.attribution.patching import (
+from actstore.engine.models import families
+from actstore.engine.models.patching import (
     Place,
     Sums,
     at_position,
@@ -29,8 +29,8 @@ from actstore.store.errors import InvalidInputError, ModelError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from actstore.engine.attribution.patching import Hook
-    from actstore.engine.models import LoadedModel
+    from actstore.engine.models.load import LoadedModel
+    from actstore.engine.models.patching import Hook
 
 
 class FullPath:

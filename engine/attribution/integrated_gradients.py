@@ -20,7 +20,7 @@ import torch
 
 from actstore.engine.attribution.cached_path import CannotCacheError, cached_sums
 from actstore.engine.attribution.full_path import FullPath
-from actstore.engine.attribution.patching import places_of, weights_without_gradients
+from actstore.engine.models.patching import places_of, weights_without_gradients
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from actstore.engine.attribution.patching import Place, Sums
-    from actstore.engine.models import LoadedModel
+    from actstore.engine.models.load import LoadedModel
+    from actstore.engine.models.patching import Place, Sums
 
 PATHS = ("auto", "cached", "full")
 

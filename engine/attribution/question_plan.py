@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from actstore.engine.attribution.letters import PromptTokenizer, TooLong
-from actstore.engine.plan_labels import MAX_LABELS_PER_COLUMN, Labels
-from actstore.engine.questions import Query, QuestionOptions, fingerprint, read_questions
+from actstore.engine.attribution.option_tokens import PromptTokenizer, TooLong
+from actstore.engine.capture.plan_labels import MAX_LABELS_PER_COLUMN, Labels
+from actstore.engine.inputs.questions import Query, QuestionOptions, fingerprint, read_questions
 from actstore.store.arguments import Typed
+from actstore.store.capture.plan import PlannedWindow, PlanWriter
 from actstore.store.errors import InvalidInputError
+from actstore.store.files.records import PlanRecord
 from actstore.store.layout import TEXT
-from actstore.store.plans import PlannedWindow, PlanWriter
-from actstore.store.records import PlanRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from actstore.engine.attribution.letters import TokenisedPrompt
-    from actstore.engine.layers import ModelSpec
-    from actstore.engine.progress import CaptureProgress
-    from actstore.engine.tokens import TextTokenizer
-    from actstore.store.folder import Folder
+    from actstore.engine.attribution.option_tokens import TokenisedPrompt
+    from actstore.engine.capture.progress import CaptureProgress
+    from actstore.engine.models.layers import ModelSpec
+    from actstore.engine.models.tokenizer.load import TextTokenizer
+    from actstore.store.storage.folder import Folder
 
 BLOCK_PROMPTS: Final = 64
 """Prompts a block: what a run that is killed has to do again, at most."""

@@ -21,7 +21,7 @@ from actstore.engine.edit.settings import FORMS
 from actstore.engine.edit.specification import Specification
 from actstore.engine.edit.weights import edited
 from actstore.engine.edit.words import Exchange, find_exchange
-from actstore.engine.identity import check_model, fingerprint_of
+from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 

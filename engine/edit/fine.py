@@ -15,12 +15,12 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional
 
-from actstore.engine.attribution.patching import weights_without_gradients
 from actstore.engine.edit.settings import FineSettings
 from actstore.engine.edit.weights import check_editable
-from actstore.engine.intervene import intervened
+from actstore.engine.models.intervene import intervened
+from actstore.engine.models.patching import weights_without_gradients
 from actstore.store.errors import InvalidInputError
-from actstore.store.weights import final_norm_of
+from actstore.store.model.weights import final_norm_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

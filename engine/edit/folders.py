@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from actstore.engine.edit.weights import EditedModel
-from actstore.engine.models import load_model
+from actstore.engine.models.load import load_model
 from actstore.store.edits import Edit, RowPair
 from actstore.store.errors import InvalidInputError
-from actstore.store.replacing import check_room
+from actstore.store.storage.atomic import check_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from actstore.engine.models import LoadedModel
+    from actstore.engine.models.load import LoadedModel
     from actstore.store.edits import EditedRows
 
 DTYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from actstore.engine.contributions.next_tokens import Place, find_slot
 from actstore.engine.edit.passes import Passes
 from actstore.engine.edit.specification import Specification, check_neurons
-from actstore.engine.intervene import intervened
+from actstore.engine.models.intervene import intervened
 from actstore.store.errors import InvalidInputError, NotFoundError
-from actstore.store.predictions import Place, find_slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from actstore.engine.edit.specification import Operation
-    from actstore.engine.intervene import Change
-    from actstore.engine.models import LoadedModel
+    from actstore.engine.models.intervene import Change
+    from actstore.engine.models.load import LoadedModel
     from actstore.store.reader import Capture, Store
 
 

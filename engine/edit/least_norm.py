@@ -31,7 +31,7 @@ from actstore.engine.edit.settings import LeastNormSettings
 from actstore.engine.edit.words import find_exchange, single
 from actstore.store.edits import RowPair
 from actstore.store.errors import InvalidInputError
-from actstore.store.weights import read_rows
+from actstore.store.model.weights import read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

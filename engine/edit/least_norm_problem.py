@@ -15,7 +15,7 @@ import torch
 
 from actstore.engine.edit.stream import Stream
 from actstore.store.errors import InvalidInputError
-from actstore.store.weights import read_weights
+from actstore.store.model.weights import read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

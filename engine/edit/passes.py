@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from actstore.engine.cache import past_length
+from actstore.engine.models.cache import past_length
 from actstore.store.errors import InvalidInputError, ModelError
 
 if TYPE_CHECKING:

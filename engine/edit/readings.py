@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actstore.engine.checkpoints import load_config
-from actstore.engine.tokens import TextTokenizer
+from actstore.engine.models.checkpoints import load_config
+from actstore.engine.models.tokenizer.load import TextTokenizer
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actstore.engine.models import LoadedModel
-    from actstore.engine.vision import VisionProcessor
+    from actstore.engine.models.load import LoadedModel
+    from actstore.engine.models.vision.inputs import VisionProcessor
     from actstore.store.reader import Capture
 
 BATCH_TOKENS: Final = 4096
@@ -66,7 +66,7 @@ class Reader:
         """With the tokenizer or processor saved beside a model."""
         config = load_config(name_or_path, trust_remote_code=trust_remote_code)
         if hasattr(config, "vision_config"):
-            from actstore.engine.vision import VisionProcessor
+            from actstore.engine.models.vision.inputs import VisionProcessor
 
             processor = VisionProcessor.load(name_or_path, config, trust_remote_code=trust_remote_code)
             return cls(model, processor.tokenizer, processor)

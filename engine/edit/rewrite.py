@@ -15,10 +15,10 @@ from actstore.engine.edit.least_norm import find_neurons, least_norm
 from actstore.engine.edit.rows import make_edit
 from actstore.engine.edit.settings import FORMS, FineSettings, LeastNormSettings, RewriteSettings
 from actstore.engine.edit.words import find_exchange, single
-from actstore.engine.identity import check_model, fingerprint_of
+from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.store.edits import RowPair
 from actstore.store.errors import InvalidInputError
-from actstore.store.weights import read_rows
+from actstore.store.model.weights import read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -107,7 +107,7 @@ def neurons_of(edit: Edit) -> dict[int, list[int]]:
 
 def with_random_neurons(settings: RewriteSettings, edit: Edit, widths: Mapping[int, int], seed: int) -> RewriteSettings:
     """The settings of an edit with as many random neurons in the same layers, none of them the edit's."""
-    from actstore.engine.attribution.activation_patching import random_neurons  # only here: it loads transformers
+    from actstore.engine.change.activation_patching import random_neurons  # only here: it loads transformers
 
     chosen = {layer: np.array(neurons) for layer, neurons in neurons_of(edit).items()}
     drawn = random_neurons(chosen, {layer: widths[layer] for layer in chosen}, np.random.default_rng([seed, 7]))

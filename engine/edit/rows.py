@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from actstore.store import root
 from actstore.store.edits import Edit, EditedRows, EditRecord, RowPair, row_digest
 from actstore.store.errors import InvalidInputError
+from actstore.store.model import root
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from actstore.store.records import ModelRecord
+    from actstore.store.files.records import ModelRecord
 
 
 def make_edit(

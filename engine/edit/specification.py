@@ -15,8 +15,8 @@ import numpy as np
 from actstore.engine.edit.passes import check_positions
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
+from actstore.store.files.records import Record
 from actstore.store.neuron import parse_neuron
-from actstore.store.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

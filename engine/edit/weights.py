@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from actstore.engine.edit.specification import check_neurons
-from actstore.engine.identity import fingerprint_of
+from actstore.engine.models.fingerprint import fingerprint_of
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from actstore.engine.models import LoadedModel
+    from actstore.engine.models.load import LoadedModel
     from actstore.store.edits import Edit
 
 

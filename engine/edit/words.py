@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actstore.store.cutting import Cutter
+from actstore.engine.contributions.targets import find_target
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import GENERATED
-from actstore.store.targets import find_target
+from actstore.store.model.tokenizer import Cutter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from actstore.store.plans import BlockPlan
+    from actstore.store.capture.plan import BlockPlan
     from actstore.store.reader import Capture, Store
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actstore.store.plans import BlockPlan
+    from actstore.store.capture.plan import BlockPlan
     from actstore.store.reader import Capture, Store
 
 

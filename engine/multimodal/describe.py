@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actstore.store.top_tokens import texts_of
+from actstore.engine.contributions.top_tokens import texts_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

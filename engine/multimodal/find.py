@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.engine.multimodal.captions import Caption
+    from actstore.store.files.records import ModelRecord
     from actstore.store.reader import Capture
-    from actstore.store.records import ModelRecord
 
 FORMS: Final = {"post": "mlp.post", "gate": "mlp.gate"}
 """What stands for a neuron's activation: A_post, which its write vector is multiplied with; A_gate, as in the paper's code."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from actstore.engine.attribution.patching import hooked, places_of, weights_without_gradients
+from actstore.engine.models.patching import hooked, places_of, weights_without_gradients
 from actstore.kernels.top_k.api import TopK, top_k
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from actstore.engine.attribution.patching import Hook, Place
+    from actstore.engine.models.patching import Hook, Place
     from actstore.engine.multimodal.find import Multimodal
     from actstore.engine.multimodal.replay import Replay
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from actstore.engine.attribution.patching import places_of
+from actstore.engine.models.patching import places_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from torch import Tensor
 
-    from actstore.engine.models import LoadedModel
+    from actstore.engine.models.load import LoadedModel
 
     Neurons = Sequence[tuple[int, int]]
 

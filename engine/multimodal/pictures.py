@@ -13,7 +13,7 @@ import numpy as np
 
 from actstore.engine.multimodal.patch_maps import PERCENTILE, mask_of
 from actstore.store.errors import InvalidInputError
-from actstore.store.replacing import replacing
+from actstore.store.storage.atomic import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,8 +16,8 @@ import numpy as np
 
 from actstore.engine.multimodal.concepts import concepts
 from actstore.store.errors import InvalidInputError
-from actstore.store.root import read_neurons
-from actstore.store.weights import read_weights
+from actstore.store.model.root import read_neurons
+from actstore.store.model.weights import read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

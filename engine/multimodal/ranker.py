@@ -13,7 +13,7 @@ import numpy as np
 from actstore.kernels.contribution.api import Targets, contribution
 from actstore.kernels.top_k.api import TopK, top_k
 from actstore.store.layout import decode_values
-from actstore.store.weights import FinalNorm, read_final_norm, read_rows, read_weights
+from actstore.store.model.weights import FinalNorm, read_final_norm, read_rows, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable

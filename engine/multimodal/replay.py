@@ -8,8 +8,8 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from actstore.engine.generate import GenerationSettings, generate
-from actstore.engine.identity import check_model, fingerprint_of
+from actstore.engine.models.fingerprint import check_model, fingerprint_of
+from actstore.engine.models.generate import GenerationSettings, generate
 from actstore.engine.multimodal.captions import special_tokens
 from actstore.engine.multimodal.pictures import find_image
 from actstore.store.errors import InvalidInputError
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from actstore.engine.models import LoadedModel
+    from actstore.engine.models.load import LoadedModel
+    from actstore.engine.models.vision.inputs import EncodedPrompt, VisionProcessor
     from actstore.engine.multimodal.captions import Caption
-    from actstore.engine.vision import EncodedPrompt, VisionProcessor
     from actstore.store.reader import Capture
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from actstore.engine.image_tables import read_rows
-from actstore.engine.images import LISTS
+from actstore.engine.inputs.image_tables import read_rows
+from actstore.engine.inputs.images import LISTS
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from actstore.engine.attribution.knowledge import Refinement, knowledge_neurons
-from actstore.engine.attribution.stored_knowledge import knowledge_neurons_of
-from actstore.store.attributions import Attributions
+from actstore.engine.naica.knowledge import Refinement, knowledge_neurons
+from actstore.engine.naica.stored_knowledge import knowledge_neurons_of
+from actstore.store.capture.attributions import Attributions
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:

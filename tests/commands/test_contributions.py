@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
-from actstore import terminal
-from actstore.engine.capture_run import RunOptions, capture
+from actstore.display import terminal
+from actstore.engine.capture.api import RunOptions, capture
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from actstore.engine.capture_run import RunOptions, capture
+from actstore.engine.capture.api import RunOptions, capture
 
 if TYPE_CHECKING:
     from collections.abc import Callable

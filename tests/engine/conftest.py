@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from actstore.engine import capture_run, corpus_run
+from actstore.engine.capture import api as capture_run
+from actstore.engine.capture import corpus_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,13 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_values import FORMATS, NAN_BITS, Batch, batches, make_columns
 
 from actstore.kernels.floats import cast, decode
 from actstore.kernels.pack import naive
 from actstore.kernels.pack.api import Columns, Statistics, pack, pack_signs
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
-from made import FORMATS, NAN_BITS, Batch, batches, make_columns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

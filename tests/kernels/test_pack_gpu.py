@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,14 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_values import FORMATS, NAN_BITS, Batch, batches, make_columns
 
 from actstore.kernels.floats import decode, encode
 from actstore.kernels.pack import api, naive
 from actstore.kernels.pack.columns import Columns
 from actstore.kernels.pack.statistics import Statistics
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
-from made import FORMATS, NAN_BITS, Batch, batches, make_columns
 
 gpu = pytest.importorskip("actstore.kernels.pack.gpu", exc_type=ImportError)
 gpu_columns = pytest.importorskip("actstore.kernels.pack.gpu_columns", exc_type=ImportError)

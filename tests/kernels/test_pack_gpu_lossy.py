@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_values import FORMATS, blocks
 
 from actstore.kernels.floats import encode
 from actstore.kernels.pack import api, naive
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
-from made import FORMATS, blocks
 
 gpu_lossy = pytest.importorskip("actstore.kernels.pack.gpu_lossy", exc_type=ImportError)
 

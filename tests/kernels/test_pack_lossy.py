@@ -1,22 +1,18 @@
 """`quantise` and `sparsify`: what is lost is bounded, and the bound is the one recorded."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_values import FORMATS, blocks
 from numpy.typing import NDArray
 
 from actstore.kernels.floats import decode, encode
 from actstore.kernels.pack import naive
 from actstore.kernels.pack.api import quantise, sparsify
 from actstore.kernels.pack.steps import decode as decode_steps
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
-from made import FORMATS, blocks
 
 SLOTS = [0, 1, 2, 31, 300]
 

@@ -1,20 +1,16 @@
 """`top_k` against its specification, and what makes it safe to merge."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_values import FORMATS, make_values
 
 from actstore.kernels.floats import encode
 from actstore.kernels.top_k import naive
 from actstore.kernels.top_k.api import TopK, merge, top_k
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
-from made import FORMATS, make_values
 
 
 def assert_equal(found: TopK, expected: TopK) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_values import FORMATS, make_values
 
 from actstore.kernels.floats import encode
 from actstore.kernels.top_k import api, naive
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
-from made import FORMATS, make_values
 
 gpu = pytest.importorskip("actstore.kernels.top_k.gpu", exc_type=ImportError)
 

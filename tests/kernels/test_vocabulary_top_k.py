@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,14 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_values import FORMATS, make_weights
 
 from actstore.kernels.contribution import products
 from actstore.kernels.floats import decode, encode
 from actstore.kernels.vocabulary_top_k import naive
 from actstore.kernels.vocabulary_top_k.api import VocabularyTopK, vocabulary_top_k
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
-from made import FORMATS, make_weights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_values import FORMATS, make_weights
 
 from actstore.kernels.vocabulary_top_k import api, naive
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
-from made import FORMATS, make_weights
 
 gpu = pytest.importorskip("actstore.kernels.vocabulary_top_k.gpu", exc_type=ImportError)
 

@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import planted_stores
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from actstore.kernels.suffix_trie.api import Nodes
-from actstore.store.answers import ANSWERS, write_answers
+from actstore.store.capture.answers import ANSWERS, write_answers
+from actstore.store.capture.patches import PATCHES, PatchesWriter
+from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
+from actstore.store.capture.statistics import RunningStatistics, write_finished
+from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.edits import Edit, EditedRows, EditRecord, RowPair, row_digest, write_edit
-from actstore.store.folder import Folder
-from actstore.store.graph_writer import GraphRecord, GraphWriter
+from actstore.store.files.records import PlanRecord
+from actstore.store.graphs.writer import GraphRecord, GraphWriter
 from actstore.store.layout import IMAGE, block_answers_key
-from actstore.store.patches import PATCHES, PatchesWriter
-from actstore.store.plans import Plan, PlannedWindow, PlanWriter
+from actstore.store.model.root import read_root, write_root, write_tokenizer
+from actstore.store.model.weights import write_weights
 from actstore.store.reader import Store
-from actstore.store.records import PlanRecord
-from actstore.store.root import read_root, write_root, write_tokenizer
-from actstore.store.statistics import RunningStatistics, write_finished
-from actstore.store.weights import write_weights
-from actstore.store.writer import CaptureWriter, create_capture
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "store"))  # importlib mode leaves support modules off the path
-import planted_stores
+from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
     from types import ModuleType
 
-    from actstore.store.records import CaptureRecord
+    from actstore.store.files.records import CaptureRecord
 
 
 @pytest.fixture(scope="session")

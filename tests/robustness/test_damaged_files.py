@@ -13,20 +13,20 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from actstore.engine.graph.predict import encode_as
-from actstore.store import root
-from actstore.store.answers import Answers, answer_tables
-from actstore.store.commits import read_commit
-from actstore.store.cutting import Cutter
+from actstore.engine.graphs.predict import encode_as
+from actstore.store.capture.answers import Answers, answer_tables
+from actstore.store.capture.commits import read_commit
+from actstore.store.capture.statistics import read_block_statistics
 from actstore.store.edits import read_edit
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
-from actstore.store.folder import Folder
-from actstore.store.graph_tables import graph_tables
-from actstore.store.graphs import Graphs
+from actstore.store.graphs.reader import Graphs
+from actstore.store.graphs.tables import graph_tables
+from actstore.store.model import root
+from actstore.store.model.tokenizer import Cutter
+from actstore.store.model.weights import count_rows, read_final_norm, read_rows, read_weights
 from actstore.store.reader import Store
-from actstore.store.statistics import read_block_statistics
+from actstore.store.storage.folder import Folder
 from actstore.store.verify import verify_capture, verify_graphs, verify_root
-from actstore.store.weights import count_rows, read_final_norm, read_rows, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

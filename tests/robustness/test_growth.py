@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="what a process holds is read from /proc")
 
-PROGRAM = Path(__file__).with_name("block_loop.py")
+PROGRAM = Path(__file__).parents[1] / "support" / "block_loop.py"
 SETTLED = 24
 """Blocks after which buffers, pools and the shards that stay mapped are all there."""
 SLACK_NBYTES = 6 << 20

@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-
-from actstore.store.folder import Folder
-from actstore.store.statistics import RunningStatistics, write_finished
-from actstore.store.writer import CaptureWriter
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
 from reading_loop import expected
+
+from actstore.store.capture.statistics import RunningStatistics, write_finished
+from actstore.store.capture.writer import CaptureWriter
+from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-PROGRAM = Path(__file__).with_name("reading_loop.py")
+PROGRAM = Path(__file__).parents[1] / "support" / "reading_loop.py"
 N_READERS = 8
 
 
@@ -47,7 +45,7 @@ def fill(planting: ModuleType, path: Path, n_blocks: int) -> None:
 
 def read_beside(planting: ModuleType, tmp_path: Path, n_blocks: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of readings of every reader."""
-    monkeypatch.setattr("actstore.store.statistics.CHECKPOINT_BLOCKS", 8)
+    monkeypatch.setattr("actstore.store.capture.statistics.CHECKPOINT_BLOCKS", 8)
     end = tmp_path / "end"
     command = [sys.executable, str(PROGRAM), str(tmp_path / "store"), str(N_READERS), str(end)]
     # Not in the checkout, where the folder kernels/ would be a top-level module.

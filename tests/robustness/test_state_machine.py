@@ -19,15 +19,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from actstore.store import root
+from actstore.store.capture.plan import Plan
+from actstore.store.capture.statistics import CaptureStatistics, RunningStatistics, write_finished
+from actstore.store.capture.writer import CaptureWriter, block_arrays, create_capture
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.folder import Folder
 from actstore.store.layout import commit_key, shard_key
-from actstore.store.plans import Plan
+from actstore.store.model import root
 from actstore.store.reader import Store
-from actstore.store.statistics import CaptureStatistics, RunningStatistics, write_finished
+from actstore.store.storage.folder import Folder
 from actstore.store.verify import verify_capture
-from actstore.store.writer import CaptureWriter, block_arrays, create_capture
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import sys
 import uuid
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from planted_store_fixtures import planting, somewhere
+from planted_stores import WIDTHS, Planted, capture_record, plan_windows, plant
 
-from actstore.engine.capture_run import RunOptions, capture
+from actstore.engine.capture.api import RunOptions, capture
 from actstore.kernels.pack import naive
 from actstore.kernels.pack.columns import Columns
-from actstore.store.folder import Folder
+from actstore.store.capture.statistics import CaptureStatistics
 from actstore.store.reader import Store
-from actstore.store.statistics import CaptureStatistics
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
-from planted_stores import WIDTHS, Planted, capture_record, plan_windows, plant
+from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from actstore.store.plans import PlannedWindow
-    from actstore.store.records import CaptureRecord, PlanRecord
+    from actstore.store.capture.plan import PlannedWindow
+    from actstore.store.files.records import CaptureRecord, PlanRecord
 
 
-@pytest.fixture
-def somewhere() -> str:
-    """A location for a store: in memory, because making a hundred small files is most of what a planted store costs."""
-    return f"memory://{uuid.uuid4()}/store"
-
-
-@pytest.fixture(scope="session")
-def planting() -> Callable[..., dict[int, NDArray[np.float32]]]:
-    """plant(location, name, **what): plants a capture, returns its values by layer; `what` are the fields of `Planted`."""
-
-    def planting(location: str | Path, name: str = "corpus", **what: Any) -> dict[int, NDArray[np.float32]]:
-        return plant(location, name, replace(Planted(), **what))
-
-    return planting
+__all__ = ["planting", "somewhere"]
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from actstore.kernels.pack.api import Columns, pack
-from actstore.store import layout, root
-from actstore.store.folder import Folder
-from actstore.store.plans import PlannedWindow, PlanWriter
+from actstore.store import layout
+from actstore.store.capture.plan import PlannedWindow, PlanWriter
+from actstore.store.capture.statistics import CaptureStatistics, RunningStatistics, write_finished
+from actstore.store.capture.writer import CaptureWriter, create_capture
+from actstore.store.files.records import CaptureRecord, LayerRecord, ModelRecord, PlanRecord
+from actstore.store.model import root
 from actstore.store.reader import Store
-from actstore.store.records import CaptureRecord, LayerRecord, ModelRecord, PlanRecord
-from actstore.store.statistics import CaptureStatistics, RunningStatistics, write_finished
-from actstore.store.writer import CaptureWriter, create_capture
+from actstore.store.storage.folder import Folder
 
 LAYERS, NEURONS, SLOTS = 32, 11_008, 256
 

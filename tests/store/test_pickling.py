@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from actstore.store.errors import InvalidInputError
-from actstore.store.folder import Folder
 from actstore.store.reader import Store
+from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

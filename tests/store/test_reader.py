@@ -8,11 +8,11 @@ import torch
 import zarr
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actstore.store.commits import committed_blocks
+from actstore.store.capture.commits import committed_blocks
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.folder import Folder
 from actstore.store.layout import commit_key
 from actstore.store.reader import Store
+from actstore.store.storage.folder import Folder
 from actstore.store.verify import verify_capture
 
 

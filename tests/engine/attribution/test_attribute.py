@@ -13,11 +13,11 @@ import torch
 
 from actstore.engine.attribution.attribute import AttributeReport, attribute
 from actstore.engine.attribution.integrated_gradients import PathSettings, integrated_gradients
-from actstore.engine.capture_run import RunOptions, capture
-from actstore.engine.models import load_model
-from actstore.engine.progress import CaptureProgress
-from actstore.engine.refill import refill_blocks
-from actstore.store.attributions import GRADIENT, IG, Attributions
+from actstore.engine.capture.api import RunOptions, capture
+from actstore.engine.capture.progress import CaptureProgress
+from actstore.engine.models.load import load_model
+from actstore.engine.verify.refill import refill_blocks
+from actstore.store.capture.attributions import GRADIENT, IG, Attributions
 from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError
 from actstore.store.reader import Store
 from actstore.store.verify import verify_capture

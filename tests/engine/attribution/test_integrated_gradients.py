@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, FalconConfig, FalconForCausalLM, T5Config, T5ForConditionalGeneration
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # importlib mode leaves support modules off the path
 from sweep import build
 from tiny import scatter_weights
+from transformers import BertConfig, BertModel, FalconConfig, FalconForCausalLM, T5Config, T5ForConditionalGeneration
 
 from actstore.engine.attribution import cached_path
 from actstore.engine.attribution.integrated_gradients import Attribution, PathSettings, integrated_gradients
-from actstore.engine.models import LoadedModel
+from actstore.engine.models.load import LoadedModel
 from actstore.store.errors import InvalidInputError, ModelError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from actstore.engine.capture_run import capture
+from actstore.engine.capture.api import capture
 from actstore.engine.edit.readings import Reader
-from actstore.engine.models import load_model
+from actstore.engine.models.load import load_model
 
 if TYPE_CHECKING:
     from actstore.store.reader import Capture

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # importlib mode leaves support modules off the path
 from tiny import random_ids, scatter_weights, tiny_config
+from transformers import AutoModelForCausalLM
 
 from actstore.engine.edit.interventions import intervening
 from actstore.engine.edit.passes import NAMED, parse_positions
 from actstore.engine.edit.specification import Operation, Specification
-from actstore.engine.models import LoadedModel
+from actstore.engine.models.load import LoadedModel
 from actstore.store.errors import FormatError, InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -128,8 +125,8 @@ def test_operations_follow_one_another_and_nothing_stays_behind() -> None:
 def test_a_patch_of_a_value_that_overflowed_is_refused(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from actstore.engine.capture_run import capture
-    from actstore.engine.models import load_model
+    from actstore.engine.capture.api import capture
+    from actstore.engine.models.load import load_model
 
     shutil.copytree(tiny_model, tmp_path / "model")
     weights = load_file(tmp_path / "model" / "model.safetensors")
@@ -149,7 +146,7 @@ def test_a_patch_of_a_value_that_overflowed_is_refused(tiny_model: Path, corpus:
 
 
 def test_a_patch_from_the_text_itself_changes_nothing_and_from_another_does(tiny_model: Path, captured: Any) -> None:
-    from actstore.engine.models import load_model
+    from actstore.engine.models.load import load_model
 
     capture = captured()
     model = load_model(tiny_model)

@@ -24,7 +24,7 @@ from actstore.engine.edit.settings import FineSettings, LeastNormSettings, Rewri
 from actstore.engine.edit.stream import Stream
 from actstore.engine.edit.weights import edited
 from actstore.engine.edit.words import find_exchange, single, starts_of
-from actstore.engine.identity import fingerprint_of
+from actstore.engine.models.fingerprint import fingerprint_of
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import copy
 import shutil
-import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # importlib mode leaves support modules off the path
 from tiny import random_ids, scatter_weights, tiny_config
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from actstore.engine.edit.folders import apply_to_folder, revert_in_folder
 from actstore.engine.edit.interventions import intervening
 from actstore.engine.edit.rows import make_edit, scaled_rows
 from actstore.engine.edit.specification import Operation
 from actstore.engine.edit.weights import EditedModel, edited, rows_of
-from actstore.engine.identity import fingerprint_of, model_record
-from actstore.engine.models import LoadedModel, load_model
+from actstore.engine.models.fingerprint import fingerprint_of, model_record
+from actstore.engine.models.load import LoadedModel, load_model
 from actstore.store.edits import Edit, RowPair, delete_edit, edit_names, read_edit, write_edit
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
-from actstore.store.folder import Folder
+from actstore.store.storage.folder import Folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NEURONS = {0: [1, 4], 1: [3]}
 NAMES = ("L0.N1", "L0.N4", "L1.N3")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from actstore.engine.capture_run import RunOptions, capture
+from actstore.engine.capture.api import RunOptions, capture
 from actstore.store import layout
 
 HERE = Path(__file__).parent

@@ -1,0 +1,1 @@
+"""`actstore capture` and what its dry run says."""

@@ -1,0 +1,196 @@
+"""`actstore graph similar` and `graph repeats`: neurons beside each other, and neurons that look back for repetitions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from actstore.commands.graphs.build import Share  # noqa: TC001  (Typer reads it)
+from actstore.commands.options import CaptureName, Json, K, Quiet, Site, StorePath  # noqa: TC001  (Typer reads them)
+from actstore.display import terminal
+from actstore.display.reports import print_json
+from actstore.store.capture.overflow import overflow_sentences
+from actstore.store.errors import InvalidInputError
+from actstore.store.neuron import parse_neuron
+from actstore.store.reader import Store
+
+if TYPE_CHECKING:
+    from actstore.engine.graphs.repeats import Repeats
+    from actstore.engine.graphs.similar import Pairs
+    from actstore.store.graphs.reader import Graphs, NeuronGraph
+
+GraphsName = Annotated[str, typer.Option("--name", metavar="NAME", help="Which graphs of the store.")]
+
+
+def register(group: typer.Typer) -> None:
+    """Add the commands to the group `graph`."""
+    group.command("similar")(similar)
+    group.command("repeats")(repeats)
+
+
+def similar(
+    store: StorePath,
+    neuron: Annotated[
+        str | None, typer.Argument(metavar="NEURON", help="Such as L3.N17; without it, all pairs of neurons.")
+    ] = None,
+    name: GraphsName = "graphs",
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many neurons, or pairs.")] = 20,
+    least: Annotated[float, typer.Option(help="Of pairs: the least overlap, subset or prediction.")] = 0.9,
+    normalise: Annotated[
+        bool,
+        typer.Option(
+            "--normalise/--no-normalise", help="Tokens that differ in case and outer spaces only count as one."
+        ),
+    ] = True,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Neurons whose graphs are like a neuron's, or all pairs of like neurons of the model.
+
+    *Overlap*: the share of activating, and of context tokens in common, of the larger set; *subset*: of the smaller; as
+    published, 0.9 is similar. *Prediction*: the cosine of the probabilities of firing that the two predict over the corpus.
+
+    Example: `actstore graph similar gpt2.actstore L3.N17`
+    """
+    from actstore.engine.graphs.similar import Similarity, compare, same_tokens
+    from actstore.store.graphs.nodes import Forest
+
+    if not 0 < least <= 1:
+        raise InvalidInputError(f"--least is a share above 0, at most 1, found {least}.")
+    if neuron is not None:
+        opened, graphs, graph = open_neuron(store, neuron, name)
+        with terminal.spinner("comparing graphs", enabled=not quiet):
+            rows, pairs = compare(graphs, graph.layer, graph.neuron, same_tokens(opened) if normalise else None)
+        _print_similar(graphs, graph, rows[pairs.second], pairs, k, as_json)
+        return
+    from actstore.store.graphs.nodes import open_graphs
+
+    opened = Store(store)
+    graphs = open_graphs(opened, name)
+    with terminal.spinner("comparing graphs", enabled=not quiet):
+        pairs = Similarity(Forest.of(graphs), same_tokens(opened) if normalise else None).all(least)
+    _print_pairs(graphs, pairs, k, least, as_json)
+
+
+def repeats(
+    store: StorePath,
+    capture: CaptureName = None,
+    site: Site = "mlp.post",
+    share: Share = 0.5,
+    name: GraphsName = "graphs",
+    k: K = 20,
+    least_fires: Annotated[int, typer.Option(min=1, help="Leave out neurons that fire less often.")] = 20,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """In-context neurons: those that fire on a token because it came before in the same window.
+
+    From the stored activations; no graph is needed. *Same tokens* compares each token with itself, because frequent tokens
+    are both repeated and fired on more often; the score is the ratio of the two less two standard errors: how many times as
+    likely repetition makes firing, at the least. Where the store has graphs, *lines* is the share of the firings explained
+    by lines in which the activating token occurs twice.
+
+    Example: `actstore graph repeats gpt2.actstore -k 10`
+    """
+    from actstore.engine.graphs.repeats import line_shares, measure_repeats
+    from actstore.store.graphs.nodes import open_graphs
+    from actstore.store.graphs.reader import graph_names
+
+    opened = Store(store)
+    has_graphs = name in graph_names(opened)
+    if not has_graphs and name != "graphs":
+        open_graphs(opened, name)  # says which there are
+    with terminal.spinner("counting repetitions", enabled=not quiet):
+        found = measure_repeats(opened.capture(capture), site=site, share=share)
+        shares = line_shares(open_graphs(opened, name)) if has_graphs else {}
+    terminal.warn(overflow_sentences(opened.capture(capture), [site]))
+    ranked = found.ranked(least_fires)
+    _print_repeats(found, ranked, shares, k, as_json)
+
+
+def open_neuron(store: str, neuron: str, name: str) -> tuple[Store, Graphs, NeuronGraph]:
+    """The store, its graphs, and the graph of a neuron; a sentence where there is no such store, graphs or neuron."""
+    from actstore.store.graphs.nodes import open_graphs
+
+    layer, index = parse_neuron(neuron)
+    opened = Store(store)
+    graphs = open_graphs(opened, name)
+    opened.neuron(layer, index)
+    return opened, graphs, graphs.graph(layer, index)
+
+
+def _names(graphs: Graphs, rows: Any) -> list[str]:
+    layers, neurons = (graphs.neurons[name].to_numpy()[rows].tolist() for name in ("layer", "neuron"))
+    return [f"L{layer}.N{neuron}" for layer, neuron in zip(layers, neurons, strict=True)]
+
+
+def _measures(pairs: Pairs, k: int) -> list[dict[str, float]]:
+    columns = (pairs.overlap[:k].tolist(), pairs.subset[:k].tolist(), pairs.prediction[:k].tolist())
+    return [{"overlap": o, "subset": s, "prediction": p} for o, s, p in zip(*columns, strict=True)]
+
+
+_MEASURES = [("overlap", "right"), ("subset", "right"), ("prediction", "right")]
+
+
+def _print_similar(graphs: Graphs, graph: NeuronGraph, rows: Any, pairs: Pairs, k: int, as_json: bool) -> None:
+    found = [{"neuron": n} | m for n, m in zip(_names(graphs, rows[:k]), _measures(pairs, k), strict=True)]
+    if as_json:
+        print_json({"neuron": graph.name, "sharing": len(rows), "neurons": found})
+        return
+    if not found:
+        why = f": it {graph.status}" if graph.status else ""
+        terminal.out.print(f"No neuron shares a line with {graph.name}{why}.", markup=False)
+        return
+    shared = f"{len(rows):,} neuron{' shares' if len(rows) == 1 else 's share'} an activating token with {graph.name}."
+    terminal.out.print(shared, style="bold")
+    terminal.out.print(terminal.table(None, ["neuron", *_MEASURES], [list(row.values()) for row in found]))
+
+
+def _print_pairs(graphs: Graphs, pairs: Pairs, k: int, least: float, as_json: bool) -> None:
+    first, second = _names(graphs, pairs.first[:k]), _names(graphs, pairs.second[:k])
+    measured = zip(first, second, _measures(pairs, k), strict=True)
+    found: list[dict[str, Any]] = [{"neuron": a, "other": b} | m for a, b, m in measured]
+    counts = {name: int((getattr(pairs, name) >= least).sum()) for name in ("overlap", "subset", "prediction")}
+    if as_json:
+        print_json({"neurons": len(graphs), "least": least, "pairs": counts, "similar": found})
+        return
+    terminal.out.print(
+        f"Of {len(graphs):,} neurons, pairs of at least {least:g}: {counts['overlap']:,} by overlap, {counts['subset']:,} by "
+        f"subset, {counts['prediction']:,} by prediction.",
+        style="bold",
+        soft_wrap=True,
+    )
+    terminal.out.print(terminal.table(None, ["neuron", "other", *_MEASURES], [list(row.values()) for row in found]))
+
+
+def _print_repeats(found: Repeats, ranked: Any, shares: dict[tuple[int, int], float], k: int, as_json: bool) -> None:
+    rows = []
+    for row in ranked[:k].tolist():
+        layer, neuron = int(found.layer[row]), int(found.neuron[row])
+        rows.append(
+            {
+                "neuron": f"L{layer}.N{neuron}",
+                "score": float(found.score[row]),
+                "repeated": float(found.repeated[row]),
+                "first": float(found.first[row]),
+                "fires_repeated": int(found.fires_repeated[row]),
+                "fires_first": int(found.fires_first[row]),
+                "same_repeated": float(found.same_repeated[row]),
+                "same_first": float(found.same_first[row]),
+                "lines": shares.get((layer, neuron)),
+            }
+        )
+    if as_json:
+        print_json({"repeated": found.n_repeated, "first": found.n_first, "ranked": len(ranked), "neurons": rows})
+        return
+    terminal.out.print(
+        f"{found.n_repeated:,} tokens occurred before in their window, {found.n_first:,} for the first time; "
+        f"{int((found.score[ranked] > 1).sum()):,} of {len(ranked):,} neurons fire more on the former.",
+        style="bold",
+        soft_wrap=True,
+    )
+    columns = ["neuron", ("score", "right"), ("P(fires|repeated)", "right"), ("P(fires|first)", "right"),
+               ("fired on repeated", "right"), ("on first", "right"), ("same tokens: repeated", "right"),
+               ("first", "right"), ("lines", "right")]  # fmt: skip
+    terminal.out.print(terminal.table(None, columns, [list(row.values()) for row in rows]))

@@ -1,0 +1,274 @@
+"""`actstore graph`: neurons' graphs to look at and to search; what else there is to do with them has files of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003  (Typer reads the annotations)
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from actstore.commands.graphs import build as graph_build
+from actstore.commands.graphs import compare as graph_compare
+from actstore.commands.graphs import evaluate as graph_evaluate
+from actstore.commands.graphs import probe as graph_probe
+from actstore.commands.graphs.compare import GraphsName, open_neuron
+from actstore.commands.options import CommandGroup, Json, K, NeuronName, Quiet, StorePath, family
+from actstore.display import terminal
+from actstore.display.reports import print_json
+from actstore.store.errors import InvalidInputError
+from actstore.store.reader import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from actstore.display.graphs.branches import Drawing
+    from actstore.engine.graphs.search import Found, Line, Result
+    from actstore.store.graphs.reader import Graphs, NeuronGraph
+
+FILE = "FILE"
+
+group = family(
+    """Neurons as graphs of the contexts they fire in (N2G): draw them, search them, compare them.
+
+    Example: `actstore graph show gpt2.actstore L3.N17`""",
+    CommandGroup,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command and its subcommands."""
+    app.add_typer(group, name="graph")
+
+
+@group.command()
+def show(
+    store: StorePath,
+    neuron: NeuronName,
+    name: GraphsName = "graphs",
+    lines: Annotated[int, typer.Option(min=0, help="Draw so many lines, those that matter most; 0 draws all.")] = 40,
+    with_ignore: Annotated[
+        bool | None,
+        typer.Option(
+            "--with-ignore/--without-ignore",
+            help="Show tokens that may be any as …; without, leave them out, as published. [default: by the graphs' method]",
+        ),
+    ] = None,
+    svg: Annotated[Path | None, typer.Option(metavar=FILE, help="Draw into FILE.svg.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar=FILE, help="Draw into FILE.png; needs Graphviz.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar=FILE, help="A page whose tree folds.")] = None,
+    dot: Annotated[Path | None, typer.Option(metavar=FILE, help="The graph in Graphviz's language.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """The graph of one neuron: the tokens it fires at, and before them those that make it fire or keep it from firing.
+
+    Red is the probability of firing, blue how much a context token matters: as measured by probes, else by how much it
+    changes the probability.
+
+    Example: `actstore graph show gpt2.actstore L3.N17 --svg l3n17.svg`
+    """
+    from actstore.display.graphs.draw import check_picture
+    from actstore.display.graphs.views import draw
+
+    pictures = [
+        _picture(path, suffix)
+        for path, suffix in ((svg, ".svg"), (png, ".png"), (html, ".html"), (dot, ".dot"))
+        if path
+    ]
+    for path in pictures:
+        check_picture(path)
+    with terminal.spinner("drawing", enabled=not quiet):
+        _, graphs, graph = open_neuron(store, neuron, name)
+        drawn = draw(graph, lines=lines, with_ignore=with_ignore)
+        for path in pictures:
+            drawn.save(path)
+    if as_json:
+        print_json(_describe_graph(graphs, graph, lines) | {"files": [str(path) for path in pictures]})
+        return
+    if not pictures:
+        terminal.out.print(drawn)
+    for path in pictures:
+        terminal.out.print(f"{path}: {_said_of(drawn.drawing)}", soft_wrap=True, markup=False)
+
+
+@group.command()
+def search(
+    store: StorePath,
+    activating: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="The token at which a neuron fires; repeat for any of several."),
+    ] = None,
+    context: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="A token before it; repeat for any of several.")
+    ] = None,
+    activating_id: Annotated[
+        list[int] | None, typer.Option(metavar="ID", help="The same by token id; repeat for more.")
+    ] = None,
+    context_id: Annotated[
+        list[int] | None, typer.Option(metavar="ID", help="The same by token id; repeat for more.")
+    ] = None,
+    match: Annotated[
+        str,
+        typer.Option(help="normalised (case and outer spaces do not matter), exact, contains, or regex."),
+    ] = "normalised",
+    silent: Annotated[bool, typer.Option("--silent", help="Also lines on which a neuron does not fire.")] = False,
+    name: GraphsName = "graphs",
+    k: K = 20,
+    lines: Annotated[int, typer.Option(min=1, help="Lines named of each.")] = 3,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Neurons that fire on a token, or on it after another: those whose lines explain most firings first.
+
+    Example: `actstore graph search gpt2.actstore --activating York --context New`
+    """
+    from actstore.engine.graphs.search import search as search_graphs
+    from actstore.store.graphs.nodes import open_graphs
+
+    opened = Store(store)
+    graphs = open_graphs(opened, name)
+    with terminal.spinner("searching", enabled=not quiet):
+        found = search_graphs(
+            opened,
+            graphs,
+            activating=[*(activating or ()), *(activating_id or ())],
+            context=[*(context or ()), *(context_id or ())],
+            match=match,
+            silent=silent,
+            k=k,
+            n_lines=lines,
+        )
+    if as_json:
+        print_json(_describe_search(opened, found))
+        return
+    terminal.out.print(
+        f"{terminal.plural(found.n_neurons, 'neuron')} in {terminal.plural(found.n_lines, 'line')}; "
+        f"{_named(opened, 'firing on', found.activating)}{_named(opened, 'after', found.context)}.",
+        style="bold",
+        soft_wrap=True,
+        markup=False,
+    )
+    rows = [row for neuron in found.neurons for row in _search_rows(opened, neuron)]
+    if rows:
+        columns = ["neuron", ("score", "right"), "line", ("P", "right"), ("fired", "right"), ("seen", "right")]
+        terminal.out.print(terminal.table(None, columns, rows))
+
+
+graph_compare.register(group)
+graph_build.register(group)
+graph_evaluate.register(group)
+graph_probe.register(group)
+
+
+def _picture(path: Path, suffix: str) -> Path:
+    """The path of a picture; `InvalidInputError` where its name ends in something else than the option says."""
+    if path.suffix.lower() != suffix:
+        raise InvalidInputError(
+            f"The file of --{suffix[1:]} should end in {suffix}, found {str(path)!r}. Mend its name."
+        )
+    return path
+
+
+def _said_of(drawing: Drawing) -> str:
+    if not drawing.roots:
+        return f"{drawing.name} {drawing.status}: an empty graph."
+    shown = drawing.n_lines - drawing.n_hidden
+    hidden = f" of {drawing.n_lines:,}" if drawing.n_hidden else ""
+    return f"{drawing.name}, {shown:,}{hidden} line{'s' * (drawing.n_lines != 1)}."
+
+
+def _describe_graph(graphs: Graphs, graph: NeuronGraph, n_lines: int) -> dict[str, Any]:
+    """The JSON document of `show`: lines that matter most first."""
+    import numpy as np
+
+    from actstore.display.graphs.branches import line_weights
+    from actstore.store.graphs.nodes import Forest
+
+    forest = Forest.of_one(graph)
+    ends, weights = np.flatnonzero(forest.ends), line_weights(forest)
+    order = ends[np.lexsort((ends, -weights[ends]))]
+    nodes = forest.nodes
+    described = [
+        {
+            **_describe_tokens(graphs.store, forest.path(node)),
+            "probability": float(nodes["probability"][node]),
+            "value": float(nodes["value"][node]),
+            "count": int(nodes["count"][node]),
+            "fires": int(nodes["fires"][node]),
+            "own_count": int(forest.own_count[node]),
+            "own_fires": int(forest.own_fires[node]),
+            "importance": float(nodes["importance"][node]),
+        }
+        for node in order[: n_lines or None].tolist()
+    ]
+    record = graphs.record
+    return {
+        "neuron": graph.name,
+        "graphs": graphs.name,
+        "method": record.method,
+        "capture": record.capture,
+        "site": record.site,
+        "maximum": graph.maximum,
+        "threshold": graph.threshold,
+        "status": graph.status,
+        "events": graph.n_events,
+        "nodes": len(graph),
+        "lines": described,
+        "hidden": len(ends) - len(described),
+    }
+
+
+def _describe_tokens(store: Store, tokens: Sequence[int]) -> dict[str, Any]:
+    """A line's tokens, the activating one first, as ids and labels."""
+    return {"tokens": list(tokens), "texts": _labels(store, tokens)}
+
+
+def _labels(store: Store, tokens: Sequence[int]) -> list[str]:
+    from actstore.display.graphs.labels import token_label
+
+    return [token_label(t, store.token_bytes(t) if t >= 0 else b"") for t in tokens]
+
+
+def _reading(store: Store, line: Line) -> Text:
+    """A line as one reads it, the activating token last and red."""
+    from actstore.display.graphs.labels import cut_label
+
+    *context, activating = [cut_label(label, 24) for label in reversed(_labels(store, line.tokens))]
+    text = Text(" ".join([*context, ""]))
+    return text.append(f" {activating} ", style=f"white on rgb({int(70 + 130 * min(1.0, line.probability))},25,25)")
+
+
+def _search_rows(store: Store, neuron: Found) -> list[list[Any]]:
+    rows: list[list[Any]] = []
+    for i, line in enumerate(neuron.lines):
+        whose = [neuron.neuron, f"{neuron.score:.1f}"] if i == 0 else ["", ""]
+        rows.append([*whose, _reading(store, line), f"{line.probability:.2f}", line.own_fires, line.own_count])
+    if neuron.n_lines > len(neuron.lines):
+        rows.append(["", "", Text(f"… {neuron.n_lines - len(neuron.lines):,} more", style="dim"), "", "", ""])
+    return rows
+
+
+def _named(store: Store, how: str, tokens: Sequence[int]) -> str:
+    if not tokens:
+        return ""
+    labels = ", ".join(_labels(store, tokens[:6]))
+    more = f" and {len(tokens) - 6:,} more tokens" if len(tokens) > 6 else ""
+    return f" {how} {labels}{more}"
+
+
+def _describe_search(store: Store, found: Result) -> dict[str, Any]:
+    def line(item: Line) -> dict[str, Any]:
+        numbers = {"probability": item.probability, "value": item.value, "count": item.count, "fires": item.fires}
+        own = {"own_count": item.own_count, "own_fires": item.own_fires}
+        return _describe_tokens(store, item.tokens) | numbers | own | {"score": item.score}
+
+    return {
+        "activating": list(found.activating),
+        "context": list(found.context),
+        "matching": found.n_neurons,
+        "neurons": [
+            {"neuron": n.neuron, "score": n.score, "n_lines": n.n_lines, "lines": [line(item) for item in n.lines]}
+            for n in found.neurons
+        ],
+    }

@@ -1,0 +1,247 @@
+"""`actstore naica`: whose neuron is it? The neurons relevant to each query, to each label, and in which layers they lie."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003  (Typer reads the annotations)
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from actstore.commands.naica import evaluate as naica_evaluate
+from actstore.commands.naica.evaluate import ClusterShare, CommonShare, MostNeurons  # noqa: TC001  (Typer reads them)
+from actstore.commands.options import (
+    Attribution,
+    Json,
+    QuestionsName,
+    Quiet,
+    Rows,
+    StorePath,
+    as_rows,
+    family,
+)
+from actstore.display import terminal
+from actstore.display.reports import print_json, print_rows
+from actstore.display.wide_tables import WIDTH, folded_lists
+from actstore.store.reader import Store
+
+if TYPE_CHECKING:
+    from actstore.engine.naica.selection import Chosen, LayerCounts
+    from actstore.store.capture.attributions import Attributions
+
+group = family(
+    """Query-relevant neurons (NA-ICA, published as QRNCA): those that a query is attributed to and other queries are not.
+
+    `actstore naica STORE` is short for `actstore naica show STORE` and reads attributions that `actstore attribute` stored;
+    `actstore naica evaluate` runs the model with these neurons suppressed and boosted.
+
+    Example: `actstore naica facts.actstore --by domain`"""
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command and its subcommands."""
+    app.add_typer(group, name="naica")
+
+
+@group.command()
+def show(
+    store: StorePath,
+    capture: QuestionsName = None,
+    attribution: Attribution = "ig",
+    t: ClusterShare = 0.2,
+    u: CommonShare = 0.3,
+    v: MostNeurons = 20,
+    ica: Annotated[bool, typer.Option("--ica/--no-ica", help="Weigh neurons by how few clusters they are in.")] = True,
+    method: Annotated[
+        str,
+        typer.Option(metavar="METHOD", help="naica, or a baseline: without-ica, with-common, kn, activation, random."),
+    ] = "naica",
+    seed: Annotated[int, typer.Option(min=0, help="Of method random.")] = 0,
+    by: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="Pool the queries of each value of this label.")
+    ] = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many neurons a query, or a label.")] = 10,
+    rows: Rows = 20,
+    heat_map: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw labels × layers into FILE.svg or FILE.html.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """The neurons relevant to each query of STORE; with --by those of each label, with --heat-map a picture of their layers.
+
+    A query's score for a neuron is its attribution, summed over its prompts and divided by the sum over all neurons, times
+    log(clusters / (clusters with the neuron + 1)). Pooled by label, the divisor is the sum of magnitudes, so that no
+    single query outweighs the others. Neither model nor tokenizer is needed.
+
+    Example: `actstore naica facts.actstore --by domain -k 5 --heat-map layers.svg`
+    """
+    from actstore.display.heat_map import check_picture, write_picture
+    from actstore.engine.naica.baselines import choose_neurons
+    from actstore.engine.naica.naica import NaicaSettings
+    from actstore.engine.naica.selection import count_by_layer, label_of_queries
+    from actstore.store.capture.attributions import open_attributions
+
+    settings = NaicaSettings(attribution=attribution, t=t, u=u, v=v, ica=ica)
+    if heat_map is not None:
+        check_picture(heat_map)
+    attributions = open_attributions(Store(store), capture)
+    label_of_queries(attributions.queries, by)  # says now, not after the work, that there is no such label
+    with terminal.spinner("choosing neurons", enabled=not quiet):
+        chosen = choose_neurons(attributions, method, settings, seed)
+    said = {"attribution": attribution, "t": t, "u": u, "v": v, "ica": ica}
+    layers = count_by_layer(chosen, attributions.capture.record.layers("mlp.post"), by)
+    if heat_map is not None:
+        write_picture(heat_map, layers, "Query-relevant neurons by layer", _subtitle(attributions, method, said))
+    warnings = [*_incomplete(attributions), *chosen.warnings]
+    terminal.warn(warnings)
+    if as_json:
+        print_json(_describe(attributions, chosen, by, k) | {"method": method, "settings": said, "warnings": warnings})
+        return
+    terminal.out.print(_summary(attributions, chosen, method, said), style="bold", soft_wrap=True)
+    if by is None:
+        _print_queries(attributions, chosen, k, rows)
+    else:
+        _print_labels(attributions, chosen, by, k, rows)
+    if terminal.out.is_terminal:
+        terminal.out.print()
+        terminal.out.print(layer_table(layers, rows, min(WIDTH, terminal.out.width)))
+    if heat_map is not None:
+        terminal.out.print(f"{heat_map}: heat map of {len(layers.labels)} rows and {len(layers.layers)} layers.")
+
+
+naica_evaluate.register(group)
+
+
+def layer_table(layers: LayerCounts, rows: int, width: int) -> Any:
+    """The heat map for a terminal: a coloured cell a layer, its share of the label's neurons in percent.
+
+    Where the terminal is too narrow, neighbouring layers share a cell.
+    """
+    import numpy as np
+
+    from actstore.display.heat_map import colour, is_dark, percent
+
+    labels = layers.labels[: rows or None]
+    room = max(3, (width - min(30, max(map(len, (layers.label, *labels)), default=0))) // 8)
+    step = -(-len(layers.layers) // room) if len(layers.layers) > room else 1
+    starts = np.arange(0, len(layers.layers), step)
+    shares = np.add.reduceat(layers.shares[: len(labels)], starts, axis=1)
+    largest = float(shares.max(initial=0.0))
+    lines = []
+    for label, row in zip(labels, shares.tolist(), strict=True):
+        line: list[Any] = [label]
+        for share in row:
+            rgb = colour(share / largest if largest else 0.0)
+            ink = "white" if is_dark(rgb) else "black"
+            line.append(Text(f" {percent(share):>3} ", style=f"{ink} on rgb({rgb[0]},{rgb[1]},{rgb[2]})"))
+        lines.append(line)
+    parts = [layers.layers[start : start + step] for start in starts]
+    heads = [(f"L{part[0]}" + (f"–{part[-1]}" if len(part) > 1 else ""), "right") for part in parts]
+    return terminal.table("Neurons by layer, % of the row", [layers.label or "queries", *heads], lines)
+
+
+def _incomplete(attributions: Attributions) -> list[str]:
+    held = attributions.capture
+    if held.is_complete:
+        return []
+    return [
+        f"Capture {held.record.name!r} is not finished ({len(held.blocks):,} of {held.record.plan.n_blocks:,} blocks): "
+        "the queries so far are shown. Run `actstore attribute` again with --resume."
+    ]
+
+
+def _neurons(attributions: Attributions, neurons: Any, scores: Any) -> list[dict[str, Any]]:
+    return as_rows(scores, attributions.neuron_names(neurons))
+
+
+def _describe(attributions: Attributions, chosen: Chosen, by: str | None, k: int) -> dict[str, Any]:
+    """The JSON document."""
+    from actstore.engine.naica.selection import label_columns, pool_by_label
+
+    rows = chosen.queries.to_pylist()
+    labels = label_columns(chosen.queries)
+    value: dict[str, Any] = {
+        "capture": attributions.capture.record.name,
+        "queries": [
+            {
+                "query": row["query"],
+                "correct": row["correct"],
+                "labels": {name: row[name] for name in labels},
+                "neurons": _neurons(attributions, *chosen.of(i)),
+            }
+            for i, row in enumerate(rows)
+        ],
+        "common": attributions.neuron_names(_common(chosen)),
+    }
+    if by is not None:
+        pooled = pool_by_label(chosen, by, k)
+        value |= {"by": by, "labels": {name: _named(attributions, neurons) for name, neurons in pooled.items()}}
+    return value
+
+
+def _common(chosen: Chosen) -> Any:
+    import numpy as np
+
+    return getattr(chosen, "common", np.empty(0, np.int64))
+
+
+def _named(attributions: Attributions, neurons: list[tuple[int, float]]) -> list[dict[str, Any]]:
+    import numpy as np
+
+    return _neurons(attributions, np.array([n for n, _ in neurons], np.int64), [score for _, score in neurons])
+
+
+def _subtitle(attributions: Attributions, method: str, said: dict[str, Any]) -> str:
+    capture = attributions.capture
+    numbers = f"t {said['t']:g}, u {said['u']:g}, v {said['v']}{'' if said['ica'] else ', no ica'}"
+    return f"{capture.store.model.name}, capture {capture.record.name}: {method}, attribution {said['attribution']}, {numbers}"
+
+
+def _summary(attributions: Attributions, chosen: Chosen, method: str, said: dict[str, Any]) -> str:
+    n = chosen.queries.num_rows
+    n_right = sum(chosen.queries["correct"].to_pylist())
+    right = f", {n_right:,} answered right ({100 * n_right / n:.0f} %)" if n else ""
+    average = f"; {len(chosen.neurons) / n:.1f} neurons a query" if n else ""
+    n_common = len(_common(chosen))
+    common = f", {terminal.plural(n_common, 'common neuron')} removed" if n_common else ""
+    return f"{_subtitle(attributions, method, said)}\n{terminal.plural(n, 'query', 'queries')}{right}{average}{common}."
+
+
+def _print_labels(attributions: Attributions, chosen: Chosen, by: str, k: int, rows: int) -> None:
+    import numpy as np
+
+    from actstore.engine.naica.selection import label_of_queries, pool_by_label
+
+    _, of_queries = label_of_queries(chosen.queries, by)
+    correct = np.array(chosen.queries["correct"].to_pylist(), bool)
+    lines = []
+    for i, (name, neurons) in enumerate(pool_by_label(chosen, by, k).items()):
+        mine = of_queries == i
+        found = _named(attributions, neurons)
+        each = float(chosen.n_neurons[mine].mean())
+        lines.append((name, int(mine.sum()), terminal.percent(correct[mine].mean()), f"{each:.1f}", _listed(found)))
+    columns = [
+        by,
+        ("queries", "right"),
+        ("right", "right"),
+        ("neurons", "right"),
+        f"top {k} neurons, score over its queries",
+    ]
+    print_rows(columns, folded_lists(columns, lines[: rows or None]), len(lines), "labels")
+
+
+def _print_queries(attributions: Attributions, chosen: Chosen, k: int, rows: int) -> None:
+    lines = []
+    table = chosen.queries.select(["query", "correct"]).slice(0, rows or None).to_pylist()
+    for i, row in enumerate(table):
+        neurons, scores = chosen.of(i)
+        found = _neurons(attributions, neurons[:k], scores[:k])
+        lines.append((row["query"], terminal.verdict(row["correct"]), len(neurons), _listed(found)))
+    columns = ["query", "answer", ("neurons", "right"), f"top {k} neurons, score"]
+    print_rows(columns, folded_lists(columns, lines), chosen.queries.num_rows, "queries")
+
+
+def _listed(neurons: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{row['neuron']} {row['score']:.3g}" for row in neurons) or "–"

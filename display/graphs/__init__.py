@@ -1,0 +1,1 @@
+"""Pictures of neuron graphs: as text, SVG, HTML and PNG."""

@@ -1,0 +1,212 @@
+"""What commands say of models, stores and neurons: as one JSON document for machines, as a few lines for people.
+
+The keys of the documents are an interface. Knows nothing about options or exit statuses.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+
+from actstore.display import terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from actstore.engine.models.load import ModelSpec
+    from actstore.store.reader import Capture, Store
+
+
+_ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *range(0xD800, 0xE000))}
+"""What JSON lets stand and a terminal obeys, or UTF-8 cannot hold; it occurs in JSON's texts only."""
+
+
+def print_json(value: Any) -> None:
+    """Write one JSON document; what JSON cannot say (NaN, infinities) becomes null."""
+    document = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+    try:
+        sys.stdout.write(document.translate(_ESCAPED) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        terminal.out.on_broken_pipe()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def print_rows(columns: Sequence[Any], rows: Sequence[Sequence[Any]], n_rows: int, what: str) -> None:
+    """A table of the first rows of `n_rows`, and how to see the rest; `what` they are."""
+    terminal.out.print(terminal.table(None, columns, rows))
+    if n_rows > len(rows):
+        terminal.out.print(f"… {n_rows - len(rows):,} more {what}: --rows 0 shows them, --json has them all.")
+
+
+def token_list(texts: Sequence[str], width: int, n: int = 5) -> str:
+    """The first tokens of a list, at most n of them and as many as there is room for; of the first at least its beginning."""
+    shown = [terminal.visible(text.replace(" ", "␣")) for text in texts[:n]]
+    line = ""
+    for text in shown:
+        longer = f"{line}  {text}" if line else text
+        if cell_len(longer) > width:
+            return line or set_cell_size(text, width - 1) + "…"
+        line = longer
+    return line
+
+
+def describe_model(spec: ModelSpec) -> dict[str, Any]:
+    """What `inspect` says."""
+    item = {"float32": 4, "float16": 2, "bfloat16": 2}.get(spec.dtype, 4)
+    return {
+        "model": spec.name,
+        "model_type": spec.model_type,
+        "kind": spec.kind,
+        "d_model": spec.d_model,
+        "vocabulary": spec.n_vocabulary,
+        "context": spec.context,
+        "dtype": spec.dtype,
+        "neurons": sum(s.neurons for s in spec.layers),
+        "sites": list(spec.sites),
+        "bytes_per_token": {
+            site: item * sum(spec.width(layer, site) for layer in spec.layers_of(site)) for site in spec.sites
+        },
+        "layers": [
+            {
+                "layer": s.layer,
+                "neurons": s.neurons,
+                "module": s.module,
+                "gated": s.gated,
+                "block": s.block,
+                "stack": s.stack,
+                "expert": s.expert,
+            }
+            for s in spec.layers
+        ],
+    }
+
+
+def describe_store(store: Store) -> dict[str, Any]:
+    """What `info` says."""
+    captures = {}
+    for name in store.captures:
+        captures[name] = _describe_capture(store.capture(name)) | {
+            "bytes": sum(size for _, size in store.folder.sizes(f"captures/{name}"))
+        }
+    model = store.model
+    return {
+        "store": store.folder.location,
+        "model": model.name,
+        "model_type": model.model_type,
+        "layers": len(model.layers),
+        "neurons": sum(layer.neurons for layer in model.layers),
+        "bytes": sum(size for _, size in store.folder.sizes()),
+        "captures": captures,
+    }
+
+
+def _describe_capture(held: Capture) -> dict[str, Any]:
+    plan = held.record.plan
+    return {
+        "tokens": plan.n_tokens,
+        "documents": plan.n_documents,
+        "windows": plan.n_windows,
+        "sites": list(held.record.sites),
+        "precision": held.record.precision,
+        "dtype": held.record.value_dtype,
+        "gate_sign": bool(held.record.gate_sign),
+        "labels": {c: [v for column, v in plan.labels if column == c] for c in plan.label_columns},
+        "corpus": plan.corpus,
+        "part": held.record.part,
+        "images": held.record.of_images,
+        "blocks": {"planned": plan.n_blocks, "committed": len(held.blocks)},
+        # Of what is not finished all statistics would have to be added up.
+        "overflow": {
+            site: {"neurons": len(found.names), "activations": found.n_values} for site, found in held.overflow.items()
+        }
+        if held.is_finished
+        else None,
+    }
+
+
+def summarise_capture(held: Capture) -> dict[str, Any]:
+    """What people are told of a capture: the same in fewer words."""
+    return _summary(held.record.name, _describe_capture(held))
+
+
+def _summary(name: str, held: dict[str, Any]) -> dict[str, Any]:
+    sites = ", ".join(held["sites"])
+    return held | {
+        "name": name,
+        "sites": f"{sites} ({held['part']})" if held["part"] != "language" else sites,
+        "precision": f"{held['precision']} ({held['dtype'] or 'statistics only'})",
+        "labels": ", ".join(f"{column} ({len(values):,} values)" for column, values in held["labels"].items()),
+    }
+
+
+def state_of(held: dict[str, Any]) -> str:
+    """How far a capture is filled."""
+    planned, committed = (held["blocks"][name] for name in ("planned", "committed"))
+    return "complete" if planned == committed else f"{committed:,} of {planned:,} blocks"
+
+
+def print_store(value: dict[str, Any]) -> None:
+    """The same for people: a line on the model, a row a capture."""
+    terminal.out.print(
+        f"{value['store']}: {value['model']} ({value['model_type']}), {value['layers']} layers, {value['neurons']:,} neurons, "
+        f"{terminal.format_bytes(value['bytes'])}",
+        style="bold",
+    )
+    rows = [
+        (
+            held["name"],
+            held["tokens"],
+            held["documents"],
+            held["sites"],
+            held["precision"],
+            terminal.format_bytes(held["bytes"]),
+            state_of(held),
+        )
+        for held in (_summary(name, held) for name, held in value["captures"].items())
+    ]
+    columns = ["capture", ("tokens", "right"), ("documents", "right"), "sites", "precision", ("size", "right"), "state"]
+    terminal.out.print(terminal.table(None, columns, rows))
+
+
+def neuron_summary(name: str, statistics: dict[str, Any], has_exemplars: bool) -> str:
+    """A neuron's line of statistics."""
+    if not has_exemplars:
+        return f"{name} has no finite activation over any counted token."
+    return (
+        f"{name}: mean {statistics['mean']:.3g}, std {statistics['std']:.3g}, max {statistics['max']:.3g}, "
+        f"above zero at {terminal.percent(statistics['positive'])} of {statistics['count']:,} tokens"
+    )
+
+
+def exemplar_line(exemplar: dict[str, Any], scale: float, *, colours: bool) -> Text:
+    """An exemplar's value and tokens: highlighted in colours, else with the token of the value marked."""
+    if colours:
+        shown = terminal.highlighted(exemplar["tokens"], exemplar["activations"], exemplar["pivot"], scale)
+    else:
+        shown = Text(terminal.marked(exemplar["tokens"], exemplar["pivot"]))
+    return Text(f"{exemplar['value']:9.4g}  ") + shown
+
+
+def print_neuron(name: str, statistics: dict[str, Any], exemplars: Sequence[dict[str, Any]]) -> None:
+    """A neuron's line of statistics and its exemplars."""
+    terminal.out.print(neuron_summary(name, statistics, bool(exemplars)), style="bold" if exemplars else None)
+    scale = max((abs(e["value"]) for e in exemplars), default=0.0)
+    for exemplar in exemplars:
+        line = exemplar_line(exemplar, scale, colours=terminal.out.is_terminal)
+        terminal.out.print(line, no_wrap=True, overflow="ellipsis", crop=terminal.out.is_terminal, soft_wrap=True)

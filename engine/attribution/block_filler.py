@@ -1,0 +1,199 @@
+"""Fills the blocks of an attribution capture: one prompt at a time through the model, one block at a time to the packer.
+
+Knows nothing about questions files or plans' making.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from actstore.engine.attribution.integrated_gradients import PathSettings, integrated_gradients
+from actstore.engine.capture.packing import HostPacker
+from actstore.engine.models import families
+from actstore.engine.models.patching import at_position, head_hook, hooked, places_of
+from actstore.kernels.pack.api import Columns
+from actstore.store.capture.answers import ANSWERS
+from actstore.store.capture.attributions import GRADIENT, IG
+from actstore.store.errors import ModelError
+from actstore.store.layout import block_answers_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from actstore.engine.capture.packing import Buffers, FilledBlock
+    from actstore.engine.capture.progress import CaptureProgress
+    from actstore.engine.models.load import LoadedModel
+    from actstore.store.capture.plan import BlockPlan
+    from actstore.store.files.records import CaptureRecord
+
+    ByLayer = dict[int, NDArray[np.float32]]
+
+SMALL_PRODUCT: Final = 1 << 18
+"""Weights of a projection up to which one core is enough."""
+
+
+class AttributionFiller:
+    """Runs the prompts of one block after another; the counterpart of `capture.BlockFiller`."""
+
+    def __init__(
+        self, model: LoadedModel, record: CaptureRecord, buffers: Callable[[], Buffers], documents: pa.Table
+    ) -> None:
+        """Fill what `record` says; `documents` has the `target` and the `option_tokens` of each prompt."""
+        self._model, self._record = model, record
+        self._layers = tuple(record.layers("mlp.post"))
+        self._path = PathSettings(
+            steps=record.settings["steps"], layers=self._layers, max_rows=record.settings["max_rows"]
+        )
+        self._targets = documents["target"].to_numpy()
+        self._option_tokens = documents["option_tokens"]
+        self._packer = HostPacker(record, buffers, ())
+
+    def fill(self, plans: Iterable[BlockPlan], progress: CaptureProgress) -> Iterator[FilledBlock]:
+        """The blocks of the plans, filled, as `BlockFiller.fill` gives them."""
+        for plan in plans:
+            self._packer.begin(plan)
+            with _few_threads(self._model):
+                answers = self._run(plan, progress)
+            for filled in self._packer.finish():
+                key = block_answers_key(self._record.name, plan.block)
+                yield dataclasses.replace(filled, files={key: _encoded(plan, answers)})
+
+    def _run(self, plan: BlockPlan, progress: CaptureProgress) -> list[NDArray[np.float32]]:
+        """Pack every site of the block's prompts; the probabilities of each prompt's options."""
+        n_prompts = len(plan.windows["window"])
+        values = {
+            (site, layer): np.empty((n_prompts, width), np.float32)
+            for site in self._record.sites
+            for layer, width in self._record.layers(site).items()
+        }
+        answers = []
+        starts = np.cumsum([0, *plan.windows["n_inputs"]])
+        for row, document in enumerate(plan.windows["document"].tolist()):
+            ids = plan.inputs[starts[row] : starts[row + 1]]
+            found, probabilities = self._prompt(ids, document)
+            for site, by_layer in found.items():
+                for layer, vector in by_layer.items():
+                    values[site, layer][row] = vector
+            answers.append(probabilities)
+            progress.filled(1)
+        columns = _columns(plan, self._record)
+        self._packer.batch(columns)
+        for (site, layer), array in values.items():
+            self._packer.pack(layer, site, torch.from_numpy(array), columns)
+        return answers
+
+    def _prompt(self, ids: NDArray[np.int32], document: int) -> tuple[dict[str, ByLayer], NDArray[np.float32]]:
+        """Site → layer → vector [neuron] of one prompt, and the probability of each of its options."""
+        tokens = self._option_tokens[document].as_py()
+        with _first_logits(self._model, len(ids)) as seen:
+            if IG in self._record.sites:
+                made = integrated_gradients(
+                    self._model, ids.tolist(), int(self._targets[document]), settings=self._path
+                )
+                found = {"mlp.post": made.activations, IG: made.attributions, GRADIENT: made.gradients}
+            else:
+                found = {"mlp.post": last_activations(self._model, ids, self._layers)}
+        return found, _probabilities(seen, tokens, self._model.spec.name)
+
+
+@contextmanager
+def _few_threads(model: LoadedModel) -> Iterator[None]:
+    """While open, small products run on one core: threads that wait for one another cost more than they compute.
+
+    A prompt's attribution is some hundred products of at most `max_rows` rows. On a machine with other work to do, two
+    threads were 20 times slower than one on a model of width 128.
+    """
+    largest = max(layer.neurons * layer.d_model for layer in model.spec.layers)
+    before = torch.get_num_threads()
+    if model.device.type == "cpu" and largest <= SMALL_PRODUCT:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def last_activations(model: LoadedModel, ids: NDArray[np.int32], layers: Sequence[int]) -> ByLayer:
+    """The activations [neuron] of each layer at the last position, in float32, from one pass of the whole model."""
+    places = {(place.owner, place.run): place.layer for place in places_of(model, layers)}
+    n_positions = len(ids)
+    found: ByLayer = {}
+
+    def reading(path: str) -> Any:
+        def hook(run: int, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+            if (layer := places.get((path, run))) is not None:
+                values = at_position(args[0], 1, n_positions - 1, n_positions, model.spec.model_type)[0]
+                found[layer] = values.float().cpu().numpy()
+
+        return hook
+
+    given = torch.from_numpy(ids.astype(np.int64))[None].to(model.device)
+    hooks = head_hook(model, n_positions - 1, n_positions) | {path: reading(path) for path, _ in places}
+    arguments = families.arguments_for(model.model, given, None)
+    with torch.inference_mode(), hooked(model.model, hooks):
+        model.model(**arguments)
+    return found
+
+
+@contextmanager
+def _first_logits(model: LoadedModel, n_positions: int) -> Iterator[list[Tensor]]:
+    """While open, collects the last position's logits [vocabulary] of the first pass over one window of so many positions.
+
+    That is the clean pass, on either path, which attribution needs anyway.
+    """
+    seen: list[Tensor] = []
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        logits = getattr(output, "logits", None)
+        if not seen and ids is not None and logits is not None and tuple(ids.shape) == (1, n_positions):
+            rows = at_position(logits.detach(), 1, n_positions - 1, n_positions, model.spec.model_type)
+            seen.append(rows[0].clone())
+
+    handle = model.model.register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _probabilities(seen: list[Tensor], tokens: list[int], name: str) -> NDArray[np.float32]:
+    if not seen:
+        raise ModelError(
+            f"expected {name} to give logits of the tokens it reads, and it gives none; choose another model"
+        )
+    wide = seen[0].to(torch.promote_types(seen[0].dtype, torch.float32))
+    log_p: NDArray[np.float32] = (wide[tokens] - wide.logsumexp(-1)).exp().float().cpu().numpy()
+    return log_p
+
+
+def _columns(plan: BlockPlan, record: CaptureRecord) -> Columns:
+    """The prompts of a block as one batch, a row and a slot each."""
+    n_prompts = len(plan.windows["window"])
+    everything = np.full((n_prompts, 1), len(record.plan.labels), np.int32)
+    return Columns(
+        rows=np.arange(n_prompts),
+        slots=np.arange(n_prompts),
+        segments=np.arange(n_prompts + 1),
+        labels=np.concatenate([plan.labels, everything], axis=1),
+        counted=np.ones(n_prompts, bool),
+        first_token=plan.block * record.plan.block_slots,
+    )
+
+
+def _encoded(plan: BlockPlan, answers: list[NDArray[np.float32]]) -> bytes:
+    rows = {"document": plan.windows["document"], "probabilities": [values.tolist() for values in answers]}
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(rows, schema=ANSWERS), buffer)
+    return buffer.getvalue()

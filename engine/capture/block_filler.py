@@ -1,0 +1,178 @@
+"""Plan and model to store: runs the model over a planned corpus, block by block, and keeps what was asked for.
+
+The one module that brings model, plan, packer and store together. Knows nothing about architectures (`models`), about
+bytes on disk (`store`), or about how and where a value is packed (`packing`, `device`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from actstore.engine.capture.packing import packer_for, staged_arrays
+from actstore.kernels.pack.api import Columns
+from actstore.store import layout
+from actstore.store.capture.plan import Plan
+from actstore.store.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from actstore.engine.capture.packing import Buffers, FilledBlock
+    from actstore.engine.capture.progress import CaptureProgress
+    from actstore.engine.models.load import LoadedModel
+    from actstore.store.capture.plan import BlockPlan
+    from actstore.store.capture.writer import CaptureWriter
+    from actstore.store.files.records import CaptureRecord
+    from actstore.store.storage.folder import Folder
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass reads and where its rows go."""
+
+    input_ids: Tensor
+    """[window, position], padded on the right."""
+    attention_mask: Tensor | None
+    """[window, position]; None where nothing is padded."""
+    columns: Columns
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further inputs, such as pixels."""
+    n_rows: int | None = None
+    """Rows that every layer must hand over; None where they are those of `input_ids`."""
+
+
+class Batches(Protocol):
+    """Gives the batches of a block in their planned order; label id `n_labels` is carried by every window."""
+
+    def __call__(self, plan: BlockPlan, n_labels: int, block_slots: int) -> Iterator[Batch]:
+        """As `batches_of` does."""
+
+
+def batches_of(plan: BlockPlan, n_labels: int, block_slots: int) -> Iterator[Batch]:
+    """The batches of a block of text."""
+    input_starts = np.cumsum([0, *plan.windows["n_inputs"]])
+    for batch in plan.batches():
+        lengths = plan.windows["n_inputs"][batch]
+        longest = int(lengths.max())
+        ids = np.zeros((len(lengths), longest), np.int64)
+        for row, start, length in zip(range(len(lengths)), input_starts[batch], lengths, strict=True):
+            ids[row, :length] = plan.inputs[start : start + length]
+        padded = bool((lengths != longest).any())
+        columns = batch_columns(plan, batch, np.arange(len(lengths)) * longest, n_labels, block_slots)
+        mask = torch.from_numpy(np.arange(longest) < lengths[:, None]).long() if padded else None
+        yield Batch(torch.from_numpy(ids), mask, columns)
+
+
+def batch_columns(
+    plan: BlockPlan, batch: slice, first_rows: NDArray[np.int64], n_labels: int, block_slots: int
+) -> Columns:
+    """Which rows go to which slots, of a batch of windows whose position 0 is in the rows `first_rows` [window]."""
+    slot_starts = np.cumsum([0, *plan.windows["n_slots"]])
+    n_slots = plan.windows["n_slots"][batch]
+    first, last = int(slot_starts[batch.start]), int(slot_starts[batch.stop])
+    labels = plan.labels[batch]
+    return Columns(
+        rows=np.repeat(first_rows, n_slots) + plan.position[first:last],
+        slots=np.arange(first, last),
+        segments=np.concatenate([[0], np.cumsum(n_slots)]),
+        labels=np.concatenate([labels, np.full((len(labels), 1), n_labels, np.int32)], axis=1),
+        counted=plan.modality[first:last] != layout.SPECIAL,
+        first_token=plan.block * block_slots,
+    )
+
+
+def routed_columns(columns: Columns, rows: NDArray[np.int64]) -> Columns:
+    """The columns of an expert that saw only `rows` of the batch; its values come in the order of `rows`."""
+    order = np.argsort(rows, kind="stable")
+    at = np.searchsorted(rows[order], columns.rows)
+    at = np.minimum(at, max(len(rows) - 1, 0))
+    seen = rows[order][at] == columns.rows if len(rows) else np.zeros(len(columns.rows), bool)
+    segment = np.repeat(np.arange(len(columns.segments) - 1), np.diff(columns.segments))
+    return Columns(
+        rows=order[at[seen]] if len(rows) else np.empty(0, np.int64),
+        slots=columns.slots[seen],
+        segments=np.concatenate([[0], np.cumsum(np.bincount(segment[seen], minlength=len(columns.segments) - 1))]),
+        labels=columns.labels,
+        counted=columns.counted[seen],
+        first_token=columns.first_token,
+    )
+
+
+class BlockFiller:
+    """Runs the model over one block after another and hands what it computes to a packer."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        record: CaptureRecord,
+        buffers: Callable[[], Buffers],
+        batches: Batches = batches_of,
+    ) -> None:
+        """Capture what `record` says; `buffers` gives what a block is collected in on the host, contents undefined."""
+        self._model, self._record, self._batches = model, record, batches
+        self._sites = list(record.sites)
+        if record.gate_sign and "mlp.gate" not in self._sites:
+            self._sites.append("mlp.gate")
+        self._layers = sorted({layer for site in record.sites for layer in record.layers(site)})
+        experts = {spec.layer for spec in model.spec.layers if spec.expert is not None}
+        self._packer = packer_for(model.device, record, buffers, experts)
+
+    def fill(self, plans: Iterable[BlockPlan], progress: CaptureProgress) -> Iterator[FilledBlock]:
+        """The blocks of the plans, filled; a block's arrays hold until the one after the next is asked for."""
+        for plan in plans:
+            self._packer.begin(plan)
+            for batch in self._batches(plan, len(self._record.plan.labels), self._record.plan.block_slots):
+                self._run(batch)
+                progress.filled(len(batch.columns.slots))
+            yield from self._packer.finish()
+        yield from self._packer.drain()
+
+    def _run(self, batch: Batch) -> None:
+        self._packer.batch(batch.columns)
+
+        def sink(layer: int, site: str, values: Tensor, rows: Tensor | None) -> None:
+            here = batch.columns if rows is None else routed_columns(batch.columns, rows.cpu().numpy())
+            self._check_rows(batch, layer, values.numel() // values.shape[-1] if rows is None else None)
+            self._packer.pack(layer, site, values, here)
+
+        self._model.forward(
+            batch.input_ids,
+            batch.attention_mask,
+            sites=self._sites,
+            layers=self._layers,
+            sink=sink,
+            extra=batch.extra,
+        )
+
+    def _check_rows(self, batch: Batch, layer: int, n_rows: int | None) -> None:
+        if n_rows is not None and batch.n_rows not in (None, n_rows):
+            raise ModelError(
+                f"Layer {layer} of {self._model.spec.name} ({self._model.spec.layers[layer].module}) holds {n_rows} rows for "
+                f"a batch of images, not the {batch.n_rows} positions that were planned. Leave it out with --layers."
+            )
+
+
+def fill_blocks(
+    folder: Folder,
+    record: CaptureRecord,
+    model: LoadedModel,
+    writer: CaptureWriter,
+    blocks: Iterable[int],
+    progress: CaptureProgress,
+    batches: Batches = batches_of,
+) -> None:
+    """Run the model over `blocks` and commit each."""
+    plan = Plan(folder, record.name, record.plan)
+    staged = list(staged_arrays(record))
+    filler = BlockFiller(
+        model, record, lambda: {key: writer.buffer(key, shape, dtype) for key, shape, dtype in staged}, batches
+    )
+    for filled in filler.fill(map(plan.block, blocks), progress):
+        writer.submit(filled.block, filled.arrays, filled.encode_statistics, filled.began, filled.files)

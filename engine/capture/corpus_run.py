@@ -1,0 +1,190 @@
+"""One capture of a corpus of text: its plan, its blocks, and the same again, resumed.
+
+What can be found wrong is found before the model's weights are loaded. Knows nothing about what every run does (`run`), how
+a block is filled (`capture`) or how documents become windows (`plan`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from actstore.engine.capture.block_filler import fill_blocks
+from actstore.engine.capture.padding import PaddingCount
+from actstore.engine.capture.plan import PlanSettings, block_size, write_plan
+from actstore.engine.capture.run import Run
+from actstore.engine.capture.settings import CaptureSettings
+from actstore.engine.capture.sizes import affordable_slots, bytes_per_slot
+from actstore.engine.inputs.corpus import STDIN, CorpusDigest, CorpusOptions, CorpusReport, read_corpus
+from actstore.engine.models.fingerprint import check_model, fingerprint_of
+from actstore.engine.models.tokenizer.load import TextTokenizer
+from actstore.store.errors import InvalidInputError
+from actstore.store.files.records import CaptureRecord, PlanRecord
+from actstore.store.model import root
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from actstore.engine.capture.plan_count import PlanCount
+    from actstore.engine.inputs.memory_corpus import MemoryCorpus
+    from actstore.engine.models.load import LoadedModel, ModelSpec
+    from actstore.engine.models.tokenizer.load import TextTokenizer
+    from actstore.store.capture.writer import CaptureWriter
+
+BLOCK_SLOTS = 16_384
+
+
+@dataclass
+class CorpusRun(Run):
+    """One call of `capture` on a corpus of text."""
+
+    command: ClassVar[str] = "capture"
+
+    report: CorpusReport
+    documents: str | MemoryCorpus
+    """What `corpus` is the name of."""
+
+    def check(self) -> None:
+        """Raise `InvalidInputError` where the model reads no text."""
+        if self.spec.kind == "vision":
+            raise InvalidInputError(
+                f"{self.spec.name} reads images, and {self.corpus} is a corpus of text. Name a model that reads text."
+            )
+
+    def _begin(self, requested: Mapping[str, Any]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
+        return self.begin(requested)
+
+    def begin(
+        self, requested: Mapping[str, Any], count: PlanCount | None = None
+    ) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
+        """As `_begin`; with `count`, the plan is counted there instead of written."""
+        settings = CaptureSettings.resolve(requested, self.spec)
+        if settings.part != "language":
+            raise InvalidInputError(
+                f"The {settings.part} part reads images, and {self.corpus} is text. Leave --part out."
+            )
+        widths = settings.widths(self.spec)
+        tokenizer = self._tokenizer(settings)
+        plan = self._write_plan(settings, widths, tokenizer, count)
+        model = self._load(self.options.dtype)
+        record = capture_record(self.name, self.spec, model, fingerprint_of(model), settings, widths, plan)
+        if root.is_store(self.folder):
+            check_model(self.folder, root.read_root(self.folder).fingerprint, record.model_fingerprint, self.spec.name)
+        return record, model, tokenizer
+
+    def _write_plan(
+        self,
+        settings: CaptureSettings,
+        widths: dict[str, dict[int, int]],
+        tokenizer: TextTokenizer | None,
+        count: PlanCount | None,
+    ) -> PlanRecord:
+        n_gate = sum(widths.get("mlp.post", {}).values()) if settings.gate_sign else 0
+        dtype = self.options.dtype if self.options.dtype != "auto" else self.spec.dtype
+        slot_nbytes = bytes_per_slot(widths, settings.precision, dtype, n_gate)
+        affordable = affordable_slots(slot_nbytes, self.options.memory, BLOCK_SLOTS)
+        assert settings.context is not None
+        plan_settings = PlanSettings(
+            context=settings.context,
+            overlap=settings.overlap,
+            begin=settings.begin,
+            positions=settings.positions,
+            batch_tokens=settings.batch_tokens,
+            block_slots=block_size(settings.context, affordable, stored_everywhere=settings.positions == "all"),
+            max_tokens=settings.max_tokens,
+        )
+        trusted = self.options.trust_remote_code
+        padding = self._count_padding(tokenizer)
+        plan = write_plan(
+            read_corpus(self.documents, settings.of(CorpusOptions), self.report),
+            self.folder,
+            self.name,
+            settings=plan_settings,
+            corpus=self.corpus,
+            label_columns=settings.label_columns,
+            tokenizer=tokenizer,
+            n_vocabulary=self.spec.n_vocabulary,
+            special_ids=frozenset() if tokenizer else self.source.special_ids(trust_remote_code=trusted),
+            on_progress=self.progress.planned,
+            on_document=padding.add,
+            on_warning=self.report.warn,
+            count=count,
+        )
+        for sentence in padding.sentences():
+            self.report.warn(sentence)
+        return plan
+
+    def _count_padding(self, tokenizer: TextTokenizer | None) -> PaddingCount:
+        """A count by the padding token of the tokenizer, or of the model's configuration where there is no tokenizer."""
+        if tokenizer is not None:
+            return tokenizer.count_padding()
+        return PaddingCount(self.source.config(trust_remote_code=self.options.trust_remote_code).get_text_config())
+
+    def _tokenizer(self, settings: CaptureSettings) -> TextTokenizer | None:
+        try:
+            return self._load_tokenizer()
+        except InvalidInputError:
+            # A corpus of ids needs none; whether this is one shows when its first document is read.
+            if self.options.tokenizer is not None or not self._is_tokenised(settings):
+                raise
+            return None
+
+    def _is_tokenised(self, settings: CaptureSettings) -> bool:
+        first = (
+            next(iter(read_corpus(self.documents, settings.of(CorpusOptions))), None)
+            if self.documents != STDIN
+            else None
+        )
+        return first is not None and first.ids is not None
+
+    def _check_same(self, record: CaptureRecord, requested: Mapping[str, Any]) -> LoadedModel:
+        """Refuse to resume with anything that differs from what was begun, naming it."""
+        recorded = CaptureSettings.from_json(record.settings)
+        differences = recorded.differences(requested)
+        if not differences:
+            tokenizer = self._tokenizer(recorded)
+            if (tokenizer.fingerprint if tokenizer else "") != record.plan.tokenizer_fingerprint:
+                differences.append("the tokenizer is another")
+            if self._corpus_fingerprint(recorded, record.plan) != record.plan.corpus_fingerprint:
+                differences.append(f"the corpus {self.corpus} is not what was planned from {record.plan.corpus}")
+        self._refuse(differences)
+        return self._load_again(record)
+
+    def _corpus_fingerprint(self, settings: CaptureSettings, plan: PlanRecord) -> str:
+        digest = CorpusDigest()
+        documents = read_corpus(self.documents, settings.of(CorpusOptions), self.report)
+        for document in itertools.islice(documents, plan.n_documents):
+            digest.update(document)
+        longer = settings.max_tokens is None and next(documents, None) is not None
+        return "" if longer else digest.hexdigest()
+
+    def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
+        fill_blocks(self.folder, record, model, writer, blocks, self.progress)
+
+
+def capture_record(
+    name: str,
+    spec: ModelSpec,
+    model: LoadedModel,
+    fingerprint: str,
+    settings: CaptureSettings,
+    widths: dict[str, dict[int, int]],
+    plan: PlanRecord,
+) -> CaptureRecord:
+    """The record of a capture with these settings and this plan, from now on."""
+    gated = {s.layer for s in spec.layers if s.gated}
+    return CaptureRecord(
+        name=name,
+        created=root.now(),
+        written_by=root.written_by(),
+        model_fingerprint=fingerprint,
+        dtype=str(model.dtype).removeprefix("torch."),
+        precision=settings.precision,
+        sites={site: {str(k): v for k, v in layers.items()} for site, layers in widths.items()},
+        gate_sign=tuple(layer for layer in widths["mlp.post"] if layer in gated) if settings.gate_sign else (),
+        keep=settings.keep if settings.precision == "sparse" else None,
+        n_exemplars=settings.exemplars,
+        settings=settings.to_json(),
+        plan=plan,
+    )

@@ -1,0 +1,222 @@
+"""What a capture would take: its size and its time, from the whole corpus tokenised and one batch measured. Writes nothing.
+
+The batch goes through everything that a capture does with it, into memory: forward pass, packing, encoding, compression.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from actstore.engine.capture.api import prepare
+from actstore.engine.capture.block_filler import fill_blocks
+from actstore.engine.capture.corpus_run import CorpusRun
+from actstore.engine.capture.packing import staged_arrays
+from actstore.engine.capture.plan_count import PlanCount
+from actstore.engine.capture.progress import CaptureProgress
+from actstore.engine.capture.sizes import estimate_nbytes
+from actstore.store.capture.plan import PlanWriter
+from actstore.store.capture.writer import CaptureWriter, create_capture
+from actstore.store.errors import InvalidInputError
+from actstore.store.layout import SLOT_MULTIPLE
+from actstore.store.model import root
+from actstore.store.storage.folder import Folder
+from actstore.store.storage.lock import check_unowned
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from actstore.engine.capture.run import RunOptions
+    from actstore.engine.inputs.corpus import CorpusReport
+    from actstore.engine.inputs.memory_corpus import Corpus
+    from actstore.engine.models.in_memory import ModelInput
+    from actstore.engine.models.load import LoadedModel
+    from actstore.store.capture.plan import PlannedWindow
+    from actstore.store.files.records import CaptureRecord
+
+
+@dataclass(frozen=True)
+class CaptureEstimate:
+    """What a capture would hold and take."""
+
+    model: str
+    corpus: str
+    store: str
+    name: str
+    n_documents: int
+    n_tokens: int
+    """Stored tokens, special ones included."""
+    n_windows: int
+    n_blocks: int
+    block_slots: int
+    sites: tuple[str, ...]
+    precision: str
+    dtype: str
+    device: str
+    capture_nbytes: int
+    """On disk, as far as is known before values are: see `engine.sizes.estimate_nbytes`."""
+    weights_nbytes: int
+    """Write vectors and unembedding, where the store is new and they are copied."""
+    free_nbytes: int | None
+    """Of the store's disk; None where the store is no local folder."""
+    model_nbytes: int
+    """Memory of the model's weights."""
+    buffers_nbytes: int
+    """Memory of the buffers in which a block is collected."""
+    planning_s: float
+    """Seconds it took to read and tokenise the corpus, which a capture does again."""
+    loading_s: float
+    """Seconds it took to load the model and compute its fingerprint."""
+    capturing_s: float
+    """Seconds that all tokens take at the speed of the measured batch."""
+    batch_tokens: int
+    """Tokens of the measured batch that the model read."""
+    batch_s: float
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk in all."""
+        return self.capture_nbytes + self.weights_nbytes
+
+    @property
+    def total_s(self) -> float:
+        """Seconds in all. What is done once with the weights of a new store (copies, top tokens) is not among them."""
+        return self.planning_s + self.loading_s + self.capturing_s
+
+    @property
+    def fits(self) -> bool:
+        """Whether the disk has room for the capture, as far as is known."""
+        return self.free_nbytes is None or self.nbytes <= self.free_nbytes
+
+    def as_json(self) -> dict[str, Any]:
+        """Every field, and the sums."""
+        return asdict(self) | {"nbytes": self.nbytes, "total_s": self.total_s, "fits": self.fits}
+
+
+def estimate(
+    model: ModelInput,
+    corpus: Corpus,
+    store: str | Path,
+    *,
+    name: str = "corpus",
+    options: RunOptions | None = None,
+    progress: CaptureProgress | None = None,
+    report: CorpusReport | None = None,
+    **settings: Any,
+) -> CaptureEstimate:
+    """What `capture` with the same arguments would hold and take; nothing is written, neither in `store` nor beside it.
+
+    The corpus is read and tokenised to its end, or as far as `max_tokens` and `max_documents` say, the model is loaded, and one
+    batch is measured. What `capture` refuses before it writes is refused alike; images are refused,
+    and so is `resume`.
+
+    >>> actstore.estimate("gpt2", "corpus.jsonl", "gpt2.actstore", precision="half").nbytes
+    """
+    run, asked = prepare(model, corpus, store, name, options, progress, report, settings, read_only=True)
+    if not isinstance(run, CorpusRun):
+        raise InvalidInputError(
+            f"A dry run is of a corpus of text, and {run.corpus} holds images: how long answers take shows only when they are "
+            "generated. Capture a few with --max-documents to see."
+        )
+    if run.options.resume:
+        raise InvalidInputError(
+            "A dry run says what a whole capture takes. Leave --resume out; `actstore info` says how far a capture is."
+        )
+    check_unowned(run.folder, name)
+    with run.source.as_it_is():
+        return _measured(run, asked)
+
+
+def _measured(run: CorpusRun, asked: dict[str, Any]) -> CaptureEstimate:
+    began_s = time.monotonic()
+    count = PlanCount()
+    record, loaded, _ = run.begin(asked, count)
+    loaded_s = time.monotonic()
+    assert count.closed_at_s is not None
+    batch = count.typical_batch()
+    measure(run, record, loaded, count.smallest_batch())  # compiles what is to be measured
+    batch_s = measure(run, record, loaded, batch)
+    batch_tokens = sum(len(window.ids) for window in batch)
+    n_buffers = 1 if loaded.device.type == "cpu" else 2
+    is_new = not root.is_store(run.folder)
+    return CaptureEstimate(
+        model=run.spec.name,
+        corpus=run.corpus,
+        store=run.folder.location,
+        name=run.name,
+        n_documents=record.plan.n_documents,
+        n_tokens=record.plan.n_tokens,
+        n_windows=record.plan.n_windows,
+        n_blocks=record.plan.n_blocks,
+        block_slots=record.plan.block_slots,
+        sites=tuple(record.sites),
+        precision=record.precision,
+        dtype=record.dtype,
+        device=str(loaded.device),
+        capture_nbytes=estimate_nbytes(record),
+        weights_nbytes=_weights_nbytes(loaded) if is_new and run.options.weights else 0,
+        free_nbytes=_free_nbytes(run.folder),
+        model_nbytes=sum(t.numel() * t.element_size() for t in (*loaded.model.parameters(), *loaded.model.buffers())),
+        buffers_nbytes=n_buffers * sum(a * b * dtype.itemsize for _, (a, b), dtype in staged_arrays(record)),
+        planning_s=count.closed_at_s - began_s,
+        loading_s=loaded_s - count.closed_at_s,
+        capturing_s=batch_s * count.n_inputs / batch_tokens,
+        batch_tokens=batch_tokens,
+        batch_s=batch_s,
+    )
+
+
+def measure(run: CorpusRun, record: CaptureRecord, model: LoadedModel, batch: list[PlannedWindow]) -> float:
+    """The seconds in which a batch becomes a committed block, in memory."""
+    slots = -(-sum(len(window.kept) for window in batch) // SLOT_MULTIPLE) * SLOT_MULTIPLE
+    with _memory_folder() as folder:
+        writer = PlanWriter(folder, record.name, slots, record.plan.settings)
+        writer.add_document({"source": "", "sha256": "", "n_tokens": 0})
+        writer.add_block([[replace(window, document=0) for window in batch]])
+        writer.close(record.plan.labels)
+        plan = replace(
+            record.plan,
+            n_documents=1,
+            n_windows=writer.n_windows,
+            n_tokens=writer.n_tokens,
+            block_slots=slots,
+            n_blocks=1,
+        )
+        tried = replace(record, plan=plan)
+        create_capture(folder, tried)
+        overlap = model.device.type != "cpu"
+        began_s = time.monotonic()
+        with CaptureWriter(folder, tried, n_threads=run.n_encoders(overlap), overlap=overlap) as capture_writer:
+            fill_blocks(folder, tried, model, capture_writer, [0], CaptureProgress())
+        return time.monotonic() - began_s
+
+
+@contextmanager
+def _memory_folder() -> Iterator[Folder]:
+    """A folder in memory, emptied afterwards."""
+    folder = Folder(f"memory://actstore-estimate-{uuid.uuid4()}", read_only=False)
+    try:
+        yield folder
+    finally:
+        for key, _ in list(folder.sizes()):
+            folder.delete(key)
+
+
+def _weights_nbytes(model: LoadedModel) -> int:
+    tensors = [model.write_vectors(layer.layer) for layer in model.spec.layers]
+    if (unembedding := model.unembedding()) is not None:
+        tensors.append(unembedding)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _free_nbytes(folder: Folder) -> int | None:
+    """Of the disk that a store is on, or will be."""
+    if folder.path is None:
+        return None
+    there = next(path for path in (folder.path.absolute(), *folder.path.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(there).free

@@ -1,0 +1,243 @@
+"""Packing on the model's own GPU, and bringing what was packed to the host while the model runs on.
+
+Blocks are packed into device memory as they are computed. A full block is copied to pinned memory on a stream of its own,
+while the next one fills a second set of buffers: nothing waits for the compute stream. A block that is too large for device
+memory goes through it in spans of slots. Imported only where there is a GPU: it loads Triton. Knows nothing about models,
+forward passes or bytes on disk.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from actstore.engine.capture.gpu_buffers import CopyStream, Mark, Span, Tally, allocate, as_numpy, fill_bits
+from actstore.engine.capture.packing import FilledBlock, as_packable, count_labels, encode, staged_arrays, used_slots
+from actstore.kernels.pack import gpu, gpu_lossy
+from actstore.store import layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+    from actstore.engine.capture.packing import Buffers
+    from actstore.kernels.pack.columns import Columns
+    from actstore.store.capture.plan import BlockPlan
+    from actstore.store.files.records import CaptureRecord
+
+SHARE: Final = 0.4
+"""Of the device memory that is free once the model is loaded: what buffers and statistics may take. The rest is for the
+forward pass."""
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A block whose copies are under way."""
+
+    plan: BlockPlan
+    began: float
+    arrays: Callable[[], Buffers]
+    tally: Tally
+    copied: Mark
+
+    def collect(self) -> FilledBlock:
+        self.copied.wait()
+        return FilledBlock(self.plan.block, self.arrays(), self.tally.to_host, self.began)
+
+
+class DevicePacker:
+    """Packs on a GPU; a `Packer`. A block that fits device memory is given when the next one has been computed."""
+
+    def __init__(
+        self,
+        record: CaptureRecord,
+        device: torch.device,
+        buffers: Callable[[], Buffers],
+        *,
+        memory: int | None = None,
+    ) -> None:
+        """Pack on `device` within `memory` bytes of it; `SHARE` of what is free, unless given.
+
+        A block that fits comes in pinned memory of the packer's own, one that does not in what `buffers` gives.
+        """
+        self._record, self._device, self._buffers = record, device, buffers
+        self._staged = {key: (shape, dtype) for key, shape, dtype in staged_arrays(record)}
+        staging = layout.staging_format(record.precision, record.held_dtype)
+        self._no_value = staging.fill_value if staging else 0
+        is_gpu = device.type == "cuda"
+        self._side = CopyStream(device)
+        self._tallies = [Tally.empty(record, device) for _ in range(2)]
+        self._host_tallies = [Tally.empty(record, "cpu", pinned=is_gpu) for _ in range(2)]
+        if memory is None:
+            memory = int(SHARE * torch.cuda.mem_get_info(device)[0]) if is_gpu else 1 << 30
+        self._memory = memory - 2 * self._tallies[0].nbytes
+        self._spans: list[Span] = []
+        self._n_span_slots = 0
+        self._n_blocks = self._n_opened = 0
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="actstore-landing")
+        self._waiting: _Pending | None = None
+
+    def begin(self, plan: BlockPlan) -> None:
+        """As `Packer` says."""
+        self._plan, self._began, self._stop = plan, time.monotonic(), 0
+        self._allocate(plan)
+        self._tally, self._host_tally = self._tallies[self._n_blocks % 2], self._host_tallies[self._n_blocks % 2]
+        self._n_blocks += 1
+        self._tally.copied.hold_compute(self._device)
+        self._tally.clear()
+        if not self._is_whole:
+            self._arrays = self._buffers()
+            for key, array in self._arrays.items():
+                array.fill(self._nothing(key)[0])
+        self._open()
+
+    def batch(self, columns: Columns) -> None:
+        """As `Packer` says."""
+        count_labels(columns, self._tally.label_tokens)
+        if columns.n_slots - self._span.base > self._n_span_slots:
+            self._close()
+            self._open()
+        self._stop = max(self._stop, columns.n_slots)
+        self._batch = columns, self._within_span(columns)
+
+    def pack(self, layer: int, site: str, values: Tensor, columns: Columns) -> None:
+        """As `Packer` says; waits for nothing."""
+        values = as_packable(values).to(self._device, non_blocking=True)
+        here = self._batch[1] if columns is self._batch[0] else self._within_span(columns)
+        if (site, layer) in self._tally.sites:
+            out = self._span.arrays.get(layout.values_key(self._record.name, site, layer))
+            gpu.pack(values, here, out, self._tally.sites[site, layer])
+        if site == "mlp.gate" and layer in self._tally.gate_positives:
+            bits = self._span.arrays[layout.gate_sign_key(self._record.name, layer)]
+            gpu.pack_signs(values, here, bits, self._tally.gate_positives[layer])
+
+    def finish(self) -> Iterator[FilledBlock]:
+        """The block before this one, whose own copies begin when that has been dealt with; or this one, if it did not fit."""
+        # Not before its taker has dealt with the block before may the memory of the one before that be written again.
+        yield from self._collect()
+        self._close()
+        with self._side.after_compute():
+            self._tally.copy_to(self._host_tally)
+        self._tally.copied = self._side.mark()
+        arrays = self._whole_block(self._span) if self._is_whole else self._landed_block(self._plan)
+        self._waiting = _Pending(self._plan, self._began, arrays, self._host_tally, self._tally.copied)
+        if not self._is_whole:
+            yield from self._collect()
+
+    def drain(self) -> Iterator[FilledBlock]:
+        """The last block."""
+        yield from self._collect()
+        self._worker.shutdown()
+
+    @property
+    def _is_whole(self) -> bool:
+        return self._n_span_slots >= self._record.plan.block_slots
+
+    def _allocate(self, plan: BlockPlan) -> None:
+        """Make both sets of buffers, large enough for any batch of the block."""
+        block_slots = self._record.plan.block_slots
+        nbytes_per_slot = (
+            sum(shape[0] * shape[1] * dtype.itemsize for shape, dtype in self._staged.values()) / block_slots
+        )
+        affordable = int(self._memory / (2 * nbytes_per_slot)) if nbytes_per_slot else block_slots
+        longest = max(int(plan.windows["n_slots"][batch].sum()) for batch in plan.batches())
+        # A span begins at the last multiple of 8 before its first slot.
+        needed = min(block_slots, max(affordable, longest + 7))
+        if needed <= self._n_span_slots:
+            return
+        self._n_span_slots = min(block_slots, -(-needed // 8) * 8)
+        self._spans = []
+        for _ in range(2):
+            arrays = {
+                key: allocate((shape[0], shape[1] * self._n_span_slots // block_slots), dtype, self._device)
+                for key, (shape, dtype) in self._staged.items()
+            }
+            self._spans.append(Span(arrays))
+
+    def _nothing(self, key: str) -> Any:
+        """What an array holds where nothing is packed; [1], in its dtype."""
+        dtype = self._staged[key][1]
+        return np.full(1, 0 if dtype == np.uint8 else self._no_value, dtype)
+
+    def _open(self) -> None:
+        """Let the other set of buffers receive the slots from the last batch's end on."""
+        self._span = self._spans[self._n_opened % 2]
+        self._n_opened += 1
+        self._span.first, self._span.base = self._stop, self._stop // 8 * 8
+        self._span.copied.hold_compute(self._device)
+        for key, tensor in self._span.arrays.items():
+            fill_bits(tensor, self._nothing(key))
+
+    def _close(self) -> None:
+        """Start copying the span to the host, and from there, if it is not the whole block, to its place in the block."""
+        span = self._span
+        if span.landed is not None:
+            span.landed.result()
+        with self._side.after_compute():
+            for key, tensor in self._encoded(span.arrays) if self._is_whole else span.arrays.items():
+                span.copy_out(key, tensor)
+        span.copied = self._side.mark()
+        if not self._is_whole:
+            span.landed = self._worker.submit(
+                _land, span.copied, span.host, self._arrays, span.first, span.base, self._stop
+            )
+
+    def _within_span(self, columns: Columns) -> Columns:
+        base = self._span.base
+        return replace(columns, slots=columns.slots - base, first_token=columns.first_token + base) if base else columns
+
+    def _encoded(self, arrays: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """What is to be written of a whole block, made on the device as `packing.encode` makes it on the host."""
+        record = self._record
+        used = used_slots(record, self._plan)
+        sites = {
+            layout.values_key(record.name, site, n): (site, n) for site in record.sites for n in record.layers(site)
+        }
+        for key, tensor in arrays.items():
+            found: dict[str, Tensor] = {}
+            if record.precision == "int8" and key in sites:
+                steps, found["scale"] = gpu_lossy.quantise(tensor)
+                yield key, steps
+            else:
+                if record.precision == "sparse" and key in sites:
+                    assert record.keep is not None
+                    found["threshold"], found["dropped"] = gpu_lossy.sparsify(tensor, record.keep, used)
+                yield key, tensor
+            for name, values in found.items():
+                yield layout.block_parameters_key(record.name, *sites[key], name), values[:, None]
+
+    def _whole_block(self, span: Span) -> Callable[[], Buffers]:
+        return lambda: {key: as_numpy(tensor) for key, tensor in span.host.items()}
+
+    def _landed_block(self, plan: BlockPlan) -> Callable[[], Buffers]:
+        arrays, landings = self._arrays, [span.landed for span in self._spans if span.landed is not None]
+
+        def land() -> Buffers:
+            for landing in landings:
+                landing.result()
+            return encode(self._record, plan, arrays)
+
+        return land
+
+    def _collect(self) -> Iterator[FilledBlock]:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            yield waiting.collect()
+
+
+def _land(copied: Mark, host: dict[str, Tensor], arrays: Buffers, first: int, base: int, stop: int) -> None:
+    """Move slots `first` to `stop` from the host memory of a span that begins at slot `base` to their places in a block."""
+    copied.wait()
+    for key, tensor in host.items():
+        found = as_numpy(tensor)
+        if found.dtype == np.uint8:
+            n_octets = -(-(stop - base) // 8)
+            arrays[key][:, base // 8 : base // 8 + n_octets] |= found[:, :n_octets]
+        else:
+            arrays[key][:, first:stop] = found[:, first - base : stop - base]

@@ -1,0 +1,1 @@
+"""Captures of images: their plan, their batches, their runs."""

@@ -1,0 +1,183 @@
+"""Packers: what a forward pass hands over, packed into the buffers and statistics of the block at hand, batch by batch.
+
+A packer hands out filled blocks ready to be written. `HostPacker` packs on the CPU, into buffers that it is given; on a GPU
+`actstore.engine.capture.gpu_packing` packs where the values are. Knows nothing about models, forward passes or bytes on disk.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from actstore.kernels.pack.api import pack, pack_signs, quantise, sparsify
+from actstore.store import layout
+from actstore.store.capture.statistics import CaptureStatistics
+from actstore.store.capture.writer import block_arrays
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from actstore.kernels.pack.columns import Columns
+    from actstore.store.capture.plan import BlockPlan
+    from actstore.store.files.records import CaptureRecord
+
+PACKABLE = (torch.float32, torch.float16, torch.bfloat16)
+
+Buffers = dict[str, "NDArray[Any]"]
+"""Key of an array → what one block of it holds, [neuron, slot] or [neuron, slot / 8]."""
+
+
+@dataclass(frozen=True)
+class FilledBlock:
+    """A block whose every value is on the host."""
+
+    block: int
+    arrays: Buffers
+    """What is to be written: quantised, thresholded, or as it was computed."""
+    statistics: Callable[[], CaptureStatistics]
+    """Gives the block's statistics, from any thread; may take its time."""
+    began: float
+    """`time.monotonic()` when its first batch began."""
+    files: dict[str, bytes] = field(default_factory=dict)
+    """What else belongs to the block, by key: written and committed with it."""
+
+    def encode_statistics(self) -> bytes:
+        """The statistics as a block keeps them on disk."""
+        return self.statistics().encode()
+
+
+class Packer(Protocol):
+    """Blocks one after another: `begin`, then `batch` and its `pack` calls as often as it takes, then `finish`."""
+
+    def begin(self, plan: BlockPlan) -> None:
+        """Start on a block."""
+
+    def batch(self, columns: Columns) -> None:
+        """Start on a batch of the block, whose tokens are those of `columns`; batches come in the order of their slots."""
+
+    def pack(self, layer: int, site: str, values: Tensor, columns: Columns) -> None:
+        """Keep what is wanted of a site's `values` [row, neuron], valid during the call only."""
+
+    def finish(self) -> Iterator[FilledBlock]:
+        """End the block; gives the blocks that have become ready: this one, or the one before it.
+
+        What a block holds may be overwritten when the block after it has been given and the next asked for: in between, its
+        taker must have done with the former.
+        """
+
+    def drain(self) -> Iterator[FilledBlock]:
+        """The blocks that were ended and not given yet; nothing may follow."""
+
+
+class HostPacker:
+    """Packs on the CPU."""
+
+    def __init__(self, record: CaptureRecord, buffers: Callable[[], Buffers], experts: Collection[int]) -> None:
+        """Fill what `buffers` gives for each block, contents undefined. `experts`: layers without values at some tokens."""
+        self._record, self._buffers, self._experts = record, buffers, experts
+        self._staging = layout.staging_format(record.precision, record.held_dtype)
+
+    def begin(self, plan: BlockPlan) -> None:
+        """As `Packer` says."""
+        self._plan, self._began, record = plan, time.monotonic(), self._record
+        self._arrays, self._statistics = self._buffers(), CaptureStatistics.empty(record)
+        for layer in record.gate_sign:
+            self._arrays[layout.gate_sign_key(record.name, layer)].fill(0)
+        for site in record.sites if self._staging else ():
+            assert self._staging is not None
+            for layer in record.layers(site):
+                # An expert has values only where it was routed; a dense layer everywhere but in the padding slots.
+                empty = slice(0 if layer in self._experts else len(plan.position), None)
+                self._arrays[layout.values_key(record.name, site, layer)][:, empty] = self._staging.fill_value
+
+    def batch(self, columns: Columns) -> None:
+        """As `Packer` says."""
+        count_labels(columns, self._statistics.label_tokens)
+
+    def pack(self, layer: int, site: str, values: Tensor, columns: Columns) -> None:
+        """As `Packer` says; brings values of another device to the CPU."""
+        values = as_packable(values).to("cpu")
+        if (site, layer) in self._statistics.sites:
+            out = self._arrays.get(layout.values_key(self._record.name, site, layer))
+            pack(values, columns, out, self._statistics.sites[site, layer])
+        if site == "mlp.gate" and layer in self._statistics.gate_positives:
+            bits = self._arrays[layout.gate_sign_key(self._record.name, layer)]
+            pack_signs(values, columns, bits, self._statistics.gate_positives[layer])
+
+    def finish(self) -> Iterator[FilledBlock]:
+        """The block itself."""
+        arrays, statistics = encode(self._record, self._plan, self._arrays), self._statistics
+        yield FilledBlock(self._plan.block, arrays, lambda: statistics, self._began)
+
+    def drain(self) -> Iterator[FilledBlock]:
+        """Nothing."""
+        return iter(())
+
+
+def packer_for(
+    device: torch.device, record: CaptureRecord, buffers: Callable[[], Buffers], experts: Collection[int]
+) -> Packer:
+    """The packer for values that a model computes on `device`; the arguments are those of `HostPacker`."""
+    if device.type == "cuda":
+        from actstore.engine.capture.gpu_packing import DevicePacker  # only here: it loads Triton
+
+        return DevicePacker(record, device, buffers)
+    return HostPacker(record, buffers, experts)
+
+
+def as_packable(values: Tensor) -> Tensor:
+    """`values` as [row, neuron] in a format that the kernels take."""
+    if values.dtype not in PACKABLE:
+        values = values.float()
+    return values.reshape(-1, values.shape[-1])
+
+
+def staged_arrays(record: CaptureRecord) -> Iterator[tuple[str, tuple[int, int], np.dtype[Any]]]:
+    """Key, shape and dtype of everything that is collected token by token, as one block holds it."""
+    staging = layout.staging_format(record.precision, record.held_dtype)
+    for spec in block_arrays(record):
+        if spec.dimension != "block":
+            is_value = staging is not None and spec.dimension == "token"
+            yield spec.key, (spec.rows, spec.columns), staging.dtype if staging and is_value else spec.dtype
+
+
+def count_labels(columns: Columns, label_tokens: NDArray[np.int64]) -> None:
+    """Add the counted tokens of each window to its labels."""
+    counted = np.add.reduceat(np.append(columns.counted, False).astype(np.int64), columns.segments[:-1])
+    counted[np.diff(columns.segments) == 0] = 0
+    for column in columns.labels.T:
+        labelled = column >= 0
+        np.add.at(label_tokens, column[labelled], counted[labelled])
+
+
+def used_slots(record: CaptureRecord, plan: BlockPlan) -> NDArray[np.bool_]:
+    """Which slots of a block hold a token; shape [slot]."""
+    used: NDArray[np.bool_] = np.arange(record.plan.block_slots) < len(plan.position)
+    return used
+
+
+def encode(record: CaptureRecord, plan: BlockPlan, staged: Buffers) -> Buffers:
+    """The arrays to be written for a block whose buffers are filled: quantised, thresholded, or as they are."""
+    if record.precision not in ("int8", "sparse"):
+        return staged
+    arrays, used = dict(staged), used_slots(record, plan)
+    for site in record.sites:
+        for layer in record.layers(site):
+            key = layout.values_key(record.name, site, layer)
+            if record.precision == "int8":
+                arrays[key], scale = quantise(staged[key])
+                found: dict[str, NDArray[Any]] = {"scale": scale}
+            else:
+                assert record.keep is not None
+                threshold, dropped = sparsify(staged[key], record.keep, used)
+                found = {"threshold": threshold, "dropped": dropped}
+            for name, values in found.items():
+                arrays[layout.block_parameters_key(record.name, site, layer, name)] = values[:, None]
+    return arrays

@@ -1,0 +1,307 @@
+"""Documents to windows to blocks: every token's place in the store, decided before the model runs.
+
+The same corpus, tokenizer and settings give the same plan, byte for byte. Knows nothing about models beyond the lengths
+it is given, and nothing about how a plan is laid out on disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+
+from actstore.engine.capture.plan_labels import Labels
+from actstore.engine.capture.token_census import TokenCensus
+from actstore.engine.inputs.corpus import CorpusDigest
+from actstore.store.arguments import Typed
+from actstore.store.capture.plan import PlannedWindow, PlanWriter
+from actstore.store.errors import InvalidInputError
+from actstore.store.files.records import PlanRecord
+from actstore.store.layout import SLOT_MULTIPLE, SPECIAL, TEXT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from actstore.engine.capture.plan_count import PlanCount
+    from actstore.engine.inputs.corpus import Document
+    from actstore.engine.models.tokenizer.load import TextTokenizer
+    from actstore.store.storage.folder import Folder
+
+LOOKAHEAD_WINDOWS: Final = 256
+"""How far ahead the packer looks for a window that fills the rest of a block."""
+
+
+@dataclass(frozen=True)
+class PlanSettings(Typed):
+    """How documents become windows, batches and blocks."""
+
+    context: int
+    """Longest window, special tokens included."""
+    overlap: int = 0
+    """Tokens at a window's start that repeat the window before: read as context, not stored twice."""
+    begin: Literal["auto", "always", "never"] = "auto"
+    """Special tokens around each window: as the tokenizer puts them (documents that come as ids are taken as they are), at
+    least a begin-of-text token, or none."""
+    positions: str = "all"
+    """Which positions of a window are stored: `all`, `last` (its last text token), or comma-separated indices."""
+    batch_tokens: int = 4096
+    block_slots: int = 16_384
+    max_padding: float = 1 / 16
+    """Largest share of a batch's positions that may be padding."""
+    max_tokens: int | None = None
+    """Stop planning after so many stored tokens."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.context < 1:
+            raise InvalidInputError(
+                f"A window holds at least 1 token, found a context of {self.context}. Raise --context."
+            )
+        if not 0 <= self.overlap < self.context:
+            raise InvalidInputError(
+                f"The overlap must lie between 0 and the context less one ({self.context - 1}), found {self.overlap}."
+            )
+        if self.block_slots % SLOT_MULTIPLE:
+            raise InvalidInputError(f"Blocks are multiples of {SLOT_MULTIPLE} slots, found {self.block_slots}.")
+        fixed = self.fixed_positions()
+        n_kept = 1 if self.positions == "last" else self.context if fixed is None else min(self.context, len(fixed))
+        if n_kept > self.block_slots:
+            raise InvalidInputError(
+                f"A window keeps up to {n_kept} tokens, more than a block of {self.block_slots} slots holds. "
+                "Raise --memory, or name fewer --positions."
+            )
+
+    def fixed_positions(self) -> tuple[int, ...] | None:
+        """The indices of `positions` where it is a list; `InvalidInputError` where it is nothing known."""
+        if self.positions in ("all", "last"):
+            return None
+        try:
+            return tuple(int(part) for part in self.positions.split(","))
+        except ValueError:
+            raise InvalidInputError(
+                f"Positions are `all`, `last` or indices such as 0,5,-1, found {self.positions!r}."
+            ) from None
+
+
+def block_size(context: int, target: int, *, stored_everywhere: bool = True) -> int:
+    """The number of slots of a block near `target`: a multiple of the window, so that full windows leave no gap."""
+    if not stored_everywhere:
+        return max(SLOT_MULTIPLE, min(target, 1024) // SLOT_MULTIPLE * SLOT_MULTIPLE)
+    windows = max(1, round(target / context))
+    return -(-windows * context // SLOT_MULTIPLE) * SLOT_MULTIPLE
+
+
+class Windower:
+    """Cuts tokenised documents into windows."""
+
+    def __init__(
+        self, settings: PlanSettings, tokenizer: TextTokenizer | None, special_ids: frozenset[int] = frozenset()
+    ) -> None:
+        """Windows as `settings` say; without a tokenizer, ids are taken as they are, and `special_ids` stand for no text."""
+        self._settings = settings
+        prefix, suffix = (tokenizer.prefix, tokenizer.suffix) if tokenizer else ((), ())
+        self._specials = np.array(sorted(tokenizer.special_ids if tokenizer else special_ids), np.int32)
+        if settings.begin == "never":
+            prefix = suffix = ()
+        elif settings.begin == "always" and not prefix:
+            begin = tokenizer.begin if tokenizer else None
+            if begin is None:
+                raise InvalidInputError(
+                    "--begin always needs a tokenizer that names a begin-of-text token, and there is none. Use --begin auto."
+                )
+            prefix = (begin,)
+        self.around = prefix, suffix
+        """The special tokens put before and behind every window."""
+        self._prefix, self._suffix = np.array(prefix, np.int32), np.array(suffix, np.int32)
+        self._capacity = settings.context - len(prefix) - len(suffix)
+        if self._capacity <= settings.overlap:
+            raise InvalidInputError(
+                f"A window of {settings.context} tokens leaves {self._capacity} for text after special tokens, which must "
+                f"exceed the overlap of {settings.overlap}. Raise --context or lower --overlap."
+            )
+
+    def windows(self, ids: NDArray[np.int32], document: int, labels: tuple[int, ...]) -> Iterator[PlannedWindow]:
+        """The windows of one document in reading order; no token is cut off, none is stored twice."""
+        step = self._capacity - self._settings.overlap
+        for start in range(0, max(1, len(ids) - self._settings.overlap), step):
+            content = ids[start : start + self._capacity]
+            repeated = self._settings.overlap if start else 0
+            inputs = np.concatenate([self._prefix, content, self._suffix])
+            modality = np.where(np.isin(inputs, self._specials), SPECIAL, TEXT).astype(np.uint8)
+            modality[: len(self._prefix)] = SPECIAL
+            modality[len(inputs) - len(self._suffix) :] = SPECIAL
+            kept = self._kept(len(inputs), modality)
+            first_new = len(self._prefix) + repeated
+            kept = kept[(kept < len(self._prefix)) | (kept >= first_new)]
+            if len(kept):
+                yield PlannedWindow(document, inputs, kept, modality[kept], labels)
+
+    def _kept(self, length: int, modality: NDArray[np.uint8]) -> NDArray[np.int32]:
+        if self._settings.positions == "all":
+            return np.arange(length, dtype=np.int32)
+        if self._settings.positions == "last":
+            text = np.flatnonzero(modality == TEXT)
+            return text[-1:].astype(np.int32)
+        wanted = self._settings.fixed_positions() or ()
+        inside = {p % length for p in wanted if -length <= p < length}
+        return np.array(sorted(inside), np.int32)
+
+
+def pack_blocks(windows: Iterable[PlannedWindow], block_slots: int) -> Iterator[list[PlannedWindow]]:
+    """Blocks of whole windows, in order but for windows drawn forward to fill the end of a block."""
+    stream = iter(windows)
+    waiting: deque[PlannedWindow] = deque()
+    block: list[PlannedWindow] = []
+    room = block_slots
+    while True:
+        while len(waiting) < LOOKAHEAD_WINDOWS and (window := next(stream, None)) is not None:
+            waiting.append(window)
+        if not waiting:
+            break
+        fitting = 0
+        if len(waiting[0].kept) > room:
+            sizes = [len(w.kept) for w in waiting]
+            fitting = max(range(len(sizes)), key=lambda i: sizes[i] if sizes[i] <= room else -1)
+        if len(waiting[fitting].kept) > room:
+            yield block
+            block, room = [], block_slots
+            continue
+        window = waiting[fitting]
+        del waiting[fitting]
+        block.append(window)
+        room -= len(window.kept)
+    if block:
+        yield block
+
+
+def batch_windows(windows: list[PlannedWindow], batch_tokens: int, max_padding: float) -> list[list[PlannedWindow]]:
+    """The windows of a block in batches of like length, longest first, each within the token and padding bounds."""
+    batches: list[list[PlannedWindow]] = []
+    longest = n_tokens = 0
+    for window in sorted(windows, key=lambda w: -len(w.ids)):
+        count = len(batches[-1]) + 1 if batches else 1
+        area = longest * count
+        if not batches or area > batch_tokens or area - n_tokens - len(window.ids) > max_padding * area:
+            batches.append([])
+            longest, n_tokens = len(window.ids), 0
+        batches[-1].append(window)
+        n_tokens += len(window.ids)
+    return batches
+
+
+def write_plan(
+    documents: Iterable[Document],
+    folder: Folder,
+    capture: str,
+    *,
+    settings: PlanSettings,
+    corpus: str,
+    label_columns: tuple[str, ...],
+    tokenizer: TextTokenizer | None,
+    n_vocabulary: int | None,
+    special_ids: frozenset[int] = frozenset(),
+    on_progress: Callable[[int, int], None] = lambda documents, tokens: None,
+    on_document: Callable[[Document], None] = lambda document: None,
+    on_warning: Callable[[str], None] = lambda sentence: None,
+    count: PlanCount | None = None,
+) -> PlanRecord:
+    """Tokenise `documents`, write their plan into `capture`, return its record; `InvalidInputError` for an empty corpus.
+
+    `special_ids` are the tokens that stand for no text where there is no tokenizer to say it. `on_document` gets each document
+    that is planned, which `max_tokens` may make fewer than are read; `on_warning` hears at the end what the tokens say against
+    the tokenizer. With `count`, nothing is written: it counts, and the record lacks its fingerprint.
+    """
+    as_json = dataclasses.asdict(settings)
+    writer = count if count is not None else PlanWriter(folder, capture, settings.block_slots, as_json)
+    digest, labels = CorpusDigest(), Labels(label_columns)
+    of_text = Windower(settings, tokenizer, special_ids)
+    census = TokenCensus(tokenizer, *of_text.around) if tokenizer else None
+    # Ids come with the special tokens that whoever tokenised them wanted; more are added only on request.
+    as_they_are = dataclasses.replace(settings, begin="never")
+    of_ids = Windower(as_they_are, tokenizer, special_ids) if settings.begin == "auto" else of_text
+
+    def windows() -> Iterator[PlannedWindow]:
+        n_tokens = 0
+        for document, ids in tokenise(documents, tokenizer):
+            digest.update(document)
+            on_document(document)
+            check_ids(ids, document.source, n_vocabulary)
+            if census is not None:
+                census.add(document, ids)
+            row = {"source": document.source, "sha256": document.sha256, "n_tokens": len(ids)}
+            number = writer.add_document(row | {c: document.labels.get(c, "") for c in label_columns})
+            windower = of_text if document.ids is None else of_ids
+            for window in windower.windows(ids.astype(np.int32), number, labels.of(document.labels)):
+                yield window
+                n_tokens += len(window.kept)
+                if settings.max_tokens is not None and n_tokens >= settings.max_tokens:
+                    return
+            on_progress(number + 1, n_tokens)
+
+    try:
+        for block in pack_blocks(windows(), settings.block_slots):
+            writer.add_block(batch_windows(block, settings.batch_tokens, settings.max_padding))
+        _expect_windows(writer.n_windows, corpus)
+        labels.check(corpus, writer.n_documents)
+        pairs = tuple(labels.ids)
+        fingerprint = writer.close(pairs)
+    except BaseException:
+        writer.abandon()
+        raise
+    for sentence in census.warnings() if census is not None else ():
+        on_warning(sentence)
+    return PlanRecord(
+        fingerprint=fingerprint,
+        corpus=corpus,
+        corpus_fingerprint=digest.hexdigest(),
+        tokenizer_fingerprint=tokenizer.fingerprint if tokenizer else "",
+        settings=as_json,
+        label_columns=label_columns,
+        labels=pairs,
+        n_documents=writer.n_documents,
+        n_windows=writer.n_windows,
+        n_tokens=writer.n_tokens,
+        block_slots=settings.block_slots,
+        n_blocks=writer.n_blocks,
+    )
+
+
+def _expect_windows(n_windows: int, corpus: str) -> None:
+    if n_windows == 0:
+        raise InvalidInputError(f"The corpus {corpus} holds no token to store. Check the path and --positions.")
+
+
+def tokenise(documents: Iterable[Document], tokenizer: TextTokenizer | None) -> Iterator[tuple[Document, NDArray[Any]]]:
+    """Each document with its token ids, encoded in groups so that the tokenizer's own threads have work."""
+    group: list[Document] = []
+    n_characters = 0
+    for document in documents:
+        group.append(document)
+        n_characters += len(document.text or "")
+        if len(group) >= 64 or n_characters > 1 << 20:
+            yield from _tokenise_group(group, tokenizer)
+            group, n_characters = [], 0
+    yield from _tokenise_group(group, tokenizer)
+
+
+def _tokenise_group(group: list[Document], tokenizer: TextTokenizer | None) -> Iterator[tuple[Document, NDArray[Any]]]:
+    texts = [d.text for d in group if d.ids is None and d.text is not None]
+    if texts and tokenizer is None:
+        raise InvalidInputError("This corpus is text, and no tokenizer is at hand. Name one with --tokenizer.")
+    encoded = iter(tokenizer.encode(texts) if tokenizer and texts else ())
+    for document in group:
+        yield document, document.ids if document.ids is not None else next(encoded)
+
+
+def check_ids(ids: NDArray[Any], source: str, n_vocabulary: int | None) -> None:
+    """Raise `InvalidInputError` where an id lies outside the model's vocabulary."""
+    if n_vocabulary is not None and len(ids) and int(ids.max()) >= n_vocabulary:
+        raise InvalidInputError(
+            f"Token ids must be below the model's vocabulary of {n_vocabulary}, found {int(ids.max())} in {source}. "
+            "The corpus was tokenised for another model."
+        )

@@ -1,0 +1,246 @@
+"""What a capture keeps, as one record of named settings: defaults, what was asked for, what a resumed run must repeat.
+
+Knows nothing about how any of it is carried out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+
+import numpy as np
+
+from actstore.store.arguments import Typed, argument, given_fields
+from actstore.store.errors import InvalidInputError
+from actstore.store.layout import PRECISIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from actstore.engine.models.load import ModelSpec
+
+MAX_DEFAULT_CONTEXT = 1024
+UNBOUNDED_CONTEXT = 32_768
+"""Of a model that states no bound, for prompts with images, which are not cut."""
+DEFAULT_PROMPT = "Describe the image in few words."
+
+Options = TypeVar("Options")
+Begin = Literal["auto", "always", "never"]
+Part = Literal["language", "vision", "projector"]
+
+
+def _as_indices(value: object) -> object:
+    """Positions given as numbers, as the text that names them; anything else as it is."""
+    numbers = [value] if isinstance(value, int | np.integer) and not isinstance(value, bool) else value
+    if isinstance(numbers, list | tuple | range | np.ndarray) and len(numbers):
+        return ",".join(map(str, argument("positions", numbers, tuple[int, ...])))
+    return value
+
+
+@dataclass(frozen=True)
+class CaptureSettings(Typed):
+    """Everything that decides what ends up in a capture; None means what the docstring of the field says."""
+
+    sites: tuple[str, ...] = ("mlp.post",)
+    part: Part = "language"
+    """Of a model that reads images and text: the language model, the vision tower, or what lies between the two."""
+    layers: tuple[int, ...] | None = None
+    """All layers of the part."""
+    precision: str = "exact"
+    keep: float = 0.05
+    """Share of each neuron's values that survives in a block, at precision `sparse`."""
+    gate_sign: bool | None = None
+    """One bit per value, sign of the gate: kept where the model is gated and `mlp.post` is captured."""
+    exemplars: int = 20
+    context: int | None = None
+    """The model's context, at most 1,024 tokens."""
+    overlap: int = 0
+    begin: Begin = "auto"
+    positions: Annotated[str, _as_indices] = "all"
+    """`all`, `last`, or indices: "0,-1", -1 and [0, -1] are accepted."""
+    batch_tokens: int = 4096
+    max_tokens: int | None = None
+    max_documents: int | None = None
+    text_column: str = "text"
+    ids_column: str = "input_ids"
+    prefer_ids: bool = False
+    label_columns: tuple[str, ...] = ()
+    errors: Literal["strict", "replace"] = "strict"
+    pattern: str = "*"
+    stdin_format: Literal["text", "jsonl"] = "text"
+
+    @classmethod
+    def resolve(cls, requested: Mapping[str, Any], spec: ModelSpec) -> Self:
+        """The defaults overridden by `requested`, checked against the model; `InvalidInputError` for what it cannot give."""
+        settings = cls(**given_fields(cls, requested, "A capture"))
+        context = settings._default_context(spec) if settings.context is None else settings.context
+        if context < 1:
+            raise InvalidInputError(f"A window holds at least 1 token, found a context of {context}. Raise --context.")
+        if spec.context is not None and context > spec.context:
+            raise InvalidInputError(
+                f"{spec.name} reads at most {spec.context} tokens at once, found a context of {context}. Lower --context."
+            )
+        settings = dataclasses.replace(settings, context=context)
+        settings._check(spec)
+        if "keep" in requested and settings.precision != "sparse":
+            raise InvalidInputError(
+                f"--keep is the share of values kept at precision sparse, and the precision is {settings.precision}. Leave one "
+                "out."
+            )
+        gated = any(spec.layers[layer].gated for layer in settings.chosen_layers(spec))
+        if settings.gate_sign is None:
+            keeps_values = settings.precision != "none"
+            settings = dataclasses.replace(settings, gate_sign=gated and keeps_values and "mlp.post" in settings.sites)
+        elif settings.gate_sign and not (gated and "mlp.post" in settings.sites):
+            raise InvalidInputError(
+                f"--gate-sign needs the site mlp.post of a gated model; {spec.name} is "
+                f"{'gated' if gated else 'not gated'}, and the sites are {', '.join(settings.sites)}."
+            )
+        return settings
+
+    def _default_context(self, spec: ModelSpec) -> int:
+        return min(spec.context or 512, MAX_DEFAULT_CONTEXT)
+
+    def _check(self, spec: ModelSpec) -> None:
+        if self.part not in get_args(Part):
+            raise InvalidInputError(f"--part is one of {', '.join(get_args(Part))}: found {self.part!r}.")
+        if self.precision not in PRECISIONS:
+            raise InvalidInputError(f"The precision is one of {', '.join(PRECISIONS)}: found {self.precision!r}.")
+        if not 0 < self.keep <= 1:
+            raise InvalidInputError(f"--keep is a share above 0 and at most 1, found {self.keep}.")
+        if not 0 <= self.exemplars <= 1000:
+            raise InvalidInputError(f"--exemplars lies between 0 and 1000, found {self.exemplars}.")
+        if self.batch_tokens < 1:
+            raise InvalidInputError(f"--batch-tokens must be at least 1, found {self.batch_tokens}.")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise InvalidInputError(f"--max-tokens must be at least 1, found {self.max_tokens}.")
+        if self.begin not in get_args(Begin):
+            raise InvalidInputError(f"--begin is one of {', '.join(get_args(Begin))}: found {self.begin!r}.")
+        for column in self.label_columns:
+            if self.label_columns.count(column) > 1:
+                raise InvalidInputError(f"The label column {column!r} is named twice. Name it once with --label.")
+        for site in self.sites:
+            if site not in spec.sites:
+                raise InvalidInputError(f"{spec.name} has no site {site!r}. Its sites are {', '.join(spec.sites)}.")
+        if not self.sites:
+            raise InvalidInputError(
+                f"At least one site must be captured. The model's sites are {', '.join(spec.sites)}."
+            )
+        if self.layers is not None and not self.layers:
+            raise InvalidInputError(
+                f"At least one layer must be captured. {spec.name} has layers 0 to {len(spec.layers) - 1}."
+            )
+        here = spec.part_layers(self.part)
+        if not here:
+            raise InvalidInputError(
+                f"{spec.name} has no layers with neurons in its part {self.part!r}. Those that have some: "
+                f"{', '.join(spec.parts)}. Mend --part."
+            )
+        for layer in self.layers or ():
+            if not 0 <= layer < len(spec.layers):
+                raise InvalidInputError(f"{spec.name} has layers 0 to {len(spec.layers) - 1}, found layer {layer}.")
+            if layer not in here:
+                raise InvalidInputError(
+                    f"Layer {layer} of {spec.name} belongs to its {spec.layers[layer].part} part, and a capture "
+                    f"covers one part, here {self.part}: layers {here[0]} to {here[-1]}. Mend --part or --layers."
+                )
+
+    def chosen_layers(self, spec: ModelSpec) -> tuple[int, ...]:
+        """The layers that are captured, ascending."""
+        return tuple(sorted(set(self.layers))) if self.layers is not None else spec.part_layers(self.part)
+
+    def widths(self, spec: ModelSpec) -> dict[str, dict[int, int]]:
+        """Site → layer → width of everything captured; a site that no chosen layer has is refused."""
+        chosen = set(self.chosen_layers(spec))
+        widths = {
+            site: {layer: spec.width(layer, site) for layer in spec.layers_of(site) if layer in chosen}
+            for site in self.sites
+        }
+        for site, layers in widths.items():
+            if not layers:
+                raise InvalidInputError(f"None of the layers {sorted(chosen)} of {spec.name} has the site {site!r}.")
+        return widths
+
+    def of(self, kind: type[Options]) -> Options:
+        """The options of one step: every field of the dataclass `kind`, from the setting of the same name."""
+        return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON-ready values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """What `to_json` gave."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in known}
+        return cls(**fields)
+
+    def differences(self, requested: Mapping[str, Any]) -> list[str]:
+        """A phrase for each requested setting that is not what it is here."""
+        return [
+            f"{name} is {_show(getattr(self, name))} there and {_show(value)} now"
+            for name, value in requested.items()
+            if getattr(self, name) != value
+        ]
+
+
+@dataclass(frozen=True)
+class ImageSettings(CaptureSettings):
+    """Everything that decides what ends up in a capture of images. What concerns documents of text only is not used."""
+
+    prompt: str = DEFAULT_PROMPT
+    """What is asked of an image whose record has no prompt."""
+    prefix: str = ""
+    """The forced beginning of every answer; it counts as part of the prompt."""
+    generate: bool = False
+    """The model answers every prompt first; else the captions given are taken for its answers."""
+    max_new_tokens: int = 50
+    temperature: float | None = None
+    """Answers are sampled at this temperature; None, with no `top_p`: the likeliest token each time."""
+    top_p: float | None = None
+    seed: int = 0
+    image_column: str = "image"
+    prompt_column: str = "prompt"
+    caption_column: str = "caption"
+
+    TEXT_ONLY: ClassVar = ("overlap", "begin", "text_column", "ids_column", "prefer_ids", "errors", "stdin_format")
+    """Fields that mean nothing for images."""
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether answers are drawn at random."""
+        return self.temperature is not None or self.top_p is not None
+
+    def _default_context(self, spec: ModelSpec) -> int:
+        return spec.context or UNBOUNDED_CONTEXT
+
+    def _check(self, spec: ModelSpec) -> None:
+        super()._check(spec)
+        if self.max_new_tokens < 1:
+            raise InvalidInputError(f"--max-new-tokens is at least 1, found {self.max_new_tokens}.")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise InvalidInputError(
+                f"--temperature is above 0, found {self.temperature}. Leave it out for greedy answers."
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InvalidInputError(f"--top-p lies above 0 and at most at 1, found {self.top_p}.")
+        if self.is_sampled and not self.generate:
+            raise InvalidInputError(
+                "--temperature and --top-p say how answers are drawn. Ask for answers with --generate."
+            )
+        if self.part == "language":
+            return
+        if self.generate:
+            raise InvalidInputError(
+                f"Answers change nothing in the {self.part} part, which they follow. Leave --generate out."
+            )
+        if self.positions != "all":
+            raise InvalidInputError(
+                f"Of the {self.part} part all positions are kept, found {self.positions!r}. Leave --positions out."
+            )
+
+
+def _show(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

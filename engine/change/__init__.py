@@ -1,0 +1,1 @@
+"""Change scores between two models, and activation patching between them."""

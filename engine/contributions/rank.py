@@ -1,0 +1,247 @@
+"""Which neurons write a token: contributions of all neurons to target tokens, from stored activations and weights.
+
+The contribution of a neuron to a token at a position is its direct additive term in that token's logit there,
+`a · (w · (γ ⊙ u)) / rms` (Pan et al. 2024, arXiv 2311.07470, who leave out γ and rms): activation, write vector, final
+norm's gain, unembedding. The sum over all neurons, with what attention and embedding add, is the logit; what later layers
+make of a neuron is not in it. Where the final norm centres, so are the write vectors. A cap on logits (Gemma 2) comes after.
+
+Layers stream, and within a layer the blocks of the capture: one layer's weights and one block of activations are in memory
+at a time. Knows nothing about models or tokenizers.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from actstore.engine.contributions.next_tokens import Place, find_slot
+from actstore.engine.contributions.ranking import Ranking
+from actstore.engine.contributions.source import SITE, Asked, Source
+from actstore.engine.contributions.targets import Target, find_target
+from actstore.kernels.contribution.api import ContributionSums, Targets, contribution, sum_contributions
+from actstore.store.errors import InvalidInputError
+from actstore.store.model.weights import check_part
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from actstore.engine.contributions.next_tokens import Slot
+    from actstore.store.reader import Store
+
+__all__ = ["Answer", "Asked", "rank_contributions"]
+
+
+class Answer:
+    """Rankings of neurons: a row for every target and label, or one for all next tokens together."""
+
+    def __init__(self, rows: Sequence[tuple[Target | None, str | None]], ranking: Ranking, where: Slot | None) -> None:
+        self.rows, self.ranking, self.where = tuple(rows), ranking, where
+
+    def table(self) -> pa.Table:
+        """A row per neuron, best first, ranking after ranking.
+
+        Columns: target (its text) and token (its id), null where each position had its own; label, null without one; neuron
+        (its name), layer, index; score, the mean contribution over the `tokens` positions looked at; total, their sum.
+        """
+        columns: dict[str, list[Any]] = {name: [] for name in TABLE.names}
+        for (target, label), found in zip(self.rows, self.ranking.rows(), strict=True):
+            n = len(found.scores)
+            columns["target"] += [target.text if target else None] * n
+            columns["token"] += [target.token if target else None] * n
+            columns["label"] += [label] * n
+            columns["neuron"] += found.names()
+            columns["layer"] += found.layers.tolist()
+            columns["index"] += found.neurons.tolist()
+            columns["score"] += found.scores.tolist()
+            columns["total"] += found.totals.tolist()
+            columns["tokens"] += [found.n_tokens] * n
+        return pa.table(columns, TABLE)
+
+
+TABLE = pa.schema(
+    [
+        ("target", pa.string()),
+        ("token", pa.int32()),
+        ("label", pa.string()),
+        ("neuron", pa.string()),
+        ("layer", pa.int32()),
+        ("index", pa.int32()),
+        ("score", pa.float64()),
+        ("total", pa.float64()),
+        ("tokens", pa.int64()),
+    ]
+)
+
+
+def rank_contributions(store: Store, targets: Sequence[str | int], asked: Asked) -> Answer:
+    """The neurons that contribute most to each target, over all captured layers together, by signed score.
+
+    `targets` are texts or ids of single tokens. At a place (`asked.at`), none means the token that comes there. Over a
+    capture, a target's score is the mean over the positions that it follows: those that predicted it. None means that each
+    position is asked about its own next token, summed by label. Special tokens enter no mean. NaN and infinite
+    activations are left out; of an expert, a position not routed to it counts as a contribution of 0. Ties go to the
+    smaller neuron.
+
+    `InvalidInputError` for a target that is not one token, or that follows nowhere; `NotFoundError` for a place, a label, a
+    layer's values or weights that the store does not hold.
+    """
+    if asked.k < 1:
+        raise InvalidInputError(f"At least one neuron must be asked for, found {asked.k}. Mend -k.")
+    if asked.logits and not asked.gain:
+        raise InvalidInputError("Logit units need the final norm's gain: ask for --logits or --paper-form, not both.")
+    check_part(store.folder, "unembedding")  # first: without a head, there is nothing to ask in a better way
+    found = [find_target(store, target) for target in targets]
+    capture = store.capture(asked.capture)
+    if capture.record.of_tower:
+        raise InvalidInputError(
+            f"Contributions are to a token's logit, but capture {capture.record.name!r} is of {capture.record.part}, whose "
+            "neurons do not write to it. Name a capture of the language model with --capture."
+        )
+    source = Source(store, capture, asked)
+    if asked.at is not None:
+        return _at_place(source, found, asked.at)
+    if asked.everywhere:
+        if not found:
+            raise InvalidInputError("Everywhere is over all positions, for a target: name one with --target.")
+        return _everywhere(source, found)
+    if store.model.kind == "encoder":
+        raise InvalidInputError(
+            f"{store.model.name} is an encoder, whose positions do not predict a next token. Look at one with --at, or at "
+            "all with --everywhere."
+        )
+    return _over_next_tokens(source, found)
+
+
+def _at_place(source: Source, targets: list[Target], at: str | Place) -> Answer:
+    if source.asked.by is not None or source.asked.everywhere:
+        raise InvalidInputError(
+            "One place has no labels and is not everywhere: leave out --at, or --by and --everywhere."
+        )
+    slot = find_slot(source.capture, Place.parse(at) if isinstance(at, str) else at)
+    if not targets:
+        if slot.next_token < 0:
+            raise InvalidInputError(
+                f"No token is known to come after position {slot.position} of document {slot.document}: name a --target."
+            )
+        targets = [find_target(source.store, slot.next_token)]
+    block_scale = source.block_scale(slot.block)
+    scale = None if block_scale is None else np.repeat(block_scale[slot.offset], len(targets))
+    asked = Targets(source.directions(targets), gain=source.norm.gain, scale=scale)
+    ranking = Ranking(source.asked.k, np.ones(len(targets), np.int64))
+    for layer, _, vectors in source.layers():
+        values = np.ascontiguousarray(source.values(layer, slot.block)[:, slot.offset, None])
+        scores = contribution(np.repeat(values, len(targets), axis=1), vectors, asked).T.astype(np.float64)
+        ranking.add(layer, np.where(np.isfinite(scores), scores, np.nan))
+    return Answer([(target, None) for target in targets], ranking, slot)
+
+
+def _over_next_tokens(source: Source, targets: list[Target]) -> Answer:
+    """Every position against its own next token; with targets, those alone that one of them follows."""
+    directions = source.directions(targets)
+    ids = np.array([target.token for target in targets], np.int64)
+    order = np.argsort(ids, kind="stable")
+    n_groups = max(1, len(targets)) * source.n_labels
+
+    @lru_cache(maxsize=16)
+    def of_block(block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For every slot the row of its target among the directions, and its group, -1 for none."""
+        size = source.capture.record.plan.block_slots
+        rows, groups = np.zeros(size, np.int64), np.full(size, -1, np.int64)
+        following = source.next_tokens.of_block(block)
+        labels, counted = source.slot_labels(block)
+        if targets:
+            found = order[np.minimum(np.searchsorted(ids, following, sorter=order), len(ids) - 1)]
+            taken = counted & (ids[found] == following)
+            rows[: len(following)], labels = np.where(taken, found, 0), found * source.n_labels + labels
+        else:
+            taken = counted & (following >= 0)
+            rows[: len(following)] = np.where(taken, following, 0)
+        groups[: len(following)] = np.where(taken, labels, -1)
+        return rows, groups
+
+    blocks = [block for block in source.capture.blocks if (of_block(block)[1] >= 0).any()]
+    if not blocks:
+        raise InvalidInputError(_nowhere(source, targets))
+    ranking: Ranking | None = None
+    for layer, is_expert, vectors in source.layers():
+        sums = ContributionSums.empty(n_groups, len(vectors))
+        for block in blocks:
+            rows, groups = of_block(block)
+            asked = Targets(directions, rows, source.norm.gain, source.block_scale(block))
+            sums.merge(sum_contributions(source.values(layer, block), vectors, asked, groups, n_groups))
+        ranking = ranking or Ranking(source.asked.k, sums.count)
+        n_summed = np.broadcast_to(sums.count[:, None], sums.total.shape)
+        _add_means(ranking, layer, sums.total, n_summed if is_expert else n_summed - sums.non_finite)
+    assert ranking is not None
+    return Answer(_rows(source, targets), ranking, None)
+
+
+def _nowhere(source: Source, targets: list[Target]) -> str:
+    name = source.capture.record.name
+    if not source.capture.blocks:
+        return f"Capture {name!r} has no committed block yet: there is nothing to sum."
+    if not targets:
+        return f"No position of capture {name!r} has a next token: its windows keep their last position only."
+    texts = ", ".join(repr(target.text) for target in targets)
+    return (
+        f"{texts} follows no position of text that capture {name!r} keeps. Look at all positions with --everywhere, or at "
+        "one with --at."
+    )
+
+
+def _everywhere(source: Source, targets: list[Target]) -> Answer:
+    """One direction for all positions: what differs between them, the activations, is summed first."""
+    asked = Targets(source.directions(targets), gain=source.norm.gain)
+    ranking: Ranking | None = None
+    for layer, is_expert, vectors in source.layers():
+        sums, n_summed, n_tokens = _sum_activations(source, layer)
+        if is_expert:
+            n_summed = np.broadcast_to(n_tokens[:, None], sums.shape)
+        ranking = ranking or Ranking(source.asked.k, np.tile(n_tokens, len(targets)))
+        products = contribution(np.ones((len(vectors), len(targets)), np.float32), vectors, asked).astype(np.float64)
+        total = (products.T[:, None] * sums[None]).reshape(-1, len(vectors))
+        _add_means(ranking, layer, total, np.tile(n_summed, (len(targets), 1)))
+    assert ranking is not None
+    return Answer(_rows(source, targets), ranking, None)
+
+
+def _sum_activations(source: Source, layer: int) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """The sum of the finite activations of each label [label, neuron], how many they are, and the label's tokens [label]."""
+    capture = source.capture
+    if source.asked.by is None and not source.asked.logits:
+        # The capture's statistics know it already, whatever precision its values have been kept at.
+        statistics = capture.layer_statistics(layer, SITE)
+        count = statistics.count.astype(np.int64)
+        sums = np.where(count > 0, statistics.mean * count, 0)
+        return sums[None], count[None], capture.statistics().label_tokens[-1:]
+    width = capture.record.layers(SITE)[layer]
+    sums, count = np.zeros((source.n_labels, width)), np.zeros((source.n_labels, width), np.int64)
+    n_tokens = np.zeros(source.n_labels, np.int64)
+    for block in capture.blocks:
+        labels, counted = source.slot_labels(block)
+        weights = (labels == np.arange(source.n_labels)[:, None]) & counted
+        scale = source.block_scale(block)
+        values = capture.block_values(layer, block, saturated=True)[:, : len(labels)]
+        for first in range(0, width, 256):  # in float64, a few neurons at a time
+            here = slice(first, first + 256)
+            some = values[here].astype(np.float64)
+            finite = np.isfinite(some)
+            some = np.where(finite, some, 0) * (1 if scale is None else scale[: len(labels)])
+            sums[:, here] += weights @ some.T
+            count[:, here] += (weights.astype(np.float64) @ finite.T).astype(np.int64)
+        n_tokens += weights.sum(axis=1)
+    return sums, count, n_tokens
+
+
+def _add_means(ranking: Ranking, layer: int, total: NDArray[np.float64], n_summed: NDArray[np.int64]) -> None:
+    ranking.add(layer, np.where(n_summed > 0, total / np.maximum(n_summed, 1), np.nan), total)
+
+
+def _rows(source: Source, targets: Sequence[Target]) -> list[tuple[Target | None, str | None]]:
+    asked: Sequence[Target | None] = targets or [None]
+    return [(target, label) for target in asked for label in source.labels.values()]

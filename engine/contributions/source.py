@@ -1,0 +1,141 @@
+"""What a question about contributions reads from a store: activations, weights, labels and scales, piece by piece.
+
+Knows nothing about what is made of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from actstore.engine.contributions.next_tokens import NextTokens, Place
+from actstore.store.arguments import Typed
+from actstore.store.errors import InvalidInputError, NotFoundError
+from actstore.store.layout import SPECIAL
+from actstore.store.model.weights import FinalNorm, read_final_norm, read_rows, read_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from actstore.engine.contributions.targets import Target
+    from actstore.store.reader import Capture, Store
+
+SITE: Final = "mlp.post"
+
+
+@dataclass(frozen=True)
+class Asked(Typed):
+    """What is asked; `Store.contributions` takes these fields as keywords."""
+
+    k: int = 20
+    """Neurons given for each target and label."""
+    capture: str | None = None
+    at: str | Place | None = None
+    """One place: the position whose prediction is looked at, as `DOC:POS`, `DOC:POS@WINDOW` or a `Place`."""
+    by: str | None = None
+    """A label column: a ranking for each of its values."""
+    everywhere: bool = False
+    """Over all positions of text, not those alone that the target follows."""
+    gain: bool = True
+    """With the final norm's gain. Without: the form of Pan et al. (2024)."""
+    logits: bool = False
+    """Divided by the final norm's rms: in units of the logit. Needs a capture of the last layer's `resid.post`."""
+
+
+class Source:
+    """The capture, the weights and the options of a question, read piece by piece."""
+
+    def __init__(self, store: Store, capture: Capture, asked: Asked) -> None:
+        self.store, self.capture, self.asked = store, capture, asked
+        self.norm = read_final_norm(store.folder) if asked.gain else FinalNorm(None, 0.0, centres=False)
+        self.labels = _label_ids(capture, asked.by)
+        self.next_tokens = NextTokens(capture)
+        self.block_scale: Callable[[int], NDArray[np.float32] | None] = lru_cache(maxsize=16)(self._block_scale)
+        if SITE not in capture.record.sites:
+            raise NotFoundError(
+                f"Capture {capture.record.name!r} has no site {SITE!r}, which contributions are of. "
+                f"Its sites are: {', '.join(capture.record.sites)}."
+            )
+
+    @property
+    def n_labels(self) -> int:
+        """Rankings a target; 1 without a label column."""
+        return len(self.labels)
+
+    def layers(self) -> Iterator[tuple[int, bool, Tensor]]:
+        """Each captured layer that writes to the stream the head reads: whether it is an expert, and its write vectors."""
+        # An encoder's neurons, or those of a vision tower, write to another stream than the head reads.
+        head_layers = {layer.layer: layer for layer in self.store.model.head_layers}
+        for layer in self.capture.record.layers(SITE):
+            known = head_layers.get(layer)
+            if known is not None:
+                vectors = self.norm.centred(read_weights(self.store.folder, f"layer-{layer}")["write_vectors"])
+                yield layer, known.expert is not None, vectors.float() if vectors.element_size() == 8 else vectors
+
+    def directions(self, targets: Sequence[Target]) -> Tensor:
+        """The unembedding's rows of the targets [target, d_model]; all of it without targets."""
+        if not targets:
+            directions = read_weights(self.store.folder, "unembedding")["weight"]
+        else:
+            try:
+                directions = read_rows(self.store.folder, "unembedding", "weight", [t.token for t in targets])
+            except IndexError as error:
+                raise InvalidInputError(f"The unembedding has no token {error}. Mend --target-id.") from None
+        return directions.float() if directions.element_size() == 8 else directions
+
+    def values(self, layer: int, block: int) -> NDArray[Any]:
+        """A block of activations [neuron, token] in a format that the kernels take."""
+        if self.capture.record.precision == "int8":
+            return self.capture.block_values(layer, block)
+        return self.capture.raw_block(layer, block, saturated=True)
+
+    def _block_scale(self, block: int) -> NDArray[np.float32] | None:
+        """1 / rms of the final norm's input at every slot, 0 where there is none; None unless logits are asked for."""
+        if not self.asked.logits or not self.norm.is_there:
+            return None
+        sites, last = self.capture.record.sites, self.store.model.head_layers[-1].block
+        layers = self.capture.record.layers("resid.post") if "resid.post" in sites else {}
+        layer = next((n.layer for n in self.store.model.head_layers if n.block == last and n.layer in layers), None)
+        if layer is None:
+            raise NotFoundError(
+                f"Capture {self.capture.record.name!r} does not hold the residual stream before the final norm, whose rms "
+                "--logits divides by. Capture with --site mlp.post --site resid.post."
+            )
+        stream = self.capture.block_values(layer, block, "resid.post", saturated=True)
+        if self.norm.centres:
+            stream = stream - stream.mean(axis=0, dtype=np.float64)
+        rms = np.sqrt(np.square(stream, dtype=np.float64).mean(axis=0) + self.norm.epsilon)
+        with np.errstate(divide="ignore"):
+            inverse = 1 / rms
+        return np.where(np.isfinite(inverse), inverse, 0).astype(np.float32)
+
+    def slot_labels(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Of every used slot of a block: which of `labels` it has, and whether it is counted, not being a special token."""
+        plan = self.capture.block_plan(block)
+        window = np.repeat(np.arange(len(plan.windows["window"])), plan.windows["n_slots"])
+        if self.asked.by is None:
+            labels = np.zeros(len(window), np.int64)
+        else:
+            column = self.capture.record.plan.label_columns.index(self.asked.by)
+            ids = np.fromiter(self.labels, np.int64)
+            labels = np.searchsorted(ids, plan.labels[window, column]).astype(np.int64)
+        return labels, plan.modality != SPECIAL
+
+
+def _label_ids(capture: Capture, by: str | None) -> dict[int, str | None]:
+    """The ids, ascending, and the texts of a label column's values; one nameless label for all tokens without a column."""
+    plan = capture.record.plan
+    if by is None:
+        return {0: None}
+    if by not in plan.label_columns:
+        known = ", ".join(plan.label_columns) or "none"
+        raise InvalidInputError(
+            f"Capture {capture.record.name!r} has no label {by!r}. Its labels are: {known}. Mend --by."
+        )
+    return {i: value for i, (column, value) in enumerate(plan.labels) if column == by}

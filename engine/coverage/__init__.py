@@ -1,0 +1,1 @@
+"""Coverage criteria of a corpus over neurons, and the linear-probe detector."""

@@ -1,0 +1,94 @@
+"""Coverages as a safetensors file, to be merged with those of other captures and machines.
+
+Knows nothing about what the arrays mean, but which state they belong to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from actstore.engine.coverage.criteria import Coverage, CoverageSettings, Ranges
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.storage.atomic import replacing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+FORMAT: Final = 1
+
+
+def write_coverage(path: str | Path, found: Mapping[str, Coverage]) -> None:
+    """Write coverages by population into one file, replacing what was there only once it is complete."""
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise InvalidInputError(f"The folder of {target} does not exist. Make it first, or write elsewhere.")
+    first = next(iter(found.values()))
+    arrays: dict[str, NDArray[Any]] = {}
+    for layer, ranges in first.ranges.items():
+        arrays |= {f"range/{layer}/low": ranges.low, f"range/{layer}/high": ranges.high}
+    for number, coverage in enumerate(found.values()):
+        arrays[f"{number}/patterns/hashes"] = coverage.patterns.hashes
+        for name, layers in coverage.states.items():
+            for layer, state in layers.items():
+                arrays |= {f"{number}/{name}/{layer}/{key}": array for key, array in state.arrays().items()}
+    about = {
+        "format": FORMAT,
+        "settings": dataclasses.asdict(first.settings),
+        "widths": first.widths,
+        "populations": [[name, coverage.n_samples] for name, coverage in found.items()],
+    }
+    with replacing(target) as partial:
+        partial.write_bytes(save(arrays, metadata={"actstore_coverage": json.dumps(about)}))
+
+
+def read_coverage(path: str | Path) -> dict[str, Coverage]:
+    """What `write_coverage` wrote; `NotFoundError` where there is no file, `FormatError` where it is something else."""
+    if not Path(path).is_file():
+        raise NotFoundError(f"There is no file {path}: expected one written by `actstore coverage --state`.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {}).get("actstore_coverage", "{}"))
+            if about.get("format") != FORMAT:
+                raise FormatError(
+                    f"{path} is not a coverage of format {FORMAT}: expected a file written by `actstore coverage --state`."
+                )
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["settings"].items()}
+            widths = {int(layer): int(width) for layer, width in about["widths"].items()}
+            low = {layer: f"range/{layer}/low" for layer in widths}
+            ranges = {
+                layer: Ranges(file.get_tensor(key), file.get_tensor(f"range/{layer}/high"))
+                for layer, key in low.items()
+                if key in file.keys()  # noqa: SIM118  # the file is no mapping
+            }
+            found = {}
+            for number, (name, n_samples) in enumerate(about["populations"]):
+                coverage = found[name] = Coverage(CoverageSettings(**fields), widths, ranges, int(n_samples))
+                coverage.patterns.hashes = file.get_tensor(f"{number}/patterns/hashes")
+                for kind, layers in coverage.states.items():
+                    for layer, state in layers.items():
+                        for key in state.arrays():
+                            setattr(state, key, file.get_tensor(f"{number}/{kind}/{layer}/{key}"))
+            return found
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InvalidInputError | NotFoundError):
+            raise
+        raise FormatError(f"{path} is damaged: {' '.join(str(error).split())}. Measure it again.") from None
+
+
+def merge_coverages(found: dict[str, Coverage], other: Mapping[str, Coverage]) -> None:
+    """Add every population of `other` to that of the same name in place; those that `found` lacks are taken over."""
+    for name, coverage in other.items():
+        if name in found:
+            found[name].merge(coverage)
+        else:
+            total = Coverage(next(iter(found.values())).settings, coverage.widths, next(iter(found.values())).ranges)
+            total.merge(coverage)
+            found[name] = total

@@ -1,0 +1,134 @@
+"""What graphs predict over the windows of a capture, beside what the neurons did there.
+
+Reads the store. Knows nothing about how graphs are found, nor how predictions are judged.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from actstore.kernels.suffix_trie.api import Predictions, predict
+from actstore.store.errors import FormatError, InvalidInputError
+from actstore.store.layout import GENERATED, SPECIAL, TEXT, TOKENIZER_KEY
+from actstore.store.model.root import read_tokenizer
+from actstore.store.model.tokenizer import Cutter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from actstore.store.graphs.reader import Graphs
+    from actstore.store.reader import Capture, Store
+
+
+class Windows(NamedTuple):
+    """Some windows of a capture, one after another: all that the model read in them."""
+
+    ids: NDArray[np.int32]
+    """[position]"""
+    begins: NDArray[np.int64]
+    """[window] where each begins."""
+    token: NDArray[np.int64]
+    """[position] where the position's activation is in the order of `Capture.activations`; -1 where none is kept."""
+    text: NDArray[np.bool_]
+    """[position] whether the position is of text, and its activation kept: predictions are judged there."""
+
+
+def read_windows(capture: Capture, windows: Iterable[int]) -> Windows:
+    """The windows in the order given; `InvalidInputError` for one that there is not, or that is not committed yet."""
+    table = capture.windows()
+    columns = {name: table[name].to_numpy() for name in ("block", "input_start", "n_inputs", "slot_start", "n_slots")}
+    wanted = np.fromiter(windows, np.int64)
+    n_windows = table.num_rows
+    for window in wanted[(wanted < 0) | (wanted >= n_windows)]:
+        raise InvalidInputError(f"Capture {capture.record.name!r} has windows 0 to {n_windows - 1}, found {window}.")
+    for window in wanted[~np.isin(columns["block"][wanted], capture.blocks)]:
+        raise InvalidInputError(
+            f"Window {window} of capture {capture.record.name!r} is not committed yet: resume it first."
+        )
+    size, before = capture.record.plan.block_slots, np.zeros(capture.record.plan.n_blocks, np.int64)
+    before[list(capture.blocks)] = np.cumsum(capture.used_slots[list(capture.blocks)])
+    before -= capture.used_slots * (before > 0)
+    ids, tokens, texts = [], [], []
+    for window in wanted.tolist():
+        block, n, slot = (int(columns[name][window]) for name in ("block", "n_inputs", "slot_start"))
+        plan = capture.block_plan(block)
+        n_slots, offset = int(columns["n_slots"][window]), slot - block * size
+        start = int(columns["input_start"][window] - plan.windows["input_start"][0])
+        token, text = np.full(n, -1, np.int64), np.zeros(n, np.bool_)
+        position = plan.position[offset : offset + n_slots]
+        token[position] = before[block] + offset + np.arange(n_slots)
+        modality = plan.modality[offset : offset + n_slots]
+        text[position] = (modality == TEXT) | (modality == GENERATED)
+        ids.append(plan.inputs[start : start + n])
+        tokens.append(token)
+        texts.append(text)
+    lengths = [len(part) for part in ids]
+    return Windows(
+        np.concatenate([np.empty(0, np.int32), *ids]),
+        np.cumsum([0, *lengths])[:-1] if lengths else np.zeros(1, np.int64),
+        np.concatenate([np.empty(0, np.int64), *tokens]),
+        np.concatenate([np.empty(0, np.bool_), *texts]),
+    )
+
+
+def predict_windows(graphs: Graphs, rows: slice | int, windows: Windows, threads: int | None = None) -> Predictions:
+    """What the graphs in some rows of `graphs.neurons` predict over windows: [neuron, position] probability, value, line."""
+    start, stop, _ = (slice(rows, rows + 1) if isinstance(rows, int) else rows).indices(len(graphs))
+    return predict(graphs.tries(start, stop), windows.ids, windows.begins, threads)
+
+
+def encode_as(capture: Capture, text: str) -> NDArray[np.int32]:
+    """The tokens of a text, those before it that open a window of the capture; those that would close it are left out.
+
+    Cut by the library tokenizers where it is installed, else by `store.cutting`. `InvalidInputError` where the store knows no
+    tokenizer, or neither knows it.
+    """
+    store = capture.store
+    if store.vocabulary is None or not store.folder.exists(TOKENIZER_KEY):
+        raise InvalidInputError(f"{store.folder} has no tokenizer: give token ids instead of a text.")
+    return np.array([*_opening(capture), *_cut(store, text)], np.int32)
+
+
+def _cut(store: Store, text: str) -> list[int]:
+    try:
+        from tokenizers import Tokenizer  # only here: token ids need none
+    except ImportError:
+        assert store.vocabulary is not None
+        return Cutter(store.folder, store.vocabulary).text(text)
+    state = read_tokenizer(store.folder) or ""
+    try:
+        tokenizer = Tokenizer.from_str(state)
+    except Exception as error:  # the library raises nothing narrower
+        raise FormatError(f"{store.folder}/{TOKENIZER_KEY} is damaged: {' '.join(str(error).split())}.") from None
+    found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return found
+
+
+def _opening(capture: Capture) -> list[int]:
+    """The special tokens at the beginning of the capture's first window that is one of text."""
+    plan = capture.block_plan(0)
+    text = np.flatnonzero((plan.modality == TEXT) | (plan.modality == GENERATED))
+    if not len(text):
+        return []
+    stops = np.cumsum(plan.windows["n_slots"])
+    window = int(np.searchsorted(stops, text[0], "right"))
+    first = int(stops[window] - plan.windows["n_slots"][window])
+    special = plan.modality[first : text[0]] == SPECIAL
+    n = len(special) if special.all() else int(np.argmin(special))
+    start = int(plan.windows["input_start"][window] - plan.windows["input_start"][0])
+    opening: list[int] = plan.inputs[start : start + n].tolist()
+    return opening
+
+
+def check_same_tokens(graphs: Graphs, capture: Capture) -> None:
+    """`InvalidInputError` where graphs were made of other tokens than a capture's."""
+    ours, theirs = graphs.record.tokenizer_fingerprint, capture.record.plan.tokenizer_fingerprint
+    if ours != theirs:
+        raise InvalidInputError(
+            f"Graphs {graphs.name!r} were made with the tokenizer {ours[:12]}, but capture {capture.record.name!r} has "
+            f"tokenizer {theirs[:12]}: their tokens are not the same. Build graphs from this capture."
+        )

@@ -1,0 +1,156 @@
+"""Fills blocks of windows of which many begin alike: every beginning runs through the model once.
+
+The windows of a block make a tree of their beginnings, which a causal model reads depth by depth; a token's activations are
+those of its node. Knows nothing about why the windows are asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import torch
+
+from actstore.engine.capture.block_filler import BlockFiller
+from actstore.engine.capture.packing import packer_for, staged_arrays
+from actstore.engine.graphs.probes.stepping import Steps, keeps_everything, narrow_attention, taps_of
+from actstore.kernels.pack.columns import Columns
+from actstore.store import layout
+from actstore.store.capture.plan import Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from actstore.engine.capture.packing import Buffers, FilledBlock
+    from actstore.engine.capture.progress import CaptureProgress
+    from actstore.engine.models.load import LoadedModel
+    from actstore.store.capture.plan import BlockPlan
+    from actstore.store.capture.writer import CaptureWriter
+    from actstore.store.files.records import CaptureRecord
+    from actstore.store.storage.folder import Folder
+
+LARGEST: Final = 1 << 29
+"""Bytes of keys and values, and of activations, up to which a block is read as a tree."""
+
+
+class PrefixTree(NamedTuple):
+    """Different beginnings of windows, by length."""
+
+    ids: list[NDArray[np.int64]]
+    """The last token of each beginning of a length; a list by length, shortest first."""
+    parents: list[NDArray[np.int64]]
+    """Which beginning of the length before it continues; shape of `ids`, zeros for the first."""
+    nodes: NDArray[np.int64]
+    """[input] the beginning that ends there, numbered through all lengths."""
+
+    @property
+    def n_nodes(self) -> int:
+        """Different beginnings."""
+        return sum(map(len, self.ids))
+
+
+def prefix_tree(inputs: NDArray[np.int32], lengths: NDArray[Any]) -> PrefixTree:
+    """The beginnings of windows whose tokens follow one another in `inputs` [input]; none may be empty."""
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[:-1]
+    nodes = np.empty(len(inputs), np.int64)
+    ids, parents = [], []
+    before, first, depth = np.zeros(len(lengths), np.int64), 0, 0
+    while (longer := np.flatnonzero(lengths > depth)).size:
+        places = starts[longer] + depth
+        keys = before[longer] << 32 | inputs[places]
+        different, which = np.unique(keys, return_inverse=True)
+        ids.append(different & 0xFFFFFFFF)
+        parents.append(different >> 32)
+        nodes[places] = first + which
+        before[longer] = which
+        first, depth = first + len(different), depth + 1
+    return PrefixTree(ids, parents, nodes)
+
+
+class PrefixFiller:
+    """Fills blocks as `BlockFiller` does, to rounding, in less time where windows begin alike."""
+
+    def __init__(self, model: LoadedModel, record: CaptureRecord, buffers: Callable[[], Buffers]) -> None:
+        """Capture what `record` says; `buffers` as for `BlockFiller`. Only for what `fits`."""
+        self._model, self._record = model, record
+        self._packer = packer_for(model.device, record, buffers, ())
+        self._plain = BlockFiller(model, record, buffers)
+
+    @staticmethod
+    def fits(model: LoadedModel, record: CaptureRecord) -> bool:
+        """Whether a model's activations can be read token by token on a CPU."""
+        only_post = list(record.sites) == ["mlp.post"] and not record.gate_sign
+        return only_post and model.device.type == "cpu" and keeps_everything(model) and taps_of(model) is not None
+
+    def fill(self, plans: Iterable[BlockPlan], progress: CaptureProgress) -> Iterator[FilledBlock]:
+        """The blocks of the plans, filled; a block's arrays hold until the one after the next is asked for."""
+        for plan in plans:
+            tree = prefix_tree(plan.inputs, plan.windows["n_inputs"])
+            if self._nbytes(tree) > LARGEST:
+                yield from self._plain.fill([plan], progress)
+                continue
+            self._packer.begin(plan)
+            columns = self._columns(plan, tree)
+            self._packer.batch(columns)
+            for layer, values in self._read(tree).items():
+                self._packer.pack(layer, "mlp.post", values, columns)
+            progress.filled(len(columns.slots))
+            yield from self._packer.finish()
+
+    def _nbytes(self, tree: PrefixTree) -> int:
+        spec, itemsize = self._model.spec, self._model.dtype.itemsize
+        # Keys and values as they were and as they go on; as if there were as many heads of keys as of queries.
+        largest = max(len(ids) * (depth + 1) for depth, ids in enumerate(tree.ids))
+        kept = 4 * len({layer.block for layer in spec.layers}) * spec.d_model * largest
+        return itemsize * max(kept, tree.n_nodes * sum(layer.neurons for layer in spec.layers))
+
+    def _columns(self, plan: BlockPlan, tree: PrefixTree) -> Columns:
+        n_inputs, n_slots = plan.windows["n_inputs"], plan.windows["n_slots"]
+        starts = np.cumsum(n_inputs) - n_inputs
+        n_labels = len(self._record.plan.labels)
+        return Columns(
+            rows=tree.nodes[np.repeat(starts, n_slots) + plan.position],
+            slots=np.arange(len(plan.position)),
+            segments=np.concatenate([[0], np.cumsum(n_slots)]),
+            labels=np.concatenate([plan.labels, np.full((len(plan.labels), 1), n_labels, np.int32)], axis=1),
+            counted=plan.modality != layout.SPECIAL,
+            first_token=plan.block * self._record.plan.block_slots,
+        )
+
+    def _read(self, tree: PrefixTree) -> dict[int, Tensor]:
+        """The activations of every layer that reads text, [node, neuron]."""
+        model, first = self._model, 0
+        values = {
+            layer: torch.empty((tree.n_nodes, model.spec.layers[layer].neurons), dtype=model.dtype)
+            for layer in model.spec.part_layers("language")
+        }
+
+        def keep(layer: int, _site: str, found: Tensor, _rows: Tensor | None) -> None:
+            values[layer][first : first + len(found)] = found
+
+        steps = Steps(model, sink=keep)
+        for depth, (ids, parents) in enumerate(zip(tree.ids, tree.parents, strict=True)):
+            steps.read(torch.from_numpy(ids)[:, None], torch.from_numpy(parents) if depth else None)
+            first += len(ids)
+        return values
+
+
+def fill_by_prefix(
+    folder: Folder,
+    record: CaptureRecord,
+    model: LoadedModel,
+    writer: CaptureWriter,
+    blocks: Iterable[int],
+    progress: CaptureProgress,
+) -> None:
+    """Run the model over `blocks` and commit each."""
+    plan, staged = Plan(folder, record.name, record.plan), list(staged_arrays(record))
+    filler = PrefixFiller(
+        model, record, lambda: {key: writer.buffer(key, shape, dtype) for key, shape, dtype in staged}
+    )
+    with narrow_attention(model):
+        for filled in filler.fill(map(plan.block, blocks), progress):
+            writer.submit(filled.block, filled.arrays, filled.encode_statistics, filled.began, filled.files)

@@ -1,0 +1,181 @@
+"""Graphs as Neuron to Graph makes them (Foote et al. 2023, arXiv 2305.19911), from probes in the store; no model runs.
+
+For every token of a shortened exemplar, or of a variant of it that keeps the activation, at which the neuron exceeds half of
+its maximum: a line from that token backwards, of the tokens whose masking takes more than three quarters of the activation,
+`IGNORE` for the others, cut after the last important one and ended by the activation. Two departures: lines that occur more
+than once end with the mean of their activations, where the published code keeps the first it meets; and tokens are compared as
+they are, not by their text without case and spaces. Knows nothing about how graphs are predicted from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from actstore.kernels.suffix_trie.api import IGNORE, Nodes
+from actstore.store.arguments import Typed
+from actstore.store.errors import InvalidInputError
+from actstore.store.graphs.reader import Graphs
+from actstore.store.graphs.record import NEVER_FIRES, GraphRecord
+from actstore.store.graphs.writer import GraphWriter
+from actstore.store.model.root import written_by
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from actstore.engine.graphs.probes.evidence import Probed, Probes
+    from actstore.store.storage.folder import Folder
+
+NOT_SHORTENED = "no exemplar could be shortened"
+
+
+@dataclass(frozen=True)
+class PublishedSettings(Typed):
+    """The paper's constants that are not the probes'."""
+
+    threshold: float = 0.5
+    """Share of the maximum above which a token is given a line, and a line says that the neuron fires."""
+    importance: float = 0.75
+    """Above which a context token stays in the line."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.threshold < 1:
+            raise InvalidInputError(f"--threshold is a share between 0 and 1, found {self.threshold}.")
+        if not self.importance < 1:
+            raise InvalidInputError(f"--importance is a number below 1, found {self.importance}.")
+
+
+@dataclass(frozen=True)
+class PublishedLine:
+    """What one token of one probe says."""
+
+    tokens: tuple[int, ...]
+    """The activating one first."""
+    value: float
+    """Share of the maximum."""
+    importance: tuple[float, ...]
+    """Of each token."""
+
+
+def lines_of(probed: Sequence[Probed], share: float, settings: PublishedSettings) -> Iterator[PublishedLine]:
+    """The lines of a neuron's probes; `share` of the original's activation makes a variant a positive one.
+
+    A variant is as long as its original, and has the original's importance at each position.
+    """
+    for one in probed:
+        if not one.importance.size:
+            continue
+        yield from _lines(one.ids, one.values, one, settings)
+        for variant in one.variants:
+            if len(variant.ids) > one.pivot and variant.values[one.pivot] > share * one.values[one.pivot]:
+                yield from _lines(variant.ids, variant.values, one, settings)
+
+
+def _lines(
+    ids: NDArray[np.int32], values: NDArray[np.float32], one: Probed, settings: PublishedSettings
+) -> Iterator[PublishedLine]:
+    for position in (np.flatnonzero(values[one.n_special :] > settings.threshold) + one.n_special).tolist():
+        weight = one.importance[:position, position][::-1]
+        # A token that fires in the variant only was never masked for: it stands alone.
+        kept = np.flatnonzero(weight > settings.importance)
+        depth = int(kept[-1]) + 1 if len(kept) else 0
+        stays = set(kept.tolist())
+        context = (int(ids[position - 1 - d]) if d in stays else IGNORE for d in range(depth))
+        own = float(one.importance[position, position])
+        yield PublishedLine(
+            (int(ids[position]), *context), float(values[position]), (own, *(float(w) for w in weight[:depth]))
+        )
+
+
+def trie_of(lines: Sequence[PublishedLine], settings: PublishedSettings) -> tuple[Nodes, NDArray[np.float32]]:
+    """The lines as one neuron's nodes in canonical order, and the importance of each node.
+
+    A line ends with the mean of its activations, summed in ascending order, so that the order of `lines` does not show.
+    """
+    values: dict[tuple[int, ...], list[float]] = {}
+    weights: dict[tuple[int, ...], list[float]] = {}
+    n_through: dict[tuple[int, ...], int] = {}
+    for line in lines:
+        values.setdefault(line.tokens, []).append(line.value)
+        for length in range(1, len(line.tokens) + 1):
+            path = line.tokens[:length]
+            n_through[path] = n_through.get(path, 0) + 1
+            weight = line.importance[length - 1]
+            if np.isfinite(weight):
+                weights.setdefault(path, []).append(weight)
+    paths = sorted(n_through)
+    place = {path: i for i, path in enumerate(paths)}
+    ends = np.array([path in values for path in paths], bool)
+    value = np.array([_mean(values.get(path, [])) for path in paths], np.float32)
+    count = np.array([n_through[path] for path in paths], np.int32)
+    nodes = Nodes(
+        np.array([0, len(paths)], np.int64),
+        np.array([place.get(path[:-1], -1) for path in paths], np.int32),
+        np.array([path[-1] for path in paths], np.int32),
+        np.array([len(path) - 1 for path in paths], np.uint8),
+        ends,
+        np.where(ends, value > settings.threshold, np.nan).astype(np.float32),
+        value,
+        count,
+        count,
+    )
+    return nodes, np.array([_mean(weights.get(path, [])) for path in paths], np.float32)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(sorted(values)) / len(values) if values else np.nan
+
+
+def build_published(
+    probes: Probes, folder: Folder, *, name: str = "published", settings: PublishedSettings = PublishedSettings()
+) -> Graphs:
+    """The published graphs of all neurons that were asked about, written into the store opened for writing as `folder`.
+
+    They come from the half of the exemplars that `graph evaluate` does not test with the same seed and number. A neuron none
+    of whose exemplars could be shortened has an empty graph that says so.
+    """
+    asked, corpus = probes.settings, probes.capture.record
+    record = GraphRecord(
+        name=name,
+        method="published",
+        written_by=written_by(),
+        model_fingerprint=corpus.model_fingerprint,
+        tokenizer_fingerprint=corpus.plan.tokenizer_fingerprint,
+        capture=corpus.name,
+        plan_fingerprint=corpus.plan.fingerprint,
+        site=asked["site"],
+        settings=dataclasses.asdict(settings) | {"probes": probes.name, "asked": asked},
+        n_neurons=len(probes.neurons),
+    )
+    with GraphWriter(folder, record) as writer:
+        share = float(asked["share"])
+        for layer, of_layer in itertools.groupby(probes.neurons, key=lambda neuron: neuron[0]):
+            neurons = [neuron for _, neuron in of_layer]
+            tries, statuses, counts = [], [], []
+            for neuron in neurons:
+                probed = probes.of(layer, neuron)
+                lines = list(lines_of(probed, share, settings))
+                tries.append(trie_of(lines, settings))
+                statuses.append("" if lines else NOT_SHORTENED if probed else NEVER_FIRES)
+                counts.append(len(lines))
+            maximum = [max(probes.maximum(layer, neuron), 0.0) for neuron in neurons]
+            writer.add(
+                layer, neurons, join([nodes for nodes, _ in tries]), maximum=maximum, n_events=counts,
+                threshold=settings.threshold, status=statuses, importance=np.concatenate([weight for _, weight in tries]),
+            )  # fmt: skip
+        writer.close()
+    return Graphs(probes.store, name)
+
+
+def join(tries: Sequence[Nodes]) -> Nodes:
+    """The nodes of several neurons as one."""
+    sizes = np.array([len(nodes.token) for nodes in tries], np.int64)
+    columns = (np.concatenate(column) for column in zip(*(nodes[1:] for nodes in tries), strict=True))
+    return Nodes(np.concatenate([[0], np.cumsum(sizes)]), *columns)

@@ -1,0 +1,183 @@
+"""In-context neurons: those that fire on a token because it occurred before in the same window.
+
+Reads stored activations block by block, one layer in memory at a time; no graph, no model. Knows nothing about presentation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from actstore.store.capture.overflow import saturated_maxima
+from actstore.store.errors import InvalidInputError
+from actstore.store.graphs.nodes import Forest, column
+from actstore.store.layout import GENERATED, TEXT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from actstore.store.graphs.reader import Graphs
+    from actstore.store.reader import Capture
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Neurons by how much more they fire on repeated tokens; each column has shape [neuron]."""
+
+    layer: NDArray[np.int32]
+    neuron: NDArray[np.int32]
+    repeated: NDArray[np.float64]
+    """P(fires | the token occurred before in the window)."""
+    first: NDArray[np.float64]
+    """P(fires | it is the token's first occurrence)."""
+    fires_repeated: NDArray[np.int64]
+    fires_first: NDArray[np.int64]
+    same_repeated: NDArray[np.float64]
+    """The first two among equal tokens: means over the tokens that the neuron ever fires on and that occur both ways, by
+    Mantel and Haenszel's weights. NaN where there is no such token."""
+    same_first: NDArray[np.float64]
+    score: NDArray[np.float64]
+    """At least how many times as likely a repeated token is to fire it than the same token for the first time: the Mantel-
+    Haenszel ratio of the two, less two standard errors of its logarithm. NaN where there is no such token."""
+    n_repeated: int
+    """Positions whose token occurred before."""
+    n_first: int
+
+    def ranked(self, least_fires: int = 10) -> NDArray[np.int64]:
+        """Rows of the neurons that fired at least so often, largest score first, ties to the smaller neuron."""
+        rows = np.flatnonzero((self.fires_repeated + self.fires_first >= least_fires) & (self.score == self.score))
+        return rows[np.lexsort((rows, -self.score[rows]))]
+
+
+def measure_repeats(capture: Capture, *, site: str = "mlp.post", share: float = 0.5) -> Repeats:
+    """How often every neuron fires on tokens that occurred before in their window, and on those that did not.
+
+    Firing is an activation of at least `share` of the neuron's maximum over the capture. Frequent tokens are repeated more
+    often than rare ones, so a neuron that fires on "the" fires on repeated tokens without looking back: `same_repeated` and
+    `same_first` compare each token with itself only. Special tokens are neither evidence nor repetitions of one another.
+    Takes one block of one layer, and 16 bytes for every pair of a neuron and a token that it fires on in that layer.
+    """
+    if not 0 < share <= 1:
+        raise InvalidInputError(
+            f"Firing is a share of the maximum above 0 and at most 1, found {share}. Mend --firing."
+        )
+    if site not in capture.record.sites:
+        raise InvalidInputError(
+            f"Capture {capture.record.name!r} has no site {site!r}. Its sites are: {', '.join(capture.record.sites)}."
+        )
+    blocks = [_Block.of(capture, block) for block in capture.blocks]
+    n_tokens = 1 + max((int(block.ids.max(initial=0)) for block in blocks), default=0)
+    n_by_token = sum((block.counts(n_tokens) for block in blocks), np.zeros((2, n_tokens), np.int64))
+    parts = []
+    for layer, width in sorted(capture.record.layers(site).items()):
+        keys, counts = _count_layer(capture, site, layer, blocks, share, n_tokens)
+        parts.append(_compare(layer, width, keys, counts, n_by_token))
+    columns: list[NDArray[Any]] = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    names = [item.name for item in fields(Repeats)][: len(columns)]
+    totals = {"n_repeated": int(n_by_token[1].sum()), "n_first": int(n_by_token[0].sum())}
+    return Repeats(**dict(zip(names, columns, strict=True)), **totals)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The positions of a block that are evidence."""
+
+    block: int
+    slots: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    repeated: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, capture: Capture, block: int) -> _Block:
+        plan = capture.block_plan(block)
+        n_inputs = plan.windows["n_inputs"].astype(np.int64)
+        window = np.repeat(np.arange(len(n_inputs)), n_inputs)
+        keys = window * (int(plan.inputs.max(initial=0)) + 1) + plan.inputs
+        repeated = np.ones(len(keys), bool)
+        repeated[np.unique(keys, return_index=True)[1]] = False
+        begins = np.cumsum(n_inputs) - n_inputs
+        place = np.repeat(begins, plan.windows["n_slots"]) + plan.position
+        slots = np.flatnonzero((plan.modality == TEXT) | (plan.modality == GENERATED))
+        return cls(block, slots, plan.inputs[place[slots]].astype(np.int64), repeated[place[slots]])
+
+    def counts(self, n_tokens: int) -> NDArray[np.int64]:
+        """First and repeated occurrences of each token; shape [2, token]."""
+        counts = np.bincount(self.repeated * n_tokens + self.ids, minlength=2 * n_tokens).astype(np.int64)
+        return counts.reshape(2, n_tokens)
+
+
+def _count_layer(
+    capture: Capture, site: str, layer: int, blocks: list[_Block], share: float, n_tokens: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs neuron · n_tokens + token, ascending, and how often the neuron fired at first and repeated ones [2, pair]."""
+    maximum = saturated_maxima(capture, layer, site)
+    # A neuron whose maximum is not above zero never fires.
+    limit = np.where(np.isfinite(maximum) & (maximum > 0), share * maximum, np.inf)[:, None].astype(np.float32)
+    keys, counts = np.empty(0, np.int64), np.empty((2, 0), np.int64)
+    for block in blocks:
+        values = capture.block_values(layer, block.block, site, saturated=True)
+        neuron, at = np.nonzero(values[:, block.slots] >= limit)
+        here = np.concatenate([keys, neuron * n_tokens + block.ids[at]])
+        weights = np.concatenate([counts, np.stack([~block.repeated[at], block.repeated[at]]).astype(np.int64)], axis=1)
+        keys, which = np.unique(here, return_inverse=True)
+        counts = np.stack([np.bincount(which, row, minlength=len(keys)) for row in weights]).astype(np.int64)
+    return keys, counts
+
+
+def _compare(
+    layer: int, width: int, keys: NDArray[np.int64], fires: NDArray[np.int64], n_by_token: NDArray[np.int64]
+) -> Iterator[NDArray[Any]]:
+    """The columns of `Repeats` of one layer."""
+    n_tokens = n_by_token.shape[1]
+    neuron, token = keys // n_tokens, keys % n_tokens
+    total = n_by_token.sum(axis=1)
+
+    def by_neuron(values: NDArray[Any]) -> NDArray[np.float64]:
+        return np.bincount(neuron, values, minlength=width).astype(np.float64)
+
+    n_first, n_repeated = n_by_token[:, token].astype(np.float64)
+    n = n_first + n_repeated
+    both = (n_first > 0) & (n_repeated > 0)
+    weights = by_neuron(np.where(both, n_first * n_repeated / n, 0.0))
+    # Sums over tokens of what fired, weighted by the other side's share (Greenland and Robins 1985).
+    repeated, first = by_neuron(both * fires[1] * n_first / n), by_neuron(both * fires[0] * n_repeated / n)
+    spread = by_neuron(both * (fires.sum(axis=0) * n_first * n_repeated / n**2 - fires[0] * fires[1] / n))
+    # One more token, seen once each way and fired on half of the time, keeps the ratio of rare events near 1.
+    r, s = repeated + 0.25, first + 0.25
+    with np.errstate(invalid="ignore", divide="ignore"):
+        score = np.where(weights > 0, r / s * np.exp(-2 * np.sqrt((spread + 0.125) / (r * s))), np.nan)
+        same_repeated, same_first = repeated / weights, first / weights
+        of_repeated, of_first = by_neuron(fires[1]) / total[1], by_neuron(fires[0]) / total[0]
+    yield np.full(width, layer, np.int32)
+    yield np.arange(width, dtype=np.int32)
+    yield of_repeated
+    yield of_first
+    yield by_neuron(fires[1]).astype(np.int64)
+    yield by_neuron(fires[0]).astype(np.int64)
+    yield same_repeated
+    yield same_first
+    yield score
+
+
+def line_shares(graphs: Graphs) -> dict[tuple[int, int], float]:
+    """By (layer, neuron), of the firings that its lines explain, the share of lines in which the activating token recurs.
+
+    Neurons without firing lines are left out.
+    """
+    forest = Forest.of(graphs)
+    token, is_root = forest.nodes["token"], forest.nodes["depth"] == 0
+    recurs = forest.below((token == token[forest.root]) & ~is_root)
+    lines = np.flatnonzero(forest.fires)
+    explained = forest.nodes["probability"][lines] * forest.own_fires[lines]
+    n_neurons = len(graphs)
+    total = np.bincount(forest.neuron[lines], explained, minlength=n_neurons)
+    repeated = np.bincount(forest.neuron[lines], explained * recurs[lines], minlength=n_neurons)
+    layers, neurons = column(graphs.neurons, "layer"), column(graphs.neurons, "neuron")
+    return {
+        (int(layers[row]), int(neurons[row])): float(repeated[row] / total[row])
+        for row in np.flatnonzero(total).tolist()
+    }

@@ -1,0 +1,1 @@
+"""Inputs: documents, records, tables, images and questions, read one at a time from any of their formats."""

@@ -1,0 +1,305 @@
+"""Documents in: a text, a folder, a glob, JSON lines, CSV, Parquet, Arrow, a saved dataset or standard input, one at a time.
+
+Decides which files a location means; they are read in `textfiles`, `csvfiles` and `tables`. The order is always the same:
+by path, and by place within a file. Never more than one document, one chunk of bytes or one small batch is in memory. Knows
+nothing about tokenizers, windows or models.
+"""
+
+import glob
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+
+from actstore.engine.inputs.class_labels import Features
+from actstore.engine.inputs.csvfiles import DELIMITERS, read_csv
+from actstore.engine.inputs.documents import CorpusDigest, CorpusOptions, Document
+from actstore.engine.inputs.filetypes import FileType, file_type, open_bytes
+from actstore.engine.inputs.memory_corpus import MemoryCorpus
+from actstore.engine.inputs.records import RecordReader, missing_label
+from actstore.engine.inputs.tables import is_saved_dataset, list_dataset_files, read_arrow, read_parquet
+from actstore.engine.inputs.textfiles import (
+    BINARY,
+    BinaryFileError,
+    StreamReader,
+    read_json_lines,
+    read_text,
+    reading,
+    sniff_json,
+)
+from actstore.store.errors import InvalidInputError, NotFoundError
+
+__all__ = ["BINARY", "EMPTY", "CorpusDigest", "CorpusOptions", "CorpusReport", "Document", "describe", "read_corpus"]
+
+STDIN = "-"
+EMPTY = "the document is empty"
+"""Why an empty document is passed over; why a file is may begin with `BINARY`."""
+_STDIN_SOURCE = "<stdin>"
+_PYCACHE = "__pycache__"
+_EVERY_FILE = CorpusOptions.pattern
+_MAX_NAME_WORDS, _MAX_NAME_LENGTH = 3, 255  # of a file; what has more of either is probably a text
+_SHOWN_LENGTH = 60
+
+
+@dataclass
+class CorpusReport:
+    """What reading has met so far: documents given out, and what was passed over.
+
+    `on_skip(source, reason)` hears of every file and document passed over, as it happens; `on_warning(sentence)` of what
+    makes the corpus other than it seems, before the model runs. Where nobody listens, it is a Python warning.
+    """
+
+    n_documents: int = 0
+    n_empty_documents: int = 0
+    n_skipped_files: int = 0
+    n_skipped_images: int = 0
+    n_animated_images: int = 0
+    """Images of which the first frame was taken."""
+    n_uncaptioned_images: int = 0
+    """Images captured with their prompt alone: nothing is said of them, and nothing was generated."""
+    layers_left_out: tuple[int, ...] = ()
+    """Layers of the part that hold other rows than its first layer does, and were not asked for by name."""
+    on_skip: Callable[[str, str], None] | None = None
+    on_warning: Callable[[str], None] | None = None
+
+    def warn(self, sentence: str) -> None:
+        """Tell whoever runs the capture."""
+        if self.on_warning is not None:
+            self.on_warning(sentence)
+        else:
+            warnings.warn(sentence, UserWarning, stacklevel=2)
+
+    def skip_document(self, source: str) -> None:
+        """Count an empty document."""
+        self.n_empty_documents += 1
+        if self.on_skip is not None:
+            self.on_skip(source, EMPTY)
+
+    def skip_image(self, source: str, reason: str) -> None:
+        """Count an image that cannot be used."""
+        self.n_skipped_images += 1
+        if self.on_skip is not None:
+            self.on_skip(source, reason)
+
+    def skip_file(self, path: Path, reason: str) -> None:
+        """Count a file, or a link, that a walk through a folder left out."""
+        self.n_skipped_files += 1
+        if self.on_skip is not None:
+            self.on_skip(_name(path), reason)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file to read; `chosen` where its name was asked for, so that passing over it would be wrong."""
+
+    path: Path
+    chosen: bool
+    split: str | None = None
+    in_dataset: bool = False
+    features: Features | None = None
+
+
+def read_corpus(
+    location: str | Path | MemoryCorpus, options: CorpusOptions | None = None, report: CorpusReport | None = None
+) -> Iterator[Document]:
+    """The documents of a corpus in a fixed order, each read when it is asked for.
+
+    `location` is a file (what it is goes by its suffix, with or without .gz, .bz2, .xz or .zst; anything unknown is one
+    text), a folder, a glob, a folder made by `save_to_disk` of `datasets` or one of its splits, or "-" for standard input.
+    In a folder, hidden files and __pycache__ are left out, and so are, with the default pattern, files that are no text by
+    their first bytes or a NUL. Empty documents are left out. `report` counts what was.
+
+    A location that does not exist is a NotFoundError at once; whatever is wrong inside is an InvalidInputError when
+    reading comes to it, at the end for a corpus without documents or a label column that no record has.
+
+    >>> for document in read_corpus("corpus.jsonl", CorpusOptions(label_columns=("language",))): ...
+    """
+    options = options or CorpusOptions()
+    report = report or CorpusReport()
+    if isinstance(location, MemoryCorpus):
+        return _read_documents(location, options, report)
+    if str(location) != STDIN:
+        _check_exists(str(location))
+    return _read_documents(str(location), options, report)
+
+
+def describe(location: str | Path | MemoryCorpus) -> str:
+    """A few words for a location, for messages: "folder 'data'", "standard input", "files matching 'data/*.md'"."""
+    if isinstance(location, MemoryCorpus):
+        return f"the corpus {location}"
+    if str(location) == STDIN:
+        return "standard input"
+    path = Path(os.path.expanduser(location))
+    if os.path.isdir(path):
+        return f"{'saved dataset' if is_saved_dataset(path) else 'folder'} {_name(path)!r}"
+    if not os.path.exists(path) and glob.has_magic(str(location)):
+        return f"files matching {str(location)!r}"
+    return f"file {_name(path)!r}"
+
+
+def _read_documents(location: str | MemoryCorpus, options: CorpusOptions, report: CorpusReport) -> Iterator[Document]:
+    records = RecordReader(options)
+    documents: Iterator[Document]
+    if isinstance(location, MemoryCorpus):
+        documents = location.read(records)
+    elif location == STDIN:
+        documents = _read_stdin(records)
+    else:
+        files = _list_files(location, options, report)
+        documents = (document for file in files for document in _read_file(file, records, report))
+    n_documents = n_empty = 0
+    for document in documents:
+        if document.is_empty:
+            n_empty += 1
+            report.skip_document(document.source)
+            continue
+        n_documents += 1
+        report.n_documents += 1
+        yield document
+        if n_documents == options.max_documents:
+            break
+    if n_documents == 0:
+        raise _no_documents(location, options, n_empty)
+    for label in options.label_columns:
+        if label not in records.labels_found:
+            raise missing_label(_capital(location), label, records.columns)
+
+
+def _read_stdin(records: RecordReader) -> Iterator[Document]:
+    if sys.stdin is None or sys.stdin.closed:
+        raise InvalidInputError("Standard input is closed: pipe a text into it, or name a file instead of '-'.")
+    read = read_json_lines if records.options.stdin_format == "jsonl" else read_text
+    with reading(_STDIN_SOURCE):
+        yield from read(sys.stdin.buffer, _STDIN_SOURCE, records)
+
+
+def _read_file(file: _File, records: RecordReader, report: CorpusReport) -> Iterator[Document]:
+    path, source = file.path, _name(file.path)
+    kind = file_type(path)
+    if kind.compression is not None and kind.format in ("parquet", "arrow"):
+        raise InvalidInputError(
+            f"{source} is a table compressed as a whole, and Parquet and Arrow are read from any place: decompress it, or "
+            "leave it out with --pattern."
+        )
+    if file.in_dataset or kind.format == "arrow":
+        yield from read_arrow(path, source, records, file.split, file.features)
+    elif kind.format == "parquet":
+        yield from read_parquet(path, source, records)
+    else:
+        try:
+            with reading(source):
+                read = _stream_reader(file, kind, source, records)
+                with open_bytes(path) as stream:
+                    yield from read(stream, source, records)
+        except BinaryFileError as error:
+            if file.chosen or kind.format != "text":
+                raise
+            report.skip_file(path, error.reason)
+
+
+def _stream_reader(file: _File, kind: FileType, source: str, records: RecordReader) -> StreamReader:
+    if kind.format in DELIMITERS:
+        return partial(read_csv, delimiter=DELIMITERS[kind.format])
+    if kind.format == "json lines":
+        return read_json_lines
+    if kind.format == "json":
+        with open_bytes(file.path) as stream:
+            return sniff_json(stream, source, records)
+    return read_text
+
+
+def _list_files(location: str, options: CorpusOptions, report: CorpusReport) -> Iterator[_File]:
+    path = Path(os.path.expanduser(location))
+    if path.is_dir():
+        yield from _list_folder(path, options.pattern, report, named=True)
+    elif path.exists():
+        yield _File(path, chosen=True)
+    else:
+        matches = map(Path, glob.iglob(os.path.expanduser(location), recursive=True))
+        yield from (
+            _File(match, chosen=True) for match in sorted(matches) if match.is_file() and _PYCACHE not in match.parts
+        )
+
+
+def _list_folder(folder: Path, pattern: str, report: CorpusReport, named: bool = False) -> Iterator[_File]:
+    """The files in a folder by path; links to folders are not followed, as they may lead round in a circle."""
+    if is_saved_dataset(folder):
+        for file in list_dataset_files(folder):
+            if named or fnmatchcase(file.path.name, pattern):
+                yield _File(file.path, chosen=True, split=file.split, in_dataset=True, features=file.features)
+        return
+    with reading(_name(folder)), os.scandir(folder) as scan:
+        entries = sorted(scan, key=lambda entry: entry.name)
+    for entry in entries:
+        path = folder / entry.name
+        if entry.name.startswith(".") or entry.name == _PYCACHE:
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _list_folder(path, pattern, report)
+        elif entry.is_dir():
+            report.skip_file(path, "a link to a folder")
+        elif fnmatchcase(entry.name, pattern):
+            if entry.is_file():
+                yield _File(path, chosen=pattern != _EVERY_FILE)
+            else:
+                report.skip_file(path, "not a file: a broken link, a pipe or a device")
+
+
+def _check_exists(location: str) -> None:
+    path = os.path.expanduser(location)
+    shown, advice = _show(location)
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL character in the name
+        if not glob.has_magic(path):
+            raise NotFoundError(
+                f"There is no file or folder {shown}: name a text, a folder, a glob, JSON lines, CSV, Parquet, Arrow, "
+                f"a saved dataset, or - for standard input.{advice}"
+            ) from None
+        if next(glob.iglob(path, recursive=True), None) is None:
+            raise NotFoundError(
+                f"No file matches {shown}: check the folder it starts from, and quote it.{advice}"
+            ) from None
+    except OSError as error:
+        raise InvalidInputError(
+            f"{shown} cannot be read ({error.strerror}): expected the name of a file or folder.{advice}"
+        ) from None
+
+
+def _show(location: str) -> tuple[str, str]:
+    """A location for a message, and what to do where it looks like a text in place of one."""
+    if "\n" not in location and len(location.split()) <= _MAX_NAME_WORDS and len(location) <= _MAX_NAME_LENGTH:
+        return repr(location), ""
+    shown = f"{location[:_SHOWN_LENGTH]}…" if len(location) > _SHOWN_LENGTH else location
+    return repr(
+        shown
+    ), " To capture a text itself, pass a list of texts from Python, or pipe it in and name - as the corpus."
+
+
+def _no_documents(location: str | MemoryCorpus, options: CorpusOptions, n_empty: int) -> InvalidInputError:
+    if n_empty:
+        return InvalidInputError(
+            f"{_capital(location)} holds only empty documents ({n_empty} of them): expected at least one with text or "
+            "token ids."
+        )
+    if isinstance(location, MemoryCorpus):
+        return InvalidInputError(f"{_capital(location)} holds no documents: expected at least one text or record.")
+    matching = "" if options.pattern == _EVERY_FILE else f" in files named {options.pattern!r}"
+    return InvalidInputError(
+        f"{_capital(location)} holds no documents{matching}: expected text files, JSON lines, CSV, Parquet, Arrow "
+        "or a saved dataset."
+    )
+
+
+def _capital(location: str | MemoryCorpus) -> str:
+    words = describe(location)
+    return words[0].upper() + words[1:]
+
+
+def _name(path: Path) -> str:
+    """The path as text that UTF-8 can hold, whatever bytes the file system has in it."""
+    return os.fsencode(path).decode("utf-8", "replace")

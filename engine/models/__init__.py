@@ -1,0 +1,1 @@
+"""Models: Hugging Face transformers opened, understood by structure, watched and intervened in."""

@@ -1,0 +1,199 @@
+"""Patching: where a layer's activations enter its output projection, and passes in which chosen rows of them are replaced.
+
+What the two paths share: the places to hook, which rows run together, and the sums of their gradients. Knows how a
+`LoadedModel` names its modules; nothing about caches, and nothing about what the gradients are used for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from actstore.engine.models import families
+from actstore.store.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from actstore.engine.models.load import LoadedModel
+
+    Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+    Hook = Callable[[int, tuple[Any, ...], dict[str, Any]], Arguments | None]
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far the same pass computed in two ways may differ, relative: ε^(2/3).
+
+    That is 2.4e-5 in float32, 0.01 in float16, 0.04 in bfloat16: well above rounding, well below a key too few.
+    """
+    return float(torch.finfo(dtype).eps ** (2 / 3))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the activations of one layer can be replaced, and the block they belong to."""
+
+    layer: int
+    neurons: int
+    owner: str  # the module that is called with them
+    run: int  # in which of its runs in a pass
+    block: int  # its place in `LoadedModel`'s blocks, in order of execution
+
+
+def places_of(model: LoadedModel, layers: Sequence[int] | None) -> list[Place]:
+    """The places of `layers`, ascending; of all layers of the text stack where None.
+
+    Raises `InvalidInputError` for layers that do not exist, and for those whose activations no module is handed: routed
+    experts see the tokens routed to them only, so that the path from 0 to ā is not one function of their neurons.
+    """
+    specs = model.spec.layers
+    chosen = model.spec.part_layers("language") if layers is None else sorted(set(layers))
+    places = []
+    for layer in chosen:
+        found = model._find(layer)
+        if not found.projection.hooked:
+            kind = "a routed expert" if specs[layer].expert is not None else "a projection inside another module"
+            dense = [spec.layer for spec in specs if model._find(spec.layer).projection.hooked]
+            raise InvalidInputError(
+                f"expected layers with a dense output projection of their own, and layer {layer} of {model.spec.name}"
+                f" ({specs[layer].module}) is {kind}; " + (f"choose among {dense}" if dense else "choose another model")
+            )
+        projection = found.projection
+        places.append(Place(layer, projection.neurons, projection.owner, projection.run, found.position))
+    return places
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one layer in a pass: steps `first` … `last` (1-based, inclusive) of `n_steps` from 0 to ā."""
+
+    place: Place
+    first: int
+    last: int
+    n_steps: int
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+    @property
+    def ends(self) -> bool:
+        """Whether the last row is ā itself."""
+        return self.last == self.n_steps
+
+    def scaled(self, activations: Tensor) -> Tensor:
+        """The rows [step, neuron] `(k / n_steps) · ā` in float32 (or float64), a leaf whose gradient is asked for."""
+        wide = activations.detach().to(torch.promote_types(activations.dtype, torch.float32))
+        steps = torch.arange(self.first, self.last + 1, dtype=wide.dtype, device=wide.device) / self.n_steps
+        return (steps[:, None] * wide).requires_grad_()
+
+
+def split_rows(places: Sequence[Place], n_steps: int, max_rows: int) -> Iterator[list[Rows]]:
+    """All (layer, step) rows in that order, cut into passes of at most `max_rows`."""
+    chunk: list[Rows] = []
+    free = max_rows
+    for place in places:
+        step = 1
+        while step <= n_steps:
+            last = min(n_steps, step + free - 1)
+            chunk.append(Rows(place, step, last, n_steps))
+            free -= last - step + 1
+            step = last + 1
+            if not free:
+                yield chunk
+                chunk, free = [], max_rows
+    if chunk:
+        yield chunk
+
+
+@dataclass
+class Sums:
+    """What the passes of one prompt add up to."""
+
+    probability: float
+    activations: dict[int, Tensor]  # layer → ā [neuron]
+    gradients: dict[int, Tensor]  # layer → Σ over steps of ∂P/∂a [neuron]
+    last_gradients: dict[int, Tensor]  # layer → ∂P/∂a at ā [neuron]
+
+    def add(self, rows: Sequence[Rows], leaves: Sequence[Tensor], log_p: Tensor) -> None:
+        """Add the gradients of P at `leaves`; `log_p` holds the log probability of their rows, in that order.
+
+        Rows do not see one another, so one backward pass over a sum over rows gives each its own gradient. It is taken of
+        log P and multiplied by P afterwards: in half precision the gradient of a small probability would vanish on its way.
+        """
+        found = torch.autograd.grad(log_p.sum(), list(leaves))
+        probabilities = torch.split(log_p.detach().exp(), [len(entry) for entry in rows])
+        for entry, gradient, p in zip(rows, found, probabilities, strict=True):
+            gradient = gradient * p[:, None].to(gradient.dtype)
+            layer = entry.place.layer
+            total = gradient.sum(0)
+            self.gradients[layer] = self.gradients[layer] + total if layer in self.gradients else total
+            if entry.ends:
+                self.last_gradients[layer] = gradient[-1]
+
+
+def log_probability(logits: Tensor, target: int) -> Tensor:
+    """The log probability of the target in every row of logits [row, vocabulary], in float32 or wider."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide[:, target] - wide.logsumexp(-1)
+
+
+@contextmanager
+def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[Counter[str]]:
+    """While open, `hooks[path](run, args, kwargs)` is called before each run of a module, and may return other arguments.
+
+    Runs are counted from the opening; clear the counter yielded before another pass.
+    """
+    runs: Counter[str] = Counter()
+    with ExitStack() as stack:
+        for path, hook in hooks.items():
+
+            def before(
+                _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path, hook: Hook = hook
+            ) -> Any:
+                run = runs[path]
+                runs[path] += 1
+                return hook(run, args, kwargs)
+
+            handle = model.get_submodule(path).register_forward_pre_hook(before, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield runs
+
+
+@contextmanager
+def weights_without_gradients(model: nn.Module) -> Iterator[None]:
+    """While open, no parameter asks for a gradient: a pass then keeps nothing that only weight gradients need."""
+    changed = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in changed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in changed:
+            parameter.requires_grad_(True)
+
+
+def head_hook(model: LoadedModel, position: int, n_positions: int) -> dict[str, Hook]:
+    """A hook that lets the unembedding see one position only, where it is a module that is called with all of them."""
+    head = model.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    path = next((path for path, module in model.model.named_modules() if module is head), None)
+
+    def select(_run: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args and args[0].dim() == 3 and args[0].shape[1] == n_positions > 1:
+            return (args[0][:, position : position + 1], *args[1:]), kwargs
+        return None
+
+    return {} if path is None else {path: select}
+
+
+def at_position(values: Tensor, n_windows: int, position: int, n_positions: int, model_type: str) -> Tensor:
+    """The rows [window, …] of `position`, a view of values whose leading axes are window and position."""
+    by_window = values.reshape(n_windows, -1, values.shape[-1])
+    if by_window.shape[1] == 1:
+        return by_window[:, 0]
+    before = by_window.shape[1] - n_positions if families.TOKEN_POSITIONS.get(model_type) == "last" else 0
+    return by_window[:, before + position]

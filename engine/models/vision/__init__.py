@@ -1,0 +1,1 @@
+"""Vision-language inputs: processors, image layouts, patch geometry."""

@@ -1,0 +1,1 @@
+"""Selectivity: neurons that fire for one label only (LAPE, DAPE), and what switching them off does."""

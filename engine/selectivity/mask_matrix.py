@@ -1,0 +1,277 @@
+"""The mask matrix: what switching off one label's neurons does to the perplexity on every label's text.
+
+Tang et al. (ACL 2024), figure 2: a method finds the right neurons where the diagonal stands out. Runs the model; knows
+nothing about how neurons were chosen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from actstore.engine.capture.plan import PlanSettings, Windower, batch_windows, check_ids, tokenise
+from actstore.engine.inputs.documents import CorpusOptions
+from actstore.engine.models.fingerprint import check_model, fingerprint_of
+from actstore.engine.models.intervene import factors, intervened, scale
+from actstore.store.arguments import Typed
+from actstore.store.capture.plan import PlannedWindow
+from actstore.store.errors import InvalidInputError
+from actstore.store.layout import GENERATED, IMAGE, SLOT_MULTIPLE, SPECIAL, TEXT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from actstore.engine.inputs.documents import Document
+    from actstore.engine.models.intervene import Change
+    from actstore.engine.models.load import LoadedModel
+    from actstore.engine.models.tokenizer.load import TextTokenizer
+    from actstore.store.reader import Capture
+
+Neurons = dict[int, list[int]]
+"""Layer → indices of neurons in it."""
+_MAX_PADDING = 1 / 8
+
+
+@dataclass(frozen=True)
+class MaskSettings(Typed):
+    """How the matrix is measured."""
+
+    max_tokens: int = 10_000
+    """Tokens scored of each label, in whole windows from the first on."""
+    batch_tokens: int = 4096
+    n_random: int = 1
+    """Draws of the baseline: each switches off as many random neurons of the same layers."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("max_tokens", 1), ("batch_tokens", 1), ("n_random", 0)):
+            if getattr(self, name) < least:
+                option = name.replace("n_", "").replace("_", "-")
+                raise InvalidInputError(f"--{option} is at least {least}, found {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class MaskMatrix:
+    """Mean negative log-likelihoods in nats, and what they say in perplexity."""
+
+    labels: tuple[str, ...]
+    n_neurons: NDArray[np.int64]
+    """Neurons switched off in each row; shape [label]."""
+    n_tokens: NDArray[np.int64]
+    """Tokens scored of each label; shape [label]."""
+    clean: NDArray[np.float64]
+    """The model as it is, on the text of each label; shape [label]."""
+    masked: NDArray[np.float64]
+    """With the neurons of the row's label off, on the text of the column's; shape [label, label]."""
+    random: NDArray[np.float64]
+    """With as many random neurons off; shape [draw, label, label]."""
+
+    @property
+    def change(self) -> NDArray[np.float64]:
+        """Relative change in perplexity, 0.1 for 10 % more; shape of `masked`."""
+        return np.expm1(self.masked - self.clean)
+
+    @property
+    def random_change(self) -> NDArray[np.float64]:
+        """The same for the baseline, the mean over its draws; zeros where there is none."""
+        return np.expm1(self.random - self.clean).mean(axis=0) if len(self.random) else np.zeros_like(self.masked)
+
+
+def windows_of_capture(
+    capture: Capture, by: str, labels: Sequence[str], max_tokens: int
+) -> Iterator[tuple[int, PlannedWindow]]:
+    """(label's index, window) of a capture's own documents, in order, until each label has its tokens."""
+    index_of = {i: labels.index(v) for i, (c, v) in enumerate(capture.record.plan.labels) if c == by and v in labels}
+    room = [max_tokens] * len(labels)
+    for block in range(capture.record.plan.n_blocks):
+        plan = capture.block_plan(block)
+        inputs = np.cumsum([0, *plan.windows["n_inputs"]])
+        slots = np.cumsum([0, *plan.windows["n_slots"]])
+        for row, ids_of_labels in enumerate(plan.labels.tolist()):
+            label = next((index_of[i] for i in ids_of_labels if i in index_of), None)
+            if label is None or room[label] <= 0:
+                continue
+            kept = slice(slots[row], slots[row + 1])
+            window = PlannedWindow(
+                int(plan.windows["document"][row]),
+                plan.inputs[inputs[row] : inputs[row + 1]],
+                plan.position[kept],
+                plan.modality[kept],
+                (),
+            )
+            room[label] -= len(_scored(window))
+            yield label, window
+        if max(room) <= 0:
+            return
+
+
+def windows_of_corpus(
+    documents: Iterable[Document],
+    capture: Capture,
+    by: str,
+    labels: Sequence[str],
+    max_tokens: int,
+    tokenizer: TextTokenizer | None,
+) -> Iterator[tuple[int, PlannedWindow]]:
+    """(label's index, window) of other documents, cut as the capture's were, until each label has its tokens."""
+    planned = capture.record.plan.settings
+    size = {
+        "positions": "all",
+        "max_tokens": None,
+        "block_slots": -(-planned["context"] // SLOT_MULTIPLE) * SLOT_MULTIPLE,
+    }
+    settings = PlanSettings(**(planned | size))
+    of_text = Windower(settings, tokenizer)
+    of_ids = Windower(dataclasses.replace(settings, begin="never"), tokenizer) if settings.begin == "auto" else of_text
+    room = dict.fromkeys(labels, max_tokens)
+    index_of = {label: i for i, label in enumerate(labels)}
+    wanted = (d for d in documents if room.get(d.labels.get(by, ""), 0) > 0)
+    for document, ids in tokenise(wanted, tokenizer):
+        check_ids(ids, document.source, capture.store.model.n_vocabulary)
+        label = document.labels.get(by, "")
+        for window in (of_text if document.ids is None else of_ids).windows(ids.astype(np.int32), 0, ()):
+            if room[label] > 0:
+                room[label] -= len(_scored(window))
+                yield index_of[label], window
+        if max(room.values()) <= 0:
+            return
+
+
+def corpus_options(capture: Capture, by: str) -> CorpusOptions:
+    """How a held-out corpus is read: as the capture's own was, with the label column `by`."""
+    alike = ("text_column", "ids_column", "prefer_ids", "errors")
+    recorded = {key: capture.record.settings[key] for key in alike if key in capture.record.settings}
+    return CorpusOptions(label_columns=(by,), stdin_format="jsonl", **recorded)
+
+
+def measure_masks(
+    model: LoadedModel,
+    capture: Capture,
+    neurons: Mapping[str, Neurons],
+    windows: Iterable[tuple[int, PlannedWindow]],
+    settings: MaskSettings | None = None,
+    on_tokens: Callable[[int, int], None] = lambda done, total: None,
+) -> MaskMatrix:
+    """The matrix for the labels' `neurons` over `windows`, whose first items index the labels.
+
+    Switching off is A_post = 0 at every position, which A_gate = 0 amounts to. `InvalidInputError` where the model is not the
+    capture's, predicts no next token, or has routed experts, and where a label has no text.
+    """
+    settings = settings or MaskSettings()
+    check_model(capture.folder, capture.record.model_fingerprint, fingerprint_of(model), model.spec.name)
+    if model.spec.kind != "causal":
+        raise InvalidInputError(
+            f"Perplexity needs a model that predicts the next token, and {model.spec.name} is of kind {model.spec.kind!r}."
+        )
+    labels = tuple(neurons)
+    text = _Text(labels, list(windows), settings.batch_tokens)
+    random = np.random.default_rng(settings.seed)
+    off: list[Neurons] = [{}, *neurons.values()]
+    widths = {layer.layer: layer.neurons for layer in model.spec.layers}
+    off += [_random_neurons(chosen, widths, random) for _ in range(settings.n_random) for chosen in neurons.values()]
+    rows, total = [], text.n_scored * len(off)
+    for i, chosen in enumerate(off):
+        first = i * text.n_scored
+
+        def report(n: int, first: int = first) -> None:
+            on_tokens(first + n, total)
+
+        with intervened(model, _switched_off(chosen, widths)):
+            rows.append(text.mean_nats(model, report))
+    n = len(labels)
+    return MaskMatrix(
+        labels,
+        np.array([sum(map(len, chosen.values())) for chosen in neurons.values()]),
+        text.n_tokens,
+        rows[0],
+        np.stack(rows[1 : n + 1]),
+        np.array(rows[n + 1 :]).reshape(settings.n_random, n, n),
+    )
+
+
+def _switched_off(chosen: Neurons, widths: Mapping[int, int]) -> dict[int, Change]:
+    return {layer: scale(factors(widths[layer], indices, 0.0)) for layer, indices in chosen.items()}
+
+
+def _random_neurons(like: Neurons, widths: Mapping[int, int], random: np.random.Generator) -> Neurons:
+    """As many neurons of every layer as `like` has, none of `like` as far as the layer has others."""
+    drawn = {}
+    for layer, indices in like.items():
+        others = np.setdiff1d(np.arange(widths[layer]), indices)
+        pool = others if len(others) >= len(indices) else np.arange(widths[layer])
+        drawn[layer] = np.sort(random.choice(pool, len(indices), replace=False)).tolist()
+    return drawn
+
+
+def _scored(window: PlannedWindow) -> NDArray[np.int32]:
+    """The positions whose tokens are predicted and counted: stored ones but the first, special tokens left out."""
+    positions: NDArray[np.int32] = window.kept[(window.kept > 0) & (window.modality != SPECIAL)]
+    return positions
+
+
+class _Text:
+    """Windows to be scored again and again, in batches of like length."""
+
+    def __init__(self, labels: Sequence[str], windows: list[tuple[int, PlannedWindow]], batch_tokens: int) -> None:
+        self.n_tokens = np.zeros(len(labels), np.int64)
+        for label, window in windows:
+            if set(window.modality.tolist()) - {TEXT, SPECIAL, GENERATED}:
+                kind = "images" if IMAGE in window.modality else "no text"
+                raise InvalidInputError(
+                    f"The capture's own documents hold {kind}, which their token ids cannot stand for. Name a CORPUS of text."
+                )
+            self.n_tokens[label] += len(_scored(window))
+        for name, n in zip(labels, self.n_tokens.tolist(), strict=True):
+            if n == 0:
+                raise InvalidInputError(
+                    f"Expected text of every label to predict, found none of {name!r}. Mend the corpus, or its label column."
+                )
+        label_of = {id(window): label for label, window in windows}
+        batches = batch_windows([window for _, window in windows], batch_tokens, _MAX_PADDING)
+        self._batches = [[(label_of[id(window)], window) for window in batch] for batch in batches]
+        self.n_scored = int(self.n_tokens.sum())
+
+    def mean_nats(self, model: LoadedModel, report: Callable[[int], None]) -> NDArray[np.float64]:
+        """Mean negative log-likelihood of each label's tokens; shape [label]."""
+        nats, n_done = np.zeros(len(self.n_tokens)), 0
+        for batch in self._batches:
+            for label, found, n in _score(model, batch):
+                nats[label] += found
+                n_done += n
+            report(n_done)
+        return nats / self.n_tokens
+
+
+@torch.inference_mode()
+def _score(model: LoadedModel, batch: list[tuple[int, PlannedWindow]]) -> Iterator[tuple[int, float, int]]:
+    """(label, summed negative log-likelihood, tokens) of each window."""
+    longest = max(len(window.ids) for _, window in batch)
+    ids = np.zeros((len(batch), longest), np.int64)
+    for row, (_, window) in enumerate(batch):
+        ids[row, : len(window.ids)] = window.ids
+    lengths = np.array([len(window.ids) for _, window in batch])
+    arguments: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(model.device), "use_cache": False}
+    if (lengths != longest).any():
+        mask = torch.from_numpy(np.arange(longest) < lengths[:, None]).long()
+        arguments["attention_mask"] = mask.to(model.device)
+    logits = model.model(**arguments).logits
+    for row, (label, window) in enumerate(batch):
+        scored = torch.from_numpy(_scored(window).astype(np.int64)).to(model.device)
+        # Row by row: a float32 copy of one window's logits is all that is added to the model's own.
+        targets = arguments["input_ids"][row, scored]
+        nats = functional.cross_entropy(logits[row, scored - 1].float(), targets, reduction="none").double().sum()
+        yield label, float(nats), len(scored)
+
+
+def by_layer(neurons: Iterable[tuple[int, int]]) -> Neurons:
+    """(layer, index) pairs, grouped."""
+    return {layer: [i for _, i in pairs] for layer, pairs in groupby(sorted(neurons), key=lambda pair: pair[0])}

@@ -1,0 +1,1 @@
+"""Verification of a store against the model that wrote it."""

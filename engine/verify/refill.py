@@ -1,0 +1,178 @@
+"""The strongest proof of a store: run the model again over some of its blocks and compare every value.
+
+Knows nothing about checksums.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from actstore.engine.attribution.block_filler import AttributionFiller
+from actstore.engine.capture.block_filler import BlockFiller
+from actstore.engine.capture.packing import staged_arrays
+from actstore.engine.capture.progress import CaptureProgress
+from actstore.engine.models.fingerprint import check_model, fingerprint_of, place_of
+from actstore.engine.models.sources import ModelSource
+from actstore.kernels.pack.steps import INFINITE, MARK
+from actstore.store import layout
+from actstore.store.capture.answers import has_attributions
+from actstore.store.capture.overflow import saturate
+from actstore.store.errors import FormatError, InvalidInputError
+from actstore.store.verify import Damage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from numpy.typing import NDArray
+
+    from actstore.engine.capture.packing import Buffers
+    from actstore.engine.models.in_memory import ModelInput
+    from actstore.engine.models.load import LoadedModel
+    from actstore.engine.models.vision.inputs import VisionProcessor
+    from actstore.store.reader import Capture
+
+TOLERANCE = 1e-3
+"""Largest difference, relative to the layer's largest value, that another machine's arithmetic may make in float32."""
+TOLERANCES = {"float32": TOLERANCE, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+def refill_blocks(
+    capture: Capture,
+    n: int,
+    *,
+    model: ModelInput | None = None,
+    images: str | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    without: Collection[int | None] = (),
+) -> tuple[list[dict[str, Any]], list[Damage]]:
+    """What recomputing `n` committed blocks, spread over the capture, gives; and a `Damage` for each layer that differs.
+
+    A row a block: capture, block, `largest_difference` relative to the largest stored magnitude of its layer (in steps of
+    int8 the rounding is allowed for). Blocks in `without` are passed over. `images` is where the images of a capture are now,
+    if not where they were; `model` where its model is, or the model in memory.
+    `InvalidInputError` for another model, or for other images than those that were captured.
+    """
+    record = capture.record
+    if record.precision == "none":
+        raise InvalidInputError(
+            f"Capture {record.name!r} keeps no values (precision none), so there is nothing to compare."
+        )
+    source = ModelSource.of(place_of(capture.store.model) if model is None else model)
+    with source.as_it_is():
+        loaded = source.load(dtype=record.dtype, device=device, trust_remote_code=trust_remote_code)
+        check_model(capture.folder, record.model_fingerprint, fingerprint_of(loaded), loaded.spec.name)
+        buffers = {key: np.empty(shape, dtype) for key, shape, dtype in staged_arrays(record)}
+        chosen = spread([b for b in capture.blocks if b not in without], n)
+        processor = None
+        if record.of_images:
+            from actstore.engine.models.vision.inputs import VisionProcessor  # only here: it loads the image library
+
+            processor = VisionProcessor.load(loaded.spec.name, trust_remote_code=trust_remote_code)
+        return _compare(capture, chosen, _filler(capture, loaded, lambda: buffers, processor, images))
+
+
+def _compare(
+    capture: Capture, chosen: list[int], filler: BlockFiller | AttributionFiller
+) -> tuple[list[dict[str, Any]], list[Damage]]:
+    """What `refill_blocks` gives, for blocks filled again."""
+    record = capture.record
+    rows: list[dict[str, Any]] = []
+    damage: list[Damage] = []
+    for filled in filler.fill(map(capture.plan.block, chosen), CaptureProgress()):
+        block, computed = filled.block, filled.arrays
+        largest = 0.0
+        for site in record.sites:
+            for layer in record.layers(site):
+                try:
+                    difference = _difference(capture, computed, site, layer, block)
+                except FormatError as error:
+                    damage.append(Damage(record.name, block, site, layer, "values", str(error)))
+                    continue
+                largest = max(largest, difference)
+                if not difference <= TOLERANCES[record.dtype]:
+                    what = f"recomputed values differ by {difference:.3g} of the layer's largest"
+                    damage.append(Damage(record.name, block, site, layer, "values", what))
+        rows.append({"capture": record.name, "block": block, "largest_difference": largest})
+    return rows, damage
+
+
+def _filler(
+    capture: Capture,
+    model: LoadedModel,
+    buffers: Callable[[], Buffers],
+    processor: VisionProcessor | None,
+    images: str | None,
+) -> BlockFiller | AttributionFiller:
+    if has_attributions(capture):
+        return AttributionFiller(model, capture.record, buffers, capture.documents())
+    if processor is not None:
+        from actstore.engine.capture.images.run import image_batches  # only here: it loads the image library
+
+        locations = () if images is None else (images,)
+        batches = image_batches(capture.record, capture.documents(), processor, locations)
+        return BlockFiller(model, capture.record, buffers, batches)
+    return BlockFiller(model, capture.record, buffers)
+
+
+def spread(blocks: list[int], n: int) -> list[int]:
+    """At most `n` of the blocks, evenly spread from the first to the last."""
+    if n >= len(blocks):
+        return blocks
+    return [blocks[i] for i in np.linspace(0, len(blocks) - 1, n).round().astype(int).tolist()]
+
+
+def _difference(capture: Capture, computed: dict[str, NDArray[Any]], site: str, layer: int, block: int) -> float:
+    """Largest |stored - recomputed| over the largest |stored|; infinite where one has a value and the other none."""
+    key = layout.values_key(capture.record.name, site, layer)
+    scale_key = layout.block_parameters_key(capture.record.name, site, layer, "scale")
+    # A value may overflow precision half on one machine and not on another: both count as the largest that it holds.
+    stored = capture.block_values(layer, block, site, saturated=True)
+    again = layout.decode_values(computed[key], computed.get(scale_key))
+    again = saturate(again, capture.has_overflow(layer, site))
+    if capture.record.precision == "sparse":
+        again = _as_thresholded(capture, stored, again, site, layer, block)
+    if capture.record.precision == "int8":
+        again = _as_marked(capture, stored, again, site, layer, block)
+    if not (np.isnan(stored) == np.isnan(again)).all():
+        return float("inf")
+    with np.errstate(invalid="ignore"):
+        same = stored == again
+        difference = np.where(same | np.isnan(stored), 0.0, np.abs(stored - again))
+    slack = 0.0
+    if capture.record.precision == "int8":
+        slack = float(capture.block_parameter("scale", layer, block, site).max())
+    finite = np.abs(stored[np.isfinite(stored)])
+    return float(max(difference.max(initial=0.0) - slack, 0.0) / max(finite.max(initial=0.0), 1e-30))
+
+
+def _as_thresholded(
+    capture: Capture, stored: NDArray[np.float32], again: NDArray[np.float32], site: str, layer: int, block: int
+) -> NDArray[np.float32]:
+    """Recomputed values of precision `sparse` [neuron, token] as the stored thresholds would have left them."""
+    threshold = capture.block_parameter("threshold", layer, block, site)[:, None]
+    # Earlier versions let tokens without a value use the share up, and kept less of an expert's neurons.
+    has_gaps = np.isnan(stored[:, : capture.used_slots[block]]).any(axis=1, keepdims=True)
+    again = np.where(has_gaps & (np.abs(again) <= threshold), np.float32(0), again)
+    # A value at the threshold may fall on either side of it on another machine.
+    margin = TOLERANCES[capture.record.dtype] * np.nanmax(np.abs(stored), initial=0.0)
+    is_near = (np.abs(np.abs(again) - threshold) <= margin) | (np.abs(np.abs(stored) - threshold) <= margin)
+    return np.where(is_near, stored, again)
+
+
+def _as_marked(
+    capture: Capture, stored: NDArray[np.float32], again: NDArray[np.float32], site: str, layer: int, block: int
+) -> NDArray[np.float32]:
+    """Recomputed values of precision `int8` [neuron, token], their infinities as the stored scales have them.
+
+    Earlier versions marked none: there infinities are the steps of ±127, as the largest finite values are.
+    """
+    infinite = np.isinf(again)
+    if not infinite.any():
+        return again
+    scale = capture.block_parameter("scale", layer, block, site)
+    unmarked = (scale.view(np.uint32) & MARK == 0)[:, None]
+    steps = capture.raw_block(layer, block, site)
+    return np.where(infinite & unmarked & (steps == np.sign(again) * INFINITE), stored, again)

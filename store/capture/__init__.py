@@ -1,0 +1,1 @@
+"""One capture on disk: plan, blocks, commits, statistics, and its reader."""

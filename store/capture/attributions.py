@@ -1,0 +1,207 @@
+"""The stored attributions of a questions file: every neuron's score, prompt by prompt.
+
+Made by `actstore attribute`, read here without model or transformers, a block at a time. Scores are "flat": the neurons of
+all attributed layers side by side, layers ascending. Knows nothing about what is made of scores.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from actstore.store.capture.answers import Answers, has_attributions
+from actstore.store.capture.statistics import layer_offsets
+from actstore.store.errors import InvalidInputError, NotFoundError
+from actstore.store.layout import weights_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from actstore.store.reader import Capture, Store
+
+IG: Final = "attribution.ig"
+"""Site of the integrated gradients of P(right letter), per prompt."""
+GRADIENT: Final = "attribution.gradient"
+"""Site of ∂P/∂a at the activations as they are."""
+KINDS: Final = ("ig", "gradient", "activation", "contribution")
+
+_CACHED_BLOCKS: Final = 2
+
+
+def open_attributions(store: Store, name: str | None = None) -> Attributions:
+    """The attributions of a capture by name; without one, of the only capture that has any.
+
+    Raises `NotFoundError` for a name that is not there, `InvalidInputError` where nothing, or not one thing only, is meant.
+    """
+    if name is not None:
+        return Attributions(store.capture(name))
+    made = [known for known in store.captures if has_attributions(store.capture(known))]
+    if len(made) != 1:
+        what = f"captures of questions {', '.join(made)}: choose one with --capture" if made else (
+            "no attributions. Make them with `actstore attribute MODEL QUESTIONS STORE`"
+        )  # fmt: skip
+        raise InvalidInputError(f"{store.folder} holds {what}.")
+    return Attributions(store.capture(made[0]))
+
+
+class Attributions(Answers):
+    """The attributions of a capture that `actstore attribute` made, beside its answers: of what is committed of it."""
+
+    def __init__(self, capture: Capture) -> None:
+        """Read those of `capture`; `InvalidInputError` where it has none."""
+        super().__init__(capture)
+        self._offsets = layer_offsets(capture.record, "mlp.post")
+        self.n_neurons: int = sum(capture.record.layers("mlp.post").values())
+        """Over all attributed layers."""
+        self._cache: OrderedDict[tuple[str, int], NDArray[np.float32]] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.capture,)
+
+    def __repr__(self) -> str:
+        return f"Attributions({self.capture.record.name!r}: {len(self.queries)} queries, {', '.join(self.kinds)})"
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """What scores there are: of "ig", "gradient", "activation", "contribution".
+
+        "gradient" is gradient × activation. "contribution" is what a neuron adds to the logit of the right letter,
+        `ā · w · (γ ⊙ u)` (w without its mean where the final norm takes it away), but for 1 / rms of the residual stream,
+        one factor a prompt; it needs the store's weights.
+        """
+        sites = self.capture.record.sites
+        folder = self.capture.folder
+        parts = ("unembedding", *(f"layer-{layer}" for layer in self._offsets))
+        has_weights = all(folder.exists(weights_key(part)) for part in parts)
+        known = {"ig": IG in sites, "gradient": GRADIENT in sites, "activation": True, "contribution": has_weights}
+        return tuple(kind for kind in KINDS if known[kind])
+
+    def neuron_names(self, flat: NDArray[np.int64]) -> list[str]:
+        """The names, such as L3.N17, of neurons by their place among all attributed ones."""
+        layers = list(self._offsets)
+        starts = np.array([self._offsets[layer].start for layer in layers])
+        at = np.searchsorted(starts, np.asarray(flat), side="right") - 1
+        return [f"L{layers[i]}.N{n - starts[i]}" for i, n in zip(at.tolist(), np.asarray(flat).tolist(), strict=True)]
+
+    def prompt_scores(self, kind: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """(rows of `prompts`, scores [prompt, neuron]) of one block after another; every row once, ascending.
+
+        Raises `InvalidInputError` for a kind that is not among `kinds`, naming what makes it.
+        """
+        self._check_kind(kind)
+        row_of = self._row_of_document
+        for block in self.capture.blocks:
+            documents = self._block_documents(block)
+            kept = np.flatnonzero(row_of[documents] >= 0)
+            if len(kept):
+                # Within a block prompts may lie in any order; across blocks they ascend.
+                kept = kept[np.argsort(documents[kept], kind="stable")]
+                yield row_of[documents[kept]], self._block_scores(kind, block)[kept]
+
+    def query_scores(self, kind: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """(rows of `queries`, scores [query, neuron]): those of a query's prompts added in their order, nothing divided.
+
+        Every query once, in order. Sums are in float64, so that borders of blocks change no bit.
+        """
+        n_prompts = self._counts
+        open_query, total = -1, np.zeros(self.n_neurons)
+        n_added = 0
+        query_of = np.repeat(np.arange(len(n_prompts)), n_prompts)
+        for rows, scores in self.prompt_scores(kind):
+            done: list[int] = []
+            sums: list[NDArray[np.float32]] = []
+            for query, score in zip(query_of[rows].tolist(), scores, strict=True):
+                if query != open_query:
+                    open_query, n_added = query, 0
+                    total[:] = 0
+                total += score
+                n_added += 1
+                if n_added == n_prompts[query]:
+                    done.append(query)
+                    sums.append(total.astype(np.float32))
+            if done:
+                yield np.array(done, np.int64), np.stack(sums)
+
+    def scores_of(self, query: int, kind: str) -> NDArray[np.float32]:
+        """The scores [prompt, neuron] of one query's prompts, by its row in `queries`."""
+        self._check_kind(kind)
+        if not 0 <= query < len(self._counts):
+            raise NotFoundError(f"There are queries 0 to {len(self._counts) - 1}, found {query}.")
+        first = int(self._starts[query])
+        found = np.empty((int(self._counts[query]), self.n_neurons), np.float32)
+        slots = self._slot_of_document[first : first + len(found)]
+        size = self.capture.record.plan.block_slots
+        for row, slot in enumerate(slots.tolist()):
+            found[row] = self._cached_scores(kind, slot // size)[slot % size]
+        return found
+
+    def _check_kind(self, kind: str) -> None:
+        if kind in self.kinds:
+            return
+        if kind not in KINDS:
+            raise InvalidInputError(f"Scores are one of {', '.join(KINDS)}: found {kind!r}.")
+        need = "weights in the store (without --no-weights)" if kind == "contribution" else "--gradients"
+        raise InvalidInputError(
+            f"Capture {self.capture.record.name!r} has no scores of kind {kind!r}: it has {', '.join(self.kinds)}. "
+            f"Run `actstore attribute` again with {need}, under another --name."
+        )
+
+    def _cached_scores(self, kind: str, block: int) -> NDArray[np.float32]:
+        key = kind, block
+        if key not in self._cache:
+            while len(self._cache) >= _CACHED_BLOCKS:
+                self._cache.popitem(last=False)
+            self._cache[key] = self._block_scores(kind, block)
+        self._cache.move_to_end(key)
+        return self._cache[key]
+
+    def _block_scores(self, kind: str, block: int) -> NDArray[np.float32]:
+        """The scores [prompt, neuron] of a block, in the order of its slots."""
+        documents = self._block_documents(block)
+        scores = np.empty((len(documents), self.n_neurons), np.float32)
+        for layer, where in self._offsets.items():
+            if kind == "ig":
+                values = self._values(layer, block, IG, len(documents))
+            else:
+                values = self._values(layer, block, "mlp.post", len(documents))
+                if kind == "gradient":
+                    values = values * self._values(layer, block, GRADIENT, len(documents))
+                elif kind == "contribution":
+                    values = values * self._directions[self._target_row[documents], where].T
+            scores[:, where] = values.T
+        return scores
+
+    def _values(self, layer: int, block: int, site: str, n: int) -> NDArray[np.float32]:
+        return self.capture.block_values(layer, block, site)[:, :n]
+
+    def _block_documents(self, block: int) -> NDArray[np.int64]:
+        """The document of each slot of a block that holds one."""
+        documents: NDArray[np.int64] = self.capture.block_plan(block).windows["document"].astype(np.int64)
+        return documents
+
+    @cached_property
+    def _target_row(self) -> NDArray[np.int64]:
+        """Which row of `_directions` belongs to each document's target."""
+        _, rows = np.unique(self._documents["target"].to_numpy(), return_inverse=True)
+        return rows.astype(np.int64)
+
+    @cached_property
+    def _directions(self) -> NDArray[np.float32]:
+        """`w · (γ ⊙ u)` [target, neuron] of every distinct target, which are few."""
+        from actstore.store.model.weights import read_final_norm, read_rows, read_weights  # only here: they load torch
+
+        folder, norm = self.capture.folder, read_final_norm(self.capture.folder)
+        targets = np.unique(self._documents["target"].to_numpy())
+        directions = read_rows(folder, "unembedding", "weight", targets.tolist()).float()
+        if norm.gain is not None:
+            directions = directions * norm.gain
+        products = np.empty((len(targets), self.n_neurons), np.float32)
+        for layer, where in self._offsets.items():
+            vectors = norm.centred(read_weights(folder, f"layer-{layer}")["write_vectors"]).float()
+            products[:, where] = (directions @ vectors.T).numpy()
+        return products

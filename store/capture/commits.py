@@ -1,0 +1,67 @@
+"""Which blocks of a capture exist: the commit records, and whether bytes on disk still are what they promise.
+
+Knows nothing about what the shards mean.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files.records import CommitRecord
+from actstore.store.files.shards import source_checksum
+from actstore.store.layout import capture_key, commit_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from actstore.store.storage.folder import Folder
+
+
+def committed_blocks(folder: Folder, capture: str) -> list[int]:
+    """The numbers of all blocks that have a commit record, ascending."""
+    names = folder.names(f"{capture_key(capture)}/blocks")
+    return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
+
+
+def read_commit(folder: Folder, capture: str, block: int) -> CommitRecord:
+    """The commit record of a block; `FormatError` where it is damaged."""
+    key = commit_key(capture, block)
+    where = f"{folder}/{key}"
+    record = CommitRecord.from_json(folder.read_json(key), where)
+    if record.block != block or record.sealed().checksum != record.checksum:
+        raise FormatError(f"{where} is damaged: its checksum does not match. Delete it and run capture with --resume.")
+    return record
+
+
+def check_file(folder: Folder, capture: str, block: int, key: str) -> None:
+    """Raise `FormatError` where the small file `key` of a block is not what the block's commit record says."""
+    prefix = capture_key(capture)
+    short = key.removeprefix(f"{prefix}/")
+    shards = read_commit(folder, capture, block).shards
+    for _, what in damaged_files(folder, prefix, {short: shards[short]} if short in shards else {}):
+        raise FormatError(f"{folder}/{key} is damaged: {what}. Run `actstore verify` to find every damage.")
+
+
+def damaged_shards(folder: Folder, capture: str, block: int) -> Iterator[tuple[str, str]]:
+    """(key below the capture, what is wrong) of every shard of a block that is not what its commit record says."""
+    try:
+        record = read_commit(folder, capture, block)
+    except FormatError as error:
+        yield commit_key(capture, block).removeprefix(f"{capture_key(capture)}/"), str(error)
+        return
+    yield from damaged_files(folder, capture_key(capture), record.shards)
+
+
+def damaged_files(folder: Folder, prefix: str, files: Mapping[str, tuple[int, str]]) -> Iterator[tuple[str, str]]:
+    """(key below `prefix`, what is wrong) of every file that has other bytes than its (size, checksum) in `files`."""
+    for key, (nbytes, expected) in files.items():
+        try:
+            source = folder.source(f"{prefix}/{key}")
+        except NotFoundError:
+            yield key, "missing"
+            continue
+        if source.nbytes != nbytes:
+            yield key, f"{source.nbytes} bytes, expected {nbytes}"
+        elif (found := source_checksum(source)) != expected:
+            yield key, f"checksum {found}, expected {expected}"

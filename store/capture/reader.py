@@ -1,0 +1,342 @@
+"""A capture opened for reading: its tokens, documents, values and statistics.
+
+Readers see committed blocks only; a block that is not committed is absent, never zero. Knows nothing about how blocks are
+written, nor of other captures.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from actstore.store import layout, views
+from actstore.store.arguments import argument
+from actstore.store.capture.commits import committed_blocks
+from actstore.store.capture.overflow import read_overflow, saturate
+from actstore.store.capture.patches import read_patches
+from actstore.store.capture.plan import Plan
+from actstore.store.capture.statistics import CaptureStatistics, is_finished, neuron_table, sum_statistics
+from actstore.store.capture.writer import block_arrays
+from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files.arrays import BlockArray
+from actstore.store.files.parquet import read_table
+from actstore.store.files.records import CaptureRecord, check_seal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+    from numpy.typing import NDArray
+
+    from actstore.kernels.pack.statistics import Statistics
+    from actstore.store.capture.overflow import Overflow
+    from actstore.store.capture.writer import BlockArraySpec
+    from actstore.store.files.shards import Shard
+    from actstore.store.reader import Store
+    from actstore.store.storage.folder import Folder
+
+
+def read_capture(folder: Folder, name: str) -> CaptureRecord | None:
+    """The record of a planned capture; None where there is none."""
+    key = f"{layout.capture_key(name)}/zarr.json"
+    try:
+        group = folder.read_json(key)
+    except NotFoundError:
+        return None
+    # Zarr makes the group as soon as the plan's first array is written; only a finished plan puts the record there.
+    attributes = group.get("attributes")
+    record = attributes.get("actstore_capture") if isinstance(attributes, dict) else None
+    if record is None:
+        return None
+    if isinstance(record, dict):
+        check_seal(record, f"{folder}/{key}")
+    return CaptureRecord.from_json(record, f"{folder}/{key}")
+
+
+class Capture:
+    """One corpus through the model."""
+
+    def __init__(self, store: Store, record: CaptureRecord) -> None:
+        self.store, self.record = store, record
+        self.folder = store.folder
+        self.plan = Plan(store.folder, record.name, record.plan)
+        self.block_plan = lru_cache(maxsize=16)(self.plan.block)
+        self.blocks: tuple[int, ...] = ()
+        self.refresh()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled capture is its store and its name; what is committed when it is unpickled is what it then holds."""
+        return type(self.store).capture, (self.store, self.record.name)
+
+    def __repr__(self) -> str:
+        done = f"{len(self.blocks)} of {self.record.plan.n_blocks} blocks"
+        return (
+            f"Capture({self.record.name!r}: {self.record.plan.n_tokens} tokens, {done}, {', '.join(self.record.sites)})"
+        )
+
+    def _repr_html_(self) -> str:
+        return views.open_notebook_views().capture_html(self)
+
+    def refresh(self) -> None:
+        """See what has been committed since the capture was opened."""
+        self.blocks = tuple(b for b in committed_blocks(self.folder, self.record.name) if b < self.record.plan.n_blocks)
+        for name in ("_statistics", "overflow"):
+            self.__dict__.pop(name, None)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every planned block is committed."""
+        return len(self.blocks) == self.record.plan.n_blocks
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the finished statistics stand for the blocks known here, which are then all."""
+        return self.is_complete and is_finished(self.folder, self.record)
+
+    @cached_property
+    def used_slots(self) -> NDArray[np.int64]:
+        """Slots of each block that hold a token; the rest of a block is padding. Shape [block]."""
+        windows = self.plan.table("windows").select(["block", "n_slots"])
+        sums = np.bincount(windows["block"], windows["n_slots"], minlength=self.record.plan.n_blocks)
+        return sums.astype(np.int64)
+
+    def slots(self) -> NDArray[np.int64]:
+        """The slots of all committed tokens, ascending: the `token` column of `tokens()`."""
+        size = self.record.plan.block_slots
+        parts = [np.arange(block * size, block * size + self.used_slots[block]) for block in self.blocks]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def tokens(self) -> pa.Table:
+        """A row per committed token, in the order of `activations`.
+
+        Columns: token (its slot), id, position (in its window), window, document, modality.
+        """
+        slots = self.slots()
+        columns = {name: self.plan.array(f"tokens/{name}")[slots] for name in ("ids", "position", "window", "modality")}
+        documents = self.plan.table("windows")["document"].to_numpy()
+        modality = pa.DictionaryArray.from_arrays(
+            pa.array(columns["modality"].astype(np.int8)), list(layout.MODALITIES)
+        )
+        return pa.table(
+            {
+                "token": slots,
+                "id": columns["ids"],
+                "position": columns["position"],
+                "window": columns["window"],
+                "document": documents[columns["window"]],
+                "modality": modality,
+            }
+        )
+
+    def documents(self) -> pa.Table:
+        """A row per document: document, source, sha256, n_tokens, and its labels."""
+        return self.plan.table("documents")
+
+    def patches(self) -> pa.Table:
+        """A row per position of the committed windows that stands for a part of an image: window, position, token, place.
+
+        See `store.patches.PATCHES`. `NotFoundError` where the capture is not one of images.
+        """
+        self._check_images()
+        return read_patches(self.folder, self.record.name, self.blocks)
+
+    def _check_images(self) -> None:
+        if not self.record.of_images:
+            raise NotFoundError(
+                f"Capture {self.record.name!r} is one of text, which has no patches. Capture images: `actstore capture MODEL "
+                "IMAGES STORE`."
+            )
+
+    @cached_property
+    def block_patches(self) -> Callable[[int], pa.Table]:
+        """The rows of `patches` of one block, by its number."""
+        self._check_images()
+        return lru_cache(maxsize=16)(lambda block: read_patches(self.folder, self.record.name, [block]))
+
+    def document_source(self, document: int) -> str:
+        """Where a document came from: a path, a path and line, or standard input."""
+        return self._sources[document]
+
+    def document_image(self, document: int) -> str:
+        """The path of a document's image, of a capture of images."""
+        return self._images[document]
+
+    @cached_property
+    def _images(self) -> list[str]:
+        self._check_images()
+        images: list[str] = self.documents()["image"].to_pylist()
+        return images
+
+    @cached_property
+    def _sources(self) -> list[str]:
+        sources: list[str] = self.documents()["source"].to_pylist()
+        return sources
+
+    def windows(self) -> pa.Table:
+        """A row per window: what the model read at once, and where its tokens lie."""
+        return self.plan.table("windows")
+
+    def neurons(self) -> pa.Table:
+        """A row per site and neuron, over the committed blocks."""
+        if self.is_finished:
+            table = read_table(self.folder, layout.table_key(self.record.name, "neurons"))
+            expected = sum(sum(self.record.layers(site).values()) for site in self.record.sites)
+            if table.num_rows != expected:
+                raise FormatError(
+                    f"{self.folder}/{layout.table_key(self.record.name, 'neurons')} is damaged: it has {table.num_rows} rows, "
+                    f"expected {expected}."
+                )
+            return table
+        return neuron_table(self.record, self.statistics())
+
+    def statistics(self) -> CaptureStatistics:
+        """The statistics of the committed blocks, added in block order."""
+        if "_statistics" not in self.__dict__:
+            self.__dict__["_statistics"] = sum_statistics(self.folder, self.record, self.blocks)
+        statistics: CaptureStatistics = self.__dict__["_statistics"]
+        return statistics
+
+    def layer_statistics(self, layer: int, site: str) -> Statistics:
+        """The statistics of one layer's neurons at a site."""
+        self._check_captured(layer, site)
+        return self.statistics().sites[site, layer]
+
+    @cached_property
+    def overflow(self) -> dict[str, Overflow]:
+        """Site → which of its neurons have values that precision `half` stores as infinite; see `store.overflow`."""
+        return read_overflow(self)
+
+    def has_overflow(self, layer: int, site: str = "mlp.post") -> NDArray[np.bool_]:
+        """Which neurons of a layer have values that are stored as infinite for being too large; shape [neuron]."""
+        self._check_captured(layer, site)
+        found = self.overflow.get(site)
+        return np.zeros(self.record.layers(site)[layer], np.bool_) if found is None else found.neurons[layer]
+
+    def activations(
+        self,
+        layer: int,
+        neuron: int,
+        site: str = "mlp.post",
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        saturated: bool = False,
+    ) -> NDArray[Any]:
+        """One neuron over every committed token, in the order of `tokens()`; NaN where an expert was not routed to.
+
+        At precision `int8` the values are off by at most half of the block's scale; at `sparse`, dropped values are 0; at
+        `half`, values beyond 65,504 are infinite, or with `saturated` ±65,504. `dtype` float16 spares captures of precision
+        `half` a conversion.
+        """
+        array = self._values(layer, site, neuron)
+        used = self.used_slots[list(self.blocks)]
+        ends = np.cumsum(used).tolist()
+        values = np.empty(ends[-1] if ends else 0, dtype)
+        for block, n, end in zip(self.blocks, used.tolist(), ends, strict=True):
+            row = array.shard(block).row(neuron)
+            if row.dtype.kind != "f":
+                row = self._decoded(row, layer, site, block, slice(neuron, neuron + 1))
+            values[end - n : end] = row[:n]
+        return self._saturated(values[None], layer, site, slice(neuron, neuron + 1))[0] if saturated else values
+
+    def block_row(
+        self, layer: int, neuron: int, block: int, site: str = "mlp.post", *, saturated: bool = False
+    ) -> NDArray[np.float32]:
+        """One neuron over the slots of one block, padding included; `saturated` as for `activations`."""
+        array, rows = self._values(layer, site, neuron), slice(neuron, neuron + 1)
+        values = self._decoded(self._shard(array, block).row(neuron), layer, site, block, rows)
+        return self._saturated(values[None], layer, site, rows)[0] if saturated else values
+
+    def block_values(
+        self, layer: int, block: int, site: str = "mlp.post", *, saturated: bool = False
+    ) -> NDArray[np.float32]:
+        """All neurons of a layer over the slots of one block; shape [neuron, token]; `saturated` as for `activations`."""
+        array = self._values(layer, site)
+        values = self._decoded(self._shard(array, block).rows(), layer, site, block, slice(None))
+        return self._saturated(values, layer, site) if saturated else values
+
+    def raw_block(self, layer: int, block: int, site: str = "mlp.post", *, saturated: bool = False) -> NDArray[Any]:
+        """The block as it is stored, bfloat16 as its bits, int8 as its steps; shape [neuron, token].
+
+        With `saturated`, which is as for `activations`, a copy where that changes something.
+        """
+        values = self._shard(self._values(layer, site), block).rows()
+        return self._saturated(values, layer, site) if saturated else values
+
+    def _saturated(self, values: NDArray[Any], layer: int, site: str, neurons: slice = slice(None)) -> NDArray[Any]:
+        return saturate(values, self.has_overflow(layer, site)[neurons]) if self.overflow else values
+
+    def gate_signs(self, layer: int, block: int) -> NDArray[np.bool_]:
+        """Whether each gate was open (A_gate > 0) in one block; shape [neuron, token]."""
+        if layer not in self.record.gate_sign:
+            raise NotFoundError(
+                f"Capture {self.record.name!r} has no gate signs of layer {layer}. Capture with --gate-sign."
+            )
+        bits = self._shard(self._array(layout.gate_sign_key(self.record.name, layer)), block).rows()
+        return np.unpackbits(bits, axis=1, bitorder="little").astype(bool)
+
+    def block_parameter(self, name: str, layer: int, block: int, site: str = "mlp.post") -> NDArray[Any]:
+        """`scale` of an int8 block, `threshold` or `dropped` of a sparse one; shape [neuron]."""
+        key = layout.block_parameters_key(self.record.name, site, layer, name)
+        return self._shard(self._array(key), block).rows()[:, 0]
+
+    def _decoded(self, raw: NDArray[Any], layer: int, site: str, block: int, rows: slice) -> NDArray[np.float32]:
+        if raw.dtype != np.int8:
+            return layout.decode_values(raw, None)
+        scale = self.block_parameter("scale", layer, block, site)[rows]
+        return layout.decode_values(raw, scale if raw.ndim == 1 else scale[:, None])
+
+    def _shard(self, array: BlockArray, block: int) -> Shard:
+        if argument("block", block, int) not in self.blocks:
+            raise NotFoundError(
+                f"Block {block} of capture {self.record.name!r} is not committed; {len(self.blocks)} of "
+                f"{self.record.plan.n_blocks} blocks are."
+            )
+        return array.shard(block)
+
+    def _values(self, layer: int, site: str, neuron: int = 0) -> BlockArray:
+        self.check_neuron(layer, neuron, site)
+        if self.record.precision == "none":
+            raise NotFoundError(
+                f"Capture {self.record.name!r} keeps statistics only (precision none), no values. "
+                "Capture again with another --precision."
+            )
+        return self._array(layout.values_key(self.record.name, site, layer))
+
+    def check_neuron(self, layer: int, neuron: int, site: str = "mlp.post") -> None:
+        """Raise `NotFoundError` where the capture has no such neuron at `site`."""
+        neuron = argument("neuron", neuron, int)
+        self._check_captured(layer, site)
+        width = self.record.layers(site)[layer]
+        if not 0 <= neuron < width:
+            raise NotFoundError(f"Layer {layer} has neurons 0 to {width - 1} at {site}, found neuron {neuron}.")
+
+    def _check_captured(self, layer: int, site: str) -> None:
+        layer, site = argument("layer", layer, int), argument("site", site, str)
+        if site not in self.record.sites:
+            raise NotFoundError(
+                f"Capture {self.record.name!r} has no site {site!r}. Its sites are: {', '.join(self.record.sites)}."
+            )
+        if layer not in self.record.layers(site):
+            raise NotFoundError(f"Capture {self.record.name!r} has no layer {layer} at {site}.")
+
+    def _array(self, key: str) -> BlockArray:
+        if key not in self._arrays:
+            array, spec = BlockArray(self.folder, key), self._specs[key]
+            if (array.grid.rows, array.grid.columns, array.dtype) != (spec.rows, spec.columns, spec.dtype):
+                raise FormatError(
+                    f"The metadata of {self.folder}/{key} is damaged: it describes blocks of {array.grid.rows} × "
+                    f"{array.grid.columns} {array.dtype}, expected {spec.rows} × {spec.columns} {spec.dtype}."
+                )
+            self._arrays[key] = array
+        return self._arrays[key]
+
+    @cached_property
+    def _specs(self) -> dict[str, BlockArraySpec]:
+        return {spec.key: spec for spec in block_arrays(self.record)}
+
+    @cached_property
+    def _arrays(self) -> dict[str, BlockArray]:
+        return {}

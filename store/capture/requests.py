@@ -1,0 +1,87 @@
+"""Who asked what in a capture of probes: a row for every request of a neuron, and which window answers it.
+
+Sealed: the file's metadata hold the checksum of its columns. Knows nothing about what is worth asking.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+
+from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files.shards import checksum
+from actstore.store.layout import capture_key
+
+if TYPE_CHECKING:
+    from actstore.store.files.records import CaptureRecord
+    from actstore.store.storage.folder import Folder
+
+REQUESTS: Final = pa.schema(
+    [
+        ("layer", pa.int32()),
+        ("neuron", pa.int32()),
+        ("exemplar", pa.int32()),
+        ("window", pa.int32()),
+        ("pivot", pa.int32()),
+        ("n_special", pa.int32()),
+        ("position", pa.int32()),
+        ("token", pa.int32()),
+        ("whole", pa.float32()),
+    ],
+    metadata={
+        "exemplar": "window of the capture that is asked about",
+        "window": "the window of the probes that answers; several neurons may share one",
+        "pivot": "where in it the token with the largest activation lies",
+        "n_special": "special tokens at its beginning",
+        "position": "which token is masked or substituted; -1 for none",
+        "token": "by what; -1 where it is deleted or nothing is changed",
+        "whole": "activation at the pivot in the exemplar itself",
+    },
+)
+_SEAL: Final = b"checksum"
+
+
+def has_requests(record: CaptureRecord) -> bool:
+    """Whether a capture is one of probes of neurons, which has a table of requests; sampled text has none."""
+    return bool(record.settings.get("probes", {}).get("kind", "sampled") != "sampled")
+
+
+def requests_key(capture: str) -> str:
+    """Where the table of requests of a capture of probes lies."""
+    return f"{capture_key(capture)}/requests.arrow"
+
+
+def write_requests(folder: Folder, capture: str, table: pa.Table) -> None:
+    """Keep who asked what in a capture of probes."""
+    sealed = table.replace_schema_metadata({**(REQUESTS.metadata or {}), _SEAL: _checksum(table)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, sealed.schema) as writer:
+        writer.write_table(sealed)
+    folder.write(requests_key(capture), sink.getvalue().to_pybytes())
+
+
+def read_requests(folder: Folder, capture: str) -> pa.Table:
+    """The table of requests of a capture of probes; `FormatError` where it is missing, or not what was written.
+
+    One of an earlier version has no checksum.
+    """
+    key = requests_key(capture)
+    try:
+        table = pa.ipc.open_file(pa.py_buffer(folder.read(key))).read_all().select(REQUESTS.names)
+        seal = (table.schema.metadata or {}).get(_SEAL)
+        what = "" if seal in (None, _checksum(table).encode()) else "its checksum does not match"
+    except (pa.ArrowException, NotFoundError, ValueError, KeyError, OSError) as error:
+        what = " ".join(str(error).split()).rstrip(".")
+    if what:
+        raise FormatError(
+            f"{folder}/{key} is damaged or missing: {what}. Restore it from a copy, or make the probes again."
+        )
+    return table
+
+
+def _checksum(table: pa.Table) -> str:
+    """Of the columns' checksums, so that none of them has to be copied."""
+    columns = (table[name].to_numpy() for name in REQUESTS.names)
+    return checksum(" ".join(checksum(column.view(np.uint8).data) for column in columns).encode())

@@ -1,0 +1,197 @@
+"""Fills a planned capture: block buffers out to encoder threads, shards to disk, a commit record last.
+
+Where the model computes elsewhere, two sets of block buffers alternate: encoding overlaps the next block's forward passes,
+and memory stays bounded, for who is faster waits for the other. Where it computes on the same cores, a block is encoded by
+all of them before the next begins: encoders beside a forward pass take a core away from threads that wait for one another.
+Knows nothing about models: values arrive in buffers.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from actstore.store import layout
+from actstore.store.errors import CaptureError
+from actstore.store.files.arrays import create_block_array
+from actstore.store.files.records import CommitRecord, sealed
+from actstore.store.files.shards import checksum, shard_parts, write_parts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from concurrent.futures import Future
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from actstore.store.files.records import CaptureRecord
+    from actstore.store.storage.folder import Folder
+
+
+def create_capture(folder: Folder, record: CaptureRecord) -> None:
+    """Write the metadata of every block array, then the capture's own record: from here on the capture exists."""
+    for spec in block_arrays(record):
+        create_block_array(
+            folder,
+            spec.key,
+            rows=spec.rows,
+            block_columns=spec.columns,
+            n_blocks=record.plan.n_blocks,
+            dtype=spec.dtype,
+            fill_value=spec.fill_value,
+            dimensions=("neuron", spec.dimension),
+            attributes=spec.attributes,
+            compression=spec.compression,
+        )
+    folder.write_json(
+        f"{layout.capture_key(record.name)}/zarr.json",
+        {"zarr_format": 3, "node_type": "group", "attributes": {"actstore_capture": sealed(record.to_json())}},
+    )
+
+
+@dataclass(frozen=True)
+class BlockArraySpec:
+    """One sharded array of a capture."""
+
+    key: str
+    rows: int
+    columns: int
+    """Columns a block."""
+    dtype: np.dtype[Any]
+    fill_value: Any
+    dimension: str
+    attributes: dict[str, Any] = field(default_factory=dict)
+    compression: layout.Compression = layout.FAST
+
+
+def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
+    """Every sharded array that a capture of this record has."""
+    slots = record.plan.block_slots
+    form = layout.value_format(record.precision, record.held_dtype)
+    parameters = {"int8": {"scale": "float32"}, "sparse": {"threshold": "float32", "dropped": "int64"}}
+    for site in record.sites if form else ():
+        assert form is not None
+        for layer, width in record.layers(site).items():
+            yield BlockArraySpec(
+                layout.values_key(record.name, site, layer),
+                width,
+                slots,
+                form.dtype,
+                form.fill_value,
+                "token",
+                {"value_dtype": form.name, "precision": record.precision},
+                layout.compression(record.precision),
+            )
+            for name, dtype in parameters.get(record.precision, {}).items():
+                key = layout.block_parameters_key(record.name, site, layer, name)
+                yield BlockArraySpec(key, width, 1, np.dtype(dtype), 0, "block")
+    widths = record.layers("mlp.post") if "mlp.post" in record.sites else {}
+    for layer in record.gate_sign:
+        key = layout.gate_sign_key(record.name, layer)
+        yield BlockArraySpec(
+            key, widths[layer], slots // 8, np.dtype("uint8"), 0, "token_byte", {"bit_order": "little"}
+        )
+
+
+@dataclass
+class _Block:
+    """A block on its way to disk."""
+
+    number: int
+    began: float
+    statistics: Future[bytes]
+    shards: dict[str, Future[tuple[int, str]]] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class CaptureWriter:
+    """Encodes and commits the blocks of one capture; use as a context manager, under `lock.own`."""
+
+    def __init__(self, folder: Folder, record: CaptureRecord, *, n_threads: int, overlap: bool) -> None:
+        """Write blocks of `record` with `n_threads` encoders, with `overlap` beside whatever fills the next block."""
+        self._folder, self.record = folder, record
+        self._specs = {spec.key: spec for spec in block_arrays(record)}
+        self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="actstore-encoder")
+        self._in_flight: _Block | None = None
+        self._overlap = overlap
+        self._buffers: tuple[dict[str, NDArray[Any]], ...] = ({}, {}) if overlap else ({},)
+        self._turn = 0
+        self.on_commit: Callable[[int], None] = lambda block: None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.drain()
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+
+    def buffer(self, key: str, shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """The current block's buffer for the array `key`, contents undefined; free to fill until `submit`."""
+        buffers = self._buffers[self._turn]
+        if key not in buffers:
+            buffers[key] = np.empty(shape, dtype)
+        return buffers[key]
+
+    def submit(
+        self,
+        block: int,
+        arrays: dict[str, NDArray[Any]],
+        statistics: Callable[[], bytes],
+        began: float,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Hand over a filled block; returns when its buffers, or with `overlap` the other set, can be filled again.
+
+        `files` are further objects of the block, key → bytes, committed with it.
+        """
+        job = _Block(block, began, self._pool.submit(statistics), files=files or {})
+        for key, values in arrays.items():
+            job.shards[key] = self._pool.submit(self._write_shard, key, block, values)
+        previous, self._in_flight = self._in_flight, job
+        self._turn = (self._turn + 1) % len(self._buffers)
+        if previous is not None:
+            self._commit(previous)
+        if not self._overlap:
+            self.drain()
+
+    def drain(self) -> None:
+        """Commit what is in flight."""
+        job, self._in_flight = self._in_flight, None
+        if job is not None:
+            self._commit(job)
+
+    def _write_shard(self, key: str, block: int, values: NDArray[Any]) -> tuple[int, str]:
+        spec = self._specs[key]
+        parts = shard_parts(values, layout.shard_grid(spec.rows, spec.columns), spec.compression)
+        with self._folder.writer(layout.shard_key(key, block)) as file:
+            return write_parts(parts, file.write)
+
+    def _commit(self, job: _Block) -> None:
+        prefix = layout.capture_key(self.record.name) + "/"
+        try:
+            shards = {
+                layout.shard_key(key, job.number).removeprefix(prefix): future.result()
+                for key, future in job.shards.items()
+            }
+            statistics = {layout.block_statistics_key(self.record.name, job.number): job.statistics.result()}
+            for key, data in {**statistics, **job.files}.items():
+                self._folder.write(key, data)
+                shards[key.removeprefix(prefix)] = len(data), checksum(data)
+            record = CommitRecord(job.number, shards, seconds=round(time.monotonic() - job.began, 3)).sealed()
+            self._folder.write_json(layout.commit_key(self.record.name, job.number), record.to_json())
+            self.on_commit(job.number)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise CaptureError(
+                f"The disk of {self._folder} is full: block {job.number} of capture {self.record.name!r} could not be "
+                "written. Everything committed before it stays readable; make room and run again with --resume."
+            ) from None

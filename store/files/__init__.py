@@ -1,0 +1,1 @@
+"""Files of a store: JSON records, Parquet tables, Zarr arrays and shards, checksums."""

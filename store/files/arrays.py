@@ -1,0 +1,191 @@
+"""Zarr arrays of a store: sharded [neuron, …] arrays filled block by block, and small plain ones.
+
+Metadata is Zarr's own; the shards' bytes come from `shards`. Knows nothing about commit records: who reads a block must
+have asked for its record first.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import OrderedDict
+from dataclasses import asdict
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec
+
+from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files.shards import Shard
+from actstore.store.layout import FAST, ShardGrid, missing_value, shard_grid, shard_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from actstore.store.layout import Compression
+    from actstore.store.storage.folder import Folder
+    from actstore.store.storage.pieces import Source
+
+OPEN_SHARDS: Final = 256
+"""Shards that stay open, of all arrays together: each holds a file descriptor."""
+FEWEST_SHARDS: Final = 8
+
+_opened: Final[OrderedDict[tuple[ref[BlockArray], int], None]] = OrderedDict()
+"""Which shards are open, the oldest first."""
+_opening: Final = Lock()
+
+
+def _affordable_shards() -> int:
+    """How many shards may stay open: a quarter of the files that the process may have open, of which others need some too."""
+    try:
+        import resource
+    except ImportError:  # not on Windows, which sets no such limit
+        return OPEN_SHARDS
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_SHARDS if limit == resource.RLIM_INFINITY else min(OPEN_SHARDS, max(FEWEST_SHARDS, limit // 4))
+
+
+def _let_go(n_left: int) -> None:
+    """Close shards, those that have been open longest first, until `n_left` are open; needs the lock."""
+    while len(_opened) > n_left:
+        (array, oldest), _ = _opened.popitem(last=False)
+        if (held := array()) is not None:
+            held._open.pop(oldest, None)
+
+
+def create_block_array(
+    folder: Folder,
+    key: str,
+    *,
+    rows: int,
+    block_columns: int,
+    n_blocks: int,
+    dtype: np.dtype[Any],
+    fill_value: Any,
+    dimensions: tuple[str, str],
+    attributes: dict[str, Any],
+    compression: Compression = FAST,
+) -> None:
+    """Write the metadata of a sharded array of `rows` × (`block_columns` · `n_blocks`); no block is written yet."""
+    grid = shard_grid(rows, block_columns)
+    zarr.create_array(
+        store=folder.zarr,
+        name=key,
+        shape=(rows, block_columns * n_blocks),
+        shards=(grid.padded_rows, grid.columns),
+        chunks=(grid.chunk_rows, grid.chunk_columns),
+        dtype=dtype,
+        fill_value=fill_value,
+        compressors=BloscCodec(
+            typesize=dtype.itemsize, blocksize=grid.chunk_columns * dtype.itemsize, **asdict(compression)
+        ),
+        dimension_names=dimensions,
+        attributes=attributes,
+        overwrite=True,
+    )
+
+
+class BlockArray:
+    """A sharded array as a reader sees it: rows of single blocks."""
+
+    def __init__(self, folder: Folder, key: str) -> None:
+        """Open the metadata under `key`; `NotFoundError` where there is none."""
+        try:
+            array = zarr.open_array(store=folder.zarr, path=key, mode="r")
+        except FileNotFoundError:
+            raise NotFoundError(f"{folder} has no array {key}.") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise FormatError(f"The metadata of {folder}/{key} cannot be read: {error}.") from None
+        if array.shards is None:
+            raise FormatError(f"{folder}/{key} should be a sharded array, found a plain one.")
+        self.folder, self.key = folder, key
+        self.dtype: np.dtype[Any] = array.dtype
+        self.attributes: dict[str, Any] = dict(array.attrs)
+        self.grid = ShardGrid(array.shape[0], array.shards[1], *array.chunks)
+        self._open: dict[int, Shard] = {}
+
+    def shard(self, block: int) -> Shard:
+        """The shard of one block.
+
+        The latest shards stay open, so that neuron after neuron is read without opening a file again.
+        """
+        shard = self._open.get(block)
+        if shard is None:
+            key = shard_key(self.key, block)
+            shard = Shard(self._source(key), self.grid, self.dtype, f"{self.folder}/{key}")
+            with _opening:
+                self._keep(block, shard)
+        return shard
+
+    def _source(self, key: str) -> Source:
+        try:
+            return self.folder.source(key)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            with _opening:
+                _let_go(0)
+            return self.folder.source(key)
+
+    def _keep(self, block: int, shard: Shard) -> None:
+        """Keep a shard open, and close the one that has been open longest where there are enough."""
+        if self.folder.path is None:
+            self._open.clear()  # a copy in memory, not a file
+        else:
+            _opened[ref(self), block] = None
+            _let_go(_affordable_shards())
+        self._open[block] = shard
+
+
+def write_array(
+    folder: Folder,
+    key: str,
+    values: NDArray[Any],
+    dimensions: Sequence[str],
+    attributes: dict[str, Any] | None = None,
+    chunks: tuple[int, ...] | None = None,
+) -> None:
+    """Write a plain array whole, replacing what was there."""
+    array = zarr.create_array(
+        store=folder.zarr,
+        name=key,
+        shape=values.shape,
+        chunks=chunks or tuple(max(1, min(n, 1 << 20)) for n in values.shape),
+        dtype=values.dtype,
+        fill_value=missing_value(values.dtype),
+        compressors=BloscCodec(typesize=values.dtype.itemsize, **asdict(FAST)),
+        dimension_names=tuple(dimensions),
+        attributes=attributes or {},
+        overwrite=True,
+    )
+    if values.size:
+        array[...] = values
+
+
+def open_array(folder: Folder, key: str) -> zarr.Array[Any]:
+    """The Zarr array under `key`, for slicing; `NotFoundError` where there is none."""
+    try:
+        return zarr.open_array(store=folder.zarr, path=key, mode="r")
+    except FileNotFoundError:
+        raise NotFoundError(f"{folder} has no array {key}.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"The metadata of {folder}/{key} cannot be read: {error}.") from None
+
+
+def read_array(folder: Folder, key: str, selection: Any = ...) -> NDArray[Any]:
+    """A plain array, whole or in part."""
+    return read_selection(open_array(folder, key), selection)
+
+
+def read_selection(array: zarr.Array[Any], selection: Any = ...) -> NDArray[Any]:
+    """Part of an opened plain array; `FormatError` where its chunks cannot be decoded."""
+    try:
+        return np.asarray(array[selection])
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's or the network's word, which says nothing about the chunk
+        raise FormatError(f"{array.store_path} is damaged: {' '.join(str(error).split())}.") from None

@@ -1,0 +1,251 @@
+"""The JSON records of a store: its model, its captures, its commits, each read strictly.
+
+A record that lacks a field, or holds something else in it, is a `FormatError` that names the field. Knows nothing about
+where records lie.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Self, get_args, get_origin, get_type_hints
+
+from actstore.store.errors import FormatError
+from actstore.store.files.shards import checksum
+from actstore.store.layout import value_format
+
+
+class Record:
+    """Base of the frozen dataclasses below: to JSON and, strictly, back."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON-ready values."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> Self:
+        """The record in `value`; `FormatError` naming `where` and the field that is missing or wrong."""
+        if not isinstance(value, dict):
+            raise FormatError(f"{where} should be a JSON object, found {type(value).__name__}.")
+        hints = get_type_hints(cls)
+        arguments = {}
+        for item in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if item.name in value:
+                arguments[item.name] = _parse(hints[item.name], value[item.name], f"{where}: {item.name}")
+            elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+                raise FormatError(f"{where} lacks the field {item.name!r}.")
+        return cls(**arguments)
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """The JSON object `value` with the checksum of everything else in it."""
+    return value | {"checksum": _checksum(value)}
+
+
+def check_seal(value: dict[str, Any], where: str) -> None:
+    """Raise `FormatError` where a JSON object is not what was sealed; one of an earlier version has no checksum."""
+    if "checksum" in value and value["checksum"] != _checksum(value):
+        raise FormatError(f"{where} is damaged: its checksum does not match. Restore it from a copy, or make it again.")
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    body = {name: item for name, item in value.items() if name != "checksum"}
+    return checksum(json.dumps(body, sort_keys=True).encode())
+
+
+def _parse(hint: Any, value: Any, where: str) -> Any:
+    origin, parameters = get_origin(hint), get_args(hint)
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return hint.from_json(value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise FormatError(f"{where} should be a list, found {type(value).__name__}.")
+        if parameters[-1] is ...:
+            return tuple(_parse(parameters[0], item, where) for item in value)
+        if len(value) != len(parameters):
+            raise FormatError(f"{where} should hold {len(parameters)} items, found {len(value)}.")
+        return tuple(_parse(p, item, where) for p, item in zip(parameters, value, strict=True))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise FormatError(f"{where} should be an object, found {type(value).__name__}.")
+        return {_parse(parameters[0], k, where): _parse(parameters[1], v, where) for k, v in value.items()}
+    if hint is Any:
+        return value
+    allowed = parameters or (hint,)
+    # JSON writes 1.0 and 1 alike, and Python calls True an integer.
+    if isinstance(value, bool) and bool not in allowed:
+        raise FormatError(f"{where} should be {getattr(hint, '__name__', hint)}, found {value!r}.")
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, tuple(t for t in allowed if isinstance(t, type))):
+        raise FormatError(f"{where} should be {getattr(hint, '__name__', hint)}, found {value!r}.")
+    return value
+
+
+PARTS = ("language", "vision", "projector")
+"""The parts of a model that a capture can be of: the layers of one of them have rows for the same positions."""
+
+APART = "apart"
+"""The stack of layers whose rows are no part's: a Q-Former's own reading of the prompt, a pooled image."""
+
+
+def part_of(stack: str) -> str | None:
+    """The one of `PARTS` that a stack of layers belongs to; None for `APART`."""
+    if stack == APART:
+        return None
+    return stack if stack in PARTS else PARTS[0]
+
+
+@dataclass(frozen=True)
+class LayerRecord(Record):
+    """One feed-forward layer (or one expert) as the store numbers it."""
+
+    layer: int
+    neurons: int
+    module: str
+    """Hugging Face path of the output projection whose input is captured."""
+    gated: bool
+    block: int
+    stack: str
+    expert: int | None
+
+    @property
+    def part(self) -> str | None:
+        """The one of `PARTS` that it belongs to: where its rows are."""
+        return part_of(self.stack)
+
+
+@dataclass(frozen=True)
+class ModelRecord(Record):
+    """Whose activations a store holds. One store, one model."""
+
+    name: str
+    model_type: str
+    kind: str
+    d_model: int
+    n_vocabulary: int | None
+    dtype: str
+    fingerprint: str
+    sites: tuple[str, ...]
+    layers: tuple[LayerRecord, ...]
+    config: dict[str, Any]
+    weights: tuple[str, ...] = ()
+    """The parts of the weights that the store was given; older stores do not say."""
+    folder: str | None = None
+    """Where the model's own folder was, absolute; None for one of the Hub, and in older stores."""
+
+    @property
+    def head_layers(self) -> tuple[LayerRecord, ...]:
+        """The layers of the last stack, whose stream the unembedding reads: of a composite model, the language model's."""
+        language = [layer for layer in self.layers if layer.part == "language"] or self.layers
+        return tuple(layer for layer in language if layer.stack == language[-1].stack)
+
+
+@dataclass(frozen=True)
+class PlanRecord(Record):
+    """A finished plan: what was tokenised how, and how many slots it fills."""
+
+    fingerprint: str
+    """SHA-256 over the settings and every planned token, window, document and label."""
+    corpus: str
+    """Where the documents came from, as it was given."""
+    corpus_fingerprint: str
+    tokenizer_fingerprint: str
+    settings: dict[str, Any]
+    label_columns: tuple[str, ...]
+    labels: tuple[tuple[str, str], ...]
+    """Every (column, value) pair met; the index is the label's id."""
+    n_documents: int
+    n_windows: int
+    n_tokens: int
+    """Stored slots that hold a token, special tokens included."""
+    block_slots: int
+    n_blocks: int
+
+
+@dataclass(frozen=True)
+class CaptureRecord(Record):
+    """What one capture keeps of each token."""
+
+    name: str
+    created: str
+    written_by: str
+    model_fingerprint: str
+    dtype: str
+    """What the model computed in: `float32`, `float16` or `bfloat16`."""
+    precision: str
+    sites: dict[str, dict[str, int]]
+    """Site → layer (as a string: these are JSON keys) → width."""
+    gate_sign: tuple[int, ...]
+    """Layers whose gate signs are kept."""
+    keep: float | None
+    """Share of values kept a block and neuron at precision `sparse`."""
+    n_exemplars: int
+    settings: dict[str, Any]
+    """Everything the capture was asked for, as its command named it."""
+    plan: PlanRecord
+    float_dtype: str | None = None
+    """What values are held in before `precision` narrows them, where that is not `dtype`: attributions are float32."""
+
+    patches_sha256: str | None = None
+    """Of the table of patches, which a capture of images has."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON-ready values; the last two fields are left out where they say nothing.
+
+        `FormatError` for one that `from_json` would not take again: it would make its whole store unreadable.
+        """
+        value = super().to_json()
+        self.from_json(value, "The CaptureRecord to be written")
+        for name in ("float_dtype", "patches_sha256"):
+            if value[name] is None:
+                del value[name]
+        return value
+
+    @property
+    def of_images(self) -> bool:
+        """Whether its documents are images."""
+        return self.patches_sha256 is not None
+
+    @property
+    def part(self) -> str:
+        """The part of the model it covers: `language`, `vision` or `projector`."""
+        return str(self.settings.get("part", "language"))
+
+    @property
+    def of_tower(self) -> bool:
+        """Whether its positions are those of a part before the language model, which reads images and no tokens."""
+        return self.part != "language"
+
+    @property
+    def held_dtype(self) -> str:
+        """`float32`, `float16` or `bfloat16`: what values are held in before `precision` narrows them."""
+        return self.float_dtype or self.dtype
+
+    def layers(self, site: str) -> dict[int, int]:
+        """Layer → width of the layers captured at `site`."""
+        return {int(layer): width for layer, width in self.sites[site].items()}
+
+    @property
+    def value_dtype(self) -> str | None:
+        """`float32`, `float16`, `bfloat16`, `int8`, or None where no values are kept."""
+        form = value_format(self.precision, self.held_dtype)
+        return form.name if form else None
+
+
+@dataclass(frozen=True)
+class CommitRecord(Record):
+    """The promise that every shard of a block is written, with what each must be."""
+
+    block: int
+    shards: dict[str, tuple[int, str]]
+    """Key below the capture → (bytes, CRC-32C)."""
+    seconds: float = 0.0
+    """Wall time from the block's first forward pass to its commit."""
+    checksum: str = field(default="")
+
+    def sealed(self) -> CommitRecord:
+        """The same record with its own checksum set."""
+        body = dataclasses.replace(self, checksum="").to_json()
+        return dataclasses.replace(self, checksum=checksum(json.dumps(body, sort_keys=True).encode()))

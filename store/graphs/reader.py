@@ -1,0 +1,140 @@
+"""Neurons' graphs on disk: two Arrow tables, of nodes and of neurons, mapped into memory.
+
+A graph is a trie read backwards from a position: depth 0 is the token at which the neuron fires, depth d the token d places
+before it; `IGNORE` stands for any token, `BOUNDARY` for what comes before a window's first. A prediction follows the longest
+line that matches and ends. Knows nothing about how graphs are found; `graph_writer` writes them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from actstore.kernels.suffix_trie.api import Nodes
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.files.shards import checksum
+from actstore.store.graphs.graph import Line, NeuronGraph
+from actstore.store.graphs.nodes import BOUNDARY, IGNORE
+from actstore.store.graphs.record import NEURONS, NODES, GraphRecord, fault_of, graph_names, read_record
+from actstore.store.layout import graphs_key
+from actstore.store.neuron import parse_neuron
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from actstore.store.reader import Store
+
+__all__ = ["BOUNDARY", "IGNORE", "GraphRecord", "Graphs", "Line", "NeuronGraph", "Nodes", "graph_names", "read_record"]
+
+
+class Graphs:
+    """The graphs of many neurons. They stay on disk; opening them reads the table of neurons."""
+
+    def __init__(self, store: Store, name: str = "graphs") -> None:
+        """Those called `name`; `NotFoundError` where there are none, `FormatError` where they are damaged."""
+        record = read_record(store.folder, name)
+        if record is None:
+            known = ", ".join(graph_names(store))
+            held = f"{name!r}, only: {known}" if known else "yet"
+            raise NotFoundError(
+                f"{store.folder} has no graphs {held}. Make them: actstore graph build {store.folder}"
+                f"{'' if name == 'graphs' else f' --name {name}'}."
+            )
+        self.store, self.name, self.record = store, name, record
+        self.neurons: pa.Table = self._open("neurons.arrow", NEURONS)
+        self.nodes: pa.Table = self._open("nodes.arrow", NODES)
+        layer, neuron, self._first = (self.neurons[c].to_numpy() for c in ("layer", "neuron", "first_node"))
+        self._keys = layer.astype(np.int64) << 32 | neuron
+        sizes = self.neurons["n_nodes"].to_numpy()
+        whole = len(self._keys) == record.n_neurons and self.nodes.num_rows == record.n_nodes == sizes.sum()
+        if not whole or (sizes < 0).any() or (np.cumsum(sizes) - sizes != self._first).any():
+            raise self._damaged("neurons.arrow", "it does not count the nodes that there are")
+        if (np.diff(self._keys) <= 0).any():
+            raise self._damaged("neurons.arrow", "its neurons do not ascend")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.store, self.name)
+
+    def __repr__(self) -> str:
+        return (
+            f"Graphs({self.name!r}: {self.record.n_neurons} neurons, {self.record.n_nodes} nodes, {self.record.method})"
+        )
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[NeuronGraph]:
+        return (self.row(row) for row in range(len(self)))
+
+    def __contains__(self, neuron: tuple[int, int]) -> bool:
+        return self._find(*neuron) >= 0
+
+    def graph(self, layer: int | str, neuron: int | None = None) -> NeuronGraph:
+        """The graph of a neuron by layer and index, or by name; `NotFoundError` where it has none here."""
+        if isinstance(layer, str):
+            layer, neuron = parse_neuron(layer)
+        if neuron is None:
+            raise InvalidInputError('A neuron is a layer and an index, or a name: graph(3, 17), graph("L3.N17").')
+        row = self._find(layer, neuron)
+        if row < 0:
+            raise NotFoundError(f"Graphs {self.name!r} of {self.store.folder} hold none of L{layer}.N{neuron}.")
+        return self.row(row)
+
+    def row(self, row: int) -> NeuronGraph:
+        """The graph in a row of `neurons`."""
+        found = self.neurons.slice(row, 1).to_pylist()[0]
+        columns = self._columns(row, row + 1)
+        nodes = Nodes(np.array([0, found["n_nodes"]]), *(columns[name] for name in Nodes._fields[1:]))
+        if (fault := fault_of(nodes)) is not None:
+            raise self._damaged("nodes.arrow", f"in L{found['layer']}.N{found['neuron']}, {fault}")
+        return NeuronGraph(
+            self.store, found["layer"], found["neuron"], found["maximum"], found["threshold"], found["n_events"],
+            found["status"], nodes, columns["importance"], self,
+        )  # fmt: skip
+
+    def tries(self, start: int = 0, stop: int | None = None) -> Nodes:
+        """The nodes of the neurons in rows `start` to `stop`, all unless told, for `kernels.suffix_trie`."""
+        stop = len(self) if stop is None else stop
+        columns, sizes = self._columns(start, stop), self.neurons["n_nodes"].to_numpy()[start:stop]
+        offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        return Nodes(offsets, *(columns[name] for name in Nodes._fields[1:]))
+
+    def _columns(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
+        first = int(self._first[start]) if start < len(self) else self.record.n_nodes
+        last = int(self._first[stop]) if stop < len(self) else self.record.n_nodes
+        nodes = self.nodes.slice(first, last - first)
+        return {name: np.ascontiguousarray(nodes[name].to_numpy()) for name in NODES.names}
+
+    def _find(self, layer: int, neuron: int) -> int:
+        key = layer << 32 | neuron
+        row = int(np.searchsorted(self._keys, key))
+        return row if row < len(self) and self._keys[row] == key else -1
+
+    def _open(self, file: str, schema: pa.Schema) -> pa.Table:
+        key = graphs_key(self.name, file)
+        try:
+            data = self.store.folder.view(key)
+        except NotFoundError:
+            raise self._damaged(file, "it is missing") from None
+        nbytes, expected = self.record.files.get(file, (-1, ""))
+        if len(data) != nbytes:
+            raise self._damaged(file, f"it has {len(data)} bytes, expected {nbytes}")
+        # That of nodes may be large, and is mapped; what is wrong in it shows where it is read, or to `actstore verify`.
+        if schema is NEURONS and checksum(data) != expected:
+            raise self._damaged(file, "its checksum does not match")
+        try:
+            table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(data))).read_all()
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(file, " ".join(str(error).split())) from None
+        if not table.schema.equals(schema):
+            raise self._damaged(file, f"its columns are {', '.join(table.schema.names)}")
+        return table
+
+    def _damaged(self, file: str, what: str) -> FormatError:
+        return FormatError(
+            f"{self.store.folder}/{graphs_key(self.name, file)} is damaged: {what}. Build the graphs again."
+        )

@@ -1,0 +1,1 @@
+"""What a store keeps of its model: root record, weights, tokenizer."""

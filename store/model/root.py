@@ -1,0 +1,176 @@
+"""A store's root: its format, its model, its tokenizer, its weights. Written once, by the first capture.
+
+Knows nothing about captures.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.files.parquet import read_metadata, read_table, undamaged, write_table
+from actstore.store.files.records import ModelRecord, check_seal, sealed
+from actstore.store.files.shards import checksum
+from actstore.store.layout import (
+    FORMAT,
+    TOKENIZER_KEY,
+    VOCABULARY_KEY,
+    table_key,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from actstore.store.storage.folder import Folder
+
+_ATTRIBUTE = "actstore"
+
+TOP_TOKENS: Final = {
+    f"{side}_{column}": pa.list_(kind)
+    for side in ("top", "bottom")
+    for column, kind in (("tokens", pa.int32()), ("texts", pa.string()), ("products", pa.float32()))
+}
+"""Columns of the root's table of neurons: the tokens that a neuron's write vector speaks for most, and against most."""
+
+
+def written_by() -> str:
+    """The program and its version, for the records."""
+    return f"actstore {importlib.metadata.version('actstore')}"
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def write_root(folder: Folder, model: ModelRecord) -> None:
+    """Make the folder a store of `model`; written last, after weights and tokenizer."""
+    attributes = sealed({"format": FORMAT, "written_by": written_by(), "created": now(), "model": model.to_json()})
+    folder.write_json("zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {_ATTRIBUTE: attributes}})
+
+
+def _attributes(folder: Folder) -> Any:
+    """What actstore wrote into the root's metadata; None where it wrote nothing."""
+    attributes = folder.read_json("zarr.json").get("attributes")
+    return attributes.get(_ATTRIBUTE) if isinstance(attributes, dict) else None
+
+
+def is_store(folder: Folder) -> bool:
+    """Whether a store's root stands there, whatever its format."""
+    try:
+        return _attributes(folder) is not None
+    except (NotFoundError, FormatError):
+        return False
+
+
+def read_root(folder: Folder) -> ModelRecord:
+    """The model of the store; `NotFoundError` where there is no store, `FormatError` for a newer or damaged one."""
+    try:
+        attributes = _attributes(folder)
+    except NotFoundError:
+        raise NotFoundError(
+            f"There is no store at {folder}: expected a folder written by `actstore capture`. Check the path."
+        ) from None
+    if not isinstance(attributes, dict):
+        raise FormatError(f"{folder} is a Zarr hierarchy, but not one written by actstore.")
+    version = attributes.get("format")
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= FORMAT:
+        raise FormatError(
+            f"{folder} has store format {version}, written by {attributes.get('written_by', 'an unknown program')}; this "
+            f"actstore reads formats up to {FORMAT}. Update actstore."
+        )
+    check_seal(attributes, f"{folder}/zarr.json")
+    return ModelRecord.from_json(attributes.get("model"), f"{folder}/zarr.json: model")
+
+
+def write_tokenizer(folder: Folder, tokenizer_json: str | None, vocabulary: pa.Table, fingerprint: str) -> None:
+    """Keep what readers need to show tokens; `InvalidInputError` where the store holds another tokenizer."""
+    if folder.exists(VOCABULARY_KEY):
+        if read_metadata(folder, VOCABULARY_KEY).get(b"fingerprint") != fingerprint.encode():
+            raise InvalidInputError(
+                f"{folder} was captured with another tokenizer. One store has one tokenizer: name another store."
+            )
+        return
+    metadata = {"fingerprint": fingerprint}
+    if tokenizer_json is not None:
+        state = tokenizer_json.encode()
+        folder.write(TOKENIZER_KEY, state)
+        metadata["tokenizer"] = checksum(state)
+    write_table(folder, VOCABULARY_KEY, vocabulary.replace_schema_metadata(metadata))
+
+
+def read_vocabulary(folder: Folder) -> pa.Table | None:
+    """A row per token id: token, piece, text, bytes, special; None for a store of token ids alone."""
+    try:
+        return read_table(folder, VOCABULARY_KEY, ("token", "piece", "text", "bytes", "special"))
+    except NotFoundError:
+        return None
+
+
+def read_tokenizer(folder: Folder) -> str | None:
+    """The tokenizer as the library tokenizers writes it; None where there is none, `FormatError` where it is damaged."""
+    try:
+        state = folder.read(TOKENIZER_KEY)
+    except NotFoundError:
+        return None
+    try:
+        expected = read_metadata(folder, VOCABULARY_KEY).get(b"tokenizer", b"").decode()
+    except NotFoundError:
+        expected = ""
+    if expected and checksum(state) != expected:
+        raise FormatError(f"{folder}/{TOKENIZER_KEY} is damaged: its checksum does not match. Restore it from a copy.")
+    with undamaged(folder, TOKENIZER_KEY):
+        return state.decode()
+
+
+def write_neurons(
+    folder: Folder,
+    model: ModelRecord,
+    norms: Mapping[int, Any] | None,
+    top_tokens: Mapping[int, Mapping[str, pa.Array]] | None = None,
+) -> None:
+    """Write the root's table of neurons: what weights alone say of each.
+
+    `norms` by layer; `top_tokens` by layer, the columns that `TOP_TOKENS` names, null where a layer has none.
+    """
+    tables = []
+    for layer in model.layers:
+        n = layer.neurons
+        columns = {
+            "layer": pa.array(np.full(n, layer.layer, np.int32)),
+            "neuron": pa.array(np.arange(n, dtype=np.int32)),
+            "name": pa.array([f"L{layer.layer}.N{i}" for i in range(n)]),
+            "module": pa.array([layer.module] * n).dictionary_encode(),
+            "write_norm": pa.array(norms[layer.layer], pa.float32()) if norms else pa.nulls(n, pa.float32()),
+        }
+        found = (top_tokens or {}).get(layer.layer, {})
+        columns |= {name: found.get(name, pa.nulls(n, kind)) for name, kind in TOP_TOKENS.items()}
+        tables.append(pa.table(columns))
+    write_table(folder, table_key(None, "neurons"), pa.concat_tables(tables).unify_dictionaries())
+
+
+def read_neurons(folder: Folder) -> pa.Table:
+    """The root's table of neurons, a row per neuron, layers ascending; older stores lack the columns `TOP_TOKENS`."""
+    return read_table(folder, table_key(None, "neurons"), ("layer", "neuron", "name", "module", "write_norm"))
+
+
+def _without(config: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    """A configuration without some keys, in it and in the configurations of its parts."""
+    return {
+        key: _without(value, keys) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in keys
+    }
+
+
+def model_fingerprint(config: dict[str, Any], weights: str) -> str:
+    """The identity of a model: its weights' fingerprint, with the configuration that shapes what they compute."""
+    shaping = _without(config, {"_name_or_path", "transformers_version", "name_or_path", "dtype", "torch_dtype"})
+    return hashlib.sha256((json.dumps(shaping, sort_keys=True, default=str) + weights).encode()).hexdigest()

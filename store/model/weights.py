@@ -1,0 +1,191 @@
+"""The weights a store keeps beside its activations: what each neuron writes, and how the residual stream becomes words.
+
+A module of its own because it needs torch, which reading activations does not. Knows nothing about captures.
+"""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from actstore.store.errors import ActstoreError, FormatError, NotFoundError
+from actstore.store.files.checksums import check_seals, seals_of
+from actstore.store.layout import weights_key
+from actstore.store.model.root import read_root
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from actstore.store.storage.folder import Folder
+
+
+_WANTED: Final = {"layer": "write_vectors", "unembedding": "weight"}
+"""What a part of the weights must hold."""
+
+
+def write_weights(
+    folder: Folder, layers: Iterable[tuple[int, dict[str, Tensor]]], others: dict[str, dict[str, Tensor]]
+) -> tuple[str, ...]:
+    """The parts written: each layer's `write_vectors` [neuron, d_model] and `bias`, and what is there of `others`.
+
+    `others` are the `unembedding` and `final_norm` parts.
+    """
+    written = []
+    for part, tensors in itertools.chain(((f"layer-{layer}", found) for layer, found in layers), others.items()):
+        if tensors:
+            _write(folder, part, _detached(tensors))
+            written.append(part)
+    return tuple(written)
+
+
+def _write(folder: Folder, part: str, tensors: dict[str, Tensor]) -> None:
+    """Write a part, sealed."""
+    seals = seals_of(part, save_safetensors(tensors))
+    folder.write(weights_key(part), save_safetensors(tensors, metadata=seals))
+
+
+def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def read_weights(folder: Folder, part: str) -> dict[str, Tensor]:
+    """The tensors of one part of the weights; `NotFoundError` where the store was made with --no-weights.
+
+    `FormatError` where the part is damaged, or the store had it and has it no more.
+    """
+    try:
+        data = folder.read(weights_key(part))
+    except NotFoundError:
+        raise _missing(folder, part) from None
+    with _undamaged(folder, part):
+        check_seals(part, data, whole=True)
+        tensors = load_safetensors(data)
+        if (wanted := _WANTED.get(part.partition("-")[0])) is not None and wanted not in tensors:
+            raise ValueError(f"it lacks the tensor {wanted!r}")
+        return tensors
+
+
+@contextmanager
+def _undamaged(folder: Folder, part: str) -> Iterator[None]:
+    try:
+        yield
+    except ActstoreError:
+        raise
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        what = " ".join(str(error).split())
+        raise FormatError(
+            f"{folder}/{weights_key(part)} is damaged: {what}. Restore it from a copy, or capture into a new store."
+        ) from None
+
+
+@contextmanager
+def _opened(folder: Folder, part: str) -> Iterator[Any]:
+    """A part on a local disk, to read some rows of: its header checked, its numbers not."""
+    with _undamaged(folder, part):
+        key = weights_key(part)
+        n_header = 8 + int.from_bytes(folder.read(key, 0, 8), "little")
+        check_seals(part, folder.read(key, 0, n_header), whole=False)
+        assert folder.path is not None
+        with safe_open(folder.path / key, framework="pt") as file:
+            yield file
+
+
+def _missing(folder: Folder, part: str) -> FormatError | NotFoundError:
+    if part in read_root(folder).weights:
+        return FormatError(
+            f"{folder}/{weights_key(part)} is missing, a part of the weights that the store was given. Restore it from a copy, "
+            "or capture into a new store."
+        )
+    model = read_root(folder)
+    if part == "unembedding" and (model.weights or folder.exists(weights_key(f"layer-{model.layers[0].layer}"))):
+        return NotFoundError(
+            f"{folder} holds no unembedding, for {model.name} ({model.model_type}, {model.kind}) has no head that turns its "
+            "residual stream into tokens: contributions and promoted tokens do not exist for it. Capture a model with a "
+            "language-model head into another store."
+        )
+    needed = ", of a model with a language-model head" if model.kind in ("encoder", "vision") else ""
+    return NotFoundError(
+        f"{folder} holds no weights ({part}): it was captured with --no-weights. Capture into a new store without "
+        f"--no-weights{needed}."
+    )
+
+
+def check_part(folder: Folder, part: str) -> None:
+    """Raise as `read_weights` where the store does not hold a part; nothing of it is read."""
+    if not folder.exists(weights_key(part)):
+        raise _missing(folder, part)
+
+
+def read_rows(folder: Folder, part: str, name: str, rows: Sequence[int]) -> Tensor:
+    """Some rows of a matrix among the weights, in the order asked for; on a local disk nothing else is read.
+
+    `NotFoundError` as `read_weights`; IndexError for a row that is not there.
+    """
+    if folder.path is None or not folder.exists(weights_key(part)):
+        return read_weights(folder, part)[name][list(rows)]
+    with _opened(folder, part) as file:
+        matrix = file.get_slice(name)
+        n_rows = matrix.get_shape()[0]
+        if outside := [row for row in rows if not 0 <= row < n_rows]:
+            raise IndexError(f"row {outside[0]} of {n_rows}")
+        return torch.cat([matrix[row : row + 1] for row in rows]) if rows else matrix[0:0]
+
+
+def count_rows(folder: Folder, part: str, name: str) -> int:
+    """The rows of a matrix among the weights; `NotFoundError` as `read_weights`."""
+    if folder.path is None or not folder.exists(weights_key(part)):
+        return len(read_weights(folder, part)[name])
+    with _opened(folder, part) as file:
+        return int(file.get_slice(name).get_shape()[0])
+
+
+@dataclass(frozen=True)
+class FinalNorm:
+    """The norm between the residual stream and the unembedding: `gain ⊙ (h - mean(h) if it centres) / rms + bias`."""
+
+    gain: Tensor | None
+    """[d_model] float32; 1 where there is none."""
+    epsilon: float
+    """Added to the mean square; 0 where the store, of an earlier version, does not say."""
+    centres: bool
+    """Whether the mean is taken away first, as LayerNorm does; not known to stores of an earlier version, which say no."""
+    is_there: bool = True
+
+    def centred(self, write_vectors: Tensor) -> Tensor:
+        """What of the write vectors [neuron, d_model] reaches the unembedding: float32 without their mean, if it centres."""
+        if not self.centres:
+            return write_vectors
+        exact = write_vectors.float()
+        return exact - exact.mean(dim=1, keepdim=True)
+
+
+def final_norm_of(parts: dict[str, Tensor]) -> FinalNorm:
+    """The final norm whose `weight`, `epsilon` and `centres` are among `parts`."""
+    weight, epsilon, centres = (parts.get(name) for name in ("weight", "epsilon", "centres"))
+    return FinalNorm(
+        None if weight is None else weight.float(),
+        0.0 if epsilon is None else float(epsilon),
+        centres is not None and bool(centres),
+        bool(parts),
+    )
+
+
+def read_final_norm(folder: Folder) -> FinalNorm:
+    """The store's final norm; one that does nothing where the model has none."""
+    return final_norm_of(read_final_norm_parts(folder))
+
+
+def read_final_norm_parts(folder: Folder) -> dict[str, Tensor]:
+    """The tensors of the store's final norm, none where the model has none; `FormatError` where the store has lost it."""
+    # Without the root's word, a norm that is lost would read as none, and every score would be wrong.
+    is_there = folder.exists(weights_key("final_norm")) or "final_norm" in read_root(folder).weights
+    return read_weights(folder, "final_norm") if is_there else {}

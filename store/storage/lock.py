@@ -1,0 +1,67 @@
+"""One writer at a time: an advisory lock on a file that dies with its process, whatever kills it.
+
+Object stores have no such lock; there the operator must see to it. Knows nothing about what is being written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from actstore.store.errors import ReadOnlyError
+from actstore.store.layout import LOCK_NAME, capture_key, graphs_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from actstore.store.storage.folder import Folder
+
+
+@contextmanager
+def own(folder: Folder, capture: str) -> Iterator[None]:
+    """Own `capture` for writing while the context lasts; `ReadOnlyError` naming the owner where somebody else does."""
+    what = f"Capture {capture!r} of {folder} is"
+    with _own(folder, f"{capture_key(capture)}/{LOCK_NAME}", what, "name another capture"):
+        yield
+
+
+def check_unowned(folder: Folder, capture: str) -> None:
+    """Raise as `own` does where somebody else owns `capture` for writing; leaves nothing behind."""
+    path = None if folder.path is None else folder.path / capture_key(capture) / LOCK_NAME
+    if path is not None and path.is_file():
+        what = f"Capture {capture!r} of {folder} is"
+        with _own(folder, f"{capture_key(capture)}/{LOCK_NAME}", what, "name another capture", mark=False):
+            pass
+
+
+@contextmanager
+def own_graphs(folder: Folder, name: str) -> Iterator[None]:
+    """Own the graphs called `name` for writing while the context lasts; `ReadOnlyError` as with `own`."""
+    with _own(folder, graphs_key(name, LOCK_NAME), f"Graphs {name!r} of {folder} are", "name other graphs"):
+        yield
+
+
+@contextmanager
+def _own(folder: Folder, key: str, what: str, instead: str, *, mark: bool = True) -> Iterator[None]:
+    if folder.path is None:
+        yield
+        return
+    path = folder.path / key
+    if mark:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT if mark else os.O_RDONLY, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
+            raise ReadOnlyError(f"{what} being written by {owner}. Wait for it, or {instead}.") from None
+        if mark:
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,5 @@
+"""Neuron graphs planted line by line into a store without a capture."""
+
+from planted_graph_fixtures import planted_model, planting, store
+
+__all__ = ["planted_model", "planting", "store"]

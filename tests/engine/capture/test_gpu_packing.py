@@ -1,0 +1,241 @@
+"""Packing on a device against packing on the host: the same forward passes, the same bits.
+
+On a GPU where there is one, else on CPU tensors through Triton's interpreter, where streams are absent and copies plain.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
+
+from actstore.engine.capture.api import RunOptions
+from actstore.engine.capture.api import capture as run_capture
+from actstore.engine.capture.block_filler import batches_of, routed_columns
+from actstore.engine.capture.packing import HostPacker, packer_for, staged_arrays
+from actstore.engine.models.load import load_model
+from actstore.store import layout
+
+DevicePacker = pytest.importorskip("actstore.engine.capture.gpu_packing", exc_type=ImportError).DevicePacker
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from actstore.engine.capture.packing import Buffers, FilledBlock, Packer
+    from actstore.engine.models.load import LoadedModel
+    from actstore.kernels.pack.statistics import Statistics
+    from actstore.store.capture.statistics import CaptureStatistics
+    from actstore.store.files.records import CaptureRecord
+    from actstore.store.reader import Capture
+
+N_BLOCKS = 3  # a third is filled into the memory of the first
+
+
+class Taken:
+    """Takes filled blocks as the writer does, which deals with a block while the next one is computed."""
+
+    def __init__(self, packer: Packer) -> None:
+        self.packer = packer
+        self.blocks: dict[int, tuple[Buffers, CaptureStatistics]] = {}
+        self._last: FilledBlock | None = None
+
+    def take(self, filled: Iterator[FilledBlock]) -> None:
+        for block in filled:
+            if self._last is not None:
+                self._check(self._last)
+            self._last = block
+            arrays = {key: array.copy() for key, array in block.arrays.items()}
+            self.blocks[block.block] = arrays, block.statistics()
+
+    def end(self) -> None:
+        self.take(self.packer.drain())
+        if self._last is not None:
+            self._check(self._last)
+
+    def _check(self, block: FilledBlock) -> None:
+        """What was taken is still there: the block is written while the next one is filled."""
+        arrays, statistics = self.blocks[block.block]
+        assert_same_arrays(block.arrays, arrays)
+        assert_same_statistics(block.statistics(), statistics)
+
+
+def undefined_buffers(record: CaptureRecord) -> Buffers:
+    """Buffers that no fill value and no zero is to be found in."""
+    return {key: np.full(shape, 77, dtype) for key, shape, dtype in staged_arrays(record)}
+
+
+def fill(model: LoadedModel, capture: Capture, packers: list[Packer], n_blocks: int) -> list[Taken]:
+    """What every packer makes of the same forward passes over the first `n_blocks` of a capture."""
+    record, taken = capture.record, [Taken(packer) for packer in packers]
+    sites = [*record.sites, *({"mlp.gate"} - set(record.sites) if record.gate_sign else ())]
+    layers = sorted({layer for site in record.sites for layer in record.layers(site)})
+    for block in capture.blocks[:n_blocks]:
+        plan = capture.plan.block(block)
+        for packer in packers:
+            packer.begin(plan)
+        for batch in batches_of(plan, len(record.plan.labels), record.plan.block_slots):
+            for packer in packers:
+                packer.batch(batch.columns)
+
+            def sink(layer: int, site: str, values: Tensor, rows: Tensor | None, batch: Any = batch) -> None:
+                columns = batch.columns if rows is None else routed_columns(batch.columns, rows.cpu().numpy())
+                for packer in packers:
+                    packer.pack(layer, site, values, columns)
+
+            model.forward(batch.input_ids, batch.attention_mask, sites=sites, layers=layers, sink=sink)
+        for each in taken:
+            each.take(each.packer.finish())
+    for each in taken:
+        each.end()
+    return taken
+
+
+def assert_same_arrays(found: Buffers, expected: Buffers) -> None:
+    assert found.keys() == expected.keys()
+    for key, array in found.items():
+        assert array.dtype == expected[key].dtype
+        assert array.shape == expected[key].shape
+        np.testing.assert_array_equal(
+            np.ascontiguousarray(array).view(np.uint8), np.ascontiguousarray(expected[key]).view(np.uint8), key
+        )
+
+
+def assert_same_statistics(found: CaptureStatistics, expected: CaptureStatistics) -> None:
+    np.testing.assert_array_equal(found.label_tokens, expected.label_tokens, strict=True)
+    for layer, positives in found.gate_positives.items():
+        np.testing.assert_array_equal(positives, expected.gate_positives[layer], strict=True)
+    assert found.sites.keys() == expected.sites.keys()
+    for key, statistics in found.sites.items():
+        assert_same(statistics, expected.sites[key])
+
+
+def assert_same(found: Statistics, expected: Statistics) -> None:
+    for name, array in found.arrays().items():
+        if name in ("mean", "m2"):
+            np.testing.assert_allclose(array, expected.arrays()[name], rtol=1e-9, atol=1e-15, err_msg=name)
+        else:
+            np.testing.assert_array_equal(array, expected.arrays()[name], name, strict=True)
+
+
+def compare(capture: Capture, model: LoadedModel, n_span_slots: int | None = None, n_blocks: int = 1) -> DevicePacker:
+    """The device's packer, after its blocks were found to be the host's; for a span as large as given, or whole blocks."""
+    record = capture.record
+    experts = {spec.layer for spec in model.spec.layers if spec.expert is not None}
+    host = HostPacker(record, lambda: undefined_buffers(record), experts)
+    device = DevicePacker(record, DEVICE, lambda: undefined_buffers(record))
+    if n_span_slots is not None:
+        nbytes = sum(shape[0] * shape[1] * dtype.itemsize for _, shape, dtype in staged_arrays(record))
+        device._memory = 2 * n_span_slots * nbytes // record.plan.block_slots
+    by_host, by_device = fill(model, capture, [host, device], n_blocks)
+    assert list(by_device.blocks) == list(by_host.blocks) == list(capture.blocks[:n_blocks])
+    for block, (arrays, statistics) in by_device.blocks.items():
+        assert_same_arrays(arrays, by_host.blocks[block][0])
+        assert_same_statistics(statistics, by_host.blocks[block][1])
+    return device
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> LoadedModel:
+    return load_model(str(tiny_model), device=str(DEVICE))
+
+
+ONE_LAYER = {"layers": (1,), "batch_tokens": 96}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "exact": {"batch_tokens": 96},
+    "half": ONE_LAYER | {"precision": "half"},
+    "int8": ONE_LAYER | {"precision": "int8"},
+    "sparse": ONE_LAYER | {"precision": "sparse", "keep": 0.1},
+    "none": ONE_LAYER | {"precision": "none"},
+    "sites": ONE_LAYER | {"sites": ("mlp.post", "mlp.gate", "resid.post")},
+    "last": ONE_LAYER | {"positions": "last", "max_tokens": 40},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_whole_blocks_are_the_hosts(captured: Any, model: LoadedModel, name: str) -> None:
+    capture = captured(**SETTINGS[name])
+    assert len(capture.plan.block(0).batches()) > 2
+    assert compare(capture, model, n_blocks=N_BLOCKS if name == "exact" else 1)._is_whole
+
+
+@pytest.mark.parametrize("name", ["exact", "int8", "sparse", "last"])
+def test_blocks_that_pass_through_in_spans_are_the_hosts(captured: Any, model: LoadedModel, name: str) -> None:
+    capture = captured(**SETTINGS[name])
+    packer = compare(capture, model, 100 if name != "last" else 8, n_blocks=2 if name == "exact" else 1)
+    assert not packer._is_whole
+    assert packer._n_opened > 2 * packer._n_blocks, "the memory of a span is used again within a block"
+
+
+def test_bfloat16_keeps_every_bit(captured: Any, tiny_model: Path) -> None:
+    capture = captured(dtype="bfloat16", **ONE_LAYER)
+    compare(capture, load_model(str(tiny_model), dtype="bfloat16", device=str(DEVICE)))
+
+
+@pytest.mark.parametrize("n_span_slots", [None, 100])
+def test_experts_are_packed_where_they_were_routed(
+    tiny_model: Path, corpus: Path, tmp_path: Path, n_span_slots: int | None
+) -> None:
+    torch.manual_seed(3)
+    config = MixtralConfig(
+        vocab_size=400, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=1, max_position_embeddings=64, bos_token_id=0,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "mixtral")
+    for file in tiny_model.glob("tokenizer*"):
+        (tmp_path / "mixtral" / file.name).write_bytes(file.read_bytes())
+    options = RunOptions(memory=60_000)
+    capture = run_capture(
+        str(tmp_path / "mixtral"), corpus, tmp_path / "s", options=options, context=32, max_tokens=400, batch_tokens=64
+    )
+    compare(capture, load_model(str(tmp_path / "mixtral"), device=str(DEVICE)), n_span_slots)
+
+
+def test_a_batch_larger_than_the_memory_given_still_has_room(captured: Any, model: LoadedModel) -> None:
+    capture = captured(**ONE_LAYER)
+    packer, plan = compare(capture, model, 1), capture.plan.block(0)
+    longest = max(int(plan.windows["n_slots"][batch].sum()) for batch in plan.batches())
+    assert longest <= packer._n_span_slots <= longest + 16
+
+
+def test_values_on_a_cpu_are_packed_there(captured: Any) -> None:
+    record = captured(**ONE_LAYER).record
+    packer = packer_for(torch.device("cpu"), record, lambda: undefined_buffers(record), set())
+    assert isinstance(packer, HostPacker)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_capture_on_a_gpu_holds_what_plain_hooks_see_there(
+    tiny_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actstore.engine.capture.corpus_run.BLOCK_SLOTS", 256)
+    options = RunOptions(device="cuda")
+    capture = run_capture(str(tiny_model), corpus, tmp_path / "s", options=options, context=32, max_tokens=900)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).cuda()
+    seen: dict[int, Tensor] = {}
+    for layer, block in enumerate(model.model.layers):
+
+        def keep(_module: Any, args: Any, layer: int = layer) -> None:
+            seen[layer] = args[0].reshape(-1, args[0].shape[-1])
+
+        block.mlp.down_proj.register_forward_pre_hook(keep)
+    for number in capture.blocks:
+        plan = capture.plan.block(number)
+        expected = {layer: np.full((24, 256), np.nan, np.float32) for layer in (0, 1)}
+        for batch in batches_of(plan, 0, 256):
+            mask = None if batch.attention_mask is None else batch.attention_mask.cuda()
+            with torch.inference_mode():
+                model.model(input_ids=batch.input_ids.cuda(), attention_mask=mask, use_cache=False)
+            for layer, values in seen.items():
+                expected[layer][:, batch.columns.slots] = values.cpu().numpy()[batch.columns.rows].T
+        for layer, array in expected.items():
+            stored: NDArray[Any] = capture.raw_block(layer, number)
+            np.testing.assert_array_equal(stored.view(np.int32), array.view(np.int32))
+    assert layout.values_key("corpus", "mlp.post", 0)

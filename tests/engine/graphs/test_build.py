@@ -1,0 +1,386 @@
+"""Graphs of planted neurons from a store: found to the letter, whatever the precision, the chunks and the interruptions."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import typer
+from planted_capture import SPECIAL_TOKEN, make_windows, plant_capture
+
+from actstore.commands.graphs import build as graph_build
+from actstore.engine.graphs import build as module
+from actstore.engine.graphs.build import BuildOptions, GraphSettings, build_graphs, find_events
+from actstore.engine.graphs.contexts import read_contexts
+from actstore.kernels.suffix_trie.api import IGNORE
+from actstore.store.errors import InvalidInputError, NotFoundError
+from actstore.store.graphs.reader import Graphs
+from actstore.store.reader import Capture, Store
+from actstore.store.storage.folder import Folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Ids = Any
+A, B, C = 3, 7, 5
+
+
+def before(ids: Ids, distance: int) -> Ids:
+    return np.concatenate([np.full(distance, -2), ids])[: len(ids)]
+
+
+def active(fires: Ids) -> Ids:
+    return np.where(fires, np.float32(2.5), np.float32(-0.125))
+
+
+def on_token(ids: Ids) -> Ids:
+    return active(ids == B)
+
+
+def after(ids: Ids) -> Ids:
+    return active((ids == B) & (before(ids, 1) == A))
+
+
+def either(ids: Ids) -> Ids:
+    return active((ids == B) | (ids == C))
+
+
+def unless(ids: Ids) -> Ids:
+    return active((ids == B) & (before(ids, 1) != A))
+
+
+def skipping(ids: Ids) -> Ids:
+    return active((ids == B) & (before(ids, 2) == A))
+
+
+def first_word(ids: Ids) -> Ids:
+    return active((ids == B) & (before(ids, 1) == SPECIAL_TOKEN))
+
+
+def on_special(ids: Ids) -> Ids:
+    """Above all at the special token, which never counts; else on a token."""
+    return np.where(ids == SPECIAL_TOKEN, np.float32(100), on_token(ids))
+
+
+def never(ids: Ids) -> Ids:
+    return np.where(ids == B, np.float32(0), np.float32(-1))
+
+
+def not_finite(ids: Ids) -> Ids:
+    """On a token; infinite and not a number elsewhere."""
+    values = on_token(ids)
+    values[ids == A], values[ids == C] = np.inf, np.nan
+    return values
+
+
+LINES: dict[Any, dict[tuple[int, ...], bool]] = {
+    on_token: {(B,): True},
+    after: {(B,): False, (B, A): True},
+    either: {(C,): True, (B,): True},
+    unless: {(B,): True, (B, A): False},
+    skipping: {(B,): False, (B, IGNORE, A): True},
+    first_word: {(B,): False, (B, SPECIAL_TOKEN): True},
+    on_special: {(B,): True},
+    never: {},
+    not_finite: {(B,): True},
+}
+LAYERS = [[*LINES], [after, never, skipping]]
+
+
+def somewhere() -> str:
+    return f"memory://{uuid.uuid4()}/store"
+
+
+@pytest.fixture(scope="module")
+def windows() -> list[Any]:
+    return make_windows(700)
+
+
+@pytest.fixture(scope="module")
+def capture(windows: list[Any]) -> Capture:
+    return plant_capture(somewhere(), windows, LAYERS, block_slots=4096)
+
+
+def build(capture: Capture, **asked: Any) -> Graphs:
+    return build_graphs(capture, Folder(capture.folder.location, read_only=False), **asked)
+
+
+def lines(graphs: Graphs, layer: int, neuron: int) -> dict[tuple[int, ...], bool]:
+    return {line.tokens: line.probability >= 0.5 for line in graphs.graph(layer, neuron).lines()}
+
+
+def contents(graphs: Graphs) -> dict[str, bytes]:
+    folder = graphs.store.folder
+    return {file: folder.read(f"graphs/{graphs.name}/{file}") for file in ("nodes.arrow", "neurons.arrow")}
+
+
+@pytest.mark.parametrize("precision", ["exact", "half", "int8", "sparse"])
+def test_planted_neurons_are_found_to_the_letter(windows: list[Any], capture: Capture, precision: str) -> None:
+    layers = LAYERS
+    if precision != "exact":
+        layers = [[*LINES]]
+        capture = plant_capture(somewhere(), windows, layers, precision=precision, block_slots=4096)
+    graphs = build(capture, name=f"found-{precision}")
+    for layer, planted in enumerate(layers):
+        for neuron, rule in enumerate(planted):
+            assert lines(graphs, layer, neuron) == LINES[rule], rule.__name__
+            graph = graphs.graph(layer, neuron)
+            assert graph.status == ("never fires" if rule is never else "")
+            if rule is not never:
+                assert graph.maximum == pytest.approx(2.5, rel=0.01)
+                firing = [line for line in graph.lines() if line.probability >= 0.5]
+                assert all(line.value == pytest.approx(1, abs=0.1) for line in firing)
+
+
+def too_large(ids: Ids) -> Ids:
+    """Beyond float16 on a token after another, where it fires; large, but less than half of that, on the token elsewhere."""
+    return np.where(after(ids) > 0, np.float32(65530), np.where(ids == B, np.float32(1e4), np.float32(-100)))
+
+
+def far_too_large(ids: Ids) -> Ids:
+    """So large that no float16 reaches half of it; at special tokens, which never count, still larger."""
+    return np.where(ids == SPECIAL_TOKEN, np.float32(1e9), np.where(after(ids) > 0, np.float32(1e7), np.float32(-1e6)))
+
+
+def below_as_well(ids: Ids) -> Ids:
+    return np.where(ids == A, np.float32(-1e5), on_token(ids))
+
+
+def test_neurons_that_overflow_precision_half_fire_where_they_do_at_exact(windows: list[Any]) -> None:
+    rules = [too_large, far_too_large, below_as_well, on_token]
+    graphs = {
+        precision: build(plant_capture(somewhere(), windows, [rules], precision=precision, block_slots=4096))
+        for precision in ("exact", "half")
+    }
+    capture = graphs["half"].store.capture()
+    assert capture.overflow["mlp.post"].names == ["L0.N0", "L0.N1", "L0.N2"]
+    for neuron in range(len(rules)):
+        exact, half = (graphs[precision].graph(0, neuron) for precision in ("exact", "half"))
+        assert half.status == exact.status == ""
+        assert half.maximum == min(exact.maximum, 65504)
+        assert lines(graphs["half"], 0, neuron) == lines(graphs["exact"], 0, neuron)
+        for line in half.lines():
+            assert np.isfinite(line.value)
+            assert -2e5 / half.maximum <= line.value <= 1
+    contexts = read_contexts(capture)
+    events = find_events(capture, contexts, 0, [0])
+    values = np.clip(capture.activations(0, 0), -65504, 65504)
+    silent = (contexts.rank >= 0) & (values < 65504 / 2)
+    assert events.rest[0] == pytest.approx(values[silent].mean(dtype=np.float64) / 65504)
+    assert (events.values == 1).all()
+
+
+def test_graphs_predict_new_text(capture: Capture) -> None:
+    graphs = build(capture, name="predicting")
+    for ids in make_windows(40, seed=9):
+        for neuron, rule in enumerate(LINES):
+            expected = np.where(ids == SPECIAL_TOKEN, -1, rule(ids))
+            expected = (expected > 1) & np.isfinite(expected)
+            np.testing.assert_array_equal(graphs.graph(0, neuron).fires(ids), expected, rule.__name__)
+
+
+def test_events_are_where_activations_reach_the_share(capture: Capture) -> None:
+    contexts = read_contexts(capture)
+    neurons = [1, 7, 6]
+    found = find_events(capture, contexts, 0, neurons, share=0.75, threads=2)
+    table = capture.tokens()
+    is_text = np.array([m == "text" for m in table["modality"].to_pylist()])
+    for number, neuron in enumerate(neurons):
+        values = capture.activations(0, neuron)
+        fires = is_text & (values >= 0.75 * 2.5) if neuron != 7 else np.zeros(len(values), bool)
+        a, b = found.offsets[number : number + 2]
+        assert found.ranks[a:b].tolist() == sorted(contexts.rank[fires].tolist())
+        assert (found.values[a:b] == 1).all()
+        if neuron != 7:
+            assert found.rest[number] == pytest.approx(-0.125 / 2.5, rel=1e-3)
+
+
+def test_chunks_and_threads_do_not_change_a_byte(capture: Capture) -> None:
+    expected = build(capture, name="whole", options=BuildOptions(threads=1))
+    for number, memory in enumerate((1, 10**6)):
+        found = build(capture, name=f"chunked-{number}", options=BuildOptions(memory, threads=3))
+        assert contents(found) == contents(expected)
+
+
+def test_a_killed_build_ends_with_the_same_bytes(tmp_path: Path, windows: list[Any]) -> None:
+    path = tmp_path / "store"
+    capture = plant_capture(path, windows[:100], LAYERS)
+    expected = contents(build(capture, name="undisturbed"))
+    program = textwrap.dedent(
+        f"""
+        import os, signal
+        from actstore.engine.graphs.build import BuildOptions, build_graphs
+        from actstore.store.storage.folder import Folder
+        from actstore.store.reader import Store
+        def kill(done, n):
+            if done == 7:
+                os.kill(os.getpid(), signal.SIGKILL)
+        options = BuildOptions(memory=1, progress=kill)
+        build_graphs(Store({str(path)!r}).capture(), Folder({str(path)!r}, read_only=False), name="killed", options=options)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=os.environ, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    parts = path / "graphs" / "killed" / "parts"
+    assert len([*parts.glob("*.neurons.arrow")]) == 7
+    (parts / "6.nodes.arrow").write_bytes(b"half a file")
+    with pytest.raises(NotFoundError, match="no graphs 'killed'"):
+        Graphs(Store(path), "killed")
+    begun: list[int] = []
+    options = BuildOptions(memory=1, resume=True, progress=lambda done, n: begun.append(done))
+    assert contents(build(capture, name="killed", options=options)) == expected
+    assert begun[0] == 6  # the damaged part is built again, the others are not
+    assert not parts.exists()
+    begun.clear()
+    assert contents(build(capture, name="killed", options=options)) == expected
+    assert begun == [12]
+
+
+def test_windows_left_out_are_no_evidence(capture: Capture, windows: list[Any]) -> None:
+    with_b = [number for number, ids in enumerate(windows) if (ids == B).any()]
+    graphs = build(capture, name="left-out", neurons=[(0, 0)], leave_out=with_b[1:])
+    (line,) = graphs.graph(0, 0).lines()
+    assert line.count == line.fires == (windows[with_b[0]] == B).sum()
+    assert graphs.graph(0, 0).n_events == sum((ids == B).sum() for ids in windows)
+    assert graphs.record.settings["leave_out"] == with_b[1:]
+    with pytest.raises(InvalidInputError, match="windows 0 to 699, found 700 to leave out"):
+        build(capture, name="beyond", leave_out=[700])
+
+
+def test_only_some_neurons(capture: Capture) -> None:
+    graphs = build(capture, name="some", neurons=[(1, 2), (0, 3), (1, 2)])
+    assert [graph.name for graph in graphs] == ["L0.N3", "L1.N2"]
+    whole = build(capture, name="all")
+    for graph in graphs:
+        for found, expected in zip(graph.nodes, whole.graph(graph.layer, graph.neuron).nodes, strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"share": 0.0}, "--share is a share above 0"),
+        ({"threshold": 2.0}, "--threshold is a probability"),
+        ({"kappa": -1.0}, "--kappa must be above 0"),
+        ({"max_depth": 300}, "--max-depth must be from 0 to 255"),
+        ({"margin": float("nan")}, "margin must be 0 or more"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(asked: dict[str, float], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        GraphSettings(**asked)  # type: ignore[arg-type]
+
+
+def test_neurons_that_are_not_there_are_refused(capture: Capture) -> None:
+    with pytest.raises(NotFoundError, match="Layer 1 has neurons 0 to 2"):
+        build(capture, name="none", neurons=[(1, 3)])
+    with pytest.raises(NotFoundError, match=r"no site 'mlp\.gate'"):
+        build(capture, name="none", site="mlp.gate")
+
+
+def test_memory_bounds_the_neurons_of_a_chunk(capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def find(*args: Any, **asked: Any) -> Any:
+        sizes.append(len(args[3]))
+        return find_events(*args, **asked)
+
+    monkeypatch.setattr(module, "find_events", find)
+    n_positions = read_contexts(capture).n_positions
+    build(capture, name="bounded", options=BuildOptions(memory=4 * module.BYTES_PER_EVENT * n_positions))
+    assert sizes == [4, 4, 1, 3]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    app = typer.Typer()
+
+    @app.callback()
+    def main() -> None: ...
+
+    graph_build.register(app)
+    app([*arguments], standalone_mode=False)
+    return capsys.readouterr().out
+
+
+def test_the_command_says_what_it_built(tmp_path: Path, windows: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "store")
+    plant_capture(path, windows[:60], LAYERS)
+    said = json.loads(run(capsys, "build", path, "--json", "--quiet"))
+    graphs = Graphs(Store(path))
+    assert (said["neurons"], said["nodes"], said["never_fire"]) == (12, graphs.record.n_nodes, 2)
+    assert said["seconds"] > 0
+    assert "12 neurons, 2 of which never fire" in run(capsys, "build", path, "--name", "again", "--quiet")
+    with pytest.raises(InvalidInputError, match="already has graphs 'graphs'"):
+        run(capsys, "build", path)
+    (tmp_path / "out.txt").write_text("1\n2\n")
+    some = ["--name", "some", "--neurons", "L0.N4", "--layers", "1", "--leave-out", str(tmp_path / "out.txt")]
+    assert json.loads(run(capsys, "build", path, *some, "--gain", "-1", "--json"))["neurons"] == 4
+    record = Graphs(Store(path), "some").record
+    assert (record.settings["gain"], record.settings["leave_out"]) == (-1, [1, 2])
+    (tmp_path / "out.txt").write_text("one")
+    with pytest.raises(InvalidInputError, match="--leave-out names a file of window numbers"):
+        run(capsys, "build", path, "--name", "x", "--leave-out", str(tmp_path / "out.txt"))
+
+
+def test_no_model_library_is_loaded(tmp_path: Path, windows: list[Any]) -> None:
+    plant_capture(tmp_path / "store", windows[:20], [[on_token]])
+    program = textwrap.dedent(
+        f"""
+        import sys
+        from actstore.engine.graphs.build import build_graphs
+        from actstore.store.storage.folder import Folder
+        from actstore.store.reader import Store
+        path = {str(tmp_path / "store")!r}
+        build_graphs(Store(path).capture(), Folder(path, read_only=False))
+        assert Store(path).graph("L0.N0").fires([{B}]).all()
+        print(sorted({{"torch", "transformers", "tokenizers"}} & set(sys.modules)))
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def plant_beside(capture: Capture, other: Capture, name: str) -> Capture:
+    """`other`, of a store of its own, as a further capture of the store of `capture`."""
+    assert capture.folder.path is not None
+    assert other.folder.path is not None
+    target = capture.folder.path / "captures" / name
+    shutil.copytree(other.folder.path / "captures" / "corpus", target)
+    group = json.loads((target / "zarr.json").read_text())
+    record = group["attributes"]["actstore_capture"]
+    del record["checksum"]
+    record["name"] = name
+    (target / "zarr.json").write_text(json.dumps(group))
+    return Store(capture.folder.path).capture(name)
+
+
+def test_a_further_capture_is_evidence_like_the_first(tmp_path: Path) -> None:
+    windows = make_windows(60, n_tokens=9)
+    rules = [[on_token, after, unless, skipping]]
+    whole = plant_capture(tmp_path / "whole", windows, rules)
+    part = plant_capture(tmp_path / "part", windows[:25], rules)
+    more = plant_beside(part, plant_capture(tmp_path / "more", windows[25:], rules), "more")
+    assert whole.folder.path is not None
+    assert part.folder.path is not None
+    expected = build_graphs(whole, Folder(whole.folder.path, read_only=False))
+    found = build_graphs(part, Folder(part.folder.path, read_only=False), also=[more])
+    for column in ("parent", "token", "depth", "ends", "count", "fires", "probability"):
+        np.testing.assert_array_equal(found.nodes[column], expected.nodes[column], err_msg=column)
+    np.testing.assert_allclose(found.nodes["value"], expected.nodes["value"], rtol=1e-5, atol=1e-7)
+    assert found.record.settings["also"] == {"more": [more.record.plan.fingerprint, len(more.blocks)]}
+
+
+def test_a_capture_is_not_evidence_twice(tmp_path: Path) -> None:
+    capture = plant_capture(tmp_path / "store", make_windows(5), [[on_token]])
+    assert capture.folder.path is not None
+    with pytest.raises(InvalidInputError, match="Capture 'corpus' is evidence already"):
+        build_graphs(capture, Folder(capture.folder.path, read_only=False), also=[capture])

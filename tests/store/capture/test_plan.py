@@ -1,0 +1,231 @@
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zarr
+
+from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
+from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.layout import PADDING, SPECIAL
+from actstore.store.storage.folder import Folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path, read_only=False)
+
+
+def some(length, kept):
+    """A window's kept positions: all but some in the middle."""
+    return np.delete(np.arange(length, dtype=np.int32), slice(3, 3 + length - kept))
+
+
+def test_round_trip(folder, planned):
+    record, windows = planned(folder, lengths=(20, 30, 40, 9, 7), kept=lambda n: some(n, n - 2))
+    plan = Plan(folder, "corpus", record)
+    assert (record.n_blocks, record.n_windows, record.n_tokens) == (2, 5, 106 - 10)
+    assert plan.fingerprint() == record.fingerprint
+    done = 0
+    for block in range(record.n_blocks):
+        here = plan.block(block)
+        n = len(here.windows["window"])
+        mine = windows[done : done + n]
+        assert here.windows["window"].tolist() == list(range(done, done + n))
+        assert here.windows["document"].tolist() == [w.document for w in mine]
+        assert here.labels.tolist() == [list(w.labels) for w in mine]
+        np.testing.assert_array_equal(here.inputs, np.concatenate([w.ids for w in mine]))
+        np.testing.assert_array_equal(here.position, np.concatenate([w.kept for w in mine]))
+        np.testing.assert_array_equal(here.modality, np.concatenate([w.modality for w in mine]))
+        assert here.batches() == [slice(0, 1), slice(1, n)]
+        done += n
+    assert done == len(windows)
+
+
+def test_every_slot_is_a_token_or_padding(folder, planned):
+    record, windows = planned(folder, lengths=(20, 30, 40, 9, 7))
+    plan = Plan(folder, "corpus", record)
+    table = plan.table("windows").to_pylist()
+    ids, position, window = (plan.array(f"tokens/{name}") for name in ("ids", "position", "window"))
+    modality, inputs = plan.array("tokens/modality"), plan.array("inputs/ids")
+    assert len(ids) == record.n_blocks * record.block_slots
+    belongs = np.full(len(ids), -1)
+    for row, planned_window in zip(table, windows, strict=True):
+        slots = slice(row["slot_start"], row["slot_start"] + row["n_slots"])
+        assert (belongs[slots] == -1).all()
+        belongs[slots] = row["window"]
+        assert row["slot_start"] // record.block_slots == (slots.stop - 1) // record.block_slots == row["block"]
+        np.testing.assert_array_equal(ids[slots], planned_window.ids[planned_window.kept])
+        np.testing.assert_array_equal(position[slots], planned_window.kept)
+        read = inputs[row["input_start"] : row["input_start"] + row["n_inputs"]]
+        np.testing.assert_array_equal(read, planned_window.ids)
+    np.testing.assert_array_equal(belongs, window)
+    np.testing.assert_array_equal(belongs == -1, modality == PADDING)
+    np.testing.assert_array_equal(belongs == -1, ids == -1)
+    assert (modality[[row["slot_start"] for row in table]] == SPECIAL).all()
+
+
+def test_the_same_plan_has_the_same_fingerprint(tmp_path, planned):
+    first, second = (planned(Folder(tmp_path / name, read_only=False))[0] for name in "ab")
+    assert first == second
+
+
+def test_another_plan_has_another_fingerprint(tmp_path, planned):
+    whats = [{}, {"seed": 1}, {"lengths": (20, 30)}, {"special_first": False}, {"kept": lambda n: some(n, n - 1)}]
+    records = [planned(Folder(tmp_path / str(i), read_only=False), **what)[0] for i, what in enumerate(whats)]
+    assert len({record.fingerprint for record in records}) == len(whats)
+
+
+@pytest.mark.parametrize("array", ["inputs/ids", "tokens/ids", "tokens/position", "tokens/window", "tokens/modality"])
+def test_the_fingerprint_covers_every_array(folder, planned, array):
+    record, _ = planned(folder)
+    stored = zarr.open_array(store=folder.zarr, path=f"captures/corpus/{array}", mode="r+")
+    for at in (0, 5, stored.shape[0] - 1):
+        original = stored[at]
+        stored[at] = original + 1
+        assert Plan(folder, "corpus", record).fingerprint() != record.fingerprint, f"element {at}"
+        stored[at] = original
+    assert Plan(folder, "corpus", record).fingerprint() == record.fingerprint
+
+
+@pytest.mark.parametrize("array", ["inputs/ids", "tokens/ids", "tokens/position", "tokens/window", "tokens/modality"])
+def test_a_missing_chunk_reads_as_no_token(folder, planned, array):
+    """As zeros it would pass for so many times the first token of the vocabulary."""
+    record, _ = planned(folder)
+    folder.delete(f"captures/corpus/{array}/c/0")
+    assert set(Plan(folder, "corpus", record).array(array).tolist()) == {PADDING if "modality" in array else -1}
+    assert Plan(folder, "corpus", record).fingerprint() != record.fingerprint
+
+
+def rewrite(folder, table, change):
+    """Change a row of a table without changing its row groups."""
+    key = f"captures/corpus/{table}.parquet"
+    file = pq.ParquetFile(pa.BufferReader(folder.read(key)))
+    with folder.writer(key) as target, pq.ParquetWriter(target, file.schema_arrow) as writer:
+        for group in range(file.num_row_groups):
+            rows = file.read_row_group(group).to_pylist()
+            change(rows[0])
+            writer.write_table(pa.Table.from_pylist(rows, schema=file.schema_arrow))
+
+
+@pytest.mark.parametrize(
+    "column", ["window", "document", "block", "batch", "input_start", "n_inputs", "slot_start", "n_slots", "labels"]
+)
+def test_the_fingerprint_covers_the_windows_table(folder, planned, column):
+    record, _ = planned(folder)
+    rewrite(folder, "windows", lambda row: row.update({column: [1] if column == "labels" else row[column] + 1}))
+    assert Plan(folder, "corpus", record).fingerprint() != record.fingerprint
+
+
+@pytest.mark.parametrize("column", ["document", "source", "sha256", "n_tokens", "language"])
+def test_the_fingerprint_covers_the_documents_table(folder, planned, column):
+    record, _ = planned(folder)
+    rewrite(folder, "documents", lambda row: row.update({column: 7 if isinstance(row[column], int) else "7"}))
+    assert Plan(folder, "corpus", record).fingerprint() != record.fingerprint
+
+
+def test_the_fingerprint_covers_settings_and_labels(folder, planned):
+    record, _ = planned(folder)
+    changed = json.loads(json.dumps(record.to_json()))
+    changed["settings"]["block_slots"] = 128
+    assert Plan(folder, "corpus", type(record).from_json(changed, "")).fingerprint() != record.fingerprint
+    changed = json.loads(json.dumps(record.to_json()))
+    changed["labels"][0][1] = "de"
+    assert Plan(folder, "corpus", type(record).from_json(changed, "")).fingerprint() != record.fingerprint
+
+
+def test_a_block_is_a_row_group(folder, planned):
+    """So that a block's windows are read without the whole table."""
+    record, _ = planned(folder)
+    file = pq.ParquetFile(pa.BufferReader(folder.read("captures/corpus/windows.parquet")))
+    assert file.num_row_groups == record.n_blocks
+    for group in range(record.n_blocks):
+        assert set(file.read_row_group(group)["block"].to_pylist()) == {group}
+
+
+def test_more_documents_than_a_row_group(folder):
+    """Documents are written in groups of 4,096; windows may come long after."""
+    writer = PlanWriter(folder, "corpus", 64, {})
+    numbers = [writer.add_document({"source": f"d{i}", "sha256": "", "n_tokens": i}) for i in range(5000)]
+    ids = np.arange(3, dtype=np.int32)
+    writer.add_block([[PlannedWindow(4999, ids, ids, np.ones(3, np.uint8), ())]])
+    writer.close(())
+    assert numbers == list(range(5000))
+    documents = pq.read_table(pa.BufferReader(folder.read("captures/corpus/documents.parquet")))
+    assert documents["document"].to_pylist() == numbers
+    assert documents["source"][4999].as_py() == "d4999"
+
+
+def test_arrays_longer_than_their_chunk(folder, monkeypatch):
+    monkeypatch.setattr("actstore.store.capture.plan._CHUNK", 100)
+    rng = np.random.default_rng(0)
+    writer = PlanWriter(folder, "corpus", 64, {})
+    writer.add_document({"source": "", "sha256": "", "n_tokens": 0})
+    windows = [rng.integers(0, 99, 60).astype(np.int32) for _ in range(9)]
+    for ids in windows:
+        writer.add_block([[PlannedWindow(0, ids, np.arange(60, dtype=np.int32), np.ones(60, np.uint8), ())]])
+    writer.close(())
+    inputs = zarr.open_array(str(folder.path), path="captures/corpus/inputs/ids", mode="r")
+    np.testing.assert_array_equal(inputs[...], np.concatenate(windows))
+
+
+def test_an_abandoned_plan_leaves_no_table(folder):
+    writer = PlanWriter(folder, "corpus", 64, {})
+    writer.add_document({"source": "", "sha256": "", "n_tokens": 0})
+    writer.abandon()
+    assert not [key for key, _ in folder.sizes() if "parquet" in key]
+
+
+@pytest.mark.parametrize("table", ["windows", "documents"])
+def test_a_damaged_table_is_named(folder, planned, table):
+    record, _ = planned(folder)
+    key = f"captures/corpus/{table}.parquet"
+    whole = folder.read(key)
+    for data in (b"", b"PAR1", whole[:-9], whole[9:], whole[:4] + bytes(len(whole) - 12) + whole[-8:]):
+        folder.write(key, data)
+        with pytest.raises(FormatError, match=rf"captures/corpus/{table}\.parquet is damaged: "):
+            Plan(folder, "corpus", record).table(table)
+
+
+def test_a_table_of_other_columns_is_damaged(folder, planned):
+    record, _ = planned(folder)
+    with folder.writer("captures/corpus/windows.parquet") as file:
+        pq.write_table(pa.table({"window": [1]}), file)
+    with pytest.raises(FormatError, match=r"windows\.parquet is damaged"):
+        Plan(folder, "corpus", record).block(0)
+
+
+def test_what_is_missing_is_named(folder, planned):
+    record, _ = planned(folder)
+    folder.delete("captures/corpus/tokens/ids")
+    folder.delete("captures/corpus/windows.parquet")
+    with pytest.raises(NotFoundError, match="has no array captures/corpus/tokens/ids"):
+        Plan(folder, "corpus", record).array("tokens/ids")
+    with pytest.raises(NotFoundError, match=r"has no captures/corpus/windows\.parquet"):
+        Plan(folder, "corpus", record).block(0)
+
+
+@pytest.mark.parametrize("location", ["disk", "memory"])
+def test_one_plan_serves_many_threads(tmp_path, planned, location):
+    """pyarrow's ParquetFile does not: threads that shared one crashed the process, or found the table damaged."""
+    where = tmp_path if location == "disk" else f"memory://{tmp_path.name}"
+    record, _ = planned(Folder(where, read_only=False), lengths=(20, 30, 40, 9, 7) * 40)
+    plan = Plan(Folder(where), "corpus", record)
+    expected = plan.table("windows"), plan.table("documents")
+    plan = Plan(Folder(where), "corpus", record)
+    start = threading.Barrier(8)
+
+    def read(thread: int) -> bool:
+        start.wait()
+        same = True
+        for turn in range(40):
+            same &= plan.table("windows").equals(expected[0]) and plan.table("documents").equals(expected[1])
+            block = (thread + turn) % record.n_blocks
+            same &= plan.block(block).block == block
+        return same
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(8)))

@@ -1,0 +1,198 @@
+import errno
+import threading
+
+import numpy as np
+import pytest
+
+from actstore.store.capture.commits import committed_blocks, damaged_shards, read_commit
+from actstore.store.capture.writer import CaptureWriter, block_arrays, create_capture
+from actstore.store.errors import CaptureError, FormatError
+from actstore.store.layout import commit_key, gate_sign_key, shard_key, values_key
+from actstore.store.reader import Store, read_capture
+from actstore.store.storage.folder import Folder
+from actstore.store.verify import verify_capture
+
+
+@pytest.fixture
+def folder(somewhere, record):
+    folder = Folder(somewhere, read_only=False)
+    create_capture(folder, record)
+    return folder
+
+
+def arrays_of(record, number):
+    return {spec.key: np.full((spec.rows, spec.columns), number, spec.dtype) for spec in block_arrays(record)}
+
+
+def fill(folder, record, n_blocks, on_commit=lambda block: None):
+    with CaptureWriter(folder, record, n_threads=2, overlap=True) as writer:
+        writer.on_commit = on_commit
+        for block in range(n_blocks):
+            writer.submit(block, arrays_of(record, block), lambda: b"statistics", began=0.0)
+
+
+def test_creating_makes_no_block(folder, record):
+    assert read_capture(folder, "corpus") == record
+    assert committed_blocks(folder, "corpus") == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "names"),
+    [
+        ("exact", {"values", "gate_sign"}),
+        ("half", {"values", "gate_sign"}),
+        ("int8", {"values", "gate_sign", "scale"}),
+        ("sparse", {"values", "gate_sign", "threshold", "dropped"}),
+        ("none", {"gate_sign"}),
+    ],
+)
+def test_a_precision_has_its_arrays(record, precision, names):
+    changed = type(record).from_json(record.to_json() | {"precision": precision}, "")
+    assert {spec.key.split("/")[2] for spec in block_arrays(changed)} == names
+
+
+def test_a_block_appears_with_its_commit_record_and_not_before(folder, record):
+    seen = []
+    with CaptureWriter(folder, record, n_threads=2, overlap=True) as writer:
+        writer.on_commit = lambda block: seen.append((block, committed_blocks(folder, "corpus")))
+        for block in range(3):
+            writer.submit(block, arrays_of(record, block), lambda: b"statistics", began=0.0)
+            # The latest stays in flight while the next is filled; the ones before are there.
+            assert committed_blocks(folder, "corpus") == list(range(block))
+    assert seen == [(0, [0]), (1, [0, 1]), (2, [0, 1, 2])]
+    assert all(list(damaged_shards(folder, "corpus", block)) == [] for block in range(3))
+
+
+def test_the_commit_record_lists_every_shard(folder, record):
+    with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
+        writer.submit(2, arrays_of(record, 1), lambda: b"statistics", began=0.0)
+    commit = read_commit(folder, "corpus", 2)
+    expected = {shard_key(spec.key, 2) for spec in block_arrays(record)}
+    expected.add("captures/corpus/blocks/2.statistics.safetensors.zst")
+    assert {f"captures/corpus/{key}" for key in commit.shards} == expected
+    for key, (nbytes, _) in commit.shards.items():
+        assert len(folder.read(f"captures/corpus/{key}")) == nbytes
+
+
+def test_buffers_alternate(folder, record):
+    """What one block's encoders still read must not be what the next block is collected in."""
+    key = values_key("corpus", "mlp.post", 0)
+    with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
+        first = writer.buffer(key, (5, 64), np.dtype("float32"))
+        assert writer.buffer(key, (5, 64), np.dtype("float32")) is first
+        writer.submit(0, arrays_of(record, 0), lambda: b"", began=0.0)
+        second = writer.buffer(key, (5, 64), np.dtype("float32"))
+        assert not np.shares_memory(first, second)
+        writer.submit(1, arrays_of(record, 0), lambda: b"", began=0.0)
+        assert writer.buffer(key, (5, 64), np.dtype("float32")) is first
+
+
+def test_at_most_two_blocks_are_in_memory(folder, record, monkeypatch):
+    """Who is faster waits: submitting a block returns only when the one before it is on disk."""
+    may_write, submitted = threading.Event(), []
+    write = Folder.write
+
+    def slow_write(self, key, data):
+        if "/c/0/" in key:
+            may_write.wait()
+        write(self, key, data)
+
+    monkeypatch.setattr(Folder, "write", slow_write)
+
+    def submit_three(writer):
+        for block in range(3):
+            writer.submit(block, arrays_of(record, block), lambda: b"", began=0.0)
+            submitted.append(block)
+
+    with CaptureWriter(folder, record, n_threads=2, overlap=True) as writer:
+        filler = threading.Thread(target=submit_three, args=(writer,))
+        filler.start()
+        filler.join(0.3)
+        assert submitted == [0]
+        may_write.set()
+        filler.join()
+    assert committed_blocks(folder, "corpus") == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "full_for", ["values/mlp.post/1/c/0/2", "blocks/2.statistics.safetensors.zst", "blocks/2.json"]
+)
+def test_a_full_disk_keeps_what_was_committed(folder, record, monkeypatch, full_for):
+    write = Folder.write
+
+    def full(self, key, data):
+        if key.endswith(full_for):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, key, data)
+
+    monkeypatch.setattr(Folder, "write", full)
+    with pytest.raises(CaptureError) as caught:
+        fill(folder, record, 4)
+    assert str(caught.value) == (
+        f"The disk of {folder} is full: block 2 of capture 'corpus' could not be written. Everything committed before it "
+        "stays readable; make room and run again with --resume."
+    )
+    assert committed_blocks(folder, "corpus") == [0, 1]
+    assert list(damaged_shards(folder, "corpus", 1)) == []
+
+
+def test_a_disk_that_is_full_for_what_follows_a_commit(folder, record):
+    """The statistics are checkpointed now and then once a block is committed."""
+
+    def checkpoint(block):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(CaptureError, match="is full"):
+        fill(folder, record, 2, on_commit=checkpoint)
+    assert committed_blocks(folder, "corpus") == [0]
+
+
+def test_an_interruption_commits_nothing_half_done(folder, record):
+    def interrupt(block):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(folder, record, 3, on_commit=interrupt)
+    assert committed_blocks(folder, "corpus") == [0]
+
+
+def test_filling_a_block_again_changes_no_byte(somewhere, planting):
+    planting(f"{somewhere}/a")
+    planting(f"{somewhere}/b", blocks=(2, 0, 1))
+    planting(f"{somewhere}/b", blocks=(1, 2, 0))
+    once, again = Folder(f"{somewhere}/a"), Folder(f"{somewhere}/b")
+    shards = [key for key, _ in once.sizes("captures") if "/c/0/" in key]
+    assert len(shards) > 12
+    for key in shards:
+        assert once.read(key) == again.read(key), key
+
+
+def test_damage_of_a_block_is_told(folder, record):
+    with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
+        for block in range(3):
+            writer.submit(block, arrays_of(record, 3), lambda: b"statistics", began=0.0)
+    folder.delete(shard_key(gate_sign_key("corpus", 1), 0))
+    folder.write("captures/corpus/blocks/1.statistics.safetensors.zst", b"statistigs")
+    key = shard_key(values_key("corpus", "mlp.post", 0), 2)
+    folder.write(key, folder.read(key)[:-1])
+    damage = [list(damaged_shards(folder, "corpus", block)) for block in range(3)]
+    assert damage[0] == [("gate_sign/1/c/0/0", "missing")]
+    assert damage[1][0][0] == "blocks/1.statistics.safetensors.zst"
+    assert damage[1][0][1].startswith("checksum ")
+    assert damage[2] == [
+        ("values/mlp.post/0/c/0/2", f"{len(folder.read(key))} bytes, expected {len(folder.read(key)) + 1}")
+    ]
+
+
+def test_a_commit_record_of_another_block_is_damage(folder, record):
+    with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
+        writer.submit(0, arrays_of(record, 3), lambda: b"statistics", began=0.0)
+    folder.write(commit_key("corpus", 1), folder.read(commit_key("corpus", 0)))
+    with pytest.raises(FormatError, match=r"blocks/1\.json is damaged: its checksum does not match"):
+        read_commit(folder, "corpus", 1)
+
+
+@pytest.mark.parametrize("precision", ["exact", "half", "int8", "sparse", "none"])
+def test_every_precision_is_whole(somewhere, planting, precision):
+    planting(somewhere, precision=precision)
+    assert verify_capture(Store(somewhere).capture()) == []

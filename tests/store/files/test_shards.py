@@ -1,0 +1,194 @@
+import struct
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from actstore.store.errors import FormatError
+from actstore.store.files.arrays import BlockArray, create_block_array
+from actstore.store.files.shards import Shard, checksum, encode_shard
+from actstore.store.layout import FAST, SMALL, shard_grid, shard_key
+from actstore.store.storage.folder import Folder
+from actstore.store.storage.pieces import MemorySource
+
+DTYPES = ["float32", "float16", "uint16", "int8"]
+FILLS = {"float32": np.nan, "float16": np.nan, "uint16": 0x7FC0, "int8": -128}
+
+
+def make_values(rows, columns, dtype, kind, seed=0):
+    rng = np.random.default_rng(seed)
+    if kind == "constant":
+        return np.full((rows, columns), 3, dtype)
+    if kind == "incompressible":
+        raw = rng.integers(0, 256, (rows, columns * np.dtype(dtype).itemsize), dtype=np.uint8)
+        return raw.view(dtype)
+    values = (rng.standard_normal((rows, columns)) * 20).astype(dtype)
+    if kind == "holes" and np.dtype(dtype).kind == "f":
+        values[:, ::3] = np.nan
+        values[0] = np.inf
+    return values
+
+
+KINDS = ["random", "constant", "holes", "incompressible"]
+shapes = st.tuples(st.integers(1, 200), st.integers(1, 12).map(lambda n: 64 * n))
+# 40,000 columns and their neighbours take several chunks a row, 16,448 = 64 · 257 divides badly.
+wide = st.tuples(st.integers(1, 40), st.sampled_from([16_384, 16_448, 32_768, 40_000, 39_936]))
+
+
+compressions = st.sampled_from([FAST, SMALL])
+
+
+@given(st.one_of(shapes, wide), st.sampled_from(DTYPES), st.sampled_from(KINDS), st.integers(0, 9), compressions)
+@settings(max_examples=100)
+def test_every_row_comes_back(shape, dtype, kind, seed, compression):
+    values = make_values(*shape, dtype, kind, seed)
+    grid = shard_grid(*shape)
+    data = encode_shard(values, grid, compression)
+    shard = Shard(MemorySource(data), grid, values.dtype, "shard")
+    rows = shard.rows()
+    assert rows.dtype == values.dtype
+    assert rows.tobytes() == values.tobytes()
+    for row in {0, shape[0] // 2, shape[0] - 1}:
+        assert shard.row(row).tobytes() == values[row].tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("compression", [FAST, SMALL], ids=["fast", "small"])
+@pytest.mark.parametrize("shape", [(1, 64), (33, 192), (40, 16_448), (3, 40_000), (200, 64)])
+def test_single_rows_are_rows_of_the_whole(shape, compression, kind, dtype):
+    values = make_values(*shape, dtype, kind)
+    data = MemorySource(encode_shard(values, shard_grid(*shape), compression))
+    shard = Shard(data, shard_grid(*shape), values.dtype, "shard")
+    assert np.stack([shard.row(row) for row in range(shape[0])]).tobytes() == values.tobytes()
+
+
+@given(
+    rows=st.integers(1, 70),
+    columns=st.sampled_from([64, 320, 16_448, 40_000]),
+    dtype=st.sampled_from(DTYPES),
+    kind=st.sampled_from(KINDS),
+    compression=compressions,
+)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_plain_zarr_reads_the_same(tmp_path, rows, columns, dtype, kind, compression):
+    folder = Folder(tmp_path, read_only=False)
+    values = make_values(rows, columns * 3, dtype, kind)
+    create_block_array(
+        folder,
+        "a/values",
+        rows=rows,
+        block_columns=columns,
+        n_blocks=3,
+        dtype=values.dtype,
+        fill_value=FILLS[dtype],
+        dimensions=("neuron", "token"),
+        attributes={"value_dtype": dtype},
+        compression=compression,
+    )
+    for block in (0, 2):
+        part = values[:, block * columns : (block + 1) * columns]
+        folder.write(shard_key("a/values", block), encode_shard(part, shard_grid(rows, columns), compression))
+    folder.delete(shard_key("a/values", 1))
+    array = zarr.open_array(str(tmp_path), path="a/values", mode="r")
+    assert array.metadata.dimension_names == ("neuron", "token")
+    expected = values.copy()
+    expected[:, columns : 2 * columns] = FILLS[dtype]  # a block that is not there never reads as zeros
+    np.testing.assert_array_equal(array[...], expected)
+    np.testing.assert_array_equal(BlockArray(folder, "a/values").shard(2).rows(), values[:, 2 * columns :])
+
+
+def read_everything(data, grid, dtype):
+    shard = Shard(MemorySource(data), grid, dtype, "the shard")
+    for row in range(0, grid.rows, 7):
+        shard.row(row)
+    return shard.rows()
+
+
+@given(
+    shape=st.sampled_from([(1, 64), (33, 128), (40, 16_448)]),
+    dtype=st.sampled_from(DTYPES),
+    kind=st.sampled_from(KINDS),
+    where=st.floats(0, 1, exclude_max=True),
+    in_header=st.booleans(),
+    flip=st.integers(1, 255),
+    compression=compressions,
+)
+@settings(max_examples=250)
+def test_a_flipped_byte_is_an_error_or_found_by_the_checksum(shape, dtype, kind, where, in_header, flip, compression):
+    values, grid = make_values(*shape, dtype, kind), shard_grid(*shape)
+    data = encode_shard(values, grid, compression)
+    # Half of the flips go where a decoder is led astray: the header of a chunk and its table of blocks.
+    at = int(where * min(len(data), 80)) if in_header else int(where * len(data))
+    damaged = bytearray(data)
+    damaged[at] ^= flip
+    assert checksum(bytes(damaged)) != checksum(data)
+    try:
+        read_everything(bytes(damaged), grid, values.dtype)
+    except FormatError as error:
+        assert str(error).startswith("the shard is damaged: ")  # noqa: PT017 - reading on is as good
+        assert "actstore verify" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("compression", [FAST, SMALL], ids=["fast", "small"])
+@pytest.mark.parametrize("kind", ["random", "incompressible"])
+def test_every_byte_of_a_chunk_header_may_be_anything(kind, compression):
+    values, grid = make_values(33, 192, "float16", kind), shard_grid(33, 192)
+    data = encode_shard(values, grid, compression)
+    for at in range(24):
+        for value in range(0, 256, 3):
+            damaged = bytearray(data)
+            damaged[at] = value
+            try:
+                assert read_everything(bytes(damaged), grid, values.dtype).shape == (33, 192)
+            except FormatError:
+                continue
+
+
+@pytest.mark.parametrize("offset", [-(2**31), -5, 0, 15, "end", 2**31 - 1])
+def test_a_block_outside_its_chunk_is_an_error(offset):
+    """One row is decoded alone, from where the chunk's table says that it lies: never from anywhere else in memory."""
+    values, grid = make_values(32, 1024, "float32", "random").round(), shard_grid(32, 1024)
+    data = bytearray(encode_shard(values, grid, SMALL))
+    nbytes, blocksize, cbytes = struct.unpack_from("<III", data, 4)
+    assert (nbytes, blocksize) == (32 * 4096, 4096), "a row of the chunk should be a block of its own"
+    struct.pack_into("<i", data, 16 + 4 * 2, cbytes if offset == "end" else offset)
+    shard = Shard(MemorySource(bytes(data)), grid, values.dtype, "the shard")
+    np.testing.assert_array_equal(shard.row(3), values[3])
+    with pytest.raises(FormatError, match="a chunk's blocks lie outside it"):
+        shard.row(2)
+
+
+@given(st.floats(0, 1, exclude_max=True), st.sampled_from(KINDS))
+@settings(max_examples=60)
+def test_a_truncated_shard_is_an_error(share, kind):
+    values, grid = make_values(33, 192, "float16", kind), shard_grid(33, 192)
+    data = encode_shard(values, grid)
+    with pytest.raises(FormatError, match="the shard is damaged"):
+        Shard(MemorySource(data[: int(share * len(data))]), grid, values.dtype, "the shard")
+
+
+def test_a_shard_with_bytes_too_many_is_an_error():
+    values, grid = make_values(5, 64, "int8", "random"), shard_grid(5, 64)
+    data = encode_shard(values, grid)
+    with pytest.raises(FormatError, match="chunks do not fill it"):
+        Shard(MemorySource(b"\0" + data), grid, values.dtype, "the shard")
+
+
+def test_a_shard_of_another_shape_is_an_error():
+    values = make_values(33, 192, "float32", "random")
+    data = encode_shard(values, shard_grid(33, 192))
+    for grid in (shard_grid(33, 256), shard_grid(65, 192), shard_grid(17, 192)):
+        with pytest.raises(FormatError):
+            Shard(MemorySource(data), grid, values.dtype, "the shard").rows()
+
+
+@given(st.integers(1, 5000), st.integers(1, 3000))
+@settings(max_examples=300)
+def test_grids_cover_their_shard(rows, parts):
+    grid = shard_grid(rows, 64 * parts)
+    assert grid.columns % grid.chunk_columns == 0
+    assert grid.chunk_columns <= 16_384
+    assert 0 <= grid.padded_rows - rows < grid.chunk_rows <= 32

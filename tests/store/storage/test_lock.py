@@ -1,0 +1,100 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from actstore.store.errors import ReadOnlyError
+from actstore.store.storage.folder import Folder
+from actstore.store.storage.lock import own, own_graphs
+
+HOLD = """
+import sys
+from actstore.store.storage.folder import Folder
+from actstore.store.storage.lock import own, own_graphs
+folder = Folder(sys.argv[1], read_only=False)
+with own(folder, "corpus"), own_graphs(folder, "graphs"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that owns the capture `corpus` and the graphs `graphs` until its input ends."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path, read_only=False)
+
+
+def test_a_second_writer_is_told_who_the_first_is(holder, folder):
+    with pytest.raises(ReadOnlyError) as caught, own(folder, "corpus"):
+        pass
+    assert str(caught.value) == (
+        f"Capture 'corpus' of {folder} is being written by process {holder.pid} on {os.uname().nodename}. "
+        "Wait for it, or name another capture."
+    )
+
+
+def test_another_capture_is_free(holder, folder):
+    with own(folder, "another"):
+        pass
+
+
+def test_a_killed_owner_owns_nothing(holder, folder):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with own(folder, "corpus"):
+        pass
+
+
+def test_an_owner_that_is_done_owns_nothing(holder, folder):
+    holder.communicate("")
+    with own(folder, "corpus"):
+        pass
+
+
+def test_one_process_is_no_exception(folder):
+    with own(folder, "corpus"):
+        with pytest.raises(ReadOnlyError, match=f"process {os.getpid()} "), own(folder, "corpus"):
+            pass
+        # The refused attempt must not have let go of the lock.
+        with pytest.raises(ReadOnlyError), own(folder, "corpus"):
+            pass
+
+
+def test_an_exception_lets_go(folder):
+    with pytest.raises(ZeroDivisionError), own(folder, "corpus"):
+        1 / 0  # noqa: B018
+    with own(folder, "corpus"):
+        pass
+
+
+def test_an_object_store_has_no_lock():
+    folder = Folder("memory://lock/store", read_only=False)
+    with own(folder, "corpus"), own(folder, "corpus"):
+        assert list(folder.sizes()) == []
+
+
+def test_graphs_are_owned_in_the_same_words(holder, folder):
+    with pytest.raises(ReadOnlyError) as caught, own_graphs(folder, "graphs"):
+        pass
+    assert str(caught.value) == (
+        f"Graphs 'graphs' of {folder} are being written by process {holder.pid} on {os.uname().nodename}. "
+        "Wait for it, or name other graphs."
+    )
+    with own_graphs(folder, "others"), own(folder, "graphs"):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with own_graphs(folder, "graphs"):
+        pass
