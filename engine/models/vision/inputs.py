@@ -1,7 +1,7 @@
 """Images and prompts in: the model's own processor, what it makes of an image and a prompt, and where the patches lie.
 
 The one place that loads a transformers processor. Knows the families' plain prompts and how windows are put together; which
-patch a position holds is known to `actstore.engine.models.vision.layouts`. Knows nothing about corpora, plans or running models.
+patch a position holds is read from `models.vision.layouts`. Knows nothing about corpora, plans or running models.
 """
 
 from __future__ import annotations
