@@ -24,18 +24,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from actstore.store import errors
-from actstore.store import views as _views
+from actstore.store import hooks as _hooks
 from actstore.store.neuron import Neuron
 from actstore.store.reader import Capture, Store
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    import pyarrow as pa
 
     from actstore.engine.attribution.attribute import attribute
     from actstore.engine.capture.api import RunOptions, capture
     from actstore.engine.capture.estimate import CaptureEstimate, estimate
     from actstore.store.graphs.graph import NeuronGraph
-    from actstore.store.views import GraphViews, NotebookViews
+    from actstore.store.hooks import GraphViews, Shown
 
 __all__ = [
     "Capture",
@@ -71,20 +74,34 @@ def open(location: str | Path) -> Store:
 
 
 def _open_graph_views() -> GraphViews:
-    from actstore.display.graphs import views as engine_views
+    from actstore.display.graphs import views
 
-    return engine_views
+    return views
 
 
-def _open_notebook_views() -> NotebookViews:
+def _rank_contributions(store: Store, target: str | int | Sequence[str | int] | None, k: int, **asked: Any) -> pa.Table:
+    from actstore.engine.contributions.rank import answer_question
+
+    return answer_question(store, target, k, **asked)
+
+
+def _notebook_html(subject: object) -> str:
     from actstore.display import notebook
 
-    return notebook
+    return notebook.html(subject)
 
 
-# The store may import neither the engine, which draws and compares the graphs that it holds, nor what is shown of it.
-_views.open_graph_views = _open_graph_views
-_views.open_notebook_views = _open_notebook_views
+def _show_neuron(neuron: Neuron, k: int, capture: str | None, site: str, context: int) -> Shown:
+    from actstore.display import notebook
+
+    return notebook.show_neuron(neuron, k, capture, site, context)
+
+
+# The store may import neither the engine, which computes and compares, nor what is shown of it.
+_hooks.open_graph_views = _open_graph_views
+_hooks.rank_contributions = _rank_contributions
+_hooks.notebook_html = _notebook_html
+_hooks.show_neuron = _show_neuron
 
 
 def __getattr__(name: str) -> Any:

@@ -24,9 +24,10 @@ from actstore.engine.graphs.probes.sampling import one_core_each
 from actstore.engine.models.load import load_model
 from actstore.engine.models.vision.inputs import VisionProcessor
 from actstore.engine.multimodal.captions import special_tokens, spell
-from actstore.engine.multimodal.find import FindSettings, find_multimodal
+from actstore.engine.multimodal.find import find_multimodal
 from actstore.engine.multimodal.nouns import noun_finder
 from actstore.engine.multimodal.replay import Replay
+from actstore.engine.multimodal.result import FindSettings
 from actstore.store.reader import Store
 from benchmarks.registry import Candidate, Row
 

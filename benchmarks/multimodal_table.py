@@ -31,17 +31,18 @@ from actstore.engine.capture.api import capture  # noqa: E402
 from actstore.engine.models.load import load_model  # noqa: E402
 from actstore.engine.models.vision.inputs import VisionProcessor  # noqa: E402
 from actstore.engine.multimodal.causal import CausalSettings, causal_effect, choose_nouns  # noqa: E402
-from actstore.engine.multimodal.find import FindSettings, draw_alike, find_multimodal  # noqa: E402
+from actstore.engine.multimodal.find import draw_alike, find_multimodal  # noqa: E402
 from actstore.engine.multimodal.gradients import rank_by_gradient  # noqa: E402
 from actstore.engine.multimodal.patch_maps import NeuronSet, map_neurons  # noqa: E402
 from actstore.engine.multimodal.properties import measure  # noqa: E402
 from actstore.engine.multimodal.replay import Replay  # noqa: E402
+from actstore.engine.multimodal.result import FindSettings  # noqa: E402
 from actstore.engine.multimodal.shuffle import shuffle_images  # noqa: E402
 from benchmarks.marked import rewrite, spread, table  # noqa: E402
 
 if TYPE_CHECKING:
     from actstore.engine.models.load import LoadedModel
-    from actstore.engine.multimodal.find import Multimodal
+    from actstore.engine.multimodal.result import Multimodal
     from actstore.store.reader import Capture
 
 MODEL: Final = HERE.parent / "demo" / "shapes-llava"

@@ -13,7 +13,7 @@ from rich.text import Text
 from actstore.commands.options import CaptureName, Json, K, PaperForm, Quiet, StorePath, as_rows
 from actstore.display import terminal
 from actstore.display.reports import print_json, token_list
-from actstore.store.capture.overflow import overflow_sentences
+from actstore.store.capture.saturation import overflow_sentences
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
@@ -93,7 +93,7 @@ def contributions(
 
 
 def _fill(store: str, quiet: bool) -> None:
-    from actstore.engine.contributions.top_tokens import fill_top_tokens
+    from actstore.store.model.top_tokens import fill_top_tokens
     from actstore.store.storage.folder import Folder
 
     with terminal.counting_bar("layers", enabled=not quiet) as advance:
@@ -147,7 +147,7 @@ def _by_target(answer: Answer) -> list[tuple[Target | None, dict[str | None, Ran
 
 def _print(store: Store, answer: Answer, asked: Asked) -> None:
     from actstore.engine.contributions.next_tokens import activations_at
-    from actstore.engine.contributions.top_tokens import texts_of
+    from actstore.store.model.top_tokens import texts_of
 
     for number, (target, labels) in enumerate(_by_target(answer)):
         for label, found in labels.items():

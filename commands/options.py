@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from actstore.display import terminal
 from actstore.store.errors import InvalidInputError
-from actstore.store.neuron import parse_neuron
+from actstore.store.neurons import parse_neuron
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

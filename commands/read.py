@@ -26,7 +26,7 @@ from actstore.commands.options import (
 from actstore.display import terminal
 from actstore.display.reports import print_json, print_neuron, print_rows
 from actstore.display.wide_tables import fitted_table
-from actstore.store.capture.overflow import overflow_sentences
+from actstore.store.capture.saturation import overflow_sentences
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
@@ -58,8 +58,8 @@ def top(
     Example: `actstore top gpt2.actstore L3.N17 -k 5`
     """
     with terminal.spinner("reading exemplars", enabled=not quiet):
-        held = Store(store).capture(capture)
-        chosen = held.store.neuron(neuron)
+        opened = Store(store)
+        held, chosen = opened.capture(capture), opened.neuron(neuron)
         exemplars = chosen.exemplars(k, capture, site, around).to_pylist()
         statistics, histogram = chosen.statistics(capture, site), chosen.histogram(capture, site)
     if as_json:
@@ -90,9 +90,10 @@ def stats(
 
     Example: `actstore stats gpt2.actstore --sort std -k 10`
     """
-    held = Store(store).capture(capture)
+    opened = Store(store)
+    held = opened.capture(capture)
     with terminal.spinner("adding up statistics", enabled=not quiet):
-        rows = _ranked(held, site, parse_layers(layers), by, sort, k)
+        rows = _ranked(opened, held, site, parse_layers(layers), by, sort, k)
     if as_json:
         print_json({"capture": held.record.name, "neurons": rows.to_pylist()})
         return
@@ -108,7 +109,7 @@ def stats(
 
 
 def _ranked(
-    held: Capture, site: str | None, layers: tuple[int, ...] | None, by: str | None, sort: str, k: int
+    store: Store, held: Capture, site: str | None, layers: tuple[int, ...] | None, by: str | None, sort: str, k: int
 ) -> pa.Table:
     """The k neurons with the largest values in a column of the table of neurons, and what `stats` shows of each."""
     known = held.neurons().column_names
@@ -133,7 +134,7 @@ def _ranked(
         f"SELECT {', '.join(selected)} FROM neurons WHERE {of_site} AND {of_layers} "
         f'ORDER BY "{sort}" DESC NULLS LAST, layer, neuron LIMIT {k}'
     )
-    return held.store.sql(query, held.record.name).rename_columns(columns)
+    return store.sql(query, held.record.name).rename_columns(columns)
 
 
 def _values(held: Capture, label: str) -> list[str]:
@@ -195,7 +196,8 @@ def export(
     from actstore.store.export import export_activations
     from actstore.store.token_tables import companion_of
 
-    held = Store(store).capture(capture)
+    opened = Store(store)
+    held = opened.capture(capture)
     chosen = chosen_neurons(held, site, neurons, layers) or []
     done = 0
     with terminal.counting_bar("blocks", enabled=not quiet) as advance:

@@ -7,6 +7,7 @@ it holds. Knows nothing about how anything is read.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import singledispatch
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,10 @@ from rich.text import Text
 
 from actstore.display import terminal
 from actstore.display.reports import exemplar_line, neuron_summary, state_of, summarise_capture
+from actstore.store.capture.reader import Capture
 from actstore.store.errors import ActstoreError
+from actstore.store.neuron import Neuron
+from actstore.store.reader import Store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +27,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from actstore.store.neuron import Neuron
-    from actstore.store.reader import Capture, Store
 
 RED, BLUE = "220,50,47", "38,90,220"
 
@@ -35,7 +37,14 @@ class Html(str):
     __slots__ = ()
 
 
-def store_html(store: Store) -> str:
+@singledispatch
+def html(subject: object) -> str:
+    """What a notebook shows of a store, a capture or a neuron."""
+    raise TypeError(f"a notebook shows stores, captures and neurons, found {type(subject).__name__}")
+
+
+@html.register
+def _store_html(store: Store) -> str:
     """A store: its model, a row a capture."""
     captures = [summarise_capture(store.capture(name)) for name in store.captures]
     rows = [
@@ -49,7 +58,8 @@ def store_html(store: Store) -> str:
     return _box(store.folder.location, about, _table(columns, rows))
 
 
-def capture_html(capture: Capture) -> str:
+@html.register
+def _capture_html(capture: Capture) -> str:
     """A capture: what of a corpus is in it, and how it is kept."""
     held = summarise_capture(capture)
     said = ("corpus", "tokens", "documents", "windows", "sites", "precision", "labels")
@@ -108,7 +118,8 @@ def show_neuron(neuron: Neuron, k: int, capture: str | None, site: str, context:
     )
 
 
-def neuron_html(neuron: Neuron) -> str:
+@html.register
+def _neuron_html(neuron: Neuron) -> str:
     """A neuron at the end of a cell; where its store cannot say which capture is meant, or has none, that is said."""
     try:
         return show_neuron(neuron, 5, None, "mlp.post", 12).html()

@@ -5,7 +5,6 @@ Knows nothing about how values are stored; asks the capture.
 
 from __future__ import annotations
 
-import re
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +12,19 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES
-from actstore.store import views
+from actstore.store import hooks
 from actstore.store.arguments import argument
 from actstore.store.capture.patches import patch_texts
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SPECIAL
+from actstore.store.neurons import neuron_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from actstore.store.reader import Capture, Store
-    from actstore.store.views import Shown
+    from actstore.store.capture.captures import Captures
+    from actstore.store.capture.reader import Capture
+    from actstore.store.hooks import Shown
 
 EXEMPLARS = pa.schema(
     [
@@ -50,30 +51,22 @@ EXEMPLARS = pa.schema(
 )
 
 
-def parse_neuron(name: str) -> tuple[int, int]:
-    """Layer and index of a name such as `L3.N17`; `InvalidInputError` for anything else."""
-    match = re.fullmatch(r"L(\d+)\.N(\d+)", name.strip(), re.IGNORECASE)
-    if match is None:
-        raise InvalidInputError(f"A neuron is named by layer and index, such as L3.N17, found {name!r}.")
-    return int(match[1]), int(match[2])
-
-
 class Neuron:
     """Neuron `index` of `layer`, in every capture of a store."""
 
-    def __init__(self, store: Store, layer: int, index: int) -> None:
+    def __init__(self, store: Captures, layer: int, index: int) -> None:
         self.store, self.layer, self.index = store, layer, index
 
     @property
     def name(self) -> str:
         """`L3.N17`."""
-        return f"L{self.layer}.N{self.index}"
+        return neuron_name(self.layer, self.index)
 
     def __repr__(self) -> str:
         return f"Neuron({self.name} of {self.store.model.name}, {self.store.model.layers[self.layer].module})"
 
     def _repr_html_(self) -> str:
-        return views.open_notebook_views().neuron_html(self)
+        return hooks.notebook_html(self)
 
     def show(self, k: int = 10, capture: str | None = None, site: str = "mlp.post", context: int = 16) -> Shown:
         """What there is to see of the neuron: statistics, histogram, the k best exemplars highlighted by activation.
@@ -82,7 +75,7 @@ class Neuron:
 
         >>> store.neuron("L3.N17").show(k=20)
         """
-        return views.open_notebook_views().show_neuron(self, k, capture, site, context)
+        return hooks.show_neuron(self, k, capture, site, context)
 
     def activations(self, capture: str | None = None, site: str = "mlp.post") -> NDArray[np.float32]:
         """The neuron over every committed token of a capture, in the order of `capture.tokens()`."""

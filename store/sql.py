@@ -24,7 +24,9 @@ from actstore.store.layout import DEFAULT_CAPTURE, VOCABULARY_KEY, table_key
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from actstore.store.reader import Capture, Store
+    from actstore.store.capture.captures import Captures
+    from actstore.store.capture.reader import Capture
+    from actstore.store.model.root import Root
 
 
 ASKING: Final = {"SELECT", "EXPLAIN", "MULTI"}
@@ -33,7 +35,7 @@ GRAPH_TABLES: Final = ("graph_nodes", "graph_lines")
 RESERVED_SCHEMAS: Final = ("main", "temp", "system", "pg_catalog", "information_schema")
 
 
-def run_sql(store: Store, query: str, capture: str | None) -> pa.Table:
+def run_sql(store: Captures, query: str, capture: str | None) -> pa.Table:
     """The result of one query; `InvalidInputError` with DuckDB's reason where it cannot be run."""
     with duckdb.connect() as connection:
         named = query.lower()
@@ -71,11 +73,11 @@ def run_sql(store: Store, query: str, capture: str | None) -> pa.Table:
     raise InvalidInputError('The query gives no table. Ask something, such as "select * from neurons limit 5".')
 
 
-def _tables(connection: duckdb.DuckDBPyConnection, store: Store) -> list[str]:
+def _tables(connection: duckdb.DuckDBPyConnection, store: Captures) -> list[str]:
     """The tables that a query can name without a capture's name, those included that are made when one is named."""
     query = "select table_name from information_schema.tables where table_schema = 'main'"
     made = {name for (name,) in connection.execute(query).fetchall() if not name.startswith("_arrow_")}
-    return sorted(made | {"tokens"} | (set(GRAPH_TABLES) if graph_names(store) else set()))
+    return sorted(made | {"tokens"} | (set(GRAPH_TABLES) if graph_names(store.folder) else set()))
 
 
 def _quoted(name: str) -> str:
@@ -96,7 +98,7 @@ def _add_capture(connection: duckdb.DuckDBPyConnection, capture: Capture, prefix
         _add_arrow(connection, f"{prefix}tokens", capture.tokens())
 
 
-def _add_table(connection: duckdb.DuckDBPyConnection, store: Store, view: str, key: str, named: str) -> None:
+def _add_table(connection: duckdb.DuckDBPyConnection, store: Root, view: str, key: str, named: str) -> None:
     """Show the table under `key` as `view`; where the query names it, every byte is checked first, as DuckDB does not."""
     if not store.folder.exists(key):
         return

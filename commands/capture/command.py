@@ -25,8 +25,9 @@ from actstore.commands.options import (
 )
 from actstore.display import terminal
 from actstore.display.reports import describe_store, print_json, print_store
-from actstore.store.capture.overflow import overflow_sentences
+from actstore.store.capture.saturation import overflow_sentences
 from actstore.store.layout import PRECISIONS
+from actstore.store.reader import Store
 
 if TYPE_CHECKING:
     from actstore.engine.inputs.corpus import CorpusReport
@@ -220,7 +221,7 @@ def capture(
         return
     assert done is not None
     _warn(done, report)
-    described = describe_store(done.store)
+    described = describe_store(Store(store))
     if as_json:
         print_json(described)
     else:

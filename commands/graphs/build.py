@@ -105,14 +105,15 @@ def build(
     if probes is not None:
         raise InvalidInputError("--probes needs --method published. Leave it out, or name the method.")
     from actstore.engine.graphs.build import BuildOptions, GraphSettings, build_graphs
-    from actstore.store.capture.overflow import overflow_sentences
+    from actstore.store.capture.saturation import overflow_sentences
     from actstore.store.reader import Store
     from actstore.store.storage.folder import Folder
 
-    opened = Store(store).capture(capture)
+    whole = Store(store)
+    opened = whole.capture(capture)
     settings = GraphSettings(**given(ctx, GraphSettings))
     wanted = chosen_neurons(opened, site, neurons, layers)
-    others = [opened.store.capture(one) for one in also or ()]
+    others = [whole.capture(one) for one in also or ()]
     began = time.monotonic()
     with terminal.counting_bar("neurons", enabled=not quiet) as advance:
         options = BuildOptions(parse_bytes(memory), resume, progress=advance)

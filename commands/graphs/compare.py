@@ -10,9 +10,9 @@ from actstore.commands.graphs.build import Share  # noqa: TC001  (Typer reads it
 from actstore.commands.options import CaptureName, Json, K, Quiet, Site, StorePath  # noqa: TC001  (Typer reads them)
 from actstore.display import terminal
 from actstore.display.reports import print_json
-from actstore.store.capture.overflow import overflow_sentences
+from actstore.store.capture.saturation import overflow_sentences
 from actstore.store.errors import InvalidInputError
-from actstore.store.neuron import parse_neuron
+from actstore.store.neurons import parse_neuron
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def similar(
     Example: `actstore graph similar gpt2.actstore L3.N17`
     """
     from actstore.engine.graphs.similar import Similarity, compare, same_tokens
-    from actstore.store.graphs.nodes import Forest
+    from actstore.store.graphs.forest import Forest
 
     if not 0 < least <= 1:
         raise InvalidInputError(f"--least is a share above 0, at most 1, found {least}.")
@@ -64,7 +64,7 @@ def similar(
             rows, pairs = compare(graphs, graph.layer, graph.neuron, same_tokens(opened) if normalise else None)
         _print_similar(graphs, graph, rows[pairs.second], pairs, k, as_json)
         return
-    from actstore.store.graphs.nodes import open_graphs
+    from actstore.store.graphs.reader import open_graphs
 
     opened = Store(store)
     graphs = open_graphs(opened, name)
@@ -94,11 +94,10 @@ def repeats(
     Example: `actstore graph repeats gpt2.actstore -k 10`
     """
     from actstore.engine.graphs.repeats import line_shares, measure_repeats
-    from actstore.store.graphs.nodes import open_graphs
-    from actstore.store.graphs.reader import graph_names
+    from actstore.store.graphs.reader import graph_names, open_graphs
 
     opened = Store(store)
-    has_graphs = name in graph_names(opened)
+    has_graphs = name in graph_names(opened.folder)
     if not has_graphs and name != "graphs":
         open_graphs(opened, name)  # says which there are
     with terminal.spinner("counting repetitions", enabled=not quiet):
@@ -111,7 +110,7 @@ def repeats(
 
 def open_neuron(store: str, neuron: str, name: str) -> tuple[Store, Graphs, NeuronGraph]:
     """The store, its graphs, and the graph of a neuron; a sentence where there is no such store, graphs or neuron."""
-    from actstore.store.graphs.nodes import open_graphs
+    from actstore.store.graphs.reader import open_graphs
 
     layer, index = parse_neuron(neuron)
     opened = Store(store)

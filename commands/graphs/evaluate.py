@@ -71,7 +71,7 @@ def evaluate(
     from actstore.engine.graphs.build import GraphSettings
     from actstore.engine.graphs.evaluate import EvaluationSettings, describe_leak, evaluate
     from actstore.engine.graphs.split import Protocol
-    from actstore.store.capture.overflow import overflow_sentences
+    from actstore.store.capture.saturation import overflow_sentences
     from actstore.store.graphs.reader import Graphs
     from actstore.store.reader import Store
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from actstore.display.graphs.branches import Drawing
     from actstore.engine.graphs.search import Found, Line, Result
     from actstore.store.graphs.reader import Graphs, NeuronGraph
+    from actstore.store.model.root import Root
 
 FILE = "FILE"
 
@@ -124,7 +125,7 @@ def search(
     Example: `actstore graph search gpt2.actstore --activating York --context New`
     """
     from actstore.engine.graphs.search import search as search_graphs
-    from actstore.store.graphs.nodes import open_graphs
+    from actstore.store.graphs.reader import open_graphs
 
     opened = Store(store)
     graphs = open_graphs(opened, name)
@@ -183,7 +184,7 @@ def _describe_graph(graphs: Graphs, graph: NeuronGraph, n_lines: int) -> dict[st
     import numpy as np
 
     from actstore.display.graphs.branches import line_weights
-    from actstore.store.graphs.nodes import Forest
+    from actstore.store.graphs.forest import Forest
 
     forest = Forest.of_one(graph)
     ends, weights = np.flatnonzero(forest.ends), line_weights(forest)
@@ -219,18 +220,18 @@ def _describe_graph(graphs: Graphs, graph: NeuronGraph, n_lines: int) -> dict[st
     }
 
 
-def _describe_tokens(store: Store, tokens: Sequence[int]) -> dict[str, Any]:
+def _describe_tokens(store: Root, tokens: Sequence[int]) -> dict[str, Any]:
     """A line's tokens, the activating one first, as ids and labels."""
     return {"tokens": list(tokens), "texts": _labels(store, tokens)}
 
 
-def _labels(store: Store, tokens: Sequence[int]) -> list[str]:
+def _labels(store: Root, tokens: Sequence[int]) -> list[str]:
     from actstore.display.graphs.labels import token_label
 
     return [token_label(t, store.token_bytes(t) if t >= 0 else b"") for t in tokens]
 
 
-def _reading(store: Store, line: Line) -> Text:
+def _reading(store: Root, line: Line) -> Text:
     """A line as one reads it, the activating token last and red."""
     from actstore.display.graphs.labels import cut_label
 
@@ -239,7 +240,7 @@ def _reading(store: Store, line: Line) -> Text:
     return text.append(f" {activating} ", style=f"white on rgb({int(70 + 130 * min(1.0, line.probability))},25,25)")
 
 
-def _search_rows(store: Store, neuron: Found) -> list[list[Any]]:
+def _search_rows(store: Root, neuron: Found) -> list[list[Any]]:
     rows: list[list[Any]] = []
     for i, line in enumerate(neuron.lines):
         whose = [neuron.neuron, f"{neuron.score:.1f}"] if i == 0 else ["", ""]
@@ -249,7 +250,7 @@ def _search_rows(store: Store, neuron: Found) -> list[list[Any]]:
     return rows
 
 
-def _named(store: Store, how: str, tokens: Sequence[int]) -> str:
+def _named(store: Root, how: str, tokens: Sequence[int]) -> str:
     if not tokens:
         return ""
     labels = ", ".join(_labels(store, tokens[:6]))
@@ -257,7 +258,7 @@ def _named(store: Store, how: str, tokens: Sequence[int]) -> str:
     return f" {how} {labels}{more}"
 
 
-def _describe_search(store: Store, found: Result) -> dict[str, Any]:
+def _describe_search(store: Root, found: Result) -> dict[str, Any]:
     def line(item: Line) -> dict[str, Any]:
         numbers = {"probability": item.probability, "value": item.value, "count": item.count, "fires": item.fires}
         own = {"own_count": item.own_count, "own_fires": item.own_fires}

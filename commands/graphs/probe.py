@@ -111,7 +111,7 @@ def probe(
     Example: `actstore graph probe gpt2 gpt2.actstore --annotate graphs`
     """
     from actstore.engine.capture.run import RunOptions
-    from actstore.store.capture.overflow import overflow_sentences
+    from actstore.store.capture.saturation import overflow_sentences
 
     options = RunOptions(**given(ctx, RunOptions), weights=False)
     _check_given(ctx, sampled=sample is not None)
@@ -170,9 +170,10 @@ def _ask(ctx: typer.Context, model: str, store: str, options: RunOptions) -> Pro
     from actstore.store.reader import Store
 
     asked = ctx.params
-    opened = Store(store).capture(asked["capture"])
+    whole = Store(store)
+    opened = whole.capture(asked["capture"])
     wanted = chosen_neurons(opened, asked["site"], asked["neurons"], asked["layers"])
-    _check_graphs(opened.store, asked["annotate"], asked["published"])
+    _check_graphs(whole, asked["annotate"], asked["published"])
     with terminal.CaptureBar(enabled=not asked["quiet"]) as bar:
         return ask(
             model, store, name=asked["name"] or PROBES, capture=asked["capture"], site=asked["site"], neurons=wanted,
@@ -188,7 +189,7 @@ def _check_graphs(store: Store, annotate: str | None, published: str | None) -> 
     if annotate is not None:
         Graphs(store, annotate)
     for name in (annotate and f"{annotate}-probed", published):
-        if name and name in graph_names(store):
+        if name and name in graph_names(store.folder):
             raise InvalidInputError(f"{store.folder} already has graphs {name!r}. Delete them, or name others.")
 
 

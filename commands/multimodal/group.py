@@ -13,15 +13,15 @@ from actstore.commands.multimodal.properties import KOfNoun, Nouns  # noqa: TC00
 from actstore.commands.options import CaptureName, Json, PaperForm, Quiet, Rows, Site, StorePath, family
 from actstore.display import terminal
 from actstore.display.reports import print_json, token_list
-from actstore.store.capture.overflow import overflow_sentences
+from actstore.store.capture.saturation import overflow_sentences
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
     from actstore.engine.multimodal.describe import Rows as Described
-    from actstore.engine.multimodal.find import FindSettings, Multimodal
     from actstore.engine.multimodal.patch_maps import PatchMap
     from actstore.engine.multimodal.pictures import Drawn
+    from actstore.engine.multimodal.result import FindSettings, Multimodal
     from actstore.store.reader import Capture
 
 group = family(
@@ -74,7 +74,8 @@ def show(
     """
     from actstore.engine.multimodal import describe
     from actstore.engine.multimodal.concepts import concepts
-    from actstore.engine.multimodal.find import FORMS, find_multimodal
+    from actstore.engine.multimodal.find import find_multimodal
+    from actstore.engine.multimodal.result import FORMS
 
     settings = _settings(k, nouns, form, document, gain=not paper_form)
     if by not in (None, "noun"):
@@ -103,7 +104,7 @@ def show(
 
 
 def _settings(k: int, nouns: str, form: str, documents: list[int] | None, *, gain: bool) -> FindSettings:
-    from actstore.engine.multimodal.find import FORMS, FindSettings
+    from actstore.engine.multimodal.result import FORMS, FindSettings
 
     if form not in (*FORMS, "both"):
         raise InvalidInputError(f"The form is one of {', '.join(FORMS)}, both: found {form!r}. Mend --form.")
@@ -206,8 +207,8 @@ def _print_foot(found: Multimodal, files: list[dict[str, Any]]) -> None:
 def draw_all(found: Multimodal, folder: Path, *, contributions: bool = True) -> list[dict[str, Any]]:
     """Draw a map for every noun of every caption: `FOLDER/<document>-<noun>.png`; what was written."""
     from actstore.engine.multimodal.describe import plain
-    from actstore.engine.multimodal.find import FORMS
     from actstore.engine.multimodal.patch_maps import NeuronSet, map_neurons
+    from actstore.engine.multimodal.result import FORMS
 
     of_document: dict[int, list[int]] = {}
     for i, noun in enumerate(found.nouns):

@@ -29,9 +29,9 @@ from actstore.store.reader import Store
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from actstore.engine.multimodal.find import FindSettings, Multimodal
     from actstore.engine.multimodal.properties import Summary
     from actstore.engine.multimodal.replay import Replay
+    from actstore.engine.multimodal.result import FindSettings, Multimodal
     from actstore.store.reader import Capture
 
 BASELINES: Final = ("contribution", "activation", "random")
@@ -79,8 +79,8 @@ def properties(
 
     Example: `actstore multimodal properties captions.actstore --capture images --shuffled shuffled`
     """
-    from actstore.engine.multimodal.find import FindSettings
     from actstore.engine.multimodal.properties import measure
+    from actstore.engine.multimodal.result import FindSettings
 
     opened = Store(store)
     held = opened.capture(capture)
@@ -179,8 +179,8 @@ def causal(
     Example: `actstore multimodal causal captions.actstore --model demo/shapes-llava --max-nouns 50`
     """
     from actstore.engine.multimodal.causal import CausalSettings, causal_effect, choose_nouns
-    from actstore.engine.multimodal.find import FindSettings
     from actstore.engine.multimodal.properties import summarise
+    from actstore.engine.multimodal.result import FindSettings
 
     settings = CausalSettings(sigma, seed, max_nouns or None)
     held = Store(store).capture(capture)

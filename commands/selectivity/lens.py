@@ -9,7 +9,7 @@ import typer
 from actstore.commands.options import CaptureName, Device, Json, Quiet, StorePath  # noqa: TC001  (Typer reads them)
 from actstore.display import terminal
 from actstore.display.reports import print_json
-from actstore.store.capture.overflow import overflow_sentences
+from actstore.store.capture.saturation import overflow_sentences
 from actstore.store.reader import Store
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actstore.display.graphs.labels import token_label
-from actstore.store.graphs.nodes import COLUMNS, IGNORE, Forest
+from actstore.store.graphs.forest import Forest
+from actstore.store.graphs.nodes import COLUMNS, IGNORE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

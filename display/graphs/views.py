@@ -21,7 +21,7 @@ from actstore.display.graphs.terminal import draw_tree
 from actstore.engine.graphs.predict import encode_as
 from actstore.engine.graphs.similar import compare, same_tokens
 from actstore.store.errors import InvalidInputError
-from actstore.store.graphs.nodes import check_tokens
+from actstore.store.graphs.reader import check_tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
     from actstore.display.graphs.branches import Drawing
-    from actstore.store.graphs.graph import NeuronGraph
-    from actstore.store.graphs.reader import Graphs
+    from actstore.store.graphs.graph import GraphSet, NeuronGraph
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,7 +85,7 @@ def draw(graph: NeuronGraph, *, lines: int = 40, with_ignore: bool | None = None
     return DrawnGraph(drawing.captioned(_caption(graphs, graph, drawing)))
 
 
-def _caption(graphs: Graphs, graph: NeuronGraph, drawing: Drawing) -> str:
+def _caption(graphs: GraphSet, graph: NeuronGraph, drawing: Drawing) -> str:
     """What the neuron and its graph are, in a line."""
     settings = graphs.record.settings
     share = f"fires from {settings['share']:g} of its maximum {graph.maximum:.3g}" if "share" in settings else ""
@@ -121,7 +120,7 @@ def encode(graph: NeuronGraph, text: str) -> NDArray[np.int32]:
     return encode_as(graph.store.capture(_checked(graph).record.capture), text)
 
 
-def _checked(graph: NeuronGraph) -> Graphs:
+def _checked(graph: NeuronGraph) -> GraphSet:
     """The set a graph is of; refuses one of other tokens than the store's."""
     if graph.graphs is None:
         raise InvalidInputError(f"The graph of {graph.name} is of no store's. Ask for it: store.graph({graph.name!r}).")

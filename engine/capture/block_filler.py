@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
-from actstore.engine.capture.packing import packer_for, staged_arrays
+from actstore.engine.capture.packing import HostPacker, staged_arrays
 from actstore.kernels.pack.api import Columns
 from actstore.store import layout
 from actstore.store.capture.plan import Plan
 from actstore.store.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from actstore.engine.capture.packing import Buffers, FilledBlock
+    from actstore.engine.capture.packing import Buffers, FilledBlock, Packer
     from actstore.engine.capture.progress import CaptureProgress
     from actstore.engine.models.load import LoadedModel
     from actstore.store.capture.plan import BlockPlan
@@ -176,3 +176,14 @@ def fill_blocks(
     )
     for filled in filler.fill(map(plan.block, blocks), progress):
         writer.submit(filled.block, filled.arrays, filled.encode_statistics, filled.began, filled.files)
+
+
+def packer_for(
+    device: torch.device, record: CaptureRecord, buffers: Callable[[], Buffers], experts: Collection[int]
+) -> Packer:
+    """The packer for values that a model computes on `device`; the arguments are those of `HostPacker`."""
+    if device.type == "cuda":
+        from actstore.engine.capture.gpu_packing import DevicePacker  # only here: it loads Triton
+
+        return DevicePacker(record, device, buffers)
+    return HostPacker(record, buffers, experts)

@@ -118,7 +118,7 @@ class CorpusRun(Run):
     def _count_padding(self, tokenizer: TextTokenizer | None) -> PaddingCount:
         """A count by the padding token of the tokenizer, or of the model's configuration where there is no tokenizer."""
         if tokenizer is not None:
-            return tokenizer.count_padding()
+            return PaddingCount(tokenizer.named_tokens)
         return PaddingCount(self.source.config(trust_remote_code=self.options.trust_remote_code).get_text_config())
 
     def _tokenizer(self, settings: CaptureSettings) -> TextTokenizer | None:

@@ -121,17 +121,6 @@ class HostPacker:
         return iter(())
 
 
-def packer_for(
-    device: torch.device, record: CaptureRecord, buffers: Callable[[], Buffers], experts: Collection[int]
-) -> Packer:
-    """The packer for values that a model computes on `device`; the arguments are those of `HostPacker`."""
-    if device.type == "cuda":
-        from actstore.engine.capture.gpu_packing import DevicePacker  # only here: it loads Triton
-
-        return DevicePacker(record, device, buffers)
-    return HostPacker(record, buffers, experts)
-
-
 def as_packable(values: Tensor) -> Tensor:
     """`values` as [row, neuron] in a format that the kernels take."""
     if values.dtype not in PACKABLE:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase  # noqa: TC002
 
+from actstore.engine.capture.root import write_store_root
 from actstore.engine.capture.sizes import estimate_nbytes
-from actstore.engine.models.fingerprint import check_model, fingerprint_of, write_store_root
+from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.engine.models.load import DTYPES, LoadedModel, ModelSpec
 from actstore.store import layout
 from actstore.store.arguments import Typed, argument

@@ -21,6 +21,7 @@ from actstore.engine.models.intervene import intervened, replace
 from actstore.engine.models.patching import head_hook, hooked
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
+from actstore.store.neurons import random_neurons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -208,24 +209,6 @@ def check_donor(model: LoadedModel, donor: Donor) -> None:
             raise InvalidInputError(
                 f"expected neurons 0 to {widths[0] - 1} in layer {layer} of {one.name}, found {int(np.max(neurons))}"
             )
-
-
-def random_neurons(
-    chosen: Mapping[int, NDArray[np.int64]], widths: Mapping[int, int], rng: np.random.Generator
-) -> dict[int, NDArray[np.int64]]:
-    """As many neurons as are `chosen`, none of them chosen: as many of each layer while it has others, the rest elsewhere.
-
-    All that are left, where more than half of all neurons are chosen.
-    """
-    others = {
-        n: rng.permutation(np.setdiff1d(np.arange(width), chosen.get(n, ()))) for n, width in sorted(widths.items())
-    }
-    quota = {layer: min(len(chosen.get(layer, ())), len(left)) for layer, left in others.items()}
-    missing = sum(map(len, chosen.values())) - sum(quota.values())
-    spare = np.repeat(list(others), [len(left) - quota[layer] for layer, left in others.items()])
-    for layer in rng.permutation(spare)[:missing].tolist():
-        quota[layer] += 1
-    return {layer: np.sort(left[: quota[layer]]) for layer, left in others.items() if quota[layer]}
 
 
 @dataclass(frozen=True)

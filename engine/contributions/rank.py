@@ -11,6 +11,7 @@ at a time. Knows nothing about models or tokenizers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,11 @@ from actstore.engine.contributions.ranking import Ranking
 from actstore.engine.contributions.source import SITE, Asked, Source
 from actstore.engine.contributions.targets import Target, find_target
 from actstore.kernels.contribution.api import ContributionSums, Targets, contribution, sum_contributions
+from actstore.store.arguments import argument, given_fields
 from actstore.store.errors import InvalidInputError
 from actstore.store.model.weights import check_part
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from actstore.engine.contributions.next_tokens import Slot
@@ -245,3 +245,10 @@ def _add_means(ranking: Ranking, layer: int, total: NDArray[np.float64], n_summe
 def _rows(source: Source, targets: Sequence[Target]) -> list[tuple[Target | None, str | None]]:
     asked: Sequence[Target | None] = targets or [None]
     return [(target, label) for target in asked for label in source.labels.values()]
+
+
+def answer_question(store: Store, target: str | int | Sequence[str | int] | None, k: int, **asked: Any) -> pa.Table:
+    """`Store.contributions`: the answer to a question as a table."""
+    wanted = argument("target", target, str | int | Sequence[str | int] | None)
+    targets = () if wanted is None else wanted if isinstance(wanted, tuple) else (wanted,)
+    return rank_contributions(store, targets, Asked(**given_fields(Asked, {"k": k, **asked}, "A question"))).table()

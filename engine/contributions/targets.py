@@ -11,7 +11,7 @@ from actstore.store.errors import InvalidInputError
 from actstore.store.model.tokenizer import Cutter
 
 if TYPE_CHECKING:
-    from actstore.store.reader import Store
+    from actstore.store.model.root import Root
 
 
 class Target(NamedTuple):
@@ -21,7 +21,7 @@ class Target(NamedTuple):
     text: str
 
 
-def find_target(store: Store, asked: str | int) -> Target:
+def find_target(store: Root, asked: str | int) -> Target:
     """The token with exactly the text that is asked for, or with that id.
 
     Of several tokens with one text, the ordinary comes before the special one and the one that spells a single byte, then
@@ -46,7 +46,7 @@ def find_target(store: Store, asked: str | int) -> Target:
     return Target(token, store.token_text(token))
 
 
-def _refusal(store: Store, cutter: Cutter, asked: str) -> str:
+def _refusal(store: Root, cutter: Cutter, asked: str) -> str:
     if not asked:
         return "A target is the text of one token, found an empty one. Mend --target."
     tokens, ids = cutter.word(asked), cutter.known.ids

@@ -14,8 +14,7 @@ import numpy as np
 from actstore.engine.edit.cases import tasks_of_capture
 from actstore.engine.edit.fine import learn, locate
 from actstore.engine.edit.readings import CaptureReader
-from actstore.engine.edit.rewrite import fields_of, grouped
-from actstore.engine.edit.rows import make_edit
+from actstore.engine.edit.rows import fields_of, grouped, make_edit
 from actstore.store.edits import RowPair
 from actstore.store.errors import InvalidInputError
 

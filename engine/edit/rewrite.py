@@ -12,13 +12,14 @@ import numpy as np
 
 from actstore.engine.edit.knowledge import updated_rows
 from actstore.engine.edit.least_norm import find_neurons, least_norm
-from actstore.engine.edit.rows import make_edit
+from actstore.engine.edit.rows import fields_of, grouped, make_edit
 from actstore.engine.edit.settings import FORMS, FineSettings, LeastNormSettings, RewriteSettings
 from actstore.engine.edit.words import find_exchange, single
 from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.store.edits import RowPair
 from actstore.store.errors import InvalidInputError
 from actstore.store.model.weights import read_rows
+from actstore.store.neurons import random_neurons
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,24 +83,6 @@ def _knowledge(
     return make_edit(name, "knowledge", capture.store.model, rows, settings=fields)
 
 
-def fields_of(capture: Capture, exchange: Exchange, settings: RewriteSettings) -> dict[str, Any]:
-    """What the record of every rewrite says of it."""
-    return {
-        "capture": capture.record.name, "from": exchange.old_text, "to": exchange.new_text,
-        "max_documents": settings.least_norm.max_documents, "seed": settings.seed,
-    }  # fmt: skip
-
-
-def grouped(neurons: Sequence[tuple[int, int]] | None) -> dict[int, list[int]] | None:
-    """(layer, index) pairs as layer → indices, ascending."""
-    if neurons is None:
-        return None
-    found: dict[int, list[int]] = {}
-    for layer, neuron in sorted(set(neurons)):
-        found.setdefault(layer, []).append(neuron)
-    return found
-
-
 def neurons_of(edit: Edit) -> dict[int, list[int]]:
     """Layer → the neurons that an edit rewrites."""
     return {rows.layer: list(rows.neurons) for rows in edit.record.rows}
@@ -107,8 +90,6 @@ def neurons_of(edit: Edit) -> dict[int, list[int]]:
 
 def with_random_neurons(settings: RewriteSettings, edit: Edit, widths: Mapping[int, int], seed: int) -> RewriteSettings:
     """The settings of an edit with as many random neurons in the same layers, none of them the edit's."""
-    from actstore.engine.change.activation_patching import random_neurons  # only here: it loads transformers
-
     chosen = {layer: np.array(neurons) for layer, neurons in neurons_of(edit).items()}
     drawn = random_neurons(chosen, {layer: widths[layer] for layer in chosen}, np.random.default_rng([seed, 7]))
     flat = tuple((layer, int(n)) for layer, indices in drawn.items() for n in indices)

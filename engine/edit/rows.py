@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from actstore.engine.edit.settings import RewriteSettings
+    from actstore.engine.edit.words import Exchange
+    from actstore.store.capture.reader import Capture
     from actstore.store.files.records import ModelRecord
 
 
@@ -68,3 +71,21 @@ def scaled_rows(
         )
         for layer, chosen in neurons.items()
     }
+
+
+def fields_of(capture: Capture, exchange: Exchange, settings: RewriteSettings) -> dict[str, Any]:
+    """What the record of every rewrite says of it."""
+    return {
+        "capture": capture.record.name, "from": exchange.old_text, "to": exchange.new_text,
+        "max_documents": settings.least_norm.max_documents, "seed": settings.seed,
+    }  # fmt: skip
+
+
+def grouped(neurons: Sequence[tuple[int, int]] | None) -> dict[int, list[int]] | None:
+    """(layer, index) pairs as layer → indices, ascending."""
+    if neurons is None:
+        return None
+    found: dict[int, list[int]] = {}
+    for layer, neuron in sorted(set(neurons)):
+        found.setdefault(layer, []).append(neuron)
+    return found

@@ -16,7 +16,7 @@ from actstore.engine.edit.passes import check_positions
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.records import Record
-from actstore.store.neuron import parse_neuron
+from actstore.store.neurons import parse_neuron
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

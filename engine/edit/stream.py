@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from actstore.engine.edit.words import answer_slots, has_answers
-from actstore.store.capture.overflow import overflow_sentences
+from actstore.store.capture.saturation import overflow_sentences
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SPECIAL
 from actstore.store.model.weights import read_final_norm, read_weights

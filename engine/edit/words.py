@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.store.capture.plan import BlockPlan
-    from actstore.store.reader import Capture, Store
+    from actstore.store.model.root import Root
+    from actstore.store.reader import Capture
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Exchange:
         return len(self.old) == len(self.new) == 1
 
 
-def tokens_of(store: Store, text: str) -> tuple[int, ...]:
+def tokens_of(store: Root, text: str) -> tuple[int, ...]:
     """The tokens of a text; `InvalidInputError` where no tokens spell it."""
     try:
         return (find_target(store, text).token,)
@@ -87,7 +88,7 @@ def find_exchange(capture: Capture, old: str, new: str) -> Exchange:
     return chosen
 
 
-def _blanks(store: Store, old: str, new: str) -> list[tuple[str, str]]:
+def _blanks(store: Root, old: str, new: str) -> list[tuple[str, str]]:
     """What may stand before and behind two words in texts: nothing, or a blank where the tokenizer has it."""
     ends_words = store.vocabulary is not None and Cutter(store.folder, store.vocabulary).ends_words
     if any(word.startswith(" ") or (ends_words and word.endswith(" ")) for word in (old, new)):

@@ -20,12 +20,14 @@ from actstore.engine.graphs.values import silent_means, values_with
 from actstore.kernels.jit import default_threads
 from actstore.kernels.suffix_trie.api import MAX_DEPTH, Nodes, Settings, build
 from actstore.store.arguments import Typed
-from actstore.store.capture.overflow import overflows_in_any, saturate, saturated_maxima
+from actstore.store.capture.overflow import saturate
+from actstore.store.capture.saturation import overflows_in_any, saturated_maxima
 from actstore.store.capture.statistics import layer_offsets
 from actstore.store.errors import InvalidInputError
 from actstore.store.graphs.reader import GraphRecord, Graphs
 from actstore.store.graphs.writer import GraphWriter
 from actstore.store.model.root import written_by
+from actstore.store.reader import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -240,7 +242,7 @@ def build_graphs(
         done += len(part)
         options.progress(done, len(wanted))
     writer.close()
-    return Graphs(capture.store, name)
+    return Graphs(Store(capture.folder), name)
 
 
 def _ordered(capture: Capture, site: str, neurons: Iterable[tuple[int, int]] | None) -> list[tuple[int, int]]:

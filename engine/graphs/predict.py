@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.store.graphs.reader import Graphs
-    from actstore.store.reader import Capture, Store
+    from actstore.store.model.root import Root
+    from actstore.store.reader import Capture
 
 
 class Windows(NamedTuple):
@@ -93,7 +94,7 @@ def encode_as(capture: Capture, text: str) -> NDArray[np.int32]:
     return np.array([*_opening(capture), *_cut(store, text)], np.int32)
 
 
-def _cut(store: Store, text: str) -> list[int]:
+def _cut(store: Root, text: str) -> list[int]:
     try:
         from tokenizers import Tokenizer  # only here: token ids need none
     except ImportError:

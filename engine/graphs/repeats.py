@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actstore.store.capture.overflow import saturated_maxima
+from actstore.store.capture.saturation import saturated_maxima
 from actstore.store.errors import InvalidInputError
-from actstore.store.graphs.nodes import Forest, column
+from actstore.store.graphs.forest import Forest
+from actstore.store.graphs.nodes import column
 from actstore.store.layout import GENERATED, TEXT
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from actstore.engine.graphs.contexts import check_captures, order_contexts
 from actstore.engine.graphs.split import Split, Windows
 from actstore.engine.graphs.values import silent_means
 from actstore.kernels.suffix_trie.api import Nodes, predict
-from actstore.store.capture.overflow import overflows_in_any, saturate, saturated_maxima
+from actstore.store.capture.overflow import saturate
+from actstore.store.capture.saturation import overflows_in_any, saturated_maxima
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

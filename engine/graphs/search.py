@@ -12,7 +12,8 @@ import numpy as np
 
 from actstore.engine.graphs.token_sets import find_tokens
 from actstore.store.errors import InvalidInputError
-from actstore.store.graphs.nodes import Forest, column, find_nodes
+from actstore.store.graphs.forest import Forest, find_nodes
+from actstore.store.graphs.nodes import column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,15 +15,16 @@ import numpy as np
 from actstore.engine.graphs.sparse import Products
 from actstore.engine.graphs.token_sets import normal_classes
 from actstore.store.errors import NotFoundError
-from actstore.store.graphs.nodes import BOUNDARY, IGNORE, Forest, column, find_nodes
+from actstore.store.graphs.forest import Forest, find_nodes
+from actstore.store.graphs.nodes import BOUNDARY, IGNORE, column
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from actstore.store.graphs.reader import Graphs
-    from actstore.store.reader import Store
+    from actstore.store.graphs.graph import GraphSet
+    from actstore.store.model.root import Root
 
 SIMILAR: Final = 0.9
 """From this overlap on, two neurons are similar, or one is a subset of the other (Foote et al. 2023)."""
@@ -171,7 +172,7 @@ def common_nodes(forest: Forest) -> NDArray[np.int64]:
 
 
 def compare(
-    graphs: Graphs, layer: int, neuron: int, classes: NDArray[np.int64] | None = None
+    graphs: GraphSet, layer: int, neuron: int, classes: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int64], Pairs]:
     """Rows of neurons in the table of neurons, and how a neuron compares with each, likest first.
 
@@ -184,7 +185,7 @@ def compare(
     return candidates, similarity.of(int(np.searchsorted(candidates, row)))
 
 
-def find_row(graphs: Graphs, layer: int, neuron: int) -> int:
+def find_row(graphs: GraphSet, layer: int, neuron: int) -> int:
     """The row of a neuron in the table of neurons."""
     layers, indices = column(graphs.neurons, "layer"), column(graphs.neurons, "neuron")
     found = np.flatnonzero((layers == layer) & (indices == neuron))
@@ -200,7 +201,7 @@ def _range(layers: NDArray[np.int32], indices: NDArray[np.int32], layer: int) ->
     return f"there are graphs of layers {', '.join(map(str, np.unique(layers).tolist())) or 'none'}"
 
 
-def _candidates(graphs: Graphs, row: int, classes: NDArray[np.int64] | None) -> NDArray[np.int64]:
+def _candidates(graphs: GraphSet, row: int, classes: NDArray[np.int64] | None) -> NDArray[np.int64]:
     forest = Forest.of(graphs, np.array([row]))
     wanted = np.unique(forest.nodes["token"][forest.nodes["depth"] == 0]).astype(np.int64)
     if not len(wanted):
@@ -212,6 +213,6 @@ def _candidates(graphs: Graphs, row: int, classes: NDArray[np.int64] | None) -> 
     return np.union1d(rows, [row])
 
 
-def same_tokens(store: Store) -> NDArray[np.int64] | None:
+def same_tokens(store: Root) -> NDArray[np.int64] | None:
     """For each token of the vocabulary the first that differs from it in case and outer spaces only; None without one."""
     return normal_classes(store, store.vocabulary.num_rows) if store.vocabulary is not None else None

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actstore.store.reader import Store
+    from actstore.store.model.root import Root
 
 MATCHES: Final = ("normalised", "exact", "contains", "regex")
 
 
-def find_tokens(store: Store, asked: Sequence[str | int], match: str = "normalised") -> NDArray[np.int64]:
+def find_tokens(store: Root, asked: Sequence[str | int], match: str = "normalised") -> NDArray[np.int64]:
     """The ids of the tokens that any of `asked` means, ascending; an int is an id.
 
     `normalised` compares without case and outer spaces, as the published graphs do; `exact` compares every character;
@@ -42,7 +42,7 @@ def normalised(texts: pa.Array) -> pa.Array:
     return pc.if_else(pc.equal(trimmed, ""), texts, trimmed)
 
 
-def normal_classes(store: Store, n_tokens: int) -> NDArray[np.int64]:
+def normal_classes(store: Root, n_tokens: int) -> NDArray[np.int64]:
     """For each token id below `n_tokens` the smallest id with the same normalised text; shape [token]."""
     classes = np.arange(n_tokens, dtype=np.int64)
     if store.vocabulary is None:
@@ -57,20 +57,20 @@ def normal_classes(store: Store, n_tokens: int) -> NDArray[np.int64]:
     return classes
 
 
-def _texts(store: Store) -> pa.Array:
+def _texts(store: Root) -> pa.Array:
     assert store.vocabulary is not None
     texts = store.vocabulary["text"]
     return texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
 
 
-def _check_id(store: Store, token: int) -> int:
+def _check_id(store: Root, token: int) -> int:
     limit = store.model.n_vocabulary
     if token < 0 or (limit is not None and token >= limit):
         raise InvalidInputError(f"Token ids of {store.model.name} go from 0 to {(limit or 1) - 1}, found {token}.")
     return token
 
 
-def _by_text(store: Store, asked: str, match: str) -> NDArray[np.int64]:
+def _by_text(store: Root, asked: str, match: str) -> NDArray[np.int64]:
     if store.vocabulary is None:
         raise InvalidInputError(
             f"{store.folder} was captured from token ids and knows no text for them: name {asked!r} by its id, with "
@@ -98,7 +98,7 @@ def _by_text(store: Store, asked: str, match: str) -> NDArray[np.int64]:
     return tokens
 
 
-def _refusal(store: Store, asked: str, match: str) -> str:
+def _refusal(store: Root, asked: str, match: str) -> str:
     said = f"No token of {store.model.name} matches {asked!r} (--match {match})."
     known = store.vocabulary if match in ("normalised", "exact") else None
     tokens = Cutter(store.folder, known).word(asked) if known is not None else []

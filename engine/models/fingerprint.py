@@ -1,32 +1,16 @@
-"""A loaded model as a store knows it: its fingerprint, its record, and the weights that stay with its activations.
-
-Knows nothing about captures.
-"""
+"""A loaded model as a store knows it: its fingerprint and its record."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actstore.engine.contributions.top_tokens import (
-    AFFORDABLE,
-    find_top_tokens,
-    operations,
-    speaks,
-    token_names,
-    top_columns,
-)
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.records import LayerRecord, ModelRecord
 from actstore.store.model import root
-from actstore.store.model.weights import final_norm_of, write_weights
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    from torch import Tensor
-
     from actstore.engine.models.load import LoadedModel
     from actstore.store.storage.folder import Folder
 
@@ -86,40 +70,3 @@ def place_of(model: ModelRecord) -> str:
     raise InvalidInputError(
         f"The model {model.name} was captured from {model.folder}, where no folder is any more. Name its place with --model."
     )
-
-
-def write_store_root(folder: Folder, model: LoadedModel, fingerprint: str, *, weights: bool) -> None:
-    """Make `folder` a store of `model`: its weights unless told otherwise, its table of neurons, its record last.
-
-    The neurons' top tokens are left out where they would take minutes: on a CPU, of a large model.
-    """
-    known = model_record(model, fingerprint)
-    norms = top_tokens = None
-    if weights:
-        vectors = {layer.layer: model.write_vectors(layer.layer) for layer in known.layers}
-        layers = ((layer, _present(write_vectors=v, bias=model.output_bias(layer))) for layer, v in vectors.items())
-        others = {"unembedding": _present(weight=model.unembedding()), "final_norm": model.final_norm()}
-        known = dataclasses.replace(known, weights=write_weights(folder, layers, others))
-        norms = {layer: v.float().norm(dim=1).cpu().numpy() for layer, v in vectors.items()}
-        top_tokens = _find_top_tokens(folder, model, known, vectors)
-    root.write_neurons(folder, known, norms, top_tokens)
-    root.write_root(folder, known)
-
-
-def _find_top_tokens(
-    folder: Folder, model: LoadedModel, known: ModelRecord, vectors: dict[int, Tensor]
-) -> dict[int, dict[str, pa.Array]]:
-    """The columns of top tokens by layer, made where the model lies; none where they cost too much, or it has no head."""
-    unembedding, norm = model.unembedding(), final_norm_of(model.final_norm())
-    if unembedding is None or (not unembedding.is_cuda and operations(known, len(unembedding)) > AFFORDABLE):
-        return {}
-    name = token_names(folder)
-    return {
-        layer: top_columns(find_top_tokens(v, unembedding, norm), name)
-        for layer, v in vectors.items()
-        if v.shape[1] == unembedding.shape[1] and speaks(known, layer)
-    }
-
-
-def _present(**tensors: Any) -> dict[str, Any]:
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}

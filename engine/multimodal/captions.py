@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.store.capture.plan import BlockPlan
-    from actstore.store.reader import Capture, Store
+    from actstore.store.model.root import Root
+    from actstore.store.reader import Capture
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +118,7 @@ def _first_generated(offsets: NDArray[np.int64], modality: NDArray[np.uint8]) ->
     return int(np.flatnonzero(offsets >= 0)[generated[0]]) if len(generated) else None
 
 
-def special_tokens(store: Store) -> frozenset[int]:
+def special_tokens(store: Root) -> frozenset[int]:
     """The ids of the vocabulary's special tokens; none where only ids are known."""
     table = store.vocabulary
     return (
@@ -125,7 +126,7 @@ def special_tokens(store: Store) -> frozenset[int]:
     )
 
 
-def spell(store: Store, ids: NDArray[Any], special: frozenset[int]) -> tuple[str, NDArray[np.int64]]:
+def spell(store: Root, ids: NDArray[Any], special: frozenset[int]) -> tuple[str, NDArray[np.int64]]:
     """The text of tokens, and the byte at which each ends; bytes that are no text are kept as lone surrogates."""
     parts = [b"" if token in special else store.token_bytes(token) for token in ids.tolist()]
     text = b"".join(parts).decode("utf-8", "surrogateescape")

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actstore.engine.multimodal.find import Multimodal, Noun
     from actstore.engine.multimodal.noise import Neurons
     from actstore.engine.multimodal.replay import Replay
+    from actstore.engine.multimodal.result import Multimodal, Noun
 
 
 @dataclass(frozen=True)

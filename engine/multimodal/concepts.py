@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from actstore.engine.multimodal.find import Multimodal
+    from actstore.engine.multimodal.result import Multimodal
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actstore.engine.contributions.top_tokens import texts_of
+from actstore.store.model.top_tokens import texts_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.engine.multimodal.concepts import Concept
-    from actstore.engine.multimodal.find import Multimodal
+    from actstore.engine.multimodal.result import Multimodal
 
 
 class Rows:

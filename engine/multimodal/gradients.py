@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from actstore.engine.models.patching import Hook, Place
-    from actstore.engine.multimodal.find import Multimodal
     from actstore.engine.multimodal.replay import Replay
+    from actstore.engine.multimodal.result import Multimodal
 
 
 def rank_by_gradient(

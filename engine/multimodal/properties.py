@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actstore.engine.multimodal.find import Multimodal
+    from actstore.engine.multimodal.result import Multimodal
 
 
 @dataclass(frozen=True, eq=False)

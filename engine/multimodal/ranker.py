@@ -6,10 +6,11 @@ vocabulary, or tokens × neurons × vocabulary. Knows nothing about captions, or
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from actstore.engine.multimodal.result import read_block
 from actstore.kernels.contribution.api import Targets, contribution
 from actstore.kernels.top_k.api import TopK, top_k
 from actstore.store.layout import decode_values
@@ -21,20 +22,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from actstore.engine.multimodal.find import Multimodal
-    from actstore.store.reader import Capture
+    from actstore.engine.multimodal.result import Multimodal
 
 CHUNK: Final = 256
 """Nouns whose scores are held for all neurons of a layer at a time."""
 MAX_PRODUCTS: Final = 1 << 26
 """Products (neurons of a layer × distinct tokens) that are held at once, 256 MB; beyond, they are made anew in each block."""
-
-
-def read_block(capture: Capture, layer: int, block: int, site: str) -> NDArray[Any]:
-    """A block's activations [neuron, token], widened only where that needs a scale for each neuron."""
-    if capture.record.precision == "int8":
-        return capture.block_values(layer, block, site)
-    return capture.raw_block(layer, block, site, saturated=True)
 
 
 class Ranker:

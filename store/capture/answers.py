@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actstore.store.reader import Capture, Store
+    from actstore.store.capture.reader import Capture
+    from actstore.store.model.root import Root
 
 ANSWERS: Final = pa.schema([("document", pa.int32()), ("probabilities", pa.list_(pa.float32()))])
 """What is committed with each block: the probability of every option's letter, by prompt."""
@@ -45,7 +46,7 @@ class Answers:
                 "`actstore attribute MODEL QUESTIONS STORE`, and name the capture with --capture."
             )
         self.capture: Capture = capture
-        self.store: Store = capture.store
+        self.store: Root = capture.store
 
     @cached_property
     def prompts(self) -> pa.Table:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actstore.store.reader import Capture, Store
+    from actstore.store.capture.captures import Captures
+    from actstore.store.capture.reader import Capture
 
 IG: Final = "attribution.ig"
 """Site of the integrated gradients of P(right letter), per prompt."""
@@ -33,7 +34,7 @@ KINDS: Final = ("ig", "gradient", "activation", "contribution")
 _CACHED_BLOCKS: Final = 2
 
 
-def open_attributions(store: Store, name: str | None = None) -> Attributions:
+def open_attributions(store: Captures, name: str | None = None) -> Attributions:
     """The attributions of a capture by name; without one, of the only capture that has any.
 
     Raises `NotFoundError` for a name that is not there, `InvalidInputError` where nothing, or not one thing only, is meant.

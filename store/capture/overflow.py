@@ -13,24 +13,18 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
-from actstore.store.files.parquet import open_table
-from actstore.store.layout import table_key
-
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
-    from actstore.store.capture.reader import Capture
     from actstore.store.files.records import CaptureRecord
 
 LARGEST: Final = 65504
 """The largest float16."""
 _LIMIT: Final = 65520
 """The smallest magnitude that float16 rounds to infinity."""
-_COLUMNS: Final = ("site", "layer", "min", "max", "overflow")
-_NAMED: Final = 3
-"""Neurons that a sentence names."""
+OVERFLOW_COLUMNS: Final = ("site", "layer", "min", "max", "overflow")
 
 
 def can_overflow(record: CaptureRecord) -> bool:
@@ -66,16 +60,8 @@ class Overflow:
         return Overflow({layer: has & mask[layer] for layer, has in self.neurons.items()}, counts)
 
 
-def read_overflow(capture: Capture) -> dict[str, Overflow]:
-    """Site → its overflow, over the committed blocks; nothing where the capture's format cannot overflow."""
-    record = capture.record
-    if not can_overflow(record):
-        return {}
-    if capture.is_finished:
-        file = open_table(capture.folder, table_key(record.name, "neurons"))
-        table = file.read(columns=[name for name in _COLUMNS if name in file.schema_arrow.names])
-    else:
-        table = capture.neurons()
+def find_overflow(table: pa.Table, record: CaptureRecord) -> dict[str, Overflow]:
+    """Site → its overflow, by a table of neurons with at least the `OVERFLOW_COLUMNS` that the capture has."""
     return {site: _of_site(table, record, site) for site in record.sites}
 
 
@@ -101,56 +87,3 @@ def saturate(values: NDArray[Any], has_overflow: NDArray[np.bool_]) -> NDArray[A
     values = values.copy()
     values[rows] = np.clip(values[rows], -LARGEST, LARGEST)  # NaN stays
     return values
-
-
-def saturated_maxima(
-    capture: Capture, layer: int, site: str, has_overflow: NDArray[np.bool_] | None = None
-) -> NDArray[np.float32]:
-    """The largest finite activation of each neuron of a layer, as far as stored values can show it; shape [neuron].
-
-    The statistics' own, which is exact, but where values overflowed 65,504: a share of it is then reached by stored values.
-    `has_overflow` [neuron] says where that is, if not in this capture.
-    """
-    maxima = capture.layer_statistics(layer, site).maximum
-    if has_overflow is None:
-        has_overflow = capture.has_overflow(layer, site)
-    return np.where(has_overflow, np.minimum(maxima, np.float32(LARGEST)), maxima)
-
-
-def overflows_in_any(captures: Sequence[Capture], layer: int, site: str) -> NDArray[np.bool_]:
-    """Which neurons of a layer have values that one of some captures stores as infinite; shape [neuron]."""
-    overflows: NDArray[np.bool_] = np.any([capture.has_overflow(layer, site) for capture in captures], axis=0)
-    return overflows
-
-
-def overflow_sentence(capture: Capture, site: str, found: Overflow, consequence: str) -> str | None:
-    """What to tell who uses the values of a site of which `found` overflowed; None where none did."""
-    if not (names := found.names):
-        return None
-    shown = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
-    neurons = f"{len(names):,} neuron{'' if len(names) == 1 else 's'} ({shown})"
-    one = found.n_values == 1
-    what = "Activations" if found.n_values is None else f"{found.n_values:,} activation{'' if one else 's'}"
-    return (
-        f"{what} of {neurons} at {site} of capture {capture.record.name!r} {'lies' if one else 'lie'} beyond {LARGEST:,}, "
-        f"the largest float16, and {'is' if one else 'are'} stored as infinite: {consequence}. Capture with --precision exact "
-        "to keep every value."
-    )
-
-
-COUNTED_AS: Final = f"such a value counts as {LARGEST:,} here"
-"""What readers that compute with `saturated` values make of them."""
-
-
-def overflow_sentences(
-    capture: Capture,
-    sites: Collection[str] | None = None,
-    consequence: str = COUNTED_AS,
-    neurons: Sequence[tuple[int, int]] | None = None,
-) -> list[str]:
-    """`overflow_sentence` of each of some sites that has something to say; of all sites, and all neurons, unless named."""
-    found = {site: of for site, of in capture.overflow.items() if sites is None or site in sites}
-    if neurons is not None:
-        found = {site: of.of(neurons) for site, of in found.items()}
-    sentences = (overflow_sentence(capture, site, of, consequence) for site, of in found.items())
-    return [sentence for sentence in sentences if sentence is not None]

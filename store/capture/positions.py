@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from actstore.store.capture.overflow import overflow_sentences
+from actstore.store.capture.saturation import overflow_sentences
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import GENERATED, IMAGE, SPECIAL, TEXT
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.store.capture.plan import BlockPlan
-    from actstore.store.reader import Capture
+    from actstore.store.capture.reader import Capture
 
 POSITIONS: Final = {
     "counted": "every stored position but special tokens",

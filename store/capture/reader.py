@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from actstore.store import layout, views
+from actstore.store import hooks, layout
 from actstore.store.arguments import argument
 from actstore.store.capture.commits import committed_blocks
-from actstore.store.capture.overflow import read_overflow, saturate
+from actstore.store.capture.overflow import OVERFLOW_COLUMNS, can_overflow, find_overflow, saturate
 from actstore.store.capture.patches import read_patches
 from actstore.store.capture.plan import Plan
 from actstore.store.capture.statistics import CaptureStatistics, is_finished, neuron_table, sum_statistics
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import BlockArray
-from actstore.store.files.parquet import read_table
-from actstore.store.files.records import CaptureRecord, check_seal
+from actstore.store.files.parquet import open_table, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,32 +33,21 @@ if TYPE_CHECKING:
     from actstore.kernels.pack.statistics import Statistics
     from actstore.store.capture.overflow import Overflow
     from actstore.store.capture.writer import BlockArraySpec
+    from actstore.store.files.records import CaptureRecord
     from actstore.store.files.shards import Shard
-    from actstore.store.reader import Store
-    from actstore.store.storage.folder import Folder
+    from actstore.store.model.root import Root
 
 
-def read_capture(folder: Folder, name: str) -> CaptureRecord | None:
-    """The record of a planned capture; None where there is none."""
-    key = f"{layout.capture_key(name)}/zarr.json"
-    try:
-        group = folder.read_json(key)
-    except NotFoundError:
-        return None
-    # Zarr makes the group as soon as the plan's first array is written; only a finished plan puts the record there.
-    attributes = group.get("attributes")
-    record = attributes.get("actstore_capture") if isinstance(attributes, dict) else None
-    if record is None:
-        return None
-    if isinstance(record, dict):
-        check_seal(record, f"{folder}/{key}")
-    return CaptureRecord.from_json(record, f"{folder}/{key}")
+def _reopen(store: Any, name: str) -> Capture:
+    """The capture of an unpickled store, which is of a class that has captures."""
+    capture: Capture = store.capture(name)
+    return capture
 
 
 class Capture:
     """One corpus through the model."""
 
-    def __init__(self, store: Store, record: CaptureRecord) -> None:
+    def __init__(self, store: Root, record: CaptureRecord) -> None:
         self.store, self.record = store, record
         self.folder = store.folder
         self.plan = Plan(store.folder, record.name, record.plan)
@@ -69,7 +57,7 @@ class Capture:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A pickled capture is its store and its name; what is committed when it is unpickled is what it then holds."""
-        return type(self.store).capture, (self.store, self.record.name)
+        return _reopen, (self.store, self.record.name)
 
     def __repr__(self) -> str:
         done = f"{len(self.blocks)} of {self.record.plan.n_blocks} blocks"
@@ -78,7 +66,7 @@ class Capture:
         )
 
     def _repr_html_(self) -> str:
-        return views.open_notebook_views().capture_html(self)
+        return hooks.notebook_html(self)
 
     def refresh(self) -> None:
         """See what has been committed since the capture was opened."""
@@ -206,8 +194,14 @@ class Capture:
 
     @cached_property
     def overflow(self) -> dict[str, Overflow]:
-        """Site → which of its neurons have values that precision `half` stores as infinite; see `store.overflow`."""
-        return read_overflow(self)
+        """Site → which of its neurons have values that precision `half` stores as infinite; see `store.capture.overflow`."""
+        if not can_overflow(self.record):
+            return {}
+        if not self.is_finished:
+            return find_overflow(self.neurons(), self.record)
+        file = open_table(self.folder, layout.table_key(self.record.name, "neurons"))
+        table = file.read(columns=[name for name in OVERFLOW_COLUMNS if name in file.schema_arrow.names])
+        return find_overflow(table, self.record)
 
     def has_overflow(self, layer: int, site: str = "mlp.post") -> NDArray[np.bool_]:
         """Which neurons of a layer have values that are stored as infinite for being too large; shape [neuron]."""

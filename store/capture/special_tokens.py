@@ -11,7 +11,7 @@ from actstore.store.layout import SPECIAL
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from actstore.store.reader import Capture
+    from actstore.store.capture.reader import Capture
 
 
 def special_tokens(capture: Capture) -> NDArray[np.int64]:

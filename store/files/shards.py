@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.store.layout import Compression, ShardGrid
-    from actstore.store.storage.folder import Bytes
-    from actstore.store.storage.pieces import Source
+    from actstore.store.storage.pieces import Bytes, Source
 
 WORTHWHILE: Final = 11 / 12
 """A chunk that shrinks by less than a twelfth is framed as it is: reading it then costs a copy, not a decompression. float16

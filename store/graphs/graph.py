@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.kernels.suffix_trie.api import predict
-from actstore.store import views
+from actstore.store import hooks
 from actstore.store.errors import InvalidInputError
 from actstore.store.graphs.nodes import BOUNDARY, IGNORE
 
@@ -20,9 +20,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.kernels.suffix_trie.api import Nodes, Predictions
-    from actstore.store.graphs.reader import Graphs
-    from actstore.store.reader import Store
-    from actstore.store.views import Drawn
+    from actstore.store.capture.captures import Captures
+    from actstore.store.graphs.record import GraphRecord
+    from actstore.store.hooks import Drawn
+
+
+class GraphSet:
+    """The graphs that one build made of many neurons, as tables."""
+
+    store: Captures
+    name: str
+    record: GraphRecord
+    neurons: pa.Table
+    """One row per neuron, as `record.NEURONS`."""
+    nodes: pa.Table
+    """One row per node, as `record.NODES`."""
 
 
 class Line(NamedTuple):
@@ -43,7 +55,7 @@ class Line(NamedTuple):
 class NeuronGraph:
     """What makes one neuron fire."""
 
-    store: Store
+    store: Captures
     layer: int
     neuron: int
     maximum: float
@@ -55,7 +67,7 @@ class NeuronGraph:
     """Of this neuron alone; parents count from its first node."""
     importance: NDArray[np.float32]
     """[node] share of the activation that goes when the token is masked; NaN where nobody asked the model."""
-    graphs: Graphs | None = None
+    graphs: GraphSet | None = None
     """The set that it is of."""
 
     @property
@@ -117,7 +129,7 @@ class NeuronGraph:
 
         >>> store.graph(3, 17).predict("She walked to the bank.")
         """
-        ids = _checked(views.open_graph_views().encode(self, window) if isinstance(window, str) else window)
+        ids = _checked(hooks.open_graph_views().encode(self, window) if isinstance(window, str) else window)
         found = predict(self.nodes, ids, threads=1)
         if not isinstance(window, str):
             values: NDArray[np.float32] = found.value[0]
@@ -149,7 +161,7 @@ class NeuronGraph:
 
         >>> print(store.graph(3, 17).draw(lines=8))
         """
-        return views.open_graph_views().draw(self, lines=lines, with_ignore=with_ignore)
+        return hooks.open_graph_views().draw(self, lines=lines, with_ignore=with_ignore)
 
     def similar(self, k: int = 10, *, normalise: bool = True) -> pa.Table:
         """The k neurons whose graphs are likest: neuron, layer, index, overlap, subset, prediction; best prediction first.
@@ -158,7 +170,7 @@ class NeuronGraph:
         `prediction` the cosine of the probabilities of firing that the two graphs predict over the corpus. With `normalise`,
         tokens that differ in case and outer spaces only count as one. Neurons that share no activating token are not listed.
         """
-        return views.open_graph_views().similar(self, k, normalise=normalise)
+        return hooks.open_graph_views().similar(self, k, normalise=normalise)
 
 
 def _checked(ids: Sequence[int] | NDArray[Any]) -> NDArray[np.int32]:

@@ -15,38 +15,38 @@ import pyarrow as pa
 from actstore.kernels.suffix_trie.api import Nodes
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.files.shards import checksum
-from actstore.store.graphs.graph import Line, NeuronGraph
+from actstore.store.graphs.graph import GraphSet, Line, NeuronGraph
 from actstore.store.graphs.nodes import BOUNDARY, IGNORE
 from actstore.store.graphs.record import NEURONS, NODES, GraphRecord, fault_of, graph_names, read_record
 from actstore.store.layout import graphs_key
-from actstore.store.neuron import parse_neuron
+from actstore.store.neurons import parse_neuron
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from actstore.store.reader import Store
+    from actstore.store.capture.captures import Captures
 
 __all__ = ["BOUNDARY", "IGNORE", "GraphRecord", "Graphs", "Line", "NeuronGraph", "Nodes", "graph_names", "read_record"]
 
 
-class Graphs:
+class Graphs(GraphSet):
     """The graphs of many neurons. They stay on disk; opening them reads the table of neurons."""
 
-    def __init__(self, store: Store, name: str = "graphs") -> None:
+    def __init__(self, store: Captures, name: str = "graphs") -> None:
         """Those called `name`; `NotFoundError` where there are none, `FormatError` where they are damaged."""
         record = read_record(store.folder, name)
         if record is None:
-            known = ", ".join(graph_names(store))
+            known = ", ".join(graph_names(store.folder))
             held = f"{name!r}, only: {known}" if known else "yet"
             raise NotFoundError(
                 f"{store.folder} has no graphs {held}. Make them: actstore graph build {store.folder}"
                 f"{'' if name == 'graphs' else f' --name {name}'}."
             )
         self.store, self.name, self.record = store, name, record
-        self.neurons: pa.Table = self._open("neurons.arrow", NEURONS)
-        self.nodes: pa.Table = self._open("nodes.arrow", NODES)
+        self.neurons = self._open("neurons.arrow", NEURONS)
+        self.nodes = self._open("nodes.arrow", NODES)
         layer, neuron, self._first = (self.neurons[c].to_numpy() for c in ("layer", "neuron", "first_node"))
         self._keys = layer.astype(np.int64) << 32 | neuron
         sizes = self.neurons["n_nodes"].to_numpy()
@@ -137,4 +137,21 @@ class Graphs:
     def _damaged(self, file: str, what: str) -> FormatError:
         return FormatError(
             f"{self.store.folder}/{graphs_key(self.name, file)} is damaged: {what}. Build the graphs again."
+        )
+
+
+def open_graphs(store: Captures, name: str = "graphs") -> Graphs:
+    """The graphs called `name`; `NotFoundError` where there are none, and as `check_tokens`."""
+    graphs = Graphs(store, name)
+    check_tokens(store, graphs)
+    return graphs
+
+
+def check_tokens(store: Captures, graphs: GraphSet) -> None:
+    """`InvalidInputError` where graphs were built with another tokenizer than the store's."""
+    known = (store.vocabulary.schema.metadata or {}).get(b"fingerprint", b"") if store.vocabulary is not None else b""
+    if known.decode() != graphs.record.tokenizer_fingerprint:
+        raise InvalidInputError(
+            f"Graphs {graphs.name!r} of {store.folder} were built with another tokenizer than the store's, so that their "
+            "tokens mean other texts. Build them again from a capture of this store: actstore graph build."
         )

@@ -18,7 +18,6 @@ from actstore.store.layout import graphs_key
 
 if TYPE_CHECKING:
     from actstore.kernels.suffix_trie.api import Nodes
-    from actstore.store.reader import Store
     from actstore.store.storage.folder import Folder
 
 FORMAT: Final = 1
@@ -87,10 +86,10 @@ class GraphRecord(Record):
     format: int = FORMAT
 
 
-def graph_names(store: Store) -> tuple[str, ...]:
+def graph_names(folder: Folder) -> tuple[str, ...]:
     """The names of the finished sets of graphs in a store."""
-    names = store.folder.names("graphs")
-    return tuple(name for name in names if store.folder.exists(graphs_key(name, "graph.json")))
+    names = folder.names("graphs")
+    return tuple(name for name in names if folder.exists(graphs_key(name, "graph.json")))
 
 
 def read_record(folder: Folder, name: str) -> GraphRecord | None:

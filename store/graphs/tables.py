@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actstore.store.graphs.nodes import BOUNDARY, COLUMNS, IGNORE, Forest, column, open_graphs
+from actstore.store.graphs.forest import Forest
+from actstore.store.graphs.nodes import BOUNDARY, COLUMNS, IGNORE, column
 from actstore.store.graphs.record import graph_names
 
 if TYPE_CHECKING:
@@ -16,15 +17,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from actstore.store.capture.captures import Captures
     from actstore.store.graphs.reader import Graphs
-    from actstore.store.reader import Store
 
 
-def graph_tables(store: Store, table: str) -> Iterator[pa.Table]:
+def graph_tables(store: Captures, table: str) -> Iterator[pa.Table]:
     """`graph_nodes` or `graph_lines` of all sets of graphs, with the set's name in column `graphs`; nothing where none is."""
+    from actstore.store.graphs.reader import open_graphs  # only here: it loads the compiler
+
     make = {"graph_nodes": node_table, "graph_lines": line_table}[table]
     found = []
-    for name in graph_names(store):
+    for name in graph_names(store.folder):
         rows = make(store, open_graphs(store, name))
         names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows.num_rows, np.int32)), pa.array([name]))
         found.append(rows.add_column(0, "graphs", names.cast(pa.string())))
@@ -32,7 +35,7 @@ def graph_tables(store: Store, table: str) -> Iterator[pa.Table]:
         yield pa.concat_tables(found)
 
 
-def node_table(store: Store, graphs: Graphs) -> pa.Table:
+def node_table(store: Captures, graphs: Graphs) -> pa.Table:
     """A row per node of every neuron: whose, where in its graph, the token and its text, and what the evidence says."""
     forest = Forest.of(graphs)
     columns = {**_whose(graphs, forest.neuron), "node": np.arange(len(forest.neuron)) - forest.offsets[forest.neuron]}
@@ -41,7 +44,7 @@ def node_table(store: Store, graphs: Graphs) -> pa.Table:
     return pa.table(columns)
 
 
-def line_table(store: Store, graphs: Graphs) -> pa.Table:
+def line_table(store: Captures, graphs: Graphs) -> pa.Table:
     """A row per line of every neuron.
 
     `tokens` and `texts` begin with the activating one and go backwards; `context` is the text before it as one reads it, `…`
@@ -85,7 +88,7 @@ def _whose(graphs: Graphs, neuron: NDArray[np.int64]) -> dict[str, Any]:
     return {"name": names.take(pa.array(neuron)), "layer": layers[neuron], "neuron": indices[neuron]}
 
 
-def _texts(store: Store, tokens: NDArray[np.int32]) -> pa.Array:
+def _texts(store: Captures, tokens: NDArray[np.int32]) -> pa.Array:
     """The text of each token, `…` for any, empty for a text's beginning."""
     known, where = np.unique(tokens, return_inverse=True)
     special = {IGNORE: "…", BOUNDARY: ""}

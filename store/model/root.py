@@ -1,7 +1,4 @@
-"""A store's root: its format, its model, its tokenizer, its weights. Written once, by the first capture.
-
-Knows nothing about captures.
-"""
+"""A store's root: its format, its model, its tokenizer, its weights. Written once, by the first capture."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -24,11 +22,11 @@ from actstore.store.layout import (
     VOCABULARY_KEY,
     table_key,
 )
+from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from actstore.store.storage.folder import Folder
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 _ATTRIBUTE = "actstore"
 
@@ -174,3 +172,38 @@ def model_fingerprint(config: dict[str, Any], weights: str) -> str:
     """The identity of a model: its weights' fingerprint, with the configuration that shapes what they compute."""
     shaping = _without(config, {"_name_or_path", "transformers_version", "name_or_path", "dtype", "torch_dtype"})
     return hashlib.sha256((json.dumps(shaping, sort_keys=True, default=str) + weights).encode()).hexdigest()
+
+
+class Root:
+    """One model in a store: what is known of it without a capture. `actstore.open` gives a `Store`, which is one."""
+
+    def __init__(self, location: str | Path | Folder) -> None:
+        """Open the store at a path or URL; `NotFoundError` where there is none, `FormatError` for a newer one."""
+        self.folder = location if isinstance(location, Folder) else Folder(location)
+        self.model: ModelRecord = read_root(self.folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled store is where it is, and is opened anew by whoever unpickles it; the same of what comes from it."""
+        return type(self), (self.folder,)
+
+    @cached_property
+    def vocabulary(self) -> pa.Table | None:
+        """One row per token id: token, piece, text, bytes, special; None where only ids are known."""
+        return read_vocabulary(self.folder)
+
+    @cached_property
+    def _token_bytes(self) -> list[bytes] | None:
+        return self.vocabulary["bytes"].to_pylist() if self.vocabulary is not None else None
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token id stands for; `<17>` where the store knows no vocabulary."""
+        known = self._token_bytes
+        return known[token] if known is not None and 0 <= token < len(known) else f"<{token}>".encode()
+
+    def token_text(self, token: int) -> str:
+        """The text of one token; the bytes of half a character show as U+FFFD."""
+        return self.token_bytes(token).decode(errors="replace")
+
+    def text(self, tokens: Iterable[int]) -> str:
+        """The text of a run of token ids."""
+        return b"".join(self.token_bytes(int(t)) for t in tokens).decode(errors="replace")

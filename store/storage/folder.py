@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
     from zarr.abc.store import Store as ZarrStore
 
-    from actstore.store.storage.pieces import Source
-
-    Bytes = bytes | bytearray | memoryview
+    from actstore.store.storage.pieces import Bytes, Source
 
 
 _WILL_NEED: int | None = getattr(mmap, "MADV_WILLNEED", None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from actstore.store.storage.folder import Bytes
+    Bytes = bytes | bytearray | memoryview
 
 
 class Source(Protocol):

@@ -3,7 +3,8 @@ import pytest
 
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES
 from actstore.store.errors import InvalidInputError
-from actstore.store.neuron import EXEMPLARS, parse_neuron
+from actstore.store.neuron import EXEMPLARS
+from actstore.store.neurons import parse_neuron
 from actstore.store.reader import Store
 
 

@@ -10,7 +10,6 @@ import planted_stores as stores
 import pyarrow as pa
 import torch
 
-from actstore.engine.contributions.top_tokens import find_top_tokens, token_names, top_columns
 from actstore.kernels.pack import naive
 from actstore.kernels.pack.columns import Columns
 from actstore.store import layout
@@ -20,6 +19,7 @@ from actstore.store.capture.statistics import CaptureStatistics, RunningStatisti
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.files.records import LayerRecord, PlanRecord
 from actstore.store.model import root
+from actstore.store.model.top_tokens import find_top_tokens, token_names, top_columns
 from actstore.store.model.weights import final_norm_of, write_weights
 from actstore.store.reader import Capture, Store
 from actstore.store.storage.folder import Folder

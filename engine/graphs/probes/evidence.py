@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from actstore.engine.graphs.probes.plan import NO_TOKEN
-from actstore.store.capture.overflow import LARGEST, overflows_in_any, saturated_maxima
+from actstore.store.capture.overflow import LARGEST
 from actstore.store.capture.requests import REQUESTS, read_requests
+from actstore.store.capture.saturation import overflows_in_any, saturated_maxima
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.graphs.reader import IGNORE, GraphRecord, Graphs
 from actstore.store.graphs.writer import GraphWriter

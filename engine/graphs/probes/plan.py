@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from actstore.store.reader import Store
+    from actstore.store.model.root import Root
 
 MASKS: Final = ("auto", "mask", "unk", "pad", "typical", "delete")
 NO_TOKEN: Final = -1
@@ -223,7 +223,7 @@ def mask_token(known: Mapping[str, int], kind: str, typical: int) -> tuple[str, 
     )
 
 
-def sentence_ends(store: Store) -> Callable[[int], bool]:
+def sentence_ends(store: Root) -> Callable[[int], bool]:
     """Whether a sentence ends in a token; never, where the store knows no text."""
     if store.vocabulary is None:
         return lambda token: False

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import torch
 
-from actstore.engine.capture.block_filler import BlockFiller
-from actstore.engine.capture.packing import packer_for, staged_arrays
+from actstore.engine.capture.block_filler import BlockFiller, packer_for
+from actstore.engine.capture.packing import staged_arrays
 from actstore.engine.graphs.probes.stepping import Steps, keeps_everything, narrow_attention, taps_of
 from actstore.kernels.pack.columns import Columns
 from actstore.store import layout

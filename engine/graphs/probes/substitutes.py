@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actstore.store.reader import Store
+    from actstore.store.model.root import Root
 
 LEAST: Final = 1e-5
 """Least probability of a substitute (Foote et al. 2023)."""
@@ -207,7 +207,7 @@ def masked_substitutes(
 class MaskedSubstitutes:
     """Tokens that may stand in another's place, by a masked language model: its substitutes that are one token."""
 
-    def __init__(self, model: MaskedModel, store: Store, excluded: frozenset[int]) -> None:
+    def __init__(self, model: MaskedModel, store: Root, excluded: frozenset[int]) -> None:
         """`store` says what tokens mean; special ones are no text. They and those of `excluded` never stand in."""
         if store.vocabulary is None:
             raise InvalidInputError(

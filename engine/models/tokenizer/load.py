@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
-from actstore.engine.capture.padding import PaddingCount
 from actstore.engine.models.tokenizer.fast_bytes import fast_token_bytes
 from actstore.engine.models.tokenizer.faults import find_fault
 from actstore.engine.models.tokenizer.slow_bytes import slow_token_bytes
@@ -98,9 +97,10 @@ class TextTokenizer:
                 return int(token)
         return None
 
-    def count_padding(self) -> PaddingCount:
-        """A count, still of nothing, of documents that begin or end with this tokenizer's padding."""
-        return PaddingCount(self._tokenizer)
+    @property
+    def named_tokens(self) -> object:
+        """What has `pad_token_id`, `eos_token_id` and the like: the library's tokenizer."""
+        return self._tokenizer
 
     def named_id(self, kind: str) -> int | None:
         """The id of the token that the tokenizer names as its `bos`, `eos`, `mask`, `unk` or `pad`; None where it has none."""

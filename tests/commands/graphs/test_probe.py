@@ -117,7 +117,7 @@ def test_published_graphs_need_probes(run_build: Callable[..., Result], store: P
         done = run_build(store, *arguments)
         assert (done.status, done.out) == (2, "")
         assert re.search(said, " ".join(done.err.split())), done.err
-    assert graph_names(Store(store)) == ("graphs",)
+    assert graph_names(Store(store).folder) == ("graphs",)
 
 
 def test_mistakes_are_said_in_a_sentence(

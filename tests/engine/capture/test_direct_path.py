@@ -15,8 +15,8 @@ from tiny import random_ids, scatter_weights, tiny_config
 from transformers import AutoModelForCausalLM
 
 from actstore.engine.capture.api import RunOptions, capture
-from actstore.engine.contributions.top_tokens import K, fill_top_tokens
 from actstore.engine.models.load import LoadedModel
+from actstore.store.model.top_tokens import K, fill_top_tokens
 from actstore.store.model.weights import read_final_norm, read_weights
 
 if TYPE_CHECKING:
@@ -139,15 +139,15 @@ def test_top_tokens_are_those_whose_logits_a_neuron_moves_most(model_type: str, 
 def test_a_large_models_top_tokens_are_left_out_and_filled_in_later(
     tmp_path: Path, made: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from actstore.engine.models import fingerprint as identity
+    from actstore.engine.capture import root
     from actstore.store.reader import Store
     from actstore.store.storage.folder import Folder
 
     model, held = made("gpt2")
     folder = Folder(tmp_path / "store", read_only=False)
     n_neurons = 2 * 256
-    monkeypatch.setattr(identity, "AFFORDABLE", 2.0 * n_neurons * 128 * 64 - 1)
-    identity.write_store_root(folder, LoadedModel(model), "f" * 64, weights=True)
+    monkeypatch.setattr(root, "AFFORDABLE", 2.0 * n_neurons * 128 * 64 - 1)
+    root.write_store_root(folder, LoadedModel(model), "f" * 64, weights=True)
     store = Store(tmp_path / "store")
     assert store.sql("select count(top_tokens) n from model")["n"].to_pylist() == [0]
     seen: list[tuple[int, int]] = []

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from actstore.engine.capture.api import RunOptions
 from actstore.engine.capture.api import capture as run_capture
-from actstore.engine.capture.block_filler import batches_of, routed_columns
-from actstore.engine.capture.packing import HostPacker, packer_for, staged_arrays
+from actstore.engine.capture.block_filler import batches_of, packer_for, routed_columns
+from actstore.engine.capture.packing import HostPacker, staged_arrays
 from actstore.engine.models.load import load_model
 from actstore.store import layout
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from actstore.engine.graphs.search import search, search_lines
 from actstore.engine.graphs.token_sets import find_tokens, normal_classes
 from actstore.store.errors import InvalidInputError
-from actstore.store.graphs.nodes import BOUNDARY, IGNORE, Forest
+from actstore.store.graphs.forest import Forest
+from actstore.store.graphs.nodes import BOUNDARY, IGNORE
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from actstore.engine.graphs import sparse
 from actstore.engine.graphs.similar import Similarity, compare, same_tokens
 from actstore.engine.graphs.sparse import Products
 from actstore.store.errors import NotFoundError
-from actstore.store.graphs.nodes import IGNORE, Forest
+from actstore.store.graphs.forest import Forest
+from actstore.store.graphs.nodes import IGNORE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,11 +19,12 @@ from actstore.engine.capture.api import capture
 from actstore.engine.models.load import LoadedModel, load_model
 from actstore.engine.models.vision.inputs import VisionProcessor
 from actstore.engine.multimodal.causal import CausalSettings, causal_effect, choose_nouns
-from actstore.engine.multimodal.find import FindSettings, Multimodal, find_multimodal
+from actstore.engine.multimodal.find import find_multimodal
 from actstore.engine.multimodal.gradients import rank_by_gradient
 from actstore.engine.multimodal.noise import Noise, can_hook, noisy_weights, noisy_windows
 from actstore.engine.multimodal.nouns import words
 from actstore.engine.multimodal.replay import Replay
+from actstore.engine.multimodal.result import FindSettings, Multimodal
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from planted_captions import CAPTIONS, IDS, LANGUAGE, PROMPT, SIDE, plant_captio
 from actstore.engine.multimodal import find, ranker
 from actstore.engine.multimodal.captions import read_captions
 from actstore.engine.multimodal.concepts import concepts
-from actstore.engine.multimodal.find import FindSettings, find_multimodal
+from actstore.engine.multimodal.find import find_multimodal
+from actstore.engine.multimodal.result import FindSettings
 from actstore.store.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:

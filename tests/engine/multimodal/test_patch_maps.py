@@ -10,9 +10,10 @@ from PIL import Image
 from planted_captions import SIDE, plant_captions
 
 from actstore.engine.multimodal import patch_maps
-from actstore.engine.multimodal.find import FindSettings, find_multimodal
+from actstore.engine.multimodal.find import find_multimodal
 from actstore.engine.multimodal.patch_maps import NeuronSet, PatchGrid, PatchMap, map_neurons, mask_of
 from actstore.engine.multimodal.pictures import colours, draw_map, find_image
+from actstore.engine.multimodal.result import FindSettings
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:

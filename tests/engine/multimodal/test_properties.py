@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from planted_captions import CAPTIONS, IDS, ids_of, plant_captions
 
-from actstore.engine.multimodal.find import FindSettings, Multimodal, find_multimodal
+from actstore.engine.multimodal.find import find_multimodal
 from actstore.engine.multimodal.properties import (
     cross_image_invariance,
     measure,
@@ -17,6 +17,7 @@ from actstore.engine.multimodal.properties import (
     specificity,
     summarise,
 )
+from actstore.engine.multimodal.result import FindSettings, Multimodal
 from actstore.kernels.top_k.api import TopK
 from actstore.store.errors import InvalidInputError
 

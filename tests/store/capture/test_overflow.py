@@ -13,8 +13,8 @@ import pytest
 from actstore.engine.coverage.criteria import CoverageSettings, measure_coverage
 from actstore.kernels.pack.statistics import NOT_KNOWN
 from actstore.store import layout
-from actstore.store.capture.overflow import overflow_sentences, saturated_maxima
 from actstore.store.capture.positions import warnings_of
+from actstore.store.capture.saturation import overflow_sentences, saturated_maxima
 from actstore.store.export import export_activations
 from actstore.store.files.arrays import BlockArray
 from actstore.store.files.parquet import write_table

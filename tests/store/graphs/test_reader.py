@@ -82,7 +82,7 @@ def write(folder: Folder, name: str = "graphs", parts: Sequence[int] = (2, 1), i
 
 def test_what_is_written_comes_back(folder: Folder) -> None:
     graphs = write(folder)
-    assert (len(graphs), graphs.record.n_nodes, graph_names(graphs.store)) == (3, 7, ("graphs",))
+    assert (len(graphs), graphs.record.n_nodes, graph_names(graphs.store.folder)) == (3, 7, ("graphs",))
     assert ((0, 4) in graphs, (0, 5) in graphs) == (True, False)
     graph = graphs.graph(0, 1)
     assert (graph.name, graph.maximum, graph.threshold, graph.n_events) == ("L0.N1", 2.5, np.float32(0.4), 6)
@@ -171,7 +171,7 @@ def test_finished_graphs_are_not_overwritten(folder: Folder) -> None:
 
 def test_an_unfinished_build_is_resumed_or_begun_again(folder: Folder) -> None:
     GraphWriter(folder, make_record()).add(0, [1], make_nodes(SMALL), maximum=1, n_events=1)
-    assert graph_names(Store(folder.location)) == ()
+    assert graph_names(Store(folder.location).folder) == ()
     with pytest.raises(InvalidInputError, match="begun with"):
         GraphWriter(folder, make_record(n_neurons=9), resume=True)
     writer = GraphWriter(folder, make_record(), resume=True)
@@ -223,7 +223,7 @@ def test_a_killed_writer_blocks_nobody(folder: Folder, after: str) -> None:
     if after == "all":
         assert GraphWriter(folder, make_record(), resume=True).close().n_nodes == 7
     else:
-        assert graph_names(Store(folder.location)) == ("undisturbed",)
+        assert graph_names(Store(folder.location).folder) == ("undisturbed",)
         assert verify_graphs(folder) == (["undisturbed"], [])
         with GraphWriter(folder, make_record(), resume=True) as writer:
             assert writer.n_done == 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from actstore.engine.contributions.top_tokens import OwnTokens
+from actstore.store.model.top_tokens import OwnTokens
 
 OWN = OwnTokens(["small"], ["large"])
 

@@ -1,0 +1,84 @@
+"""Neurons as numbers: (layer, index), names such as `L3.N17`, and one running number over all layers; random draws of them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from actstore.store.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+
+def neuron_name(layer: int, index: int) -> str:
+    """`L3.N17`, of neuron 17 in layer 3."""
+    return f"L{layer}.N{index}"
+
+
+def neuron_names(layers: Iterable[int], indices: Iterable[int]) -> list[str]:
+    """The name of each of some neurons."""
+    return [neuron_name(layer, index) for layer, index in zip(layers, indices, strict=True)]
+
+
+def parse_neuron(name: str) -> tuple[int, int]:
+    """Layer and index of a name such as `L3.N17`; `InvalidInputError` for anything else."""
+    match = re.fullmatch(r"L(\d+)\.N(\d+)", name.strip(), re.IGNORECASE)
+    if match is None:
+        raise InvalidInputError(f"A neuron is named by layer and index, such as L3.N17, found {name!r}.")
+    return int(match[1]), int(match[2])
+
+
+class NeuronIndex:
+    """All neurons of some layers under one running number: layer after layer, in each by index."""
+
+    def __init__(self, widths: Mapping[int, int]) -> None:
+        """`widths`: layer → number of neurons, layers ascending."""
+        self.layers = np.array(list(widths), np.int64)
+        self.widths = np.array(list(widths.values()), np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.widths)])
+        """[layer + 1] the number of each layer's first neuron; the last is the number of neurons."""
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def number(self, layer: int, index: int) -> int:
+        """The running number of a neuron."""
+        return int(self.starts[np.searchsorted(self.layers, layer)]) + index
+
+    def locate(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Layers and indices of neurons given by number; each of the shape of `numbers`."""
+        rows = np.searchsorted(self.starts, numbers, side="right") - 1
+        return self.layers[rows], numbers - self.starts[rows]
+
+    def pairs(self, numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """(layer, index) of each number."""
+        layers, indices = self.locate(numbers)
+        return list(zip(layers.tolist(), indices.tolist(), strict=True))
+
+    def names(self, numbers: NDArray[np.int64]) -> list[str]:
+        """The name of each number."""
+        return [neuron_name(layer, index) for layer, index in self.pairs(numbers)]
+
+
+def random_neurons(
+    chosen: Mapping[int, NDArray[np.int64]], widths: Mapping[int, int], rng: np.random.Generator
+) -> dict[int, NDArray[np.int64]]:
+    """As many neurons as are `chosen`, none of them chosen: as many of each layer while it has others, the rest elsewhere.
+
+    `chosen`: layer → indices; `widths`: layer → number of neurons. All others, where more than half of all neurons are
+    chosen.
+    """
+    others = {
+        n: rng.permutation(np.setdiff1d(np.arange(width), chosen.get(n, ()))) for n, width in sorted(widths.items())
+    }
+    quota = {layer: min(len(chosen.get(layer, ())), len(left)) for layer, left in others.items()}
+    missing = sum(map(len, chosen.values())) - sum(quota.values())
+    spare = np.repeat(list(others), [len(left) - quota[layer] for layer, left in others.items()])
+    for layer in rng.permutation(spare)[:missing].tolist():
+        quota[layer] += 1
+    return {layer: np.sort(left[: quota[layer]]) for layer, left in others.items() if quota[layer]}
