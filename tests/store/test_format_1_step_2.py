@@ -5,16 +5,13 @@ the stores that people have: it needs a new format, and a reader for this one.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from reading_everything import differences, plain, read_everything
 
 import actstore
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves support modules off the path
-from reading_everything import differences, plain, read_everything
 
 DATA = Path(__file__).parent / "data"
 PATH = DATA / "format-1-step-2"

@@ -61,7 +61,7 @@ def main() -> None:
     shutil.rmtree(scratch)
     for lock in TARGET.rglob("writer.lock"):
         lock.unlink()  # says which process on which machine wrote
-    reader = module(TESTS / "store" / "reading_everything.py")
+    reader = module(TESTS / "support" / "reading_everything.py")
     found = {name: reader.read_everything(actstore.open(TARGET / name)) for name in ("experts", "images", "text")}
     EXPECTED.write_text(reader.dumped(found), encoding="utf-8")
     files = [path for path in TARGET.rglob("*") if path.is_file()]
@@ -96,7 +96,7 @@ def write_lines(path: str, rows: list[dict[str, Any]]) -> None:
 
 def make_text(store: Path) -> None:
     """Every precision, an unfinished capture, questions, probes, graphs of both methods, edits of five kinds."""
-    models, tiny = module(TESTS / "conftest.py"), module(TESTS / "engine" / "tiny.py")
+    models, tiny = module(TESTS / "conftest.py"), module(TESTS / "support" / "tiny.py")
     models.save_llama(
         Path("tiny-llama"), hidden_size=8, intermediate_size=12, max_position_embeddings=256, tie_word_embeddings=False
     )
@@ -159,7 +159,7 @@ def interrupt(capture: Path, block: int) -> None:
 
 def make_experts(store: Path) -> None:
     """Layers that not every token goes through, of another dtype; int8 with infinite values."""
-    tiny, models = module(TESTS / "engine" / "tiny.py"), module(TESTS / "conftest.py")
+    tiny, models = module(TESTS / "support" / "tiny.py"), module(TESTS / "conftest.py")
     torch.manual_seed(0)
     config = transformers.MixtralConfig(
         vocab_size=300, hidden_size=8, intermediate_size=6, num_hidden_layers=2, num_attention_heads=2,
@@ -180,7 +180,7 @@ def make_experts(store: Path) -> None:
 
 def make_images(store: Path) -> None:
     """Images with captions given and generated; the vision tower's own neurons; patches."""
-    vision = module(TESTS / "engine" / "tiny_vision.py")
+    vision = module(TESTS / "support" / "tiny_vision.py")
     vision.tiny_vision_model("llava", Path("tiny-llava"))
     Path("pictures").mkdir()
     for i in range(2):

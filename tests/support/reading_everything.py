@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from actstore.store.attributions import open_attributions
+from actstore.engine.contributions.next_tokens import NextTokens
+from actstore.store.capture.attributions import open_attributions
+from actstore.store.capture.requests import has_requests, read_requests
 from actstore.store.edits import edit_names, read_edit
-from actstore.store.predictions import NextTokens
-from actstore.store.requests import has_requests, read_requests
+from actstore.store.model.weights import read_final_norm, read_weights
 from actstore.store.verify import verify_capture, verify_graphs, verify_root
-from actstore.store.weights import read_final_norm, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
