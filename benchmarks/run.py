@@ -1,4 +1,4 @@
-"""`make bench`: tests first, then every row; tables on the terminal, in benchmarks/results.csv, and in the documentation.
+"""`make bench`: tests first, then every row; tables on the terminal, in benchmarks/results/results.csv, in the documentation.
 
 python benchmarks/run.py [--quick] [--only WORD] [--no-tests]
 """
@@ -22,7 +22,9 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # loading a model draws a bar
 import torch  # noqa: E402
 
 from actstore.display import terminal  # noqa: E402
-from benchmarks import (  # noqa: E402 - the checkout must be importable first
+from benchmarks.marked import rewrite  # noqa: E402
+from benchmarks.registry import Measurement, choose, measure  # noqa: E402
+from benchmarks.rows import (  # noqa: E402 - the checkout must be importable first
     attribution,
     capture,
     clusters,
@@ -37,8 +39,6 @@ from benchmarks import (  # noqa: E402 - the checkout must be importable first
     reading,
     sizes,
 )
-from benchmarks.marked import rewrite  # noqa: E402
-from benchmarks.registry import Measurement, choose, measure  # noqa: E402
 
 ROWS = (
     *capture.ROWS,
@@ -178,7 +178,7 @@ def show_sizes(found: list[sizes.Size]) -> None:
 def write_csv(measurements: list[Measurement], where: str) -> None:
     """Every line with the machine and the commit."""
     lines = [line | {"machine": where} for measurement in measurements for line in measurement.lines()]
-    with (HERE / "results.csv").open("w", newline="") as file:
+    with (HERE / "results" / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)

@@ -169,7 +169,7 @@ def test_made_up_stores_hold_what_their_source_says(tmp_path: Path) -> None:
 
 
 def test_splits_and_arrow_rows_hold_what_the_matrix_holds(tmp_path: Path) -> None:
-    reading = load("reading")
+    reading = load("rows.reading")
     rng = np.random.default_rng(0)
     values = rng.standard_normal((2 * reading.WINDOW, reading.N_NEURONS)).astype(np.float16)
     values[rng.random(values.shape) < 0.9] = 0
@@ -189,7 +189,7 @@ def test_splits_and_arrow_rows_hold_what_the_matrix_holds(tmp_path: Path) -> Non
 def test_entropy_is_that_of_the_stored_patterns(tmp_path: Path) -> None:
     import actstore
 
-    sizes, synthetic = load("sizes"), load("synthetic")
+    sizes, synthetic = load("rows.sizes"), load("synthetic")
 
     class Even(synthetic.Planted):
         """Every value one of four, as often."""
@@ -202,7 +202,7 @@ def test_entropy_is_that_of_the_stored_patterns(tmp_path: Path) -> None:
 
 
 def test_the_plain_coverage_counts_what_the_definitions_say() -> None:
-    coverage = load("coverage")
+    coverage = load("rows.coverage")
     plain = coverage.Plain(np.zeros(12, np.float32), np.ones(12, np.float32))
     batch = np.linspace(0, 1, 12, dtype=np.float32)[None]
     batch[0, 0], batch[0, 11] = -1, 2

@@ -1,6 +1,6 @@
 """What multi-modal neurons of the demo captioner are like, beside baselines: properties, causal effect, where maps lie.
 
-python benchmarks/multimodal_table.py [--model FOLDER] [--pictures 150] [--seeds 3] [--sigma 10] [--readme]
+python benchmarks/tables/multimodal.py [--model FOLDER] [--pictures 150] [--seeds 3] [--sigma 10] [--readme]
 
 Each seed draws pictures of its own, and noise and random neurons; a figure is the mean over seeds ± their standard deviation.
 Nouns are the colours and shapes in the captions that the model itself gives.
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "demo")]
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 
 from picture_words import PAPER_PROMPT, plural  # noqa: E402 - the demo must be importable first
 from pictures import write_pictures  # noqa: E402
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from actstore.engine.multimodal.find import Multimodal
     from actstore.store.reader import Capture
 
-MODEL: Final = HERE.parent / "demo" / "shapes-llava"
+MODEL: Final = ROOT / "demo" / "shapes-llava"
 PATCH: Final = 8
 """Pixels of the captioner's patches."""
 RANKINGS: Final = {

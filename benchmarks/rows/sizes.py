@@ -16,8 +16,8 @@ import numpy as np
 from actstore.engine.capture.api import capture
 from actstore.engine.capture.run import RunOptions
 from actstore.store import layout
-from benchmarks.graphs import MODEL, standard_library
 from benchmarks.marked import table
+from benchmarks.rows.graphs import MODEL, standard_library
 from benchmarks.synthetic import WINDOW
 
 if TYPE_CHECKING:

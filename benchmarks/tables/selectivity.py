@@ -1,6 +1,6 @@
 """Selective neurons of the embedded models, and their mask matrix: label × label, relative change in perplexity.
 
-python benchmarks/selectivity_matrix.py [--all | --only WORD] [--readme]
+python benchmarks/tables/selectivity.py [--all | --only WORD] [--readme]
 
 Neurons are found on one half of the texts, perplexity is measured on the other. Four experiments, of which the first runs by
 default, and three more with --all, on models that know one language only:
@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "demo")]
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 
 from fact_questions import fill, read_relations  # noqa: E402 - the demo must be importable first
 from language_texts import read_held_out  # noqa: E402
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
     from actstore.engine.selectivity.selectivity import Selectivity
 
-DEMO: Final = HERE.parent / "demo"
+DEMO: Final = ROOT / "demo"
 MAX_CHARACTERS: Final = 8_000
 """Taken of each file, so that many files speak for a label."""
 CHARACTERS_A_LABEL: Final = 150_000

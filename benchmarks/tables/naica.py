@@ -1,6 +1,6 @@
-"""The evaluation of query-relevant neurons on the demo fact model: benchmarks/naica.csv and the README's tables.
+"""The evaluation of query-relevant neurons on the demo fact model: benchmarks/results/naica.csv and the README's tables.
 
-python benchmarks/naica_tables.py [--seeds 5] [--store STORE]
+python benchmarks/tables/naica.py [--seeds 5] [--store STORE]
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
 
 from actstore.commands.naica.evaluate import NOTE, tables  # noqa: E402
 from actstore.display import terminal  # noqa: E402 - the checkout must be importable first
@@ -25,7 +25,7 @@ from actstore.store.capture.attributions import open_attributions  # noqa: E402
 from actstore.store.reader import Store  # noqa: E402
 from benchmarks.marked import rewrite  # noqa: E402
 
-MODEL = HERE.parent / "demo" / "fact-llama"
+MODEL = ROOT / "demo" / "fact-llama"
 
 
 def markdown(title: str, columns: list[str | tuple[str, str]], rows: list[tuple[str, ...]]) -> str:
@@ -54,12 +54,12 @@ def main() -> None:
     terminal.err.print(f"attributed in {attributed - began:.0f} s, evaluated in {ended - attributed:.0f} s")
     for title, columns, rows in tables(found):
         terminal.out.print(terminal.table(title, columns, rows))
-    with (HERE / "naica.csv").open("w", newline="") as file:
+    with (ROOT / "benchmarks" / "results" / "naica.csv").open("w", newline="") as file:
         measured = [one.as_row() for one in found.measurements]
         writer = csv.DictWriter(file, measured[0])
         writer.writeheader()
         writer.writerows(measured)
-    with (HERE / "naica_prediction.csv").open("w", newline="") as file:
+    with (ROOT / "benchmarks" / "results" / "naica_prediction.csv").open("w", newline="") as file:
         predicted = [asdict(one) for one in found.accuracies]
         writer = csv.DictWriter(file, predicted[0])
         writer.writeheader()

@@ -1,6 +1,8 @@
 """Neuron graphs: built from a store against the published procedure's model calls, and searched.
 
-python benchmarks/graphs.py [--layers 6] [--tokens 100000,300000,1000000] [--write]   the large store: minutes, and 3 GB of disk
+python benchmarks/rows/graphs.py [--layers 6] [--tokens 100000,300000,1000000] [--write]
+
+The large store: minutes, and 3 GB of disk.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 import torch
@@ -39,8 +41,8 @@ from actstore.store.model import root
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
 from benchmarks.marked import rewrite, table
-from benchmarks.published_n2g import Published
 from benchmarks.registry import Candidate, Row
+from benchmarks.rows.published_n2g import Published
 from benchmarks.synthetic import WINDOW, Planted, model_record, write_capture
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 
     from actstore.store.reader import Capture
 
-MODEL = Path(__file__).parent.parent / "demo" / "stdlib-llama"
+MODEL = Path(__file__).parents[2] / "demo" / "stdlib-llama"
 SAMPLED = 4
 """Neurons for which the published procedure is run."""
 

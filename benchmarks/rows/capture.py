@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-HERE = Path(__file__).parent
-PEERS = HERE.parent / ".venv-peers" / "bin" / "python"
+ROOT = Path(__file__).parents[2]
+PEERS = ROOT / ".venv-peers" / "bin" / "python"
 LAYERS, D_MODEL, NEURONS, VOCABULARY = 6, 512, 1536, 4096
 WINDOW, BATCH_WINDOWS, BLOCK = 256, 8, 16_384
 LABELS = (("half", "even"), ("half", "odd"))
@@ -52,7 +52,7 @@ def work_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name:
         folder = Path(name)
         make_model(folder)
-        for file in HERE.parent.glob("demo/stdlib-llama/tokenizer*"):  # TransformerLens wants one; it has 4,096 tokens
+        for file in ROOT.glob("demo/stdlib-llama/tokenizer*"):  # TransformerLens wants one; it has 4,096 tokens
             shutil.copy(file, folder / "model")
         yield folder
 
@@ -169,7 +169,10 @@ class Peers:
     def __init__(self, folder: Path, n_tokens: int) -> None:
         torch.save(make_ids(n_tokens), folder / "ids.pt")
         self._process = subprocess.Popen(
-            [PEERS, HERE / "peers.py", folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [PEERS, Path(__file__).with_name("peers.py"), folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self.names: list[str] = json.loads(self._answer())
 

@@ -12,8 +12,8 @@ from actstore.engine.graphs.probes.run import sample_probes
 from actstore.engine.graphs.probes.sampling import SampleSettings, one_core_each
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
-from benchmarks.graphs import MODEL, SAMPLED, TESTS, WINDOW, PublishedSample, captured_demo
 from benchmarks.registry import Candidate, Row
+from benchmarks.rows.graphs import MODEL, SAMPLED, TESTS, WINDOW, PublishedSample, captured_demo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

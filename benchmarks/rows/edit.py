@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from actstore.store.edits import Edit
     from actstore.store.reader import Capture
 
-DEMO = Path(__file__).parent.parent / "demo"
+DEMO = Path(__file__).parents[2] / "demo"
 MODEL = DEMO / "fact-llama"
 OLD, NEW = "Germany", "Turkey"
 

@@ -1,6 +1,6 @@
 """How well neuron graphs predict firing, on the demo model over the standard library: the documentation's tables.
 
-python benchmarks/graph_table.py [--tokens 250000] [--sampled 400000] [--published 200] [--write]
+python benchmarks/tables/graphs.py [--tokens 250000] [--sampled 400000] [--published 200] [--write]
 
 Every figure comes from the commands a user would type, run here with --json.
 """
@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
 
 from actstore.display import terminal  # noqa: E402 - the checkout must be importable first
-from benchmarks.graphs import MODEL, standard_library  # noqa: E402
 from benchmarks.marked import rewrite, table  # noqa: E402
+from benchmarks.rows.graphs import MODEL, standard_library  # noqa: E402
 
 GAINS: Final = "-1,0.25,1,2,4,8"
 SAMPLED: Final = "probes-sampled"

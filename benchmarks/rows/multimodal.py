@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-DEMO = Path(__file__).parent.parent / "demo"
+DEMO = Path(__file__).parents[2] / "demo"
 MODEL = DEMO / "shapes-llava"
 SAMPLED = 10
 """Captions for which the published procedure is run."""

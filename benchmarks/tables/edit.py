@@ -1,6 +1,6 @@
-"""Edits of the demo captioner: benchmarks/edits.csv and the table between <!-- edits --> and <!-- /edits -->.
+"""Edits of the demo captioner: benchmarks/results/edits.csv and the table between <!-- edits --> and <!-- /edits -->.
 
-python benchmarks/edit_table.py [--seeds 3] [--pictures 500] [--exchange red:green --exchange circle:square]
+python benchmarks/tables/edit.py [--seeds 3] [--pictures 500] [--exchange red:green --exchange circle:square]
 
 The captioner answers about drawn pictures; a word of its answers is exchanged by every form, beside two baselines. Reliability
 is measured on the pictures that the edit was made from, image-generality on others, text-generality on the first with their
@@ -19,13 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-DEMO = HERE.parent / "demo"
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "demo"
 MODEL = DEMO / "shapes-llava"
-sys.path[:0] = [str(DEMO)]
+sys.path[:0] = [str(ROOT), str(DEMO)]
 
-from marked import rewrite as rewrite_page  # noqa: E402 - the folders must be importable first
-from marked import spread, table  # noqa: E402
 from picture_words import FACTS, PHRASINGS  # noqa: E402
 
 import actstore  # noqa: E402
@@ -37,6 +35,8 @@ from actstore.engine.edit.rewrite import rewrite  # noqa: E402
 from actstore.engine.edit.settings import FineSettings, LeastNormSettings, RewriteSettings  # noqa: E402
 from actstore.engine.models.load import load_model  # noqa: E402
 from actstore.store.reader import Store  # noqa: E402
+from benchmarks.marked import rewrite as rewrite_page  # noqa: E402 - the folders must be importable first
+from benchmarks.marked import spread, table  # noqa: E402
 
 FORMS: dict[str, dict[str, Any]] = {
     "least-norm (store only)": {"form": "least-norm"},
@@ -152,7 +152,7 @@ def main() -> None:
             for old, new in exchanges:
                 rows += measure(store, reader, (old, new), seed)
                 terminal.err.print(f"seed {seed}: {old} → {new}")
-    with (HERE / "edits.csv").open("w", newline="") as file:
+    with (ROOT / "benchmarks" / "results" / "edits.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)

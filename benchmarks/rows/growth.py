@@ -18,8 +18,8 @@ from actstore.engine.graphs.probes.sampling import one_core_each
 from actstore.engine.models.load import load_model
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
-from benchmarks.capture import Bench, make_ids, make_model
 from benchmarks.registry import Candidate, Row
+from benchmarks.rows.capture import Bench, make_ids, make_model
 from benchmarks.synthetic import BLOCK, Planted, write_capture
 
 if TYPE_CHECKING:

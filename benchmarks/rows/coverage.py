@@ -14,8 +14,8 @@ import numpy as np
 
 import actstore
 from actstore.engine.coverage.criteria import CoverageSettings, measure_coverage
-from benchmarks.reading import MEMMAP, N_NEURONS, map_file, stored
 from benchmarks.registry import Candidate, Row
+from benchmarks.rows.reading import MEMMAP, N_NEURONS, map_file, stored
 from benchmarks.synthetic import WINDOW
 
 if TYPE_CHECKING:

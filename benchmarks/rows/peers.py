@@ -1,6 +1,6 @@
 """Runs in the peers' own environment: TransformerLens' and delphi's way of keeping MLP activations, on request.
 
-python benchmarks/peers.py FOLDER, with FOLDER/model and FOLDER/ids.pt. The first line of output names the jobs; then each
+python benchmarks/rows/peers.py FOLDER, with FOLDER/model and FOLDER/ids.pt. The first line of output names the jobs; then each
 line of input names one, and `done` is printed when it is. Knows nothing about actstore, which is not installed there.
 """
 
