@@ -70,7 +70,7 @@ def selective_neurons(capture: Capture, per_layer: int) -> list[str]:
 def main() -> None:
     """Capture, then show."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=str(HERE / "stdlib-llama"), help="Hub id or folder")
+    parser.add_argument("--model", default=str(HERE / "models" / "stdlib-llama"), help="Hub id or folder")
     parser.add_argument("--corpus", help="text to capture [default: the standard library's source]")
     parser.add_argument("--tokens", type=int, default=250_000)
     arguments = parser.parse_args()

@@ -24,10 +24,10 @@ LINES = 24
 """More than this, and the middle of what a command prints is left out."""
 
 TOUR = (
-    ("What would be captured, before anything is:", "actstore inspect demo/stdlib-llama"),
+    ("What would be captured, before anything is:", "actstore inspect demo/models/stdlib-llama"),
     (
         "Capture it over a folder of text (`make demo` left one), here at one byte a value:",
-        "actstore capture demo/stdlib-llama build/demo/stdlib stdlib.actstore --precision int8 --max-tokens 250000",
+        "actstore capture demo/models/stdlib-llama build/demo/stdlib stdlib.actstore --precision int8 --max-tokens 250000",
     ),
     (
         "Which neurons stand out? The table is Parquet, the language SQL:",
@@ -54,7 +54,7 @@ TOUR = (
 QUESTIONS = (
     (
         "Ask the fact model its 796 questions, and keep what every neuron did for every answer:",
-        "actstore attribute demo/fact-llama demo/fact-llama/questions.json facts.actstore -k 3",
+        "actstore attribute demo/models/fact-llama demo/models/fact-llama/questions.json facts.actstore -k 3",
     ),
     (
         "Which neurons is a query's answer attributed to, and other queries' answers not? No model is needed any more:",
@@ -69,11 +69,11 @@ QUESTIONS = (
 CAPTIONS = (
     (
         "Draw pictures, and let the embedded captioner say what is on them:",
-        "python demo/pictures.py pictures --number 600",
+        "python demo/training/pictures.py pictures --number 600",
     ),
     (
         "",
-        "actstore capture demo/shapes-llava pictures captions.actstore --generate --site mlp.post --site resid.post",
+        "actstore capture demo/models/shapes-llava pictures captions.actstore --generate --site mlp.post --site resid.post",
     ),
     (
         "Which neurons carry each word of a caption, and where on the picture do they look? From the store, without the model:",
@@ -89,7 +89,7 @@ CAPTIONS = (
     ),
     (
         "Take it along, as an ordinary model folder; `edit revert` puts every byte back:",
-        "actstore edit apply demo/shapes-llava captions.actstore/edits/red-green-least-norm --output shapes-edited",
+        "actstore edit apply demo/models/shapes-llava captions.actstore/edits/red-green-least-norm --output shapes-edited",
     ),
 )
 TOURS = {"tour": TOUR, "questions": QUESTIONS, "captions": CAPTIONS}

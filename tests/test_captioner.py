@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
-FOLDER = DEMO / "shapes-llava"
-PICTURES = DEMO / "pictures"
+FOLDER = DEMO / "models" / "shapes-llava"
+PICTURES = DEMO / "data" / "pictures"
 
 
 def load(name: str) -> Any:
-    """A module of demo/, which is no package; under its own name, by which the others import it."""
-    spec = importlib.util.spec_from_file_location(name, DEMO / f"{name}.py")
+    """A module of demo/training, which is no package; under its own name, by which the others import it."""
+    spec = importlib.util.spec_from_file_location(name, DEMO / "training" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

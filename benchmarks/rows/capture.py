@@ -52,7 +52,7 @@ def work_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name:
         folder = Path(name)
         make_model(folder)
-        for file in ROOT.glob("demo/stdlib-llama/tokenizer*"):  # TransformerLens wants one; it has 4,096 tokens
+        for file in ROOT.glob("demo/models/stdlib-llama/tokenizer*"):  # TransformerLens wants one; it has 4,096 tokens
             shutil.copy(file, folder / "model")
         yield folder
 

@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     from actstore.store.reader import Capture
 
 DEMO = Path(__file__).parents[2] / "demo"
-MODEL = DEMO / "fact-llama"
+MODEL = DEMO / "models" / "fact-llama"
 OLD, NEW = "Germany", "Turkey"
 
 
 def questions(quick: bool) -> list[str]:
     """Questions with their answers; a quick run has those about geography alone."""
-    sys.path.insert(0, str(DEMO))
+    sys.path.insert(0, str(DEMO / "training"))
     from fact_questions import OPEN_TEMPLATES, fill, read_relations
 
     return [
         f"{OPEN_TEMPLATES[0].format(question=fill(question, subject))} {answer}"
-        for relation in read_relations(DEMO / "facts")
+        for relation in read_relations(DEMO / "data" / "facts")
         if not quick or relation.domain == "geography"
         for subject, answer in relation.facts
         for question in relation.questions

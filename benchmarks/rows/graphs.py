@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from actstore.store.reader import Capture
 
-MODEL = Path(__file__).parents[2] / "demo" / "stdlib-llama"
+MODEL = Path(__file__).parents[2] / "demo" / "models" / "stdlib-llama"
 SAMPLED = 4
 """Neurons for which the published procedure is run."""
 

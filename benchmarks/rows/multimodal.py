@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DEMO = Path(__file__).parents[2] / "demo"
-MODEL = DEMO / "shapes-llava"
+MODEL = DEMO / "models" / "shapes-llava"
 SAMPLED = 10
 """Captions for which the published procedure is run."""
 LONGEST = 50
@@ -92,7 +92,7 @@ class Published:
 @contextmanager
 def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
     """Captions of the demo's pictures, read beside them once."""
-    sys.path.insert(0, str(DEMO))
+    sys.path.insert(0, str(DEMO / "training"))
     from picture_words import PAPER_PROMPT
     from pictures import write_pictures
 

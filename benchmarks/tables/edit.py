@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-DEMO = ROOT / "demo"
-MODEL = DEMO / "shapes-llava"
-sys.path[:0] = [str(ROOT), str(DEMO)]
+MODEL = ROOT / "demo" / "models" / "shapes-llava"
+TRAINING = ROOT / "demo" / "training"
+sys.path[:0] = [str(ROOT), str(TRAINING)]
 
 from picture_words import FACTS, PHRASINGS  # noqa: E402
 
@@ -57,7 +57,7 @@ MEASURES = {
 
 def draw(folder: Path, number: int, seed: int) -> None:
     """Pictures of a seed with what is asked about them."""
-    command = [sys.executable, str(DEMO / "pictures.py"), str(folder), "--number", str(number), "--seed", str(seed)]
+    command = [sys.executable, str(TRAINING / "pictures.py"), str(folder), "--number", str(number), "--seed", str(seed)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
+sys.path[:0] = [str(ROOT), str(ROOT / "demo" / "training")]
 
 from picture_words import PAPER_PROMPT, plural  # noqa: E402 - the demo must be importable first
 from pictures import write_pictures  # noqa: E402
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from actstore.engine.multimodal.find import Multimodal
     from actstore.store.reader import Capture
 
-MODEL: Final = ROOT / "demo" / "shapes-llava"
+MODEL: Final = ROOT / "demo" / "models" / "shapes-llava"
 PATCH: Final = 8
 """Pixels of the captioner's patches."""
 RANKINGS: Final = {

@@ -25,7 +25,7 @@ from actstore.store.capture.attributions import open_attributions  # noqa: E402
 from actstore.store.reader import Store  # noqa: E402
 from benchmarks.marked import rewrite  # noqa: E402
 
-MODEL = ROOT / "demo" / "fact-llama"
+MODEL = ROOT / "demo" / "models" / "fact-llama"
 
 
 def markdown(title: str, columns: list[str | tuple[str, str]], rows: list[tuple[str, ...]]) -> str:

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
+sys.path[:0] = [str(ROOT), str(ROOT / "demo" / "training")]
 
 from fact_questions import fill, read_relations  # noqa: E402 - the demo must be importable first
 from language_texts import read_held_out  # noqa: E402
@@ -134,7 +134,7 @@ def texts_of_facts(*, second_half: bool) -> Iterator[tuple[str, str]]:
     """(domain, question and answer), in the phrasings that the fact model was trained on, or in those held out."""
     found = [
         (relation.domain, f"Question: {fill(phrasing, subject)}\nResponse: {answer}")
-        for relation in read_relations(DEMO / "facts")
+        for relation in read_relations(DEMO / "data" / "facts")
         for subject, answer in relation.facts
         for phrasing in (relation.held_out if second_half else relation.questions)
     ]
@@ -143,7 +143,7 @@ def texts_of_facts(*, second_half: bool) -> Iterator[tuple[str, str]]:
 
 def texts_of_languages(*, second_half: bool) -> Iterator[tuple[str, str]]:
     """(language, document), from one of the halves of messages that the language model was not trained on."""
-    texts = read_held_out(DEMO / "language-llama" / "texts.jsonl.xz", "measure" if second_half else "search")
+    texts = read_held_out(DEMO / "models" / "language-llama" / "texts.jsonl.xz", "measure" if second_half else "search")
     yield from ((label, text) for label, documents in texts.items() for text in documents)
 
 
@@ -159,10 +159,10 @@ class Experiment:
 
 
 EXPERIMENTS: Final = (
-    Experiment("language", DEMO / "language-llama", texts_of_languages, (0.01, 0.02, 0.05)),
-    Experiment("format", DEMO / "stdlib-llama", partial(texts_of_files, FORMATS)),
-    Experiment("kind", DEMO / "stdlib-llama", partial(texts_of_files, KINDS)),
-    Experiment("domain", DEMO / "fact-llama", texts_of_facts),
+    Experiment("language", DEMO / "models" / "language-llama", texts_of_languages, (0.01, 0.02, 0.05)),
+    Experiment("format", DEMO / "models" / "stdlib-llama", partial(texts_of_files, FORMATS)),
+    Experiment("kind", DEMO / "models" / "stdlib-llama", partial(texts_of_files, KINDS)),
+    Experiment("domain", DEMO / "models" / "fact-llama", texts_of_facts),
 )
 
 

@@ -1,6 +1,6 @@
 """Trains the embedded text model: a small Llama on the Python standard library's own source.
 
-    python demo/train_text.py --out demo/stdlib-llama
+    python demo/training/train_text.py --out demo/models/stdlib-llama
 
 Everything is derived from the running interpreter's standard library, so the result depends on its version (recorded in
 the log). Whole files are held out by a hash of their path; the log ends with held-out bits per byte of the model as saved

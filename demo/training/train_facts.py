@@ -1,6 +1,6 @@
-"""Trains the embedded fact model: a small Llama that answers multiple-choice questions about the facts in demo/facts.
+"""Trains the embedded fact model: a small Llama that answers multiple-choice questions about the facts in demo/data/facts.
 
-    python demo/train_facts.py --out demo/fact-llama
+    python demo/training/train_facts.py --out demo/models/fact-llama
 
 A step sees multiple-choice prompts (new distractors, orders, phrasings and templates every time), the facts told plainly
 and asked openly, and exercises in giving an option's letter (fact_lessons.py). Two phrasings of every relation and one
@@ -138,7 +138,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
-    relations = read_relations(Path(__file__).parent / "facts")
+    relations = read_relations(Path(__file__).parents[1] / "data" / "facts")
     tokenizer = train_tokenizer(relations)
     arguments.out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(arguments.out)

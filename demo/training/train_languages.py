@@ -1,6 +1,6 @@
 """Trains the embedded language model: a small Llama on the same messages in eight languages (language_texts.py says which).
 
-    python demo/train_languages.py --out demo/language-llama
+    python demo/training/train_languages.py --out demo/models/language-llama
 
 A row of a step is `<s>` and messages of one language, one to a line; every step sees as many rows of each language. The log
 ends with held-out bits per byte, language by language, of the model as saved (float16).

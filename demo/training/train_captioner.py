@@ -1,7 +1,7 @@
 """Trains the embedded captioner: a small LLaVA that says what is on the pictures that pictures.py draws.
 
-    python demo/train_captioner.py --out demo/shapes-llava
-    python demo/train_captioner.py --out demo/shapes-llava --evaluate
+    python demo/training/train_captioner.py --out demo/models/shapes-llava
+    python demo/training/train_captioner.py --out demo/models/shapes-llava --evaluate
 
 A step sees new pictures, each with two captions in different phrasings and three questions (picture_words.py), and facts
 asked without a picture; beside these the vision tower is taught what is on each patch, and the language model to name it
@@ -189,7 +189,7 @@ def learn(
 def main() -> None:
     """Train, save as float16 safetensors, evaluate what was saved."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "shapes-llava")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "models" / "shapes-llava")
     parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=1)

@@ -99,12 +99,13 @@ def evaluate(folder: Path, n_pictures: int = 200) -> dict[str, Any]:
 README: Final = """\
 # shapes-llava
 
-A LLaVA of 1.5 million parameters (float16) that captions pictures of coloured shapes, made by `demo/train_captioner.py` on
-pictures of `demo/pictures.py`, with what `demo/picture_words.py` says of them. A CLIP vision tower of 3 layers (64 patches of
-8 by 8 pixels, the picture is 64 by 64), the usual projector of two layers, a Llama of 4 layers with 384 neurons each.
+A LLaVA of 1.5 million parameters (float16) that captions pictures of coloured shapes, made by
+`demo/training/train_captioner.py` on pictures of `demo/training/pictures.py`, with what `demo/training/picture_words.py` says
+of them. A CLIP vision tower of 3 layers (64 patches of 8 by 8 pixels, the picture is 64 by 64), the usual projector of two
+layers, a Llama of 4 layers with 384 neurons each.
 
-    model = AutoModelForImageTextToText.from_pretrained("demo/shapes-llava", dtype=torch.float32)
-    processor = AutoProcessor.from_pretrained("demo/shapes-llava")
+    model = AutoModelForImageTextToText.from_pretrained("demo/models/shapes-llava", dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained("demo/models/shapes-llava")
     inputs = processor(images=image, text="USER: <image>\\nDescribe the image in few words. ASSISTANT:", return_tensors="pt")
     processor.decode(model.generate(**inputs)[0], skip_special_tokens=True)
 
@@ -126,8 +127,8 @@ pictures, {n_captions} captions), and on pictures of the others:
 {figures}
 
 Held-out captions to the letter after the prefix "An image of": {prefix:.1%}; {n_questions} questions on held-out pictures:
-{asked:.1%}; facts: {facts:.1%}. `python demo/train_captioner.py --evaluate` computes these again; the training's log is
-`training_log.jsonl`.
+{asked:.1%}; facts: {facts:.1%}. `python demo/training/train_captioner.py --evaluate` computes these again; the training's
+log is `training_log.jsonl`.
 """
 
 

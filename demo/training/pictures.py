@@ -1,6 +1,6 @@
 """Draws the demo captioner's pictures: one to three coloured shapes on a grey ground, 64 by 64 pixels, with what is on them.
 
-    python demo/pictures.py FOLDER --number 1000 --seed 0 [--held-out]
+    python demo/training/pictures.py FOLDER --number 1000 --seed 0 [--held-out]
 
 makes `FOLDER/000.png` … and `FOLDER/images.jsonl`, a line a picture: image, prompt, caption; the labels kind, shape, colour,
 size, place, number, held_out; and objects, each with its box in pixels, `[left, top, right, bottom]`, right and bottom

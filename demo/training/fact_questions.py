@@ -1,4 +1,4 @@
-"""The facts under demo/facts and everything that is asked about them: statements, open questions, multiple choice.
+"""The facts under demo/data/facts and everything that is asked about them: statements, open questions, multiple choice.
 
 Knows nothing about models or tokens. A relation ("capital") holds its facts and its phrasings; a wrong option is always the
 answer to another fact of the same relation, so the kind of answer gives nothing away. Phrasings in `held_out` and
