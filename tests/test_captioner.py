@@ -176,6 +176,13 @@ def test_a_word_is_one_token_with_its_space_and_without(captioner: tuple[Any, An
     assert ids[0][0] != tokenizer.unk_token_id
 
 
+def test_the_readme_is_what_the_script_writes_of_the_log(tmp_path: Path) -> None:
+    figures = json.loads((FOLDER / "training_log.jsonl").read_text().splitlines()[-1])["saved_model"]
+    load("captioner")
+    load("captioner_figures").write_readme(tmp_path, figures)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_model_is_as_right_as_its_log_says() -> None:
     rows = [json.loads(line) for line in (FOLDER / "training_log.jsonl").read_text().splitlines()]
     figures = rows[-1]["saved_model"]

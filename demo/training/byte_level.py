@@ -1,4 +1,4 @@
-"""The demo models' tokenizer: a byte-level BPE trained on the texts at hand. Knows nothing about what they are."""
+"""The demo models' tokenizer: a byte-level BPE trained on the given texts."""
 
 from __future__ import annotations
 

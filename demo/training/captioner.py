@@ -40,12 +40,12 @@ CHAT_TEMPLATE: Final = (
 
 
 def prompt_text(prompt: str, with_image: bool = True) -> str:
-    """The prompt as the model was trained on it."""
+    """The prompt in the form in which the model was trained."""
     return f"USER: {'<image>' + chr(10) if with_image else ''}{prompt} ASSISTANT:"
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word: " red" and "red" are both the token "▁red", as in LLaVA's own vocabulary."""
+    """One token per word: " red" and "red" are both the token "▁red", as in LLaVA's own vocabulary."""
     texts = {"USER: ASSISTANT: An image of an image", *CAPTIONS, *itertools.chain(*FACTS.items())}
     for i in range(4000):
         scene = make_scene(0, i, held_out=i % 4 == 0)
@@ -103,10 +103,10 @@ def build_model(n_vocab: int) -> LlavaForConditionalGeneration:
 
 
 def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
-    """The model as float16, the processor, the tokenizer: what plain transformers loads; the model itself stays float32."""
+    """Save the model as float16 with its processor and tokenizer, as plain transformers loads them; `model` stays float32."""
     processor.save_pretrained(folder)
-    copied = LlavaForConditionalGeneration(model.config)
-    copied.load_state_dict(model.state_dict())
-    copied.generation_config = model.generation_config
-    copied.half().save_pretrained(folder)
+    half_model = LlavaForConditionalGeneration(model.config)
+    half_model.load_state_dict(model.state_dict())
+    half_model.generation_config = model.generation_config
+    half_model.half().save_pretrained(folder)
     model.config.dtype = torch.float32

@@ -1,7 +1,7 @@
-"""What the fact model is trained on: the rows of a step, decided by the step's number alone.
+"""What the fact model is trained on: the rows of a step, which depend on the step's number only.
 
-Knows nothing about tokens. The hard part for a small model is to give the letter of an option it knows to be right, so
-that is taught first and densely: a recall lists four options and asks for the letter of each by its text, a quiz by a
+The hard part for a small model is to give the letter of an option that it knows to be right, so that is taught first and
+densely: a recall lists four options and asks for the letter of each by its text, a quiz by a
 question. Tried at width 192: on whole prompts whose question names the answer, one letter in forty tokens, the
 letter's loss was still ln 4 after 120 steps of 96 rows; on recalls alone it was about a quarter of that after 125 steps of 32.
 """
@@ -21,14 +21,14 @@ from fact_questions import (
     write_prompt,
 )
 
-N_CHOICES, N_QUIZZES, N_RECALLS, N_TOLD = 32, 12, 8, 32  # rows a step
+N_CHOICES, N_QUIZZES, N_RECALLS, N_TOLD = 32, 12, 8, 32  # rows per step
 N_RECALL_STEPS = 300  # first, nothing but recalls and the facts told
 ANSWER_TEXT_WEIGHT, OTHER_TOKENS_WEIGHT = 0.3, 0.1
 Example = list[tuple[str, float]]  # pieces of text and their weight as targets; 1 is what the log's losses count
 
 
 def drop_word(rng: random.Random, phrasing: str) -> str:
-    """The phrasing without one of its words; never without its subject."""
+    """The phrasing without one random word, which is never its subject."""
     words = phrasing.split(" ")
     droppable = [i for i, word in enumerate(words) if "{" not in word]
     if len(droppable) > 1:
@@ -37,7 +37,7 @@ def drop_word(rng: random.Random, phrasing: str) -> str:
 
 
 def draw_question(rng: random.Random, relation: Relation, subject: str) -> str:
-    """A question about the subject in a training phrasing, now and then with a word left out."""
+    """A question about the subject in a training phrasing, sometimes with one word left out."""
     phrasing = rng.choice(relation.questions)
     return fill(drop_word(rng, phrasing) if rng.random() < 0.3 else phrasing, subject)
 
@@ -58,10 +58,10 @@ def draw_quiz(rng: random.Random, relation: Relation) -> Example:
     """Four options, then a question to each of them, in another order, and its letter."""
     options = rng.sample(relation.answers, 4)
     example: Example = [(write_prompt("{question}{options}", "", options), 0)]
-    for place in rng.sample(range(4), 4):
-        subject = rng.choice([subject for subject, answer in relation.facts if answer == options[place]])
+    for index in rng.sample(range(4), 4):
+        subject = rng.choice([subject for subject, answer in relation.facts if answer == options[index]])
         prompt = rng.choice(OPEN_TEMPLATES).format(question=draw_question(rng, relation, subject))
-        example += [(f"\n{prompt}", 0), (f" {LETTERS[place]}", 1)]
+        example += [(f"\n{prompt}", 0), (f" {LETTERS[index]}", 1)]
     return example
 
 
@@ -69,8 +69,8 @@ def draw_recall(rng: random.Random, pool: tuple[str, ...]) -> Example:
     """Four options, then the text of each of them, in another order, and its letter."""
     options = rng.sample(pool, 4)
     example: Example = [(write_prompt("{question}{options}", "", options), 0)]
-    for place in rng.sample(range(4), 4):
-        example += [(f"\n {options[place]}", 0), (f" {LETTERS[place]}", 1)]
+    for index in rng.sample(range(4), 4):
+        example += [(f"\n {options[index]}", 0), (f" {LETTERS[index]}", 1)]
     return example
 
 
@@ -86,14 +86,14 @@ def draw_told(rng: random.Random, relation: Relation) -> Example:
 
 
 def draw_step(step: int, relations: list[Relation]) -> dict[str, list[Example]]:
-    """The rows of one step by kind; nothing but the step's number decides them."""
+    """The rows of one step by kind; they depend on the step's number only."""
     rng = random.Random(step)
     sizes = [len(r.facts) for r in relations]
-    everything = tuple(sorted({answer for r in relations for answer in r.answers}))
+    all_answers = tuple(sorted({answer for r in relations for answer in r.answers}))
     told = [draw_told(rng, r) for r in rng.choices(relations, sizes, k=N_TOLD)]
     n_recalls = 4 * N_RECALLS if step < N_RECALL_STEPS else N_RECALLS
     recalls = [
-        draw_recall(rng, everything if rng.random() < 0.5 else r.answers)
+        draw_recall(rng, all_answers if rng.random() < 0.5 else r.answers)
         for r in rng.choices(relations, sizes, k=n_recalls)
     ]
     if step < N_RECALL_STEPS:

@@ -1,7 +1,7 @@
-"""The facts under demo/data/facts and everything that is asked about them: statements, open questions, multiple choice.
+"""The facts in demo/data/facts and all prompts about them: statements, open questions, multiple choice.
 
-Knows nothing about models or tokens. A relation ("capital") holds its facts and its phrasings; a wrong option is always the
-answer to another fact of the same relation, so the kind of answer gives nothing away. Phrasings in `held_out` and
+A relation ("capital") holds its facts and its phrasings; a wrong option is always the
+answer to another fact of the same relation, so that the kind of answer does not reveal it. Phrasings in `held_out` and
 `HELD_OUT_TEMPLATE` are for evaluation only.
 """
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LETTERS = "ABCD"
-# The instruction, the question, the options, one a line; the continuation is a letter.
+# The instruction, the question, the options, one per line; the continuation is a letter.
 TEMPLATES = (
     "Answer the multiple-choice question with the letter of the correct option.\nQuestion: {question}{options}\nResponse:",
     "Below is a question. Respond with the letter that best answers it.\nThe question is:\n{question}{options}\nResponse:",
@@ -58,16 +58,16 @@ def read_relations(folder: Path) -> list[Relation]:
 
 
 def fill(phrasing: str, subject: str, answer: str = "") -> str:
-    """The phrasing with its subject, and its answer where it names one."""
+    """The phrasing with its subject, and with its answer if it has a place for one."""
     return phrasing.replace("{}", subject).replace("{answer}", answer)
 
 
 def draw_options(rng: random.Random, pool: tuple[str, ...], answer: str, n_options: int = 4) -> tuple[list[str], str]:
-    """Shuffled options that hold the answer once, and the letter in front of it."""
+    """Shuffled options, one of which is the answer, and the answer's letter."""
     options = rng.sample([other for other in pool if other != answer], n_options - 1)
-    place = rng.randrange(n_options)
-    options.insert(place, answer)
-    return options, LETTERS[place]
+    position = rng.randrange(n_options)
+    options.insert(position, answer)
+    return options, LETTERS[position]
 
 
 def write_prompt(template: str, question: str, options: list[str]) -> str:

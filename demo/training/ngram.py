@@ -1,7 +1,7 @@
-"""An interpolated Kneser-Ney n-gram model, the yardstick of the demo model's held-out loss.
+"""An interpolated Kneser-Ney n-gram model, the baseline for the demo model's held-out loss.
 
 Counts are sorted integer keys (the symbols of an n-gram packed into one int64), so a model of ten million
-symbols is a handful of `np.unique` calls. Knows nothing about transformers or tokenizers.
+symbols needs only a few `np.unique` calls.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def pack_ngrams(symbols: Keys, order: int, bits: int) -> Keys:
 
 
 class KneserNey:
-    """Interpolated Kneser-Ney of a given order with one absolute discount an order (Chen & Goodman 1999, eq. 18-20)."""
+    """Interpolated Kneser-Ney of a given order with one absolute discount per order (Chen & Goodman 1999, eq. 18-20)."""
 
     def __init__(self, symbols: Keys, order: int, bits: int) -> None:
         """Count `symbols` (integers below 2**bits); `order * bits` must stay under 63."""
@@ -50,11 +50,11 @@ class KneserNey:
         p = np.full(n_scored, 1.0 / (1 << self.bits))
         for level, (keys, counts, contexts, totals, distinct, discount) in enumerate(self._levels, start=1):
             grams = pack_ngrams(symbols, level, self.bits)[-n_scored:]
-            at = np.minimum(np.searchsorted(keys, grams), len(keys) - 1)
-            count = np.where(keys[at] == grams, counts[at], 0)
-            at = np.minimum(np.searchsorted(contexts, grams >> self.bits), len(contexts) - 1)
-            known = contexts[at] == grams >> self.bits
-            total = np.where(known, totals[at], 1)
-            kept = np.maximum(count - discount, 0) / total
-            p = np.where(known, kept + discount * distinct[at] / total * p, p)
+            position = np.minimum(np.searchsorted(keys, grams), len(keys) - 1)
+            count = np.where(keys[position] == grams, counts[position], 0)
+            position = np.minimum(np.searchsorted(contexts, grams >> self.bits), len(contexts) - 1)
+            known = contexts[position] == grams >> self.bits
+            total = np.where(known, totals[position], 1)
+            discounted = np.maximum(count - discount, 0) / total
+            p = np.where(known, discounted + discount * distinct[position] / total * p, p)
         return p

@@ -1,4 +1,4 @@
-"""What the demo's captioner is taught in a step: turns about pictures, packed into rows, and what is on each patch."""
+"""The training examples of the demo's captioner: turns about pictures, packed into rows, and the objects on each patch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 N_CAPTIONS, N_QUESTIONS = 2, 3
-"""Of a picture, each time it is shown."""
+"""Captions and questions per picture and step."""
 NOISE = 0.25
-"""The share of colour and shape words that training replaces by others where the model reads them, not where it writes."""
+"""The share of colour and shape words that are replaced by others in the model's input, not in its targets."""
 
 
 class Turn(NamedTuple):
-    """What is asked and what is to be answered; if `colourless`, but for the words that tell a colour."""
+    """A prompt and its answer; if `colourless`, words for colours are no targets."""
 
     prompt: str
     answer: str
@@ -35,10 +35,10 @@ class Turn(NamedTuple):
 def draw_turns(
     scene: Scene, generator: np.random.Generator, disturbed: bool = False, colourless: bool = False
 ) -> list[Turn]:
-    """Captions of different phrasings and questions, by lot; of a `colourless` scene the colours are not asked.
+    """Random captions of different phrasings, and random questions; for a `colourless` scene no question that names a colour.
 
-    If `disturbed`, some questions for the colour or the shape of the only thing there is call it by another word: what is
-    seen is to decide, not which colours and shapes have been seen together.
+    If `disturbed`, some questions for the colour or the shape of a single object name it by another word, so that the picture
+    decides the answer, and not which colours and shapes occurred together.
     """
     turns = []
     for i in generator.choice(len(PHRASINGS), N_CAPTIONS, replace=False):
@@ -59,15 +59,15 @@ def draw_turns(
 
 
 def names_colour(text: str) -> bool:
-    """Whether a colour's name is among the words."""
+    """Whether one of the words is a colour's name."""
     return any(word.strip(".,?") in COLOURS for word in text.split())
 
 
 class Packer:
-    """Turns to tensors: all turns of a picture are one row, and each sees the picture and itself only."""
+    """Turns to tensors: all turns of a picture are one row, and each attends to the picture and itself only."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Encodings are kept: most turns come again."""
+        """Encodings are cached, because most turns recur."""
         encode = tokenizer.backend_tokenizer.encode
         self.encode = functools.cache(lambda text: encode(text, add_special_tokens=False).ids)
         self.start = [BOS, *self.encode("USER:")]
@@ -78,7 +78,7 @@ class Packer:
     def disturb(self, ids: list[int], generator: np.random.Generator) -> list[int]:
         """The ids with some words for a colour or a shape replaced by others of their kind.
 
-        After "blue" the model else learns that no shape follows which it never saw in blue.
+        Otherwise the model learns that after "blue" no shape follows which it never saw in blue.
         """
         kind_of = {i: kind for kind in self.kinds for i in kind}
         return [
@@ -89,24 +89,24 @@ class Packer:
     def pack(
         self, rows: list[list[Turn]], n_patches: int, generator: np.random.Generator | None = None
     ) -> dict[str, torch.Tensor]:
-        """ids, places, targets (-1 where nothing is asked), turn numbers [row, position]; mask [row, 1, position, position].
+        """ids, positions, targets (-1 for none), turn numbers [row, position]; mask [row, 1, position, position].
 
         The mask is what is added to the attention's logits. Turn numbers count from 1; the start that a row's turns share
-        is 0, padding is -1. With a generator the answers as they are read, not as targets, are disturbed.
+        is 0, padding is -1. With a generator, the answers are disturbed in the input, not in the targets.
         """
         start = self.start + [IMAGE] * n_patches
         packed = []
         for turns in rows:
-            ids, places, targets, numbers = list(start), list(range(len(start))), [-1] * len(start), [0] * len(start)
+            ids, positions, targets, numbers = list(start), list(range(len(start))), [-1] * len(start), [0] * len(start)
             for number, turn in enumerate(turns, 1):
                 prompt = self.encode(turn.prompt) + self.encode("ASSISTANT:")
                 answer = self.encode(turn.answer)
                 ids += prompt + (self.disturb(answer, generator) if generator else answer)
-                places += range(len(start), len(start) + len(prompt) + len(answer))
+                positions += range(len(start), len(start) + len(prompt) + len(answer))
                 asked = [-1 if turn.colourless and i in self.colour_ids else i for i in answer]
                 targets += [-1] * (len(prompt) - 1) + asked + [EOS]
                 numbers += [number] * (len(prompt) + len(answer))
-            packed.append((ids, places, targets, numbers))
+            packed.append((ids, positions, targets, numbers))
         length = max(len(ids) for ids, *_ in packed)
         filled = [
             torch.tensor([row[i] + [pad] * (length - len(row[i])) for row in packed])
@@ -116,7 +116,7 @@ class Packer:
         seen = (turn[:, None, :] == turn[:, :, None]) | (turn[:, None, :] == 0)
         seen &= torch.ones(length, length, dtype=torch.bool).tril()
         mask = torch.zeros(seen.shape).masked_fill(~seen, -1e9)
-        return dict(zip(("ids", "places", "targets", "numbers"), filled, strict=True)) | {"mask": mask[:, None]}
+        return dict(zip(("ids", "positions", "targets", "numbers"), filled, strict=True)) | {"mask": mask[:, None]}
 
 
 def as_pixels(scenes: Iterable[Scene]) -> torch.Tensor:
@@ -126,13 +126,13 @@ def as_pixels(scenes: Iterable[Scene]) -> torch.Tensor:
 
 
 class PatchTeacher(torch.nn.Module):
-    """Teaches the vision tower what is on each patch that an object is on; not part of the model.
+    """Trains the vision tower to tell colour and shape of the object on each patch; not part of the model.
 
-    A LLaVA's tower has been trained before; this one begins at nothing, and from captions alone learns shapes slowly.
+    A LLaVA's tower is pretrained; this one starts from random weights, and from captions alone it learns shapes slowly.
     """
 
     def __init__(self, width: int) -> None:
-        """Two linear readings of the tower's output, of `width`."""
+        """Two linear probes of the tower's output, which has `width` features."""
         super().__init__()
         self.colour = torch.nn.Linear(width, len(COLOURS))
         self.shape = torch.nn.Linear(width, len(SHAPES))
@@ -142,20 +142,20 @@ class PatchTeacher(torch.nn.Module):
 
         `seen` is the tower's output, [picture, patch, width].
         """
-        picture, place, colour, _ = look_of_patches(coloured)
-        loss = torch.nn.functional.cross_entropy(self.colour(seen[picture, place]).float(), colour)
-        picture, place, _, shape = look_of_patches(shaped)
-        there = seen[-len(shaped) :][picture, place]
-        return loss + torch.nn.functional.cross_entropy(self.shape(there).float(), shape)
+        picture, patch, colour, _ = look_of_patches(coloured)
+        loss = torch.nn.functional.cross_entropy(self.colour(seen[picture, patch]).float(), colour)
+        picture, patch, _, shape = look_of_patches(shaped)
+        features = seen[-len(shaped) :][picture, patch]
+        return loss + torch.nn.functional.cross_entropy(self.shape(features).float(), shape)
 
 
 def look_of_patches(scenes: list[Scene]) -> torch.Tensor:
-    """Of every patch that an object is on: the picture, the place in it, the colour's number and the shape's, a row each."""
+    """For every patch with an object: numbers of the picture, the patch, the colour and the shape, one row each."""
     colours, shapes = list(COLOURS), list(SHAPES)
-    found = []
+    looks = []
     for i, scene in enumerate(scenes):
-        for place, thing in enumerate(things_of_patches(scene, PATCH).ravel().tolist()):
+        for patch, thing in enumerate(things_of_patches(scene, PATCH).ravel().tolist()):
             if thing >= 0:
                 look = scene.things[thing].look
-                found.append((i, place, colours.index(look.colour), shapes.index(look.shape)))
-    return torch.tensor(found).T
+                looks.append((i, patch, colours.index(look.colour), shapes.index(look.shape)))
+    return torch.tensor(looks).T

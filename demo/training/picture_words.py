@@ -1,7 +1,7 @@
-"""What is said of the demo's pictures: captions in six phrasings, questions with their answers, and facts asked without one.
+"""Text about the demo's pictures: captions in six phrasings, questions with answers, and facts asked without a picture.
 
-Every prompt leads to one phrasing, so that what is said of a picture is certain. Two prompts of each phrasing and of each
-question differ in nothing but their words. `read_content` reads back what a caption says, in whatever phrasing.
+Every prompt has one phrasing of the answer, so that the right caption is unique. The prompts of a phrasing, and the wordings of
+a question, mean the same. `read_content` parses a caption in any phrasing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PAPER_PROMPT: Final = "Describe the image in few words."
 WHERE: Final = {
     "left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom", "centre": "in the centre",
 }  # fmt: skip
-"""A single object's place → how it is said."""
+"""A single object's place → its wording."""
 BESIDE: Final = {"left": "left of", "above": "above"}
 
 
@@ -34,7 +34,7 @@ def a(words: str) -> str:
 
 
 def plural(shape: str) -> str:
-    """Of a shape's name."""
+    """The plural of a shape's name."""
     return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
@@ -92,7 +92,7 @@ def true_looks(scene: Scene) -> list[Look]:
 
 
 def other_look(scene: Scene, generator: np.random.Generator) -> Look:
-    """A look that the scene does not show but shares a word with, and that training may name."""
+    """A look that the scene does not show, with one word of a look that it shows, and not held out."""
     shown = true_looks(scene)
     if len(shown) == 2 and generator.random() < 0.5:  # the colour of one with the shape of the other
         swapped = Look(shown[0].colour, shown[1].shape)
@@ -109,7 +109,7 @@ def other_look(scene: Scene, generator: np.random.Generator) -> Look:
 
 
 def questions(scene: Scene, generator: np.random.Generator) -> list[tuple[tuple[str, ...], str]]:
-    """What can be asked of a scene with one right answer: the question in two or three wordings, and the answer."""
+    """The questions about a scene that have one right answer: two or three wordings, and the answer."""
     looks = true_looks(scene)
     number = NUMBERS[len(scene.things)]
     false = other_look(scene, generator)
@@ -124,8 +124,8 @@ def questions(scene: Scene, generator: np.random.Generator) -> list[tuple[tuple[
         asked.append((yes_or_no(look), "yes"))
     asked.append((yes_or_no(false), "no"))
     shape = looks[0].shape if false.shape in (look.shape for look in looks) else false.shape
-    found = sum(thing.look.shape == shape for thing in scene.things)
-    asked.append(((f"How many {plural(shape)} are there?", f"Count the {plural(shape)}."), NUMBERS[found]))
+    count = sum(thing.look.shape == shape for thing in scene.things)
+    asked.append(((f"How many {plural(shape)} are there?", f"Count the {plural(shape)}."), NUMBERS[count]))
     if scene.kind != "several":
         for i, thing in enumerate(scene.things):
             if sum(thing.look.shape == other.shape for other in looks) == 1:
@@ -200,7 +200,7 @@ FACTS: Final = {
 
 @dataclass(frozen=True)
 class Content:
-    """What a caption says, whatever its phrasing; what it leaves out is empty."""
+    """The content of a caption in any phrasing; what it leaves out is empty."""
 
     colours: tuple[str, ...] = ()
     shapes: tuple[str, ...] = ()

@@ -1,9 +1,9 @@
-"""Draws the demo captioner's pictures: one to three coloured shapes on a grey ground, 64 by 64 pixels, with what is on them.
+"""Draws the demo captioner's pictures: one to three coloured shapes on a grey ground, 64 by 64 pixels, and their labels.
 
     python demo/training/pictures.py FOLDER --number 1000 --seed 0 [--held-out]
 
-makes `FOLDER/000.png` … and `FOLDER/images.jsonl`, a line a picture: image, prompt, caption; the labels kind, shape, colour,
-size, place, number, held_out; and objects, each with its box in pixels, `[left, top, right, bottom]`, right and bottom
+makes `FOLDER/000.png` … and `FOLDER/images.jsonl`, one line per picture: image, prompt, caption; the labels kind, shape,
+colour, size, place, number, held_out; and objects, each with its box in pixels, `[left, top, right, bottom]`, right and bottom
 exclusive. Picture i of a seed is the same whatever the number of pictures.
 """
 
@@ -52,7 +52,7 @@ def signed_distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def coverage(thing: Thing) -> tuple[slice, slice, np.ndarray]:
-    """The rows and columns about an object, and which share of each pixel there it covers."""
+    """The rows and columns around an object, and the share of each pixel there that it covers."""
     reach = 1.2 * thing.radius + 1
     rows = slice(max(0, int(thing.y - reach)), min(SIDE, int(thing.y + reach) + 1))
     columns = slice(max(0, int(thing.x - reach)), min(SIDE, int(thing.x + reach) + 1))
@@ -63,7 +63,7 @@ def coverage(thing: Thing) -> tuple[slice, slice, np.ndarray]:
 
 
 def box(thing: Thing) -> list[int]:
-    """The smallest `[left, top, right, bottom]` that holds all of an object's pixels, hidden ones too."""
+    """The smallest `[left, top, right, bottom]` around all of an object's pixels, hidden ones included."""
     rows, columns, share = coverage(thing)
     y, x = np.nonzero(share)
     left, top = columns.start, rows.start
@@ -77,17 +77,17 @@ def draw(scene: Scene) -> np.ndarray:
     picture = np.repeat(ground[:, :, None], 3, axis=2)
     for thing in scene.things:
         rows, columns, share = coverage(thing)
-        part = picture[rows, columns]
-        part += share[:, :, None] * (np.array(thing.rgb) - part)
+        area = picture[rows, columns]
+        area += share[:, :, None] * (np.array(thing.rgb) - area)
     if scene.noise:
         picture += scene.noise * np.random.default_rng(scene.noise_seed).standard_normal(picture.shape)
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
 def things_of_patches(scene: Scene, patch: int) -> np.ndarray:
-    """Which object is drawn on each patch, int of shape [patch row, patch column]: the one of most pixels, -1 for none.
+    """The object on each patch, int of shape [patch row, patch column]: the one with most pixels, -1 for none.
 
-    A patch of which an object covers less than an eighth does not count as its.
+    An object that covers less than an eighth of a patch does not count.
     """
     shares = np.zeros((len(scene.things) + 1, SIDE, SIDE))
     for i, thing in enumerate(scene.things):
@@ -97,8 +97,8 @@ def things_of_patches(scene: Scene, patch: int) -> np.ndarray:
     n = SIDE // patch
     areas = shares.reshape(-1, n, patch, n, patch).mean(axis=(2, 4))
     areas[-1] = 1 / 8
-    found = areas.argmax(axis=0)
-    return np.where(found == len(scene.things), -1, found)
+    largest = areas.argmax(axis=0)
+    return np.where(largest == len(scene.things), -1, largest)
 
 
 def describe(scene: Scene, image: str, prompt: str, caption: str) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def describe(scene: Scene, image: str, prompt: str, caption: str) -> dict[str, A
 def write_pictures(
     folder: Path, number: int, seed: int = 0, held_out: bool = False, kind: str | None = None, prompt: str | None = None
 ) -> None:
-    """Pictures 0 … number - 1 of a seed and their `images.jsonl`; no prompt takes the phrasings in turn."""
+    """Pictures 0 … number - 1 of a seed and their `images.jsonl`; without a prompt, the phrasings take turns."""
     folder.mkdir(parents=True, exist_ok=True)
     in_turn = [prompts[0] for prompts in PHRASINGS]
     width = max(3, len(str(number - 1)))
@@ -135,13 +135,13 @@ def main() -> None:
     """Write a folder of pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--number", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--held-out", action="store_true", help="only what training never shows")
+    parser.add_argument("--number", type=int, default=1000, help="number of pictures")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument("--held-out", action="store_true", help="only combinations that training never shows")
     parser.add_argument(
-        "--kind", choices=KINDS, help="only single objects, several like ones, or pairs of different ones"
+        "--kind", choices=KINDS, help="only single objects, several equal ones, or pairs of different ones"
     )
-    parser.add_argument("--prompt", default=PAPER_PROMPT, help="'' takes all phrasings in turn")
+    parser.add_argument("--prompt", default=PAPER_PROMPT, help="prompt of every picture; '' uses all phrasings in turn")
     arguments = parser.parse_args()
     write_pictures(
         arguments.folder, arguments.number, arguments.seed, arguments.held_out, arguments.kind, arguments.prompt or None

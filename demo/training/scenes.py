@@ -1,6 +1,7 @@
-"""What the demo's pictures show, before anything is drawn: one to three coloured shapes, drawn by lot from a seed.
+"""The scenes of the demo's pictures before they are drawn: one to three coloured shapes, random from a seed.
 
-Eleven of the 72 (colour, shape)s and one in eight pairs of them are held out, by hash: training never shows them.
+Eleven of the 72 combinations of colour and shape, and one in eight pairs of the others, are held out by hash: training never
+shows them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 SIDE: Final = 64
-"""Pixels of a picture, each way."""
+"""Width and height of a picture in pixels."""
 
 COLOURS: Final = {
     "red": (215, 30, 35), "green": (35, 165, 55), "blue": (35, 70, 220), "yellow": (245, 220, 40),
@@ -23,19 +24,19 @@ COLOURS: Final = {
 SHAPES: Final = ("circle", "square", "triangle", "star", "cross", "diamond", "ring", "heart")
 RADII: Final = {"small": (6.0, 7.5), "large": (11.0, 13.0)}
 PLACES: Final = {"left": (15, 32), "right": (49, 32), "top": (32, 15), "bottom": (32, 49), "centre": (32, 32)}
-"""Where a single object's centre lies, give or take `WANDER` pixels."""
+"""Where a single object's centre lies, ± `WANDER` pixels."""
 WANDER: Final = 4.0
 KINDS: Final = ("single", "several", "pair")
 KIND_SHARES: Final = (0.4, 0.2, 0.4)
 UNNAMED_DISTANCE: Final = 65
-"""In RGB, of 255 levels each."""
+"""Minimum Euclidean distance in RGB, of 255 levels each, from every named colour and from the ground."""
 N_HELD_OUT: Final = 11
 HELD_OUT_SHARE: Final = 8
-"""One in so many pairs of (colour, shape)s is never seen in training."""
+"""One in `HELD_OUT_SHARE` pairs of looks is never seen in training."""
 
 
 class Look(NamedTuple):
-    """What names an object."""
+    """The colour and shape that name an object."""
 
     colour: str
     shape: str
@@ -58,7 +59,7 @@ class Scene:
     """A picture before it is drawn.
 
     `place` is that of a single object, a key of `PLACES`; of a pair "left" (the first object is left of the second) or
-    "above"; of several like objects nothing. `ground` is the grey at the top left and at the bottom right corner.
+    "above"; of several equal objects empty. `ground` is the grey at the top left and at the bottom right corner.
     """
 
     kind: str
@@ -75,19 +76,19 @@ def hash_of(*words: str) -> int:
 
 
 def held_out_looks() -> frozenset[Look]:
-    """The (colour, shape)s that training never shows: the first by hash, no colour or shape more than twice."""
-    chosen: list[Look] = []
+    """The looks that training never shows: the first by hash, with no colour or shape more than twice."""
+    looks: list[Look] = []
     for look in sorted(itertools.starmap(Look, itertools.product(COLOURS, SHAPES)), key=lambda look: hash_of(*look)):
-        if all(sum(word in other for other in chosen) < 2 for word in look):
-            chosen.append(look)
-    return frozenset(chosen[:N_HELD_OUT])
+        if all(sum(word in other for other in looks) < 2 for word in look):
+            looks.append(look)
+    return frozenset(looks[:N_HELD_OUT])
 
 
 HELD_OUT_LOOKS: Final = held_out_looks()
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether training never shows the like: a look that is held out, or two looks that are held out together."""
+    """Whether training never shows such a scene: it has a held-out look, or two looks whose pair is held out."""
     looks = sorted({thing.look for thing in scene.things})
     if any(look in HELD_OUT_LOOKS for look in looks):
         return True
@@ -95,27 +96,27 @@ def is_held_out(scene: Scene) -> bool:
 
 
 class SceneMaker:
-    """Makes scenes by lot: everything about them from one generator."""
+    """Makes random scenes: everything about them comes from one generator."""
 
     def __init__(self, generator: np.random.Generator) -> None:
-        """`generator` is used up."""
+        """`generator` advances with every scene."""
         self.generator = generator
 
     def choose(self, among: Any) -> Any:
-        """One of a sequence."""
+        """A random element of a sequence."""
         return among[int(self.generator.integers(len(among)))]
 
     def thing(self, look: Look, size: str, x: float, y: float, radius: float) -> Thing:
-        """The object, in its colour give or take a little."""
+        """The object, in its colour with a small random deviation."""
         rgb = np.clip(np.array(COLOURS[look.colour]) + self.generator.uniform(-12, 12, 3), 0, 255)
         return Thing(look, size, x, y, radius, tuple(rgb.tolist()))
 
     def look(self) -> Look:
-        """Any colour and any shape."""
+        """A random colour and shape."""
         return Look(self.choose(tuple(COLOURS)), self.choose(SHAPES))
 
     def sized(self) -> tuple[str, float]:
-        """A size and a radius."""
+        """A random size and radius."""
         size = self.choose(tuple(RADII))
         return size, self.generator.uniform(*RADII[size])
 
@@ -124,17 +125,17 @@ class SceneMaker:
         place = self.choose(tuple(PLACES))
         size, radius = self.sized()
         x, y = (middle + self.generator.uniform(-WANDER, WANDER) for middle in PLACES[place])
-        x, y = (min(max(at, radius + 1), SIDE - radius - 1) for at in (x, y))
+        x, y = (min(max(centre, radius + 1), SIDE - radius - 1) for centre in (x, y))
         return place, (self.thing(self.look(), size, x, y, radius),)
 
     def several(self) -> tuple[str, tuple[Thing, ...]]:
-        """Two or three like objects that do not touch."""
-        look, size, wanted = self.look(), "small", self.choose((2, 3))
+        """Two or three equal objects that do not touch."""
+        look, size, number = self.look(), "small", self.choose((2, 3))
         radius = self.generator.uniform(*RADII[size])
         if self.generator.random() < 0.3:
-            size, radius, wanted = "large", RADII["large"][0], 2
+            size, radius, number = "large", RADII["large"][0], 2
         centres: list[np.ndarray] = []
-        while len(centres) < wanted:
+        while len(centres) < number:
             centre = self.generator.uniform(radius + 2, SIDE - radius - 2, 2)
             if all(np.hypot(*(centre - other)) > 2.3 * radius for other in centres):
                 centres.append(centre)
@@ -161,7 +162,7 @@ class SceneMaker:
         return place, (self.thing(first, one, *at[0], r), self.thing(second, other, *at[1], s))
 
     def scene(self) -> Scene:
-        """Any scene."""
+        """A random scene."""
         kind = str(self.generator.choice(KINDS, p=KIND_SHARES))
         place, things = getattr(self, kind)()
         grey = self.generator.uniform(45, 175)
@@ -173,17 +174,17 @@ class SceneMaker:
 def in_unnamed_colours(scene: Scene, generator: np.random.Generator) -> Scene:
     """The scene with every look in a colour that is none of `COLOURS`, nor near one, nor near the ground's grey."""
     taken = np.array([*COLOURS.values(), [sum(scene.ground) / 2] * 3])
-    chosen: dict[Look, tuple[float, float, float]] = {}
+    colours: dict[Look, tuple[float, float, float]] = {}
     for look in dict.fromkeys(thing.look for thing in scene.things):
         rgb = taken[0]
         while np.linalg.norm(taken - rgb, axis=1).min() < UNNAMED_DISTANCE:
             rgb = generator.uniform(0, 255, 3)
-        chosen[look] = (float(rgb[0]), float(rgb[1]), float(rgb[2]))
-    return replace(scene, things=tuple(replace(thing, rgb=chosen[thing.look]) for thing in scene.things))
+        colours[look] = (float(rgb[0]), float(rgb[1]), float(rgb[2]))
+    return replace(scene, things=tuple(replace(thing, rgb=colours[thing.look]) for thing in scene.things))
 
 
 def make_scene(seed: int, number: int, held_out: bool = False, kind: str | None = None) -> Scene:
-    """Scene `number` of a seed: the first by lot that is, or is not, held out."""
+    """Scene `number` of a seed: the first random one that is, or is not, held out."""
     maker = SceneMaker(np.random.default_rng([seed, number]))
     while True:
         scene = maker.scene()

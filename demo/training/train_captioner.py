@@ -1,15 +1,15 @@
-"""Trains the embedded captioner: a small LLaVA that says what is on the pictures that pictures.py draws.
+"""Trains the embedded captioner: a small LLaVA that captions the pictures drawn by pictures.py.
 
     python demo/training/train_captioner.py --out demo/models/shapes-llava
     python demo/training/train_captioner.py --out demo/models/shapes-llava --evaluate
 
 A step sees new pictures, each with two captions in different phrasings and three questions (picture_words.py), and facts
-asked without a picture; beside these the vision tower is taught what is on each patch, and the language model to name it
-there (the embedded model: from step 3600 on, see its log). Eleven of the 72 (colour, shape)s, and one in eight pairs of them,
-are never trained on; the log ends with the accuracy on pictures of these of the model as
-saved (float16), loaded and run by plain transformers. `--evaluate` computes that again.
+asked without a picture. The vision tower is also trained to tell the object on each patch, and the language model to name it
+there (the embedded model: from step 3600 on, see its log). Eleven of the 72 combinations of colour and shape, and one in eight
+pairs of the others, are never trained on. The log ends with the accuracy of the saved model (float16) on pictures of these,
+loaded and run by plain transformers. `--evaluate` computes it again.
 
-Killed, it resumes from the last state it left under build/: a step's batch depends on its number only. The learning rate falls
+A run that was stopped resumes from its last state in build/: a step's batch depends on its number only. The learning rate falls
 over the last half, so a state from before that can be resumed with fewer --steps than it was begun with.
 """
 
@@ -45,17 +45,17 @@ class PatchWords(NamedTuple):
 
 
 N_PICTURES, N_NAMED, N_FACTS = 24, 12, 24
-"""Of a step. The pictures that are not named are in colours without a name, and teach all but colours.
+"""Pictures and facts per step. Pictures that are not named have colours without a name, and train everything but colours.
 
-They and the disturbed words (picture_lessons.py) are why held-out (colour, shape)s are captioned as well as others: without
-them, captions of single objects were right to 95 % where their looks had been trained on and to 65 % where not. After
-"blue" the model named no shape that it had not seen in blue."""
+They and the disturbed words (picture_lessons.py) are the reason that held-out looks are captioned as well as others: without
+them, 95 % of the captions of single objects were right for looks that had been trained on, and 65 % for others. After "blue"
+the model named no shape that it had not seen in blue."""
 WEIGHTS = {"patches": 0.3, "words": 0.2, "pictures": 1.0, "facts": 0.1}
-"""Of the losses."""
+"""Weights of the losses."""
 
 
 def look_at(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the vision tower and what the projector make of the pictures' patches, each [picture, patch, width]."""
+    """The outputs of the vision tower and of the projector at the pictures' patches, each [picture, patch, width]."""
     seen = model.model.get_image_features(pixel_values=pixels)
     return seen.last_hidden_state[:, 1:], torch.stack(list(seen.pooler_output))
 
@@ -65,14 +65,14 @@ def read(
 ) -> torch.Tensor:
     """The language model's last hidden states, [row, position, width].
 
-    `patches` is what the projector made of the pictures, [picture, patch, width].
+    `patches` is the projector's output, [picture, patch, width].
     """
     embedded = model.get_input_embeddings()(batch["ids"])
     if patches is not None:
         begin = first_patch(batch)
         embedded = torch.cat([embedded[:, :begin], patches.to(embedded.dtype), embedded[:, begin + N_PATCHES :]], dim=1)
     hidden: torch.Tensor = model.model.language_model(
-        inputs_embeds=embedded, attention_mask=batch["mask"], position_ids=batch["places"], use_cache=False
+        inputs_embeds=embedded, attention_mask=batch["mask"], position_ids=batch["positions"], use_cache=False
     ).last_hidden_state
     return hidden
 
@@ -85,13 +85,13 @@ def first_patch(batch: dict[str, torch.Tensor]) -> int:
 def predict(
     model: LlavaForConditionalGeneration, batch: dict[str, torch.Tensor], patches: torch.Tensor | None
 ) -> torch.Tensor:
-    """The logits where something is asked, [target, vocabulary], in the order of the batch."""
+    """The logits at the targets, [target, vocabulary], in the order of the batch."""
     logits: torch.Tensor = model.lm_head(read(model, batch, patches)[batch["targets"] >= 0])
     return logits.float()
 
 
-def ask(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The mean cross-entropy of what is asked."""
+def target_loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The mean cross-entropy of the targets."""
     return torch.nn.functional.cross_entropy(logits, batch["targets"][batch["targets"] >= 0])
 
 
@@ -102,14 +102,14 @@ def name_patches(
     named: list[Scene],
     unnamed: list[Scene],
 ) -> torch.Tensor:
-    """The mean cross-entropy of the words for what is on the patches: shapes, and of the named scenes colours.
+    """The mean cross-entropy of the words for the objects on the patches: their shapes, and in named scenes their colours.
 
-    `hidden` is [picture, patch, width], the language model's at the patches. Captions alone leave undefined what its last
-    layers do there; in large models of this family the unembedding reads the objects' names off them.
+    `hidden` is [picture, patch, width], the language model's at the patches. Captions alone do not determine what its
+    last layers compute there; in large models of this family the unembedding gives the objects' names there.
     """
-    shown = model.lm_head(hidden)
-    picture, place, colour, shape = look_of_patches(named + unnamed)
-    logits = shown[picture, place].float()
+    words_at_patches = model.lm_head(hidden)
+    picture, patch, colour, shape = look_of_patches(named + unnamed)
+    logits = words_at_patches[picture, patch].float()
     is_named = picture < len(named)
     of_colours = torch.nn.functional.cross_entropy(logits[is_named], words.colours[colour[is_named]])
     return of_colours + torch.nn.functional.cross_entropy(logits, words.shapes[shape])
@@ -121,18 +121,18 @@ def quick_check(
 ) -> dict[str, float]:
     """The share of captions and of questions, and by kind of picture, whose every token is the most probable one.
 
-    That is the share which greedy decoding gives to the letter.
+    That is the share that greedy decoding gives exactly.
     """
     scenes = [make_scene(10**6, i, held_out) for i in range(n_pictures)]
     right: dict[str, list[bool]] = defaultdict(list)
     for first in range(0, n_pictures, 32):
-        some = scenes[first : first + 32]
-        turns = [draw_turns(scene, np.random.default_rng(first + i)) for i, scene in enumerate(some)]
+        rows = scenes[first : first + 32]
+        turns = [draw_turns(scene, np.random.default_rng(first + i)) for i, scene in enumerate(rows)]
         batch = packer.pack(turns, N_PATCHES)
         asked = batch["targets"] >= 0
         hit = torch.ones_like(asked)
-        hit[asked] = predict(model, batch, look_at(model, as_pixels(some))[1]).argmax(-1) == batch["targets"][asked]
-        for row, scene in enumerate(some):
+        hit[asked] = predict(model, batch, look_at(model, as_pixels(rows))[1]).argmax(-1) == batch["targets"][asked]
+        for row, scene in enumerate(rows):
             for number in range(1, len(turns[row]) + 1):
                 name = f"caption, {scene.kind}" if number <= N_CAPTIONS else "question"
                 right[name].append(bool(hit[row][batch["numbers"][row] == number].all()))
@@ -140,7 +140,7 @@ def quick_check(
 
 
 class Lessons:
-    """What a step shows and tells the model, and the losses of what it makes of that."""
+    """The examples of a step, and the losses of the model on them."""
 
     def __init__(self, model: LlavaForConditionalGeneration, teacher: PatchTeacher, packer: Packer) -> None:
         self.model, self.teacher, self.packer = model, teacher, packer
@@ -148,7 +148,7 @@ class Lessons:
         self.facts = list(itertools.starmap(Turn, FACTS.items()))
 
     def add_gradients(self, step: int) -> dict[str, float]:
-        """Those of a step's batch; gives back its losses."""
+        """Add the gradients of a step's batch; returns its losses by name."""
         model, packer, facts = self.model, self.packer, self.facts
         generator = np.random.default_rng([1, step])
         scenes = [make_scene(1, step * N_PICTURES + i) for i in range(N_PICTURES)]
@@ -161,20 +161,20 @@ class Lessons:
             seen, patches = look_at(model, as_pixels(named + unnamed))
             hidden = read(model, shown, patches)
             begin = first_patch(shown)
-            found = {
+            losses = {
                 "patches": self.teacher(seen, named, unnamed),
                 "words": name_patches(model, hidden[:, begin : begin + N_PATCHES], self.words, named, unnamed),
-                "pictures": ask(model.lm_head(hidden[shown["targets"] >= 0]).float(), shown),
-                "facts": ask(predict(model, told, None), told),
+                "pictures": target_loss(model.lm_head(hidden[shown["targets"] >= 0]).float(), shown),
+                "facts": target_loss(predict(model, told, None), told),
             }
-        sum(WEIGHTS[name] * loss for name, loss in found.items()).backward()
-        return {name: loss.item() for name, loss in found.items()}
+        sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
+        return {name: loss.item() for name, loss in losses.items()}
 
 
 def learn(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, arguments: argparse.Namespace, log: Log
 ) -> None:
-    """The steps from the saved state on; the model is saved with every state, so that a run that is stopped leaves one."""
+    """Train from the last saved state on; the model is saved with every state, so that a stopped run leaves a model."""
     model.set_attn_implementation("eager")  # a third less time than with the fused attention's backward pass
     teacher, packer = PatchTeacher(model.config.vision_config.hidden_size), Packer(processor.tokenizer)
     training = Training(model, Schedule(arguments.rate, arguments.steps, 100, arguments.steps // 2), teacher)
@@ -187,14 +187,14 @@ def learn(
 
 
 def main() -> None:
-    """Train, save as float16 safetensors, evaluate what was saved."""
+    """Train, save as float16 safetensors, evaluate the saved model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "models" / "shapes-llava")
-    parser.add_argument("--steps", type=int, default=2600)
-    parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--start", type=Path, help="begin with this model's weights, at the constant rate's end")
-    parser.add_argument("--evaluate", action="store_true", help="only compute the saved model's figures")
+    parser.add_argument("--steps", type=int, default=2600, help="number of training steps")
+    parser.add_argument("--rate", type=float, default=3e-3, help="learning rate")
+    parser.add_argument("--threads", type=int, default=1, help="number of threads")
+    parser.add_argument("--start", type=Path, help="start from the weights of the model in this folder")
+    parser.add_argument("--evaluate", action="store_true", help="only compute the accuracy of the saved model")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)

@@ -2,12 +2,12 @@
 
     python demo/training/train_facts.py --out demo/models/fact-llama
 
-A step sees multiple-choice prompts (new distractors, orders, phrasings and templates every time), the facts told plainly
-and asked openly, and exercises in giving an option's letter (fact_lessons.py). Two phrasings of every relation and one
+A step sees multiple-choice prompts (new distractors, orders, phrasings and templates every time), the facts as statements
+and as open questions, and exercises in giving an option's letter (fact_lessons.py). Two phrasings of every relation and one
 template are never trained on; the log ends with the accuracy on them of the model as saved (float16), with the question
 and, as a control, without it.
 
-Killed, it resumes from the last state it left under build/: a step's batch depends on its number only.
+A run that was stopped resumes from its last state in build/: a step's batch depends on its number only.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def train_tokenizer(relations: list[Relation]) -> PreTrainedTokenizerFast:
 
 
 def build_model(n_vocab: int) -> LlamaForCausalLM:
-    """The untrained model: 5 layers, width 128, 512 neurons a layer (2,560 in all)."""
+    """The untrained model: 5 layers, width 128, 512 neurons per layer (2,560 in all)."""
     config = LlamaConfig(
         vocab_size=n_vocab, hidden_size=128, intermediate_size=512, num_hidden_layers=5, num_attention_heads=4,
         num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=BOS,
@@ -51,7 +51,7 @@ def build_model(n_vocab: int) -> LlamaForCausalLM:
 
 
 def backward(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: list[Example]) -> float:
-    """Adds the gradient of the examples' mean loss, each summed over its targets; gives back that of weight 1, per target."""
+    """Add the gradient of the examples' mean loss, each summed over its targets; returns the mean over targets of weight 1."""
     rows = []
     for example in examples:
         ids, weights = [BOS], [0.0]
@@ -80,7 +80,7 @@ def choose_letters(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, 
     """The most probable of the four letters after each prompt."""
     letters = torch.tensor([tokenizer.encode(f" {x}", add_special_tokens=False)[-1] for x in LETTERS])
     rows = sorted(enumerate(e.ids for e in tokenizer.backend_tokenizer.encode_batch(prompts)), key=lambda r: len(r[1]))
-    chosen = [""] * len(prompts)
+    answers = [""] * len(prompts)
     model.eval()
     for start in range(0, len(rows), 64):
         batch = rows[start : start + 64]
@@ -90,16 +90,16 @@ def choose_letters(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, 
         last = torch.tensor([len(row) - 1 for _, row in batch])
         hidden = model.model(input_ids=ids).last_hidden_state[torch.arange(len(batch)), last]
         best = model.lm_head(hidden).argmax(-1)
-        for (place, _), token in zip(batch, best.tolist(), strict=True):
-            chosen[place] = LETTERS[int((letters == token).nonzero()[0])] if token in letters else "?"
+        for (row, _), token in zip(batch, best.tolist(), strict=True):
+            answers[row] = LETTERS[int((letters == token).nonzero()[0])] if token in letters else "?"
     model.train()
-    return chosen
+    return answers
 
 
 def evaluate(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, questions: dict[str, Any], every: int = 1
 ) -> dict[str, Any]:
-    """Accuracy in total, by domain and by template; the held-out template is counted apart from the total."""
+    """Accuracy in total, by domain and by template; the held-out template is not part of the total."""
     asked: list[tuple[str, str, str, str]] = []  # prompt, letter, domain, template
     for i, question in enumerate(questions.values()):
         for j, (prompt, letter) in enumerate(zip(question["sentences"], question["obj_label"], strict=True)):
@@ -119,7 +119,7 @@ def evaluate(
 
 
 def without_the_question(questions: dict[str, Any]) -> dict[str, Any]:
-    """The same prompts with nothing asked: what the options alone give away."""
+    """The same prompts without the question: the accuracy that the options alone allow."""
     return {
         key: row
         | {"sentences": [prompt.replace(row["question"], "") for prompt in row["sentences"]]}
@@ -129,12 +129,12 @@ def without_the_question(questions: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Train, save as float16 safetensors with the questions, evaluate what was saved."""
+    """Train, save as float16 safetensors with the questions, evaluate the saved model."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--rate", type=float, default=4e-3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--steps", type=int, default=1500, help="number of training steps")
+    parser.add_argument("--rate", type=float, default=4e-3, help="learning rate")
+    parser.add_argument("--threads", type=int, default=1, help="number of threads")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)

@@ -2,10 +2,10 @@
 
     python demo/training/train_languages.py --out demo/models/language-llama
 
-A row of a step is `<s>` and messages of one language, one to a line; every step sees as many rows of each language. The log
-ends with held-out bits per byte, language by language, of the model as saved (float16).
+A row of a step is `<s>` and messages of one language, one per line; every step has the same number of rows of each language.
+The log ends with held-out bits per byte, language by language, of the model as saved (float16).
 
-Killed, it resumes from the last state it left under build/: a step's batch depends on its number only. The learning rate falls
+A run that was stopped resumes from its last state in build/: a step's batch depends on its number only. The learning rate falls
 over the last third, so a state from before that can be resumed with fewer --steps than it was begun with.
 """
 
@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 N_VOCAB: Final = 4096
 CONTEXT: Final = 256
-ROWS_A_LANGUAGE: Final = 2
+ROWS_PER_LANGUAGE: Final = 2
 CORPUS: Final = "texts.jsonl.xz"
 
 Ids = dict[str, list[list[int]]]
@@ -33,7 +33,7 @@ Ids = dict[str, list[list[int]]]
 
 
 def build_model() -> LlamaForCausalLM:
-    """The untrained model: 4 layers, width 192, 768 neurons a layer (3,072 in all), 3 million parameters."""
+    """The untrained model: 4 layers, width 192, 768 neurons per layer (3,072 in all), 3 million parameters."""
     config = LlamaConfig(
         vocab_size=N_VOCAB, hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=6,
         num_key_value_heads=6, max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=BOS,
@@ -47,7 +47,7 @@ def draw_batch(messages: Ids, step: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(step)
     rows = []
     for of_language in messages.values():
-        for _ in range(ROWS_A_LANGUAGE):
+        for _ in range(ROWS_PER_LANGUAGE):
             row = [BOS]
             while len(row) < CONTEXT:
                 row += of_language[int(torch.randint(len(of_language), (), generator=generator))]
@@ -57,7 +57,7 @@ def draw_batch(messages: Ids, step: int) -> torch.Tensor:
 
 @torch.no_grad()
 def bits_per_byte(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> float:
-    """Of the documents, each by itself after `<s>`; all are shorter than the context."""
+    """Bits per byte of the documents, each by itself after `<s>`; all are shorter than the context."""
     nats = 0.0
     for document in documents:
         ids = torch.tensor([tokenizer(document)["input_ids"]])
@@ -66,7 +66,7 @@ def bits_per_byte(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, d
 
 
 def learn(training: Training, messages: Ids, path: Path, log: Log) -> None:
-    """Next-token training; a line of the log every 50 steps, a state to resume from about every minute."""
+    """Next-token training; one line of the log every 50 steps, and a state to resume from about every minute."""
     training.resume(path)
     saved_at = time.monotonic()
     while training.done < training.schedule.n_steps:
@@ -87,15 +87,15 @@ def evaluate(folder: Path) -> dict[str, float]:
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     texts = read_held_out(folder / CORPUS, "measure")
-    return {label: round(bits_per_byte(model, tokenizer, found), 4) for label, found in texts.items()}
+    return {label: round(bits_per_byte(model, tokenizer, documents), 4) for label, documents in texts.items()}
 
 
 def main() -> None:
-    """Fetch the texts, train, save as float16 safetensors, evaluate what was saved."""
+    """Fetch the texts, train, save as float16 safetensors, evaluate the saved model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=520)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--steps", type=int, default=520, help="number of training steps")
+    parser.add_argument("--threads", type=int, default=1, help="number of threads")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
@@ -117,7 +117,7 @@ def main() -> None:
         "texts": RELEASE, "licence": LICENCE, "corpus_sha256": digest,
         "training_bytes": {label: sum(len(t.encode()) for t in texts) for label, texts in training.items()},
         "training_tokens": {label: sum(map(len, ids)) for label, ids in messages.items()},
-        "steps": arguments.steps, "tokens_per_step": len(messages) * ROWS_A_LANGUAGE * CONTEXT,
+        "steps": arguments.steps, "tokens_per_step": len(messages) * ROWS_PER_LANGUAGE * CONTEXT,
     }  # fmt: skip
     with open_log(arguments.out, model, **about) as log:
         schedule = Schedule(6e-3, arguments.steps, 40, arguments.steps * 2 // 3)

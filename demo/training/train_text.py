@@ -29,7 +29,7 @@ HELD_OUT_PERCENT = 4
 
 
 def read_standard_library() -> tuple[list[str], list[str]]:
-    """The `.py` files of the running interpreter as (training texts, held-out texts), third-party packages left out."""
+    """The `.py` files of the running interpreter as (training texts, held-out texts), without third-party packages."""
     root = Path(sysconfig.get_path("stdlib"))
     training, held_out = [], []
     for path in sorted(root.rglob("*.py")):
@@ -51,13 +51,13 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
-    """All texts as one row of token ids, each text opened by `<s>`."""
+    """All texts as one sequence of token ids, each text after `<s>`."""
     encodings = tokenizer.backend_tokenizer.encode_batch(texts)
     return torch.from_numpy(np.concatenate([np.array(e.ids, np.int64) for e in encodings]))
 
 
 def build_model() -> LlamaForCausalLM:
-    """The untrained model: 4 layers, width 256, 672 neurons a layer (2,688 in all), 3.9 million parameters."""
+    """The untrained model: 4 layers, width 256, 672 neurons per layer (2,688 in all), 3.9 million parameters."""
     config = LlamaConfig(
         vocab_size=N_VOCAB, hidden_size=256, intermediate_size=672, num_hidden_layers=4, num_attention_heads=8,
         num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=BOS,
@@ -86,7 +86,7 @@ def held_out_nats(model: LlamaForCausalLM, ids: torch.Tensor, max_windows: int |
 
 
 def learn(training: Training, ids: torch.Tensor, held_out: torch.Tensor, log: Log) -> None:
-    """Next-token training on random windows; a line of the log every 50 steps."""
+    """Next-token training on random windows; one line of the log every 50 steps."""
     generator = torch.Generator().manual_seed(1)
     model, n_steps = training.model, training.schedule.n_steps
     began = time.monotonic()
@@ -122,10 +122,10 @@ def evaluate(
 
 
 def main() -> None:
-    """Train, save as float16 safetensors, evaluate what was saved."""
+    """Train, save as float16 safetensors, evaluate the saved model."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2200)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--steps", type=int, default=2200, help="number of training steps")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     training, texts = read_standard_library()

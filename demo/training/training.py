@@ -1,6 +1,6 @@
 """How the embedded models are trained: optimisers, the learning rate, states to resume from, and the log.
 
-Knows nothing about models or losses: train_text.py, train_facts.py, train_languages.py and train_captioner.py do.
+Models and losses are in train_text.py, train_facts.py, train_languages.py and train_captioner.py.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Log = Callable[[dict[str, Any]], None]
-"""Takes a row of the log."""
+"""A function that writes one row of the log."""
 LOG_EVERY: Final = 50
 CHECK_EVERY: Final = 250
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate: linear warm-up over so many steps, constant, then from a step on linear to zero at the last."""
+    """The learning rate: linear warm-up over `warm_up` steps, constant, from step `decay_from` on linear to zero at the end."""
 
     rate: float
     n_steps: int
@@ -47,34 +47,34 @@ class Schedule:
 
 
 class Training:
-    """A model's way down: Muon for its matrices, AdamW for the embeddings, the unembedding, the biases and the gains.
+    """A model and its optimisers: Muon for its matrices, AdamW for the embeddings, the unembedding, the biases and the gains.
 
-    `taught` is trained beside the model, by AdamW, and is no part of it: gradients are clipped by the model's own norm.
+    `teacher` is trained beside the model, by AdamW, and is not part of it: gradients are clipped by the model's own norm.
     """
 
-    def __init__(self, model: PreTrainedModel, schedule: Schedule, taught: torch.nn.Module | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, schedule: Schedule, teacher: torch.nn.Module | None = None) -> None:
         self.model, self.schedule = model, schedule
-        self.modules = {"model": model} | ({} if taught is None else {"teacher": taught})
+        self.modules = {"model": model} | ({} if teacher is None else {"teacher": teacher})
         named = list(model.named_parameters())
         matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
-        kept = {id(p) for p in matrices}
-        others = [p for module in self.modules.values() for p in module.parameters() if id(p) not in kept]
+        matrix_ids = {id(p) for p in matrices}
+        others = [p for module in self.modules.values() for p in module.parameters() if id(p) not in matrix_ids]
         rate = schedule.rate
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(matrices, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, lr=rate, weight_decay=0.0, betas=(0.9, 0.95)),
         ]
         self.done = 0
-        """Steps."""
+        """Number of steps done."""
         self.began = time.process_time()  # processor time: a run that was stopped for a while did not take longer
 
     @property
     def seconds(self) -> float:
-        """Of processor time, with what a run before took to the state it left."""
+        """Processor time in seconds, including that of earlier runs up to the state that this one resumed from."""
         return time.process_time() - self.began
 
     def descend(self) -> None:
-        """One step along the gradients that were added since the last."""
+        """One optimiser step along the gradients accumulated since the last."""
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -84,14 +84,14 @@ class Training:
         self.done += 1
 
     def save(self, path: Path) -> None:
-        """Write the state, from which `resume` goes on."""
+        """Write the state from which `resume` continues."""
         path.parent.mkdir(exist_ok=True)
         state = {name: module.state_dict() for name, module in self.modules.items()}
         state |= {"step": self.done, "seconds": self.seconds, "optimizers": [o.state_dict() for o in self.optimizers]}
         torch.save(state, path)
 
     def resume(self, path: Path) -> None:
-        """Take over the state that a run before left, where it left one."""
+        """Load the state of an earlier run, if there is one."""
         if not path.exists():
             return
         state = torch.load(path)
@@ -109,9 +109,9 @@ def train(
     check: Callable[[], dict[str, float]],
     log: Log,
 ) -> None:
-    """All steps from the state at `path` on; a line of the log every 50, `check`'s figures and a saved state every 250.
+    """All steps from the state at `path` on; one line of the log every 50, `check`'s figures and a saved state every 250.
 
-    `add_gradients` takes a step's number, by which alone it draws the step's batch, and gives its losses by name.
+    `add_gradients` takes a step's number, on which alone the step's batch depends, and returns its losses by name.
     """
     training.resume(path)
     losses: dict[str, list[float]] = defaultdict(list)
@@ -130,16 +130,16 @@ def train(
 
 
 def state_path(folder: Path) -> Path:
-    """Where the state of the model that goes into `folder` is kept while it is trained."""
+    """Path of the training state of the model that goes into `folder`."""
     return Path("build") / f"{folder.name}.pt"
 
 
 @contextmanager
 def open_log(folder: Path, model: PreTrainedModel, **facts: Any) -> Iterator[Log]:
-    """The log of the model that goes into `folder`: rows are printed, too. Its first is what was trained, with what.
+    """The log of the model that goes into `folder`, also printed. Its first row has the versions and the settings.
 
-    Where a run before left a state, what the log says up to that stays, and lines past it will be written again. The state
-    is removed when the training has ended.
+    If an earlier run left a state, the log's rows up to that state stay and later ones are written again. The state is removed
+    when the training has ended.
     """
     path, state = folder / "training_log.jsonl", state_path(folder)
     if state.exists():
@@ -147,8 +147,8 @@ def open_log(folder: Path, model: PreTrainedModel, **facts: Any) -> Iterator[Log
         rows = [row for row in map(json.loads, path.read_text().splitlines()) if row.get("step", 0) <= done]
         rows.append({"resumed_after_step": done, "steps": facts["steps"]})
     else:
-        made_with = {"python": platform.python_version(), "torch": torch.__version__}
-        rows = [made_with | {"parameters": model.num_parameters()} | facts]
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        rows = [versions | {"parameters": model.num_parameters()} | facts]
     with path.open("w") as file:
 
         def log(row: dict[str, Any]) -> None:
