@@ -176,13 +176,13 @@ def test_splits_and_arrow_rows_hold_what_the_matrix_holds(tmp_path: Path) -> Non
     rows, splits = reading.ArrowRows.write(tmp_path, values), reading.Splits.write(tmp_path, values)
     assert [file.name for file in splits.files.values()][:2] == ["0_306.safetensors", "307_613.safetensors"]
     for neuron in (0, 306, 307, reading.N_NEURONS - 1):
-        for found in (rows.feather_neuron(neuron), rows.parquet_neuron(neuron), splits.neuron(neuron)):
-            assert np.array_equal(found, values[:, neuron])
+        for column in (rows.feather_neuron(neuron), rows.parquet_neuron(neuron), splits.neuron(neuron)):
+            assert np.array_equal(column, values[:, neuron])
     for token in (0, 255, 256, 511):
-        for found in (rows.feather_token(token), rows.parquet_token(token), splits.token(token)):
-            assert np.array_equal(found, values[token])
-    found = reading.numpy_statistics(values)
-    for mine, theirs in zip(reading.count_again(values), found, strict=True):
+        for row_values in (rows.feather_token(token), rows.parquet_token(token), splits.token(token)):
+            assert np.array_equal(row_values, values[token])
+    expected = reading.numpy_statistics(values)
+    for mine, theirs in zip(reading.recount(values), expected, strict=True):
         assert np.allclose(mine, theirs, rtol=1e-6)
 
 

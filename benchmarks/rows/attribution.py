@@ -1,7 +1,7 @@
 """Integrated gradients of every MLP neuron against the procedure of the published codes.
 
 Those (knowledge neurons, QRNCA) take one layer after another: a clean pass for its activations, then the whole prompt once
-for each step in one batch, through the entire model, the unembedding of every position, and back. The model is a GPT-2 of its
+per step in one batch, through the entire model, the unembedding of every position, and back. The model is a GPT-2 of its
 own size, 12 layers of width 768 with 3,072 neurons each and 50,257 tokens, with random weights: what it computes does not
 change how long it takes.
 
@@ -42,12 +42,12 @@ class Published:
     def layer(self, layer: int) -> Tensor:
         """Integrated gradients [neuron] of one layer."""
         projection = self.model.transformer.h[layer].mlp.c_proj
-        seen: list[Tensor] = []
-        handle = projection.register_forward_pre_hook(lambda _module, args: seen.append(args[0][0, -1]))
+        inputs: list[Tensor] = []
+        handle = projection.register_forward_pre_hook(lambda _module, args: inputs.append(args[0][0, -1]))
         with torch.no_grad():
             self.model(self.ids[None])
         handle.remove()
-        scaled = (torch.arange(1, STEPS + 1)[:, None] / STEPS * seen[0]).requires_grad_()
+        scaled = (torch.arange(1, STEPS + 1)[:, None] / STEPS * inputs[0]).requires_grad_()
 
         def patch(_module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
             patched = args[0].clone()
@@ -58,16 +58,16 @@ class Published:
         logits = self.model(self.ids.repeat(STEPS, 1)).logits
         handle.remove()
         probabilities = logits[:, -1].softmax(-1)[:, TARGET]
-        return seen[0] * torch.autograd.grad(probabilities.sum(), scaled)[0].mean(0)
+        return inputs[0] * torch.autograd.grad(probabilities.sum(), scaled)[0].mean(0)
 
     def layers(self, layers: tuple[int, ...]) -> None:
-        """One after another."""
+        """The given layers, one after another."""
         for layer in layers:
             self.layer(layer)
 
 
 def prepare(n_tokens: int, layers: tuple[int, ...]) -> Callable[[bool], AbstractContextManager[dict[str, Candidate]]]:
-    """A prompt of so many tokens, the published procedure on so many layers."""
+    """A row of a prompt of `n_tokens` tokens, with the published procedure run on `layers`."""
 
     @contextmanager
     def prepare_row(quick: bool) -> Iterator[dict[str, Candidate]]:
@@ -96,7 +96,7 @@ def prepare(n_tokens: int, layers: tuple[int, ...]) -> Callable[[bool], Abstract
 
 
 def agrees(loaded: LoadedModel, published: Published) -> None:
-    """Refuse to compare what does not give the same results."""
+    """Check that both give the same results before they are compared."""
     settings = PathSettings(steps=STEPS, layers=(11,), path="cached")
     ours = integrated_gradients(loaded, published.ids, TARGET, settings=settings).attributions[11]
     theirs = published.layer(11).numpy()

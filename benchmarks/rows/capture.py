@@ -1,8 +1,8 @@
 """Capturing a whole model against the bare forward pass, against hooks with numpy.save, and against the peers.
 
-The model is a Llama of 6 layers, width 512 and 1,536 neurons a layer with random weights: what it computes does not change
-how long it takes, and random activations compress worse than a trained model's. The peers live in an environment of their
-own, `make peers`; without it their rows are left out.
+The model is a Llama of 6 layers, width 512 and 1,536 neurons per layer with random weights: what it computes does not change
+how long it takes, and random activations compress worse than a trained model's. The peers need an environment of
+their own, which `make peers` installs; without it their rows are left out.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def work_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name:
         folder = Path(name)
         make_model(folder)
-        for file in ROOT.glob("demo/models/stdlib-llama/tokenizer*"):  # TransformerLens wants one; it has 4,096 tokens
+        # TransformerLens needs a tokenizer; this one has the 4,096 tokens of `VOCABULARY`.
+        for file in ROOT.glob("demo/models/stdlib-llama/tokenizer*"):
             shutil.copy(file, folder / "model")
         yield folder
 
@@ -74,7 +75,7 @@ def make_ids(n_tokens: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Bench:
-    """A model, what it reads, and where it may write."""
+    """A model, the tokens it reads, and the folder it may write to."""
 
     folder: Path
     model: LoadedModel
@@ -94,7 +95,7 @@ class Bench:
                 self.decoder(input_ids=batch, use_cache=False)
 
     def plan(self, precision: str) -> tuple[Folder, CaptureRecord]:
-        """A planned capture of all layers, with two labels and twenty exemplars a neuron."""
+        """A planned capture of all layers, with two labels and twenty exemplars per neuron."""
         folder = Folder(self.folder / precision, read_only=False)
         block = min(self.block, self.ids.numel())
         n_blocks = self.ids.numel() // block
@@ -105,9 +106,9 @@ class Bench:
             PlannedWindow(0, row.astype(np.int32), everywhere, text, (i % 2,)) for i, row in enumerate(self.ids.numpy())
         ]
         batches = [windows[i : i + BATCH_WINDOWS] for i in range(0, len(windows), BATCH_WINDOWS)]
-        a_block = len(batches) // n_blocks
+        per_block = len(batches) // n_blocks
         for i in range(n_blocks):
-            plan.add_block(batches[i * a_block : (i + 1) * a_block])
+            plan.add_block(batches[i * per_block : (i + 1) * per_block])
         fingerprint = plan.close(LABELS)
         record = CaptureRecord(
             "corpus", root.now(), root.written_by(), "none", "float32", precision,
@@ -120,7 +121,7 @@ class Bench:
         return folder, record
 
     def capture(self, precision: str) -> Callable[[], None]:
-        """Fill, encode, write and commit every block of a capture, and add up its statistics."""
+        """A function that fills, encodes, writes and commits every block of a capture and sums its statistics."""
         folder, record = self.plan(precision)
 
         def run() -> None:
@@ -131,7 +132,7 @@ class Bench:
         return run
 
     def hooks(self) -> None:
-        """What a script does: a hook on every down_proj, float16, `numpy.save` of each layer of each batch; no statistics."""
+        """The usual script: a hook on every down_proj, float16, `numpy.save` of each layer of each batch; no statistics."""
         target = self.folder / "hooks"
         target.mkdir(exist_ok=True)
         batch_number = itertools.count()
@@ -164,7 +165,7 @@ def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
 
 
 class Peers:
-    """A process in the peers' environment that runs what it is told, one line a job."""
+    """A process in the peers' environment that runs jobs by name, one per line of input."""
 
     def __init__(self, folder: Path, n_tokens: int) -> None:
         torch.save(make_ids(n_tokens), folder / "ids.pt")
@@ -177,7 +178,7 @@ class Peers:
         self.names: list[str] = json.loads(self._answer())
 
     def run(self, name: str) -> None:
-        """Have one job done."""
+        """Run one job and wait for its end."""
         assert self._process.stdin is not None
         print(name, file=self._process.stdin, flush=True)
         if self._answer() != "done":
@@ -194,7 +195,7 @@ class Peers:
 
 @contextmanager
 def prepare_peers(quick: bool) -> Iterator[dict[str, Candidate]]:
-    """The same model in another process, 4,096 tokens: delphi keeps 28 bytes for each value until it saves."""
+    """The same model in another process, 4,096 tokens: delphi holds 28 bytes per value until it saves."""
     with work_folder() as folder, ExitStack() as stack:
         peers = Peers(folder, 2048 if quick else 4096)
         stack.callback(peers.close)

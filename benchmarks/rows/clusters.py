@@ -23,7 +23,7 @@ U, V, SIZE = 0.3, 20, 50
 
 @contextmanager
 def all_cores() -> Iterator[None]:
-    """As many threads for torch as for ours."""
+    """torch with as many threads as actstore's kernels."""
     before = torch.get_num_threads()
     torch.set_num_threads(default_threads())
     yield
@@ -32,12 +32,12 @@ def all_cores() -> Iterator[None]:
 
 def expect(same: bool) -> None:
     if not same:
-        raise AssertionError("the candidates disagree")
+        raise AssertionError("the candidates give different results")
 
 
 @contextmanager
 def prepare_clusters(quick: bool) -> Iterator[dict[str, Candidate]]:
-    """Clusters of 50 of 400,000 neurons, few of them in many clusters; the plain ways are spared offsets and sizes."""
+    """Clusters of 50 of 400,000 neurons, a few of them in many clusters; the plain implementations need no offsets."""
     n_clusters, n_neurons = (10_000 if quick else 100_000), 400_000
     rng = np.random.default_rng(0)
     neurons = np.sort((rng.random((n_clusters, SIZE)) ** 3 * (n_neurons - SIZE)).astype(np.int64), axis=1)
@@ -78,7 +78,7 @@ def prepare_clusters(quick: bool) -> Iterator[dict[str, Candidate]]:
 
 @contextmanager
 def prepare_threshold(quick: bool) -> Iterator[dict[str, Candidate]]:
-    """Dense scores of which some 25 in 400,000 are kept."""
+    """Dense scores, of which about 25 in 400,000 pass the threshold."""
     scores = np.random.default_rng(0).standard_normal((16 if quick else 256, 400_000), np.float32) ** 9
     in_torch = torch.from_numpy(scores)
 
@@ -102,24 +102,24 @@ def prepare_threshold(quick: bool) -> Iterator[dict[str, Candidate]]:
 
 @contextmanager
 def prepare_coactivation(quick: bool) -> Iterator[dict[str, Candidate]]:
-    """64 chosen neurons and 2,048 others over a block; ours finds the active sets and what they share as well."""
+    """64 chosen neurons and 2,048 others over a block; actstore also computes the active sets and their intersections."""
     n_neurons, n_tokens = (512, 4096) if quick else (2048, 16384)
     values = torch.randn(n_neurons, n_tokens, generator=torch.Generator().manual_seed(0))
     values[1:] += 0.5 * values[0]
-    chosen = values[:64].clone()
+    selected = values[:64].clone()
 
     def correlate() -> torch.Tensor:
-        x, y = (rows - rows.mean(dim=1, keepdim=True) for rows in (chosen, values))
+        x, y = (rows - rows.mean(dim=1, keepdim=True) for rows in (selected, values))
         return x @ y.T / (x.norm(dim=1)[:, None] * y.norm(dim=1))
 
     with all_cores():
-        expect(np.allclose(coactivation(chosen, values).pearson(), correlate().numpy(), atol=1e-5))
+        expect(np.allclose(coactivation(selected, values).pearson(), correlate().numpy(), atol=1e-5))
         yield {
             f"actstore, 64 × {n_neurons:,} neurons, {n_tokens:,} tokens": Candidate(
-                lambda: coactivation(chosen, values)
+                lambda: coactivation(selected, values)
             ),
             "torch: correlation alone, as corrcoef": Candidate(correlate),
-            "limit: torch.matmul alone, float32": Candidate(lambda: chosen @ values.T),
+            "limit: torch.matmul alone, float32": Candidate(lambda: selected @ values.T),
         }
 
 

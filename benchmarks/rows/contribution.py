@@ -1,4 +1,4 @@
-"""Contributions and vocabulary top-k: ours against the matrix product alone, which is the limit, and against plain torch."""
+"""Contributions and vocabulary top-k: against the matrix product alone, which is the lower limit, and against plain torch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Corpus:
         return self.unembedding[np.unique(self.targets.rows)] * torch.from_numpy(self.targets.gain)
 
     def scores(self) -> Tensor:
-        """[neuron, token] as one would write it."""
+        """Contributions [neuron, token], computed the plain way."""
         gain, scale = torch.from_numpy(self.targets.gain), torch.from_numpy(self.targets.scale)
         directions = self.unembedding[self.targets.rows] * gain
         return (self.write_vectors @ directions.T).mul_(self.activations.float()).mul_(scale)
@@ -73,7 +73,7 @@ def prepare_sums(quick: bool, repeated: bool) -> Iterator[dict[str, Candidate]]:
 
     expected = corpus.sum_plainly()[0].T.numpy()
     if not np.allclose(ours(), expected, rtol=0, atol=1e-4 * np.abs(expected).max()):
-        raise AssertionError("the sums and torch's disagree")
+        raise AssertionError("the sums of actstore and of torch differ")
     shape = f"{len(corpus.activations):,} neurons × {len(corpus.groups):,} tokens, {len(distinct):,} distinct targets"
     yield {
         f"{LIMIT} (distinct targets)": Candidate(lambda: torch.matmul(corpus.write_vectors, distinct.T, out=product)),
@@ -98,7 +98,7 @@ def prepare_top(quick: bool) -> Iterator[dict[str, Candidate]]:
 
 @contextmanager
 def prepare_vocabulary(quick: bool) -> Iterator[dict[str, Candidate]]:
-    """At d 512, because one product at d 4,096 takes 3 TFLOP, and what is compared here costs the same at any d."""
+    """At d 512, because one product at d 4,096 takes 3 TFLOP, and the rest of the work costs the same at any d."""
     n_neurons, d, n_vocabulary = sizes(quick)
     generator, threads = torch.Generator().manual_seed(0), torch.get_num_threads()
     write_vectors = torch.randn(n_neurons, min(d, 512), generator=generator)
@@ -108,10 +108,10 @@ def prepare_vocabulary(quick: bool) -> Iterator[dict[str, Candidate]]:
         products = write_vectors @ unembedding.T
         return products.topk(10).values, products.topk(10, largest=False).values
 
-    found = vocabulary_top_k(write_vectors, unembedding, 10, threads=threads)
-    for side, expected in zip(found, plainly(), strict=True):
+    sides = vocabulary_top_k(write_vectors, unembedding, 10, threads=threads)
+    for side, expected in zip(sides, plainly(), strict=True):
         if not np.allclose(side.values, expected.numpy(), atol=1e-3):
-            raise AssertionError("the top tokens and torch's disagree")
+            raise AssertionError("the top tokens of actstore and of torch differ")
     yield {
         LIMIT: Candidate(lambda: write_vectors @ unembedding.T),
         f"actstore, {n_neurons:,} neurons × {n_vocabulary:,} tokens, d {min(d, 512)}, k 10": Candidate(

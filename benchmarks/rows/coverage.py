@@ -1,7 +1,7 @@
 """Coverage criteria over a corpus: from a store, against plain numpy over a token-major memory map of the same values.
 
-The plain way is that of the public codes of DeepGauge's criteria (as NeuraL-Coverage gathers them): batch after batch of
-samples as the model gives them, each criterion on its own; sections as a table of flags [neuron, section], the k largest by
+The plain implementation follows the public codes of DeepGauge's criteria (as collected in NeuraL-Coverage): batch after batch
+of samples as the model gives them, each criterion on its own; sections as a table of flags [neuron, section], the k largest by
 sorting, patterns as a set of strings.
 """
 
@@ -42,8 +42,10 @@ class Plain:
         low, high = batch.min(axis=1, keepdims=True), batch.max(axis=1, keepdims=True)
         self.scaled |= ((batch - low) / (high - low) > THRESHOLD).any(axis=0)
         inside = (batch >= self.low) & (batch <= self.high)
-        place = np.floor((batch.astype(np.float64) - self.low) / (self.high.astype(np.float64) - self.low) * SECTIONS)
-        section = np.clip(place, 0, SECTIONS - 1).astype(np.int64)
+        position = np.floor(
+            (batch.astype(np.float64) - self.low) / (self.high.astype(np.float64) - self.low) * SECTIONS
+        )
+        section = np.clip(position, 0, SECTIONS - 1).astype(np.int64)
         _, neuron = np.nonzero(inside)
         self.sections[neuron, section[inside]] = True
         self.beyond[0] |= (batch < self.low).any(axis=0)
@@ -61,7 +63,7 @@ class Plain:
 
 @contextmanager
 def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
-    """A layer; the ranges of the corpus itself."""
+    """One layer; the neurons' ranges are those of the corpus itself."""
     settings = CoverageSettings(CRITERIA, (THRESHOLD,), sections=SECTIONS, top=TOP)
     with stored(1 if quick else 4) as (folder, file, shape):
         capture, matrix = actstore.open(folder).capture(), map_file(file, shape)
@@ -77,10 +79,10 @@ def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
             return plain.covered()
 
         if ours() != theirs():
-            raise AssertionError(f"the candidates disagree: {ours()} and {theirs()}")
+            raise AssertionError(f"the candidates give different results: {ours()} and {theirs()}")
         yield {
             f"actstore, {shape[0]:,} tokens × {N_NEURONS:,} neurons": Candidate(ours),
-            f"numpy over a {MEMMAP}, {WINDOW} samples at once": Candidate(theirs),
+            f"numpy over a {MEMMAP}, {WINDOW} samples per batch": Candidate(theirs),
         }
 
 

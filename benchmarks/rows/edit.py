@@ -1,7 +1,9 @@
-"""One word for another in what a model says: from a store alone, against what is learned with the model.
+"""One word for another in what a model says: computed from a store alone, against rows learned with the model.
 
-The same edit by both, each as it is by default, on a model that says what it was taught; how well they do stands in their
-names. FiNE (Pan et al. 2025, arXiv 2503.01090) is this project's own implementation, with the paper's loss and steps.
+The same edit by both methods with their default settings, on a model that reliably gives the answers it was trained on; each
+candidate's name has its reliability and locality.
+
+FiNE (Pan et al. 2025, arXiv 2503.01090) is this project's own implementation, with the paper's loss and steps.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ OLD, NEW = "Germany", "Turkey"
 
 
 def questions(quick: bool) -> list[str]:
-    """Questions with their answers; a quick run has those about geography alone."""
+    """Questions with their answers; in a quick run only those about geography."""
     sys.path.insert(0, str(DEMO / "training"))
     from fact_questions import OPEN_TEMPLATES, fill, read_relations
 
@@ -52,19 +54,19 @@ def questions(quick: bool) -> list[str]:
 
 
 def judge(captured: Capture, reader: Reader, edit: Edit) -> str:
-    """How often the new word is said where the old one was, and how often another word stays; over the whole corpus."""
+    """How often the new word is predicted where the old one was, and how often another word stays; over the whole corpus."""
     exchange = find_exchange(captured, OLD, NEW)
     tasks = list(tasks_of_capture(CaptureReader(reader, captured), exchange, None))
     before = snapshots(reader, tasks)
     with edited(reader.model, edit):
         after = snapshots(reader, tasks)
-    found = summarise(score(*entry) for entry in zip(tasks, before, after, strict=True))
-    return f"reliability {100 * found['reliability']:.0f} %, locality {100 * found['locality']:.1f} %"
+    summary = summarise(score(*entry) for entry in zip(tasks, before, after, strict=True))
+    return f"reliability {100 * summary['reliability']:.0f} %, locality {100 * summary['locality']:.1f} %"
 
 
 @contextmanager
 def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
-    """The fact model over questions and answers, captured before."""
+    """The fact model and a store of it over questions and answers."""
     with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name, one_core_each():
         corpus, store = Path(name) / "facts.jsonl", Path(name) / "store"
         texts = questions(quick)
@@ -73,16 +75,16 @@ def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
         reader = Reader.load(load_model(MODEL, dtype="float32"), str(MODEL))
 
         def by(form: str) -> Edit:
-            # Opened anew: nothing that an earlier run has read is at hand.
-            asked = RewriteSettings(OLD, NEW, form=form)
-            return rewrite(Store(store).capture(), form, asked, None if form == "least-norm" else reader)
+            # The store is opened anew, so that nothing is cached from an earlier run.
+            settings = RewriteSettings(OLD, NEW, form=form)
+            return rewrite(Store(store).capture(), form, settings, None if form == "least-norm" else reader)
 
-        said = {form: judge(captured, reader, by(form)) for form in ("least-norm", "fine")}
+        scores = {form: judge(captured, reader, by(form)) for form in ("least-norm", "fine")}
         yield {
-            f"actstore, least norm from the store, {len(texts):,} texts; {said['least-norm']}": Candidate(
+            f"actstore, least norm from the store, {len(texts):,} texts; {scores['least-norm']}": Candidate(
                 lambda: by("least-norm")
             ),
-            f"FiNE: {RewriteSettings(OLD, NEW).examples} examples, rows learned with the model; {said['fine']}": Candidate(
+            f"FiNE: {RewriteSettings(OLD, NEW).examples} examples, rows learned with the model; {scores['fine']}": Candidate(
                 lambda: by("fine")
             ),
         }

@@ -1,4 +1,4 @@
-"""What graphs cost with probes: text sampled from the model, and requests about exemplars, against the published procedure."""
+"""The cost of graphs with probes: text sampled from the model, and probed exemplars, against the published procedure."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SAMPLED_TOKENS = 87_000
-"""Three batches of the demo model's windows."""
+"""Three batches of windows of the demo model."""
 SHARE = 4
-"""One neuron in so many is asked about: all would take minutes more."""
+"""One in `SHARE` neurons is probed: all of them would take minutes more."""
 
 
 @contextmanager
@@ -31,35 +31,35 @@ def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
     with captured_demo(100_000) as captured, one_core_each():
         store, folder = captured.folder.location, Folder(captured.folder.location, read_only=False)
         widths = captured.record.layers("mlp.post")
-        everyone = [(layer, neuron) for layer, width in sorted(widths.items()) for neuron in range(width)]
+        all_neurons = [(layer, neuron) for layer, width in sorted(widths.items()) for neuron in range(width)]
         sample = PublishedSample.of(captured)
 
         def sampled(n_tokens: int = SAMPLED_TOKENS, name: str = "sampled") -> None:
             settings = SampleSettings(n_tokens=n_tokens, seed=0)
             sample_probes(str(MODEL), store, name=name, settings=settings, options=options)
 
-        def built(also: str = "sampled", **asked: Any) -> None:
+        def built(also: str = "sampled", **build_arguments: Any) -> None:
             build_graphs(
                 captured, folder, name=f"with-{also}", also=[Store(folder).capture(also)],
-                options=BuildOptions(threads=1), **asked,
+                options=BuildOptions(threads=1), **build_arguments,
             )  # fmt: skip
 
-        chosen = everyone[::SHARE]
+        probed_neurons = all_neurons[::SHARE]
 
-        def asked(neurons: list[tuple[int, int]] = chosen, name: str = "asked") -> None:
+        def probe_exemplars(neurons: list[tuple[int, int]] = probed_neurons, name: str = "probed") -> None:
             probe(str(MODEL), store, name=name, neurons=neurons, options=options)
 
-        # What follows runs once each, so everything is compiled and loaded by something small.
+        # Every candidate runs only once, so a small run of each compiles and loads everything first.
         sampled(WINDOW, "sampled-first")
-        built("sampled-first", neurons=everyone[:1])
-        asked(everyone[:1], "asked-first")
+        built("sampled-first", neurons=all_neurons[:1])
+        probe_exemplars(all_neurons[:1], "probed-first")
         sample.run()
         yield {
             f"{SAMPLED_TOKENS:,} sampled tokens, drawn and captured": Candidate(sampled),
-            f"graphs of all {len(everyone):,} neurons with them": Candidate(built),
-            f"exemplars of {len(chosen):,} neurons asked about": Candidate(asked),
-            f"as published, for the {len(chosen):,}; {SAMPLED} neurons × {len(chosen) // SAMPLED}": Candidate(
-                sample.run, times=len(chosen) // SAMPLED
+            f"graphs of all {len(all_neurons):,} neurons with them": Candidate(built),
+            f"exemplars of {len(probed_neurons):,} neurons probed": Candidate(probe_exemplars),
+            f"as published, for the {len(probed_neurons):,}; {SAMPLED} neurons × {len(probed_neurons) // SAMPLED}": Candidate(
+                sample.run, times=len(probed_neurons) // SAMPLED
             ),
         }
 

@@ -2,7 +2,7 @@
 
 python benchmarks/rows/graphs.py [--layers 6] [--tokens 100000,300000,1000000] [--write]
 
-The large store: minutes, and 3 GB of disk.
+Run as a script, it measures a large store, which takes minutes and 3 GB of disk.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def standard_library(target: Path, n_bytes: int) -> None:
 
 @contextmanager
 def captured_demo(n_tokens: int) -> Iterator[Capture]:
-    """The demo model over so many tokens of the standard library; the store goes when this ends."""
+    """A capture of the demo model over `n_tokens` tokens of the standard library, in a temporary store."""
     with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name:
         path = Path(name)
         standard_library(path / "corpus", 5 * n_tokens)
@@ -81,7 +81,7 @@ def captured_demo(n_tokens: int) -> Iterator[Capture]:
 
 @dataclass(frozen=True)
 class PublishedSample:
-    """The published procedure, ready to run for a few neurons; their exemplars are those of the store."""
+    """The published procedure for a few neurons, with their exemplars from the store."""
 
     procedure: Published
     exemplars: dict[tuple[int, int], list[torch.Tensor]]
@@ -92,8 +92,8 @@ class PublishedSample:
         loaded, model = load_model(MODEL, dtype="float32"), captured.store.model
         projections = [loaded.model.get_submodule(layer.module) for layer in model.layers]
         procedure = Published(loaded.model, projections, mask=1, n_vocabulary=int(model.n_vocabulary or 0))
-        chosen = sample_neurons(captured.record.layers("mlp.post"))
-        return cls(procedure, {neuron: read_exemplars(captured, *neuron) for neuron in chosen})
+        neurons = sample_neurons(captured.record.layers("mlp.post"))
+        return cls(procedure, {neuron: read_exemplars(captured, *neuron) for neuron in neurons})
 
     def run(self) -> None:
         """Half of each neuron's exemplars make its graph, half prune it."""
@@ -116,17 +116,17 @@ def prepare_published(quick: bool) -> Iterator[dict[str, Candidate]]:
         sample = PublishedSample.of(captured)
         sample.run()
         calls, tokens = sample.procedure.calls / SAMPLED, sample.procedure.tokens / SAMPLED
-        said = f"{calls:.0f} calls, {tokens:,.0f} tokens a neuron"
+        cost = f"{calls:.0f} calls, {tokens:,.0f} tokens per neuron"
         yield {
             f"actstore, all {n_neurons:,} neurons": Candidate(ours),
-            f"as published: {said}; {SAMPLED} neurons × {n_neurons // SAMPLED}": Candidate(
+            f"as published: {cost}; {SAMPLED} neurons × {n_neurons // SAMPLED}": Candidate(
                 sample.run, times=n_neurons // SAMPLED
             ),
         }
 
 
 def sample_neurons(widths: dict[int, int]) -> list[tuple[int, int]]:
-    """As many neurons of each layer, at random."""
+    """`SAMPLED` random neurons, the same number of each layer."""
     rng = np.random.default_rng(0)
     layers = sorted(widths)
     return [(layer, int(rng.integers(widths[layer]))) for layer in layers for _ in range(SAMPLED // len(layers))]
@@ -180,8 +180,8 @@ def prepare_search(quick: bool) -> Iterator[dict[str, Candidate]]:
         token = int(graphs.nodes["token"][0].as_py())
         context = int(graphs.nodes["token"][1].as_py())
 
-        def find(**asked: Any) -> Callable[[], object]:
-            return lambda: search(graphs.store, graphs, **asked)
+        def find(**query: Any) -> Callable[[], object]:
+            return lambda: search(graphs.store, graphs, **query)
 
         yield {
             "open": Candidate(lambda: Graphs(Store(path))),
@@ -193,7 +193,7 @@ def prepare_search(quick: bool) -> Iterator[dict[str, Candidate]]:
 
 
 def measure_large(n_layers: int, sizes: list[int], *, write: bool) -> None:
-    """Seconds and memory of building all graphs of a large synthetic store, a process for each size."""
+    """Print seconds and memory of building all graphs of a large synthetic store, in one process per size."""
     with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name:
         path = Path(name) / "store"
         corpus = Planted(n_layers, 1536)
@@ -257,12 +257,14 @@ ROWS = (
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=6, help="of 1,536 neurons each")
-    parser.add_argument("--tokens", default="100000,300000,1000000", help="sizes of the corpus")
+    parser.add_argument("--layers", type=int, default=6, help="number of layers, of 1,536 neurons each")
+    parser.add_argument(
+        "--tokens", default="100000,300000,1000000", help="numbers of tokens of the corpus, separated by commas"
+    )
     parser.add_argument("--write", action="store_true", help="put the table where the documentation marks it")
     parser.add_argument("--build", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.build:
-        build_once(asked.build)
+    arguments = parser.parse_args()
+    if arguments.build:
+        build_once(arguments.build)
     else:
-        measure_large(asked.layers, [int(size) for size in asked.tokens.split(",")], write=asked.write)
+        measure_large(arguments.layers, [int(size) for size in arguments.tokens.split(",")], write=arguments.write)

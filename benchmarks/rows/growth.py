@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 STEPS = (1, 4, 16)
 TOKENS, NEURONS = BLOCK, 96
-"""The smallest corpus and the smallest layer of the made-up stores."""
+"""The smallest corpus and the smallest layer of the synthetic stores."""
 READS = 100
-"""Neurons read at once: a single one takes less than a millisecond."""
+"""Neurons read per repeat: a single one takes less than a millisecond."""
 
 
 @contextmanager
 def prepare_capture(quick: bool, *, by: str) -> Iterator[dict[str, Candidate]]:
-    """Two layers of width 128, forward pass included; 2,048 tokens × 1 … 16 with 1,024 neurons a layer, or 1,024 × 1 … 16."""
+    """Two layers of width 128, forward pass included; 2,048 tokens × 1 … 16 with 1,024 neurons per layer, or 1,024 × 1 … 16."""
     with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name, one_core_each():
         candidates = {}
         for step in _steps(quick):
@@ -66,12 +66,12 @@ def _steps(quick: bool) -> tuple[int, ...]:
 
 
 def _size(by: str, n_tokens: int, n_neurons: int, layers: int = 1) -> str:
-    every = f"{layers} × {n_neurons:,}" if layers > 1 else f"{n_neurons:,}"
-    return f"{n_tokens:,} tokens, {every} neurons" if by == "tokens" else f"{every} neurons, {n_tokens:,} tokens"
+    width = f"{layers} × {n_neurons:,}" if layers > 1 else f"{n_neurons:,}"
+    return f"{n_tokens:,} tokens, {width} neurons" if by == "tokens" else f"{width} neurons, {n_tokens:,} tokens"
 
 
 def read_statistics(path: Path) -> Callable[[], object]:
-    """The store opened anew, its statistics added up."""
+    """Opens the store and reads its statistics."""
     return lambda: Store(path).capture().statistics()
 
 

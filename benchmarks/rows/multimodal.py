@@ -1,8 +1,8 @@
-"""Multi-modal neurons: those of all nouns of 1,000 captions, from a store against the published procedure.
+"""Multi-modal neurons: the neurons of all nouns of 1,000 captions, from a store against the published procedure.
 
-The procedure (Pan et al. 2024, as its public code goes): answer each image token by token, the whole sequence anew at every
-step, with the gates of all layers hooked; write vectors times the whole unembedding, kept in memory for all layers; then
-rank, noun by noun.
+The procedure (Pan et al. 2024, as in its public code): generate the answer to each image token by token, with the whole
+sequence read anew at every step and the gates of all layers hooked; multiply the write vectors by the whole unembedding,
+kept in memory for all layers; then rank, noun by noun.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 DEMO = Path(__file__).parents[2] / "demo"
 MODEL = DEMO / "models" / "shapes-llava"
 SAMPLED = 10
-"""Captions for which the published procedure is run."""
+"""Number of captions for which the published procedure is run."""
 LONGEST = 50
-"""New tokens, as published."""
+"""Maximum number of generated tokens, as published."""
 
 
 class Published:
@@ -54,15 +54,15 @@ class Published:
         self.steps = 0
 
     def run(self, captions: Any, k: int) -> list[list[Tensor]]:
-        """The best neurons of every noun of every caption that the model gives; projections are made once."""
+        """The best neurons of every noun of every caption that the model generates; the projections are computed once."""
         unembedding = self._model.get_output_embeddings().weight
         projections = torch.cat([self._replay.model.write_vectors(s.layer) @ unembedding.T for s in self._layers])
         return [self._one(self._replay.encode(caption, with_answer=False), projections, k) for caption in captions]
 
     def _one(self, encoded: Any, projections: Tensor, k: int) -> list[Tensor]:
-        given = self._replay.arguments([encoded])
-        ends = self._model.generation_config.eos_token_id
-        ids, gates, answer = given["input_ids"], [], []
+        inputs = self._replay.arguments([encoded])
+        end = self._model.generation_config.eos_token_id
+        ids, gates, answer = inputs["input_ids"], [], []
         seen: list[Tensor] = []
         blocks = [self._model.get_submodule(s.module.rpartition(".")[0]) for s in self._layers]
         handles = [block.act_fn.register_forward_hook(lambda _m, _a, out: seen.append(out[0, -1])) for block in blocks]
@@ -70,10 +70,10 @@ class Published:
             for _ in range(LONGEST):
                 seen.clear()
                 mask = torch.ones_like(ids)
-                logits = self._model(**(given | {"input_ids": ids, "attention_mask": mask}), use_cache=False).logits
+                logits = self._model(**(inputs | {"input_ids": ids, "attention_mask": mask}), use_cache=False).logits
                 self.steps += 1
                 token = int(logits[0, -1].argmax())
-                if token == ends:
+                if token == end:
                     break
                 gates.append(torch.cat(seen[-len(blocks) :]))
                 answer.append(token)
@@ -82,16 +82,16 @@ class Published:
             for handle in handles:
                 handle.remove()
         text, stops = spell(self._replay.capture.store, torch.tensor(answer).numpy(), self._special)
-        found = []
+        rankings = []
         for word in noun_finder("content").first_of_each(text):
             at = int((torch.from_numpy(stops) <= len(text[: word.start].encode())).sum())
-            found.append((gates[at] * projections[:, answer[at]]).topk(k).indices)
-        return found
+            rankings.append((gates[at] * projections[:, answer[at]]).topk(k).indices)
+        return rankings
 
 
 @contextmanager
 def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
-    """Captions of the demo's pictures, read beside them once."""
+    """A store of the demo captioner's answers to drawn pictures."""
     sys.path.insert(0, str(DEMO / "training"))
     from picture_words import PAPER_PROMPT
     from pictures import write_pictures
@@ -102,13 +102,13 @@ def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
         write_pictures(path / "pictures", n_captions, prompt=PAPER_PROMPT)
         capture(str(MODEL), path / "pictures", path / "store", positions="generated", exemplars=0)
         settings = FindSettings(k=20, nouns="content")
-        found = find_multimodal(Store(path / "store").capture(), settings)
+        neurons = find_multimodal(Store(path / "store").capture(), settings)
         loaded = load_model(MODEL, dtype="float32")
-        procedure = Published(Replay(loaded, VisionProcessor.load(str(MODEL)), found.capture))
+        procedure = Published(Replay(loaded, VisionProcessor.load(str(MODEL)), neurons.capture))
 
         def published() -> None:
             with torch.inference_mode():
-                procedure.run(found.captions[:SAMPLED], settings.k)
+                procedure.run(neurons.captions[:SAMPLED], settings.k)
 
         number = itertools.count()
 
@@ -121,15 +121,15 @@ def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
             find_multimodal(made, settings)
 
         published()
-        said = f"{procedure.steps / SAMPLED:.0f} passes a caption; {SAMPLED} captions × {n_captions // SAMPLED}"
+        cost = f"{procedure.steps / SAMPLED:.0f} passes per caption; {SAMPLED} captions × {n_captions // SAMPLED}"
         yield {
-            f"actstore, {n_captions:,} captions, {len(found.nouns):,} nouns": Candidate(
+            f"actstore, {n_captions:,} captions, {len(neurons.nouns):,} nouns": Candidate(
                 lambda: find_multimodal(Store(path / "store").capture(), settings)
             ),
             f"the answers generated and captured first; {SAMPLED * 5} captions × {n_captions // SAMPLED // 5}": Candidate(
                 both, times=n_captions // SAMPLED // 5
             ),
-            f"as published: {said}": Candidate(published, times=n_captions // SAMPLED),
+            f"as published: {cost}": Candidate(published, times=n_captions // SAMPLED),
         }
 
 

@@ -1,4 +1,4 @@
-"""Packing a batch's activations and following the largest, against torch doing the same and against a memory copy."""
+"""Packing a batch's activations and updating the largest, against torch doing the same and against a memory copy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_activations(n_tokens: int) -> Tensor:
 
 
 def make_columns(n_tokens: int) -> Columns:
-    """Windows of 256 tokens with one of two labels, and the label that all carry."""
+    """Windows of 256 tokens, each with one of two labels and with a third label that all of them have."""
     n_windows = n_tokens // WINDOW
     return Columns(
         rows=np.arange(n_tokens),
@@ -46,23 +46,25 @@ def with_torch(values: Tensor, out: Tensor) -> dict[str, Tensor]:
     """What `pack` computes, in the torch operations a script would use; every result is the same but for rounding."""
     out.copy_(values.T)
     finite = values.isfinite()
-    found = {"count": finite.sum(0), "non_finite": (~finite).sum(0)}
+    results = {"count": finite.sum(0), "non_finite": (~finite).sum(0)}
     known = torch.where(finite, values, 0)
-    found["m2"], found["mean"] = torch.var_mean(known, 0, correction=0)
-    found["minimum"], found["maximum"] = known.amin(0), known.amax(0)
+    results["m2"], results["mean"] = torch.var_mean(known, 0, correction=0)
+    results["minimum"], results["maximum"] = known.amin(0), known.amax(0)
     bins = torch.bucketize(known.T.contiguous(), EDGES, right=True)
-    found["histogram"] = torch.zeros((NEURONS, N_BINS), dtype=torch.int64).scatter_add_(1, bins, torch.ones_like(bins))
+    results["histogram"] = torch.zeros((NEURONS, N_BINS), dtype=torch.int64).scatter_add_(
+        1, bins, torch.ones_like(bins)
+    )
     windows = known.view(-1, WINDOW, NEURONS)
     above = (windows > 0).sum(1)
-    found["positives"] = torch.stack([above[::2].sum(0), above[1::2].sum(0), above.sum(0)])
-    best, at = windows.max(1)
-    found["exemplar_values"], places = best.topk(min(K, len(best)), 0)
-    found["exemplar_tokens"] = at.gather(0, places) + places * WINDOW
-    return found
+    results["positives"] = torch.stack([above[::2].sum(0), above[1::2].sum(0), above.sum(0)])
+    best, position = windows.max(1)
+    results["exemplar_values"], window = best.topk(min(K, len(best)), 0)
+    results["exemplar_tokens"] = position.gather(0, window) + window * WINDOW
+    return results
 
 
 def agrees(values: Tensor, statistics: Statistics) -> None:
-    """Refuse to compare what does not give the same results."""
+    """Check that both give the same results before they are compared."""
     theirs = with_torch(values, torch.empty(values.T.shape))
     for name in ("count", "minimum", "maximum", "positives"):
         np.testing.assert_array_equal(getattr(statistics, name), theirs[name].numpy())

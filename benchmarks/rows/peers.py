@@ -1,7 +1,7 @@
-"""Runs in the peers' own environment: TransformerLens' and delphi's way of keeping MLP activations, on request.
+"""TransformerLens' and delphi's ways of storing MLP activations, run on request in the peers' own environment.
 
-python benchmarks/rows/peers.py FOLDER, with FOLDER/model and FOLDER/ids.pt. The first line of output names the jobs; then each
-line of input names one, and `done` is printed when it is. Knows nothing about actstore, which is not installed there.
+python benchmarks/rows/peers.py FOLDER, with FOLDER/model and FOLDER/ids.pt. The first line of output lists the jobs; then each
+line of input names one, and `done` is printed when it has run. Imports nothing of actstore, which is not installed there.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ BATCH_WINDOWS = 8
 
 
 def main() -> None:
-    """Serve until the input ends."""
+    """Run jobs until the input ends."""
     folder = Path(sys.argv[1])
-    answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print what they like
+    answers, sys.stdout = sys.stdout, sys.stderr  # whatever libraries print goes to standard error
     ids = torch.load(folder / "ids.pt", weights_only=True)
     model = LlamaForCausalLM.from_pretrained(folder / "model")
     bridge = TransformerBridge.boot_transformers(
@@ -44,7 +44,7 @@ def main() -> None:
             for i, batch in enumerate(ids.split(BATCH_WINDOWS)):
                 _, cache = bridge.run_with_cache(batch, names_filter=lambda name: name.endswith("mlp.hook_post"))
                 if len(cache) != len(model.model.layers):
-                    raise AssertionError(f"expected one entry a layer, found {list(cache)}")
+                    raise AssertionError(f"expected one entry per layer, found {list(cache)}")
                 for name, values in cache.items():
                     np.save(target / f"{i}-{name}.npy", values.half().numpy())
 
@@ -60,7 +60,7 @@ def main() -> None:
     jobs = {
         "the peers' process: bare forward pass": bare,
         f"TransformerLens {version('transformer-lens')} run_with_cache, numpy.save of float16": transformer_lens,
-        f"delphi {version('eai-delphi')} LatentCache, non-zero values and places": delphi,
+        f"delphi {version('eai-delphi')} LatentCache, non-zero values and positions": delphi,
     }
     print(json.dumps(list(jobs)), file=answers, flush=True)
     for line in sys.stdin:

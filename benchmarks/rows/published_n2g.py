@@ -4,7 +4,7 @@ Every call is the whole model to its logits, to read one neuron. For each exempl
 for each length tried while it is shortened, one over what is left, two for the importance of its tokens (as they are; each of
 them masked), one over the variants in which important tokens are replaced, and one more for each variant that keeps the
 activation; at last one over each exemplar to test. Substitutes are random tokens here: the masked language model that proposes
-them would come on top, and so would the graph itself. Knows nothing about stores.
+them would add to this, and so would building the graph itself.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 LENGTHS = (5, 10, 15, 20, 25, 30)
 """Tokens up to the activating one that are tried, shortest first."""
 FOLLOWING = 5
-"""Tokens after it that stay."""
+"""Tokens after it that are kept."""
 IMPORTANT = 0.8
 SUBSTITUTES = 5
 
 
 @dataclass
 class Published:
-    """The procedure over one model, and how much of the model it took."""
+    """The procedure over one model, and the number of model calls and tokens it took."""
 
     model: nn.Module
     projections: list[nn.Module]
@@ -43,22 +43,22 @@ class Published:
         """All model calls for a neuron with these exemplars, each [position] token ids."""
         for ids in build:
             short, pivot = self._shorten(layer, neuron, ids)
-            found = self._activations(layer, neuron, short[None])[0]
+            activations = self._activations(layer, neuron, short[None])[0]
             important = self._importance(layer, neuron, short)[:, pivot] >= IMPORTANT
             variants = self._vary(short, important, pivot)
             if len(variants):
-                kept = self._activations(layer, neuron, variants)[:, pivot] > found[pivot] / 2
-                for variant in variants[kept]:
+                active = self._activations(layer, neuron, variants)[:, pivot] > activations[pivot] / 2
+                for variant in variants[active]:
                     self._masked(layer, neuron, variant)
         for ids in test:
             self._activations(layer, neuron, ids[None])
 
     def _activations(self, layer: int, neuron: int, ids: Tensor) -> Tensor:
         """One call: the neuron at every position, [text, position]."""
-        seen: list[Tensor] = []
+        outputs: list[Tensor] = []
 
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            seen.append(inputs[0][..., neuron])
+            outputs.append(inputs[0][..., neuron])
 
         handle = self.projections[layer].register_forward_pre_hook(hook)
         try:
@@ -67,7 +67,7 @@ class Published:
             handle.remove()
         self.calls += 1
         self.tokens += ids.numel()
-        return seen[0].reshape(ids.shape).float()
+        return outputs[0].reshape(ids.shape).float()
 
     def _shorten(self, layer: int, neuron: int, ids: Tensor) -> tuple[Tensor, int]:
         """The shortest suffix that holds more than half of the activation with its last token still the largest."""
@@ -76,8 +76,8 @@ class Published:
         first = 0
         for length in LENGTHS:
             first = max(0, pivot + 1 - length)
-            found = self._activations(layer, neuron, ids[None, first : pivot + 1])[0]
-            if found[-1] > full[pivot] / 2 and int(found.argmax()) == len(found) - 1:
+            activations = self._activations(layer, neuron, ids[None, first : pivot + 1])[0]
+            if activations[-1] > full[pivot] / 2 and int(activations.argmax()) == len(activations) - 1:
                 break
         return ids[first : pivot + 1 + FOLLOWING], pivot - first
 
@@ -92,8 +92,8 @@ class Published:
 
     def _vary(self, ids: Tensor, important: Tensor, pivot: int) -> Tensor:
         """The texts in which one important token before or at the pivot is another; [variant, position]."""
-        places = torch.nonzero(important[: pivot + 1])[:, 0].repeat_interleave(SUBSTITUTES)
-        variants = ids.repeat(len(places), 1)
-        others = torch.randint(self.n_vocabulary, (len(places),), generator=self._random)
-        variants[torch.arange(len(places)), places] = others
+        positions = torch.nonzero(important[: pivot + 1])[:, 0].repeat_interleave(SUBSTITUTES)
+        variants = ids.repeat(len(positions), 1)
+        others = torch.randint(self.n_vocabulary, (len(positions),), generator=self._random)
+        variants[torch.arange(len(positions)), positions] = others
         return variants

@@ -1,8 +1,8 @@
 """Reading one neuron over a corpus, one token over a layer, and statistics: the store against files of the same values.
 
-The others are a token-major memory map, Arrow rows (one a token, a list of all activations of the layer; as Feather, mapped,
-and as Parquet), and splits as delphi writes and reads them: for each fifth of the neurons a safetensors file of the values that
-are not 0, in the order of their tokens, and of their places.
+The others are a token-major memory map, Arrow rows (one row per token, with a list of all activations of the layer; as Feather,
+memory-mapped, and as Parquet), and splits as delphi writes and reads them: for each fifth of the neurons one safetensors file
+with the values that are not 0, in token order, and their positions.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def map_file(file: Path, shape: tuple[int, int]) -> np.memmap:
 
 def expect_same(one: NDArray, other: NDArray) -> None:
     if not np.array_equal(one, other):
-        raise AssertionError("the store and the other files disagree")
+        raise AssertionError("the store and the other files have different values")
 
 
 @contextmanager
 def prepare_warm(quick: bool) -> Iterator[dict[str, Candidate]]:
-    """Both opened before, every byte in the page cache, another neuron each time."""
+    """Both already open, every byte in the page cache, another neuron each time."""
     with stored(8 if quick else 62) as (folder, file, shape):
         capture, matrix = actstore.open(folder).capture(), map_file(file, shape)
         ours, theirs = itertools.count(3, 7), itertools.count(3, 7)
@@ -86,7 +86,7 @@ def prepare_warm(quick: bool) -> Iterator[dict[str, Candidate]]:
 
 @contextmanager
 def prepare_cold(quick: bool) -> Iterator[dict[str, Candidate]]:
-    """Both opened anew, nothing in the page cache."""
+    """Both opened by the run itself, nothing in the page cache."""
     with stored(8 if quick else 62) as (folder, file, shape):
         os.sync()
         yield {
@@ -101,7 +101,7 @@ def prepare_cold(quick: bool) -> Iterator[dict[str, Candidate]]:
 
 @dataclass(frozen=True)
 class ArrowRows:
-    """A row per token, a list of all activations; opened before."""
+    """One row per token with a list of all activations; files that are already open."""
 
     feather: pa.Table
     parquet: pq.ParquetFile
@@ -151,11 +151,11 @@ class Splits:
         borders = np.linspace(0, N_NEURONS, N_SPLITS + 1).astype(int)
         files = {}
         for start, stop in itertools.pairwise(borders.tolist()):
-            part = np.asarray(matrix[:, start:stop])
-            token, neuron = np.nonzero(part)
+            chunk = np.asarray(matrix[:, start:stop])
+            token, neuron = np.nonzero(chunk)
             locations = np.stack([token // WINDOW, token % WINDOW, neuron], axis=1).astype(np.uint16)
             files[start] = folder / f"{start}_{stop - 1}.safetensors"
-            save_file({"locations": locations, "activations": part[token, neuron]}, files[start])
+            save_file({"locations": locations, "activations": chunk[token, neuron]}, files[start])
         return cls(files, len(matrix))
 
     def neuron(self, neuron: int) -> NDArray[np.float16]:
@@ -186,10 +186,10 @@ def prepare_formats(quick: bool) -> Iterator[tuple[actstore.Capture, NDArray[np.
             ArrowRows.write(folder.parent, matrix),
             Splits.write(folder.parent, matrix),
         )
-        for found in (rows.feather_neuron(777), rows.parquet_neuron(777), splits.neuron(777)):
-            expect_same(found, matrix[:, 777])
-        for found in (rows.feather_token(999), rows.parquet_token(999), splits.token(999), read_token(capture, 999)):
-            expect_same(found, matrix[999])
+        for values in (rows.feather_neuron(777), rows.parquet_neuron(777), splits.neuron(777)):
+            expect_same(values, matrix[:, 777])
+        for values in (rows.feather_token(999), rows.parquet_token(999), splits.token(999), read_token(capture, 999)):
+            expect_same(values, matrix[999])
         yield capture, matrix, rows, splits
 
 
@@ -212,7 +212,7 @@ def prepare_neuron(quick: bool) -> Iterator[dict[str, Candidate]]:
                 lambda: capture.activations(0, turn(0), dtype=np.float16)
             ),
             f"one column of a {MEMMAP}": Candidate(lambda: np.array(matrix[:, turn(1)])),
-            "Arrow rows, Feather, mapped": Candidate(lambda: rows.feather_neuron(turn(2))),
+            "Arrow rows, Feather, memory-mapped": Candidate(lambda: rows.feather_neuron(turn(2))),
             "Arrow rows, Parquet": Candidate(lambda: rows.parquet_neuron(turn(3))),
             f"{N_SPLITS} splits as delphi's: load one, select": Candidate(lambda: splits.neuron(turn(4))),
         }  # fmt: skip
@@ -232,7 +232,7 @@ def prepare_token(quick: bool) -> Iterator[dict[str, Candidate]]:
                 lambda: read_token(capture, turn(0))
             ),
             f"one row of a {MEMMAP}": Candidate(lambda: np.array(matrix[turn(1)])),
-            "Arrow rows, Feather, mapped": Candidate(lambda: rows.feather_token(turn(2))),
+            "Arrow rows, Feather, memory-mapped": Candidate(lambda: rows.feather_token(turn(2))),
             "Arrow rows, Parquet: read the token's row group": Candidate(lambda: rows.parquet_token(turn(3))),
             f"{N_SPLITS} splits as delphi's: load all, select": Candidate(lambda: splits.token(turn(4))),
         }  # fmt: skip
@@ -249,49 +249,49 @@ def prepare_statistics(quick: bool) -> Iterator[dict[str, Candidate]]:
         def theirs() -> tuple[NDArray[np.generic], ...]:
             return numpy_statistics(map_file(file, shape))
 
-        for mine, again, other in zip(ours(), count_again(map_file(file, shape)), theirs(), strict=True):
+        for mine, again, other in zip(ours(), recount(map_file(file, shape)), theirs(), strict=True):
             if not np.allclose(mine, other, rtol=1e-6) or not np.allclose(mine, again, rtol=1e-12):
-                raise AssertionError("the store's statistics and numpy's disagree")
+                raise AssertionError("the statistics of the store and of numpy differ")
         yield {
-            f"actstore: open, read what capturing counted; {shape[0]:,} tokens × {N_NEURONS:,} neurons": Candidate(
+            f"actstore: open, read the statistics of the capture; {shape[0]:,} tokens × {N_NEURONS:,} neurons": Candidate(
                 ours
             ),
-            f"actstore's kernel, counting over a {MEMMAP}": Candidate(lambda: count_again(map_file(file, shape))),
+            f"actstore's kernel, counting over a {MEMMAP}": Candidate(lambda: recount(map_file(file, shape))),
             f"numpy over a {MEMMAP}: sum, sum of squares, min, max, searchsorted, bincount": Candidate(theirs),
         }
 
 
-def count_again(matrix: NDArray[np.float16]) -> tuple[NDArray[np.generic], ...]:
+def recount(matrix: NDArray[np.float16]) -> tuple[NDArray[np.generic], ...]:
     """What capturing counts, without the model: the kernel's pass over all values."""
     counted = Statistics.empty(N_NEURONS, 1, 0)
     for start in range(0, len(matrix), BLOCK):
-        part = matrix[start : start + BLOCK]
-        token = np.arange(len(part))
-        segments = np.arange(0, len(part) + 1, WINDOW)
+        chunk = matrix[start : start + BLOCK]
+        token = np.arange(len(chunk))
+        segments = np.arange(0, len(chunk) + 1, WINDOW)
         labels = np.empty((len(segments) - 1, 0), np.int32)
-        pack(part, Columns(token, token, segments, labels, np.ones(len(part), bool), start), None, counted)
+        pack(chunk, Columns(token, token, segments, labels, np.ones(len(chunk), bool), start), None, counted)
     return _five(counted)
 
 
-def _five(found: Statistics) -> tuple[NDArray[np.generic], ...]:
-    return found.mean, found.m2, found.minimum, found.maximum, found.histogram
+def _five(statistics: Statistics) -> tuple[NDArray[np.generic], ...]:
+    return statistics.mean, statistics.m2, statistics.minimum, statistics.maximum, statistics.histogram
 
 
 def numpy_statistics(matrix: NDArray[np.float16]) -> tuple[NDArray[np.generic], ...]:
-    """Mean, M2, minimum, maximum [neuron] and histogram [neuron, bin], in parts that fit the cache."""
+    """Mean, M2, minimum, maximum [neuron] and histogram [neuron, bin], in chunks that fit into the cache."""
     n_bins = len(HISTOGRAM_EDGES) - 1
     total, squares = np.zeros((2, N_NEURONS))
     low, high = np.full(N_NEURONS, np.inf, np.float32), np.full(N_NEURONS, -np.inf, np.float32)
     histogram = np.zeros(N_NEURONS * n_bins, np.int64)
     offset = np.arange(N_NEURONS) * n_bins - 1
     for start in range(0, len(matrix), 1024):
-        part = matrix[start : start + 1024].astype(np.float32)
-        total += part.sum(axis=0, dtype=np.float64)
-        squares += np.einsum("tn,tn->n", part, part, dtype=np.float64)
-        np.minimum(low, part.min(axis=0), out=low)
-        np.maximum(high, part.max(axis=0), out=high)
+        chunk = matrix[start : start + 1024].astype(np.float32)
+        total += chunk.sum(axis=0, dtype=np.float64)
+        squares += np.einsum("tn,tn->n", chunk, chunk, dtype=np.float64)
+        np.minimum(low, chunk.min(axis=0), out=low)
+        np.maximum(high, chunk.max(axis=0), out=high)
         # A value on an edge belongs to the bin farther from zero.
-        bins = np.searchsorted(HISTOGRAM_EDGES, np.where(part < 0, np.nextafter(part, -np.inf), part), side="right")
+        bins = np.searchsorted(HISTOGRAM_EDGES, np.where(chunk < 0, np.nextafter(chunk, -np.inf), chunk), side="right")
         histogram += np.bincount((bins + offset).ravel(), minlength=len(histogram))
     mean = total / len(matrix)
     return mean, squares - len(matrix) * mean**2, low, high, histogram.reshape(N_NEURONS, n_bins)

@@ -1,7 +1,7 @@
-"""How large a store is: bytes a value of every precision, beside raw float16 and what an ideal code of single values takes.
+"""How large a store is: bytes per value of every precision, beside raw float16 and an ideal code of single values.
 
-That is the zero-order entropy: of each layer's values as they are stored, by how often each bit pattern occurs. A code that
-looks at more than one value at a time may take less. Knows nothing about time.
+The ideal code takes the zero-order entropy: of each layer's values as they are stored, by how often each bit pattern occurs. A
+code that uses more than one value at a time may take less.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PRECISIONS = (
     ("int8", "float32"),
     ("sparse", "float32"),
 )
-"""And the format that the model computes in."""
+"""Precision of the store and data type of the model."""
 TESTS = ("tests/store", "tests/kernels/test_pack_lossy.py")
 N_TOKENS = 50_000
 RAW = 2
@@ -43,16 +43,16 @@ RAW = 2
 
 @dataclass(frozen=True)
 class Size:
-    """Bytes a value of one precision."""
+    """Bytes per value of one precision."""
 
     precision: str
     computed: str
     stored: str
     """The values' format on disk."""
     per_value: float
-    """Shards of values, with scales and thresholds where there are some."""
+    """The shards of values, with scales and thresholds if the precision has them."""
     entropy: float | None
-    """None where more patterns occur than samples can count: of float32."""
+    """None for float32, which has more bit patterns than a sample can count."""
     rest: float
     """Everything else of the capture: plan, statistics, commit records."""
 
@@ -67,7 +67,7 @@ class Size:
 COLUMNS = [
     "precision",
     "stored as",
-    "bytes a value",
+    "bytes per value",
     "of raw float16",
     "zero-order entropy, bytes",
     "rest of the capture",
@@ -85,21 +85,21 @@ def _sizes(n_tokens: int) -> Iterator[Size]:
         standard_library(path / "corpus", 5 * n_tokens)
         for precision, dtype in PRECISIONS:
             store = path / f"{precision}-{dtype}"
-            made = capture(
+            captured = capture(
                 str(MODEL), path / "corpus", store, options=RunOptions(dtype=dtype), context=WINDOW, max_tokens=n_tokens,
                 precision=precision,
             )  # fmt: skip
-            values = layout.capture_key(made.record.name) + "/values"
-            n_values = sum(made.record.layers("mlp.post").values()) * made.record.plan.n_tokens
-            n_bytes = folder_size(store / layout.capture_key(made.record.name))
+            values = layout.capture_key(captured.record.name) + "/values"
+            n_values = sum(captured.record.layers("mlp.post").values()) * captured.record.plan.n_tokens
+            n_bytes = folder_size(store / layout.capture_key(captured.record.name))
             n_value_bytes = folder_size(store / values)
-            raw = made.raw_block(0, 0)
+            raw = captured.raw_block(0, 0)
             yield Size(
                 precision,
                 dtype,
                 str(raw.dtype),
                 n_value_bytes / n_values,
-                None if raw.itemsize > 2 else entropy(made),
+                None if raw.itemsize > 2 else entropy(captured),
                 (n_bytes - n_value_bytes) / n_values,
             )
 
@@ -109,16 +109,16 @@ def folder_size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def entropy(made: Capture) -> float:
-    """Bytes a value, the mean over layers of as many values each."""
-    layers = made.record.layers("mlp.post")
-    return sum(width * _entropy(made, layer) for layer, width in layers.items()) / sum(layers.values())
+def entropy(captured: Capture) -> float:
+    """Entropy in bytes per value, the mean over all values."""
+    layers = captured.record.layers("mlp.post")
+    return sum(width * _entropy(captured, layer) for layer, width in layers.items()) / sum(layers.values())
 
 
-def _entropy(made: Capture, layer: int) -> float:
+def _entropy(captured: Capture, layer: int) -> float:
     counts: NDArray[Any] = np.zeros(1 << 16, np.int64)
-    for block in made.blocks:
-        raw = made.raw_block(layer, block)[:, : made.used_slots[block]]
+    for block in captured.blocks:
+        raw = captured.raw_block(layer, block)[:, : captured.used_slots[block]]
         counts += np.bincount(raw.view(f"u{raw.itemsize}").ravel(), minlength=len(counts))
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log2(share)).sum()) / 8
@@ -128,7 +128,7 @@ def markdown(sizes: list[Size]) -> str:
     """The documentation's table."""
     note = (
         f"The demo model's activations over {N_TOKENS:,} tokens of the standard library. The entropy is of single values as "
-        "they are stored, a layer at a time; of float32 no sample is large enough to tell it. *Rest of the capture*: plan, "
-        "statistics, exemplars and commit records, in bytes a value as well."
+        "they are stored, layer by layer; for float32 no sample is large enough to estimate it. *Rest of the capture*: plan, "
+        "statistics, exemplars and commit records, also in bytes per value."
     )
     return f"{table(COLUMNS, [size.cells() for size in sizes], left=2)}\n\n{note}"

@@ -56,22 +56,22 @@ MEASURES = {
 
 
 def draw(folder: Path, number: int, seed: int) -> None:
-    """Pictures of a seed with what is asked about them."""
+    """Draw the pictures of one seed, with their prompts, into `folder`."""
     command = [sys.executable, str(TRAINING / "pictures.py"), str(folder), "--number", str(number), "--seed", str(seed)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def reword(folder: Path) -> Path:
     """The same pictures, each asked about in the next wording that leads to the same phrasing."""
-    others = {prompt: group[(i + 1) % len(group)] for group in PHRASINGS for i, prompt in enumerate(group)}
+    rewordings = {prompt: group[(i + 1) % len(group)] for group in PHRASINGS for i, prompt in enumerate(group)}
     rows = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
     path = folder / "reworded.jsonl"
-    path.write_text("".join(json.dumps(row | {"prompt": others[row["prompt"]]}) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row | {"prompt": rewordings[row["prompt"]]}) + "\n" for row in rows))
     return path
 
 
 def make_store(folder: Path, number: int, seed: int) -> Store:
-    """A store of three captures: the pictures to edit from, others, and the first reworded."""
+    """A store of three captures: the pictures to edit from, other pictures, and the first pictures with reworded prompts."""
     draw(folder / "own", number, 2 * seed)
     draw(folder / "other", number // 2, 2 * seed + 1)
     captures = {"own": "own/images.jsonl", "other": "other/images.jsonl", "reworded": reword(folder / "own")}
@@ -91,7 +91,7 @@ def unrelated_facts(word: str) -> tuple[Case, ...]:
 
 
 def measure(store: Store, reader: Reader, words: tuple[str, str], seed: int) -> list[dict[str, Any]]:
-    """A row per form and method: the means of one seed."""
+    """One row per form and method: the means of one seed."""
     rows = []
     for name, options in FORMS.items():
         settings = RewriteSettings(*words, seed=seed, **options)
@@ -100,36 +100,36 @@ def measure(store: Store, reader: Reader, words: tuple[str, str], seed: int) -> 
         seconds = time.perf_counter() - began
         captures = (("own", None), ("other", None), ("reworded", "text-generality"))
         baselines = ("fine-tune", "random") if name in ("least-norm (store only)", "FiNE") else ()
-        found = evaluate_edit(
+        evaluation = evaluate_edit(
             reader, store, edit, EvaluationOptions(captures, unrelated_facts(words[0]), baselines=baselines, seeds=1)
         )
-        for method, (summary,) in found.methods.items():
+        for method, (summary,) in evaluation.methods.items():
             row: dict[str, Any] = {"from": words[0], "to": words[1], "seed": seed, "form": name, "method": method}
             row |= {"neurons": edit.record.n_neurons, "seconds": seconds if method == "edit" else float("nan")}
             row |= {
                 title: summary["by_kind"].get(kind, {}).get(of, float("nan")) for title, (kind, of) in MEASURES.items()
             }
-            targets = (found.predicted or {}).get("targets", {}) if method == "edit" else {}
+            targets = (evaluation.predicted or {}).get("targets", {}) if method == "edit" else {}
             row |= {key: targets.get(key, float("nan")) for key in ("predicted", "measured", "correlation")}
             rows.append(row)
     return rows
 
 
 def page(rows: list[dict[str, Any]]) -> str:
-    """The table: a line per exchange, form and method."""
+    """The table: one line per exchange, form and method."""
     titles = {"edit": "", "fine-tune": "fine-tuning of its rows", "random": "random neurons"}
     lines = []
     for key in dict.fromkeys((r["from"], r["to"], r["form"], r["method"]) for r in rows):
-        mine = [r for r in rows if (r["from"], r["to"], r["form"], r["method"]) == key]
+        group = [r for r in rows if (r["from"], r["to"], r["form"], r["method"]) == key]
         first = key[3] == "edit"
         lines.append(
             [
                 f"{key[0]} → {key[1]}",
                 f"{key[2]}" if first else f"– {titles[key[3]]}",
-                spread([r["neurons"] for r in mine], "{:.0f}"),
-                *(spread([100 * r[title] for r in mine]) for title in MEASURES),
-                spread([r["predicted"] for r in mine], "{:.2f}"),
-                spread([r["measured"] for r in mine], "{:.2f}"),
+                spread([r["neurons"] for r in group], "{:.0f}"),
+                *(spread([100 * r[title] for r in group]) for title in MEASURES),
+                spread([r["predicted"] for r in group], "{:.2f}"),
+                spread([r["measured"] for r in group], "{:.2f}"),
             ]
         )
     header = ["word", "form", "neurons", *(f"{title} %" for title in MEASURES), "Δ logit predicted", "Δ logit measured"]
@@ -139,9 +139,9 @@ def page(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Draw, capture, edit, evaluate, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=500)
-    parser.add_argument("--exchange", action="append", help="such as red:green; repeat for more")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--pictures", type=int, default=500, help="number of pictures per seed")
+    parser.add_argument("--exchange", action="append", help="old and new word, such as red:green; may be repeated")
     arguments = parser.parse_args()
     exchanges = [tuple(text.split(":")) for text in arguments.exchange or ("red:green", "circle:square")]
     reader = Reader.load(load_model(str(MODEL)), str(MODEL))

@@ -1,8 +1,8 @@
-"""What multi-modal neurons of the demo captioner are like, beside baselines: properties, causal effect, where maps lie.
+"""Multi-modal neurons of the demo captioner and of baselines: properties, causal effect, position of the maps.
 
-python benchmarks/tables/multimodal.py [--model FOLDER] [--pictures 150] [--seeds 3] [--sigma 10] [--readme]
+python benchmarks/tables/multimodal.py [--model FOLDER] [--pictures 150] [--seeds 3] [--sigma 10] [--write]
 
-Each seed draws pictures of its own, and noise and random neurons; a figure is the mean over seeds ± their standard deviation.
+Each seed draws its own pictures, noise and random neurons; a figure is the mean over seeds ± their standard deviation.
 Nouns are the colours and shapes in the captions that the model itself gives.
 """
 
@@ -58,25 +58,25 @@ RANKINGS: Final = {
 PROPERTIES: Final = ("sensitivity", "cross-image invariance", "region invariance", "specificity")
 EFFECTS: Final = ("noun gone", "answer changed", "probability drop")
 Figures = dict[str, dict[str, float]]
-"""By ranking, each measure."""
+"""Ranking → measure → value."""
 
 
-def run(folder: Path, seed: int, asked: argparse.Namespace, model: LoadedModel) -> tuple[Figures, dict[str, float]]:
+def run(folder: Path, seed: int, arguments: argparse.Namespace, model: LoadedModel) -> tuple[Figures, dict[str, float]]:
     """One seed's figures, and those of its maps."""
     began = time.monotonic()
-    write_pictures(folder / "pictures", asked.pictures, 1000 + seed, prompt=PAPER_PROMPT)
+    write_pictures(folder / "pictures", arguments.pictures, 1000 + seed, prompt=PAPER_PROMPT)
     words = folder / "nouns.txt"
     words.write_text("\n".join([*COLOURS, *SHAPES, *map(plural, SHAPES)]))
     sites = {"sites": ("mlp.post", "mlp.gate"), "exemplars": 0}
-    name, pictures = str(asked.model), folder / "pictures"
-    held = capture(name, pictures, folder / "store", name="images", generate=True, max_new_tokens=32, **sites)
-    given = {f"{i:03d}": {"caption": text} for i, text in enumerate(answers(held))}
-    shuffle_images(pictures, folder / "shuffled", patch=PATCH, seed=seed, captions=given)
+    name, pictures = str(arguments.model), folder / "pictures"
+    own = capture(name, pictures, folder / "store", name="images", generate=True, max_new_tokens=32, **sites)
+    captions = {f"{i:03d}": {"caption": text} for i, text in enumerate(answers(own))}
+    shuffle_images(pictures, folder / "shuffled", patch=PATCH, seed=seed, captions=captions)
     shuffled = capture(name, folder / "shuffled", folder / "store", name="shuffled", **sites)
     processor = VisionProcessor.load(name)
-    causal = CausalSettings(asked.sigma, seed, asked.nouns)
-    replays = [Replay(model, processor, part) for part in (held, shuffled)]
-    first, second = (rank(part, words, seed + 100 * i, asked.k) for i, part in enumerate((held, shuffled)))
+    causal = CausalSettings(arguments.sigma, seed, arguments.nouns)
+    replays = [Replay(model, processor, part) for part in (own, shuffled)]
+    first, second = (rank(part, words, seed + 100 * i, arguments.k) for i, part in enumerate((own, shuffled)))
     for rankings, replay in zip((first, second), replays, strict=True):
         rankings["gradient"] = rank_by_gradient(rankings["contribution"], replay)
     figures: Figures = {
@@ -86,58 +86,58 @@ def run(folder: Path, seed: int, asked: argparse.Namespace, model: LoadedModel) 
     for ranking, effect in causal_effect(first, replays[0], causal).items():
         shares = effect.gone.mean(), effect.changed.mean(), effect.drop.mean()
         figures[ranking] |= {name: 100 * float(share) for name, share in zip(EFFECTS, shares, strict=True)}
-    maps = where_maps_lie(first["contribution"], pictures)
+    maps = map_positions(first["contribution"], pictures)
     n_nouns = len(choose_nouns(first["contribution"], causal))
     terminal.err.print(f"seed {seed}: {n_nouns} nouns, {time.monotonic() - began:.0f} s {maps}", markup=False)
     return figures, maps | {"nouns": float(len(first["contribution"].nouns)), "disturbed": float(n_nouns)}
 
 
-def answers(held: Capture) -> list[str]:
+def answers(capture: Capture) -> list[str]:
     """The captions of a capture's documents."""
-    return [str(text).strip() for text in held.documents()["caption"].to_pylist()]
+    return [str(text).strip() for text in capture.documents()["caption"].to_pylist()]
 
 
-def rank(held: Capture, words: Path, seed: int, k: int) -> dict[str, Multimodal]:
+def rank(capture: Capture, words: Path, seed: int, k: int) -> dict[str, Multimodal]:
     """The nouns' neurons by every ranking but the gradient."""
     common: dict[str, Any] = {"k": k, "nouns": str(words), "seed": seed}
-    ours = find_multimodal(held, FindSettings(**common))
+    ours = find_multimodal(capture, FindSettings(**common))
     return {
         "contribution": ours,
-        "paper": find_multimodal(held, FindSettings(**common, forms=("gate",), gain=False)),
-        "activation": find_multimodal(held, FindSettings(**common, by="activation")),
-        "random": find_multimodal(held, FindSettings(**common, by="random")),
+        "paper": find_multimodal(capture, FindSettings(**common, forms=("gate",), gain=False)),
+        "activation": find_multimodal(capture, FindSettings(**common, by="activation")),
+        "random": find_multimodal(capture, FindSettings(**common, by="random")),
         "alike": draw_alike(ours, seed),
     }
 
 
-def where_maps_lie(found: Multimodal, pictures: Path) -> dict[str, float]:
+def map_positions(neurons: Multimodal, pictures: Path) -> dict[str, float]:
     """Shares of the maps whose mean is larger inside the boxes of the objects that the noun names than outside."""
     lines = [json.loads(line) for line in (pictures / "images.jsonl").read_text().splitlines()]
     inside = {
-        i: box_mask(lines[found.captions[noun.caption].document], noun.word) for i, noun in enumerate(found.nouns)
+        i: box_mask(lines[neurons.captions[noun.caption].document], noun.word) for i, noun in enumerate(neurons.nouns)
     }
     rows: dict[int, list[int]] = {}
-    for i, noun in enumerate(found.nouns):
+    for i, noun in enumerate(neurons.nouns):
         if inside[i].any():
-            rows.setdefault(found.captions[noun.caption].document, []).append(i)
+            rows.setdefault(neurons.captions[noun.caption].document, []).append(i)
     shares = {}
     for kind in ("activation", "contribution"):
-        wanted = {
+        sets = {
             document: [
-                NeuronSet(found.neurons_of(i), found.products_of(i) if kind == "contribution" else None)
+                NeuronSet(neurons.neurons_of(i), neurons.products_of(i) if kind == "contribution" else None)
                 for i in numbers
             ]
             for document, numbers in rows.items()
         }
-        over, covered, area = [], [], []
-        for document, which, made in map_neurons(found.capture, wanted):
-            box, pixels = inside[rows[document][which]], made.pixels()
-            over.append(float(np.nanmean(pixels[box])) > float(np.nanmean(pixels[~box])))
-            mask = made.mask()
+        above, covered, area = [], [], []
+        for document, position, image_map in map_neurons(neurons.capture, sets):
+            box, pixels = inside[rows[document][position]], image_map.pixels()
+            above.append(float(np.nanmean(pixels[box])) > float(np.nanmean(pixels[~box])))
+            mask = image_map.mask()
             covered.append(mask[box].sum() / max(mask.sum(), 1))
             area.append(box.mean())
         shares |= {
-            f"{kind}: inside above outside": 100 * float(np.mean(over)),
+            f"{kind}: inside above outside": 100 * float(np.mean(above)),
             f"{kind}: of the mask inside": 100 * float(np.mean(covered)),
             "area of the boxes": 100 * float(np.mean(area)),
         }
@@ -155,33 +155,37 @@ def box_mask(line: dict[str, Any], word: str) -> np.ndarray:
 
 
 def main() -> None:
-    """Run all seeds; print the tables, and with --readme write them between the marks."""
+    """Run all seeds; print the tables, and with --write put them between the marks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--pictures", type=int, default=150, help="drawn a seed")
-    parser.add_argument("--nouns", type=int, default=150, help="whose neurons are disturbed, a seed")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--sigma", type=float, default=10.0)
-    parser.add_argument("--k", type=int, default=20)
-    parser.add_argument("--readme", action="store_true", help="write the tables into the documentation")
-    asked = parser.parse_args()
+    parser.add_argument("--model", type=Path, default=MODEL, help="folder of the captioner")
+    parser.add_argument("--pictures", type=int, default=150, help="number of pictures per seed")
+    parser.add_argument(
+        "--nouns", type=int, default=150, help="maximum number of nouns per seed whose neurons are disturbed"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument(
+        "--sigma", type=float, default=10.0, help="noise, in root mean squares of a layer's write vectors"
+    )
+    parser.add_argument("--k", type=int, default=20, help="number of neurons per noun")
+    parser.add_argument("--write", action="store_true", help="put the tables between the marks in the documentation")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    model = load_model(asked.model)
-    every = []
-    for seed in range(asked.seeds):
+    model = load_model(arguments.model)
+    results = []
+    for seed in range(arguments.seeds):
         with tempfile.TemporaryDirectory(prefix="actstore-multimodal-") as folder:
-            every.append(run(Path(folder), seed, asked, model))
+            results.append(run(Path(folder), seed, arguments, model))
     columns = (*PROPERTIES, "similarity", *EFFECTS)
     rows = [
-        [said, *(spread([figures[name][column] for figures, _ in every]) for column in columns)]
-        for name, said in RANKINGS.items()
+        [title, *(spread([figures[name][column] for figures, _ in results]) for column in columns)]
+        for name, title in RANKINGS.items()
     ]
-    maps = [part for _, part in every]
+    maps = [part for _, part in results]
     means = {key: spread([part[key] for part in maps]) for key in maps[0]}
     notes = (
-        f"`{asked.model.name}`, {asked.seeds} seeds of {asked.pictures} pictures, {means['nouns']} colours and shapes in the "
-        f"captions that it gives, {asked.k} neurons each; in percent, mean ± standard deviation over seeds. Noise of "
-        f"{asked.sigma:g} times the root mean square of a layer's write vectors, for {means['disturbed']} nouns.",
+        f"`{arguments.model.name}`, {arguments.seeds} seeds of {arguments.pictures} pictures, {means['nouns']} colours and "
+        f"shapes in the captions that it gives, {arguments.k} neurons each; in percent, mean ± standard deviation over seeds. "
+        f"Noise of {arguments.sigma:g} times the root mean square of a layer's write vectors, for {means['disturbed']} nouns.",
         "Maps of the neurons found by contribution, of what they contribute to the noun at each patch: the mean inside the "
         f"named object's box is above the mean outside in {means['contribution: inside above outside']} % of them (maps of "
         f"bare activations: {means['activation: inside above outside']} %); "
@@ -190,7 +194,7 @@ def main() -> None:
     )
     text = "\n\n".join([table(["neurons by", *columns], rows), *notes])
     terminal.out.print(text, markup=False, soft_wrap=True)
-    if asked.readme:
+    if arguments.write:
         rewrite("multimodal", text)
 
 

@@ -39,8 +39,11 @@ def markdown(title: str, columns: list[str | tuple[str, str]], rows: list[tuple[
 def main() -> None:
     """Attribute, evaluate, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--store", help="one that `actstore attribute` made of the fact model and its questions")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    parser.add_argument(
+        "--store",
+        help="a store that `actstore attribute` wrote for the fact model and its questions; default: a new one",
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -49,22 +52,22 @@ def main() -> None:
             attribute(str(MODEL), str(MODEL / "questions.json"), store)
         attributed = time.perf_counter()
         attributions = open_attributions(Store(store))
-        found = evaluate_naica(load_model(str(MODEL)), attributions, EvaluationSettings(seeds=arguments.seeds))
+        evaluation = evaluate_naica(load_model(str(MODEL)), attributions, EvaluationSettings(seeds=arguments.seeds))
         ended = time.perf_counter()
     terminal.err.print(f"attributed in {attributed - began:.0f} s, evaluated in {ended - attributed:.0f} s")
-    for title, columns, rows in tables(found):
+    for title, columns, rows in tables(evaluation):
         terminal.out.print(terminal.table(title, columns, rows))
     with (ROOT / "benchmarks" / "results" / "naica.csv").open("w", newline="") as file:
-        measured = [one.as_row() for one in found.measurements]
-        writer = csv.DictWriter(file, measured[0])
+        rows = [measurement.as_row() for measurement in evaluation.measurements]
+        writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        writer.writerows(measured)
+        writer.writerows(rows)
     with (ROOT / "benchmarks" / "results" / "naica_prediction.csv").open("w", newline="") as file:
-        predicted = [asdict(one) for one in found.accuracies]
-        writer = csv.DictWriter(file, predicted[0])
+        rows = [asdict(accuracy) for accuracy in evaluation.accuracies]
+        writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        writer.writerows(predicted)
-    text = "\n".join([markdown(*one) for one in tables(found)] + [NOTE, ""])
+        writer.writerows(rows)
+    text = "\n".join([markdown(*parts) for parts in tables(evaluation)] + [NOTE, ""])
     rewrite("naica", text)
 
 

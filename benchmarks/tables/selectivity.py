@@ -1,12 +1,12 @@
 """Selective neurons of the embedded models, and their mask matrix: label × label, relative change in perplexity.
 
-python benchmarks/tables/selectivity.py [--all | --only WORD] [--readme]
+python benchmarks/tables/selectivity.py [--all | --only WORD] [--write]
 
 Neurons are found on one half of the texts, perplexity is measured on the other. Four experiments, of which the first runs by
-default, and three more with --all, on models that know one language only:
+default, and three more with --all, on models that were trained on one language only:
 
 - language: eight natural languages, the same messages in each; the model was trained on other such messages in all of them.
-  1 % of its neurons are few for eight labels, so that 2 % and 5 % are reported as well.
+  1 % of its neurons is little for eight labels, so 2 % and 5 % are reported as well.
 - format: Python, English, C and charmap tables, from the running Python's own files; the model was trained on its library.
 - kind: code, prose, tables and tests, all of them from that library.
 - domain: the fact model's nine domains, found on its training phrasings, measured on held-out ones.
@@ -61,16 +61,16 @@ if TYPE_CHECKING:
 
 DEMO: Final = ROOT / "demo"
 MAX_CHARACTERS: Final = 8_000
-"""Taken of each file, so that many files speak for a label."""
-CHARACTERS_A_LABEL: Final = 150_000
+"""Maximum number of characters per file, so that every label has many files."""
+CHARACTERS_PER_LABEL: Final = 150_000
 N_TOKENS: Final = 16_000
-"""To predict in every pass, shared out among the labels."""
+"""Number of tokens to predict in every measurement, divided equally among the labels."""
 DRAWS: Final = 3
-"""Of the random baseline at an experiment's first share; at the others it is drawn once."""
+"""Number of draws of the random baseline at an experiment's first share; at the others there is one."""
 
 
 def without_words(source: str) -> str:
-    """Python source without docstrings and comment lines: what is left is code."""
+    """Python source without docstrings and comment lines."""
     dropped: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
@@ -82,8 +82,8 @@ def without_words(source: str) -> str:
 def docstrings(source: str) -> str:
     """The docstrings of a module, its classes and functions: English, as far as Python's authors write it."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = (ast.get_docstring(node) or "" for node in ast.walk(ast.parse(source)) if isinstance(node, kinds))
-    return "\n\n".join(text for text in found if len(text) >= 200 and ">>>" not in text)
+    texts = (ast.get_docstring(node) or "" for node in ast.walk(ast.parse(source)) if isinstance(node, kinds))
+    return "\n\n".join(text for text in texts if len(text) >= 200 and ">>>" not in text)
 
 
 def without_comments(source: str) -> str:
@@ -110,7 +110,7 @@ KINDS = {"code": CODE, "prose": PROSE, "tables": TABLES, "tests": Files("stdlib"
 
 
 def texts_of_files(labels: dict[str, Files], *, second_half: bool) -> Iterator[tuple[str, str]]:
-    """(label, text), from one half of the files, in an order that has nothing to do with their names."""
+    """(label, text), from one half of the files, in an order by hash, so that it does not follow the names."""
     for label, files in labels.items():
         root, n_characters = Path(sysconfig.get_path(files.folder)), 0
         names = [path.relative_to(root).as_posix() for path in root.rglob("*.*")]
@@ -118,7 +118,7 @@ def texts_of_files(labels: dict[str, Files], *, second_half: bool) -> Iterator[t
             if (
                 digest[4] % 2 != second_half
                 or not re.fullmatch(files.names, name)
-                or n_characters >= CHARACTERS_A_LABEL
+                or n_characters >= CHARACTERS_PER_LABEL
             ):
                 continue
             try:
@@ -132,13 +132,13 @@ def texts_of_files(labels: dict[str, Files], *, second_half: bool) -> Iterator[t
 
 def texts_of_facts(*, second_half: bool) -> Iterator[tuple[str, str]]:
     """(domain, question and answer), in the phrasings that the fact model was trained on, or in those held out."""
-    found = [
+    texts = [
         (relation.domain, f"Question: {fill(phrasing, subject)}\nResponse: {answer}")
         for relation in read_relations(DEMO / "data" / "facts")
         for subject, answer in relation.facts
         for phrasing in (relation.held_out if second_half else relation.questions)
     ]
-    yield from sorted(found, key=lambda pair: hashlib.sha256(pair[1].encode()).digest())
+    yield from sorted(texts, key=lambda pair: hashlib.sha256(pair[1].encode()).digest())
 
 
 def texts_of_languages(*, second_half: bool) -> Iterator[tuple[str, str]]:
@@ -173,7 +173,7 @@ def run(experiment: Experiment, folder: Path) -> list[tuple[Selectivity, MaskMat
         with (folder / f"{half}.jsonl").open("w", encoding="utf-8") as file:
             for label, text in experiment.texts(second_half=half == "second"):
                 file.write(json.dumps({"text": text, by: label}) + "\n")
-    held = capture(
+    captured = capture(
         name,
         folder / "first.jsonl",
         folder / "store",
@@ -182,23 +182,23 @@ def run(experiment: Experiment, folder: Path) -> list[tuple[Selectivity, MaskMat
         exemplars=0,
         label_columns=(by,),
     )
-    model, results = load_model(name, dtype=held.record.dtype), []
+    model, results = load_model(name, dtype=captured.record.dtype), []
     for share in experiment.shares:
-        found = find_selectivity(held, SelectivitySettings(by, share=share))
-        labels = found.firing.labels
+        selectivity = find_selectivity(captured, SelectivitySettings(by, share=share))
+        labels = selectivity.firing.labels
         settings = MaskSettings(
             max_tokens=N_TOKENS // len(labels), n_random=DRAWS if share == experiment.shares[0] else 1
         )
-        texts = read_corpus(folder / "second.jsonl", corpus_options(held, by))
-        windows = windows_of_corpus(texts, held, by, labels, settings.max_tokens, TextTokenizer.load(name))
-        neurons = {label: by_layer(found.firing.locate(flat)) for label, flat in found.neurons.items()}
-        results.append((found, measure_masks(model, held, neurons, windows, settings)))
+        texts = read_corpus(folder / "second.jsonl", corpus_options(captured, by))
+        windows = windows_of_corpus(texts, captured, by, labels, settings.max_tokens, TextTokenizer.load(name))
+        neurons = {label: by_layer(selectivity.firing.locate(flat)) for label, flat in selectivity.neurons.items()}
+        results.append((selectivity, measure_masks(model, captured, neurons, windows, settings)))
     return results
 
 
 def markdown(experiment: Experiment, results: list[tuple[Selectivity, MaskMatrix]]) -> str:
-    """The README's table and a sentence for every share below it."""
-    found, matrix = results[0]
+    """The table of an experiment and one sentence per share below it."""
+    selectivity, matrix = results[0]
     lines = [
         f"| {experiment.name}: off | neurons | {' | '.join(matrix.labels)} |",
         f"|---|---:|{'---:|' * len(matrix.labels)}",
@@ -214,27 +214,27 @@ def markdown(experiment: Experiment, results: list[tuple[Selectivity, MaskMatrix
             lines.append(f"| {label}{of_share} | {n_neurons} | {' | '.join(cells)} |")
         random = map(_percent, matrix.random_change.max(axis=0))
         lines.append(f"| as many random{of_share}: the largest | | {' | '.join(random)} |")
-    counts = found.firing.n_tokens
+    counts = selectivity.firing.n_tokens
     note = (
-        f"`{experiment.model.name}`: neurons from {counts.min():,} to {counts.max():,} tokens a label, "
+        f"`{experiment.model.name}`: neurons from {counts.min():,} to {counts.max():,} tokens per label, "
         f"perplexity on {matrix.n_tokens.min():,} to {matrix.n_tokens.max():,} tokens of the other half."
     )
     return "\n".join([*lines, "", *starmap(_diagonal, results), note, ""])
 
 
-def _diagonal(found: Selectivity, matrix: MaskMatrix) -> str:
-    """How far the matrix is strongest on its diagonal."""
+def _diagonal(selectivity: Selectivity, matrix: MaskMatrix) -> str:
+    """How often the matrix is largest on its diagonal."""
     change, n = matrix.change, len(matrix.labels)
     by_row = int(((change.argmax(axis=1) == np.arange(n)) & (matrix.n_neurons > 0)).sum())
     by_column = int((change.argmax(axis=0) == np.arange(n)).sum())
     over_random = int((np.diag(change) > np.diag(matrix.random_change)).sum())
     off = change[~np.eye(n, dtype=bool)]
     return (
-        f"{len(found.selection.neurons)} of {len(found.selection.entropies):,} neurons: the largest of its row is on the "
-        f"diagonal in {by_row} of {n} rows, the largest of its column in {by_column} of {n} columns; the diagonal is above "
-        f"its random row in {over_random} of {n}. Mean change {_percent(float(np.diag(change).mean()))} on the diagonal, "
-        f"{_percent(float(off.mean()))} off it, {_percent(float(np.diag(matrix.random_change).mean()))} for random neurons "
-        "on the diagonal."
+        f"{len(selectivity.selection.neurons)} of {len(selectivity.selection.entropies):,} neurons: the largest of its row "
+        f"is on the diagonal in {by_row} of {n} rows, the largest of its column in {by_column} of {n} columns; the "
+        f"diagonal is above its random row in {over_random} of {n}. Mean change "
+        f"{_percent(float(np.diag(change).mean()))} on the diagonal, {_percent(float(off.mean()))} off it, "
+        f"{_percent(float(np.diag(matrix.random_change).mean()))} for random neurons on the diagonal."
     )
 
 
@@ -243,16 +243,16 @@ def _percent(change: float) -> str:
 
 
 def main() -> None:
-    """Run, print, and with --readme write the tables into the README."""
+    """Run, print, and with --write put the tables where the documentation marks them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--all", action="store_true", help="all experiments, not the first only")
-    chosen.add_argument("--only", help="only experiments whose name contains this")
-    parser.add_argument("--readme", action="store_true", help="write the tables between the README's marks")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--all", action="store_true", help="all experiments instead of the first only")
+    choice.add_argument("--only", help="only experiments whose name contains this")
+    parser.add_argument("--write", action="store_true", help="put the tables between the marks in the documentation")
     arguments = parser.parse_args()
     sections = []
-    wanted = EXPERIMENTS if arguments.all or arguments.only is not None else EXPERIMENTS[:1]
-    for experiment in wanted:
+    experiments = EXPERIMENTS if arguments.all or arguments.only is not None else EXPERIMENTS[:1]
+    for experiment in experiments:
         if arguments.only is not None and arguments.only not in experiment.name:
             continue
         began = time.monotonic()
@@ -260,10 +260,10 @@ def main() -> None:
             sections.append(markdown(experiment, run(experiment, Path(folder))))
         terminal.out.print(sections[-1], markup=False, soft_wrap=True)
         terminal.err.print(f"{experiment.name}: {time.monotonic() - began:.0f} s")
-    if arguments.readme and arguments.only is None:
+    if arguments.write and arguments.only is None:
         means = (
-            f"Random rows: as many neurons from the same layers as a label's, the mean of {DRAWS} draws (of one above the "
-            "default share); the table gives the largest over all labels."
+            f"Random rows: the same number of neurons from the same layers as a label's, the mean of {DRAWS} draws (of one "
+            "above the default share); the table gives the largest over all labels."
         )
         text = "\n".join([*sections, f"{means} Made with Python {platform.python_version()}.", ""])
         rewrite("selectivity", text)
