@@ -88,10 +88,10 @@ $(VENV)/installed-docs: $(VENV)/installed
 # registry's builds of these need not match the torch that is installed.
 peers: .venv-peers/installed
 
-.venv-peers/installed: benchmarks/peers.txt requirements.lock
+.venv-peers/installed: benchmarks/rows/peers.txt requirements.lock
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet "$$(grep -o '^torch==[0-9.]*' requirements.lock)"
-	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/peers.txt
+	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/rows/peers.txt
 	.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 

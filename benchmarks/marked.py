@@ -1,7 +1,6 @@
-"""What scripts write into the documentation: the text between `<!-- MARK -->` and `<!-- /MARK -->`, wherever that stands.
+"""Text that scripts write into the documentation, between `<!-- MARK -->` and `<!-- /MARK -->`.
 
-And of what it is made: tables, and figures over seeds.
-"""
+Also the Markdown tables and figures that such text consists of."""
 
 from __future__ import annotations
 
@@ -14,13 +13,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def rewrite(mark: str, text: str, root: Path = ROOT) -> Path:
-    """Put `text` between the marks, which stand once in README.md or in a page of docs/; the file they stand in."""
+    """Replace the text between the marks, which must occur once in README.md and docs/; returns the file that has them."""
     pages = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
     marked = [page for page in pages if f"<!-- {mark} -->\n" in page.read_text()]
     if len(marked) != 1:
-        found = ", ".join(str(page.relative_to(root)) for page in marked) or "none"
+        names = ", ".join(str(page.relative_to(root)) for page in marked) or "none"
         raise SystemExit(
-            f"Expected one page with <!-- {mark} --> and <!-- /{mark} -->, found {found}: add or remove marks."
+            f"Expected one page with <!-- {mark} --> and <!-- /{mark} -->, found {names}: add or remove marks."
         )
     page = marked[0]
     pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
@@ -35,9 +34,9 @@ def table(header: list[str], rows: list[list[str]], left: int = 1) -> str:
 
 
 def spread(values: list[float], form: str = "{:.1f}") -> str:
-    """Mean ± standard deviation of those that are no NaN; a dash for none, of one its value alone."""
+    """Mean ± standard deviation of the values that are not NaN; a dash for no value, the value alone for one."""
     known = [value for value in values if not np.isnan(value)]
     if not known:
         return "–"
-    shown = form.format(float(np.mean(known)))
-    return shown + (f" ± {form.format(float(np.std(known, ddof=1)))}" if len(known) > 1 else "")
+    text = form.format(float(np.mean(known)))
+    return text + (f" ± {form.format(float(np.std(known, ddof=1)))}" if len(known) > 1 else "")

@@ -1,7 +1,6 @@
 """Rows of the benchmark: what is measured, against which named alternative, with median and spread.
 
-The candidates of a row run in turn, A B A B …, so that a machine whose speed drifts does not favour one. Knows nothing
-about what is measured.
+The candidates of a row run in turn, A B A B …, so that a machine whose speed drifts does not favour one.
 """
 
 from __future__ import annotations
@@ -24,9 +23,10 @@ class Candidate:
 
     run: Callable[[], object]
     before: Callable[[], object] = lambda: None
-    """Not timed: what puts the machine into the state the row is about."""
+    """Runs before every repeat and is not timed, such as emptying the page cache."""
     times: int = 1
-    """How often the whole would do what `run` does once, where all of it would take too long; its name must say so."""
+    """The measured time is multiplied by this, where `run` does only a part because the whole takes too long. The name must say
+    so."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Row:
 
     name: str
     prepare: Callable[[bool], AbstractContextManager[dict[str, Candidate]]]
-    """quick → candidates by name; entered once, left when measured. Ratios are to the first."""
+    """quick → name → candidate; a context that is left after the measurement. Ratios are to the first candidate."""
     tests: tuple[str, ...]
     """Tests that must pass before a figure is printed."""
     repeats: int = 7
     warm_up: bool = True
-    """Every candidate runs once before it is timed. Without, `prepare` compiles and loads what is not to be timed."""
+    """Every candidate runs once before it is timed. If false, `prepare` has to compile and load what must not be timed."""
     quick: bool = True
-    """Whether a quick run measures it: not where no small input says anything."""
+    """Whether a quick run measures it; false where small inputs are not informative."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Measurement:
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def lines(self) -> Iterator[dict[str, str | float]]:
-        """A line per candidate: median, extremes, and the median of the ratios to the first candidate, pair by pair."""
+        """One line per candidate: median, extremes, and the median of the ratios to the first candidate, pair by pair."""
         first = next(iter(self.seconds.values()))
         for candidate, seconds in self.seconds.items():
-            ratios = [theirs / one for theirs, one in zip(seconds, first, strict=True)]
+            ratios = [other / reference for other, reference in zip(seconds, first, strict=True)]
             yield {
                 "row": self.row,
                 "candidate": candidate,
@@ -70,12 +70,12 @@ class Measurement:
 
 
 def choose(rows: tuple[Row, ...], *, quick: bool, only: str | None = None) -> list[Row]:
-    """The rows to be measured: those whose name contains `only`, and in a quick run those that are for one."""
+    """The rows to measure: those whose name contains `only`; in a quick run those with `quick`."""
     return [row for row in rows if (row.quick or not quick) and (only is None or only in row.name)]
 
 
 def measure(row: Row, *, quick: bool) -> Measurement:
-    """Run every candidate of `row` in turn, one warm-up first."""
+    """The seconds of every candidate of `row`, run in turn after one warm-up."""
     result = Measurement(row.name)
     with row.prepare(quick) as candidates:
         for name, candidate in candidates.items():

@@ -1,4 +1,4 @@
-"""`make bench`: tests first, then every row; tables on the terminal, in benchmarks/results.csv, and in the documentation.
+"""`make bench`: runs the tests, then measures every row; writes benchmarks/results/results.csv and the documentation's tables.
 
 python benchmarks/run.py [--quick] [--only WORD] [--no-tests]
 """
@@ -22,7 +22,9 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # loading a model draws a bar
 import torch  # noqa: E402
 
 from actstore.display import terminal  # noqa: E402
-from benchmarks import (  # noqa: E402 - the checkout must be importable first
+from benchmarks.marked import rewrite  # noqa: E402
+from benchmarks.registry import Measurement, choose, measure  # noqa: E402
+from benchmarks.rows import (  # noqa: E402 - the checkout must be importable first
     attribution,
     capture,
     clusters,
@@ -37,8 +39,6 @@ from benchmarks import (  # noqa: E402 - the checkout must be importable first
     reading,
     sizes,
 )
-from benchmarks.marked import rewrite  # noqa: E402
-from benchmarks.registry import Measurement, choose, measure  # noqa: E402
 
 ROWS = (
     *capture.ROWS,
@@ -54,7 +54,7 @@ ROWS = (
     *reading.ROWS,
     *growth.ROWS,
 )
-SKIPPED = (*capture.SKIPPED, *(() if torch.cuda.is_available() else ("on a GPU: there is none",)))
+SKIPPED = (*capture.SKIPPED, *(() if torch.cuda.is_available() else ("on a GPU: this machine has none",)))
 PACKAGES = ("actstore", "torch", "zarr", "numcodecs", "numba", "numpy")
 QUICK_TESTS = (
     "tests/kernels/test_pack.py",
@@ -64,11 +64,11 @@ QUICK_TESTS = (
     "tests/kernels/test_coactivation.py",
     "tests/store/test_reader.py",
 )
-"""What a quick run tests, of all that its rows name: that would take minutes, and `make test` does it."""
+"""The tests of a quick run, of those that its rows name: all of them take minutes, and `make test` runs them."""
 
 
 def machine() -> str:
-    """One line on what the figures were measured on."""
+    """One line that describes the machine, the packages and the commit."""
     cpu = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         "",
@@ -81,7 +81,7 @@ def machine() -> str:
 
 
 def markdown(measurements: list[Measurement], where: str) -> str:
-    """The README's table."""
+    """The documentation's table."""
     lines = ["| row | candidate | median | min – max | ratio |", "|---|---|---:|---:|---:|"]
     for measurement in measurements:
         lines += [
@@ -111,9 +111,9 @@ def _ratio(value: str | float) -> str:
 def main() -> None:
     """Test, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small inputs, three repeats, some of the tests")
-    parser.add_argument("--only", help="only rows whose name contains this; `sizes` for the table of sizes")
-    parser.add_argument("--no-tests", action="store_true", help="measure without testing first")
+    parser.add_argument("--quick", action="store_true", help="small inputs, at most three repeats, some of the tests")
+    parser.add_argument("--only", help="only rows whose name contains this; `sizes` for the table of store sizes")
+    parser.add_argument("--no-tests", action="store_true", help="measure without running the tests first")
     arguments = parser.parse_args()
     rows = choose(ROWS, quick=arguments.quick, only=arguments.only)
     with_sizes = arguments.only in (None, "sizes")
@@ -132,31 +132,31 @@ def main() -> None:
         terminal.err.print(f", {time.monotonic() - began:.0f} s")
     if measurements:
         show(measurements)
-    found = sizes.measure_sizes(quick=arguments.quick) if with_sizes else None
-    if found is not None:
-        show_sizes(found)
+    sizes_measured = sizes.measure_sizes(quick=arguments.quick) if with_sizes else None
+    if sizes_measured is not None:
+        show_sizes(sizes_measured)
     terminal.out.print(where)
     if arguments.quick or arguments.only:
         return
     write_csv(measurements, where)
     rewrite("benchmark", markdown(measurements, where))
-    if found is not None:
-        rewrite("sizes", sizes.markdown(found))
+    if sizes_measured is not None:
+        rewrite("sizes", sizes.markdown(sizes_measured))
 
 
 def run_tests(tests: list[str], *, quick: bool) -> None:
-    """Stop where a test fails."""
-    chosen = QUICK_TESTS if quick else sorted(set(tests))
+    """Run the tests; exit if one fails."""
+    files = QUICK_TESTS if quick else sorted(set(tests))
     parallel = ("--numprocesses", "auto", "--maxprocesses", "4", "--dist", "loadfile")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *parallel, *chosen]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *parallel, *files]
     if subprocess.run(command, cwd=HERE.parent, check=False).returncode:
-        sys.exit("The tests fail; no figure is printed for an operation that is not right.")
+        sys.exit("The tests failed, so nothing was measured. Fix them first, or measure with --no-tests.")
 
 
 def show(measurements: list[Measurement]) -> None:
     """The table on the terminal."""
     columns = ["row", "candidate", ("median", "right"), ("min", "right"), ("max", "right"), ("ratio", "right")]
-    shown = [
+    rows = [
         (
             line["row"] if i == 0 else "",
             line["candidate"],
@@ -166,19 +166,19 @@ def show(measurements: list[Measurement]) -> None:
         for measurement in measurements
         for i, line in enumerate(measurement.lines())
     ]
-    terminal.out.print(terminal.table(None, columns, shown))
+    terminal.out.print(terminal.table(None, columns, rows))
 
 
-def show_sizes(found: list[sizes.Size]) -> None:
+def show_sizes(measured: list[sizes.Size]) -> None:
     """The table of sizes on the terminal."""
     columns = [*sizes.COLUMNS[:2], *((column, "right") for column in sizes.COLUMNS[2:])]
-    terminal.out.print(terminal.table("Store size", columns, [size.cells() for size in found]))
+    terminal.out.print(terminal.table("Store size", columns, [size.cells() for size in measured]))
 
 
 def write_csv(measurements: list[Measurement], where: str) -> None:
     """Every line with the machine and the commit."""
     lines = [line | {"machine": where} for measurement in measurements for line in measurement.lines()]
-    with (HERE / "results.csv").open("w", newline="") as file:
+    with (HERE / "results" / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)

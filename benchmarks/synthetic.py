@@ -1,7 +1,4 @@
-"""Stores of any size without a model: made-up activations, packed and written as a capture writes them.
-
-Knows nothing about what is measured.
-"""
+"""Stores of any size without a model: synthetic activations, packed and written as a capture writes them."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ WINDOW, BLOCK = 256, 16_384
 
 
 class Source(Protocol):
-    """What a made-up capture is made of."""
+    """Tokens and activations of a synthetic capture."""
 
     @property
     def n_layers(self) -> int: ...
@@ -77,7 +74,7 @@ def write_capture(source: Source, path: Path, name: str, n_tokens: int) -> None:
 
 
 def model_record(n_layers: int, n_neurons: int, n_vocabulary: int) -> ModelRecord:
-    """A model of so many layers, each of as many neurons."""
+    """The record of a model of `n_layers` layers with `n_neurons` neurons each."""
     layers = tuple(
         LayerRecord(i, n_neurons, f"layers.{i}.mlp.down_proj", True, i, "decoder", None) for i in range(n_layers)
     )
@@ -107,7 +104,7 @@ class Gated:
 
     n_neurons: int
     sparse: float = 0.0
-    """The share of values, the smallest ones, that are 0: as of a model with ReLU, or of a sparse autoencoder."""
+    """The share of values, the smallest ones, that are 0, as in a model with ReLU or in a sparse autoencoder."""
     n_layers: int = 1
     n_vocabulary: int = 256
 
@@ -132,8 +129,9 @@ def _gated(n_neurons: int, sparse: float, seed: int) -> NDArray[np.float16]:
 class Planted:
     """A corpus and neurons with planted structure.
 
-    Tokens follow one another like words: each has 16 others that mostly come next. A neuron fires at some 16 tokens: at a third
-    of them always, at a third only after some tokens, at a third unless some token came two before. Elsewhere it is mostly 0.
+    Tokens follow one another like words: each has 16 likely successors. A neuron fires at about 16 tokens: at a third
+    of them always, at a third only after certain tokens, at a third unless a certain token came two positions before. At all
+    other tokens it is mostly 0.
     """
 
     n_vocabulary = 4096

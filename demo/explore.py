@@ -1,6 +1,6 @@
-"""`make demo`: captures the embedded model over the running interpreter's standard library and shows what its neurons do.
+"""`make demo`: captures the embedded model over the running Python's standard library and shows what its neurons do.
 
-Everything it does can be typed: it prints each `actstore` command before it runs it. Results stay in build/demo.
+It prints every `actstore` command before it runs it, so that each can be repeated by hand. Results stay in build/demo.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 BUILD = Path("build") / "demo"
-LEFT_OUT = ("site-packages", "test", "tests", "idlelib", "lib2to3", "idle_test", "__pycache__", "pydoc_data")
+EXCLUDED = ("site-packages", "test", "tests", "idlelib", "lib2to3", "idle_test", "__pycache__", "pydoc_data")
 
 
 def copy_standard_library(target: Path) -> None:
-    """Copy the interpreter's own modules, tests and third-party packages left out, so that they are a folder of text."""
+    """Copy the interpreter's modules into a folder of text, without tests and third-party packages."""
     root = Path(sysconfig.get_path("stdlib"))
     partial = target.with_name("stdlib.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
-        if any(part in LEFT_OUT for part in name.parts):
+        if any(part in EXCLUDED for part in name.parts):
             continue
         # A prefix from the name's hash mixes small and large modules, so that the first tokens are a fair sample.
         prefix = hashlib.sha256(name.as_posix().encode()).hexdigest()[:3]
-        copied = partial / prefix / name
-        copied.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copied)
+        copy = partial / prefix / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
     partial.rename(target)
 
 
 def run(*arguments: str) -> None:
-    """Print an `actstore` command and run it; its failure ends the demo."""
+    """Print an `actstore` command and run it; exit if it fails."""
     terminal.out.print(f"\n$ actstore {shlex.join(arguments)}", style="bold green", soft_wrap=True, markup=False)
     code = subprocess.run([sys.executable, "-m", "actstore.cli", *arguments], check=False).returncode
     if code:
@@ -70,16 +70,16 @@ def selective_neurons(capture: Capture, per_layer: int) -> list[str]:
 def main() -> None:
     """Capture, then show."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=str(HERE / "stdlib-llama"), help="Hub id or folder")
+    parser.add_argument("--model", default=str(HERE / "models" / "stdlib-llama"), help="model: Hub id or folder")
     parser.add_argument("--corpus", help="text to capture [default: the standard library's source]")
-    parser.add_argument("--tokens", type=int, default=250_000)
+    parser.add_argument("--tokens", type=int, default=250_000, help="maximum number of tokens to capture")
     arguments = parser.parse_args()
     began = time.monotonic()
     BUILD.mkdir(parents=True, exist_ok=True)
     corpus = Path(arguments.corpus) if arguments.corpus else BUILD / "stdlib"
     if not arguments.corpus and not corpus.exists():
         copy_standard_library(corpus)
-    # A second run continues or reuses the first one's store; other inputs need another.
+    # A second run with the same inputs continues or reuses the store of the first; other inputs get their own store.
     key = hashlib.sha256(f"{arguments.model} {corpus} {arguments.tokens}".encode()).hexdigest()[:6]
     store = BUILD / f"{Path(arguments.model).name}-{key}.actstore"
     run("capture", arguments.model, str(corpus), str(store), "--resume",
@@ -87,9 +87,9 @@ def main() -> None:
     opened = actstore.open(store)
     terminal.out.print("\nThe most selective neurons of each layer, where they are highest:", style="bold")
     for neuron in selective_neurons(opened.capture(), per_layer=2):
-        chosen = opened.neuron(neuron)
+        reader = opened.neuron(neuron)
         terminal.out.print()
-        print_neuron(neuron, chosen.statistics(), chosen.exemplars(4, context=12).to_pylist())
+        print_neuron(neuron, reader.statistics(), reader.exemplars(4, context=12).to_pylist())
     run("sql", str(store), "select layer, count(*) as neurons, avg(positive) as positive, max(max) as highest "
         "from neurons group by layer order by layer")  # fmt: skip
     run("graph", "build", str(store), "--resume")

@@ -1,8 +1,8 @@
-"""Writes the README's tours: runs their commands over the embedded models and puts what they print between its marks.
+"""Writes the documentation's tours: runs their commands over the embedded models and puts the output between the marks.
 
     make demo && .venv/bin/python demo/tour.py [captions]
 
-The commands run in an empty folder beside the embedded models, as a reader would type them.
+The commands run in an empty folder that links to demo/ and build/, as a reader would type them at the checkout's root.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from benchmarks.marked import rewrite  # noqa: E402 - the checkout must be impor
 
 BUILD = ROOT / "build" / "tour"
 LINES = 24
-"""More than this, and the middle of what a command prints is left out."""
+"""Maximum number of lines of a command's output; of longer output the middle is left out."""
 
 TOUR = (
-    ("What would be captured, before anything is:", "actstore inspect demo/stdlib-llama"),
+    ("What would be captured, before anything is:", "actstore inspect demo/models/stdlib-llama"),
     (
         "Capture it over a folder of text (`make demo` left one), here at one byte a value:",
-        "actstore capture demo/stdlib-llama build/demo/stdlib stdlib.actstore --precision int8 --max-tokens 250000",
+        "actstore capture demo/models/stdlib-llama build/demo/stdlib stdlib.actstore --precision int8 --max-tokens 250000",
     ),
     (
         "Which neurons stand out? The table is Parquet, the language SQL:",
@@ -54,7 +54,7 @@ TOUR = (
 QUESTIONS = (
     (
         "Ask the fact model its 796 questions, and keep what every neuron did for every answer:",
-        "actstore attribute demo/fact-llama demo/fact-llama/questions.json facts.actstore -k 3",
+        "actstore attribute demo/models/fact-llama demo/models/fact-llama/questions.json facts.actstore -k 3",
     ),
     (
         "Which neurons is a query's answer attributed to, and other queries' answers not? No model is needed any more:",
@@ -69,11 +69,11 @@ QUESTIONS = (
 CAPTIONS = (
     (
         "Draw pictures, and let the embedded captioner say what is on them:",
-        "python demo/pictures.py pictures --number 600",
+        "python demo/training/pictures.py pictures --number 600",
     ),
     (
         "",
-        "actstore capture demo/shapes-llava pictures captions.actstore --generate --site mlp.post --site resid.post",
+        "actstore capture demo/models/shapes-llava pictures captions.actstore --generate --site mlp.post --site resid.post",
     ),
     (
         "Which neurons carry each word of a caption, and where on the picture do they look? From the store, without the model:",
@@ -89,14 +89,14 @@ CAPTIONS = (
     ),
     (
         "Take it along, as an ordinary model folder; `edit revert` puts every byte back:",
-        "actstore edit apply demo/shapes-llava captions.actstore/edits/red-green-least-norm --output shapes-edited",
+        "actstore edit apply demo/models/shapes-llava captions.actstore/edits/red-green-least-norm --output shapes-edited",
     ),
 )
 TOURS = {"tour": TOUR, "questions": QUESTIONS, "captions": CAPTIONS}
 
 
 def run(command: str) -> str:
-    """What a command prints on standard output."""
+    """The standard output of a command."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(shlex.split(command), cwd=BUILD, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -105,7 +105,7 @@ def run(command: str) -> str:
 
 
 def main() -> None:
-    """Run every step and rewrite the README."""
+    """Run every step and write the tours into the documentation."""
     subprocess.run(["rm", "-rf", str(BUILD)], check=True)
     BUILD.mkdir(parents=True)
     for name in ("demo", "build"):
@@ -117,16 +117,16 @@ def main() -> None:
 
 
 def walk(steps: tuple[tuple[str, str], ...]) -> list[str]:
-    """What each step says, the command it types, and what that prints, shortened where it is long."""
+    """For each step its text, its command and the command's output, shortened if it is long."""
     parts, neuron = [], ""
     for text, command in steps:
-        typed = command.format(neuron=neuron)
-        printed = run(typed)
-        if found := re.search(r"^L\d+\.N\d+", printed, re.MULTILINE):
-            neuron = neuron or (found[0] if "sql" in command else "")
-        lines = printed.splitlines()
+        line = command.format(neuron=neuron)
+        output = run(line)
+        if match := re.search(r"^L\d+\.N\d+", output, re.MULTILINE):
+            neuron = neuron or (match[0] if "sql" in command else "")
+        lines = output.splitlines()
         shown = lines if len(lines) <= LINES else [*lines[: LINES - 4], "…", *lines[-2:]]
-        block = "\n".join([f"$ {typed}", *shown])
+        block = "\n".join([f"$ {line}", *shown])
         parts.append((f"{text}\n\n" if text else "") + f"```console\n{block}\n```\n")
     return parts
 

@@ -169,27 +169,27 @@ def test_made_up_stores_hold_what_their_source_says(tmp_path: Path) -> None:
 
 
 def test_splits_and_arrow_rows_hold_what_the_matrix_holds(tmp_path: Path) -> None:
-    reading = load("reading")
+    reading = load("rows.reading")
     rng = np.random.default_rng(0)
     values = rng.standard_normal((2 * reading.WINDOW, reading.N_NEURONS)).astype(np.float16)
     values[rng.random(values.shape) < 0.9] = 0
     rows, splits = reading.ArrowRows.write(tmp_path, values), reading.Splits.write(tmp_path, values)
     assert [file.name for file in splits.files.values()][:2] == ["0_306.safetensors", "307_613.safetensors"]
     for neuron in (0, 306, 307, reading.N_NEURONS - 1):
-        for found in (rows.feather_neuron(neuron), rows.parquet_neuron(neuron), splits.neuron(neuron)):
-            assert np.array_equal(found, values[:, neuron])
+        for column in (rows.feather_neuron(neuron), rows.parquet_neuron(neuron), splits.neuron(neuron)):
+            assert np.array_equal(column, values[:, neuron])
     for token in (0, 255, 256, 511):
-        for found in (rows.feather_token(token), rows.parquet_token(token), splits.token(token)):
-            assert np.array_equal(found, values[token])
-    found = reading.numpy_statistics(values)
-    for mine, theirs in zip(reading.count_again(values), found, strict=True):
+        for row_values in (rows.feather_token(token), rows.parquet_token(token), splits.token(token)):
+            assert np.array_equal(row_values, values[token])
+    expected = reading.numpy_statistics(values)
+    for mine, theirs in zip(reading.recount(values), expected, strict=True):
         assert np.allclose(mine, theirs, rtol=1e-6)
 
 
 def test_entropy_is_that_of_the_stored_patterns(tmp_path: Path) -> None:
     import actstore
 
-    sizes, synthetic = load("sizes"), load("synthetic")
+    sizes, synthetic = load("rows.sizes"), load("synthetic")
 
     class Even(synthetic.Planted):
         """Every value one of four, as often."""
@@ -202,7 +202,7 @@ def test_entropy_is_that_of_the_stored_patterns(tmp_path: Path) -> None:
 
 
 def test_the_plain_coverage_counts_what_the_definitions_say() -> None:
-    coverage = load("coverage")
+    coverage = load("rows.coverage")
     plain = coverage.Plain(np.zeros(12, np.float32), np.ones(12, np.float32))
     batch = np.linspace(0, 1, 12, dtype=np.float32)[None]
     batch[0, 0], batch[0, 11] = -1, 2

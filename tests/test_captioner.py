@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
-FOLDER = DEMO / "shapes-llava"
-PICTURES = DEMO / "pictures"
+FOLDER = DEMO / "models" / "shapes-llava"
+PICTURES = DEMO / "data" / "pictures"
 
 
 def load(name: str) -> Any:
-    """A module of demo/, which is no package; under its own name, by which the others import it."""
-    spec = importlib.util.spec_from_file_location(name, DEMO / f"{name}.py")
+    """A module of demo/training, which is no package; under its own name, by which the others import it."""
+    spec = importlib.util.spec_from_file_location(name, DEMO / "training" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -174,6 +174,13 @@ def test_a_word_is_one_token_with_its_space_and_without(captioner: tuple[Any, An
     assert ids[0] == ids[1]
     assert len(ids[0]) == 1
     assert ids[0][0] != tokenizer.unk_token_id
+
+
+def test_the_readme_is_what_the_script_writes_of_the_log(tmp_path: Path) -> None:
+    figures = json.loads((FOLDER / "training_log.jsonl").read_text().splitlines()[-1])["saved_model"]
+    load("captioner")
+    load("captioner_figures").write_readme(tmp_path, figures)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_model_is_as_right_as_its_log_says() -> None:

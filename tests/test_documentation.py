@@ -148,13 +148,14 @@ def save_corpora(folder: Path) -> None:
 
 def save_demo(folder: Path) -> None:
     """The embedded models, the fact model with few of its questions, and a little of the standard library."""
-    (folder / "demo").mkdir()
-    for model in (ROOT / "demo").iterdir():
-        if model.is_dir() and model.name != "fact-llama":
-            (folder / "demo" / model.name).symlink_to(model)
-    facts = folder / "demo" / "fact-llama"
+    (folder / "demo" / "models").mkdir(parents=True)
+    (folder / "demo" / "data").symlink_to(ROOT / "demo" / "data")
+    for model in (ROOT / "demo" / "models").iterdir():
+        if model.name != "fact-llama":
+            (folder / "demo" / "models" / model.name).symlink_to(model)
+    facts = folder / "demo" / "models" / "fact-llama"
     facts.mkdir()
-    for file in (ROOT / "demo" / "fact-llama").iterdir():
+    for file in (ROOT / "demo" / "models" / "fact-llama").iterdir():
         (facts / file.name).symlink_to(file)
     questions = json.loads((facts / "questions.json").read_text(encoding="utf-8"))
     kept: dict[str, Any] = {}
@@ -203,7 +204,7 @@ def execute(cli: Callable[..., Result]) -> Callable[[str, str], None]:
             return
         if words[0] == "python":
             assert (ROOT / words[1]).is_file(), f"{where}: there is no {words[1]}"
-            if words[1] == "demo/pictures.py":  # what later lines of the page read
+            if words[1] == "demo/training/pictures.py":  # what later lines of the page read
                 few = [str(min(int(word), N_PICTURES)) if word.isdigit() else word for word in words[2:]]
                 subprocess.run([sys.executable, str(ROOT / words[1]), *few], check=True, capture_output=True)
             return

@@ -24,8 +24,8 @@ ELEMENTS = (
 
 
 def load(name: str) -> Any:
-    """A module of demo/, which is no package; under its own name, by which the others import it."""
-    spec = importlib.util.spec_from_file_location(name, DEMO / f"{name}.py")
+    """A module of demo/training, which is no package; under its own name, by which the others import it."""
+    spec = importlib.util.spec_from_file_location(name, DEMO / "training" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -36,7 +36,7 @@ def load(name: str) -> Any:
 
 fact_questions = load("fact_questions")
 fact_lessons = load("fact_lessons")
-RELATIONS = fact_questions.read_relations(DEMO / "facts")
+RELATIONS = fact_questions.read_relations(DEMO / "data" / "facts")
 NAMES = [f"{r.domain}/{r.name}" for r in RELATIONS]
 every_relation = pytest.mark.parametrize("relation", RELATIONS, ids=NAMES)
 
@@ -104,7 +104,7 @@ def test_nothing_held_out_is_among_the_rows_of_the_training_steps() -> None:
 
 
 def test_the_committed_questions_are_those_of_the_facts() -> None:
-    committed = json.loads((DEMO / "fact-llama" / "questions.json").read_text(encoding="utf-8"))
+    committed = json.loads((DEMO / "models" / "fact-llama" / "questions.json").read_text(encoding="utf-8"))
     assert committed == fact_questions.evaluation_questions(RELATIONS, seed=1), "facts changed: train the model again"
 
 

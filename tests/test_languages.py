@@ -18,7 +18,7 @@ from actstore.engine.models.load import load_model
 from actstore.engine.models.tokenizer.load import TextTokenizer
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
-FOLDER = DEMO / "language-llama"
+FOLDER = DEMO / "models" / "language-llama"
 CORPUS = FOLDER / "texts.jsonl.xz"
 LOG = [json.loads(line) for line in (FOLDER / "training_log.jsonl").read_text().splitlines()]
 N_DOCUMENTS = 20
@@ -27,8 +27,8 @@ TOLERANCE = 0.15
 
 
 def load(name: str) -> Any:
-    """A module of demo/, which is no package; under its own name, by which the others import it."""
-    spec = importlib.util.spec_from_file_location(name, DEMO / f"{name}.py")
+    """A module of demo/training, which is no package; under its own name, by which the others import it."""
+    spec = importlib.util.spec_from_file_location(name, DEMO / "training" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -176,7 +176,7 @@ def causal(
 
     The same for as many neurons by other rankings and at random. The model's weights on disk are never touched.
 
-    Example: `actstore multimodal causal captions.actstore --model demo/shapes-llava --max-nouns 50`
+    Example: `actstore multimodal causal captions.actstore --model demo/models/shapes-llava --max-nouns 50`
     """
     from actstore.engine.multimodal.causal import CausalSettings, causal_effect, choose_nouns
     from actstore.engine.multimodal.properties import summarise

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Result  # type: ignore[import-not-found]
 
-FACTS = Path(__file__).parents[2] / "demo" / "fact-llama"
+FACTS = Path(__file__).parents[2] / "demo" / "models" / "fact-llama"
 QUESTIONS = FACTS / "questions.json"
 N_QUERIES = 22
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MODEL = Path(__file__).parents[3] / "demo" / "fact-llama"
+MODEL = Path(__file__).parents[3] / "demo" / "models" / "fact-llama"
 COUNTRIES = ("Germany Berlin", "Turkey Ankara", "Egypt Cairo", "France Paris", "Japan Tokyo", "Spain Madrid")
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Result  # type: ignore[import-not-found]
 
-DEMO = Path(__file__).resolve().parents[3] / "demo" / "fact-llama"
+DEMO = Path(__file__).resolve().parents[3] / "demo" / "models" / "fact-llama"
 
 
 @pytest.fixture(scope="module")

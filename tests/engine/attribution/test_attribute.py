@@ -25,7 +25,7 @@ from actstore.store.verify import verify_capture
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FACTS = Path(__file__).parents[3] / "demo" / "fact-llama"
+FACTS = Path(__file__).parents[3] / "demo" / "models" / "fact-llama"
 N_QUERIES = 50
 
 

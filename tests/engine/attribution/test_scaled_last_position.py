@@ -28,7 +28,7 @@ pytestmark = [
 IDS = [17, 93, 5, 66, 101, 44, 8, 72, 23, 110, 39, 58]
 OPTIONS = [7, 3, 99, 7]
 CACHED = ("llama", "gpt2", "gemma2", "gpt_neox", "opt", "bloom")
-FACTS = Path(__file__).parents[3] / "demo" / "fact-llama"
+FACTS = Path(__file__).parents[3] / "demo" / "models" / "fact-llama"
 
 _models: dict[str, LoadedModel] = {}
 

@@ -15,7 +15,7 @@ from actstore.engine.models.load import load_model
 if TYPE_CHECKING:
     from actstore.store.reader import Capture
 
-MODEL = Path(__file__).parent.parent.parent.parent / "demo" / "fact-llama"
+MODEL = Path(__file__).parent.parent.parent.parent / "demo" / "models" / "fact-llama"
 COUNTRIES = (
     ("Germany", "Berlin"), ("Turkey", "Ankara"), ("Egypt", "Cairo"), ("France", "Paris"), ("Japan", "Tokyo"),
     ("Spain", "Madrid"), ("Italy", "Rome"), ("Norway", "Oslo"), ("Greece", "Athens"), ("Poland", "Warsaw"),

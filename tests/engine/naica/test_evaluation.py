@@ -28,7 +28,7 @@ from actstore.store.reader import Store
 if TYPE_CHECKING:
     from actstore.store.capture.attributions import Attributions
 
-DEMO = Path(__file__).resolve().parents[3] / "demo" / "fact-llama"
+DEMO = Path(__file__).resolve().parents[3] / "demo" / "models" / "fact-llama"
 DOMAINS = ("biology", "chemistry", "units")
 
 
