@@ -1,9 +1,9 @@
 """NA-ICA (Chen, Dejl and Toni, arXiv 2406.10868): which neurons' attributions are particular to a query.
 
-Each query has a cluster: the neurons it was attributed to most. `threshold` makes clusters of scores, `cluster_frequency`
-counts in how many of them a neuron is, `cluster_inverse` weighs scores by that and chooses, `pool` adds up by label. All is
-sparse; parts of the queries go through one by one, and a total of their frequencies through `cluster_inverse` again. Knows
-nothing about models or stores.
+Each query has a cluster: the neurons it was attributed to most. `threshold` makes clusters of scores,
+`cluster_frequency` counts in how many of them a neuron is, `cluster_inverse` weighs scores by that and chooses, `pool`
+adds up by label. All is sparse; parts of the queries go through one by one, and a total of their frequencies through
+`cluster_inverse` again.
 """
 
 from typing import TYPE_CHECKING, Any

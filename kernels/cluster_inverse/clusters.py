@@ -1,6 +1,6 @@
 """Clusters of neurons, one for each query, and what is counted and chosen from them; all sparse, all mergeable.
 
-A neuron is a flat id, 0 or more, over all layers. Plain numpy. Knows nothing about how clusters are found.
+A neuron is a flat id, 0 or more, over all layers. Plain numpy.
 """
 
 from collections.abc import Iterable

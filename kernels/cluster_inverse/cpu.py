@@ -1,4 +1,4 @@
-"""Thresholding, counting and choosing the neurons of clusters, compiled. Knows nothing about checks: `api` has made them."""
+"""Thresholding, counting and choosing the neurons of clusters, compiled. Arguments were checked by `api`."""
 
 from typing import Any
 

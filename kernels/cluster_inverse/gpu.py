@@ -1,7 +1,7 @@
 """NA-ICA on a GPU, in Triton: thresholding dense scores, counting clusters, weighing and choosing.
 
 What `api` does, but everything stays on the device; takes tensors of any device that Triton runs on. The only atomic
-additions are of integers, so that the same input gives the same bits. Knows nothing about checks: `api` has made them.
+additions are of integers, so that the same input gives the same bits. Arguments were checked by `api`.
 """
 
 from typing import NamedTuple

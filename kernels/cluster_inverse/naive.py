@@ -1,4 +1,4 @@
-"""NA-ICA: the specification, in plain Python. Knows nothing about speed."""
+"""NA-ICA: the specification, in plain Python."""
 
 import math
 from collections import Counter

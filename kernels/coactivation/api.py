@@ -1,7 +1,4 @@
-"""How the activations of chosen neurons go with those of all neurons: checks and dispatch.
-
-Knows nothing about models or stores.
-"""
+"""How the activations of chosen neurons go with those of all neurons: checks and dispatch."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,4 @@
-"""Rows of activations made ready for a product: differences from each row's mean, its sums, its active tokens.
-
-Knows nothing about which rows are compared with which.
-"""
+"""Rows of activations made ready for a product: differences from each row's mean, its sums, its active tokens."""
 
 from typing import Any, NamedTuple
 

@@ -1,9 +1,8 @@
 """Coactivation on the CPU, compiled.
 
-Tokens come in spans. A span's values are taken relative to their mean over that very span, so that float32 products lose
-nothing to a large mean, and the spans' moments are added in float64. One thread owns a neuron: it makes the values of a
-few ready, and compares them with all the chosen ones while they are in cache. Knows nothing about checks: `api` has made
-them.
+Tokens come in spans. A span's values are taken relative to their mean over that very span, so that float32 products
+lose nothing to a large mean, and the spans' moments are added in float64. One thread owns a neuron: it makes the values
+of a few ready, and compares them with all the chosen ones while they are in cache. Arguments were checked by `api`.
 """
 
 from typing import Any, NamedTuple

@@ -1,7 +1,6 @@
 """Coactivation on the GPU, in Triton: rows made ready span by span, products of tiles, moments added in float64.
 
-The same spans, means and units as on the CPU; sums are in another order. Knows nothing about checks: `api` has made
-them.
+The same spans, means and units as on the CPU; sums are in another order. Arguments were checked by `api`.
 """
 
 from typing import Any

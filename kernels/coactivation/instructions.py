@@ -1,8 +1,8 @@
 """What a vector unit can do and numba cannot say: products of a few rows with a few others, the bits of a word.
 
 No BLAS, because how a BLAS adds depends on its threads, on the shape and on the processor. Here the order is fixed, and
-a fused multiply-add rounds alike everywhere. On one core it is as fast: 94–112 GFLOP/s where MKL has 76–98 (Zen 4, 4,096
-tokens). Knows nothing about its callers.
+a fused multiply-add rounds alike everywhere. On one core it is as fast: 94–112 GFLOP/s where MKL has 76–98 (Zen 4,
+4,096 tokens).
 """
 
 from typing import Any

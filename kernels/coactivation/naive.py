@@ -1,7 +1,4 @@
-"""Coactivation: the specification, pair by pair in float64.
-
-Knows nothing about speed.
-"""
+"""Coactivation: the specification, pair by pair in float64."""
 
 from typing import Any
 

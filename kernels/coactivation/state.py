@@ -1,7 +1,6 @@
 """What is remembered of pairs of neurons: moments and cross moments, active tokens and those in common; mergeable.
 
-Plain arithmetic on arrays that are all numpy's or all tensors on one CUDA device. Knows nothing about how they are
-gathered.
+Plain arithmetic on arrays that are all numpy's or all tensors on one CUDA device.
 """
 
 from dataclasses import dataclass, fields

@@ -1,8 +1,8 @@
 """What every neuron adds to the logit of a target token, and its sums over a corpus: checks and dispatch.
 
 Following Pan et al. (2024, arXiv 2311.07470), the contribution of a neuron at a token is `a · (w · d)`: its activation
-times its write vector's product with the direction in which the target's logit reads the residual stream. Products are in
-float32, as exact as the BLAS or the GPU makes them. Knows nothing about models or stores.
+times its write vector's product with the direction in which the target's logit reads the residual stream. Products are
+in float32, as exact as the BLAS or the GPU makes them.
 """
 
 from typing import TYPE_CHECKING, Any

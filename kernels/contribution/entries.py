@@ -1,4 +1,4 @@
-"""The tokens of a corpus block in the order of their targets. Knows nothing about activations or directions."""
+"""The tokens of a corpus block in the order of their targets."""
 
 from typing import NamedTuple, Self
 

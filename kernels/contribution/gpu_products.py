@@ -1,6 +1,6 @@
 """A tile of the product of write vectors and token directions, as a part of Triton kernels.
 
-Imported only where a tensor lies on a GPU. Knows nothing about what is done with the product.
+Imported only where a tensor lies on a GPU.
 """
 
 from typing import Any, NamedTuple

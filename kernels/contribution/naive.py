@@ -1,7 +1,4 @@
-"""Contributions of neurons to target tokens: the specification, in plain numpy and float64.
-
-Knows nothing about speed.
-"""
+"""Contributions of neurons to target tokens: the specification, in plain numpy and float64."""
 
 from typing import Any
 

@@ -1,9 +1,9 @@
 """The product of write vectors and token directions, a tile at a time: BLAS multiplies, the caller works on the tile.
 
-A tile is one product over all of d, made by one thread, of 16 rows and 16 columns or more. So made, BLAS adds up an element
-in the same order whatever the tile, and neither the number of threads nor the sizes of tiles change a bit. (A product that
-is itself spread over threads gives each a slice: three MKL threads differ from two in the narrow ones. And one row, or one
-column, is added up otherwise.) Knows nothing about what is done with a tile.
+A tile is one product over all of d, made by one thread, of 16 rows and 16 columns or more. So made, BLAS adds up an
+element in the same order whatever the tile, and neither the number of threads nor the sizes of tiles change a bit. (A
+product that is itself spread over threads gives each a slice: three MKL threads differ from two in the narrow ones. And
+one row, or one column, is added up otherwise.)
 """
 
 import os

@@ -1,6 +1,6 @@
 """What a corpus leaves of its contributions: sums by group; mergeable.
 
-Plain numpy, so that a reader needs no compiler. Knows nothing about how they are gathered, nor about stores.
+Plain numpy, so that a reader needs no compiler.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,4 @@
-"""Which token each position is asked about, and the direction in which its logit reads the residual stream.
-
-Knows nothing about activations, models or stores.
-"""
+"""Which token each position is asked about, and the direction in which its logit reads the residual stream."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self

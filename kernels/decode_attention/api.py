@@ -1,6 +1,6 @@
 """Attention of one new token per row over keys and values that are kept: checks and dispatch. On the CPU only.
 
-On a GPU the libraries' own kernels are made for this. Knows nothing about models.
+On a GPU the libraries' own kernels are made for this.
 """
 
 from typing import Any

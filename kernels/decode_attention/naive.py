@@ -1,4 +1,4 @@
-"""Attention of one new token per row: the specification, in plain numpy. Knows nothing about models."""
+"""Attention of one new token per row: the specification, in plain numpy."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,7 +1,7 @@
 """Packing activations into blocks, and the lossy precisions of a packed block: checks and dispatch.
 
 `pack` turns token-major activations, as a model produces them, into the neuron-major columns of a block and gathers
-every statistic in the same pass. Knows nothing about models, plans or stores.
+every statistic in the same pass.
 """
 
 from typing import TYPE_CHECKING, Any, overload

@@ -1,6 +1,6 @@
 """Which rows of a batch go to which token slots of a block, and what is known of them.
 
-Built once for a batch and shared by every layer and site. Knows nothing about activations, plans or stores.
+Built once for a batch and shared by every layer and site.
 """
 
 from dataclasses import dataclass

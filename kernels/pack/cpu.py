@@ -1,7 +1,7 @@
 """Packing token-major activations into neuron-major blocks, compiled.
 
 One thread owns a neuron. A tile of tokens × neurons is loaded from the rows, cast, written to the block through a
-transpose in registers, and counted, before the next one comes. Knows nothing about checks: `api` has made them.
+transpose in registers, and counted, before the next one comes. Arguments were checked by `api`.
 """
 
 from typing import Any, NamedTuple

@@ -1,6 +1,6 @@
 """The lossy precisions of a packed block, compiled: int8 steps, and zeros below a threshold.
 
-Works on one neuron's row after the other, in its float32 bits. Knows nothing about checks: `api` has made them.
+Works on one neuron's row after the other, in its float32 bits. Arguments were checked by `api`.
 """
 
 from typing import Any

@@ -3,7 +3,7 @@
 A tile is [token, neuron], so that 16 neurons advance in one vector instruction, each adding its own tokens in their
 order: results depend neither on the width of the machine's vectors nor on how tiles are spread over threads. Indices
 are two-dimensional because numba checks a computed flat index for being negative, and the check keeps the loop from
-vectorising. Knows nothing about blocks or formats.
+vectorising.
 """
 
 from typing import Any, NamedTuple

@@ -1,6 +1,6 @@
 """A batch's `Columns` as the GPU kernels take them: uploaded once, used by every layer and site.
 
-Knows nothing about activations. Uploads go through pinned memory and do not wait for the device.
+Uploads go through pinned memory and do not wait for the device.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """The statistics of packed activations on a GPU: where they are kept, and the kernels that gather and merge them.
 
-One program follows one piece of a text window for a tile of neurons and leaves what it saw of each neuron in `Partials`;
-a second kernel adds the pieces in their order. Sums of floats are therefore always made in the same order; integers go
-through atomic additions, which no order changes. Knows nothing about blocks.
+One program follows one piece of a text window for a tile of neurons and leaves what it saw of each neuron in
+`Partials`; a second kernel adds the pieces in their order. Sums of floats are therefore always made in the same order;
+integers go through atomic additions, which no order changes.
 """
 
 from dataclasses import dataclass, fields

@@ -1,4 +1,4 @@
-"""Packing and the lossy precisions: the specification, in plain numpy. Knows nothing about speed."""
+"""Packing and the lossy precisions: the specification, in plain numpy."""
 
 from typing import Any
 

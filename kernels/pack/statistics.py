@@ -1,6 +1,6 @@
 """What is remembered of every neuron: moments, extremes, histogram, positives by label, exemplars; all mergeable.
 
-Plain numpy, so that a reader needs no compiler. Knows nothing about how the statistics are gathered, nor about stores.
+Plain numpy, so that a reader needs no compiler.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
 """Tries of neurons from the contexts in which they fire, and what tries predict: checks and dispatch.
 
-A neuron's trie is read backwards from a position; where it ends, it knows the probability that the neuron fires there and
-the activation to be expected. It is found in the corpus's shared trie, of which few nodes hold events of one neuron. Knows
-nothing about models or stores.
+A neuron's trie is read backwards from a position; where it ends, it knows the probability that the neuron fires there
+and the activation to be expected. It is found in the corpus's shared trie, of which few nodes hold events of one
+neuron.
 """
 
 from typing import Any

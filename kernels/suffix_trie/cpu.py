@@ -1,4 +1,4 @@
-"""The tries of neurons, compiled. Knows nothing about checks: `api` has made them.
+"""The tries of neurons, compiled. Arguments were checked by `api`.
 
 Above, a node is an interval of ranks, counted by searching the sorted events; nothing is touched that does not fire. Below a
 branching that ignores tokens, a node is a list of ranks. What is kept grows on a stack of nodes, depth first, from which

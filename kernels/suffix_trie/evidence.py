@@ -1,4 +1,4 @@
-"""What is known of one neuron while its trie grows, and the room for it. Knows nothing about how it grows."""
+"""What is known of one neuron while its trie grows, and the room for it."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""Predictions of tries, compiled. Knows nothing about checks: `api` has made them."""
+"""Predictions of tries, compiled. Arguments were checked by `api`."""
 
 from typing import Any, NamedTuple
 

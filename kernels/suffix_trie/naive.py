@@ -1,4 +1,4 @@
-"""A neuron's trie and its predictions: the specification, in plain Python. Knows nothing about speed."""
+"""A neuron's trie and its predictions: the specification, in plain Python."""
 
 import math
 from dataclasses import dataclass, field

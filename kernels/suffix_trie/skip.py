@@ -1,7 +1,4 @@
-"""Branching over ignored tokens: whether it is better than what a node has, and the lists of ranks it makes; compiled.
-
-Knows nothing about what grows below.
-"""
+"""Branching over ignored tokens: whether it is better than what a node has, and the lists of ranks it makes; compiled."""
 
 import math
 from typing import Any

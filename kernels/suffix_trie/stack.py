@@ -1,7 +1,4 @@
-"""The stack on which a neuron's trie grows: nodes, what is believed of them, and which children are kept; compiled.
-
-Knows nothing about where nodes come from.
-"""
+"""The stack on which a neuron's trie grows: nodes, what is believed of them, and which children are kept; compiled."""
 
 import math
 from typing import Any, NamedTuple

@@ -1,8 +1,8 @@
 """The shared suffix trie of a corpus, the tries of single neurons, and how the latter are built; plain numpy.
 
-A context is read backwards: the token of the position itself at depth 0, the token `d` positions earlier at depth `d`, and
-`BOUNDARY` at every depth before the window's first token. Sorted by their contexts, positions have ranks, and a node of the
-shared trie, which is the contexts that begin alike, is an interval of ranks. Knows nothing about neurons' values.
+A context is read backwards: the token of the position itself at depth 0, the token `d` positions earlier at depth `d`,
+and `BOUNDARY` at every depth before the window's first token. Sorted by their contexts, positions have ranks, and a
+node of the shared trie, which is the contexts that begin alike, is an interval of ranks.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,4 @@
-"""The running k largest activations of every neuron, and merging them: checks and dispatch.
-
-Knows nothing about models or stores.
-"""
+"""The running k largest activations of every neuron, and merging them: checks and dispatch."""
 
 from typing import TYPE_CHECKING, Any
 

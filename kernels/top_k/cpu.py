@@ -1,4 +1,4 @@
-"""The k largest activations of every neuron, compiled. Knows nothing about where activations come from."""
+"""The k largest activations of every neuron, compiled."""
 
 from typing import Any
 

@@ -1,7 +1,4 @@
-"""The k largest activations of every neuron: the specification, in plain Python.
-
-Knows nothing about speed.
-"""
+"""The k largest activations of every neuron: the specification, in plain Python."""
 
 from itertools import pairwise
 from typing import Any, NamedTuple

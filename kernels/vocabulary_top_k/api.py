@@ -1,7 +1,7 @@
 """The tokens that every neuron's write vector speaks for and against most: checks and dispatch.
 
-What a neuron adds to every token's logit, up to its activation, is `w · (γ ⊙ u)`; the tokens with the largest are what the
-neuron is for (Pan et al. 2024, arXiv 2311.07470). Knows nothing about models or stores.
+What a neuron adds to every token's logit, up to its activation, is `w · (γ ⊙ u)`; the tokens with the largest are what
+the neuron is for (Pan et al. 2024, arXiv 2311.07470).
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,4 @@
-"""The tokens that every neuron's write vector speaks for and against: the specification, in plain numpy and float64.
-
-Knows nothing about speed.
-"""
+"""The tokens that every neuron's write vector speaks for and against: the specification, in plain numpy and float64."""
 
 from typing import Any, NamedTuple
 
