@@ -3,7 +3,6 @@
 Plain numpy, so that a reader needs no compiler.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Self
 
@@ -43,12 +42,6 @@ class ContributionSums:
         """The sums over no token."""
         shape = (n_groups, n_neurons)
         return cls(np.zeros(shape), np.zeros(shape), np.zeros(n_groups, np.int64), np.zeros(shape, np.int64))
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
-        """The sums whose `arrays()` these are; copies, to be added to. Raises KeyError for a missing one."""
-        dtypes = {name: array.dtype for name, array in cls.empty(0, 0).arrays().items()}
-        return cls(**{name: np.array(arrays[name], dtype, order="C") for name, dtype in dtypes.items()})
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Every array by its name; not copies."""
