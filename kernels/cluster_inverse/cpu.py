@@ -209,7 +209,9 @@ def _select(
         n = 0
         for i in range(offsets[cluster], offsets[cluster + 1]):
             product = np.float32(scores[i] * weights[neurons[i]])
+            # False for NaN, the weight of a common neuron.
             if product > -np.inf:
+                # Full: all but the v largest go, so that every entry is ranked a bounded number of times.
                 if n == size:
                     n = _keep_largest(products, entries, n_larger, ranked)
                 products[n], entries[n] = product, i
@@ -231,6 +233,7 @@ def _rank(products: NDArray[np.float32], n: int, n_larger: NDArray[np.int32], ra
     A product's rank is the number of larger ones: comparing all with all vectorises, and for fifty is the fastest way.
     """
     padded = -(-n // WIDTH) * WIDTH
+    # -inf is larger than nothing: the padding changes no count.
     products[n:padded] = -np.inf
     n_larger[:padded] = 0
     ranked[:] = -1
@@ -258,6 +261,7 @@ def _keep_largest(
     In that order, because ties go to the earlier.
     """
     _rank(products, products.size, n_larger, ranked)
+    # The ranks are no longer needed: their array serves for flags.
     n_larger[:] = 0
     for index in ranked:
         n_larger[index] = 1

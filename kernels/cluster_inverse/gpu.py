@@ -172,8 +172,8 @@ def _count_above(
     count = tl.zeros((), tl.int64)
     if tl.load(peaks + program) > cutoff:
         _, score = _load_span(scores, row_stride, column_stride, n_neurons, n_spans, program, SPAN)
-        kept = (score > cutoff) & (score < float("inf"))  # [SPAN]
-        count += tl.sum(kept.to(tl.int32), axis=0)
+        is_kept = (score > cutoff) & (score < float("inf"))  # [SPAN]
+        count += tl.sum(is_kept.to(tl.int32), axis=0)
     tl.store(counts + program, count)
 
 
@@ -200,10 +200,10 @@ def _collect(
     cutoff = tl.load(cutoffs + program // n_spans)
     if tl.load(peaks + program) > cutoff:
         neuron, score = _load_span(scores, row_stride, column_stride, n_neurons, n_spans, program, SPAN)
-        kept = (score > cutoff) & (score < float("inf"))  # [SPAN]
-        entry = tl.load(starts + program) + tl.cumsum(kept.to(tl.int32), axis=0) - 1  # [SPAN]
-        tl.store(neurons + entry, neuron.to(tl.int32), mask=kept)
-        tl.store(kept_scores + entry, score, mask=kept)
+        is_kept = (score > cutoff) & (score < float("inf"))  # [SPAN]
+        entry = tl.load(starts + program) + tl.cumsum(is_kept.to(tl.int32), axis=0) - 1  # [SPAN]
+        tl.store(neurons + entry, neuron.to(tl.int32), mask=is_kept)
+        tl.store(kept_scores + entry, score, mask=is_kept)
 
 
 @jit

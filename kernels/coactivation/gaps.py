@@ -64,6 +64,7 @@ def compare_anew(
         _read(values, neuron, tokens, y)
         for c in range(chosen_finite.size):
             if min(chosen_finite[c], finite[neuron]) < tokens.size:
+                # Read again for every pair: pairs with gaps are few, and all chosen rows in float32 would be many.
                 _read(chosen, c, tokens, x)
                 _compare(x, y, scratch, c, neuron, moments)
 
@@ -112,6 +113,7 @@ def _subtract_mean(row: NDArray[np.float32], count: int, scratch: Scratch, value
     mean: np.float64 = sum_lanes(row, scratch.lanes) / max(count, 1)
     common = scratch.common
     for t in range(row.size):
+        # Where either has no value the difference is 0, whatever the mean.
         values[t] = (np.float64(row[t]) - mean) * np.float64(common[t])
     return mean
 

@@ -171,6 +171,7 @@ def _add(
     first, stop = entries.firsts[tile.column], entries.firsts[tile.column + tile.n_columns]
     raw = np.empty(STRIP * ENTRIES, activations.bits.dtype)  # [entry × neuron], and the next
     widened = np.empty(STRIP * ENTRIES, np.uint32)
+    # Entries outermost: a neuron's sums get their entries in order.
     for start in range(first, stop, ENTRIES):
         n_entries = min(ENTRIES, stop - start)
         for strip in range(0, tile.n_neurons, STRIP):

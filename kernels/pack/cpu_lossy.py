@@ -56,6 +56,7 @@ def _quantise(first: int, stop: int, block: Matrix, n_slots: int, out: Matrix, s
             value = values[i] if magnitude < _INFINITY else np.float32(0)
             # In float64, so that the quotient is rounded to an integer only once.
             steps[i] = np.int8(np.rint(np.float64(value) / exact) if magnitude < _INFINITY else special)
+        # The mark goes into the scale's lowest bit, which rounding has left free.
         scales[neuron] = np.uint32(np.float32(scale).view(np.uint32) | marked).view(np.float32)
 
 
@@ -123,6 +124,7 @@ def _find_candidates(
             if magnitude < _INFINITY:
                 candidates[n_finite] = magnitude
                 n_finite += 1
+            # NaN is neither: it is no value, and no share is taken of it.
             elif magnitude == _INFINITY:
                 n_infinite += 1
     return n_finite, n_infinite
@@ -149,6 +151,7 @@ def _select(candidates: NDArray[np.uint32], n_larger: int) -> np.uint32:
             digit -= 1
         n_same = 0
         for candidate in candidates:
+            # Written always and counted if it stays: no branch per candidate.
             candidates[n_same] = candidate
             n_same += int(((candidate >> np.uint32(shift)) & mask) == digit)
         candidates = candidates[:n_same]

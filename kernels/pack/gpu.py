@@ -26,6 +26,7 @@ from actstore.kernels.gpu import (
     widen,
 )
 from actstore.kernels.pack.columns import Columns
+from actstore.kernels.pack.gpu_checks import check_block, check_device, check_labels, check_rows
 from actstore.kernels.pack.gpu_columns import columns_on, octets_on
 from actstore.kernels.pack.gpu_statistics import (
     BINS,
@@ -53,14 +54,14 @@ def pack(values: Tensor, columns: Columns, out: Tensor | None, statistics: Devic
     out: [neuron, slot] float32, float16 or bfloat16. Counts, extremes, histogram and exemplars are those of the CPU, to the
     bit but for the sign of a zero; moments are summed in float64 in an order that depends on the kind of GPU alone.
     """
-    n_neurons = _check_rows(values, columns)
+    n_neurons = check_rows(values, columns)
     if out is not None:
-        _check_block(out, "out", values, n_neurons, columns.n_slots)
+        check_block(out, "out", values, n_neurons, columns.n_slots)
     if statistics is not None:
         if len(statistics.count) != n_neurons:
             raise ValueError(f"statistics are of {len(statistics.count)} neurons, values of {n_neurons}")
-        _check_device(statistics.count, "statistics", values)
-        _check_labels(statistics.positives, columns, n_neurons)
+        check_device(statistics.count, "statistics", values)
+        check_labels(statistics.positives, columns, n_neurons)
     device_columns = columns_on(values.device, columns)
     if n_neurons == 0 or device_columns.n_pieces == 0 or (out is None and statistics is None):
         return
@@ -107,13 +108,13 @@ def pack_signs(values: Tensor, columns: Columns, out_bits: Tensor, positives: Te
 
     out_bits: [neuron, slot / 8] uint8. positives: [label, neuron] int32.
     """
-    n_neurons = _check_rows(values, columns)
+    n_neurons = check_rows(values, columns)
     if out_bits.dtype != torch.uint8:
         raise TypeError(f"out_bits must be uint8, not {out_bits.dtype}")
-    _check_block(out_bits, "out_bits", values, n_neurons, -(-columns.n_slots // 8))
+    check_block(out_bits, "out_bits", values, n_neurons, -(-columns.n_slots // 8))
     if positives is not None:
-        _check_device(positives, "positives", values)
-        _check_labels(positives, columns, n_neurons)
+        check_device(positives, "positives", values)
+        check_labels(positives, columns, n_neurons)
     octets = octets_on(values.device, columns)
     n_octets = len(octets.rows) // 8
     if n_neurons == 0 or n_octets == 0:
@@ -143,33 +144,6 @@ def pack_signs(values: Tensor, columns: Columns, out_bits: Tensor, positives: Te
             OCTETS=OCTETS,
             enable_fp_fusion=True,
         )
-
-
-def _check_rows(values: Tensor, columns: Columns) -> int:
-    if values.ndim != 2 or len(values) < columns.n_rows:
-        raise ValueError(f"values must be [row, neuron] with {columns.n_rows} rows or more, not {list(values.shape)}")
-    return int(values.shape[1])
-
-
-def _check_device(tensor: Tensor, name: str, values: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor on {values.device}, as values are, not {type(tensor).__name__}")
-    if tensor.device != values.device:
-        raise ValueError(f"{name} must be on {values.device}, as values are, not on {tensor.device}")
-
-
-def _check_block(block: Tensor, name: str, values: Tensor, n_neurons: int, n_slots: int) -> None:
-    _check_device(block, name, values)
-    if block.ndim != 2 or len(block) != n_neurons or block.shape[1] < n_slots:
-        raise ValueError(f"{name} must be [{n_neurons} neurons, {n_slots} slots or more], not {list(block.shape)}")
-    if block.numel() and block.shape[1] > 1 and block.stride(1) != 1:
-        raise ValueError(f"{name} must be contiguous along its slots; its strides are {list(block.stride())}")
-
-
-def _check_labels(positives: Tensor, columns: Columns, n_neurons: int) -> None:
-    if positives.ndim != 2 or positives.shape[1] != n_neurons or len(positives) < columns.n_labels:
-        expected = f"[{columns.n_labels} labels or more, {n_neurons} neurons]"
-        raise ValueError(f"positives must be {expected}, not {list(positives.shape)}")
 
 
 @jit

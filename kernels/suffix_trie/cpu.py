@@ -65,6 +65,7 @@ def build(
         )
 
     over_neurons(run, len(rest), 1, threads)
+    # In the order of neurons, not of the threads that were done first.
     grown = [grown_ranges[first] for first in sorted(grown_ranges)]
     sizes = np.concatenate([sizes for sizes, _, _ in grown])
     nodes, parents = np.concatenate([nodes for _, nodes, _ in grown]), np.concatenate([p for _, _, p in grown])
@@ -116,9 +117,11 @@ def _build(
             scratch.marks[rank] = HELD_OUT
         evidence = Evidence(firing, sums, held_out_ranks, rest[neuron], scratch)
         _grow_all(trie, evidence, stack, settings)
+        # Started again from the root: what had grown is not worth the trouble of saving, as stacks seldom overflow.
         while scratch.top[1]:
             stack = np.empty(2 * stack.size, stack.dtype)
             _grow_all(trie, evidence, stack, settings)
+        # Marks are taken back one by one: clearing all would take longer than a neuron's trie.
         for rank in firing:
             scratch.marks[rank] = 0
         for rank in held_out_ranks:
@@ -126,6 +129,7 @@ def _build(
         n = scratch.top[0]
         sizes[neuron - first] = n
         if n_written + n > written.size:
+            # Doubled, so that what is copied stays a fraction of what is written.
             written, parents = _longer(written, 2 * (n_written + n)), _longer(parents, 2 * (n_written + n))
         for i in range(n):
             # Depth first: the last node met one level up is the parent.
@@ -155,7 +159,7 @@ def _grow_all(trie: Trie, evidence: Evidence, stack: Stack, settings: Settings) 
         return
     total = evidence.sums[f]
     posterior = Posterior(f / n, (f - 1) / max(n - 1, 1), f / max(n - 1, 1), total / f)
-    e, h = 0, 0
+    e, h = 0, 0  # events and held-out ranks that were passed
     while e < f:
         node = _root_of(trie, events[e])  # straight to those that hold events
         e_stop = _find(events, trie.stop[node], e, f)
@@ -277,6 +281,7 @@ def _push_children(
                 _open(below, index, child_posterior, 0)
                 below.node, below.next, below.stop = child, children[child], children[child + 1]
                 below.event, below.event_stop, below.held_out, below.held_out_stop = e, e_stop, h, h_stop
+                # Where to go on once the subtree is done.
                 frame.next, frame.event, frame.held_out = child + 1, e_stop, h_stop
                 return True
         child += 1
@@ -305,6 +310,7 @@ def _push_lists(trie: Trie, evidence: Evidence, stack: Stack, settings: Settings
         stop, f, total = start, 0, 0.0
         while stop < frame.stop and token_at(trie, ranks[stop], depth) == token:
             if marks[ranks[stop]] == FIRES:
+                # Ranks of a list are in no order of events; sums are by event.
                 event = np.searchsorted(events, ranks[stop])
                 total += sums[event + 1] - sums[event]
                 f += 1
@@ -339,6 +345,7 @@ def _settle(trie: Trie, evidence: Evidence, stack: Stack, settings: Settings, fr
         end(node, after(posterior, others_n, others_f, total, settings.kappa) if others_n else posterior, evidence.rest)
     else:
         scratch.top[0] = frame.index + 1
+    # The node, and those that stand for ignored tokens between it and its children.
     for i in range(frame.index, min(first, scratch.top[0])):
         stack[i].size = scratch.top[0] - i
     if frame.skip or not may_skip(node, posterior, settings):

@@ -66,6 +66,7 @@ def _predict(
     for neuron in range(first, stop):
         a, b = offsets[neuron], offsets[neuron + 1]
         parent, token = parents[a:b], tokens[a:b]
+        # Node -1, above the roots, is the first of `starts`.
         starts, children = _index(parent)
         any_root = -1
         for node in children[: starts[1]]:
@@ -82,7 +83,7 @@ def _predict(
                     continue
                 n_pending = _push(pending, 0, any_root, 0)
                 n_pending = _push(pending, n_pending, root, 0)
-                longest, best = -1, -1
+                longest, best = -1, -1  # depth and node of the longest path that ends so far
                 while n_pending:
                     n_pending -= 1
                     node, depth = pending[n_pending, 0], pending[n_pending, 1]
@@ -103,6 +104,7 @@ def _predict(
                     probability[neuron, position], value[neuron, position] = probabilities[a + best], values[a + best]
         for node in children[: starts[1]]:
             if token[node] >= 0:
+                # Taken back one by one: there are few roots and many tokens.
                 roots[token[node]] = -1
 
 
@@ -112,6 +114,7 @@ def _index(parent: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int
     starts = np.zeros(parent.size + 2, np.int32)
     for node in range(parent.size):
         starts[parent[node] + 2] += 1
+    # A counting sort by parent: children keep their order, which ascends by token.
     for i in range(1, starts.size):
         starts[i] += starts[i - 1]
     next_slots, children = starts[:-1].copy(), np.empty(parent.size, np.int32)

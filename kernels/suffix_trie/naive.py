@@ -103,13 +103,13 @@ def _branch(
     """The score of telling the events apart by their tokens at `depth`, the children kept, and the posterior of all others."""
     n, (f, total) = len(events), _count(events)
     scores, children = _grow_children(events, depth, posterior, rest, settings)
-    kept, score = _choose(n, f, scores, children, posterior, settings)
+    kept_indices, score = _choose(n, f, scores, children, posterior, settings)
     groups = _group(events, depth)
-    others = [e for i, group in enumerate(groups.values()) if i not in kept for e in group]
+    others = [e for i, group in enumerate(groups.values()) if i not in kept_indices for e in group]
     f, total = _count(others)
     return (
         score,
-        [children[i] for i in kept],
+        [children[i] for i in kept_indices],
         posterior.after(len(others), f, total, settings.kappa) if others else posterior,
     )
 
@@ -133,20 +133,20 @@ def _choose(
     firing = sum(child.count for child in children if child.fires == child.count)
     best: tuple[list[int], float] = ([], -math.inf)
     for others_n, others_f in ((n, f), (silent, 0), (firing, firing)):
-        kept: list[int] = []
+        kept_indices: list[int] = []
         for _ in range(ROUNDS):
             others = posterior.after(others_n, others_f, 0, settings.kappa) if others_n else posterior
-            kept = [
+            kept_indices = [
                 i
                 for i, child in enumerate(children)
                 if settings.gain < 0 or scores[i] - others.likelihood(child.count, child.fires) > settings.gain + SAME
             ]
-            others_n = n - sum(children[i].count for i in kept)
-            others_f = f - sum(children[i].fires for i in kept)
+            others_n = n - sum(children[i].count for i in kept_indices)
+            others_f = f - sum(children[i].fires for i in kept_indices)
         others = posterior.after(others_n, others_f, 0, settings.kappa) if others_n else posterior
-        score = sum(scores[i] - settings.gain for i in kept) + others.likelihood(others_n, others_f)
+        score = sum(scores[i] - settings.gain for i in kept_indices) + others.likelihood(others_n, others_f)
         if score > best[1] + SAME:
-            best = kept, score
+            best = kept_indices, score
     return best
 
 

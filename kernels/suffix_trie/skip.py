@@ -16,6 +16,7 @@ def may_skip(node: Node, posterior: Posterior, settings: Settings) -> bool:
     """Whether ignoring tokens could be better: not where even telling all that fire from all that do not is not."""
     if settings.max_skip < 1 or node.fires < SKIP_FIRES or settings.gain < 0 or node.depth + 2 > settings.max_depth:
         return False
+    # Each firing position predicted by all other firing ones alone: no branching does better.
     best = min(
         (node.fires - 1 + settings.kappa * posterior.without_firing) / (node.fires - 1 + settings.kappa), 1 - LOWEST
     )
@@ -38,12 +39,14 @@ def skip_tokens(
             if not frame.listed:
                 _list_ranks(trie, scratch, frame)
             score = _look(trie, evidence, stack, settings, frame, depth, posterior) - cost
+            # What `_look` has pushed was only to be scored.
             scratch.top[0] = top
             if score > best_score:
                 best_skip, best_score = skip, score
     if not best_skip or scratch.top[1]:
         return False
     scratch.top[0] = frame.index + 1
+    # One node per ignored token; the children come below the last.
     for skip in range(best_skip):
         push(stack, scratch.top, IGNORE, node.depth + 1 + skip, node.count, node.fires, node.total)
     frame.skip, frame.next, frame.stop = best_skip, frame.event, frame.event_stop
@@ -100,7 +103,7 @@ def _look(
     """The score of telling a frame's list apart by the tokens at `depth`, with nothing below; leaves nodes on the stack."""
     scratch = evidence.scratch
     counts, marks, ranks, tokens, top = scratch.counts, scratch.marks, scratch.ranks, scratch.keys, scratch.top
-    first, f, n_tokens = top[0], np.int64(0), 0
+    first, f, n_tokens = top[0], np.int64(0), 0  # f in 64 bits, as positions are counted
     for i in range(frame.event, frame.event_stop):
         rank = ranks[i]
         token = token_at(trie, rank, depth) - BOUNDARY

@@ -132,6 +132,7 @@ def choose(
         child += stack[child].size
     best, best_firing, best_silent = -np.inf, 0.0, 0.0
     for start in range(3):
+        # Which children the others are to begin with: all, the silent ones, those that always fire.
         others_n, others_f = (n, f) if start == 0 else ((silent_n, n - n) if start == 1 else (firing_n, firing_n))
         firing, silent, gains = 0.0, 0.0, 0.0
         for _ in range(ROUNDS):
@@ -141,6 +142,7 @@ def choose(
         score = gains + others_f * left_firing + (others_n - others_f) * left_silent
         if score > best + SAME:
             best, best_firing, best_silent = score, firing, silent
+    # The marks are those of the last start: made again with the rates of the best.
     _, others_n, others_f = _mark(stack, first, top, n, f, best_firing, best_silent, settings)
     return best, others_n, others_f
 
@@ -157,6 +159,7 @@ def _mark(
     while index < top:
         child = stack[index]
         among_others = child.fires * firing + (child.count - child.fires) * silent
+        # More than `gain` by `SAME`: a tie must fall alike here and in the specification.
         child.kept = settings.gain < 0 or child.score - among_others > settings.gain + SAME
         if child.kept:
             n -= child.count
@@ -185,6 +188,7 @@ def keep(stack: Stack, top: Top, first: int, total: float) -> float:
         size = stack[source].size
         if stack[source].kept:
             total -= stack[source].total
+            # Copied node by node, forwards: source and target may overlap.
             if target < source:
                 for i in range(size):
                     stack[target + i] = stack[source + i]

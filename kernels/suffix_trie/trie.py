@@ -103,13 +103,15 @@ def make_trie(
         counts = np.zeros(len(start), np.int64)
         start, size = start[has_children], (stop - start)[has_children]
         ends = np.cumsum(size)
-        node = np.repeat(np.arange(len(start)), size)
+        node = np.repeat(np.arange(len(start)), size)  # [position to be sorted], as all that follows
         ranks = np.arange(len(node)) + np.repeat(start - ends + size, size)
         positions = order[ranks]
         token = np.where(
             reach[positions] >= depth, ids[np.maximum(input_index[positions] - depth, 0)], np.int32(BOUNDARY)
         )
+        # Node first, then token: one sort orders all nodes of the depth; stable, so that ties go to the earlier position.
         key = node * width + (token - BOUNDARY)
+        # Freed as soon as possible: they are as long as the positions.
         del node, token
         sort = np.argsort(key, kind="stable")
         order[ranks], key = positions[sort], key[sort]
@@ -121,7 +123,7 @@ def make_trie(
         level = (ranks[first], ranks[last] + 1, key[first] % width + BOUNDARY) if len(first) else _NOTHING
         levels.append(_narrowed(level))
     n_children.append(np.zeros(len(level[0]), np.int64))
-    starts, stops, tokens = (np.concatenate(parts) for parts in zip(*levels, strict=True))
+    starts, stops, tokens = (np.concatenate(columns) for columns in zip(*levels, strict=True))
     children = np.cumsum(np.concatenate([[1], *n_children])).astype(np.int32)
     input_index, reaches = input_index[order], np.minimum(reach, max_depth).astype(np.uint8)[order]
     near = np.empty((max(0, min(N_NEAR, max_depth + 1 - NEAR)), n), np.int32)

@@ -61,6 +61,7 @@ def insert(values: NDArray[np.float32], tokens: NDArray[np.int64], value: np.flo
 def _precedes(
     value: np.float32, token: np.int64 | int, other_value: np.float32, other_token: np.int64
 ) -> np.bool_ | bool:
+    """Whether a value and its token come before another in descending order; false for NaN."""
     return value > other_value or (value == other_value and token < other_token)
 
 
