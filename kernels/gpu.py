@@ -2,12 +2,15 @@
 
 Kernels are handed integers, so that a copy keeps every bit, bfloat16 needs no support from the chip, and interpreter and
 compiler round alike. Formats are numbered as in `actstore.kernels.bits`. Imported only where a tensor lies on a GPU: whoever
-has none need not wait for Triton. Knows nothing about what the kernels compute.
+has none need not wait for Triton.
+
+In the kernels, comments beside a load or a computation give the shape of what it yields, in the names of its blocks:
+`# [BLOCK_N, BLOCK_T]`. Pointers are described in a kernel's docstring, with the shape and dtype of the array that each is to.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,34 +30,53 @@ if (
         "numpy<2.4, or unset TRITON_INTERPRET to compile the kernels for a GPU."
     )
 
-jit: Callable[[Callable[..., Any]], Any] = triton.jit
+P = ParamSpec("P")
+Result = TypeVar("Result")
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+class TritonFunction(Protocol[P, Result_co]):
+    """What `triton.jit` makes of a function: a kernel, started by `kernel[grid](…)`, or a part that kernels call."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]:
+        """The kernel to be started with `grid` programs; takes `num_warps` and such beside its arguments."""
+
+    def __call__(self, *arguments: P.args, **keywords: P.kwargs) -> Result_co:
+        """What the function returns inside another Triton function."""
+
+
+class _Jit(Protocol):
+    def __call__(self, function: Callable[P, Result], /) -> TritonFunction[P, Result]: ...
+
+
+jit: _Jit = triton.jit
 """`triton.jit`, which itself has no types."""
 
 FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
-INFINITY = tl.constexpr(0x7F800000)
-MAGNITUDE = tl.constexpr(0x7FFFFFFF)
+INFINITY = tl.constexpr(0x7F800000)  # float32 bits; what is above them, without the sign, is NaN
+MAGNITUDE = tl.constexpr(0x7FFFFFFF)  # all bits of a float32 but its sign
 _QUIET_NAN = tl.constexpr(0x7FC0)
 _FLOAT16_OVERFLOW = tl.constexpr(0x477FF000)  # the smallest magnitude that float16 rounds to infinity
 _BFLOAT16_OVERFLOW = tl.constexpr(0x7F7F8000)
 
 
-def jit_for_any(*names: str) -> Callable[[Callable[..., Any]], Any]:
+def jit_for_any(*names: str) -> _Jit:
     """`jit`, with one compilation for all values of the integer arguments `names`, which change from batch to batch.
 
     Triton otherwise compiles anew where one becomes 1, or a multiple of 16, or neither.
     """
-    decorator: Callable[[Callable[..., Any]], Any] = triton.jit(do_not_specialize=list(names))
+    decorator: _Jit = triton.jit(do_not_specialize=list(names))
     return decorator
 
 
-def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """While open, kernels are started on the GPU of `tensor`; nothing for a tensor elsewhere."""
     return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call, no-any-return, unused-ignore]
 
 
-def upload(array: NDArray[Any], device: torch.device) -> Tensor:
+def upload(array: NDArray[np.generic], device: torch.device) -> Tensor:
     """A copy of `array` on `device`, made through pinned memory so that nothing waits for it."""
     tensor = torch.from_numpy(np.array(array, order="C"))
     # The caching allocator keeps the pinned copy until the stream has read it.
@@ -70,7 +92,10 @@ def as_bits(values: Tensor) -> Tensor:
 
 @jit
 def widen(raw: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
-    """The float32 bits, int32, of values whose bits in a format are `raw`; exact, NaN payloads included."""
+    """The float32 bits, int32, of values whose bits in a format are `raw`; exact, NaN payloads included.
+
+    raw: int32 for float32 (FORMAT 0), int16 for float16 (1) and bfloat16 (2), of any shape, which the result has too.
+    """
     if FORMAT == 0:
         bits = raw
     elif FORMAT == 1:
@@ -82,7 +107,7 @@ def widen(raw: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
 
 @jit
 def overflows(bits: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
-    """Whether values whose float32 bits are `bits` are finite, and too large for a format."""
+    """Whether values whose float32 bits are `bits`, int32 of any shape, are finite and too large for a format."""
     magnitude = bits & MAGNITUDE
     if FORMAT == 0:
         limit = INFINITY
@@ -95,7 +120,10 @@ def overflows(bits: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
 
 @jit
 def narrow(bits: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
-    """The bits in a format of values whose float32 bits are `bits`: nearest, ties to even; NaN stays NaN."""
+    """The bits in a format of values whose float32 bits are `bits`, int32 of any shape; int16 but for FORMAT 0.
+
+    Rounds to nearest, ties to even. What overflows becomes infinite, NaN a quiet NaN, but keeps its bits in FORMAT 0.
+    """
     if FORMAT == 0:
         raw = bits
     elif FORMAT == 1:
@@ -104,6 +132,7 @@ def narrow(bits: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
         bounded = tl.where(overflows(bits, FORMAT), infinite, bits)
         raw = bounded.to(tl.float32, bitcast=True).to(tl.float16).to(tl.int16, bitcast=True)
     else:
+        # Half of the last bit less one, and one more where that bit is set: a tie goes to the even neighbour.
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         raw = tl.where((bits & MAGNITUDE) > INFINITY, _QUIET_NAN, rounded).to(tl.int16)
     return raw

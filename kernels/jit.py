@@ -2,8 +2,7 @@
 
 A kernel is a numba function over a range of neurons, `kernel(first, stop, *arguments)`, that releases the GIL. Every
 neuron belongs to one range and every range runs in one thread, so no result depends on the number of threads. numba's
-own `parallel=True` is not used: its threading layers deadlock or abort when they meet a thread pool or a fork. Knows
-nothing about what the kernels compute.
+own `parallel=True` is not used: its threading layers deadlock or abort when they meet a thread pool or a fork.
 """
 
 import ctypes
@@ -15,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numba
 from numba.core.caching import IndexDataCacheFile
 
-Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+Kernel = TypeVar("Kernel", bound=Callable[..., object])
+P = ParamSpec("P")
 
 
 def jit(function: Kernel) -> Kernel:
@@ -34,7 +34,8 @@ def jit(function: Kernel) -> Kernel:
         dispatcher.enable_caching()
     except RuntimeError:  # "no locator available": there is no folder to write to
         return dispatcher  # type: ignore[no-any-return]
-    files: Any = dispatcher._cache
+    # Without types, and private: numba has no other way to name the files of its cache.
+    files = dispatcher._cache
     files._cache_file = _CacheFile(files.cache_path, files._impl.filename_base, _fingerprint())  # type: ignore[no-untyped-call]
     return dispatcher  # type: ignore[no-any-return]
 
@@ -44,22 +45,33 @@ def default_threads() -> int:
     return int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
 
 
-def over_neurons(kernel: Callable[..., Any], n_neurons: int, width: int, threads: int, *arguments: Any) -> None:
-    """Run `kernel(first, stop, *arguments)` over all neurons, in ranges that start at multiples of `width`."""
+def over_neurons(
+    kernel: Callable[Concatenate[int, int, P], object],
+    n_neurons: int,
+    width: int,
+    threads: int,
+    *arguments: P.args,
+    **keywords: P.kwargs,
+) -> None:
+    """Run `kernel(first, stop, *arguments)` over all neurons, in at most `threads` ranges of about the same size.
+
+    Ranges start at multiples of `width`, the neurons that a kernel takes together. The caller's thread takes the first
+    range, so that one range costs no start of a thread. Returns when every range has ended; raises the first error of any.
+    """
     n_tiles = -(-n_neurons // width)
     n_ranges = max(1, min(threads, n_tiles))
     borders = [min(n_neurons, n_tiles * i // n_ranges * width) for i in range(n_ranges + 1)]
-    parts = [partial(kernel, first, stop, *arguments) for first, stop in pairwise(borders)]
+    calls = [partial(kernel, first, stop, *arguments, **keywords) for first, stop in pairwise(borders)]
     team = _torch_team() if n_ranges > 1 else None
     if team is not None:
-        _run_in_team(team, parts)
+        _run_in_team(team, calls)
         return
-    others = [_pool(threads - 1, os.getpid()).submit(part) for part in parts[1:]]
+    futures = [_pool(threads - 1, os.getpid()).submit(call) for call in calls[1:]]
     try:
-        parts[0]()
-    finally:
-        for other in others:
-            other.result()
+        calls[0]()
+    finally:  # after an error too: a range that still runs writes to arrays that the caller may give up
+        for future in futures:
+            future.result()
 
 
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -80,19 +92,19 @@ def _torch_team() -> ctypes.CDLL | None:
         return None
 
 
-def _run_in_team(team: ctypes.CDLL, parts: Sequence[Callable[[], Any]]) -> None:
-    """Run every part in a thread of the team; the first error of any is raised when all have ended."""
+def _run_in_team(team: ctypes.CDLL, calls: Sequence[Callable[[], object]]) -> None:
+    """Run every call in a thread of the team; the first error of any is raised when all have ended."""
     errors: list[BaseException] = []
-    waiting = iter(parts)  # of a list: two threads never get the same
+    remaining = iter(calls)  # of a list: two threads never get the same
 
     def run(_: int | None) -> None:
         try:
-            for part in waiting:
-                part()
+            for call in remaining:
+                call()
         except BaseException as error:  # nothing may unwind through the library
             errors.append(error)
 
-    team.GOMP_parallel(_CALLBACK(run), None, ctypes.c_uint(len(parts)), ctypes.c_uint(0))
+    team.GOMP_parallel(_CALLBACK(run), None, ctypes.c_uint(len(calls)), ctypes.c_uint(0))
     if errors:
         raise errors[0]
 
@@ -106,7 +118,8 @@ class _CacheFile(IndexDataCacheFile):
     the signature's.
     """
 
-    def save(self, key: Any, data: Any) -> None:
+    def save(self, key: Any, data: Any) -> None:  # numba's types, which it does not export
+        """Write `data`, the machine code of the signature `key`, and its name into the index."""
         digest = hashlib.sha256(repr((self._source_stamp, key)).encode()).hexdigest()[:16]
         name = f"{self._index_name.removesuffix('.nbi')}.{digest}.nbc"
         self._save_data(name, data)  # type: ignore[no-untyped-call]

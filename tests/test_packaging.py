@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import importlib.metadata
+import runpy
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import setuptools
 
 import actstore
+
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 NOT_INSTALLED = {"tests", "benchmarks", "demo", "docs", "build", "dist"}
 
 
-def test_every_folder_with_python_in_it_is_listed_as_a_package() -> None:
+def test_every_folder_with_python_in_it_is_found_to_be_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments: dict[str, object] = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **given: arguments.update(given))
+    runpy.run_path(str(ROOT / "setup.py"))
     paths = [path.relative_to(ROOT).parent for path in ROOT.rglob("*.py")]
     folders = {
         folder.parts
@@ -25,8 +35,8 @@ def test_every_folder_with_python_in_it_is_listed_as_a_package() -> None:
     }
     # A folder above a package is one too, whether it holds a module or not.
     parents = {parts[:n] for parts in folders for n in range(len(parts) + 1)}
-    listed = PROJECT["tool"]["setuptools"]["packages"]
-    assert sorted(listed) == sorted(".".join(["actstore", *parts]) for parts in parents)
+    assert arguments["packages"] == sorted(".".join(["actstore", *parts]) for parts in parents)
+    assert arguments["script_name"] == "setup.py"  # without, a wheel holds it as a module
 
 
 def test_kernels_is_a_namespace_that_transformers_cannot_mistake_for_its_own() -> None:

@@ -182,7 +182,7 @@ def grow(
         contexts.trie, events.offsets, events.ranks, events.values, rest=events.rest, held_out=held,
         settings=settings.of_trie(), threads=threads,
     )  # fmt: skip
-    fired = contexts.trie.ids[contexts.trie.place[events.ranks]]
+    fired = contexts.trie.ids[contexts.trie.input_index[events.ranks]]
     return nodes._replace(value=values_with(nodes, events.offsets, fired, events.silent, events.rest))
 
 

@@ -38,7 +38,7 @@ class Contexts:
     def ids(self) -> NDArray[np.int64]:
         """[token] each committed token; 0 where it is not text."""
         found = np.zeros(len(self.rank), np.int64)
-        found[self.rank >= 0] = self.trie.ids[self.trie.place[self.rank[self.rank >= 0]]]
+        found[self.rank >= 0] = self.trie.ids[self.trie.input_index[self.rank[self.rank >= 0]]]
         return found
 
     def counted(self, held_out: NDArray[np.int32] | None = None) -> NDArray[np.bool_]:
@@ -53,7 +53,7 @@ class Contexts:
     @property
     def n_positions(self) -> int:
         """Positions of text."""
-        return len(self.trie.place)
+        return len(self.trie.input_index)
 
     def ranks_of_windows(self, windows: Iterable[int]) -> NDArray[np.int32]:
         """The ranks of all positions of some windows, ascending; windows without a committed token have none."""

@@ -29,11 +29,11 @@ class Entries(NamedTuple):
 
 def find_entries(trie: Trie, length: int) -> Entries:
     """An entry for each run of `length` tokens that ends at a position; a window's beginning is a token like others."""
-    different = np.zeros(len(trie.place), bool)
+    different = np.zeros(len(trie.input_index), bool)
     different[:1] = True
     for depth in range(length):
         reaches = trie.reach >= depth
-        token = np.where(reaches, trie.ids[np.maximum(trie.place - depth, 0)], BOUNDARY)
+        token = np.where(reaches, trie.ids[np.maximum(trie.input_index - depth, 0)], BOUNDARY)
         different[1:] |= token[1:] != token[:-1]
     # Ranks follow contexts: positions with the same last tokens lie side by side.
     of_rank = np.cumsum(different) - 1

@@ -69,7 +69,7 @@ class HeldOut:
             nothing = np.empty((len(thresholds), 0), np.float32)
             return nothing > 0, nothing
         found = predict(nodes, self.ids, self.begins, threads)
-        says = (found.line >= 0) & (found.probability >= thresholds[:, None])
+        says = (found.node >= 0) & (found.probability >= thresholds[:, None])
         return says[:, self.places], found.value[:, self.places]
 
 

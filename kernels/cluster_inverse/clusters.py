@@ -1,11 +1,11 @@
 """Clusters of neurons, one for each query, and what is counted and chosen from them; all sparse, all mergeable.
 
-A neuron is a flat id, 0 or more, over all layers. Plain numpy. Knows nothing about how clusters are found.
+A neuron is a flat id, 0 or more, over all layers. Plain numpy.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ class Clusters:
     neurons: NDArray[np.int32]
     """[entry] ascending within a cluster, each neuron once; given in any integer dtype."""
     scores: NDArray[np.float32]
-    """[entry]"""
+    """[entry] the neuron's attribution."""
 
     def __post_init__(self) -> None:
         neurons = np.asarray(self.neurons)
@@ -31,8 +31,8 @@ class Clusters:
         object.__setattr__(self, "neurons", np.ascontiguousarray(neurons, np.int32))
         object.__setattr__(self, "scores", np.ascontiguousarray(self.scores, np.float32))
         n_entries = len(self.neurons)
-        listed = self.neurons.ndim == 1 and self.scores.shape == (n_entries,)
-        _expect(listed, f"neurons and scores must be lists of one length, not {neurons.shape} and {self.scores.shape}")
+        is_list = self.neurons.ndim == 1 and self.scores.shape == (n_entries,)
+        _expect(is_list, f"neurons and scores must be lists of one length, not {neurons.shape} and {self.scores.shape}")
         check_offsets(self.offsets, n_entries)
         ascends = self.neurons[1:] > self.neurons[:-1]
         borders = self.offsets[(self.offsets > 0) & (self.offsets < n_entries)]
@@ -41,7 +41,7 @@ class Clusters:
 
     @property
     def n_clusters(self) -> int:
-        """Empty ones counted."""
+        """The number of clusters, empty ones too."""
         return len(self.offsets) - 1
 
     @classmethod
@@ -61,8 +61,9 @@ class Frequency:
     """In how many clusters each neuron is; parts' add up: `a + b`."""
 
     counts: NDArray[np.int64]
-    """[neuron]"""
+    """[neuron] clusters that hold it."""
     n_clusters: int
+    """All clusters that were counted, empty ones too."""
 
     def ica(self) -> NDArray[np.float32]:
         """The inverse cluster attribution [neuron], log(C / (df + 1)) of C clusters of which df hold the neuron."""
@@ -81,7 +82,7 @@ class Frequency:
 
 @dataclass(frozen=True)
 class ClusterInverse:
-    """The first v neurons of every cluster by `naica`, descending; an empty place is neuron -1 and NaN."""
+    """The first v neurons of every cluster by `naica`, descending; unused entries are neuron -1 and NaN."""
 
     neurons: NDArray[np.int32]
     """[cluster, v]"""
@@ -127,26 +128,27 @@ class Pooled:
 def add_up(
     labels: NDArray[np.int64],
     neurons: NDArray[np.int32],
-    totals: NDArray[Any],
+    totals: NDArray[np.floating],
     counts: NDArray[np.int64],
     n_clusters: NDArray[np.int64],
 ) -> Pooled:
     """The entries, [entry] each, with those of the same label and neuron added in the order in which they come."""
-    keys, places = np.unique((labels << 32) | neurons, return_inverse=True)
+    # One integer for label and neuron, sorted as the pair is; `bincount` adds in the order of the entries.
+    keys, key_of_entry = np.unique((labels << 32) | neurons, return_inverse=True)
     return Pooled(
         np.searchsorted(keys, np.arange(len(n_clusters) + 1) << 32),
         (keys & 0xFFFFFFFF).astype(np.int32),
-        np.bincount(places, totals, len(keys)).astype(np.float64),
-        np.bincount(places, counts, len(keys)).astype(np.int64),
+        np.bincount(key_of_entry, totals, len(keys)).astype(np.float64),
+        np.bincount(key_of_entry, counts, len(keys)).astype(np.int64),
         n_clusters,
     )
 
 
 def check_offsets(offsets: NDArray[np.int64], n_entries: int) -> None:
     """Raise ValueError unless `offsets` ascend from 0 to the number of entries."""
-    whole = offsets.ndim == 1 and offsets.size > 0 and offsets[0] == 0 and offsets[-1] == n_entries
+    is_complete = offsets.ndim == 1 and offsets.size > 0 and offsets[0] == 0 and offsets[-1] == n_entries
     _expect(
-        bool(whole and (np.diff(offsets) >= 0).all()),
+        bool(is_complete and (np.diff(offsets) >= 0).all()),
         f"offsets must ascend from 0 to the number of entries, {n_entries}",
     )
 

@@ -1,7 +1,7 @@
 """NA-ICA on a GPU, in Triton: thresholding dense scores, counting clusters, weighing and choosing.
 
 What `api` does, but everything stays on the device; takes tensors of any device that Triton runs on. The only atomic
-additions are of integers, so that the same input gives the same bits. Knows nothing about checks: `api` has made them.
+additions are of integers, so that the same input gives the same bits. Arguments were checked by `api`.
 """
 
 from typing import NamedTuple
@@ -63,13 +63,13 @@ def threshold(scores: Tensor, t: float) -> DeviceClusters:
         _find_peaks[(counts.numel(),)](*source, peaks, SPAN=SPAN)
         largest = peaks.amax(dim=1)
         cutoffs = (largest.double() * t).float().where(largest > 0, torch.inf)
-        _count_kept[(counts.numel(),)](*source, peaks, cutoffs, counts, SPAN=SPAN)
+        _count_above[(counts.numel(),)](*source, peaks, cutoffs, counts, SPAN=SPAN)
         ends = counts.flatten().cumsum(0)
         offsets = torch.nn.functional.pad(ends[n_spans - 1 :: n_spans], (1, 0))
         n_kept = int(offsets[-1])
-        neurons, kept = torch.empty(n_kept, dtype=torch.int32, device=device), torch.empty(n_kept, device=device)
-        _keep[(counts.numel(),)](*source, peaks, cutoffs, ends - counts.flatten(), neurons, kept, SPAN=SPAN)
-    return DeviceClusters(offsets, neurons, kept)
+        neurons, kept_scores = torch.empty(n_kept, dtype=torch.int32, device=device), torch.empty(n_kept, device=device)
+        _collect[(counts.numel(),)](*source, peaks, cutoffs, ends - counts.flatten(), neurons, kept_scores, SPAN=SPAN)
+    return DeviceClusters(offsets, neurons, kept_scores)
 
 
 def cluster_frequency(clusters: DeviceClusters, n_neurons: int) -> Tensor:
@@ -98,15 +98,16 @@ def cluster_inverse(
     if entries.numel():
         with on_device_of(counts):
             _select[(len(entries),)](*clusters, weights, entries, v, BLOCK=BLOCK)
-    found, at = entries >= 0, entries.clamp(0)
-    neurons = _take(clusters.neurons, at, found, -1)
-    na = _take(clusters.scores, at, found, torch.nan)
-    weight = _take(weights, neurons.clamp(0).long(), found, torch.nan)
+    is_used, entry_index = entries >= 0, entries.clamp(0)
+    neurons = _take(clusters.neurons, entry_index, is_used, -1)
+    na = _take(clusters.scores, entry_index, is_used, torch.nan)
+    weight = _take(weights, neurons.clamp(0).long(), is_used, torch.nan)
     return DeviceClusterInverse(neurons, na, weight, na * weight, is_common.nonzero()[:, 0].int())
 
 
-def _take(source: Tensor, at: Tensor, found: Tensor, otherwise: float) -> Tensor:
-    return source[at].where(found, otherwise) if len(source) else torch.full_like(at, otherwise, dtype=source.dtype)
+def _take(source: Tensor, index: Tensor, is_used: Tensor, default: float) -> Tensor:
+    """`source` [entry] at `index` [cluster, v] where `is_used`, else `default`."""
+    return source[index].where(is_used, default) if len(source) else torch.full_like(index, default, dtype=source.dtype)
 
 
 @jit
@@ -118,11 +119,14 @@ def _load_span(
     n_spans: tl.tensor,
     program: tl.tensor,
     SPAN: tl.constexpr,
-) -> tl.tensor:
-    """The neurons of a program's span and their scores in its cluster; -inf beyond the last neuron."""
+) -> tuple[tl.tensor, tl.tensor]:
+    """The neurons [SPAN] int64 of a program's span and their scores [SPAN] in its cluster; -inf beyond the last neuron.
+
+    scores: [cluster, neuron] float32, with any strides. Programs are [cluster × span], spans fastest.
+    """
     neuron = program % n_spans * SPAN + tl.arange(0, SPAN)
-    places = scores + program // n_spans * row_stride + neuron * column_stride
-    return neuron, tl.load(places, mask=neuron < n_neurons, other=float("-inf"))
+    pointers = scores + program // n_spans * row_stride + neuron * column_stride
+    return neuron, tl.load(pointers, mask=neuron < n_neurons, other=float("-inf"))
 
 
 @jit
@@ -135,15 +139,18 @@ def _find_peaks(
     peaks: tl.tensor,
     SPAN: tl.constexpr,
 ) -> None:
-    """Fill the largest finite score of a span, or -inf."""
+    """Fill the largest finite score of a span, or -inf.
+
+    Grid: [cluster × span], spans fastest. scores: as in `_load_span`. peaks: [cluster, span] float32, contiguous.
+    """
     program = tl.program_id(0).to(tl.int64)
     _, score = _load_span(scores, row_stride, column_stride, n_neurons, n_spans, program, SPAN)
-    finite = tl.abs(score) < float("inf")
+    finite = tl.abs(score) < float("inf")  # [SPAN]
     tl.store(peaks + program, tl.max(tl.where(finite, score, float("-inf")), axis=0))
 
 
 @jit
-def _count_kept(
+def _count_above(
     scores: tl.tensor,
     row_stride: tl.tensor,
     column_stride: tl.tensor,
@@ -154,18 +161,24 @@ def _count_kept(
     counts: tl.tensor,
     SPAN: tl.constexpr,
 ) -> None:
+    """Fill how many finite scores of a span are larger than the cluster's cutoff.
+
+    Grid: [cluster × span], spans fastest; a span whose peak is not above the cutoff, as most, is not read again.
+    scores: as in `_load_span`. peaks: [cluster, span] float32. cutoffs: [cluster] float32, +inf for a cluster that is
+    empty. counts: [cluster, span] int64. All contiguous but the scores.
+    """
     program = tl.program_id(0).to(tl.int64)
     cutoff = tl.load(cutoffs + program // n_spans)
     count = tl.zeros((), tl.int64)
     if tl.load(peaks + program) > cutoff:
         _, score = _load_span(scores, row_stride, column_stride, n_neurons, n_spans, program, SPAN)
-        kept = (score > cutoff) & (score < float("inf"))
-        count += tl.sum(kept.to(tl.int32), axis=0)
+        is_kept = (score > cutoff) & (score < float("inf"))  # [SPAN]
+        count += tl.sum(is_kept.to(tl.int32), axis=0)
     tl.store(counts + program, count)
 
 
 @jit
-def _keep(
+def _collect(
     scores: tl.tensor,
     row_stride: tl.tensor,
     column_stride: tl.tensor,
@@ -178,23 +191,32 @@ def _keep(
     kept_scores: tl.tensor,
     SPAN: tl.constexpr,
 ) -> None:
-    """Write what a span keeps side by side, from where the spans before it end."""
+    """Write what a span keeps side by side, from where the spans before it end.
+
+    Grid: [cluster × span], spans fastest. scores, peaks, cutoffs: as in `_count_above`. starts: [cluster, span] int64,
+    the entries of all spans before. neurons: [entry] int32. kept_scores: [entry] float32. Neurons of a cluster ascend.
+    """
     program = tl.program_id(0).to(tl.int64)
     cutoff = tl.load(cutoffs + program // n_spans)
     if tl.load(peaks + program) > cutoff:
         neuron, score = _load_span(scores, row_stride, column_stride, n_neurons, n_spans, program, SPAN)
-        kept = (score > cutoff) & (score < float("inf"))
-        at = tl.load(starts + program) + tl.cumsum(kept.to(tl.int32), axis=0) - 1
-        tl.store(neurons + at, neuron.to(tl.int32), mask=kept)
-        tl.store(kept_scores + at, score, mask=kept)
+        is_kept = (score > cutoff) & (score < float("inf"))  # [SPAN]
+        entry = tl.load(starts + program) + tl.cumsum(is_kept.to(tl.int32), axis=0) - 1  # [SPAN]
+        tl.store(neurons + entry, neuron.to(tl.int32), mask=is_kept)
+        tl.store(kept_scores + entry, score, mask=is_kept)
 
 
 @jit
 def _count(neurons: tl.tensor, n_entries: tl.tensor, counts: tl.tensor, SPAN: tl.constexpr) -> None:
-    entry = tl.program_id(0).to(tl.int64) * SPAN + tl.arange(0, SPAN)
-    there = entry < n_entries
-    neuron = tl.load(neurons + entry, mask=there, other=0)
-    tl.atomic_add(counts + neuron, tl.full((SPAN,), 1, tl.int32), mask=there)
+    """Add 1 to the count of every neuron each time that it comes.
+
+    Grid: [span of SPAN entries]. neurons: [entry] int32. counts: [neuron] int32, zero beforehand; atomic additions of
+    integers, whose order changes nothing.
+    """
+    entry = tl.program_id(0).to(tl.int64) * SPAN + tl.arange(0, SPAN)  # [SPAN]
+    valid = entry < n_entries
+    neuron = tl.load(neurons + entry, mask=valid, other=0)
+    tl.atomic_add(counts + neuron, tl.full((SPAN,), 1, tl.int32), mask=valid)
 
 
 @jit
@@ -207,27 +229,36 @@ def _select(
     v: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Fill the entries of a cluster's first v: each time the largest product after the one before, at the first entry."""
+    """Fill the entries of a cluster's first v: each time the largest product after the one before, at the first entry.
+
+    Grid: [cluster]. A program goes through its entries v times, BLOCK at a time: v is small, and so are clusters.
+
+    offsets: [cluster + 1] int64. neurons: [entry] int32, ascending within a cluster. scores: [entry] float32. weights:
+    [neuron] float32, NaN for what is never chosen: a NaN product compares false. entries: [cluster, v] int64,
+    contiguous, written whole; -1 where products run out. Ties go to the earlier entry, the smaller neuron.
+    """
     cluster = tl.program_id(0).to(tl.int64)
     first, stop = tl.load(offsets + cluster), tl.load(offsets + cluster + 1)
     last = tl.full((), float("inf"), tl.float32)
     last_entry = tl.full((), -1, tl.int64)
-    for place in range(0, v):
+    for rank in range(0, v):
         best = tl.full((), float("-inf"), tl.float32)
         best_entry = tl.full((), -1, tl.int64)
         for start in range(first, stop, BLOCK):
-            entry = start + tl.arange(0, BLOCK).to(tl.int64)
-            there = entry < stop
-            neuron = tl.load(neurons + entry, mask=there, other=0)
-            weight = tl.load(weights + neuron, mask=there, other=0.0)
-            product = tl.load(scores + entry, mask=there, other=0.0) * weight
-            later = there & ((product < last) | ((product == last) & (entry > last_entry)))
+            entry = start + tl.arange(0, BLOCK).to(tl.int64)  # [BLOCK]
+            valid = entry < stop
+            neuron = tl.load(neurons + entry, mask=valid, other=0)
+            weight = tl.load(weights + neuron, mask=valid, other=0.0)
+            product = tl.load(scores + entry, mask=valid, other=0.0) * weight  # [BLOCK]
+            later = valid & (
+                (product < last) | ((product == last) & (entry > last_entry))
+            )  # [BLOCK]; not taken in a round before
             product = tl.where(later, product, float("-inf"))
-            largest = tl.max(product, axis=0)
-            largest_entry = tl.min(tl.where(later & (product == largest), entry, stop), axis=0)
+            largest = tl.max(product, axis=0)  # scalar
+            largest_entry = tl.min(tl.where(later & (product == largest), entry, stop), axis=0)  # scalar
             better = largest > best
             best = tl.where(better, largest, best)
             best_entry = tl.where(better, largest_entry, best_entry)
-        tl.store(entries + cluster * v + place, best_entry)
+        tl.store(entries + cluster * v + rank, best_entry)
         last = best
         last_entry = best_entry

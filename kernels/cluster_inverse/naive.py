@@ -1,4 +1,4 @@
-"""NA-ICA: the specification, in plain Python. Knows nothing about speed."""
+"""NA-ICA: the specification, in plain Python."""
 
 import math
 from collections import Counter
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from actstore.kernels.cluster_inverse.clusters import Clusters
 
-Chosen = list[tuple[int, np.float32, np.float32, np.float32]]
+Selection = list[tuple[int, np.float32, np.float32, np.float32]]
 """Of one cluster, by descending naica: neuron, na, ica, naica."""
 
 
@@ -25,17 +25,17 @@ def threshold(rows: list[dict[int, np.float32]], t: float) -> list[dict[int, np.
 
 def cluster_inverse(
     clusters: list[dict[int, np.float32]], u: float = 0.3, v: int = 20, ica: bool = True
-) -> tuple[list[Chosen], list[int]]:
+) -> tuple[list[Selection], list[int]]:
     """The first v neurons of every cluster, and the common neurons."""
     frequency = Counter(neuron for cluster in clusters for neuron in cluster)
     common = sorted(neuron for neuron, df in frequency.items() if df / len(clusters) > u)
     weights = {n: np.float32(math.log(len(clusters) / (df + 1)) if ica else 1) for n, df in frequency.items()}
-    chosen = []
+    selections = []
     for cluster in clusters:
         entries = [(n, na, weights[n], na * weights[n]) for n, na in cluster.items() if n not in common]
         entries = [entry for entry in entries if not np.isnan(entry[3])]
-        chosen.append(sorted(entries, key=lambda entry: (-entry[3], entry[0]))[:v])
-    return chosen, common
+        selections.append(sorted(entries, key=lambda entry: (-entry[3], entry[0]))[:v])
+    return selections, common
 
 
 def as_rows(clusters: Clusters) -> list[dict[int, np.float32]]:
@@ -45,5 +45,5 @@ def as_rows(clusters: Clusters) -> list[dict[int, np.float32]]:
 
 
 def dense_rows(scores: NDArray[np.float32]) -> list[dict[int, np.float32]]:
-    """The same of dense scores [cluster, neuron]."""
+    """The scores of each cluster by neuron, of dense scores [cluster, neuron]."""
     return [dict(enumerate(row)) for row in scores]

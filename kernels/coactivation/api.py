@@ -1,15 +1,13 @@
-"""How the activations of chosen neurons go with those of all neurons: checks and dispatch.
+"""How the activations of chosen neurons go with those of all neurons: checks and dispatch."""
 
-Knows nothing about models or stores.
-"""
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from actstore.kernels.coactivation import cpu
 from actstore.kernels.coactivation.state import Coactivation
-from actstore.kernels.floats import as_array, on_gpu
+from actstore.kernels.floats import FloatArray, as_array, on_gpu
 from actstore.kernels.jit import default_threads
 
 if TYPE_CHECKING:
@@ -18,10 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Coactivation", "coactivation"]
 
+Flags = TypeVar("Flags", "NDArray[np.bool_]", "torch.Tensor")
+
 
 def coactivation(
-    chosen: "torch.Tensor | NDArray[Any]",
-    values: "torch.Tensor | NDArray[Any]",
+    chosen: "torch.Tensor | FloatArray",
+    values: "torch.Tensor | FloatArray",
     state: Coactivation | None = None,
     counted: "torch.Tensor | NDArray[np.bool_] | None" = None,
     threads: int | None = None,
@@ -41,6 +41,8 @@ def coactivation(
     on the CPU or both on one CUDA device. state: the result over other tokens, left as it is; it lies where the values
     do (`Coactivation.to`, `Coactivation.cpu`), and so does what comes back. counted: [token] False for a token to leave
     out. threads: of the CPU.
+
+    Raises ValueError for shapes or devices that do not fit, TypeError for other dtypes.
     """
     if on_gpu(values) or on_gpu(chosen):
         return _on_gpu(chosen, values, state, counted)
@@ -56,17 +58,18 @@ def coactivation(
     return cpu.coactivation(x, y, tokens, state, threads or default_threads())
 
 
-def _on_gpu(chosen: Any, values: Any, state: Coactivation | None, counted: Any) -> Coactivation:
+def _on_gpu(
+    chosen: "torch.Tensor | FloatArray",
+    values: "torch.Tensor | FloatArray",
+    state: Coactivation | None,
+    counted: "torch.Tensor | NDArray[np.bool_] | None",
+) -> Coactivation:
+    """`coactivation` of tensors on a GPU, after checks that ask for nothing that the device holds."""
     import torch
 
     from actstore.kernels.coactivation import gpu
 
-    for name, tensor in (("chosen", chosen), ("values", values)):
-        if not on_gpu(tensor) or tensor.device != values.device:
-            where = tensor.device if isinstance(tensor, torch.Tensor) else "the CPU"
-            raise ValueError(f"chosen and values must lie on one device, but {name} lies on {where}: move it first")
-        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise TypeError(f"{name} must be float32, float16 or bfloat16, not {tensor.dtype}: convert it first")
+    x, y = (_check_tensor(tensor, values.device, name) for name, tensor in (("chosen", chosen), ("values", values)))
     if state is None:
         state = _check(chosen.shape, values.shape, state).to(values.device)
     state = _check(chosen.shape, values.shape, state)
@@ -76,11 +79,23 @@ def _on_gpu(chosen: Any, values: Any, state: Coactivation | None, counted: Any) 
     if counted is not None:
         counted = torch.as_tensor(counted, device=values.device)
         tokens = tokens[_check_counted(counted, values.shape[1])]
-    return gpu.coactivation(chosen.detach(), values.detach(), tokens, state)
+    return gpu.coactivation(x.detach(), y.detach(), tokens, state)
 
 
-def _check(chosen: Any, values: Any, state: Coactivation | None) -> Coactivation:
-    """The state to go on from. Raises ValueError for shapes that do not fit."""
+def _check_tensor(tensor: "torch.Tensor | FloatArray", device: object, name: str) -> "torch.Tensor":
+    """The tensor itself. Raises ValueError unless it lies on `device`, TypeError for other dtypes."""
+    import torch
+
+    if not on_gpu(tensor) or tensor.device != device:
+        location = tensor.device if isinstance(tensor, torch.Tensor) else "the CPU"
+        raise ValueError(f"chosen and values must lie on one device, but {name} lies on {location}: move it first")
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise TypeError(f"{name} must be float32, float16 or bfloat16, not {tensor.dtype}: convert it first")
+    return tensor
+
+
+def _check(chosen: Sequence[int], values: Sequence[int], state: Coactivation | None) -> Coactivation:
+    """The state to go on from, of the shapes `chosen` and `values`. Raises ValueError where they do not fit."""
     if len(chosen) != 2 or len(values) != 2 or chosen[1] != values[1]:
         expected = "chosen must be [chosen, token] and values [neuron, token] over the same tokens"
         raise ValueError(f"{expected}, not {list(chosen)} and {list(values)}")
@@ -91,7 +106,7 @@ def _check(chosen: Any, values: Any, state: Coactivation | None) -> Coactivation
     return state
 
 
-def _check_counted(counted: Any, n_tokens: int) -> Any:
+def _check_counted(counted: Flags, n_tokens: int) -> Flags:
     if counted.shape != (n_tokens,) or "bool" not in str(counted.dtype):
         raise ValueError(
             f"counted must be one flag for each of {n_tokens} tokens, not {counted.dtype} {list(counted.shape)}"

@@ -1,16 +1,18 @@
 """What is remembered of pairs of neurons: moments and cross moments, active tokens and those in common; mergeable.
 
-Plain arithmetic on arrays that are all numpy's or all tensors on one CUDA device. Knows nothing about how they are
-gathered.
+Plain arithmetic on arrays that are all numpy's or all tensors on one CUDA device.
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Array = Any  # a numpy array, or a tensor on a CUDA device
+if TYPE_CHECKING:
+    import torch
+
+Array = Any  # a numpy array or a tensor on a CUDA device: a union of the two has no arithmetic that mypy knows
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Coactivation:
         """The same with numpy arrays."""
         return type(self)(**{name: _as_numpy(array) for name, array in self.arrays().items()})
 
-    def to(self, device: Any) -> Self:
+    def to(self, device: "torch.device | str") -> Self:
         """The same as tensors on a device of torch's."""
         import torch  # whoever names one of its devices has loaded it
 
@@ -86,24 +88,25 @@ class Coactivation:
         merged in the same order give the same bits. Raises ValueError where neurons or thresholds differ.
         """
         for name in ("chosen_thresholds", "thresholds"):
-            here, there = getattr(self, name), getattr(other, name)
-            if here.shape != there.shape:
-                raise ValueError(f"cannot merge coactivations of {len(here)} and of {len(there)} neurons ({name})")
-            if not bool((here == there).all()):
+            own, others = getattr(self, name), getattr(other, name)
+            if own.shape != others.shape:
+                raise ValueError(f"cannot merge coactivations of {len(own)} and of {len(others)} neurons ({name})")
+            if not bool((own == others).all()):
                 raise ValueError(f"cannot merge coactivations of different {name}")
         total = self.count + other.count
-        share = _as_float64(other.count) / _as_float64(total.clip(1))
-        weight = _as_float64(self.count) * share
+        # n₂ / n and n₁ n₂ / n; where neither has a token, both are 0.
+        other_share = _as_float64(other.count) / _as_float64(total.clip(1))
+        cross_weight = _as_float64(self.count) * other_share
         chosen_step, step = other.chosen_mean - self.chosen_mean, other.mean - self.mean
         return type(self)(
             self.chosen_thresholds,
             self.thresholds,
             total,
-            self.chosen_mean + chosen_step * share,
-            self.mean + step * share,
-            self.chosen_m2 + (other.chosen_m2 + chosen_step * chosen_step * weight),
-            self.m2 + (other.m2 + step * step * weight),
-            self.comoment + (other.comoment + chosen_step * step * weight),
+            self.chosen_mean + chosen_step * other_share,
+            self.mean + step * other_share,
+            self.chosen_m2 + (other.chosen_m2 + chosen_step * chosen_step * cross_weight),
+            self.m2 + (other.m2 + step * step * cross_weight),
+            self.comoment + (other.comoment + chosen_step * step * cross_weight),
             self.chosen_active + other.chosen_active,
             self.active + other.active,
             self.both_active + other.both_active,
@@ -116,18 +119,18 @@ class Coactivation:
 
     def jaccard(self) -> Array:
         """Tokens at which both are active / at which either is, [chosen, neuron] float32; NaN where neither ever is."""
-        either = self.chosen_active[:, None] + self.active - self.both_active
+        either_active = self.chosen_active[:, None] + self.active - self.both_active
         with np.errstate(invalid="ignore"):
-            return _as_float32(_as_float64(self.both_active) / _as_float64(either))
+            return _as_float32(_as_float64(self.both_active) / _as_float64(either_active))
 
 
 def _as_thresholds(thresholds: ArrayLike, n: int, name: str) -> NDArray[np.float32]:
-    given = np.asarray(thresholds, np.float32)
-    if given.ndim and given.shape != (n,):
-        raise ValueError(f"{name} must be one number or one for each of {n} neurons, not {list(given.shape)}")
-    if np.isnan(given).any():
+    values = np.asarray(thresholds, np.float32)
+    if values.ndim and values.shape != (n,):
+        raise ValueError(f"{name} must be one number or one for each of {n} neurons, not {list(values.shape)}")
+    if np.isnan(values).any():
         raise ValueError(f"{name} must be numbers: nothing is larger than NaN")
-    return np.array(np.broadcast_to(given, n))
+    return np.array(np.broadcast_to(values, n))
 
 
 def _as_float64(array: Array) -> Array:
@@ -139,5 +142,5 @@ def _as_float32(array: Array) -> Array:
 
 
 def _as_numpy(array: Array) -> NDArray[Any]:
-    found: NDArray[Any] = array if isinstance(array, np.ndarray) else array.cpu().numpy()
-    return found
+    host: NDArray[Any] = array if isinstance(array, np.ndarray) else array.cpu().numpy()
+    return host

@@ -1,11 +1,11 @@
 """What every neuron adds to the logit of a target token, and its sums over a corpus: checks and dispatch.
 
 Following Pan et al. (2024, arXiv 2311.07470), the contribution of a neuron at a token is `a · (w · d)`: its activation
-times its write vector's product with the direction in which the target's logit reads the residual stream. Products are in
-float32, as exact as the BLAS or the GPU makes them. Knows nothing about models or stores.
+times its write vector's product with the direction in which the target's logit reads the residual stream. Products are
+in float32, as exact as the BLAS or the GPU makes them.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from actstore.kernels.contribution.entries import Entries
 from actstore.kernels.contribution.sums import ContributionSums, TopNeurons
 from actstore.kernels.contribution.targets import Targets
-from actstore.kernels.floats import as_array, on_gpu
+from actstore.kernels.floats import FloatArray, as_array, on_gpu
 from actstore.kernels.jit import default_threads
 
 if TYPE_CHECKING:
     import torch
 
-    Array = torch.Tensor | NDArray[Any]
+    Array = torch.Tensor | FloatArray
 
 __all__ = ["ContributionSums", "Targets", "TopNeurons", "contribution", "sum_contributions", "top_contribution"]
 
@@ -52,10 +52,10 @@ def contribution(
 def top_contribution(
     activations: "Array", write_vectors: "Array", targets: Targets, k: int, threads: int | None = None
 ) -> TopNeurons:
-    """The k neurons with the largest scores for every token's target, descending, without keeping all scores.
+    """The k neurons with the largest scores for every token's target, [token, k] descending, without keeping all scores.
 
-    Ties go to the smaller neuron. NaN never wins. A place without a neuron is -inf with neuron -1, and so is one whose
-    score would be -inf. Everything else is as for `contribution`.
+    Ties go to the smaller neuron. NaN and -inf are never among them: entries that no score is left for are -inf with
+    neuron -1. Raises ValueError for a negative k. Everything else is as for `contribution`.
     """
     _check(activations, write_vectors, targets)
     targets.check_rows()
@@ -74,7 +74,7 @@ def sum_contributions(
     activations: "Array",
     write_vectors: "Array",
     targets: Targets,
-    groups: NDArray[Any],
+    groups: NDArray[np.integer],
     n_groups: int,
     threads: int | None = None,
 ) -> ContributionSums:
@@ -104,7 +104,7 @@ def sum_contributions(
     return cpu.sum_contributions(*arrays, targets, entries, n_groups, threads or default_threads())
 
 
-def _arrays(activations: "Array", write_vectors: "Array") -> tuple[NDArray[Any], NDArray[Any]]:
+def _arrays(activations: "Array", write_vectors: "Array") -> tuple[FloatArray, FloatArray]:
     return as_array(activations, "activations"), as_array(write_vectors, "write_vectors")
 
 
@@ -121,12 +121,12 @@ def _check(activations: "Array", write_vectors: "Array", targets: Targets) -> No
         raise ValueError("write_vectors and directions must lie on the same device: move one of them")
 
 
-def _check_groups(groups: NDArray[Any], n_groups: int, n_tokens: int) -> NDArray[np.int64]:
+def _check_groups(groups: NDArray[np.integer], n_groups: int, n_tokens: int) -> NDArray[np.int64]:
     groups = np.asarray(groups)
     if groups.ndim not in (1, 2) or len(groups) != n_tokens or groups.dtype.kind not in "iu":
         expected = f"[{n_tokens} tokens] or [{n_tokens} tokens, column] integers"
         raise ValueError(f"groups must be {expected}, not {groups.dtype} {list(groups.shape)}")
     if groups.size and not -1 <= groups.min() <= groups.max() < n_groups:
-        found = f"{groups.min()} to {groups.max()}"
-        raise ValueError(f"groups must be -1, for none, or below n_groups = {n_groups}; found {found}")
+        limits = f"{groups.min()} to {groups.max()}"
+        raise ValueError(f"groups must be -1, for none, or below n_groups = {n_groups}; found {limits}")
     return np.atleast_2d(groups.T).T.astype(np.int64)

@@ -1,26 +1,26 @@
 """Contributions on the CPU: the product by BLAS, what follows it compiled. Checks are made by `api`."""
 
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actstore.kernels.bits import BITS_DTYPES, FORMAT_CODES, widen
+from actstore.kernels.bits import BITS_DTYPES, FORMAT_CODES, Bits, widen
 from actstore.kernels.contribution.entries import Entries
 from actstore.kernels.contribution.products import Factors, Tile, as_tensor, over_tiles, spread
 from actstore.kernels.contribution.sums import ContributionSums, TopNeurons
 from actstore.kernels.contribution.targets import Targets
-from actstore.kernels.floats import as_array
+from actstore.kernels.floats import FloatArray, as_array
 from actstore.kernels.jit import jit
 from actstore.kernels.top_k.cpu import insert
 
-TOKENS = 256  # whose scores are held for all neurons while their largest are looked for
+TOKENS = 256  # whose scores are in memory for all neurons while their largest are looked for
 STRIP, ENTRIES = 64, 512  # neurons and entries that are summed at a time: their activations stay in cache
 
 
 def contribution(
-    activations: NDArray[Any], write_vectors: NDArray[Any], targets: Targets, threads: int
+    activations: FloatArray, write_vectors: FloatArray, targets: Targets, threads: int
 ) -> NDArray[np.float32]:
     """The scores [neuron, token]; see `api.contribution`."""
     scores = np.empty(activations.shape, np.float32)
@@ -29,7 +29,7 @@ def contribution(
 
 
 def top_contribution(
-    activations: NDArray[Any], write_vectors: NDArray[Any], targets: Targets, k: int, threads: int
+    activations: FloatArray, write_vectors: FloatArray, targets: Targets, k: int, threads: int
 ) -> TopNeurons:
     """The k neurons with the largest scores at every token; see `api.top_contribution`."""
     n_neurons, n_tokens = activations.shape
@@ -39,7 +39,7 @@ def top_contribution(
         scores = np.empty((n_neurons, min(TOKENS, n_tokens - token)), np.float32)
         _fill(scores, token, values, write_vectors, targets, threads)
 
-        def find(first: int, stop: int, scores: Any = scores, token: int = token) -> None:
+        def find(first: int, stop: int, scores: NDArray[np.float32] = scores, token: int = token) -> None:
             _find_largest(first, stop, scores, best.scores[token:], best.neurons[token:])
 
         spread(find, scores.shape[1], threads)
@@ -47,8 +47,8 @@ def top_contribution(
 
 
 def sum_contributions(
-    activations: NDArray[Any],
-    write_vectors: NDArray[Any],
+    activations: FloatArray,
+    write_vectors: FloatArray,
     targets: Targets,
     entries: Entries,
     n_groups: int,
@@ -69,15 +69,15 @@ def sum_contributions(
 class Activations(NamedTuple):
     """Activations and what multiplies them, as compiled code takes them."""
 
-    bits: NDArray[Any]
-    """[neuron, token] unsigned."""
+    bits: Bits
+    """[neuron, token]"""
     source: int
     """Their format, one of `bits.FORMAT_CODES`."""
     scale: NDArray[np.float32]
-    """[token]"""
+    """[token] by which a token's activations are multiplied."""
 
     @classmethod
-    def of(cls, activations: NDArray[Any], targets: Targets) -> Self:
+    def of(cls, activations: FloatArray, targets: Targets) -> Self:
         """Activations with the scales of their tokens; a copy where they are not contiguous."""
         source = FORMAT_CODES[activations.dtype]
         scale = np.ones(targets.n_tokens, np.float32) if targets.scale is None else targets.scale
@@ -88,7 +88,7 @@ def _fill(
     scores: NDArray[np.float32],
     first_token: int,
     activations: Activations,
-    write_vectors: NDArray[Any],
+    write_vectors: FloatArray,
     targets: Targets,
     threads: int,
 ) -> None:
@@ -98,37 +98,52 @@ def _fill(
     def weigh(product: NDArray[np.float32], tile: Tile) -> None:
         _weigh(product, tile, activations, first_token, scores)
 
-    here = rows[first_token : first_token + scores.shape[1]]
-    over_tiles(_factors(write_vectors, targets, here), weigh, threads)
+    tile_rows = rows[first_token : first_token + scores.shape[1]]
+    over_tiles(_factors(write_vectors, targets, tile_rows), weigh, threads)
 
 
 def _factors(
-    write_vectors: NDArray[Any], targets: Targets, rows: NDArray[np.int64], column_major: bool = False
+    write_vectors: FloatArray, targets: Targets, rows: NDArray[np.int64], column_major: bool = False
 ) -> Factors:
+    """What `over_tiles` multiplies: the directions of `rows` [column], each of which becomes a column of the product."""
     gain = None if targets.gain is None else as_tensor(targets.gain)
     directions = as_tensor(as_array(targets.directions, "directions"))
     return Factors(as_tensor(write_vectors), directions, torch.from_numpy(rows), gain, column_major)
 
 
 @jit
-def _weigh(product: Any, tile: Tile, activations: Activations, first_token: int, scores: Any) -> None:
-    """Fill the `scores` [neuron, token] of a tile; their first column is that of `first_token`."""
-    widened = np.empty(tile.n_columns, np.uint32)
+def _weigh(
+    product: NDArray[np.float32], tile: Tile, activations: Activations, first_token: int, scores: NDArray[np.float32]
+) -> None:
+    """Fill the `scores` [neuron, token] of a tile; their first column is that of `first_token`.
+
+    product: [neuron of the tile, column of the tile].
+    """
+    widened = np.empty(tile.n_columns, np.uint32)  # [column of the tile]
     values = widened.view(np.float32)
     token = first_token + tile.column
     scale = activations.scale[token : token + tile.n_columns]
     for i in range(tile.n_neurons):
         widen(activations.bits[tile.neuron + i, token : token + tile.n_columns], activations.source, widened)
-        row = scores[tile.neuron + i, tile.column : tile.column + tile.n_columns]
+        row = scores[tile.neuron + i, tile.column : tile.column + tile.n_columns]  # [column of the tile]
         for j in range(row.size):
             row[j] = values[j] * scale[j] * product[i, j]
 
 
 @jit
-def _find_largest(first: int, stop: int, scores: Any, best_scores: Any, best_neurons: Any) -> None:
-    """Put the largest `scores` [neuron, token] of some tokens into their `best_scores` and `best_neurons` [token, k]."""
+def _find_largest(
+    first: int,
+    stop: int,
+    scores: NDArray[np.float32],
+    best_scores: NDArray[np.float32],
+    best_neurons: NDArray[np.int64],
+) -> None:
+    """Insert the `scores` [neuron, token] of tokens `first:stop` into their `best_scores` and `best_neurons` [token, k].
+
+    Neurons ascend, so that one that ties with the last of the k is not inserted; nor is NaN, which is larger than nothing.
+    """
     last = best_scores.shape[1] - 1
-    least = best_scores[first:stop, last].copy()
+    least = best_scores[first:stop, last].copy()  # [token]; side by side, so that a row is compared with one stream
     for neuron in range(len(scores)):
         row = scores[neuron, first:stop]
         for t in range(row.size):
@@ -139,38 +154,56 @@ def _find_largest(first: int, stop: int, scores: Any, best_scores: Any, best_neu
 
 @jit
 def _add(
-    product: Any, tile: Tile, entries: Entries, activations: Activations, total: Any, magnitude: Any, non_finite: Any
+    product: NDArray[np.float32],
+    tile: Tile,
+    entries: Entries,
+    activations: Activations,
+    total: NDArray[np.float64],
+    magnitude: NDArray[np.float64],
+    non_finite: NDArray[np.int64],
 ) -> None:
     """Add the entries whose targets are in a tile to the sums [group, neuron] of its neurons, always in the same order.
 
-    The activations of some entries are brought together, neurons side by side: then everything else vectorises.
+    product: [column of the tile, neuron of the tile]. The activations of some entries are brought together, neurons
+    side by side: then everything else vectorises. Each sum is added to in the order of targets, groups and tokens,
+    whatever the tile.
     """
     first, stop = entries.firsts[tile.column], entries.firsts[tile.column + tile.n_columns]
-    raw = np.empty(STRIP * ENTRIES, activations.bits.dtype)
+    raw = np.empty(STRIP * ENTRIES, activations.bits.dtype)  # [entry × neuron], and the next
     widened = np.empty(STRIP * ENTRIES, np.uint32)
+    # Entries outermost: a neuron's sums get their entries in order.
     for start in range(first, stop, ENTRIES):
         n_entries = min(ENTRIES, stop - start)
-        for begin in range(0, tile.n_neurons, STRIP):
-            width = min(STRIP, tile.n_neurons - begin)
-            size = n_entries * width
-            _collect(activations.bits, tile.neuron + begin, entries.tokens, start, raw[:size].reshape(n_entries, width))
-            widen(raw[:size], activations.source, widened[:size])
-            values = widened[:size].view(np.float32).reshape(n_entries, width)
-            here = slice(tile.neuron + begin, tile.neuron + begin + width)
-            _scale(values, start, entries, activations.scale, non_finite[:, here])
+        for strip in range(0, tile.n_neurons, STRIP):
+            width = min(STRIP, tile.n_neurons - strip)
+            n_values = n_entries * width
+            _collect(
+                activations.bits, tile.neuron + strip, entries.tokens, start, raw[:n_values].reshape(n_entries, width)
+            )
+            widen(raw[:n_values], activations.source, widened[:n_values])
+            values = widened[:n_values].view(np.float32).reshape(n_entries, width)  # [entry, neuron]
+            neurons = slice(tile.neuron + strip, tile.neuron + strip + width)
+            _scale(values, start, entries, activations.scale, non_finite[:, neurons])
             for e in range(n_entries):
                 group, row = entries.groups[start + e], entries.targets[start + e] - tile.column
-                dots, sums, sizes = product[row, begin : begin + width], total[group, here], magnitude[group, here]
-                value = values[e]
+                dots, sums, magnitudes = (
+                    product[row, strip : strip + width],
+                    total[group, neurons],
+                    magnitude[group, neurons],
+                )  # [neuron]
+                value = values[e]  # [neuron]
                 for i in range(width):
                     score = np.float64(value[i]) * np.float64(dots[i])
                     sums[i] += score
-                    sizes[i] += abs(score)
+                    magnitudes[i] += abs(score)
 
 
 @jit
-def _collect(bits: Any, neuron: int, tokens: Any, start: int, raw: Any) -> None:
-    """Fill `raw` [entry, neuron] with the activations of some neurons at the tokens from entry `start` on."""
+def _collect(bits: Bits, neuron: int, tokens: NDArray[np.uint32], start: int, raw: Bits) -> None:
+    """Fill `raw` [entry, neuron] with the `bits` [neuron, token] of neurons from `neuron` on, entries from `start` on.
+
+    tokens: [entry]. Neuron by neuron: a neuron's tokens lie close together, and `raw` stays in cache.
+    """
     for i in range(raw.shape[1]):
         row = bits[neuron + i]
         for e in range(len(raw)):
@@ -178,14 +211,24 @@ def _collect(bits: Any, neuron: int, tokens: Any, start: int, raw: Any) -> None:
 
 
 @jit
-def _scale(values: Any, start: int, entries: Entries, scale: Any, non_finite: Any) -> None:
-    """Multiply `values` [entry, neuron] by their tokens' scale; what is not finite becomes 0 and is counted."""
+def _scale(
+    values: NDArray[np.float32],
+    start: int,
+    entries: Entries,
+    scale: NDArray[np.float32],
+    non_finite: NDArray[np.int64],
+) -> None:
+    """Multiply `values` [entry, neuron] by their tokens' scale; what is not finite becomes 0 and is counted.
+
+    scale: [token]. non_finite: [group, neuron], of the same neurons. A product that overflows is not finite either.
+    """
     n_lost = 0
     for e in range(len(values)):
         value, factor = values[e], scale[entries.tokens[start + e]]
         for i in range(value.size):
             value[i] *= factor
             n_lost += not abs(value[i]) < np.inf
+    # A second pass, seldom needed: the first has no branch and vectorises.
     if n_lost:
         for e in range(len(values)):
             for i in range(values.shape[1]):

@@ -1,4 +1,4 @@
-"""The tokens of a corpus block in the order of their targets. Knows nothing about activations or directions."""
+"""The tokens of a corpus block in the order of their targets."""
 
 from typing import NamedTuple, Self
 
@@ -19,9 +19,9 @@ class Entries(NamedTuple):
     targets: NDArray[np.uint32]
     """[entry] index into `rows`."""
     groups: NDArray[np.uint32]
-    """[entry]"""
+    """[entry] the group to whose sums it is added."""
     tokens: NDArray[np.uint32]
-    """[entry]"""
+    """[entry] column of the block's activations."""
 
     @classmethod
     def of(cls, rows: NDArray[np.int64], groups: NDArray[np.int64]) -> Self:

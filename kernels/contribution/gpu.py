@@ -1,7 +1,7 @@
 """Contributions on a GPU; takes tensors of any device that Triton runs on. Checks are made by `api`.
 
 A program makes a tile of the product and works on it in registers. Sums by group have one program for each group and each
-tile of neurons, which takes the group's targets in order: no two programs add to the same place, so that every run gives the
+tile of neurons, which takes the group's targets in order: no two programs add to the same sum, so that every run gives the
 same bits.
 """
 
@@ -19,14 +19,14 @@ from actstore.kernels.contribution.gpu_products import COLUMNS, NEURONS, Factors
 from actstore.kernels.contribution.products import as_tensor
 from actstore.kernels.contribution.sums import ContributionSums, TopNeurons
 from actstore.kernels.contribution.targets import Targets
-from actstore.kernels.floats import as_array, on_gpu
+from actstore.kernels.floats import FloatArray, as_array, on_gpu
 from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, as_bits, jit, on_device_of, upload, widen
 
-PAIRS = 32  # columns of a tile whose every place has two sums in float64: with 64, they do not fit in registers
-TOKENS = 1024  # whose scores are held for all neurons while their largest are looked for
+PAIRS = 32  # columns of a tile each of whose elements has two sums in float64: with 64, they do not fit in registers
+TOKENS = 1024  # whose scores are in memory for all neurons while their largest are looked for
 
 
-def contribution(activations: Any, write_vectors: Tensor, targets: Targets) -> Tensor:
+def contribution(activations: Tensor | FloatArray, write_vectors: Tensor, targets: Targets) -> Tensor:
     """The scores [neuron, token] float32, on the device of `write_vectors`; see `api.contribution`."""
     device = write_vectors.device
     values = _move(activations, device)
@@ -49,23 +49,23 @@ def contribution(activations: Any, write_vectors: Tensor, targets: Targets) -> T
     return scores
 
 
-def top_contribution(activations: Any, write_vectors: Tensor, targets: Targets, k: int) -> TopNeurons:
+def top_contribution(activations: Tensor | FloatArray, write_vectors: Tensor, targets: Targets, k: int) -> TopNeurons:
     """The k neurons with the largest scores at every token; see `api.top_contribution`."""
     n_tokens = targets.n_tokens
     best = TopNeurons(np.full((n_tokens, k), -np.inf, np.float32), np.full((n_tokens, k), -1, np.int64))
     for first in range(0, n_tokens, TOKENS):
-        here = np.arange(first, min(first + TOKENS, n_tokens))
-        scores = contribution(activations[:, first : first + TOKENS], write_vectors, targets.take(here)).T
+        tokens = np.arange(first, min(first + TOKENS, n_tokens))
+        scores = contribution(activations[:, first : first + TOKENS], write_vectors, targets.take(tokens)).T
         scores = torch.where(scores.isnan(), -torch.inf, scores) + 0.0  # a sort may tell -0 from 0
         values, neurons = scores.sort(dim=1, descending=True, stable=True)
         values, neurons = values[:, :k], neurons[:, :k].masked_fill(values[:, :k] == -torch.inf, -1)
-        best.scores[here, : values.shape[1]] = values.cpu().numpy()
-        best.neurons[here, : values.shape[1]] = neurons.cpu().numpy()
+        best.scores[tokens, : values.shape[1]] = values.cpu().numpy()
+        best.neurons[tokens, : values.shape[1]] = neurons.cpu().numpy()
     return best
 
 
 def sum_contributions(
-    activations: Any, write_vectors: Tensor, targets: Targets, entries: Entries, n_groups: int
+    activations: Tensor | FloatArray, write_vectors: Tensor, targets: Targets, entries: Entries, n_groups: int
 ) -> ContributionSums:
     """The sums over the tokens of `entries`; see `api.sum_contributions`."""
     device = write_vectors.device
@@ -134,12 +134,12 @@ class Pairs(NamedTuple):
         return cls(*(array.astype(np.int64) for array in arrays))
 
 
-def _move(activations: Any, device: torch.device) -> Tensor:
+def _move(activations: Tensor | FloatArray, device: torch.device) -> Tensor:
     tensor = activations if on_gpu(activations) else as_tensor(as_array(activations, "activations"))
     return tensor.to(device)
 
 
-def _upload(array: NDArray[Any] | None, device: torch.device) -> Tensor | None:
+def _upload(array: NDArray[np.generic] | None, device: torch.device) -> Tensor | None:
     return None if array is None else upload(array, device)
 
 
@@ -156,16 +156,20 @@ def _load_activations(
     neurons: tl.tensor,
     n_neurons: tl.tensor,
     tokens: tl.tensor,
-    there: tl.tensor,
+    valid: tl.tensor,
     scale: tl.tensor,
     SOURCE: tl.constexpr,
 ) -> tl.tensor:
-    """Activations [neuron, token] times their tokens' scale, float32; 0 beyond them."""
-    places = activations + neurons[:, None] * neuron_stride + tokens[None, :] * token_stride
-    raw = tl.load(places, mask=(neurons < n_neurons)[:, None] & there[None, :], other=0)
+    """Activations [neuron, token] times their tokens' scale, float32; 0 beyond them.
+
+    activations: [neuron, token] the bits of SOURCE as integers, with any strides. neurons: [NEURONS] int64. tokens:
+    [any] int64, not read where not `valid`, [any] bool. scale: [token] float32, or None for 1.
+    """
+    pointers = activations + neurons[:, None] * neuron_stride + tokens[None, :] * token_stride
+    raw = tl.load(pointers, mask=(neurons < n_neurons)[:, None] & valid[None, :], other=0)  # [NEURONS, tokens]
     values = widen(raw, SOURCE).to(tl.float32, bitcast=True)
     if scale is not None:
-        values *= tl.load(scale + tokens, mask=there, other=0.0)[None, :]
+        values *= tl.load(scale + tokens, mask=valid, other=0.0)[None, :]
     return values
 
 
@@ -187,21 +191,31 @@ def _weigh(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ) -> None:
+    """Fill a tile of the scores.
+
+    Grid: [tile of NEURONS neurons × tile of COLUMNS tokens], neurons fastest, so that neighbours share directions.
+
+    activations: [neuron, token] the bits of SOURCE as integers, with any strides. rows: [token] int64, or None: token t
+    has row t. scale: [token] float32, or None for 1. scores: [neuron, token] float32, contiguous. factors and the rest:
+    see `multiply`.
+    """
     n_neurons = factors.n_neurons
     n_tiles = tl.cdiv(n_neurons, NEURONS)
     program = tl.program_id(0).to(tl.int64)
-    neurons = program % n_tiles * NEURONS + tl.arange(0, NEURONS)
-    tokens = program // n_tiles * COLUMNS + tl.arange(0, COLUMNS)
-    there = tokens < n_tokens
-    targets = tokens
+    neurons = program % n_tiles * NEURONS + tl.arange(0, NEURONS)  # [NEURONS]
+    tokens = program // n_tiles * COLUMNS + tl.arange(0, COLUMNS)  # [COLUMNS]
+    valid = tokens < n_tokens
+    targets = tokens  # [COLUMNS]
     if rows is not None:
-        targets = tl.load(rows + tokens, mask=there, other=0)
-    product = multiply(factors, neurons, targets, there, LEFT, RIGHT, NATIVE, NEURONS, COLUMNS, DEPTH)
+        targets = tl.load(rows + tokens, mask=valid, other=0)
+    product = multiply(
+        factors, neurons, targets, valid, LEFT, RIGHT, NATIVE, NEURONS, COLUMNS, DEPTH
+    )  # [NEURONS, COLUMNS]
     values = _load_activations(
-        activations, activation_neuron_stride, activation_token_stride, neurons, n_neurons, tokens, there, scale, SOURCE
+        activations, activation_neuron_stride, activation_token_stride, neurons, n_neurons, tokens, valid, scale, SOURCE
     )
-    places = scores + neurons[:, None] * n_tokens + tokens[None, :]
-    tl.store(places, values * product, mask=(neurons < n_neurons)[:, None] & there[None, :])
+    pointers = scores + neurons[:, None] * n_tokens + tokens[None, :]
+    tl.store(pointers, values * product, mask=(neurons < n_neurons)[:, None] & valid[None, :])
 
 
 @jit
@@ -229,32 +243,52 @@ def _add(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ) -> None:
+    """Fill the sums of one group for a tile of neurons.
+
+    Grid: [tile of NEURONS neurons × run], runs fastest. A run is a group that has tokens; its program alone writes the
+    group's sums, and takes its pairs, COLUMNS at a time, and their tokens in order: the same bits in every run of the
+    program.
+
+    activations: [neuron, token] the bits of SOURCE as integers, with any strides. scale: [token] float32, or None for
+    1. groups, firsts, rows, starts, stops, tokens: int64, as in `Pairs`. total, magnitude: [group, neuron] float64 and
+    non_finite: [group, neuron] int64, contiguous; other groups' entries stay as they are. factors and the rest: see
+    `multiply`.
+
+    The product of a pair is the same for all of its tokens: activations are added up first, in float64, then
+    multiplied.
+    """
     program = tl.program_id(0).to(tl.int64)
     run = program % n_runs
     n_neurons = factors.n_neurons
-    neurons = program // n_runs * NEURONS + tl.arange(0, NEURONS)
-    signed, size = tl.zeros([NEURONS], tl.float64), tl.zeros([NEURONS], tl.float64)
+    neurons = program // n_runs * NEURONS + tl.arange(0, NEURONS)  # [NEURONS]
+    signed, absolute = tl.zeros([NEURONS], tl.float64), tl.zeros([NEURONS], tl.float64)  # [NEURONS]
     n_lost = tl.zeros([NEURONS], tl.int64)
-    last = tl.load(firsts + run + 1)
-    for first in range(tl.load(firsts + run), last, COLUMNS):
-        pairs = first + tl.arange(0, COLUMNS).to(tl.int64)
-        there = pairs < last
-        targets = tl.load(rows + pairs, mask=there, other=0)
-        product = multiply(factors, neurons, targets, there, LEFT, RIGHT, NATIVE, NEURONS, COLUMNS, DEPTH)
-        start = tl.load(starts + pairs, mask=there, other=0)
-        stop = tl.load(stops + pairs, mask=there, other=0)
-        activation, magnitudes = tl.zeros([NEURONS, COLUMNS], tl.float64), tl.zeros([NEURONS, COLUMNS], tl.float64)
+    last_pair = tl.load(firsts + run + 1)
+    for tile_start in range(tl.load(firsts + run), last_pair, COLUMNS):
+        pair = tile_start + tl.arange(0, COLUMNS).to(tl.int64)  # [COLUMNS]
+        valid = pair < last_pair
+        targets = tl.load(rows + pair, mask=valid, other=0)
+        product = multiply(
+            factors, neurons, targets, valid, LEFT, RIGHT, NATIVE, NEURONS, COLUMNS, DEPTH
+        )  # [NEURONS, COLUMNS]
+        start = tl.load(starts + pair, mask=valid, other=0)  # [COLUMNS]
+        stop = tl.load(stops + pair, mask=valid, other=0)
+        activation, magnitudes = (
+            tl.zeros([NEURONS, COLUMNS], tl.float64),
+            tl.zeros([NEURONS, COLUMNS], tl.float64),
+        )  # [NEURONS, COLUMNS]
+        # As many rounds as the pair with the most tokens has; the others' columns are masked.
         for i in range(tl.max(stop - start, axis=0)):
-            here = start + i < stop
-            at = tl.load(tokens + start + i, mask=here, other=0)
+            has_token = start + i < stop  # [COLUMNS]
+            token = tl.load(tokens + start + i, mask=has_token, other=0)  # [COLUMNS]
             values = _load_activations(
                 activations,
                 activation_neuron_stride,
                 activation_token_stride,
                 neurons,
                 n_neurons,
-                at,
-                here,
+                token,
+                has_token,
                 scale,
                 SOURCE,
             )
@@ -265,8 +299,8 @@ def _add(
             n_lost += tl.sum((~finite).to(tl.int32), axis=1)
         exact = product.to(tl.float64)
         signed += tl.sum(activation * exact, axis=1)
-        size += tl.sum(magnitudes * tl.abs(exact), axis=1)
-    places = tl.load(groups + run) * n_neurons + neurons
-    tl.store(total + places, signed, mask=neurons < n_neurons)
-    tl.store(magnitude + places, size, mask=neurons < n_neurons)
-    tl.store(non_finite + places, n_lost, mask=neurons < n_neurons)
+        absolute += tl.sum(magnitudes * tl.abs(exact), axis=1)
+    pointers = tl.load(groups + run) * n_neurons + neurons
+    tl.store(total + pointers, signed, mask=neurons < n_neurons)
+    tl.store(magnitude + pointers, absolute, mask=neurons < n_neurons)
+    tl.store(non_finite + pointers, n_lost, mask=neurons < n_neurons)

@@ -1,19 +1,21 @@
-"""Contributions of neurons to target tokens: the specification, in plain numpy and float64.
+"""Contributions of neurons to target tokens: the specification, in plain numpy and float64."""
 
-Knows nothing about speed.
-"""
-
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actstore.kernels.contribution.sums import ContributionSums, TopNeurons
 from actstore.kernels.contribution.targets import Targets
-from actstore.kernels.floats import as_array, decode
+from actstore.kernels.floats import FloatArray, as_array, decode
+
+if TYPE_CHECKING:
+    import torch
+
+    Array = torch.Tensor | FloatArray
 
 
-def contribution(activations: Any, write_vectors: Any, targets: Targets) -> NDArray[np.float64]:
+def contribution(activations: "Array", write_vectors: "Array", targets: Targets) -> NDArray[np.float64]:
     """`a[neuron, token] · (w_neuron · d_token)`; see `api.contribution`."""
     directions = _float64(targets.directions)
     if targets.rows is not None:
@@ -26,20 +28,20 @@ def contribution(activations: Any, write_vectors: Any, targets: Targets) -> NDAr
         return _float64(activations) * (_float64(write_vectors) @ directions.T)
 
 
-def top_contribution(activations: Any, write_vectors: Any, targets: Targets, k: int) -> TopNeurons:
+def top_contribution(activations: "Array", write_vectors: "Array", targets: Targets, k: int) -> TopNeurons:
     """The k neurons with the largest score at every token; see `api.top_contribution`."""
     scores = contribution(activations, write_vectors, targets)
     best = TopNeurons(np.full((targets.n_tokens, k), -np.inf, np.float32), np.full((targets.n_tokens, k), -1))
-    for token, column in enumerate(scores.T):
-        column = np.where(np.isnan(column), -np.inf, column)
-        neurons = [neuron for neuron in np.argsort(-column, kind="stable")[:k] if column[neuron] > -np.inf]
-        best.scores[token, : len(neurons)] = column[neurons]
+    for token, token_scores in enumerate(scores.T):
+        token_scores = np.where(np.isnan(token_scores), -np.inf, token_scores)
+        neurons = [neuron for neuron in np.argsort(-token_scores, kind="stable")[:k] if token_scores[neuron] > -np.inf]
+        best.scores[token, : len(neurons)] = token_scores[neurons]
         best.neurons[token, : len(neurons)] = neurons
     return best
 
 
 def sum_contributions(
-    activations: Any, write_vectors: Any, targets: Targets, groups: NDArray[Any], n_groups: int
+    activations: "Array", write_vectors: "Array", targets: Targets, groups: NDArray[np.integer], n_groups: int
 ) -> ContributionSums:
     """The scores, summed over the tokens of each group; see `api.sum_contributions`."""
     tokens = np.flatnonzero((groups >= 0).any(axis=1))
@@ -57,5 +59,5 @@ def sum_contributions(
     return sums
 
 
-def _float64(values: Any) -> NDArray[np.float64]:
+def _float64(values: "Array") -> NDArray[np.float64]:
     return decode(as_array(values)).astype(np.float64)

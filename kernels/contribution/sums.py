@@ -1,9 +1,8 @@
 """What a corpus leaves of its contributions: sums by group; mergeable.
 
-Plain numpy, so that a reader needs no compiler. Knows nothing about how they are gathered, nor about stores.
+Plain numpy, so that a reader needs no compiler.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Self
 
@@ -12,7 +11,10 @@ from numpy.typing import NDArray
 
 
 class TopNeurons(NamedTuple):
-    """The neurons that contribute most to the target of every token, descending; an empty place is -inf and neuron -1."""
+    """The neurons that contribute most to the target of every token, descending.
+
+    Unused entries are -inf with neuron -1.
+    """
 
     scores: NDArray[np.float32]  # [token, k]
     neurons: NDArray[np.int64]  # [token, k]
@@ -41,12 +43,6 @@ class ContributionSums:
         shape = (n_groups, n_neurons)
         return cls(np.zeros(shape), np.zeros(shape), np.zeros(n_groups, np.int64), np.zeros(shape, np.int64))
 
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """The sums whose `arrays()` these are; copies, to be added to. Raises KeyError for a missing one."""
-        dtypes = {name: array.dtype for name, array in cls.empty(0, 0).arrays().items()}
-        return cls(**{name: np.array(arrays[name], dtype, order="C") for name, dtype in dtypes.items()})
-
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Every array by its name; not copies."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -54,7 +50,9 @@ class ContributionSums:
     def merge(self, other: "ContributionSums") -> None:
         """Add the sums of another part in place; the same parts in the same order give the same bits."""
         for name, array in self.arrays().items():
-            if array.shape != (found := getattr(other, name).shape):
-                raise ValueError(f"cannot merge contributions: {name} has shape {array.shape} here and {found} there")
+            if array.shape != (other_shape := getattr(other, name).shape):
+                raise ValueError(
+                    f"cannot merge contributions: {name} has shape {array.shape} here and {other_shape} there"
+                )
         for name, array in self.arrays().items():
             array += getattr(other, name)

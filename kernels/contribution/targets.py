@@ -1,18 +1,18 @@
-"""Which token each position is asked about, and the direction in which its logit reads the residual stream.
-
-Knows nothing about activations, models or stores.
-"""
+"""Which token each position is asked about, and the direction in which its logit reads the residual stream."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.kernels.floats import as_array, decode, on_gpu
+from actstore.kernels.floats import FloatArray, as_array, decode, on_gpu
 
 if TYPE_CHECKING:
     import torch
+
+Array: TypeAlias = "NDArray[np.generic] | torch.Tensor"
+Given = Any  # an `Array` that is a numpy array ever after: mypy has one type for both
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Targets:
     where the arrays contradict each other.
     """
 
-    directions: "NDArray[Any] | torch.Tensor"
+    directions: "FloatArray | torch.Tensor"
     """[row, d] float32, float16 or bfloat16 (in numpy: uint16 bits): the unembedding, or a direction for each token."""
-    rows: Any = None
+    rows: Given = None
     """[token] int64, the row of each token's target: its token id, if `directions` is the unembedding. Unless given,
     token t has row t."""
-    gain: Any = None
+    gain: Given = None
     """[d] float32; 1 unless given."""
-    scale: Any = None
+    scale: Given = None
     """[token] float32, finite: 1 / rms of the residual stream there, say; 1 unless given."""
 
     def __post_init__(self) -> None:
@@ -45,8 +45,8 @@ class Targets:
                 raise ValueError(f"rows must be [token] integers, not {rows.dtype} {list(rows.shape)}")
             object.__setattr__(self, "rows", np.ascontiguousarray(rows, np.int64))
         for name, size, axis in (("gain", self.directions.shape[1], "d"), ("scale", self.n_tokens, "token")):
-            if (given := getattr(self, name)) is not None:
-                object.__setattr__(self, name, _vector(given, name, size, axis))
+            if (vector := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _vector(vector, name, size, axis))
         if self.scale is not None and not np.isfinite(self.scale).all():
             raise ValueError("scale must be finite: leave out the tokens that have none")
 
@@ -65,15 +65,15 @@ class Targets:
         n_rows = len(self.directions)
         if self.rows is None or not self.rows.size or 0 <= self.rows.min() <= self.rows.max() < n_rows:
             return
-        found = f"{self.rows.min()} to {self.rows.max()}"
-        raise ValueError(f"rows must be 0 or more and below {n_rows}, the number of directions; found {found}")
+        limits = f"{self.rows.min()} to {self.rows.max()}"
+        raise ValueError(f"rows must be 0 or more and below {n_rows}, the number of directions; found {limits}")
 
 
-def _on_host(array: Any) -> NDArray[Any]:
+def _on_host(array: Array) -> NDArray[np.generic]:
     return np.asarray(array.cpu() if on_gpu(array) else array)
 
 
-def _vector(array: Any, name: str, size: int, axis: str) -> NDArray[np.float32]:
+def _vector(array: Array, name: str, size: int, axis: str) -> NDArray[np.float32]:
     host = array.cpu() if on_gpu(array) else array
     if isinstance(host, np.ndarray) and host.dtype == np.float64:
         host = host.astype(np.float32)

@@ -1,33 +1,33 @@
 """Attention of one new token per row over keys and values that are kept: checks and dispatch. On the CPU only.
 
-On a GPU the libraries' own kernels are made for this. Knows nothing about models.
+On a GPU the libraries' own kernels are made for this.
 """
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actstore.kernels.decode_attention import cpu
+from actstore.kernels.floats import FloatArray
 from actstore.kernels.jit import default_threads, over_neurons
 
 __all__ = ["decode_attention"]
 
 
 def decode_attention(
-    query: NDArray[Any],
-    keys: NDArray[Any],
-    values: NDArray[Any],
+    query: FloatArray,
+    keys: NDArray[np.float32],
+    values: NDArray[np.float32],
     n_positions: int,
     scale: float,
     *,
     threads: int | None = None,
 ) -> NDArray[np.float32]:
-    """What every head of every row reads over the first `n_positions`; shape [row, head, dimension].
+    """The attention [row, head, dimension] of every head of every row over the first `n_positions`, scaled dot product.
 
-    query: [row, head, dimension]. keys, values: [row, group, dimension, position], float32 and C-contiguous, with room for
-    positions to come, which are not read; heads of a group follow one another. All finite. Neither the number of threads nor
-    other rows change a bit of a row.
+    query: [row, head, dimension], converted to float32. keys, values: [row, group, dimension, position], float32 and
+    C-contiguous, with room for positions to come, which are not read; heads of a group follow one another. All must be
+    finite, which is not checked: one NaN makes its heads NaN. Neither the number of threads nor other rows change a bit of a
+    row. Raises ValueError for shapes, dtypes or strides that do not fit.
     """
     if query.ndim != 3 or keys.ndim != 4 or keys.shape != values.shape:
         raise ValueError(
@@ -45,13 +45,13 @@ def decode_attention(
             raise ValueError(
                 f"{name} must be float32 and C-contiguous, found {array.dtype} with strides {array.strides}"
             )
-    query, out = np.ascontiguousarray(query, np.float32), np.empty(query.shape, np.float32)
+    queries, out = np.ascontiguousarray(query, np.float32), np.empty(query.shape, np.float32)
     over_neurons(
         cpu.attend,
-        len(query),
+        len(queries),
         8,
         threads or default_threads(),
-        query,
+        queries,
         keys,
         values,
         n_positions,

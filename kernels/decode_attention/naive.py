@@ -1,4 +1,4 @@
-"""Attention of one new token per row: the specification, in plain numpy. Knows nothing about models."""
+"""Attention of one new token per row: the specification, in plain numpy."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 def decode_attention(
     query: NDArray[np.float32], keys: NDArray[np.float32], values: NDArray[np.float32], scale: float
 ) -> NDArray[np.float32]:
-    """What every head of every row reads, softmax(scale · query · keys) · values; shape [row, head, dimension].
+    """The attention [row, head, dimension] of every head of every row: softmax(scale · query · keys) · values.
 
     query: [row, head, dimension]. keys, values: [row, group, dimension, position]; heads of a group follow one another and
     share its keys and values.

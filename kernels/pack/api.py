@@ -1,7 +1,7 @@
 """Packing activations into blocks, and the lossy precisions of a packed block: checks and dispatch.
 
 `pack` turns token-major activations, as a model produces them, into the neuron-major columns of a block and gathers
-every statistic in the same pass. Knows nothing about models, plans or stores.
+every statistic in the same pass.
 """
 
 from typing import TYPE_CHECKING, Any, overload
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.kernels.floats import as_array, on_gpu
+from actstore.kernels.floats import FloatArray, as_array, on_gpu
 from actstore.kernels.jit import default_threads
 from actstore.kernels.pack import cpu, cpu_lossy
 from actstore.kernels.pack.columns import Columns
@@ -34,9 +34,9 @@ __all__ = [
 
 
 def pack(
-    values: "Tensor | NDArray[Any]",
+    values: "Tensor | FloatArray",
     columns: Columns,
-    out: "NDArray[Any] | Tensor | None",
+    out: "FloatArray | Tensor | None",
     statistics: "Statistics | DeviceStatistics | None",
     threads: int | None = None,
 ) -> None:
@@ -73,7 +73,7 @@ def pack(
 
 
 def pack_signs(
-    values: "Tensor | NDArray[Any]",
+    values: "Tensor | FloatArray",
     columns: Columns,
     out_bits: "NDArray[np.uint8] | Tensor",
     positives: "NDArray[np.int64] | Tensor | None" = None,
@@ -84,6 +84,8 @@ def pack_signs(
     values: as for `pack`. out_bits: [neuron, slot / 8] uint8, little bit order (slot s is bit s % 8 of byte s // 8);
     bits are only ever set, so start from zeros. NaN is not above zero. positives: [label, neuron], added to; int64, but
     int32 on a GPU, where all of them lie if the values do.
+
+    The result does not depend on `threads`. Raises ValueError for shapes that do not fit, TypeError for other dtypes.
     """
     if on_gpu(values):
         from actstore.kernels.pack import gpu
@@ -105,7 +107,7 @@ def pack_signs(
 
 @overload
 def quantise(
-    block: NDArray[Any], out: NDArray[np.int8] | None = None, threads: int | None = None
+    block: FloatArray, out: NDArray[np.int8] | None = None, threads: int | None = None
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]: ...
 @overload
 def quantise(block: "Tensor", out: "Tensor | None" = None, threads: int | None = None) -> "tuple[Tensor, Tensor]": ...
@@ -119,7 +121,7 @@ def quantise(block: Any, out: Any = None, threads: int | None = None) -> Any:
     `steps.decode` is the inverse.
 
     block: [neuron, slot] float32, float16, or uint16 for bfloat16; a tensor on a GPU gives tensors there. out: written
-    and returned where given.
+    and returned where given. Raises ValueError for shapes that do not fit, TypeError for other dtypes of the block.
     """
     if on_gpu(block):
         from actstore.kernels.pack import gpu_lossy
@@ -138,7 +140,7 @@ def quantise(block: Any, out: Any = None, threads: int | None = None) -> Any:
 
 @overload
 def sparsify(
-    block: NDArray[Any], keep: float, counted: NDArray[np.bool_] | None = None, threads: int | None = None
+    block: FloatArray, keep: float, counted: NDArray[np.bool_] | None = None, threads: int | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
 @overload
 def sparsify(
@@ -152,7 +154,8 @@ def sparsify(block: Any, keep: float, counted: NDArray[np.bool_] | None = None, 
     fewer where magnitudes tie at the threshold. NaN is no value: a neuron of an expert has as many as tokens it is given.
 
     block: [neuron, slot] float32, float16, or uint16 for bfloat16; a tensor on a GPU gives tensors there. counted:
-    [slot], the slots whose values the share is of (all, unless given); the threshold holds for every slot.
+    [slot], the slots whose values the share is of (all, unless given); the threshold holds for every slot. Raises ValueError
+    for another share and for shapes that do not fit, TypeError for other dtypes.
     """
     if not 0 <= keep <= 1:
         raise ValueError(f"keep must be a share between 0 and 1, not {keep}")
@@ -168,20 +171,20 @@ def sparsify(block: Any, keep: float, counted: NDArray[np.bool_] | None = None, 
     return cpu_lossy.sparsify(source, keep, counted, threads or default_threads())
 
 
-def _check_rows(source: NDArray[Any], columns: Columns) -> int:
+def _check_rows(source: NDArray[np.generic], columns: Columns) -> int:
     if source.ndim != 2 or len(source) < columns.n_rows:
         raise ValueError(f"values must be [row, neuron] with {columns.n_rows} rows or more, not {list(source.shape)}")
     return int(source.shape[1])
 
 
-def _check_block(block: NDArray[Any], name: str, n_neurons: int, n_slots: int) -> None:
+def _check_block(block: NDArray[np.generic], name: str, n_neurons: int, n_slots: int) -> None:
     if block.ndim != 2 or len(block) != n_neurons or block.shape[1] < n_slots:
         raise ValueError(f"{name} must be [{n_neurons} neurons, {n_slots} slots or more], not {list(block.shape)}")
     if block.size and not cpu.has_contiguous_rows(block):
         raise ValueError(f"{name} must be contiguous along its slots; its strides are {list(block.strides)} bytes")
 
 
-def _check_writable(array: NDArray[Any], name: str) -> None:
+def _check_writable(array: NDArray[np.generic], name: str) -> None:
     if not array.flags.writeable:
         raise ValueError(f"{name} is read-only, but would be written: pass a copy")
 

@@ -1,14 +1,13 @@
 """Which rows of a batch go to which token slots of a block, and what is known of them.
 
-Built once for a batch and shared by every layer and site. Knows nothing about activations, plans or stores.
+Built once for a batch and shared by every layer and site.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class Columns:
         _expect(n_tokens == 0 or self.rows.min() >= 0, "rows must not be negative")
         _expect(n_tokens == 0 or self.slots[0] >= 0, "slots must not be negative")
         _expect(bool((np.diff(self.slots) > 0).all()), "slots must ascend, each used once")
-        whole = self.segments[0] == 0 and self.segments[-1] == n_tokens and bool((np.diff(self.segments) >= 0).all())
-        _expect(whole, f"segments must ascend from 0 to the number of tokens, {n_tokens}")
+        is_whole = self.segments[0] == 0 and self.segments[-1] == n_tokens and bool((np.diff(self.segments) >= 0).all())
+        _expect(is_whole, f"segments must ascend from 0 to the number of tokens, {n_tokens}")
 
     @cached_property
     def n_labels(self) -> int:
@@ -55,16 +54,16 @@ class Columns:
 
     @cached_property
     def n_rows(self) -> int:
-        """The rows that a batch must have."""
+        """The least number of rows that a batch must have."""
         return int(self.rows.max(initial=-1)) + 1
 
     @cached_property
     def n_slots(self) -> int:
-        """The slots that a block's buffer must have."""
+        """The least number of slots that a block's buffer must have."""
         return int(self.slots.max(initial=-1)) + 1
 
 
-_DTYPES: dict[str, Any] = {
+_DTYPES: dict[str, DTypeLike] = {
     "rows": np.int64,
     "slots": np.int64,
     "segments": np.int64,

@@ -1,7 +1,7 @@
 """Packing token-major activations into neuron-major blocks, compiled.
 
 One thread owns a neuron. A tile of tokens × neurons is loaded from the rows, cast, written to the block through a
-transpose in registers, and counted, before the next one comes. Knows nothing about checks: `api` has made them.
+transpose in registers, and counted, before the next one comes. Arguments were checked by `api`.
 """
 
 from typing import Any, NamedTuple
@@ -9,51 +9,52 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.kernels.bits import BITS_DTYPES, FLOAT32, FORMAT_CODES, INFINITIES, narrow, widen
+from actstore.kernels.bits import BITS_DTYPES, FLOAT32, FORMAT_CODES, INFINITIES, Bits, narrow, widen
+from actstore.kernels.floats import FloatArray
 from actstore.kernels.jit import jit, over_neurons
 from actstore.kernels.pack import cpu_statistics as gather
 from actstore.kernels.pack.columns import Columns
-from actstore.kernels.pack.cpu_statistics import DEPTH, WIDTH, Tally
+from actstore.kernels.pack.cpu_statistics import DEPTH, WIDTH, Running, StatisticsArrays
 from actstore.kernels.pack.statistics import Statistics
 from actstore.kernels.prefetch import prefetch
 from actstore.kernels.transpose import SIDE, transpose_square
 
-NOTHING = -1  # the format of no block
+NOTHING = -1  # the format of no block, and of what is not a float
 
 
 class Matrix(NamedTuple):
     """A matrix whose rows are contiguous: its bits as one flat array, and where its rows start."""
 
-    flat: Any  # [element] uint8, uint16 or uint32
+    flat: NDArray[Any]  # [element] unsigned, of the elements' width; int8 stays what it is
     pitch: int  # elements between the starts of two rows
-    format: int  # one of FORMAT_CODES
+    format: int  # one of FORMAT_CODES, or NOTHING
 
 
 class Tokens(NamedTuple):
     """The arrays of `Columns`, as compiled code takes them."""
 
-    rows: Any
-    slots: Any
-    segments: Any
-    labels: Any
-    counted: Any
-    tokens: Any  # [token] token indices
+    rows: NDArray[np.int64]  # [token]
+    slots: NDArray[np.int64]  # [token]
+    segments: NDArray[np.int64]  # [segment + 1]
+    labels: NDArray[np.int32]  # [segment, column]
+    counted: NDArray[np.bool_]  # [token]
+    tokens: NDArray[np.int64]  # [token] token indices
 
 
 def pack(
-    values: NDArray[Any], columns: Columns, out: NDArray[Any] | None, statistics: Statistics | None, threads: int
+    values: FloatArray, columns: Columns, out: FloatArray | None, statistics: Statistics | None, threads: int
 ) -> None:
     """Fill the columns' slots of `out` and add to `statistics`; see `api.pack`."""
     source = as_matrix(values)
     # Not a part of the values, which may be read-only: what compiles must be able to write to its target.
     target = Matrix(np.empty(0, source.flat.dtype), 0, NOTHING) if out is None else as_matrix(out)
-    tally = Tally(**(Statistics.empty(0, 0, 0) if statistics is None else statistics).arrays())
-    arguments = (source, target, _as_tokens(columns), tally, statistics is not None)
+    arrays = StatisticsArrays(**(Statistics.empty(0, 0, 0) if statistics is None else statistics).arrays())
+    arguments = (source, target, _as_tokens(columns), arrays, statistics is not None)
     over_neurons(_pack, values.shape[1], WIDTH, threads, *arguments)
 
 
 def pack_signs(
-    values: NDArray[Any],
+    values: FloatArray,
     columns: Columns,
     out_bits: NDArray[np.uint8],
     positives: NDArray[np.int64] | None,
@@ -69,7 +70,7 @@ def pack_signs(
     )
 
 
-def as_matrix(array: NDArray[Any]) -> Matrix:
+def as_matrix(array: NDArray[np.generic]) -> Matrix:
     """The matrix whose memory `array` [row, column] shares; a copy's where its rows are not contiguous."""
     if not has_contiguous_rows(array):
         array = np.ascontiguousarray(array)
@@ -80,10 +81,14 @@ def as_matrix(array: NDArray[Any]) -> Matrix:
     return Matrix(flat.view(BITS_DTYPES.get(code, array.dtype)), pitch, code)
 
 
-def has_contiguous_rows(array: NDArray[Any]) -> bool:
+def has_contiguous_rows(array: NDArray[np.generic]) -> bool:
     """Whether the columns of every row lie side by side, and the rows follow each other by whole elements."""
-    between = array.strides[0]
-    return (array.shape[1] < 2 or array.strides[1] == array.itemsize) and between >= 0 and between % array.itemsize == 0
+    row_stride = array.strides[0]
+    return (
+        (array.shape[1] < 2 or array.strides[1] == array.itemsize)
+        and row_stride >= 0
+        and row_stride % array.itemsize == 0
+    )
 
 
 def _as_tokens(columns: Columns) -> Tokens:
@@ -92,11 +97,18 @@ def _as_tokens(columns: Columns) -> Tokens:
 
 
 @jit
-def _pack(first: int, stop: int, source: Matrix, target: Matrix, tokens: Tokens, tally: Tally, counting: bool) -> None:
-    raw = np.zeros((DEPTH, WIDTH), source.flat.dtype)
+def _pack(
+    first: int, stop: int, source: Matrix, target: Matrix, tokens: Tokens, arrays: StatisticsArrays, counting: bool
+) -> None:
+    """Write neurons `first:stop` of the source's rows to the target, and add them to `arrays` if `counting`.
+
+    source: [row, neuron]. target: [neuron, slot], or of the format NOTHING. Every buffer is a tile, [DEPTH, WIDTH]; beyond
+    the last token or neuron a tile holds what an earlier one has left, which is computed with and never written.
+    """
+    raw = np.zeros((DEPTH, WIDTH), source.flat.dtype)  # the bits as they come
     bits = raw.view(np.uint32) if source.format == FLOAT32 else np.zeros((DEPTH, WIDTH), np.uint32)
-    coded = np.zeros((DEPTH, WIDTH), target.flat.dtype)
-    codes = np.zeros((DEPTH, WIDTH), np.uint16)
+    coded = np.zeros((DEPTH, WIDTH), target.flat.dtype)  # the bits as they are stored
+    codes = np.zeros((DEPTH, WIDTH), np.uint16)  # places in the histogram; see `classify`
     running = gather.start()
     n_tokens = tokens.rows.size
     for neuron in range(first, stop, WIDTH):
@@ -104,50 +116,64 @@ def _pack(first: int, stop: int, source: Matrix, target: Matrix, tokens: Tokens,
         gather.clear(running)
         segment: Any = np.int64(0)  # a literal 0 would compile everything below twice
         for start in range(0, n_tokens, DEPTH):
-            end = min(start + DEPTH, n_tokens)
-            _load(source, tokens.rows[start:end], neuron, width, raw)
-            _expect(source, tokens.rows[end : end + DEPTH], neuron, width)
+            tile_stop = min(start + DEPTH, n_tokens)
+            _load(source, tokens.rows[start:tile_stop], neuron, width, raw)
+            _prefetch_rows(source, tokens.rows[tile_stop : tile_stop + DEPTH], neuron, width)
             if source.format != FLOAT32:
                 widen(raw.reshape(-1), source.format, bits.reshape(-1))
+            # The same format is stored as it came, so that NaN payloads and the sign of zero survive.
             if target.format == source.format:
-                _store(raw.view(target.flat.dtype), tokens.slots[start:end], neuron, width, target)
+                _store(raw.view(target.flat.dtype), tokens.slots[start:tile_stop], neuron, width, target)
             elif target.format != NOTHING:
                 narrow(bits.reshape(-1), target.format, coded.reshape(-1))
-                _store(coded, tokens.slots[start:end], neuron, width, target)
+                _store(coded, tokens.slots[start:tile_stop], neuron, width, target)
             if counting:
                 if target.format != NOTHING and target.format != source.format:
-                    gather.count_overflow(bits, end - start, target.format, running)
-                gather.classify(bits, tokens.counted[start:end], codes)
-                gather.count_bins(codes, end - start, running)
+                    # Before `classify`, which makes NaN of what enters no statistic.
+                    gather.count_overflow(bits, tile_stop - start, target.format, running)
+                gather.classify(bits, tokens.counted[start:tile_stop], codes)
+                gather.count_bins(codes, tile_stop - start, running)
                 tile = bits.view(np.float32)
-                gather.add_moments(tile, end - start, running)
-                segment = _add_segments(tile, start, end, segment, tokens, running, width, neuron, tally)
+                gather.add_moments(tile, tile_stop - start, running)
+                segment = _add_segments(tile, start, tile_stop, segment, tokens, running, width, neuron, arrays)
         if counting:
-            gather.close(running, width, neuron, tally)
+            gather.close(running, width, neuron, arrays)
 
 
 @jit
 def _add_segments(
-    tile: Any, start: int, end: int, segment: int, tokens: Tokens, running: Any, width: int, neuron: int, tally: Tally
+    tile: NDArray[np.float32],
+    start: int,
+    end: int,
+    segment: int,
+    tokens: Tokens,
+    running: Running,
+    width: int,
+    neuron: int,
+    arrays: StatisticsArrays,
 ) -> int:
-    """The segment that goes on after tokens `start:end`, having closed those that end there."""
-    at = start
+    """The segment that goes on after tokens `start:end`, the `tile` [token, neuron], having closed those that end there.
+
+    An empty segment is closed at once and adds nothing.
+    """
+    token = start
     while segment < tokens.segments.size - 1:
-        until = min(tokens.segments[segment + 1], end)
-        gather.add_segment(tile, at - start, until - start, start, running)
-        at = until
+        segment_stop = min(tokens.segments[segment + 1], end)
+        gather.add_segment(tile, token - start, segment_stop - start, start, running)
+        token = segment_stop
         if tokens.segments[segment + 1] > end:
             break
-        gather.close_segment(running, width, neuron, tokens.tokens, tokens.labels[segment], tally)
+        gather.close_segment(running, width, neuron, tokens.tokens, tokens.labels[segment], arrays)
         segment += 1
     return segment
 
 
 @jit
-def _load(source: Matrix, rows: Any, neuron: int, width: int, raw: Any) -> None:
+def _load(source: Matrix, rows: NDArray[np.int64], neuron: int, width: int, raw: Bits) -> None:
+    """Fill `raw` [token, neuron] with `width` neurons from `neuron` on of the source's `rows` [token]."""
     for t in range(rows.size):
-        at = rows[t] * source.pitch + neuron
-        row = source.flat[at : at + width]
+        row_start = rows[t] * source.pitch + neuron
+        row = source.flat[row_start : row_start + width]
         if width == WIDTH:  # a loop of constant length is a few vector moves
             for n in range(WIDTH):
                 raw[t, n] = row[n]
@@ -157,7 +183,7 @@ def _load(source: Matrix, rows: Any, neuron: int, width: int, raw: Any) -> None:
 
 
 @jit
-def _expect(source: Matrix, rows: Any, neuron: int, width: int) -> None:
+def _prefetch_rows(source: Matrix, rows: NDArray[np.int64], neuron: int, width: int) -> None:
     """Ask for the next tile while this one is counted: waiting for it took a tenth of the time."""
     line = 64 // source.flat.itemsize
     for row in rows:
@@ -166,56 +192,76 @@ def _expect(source: Matrix, rows: Any, neuron: int, width: int) -> None:
 
 
 @jit
-def _store(coded: Any, slots: Any, neuron: int, width: int, target: Matrix) -> None:
+def _store(coded: Bits, slots: NDArray[np.int64], neuron: int, width: int, target: Matrix) -> None:
+    """Write the tile `coded` [token, neuron] to the `slots` [token] of `width` neurons from `neuron` on of the target.
+
+    Squares of SIDE × SIDE go through a transpose in registers where the slots follow one another; what is left at the edges,
+    and scattered slots, value by value.
+    """
     flat, block, pitch = coded.reshape(-1), target.flat, target.pitch
     depth = slots.size
     contiguous = slots[depth - 1] - slots[0] == depth - 1
-    side = width // SIDE * SIDE if contiguous else 0
-    whole = depth // SIDE * SIDE if contiguous else 0
-    for n in range(0, side, SIDE):
-        for t in range(0, whole, SIDE):
+    square_width = width // SIDE * SIDE if contiguous else 0
+    square_depth = depth // SIDE * SIDE if contiguous else 0
+    for n in range(0, square_width, SIDE):
+        for t in range(0, square_depth, SIDE):
             transpose_square(flat, t * WIDTH + n, WIDTH, block, (neuron + n) * pitch + slots[t], pitch)
     for t in range(depth):
-        for n in range(side if t < whole else 0, width):
+        for n in range(square_width if t < square_depth else 0, width):
             block[(neuron + n) * pitch + slots[t]] = coded[t, n]
 
 
 @jit
-def _pack_signs(first: int, stop: int, source: Matrix, target: Matrix, tokens: Tokens, positives: Any) -> None:
+def _pack_signs(
+    first: int, stop: int, source: Matrix, target: Matrix, tokens: Tokens, positives: NDArray[np.int64]
+) -> None:
+    """Set the bits of the positive values of neurons `first:stop` in the target, and add them to `positives`.
+
+    source: [row, neuron]. target: [neuron, byte] uint8. positives: [label, neuron]. One thread owns a neuron's bytes: no two
+    set bits of the same one.
+    """
     raw = np.zeros((DEPTH, WIDTH), source.flat.dtype)
-    above = np.zeros((DEPTH, WIDTH), np.uint8)
-    octets = np.zeros((DEPTH, WIDTH), np.uint8)
-    places = np.zeros(DEPTH, np.int64)
-    counts = np.zeros(WIDTH, np.int32)
+    above = np.zeros((DEPTH, WIDTH), np.uint8)  # [token, neuron] 0 or 1
+    octets = np.zeros((DEPTH, WIDTH), np.uint8)  # [byte, neuron]
+    octet_indices = np.zeros(DEPTH, np.int64)  # [byte] in a row of the target
+    counts = np.zeros(WIDTH, np.int32)  # [neuron] of the segment so far
     n_tokens = tokens.rows.size
     for neuron in range(first, stop, WIDTH):
         width = min(WIDTH, stop - neuron)
         segment: Any = np.int64(0)
         for start in range(0, n_tokens, DEPTH):
-            end = min(start + DEPTH, n_tokens)
-            _load(source, tokens.rows[start:end], neuron, width, raw)
+            tile_stop = min(start + DEPTH, n_tokens)
+            _load(source, tokens.rows[start:tile_stop], neuron, width, raw)
             _find_positive(raw, source.format, above)
-            n_octets = _gather_octets(above, tokens.slots[start:end], octets, places)
+            n_octets = _gather_octets(above, tokens.slots[start:tile_stop], octets, octet_indices)
             for n in range(width):
                 row = (neuron + n) * target.pitch
                 for i in range(n_octets):
-                    target.flat[row + places[i]] |= octets[i, n]
-            segment = _count_positive(above, start, end, segment, tokens, counts, width, neuron, positives)
+                    target.flat[row + octet_indices[i]] |= octets[i, n]
+            segment = _count_positive(above, start, tile_stop, segment, tokens, counts, width, neuron, positives)
 
 
 @jit
 def _count_positive(
-    above: Any, start: int, end: int, segment: int, tokens: Tokens, counts: Any, width: int, neuron: int, positives: Any
+    above: NDArray[np.uint8],
+    start: int,
+    end: int,
+    segment: int,
+    tokens: Tokens,
+    counts: NDArray[np.int32],
+    width: int,
+    neuron: int,
+    positives: NDArray[np.int64],
 ) -> int:
     """The segment that goes on after tokens `start:end`, having added the counts of those that end there."""
-    at = start
+    token = start
     while segment < tokens.segments.size - 1:
-        until = min(tokens.segments[segment + 1], end)
-        for t in range(at, until):
+        segment_stop = min(tokens.segments[segment + 1], end)
+        for t in range(token, segment_stop):
             if tokens.counted[t]:
                 for n in range(WIDTH):
                     counts[n] += above[t - start, n]
-        at = until
+        token = segment_stop
         if tokens.segments[segment + 1] > end:
             break
         for label in tokens.labels[segment]:
@@ -228,8 +274,8 @@ def _count_positive(
 
 
 @jit
-def _find_positive(raw: Any, source_format: int, above: Any) -> None:
-    """Mark what lies between zero and infinity: bits 1 to those of infinity, in every format."""
+def _find_positive(raw: Bits, source_format: int, above: NDArray[np.uint8]) -> None:
+    """Fill `above` [token, neuron] with 1 where a value is above zero: its bits are 1 to those of infinity, in any format."""
     infinity = INFINITIES[source_format]
     for t in range(DEPTH):
         for n in range(WIDTH):
@@ -237,15 +283,20 @@ def _find_positive(raw: Any, source_format: int, above: Any) -> None:
 
 
 @jit
-def _gather_octets(above: Any, slots: Any, octets: Any, places: Any) -> int:
-    """The number of bytes that the slots fall into; fills `octets` [byte, neuron] and their `places` in a row."""
-    count = 0
+def _gather_octets(
+    above: NDArray[np.uint8], slots: NDArray[np.int64], octets: NDArray[np.uint8], octet_indices: NDArray[np.int64]
+) -> int:
+    """The number of bytes that the slots fall into; fills `octets` [byte, neuron] and `octet_indices` [byte].
+
+    Slots ascend, so that those of a byte follow one another.
+    """
+    n_octets = 0
     for t in range(slots.size):
-        if count == 0 or places[count - 1] != slots[t] >> 3:
-            places[count] = slots[t] >> 3
-            octets[count, :] = 0
-            count += 1
+        if n_octets == 0 or octet_indices[n_octets - 1] != slots[t] >> 3:
+            octet_indices[n_octets] = slots[t] >> 3
+            octets[n_octets, :] = 0
+            n_octets += 1
         shift = np.uint8(slots[t] & 7)
         for n in range(WIDTH):
-            octets[count - 1, n] |= np.uint8(above[t, n] << shift)
-    return count
+            octets[n_octets - 1, n] |= np.uint8(above[t, n] << shift)
+    return n_octets

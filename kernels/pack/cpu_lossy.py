@@ -1,14 +1,13 @@
 """The lossy precisions of a packed block, compiled: int8 steps, and zeros below a threshold.
 
-Works on one neuron's row after the other, in its float32 bits. Knows nothing about checks: `api` has made them.
+Works on one neuron's row after the other, in its float32 bits. Arguments were checked by `api`.
 """
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actstore.kernels.bits import widen
+from actstore.kernels.floats import FloatArray
 from actstore.kernels.jit import jit, over_neurons
 from actstore.kernels.pack.cpu import Matrix, as_matrix
 from actstore.kernels.pack.steps import FREE_BITS, INFINITE, MARK, NO_VALUE
@@ -21,17 +20,17 @@ _DIGITS = ((20, 11), (10, 10), (0, 10))  # how a magnitude's 31 bits are cut for
 _RADIX = 1 << 11
 
 
-def quantise(block: NDArray[Any], out: NDArray[np.int8], threads: int) -> NDArray[np.float32]:
-    """The scale of every neuron; fills `out`; see `api.quantise`."""
+def quantise(block: FloatArray, out: NDArray[np.int8], threads: int) -> NDArray[np.float32]:
+    """The scale [neuron]; fills `out` [neuron, slot] with steps; see `api.quantise`."""
     scale = np.zeros(len(block), np.float32)
     over_neurons(_quantise, len(block), 1, threads, as_matrix(block), block.shape[1], as_matrix(out), scale)
     return scale
 
 
 def sparsify(
-    block: NDArray[Any], keep: float, counted: NDArray[np.bool_] | None, threads: int
+    block: FloatArray, keep: float, counted: NDArray[np.bool_] | None, threads: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The threshold of every neuron and how many values fell below it; see `api.sparsify`."""
+    """The threshold [neuron] and how many non-zero values were dropped [neuron]; see `api.sparsify`."""
     if counted is None:
         counted = np.ones(block.shape[1], np.bool_)
     threshold = np.zeros(len(block), np.float32)
@@ -41,7 +40,8 @@ def sparsify(
 
 
 @jit
-def _quantise(first: int, stop: int, block: Matrix, n_slots: int, out: Matrix, scales: Any) -> None:
+def _quantise(first: int, stop: int, block: Matrix, n_slots: int, out: Matrix, scales: NDArray[np.float32]) -> None:
+    """Fill `out` [neuron, slot] int8 and `scales` [neuron] of neurons `first:stop` of `block` [neuron, slot]."""
     bits = np.empty(n_slots, np.uint32)
     values = bits.view(np.float32)
     for neuron in range(first, stop):
@@ -54,12 +54,14 @@ def _quantise(first: int, stop: int, block: Matrix, n_slots: int, out: Matrix, s
             infinite = float(INFINITE) if values[i] > 0 else float(-INFINITE)
             special = infinite if magnitude == _INFINITY else float(NO_VALUE)
             value = values[i] if magnitude < _INFINITY else np.float32(0)
+            # In float64, so that the quotient is rounded to an integer only once.
             steps[i] = np.int8(np.rint(np.float64(value) / exact) if magnitude < _INFINITY else special)
+        # The mark goes into the scale's lowest bit, which rounding has left free.
         scales[neuron] = np.uint32(np.float32(scale).view(np.uint32) | marked).view(np.float32)
 
 
 @jit
-def _find_scale(bits: Any) -> Any:
+def _find_scale(bits: NDArray[np.uint32]) -> tuple[np.float32, np.uint32]:
     """The scale of a row, and its mark: `MARK` where a value is infinite, else 0."""
     largest, marked = np.uint32(0), np.uint32(0)
     for i in range(bits.size):
@@ -69,8 +71,9 @@ def _find_scale(bits: Any) -> Any:
     if largest == 0:
         return np.float32(0), marked
     n_steps = np.float32(INFINITE - 1) if marked else np.float32(INFINITE)
-    share = np.float32(np.uint32(largest).view(np.float32) / n_steps).view(np.uint32)
-    scale = np.uint32(max(np.uint32(share + _FREE_BITS) & ~_FREE_BITS, np.uint32(_FREE_BITS + np.uint32(1))))
+    quotient = np.float32(np.uint32(largest).view(np.float32) / n_steps).view(np.uint32)
+    # Rounded up to 17 bits of mantissa, and never to 0, nor to a scale whose only bits are the free ones.
+    scale = np.uint32(max(np.uint32(quotient + _FREE_BITS) & ~_FREE_BITS, np.uint32(_FREE_BITS + np.uint32(1))))
     # Just below the largest float, the largest multiple would be infinite: there it is rounded down.
     too_large = np.float64(np.uint32(scale).view(np.float32)) * np.float64(n_steps) > _LARGEST
     rounded = np.uint32(scale - np.uint32(_FREE_BITS + np.uint32(1))) if too_large else np.uint32(scale)
@@ -78,7 +81,19 @@ def _find_scale(bits: Any) -> Any:
 
 
 @jit
-def _sparsify(first: int, stop: int, block: Matrix, counted: Any, keep: float, thresholds: Any, dropped: Any) -> None:
+def _sparsify(
+    first: int,
+    stop: int,
+    block: Matrix,
+    counted: NDArray[np.bool_],
+    keep: float,
+    thresholds: NDArray[np.float32],
+    dropped: NDArray[np.int64],
+) -> None:
+    """Zero the small values of neurons `first:stop` of `block` [neuron, slot]; fill `thresholds` and `dropped` [neuron].
+
+    counted: [slot]. Magnitudes are compared as the integers that their bits are; those of infinity and NaN are the largest.
+    """
     bits = np.empty(counted.size, np.uint32)
     candidates = np.empty(counted.size, np.uint32)
     for neuron in range(first, stop):
@@ -90,6 +105,7 @@ def _sparsify(first: int, stop: int, block: Matrix, counted: Any, keep: float, t
         count = np.int64(0)
         for i in range(counted.size):
             magnitude = np.uint32(bits[i] & _MAGNITUDE)
+            # 0 less 1 wraps around to the largest number: what is zero already was not dropped.
             count += np.int64(np.uint32(magnitude - np.uint32(1)) < threshold)
             row[i] = 0 if magnitude <= threshold else row[i]
         thresholds[neuron] = np.uint32(threshold).view(np.float32)
@@ -97,7 +113,9 @@ def _sparsify(first: int, stop: int, block: Matrix, counted: Any, keep: float, t
 
 
 @jit
-def _find_candidates(bits: Any, counted: Any, candidates: Any) -> Any:
+def _find_candidates(
+    bits: NDArray[np.uint32], counted: NDArray[np.bool_], candidates: NDArray[np.uint32]
+) -> tuple[int, int]:
     """How many counted values are finite, and how many infinite; fills `candidates` with the magnitudes of the finite."""
     n_finite, n_infinite = 0, 0
     for i in range(bits.size):
@@ -106,16 +124,18 @@ def _find_candidates(bits: Any, counted: Any, candidates: Any) -> Any:
             if magnitude < _INFINITY:
                 candidates[n_finite] = magnitude
                 n_finite += 1
+            # NaN is neither: it is no value, and no share is taken of it.
             elif magnitude == _INFINITY:
                 n_infinite += 1
     return n_finite, n_infinite
 
 
 @jit
-def _select(candidates: Any, n_larger: int) -> Any:
-    """The largest candidate that has `n_larger` others before it in descending order; 0 where there are not so many.
+def _select(candidates: NDArray[np.uint32], n_larger: int) -> np.uint32:
+    """The largest candidate that has `n_larger` others before it in descending order; 0 where there are not that many.
 
-    Digit by digit from the top: count the digits, find the one that the wanted candidate has, keep those that share it.
+    Digit by digit from the top: count the digits, find that of the candidate sought, keep the candidates that share it.
+    `candidates` [candidate] are overwritten. Three passes whatever the values, where a sort takes many more.
     """
     if n_larger >= candidates.size:
         return np.uint32(0)
@@ -131,7 +151,9 @@ def _select(candidates: Any, n_larger: int) -> Any:
             digit -= 1
         n_same = 0
         for candidate in candidates:
+            # Written always and counted if it stays: no branch per candidate.
             candidates[n_same] = candidate
             n_same += int(((candidate >> np.uint32(shift)) & mask) == digit)
         candidates = candidates[:n_same]
-    return candidates[0]
+    equal: np.uint32 = candidates[0]  # as all are that share every digit
+    return equal

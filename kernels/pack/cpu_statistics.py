@@ -3,12 +3,13 @@
 A tile is [token, neuron], so that 16 neurons advance in one vector instruction, each adding its own tokens in their
 order: results depend neither on the width of the machine's vectors nor on how tiles are spread over threads. Indices
 are two-dimensional because numba checks a computed flat index for being negative, and the check keeps the loop from
-vectorising. Knows nothing about blocks or formats.
+vectorising.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from actstore.kernels.bits import OVERFLOWS
 from actstore.kernels.jit import jit
@@ -26,36 +27,36 @@ _BELOW_FIRST = np.int32((127 + LOWEST_EXPONENT) * 2 - 1)  # exponent and first m
 _MIDDLE = np.int32(N_BINS // 2)
 
 
-class Tally(NamedTuple):
+class StatisticsArrays(NamedTuple):
     """The arrays of `Statistics`, as compiled code takes them."""
 
-    count: Any
-    mean: Any
-    m2: Any
-    minimum: Any
-    maximum: Any
-    non_finite: Any
-    overflow: Any
-    histogram: Any
-    positives: Any
-    exemplar_values: Any
-    exemplar_tokens: Any
+    count: NDArray[np.int64]  # type: ignore[assignment]  # [neuron]; of no use in a tuple of arrays
+    mean: NDArray[np.float64]  # [neuron]
+    m2: NDArray[np.float64]  # [neuron]
+    minimum: NDArray[np.float32]  # [neuron]
+    maximum: NDArray[np.float32]  # [neuron]
+    non_finite: NDArray[np.int64]  # [neuron]
+    overflow: NDArray[np.int64]  # [neuron]
+    histogram: NDArray[np.int64]  # [neuron, bin]
+    positives: NDArray[np.int64]  # [label, neuron]
+    exemplar_values: NDArray[np.float32]  # [neuron, k]
+    exemplar_tokens: NDArray[np.int64]  # [neuron, k]
 
 
 class Running(NamedTuple):
     """What is known of a tile's neurons since their first token of this batch."""
 
-    anchored: Any  # [neuron] whether a finite value was seen
-    anchor: Any  # [neuron] float64, the first finite value; sums are of differences from it
-    total: Any  # [neuron] float64
-    squares: Any  # [neuron] float64
-    minimum: Any  # [neuron] float32
-    maximum: Any  # [neuron] float32
-    histogram: Any  # [bin, neuron] uint32
-    best: Any  # [neuron] float32, the largest value of the segment
-    token: Any  # [neuron] int32, the first token of this batch that attains it
-    above: Any  # [neuron] int32, values above zero in the segment
-    overflow: Any  # [neuron] int32, finite values that the block holds as infinite
+    anchored: NDArray[np.bool_]  # [neuron] whether a finite value was seen
+    anchor: NDArray[np.float64]  # [neuron] the first finite value; sums are of differences from it
+    total: NDArray[np.float64]  # [neuron] sum of the differences
+    squares: NDArray[np.float64]  # [neuron] sum of their squares
+    minimum: NDArray[np.float32]  # [neuron]
+    maximum: NDArray[np.float32]  # [neuron]
+    histogram: NDArray[np.uint32]  # [bin, neuron]; bins outermost, so that 16 neurons' bins are side by side
+    best: NDArray[np.float32]  # [neuron] the largest value of the segment
+    token: NDArray[np.int32]  # [neuron] the first token of this batch that attains it
+    above: NDArray[np.int32]  # [neuron] values above zero in the segment
+    overflow: NDArray[np.int32]  # [neuron] finite values that the block holds as infinite
 
 
 @jit
@@ -99,7 +100,7 @@ def clear_segment(running: Running) -> None:
 
 
 @jit
-def count_overflow(bits: Any, depth: int, target: int, running: Running) -> None:
+def count_overflow(bits: NDArray[np.uint32], depth: int, target: int, running: Running) -> None:
     """Count the finite values of a tile's first `depth` tokens that the format `target` holds as infinite.
 
     bits: [token, neuron] float32 bits, before `classify`: tokens that enter no other statistic are stored all the same.
@@ -114,7 +115,7 @@ def count_overflow(bits: Any, depth: int, target: int, running: Running) -> None
 
 
 @jit
-def classify(bits: Any, counted: Any, codes: Any) -> None:
+def classify(bits: NDArray[np.uint32], counted: NDArray[np.bool_], codes: NDArray[np.uint16]) -> None:
     """Fill `codes` with the place of every value in a histogram [bin, neuron]; make NaN of what enters no statistic.
 
     bits: [token, neuron] float32 bits. counted: [token].
@@ -124,9 +125,11 @@ def classify(bits: Any, counted: Any, codes: Any) -> None:
             for n in range(WIDTH):
                 value = bits[t, n]
                 magnitude = np.uint32(value & np.uint32(0x7FFFFFFF))
+                # Exponent and first mantissa bit name the bin, counted from the middle: 0 below the first edge.
                 step = np.int32(np.int32(magnitude >> np.uint32(22)) - _BELOW_FIRST)
                 step = np.int32(min(max(step, np.int32(0)), _MIDDLE))
                 step = np.int32(-step) if value >> np.uint32(31) else step
+                # The bin after the last is for what is not finite.
                 step = step if magnitude < _INFINITY else np.int32(NON_FINITE - _MIDDLE)
                 codes[t, n] = np.uint16(np.int32(np.int32(step + _MIDDLE) * np.int32(WIDTH)) + np.int32(n))
                 bits[t, n] = value if magnitude < _INFINITY else _NAN
@@ -137,7 +140,7 @@ def classify(bits: Any, counted: Any, codes: Any) -> None:
 
 
 @jit
-def count_bins(codes: Any, depth: int, running: Running) -> None:
+def count_bins(codes: NDArray[np.uint16], depth: int, running: Running) -> None:
     """Add a tile's codes to the histogram; neighbours belong to different neurons, so no addition waits for another."""
     histogram = running.histogram.reshape(-1)
     for t in range(depth):
@@ -146,16 +149,16 @@ def count_bins(codes: Any, depth: int, running: Running) -> None:
 
 
 @jit
-def add_moments(tile: Any, depth: int, running: Running) -> None:
-    """Add a tile's values to the sums and the minimum.
+def add_moments(tile: NDArray[np.float32], depth: int, running: Running) -> None:
+    """Add the values of the first `depth` tokens of a `tile` [token, neuron] to the sums and the minimum; NaN enters none.
 
     Sums are in float64 of the differences from one of the neuron's own values: then `squares - total² / n` loses at
     most a factor n of the precision, whatever the mean.
     """
     _find_anchors(tile, depth, running)
     anchor, total, squares, minimum = running.anchor, running.total, running.squares, running.minimum
-    whole = depth // STEP * STEP
-    for t in range(0, whole, STEP):
+    n_whole = depth // STEP * STEP
+    for t in range(0, n_whole, STEP):
         for n in range(WIDTH):
             sum_1, sum_2 = total[n], squares[n]
             for j in range(STEP):
@@ -163,18 +166,20 @@ def add_moments(tile: Any, depth: int, running: Running) -> None:
                 sum_1 += difference
                 sum_2 += difference * difference
             total[n], squares[n] = sum_1, sum_2
-    for t in range(whole, depth):
+    for t in range(n_whole, depth):
         for n in range(WIDTH):
             difference = _difference(tile[t, n], anchor[n])
             total[n] += difference
             squares[n] += difference * difference
     for t in range(depth):
         for n in range(WIDTH):
+            # Not `min`, which gives NaN where one of them is.
             minimum[n] = tile[t, n] if tile[t, n] < minimum[n] else minimum[n]
 
 
 @jit
-def _find_anchors(tile: Any, depth: int, running: Running) -> None:
+def _find_anchors(tile: NDArray[np.float32], depth: int, running: Running) -> None:
+    """Give every neuron that has none its first value of the `tile` [token, neuron] that is not NaN for an anchor."""
     for n in range(WIDTH):
         if not running.anchored[n]:
             for t in range(depth):
@@ -185,34 +190,45 @@ def _find_anchors(tile: Any, depth: int, running: Running) -> None:
 
 
 @jit
-def _difference(value: Any, anchor: Any) -> Any:
+def _difference(value: np.float32, anchor: np.float64) -> np.float64 | float:
+    """The value less the anchor, in float64; 0 for NaN, the one value that is not equal to itself."""
     return np.float64(value) - anchor if value == value else 0.0
 
 
 @jit
-def add_segment(tile: Any, first: int, stop: int, token: int, running: Running) -> None:
+def add_segment(tile: NDArray[np.float32], first: int, stop: int, token: int, running: Running) -> None:
     """Follow the largest value and the count above zero through tokens `first:stop` of a tile that is at `token`."""
     best, best_token, above = running.best, running.token, running.above
-    whole = first + (stop - first) // STEP * STEP
-    for t in range(first, whole, STEP):
+    whole_stop = first + (stop - first) // STEP * STEP
+    for t in range(first, whole_stop, STEP):
         for n in range(WIDTH):
-            value, place, count = best[n], best_token[n], above[n]
+            value, value_token, count = best[n], best_token[n], above[n]
             for j in range(STEP):
-                value, place, count = _follow(tile[t + j, n], token + t + j, value, place, count)
-            best[n], best_token[n], above[n] = value, place, count
-    for t in range(whole, stop):
+                value, value_token, count = _follow(tile[t + j, n], token + t + j, value, value_token, count)
+            best[n], best_token[n], above[n] = value, value_token, count
+    for t in range(whole_stop, stop):
         for n in range(WIDTH):
             best[n], best_token[n], above[n] = _follow(tile[t, n], token + t, best[n], best_token[n], above[n])
 
 
 @jit
-def _follow(value: Any, token: int, best: Any, best_token: Any, above: Any) -> Any:
+def _follow(
+    value: np.float32, token: int, best: np.float32, best_token: np.int32, above: np.int32
+) -> tuple[np.float32, np.int32, np.int32]:
+    """The largest value, its token and the count above zero, one value on; the first token wins a tie, NaN nothing."""
     wins = value > best
     return value if wins else best, np.int32(token) if wins else best_token, np.int32(above + np.int32(value > 0))
 
 
 @jit
-def close_segment(running: Running, width: int, neuron: int, tokens: Any, labels: Any, tally: Tally) -> None:
+def close_segment(
+    running: Running,
+    width: int,
+    neuron: int,
+    tokens: NDArray[np.int64],
+    labels: NDArray[np.int32],
+    arrays: StatisticsArrays,
+) -> None:
     """Add a segment that has ended to the exemplars and the positives of `width` neurons from `neuron` on.
 
     tokens: [token] token indices of this batch. labels: [column] of the segment's document.
@@ -221,36 +237,37 @@ def close_segment(running: Running, width: int, neuron: int, tokens: Any, labels
         if running.best[n] > -np.inf:
             running.maximum[n] = max(running.maximum[n], running.best[n])
             token = tokens[running.token[n]]
-            insert(tally.exemplar_values[neuron + n], tally.exemplar_tokens[neuron + n], running.best[n], token)
+            insert(arrays.exemplar_values[neuron + n], arrays.exemplar_tokens[neuron + n], running.best[n], token)
     for label in labels:
         if label >= 0:
             for n in range(width):
-                tally.positives[label, neuron + n] += running.above[n]
+                arrays.positives[label, neuron + n] += running.above[n]
     clear_segment(running)
 
 
 @jit
-def close(running: Running, width: int, neuron: int, tally: Tally) -> None:
-    """Merge what ran over a batch into the tally of `width` neurons from `neuron` on, as `Statistics.merge` does."""
+def close(running: Running, width: int, neuron: int, arrays: StatisticsArrays) -> None:
+    """Merge what ran over a batch into the statistics of `width` neurons from `neuron` on, as `Statistics.merge` does."""
     for b in range(N_BINS):
         for n in range(width):
             if running.histogram[b, n]:
-                tally.histogram[neuron + n, b] += running.histogram[b, n]
+                arrays.histogram[neuron + n, b] += running.histogram[b, n]
     for n in range(width):
         i = neuron + n
-        tally.non_finite[i] += running.histogram[NON_FINITE, n]
-        if tally.overflow[i] >= 0:  # else it is not known, and stays so
-            tally.overflow[i] += running.overflow[n]
+        arrays.non_finite[i] += running.histogram[NON_FINITE, n]
+        if arrays.overflow[i] >= 0:  # else it is not known, and stays so
+            arrays.overflow[i] += running.overflow[n]
         count = np.int64(0)
         for b in range(N_BINS):
             count += running.histogram[b, n]
         if count == 0:
             continue
+        # Rounding may leave the spread of a constant neuron a trifle below 0.
         m2 = max(running.squares[n] - running.total[n] * (running.total[n] / count), 0.0)
-        difference = running.anchor[n] + running.total[n] / count - tally.mean[i]
-        share = count / (tally.count[i] + count)
-        tally.m2[i] += m2 + difference * difference * (tally.count[i] * share)
-        tally.mean[i] += difference * share
-        tally.count[i] += count
-        tally.minimum[i] = min(tally.minimum[i], running.minimum[n])
-        tally.maximum[i] = max(tally.maximum[i], running.maximum[n])
+        difference = running.anchor[n] + running.total[n] / count - arrays.mean[i]
+        share = count / (arrays.count[i] + count)
+        arrays.m2[i] += m2 + difference * difference * (arrays.count[i] * share)
+        arrays.mean[i] += difference * share
+        arrays.count[i] += count
+        arrays.minimum[i] = min(arrays.minimum[i], running.minimum[n])
+        arrays.maximum[i] = max(arrays.maximum[i], running.maximum[n])

@@ -1,11 +1,11 @@
 """A batch's `Columns` as the GPU kernels take them: uploaded once, used by every layer and site.
 
-Knows nothing about activations. Uploads go through pinned memory and do not wait for the device.
+Uploads go through pinned memory and do not wait for the device.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from actstore.kernels.pack.columns import Columns
 Uploaded = TypeVar("Uploaded")
 
 PIECE = 512
-"""The most tokens of a text window that one program follows: few enough that a batch of 4,096 tokens gives a GPU 256 programs
-at 2,048 neurons, enough that the 32 bytes a neuron which each leaves to be merged are little beside the 1,024 it reads."""
+"""The maximum number of tokens of a text window that one program follows.
+
+Few enough that a batch of 4,096 tokens gives a GPU 256 programs at 2,048 neurons; enough that the 32 bytes per neuron that
+each leaves to be merged are little beside the 1,024 that it reads."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class DeviceColumns:
 
     @property
     def n_pieces(self) -> int:
-        """How many pieces there are."""
+        """The number of pieces."""
         return len(self.piece_starts) - 1
 
 
@@ -60,28 +62,30 @@ class DeviceOctets:
 
 def columns_on(device: torch.device, columns: Columns) -> DeviceColumns:
     """`columns` on `device`; the same object on every call."""
-    return _kept(columns, device, _upload_columns)
+    return _cached(columns, device, _upload_columns)
 
 
 def octets_on(device: torch.device, columns: Columns) -> DeviceOctets:
     """The bytes that `columns` fall into, on `device`; the same object on every call."""
-    return _kept(columns, device, _upload_octets)
+    return _cached(columns, device, _upload_octets)
 
 
-def _kept(columns: Columns, device: torch.device, build: Callable[[Columns, torch.device], Uploaded]) -> Uploaded:
+def _cached(columns: Columns, device: torch.device, build: Callable[[Columns, torch.device], Uploaded]) -> Uploaded:
+    """What `build` made of `columns` on the first call."""
     # Where `cached_property` keeps its own: what was uploaded lives as long as the batch.
-    kept: dict[Any, Uploaded] = columns.__dict__.setdefault("_on_device", {})
-    if (build, device) not in kept:
-        kept[build, device] = build(columns, device)
-    return kept[build, device]
+    uploads: dict[tuple[object, torch.device], Uploaded] = columns.__dict__.setdefault("_on_device", {})
+    if (build, device) not in uploads:
+        uploads[build, device] = build(columns, device)
+    return uploads[build, device]
 
 
 def _upload_columns(columns: Columns, device: torch.device) -> DeviceColumns:
     lengths = np.diff(columns.segments)
+    # An empty window has no piece.
     n_pieces = -(-lengths // PIECE)
     segments = np.repeat(np.arange(len(lengths)), n_pieces)
-    within = np.arange(len(segments)) - np.repeat(np.cumsum(n_pieces) - n_pieces, n_pieces)
-    starts = columns.segments[:-1][segments] + within * PIECE
+    index_in_window = np.arange(len(segments)) - np.repeat(np.cumsum(n_pieces) - n_pieces, n_pieces)
+    starts = columns.segments[:-1][segments] + index_in_window * PIECE
     return DeviceColumns(
         rows=upload(columns.rows, device),
         slots=upload(columns.slots, device),
@@ -95,10 +99,10 @@ def _upload_columns(columns: Columns, device: torch.device) -> DeviceColumns:
 
 def _upload_octets(columns: Columns, device: torch.device) -> DeviceOctets:
     first = int(columns.slots[0]) // 8 if len(columns.slots) else 0
-    places = columns.slots - first * 8
-    n_places = -(-(columns.n_slots - first * 8) // 8) * 8
-    rows, segments = np.full(n_places, -1, np.int64), np.full(n_places, -1, np.int32)
-    rows[places] = columns.rows
+    indices = columns.slots - first * 8
+    n_slots = -(-(columns.n_slots - first * 8) // 8) * 8
+    rows, segments = np.full(n_slots, -1, np.int64), np.full(n_slots, -1, np.int32)
+    rows[indices] = columns.rows
     segment_of = np.repeat(np.arange(len(columns.segments) - 1), np.diff(columns.segments))
-    segments[places] = np.where(columns.counted, segment_of, -1)
+    segments[indices] = np.where(columns.counted, segment_of, -1)
     return DeviceOctets(first, upload(rows, device), upload(segments, device))

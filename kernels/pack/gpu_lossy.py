@@ -33,8 +33,8 @@ def quantise(block: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     if out is None:
         out = torch.empty(block.shape, dtype=torch.int8, device=block.device)
     elif out.dtype != torch.int8 or out.shape != block.shape or out.device != block.device:
-        found = f"{out.dtype} {list(out.shape)} on {out.device}"
-        raise ValueError(f"out must be int8 {list(block.shape)} on {block.device}, not {found}")
+        properties = f"{out.dtype} {list(out.shape)} on {out.device}"
+        raise ValueError(f"out must be int8 {list(block.shape)} on {block.device}, not {properties}")
     scale = torch.zeros(len(block), dtype=torch.float32, device=block.device)
     if block.numel():
         with on_device_of(block):
@@ -81,8 +81,8 @@ def sparsify(block: Tensor, keep: float, counted: NDArray[np.bool_] | None = Non
 
 def _check_block(block: Tensor) -> Tensor:
     if block.ndim != 2 or (block.numel() and block.shape[1] > 1 and block.stride(1) != 1):
-        found = f"{list(block.shape)} with strides {list(block.stride())}"
-        raise ValueError(f"block must be [neuron, slot], contiguous along its slots, not {found}")
+        properties = f"{list(block.shape)} with strides {list(block.stride())}"
+        raise ValueError(f"block must be [neuron, slot], contiguous along its slots, not {properties}")
     return as_bits(block)
 
 
@@ -97,33 +97,42 @@ def _quantise(
     SOURCE: tl.constexpr,
     SPAN: tl.constexpr,
 ) -> None:
+    """Fill the int8 steps of one neuron and their scale.
+
+    Grid: [neuron]. A program reads its row twice, SPAN slots at a time: for the largest magnitude, then for the steps.
+
+    block: [neuron, slot] the bits of SOURCE as integers, `pitch` elements from one neuron to the next, contiguous along
+    slots. out: [neuron, slot] int8, likewise with `out_pitch`. scales: [neuron] float32. NaN becomes `NO_VALUE`, an
+    infinity ±INFINITE, which the lowest bit of the scale then says; a row of zeros has scale 0. The bits are those of
+    the CPU.
+    """
     neuron = tl.program_id(0).to(tl.int64)
-    largest, marked = tl.zeros([SPAN], tl.int32), tl.zeros([SPAN], tl.int32)
-    for first in range(0, n_slots, SPAN):
-        slots = first + tl.arange(0, SPAN)
+    largest, marks = tl.zeros([SPAN], tl.int32), tl.zeros([SPAN], tl.int32)
+    for span_start in range(0, n_slots, SPAN):
+        slots = span_start + tl.arange(0, SPAN)
         raw = tl.load(block + neuron * pitch + slots, mask=slots < n_slots, other=0)
-        magnitude = widen(raw, SOURCE) & MAGNITUDE
+        magnitude = widen(raw, SOURCE) & MAGNITUDE  # [SPAN]
         largest = tl.maximum(largest, tl.where(magnitude < INFINITY, magnitude, 0))
-        marked = tl.maximum(marked, tl.where(magnitude == INFINITY, _MARK, 0))
-    peak, mark = tl.max(largest, axis=0), tl.max(marked, axis=0)
+        marks = tl.maximum(marks, tl.where(magnitude == INFINITY, _MARK, 0))
+    peak, mark = tl.max(largest, axis=0), tl.max(marks, axis=0)  # scalars
     n_steps = tl.where(mark > 0, _INFINITE - 1, _INFINITE).to(tl.float64)
     # A float32 quotient taken in float64 and rounded once more is the nearest float32; compiled `/` on float32 is not.
-    share = (peak.to(tl.float32, bitcast=True).to(tl.float64) / n_steps).to(tl.float32).to(tl.int32, bitcast=True)
-    scale_bits = tl.where(peak > 0, tl.maximum((share + _FREE_BITS) & ~_FREE_BITS, _FREE_BITS + 1), 0)
+    quotient = (peak.to(tl.float32, bitcast=True).to(tl.float64) / n_steps).to(tl.float32).to(tl.int32, bitcast=True)
+    scale_bits = tl.where(peak > 0, tl.maximum((quotient + _FREE_BITS) & ~_FREE_BITS, _FREE_BITS + 1), 0)
     # Just below the largest float, the largest multiple would be infinite: there it is rounded down.
     too_large = scale_bits.to(tl.float32, bitcast=True).to(tl.float64) * n_steps > _LARGEST
     scale_bits = tl.where(too_large, scale_bits - (_FREE_BITS + 1), scale_bits)
     scale = scale_bits.to(tl.float32, bitcast=True)
     exact = tl.where(peak > 0, scale, _NO_SCALE).to(tl.float64)  # x / inf is 0
-    for first in range(0, n_slots, SPAN):
-        slots = first + tl.arange(0, SPAN)
+    for span_start in range(0, n_slots, SPAN):
+        slots = span_start + tl.arange(0, SPAN)
         raw = tl.load(block + neuron * pitch + slots, mask=slots < n_slots, other=0)
-        bits = widen(raw, SOURCE)
+        bits = widen(raw, SOURCE)  # [SPAN]
         magnitude = bits & MAGNITUDE
         value = tl.where(magnitude < INFINITY, bits, 0).to(tl.float32, bitcast=True)
         nearest = (value.to(tl.float64) / exact + _TO_INTEGER) - _TO_INTEGER
-        others = tl.where(magnitude == INFINITY, tl.where(bits < 0, -_INFINITE, _INFINITE), _NO_VALUE)
-        steps = tl.where(magnitude < INFINITY, nearest.to(tl.int32), others)
+        special = tl.where(magnitude == INFINITY, tl.where(bits < 0, -_INFINITE, _INFINITE), _NO_VALUE)
+        steps = tl.where(magnitude < INFINITY, nearest.to(tl.int32), special)  # [SPAN]
         tl.store(out + neuron * out_pitch + slots, steps.to(tl.int8), mask=slots < n_slots)
     tl.store(scales + neuron, (scale_bits | mark).to(tl.float32, bitcast=True))
 
@@ -141,35 +150,44 @@ def _sparsify(
     N_BITS: tl.constexpr,
     SPAN: tl.constexpr,
 ) -> None:
+    """Zero the small values of one neuron in place; fill its threshold and how many non-zero values were dropped.
+
+    Grid: [neuron]. A program reads its row N_BITS + 2 times, SPAN slots at a time: it stays in cache.
+
+    block: [neuron, slot] bits as integers, `pitch` elements from one neuron to the next, contiguous along slots.
+    counted: [slot] uint8. keep: [1] float64. thresholds: [neuron] of the block's integers, the bits of the threshold.
+    dropped: [neuron] int64. INFINITE: the bits of infinity; N_BITS: those of a magnitude. Magnitudes are compared as
+    integers; of those above INFINITE, NaN, none is counted or dropped.
+    """
     row = block + tl.program_id(0).to(tl.int64) * pitch
     n_finite, n_infinite = tl.zeros([SPAN], tl.int32), tl.zeros([SPAN], tl.int32)
-    for first in range(0, n_slots, SPAN):
-        slots = first + tl.arange(0, SPAN)
+    for span_start in range(0, n_slots, SPAN):
+        slots = span_start + tl.arange(0, SPAN)
         considered = tl.load(counted + slots, mask=slots < n_slots, other=0) != 0
         magnitude = tl.load(row + slots, mask=considered, other=0).to(tl.int32) & ((1 << N_BITS) - 1)
         n_finite += (considered & (magnitude < INFINITE)).to(tl.int32)
         n_infinite += (considered & (magnitude == INFINITE)).to(tl.int32)
-    n_before, n_others = tl.sum(n_infinite, axis=0), tl.sum(n_finite, axis=0)
+    n_before, n_others = tl.sum(n_infinite, axis=0), tl.sum(n_finite, axis=0)  # scalars
     # How many finite magnitudes come before the threshold in descending order.
     n_kept = tl.ceil((n_before + n_others).to(tl.float64) * tl.load(keep)).to(tl.int32)
     n_larger = tl.maximum(n_kept - n_before, 0)
     is_bounded = n_larger < n_others
     # Bit by bit from the top: the largest number that more than n_larger of the magnitudes reach.
-    threshold = tl.zeros([1], tl.int32)
+    threshold = tl.zeros([1], tl.int32)  # the bits of a magnitude
     for i in range(N_BITS):
         candidate = threshold + (1 << (N_BITS - 1 - i))
         n_reaching = tl.zeros([SPAN], tl.int32)
-        for first in range(0, n_slots, SPAN):
-            slots = first + tl.arange(0, SPAN)
+        for span_start in range(0, n_slots, SPAN):
+            slots = span_start + tl.arange(0, SPAN)
             considered = tl.load(counted + slots, mask=slots < n_slots, other=0) != 0
             magnitude = tl.load(row + slots, mask=considered, other=0).to(tl.int32) & ((1 << N_BITS) - 1)
             n_reaching += (considered & (magnitude < INFINITE) & (magnitude >= candidate)).to(tl.int32)
         threshold = tl.where(tl.sum(n_reaching, axis=0) > n_larger, candidate, threshold)
     threshold = tl.where(is_bounded, threshold, 0)
     n_dropped = tl.zeros([SPAN], tl.int32)
-    for first in range(0, n_slots, SPAN):
-        slots = first + tl.arange(0, SPAN)
-        raw = tl.load(row + slots, mask=slots < n_slots, other=0)
+    for span_start in range(0, n_slots, SPAN):
+        slots = span_start + tl.arange(0, SPAN)
+        raw = tl.load(row + slots, mask=slots < n_slots, other=0)  # [SPAN]
         magnitude = raw.to(tl.int32) & ((1 << N_BITS) - 1)
         drop = (slots < n_slots) & (magnitude <= threshold)
         n_dropped += (drop & (magnitude > 0)).to(tl.int32)

@@ -1,8 +1,8 @@
 """The statistics of packed activations on a GPU: where they are kept, and the kernels that gather and merge them.
 
-One program follows one piece of a text window for a tile of neurons and leaves what it saw of each neuron in `Partials`;
-a second kernel adds the pieces in their order. Sums of floats are therefore always made in the same order; integers go
-through atomic additions, which no order changes. Knows nothing about blocks.
+One program follows one piece of a text window for a tile of neurons and leaves what it saw of each neuron in
+`Partials`; a second kernel adds the pieces in their order. Sums of floats are therefore always made in the same order;
+integers go through atomic additions, which no order changes.
 """
 
 from dataclasses import dataclass, fields
@@ -31,32 +31,32 @@ class DeviceStatistics:
     """`Statistics` on a device, of fewer than 2³¹ tokens: the same fields, but exemplars in no order until `to_host`."""
 
     count: Tensor
-    """[neuron] int64"""
+    """[neuron] int64: finite values."""
     mean: Tensor
-    """[neuron] float64"""
+    """[neuron] float64: of the finite values."""
     m2: Tensor
-    """[neuron] float64"""
+    """[neuron] float64: sum of the squared differences from the mean."""
     minimum: Tensor
-    """[neuron] float32"""
+    """[neuron] float32: smallest finite value."""
     maximum: Tensor
-    """[neuron] float32"""
+    """[neuron] float32: largest finite value."""
     non_finite: Tensor
-    """[neuron] int32"""
+    """[neuron] int32: NaN and infinite values."""
     overflow: Tensor
-    """[neuron] int32"""
+    """[neuron] int32: finite values that the block holds as infinite."""
     histogram: Tensor
-    """[neuron, bin] int32"""
+    """[neuron, bin] int32: finite values between `HISTOGRAM_EDGES`."""
     positives: Tensor
-    """[label, neuron] int32"""
+    """[label, neuron] int32: finite values above zero at the tokens of each label."""
     exemplar_values: Tensor
-    """[neuron, k] float32"""
+    """[neuron, k] float32: the largest activations, at most one for each text window."""
     exemplar_tokens: Tensor
-    """[neuron, k] int64"""
+    """[neuron, k] int64: the tokens they came from; -1 where there are fewer than k."""
 
     @classmethod
     def empty(cls, n_neurons: int, n_labels: int, k: int, device: torch.device | str, *, pinned: bool = False) -> Self:
         """Statistics over no token; `pinned` in host memory that the device copies to by itself."""
-        of_neurons = {
+        neuron_dtypes = {
             "count": torch.int64,
             "mean": torch.float64,
             "m2": torch.float64,
@@ -71,7 +71,7 @@ class DeviceStatistics:
             "exemplar_values": ((n_neurons, k), torch.float32),
             "exemplar_tokens": ((n_neurons, k), torch.int64),
         }
-        shapes = {name: ((n_neurons,), dtype) for name, dtype in of_neurons.items()} | others
+        shapes = {name: ((n_neurons,), dtype) for name, dtype in neuron_dtypes.items()} | others
         arrays = {
             name: torch.empty(shape, dtype=dtype, device=device, pin_memory=pinned)
             for name, (shape, dtype) in shapes.items()
@@ -118,7 +118,7 @@ class Partials(NamedTuple):
     m2: Tensor  # float64
     minimum: Tensor  # float32
     best: Tensor  # float32, the largest
-    place: Tensor  # int32, the first token of the batch that attains it
+    token: Tensor  # int32, the first token of the batch that attains it
 
     @classmethod
     def empty(cls, n_pieces: int, n_neurons: int, device: torch.device) -> Self:
@@ -130,8 +130,8 @@ class Partials(NamedTuple):
 def merge(partials: Partials, columns: DeviceColumns, statistics: DeviceStatistics) -> None:
     """Add the pieces of a batch to the moments, extremes and exemplars."""
     n_neurons, k = statistics.exemplar_values.shape
-    places = triton.next_power_of_2(max(k, 1))
-    width = max(1, min(64, MERGE_ENTRIES // places))
+    entries = triton.next_power_of_2(max(k, 1))
+    width = max(1, min(64, MERGE_ENTRIES // entries))
     _merge[(triton.cdiv(n_neurons, width),)](
         partials,
         columns.piece_segments,
@@ -147,19 +147,21 @@ def merge(partials: Partials, columns: DeviceColumns, statistics: DeviceStatisti
         n_neurons,
         k,
         WIDTH=width,
-        PLACES=places,
+        ENTRIES=entries,
         enable_fp_fusion=True,
     )
 
 
 @jit
 def count_bins(bits: tl.tensor, finite: tl.tensor, neurons: tl.tensor, histogram: tl.tensor) -> tl.tensor:
-    """1 for each value of the middle bin, 0 elsewhere; counts the others in `histogram` [neuron, bin].
+    """1 for each value of the middle bin, 0 elsewhere, [token, neuron] int32; counts the others in `histogram`.
 
-    bits: [token, neuron] float32 bits. The middle bin is left to the caller: a model with ReLU would have most of its
-    additions wait for one another there. A neuron's bins lie side by side, so that the additions of neighbouring tokens
-    mostly meet in one 32-byte sector.
+    bits: [token, neuron] float32 bits. finite: [token, neuron] bool; where False nothing is counted. neurons: [neuron]
+    int64. histogram: [neuron, bin] int32, contiguous. The middle bin is left to the caller: a model with ReLU would
+    have most of its additions wait for one another there. A neuron's bins lie side by side, so that the additions of
+    neighbouring tokens mostly meet in one 32-byte sector.
     """
+    # Exponent and first mantissa bit name the bin, counted from the middle one; see `cpu_statistics.classify`.
     step = ((bits & MAGNITUDE) >> 22) - _BELOW_FIRST
     step = tl.minimum(tl.maximum(step, 0), MIDDLE)
     bins = tl.where(bits < 0, -step, step) + MIDDLE
@@ -168,26 +170,29 @@ def count_bins(bits: tl.tensor, finite: tl.tensor, neurons: tl.tensor, histogram
 
 
 @jit
-def reduce_moments(count: tl.tensor, anchor: tl.tensor, total: tl.tensor, squares: tl.tensor) -> tl.tensor:
-    """Mean and M2 of every neuron from sums of differences from an anchor, kept for each [lane, neuron].
+def reduce_moments(
+    count: tl.tensor, anchor: tl.tensor, total: tl.tensor, squares: tl.tensor
+) -> tuple[tl.tensor, tl.tensor]:
+    """Mean and M2 [neuron] float64 of every neuron from sums of differences from an anchor, each [lane, neuron].
 
-    An anchor is one of its own lane's values: then `squares - total² / n` loses at most a factor n of the precision,
-    whatever the mean.
+    count: int32 values of a lane. anchor, total, squares: float64; total and squares are of the differences. An anchor
+    is one of its own lane's values: then `squares - total² / n` loses at most a factor n of the precision, whatever the
+    mean. Over no value both are 0.
     """
     n = count.to(tl.float64)
-    at_least_one = tl.maximum(n, 1.0)
-    lane_mean = anchor + total / at_least_one
-    lane_m2 = tl.maximum(squares - total * (total / at_least_one), 0.0)
-    mean = tl.sum(n * lane_mean, axis=0) / tl.maximum(tl.sum(n, axis=0), 1.0)
+    divisor = tl.maximum(n, 1.0)
+    lane_mean = anchor + total / divisor  # [lane, neuron]
+    lane_m2 = tl.maximum(squares - total * (total / divisor), 0.0)
+    mean = tl.sum(n * lane_mean, axis=0) / tl.maximum(tl.sum(n, axis=0), 1.0)  # [neuron]
     difference = lane_mean - mean[None, :]
     return mean, tl.sum(lane_m2 + n * difference * difference, axis=0)
 
 
 @jit
-def find_first_largest(best: tl.tensor, place: tl.tensor) -> tl.tensor:
-    """The largest of `best` [lane, neuron] of each neuron, and the least `place` that goes with it."""
+def find_first_largest(best: tl.tensor, token: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """The largest of `best` [lane, neuron] float32 of each neuron, and the least `token`, int32, that goes with it."""
     largest = tl.max(best, axis=0)
-    return largest, tl.min(tl.where(best == largest[None, :], place, _NO_TOKEN), axis=0)
+    return largest, tl.min(tl.where(best == largest[None, :], token, _NO_TOKEN), axis=0)
 
 
 @jit
@@ -198,8 +203,8 @@ def _add_moments(
     other_count: tl.tensor,
     other_mean: tl.tensor,
     other_m2: tl.tensor,
-) -> tl.tensor:
-    """count, mean and M2 of two parts together, as `Statistics.merge` adds them; [neuron], in float64."""
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """count, mean and M2 [neuron] of two parts together, as `Statistics.merge` adds them; counts are integers."""
     total = count + other_count
     share = other_count.to(tl.float64) / tl.maximum(total, 1).to(tl.float64)
     difference = other_mean - mean
@@ -208,15 +213,24 @@ def _add_moments(
 
 
 @jit
-def _insert(values: tl.tensor, tokens: tl.tensor, places: tl.tensor, value: tl.tensor, token: tl.tensor) -> tl.tensor:
-    """The exemplars [neuron, place], the last of each replaced by a `value` [neuron] that precedes it."""
-    worst = tl.min(values, axis=1)
-    latest = tl.max(tl.where(values == worst[:, None], tokens, _BEFORE_EMPTY), axis=1)
-    is_last = (values == worst[:, None]) & (tokens == latest[:, None])
-    at = tl.min(tl.where(is_last, places[None, :], _NO_TOKEN), axis=1)
+def _insert(
+    values: tl.tensor, tokens: tl.tensor, entries: tl.tensor, value: tl.tensor, token: tl.tensor
+) -> tuple[tl.tensor, tl.tensor]:
+    """The exemplars [WIDTH, ENTRIES], the last of each neuron replaced by a value that precedes it.
+
+    values: float32 and tokens: int64, [WIDTH, ENTRIES], in no order; entries beyond k are +inf. entries: [ENTRIES].
+    value: [WIDTH] float32 and token: [WIDTH] int64. The last is the smallest value, of those that tie the latest token,
+    of unused entries, which are all -inf with token -1, the first. -inf precedes nothing.
+    """
+    worst = tl.min(values, axis=1)  # [WIDTH]
+    latest = tl.max(tl.where(values == worst[:, None], tokens, _BEFORE_EMPTY), axis=1)  # [WIDTH]
+    is_last = (values == worst[:, None]) & (tokens == latest[:, None])  # [WIDTH, ENTRIES]
+    last_entry = tl.min(
+        tl.where(is_last, entries[None, :], _NO_TOKEN), axis=1
+    )  # [WIDTH]; one of them, where unused entries are alike
     precedes = (value > worst) | ((value == worst) & (value > -float("inf")) & (token < latest))
-    put = precedes[:, None] & (places[None, :] == at[:, None])
-    return tl.where(put, value[:, None], values), tl.where(put, token[:, None], tokens)
+    is_replaced = precedes[:, None] & (entries[None, :] == last_entry[:, None])
+    return tl.where(is_replaced, value[:, None], values), tl.where(is_replaced, token[:, None], tokens)
 
 
 @jit_for_any("n_pieces")
@@ -235,39 +249,50 @@ def _merge(
     n_neurons: tl.tensor,
     k: tl.tensor,
     WIDTH: tl.constexpr,
-    PLACES: tl.constexpr,
+    ENTRIES: tl.constexpr,
 ) -> None:
-    neurons = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
+    """Add the pieces of a batch to the statistics of a tile of neurons, in the order of the pieces.
+
+    Grid: [tile of WIDTH neurons]. Alone with its neurons, a program adds floats in the same order in every run.
+
+    partials: [piece, neuron] each. piece_segments: [piece + 1] int32, the window of each piece, and -1. tokens: [token]
+    int64. counts: int64, means, m2s: float64, minima, maxima: float32, all [neuron] and updated in place.
+    exemplar_values: float32, exemplar_tokens: int64, [neuron, k], contiguous, likewise. ENTRIES: k rounded up to a
+    power of two.
+
+    A window's largest value enters the exemplars once, when its last piece was seen.
+    """
+    neurons = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)  # [WIDTH]
     inside = neurons < n_neurons
-    places = tl.arange(0, PLACES)
-    at = neurons[:, None] * k + places[None, :]
-    kept = inside[:, None] & (places[None, :] < k)
+    entries = tl.arange(0, ENTRIES)  # [ENTRIES]
+    entry_offsets = neurons[:, None] * k + entries[None, :]  # [WIDTH, ENTRIES]
+    is_entry = inside[:, None] & (entries[None, :] < k)
     count, mean, m2 = tl.zeros([WIDTH], tl.int32), tl.zeros([WIDTH], tl.float64), tl.zeros([WIDTH], tl.float64)
     minimum = tl.full([WIDTH], float("inf"), tl.float32)
     maximum = tl.full([WIDTH], -float("inf"), tl.float32)
-    best, place = maximum, tl.zeros([WIDTH], tl.int32)
-    # A place beyond k is full for ever.
-    top_values = tl.load(exemplar_values + at, mask=kept, other=float("inf"))
-    top_tokens = tl.load(exemplar_tokens + at, mask=kept, other=-1)
+    best, best_token = maximum, tl.zeros([WIDTH], tl.int32)
+    # Entries beyond k are +inf, which nothing precedes.
+    top_values = tl.load(exemplar_values + entry_offsets, mask=is_entry, other=float("inf"))  # [WIDTH, ENTRIES]
+    top_tokens = tl.load(exemplar_tokens + entry_offsets, mask=is_entry, other=-1)
     for piece in range(n_pieces):
-        here = neurons + piece * n_neurons
-        other_count = tl.load(partials.finite + here, mask=inside, other=0)
-        other_mean = tl.load(partials.mean + here, mask=inside, other=0.0)
-        other_m2 = tl.load(partials.m2 + here, mask=inside, other=0.0)
+        partial_offsets = neurons + piece * n_neurons  # [WIDTH], as all that is loaded below
+        other_count = tl.load(partials.finite + partial_offsets, mask=inside, other=0)
+        other_mean = tl.load(partials.mean + partial_offsets, mask=inside, other=0.0)
+        other_m2 = tl.load(partials.m2 + partial_offsets, mask=inside, other=0.0)
         count, mean, m2 = _add_moments(count, mean, m2, other_count, other_mean, other_m2)
-        minimum = tl.minimum(minimum, tl.load(partials.minimum + here, mask=inside, other=float("inf")))
-        value = tl.load(partials.best + here, mask=inside, other=-float("inf"))
-        place = tl.where(value > best, tl.load(partials.place + here, mask=inside, other=0), place)
+        minimum = tl.minimum(minimum, tl.load(partials.minimum + partial_offsets, mask=inside, other=float("inf")))
+        value = tl.load(partials.best + partial_offsets, mask=inside, other=-float("inf"))
+        best_token = tl.where(value > best, tl.load(partials.token + partial_offsets, mask=inside, other=0), best_token)
         best = tl.maximum(best, value)
         is_end = tl.load(piece_segments + piece) != tl.load(piece_segments + piece + 1)
         # Within a window nothing is inserted: -inf precedes no exemplar.
         candidate = tl.where(is_end, best, -float("inf"))
-        token = tl.load(tokens + place, mask=candidate > -float("inf"), other=0)
-        top_values, top_tokens = _insert(top_values, top_tokens, places, candidate, token)
+        token = tl.load(tokens + best_token, mask=candidate > -float("inf"), other=0)
+        top_values, top_tokens = _insert(top_values, top_tokens, entries, candidate, token)
         maximum = tl.maximum(maximum, best)
         best = tl.where(is_end, -float("inf"), best)
-    tl.store(exemplar_values + at, top_values, mask=kept)
-    tl.store(exemplar_tokens + at, top_tokens, mask=kept)
+    tl.store(exemplar_values + entry_offsets, top_values, mask=is_entry)
+    tl.store(exemplar_tokens + entry_offsets, top_tokens, mask=is_entry)
     old_count = tl.load(counts + neurons, mask=inside, other=0)
     old_mean = tl.load(means + neurons, mask=inside, other=0.0)
     old_m2 = tl.load(m2s + neurons, mask=inside, other=0.0)

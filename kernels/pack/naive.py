@@ -1,28 +1,35 @@
-"""Packing and the lossy precisions: the specification, in plain numpy. Knows nothing about speed."""
+"""Packing and the lossy precisions: the specification, in plain numpy."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.kernels.floats import as_array, cast, decode
+from actstore.kernels.floats import FloatArray, as_array, cast, decode
 from actstore.kernels.pack.columns import Columns
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES, N_BINS, Statistics
 from actstore.kernels.pack.steps import FREE_BITS, INFINITE, MARK, NO_VALUE
 from actstore.kernels.top_k import naive as naive_top_k
 
+if TYPE_CHECKING:
+    import torch
 
-def pack(values: Any, columns: Columns, out: NDArray[Any] | None, statistics: Statistics | None) -> None:
+
+def pack(
+    values: "torch.Tensor | FloatArray", columns: Columns, out: FloatArray | None, statistics: Statistics | None
+) -> None:
     """Put the columns' rows of `values` [row, neuron] into their slots of `out` [neuron, slot]; add to `statistics`."""
-    kept = as_array(values)[columns.rows].T
-    held = kept if out is None else cast(kept, out.dtype)
+    packed_values = as_array(values)[columns.rows].T
+    stored_values = packed_values if out is None else cast(packed_values, out.dtype)
     if out is not None:
-        out[:, columns.slots] = held
+        out[:, columns.slots] = stored_values
     if statistics is not None:
         n_labels, k = len(statistics.positives), statistics.exemplar_values.shape[1]
-        found = summarise(decode(kept), columns, n_labels, k)
-        found.overflow[:] = (np.isfinite(decode(kept)) & np.isinf(decode(held))).sum(axis=1)
-        statistics.merge(found)
+        batch_statistics = summarise(decode(packed_values), columns, n_labels, k)
+        batch_statistics.overflow[:] = (np.isfinite(decode(packed_values)) & np.isinf(decode(stored_values))).sum(
+            axis=1
+        )
+        statistics.merge(batch_statistics)
 
 
 def summarise(values: NDArray[np.float32], columns: Columns, n_labels: int, k: int) -> Statistics:
@@ -47,7 +54,7 @@ def summarise(values: NDArray[np.float32], columns: Columns, n_labels: int, k: i
     return result
 
 
-def bins(values: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
+def bins(values: NDArray[np.floating]) -> NDArray[np.intp]:
     """The histogram bin of every finite value: a value on an edge belongs to the bin farther from zero."""
     return (
         np.where(
@@ -59,7 +66,12 @@ def bins(values: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
     )
 
 
-def pack_signs(values: Any, columns: Columns, out_bits: NDArray[np.uint8], positives: NDArray[np.int64] | None) -> None:
+def pack_signs(
+    values: "torch.Tensor | FloatArray",
+    columns: Columns,
+    out_bits: NDArray[np.uint8],
+    positives: NDArray[np.int64] | None,
+) -> None:
     """Set bit `slot` of `out_bits` [neuron, slot/8], little bit order, where a value is above zero; count by label."""
     above = decode(as_array(values))[columns.rows].T > 0
     bits = np.unpackbits(out_bits, axis=1, bitorder="little")
@@ -69,7 +81,7 @@ def pack_signs(values: Any, columns: Columns, out_bits: NDArray[np.uint8], posit
         _add_positives(above & columns.counted, columns, positives)
 
 
-def quantise(block: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def quantise(block: FloatArray) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """int8 [neuron, slot] and scale [neuron] of a block [neuron, slot]; see `api.quantise`."""
     values = decode(block)
     finite, infinite = np.isfinite(values), np.isinf(values)
@@ -94,7 +106,7 @@ def quantise(block: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]
 
 
 def sparsify(
-    block: NDArray[Any], keep: float, counted: NDArray[np.bool_] | None = None
+    block: FloatArray, keep: float, counted: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Zero all but the largest magnitudes of every neuron of a block [neuron, slot], in place; see `api.sparsify`."""
     values = decode(block)

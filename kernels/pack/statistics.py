@@ -1,6 +1,6 @@
 """What is remembered of every neuron: moments, extremes, histogram, positives by label, exemplars; all mergeable.
 
-Plain numpy, so that a reader needs no compiler. Knows nothing about how the statistics are gathered, nor about stores.
+Plain numpy, so that a reader needs no compiler.
 """
 
 from collections.abc import Mapping
@@ -42,13 +42,13 @@ class Statistics:
     count: NDArray[np.int64]
     """[neuron] finite values."""
     mean: NDArray[np.float64]
-    """[neuron]"""
+    """[neuron] of the finite values."""
     m2: NDArray[np.float64]
     """[neuron] sum of the squared differences from the mean; the variance is `m2 / count`."""
     minimum: NDArray[np.float32]
-    """[neuron]"""
+    """[neuron] smallest finite value."""
     maximum: NDArray[np.float32]
-    """[neuron]"""
+    """[neuron] largest finite value."""
     non_finite: NDArray[np.int64]
     """[neuron] NaN and infinite values."""
     overflow: NDArray[np.int64]
@@ -81,7 +81,7 @@ class Statistics:
         )
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
         """The statistics whose `arrays()` these are; copies, to be added to.
 
         Raises KeyError for a missing one that is not `OPTIONAL`.
@@ -102,8 +102,10 @@ class Statistics:
         (1979), always in this order, so that the same parts merged in the same order give the same bits.
         """
         for name, array in self.arrays().items():
-            if array.shape != (found := getattr(other, name).shape):
-                raise ValueError(f"cannot merge statistics: {name} has shape {array.shape} here and {found} there")
+            if array.shape != (other_shape := getattr(other, name).shape):
+                raise ValueError(
+                    f"cannot merge statistics: {name} has shape {array.shape} here and {other_shape} there"
+                )
         total = self.count + other.count
         share = other.count / np.maximum(total, 1)
         difference = other.mean - self.mean
@@ -113,6 +115,7 @@ class Statistics:
         np.minimum(self.minimum, other.minimum, out=self.minimum)
         np.maximum(self.maximum, other.maximum, out=self.maximum)
         self.non_finite[:] += other.non_finite
+        # Not known in one part, it is not known of both: a sum would be too small, in silence.
         known = (self.overflow >= 0) & (other.overflow >= 0)
         self.overflow[:] = np.where(known, self.overflow + other.overflow, NOT_KNOWN)
         self.histogram[:] += other.histogram
@@ -137,8 +140,8 @@ class Quantiles(NamedTuple):
 
 
 def quantiles(
-    histogram: NDArray[np.integer[Any]],
-    q: "NDArray[np.floating[Any]] | list[float]",
+    histogram: NDArray[np.integer],
+    q: NDArray[np.floating] | list[float],
     minimum: NDArray[np.float32] | None = None,
     maximum: NDArray[np.float32] | None = None,
 ) -> Quantiles:
@@ -155,8 +158,8 @@ def quantiles(
         raise ValueError(f"q must be a list of numbers between 0 and 1, not {q}")
     if histogram.ndim != 2 or histogram.shape[1] != N_BINS:
         raise ValueError(f"histogram must be [neuron, {N_BINS} bins], not {list(histogram.shape)}")
-    below = np.cumsum(histogram, axis=1, dtype=np.int64)
-    rank = np.maximum(np.ceil(shares * below[:, -1:]), 1)
+    below = np.cumsum(histogram, axis=1, dtype=np.int64)  # [neuron, bin]
+    rank = np.maximum(np.ceil(shares * below[:, -1:]), 1)  # [neuron, quantile], as all that follows
     bins = np.minimum((below[:, None, :] < rank[:, :, None]).sum(axis=2), N_BINS - 1)
     inside = np.take_along_axis(histogram, bins, axis=1)
     through = (rank - np.take_along_axis(below, bins, axis=1) + inside - 0.5) / np.maximum(inside, 1)
@@ -165,6 +168,7 @@ def quantiles(
         low = np.maximum(low, minimum[:, None])
     if maximum is not None:
         high = np.minimum(high, maximum[:, None])
+    # In the two open bins a bound is infinite: then the finite one is the estimate.
     with np.errstate(invalid="ignore"):
         estimate = np.clip(low + (high - low) * through, low, high)
     estimate = np.where(np.isfinite(estimate), estimate, np.where(np.isfinite(low), low, high))

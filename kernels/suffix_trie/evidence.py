@@ -1,12 +1,12 @@
-"""What is known of one neuron while its trie grows, and the room for it. Knows nothing about how it grows."""
+"""What is known of one neuron while its trie grows, and the scratch memory of the thread that grows it."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 FIRES, HELD_OUT = 1, 2
-"""Marks of ranks."""
+"""What `Scratch.marks` says of a rank."""
 
 FRAME = np.dtype(
     [
@@ -14,46 +14,51 @@ FRAME = np.dtype(
         ("without_firing", "f8"),
         ("without_silent", "f8"),
         ("value", "f8"),
-        ("at", "i8"),
+        ("index", "i8"),
         ("skip", "i8"),
         ("listed", "i8"),
         ("next", "i8"),
         ("stop", "i8"),
         ("event", "i8"),
         ("event_stop", "i8"),
-        ("held", "i8"),
-        ("held_stop", "i8"),
+        ("held_out", "i8"),
+        ("held_out_stop", "i8"),
         ("node", "i8"),
     ]
 )
-"""A node whose children are being grown: where it is on the stack, what is believed there, how many tokens are ignored; then
+"""A node whose children are being grown: where it is on the stack, the posterior there, how many tokens are ignored; then
 its children to come, which are nodes of the shared trie with their events and held-out ranks, or parts of a list of ranks."""
 
+Frame: TypeAlias = Any
+"""A record of `FRAME`: numpy has no type for one."""
 
-class Room(NamedTuple):
-    """Scratch of one thread."""
+
+class Scratch(NamedTuple):
+    """Scratch memory of one thread, used for one neuron after another."""
 
     marks: NDArray[np.uint8]
     """[rank] FIRES, HELD_OUT or 0; 0 between neurons."""
     ranks: NDArray[np.int32]
-    """[rank] lists."""
+    """[rank] the lists of ranks that frames point into; those below a frame are parts of its own."""
     keys: NDArray[np.int64]
-    """[rank]"""
+    """[rank] keys to sort by, or the tokens that were met."""
     counts: NDArray[np.int32]
     """[token, 2] positions and events of each token; 0 between uses."""
     frames: NDArray[Any]
+    """[depth] of `FRAME`: the nodes whose children are being grown, one below the other."""
     top: NDArray[np.int64]
-    """How many nodes are on the stack, and 1 if there was no room for more."""
+    """[2] the number of nodes on the stack, and 1 if one did not fit: then all starts again on a larger one."""
 
 
 class Evidence(NamedTuple):
-    """What is known of one neuron, and room to sort and count its positions in."""
+    """What is known of one neuron, and scratch memory to sort and count its positions in."""
 
     events: NDArray[np.int32]
     """[event] ranks that fire, ascending."""
     sums: NDArray[np.float64]
     """[event + 1] their activations added up."""
-    held: NDArray[np.int32]
+    held_out: NDArray[np.int32]
     """[held-out position] ranks left out, ascending."""
     rest: float
-    room: Room
+    """Mean activation where it does not fire."""
+    scratch: Scratch

@@ -1,4 +1,4 @@
-"""A neuron's trie and its predictions: the specification, in plain Python. Knows nothing about speed."""
+"""A neuron's trie and its predictions: the specification, in plain Python."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ from actstore.kernels.suffix_trie.trie import BOUNDARY, IGNORE, Settings
 LOWEST = 1e-4
 """Probabilities are kept this far from 0 and 1 before their logarithm is taken."""
 ROUNDS = 3
+"""Times that the children kept and the rates of all others are computed from each other."""
 SKIP_FIRES = 4
 """A node with fewer that fire does not look past the next token: so few have some earlier token in common by chance."""
 SAME = 1e-9
@@ -38,7 +39,7 @@ class Event(NamedTuple):
     value: float | None
 
 
-class Belief(NamedTuple):
+class Posterior(NamedTuple):
     """What is expected at a node: the probability of firing, and the same as if one position had not been seen."""
 
     p: float
@@ -47,10 +48,10 @@ class Belief(NamedTuple):
     value: float
     """Mean activation of the firing ones."""
 
-    def after(self, n: int, f: int, total: float, kappa: float) -> "Belief":
-        """Having seen n positions more closely, of which f fire with activations that add up to `total`."""
+    def after(self, n: int, f: int, total: float, kappa: float) -> "Posterior":
+        """The posterior with n positions, of which f fire with activations adding up to `total`; this is the prior."""
         rest = n - 1 + kappa
-        return Belief(
+        return Posterior(
             (f + kappa * self.p) / (n + kappa),
             (f - 1 + kappa * self.without_firing) / rest,
             (f + kappa * self.without_silent) / rest,
@@ -58,7 +59,7 @@ class Belief(NamedTuple):
         )
 
     def likelihood(self, n: int, f: int) -> float:
-        """Log likelihood of n positions, f of them firing, each left out of what is known of it."""
+        """Leave-one-out log likelihood of n positions, f of them firing: each is predicted by all the others."""
         firing = f * math.log(min(max(self.without_firing, LOWEST), 1 - LOWEST)) if f else 0.0
         return firing + ((n - f) * math.log(min(max(1 - self.without_silent, LOWEST), 1 - LOWEST)) if n > f else 0.0)
 
@@ -68,99 +69,107 @@ def build(events: list[Event], rest: float, settings: Settings) -> list[Node]:
     n, (f, total) = len(events), _count(events)
     if f == 0:
         return []
-    known = Belief(f / n, (f - 1) / max(n - 1, 1), f / max(n - 1, 1), total / f)
-    grown = [_grow(t, g, 0, known, rest, settings) for t, g in _group(events, 0).items() if _count(g)[0]]
-    kept, _ = _choose(n, f, [worth for worth, _ in grown], [node for _, node in grown], known, settings)
-    return [grown[i][1] for i in kept]
+    posterior = Posterior(f / n, (f - 1) / max(n - 1, 1), f / max(n - 1, 1), total / f)
+    grown = [_grow(t, g, 0, posterior, rest, settings) for t, g in _group(events, 0).items() if _count(g)[0]]
+    kept_children, _ = _choose(n, f, [score for score, _ in grown], [node for _, node in grown], posterior, settings)
+    return [grown[i][1] for i in kept_children]
 
 
-def _grow(token: int, events: list[Event], depth: int, prior: Belief, rest: float, s: Settings) -> tuple[float, Node]:
-    """The log likelihood of the events, less what nodes cost, and the node with what is kept below it."""
+def _grow(
+    token: int, events: list[Event], depth: int, prior: Posterior, rest: float, settings: Settings
+) -> tuple[float, Node]:
+    """The score of a node, the log likelihood of its events less what nodes cost, and the node with what is kept below it."""
     n, (f, total) = len(events), _count(events)
-    known = prior.after(n, f, total, s.kappa)
-    worth, end, children = known.likelihood(n, f), known, list[Node]()
-    if 0 < f < n and depth < s.max_depth and token != BOUNDARY:
-        found, kept, other = _branch(events, depth + 1, known, rest, s)
-        if found > worth + SAME or s.gain < 0:
-            worth, children, end = found, kept, other
-        skips = _skips(events, depth, known, worth + s.margin, s)
-        if skips and max(skips.values()) > worth + s.margin:
+    posterior = prior.after(n, f, total, settings.kappa)
+    score, end_posterior, children = posterior.likelihood(n, f), posterior, list[Node]()
+    if 0 < f < n and depth < settings.max_depth and token != BOUNDARY:
+        branch_score, branch_children, others_posterior = _branch(events, depth + 1, posterior, rest, settings)
+        if branch_score > score + SAME or settings.gain < 0:
+            score, children, end_posterior = branch_score, branch_children, others_posterior
+        skips = _skips(events, depth, posterior, score + settings.margin, settings)
+        if skips and max(skips.values()) > score + settings.margin:
             skip = max(skips, key=lambda skip: skips[skip])
-            worth, children, end = _branch(events, depth + 1 + skip, known, rest, s)
-            worth -= skip * s.gain
+            score, children, end_posterior = _branch(events, depth + 1 + skip, posterior, rest, settings)
+            score -= skip * settings.gain
             for _ in range(skip):
                 children = [Node(IGNORE, n, f, children=children)]
-    value = end.p * end.value + (1 - end.p) * rest
-    return worth, Node(token, n, f, True, end.p, value, children)
+    value = end_posterior.p * end_posterior.value + (1 - end_posterior.p) * rest
+    return score, Node(token, n, f, True, end_posterior.p, value, children)
 
 
 def _branch(
-    events: list[Event], depth: int, known: Belief, rest: float, s: Settings
-) -> tuple[float, list[Node], Belief]:
-    """What telling the events apart by their tokens at `depth` is worth, the children kept, and the belief for all others."""
+    events: list[Event], depth: int, posterior: Posterior, rest: float, settings: Settings
+) -> tuple[float, list[Node], Posterior]:
+    """The score of telling the events apart by their tokens at `depth`, the children kept, and the posterior of all others."""
     n, (f, total) = len(events), _count(events)
-    worths, children = _grow_children(events, depth, known, rest, s)
-    kept, worth = _choose(n, f, worths, children, known, s)
+    scores, children = _grow_children(events, depth, posterior, rest, settings)
+    kept_indices, score = _choose(n, f, scores, children, posterior, settings)
     groups = _group(events, depth)
-    others = [e for i, group in enumerate(groups.values()) if i not in kept for e in group]
+    others = [e for i, group in enumerate(groups.values()) if i not in kept_indices for e in group]
     f, total = _count(others)
-    return worth, [children[i] for i in kept], known.after(len(others), f, total, s.kappa) if others else known
+    return (
+        score,
+        [children[i] for i in kept_indices],
+        posterior.after(len(others), f, total, settings.kappa) if others else posterior,
+    )
 
 
 def _grow_children(
-    events: list[Event], depth: int, known: Belief, rest: float, s: Settings
+    events: list[Event], depth: int, posterior: Posterior, rest: float, settings: Settings
 ) -> tuple[list[float], list[Node]]:
-    grown = [_grow(token, group, depth, known, rest, s) for token, group in _group(events, depth).items()]
-    return [worth for worth, _ in grown], [node for _, node in grown]
+    grown = [_grow(token, group, depth, posterior, rest, settings) for token, group in _group(events, depth).items()]
+    return [score for score, _ in grown], [node for _, node in grown]
 
 
 def _choose(
-    n: int, f: int, worths: list[float], children: list[Node], known: Belief, s: Settings
+    n: int, f: int, scores: list[float], children: list[Node], posterior: Posterior, settings: Settings
 ) -> tuple[list[int], float]:
-    """Which children stand out of all the others taken together, and what the branching is worth with these.
+    """Which children stand out of all the others taken together, and the score of the branching with these.
 
     Others are first taken to be all children, then those of which none fires, then those of which all do: a few children that
     fire stand out of many that do not only once those are together, and the other way round.
     """
     silent = sum(child.count for child in children if child.fires == 0)
     firing = sum(child.count for child in children if child.fires == child.count)
-    found: tuple[list[int], float] = ([], -math.inf)
+    best: tuple[list[int], float] = ([], -math.inf)
     for others_n, others_f in ((n, f), (silent, 0), (firing, firing)):
-        kept: list[int] = []
+        kept_indices: list[int] = []
         for _ in range(ROUNDS):
-            others = known.after(others_n, others_f, 0, s.kappa) if others_n else known
-            kept = [
+            others = posterior.after(others_n, others_f, 0, settings.kappa) if others_n else posterior
+            kept_indices = [
                 i
                 for i, child in enumerate(children)
-                if s.gain < 0 or worths[i] - others.likelihood(child.count, child.fires) > s.gain + SAME
+                if settings.gain < 0 or scores[i] - others.likelihood(child.count, child.fires) > settings.gain + SAME
             ]
-            others_n = n - sum(children[i].count for i in kept)
-            others_f = f - sum(children[i].fires for i in kept)
-        others = known.after(others_n, others_f, 0, s.kappa) if others_n else known
-        worth = sum(worths[i] - s.gain for i in kept) + others.likelihood(others_n, others_f)
-        if worth > found[1] + SAME:
-            found = kept, worth
-    return found
+            others_n = n - sum(children[i].count for i in kept_indices)
+            others_f = f - sum(children[i].fires for i in kept_indices)
+        others = posterior.after(others_n, others_f, 0, settings.kappa) if others_n else posterior
+        score = sum(scores[i] - settings.gain for i in kept_indices) + others.likelihood(others_n, others_f)
+        if score > best[1] + SAME:
+            best = kept_indices, score
+    return best
 
 
-def _skips(events: list[Event], depth: int, known: Belief, least: float, s: Settings) -> dict[int, float]:
-    """What branching after 1, 2, … ignored tokens is worth, if nothing were told apart below.
+def _skips(events: list[Event], depth: int, posterior: Posterior, least: float, settings: Settings) -> dict[int, float]:
+    """The score of branching after 1, 2, … ignored tokens, by their number, if nothing were told apart below.
 
-    Only where it would be worth more than `least` if nothing silent had a token in common with what fires.
+    Only where it would be more than `least` if nothing silent had a token in common with what fires.
     """
-    worths: dict[int, float] = {}
+    scores: dict[int, float] = {}
     n, (f, _) = len(events), _count(events)
-    if s.gain < 0 or f < SKIP_FIRES:
-        return worths
-    for skip in range(1, min(s.max_skip, s.max_depth - depth - 1) + 1):
+    if settings.gain < 0 or f < SKIP_FIRES:
+        return scores
+    for skip in range(1, min(settings.max_skip, settings.max_depth - depth - 1) + 1):
         groups = _group(events, depth + 1 + skip)
         children = [Node(token, len(group), _count(group)[0]) for token, group in groups.items()]
-        cost = skip * s.gain
+        cost = skip * settings.gain
         firing = [c.fires for c in children if c.fires]
-        if sum(known.after(f_c, f_c, 0, s.kappa).likelihood(f_c, f_c) for f_c in firing) - cost > least:
-            alone = [known.after(c.count, c.fires, 0, s.kappa).likelihood(c.count, c.fires) for c in children]
-            worths[skip] = _choose(n, f, alone, children, known, s)[1] - cost
-    return worths
+        if sum(posterior.after(f_c, f_c, 0, settings.kappa).likelihood(f_c, f_c) for f_c in firing) - cost > least:
+            child_scores = [
+                posterior.after(c.count, c.fires, 0, settings.kappa).likelihood(c.count, c.fires) for c in children
+            ]
+            scores[skip] = _choose(n, f, child_scores, children, posterior, settings)[1] - cost
+    return scores
 
 
 def _group(events: list[Event], depth: int) -> dict[int, list[Event]]:
@@ -178,16 +187,16 @@ def _count(events: list[Event]) -> tuple[int, float]:
 
 
 def predict(roots: list[Node], context: Context) -> tuple[float, float]:
-    """Probability and value of the longest line that the context has and that ends; 0 and 0 where there is none."""
+    """Probability and value of the longest path that the context has and that ends; 0 and 0 where there is none."""
     best: tuple[int, Node | None] = (-1, None)
-    waiting = [(0, roots)]
-    while waiting:
-        depth, nodes = waiting.pop()
+    pending = [(0, roots)]
+    while pending:
+        depth, nodes = pending.pop()
         token = context[depth] if depth < len(context) else BOUNDARY
         matching = [node for node in nodes if node.token == token] + [node for node in nodes if node.token == IGNORE]
         for node in matching:
             if node.ends and depth > best[0]:
                 best = (depth, node)
-        # The exact child's subtree is looked through first, so that it wins where lines are equally long.
-        waiting += [(depth + 1, node.children) for node in reversed(matching)]
+        # The exact child's subtree is looked through first, so that it wins where paths are equally long.
+        pending += [(depth + 1, node.children) for node in reversed(matching)]
     return (best[1].probability, best[1].value) if best[1] else (0.0, 0.0)

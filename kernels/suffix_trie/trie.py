@@ -1,8 +1,8 @@
 """The shared suffix trie of a corpus, the tries of single neurons, and how the latter are built; plain numpy.
 
-A context is read backwards: the token of the position itself at depth 0, the token `d` positions earlier at depth `d`, and
-`BOUNDARY` at every depth before the window's first token. Sorted by their contexts, positions have ranks, and a node of the
-shared trie, which is the contexts that begin alike, is an interval of ranks. Knows nothing about neurons' values.
+A context is read backwards: the token of the position itself at depth 0, the token `d` positions earlier at depth `d`,
+and `BOUNDARY` at every depth before the window's first token. Sorted by their contexts, positions have ranks, and a
+node of the shared trie, which is the contexts that begin alike, is an interval of ranks.
 """
 
 from typing import NamedTuple
@@ -23,8 +23,8 @@ MAX_DEPTH = 12
 class Trie(NamedTuple):
     """All contexts of a corpus. Node 0 is the root; nodes of a depth follow one another, siblings ascend by token.
 
-    A node has children unless it holds one position, ends in `BOUNDARY` or lies at the largest depth. 16 bytes a node, some
-    2 nodes a position; 25 bytes a position and 4 an input token beside.
+    A node has children unless it holds one position, ends in `BOUNDARY` or lies at the largest depth. 16 bytes per node, some
+    2 nodes per position; beside, 25 bytes per position and 4 per input token.
     """
 
     start: NDArray[np.int32]
@@ -37,8 +37,8 @@ class Trie(NamedTuple):
     """[node + 1] the children of node `i` are `children[i]:children[i + 1]`."""
     order: NDArray[np.int32]
     """[rank] the position of each rank."""
-    place: NDArray[np.int64]
-    """[rank] where the position's token lies in `ids`; the tokens before it in the window lie before it."""
+    input_index: NDArray[np.int64]
+    """[rank] the index in `ids` of the position's token; the tokens before it in the window lie before it."""
     reach: NDArray[np.uint8]
     """[rank] how many of them there are, at most the largest depth."""
     ids: NDArray[np.int32]
@@ -55,8 +55,9 @@ class Settings(NamedTuple):
     gain: float = 0.5
     """Nats of leave-one-out likelihood that a node must add to be kept; below 0 all are kept."""
     max_depth: int = MAX_DEPTH
+    """Maximum number of tokens before the activating one."""
     max_skip: int = 3
-    """Most tokens between a node and the next that may be ignored."""
+    """Maximum number of tokens that may be ignored between a node and the next."""
     margin: float = 5.0
     """Nats by which a branching over ignored tokens must be better than the one at the next token, subtree included."""
 
@@ -69,60 +70,68 @@ class Nodes(NamedTuple):
     parent: NDArray[np.int32]
     """[node] counted from the neuron's first node; -1 at depth 0."""
     token: NDArray[np.int32]
+    """[node] the token at the node's depth, or `IGNORE`, or `BOUNDARY`."""
     depth: NDArray[np.uint8]
+    """[node] how many tokens before the position."""
     ends: NDArray[np.bool_]
-    """[node] whether a line may end here."""
+    """[node] whether a path may end here."""
     probability: NDArray[np.float32]
-    """[node] of firing where the line ends here; NaN where it does not end."""
+    """[node] of firing where the path ends here; NaN where it does not end."""
     value: NDArray[np.float32]
-    """[node] expected activation, in shares of the neuron's maximum, where the line ends here; NaN where it does not."""
+    """[node] expected activation, as a fraction of the neuron's maximum, where the path ends here; NaN where it does not."""
     count: NDArray[np.int32]  # type: ignore[assignment]  # of no use in a tuple of arrays
-    """[node] positions whose context has the line."""
+    """[node] positions whose context has the path."""
     fires: NDArray[np.int32]
-    """[node] of them firing."""
+    """[node] how many of them fire."""
 
 
 def make_trie(
-    ids: NDArray[np.int32], place: NDArray[np.int64], reach: NDArray[np.int64], max_depth: int = MAX_DEPTH
+    ids: NDArray[np.int32], input_index: NDArray[np.int64], reach: NDArray[np.int64], max_depth: int = MAX_DEPTH
 ) -> Trie:
     """The shared trie of the positions whose tokens are `ids[place]`, with `reach` tokens before them in their window.
 
     One stable sort a depth, of the positions whose contexts are not told apart yet. Takes about 60 bytes a position beside
     the result.
     """
-    n, width = len(place), int(ids.max(initial=-1)) + 3
+    n, width = len(input_index), int(ids.max(initial=-1)) + 3
     order = np.arange(n, dtype=np.int32)
     level = (np.zeros(1, np.int64), np.full(1, n, np.int64), np.full(1, IGNORE, np.int64))
     levels, n_children = [_narrowed(level)], []
     for depth in range(max_depth + 1):
         start, stop, token = level
-        apart = (stop - start >= (1 if depth == 0 else 2)) & (token != BOUNDARY)
+        has_children = (stop - start >= (1 if depth == 0 else 2)) & (token != BOUNDARY)
         counts = np.zeros(len(start), np.int64)
-        start, size = start[apart], (stop - start)[apart]
+        start, size = start[has_children], (stop - start)[has_children]
         ends = np.cumsum(size)
-        node = np.repeat(np.arange(len(start)), size)
+        node = np.repeat(np.arange(len(start)), size)  # [position to be sorted], as all that follows
         ranks = np.arange(len(node)) + np.repeat(start - ends + size, size)
-        which = order[ranks]
-        token = np.where(reach[which] >= depth, ids[np.maximum(place[which] - depth, 0)], np.int32(BOUNDARY))
+        positions = order[ranks]
+        token = np.where(
+            reach[positions] >= depth, ids[np.maximum(input_index[positions] - depth, 0)], np.int32(BOUNDARY)
+        )
+        # Node first, then token: one sort orders all nodes of the depth; stable, so that ties go to the earlier position.
         key = node * width + (token - BOUNDARY)
+        # Freed as soon as possible: they are as long as the positions.
         del node, token
         sort = np.argsort(key, kind="stable")
-        order[ranks], key = which[sort], key[sort]
-        del which, sort
+        order[ranks], key = positions[sort], key[sort]
+        del positions, sort
         first = np.flatnonzero(np.diff(key, prepend=-1))
         last = np.append(first[1:], len(key)) - 1
-        counts[apart] = np.bincount(key[first] // width, minlength=len(start))
+        counts[has_children] = np.bincount(key[first] // width, minlength=len(start))
         n_children.append(counts)
         level = (ranks[first], ranks[last] + 1, key[first] % width + BOUNDARY) if len(first) else _NOTHING
         levels.append(_narrowed(level))
     n_children.append(np.zeros(len(level[0]), np.int64))
-    starts, stops, tokens = (np.concatenate(parts) for parts in zip(*levels, strict=True))
+    starts, stops, tokens = (np.concatenate(columns) for columns in zip(*levels, strict=True))
     children = np.cumsum(np.concatenate([[1], *n_children])).astype(np.int32)
-    place, reaches = place[order], np.minimum(reach, max_depth).astype(np.uint8)[order]
+    input_index, reaches = input_index[order], np.minimum(reach, max_depth).astype(np.uint8)[order]
     near = np.empty((max(0, min(N_NEAR, max_depth + 1 - NEAR)), n), np.int32)
-    for row, tokens_there in enumerate(near):
-        tokens_there[:] = np.where(reaches >= NEAR + row, ids[np.maximum(place - NEAR - row, 0)], np.int32(BOUNDARY))
-    return Trie(starts, stops, tokens, children, order, place, reaches, np.ascontiguousarray(ids, np.int32), near)
+    for row, tokens_at_depth in enumerate(near):
+        tokens_at_depth[:] = np.where(
+            reaches >= NEAR + row, ids[np.maximum(input_index - NEAR - row, 0)], np.int32(BOUNDARY)
+        )
+    return Trie(starts, stops, tokens, children, order, input_index, reaches, np.ascontiguousarray(ids, np.int32), near)
 
 
 def _narrowed(level: tuple[NDArray[np.int64], ...]) -> tuple[NDArray[np.int32], ...]:

@@ -1,7 +1,9 @@
 """The k largest activations of every neuron on a GPU; takes tensors of any device that Triton runs on.
 
-A value and its place in the row become one integer, ordered as the specification orders them: the larger value first, the
-earlier token on a tie. All keys of a row differ, so that keeping the k largest of them leaves nothing to decide.
+A value and its column in the row become one integer, its key, ordered as the specification orders them: the larger value
+first, the earlier token on a tie. All keys of a row differ, so that keeping the k largest of them leaves nothing to decide.
+
+A key is the value's bits, ordered as integers are, × 2³¹, plus 2³¹ - 1 - column.
 """
 
 from typing import NamedTuple
@@ -16,16 +18,15 @@ from actstore.kernels.top_k.naive import TopK
 
 SPAN = 1024  # values of a row that are looked at together: eight a thread
 
-_PLACE_BITS = tl.constexpr(31)
-_PLACES = tl.constexpr((1 << 31) - 1)
-_EMPTY = tl.constexpr(
-    -(1 << 62)
-)  # below every key: those of finite float32 lie 2⁵⁴ above it. Empty places count up from it
+_COLUMN_BITS = tl.constexpr(31)
+_COLUMNS = tl.constexpr((1 << 31) - 1)
+# Below every key: those of finite float32 lie 2⁵⁴ above it. Unused entries count up from it.
+_EMPTY = tl.constexpr(-(1 << 62))
 _FULL = tl.constexpr(1 << 62)  # above every key
 
 
 class DeviceTopK(NamedTuple):
-    """`TopK` on a device: descending; an empty place is -inf and token -1."""
+    """`TopK` on a device: descending; unused entries are -inf with token -1."""
 
     values: Tensor  # [neuron, k] float32
     tokens: Tensor  # [neuron, k] int64
@@ -41,7 +42,7 @@ def top_k(
     """The k largest of `values` [neuron, token] and `state` together; as `api.top_k`, but all on the device of `values`.
 
     tokens: [token] int64, fewer than 2³¹. segments: [segment + 1] int64. What they hold is not checked: that would wait for
-    the device.
+    the device. Ties go to the earlier column. Raises ValueError for shapes that do not fit and a negative k.
     """
     n_neurons, n_tokens = len(values), tokens.numel()
     if values.ndim != 2 or tokens.shape != values.shape[1:]:
@@ -49,10 +50,10 @@ def top_k(
     if k < 0:
         raise ValueError(f"k must be 0 or more, not {k}")
     if n_neurons == 0 or n_tokens == 0 or k == 0:
-        found = _nothing(n_neurons, k, values.device)
+        result = _nothing(n_neurons, k, values.device)
     else:
-        found = _decode(_find(values, n_tokens, k, segments), values, tokens)
-    return found if state is None else merge(state, found)
+        result = _decode(_find(values, n_tokens, k, segments), values, tokens)
+    return result if state is None else merge(state, result)
 
 
 def merge(a: DeviceTopK, b: DeviceTopK) -> DeviceTopK:
@@ -90,7 +91,7 @@ def _find(values: Tensor, n_tokens: int, k: int, segments: Tensor | None) -> Ten
             k,
             SOURCE=FORMATS[values.dtype],
             SEGMENTED=segments is not None,
-            PLACES=triton.next_power_of_2(k),
+            ENTRIES=triton.next_power_of_2(k),
             SPAN=min(SPAN, max(128, triton.next_power_of_2(length))),
             enable_fp_fusion=True,
         )
@@ -98,11 +99,13 @@ def _find(values: Tensor, n_tokens: int, k: int, segments: Tensor | None) -> Ten
 
 
 def _decode(keys: Tensor, values: Tensor, tokens: Tensor) -> DeviceTopK:
+    """The values and tokens that `keys` [neuron, k] stand for, descending; the values are taken from `values` themselves."""
     keys = keys.sort(dim=1, descending=True).values
-    empty = keys < _EMPTY.value + (1 << 53)
-    place = (_PLACES.value - (keys & _PLACES.value)).masked_fill(empty, 0)
+    # Unused keys lie within 2³¹ of _EMPTY, those of values 2⁵⁴ or more above it: any bound between them will do.
+    unused = keys < _EMPTY.value + (1 << 53)
+    columns = (_COLUMNS.value - (keys & _COLUMNS.value)).masked_fill(unused, 0)
     return DeviceTopK(
-        values.gather(1, place).float().masked_fill(empty, -torch.inf), tokens[place].masked_fill(empty, -1)
+        values.gather(1, columns).float().masked_fill(unused, -torch.inf), tokens[columns].masked_fill(unused, -1)
     )
 
 
@@ -113,18 +116,25 @@ def _order(values: Tensor) -> Tensor:
 
 
 @jit
-def _keys(raw: tl.tensor, at: tl.tensor, there: tl.tensor, SOURCE: tl.constexpr) -> tl.tensor:
-    """The keys of values at places `at` of a row; that of an empty place for -inf and NaN."""
+def _keys(raw: tl.tensor, column: tl.tensor, valid: tl.tensor, SOURCE: tl.constexpr) -> tl.tensor:
+    """The keys, int64, of the values at `column` of a row; `_EMPTY` for -inf, NaN and where not `valid`.
+
+    raw: the values' bits as integers of their width. column: int64. valid: bool. All, and the result, of one shape.
+    """
     bits = widen(raw, SOURCE)
     magnitude = bits & MAGNITUDE
+    # As integers, negative floats are in reverse order: all bits but the sign are flipped. -0 and 0 tie.
     ordered = tl.where(magnitude == 0, 0, tl.where(bits < 0, bits ^ MAGNITUDE, bits))
-    wins = there & (magnitude <= INFINITY) & ((magnitude < INFINITY) | (bits > 0))
-    return tl.where(wins, (ordered.to(tl.int64) << _PLACE_BITS) + (_PLACES - at), _EMPTY)
+    wins = valid & (magnitude <= INFINITY) & ((magnitude < INFINITY) | (bits > 0))
+    return tl.where(wins, (ordered.to(tl.int64) << _COLUMN_BITS) + (_COLUMNS - column), _EMPTY)
 
 
 @jit
 def _insert(best: tl.tensor, key: tl.tensor) -> tl.tensor:
-    """The `best` keys [place], the least of them replaced by `key` if that is larger."""
+    """The `best` keys [ENTRIES] int64, in no order, the least of them replaced by `key`, a scalar, if that is larger.
+
+    All of `best` differ, so that one entry at most is replaced.
+    """
     least = tl.min(best, axis=0)
     return tl.where((best == least) & (best < key), key, best)
 
@@ -141,32 +151,41 @@ def _top_k(
     k: tl.tensor,
     SOURCE: tl.constexpr,
     SEGMENTED: tl.constexpr,
-    PLACES: tl.constexpr,
+    ENTRIES: tl.constexpr,
     SPAN: tl.constexpr,
 ) -> None:
+    """Fill the keys of the k largest values of one neuron, in no order; unused entries are near `_EMPTY`.
+
+    Grid: [neuron]. A program streams one row past the k keys that it holds in registers.
+
+    values: [neuron, token] the bits of SOURCE as integers, with any strides. segments: [segment + 1] int64, ascending; read
+    only if SEGMENTED: then a segment contributes the largest of its keys alone, the first token on a tie; an empty segment
+    nothing. keys: [neuron, k] int64, contiguous, written whole. ENTRIES: k rounded up to a power of two; SPAN: values that are
+    looked at together. k, n_tokens and segments are 1 or more: `top_k` starts no program otherwise.
+    """
     neuron = tl.program_id(0).to(tl.int64)
     row = values + neuron * neuron_stride
-    places = tl.arange(0, PLACES).to(tl.int64)
-    # No two empty places are alike, and one beyond k is full for ever.
-    best = tl.where(places < k, _EMPTY + places, _FULL)
+    entries = tl.arange(0, ENTRIES).to(tl.int64)  # [ENTRIES]
+    # No two unused entries are alike, so that an insertion replaces one; those beyond k are above every key and stay.
+    best = tl.where(entries < k, _EMPTY + entries, _FULL)
     if SEGMENTED:
         for s in range(n_segments):
-            start, stop = tl.load(segments + s), tl.load(segments + s + 1)
-            largest = tl.full([SPAN], _EMPTY, tl.int64)
-            for first in range(start, stop, SPAN):
-                at = first + tl.arange(0, SPAN).to(tl.int64)
-                raw = tl.load(row + at * token_stride, mask=at < stop, other=0)
-                largest = tl.maximum(largest, _keys(raw, at, at < stop, SOURCE))
-            best = _insert(best, tl.max(largest, axis=0))
+            start, stop = tl.load(segments + s), tl.load(segments + s + 1)  # scalars
+            largest = tl.full([SPAN], _EMPTY, tl.int64)  # [SPAN]
+            for span_start in range(start, stop, SPAN):
+                column = span_start + tl.arange(0, SPAN).to(tl.int64)
+                raw = tl.load(row + column * token_stride, mask=column < stop, other=0)
+                largest = tl.maximum(largest, _keys(raw, column, column < stop, SOURCE))
+            best = _insert(best, tl.max(largest, axis=0))  # [ENTRIES]
     else:
-        for first in range(0, n_tokens, SPAN):
-            at = first + tl.arange(0, SPAN).to(tl.int64)
-            raw = tl.load(row + at * token_stride, mask=at < n_tokens, other=0)
-            found = _keys(raw, at, at < n_tokens, SOURCE)
-            # Most spans hold nothing that is large enough.
-            n_larger = tl.sum((found > tl.min(best, axis=0)).to(tl.int32), axis=0)
+        for span_start in range(0, n_tokens, SPAN):
+            column = span_start + tl.arange(0, SPAN).to(tl.int64)
+            raw = tl.load(row + column * token_stride, mask=column < n_tokens, other=0)
+            candidates = _keys(raw, column, column < n_tokens, SOURCE)  # [SPAN]
+            # Most spans hold nothing that is large enough, and few hold more than one or two: those alone are searched for.
+            n_larger = tl.sum((candidates > tl.min(best, axis=0)).to(tl.int32), axis=0)
             for _ in range(tl.minimum(n_larger, k)):
-                largest = tl.max(found, axis=0)
+                largest = tl.max(candidates, axis=0)  # scalar; keys differ: it is in one column alone
                 best = _insert(best, largest)
-                found = tl.where(found == largest, _EMPTY, found)
-    tl.store(keys + neuron * k + places, best, mask=places < k)
+                candidates = tl.where(candidates == largest, _EMPTY, candidates)
+    tl.store(keys + neuron * k + entries, best, mask=entries < k)

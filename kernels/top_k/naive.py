@@ -1,26 +1,23 @@
-"""The k largest activations of every neuron: the specification, in plain Python.
-
-Knows nothing about speed.
-"""
+"""The k largest activations of every neuron: the specification, in plain Python."""
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.kernels.floats import decode
+from actstore.kernels.floats import FloatArray, decode
 
 
 class TopK(NamedTuple):
-    """The largest values of every neuron, descending, and their tokens; an empty place is -inf and token -1."""
+    """The largest values of every neuron, descending, and their tokens; unused entries are -inf with token -1."""
 
     values: NDArray[np.float32]  # [neuron, k]
     tokens: NDArray[np.int64]  # [neuron, k]
 
 
 def top_k(
-    values: NDArray[Any],
+    values: FloatArray,
     tokens: NDArray[np.int64],
     k: int,
     segments: NDArray[np.int64] | None = None,
@@ -35,9 +32,9 @@ def top_k(
         for start, stop in spans:
             candidates += sorted(zip(row[start:stop], tokens[start:stop], strict=True), key=_order)[:1]
         best = sorted((entry for entry in candidates if entry[0] > -np.inf), key=_order)[:k]
-        for place, (value, token) in enumerate(best):
-            result.values[neuron, place] = value
-            result.tokens[neuron, place] = token
+        for rank, (value, token) in enumerate(best):
+            result.values[neuron, rank] = value
+            result.tokens[neuron, rank] = token
     return result
 
 

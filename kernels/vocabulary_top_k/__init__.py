@@ -1,1 +1,1 @@
-"""Vocabulary top-k: the tokens that every neuron writes most, and least."""
+"""Vocabulary top-k: the tokens that every neuron promotes most, and suppresses most."""

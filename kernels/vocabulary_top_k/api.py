@@ -1,13 +1,13 @@
-"""The tokens that every neuron's write vector speaks for and against most: checks and dispatch.
+"""The tokens that every neuron promotes and suppresses most: checks and dispatch.
 
-What a neuron adds to every token's logit, up to its activation, is `w · (γ ⊙ u)`; the tokens with the largest are what the
-neuron is for (Pan et al. 2024, arXiv 2311.07470). Knows nothing about models or stores.
+What a neuron adds to every token's logit, up to its activation, is `w · (γ ⊙ u)`; the tokens with the largest are what
+the neuron is for (Pan et al. 2024, arXiv 2311.07470).
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actstore.kernels.contribution.targets import Targets
-from actstore.kernels.floats import as_array, on_gpu
+from actstore.kernels.floats import FloatArray, as_array, on_gpu
 from actstore.kernels.jit import default_threads
 from actstore.kernels.vocabulary_top_k.naive import VocabularyTopK
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    Array = torch.Tensor | NDArray[Any]
+    Array = torch.Tensor | FloatArray
 
 __all__ = ["VocabularyTopK", "vocabulary_top_k"]
 
 
 def vocabulary_top_k(
-    write_vectors: "Array", unembedding: "Array", k: int, gain: Any = None, threads: int | None = None
+    write_vectors: "Array", unembedding: "Array", k: int, gain: "Array | None" = None, threads: int | None = None
 ) -> VocabularyTopK:
     """Every neuron's k largest and k smallest products `w · (gain ⊙ u)` over the vocabulary, and their token ids.
 
-    Ties go to the smaller id. NaN never wins. Where there are fewer than k, the places left are -inf, or +inf among the
-    smallest, with token -1, and so is one whose product would be that.
+    Ties go to the smaller id. NaN is never among them, nor is -inf among the largest or +inf among the smallest: entries
+    that no product is left for are -inf, or +inf among the smallest, with token -1.
 
     write_vectors: [neuron, d]; may be a transposed view of a module's weight. unembedding: [vocabulary, d]. Both float32,
     float16 or bfloat16 (in numpy: uint16 bits); neither is copied to float32 as a whole. gain: [d], that of the final

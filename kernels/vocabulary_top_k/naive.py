@@ -1,27 +1,32 @@
-"""The tokens that every neuron's write vector speaks for and against: the specification, in plain numpy and float64.
+"""The tokens that every neuron promotes and suppresses most: the specification, in plain numpy and float64."""
 
-Knows nothing about speed.
-"""
-
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.kernels.floats import as_array, decode
+from actstore.kernels.floats import FloatArray, as_array, decode
 from actstore.kernels.top_k.naive import TopK
+
+if TYPE_CHECKING:
+    import torch
 
 
 class VocabularyTopK(NamedTuple):
     """The vocabulary's tokens with the largest and with the smallest products of every neuron."""
 
     largest: TopK
-    """Values [neuron, k], descending, and token ids; an empty place is -inf and token -1."""
+    """Values [neuron, k], descending, and token ids; unused entries are -inf with token -1."""
     smallest: TopK
-    """Values [neuron, k], ascending, and token ids; an empty place is +inf and token -1."""
+    """Values [neuron, k], ascending, and token ids; unused entries are +inf with token -1."""
 
 
-def vocabulary_top_k(write_vectors: Any, unembedding: Any, k: int, gain: Any = None) -> VocabularyTopK:
+def vocabulary_top_k(
+    write_vectors: "torch.Tensor | FloatArray",
+    unembedding: "torch.Tensor | FloatArray",
+    k: int,
+    gain: "torch.Tensor | FloatArray | None" = None,
+) -> VocabularyTopK:
     """The k largest and the k smallest of `w · (gain ⊙ u)`; see `api.vocabulary_top_k`."""
     directions = _float64(unembedding) * (1.0 if gain is None else _float64(gain))
     with np.errstate(invalid="ignore"):
@@ -33,12 +38,12 @@ def vocabulary_top_k(write_vectors: Any, unembedding: Any, k: int, gain: Any = N
 def _largest(products: NDArray[np.float64], k: int) -> TopK:
     best = TopK(np.full((len(products), k), -np.inf, np.float32), np.full((len(products), k), -1))
     for neuron, row in enumerate(products):
-        row = np.where(np.isnan(row), -np.inf, row)
-        tokens = [token for token in np.argsort(-row, kind="stable")[:k] if row[token] > -np.inf]
-        best.values[neuron, : len(tokens)] = row[tokens]
+        numbers = np.where(np.isnan(row), -np.inf, row)
+        tokens = [token for token in np.argsort(-numbers, kind="stable")[:k] if numbers[token] > -np.inf]
+        best.values[neuron, : len(tokens)] = numbers[tokens]
         best.tokens[neuron, : len(tokens)] = tokens
     return best
 
 
-def _float64(values: Any) -> NDArray[np.float64]:
+def _float64(values: "torch.Tensor | FloatArray") -> NDArray[np.float64]:
     return decode(as_array(values)).astype(np.float64)

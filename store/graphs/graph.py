@@ -149,7 +149,7 @@ class NeuronGraph:
         return self._fires(predict(self.nodes, _checked(ids), threads=1))
 
     def _fires(self, found: Predictions) -> NDArray[np.bool_]:
-        fires: NDArray[np.bool_] = (found.line[0] >= 0) & (found.probability[0] >= np.float32(self.threshold))
+        fires: NDArray[np.bool_] = (found.node[0] >= 0) & (found.probability[0] >= np.float32(self.threshold))
         return fires
 
     def draw(self, *, lines: int = 40, with_ignore: bool | None = None) -> Drawn:

@@ -171,7 +171,7 @@ def test_predictions_follow_the_longest_line_that_ends(seed: int, n_neurons: int
     nodes, forests = make_nodes(rng, n_neurons, 4, 4)
     corpus = make_corpus(rng, 5, 4, 12)
     found = predict(nodes, corpus.ids, corpus.begins, threads)
-    assert found.probability.shape == found.value.shape == found.line.shape == (n_neurons, len(corpus.ids))
+    assert found.probability.shape == found.value.shape == found.node.shape == (n_neurons, len(corpus.ids))
     for neuron, roots in enumerate(forests):
         for position, context in enumerate(corpus.contexts(8)):
             expected = np.float32(naive.predict(roots, context))
@@ -315,7 +315,7 @@ def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
 
 
 def test_bad_corpora_and_texts_are_named() -> None:
-    with pytest.raises(ValueError, match="place must be from 0 to 2"):
+    with pytest.raises(ValueError, match="input_index must be from 0 to 2"):
         suffix_trie(np.arange(3), np.array([3]), np.array([0]))
     with pytest.raises(ValueError, match="max_depth must be from 0 to 255, not 256"):
         suffix_trie(np.arange(3), np.arange(3), np.arange(3), 256)

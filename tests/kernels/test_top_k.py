@@ -97,7 +97,7 @@ def test_any_number_of_threads_gives_the_same() -> None:
         ),
         (
             lambda v: top_k(v, np.arange(4), 2, state=top_k(v, np.arange(4), 1)),
-            r"state must be \[2 neurons, 2 places\], not \[2, 1\]",
+            r"state must be \[2 neurons, k = 2\], not \[2, 1\]",
         ),
         (
             lambda v: merge(top_k(v, np.arange(4), 1), top_k(v[:1], np.arange(4), 1)),

@@ -37,7 +37,7 @@ def test_text_counts_and_everything_read_is_context(overlap: int, commit: int | 
         if rank >= 0:
             ids = windows[window].tolist()
             context = [ids[position - d] if d <= position else BOUNDARY for d in range(7)]
-            place, reach = trie.place[rank], min(int(trie.reach[rank]), 6)
+            place, reach = trie.input_index[rank], min(int(trie.reach[rank]), 6)
             assert trie.ids[place - reach : place + 1].tolist() == ids[position - reach : position + 1]
             assert reach == min(position, 6)
             met.append((rank, context))
