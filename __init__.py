@@ -27,6 +27,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from actstore.api.light import explained
 from actstore.api.models import ModelOptions
 from actstore.api.results import Answer
 from actstore.api.store import Store
@@ -87,6 +88,7 @@ def open(location: str | Path) -> Store:
     return Store(location)
 
 
+@explained
 def inspect(model: ModelInput, *, trust_remote_code: bool = False) -> ModelSpec:
     """What of a model would be captured: its layers, their widths and sites. Weights are not loaded.
 
@@ -132,7 +134,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version("actstore")
     if name in _LATER:
-        return getattr(import_module(_LATER[name]), name)
+        return explained(import_module)(_LATER[name]).__dict__[name]
     raise AttributeError(f"module 'actstore' has no attribute {name!r}")
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from actstore.api.light import explains
 from actstore.api.results import Answer
 from actstore.store.table import Table
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from actstore.store.capture.captures import Captures
 
 
+@explains
 class CoverageMethod:
     """Coverage criteria (Zhou et al., arXiv 2408.15207): `store.coverage(…)`, `store.coverage.probe(…)`."""
 

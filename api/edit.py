@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from actstore.api.light import explains
 from actstore.api.models import open_reader
 from actstore.api.neurons import neuron_pairs
 from actstore.api.results import Answer
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from actstore.store.reader import Store
 
 
+@explains
 class EditsMethod:
     """The edits of a store, by name: `store.edits["suppress"]`, `list(store.edits)`, `store.edits.rewrite(…)`."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from actstore.api.light import explains
 from actstore.api.neurons import chosen_neurons, neuron_pairs
 from actstore.api.results import Answer
 from actstore.store.neurons import neuron_names
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], None]
 
 
+@explains
 class GraphsMethod:
     """The neuron graphs of a store (Foote et al. 2023, arXiv 2305.19911). One neuron's: `store.graph("L3.N17")`."""
 

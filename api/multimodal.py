@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from actstore.api.light import explains
 from actstore.api.models import open_model
 from actstore.api.neurons import neuron_pairs
 from actstore.api.results import Answer
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 RANKINGS = ("contribution", "activation", "random")
 
 
+@explains
 class MultimodalMethod:
     """Multi-modal neurons (Pan et al. 2024, arXiv 2311.07470): `store.multimodal(…)`, `.map`, `.properties`, `.causal`."""
 

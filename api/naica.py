@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from actstore.api.light import explains
 from actstore.api.models import open_model
 from actstore.api.results import Answer
 from actstore.store.table import Table
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from actstore.store.capture.captures import Captures
 
 
+@explains
 class NaicaMethod:
     """NA-ICA, published as QRNCA (Chen, Dejl and Toni, arXiv 2406.10868): `store.naica(…)`, `store.naica.evaluate(…)`."""
 

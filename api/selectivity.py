@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from actstore.api.light import explains
 from actstore.api.models import open_model
 from actstore.api.results import Answer
 from actstore.store.table import Table
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from actstore.store.capture.reader import Capture
 
 
+@explains
 class SelectivityMethod:
     """Label-selective neurons (LAPE, Tang et al. 2024; DAPE): `store.selectivity(by=…)`, `.evaluate(…)`, `.lens(…)`."""
 

@@ -9,6 +9,7 @@ from actstore.api.change import ChangeMethod
 from actstore.api.coverage import CoverageMethod
 from actstore.api.edit import EditsMethod
 from actstore.api.graphs import GraphsMethod
+from actstore.api.light import explains
 from actstore.api.multimodal import MultimodalMethod
 from actstore.api.naica import NaicaMethod, knowledge_neurons
 from actstore.api.neurons import chosen_neurons
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from actstore.store.verify import Damage
 
 
+@explains
 class Store(reader.Store):
     """One model's captures, and what can be asked of them. `actstore.open` gives one.
 
