@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Twice quiet: setuptools greets every editable install with a warning that means nothing here.
 PIP := $(BIN)/python -m pip install --quiet --quiet
-SOURCES := __init__.py cli.py setup.py commands display engine kernels store tests benchmarks demo docs
+SOURCES := __init__.py cli.py setup.py api commands display engine kernels store tests benchmarks demo docs
 
 .PHONY: env lock demo test test-slow test-real test-newest compatibility coverage lint types bench docs peers clean
 
@@ -71,7 +71,7 @@ lint: env
 types: env
 	mkdir -p build/types && ln -sfn '$(CURDIR)' build/types/actstore
 	cd build/types && '$(CURDIR)/$(BIN)/mypy' --config-file actstore/pyproject.toml \
-		-m actstore -m actstore.cli -p actstore.commands -p actstore.display -p actstore.engine -p actstore.kernels -p actstore.store
+		-m actstore -m actstore.cli -p actstore.api -p actstore.commands -p actstore.display -p actstore.engine -p actstore.kernels -p actstore.store
 
 bench: env
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick) $(ARGS)

@@ -3,15 +3,18 @@
 Writing: `actstore.capture` runs a model over a corpus of text or images and keeps what its neurons did; `actstore.estimate`
 says what a capture would take (a `CaptureEstimate`), and writes nothing; `actstore.attribute` asks a model multiple-choice
 questions and keeps what each neuron did for the answers; `RunOptions` say how a run is carried out (device, memory, resuming).
-Reading: `actstore.open` gives a `Store`, a store its captures (`Capture`), neurons (`Neuron`) and their graphs (`NeuronGraph`).
+Reading: `actstore.open` gives a `Store`, a store its captures (`Capture`), neurons (`Neuron`) and their graphs (`NeuronGraph`);
+its methods are the commands of the command line, under the same names. `actstore.inspect` says what of a model would be
+captured.
 What goes wrong is one of `actstore.errors`, all of them `actstore.errors.ActstoreError`.
 
 >>> store = actstore.open("gpt2.actstore")
->>> store.neurons()                              # a table, a row a neuron
->>> store.neuron("L3.N17").activations()         # one number a token
+>>> store.neurons()                              # a table, one row per neuron
+>>> store.neuron("L3.N17").activations()         # one number per token
 >>> store.neuron("L3.N17").show()                # statistics, histogram, exemplars
->>> store.capture("corpus").tokens()             # a row a token
+>>> store.capture("corpus").tokens()             # one row per token
 >>> store.contributions(" Paris", k=20)          # the neurons that write a token
+>>> store.selectivity(by="language")             # the neurons of a label
 >>> store.graph("L3.N17").draw()                 # the contexts in which a neuron fires
 >>> store.sql("select layer, avg(positive) from neurons group by layer")
 
@@ -21,12 +24,17 @@ Importing this loads neither torch nor transformers; reading a store needs neith
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from actstore.api.light import explained
+from actstore.api.models import ModelOptions
+from actstore.api.results import Answer
+from actstore.api.store import Store
 from actstore.store import errors
 from actstore.store import hooks as _hooks
 from actstore.store.neuron import Neuron
-from actstore.store.reader import Capture, Store
+from actstore.store.reader import Capture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,12 +45,17 @@ if TYPE_CHECKING:
     from actstore.engine.attribution.attribute import attribute
     from actstore.engine.capture.api import RunOptions, capture
     from actstore.engine.capture.estimate import CaptureEstimate, estimate
+    from actstore.engine.models.in_memory import ModelInput
+    from actstore.engine.models.layers import ModelSpec
     from actstore.store.graphs.graph import NeuronGraph
     from actstore.store.hooks import GraphViews, Shown
 
 __all__ = [
+    "Answer",
     "Capture",
     "CaptureEstimate",
+    "ModelOptions",
+    "ModelSpec",
     "Neuron",
     "NeuronGraph",
     "RunOptions",
@@ -51,11 +64,13 @@ __all__ = [
     "capture",
     "errors",
     "estimate",
+    "inspect",
     "open",
 ]
 
 _LATER = {
     "CaptureEstimate": "actstore.engine.capture.estimate",
+    "ModelSpec": "actstore.engine.models.layers",
     "NeuronGraph": "actstore.store.graphs.graph",
     "RunOptions": "actstore.engine.capture.run",
     "attribute": "actstore.engine.attribution.attribute",
@@ -71,6 +86,17 @@ def open(location: str | Path) -> Store:
     >>> actstore.open("stdlib.actstore").neuron("L3.N17").exemplars(k=5)
     """
     return Store(location)
+
+
+@explained
+def inspect(model: ModelInput, *, trust_remote_code: bool = False) -> ModelSpec:
+    """What of a model would be captured: its layers, their widths and sites. Weights are not loaded.
+
+    `model`: a Hub id, a folder, or a loaded transformers model.
+    """
+    from actstore.engine.models.sources import ModelSource
+
+    return ModelSource.of(model).inspect(trust_remote_code=trust_remote_code)
 
 
 def _open_graph_views() -> GraphViews:
@@ -105,10 +131,12 @@ _hooks.show_neuron = _show_neuron
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("actstore")
     if name in _LATER:
-        return getattr(import_module(_LATER[name]), name)
+        return explained(import_module)(_LATER[name]).__dict__[name]
     raise AttributeError(f"module 'actstore' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.api.light import missing
 from actstore.commands import attribute, contributions, coverage, inspect, knowledge, read
 from actstore.commands import info as held
 from actstore.commands.capture import command as capture
@@ -81,6 +82,12 @@ def _run(command: Callable[[], Any]) -> int:
     except ActstoreError as error:
         terminal.say(f"Error: {_sentence(str(error))}")
         return 1 if isinstance(error, CaptureError) else 2
+    except ModuleNotFoundError as error:
+        explanation = missing(error)
+        if explanation is None:
+            raise
+        terminal.say(f"Error: {explanation}")
+        return 2
     except OSError as error:
         terminal.say(f"Error: {_system_error(error)}")
         return 2

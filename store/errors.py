@@ -41,3 +41,7 @@ class CaptureError(ActstoreError):
 
 class ModelError(ActstoreError):
     """A model that cannot be loaded, or one without feed-forward neurons."""
+
+
+class MissingPackageError(ActstoreError, ModuleNotFoundError):
+    """A package that this needs is not installed: the installation is one for reading stores only."""

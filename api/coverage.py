@@ -1,0 +1,111 @@
+"""`store.coverage`: how much of what neurons can do a corpus made them do, and linear probes between two labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from actstore.api.light import explains
+from actstore.api.results import Answer
+from actstore.store.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from actstore.engine.coverage.criteria import Coverage
+    from actstore.engine.coverage.probe import Probe
+    from actstore.store.capture.captures import Captures
+
+
+@explains
+class CoverageMethod:
+    """Coverage criteria (Zhou et al., arXiv 2408.15207): `store.coverage(…)`, `store.coverage.probe(…)`."""
+
+    def __init__(self, store: Captures) -> None:
+        self._store = store
+
+    def __call__(
+        self,
+        *,
+        criteria: Sequence[str] | None = None,
+        reference: str | None = None,
+        by: str | None = None,
+        thresholds: Sequence[float] = (0.25, 0.5, 0.75),
+        sections: int = 1000,
+        top: int = 10,
+        distance: float | None = None,
+        site: str = "mlp.post",
+        positions: str = "counted",
+        capture: str | None = None,
+    ) -> Answer[dict[str, Coverage]]:
+        """Coverage criteria over the samples of a capture: NC, KMNC, NBC, SNAC, TKNC, TKNP, TFC.
+
+        - `criteria`: names of criteria; all that `reference` and `distance` allow unless given.
+        - `reference`: name of the capture whose ranges kmnc, nbc and snac are held against.
+        - `by`: a label; one population per value.
+        - `thresholds`: the t of nc.
+        - `sections`: the k of kmnc.
+        - `top`: the k of tknc and tknp.
+        - `distance`: how far a vector must lie from all kept ones, for tfc.
+
+        Columns: population (the label's value, or `all`), criterion, parameter, covered, of, share, samples.
+        """
+        from actstore.engine.coverage.criteria import CRITERIA, RANGED, CoverageSettings, measure_coverage
+        from actstore.store.capture.positions import warnings_of
+
+        names = tuple(criteria) if criteria is not None else tuple(
+            name
+            for name in CRITERIA
+            if (reference is not None or name not in RANGED) and (distance is not None or name != "tfc")
+        )  # fmt: skip
+        settings = CoverageSettings(names, tuple(thresholds), sections, top, distance, site, positions)
+        opened = self._store.capture(capture)
+        against = self._store.capture(reference) if reference is not None else None
+        coverages = measure_coverage(opened, settings, reference=against, by=by)
+        rows = [
+            {
+                by or "population": name or "all",
+                "criterion": row.criterion,
+                "parameter": row.parameter,
+                "covered": row.covered,
+                "of": row.of,
+                "share": row.share,
+                "samples": coverage.n_samples,
+            }
+            for name, coverage in coverages.items()
+            for row in coverage.results()
+        ]
+        return Answer(Table(pa.Table.from_pylist(rows)), coverages, tuple(warnings_of(opened, site)))
+
+    def probe(
+        self,
+        by: str,
+        positive: str,
+        negative: str | None = None,
+        *,
+        layers: Sequence[int] | None = None,
+        ridge: float = 1.0,
+        test_share: float = 0.3,
+        seed: int = 0,
+        site: str = "mlp.post",
+        capture: str | None = None,
+    ) -> Answer[Probe]:
+        """How well a linear probe on the last token's activations tells one value of a label from another.
+
+        - `by`: the label; `positive` the value to detect, `negative` the one to tell it from, every other unless given.
+        - `layers`: layers that are probed; all unless given.
+        - `ridge`: strength of the penalty on the weights.
+        - `test_share`: share of the documents that the probe is tested on.
+        - `seed`: random seed of the split.
+
+        Columns: layer (null for all together), accuracy, auroc, train_accuracy.
+        """
+        from actstore.engine.coverage.probe import ProbeSettings, probe_capture
+
+        settings = ProbeSettings(ridge, test_share, seed, site, tuple(layers) if layers is not None else None)
+        probe = probe_capture(self._store.capture(capture), by, positive, negative, settings)
+        names = ("layer", "accuracy", "auroc", "train_accuracy")
+        rows = [{name: getattr(row, name) for name in names} for row in probe.results]
+        schema = pa.schema([("layer", pa.int32()), *((name, pa.float64()) for name in names[1:])])
+        return Answer(Table(pa.Table.from_pylist(rows, schema)), probe, tuple(probe.warnings))

@@ -1,0 +1,252 @@
+"""`store.multimodal`: neurons that carry an image's concepts into words."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from actstore.api.light import explains
+from actstore.api.models import open_model
+from actstore.api.neurons import neuron_pairs
+from actstore.api.results import Answer
+from actstore.store.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from actstore.api.models import ModelOptions
+    from actstore.api.neurons import NeuronInput
+    from actstore.engine.models.in_memory import ModelInput
+    from actstore.engine.multimodal.causal import Effect
+    from actstore.engine.multimodal.patch_maps import PatchMap
+    from actstore.engine.multimodal.properties import Summary
+    from actstore.engine.multimodal.replay import Replay
+    from actstore.engine.multimodal.result import FindSettings, Multimodal
+    from actstore.store.capture.reader import Capture
+    from actstore.store.reader import Store
+
+RANKINGS = ("contribution", "activation", "random")
+
+
+@explains
+class MultimodalMethod:
+    """Multi-modal neurons (Pan et al. 2024, arXiv 2311.07470): `store.multimodal(…)`, `.map`, `.properties`, `.causal`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __call__(
+        self,
+        *,
+        k: int = 20,
+        nouns: str = "auto",
+        form: str = "post",
+        gain: bool = True,
+        documents: Sequence[int] | None = None,
+        capture: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Answer[Multimodal]:
+        """The neurons that carry each noun of each caption, ranked over all layers of the language model.
+
+        - `k`: number of neurons per noun.
+        - `nouns`: how nouns are told from other words: `auto`, `spacy`, `nltk`, `content`, or a file with a noun per line.
+        - `form`: what counts as activation: `post`, `gate` (the paper's code), or `both`.
+        - `gain`: weigh by the final norm's gain; without, the paper's form.
+        - `documents`: numbers of the documents; all unless given.
+        - `progress`: called with the layers done and their number.
+
+        Columns: document, noun, form, neuron, layer, index, score; best first.
+
+        >>> store.multimodal(k=5).table
+        """
+        from actstore.engine.multimodal.find import find_multimodal
+        from actstore.engine.multimodal.result import FORMS, FindSettings
+        from actstore.store.capture.saturation import overflow_sentences
+
+        forms: Any = tuple(FORMS) if form == "both" else (form,)  # checked by the settings
+        settings = FindSettings(
+            k,
+            nouns,
+            forms,
+            gain,
+            documents=tuple(documents) if documents is not None else None,
+        )
+        opened = self._store.capture(capture)
+        multimodal = find_multimodal(opened, settings, progress or (lambda done, n_layers: None))
+        rows = [
+            {
+                "document": multimodal.captions[noun.caption].document,
+                "noun": noun.word,
+                "form": one,
+                "neuron": name,
+                "layer": layer,
+                "index": index,
+                "score": float(score),
+            }
+            for one, ranked in multimodal.ranked.items()
+            for noun, scores, numbers in zip(multimodal.nouns, ranked.values, ranked.tokens, strict=True)
+            for score, name, (layer, index) in zip(
+                scores[numbers >= 0].tolist(),
+                multimodal.numbering.names(numbers[numbers >= 0]),
+                multimodal.numbering.pairs(numbers[numbers >= 0]),
+                strict=True,
+            )
+        ]
+        kinds = (pa.int32(), pa.string(), pa.string(), pa.string(), pa.int32(), pa.int32(), pa.float32())
+        names = ("document", "noun", "form", "neuron", "layer", "index", "score")
+        table = pa.Table.from_pylist(rows, pa.schema(list(zip(names, kinds, strict=True))))
+        return Answer(Table(table), multimodal, tuple(overflow_sentences(opened, [FORMS[one] for one in forms])))
+
+    def map(
+        self,
+        neurons: NeuronInput | Iterable[NeuronInput],
+        document: int,
+        *,
+        site: str = "mlp.post",
+        capture: str | None = None,
+    ) -> Answer[PatchMap]:
+        """Where on an image neurons look: the mean of their activations at each patch of a document's image.
+
+        Columns: row, column, left, top, right, bottom (pixels), value. `details.values` and `details.grid` are the map.
+        """
+        from actstore.engine.multimodal.patch_maps import NeuronSet, map_neurons
+        from actstore.store.errors import InvalidInputError
+
+        opened = self._store.capture(capture)
+        maps = map_neurons(opened, {document: [NeuronSet(neuron_pairs(neurons))]}, site)
+        patch_map = next((one for _, _, one in maps), None)
+        if patch_map is None:
+            raise InvalidInputError(f"Capture {opened.record.name!r} keeps no image position of document {document}.")
+        grid = patch_map.grid
+        box = np.asarray(grid.box)
+        columns = {name: box[:, i] for i, name in enumerate(("left", "top", "right", "bottom"))}
+        table = pa.table({"row": grid.row, "column": grid.column, **columns, "value": patch_map.values})
+        return Answer(Table(table), patch_map)
+
+    def properties(
+        self,
+        model: ModelInput | None = None,
+        *,
+        shuffled: str | None = None,
+        gradient: bool = False,
+        k: int = 20,
+        nouns: str = "auto",
+        gain: bool = True,
+        seed: int = 0,
+        capture: str | None = None,
+        options: ModelOptions | None = None,
+    ) -> Answer[dict[str, dict[str, Summary]]]:
+        """Sensitivity, region and cross-image invariance, and specificity of the neurons found, beside baselines.
+
+        - `shuffled`: the capture of the images with their patches shuffled, for region invariance.
+        - `gradient`: rank by activation × gradient too, which runs the model.
+        - `seed`: random seed of the random ranking.
+
+        Columns: ranking, property, mean, sd, n (nouns).
+        """
+        from dataclasses import replace
+
+        from actstore.engine.multimodal.properties import measure
+        from actstore.engine.multimodal.result import FindSettings
+
+        opened = self._store.capture(capture)
+        settings = FindSettings(k, nouns, gain=gain, seed=seed)
+        with self._replay(opened, model if gradient else None, options, wanted=gradient) as replay:
+            first = rankings_of(opened, settings, replay)
+        second: dict[str, Multimodal] = {}
+        if shuffled is not None:
+            other = self._store.capture(shuffled)
+            with self._replay(other, model if gradient else None, options, wanted=gradient) as replay:
+                second = rankings_of(other, replace(settings, seed=seed + 1), replay)
+        measured = {name: measure(found, second.get(name)) for name, found in first.items()}
+        rows = [
+            {"ranking": name, "property": key, "mean": one.mean, "sd": one.sd, "n": one.n}
+            for name, every in measured.items()
+            for key, one in every.items()
+        ]
+        return Answer(Table(pa.Table.from_pylist(rows)), measured)
+
+    def causal(
+        self,
+        model: ModelInput | None = None,
+        *,
+        k: int = 20,
+        nouns: str = "auto",
+        sigma: float = 10.0,
+        max_nouns: int | None = 100,
+        gradient: bool = True,
+        seed: int = 0,
+        capture: str | None = None,
+        options: ModelOptions | None = None,
+    ) -> Answer[dict[str, Effect]]:
+        """Adds noise to the write vectors of each noun's neurons, and measures whether the model still says the noun.
+
+        - `sigma`: size of the noise, in multiples of the root mean square of a layer's write vectors.
+        - `max_nouns`: maximum number of nouns, drawn at random; None takes all.
+        - `gradient`: rank by activation × gradient too.
+
+        Columns: ranking, gone (share of nouns no longer said), changed (share of answers), drop (of the probability).
+        """
+        from actstore.engine.multimodal.causal import CausalSettings, causal_effect, choose_nouns
+        from actstore.engine.multimodal.properties import summarise
+        from actstore.engine.multimodal.result import FindSettings
+
+        settings = CausalSettings(sigma, seed, max_nouns)
+        opened = self._store.capture(capture)
+        with self._replay(opened, model, options, wanted=True) as replay:
+            assert replay is not None
+            rankings = rankings_of(
+                opened,
+                FindSettings(k, nouns, seed=seed),
+                replay if gradient else None,
+                lambda found: choose_nouns(found, settings),
+            )
+            effects = causal_effect(rankings, replay, settings, lambda done, total: None)
+        rows = [
+            {
+                "ranking": name,
+                "gone": float(effect.gone.mean()),
+                "changed": float(effect.changed.mean()),
+                "drop": summarise(effect.drop).mean,
+            }
+            for name, effect in effects.items()
+        ]
+        return Answer(Table(pa.Table.from_pylist(rows)), effects)
+
+    @contextmanager
+    def _replay(
+        self, capture: Capture, model: ModelInput | None, options: ModelOptions | None, *, wanted: bool
+    ) -> Iterator[Replay | None]:
+        """The capture's model, ready to read its images again; None where it is not wanted."""
+        if not wanted:
+            yield None
+            return
+        from actstore.engine.models.vision.inputs import VisionProcessor
+        from actstore.engine.multimodal.replay import Replay
+
+        trusted = options is not None and options.trust_remote_code
+        with open_model(capture.store, model, options, dtype=capture.record.dtype) as (loaded, name):
+            yield Replay(loaded, VisionProcessor.load(name, trust_remote_code=trusted), capture)
+
+
+def rankings_of(
+    capture: Capture,
+    settings: FindSettings,
+    replay: Replay | None,
+    choose: Callable[[Multimodal], list[int]] | None = None,
+) -> dict[str, Multimodal]:
+    """The nouns' neurons by every ranking; by gradient, which needs `replay`, those of the chosen nouns only."""
+    from dataclasses import replace
+
+    from actstore.engine.multimodal.find import find_multimodal
+
+    rankings = {name: find_multimodal(capture, replace(settings, by=name)) for name in RANKINGS}  # type: ignore[arg-type]
+    if replay is not None:
+        from actstore.engine.multimodal.gradients import rank_by_gradient
+
+        first = rankings["contribution"]
+        rankings["gradient"] = rank_by_gradient(first, replay, choose(first) if choose else None)
+    return rankings

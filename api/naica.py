@@ -1,0 +1,180 @@
+"""`store.naica` and `store.knowledge`: neurons relevant to queries, from stored attributions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from actstore.api.light import explains
+from actstore.api.models import open_model
+from actstore.api.results import Answer
+from actstore.store.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from actstore.api.models import ModelOptions
+    from actstore.engine.models.in_memory import ModelInput
+    from actstore.engine.naica.evaluation import NaicaEvaluation
+    from actstore.engine.naica.selection import Chosen
+    from actstore.store.capture.attributions import Attributions
+    from actstore.store.capture.captures import Captures
+
+
+@explains
+class NaicaMethod:
+    """NA-ICA, published as QRNCA (Chen, Dejl and Toni, arXiv 2406.10868): `store.naica(…)`, `store.naica.evaluate(…)`."""
+
+    def __init__(self, store: Captures) -> None:
+        self._store = store
+
+    def __call__(
+        self,
+        *,
+        by: str | None = None,
+        method: str = "naica",
+        attribution: str = "ig",
+        t: float = 0.2,
+        u: float = 0.3,
+        v: int = 20,
+        ica: bool = True,
+        k: int = 10,
+        seed: int = 0,
+        capture: str | None = None,
+    ) -> Answer[Chosen]:
+        """The neurons relevant to each query, or with `by` to each value of a label; needs no model.
+
+        A query's score for a neuron is its attribution, summed over the query's prompts and divided by the sum over all
+        neurons, times `ica`, log(clusters / (clusters with the neuron + 1)).
+
+        - `by`: pool the queries of each value of this label; the `k` neurons with the largest sums.
+        - `method`: `naica`, or a baseline: `engine.naica.baselines.METHODS`.
+        - `attribution`: the kind of stored attribution that is read.
+        - `t`: a query's cluster is its neurons above this share of its largest attribution.
+        - `u`: neurons in more than this share of the clusters are common, and removed; 1 keeps all.
+        - `v`: maximum number of neurons per query.
+        - `ica`: weigh attributions by ica.
+        - `k`: number of neurons per label.
+        - `seed`: random seed of the method `random`.
+        - `capture`: the capture of questions; the only one unless given.
+
+        Columns: query (or the label), neuron, layer, index, score; best first.
+
+        >>> store.naica(by="domain", k=5).table
+        """
+        from actstore.engine.naica.baselines import choose_neurons
+        from actstore.engine.naica.naica import NaicaSettings
+        from actstore.engine.naica.selection import label_of_queries, pool_by_label
+        from actstore.store.capture.attributions import open_attributions
+
+        settings = NaicaSettings(attribution=attribution, t=t, u=u, v=v, ica=ica)
+        attributions = open_attributions(self._store, capture)
+        label_of_queries(attributions.queries, by)  # refuses a label that is not there before the work
+        selection = choose_neurons(attributions, method, settings, seed)
+        if by is None:
+            rows = np.repeat(np.arange(selection.queries.num_rows), selection.n_neurons)
+            keys = selection.queries["query"].take(pa.array(rows))
+            table = _table("query", keys, attributions, selection.neurons, selection.scores)
+        else:
+            pooled = pool_by_label(selection, by, k)
+            names = [name for name, neurons in pooled.items() for _ in neurons]
+            pairs = [pair for neurons in pooled.values() for pair in neurons]
+            flat = np.array([neuron for neuron, _ in pairs], np.int64)
+            scores = np.array([score for _, score in pairs], np.float64)
+            table = _table(by, pa.array(names, pa.string()), attributions, flat, scores)
+        return Answer(table, selection, tuple(selection.warnings))
+
+    def evaluate(
+        self,
+        model: ModelInput | None = None,
+        *,
+        by: str = "relation_name",
+        method: Sequence[str] | None = None,
+        protocol: Sequence[str] | None = None,
+        seeds: int = 5,
+        max_queries: int | None = None,
+        pool: int = 20,
+        attribution: str = "ig",
+        t: float = 0.2,
+        u: float = 0.3,
+        v: int = 20,
+        max_rows: int = 160,
+        capture: str | None = None,
+        options: ModelOptions | None = None,
+    ) -> Answer[NaicaEvaluation]:
+        """What suppressing and boosting the neurons of each query does to its answer, and to unrelated ones.
+
+        - `model`: a name, a path or a loaded model; the store's own unless given.
+        - `by`: the label whose other values are unrelated queries.
+        - `method`: methods that are compared; all unless given.
+        - `protocol`: `query` (the paper's), `prompt`, `label` (both held out); all unless given.
+        - `seeds`: number of draws of unrelated queries and of what is left out.
+        - `max_queries`: maximum number of queries that are tested.
+        - `pool`: number of neurons per label in the protocol `label`.
+        - `max_rows`: maximum number of rows per forward pass.
+        - `options`: dtype, device and trust of the model's own code.
+
+        Columns: protocol, method, operation, the measures and their standard deviations over seeds (`…_sd`).
+        """
+        from actstore.engine.naica.evaluation import EvaluationSettings, check_labels, evaluate_naica
+        from actstore.engine.naica.naica import NaicaSettings
+        from actstore.store.capture.attributions import open_attributions
+
+        defaults = EvaluationSettings()
+        settings = EvaluationSettings(
+            label=by,
+            methods=defaults.methods if method is None else tuple(method),
+            protocols=defaults.protocols if protocol is None else tuple(protocol),
+            seeds=seeds,
+            max_queries=max_queries,
+            pool=pool,
+            naica=NaicaSettings(attribution=attribution, t=t, u=u, v=v),
+            max_rows=max_rows,
+        )
+        attributions = open_attributions(self._store, capture)
+        check_labels(attributions, settings)  # before the model is loaded
+        with open_model(self._store, model, options) as (loaded, _):
+            evaluation = evaluate_naica(loaded, attributions, settings)
+        return Answer(Table(pa.Table.from_pylist(evaluation.summary())), evaluation, tuple(evaluation.warnings))
+
+
+def knowledge_neurons(
+    store: Captures, attribution: str, keep: float, share: float, at_least: int, at_most: int, capture: str | None
+) -> Table:
+    """As `Store.knowledge`."""
+    from actstore.engine.naica.knowledge import Refinement
+    from actstore.engine.naica.stored_knowledge import each_knowledge_neurons
+    from actstore.store.capture.attributions import open_attributions
+
+    refinement = Refinement(keep=keep, share=share, at_least=at_least, at_most=at_most)
+    attributions = open_attributions(store, capture)
+    queries = attributions.queries["query"].to_pylist()
+    names, flat, n_prompts, shares = [], [], [], []
+    for row, agreed in each_knowledge_neurons(attributions, refinement, attribution):
+        names += [queries[row]] * len(agreed.neurons)
+        flat += agreed.neurons.tolist()
+        n_prompts += agreed.n_prompts.tolist()
+        shares += [agreed.share] * len(agreed.neurons)
+    neurons = np.array(flat, np.int64)
+    columns = _columns("query", pa.array(names, pa.string()), attributions, neurons)
+    return Table(
+        pa.table(columns | {"n_prompts": pa.array(n_prompts, pa.int64()), "share": pa.array(shares, pa.float64())})
+    )
+
+
+def _columns(key: str, keys: pa.Array, attributions: Attributions, flat: np.ndarray) -> dict[str, pa.Array]:
+    names = attributions.neuron_names(flat)
+    layers = [int(name[1 : name.index(".")]) for name in names]
+    indices = [int(name[name.index("N") + 1 :]) for name in names]
+    return {
+        key: keys,
+        "neuron": pa.array(names, pa.string()),
+        "layer": pa.array(layers, pa.int32()),
+        "index": pa.array(indices, pa.int32()),
+    }
+
+
+def _table(key: str, keys: pa.Array, attributions: Attributions, flat: np.ndarray, scores: np.ndarray) -> Table:
+    return Table(pa.table(_columns(key, keys, attributions, flat) | {"score": scores}))

@@ -1,0 +1,186 @@
+"""`store.selectivity`: neurons that fire for one label only (LAPE, DAPE)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from actstore.api.light import explains
+from actstore.api.models import open_model
+from actstore.api.results import Answer
+from actstore.store.table import Table
+
+if TYPE_CHECKING:
+    from actstore.api.models import ModelOptions
+    from actstore.engine.models.in_memory import ModelInput
+    from actstore.engine.selectivity.logit_lens import Lens
+    from actstore.engine.selectivity.mask_matrix import MaskMatrix
+    from actstore.engine.selectivity.selectivity import Selectivity, SelectivitySettings
+    from actstore.store.capture.captures import Captures
+    from actstore.store.capture.plan import PlannedWindow
+    from actstore.store.capture.reader import Capture
+
+
+@explains
+class SelectivityMethod:
+    """Label-selective neurons (LAPE, Tang et al. 2024; DAPE): `store.selectivity(by=…)`, `.evaluate(…)`, `.lens(…)`."""
+
+    def __init__(self, store: Captures) -> None:
+        self._store = store
+
+    def __call__(
+        self,
+        by: str,
+        *,
+        share: float = 0.01,
+        activation_quantile: float = 0.95,
+        site: str | None = None,
+        modality: str | None = None,
+        capture: str | None = None,
+    ) -> Answer[Selectivity]:
+        """The neurons that are selective for each value of a label, by entropy of how often they fire for each.
+
+        - `by`: the label column.
+        - `share`: share of all neurons that is selected.
+        - `activation_quantile`: a neuron belongs to the labels for which it fires more often than this quantile of all.
+        - `site`: where firing is read; the gate's sign where it is kept, else `mlp.post`, unless given.
+        - `modality`: count tokens of this modality only: `text`, `image` or `generated`.
+        - `capture`: name of the capture.
+
+        Columns: the label, neuron, layer, index, entropy (nats), probability of firing for the label; most selective first.
+
+        >>> store.selectivity(by="language").table
+        """
+        from actstore.engine.selectivity.selectivity import SelectivitySettings
+
+        return self._answer(
+            self._store.capture(capture), SelectivitySettings(by, site, modality, share, activation_quantile)
+        )
+
+    def _answer(self, capture: Capture, settings: SelectivitySettings) -> Answer[Selectivity]:
+        from actstore.engine.selectivity.selectivity import find_selectivity
+
+        selective = find_selectivity(capture, settings)
+        firing = selective.firing
+        probabilities = firing.probabilities
+        rows = [
+            {
+                settings.by: label,
+                "neuron": name,
+                "layer": layer,
+                "index": index,
+                "entropy": float(selective.selection.entropies[number]),
+                "probability": float(probabilities[number, column]),
+            }
+            for column, (label, numbers) in enumerate(selective.neurons.items())
+            for number, name, (layer, index) in zip(
+                numbers.tolist(), firing.names(numbers), firing.locate(numbers), strict=True
+            )
+        ]
+        schema = pa.schema(
+            [
+                (settings.by, pa.string()),
+                ("neuron", pa.string()),
+                ("layer", pa.int32()),
+                ("index", pa.int32()),
+                ("entropy", pa.float64()),
+                ("probability", pa.float64()),
+            ]
+        )
+        return Answer(Table(pa.Table.from_pylist(rows, schema)), selective, tuple(selective.warnings))
+
+    def evaluate(
+        self,
+        by: str,
+        model: ModelInput | None = None,
+        *,
+        corpus: str | None = None,
+        share: float = 0.01,
+        activation_quantile: float = 0.95,
+        site: str | None = None,
+        modality: str | None = None,
+        max_tokens: int = 10_000,
+        batch_tokens: int = 4096,
+        random: int = 1,
+        seed: int = 0,
+        capture: str | None = None,
+        tokenizer: str | None = None,
+        options: ModelOptions | None = None,
+    ) -> Answer[MaskMatrix]:
+        """Switches off each label's neurons and measures the change in perplexity on every label's text.
+
+        - `corpus`: held-out documents with the same label; the capture's own unless given.
+        - `max_tokens`: number of tokens that are predicted per label.
+        - `batch_tokens`: tokens per forward pass.
+        - `random`: number of draws of as many random neurons of the same layers.
+        - `seed`: random seed.
+
+        Other parameters as for `store.selectivity`. Columns: the label whose neurons are off (`off`), the label of the text,
+        neurons, tokens, change of perplexity (0.1 for 10 % more), and the same for random neurons.
+        """
+        from actstore.engine.selectivity.mask_matrix import MaskSettings, by_layer, measure_masks
+        from actstore.engine.selectivity.selectivity import SelectivitySettings
+
+        settings = MaskSettings(max_tokens, batch_tokens, random, seed)
+        opened = self._store.capture(capture)
+        answer = self._answer(opened, SelectivitySettings(by, site, modality, share, activation_quantile))
+        selective = answer.details
+        neurons = {label: by_layer(selective.firing.locate(flat)) for label, flat in selective.neurons.items()}
+        with open_model(self._store, model, options, dtype=opened.record.dtype) as (loaded, name):
+            trusted = options is not None and options.trust_remote_code
+            windows = held_out_windows(
+                opened, selective, corpus, max_tokens, tokenizer or name, trust_remote_code=trusted
+            )
+            matrix = measure_masks(loaded, opened, neurons, windows, settings, lambda done, total: None)
+        rows = [
+            {
+                "off": off,
+                by: label,
+                "neurons": int(matrix.n_neurons[i]),
+                "tokens": int(matrix.n_tokens[j]),
+                "change": float(matrix.change[i, j]),
+                "random_change": float(matrix.random_change[i, j]),
+            }
+            for i, off in enumerate(matrix.labels)
+            for j, label in enumerate(matrix.labels)
+        ]
+        return Answer(Table(pa.Table.from_pylist(rows)), matrix, answer.warnings)
+
+    def lens(self, *, max_tokens: int | None = None, device: str = "auto", capture: str | None = None) -> Answer[Lens]:
+        """The logit lens: entropy of the next token that each layer's residual stream stands for, in nats.
+
+        Needs a capture of `resid.post`. `max_tokens`: maximum number of tokens per modality. Columns: layer, then one per
+        modality.
+        """
+        from actstore.engine.selectivity.logit_lens import look_through
+        from actstore.store.capture.saturation import overflow_sentences
+
+        opened = self._store.capture(capture)
+        lens = look_through(opened, max_tokens=max_tokens, device=device)
+        columns = {name: lens.entropies[:, i] for i, name in enumerate(lens.modalities)}
+        table = pa.table({"layer": pa.array(lens.layers, pa.int32()), **columns})
+        return Answer(Table(table), lens, tuple(overflow_sentences(opened, ["resid.post"])))
+
+
+def held_out_windows(
+    capture: Capture,
+    selective: Selectivity,
+    corpus: str | None,
+    max_tokens: int,
+    tokenizer: str,
+    *,
+    trust_remote_code: bool,
+) -> list[tuple[int, PlannedWindow]]:
+    """The windows on which perplexity is measured: of `corpus`, or of the capture itself."""
+    from actstore.engine.inputs.corpus import read_corpus
+    from actstore.engine.models.tokenizer.load import TextTokenizer
+    from actstore.engine.selectivity.mask_matrix import corpus_options, windows_of_capture, windows_of_corpus
+
+    by, labels = selective.settings.by, selective.firing.labels
+    if corpus is None:
+        return list(windows_of_capture(capture, by, labels, max_tokens))
+    documents = read_corpus(corpus, corpus_options(capture, by))
+    with_text = capture.record.plan.tokenizer_fingerprint or tokenizer != capture.store.model.name
+    loaded = TextTokenizer.load(tokenizer, trust_remote_code=trust_remote_code) if with_text else None
+    return list(windows_of_corpus(documents, capture, by, labels, max_tokens, loaded))

@@ -1,0 +1,163 @@
+"""A store as users handle it: what it holds, and every method as a method of it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from actstore.api.change import ChangeMethod
+from actstore.api.coverage import CoverageMethod
+from actstore.api.edit import EditsMethod
+from actstore.api.graphs import GraphsMethod
+from actstore.api.light import explains
+from actstore.api.multimodal import MultimodalMethod
+from actstore.api.naica import NaicaMethod, knowledge_neurons
+from actstore.api.neurons import chosen_neurons
+from actstore.api.selectivity import SelectivityMethod
+from actstore.store import reader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from actstore.api.neurons import NeuronInput
+    from actstore.engine.models.in_memory import ModelInput
+    from actstore.store.capture.attributions import Attributions
+    from actstore.store.table import Table
+    from actstore.store.verify import Damage
+
+
+@explains
+class Store(reader.Store):
+    """One model's captures, and what can be asked of them. `actstore.open` gives one.
+
+    >>> store = actstore.open("gpt2.actstore")
+    >>> store.neurons()                                   # statistics, one row per neuron
+    >>> store.neuron("L3.N17").show()                     # exemplars
+    >>> store.contributions(" Paris").table               # the neurons that write a token
+    >>> store.selectivity(by="language").table            # the neurons of a label
+    >>> store.graphs.build(); store.graph("L3.N17").draw()
+    """
+
+    @cached_property
+    def naica(self) -> NaicaMethod:
+        """Neurons relevant to queries: `store.naica(by="domain")`, `store.naica.evaluate()`."""
+        return NaicaMethod(self)
+
+    @cached_property
+    def selectivity(self) -> SelectivityMethod:
+        """Neurons that fire for one label only: `store.selectivity(by="language")`, `.evaluate(…)`, `.lens()`."""
+        return SelectivityMethod(self)
+
+    @cached_property
+    def change(self) -> ChangeMethod:
+        """Neurons that act differently in another model: `store.change("tuned.actstore")`."""
+        return ChangeMethod(self)
+
+    @cached_property
+    def coverage(self) -> CoverageMethod:
+        """Coverage criteria: `store.coverage(reference="corpus")`, `store.coverage.probe(…)`."""
+        return CoverageMethod(self)
+
+    @cached_property
+    def graphs(self) -> GraphsMethod:
+        """Neuron graphs: `store.graphs.build()`, `.search("York")`, `.similar("L3.N17")`, `.evaluate()`, `.probe()`."""
+        return GraphsMethod(self)
+
+    @cached_property
+    def multimodal(self) -> MultimodalMethod:
+        """Neurons that carry an image's concepts into words: `store.multimodal(k=5)`, `.map(…)`, `.properties()`."""
+        return MultimodalMethod(self)
+
+    @cached_property
+    def edits(self) -> EditsMethod:
+        """Edits: `list(store.edits)`, `store.edits["name"]`, `.rewrite("red", "green")`, `.apply(…)`, `.evaluate(…)`."""
+        return EditsMethod(self)
+
+    def attributions(self, capture: str | None = None) -> Attributions:
+        """The stored attributions of a capture of questions; of the only one unless named."""
+        from actstore.store.capture.attributions import open_attributions
+
+        return open_attributions(self, capture)
+
+    def knowledge(
+        self,
+        *,
+        attribution: str = "ig",
+        keep: float = 0.2,
+        share: float = 0.7,
+        at_least: int = 2,
+        at_most: int = 5,
+        capture: str | None = None,
+    ) -> Table:
+        """Knowledge neurons (Dai et al. 2022): the neurons that most prompts of a query share. Needs no model.
+
+        - `attribution`: the kind of stored attribution that is read.
+        - `keep`: share of a prompt's largest score that a neuron must reach.
+        - `share`: share of the prompts that must keep a neuron, to begin with.
+        - `at_least`: fewer neurons lower the share; `at_most`: more neurons raise it.
+
+        Columns: query, neuron, layer, index, n_prompts (that keep it), share.
+        """
+        return knowledge_neurons(self, attribution, keep, share, at_least, at_most, capture)
+
+    def info(self) -> dict[str, Any]:
+        """What the store holds, as `actstore info --json` says it."""
+        from actstore.display.reports import describe_store
+
+        return describe_store(self)
+
+    def export(
+        self,
+        target: str | Path,
+        neurons: NeuronInput | Iterable[NeuronInput] | None = None,
+        *,
+        layers: Sequence[int] | None = None,
+        site: str = "mlp.post",
+        capture: str | None = None,
+    ) -> int:
+        """Writes activations of some neurons over all tokens to .parquet, .npy or .safetensors; the number of tokens.
+
+        >>> store.export("l3.parquet", ["L3.N17", "L3.N18"])
+        """
+        from actstore.store.export import export_activations
+
+        opened = self.capture(capture)
+        pairs = chosen_neurons(opened, site, neurons, layers) or []
+        return export_activations(opened, target, neurons=pairs, site=site)
+
+    def verify(
+        self,
+        capture: str | None = None,
+        *,
+        refill: int = 0,
+        model: ModelInput | None = None,
+        images: str | None = None,
+        device: str = "auto",
+        trust_remote_code: bool = False,
+    ) -> list[Damage]:
+        """What of the store is damaged; nothing where it is what its records say.
+
+        - `capture`: only this capture; without, all, and the store's own tables, tokenizer and weights.
+        - `refill`: number of blocks per capture that are computed again with the model and compared.
+        - `model`: where the model is, if not where it was.
+        - `images`: where captured images are now.
+        """
+        from actstore.store.verify import verify_capture, verify_graphs, verify_root
+
+        captures = [self.capture(name) for name in ([capture] if capture else self.captures)]
+        damage = [] if capture else list(verify_root(self.folder))
+        for opened in captures:
+            damage += verify_capture(opened)
+        if refill:
+            from actstore.engine.verify.refill import refill_blocks
+
+            for opened in captures:
+                broken = {one.block for one in damage if one.capture == opened.record.name}
+                _, differing = refill_blocks(
+                    opened, refill, model=model, images=images, device=device, trust_remote_code=trust_remote_code,
+                    without=broken,
+                )  # fmt: skip
+                damage += differing
+        _, damaged_graphs = verify_graphs(self.folder, capture)
+        return [*damage, *damaged_graphs]

@@ -1,0 +1,43 @@
+"""Prompts and scorers of activation patching: texts as token ids that two models share, and what a generation is scored by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from actstore.engine.change.activation_patching import REFUSALS, Contains, LogLikelihood
+from actstore.engine.models.tokenizer.load import TextTokenizer
+from actstore.store.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from actstore.engine.change.activation_patching import Scorer
+    from actstore.engine.models.load import LoadedModel
+    from actstore.store.model.root import Root
+
+
+def encode_prompts(
+    texts: Sequence[str], model: str, other: str, loaded: LoadedModel, *, trust_remote_code: bool
+) -> tuple[list[list[int]], tuple[int, ...]]:
+    """Token ids of every prompt, opened as the tokenizer opens texts, and the tokens that end a generation."""
+    tokenizer, others = (TextTokenizer.load(name, trust_remote_code=trust_remote_code) for name in (model, other))
+    if tokenizer.fingerprint != others.fingerprint:
+        raise InvalidInputError(
+            f"{model} and {other} have different tokenizers: token ids would not mean the same. Choose a model and its "
+            "fine-tuned copy."
+        )
+    config = getattr(loaded.model, "generation_config", None) or loaded.model.config
+    end = getattr(config, "eos_token_id", None)
+    stop = tuple(end) if isinstance(end, list) else () if end is None else (int(end),)
+    return [[*tokenizer.prefix, *ids.tolist()] for ids in tokenizer.encode(list(texts))], stop
+
+
+def make_scorer(name: str, other: LoadedModel, store: Root) -> Scorer:
+    """What `refusal`, `likelihood` (under `other`) or `regex:PATTERN` stands for."""
+    if name == "likelihood":
+        return LogLikelihood(other)
+    if name == "refusal":
+        return Contains(REFUSALS, store.text)
+    if name.startswith("regex:"):
+        return Contains(name.removeprefix("regex:"), store.text)
+    raise InvalidInputError(f"scorer is refusal, likelihood or regex:PATTERN, found {name!r}.")
