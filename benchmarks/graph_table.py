@@ -114,9 +114,9 @@ def measure(folder: Path, arguments: argparse.Namespace) -> str:
     chosen = ",".join(spread(actstore("info", store), arguments.published))
     # Halves of the exemplars that the evaluation tests with are not asked about: both draw them with seed 0.
     if chosen:
-        actstore("graph", "probe", str(MODEL), store, "--neurons", chosen, "--published", "published", "--quiet")
-    probed = actstore("graph", "probe", str(MODEL), store, "--sample", str(arguments.sampled), "--quiet")
-    evaluate = ("graph", "evaluate", store, "--capture", "corpus", "--seed", "0", "--quiet")
+        actstore("graphs", "probe", store, "--model", str(MODEL), "--neurons", chosen, "--published", "published", "--quiet")
+    probed = actstore("graphs", "probe", store, "--model", str(MODEL), "--sample", str(arguments.sampled), "--quiet")
+    evaluate = ("graphs", "evaluate", store, "--capture", "corpus", "--seed", "0", "--quiet")
     asked = actstore(*evaluate, "--neurons", chosen, "--graphs", "published") if chosen else None
     plain = actstore(*evaluate, "--curve", GAINS)
     rich = actstore(*evaluate, "--curve", GAINS, "--also", SAMPLED)

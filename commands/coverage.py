@@ -56,7 +56,7 @@ def show(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The capture that the ranges of kmnc, nbc and snac come from, such as one of training data.",
+            help="The capture whose ranges kmnc, nbc and snac use, such as that of the training data.",
         ),
     ] = None,
     criteria: Annotated[

@@ -118,7 +118,7 @@ def test_verify_says_what_is_unfinished(cli: Callable[..., Result], store: Path,
 
 def test_verify_names_damaged_graphs(cli: Callable[..., Result], store: Path, tmp_path: Path) -> None:
     shutil.copytree(store, tmp_path / "store")
-    assert cli("graph", "build", tmp_path / "store", "--neurons", "L0.N3,L1.N7").status == 0
+    assert cli("graphs", "build", tmp_path / "store", "--neurons", "L0.N3,L1.N7").status == 0
     assert "1 set of graphs: all well" in cli("verify", tmp_path / "store").out
     nodes = tmp_path / "store/graphs/graphs/nodes.arrow"
     data = bytearray(nodes.read_bytes())
@@ -521,13 +521,13 @@ def test_absurd_numbers_are_refused(cli: Callable[..., Result], store: Path, val
 
 
 def test_a_seed_is_not_negative(cli: Callable[..., Result], store: Path) -> None:
-    done = cli("graph", "evaluate", store, "--seed", -1)
+    done = cli("graphs", "evaluate", store, "--seed", -1)
     assert done.status == 2
     assert "a random seed is 0 or more, found -1" in done.err
 
 
 def test_a_model_that_is_not_there_is_refused_by_probes(refused: Callable[..., str], store: Path) -> None:
-    assert "there is no folder '/nonexistent'" in refused("graph", "probe", "/nonexistent", store)
+    assert "there is no folder '/nonexistent'" in refused("graphs", "probe", "/nonexistent", store)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def properties(
         typer.Option(metavar="NAME", help="Name of the capture of the shuffled images, for region invariance."),
     ] = None,
     gradient: Annotated[
-        bool, typer.Option("--gradient", help="Rank by activation × gradient too, which runs the model.")
+        bool, typer.Option("--gradient", help="Rank by activation × gradient too.")
     ] = False,
     model: ModelOption = None,
     k: KPerNoun = 20,

@@ -139,7 +139,7 @@ def build_published(
 ) -> Graphs:
     """The published graphs of all neurons that were asked about, written into the store opened for writing as `folder`.
 
-    They come from the half of the exemplars that `graph evaluate` does not test with the same seed and number. A neuron none
+    They come from the half of the exemplars that `graphs evaluate` does not test with the same seed and number. A neuron none
     of whose exemplars could be shortened has an empty graph that says so.
     """
     asked, corpus = probes.settings, probes.capture.record
