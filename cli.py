@@ -1,43 +1,57 @@
-"""The command line: options in, one table for people or one JSON document for machines out.
+"""The command line: options in; a table for people or one JSON document for machines out.
 
-Every command is a few lines around a call that Python users can make themselves. Mistakes of the user's end in one
-sentence on standard error and exit status 2, runs that stopped half-way in status 1. Knows nothing about what any command
-does; engine and models are imported only by the commands that need them.
+Every command is a few lines around a call that Python users can make themselves. Mistakes of the user end in one sentence on
+standard error and exit status 2, runs that stopped half-way in status 1. The engine and the models are imported only by the
+commands that need them.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import warnings
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from actstore.api.light import missing
-from actstore.commands import attribute, contributions, coverage, inspect, knowledge, read
-from actstore.commands import info as held
+from actstore.commands import attribute, contributions, coverage, info, inspect, knowledge, read
 from actstore.commands.capture import command as capture
 from actstore.commands.change import group as change
 from actstore.commands.edit import group as edit
-from actstore.commands.graphs import group as graph
+from actstore.commands.graphs import group as graphs
 from actstore.commands.multimodal import group as multimodal
 from actstore.commands.naica import group as naica
-from actstore.commands.options import CommandGroup
+from actstore.commands.options import COMMAND, CommandGroup
 from actstore.commands.selectivity import group as selectivity
 from actstore.display import terminal
 from actstore.store.errors import ActstoreError, CaptureError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-app = typer.Typer(cls=CommandGroup, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+    from collections.abc import Callable, Iterable
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+class Application(CommandGroup):
+    """The command line itself: in the messages of errors, Python parameters become the options of the command that ran."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except ActstoreError as error:
+            if (command := ctx.meta.get(COMMAND)) is not None:
+                error.args = (name_options(str(error), command.params),)
+            raise
+
+
+app = typer.Typer(cls=Application, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+
+
+def _print_version(is_given: bool) -> None:
+    if is_given:
         terminal.out.print(f"actstore {version('actstore')}")
         raise typer.Exit
 
@@ -45,26 +59,26 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def actstore(
     _: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Say which version this is.")
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Run a transformer once; ask its neurons forever.
 
-    Every command has --json for machines. Exit status 1: the run stopped half-way, or `verify` found damage; 2: there is
-    something to mend, and the message says what; 130: interrupted.
+    Every command has --json for machines. Exit status 1: the run stopped half-way, or `verify` found damage; 2: something
+    must be fixed first, and the message says what; 130: interrupted.
     """
 
 
 # In the order in which --help lists them.
 for family in (
-    inspect, capture, held, read, contributions, attribute, naica, knowledge, selectivity, change, coverage, graph,
+    inspect, capture, info, read, contributions, attribute, naica, knowledge, selectivity, change, coverage, graphs,
     multimodal, edit,
 ):  # fmt: skip
     family.register(app)
 
 
 def main() -> None:
-    """Run the command line; whatever goes wrong ends in a sentence and an exit status."""
+    """Run the command line; every error ends in a sentence and an exit status."""
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -73,7 +87,7 @@ def main() -> None:
     sys.exit(_run(app))
 
 
-INTERRUPTED = 130
+INTERRUPTED: Final = 130
 
 
 def _run(command: Callable[[], Any]) -> int:
@@ -92,22 +106,22 @@ def _run(command: Callable[[], Any]) -> int:
         terminal.say(f"Error: {_system_error(error)}")
         return 2
     except MemoryError as error:
-        reason = str(error) or "no more is to be had"
-        terminal.say(f"Error: There is not enough memory for what was asked: {_sentence(reason)}")
+        reason = str(error) or "the system has no more"
+        terminal.say(f"Error: There is not enough memory for this command: {_sentence(reason)}")
         return 2
     except (KeyboardInterrupt, SystemExit) as stop:
         code = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else stop.code
-        if code == INTERRUPTED:  # Typer makes the one into the other
+        if code == INTERRUPTED:  # Typer turns KeyboardInterrupt into an exit with this status
             terminal.say("Interrupted.")
         return code if isinstance(code, int) else 1
     return 0
 
 
-_TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
+_TOO_MANY_FILES: Final = {errno.EMFILE, errno.ENFILE}
 
 
 def _system_error(error: OSError) -> str:
-    """What the system, or a driver that speaks for it, could not do: with which file, where that is known."""
+    """What the system, or a driver, could not do, with the file where it is known."""
     if error.strerror is None:
         lines = (line.strip() for line in str(error).splitlines())
         return _sentence(next((line for line in lines if line), type(error).__name__))
@@ -117,14 +131,50 @@ def _system_error(error: OSError) -> str:
     return _sentence(f"{error.strerror}: {files or 'a file or a disk that the system does not name'}")
 
 
-def _sentence(text: str) -> str:
-    """A message written as Python's are, as a sentence: it begins with a capital letter, unless with a file, and it ends.
+_PARAMETER: Final = re.compile(r"`(?P<name>[a-z_]\w*)(?: ?= ?(?P<value>[^`]+))?`")
+"""A parameter that a message names, and the value that it should have: `layers`, `precision="exact"`, `weights=False`."""
 
-    What it calls by a parameter's name is an option here.
+_QUOTES: Final = " \"'"
+
+_SYNONYMS: Final = {"form": "method", "forms": "activation"}
+"""Parameter of the engine → the name of the option, where they differ."""
+
+
+def name_options(message: str, parameters: Iterable[Any]) -> str:
+    """A message with the options of a command in place of the Python parameters that it names.
+
+    `layers` becomes --layers, `precision="exact"` --precision exact, `resume=True` --resume, `weights=False` --no-weights, and
+    `sites=["mlp.post", "mlp.gate"]` --site mlp.post --site mlp.gate.
+    A name that is no option of the command stays as it is; that of an argument becomes what the usage calls it.
     """
-    text = text.replace("trust_remote_code=True", "--trust-remote-code")
-    begun = text[:1].upper() + text[1:] if text.startswith(("expected ", "the ", "there ")) else text
-    return begun if begun.endswith((".", "!", "?")) else f"{begun}."
+    known: dict[str, Any] = {}
+    for parameter in parameters:
+        known[parameter.name] = parameter
+        for option in parameter.opts:
+            known.setdefault(option.lstrip("-").replace("-", "_"), parameter)
+
+    def option_for(match: re.Match[str]) -> str:
+        name, value = match["name"], match["value"]
+        parameter = known.get(name) or known.get(_SYNONYMS.get(name, ""))
+        if parameter is None:
+            return match[0]
+        if parameter.param_type_name == "argument":
+            return str(parameter.metavar or parameter.name.upper())
+        flag = next(option for option in parameter.opts if option.startswith("--"))
+        if value is None or value == "True":
+            return str(flag)
+        if value == "False" and parameter.secondary_opts:
+            return str(parameter.secondary_opts[0])
+        values = value.strip("[]()").split(",") if value[0] in "[(" else [value]
+        return " ".join(f"{flag} {one.strip(_QUOTES)}" for one in values if one.strip())
+
+    return _PARAMETER.sub(option_for, message)
+
+
+def _sentence(text: str) -> str:
+    """A message written as Python's are, as a sentence: it begins with a capital letter, unless with a file, and it ends."""
+    capitalised = text[:1].upper() + text[1:] if text.startswith(("expected ", "the ", "there ")) else text
+    return capitalised if capitalised.endswith((".", "!", "?")) else f"{capitalised}."
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`attribute`: a questions file through a model, every neuron's share in each right answer into a store."""
+"""`attribute`: the model answers a questions file; every neuron's attributions to each right answer go into a store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import typer
 from rich.progress import ProgressColumn
 from rich.text import Text
 
+from actstore.commands.choices import TooLongName  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
+    SEED_HELP,
     CaptureToMake,
     Device,
     Dtype,
@@ -49,38 +51,36 @@ def attribute(
     store: NewStore,
     name: CaptureToMake = "questions",
     resume: Resume = False,
-    k: Annotated[int, typer.Option("--k", "-k", min=0, help="How many neurons a query.")] = 20,
-    steps: Annotated[int | None, typer.Option(help="Steps from 0 to the activations. [default: 16]")] = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=0, help="Maximum number of neurons per query.")] = 20,
+    steps: Annotated[int | None, typer.Option(help="Number of steps from 0 to the activations. [default: 16]")] = None,
     layers: Layers = None,
     gradients: Annotated[
         bool | None,
-        typer.Option(help="Integrated gradients; without, activations and answers only. [default: gradients]"),
+        typer.Option(help="Compute integrated gradients, or store activations and answers only. [default: gradients]"),
     ] = None,
     templates: Annotated[
         int | None,
-        typer.Option(
-            "--templates", "--template-count", help="Prompts a query. [default: 3, of prepared prompts all there are]"
-        ),
+        typer.Option(help="Number of prompts per query. [default: 3, of prepared prompts all]"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the order of options in templates. [default: 0]")] = None,
-    max_queries: Annotated[int | None, typer.Option("--max-questions", help="Read at most so many questions.")] = None,
+    seed: Annotated[int | None, typer.Option(help=SEED_HELP)] = None,
+    max_queries: Annotated[int | None, typer.Option(help="Maximum number of queries to read.")] = None,
     label_columns: Annotated[
         list[str] | None,
         typer.Option(
             "--label",
             metavar="COLUMN",
-            help="Column kept as a label; repeat for more. [default: relation_name, or what recurs in rows]",
+            help="Column kept as a label; repeat for more. [default: relation_name, or columns whose values repeat]",
         ),
     ] = None,
     too_long: Annotated[
-        str | None,
+        TooLongName | None,
         typer.Option(
-            "--long",
-            help="Prompts longer than the context: cut their beginning, skip the query, or refuse. [default: cut]",
+            help="Prompts longer than the context: cut off their beginning, skip the query or refuse the file. "
+            "[default: cut]",
         ),
     ] = None,
     max_rows: Annotated[
-        int | None, typer.Option(help="Rows of a pass, which bounds the memory. [default: 256]")
+        int | None, typer.Option(help="Maximum number of rows per pass, which bounds the memory. [default: 256]")
     ] = None,
     tokenizer: TokenizerName = None,
     weights: Weights = True,
@@ -92,9 +92,9 @@ def attribute(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Ask MODEL the multiple-choice QUESTIONS; keep in STORE what every neuron did for the right letter's probability.
+    """Let MODEL answer multiple-choice QUESTIONS, and store every neuron's attribution to the right letter's probability.
 
-    The attributions are a capture: info, top, verify, sql, export and naica work on it.
+    The attributions are a capture: info, top, verify, sql, export and naica read it.
 
     Example: `actstore attribute gpt2 questions.json gpt2.actstore --label relation_name`
     """
@@ -105,15 +105,15 @@ def attribute(
 
     report = AttributeReport()
     with AttributeBar(enabled=not quiet) as bar:
-        done = run(
+        attributions = run(
             model, questions, store, name=name, options=RunOptions(**given(ctx, RunOptions)), progress=bar,
             report=report, **given(ctx, AttributeSettings) | {"layers": parse_layers(layers)},
         )  # fmt: skip
-    _warn(done, report)
+    _warn(attributions, report)
     if as_json:
-        print_json(describe(done, k))
+        print_json(describe(attributions, k))
     else:
-        _print(done, k, rows)
+        _print(attributions, k, rows)
 
 
 def register(app: typer.Typer) -> None:
@@ -137,7 +137,7 @@ class AttributeBar(terminal.CaptureBar):
 
 
 class _PromptRate(ProgressColumn):
-    """Prompts a second, and the bytes they are expected to take."""
+    """Prompts per second, and the expected number of bytes."""
 
     def render(self, task: Task) -> Text:
         nbytes = task.fields.get("nbytes", 0)
@@ -145,15 +145,15 @@ class _PromptRate(ProgressColumn):
         return Text(f"{task.completed:,.0f} prompts, {task.speed or 0:,.1f}/s{size}", style="dim", no_wrap=True)
 
 
-def _warn(done: Attributions, report: AttributeReport) -> None:
-    """What a user should know, on standard error."""
-    context = done.capture.record.plan.settings["context"]
-    n_cut = int(np.count_nonzero(done.prompts["n_cut"].to_numpy()))
+def _warn(attributions: Attributions, report: AttributeReport) -> None:
+    """Warnings and notes about the stored attributions, on standard error."""
+    context = attributions.capture.record.plan.settings["context"]
+    n_cut = int(np.count_nonzero(attributions.prompts["n_cut"].to_numpy()))
     warnings, notes = [], []
     if n_cut:
         warnings.append(
-            f"{n_cut:,} of {done.prompts.num_rows:,} prompts are longer than the model's context of {context} tokens: "
-            "their beginning was cut off (column n_cut). --long skip leaves such queries out."
+            f"{n_cut:,} of {attributions.prompts.num_rows:,} prompts are longer than the model's context of {context} tokens: "
+            "their beginning was cut off (column n_cut). --too-long skip leaves such queries out."
         )
     if report.n_skipped:
         notes.append(
@@ -163,23 +163,23 @@ def _warn(done: Attributions, report: AttributeReport) -> None:
         notes.append(
             f"In {report.n_merged:,} prompts the tokenizer merges the letter with what precedes it: they are read up to there."
         )
-    if n_non_finite := done.capture.statistics().n_non_finite:
-        warnings.append(f"{n_non_finite:,} activations or attributions are NaN or infinite, and kept as they are.")
+    if n_non_finite := attributions.capture.statistics().n_non_finite:
+        warnings.append(f"{n_non_finite:,} activations or attributions are NaN or infinite; they are stored unchanged.")
     terminal.warn(warnings)
     terminal.say(*notes)
 
 
-def describe(done: Attributions, k: int) -> dict[str, Any]:
-    """What `attribute --json` says: `queries`, each with its prompts and the k neurons with the largest summed scores."""
-    kind = done.kinds[0]
-    columns = done.capture.record.plan.label_columns
-    queries = done.queries.to_pylist()
-    prompts = done.prompts
+def describe(attributions: Attributions, k: int) -> dict[str, Any]:
+    """The JSON document: `queries`, each with its prompts and the k neurons with the largest summed scores."""
+    kind = attributions.kinds[0]
+    columns = attributions.capture.record.plan.label_columns
+    queries = attributions.queries.to_pylist()
+    prompts = attributions.prompts
     rows = []
-    for found, scores in done.query_scores(kind):
-        for row, score in zip(found.tolist(), scores, strict=True):
-            query = queries[row]
-            asked = prompts.slice(query["first_prompt"], query["n_prompts"]).to_pydict()
+    for numbers, scores in attributions.query_scores(kind):
+        for number, score in zip(numbers.tolist(), scores, strict=True):
+            query = queries[number]
+            of_query = prompts.slice(query["first_prompt"], query["n_prompts"]).to_pydict()
             best = _largest(score, k)
             rows.append(
                 {
@@ -187,17 +187,17 @@ def describe(done: Attributions, k: int) -> dict[str, Any]:
                     "labels": {column: query[column] for column in columns},
                     "correct": query["correct"],
                     "n_correct": query["n_correct"],
-                    "prompts": asked["text"],
-                    "targets": asked["target"],
-                    "answers": asked["answer"],
-                    "predicted": asked["predicted"],
-                    "probabilities": asked["probability"],
-                    "neurons": as_rows(score[best], done.neuron_names(best)),
+                    "prompts": of_query["text"],
+                    "targets": of_query["target"],
+                    "answers": of_query["answer"],
+                    "predicted": of_query["predicted"],
+                    "probabilities": of_query["probability"],
+                    "neurons": as_rows(score[best], attributions.neuron_names(best)),
                 }
             )
     return {
-        "store": done.store.folder.location,
-        "capture": done.capture.record.name,
+        "store": attributions.store.folder.location,
+        "capture": attributions.capture.record.name,
         "attribution": kind,
         "n_queries": len(rows),
         "n_correct": sum(query["correct"] for query in queries),
@@ -206,34 +206,35 @@ def describe(done: Attributions, k: int) -> dict[str, Any]:
 
 
 def _largest(scores: np.ndarray[Any, Any], k: int) -> np.ndarray[Any, Any]:
-    """The k places of the largest scores, descending; ties go to the earlier neuron, NaN comes last."""
+    """The positions of the k largest scores, descending; ties go to the earlier neuron, NaN comes last."""
     order = np.argsort(-scores, kind="stable")
     return order[:k]
 
 
-def _print(done: Attributions, k: int, n_rows: int) -> None:
-    """The same for people: how well the model answers, and the first queries."""
-    queries, prompts = done.queries, done.prompts
+def _print(attributions: Attributions, k: int, n_rows: int) -> None:
+    """Print how well the model answers, and the first queries."""
+    queries, prompts = attributions.queries, attributions.prompts
     n_right, n_prompts = int(np.count_nonzero(prompts["correct"])), prompts.num_rows
     n_queries_right = int(np.count_nonzero(queries["correct"]))
     terminal.out.print(
-        f"{done.store.folder.location}, capture {done.capture.record.name!r}: {queries.num_rows:,} queries in {n_prompts:,} "
-        f"prompts, {done.n_neurons:,} neurons",
+        f"{attributions.store.folder.location}, capture {attributions.capture.record.name!r}: {queries.num_rows:,} queries "
+        f"in {n_prompts:,} prompts, {attributions.n_neurons:,} neurons",
         style="bold",
     )
     terminal.out.print(
         f"Answered right: {n_right:,} of {n_prompts:,} prompts, {n_queries_right:,} of {queries.num_rows:,} queries (in more "
-        "than half of their prompts); right is where the answer's letter is likelier than the others'. "
-        f"Scores: {', '.join(done.kinds)}."
+        "than half of their prompts). An answer is right where its letter is the most probable of the letters. "
+        f"Scores: {', '.join(attributions.kinds)}."
     )
-    labels = done.capture.record.plan.label_columns
+    labels = attributions.capture.record.plan.label_columns
     rows = []
-    for found, scores in done.query_scores(done.kinds[0]):
-        for row, score in zip(found.tolist(), scores, strict=True):
-            query = queries.slice(row, 1).to_pylist()[0]
+    for numbers, scores in attributions.query_scores(attributions.kinds[0]):
+        for number, score in zip(numbers.tolist(), scores, strict=True):
+            query = queries.slice(number, 1).to_pylist()[0]
             best = _largest(score, min(k, 4))
-            named = [
-                f"{name} {value:.3g}" for name, value in zip(done.neuron_names(best), score[best].tolist(), strict=True)
+            neurons = [
+                f"{name} {value:.3g}"
+                for name, value in zip(attributions.neuron_names(best), score[best].tolist(), strict=True)
             ]
             rows.append(
                 [
@@ -241,10 +242,10 @@ def _print(done: Attributions, k: int, n_rows: int) -> None:
                     *(query[column] for column in labels),
                     terminal.verdict(query["correct"]),
                     query["probability"],
-                    ", ".join(named),
+                    ", ".join(neurons),
                 ]
             )
         if len(rows) >= (n_rows or queries.num_rows):
             break
-    columns = ["query", *labels, "answer", ("P", "right"), f"largest {done.kinds[0]}"]
+    columns = ["query", *labels, "answer", ("P", "right"), f"largest {attributions.kinds[0]}"]
     print_rows(columns, folded_lists(columns, rows[: n_rows or None]), queries.num_rows, "queries")

@@ -1,7 +1,4 @@
-"""`actstore coverage`: how much of what neurons can do a capture made them do, and a linear probe between two labels.
-
-Knows nothing about how either is computed.
-"""
+"""`actstore coverage`: coverage criteria of a capture, and a linear probe between two labels."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.commands.choices import CriterionName  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
     By,
     CaptureName,
@@ -16,6 +14,7 @@ from actstore.commands.options import (
     Layers,
     Positions,
     Quiet,
+    Seed,
     Site,
     StorePath,
     family,
@@ -24,6 +23,7 @@ from actstore.commands.options import (
 from actstore.display import terminal
 from actstore.display.reports import print_json
 from actstore.display.wide_tables import fitted_table
+from actstore.engine.coverage.names import CRITERIA, RANGED
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
@@ -55,29 +55,42 @@ def show(
     reference: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="The capture whose ranges kmnc, nbc and snac go by, such as one of training data."
+            metavar="NAME",
+            help="The capture whose ranges kmnc, nbc and snac use, such as that of the training data.",
         ),
     ] = None,
     criteria: Annotated[
-        str | None,
-        typer.Option(help="Of nc,kmnc,nbc,snac,tknc,tknp,tfc. [default: all that --reference and --distance allow]"),
+        list[CriterionName] | None,
+        typer.Option(
+            "--criterion",
+            help="Criterion to measure; repeat for more. [default: all that --reference and --distance allow]",
+        ),
     ] = None,
     by: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="A column of results for each value of this label.")
+        str | None, typer.Option(metavar="LABEL", help="One column of results per value of this label.")
     ] = None,
     site: Site = "mlp.post",
     positions: Positions = "counted",
-    thresholds: Annotated[str, typer.Option(help="The t of nc.")] = "0.25,0.5,0.75",
-    sections: Annotated[int, typer.Option(help="The k of kmnc.")] = 1000,
-    top: Annotated[int, typer.Option(help="The k of tknc and tknp.")] = 10,
+    thresholds: Annotated[
+        str, typer.Option(metavar="NUMBERS", help="Its thresholds t.", rich_help_panel="Criterion nc")
+    ] = "0.25,0.5,0.75",
+    sections: Annotated[
+        int, typer.Option(help="Its k, the number of sections of a range.", rich_help_panel="Criterion kmnc")
+    ] = 1000,
+    top: Annotated[
+        int, typer.Option(help="Their k, the number of largest neurons.", rich_help_panel="Criteria tknc and tknp")
+    ] = 10,
     distance: Annotated[
-        float | None, typer.Option(help="How far a vector must lie from all kept ones, for tfc.")
+        float | None,
+        typer.Option(
+            help="Minimum distance of a vector from all vectors kept before.", rich_help_panel="Criterion tfc"
+        ),
     ] = None,
-    state: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write what was measured to this file, to be merged.")
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the measured state into this file, to be merged.")
     ] = None,
     merge: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="Add what another --state file holds; repeat for more.")
+        list[str] | None, typer.Option(metavar="FILE", help="Add the state in a file of --output; repeat for more.")
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -86,59 +99,59 @@ def show(
 
     Example: `actstore coverage gpt2.actstore --capture prompts --reference corpus --by kind`
     """
-    from actstore.engine.coverage.criteria import CRITERIA, RANGED, CoverageSettings, measure_coverage
+    from actstore.engine.coverage.criteria import CoverageSettings, measure_coverage
     from actstore.engine.coverage.files import merge_coverages, read_coverage, write_coverage
     from actstore.store.capture.positions import warnings_of
 
     opened = Store(store)
-    held = opened.capture(capture)
-    chosen = tuple(criteria.split(",")) if criteria is not None else tuple(
+    selected_capture = opened.capture(capture)
+    selected = tuple(dict.fromkeys(criteria)) if criteria else tuple(
         name
         for name in CRITERIA
         if (reference is not None or name not in RANGED) and (distance is not None or name != "tfc")
     )  # fmt: skip
-    settings = CoverageSettings(chosen, _thresholds(thresholds), sections, top, distance, site, positions)
+    settings = CoverageSettings(selected, _thresholds(thresholds), sections, top, distance, site, positions)
     others = [read_coverage(path) for path in merge or ()]
-    against = opened.capture(reference) if reference is not None else None
+    ranges = opened.capture(reference) if reference is not None else None
     with terminal.counting_bar("blocks", enabled=not quiet) as advance:
-        found = measure_coverage(held, settings, reference=against, by=by, on_block=advance)
+        coverages = measure_coverage(selected_capture, settings, reference=ranges, by=by, on_block=advance)
     for other in others:
-        merge_coverages(found, other)
-    if state is not None:
-        write_coverage(state, found)
-    warnings = [*warnings_of(held, settings.site), *_few(found, by)]
+        merge_coverages(coverages, other)
+    if output is not None:
+        write_coverage(output, coverages)
+    warnings = [*warnings_of(selected_capture, settings.site), *_small_samples(coverages, by)]
     terminal.warn(warnings)
-    everything = _together(found)
+    total = _merge_all(coverages)
     if as_json:
-        print_json(_describe(held, everything, found, by, reference) | {"warnings": warnings})
+        print_json(_describe(selected_capture, total, coverages, by, reference) | {"warnings": warnings})
     else:
-        _print(everything, found, by)
+        _print(total, coverages, by)
 
 
 def _thresholds(text: str) -> tuple[float, ...]:
     try:
-        found = tuple(float(part) for part in text.split(","))
+        thresholds = tuple(float(number) for number in text.split(","))
     except ValueError:
-        found = ()
-    if not found or not all(0 <= t < 1 for t in found):
+        thresholds = ()
+    if not thresholds or not all(0 <= t < 1 for t in thresholds):
         raise InvalidInputError(f"--thresholds are numbers from 0 to below 1, such as 0.25,0.5, found {text!r}.")
-    return found
+    return thresholds
 
 
-def _few(found: Mapping[str, Coverage], by: str | None) -> list[str]:
-    """Labels of which nothing, or hardly anything, was seen."""
+def _small_samples(coverages: Mapping[str, Coverage], by: str | None) -> list[str]:
+    """One warning per label with few samples or none."""
     return [
-        f"{f'{by}={name}' if by else 'The capture'} has {coverage.n_samples} samples at these positions: too few to say much."
-        for name, coverage in found.items()
+        f"{f'{by}={name}' if by else 'The capture'} has only {coverage.n_samples} samples at these positions."
+        for name, coverage in coverages.items()
         if coverage.n_samples < 100
     ]
 
 
-def _together(found: dict[str, Coverage]) -> Coverage:
-    """One coverage of all populations; the only one as it is."""
+def _merge_all(coverages: dict[str, Coverage]) -> Coverage:
+    """One coverage of all populations."""
     from actstore.engine.coverage.criteria import Coverage
 
-    populations = list(found.values())
+    populations = list(coverages.values())
     if len(populations) == 1:
         return populations[0]
     total = Coverage(populations[0].settings, populations[0].widths, populations[0].ranges)
@@ -148,7 +161,7 @@ def _together(found: dict[str, Coverage]) -> Coverage:
 
 
 def _describe(
-    held: Capture, everything: Coverage, found: Mapping[str, Coverage], by: str | None, reference: str | None
+    capture: Capture, total: Coverage, coverages: Mapping[str, Coverage], by: str | None, reference: str | None
 ) -> dict[str, Any]:
     def rows(coverage: Coverage) -> list[dict[str, Any]]:
         return [
@@ -164,26 +177,26 @@ def _describe(
         ]
 
     value: dict[str, Any] = {
-        "capture": held.record.name,
+        "capture": capture.record.name,
         "reference": reference,
-        "site": everything.settings.site,
-        "positions": everything.settings.positions,
-        "samples": everything.n_samples,
-        "criteria": rows(everything),
+        "site": total.settings.site,
+        "positions": total.settings.positions,
+        "samples": total.n_samples,
+        "criteria": rows(total),
     }
     if by is not None:
         value["by"] = by
-        value["labels"] = {name: {"samples": c.n_samples, "criteria": rows(c)} for name, c in found.items()}
+        value["labels"] = {name: {"samples": c.n_samples, "criteria": rows(c)} for name, c in coverages.items()}
     return value
 
 
-def _print(everything: Coverage, found: Mapping[str, Coverage], by: str | None) -> None:
-    columns = {"all": everything} if by is None else {"all": everything, **{f"{by}={n}": c for n, c in found.items()}}
+def _print(total: Coverage, coverages: Mapping[str, Coverage], by: str | None) -> None:
+    columns = {"all": total} if by is None else {"all": total, **{f"{by}={n}": c for n, c in coverages.items()}}
     results = [coverage.results() for coverage in columns.values()]
     rows: list[list[Any]] = [["samples", None, *(coverage.n_samples for coverage in columns.values())]]
     rows += [
-        [alike[0].criterion.upper(), _parameter(alike[0]), *(_cell(row) for row in alike)]
-        for alike in zip(*results, strict=True)
+        [same[0].criterion.upper(), _parameter(same[0]), *(_cell(row) for row in same)]
+        for same in zip(*results, strict=True)
     ]
     headings = ["criterion", "parameter", *((name, "right") for name in columns)]
     terminal.out.print(fitted_table(None, headings, rows, n_keys=2))
@@ -204,14 +217,14 @@ def probe(
     by: By,
     positive: Annotated[str, typer.Option(metavar="VALUE", help="The value to detect.")],
     negative: Annotated[
-        str | None, typer.Option(metavar="VALUE", help="The value to tell it from. [default: every other]")
+        str | None, typer.Option(metavar="VALUE", help="The value to distinguish it from. [default: every other]")
     ] = None,
     capture: CaptureName = None,
     site: Site = "mlp.post",
     layers: Layers = None,
     ridge: Annotated[float, typer.Option(help="Strength of the penalty on the weights.")] = 1.0,
-    test_share: Annotated[float, typer.Option(help="Share of the documents that the probe is tested on.")] = 0.3,
-    seed: Annotated[int, typer.Option(help="Of the split into training and test documents.")] = 0,
+    test_share: Annotated[float, typer.Option(help="Share of the documents that are held out for the test.")] = 0.3,
+    seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -221,35 +234,35 @@ def probe(
     """
     from actstore.engine.coverage.probe import ProbeSettings, probe_capture
 
-    held = Store(store).capture(capture)
+    opened = Store(store).capture(capture)
     settings = ProbeSettings(ridge, test_share, seed, site, parse_layers(layers))
     with terminal.spinner("training probes", enabled=not quiet):
-        found = probe_capture(held, by, positive, negative, settings)
-    terminal.warn(found.warnings)
+        result = probe_capture(opened, by, positive, negative, settings)
+    terminal.warn(result.warnings)
     if as_json:
-        print_json({"by": by, "positive": positive, "negative": negative, **_describe_probe(found)})
+        print_json({"by": by, "positive": positive, "negative": negative, **_describe_probe(result)})
     else:
-        _print_probe(found, f"{by}={positive} against {f'{by}={negative}' if negative else 'the rest'}")
+        _print_probe(result, f"{by}={positive} against {f'{by}={negative}' if negative else 'the rest'}")
 
 
-def _describe_probe(found: Probe) -> dict[str, Any]:
-    samples = {"train": found.n_train, "test": found.n_test}
+def _describe_probe(result: Probe) -> dict[str, Any]:
+    samples = {"train": result.n_train, "test": result.n_test}
     keys = ("accuracy", "auroc", "train_accuracy")
     return {
         "samples": {part: {"positive": n[1], "negative": n[0]} for part, n in samples.items()},
-        "majority": found.majority,
+        "majority": result.majority,
         "layers": [
             {"layer": "all" if row.layer is None else row.layer, **{key: getattr(row, key) for key in keys}}
-            for row in found.results
+            for row in result.results
         ],
-        "warnings": list(found.warnings),
+        "warnings": list(result.warnings),
     }
 
 
-def _print_probe(found: Probe, what: str) -> None:
+def _print_probe(result: Probe, what: str) -> None:
     terminal.out.print(
-        f"{what}: trained on {_counted(found.n_train)}, "
-        f"tested on {_counted(found.n_test)}; always saying the more frequent is right in {terminal.percent(found.majority)}.",
+        f"{what}: trained on {_counted(result.n_train)}, "
+        f"tested on {_counted(result.n_test)}; the more frequent value alone is right in {terminal.percent(result.majority)}.",
         style="bold",
         soft_wrap=True,
     )
@@ -260,7 +273,7 @@ def _print_probe(found: Probe, what: str) -> None:
             row.auroc,
             terminal.percent(row.train_accuracy),
         )
-        for row in found.results
+        for row in result.results
     ]
     columns = ["layer", ("accuracy", "right"), ("AUROC", "right"), ("on training data", "right")]
     terminal.out.print(terminal.table(None, columns, rows))

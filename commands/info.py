@@ -1,4 +1,4 @@
-"""`actstore info` and `actstore verify`: what a store holds, and whether it is what its records say."""
+"""`actstore info` and `actstore verify`: the content of a store, and whether it agrees with its records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from actstore.commands.options import (  # noqa: TC001  (Typer reads them)
     Device,
     Json,
-    ModelPlace,
+    ModelOption,
     Quiet,
     StorePath,
     TrustRemoteCode,
@@ -36,15 +36,15 @@ def register(app: typer.Typer) -> None:
 
 
 def info(store: StorePath, quiet: Quiet = False, as_json: Json = False) -> None:
-    """What STORE holds: the model, its layers, every capture and how far it is filled.
+    """The content of STORE: the model, its layers, every capture and how much of it is written.
 
     Example: `actstore info gpt2.actstore`
     """
     with terminal.spinner("adding up sizes", enabled=not quiet):
         opened = Store(store)
         described = describe_store(opened)
-        finished = [held for held in map(opened.capture, opened.captures) if held.is_finished]
-        warnings = [sentence for held in finished for sentence in overflow_sentences(held, consequence=SEE)]
+        finished = [one for one in map(opened.capture, opened.captures) if one.is_finished]
+        warnings = [sentence for one in finished for sentence in overflow_sentences(one, consequence=SEE)]
     if as_json:
         print_json(described)
     else:
@@ -57,17 +57,17 @@ def verify(
     capture: Annotated[
         str | None, typer.Option("--capture", metavar="NAME", help="Only this capture. [default: all]")
     ] = None,
-    refill: Annotated[int, typer.Option(min=0, help="Recompute so many blocks with the model and compare.")] = 0,
-    model: ModelPlace = None,
+    refill: Annotated[int, typer.Option(min=0, help="Number of blocks to recompute with the model and compare.")] = 0,
+    model: ModelOption = None,
     images: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Where captured images are now. [default: where they were]")
+        str | None, typer.Option(metavar="FOLDER", help="Folder of the captured images, where they have moved.")
     ] = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Is STORE what its records say? Checks every checksum, also of graphs and edits; with --refill values against the model.
+    """Check every checksum of STORE, those of graphs and edits too; with --refill, also values against the model.
 
     Without --capture, the store's own tables, tokenizer and weights are checked too. Exit status 1 where something is damaged.
 
@@ -87,19 +87,19 @@ def verify(
         from actstore.engine.verify.refill import refill_blocks
 
         with terminal.spinner("recomputing blocks", enabled=not quiet):
-            for held in captures:
-                broken = {d.block for d in damage if d.capture == held.record.name}
-                found, differing = refill_blocks(
-                    held, refill, model=model, images=images, device=device, trust_remote_code=trust_remote_code,
-                    without=broken,
+            for one in captures:
+                damaged_blocks = {d.block for d in damage if d.capture == one.record.name}
+                rows, differences = refill_blocks(
+                    one, refill, model=model, images=images, device=device, trust_remote_code=trust_remote_code,
+                    without=damaged_blocks,
                 )  # fmt: skip
-                refilled += found
-                damage += differing
+                refilled += rows
+                damage += differences
     with terminal.spinner("checking graphs", enabled=not quiet):
         graphs, damaged_graphs = verify_graphs(opened.folder, capture)
     damage += damaged_graphs
-    whole = [held for held in captures if held.record.name not in {d.capture for d in damage}]
-    terminal.warn(sentence for held in whole for sentence in overflow_sentences(held, consequence=SEE))
+    undamaged = [one for one in captures if one.record.name not in {d.capture for d in damage}]
+    terminal.warn(sentence for one in undamaged for sentence in overflow_sentences(one, consequence=SEE))
     if as_json:
         print_json(_describe(damage, graphs, refilled, captures))
     else:
@@ -109,25 +109,25 @@ def verify(
 
 
 def _check(captures: Sequence[Capture], quiet: bool) -> list[Damage]:
-    """What is damaged in any capture, block after block."""
+    """The damage of all captures, block after block."""
     from actstore.store.verify import verify_capture
 
     damage: list[Damage] = []
-    n_blocks, done = sum(len(held.blocks) for held in captures), 0
+    n_blocks, n_checked = sum(len(one.blocks) for one in captures), 0
     with terminal.counting_bar("blocks", enabled=not quiet) as advance:
 
         def count(_: int) -> None:
-            nonlocal done
-            done += 1
-            advance(done, n_blocks)
+            nonlocal n_checked
+            n_checked += 1
+            advance(n_checked, n_blocks)
 
-        for held in captures:
-            damage += verify_capture(held, count)
+        for one in captures:
+            damage += verify_capture(one, count)
     return damage
 
 
 def _unfinished(captures: Sequence[Capture]) -> list[Capture]:
-    return [held for held in captures if len(held.blocks) < held.record.plan.n_blocks]
+    return [one for one in captures if len(one.blocks) < one.record.plan.n_blocks]
 
 
 def _describe(
@@ -137,8 +137,8 @@ def _describe(
     return {
         "ok": not damage,
         "unfinished": [
-            {"capture": held.record.name, "blocks": len(held.blocks), "planned": held.record.plan.n_blocks}
-            for held in _unfinished(captures)
+            {"capture": one.record.name, "blocks": len(one.blocks), "planned": one.record.plan.n_blocks}
+            for one in _unfinished(captures)
         ],
         "damaged": [{field: getattr(d, field) for field in fields} for d in damage],
         "graphs": graphs,
@@ -156,16 +156,16 @@ def _print(
             f"capture {row['capture']!r}, block {row['block']}: recomputed, "
             f"largest difference {row['largest_difference']:.3g}"
         )
-    n_blocks = sum(len(held.blocks) for held in captures)
+    n_blocks = sum(len(one.blocks) for one in captures)
     checked = f"{terminal.plural(n_blocks, 'block')} of {terminal.plural(len(captures), 'capture')}"
-    for held in _unfinished(captures):
+    for one in _unfinished(captures):
         terminal.out.print(
-            f"capture {held.record.name!r}: unfinished, {len(held.blocks):,} of {held.record.plan.n_blocks:,} blocks "
-            "are there, --resume goes on",
+            f"capture {one.record.name!r}: unfinished, {len(one.blocks):,} of {one.record.plan.n_blocks:,} blocks "
+            "are written; --resume continues",
             soft_wrap=True,
             markup=False,
         )
     if graphs:
         checked += f", {terminal.plural(len(graphs), 'set')} of graphs"
-    well = terminal.plural(len(damage), "damaged part") if damage else "all well"
-    terminal.out.print(f"{checked}: {well}.")
+    verdict = terminal.plural(len(damage), "damaged part") if damage else "all well"
+    terminal.out.print(f"{checked}: {verdict}.")

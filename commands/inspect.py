@@ -1,4 +1,4 @@
-"""`actstore inspect`: what of a model would be captured."""
+"""`actstore inspect`: what a capture of a model would hold."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def register(app: typer.Typer) -> None:
 def inspect(
     model: ModelName, trust_remote_code: TrustRemoteCode = False, quiet: Quiet = False, as_json: Json = False
 ) -> None:
-    """What would be captured of MODEL: layers, neurons, module paths, sites, bytes a token. No weights are loaded.
+    """What a capture of MODEL would hold: layers, neurons, module paths, sites, bytes per token. No weights are loaded.
 
     Example: `actstore inspect gpt2`
     """
-    with terminal.spinner(f"looking at {model}", enabled=not quiet):
+    with terminal.spinner(f"inspecting {model}", enabled=not quiet):
         from actstore.engine.models.load import inspect_model  # takes longer to load than most models to inspect
 
         spec = inspect_model(model, trust_remote_code=trust_remote_code)
@@ -36,5 +36,5 @@ def inspect(
     rows = [(f"L{s.layer}", s.neurons, "gated" if s.gated else "plain", s.stack, s.module) for s in spec.layers]
     terminal.out.print(terminal.table(None, ["layer", ("neurons", "right"), "MLP", "stack", "output projection"], rows))
     nbytes = terminal.format_bytes(value["bytes_per_token"]["mlp.post"])
-    terminal.out.print(f"{value['neurons']:,} neurons; a token takes {nbytes} at mlp.post, uncompressed.")
+    terminal.out.print(f"{value['neurons']:,} neurons; {nbytes} per token at mlp.post, uncompressed.")
     terminal.out.print(f"Sites: {', '.join(spec.sites)}")

@@ -1,4 +1,4 @@
-"""`knowledge`: the few neurons that the prompts of each stored query agree on."""
+"""`knowledge`: the few neurons that most prompts of a stored query share."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ SHOWN_NEURONS = 8
 def knowledge(
     store: StorePath,
     attribution: Attribution = "ig",
-    keep: Annotated[float, typer.Option(help="Share of a prompt's largest score that a neuron must reach.")] = 0.2,
-    share: Annotated[float, typer.Option(help="Share of the prompts that must keep a neuron, to begin with.")] = 0.7,
-    at_least: Annotated[int, typer.Option(help="Fewer neurons lower the share.")] = 2,
-    at_most: Annotated[int, typer.Option(help="More neurons raise it.")] = 5,
+    keep: Annotated[float, typer.Option(help="Minimum score of a neuron, as a share of the prompt's largest.")] = 0.2,
+    share: Annotated[
+        float, typer.Option(help="Minimum share of the prompts in which a neuron reaches that score, at first.")
+    ] = 0.7,
+    at_least: Annotated[int, typer.Option(help="Minimum number of neurons; with fewer, --share is lowered.")] = 2,
+    at_most: Annotated[int, typer.Option(help="Maximum number of neurons; with more, --share is raised.")] = 5,
     capture: QuestionsName = None,
     rows: Rows = 20,
     quiet: Quiet = False,
@@ -43,21 +45,21 @@ def knowledge(
 
     try:
         refinement = Refinement(keep=keep, share=share, at_least=at_least, at_most=at_most)
-    except ValueError as error:
+    except ValueError as error:  # "<parameter> is …"
         option, _, rest = str(error).partition(" ")
-        raise InvalidInputError(f"--{option.replace('_', '-')} {rest}.") from None
+        raise InvalidInputError(f"`{option}` {rest}.") from None
     attributions = open_attributions(Store(store), capture)
     with terminal.spinner("comparing prompts", enabled=not quiet):
-        found = list(_rows(attributions, attribution, refinement))
+        rows_of_queries = list(_rows(attributions, attribution, refinement))
     if as_json:
-        print_json({"attribution": attribution, "queries": found})
+        print_json({"attribution": attribution, "queries": rows_of_queries})
         return
     shown = [
         (row["query"], terminal.verdict(row["correct"]), row["share"], _shortened(row["neurons"]))
-        for row in found[: rows or None]
+        for row in rows_of_queries[: rows or None]
     ]
     columns = ["query", "answer", ("share of prompts", "right"), "knowledge neurons"]
-    print_rows(columns, folded_lists(columns, shown), len(found), "queries")
+    print_rows(columns, folded_lists(columns, shown), len(rows_of_queries), "queries")
 
 
 def _shortened(names: list[str]) -> str:
@@ -74,10 +76,10 @@ def _rows(attributions: Attributions, kind: str, refinement: Refinement) -> Iter
     from actstore.engine.naica.stored_knowledge import each_knowledge_neurons
 
     queries = attributions.queries.select(["query", "correct"]).to_pylist()
-    for row, found in each_knowledge_neurons(attributions, refinement, kind):
+    for row, of_query in each_knowledge_neurons(attributions, refinement, kind):
         yield {
             **queries[row],
-            "neurons": attributions.neuron_names(found.neurons),
-            "n_prompts": found.n_prompts.tolist(),
-            "share": found.share,
+            "neurons": attributions.neuron_names(of_query.neurons),
+            "n_prompts": of_query.n_prompts.tolist(),
+            "share": of_query.share,
         }

@@ -92,8 +92,8 @@ def main() -> None:
         print_neuron(neuron, reader.statistics(), reader.exemplars(4, context=12).to_pylist())
     run("sql", str(store), "select layer, count(*) as neurons, avg(positive) as positive, max(max) as highest "
         "from neurons group by layer order by layer")  # fmt: skip
-    run("graph", "build", str(store), "--resume")
-    run("graph", "show", str(store), selective_neurons(opened.capture(), per_layer=1)[-1], "--lines", "12")
+    run("graphs", "build", str(store), "--resume")
+    run("graphs", "show", str(store), selective_neurons(opened.capture(), per_layer=1)[-1], "--lines", "12")
     plan = opened.capture().record.plan
     terminal.out.print(
         f"\n{plan.n_tokens:,} tokens of {plan.n_documents} documents captured and shown in {time.monotonic() - began:.0f} s. "

@@ -37,9 +37,9 @@ TOUR = (
     ("What does one of them look for?", "actstore top stdlib.actstore {neuron} -k 6"),
     (
         "And which contexts decide? A graph of every neuron from the stored corpus, one of them as a tree:",
-        "actstore graph build stdlib.actstore",
+        "actstore graphs build stdlib.actstore",
     ),
-    ("", "actstore graph show stdlib.actstore {neuron} --lines 8"),
+    ("", "actstore graphs show stdlib.actstore {neuron} --lines 8"),
     (
         "Which neurons write a token? The direct part of each in the token's logit, and the tokens it writes in general:",
         'actstore contributions stdlib.actstore --target " return" -k 5',
@@ -47,7 +47,7 @@ TOUR = (
     ("Is every byte what it was, and does the model still say the same?", "actstore verify stdlib.actstore --refill 2"),
     (
         "Take its activations elsewhere, as Parquet, NumPy or safetensors:",
-        "actstore export stdlib.actstore {neuron}.parquet --neurons {neuron}",
+        "actstore export stdlib.actstore --output {neuron}.parquet --neurons {neuron}",
     ),
 )
 
@@ -58,7 +58,7 @@ QUESTIONS = (
     ),
     (
         "Which neurons is a query's answer attributed to, and other queries' answers not? No model is needed any more:",
-        "actstore naica facts.actstore --by relation_name -k 4 --heat-map facts.svg",
+        "actstore naica facts.actstore --by relation_name -k 4 --output facts.svg",
     ),
     (
         "Where was it wrong?",
@@ -77,7 +77,7 @@ CAPTIONS = (
     ),
     (
         "Which neurons carry each word of a caption, and where on the picture do they look? From the store, without the model:",
-        "actstore multimodal captions.actstore -k 3 --document 0 --heat-maps maps",
+        "actstore multimodal captions.actstore -k 3 --document 0 --output maps",
     ),
     (
         "Let it say green instead of red. The new write vectors are computed from the store alone:",
@@ -89,7 +89,7 @@ CAPTIONS = (
     ),
     (
         "Take it along, as an ordinary model folder; `edit revert` puts every byte back:",
-        "actstore edit apply demo/models/shapes-llava captions.actstore/edits/red-green-least-norm --output shapes-edited",
+        "actstore edit apply captions.actstore red-green-least-norm --output shapes-edited",
     ),
 )
 TOURS = {"tour": TOUR, "questions": QUESTIONS, "captions": CAPTIONS}

@@ -78,7 +78,7 @@ class Store(Captures):
         return hooks.rank_contributions(self, target, k, **asked)
 
     def graph(self, layer: int | str, neuron: int | None = None, name: str = "graphs") -> NeuronGraph:
-        """The graph of a neuron, of those that `actstore graph build` made as `name`: `store.graph(3, 17)`."""
+        """The graph of a neuron, of those that `actstore graphs build` made as `name`: `store.graph(3, 17)`."""
         from actstore.store.graphs.reader import Graphs  # only here: it loads the compiler
 
         name = argument("name", name, str)

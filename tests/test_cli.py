@@ -118,7 +118,7 @@ def test_verify_says_what_is_unfinished(cli: Callable[..., Result], store: Path,
 
 def test_verify_names_damaged_graphs(cli: Callable[..., Result], store: Path, tmp_path: Path) -> None:
     shutil.copytree(store, tmp_path / "store")
-    assert cli("graph", "build", tmp_path / "store", "--neurons", "L0.N3,L1.N7").status == 0
+    assert cli("graphs", "build", tmp_path / "store", "--neurons", "L0.N3,L1.N7").status == 0
     assert "1 set of graphs: all well" in cli("verify", tmp_path / "store").out
     nodes = tmp_path / "store/graphs/graphs/nodes.arrow"
     data = bytearray(nodes.read_bytes())
@@ -459,7 +459,7 @@ def test_errors_take_one_line_and_their_own_status(capsys: pytest.CaptureFixture
     assert fail(InvalidInputError("texts/a.txt is empty.")) == (2, "Error: texts/a.txt is empty.\n")
     assert fail(OSError(28, "No space left on device", "x")) == (2, "Error: No space left on device: x.\n")
     assert fail(IsADirectoryError(21, "Is a directory", "x")) == (2, "Error: Is a directory: x.\n")
-    assert fail(MemoryError("37 TiB")) == (2, "Error: There is not enough memory for what was asked: 37 TiB.\n")
+    assert fail(MemoryError("37 TiB")) == (2, "Error: There is not enough memory for this command: 37 TiB.\n")
     assert fail(KeyboardInterrupt()) == (130, "Interrupted.\n")
     assert fail(SystemExit(130)) == (130, "Interrupted.\n")
     assert fail(SystemExit(2)) == (2, "")
@@ -521,13 +521,13 @@ def test_absurd_numbers_are_refused(cli: Callable[..., Result], store: Path, val
 
 
 def test_a_seed_is_not_negative(cli: Callable[..., Result], store: Path) -> None:
-    done = cli("graph", "evaluate", store, "--seed", -1)
+    done = cli("graphs", "evaluate", store, "--seed", -1)
     assert done.status == 2
     assert "a random seed is 0 or more, found -1" in done.err
 
 
 def test_a_model_that_is_not_there_is_refused_by_probes(refused: Callable[..., str], store: Path) -> None:
-    assert "there is no folder '/nonexistent'" in refused("graph", "probe", "/nonexistent", store)
+    assert "there is no folder '/nonexistent'" in refused("graphs", "probe", "/nonexistent", store)
 
 
 @pytest.mark.parametrize(

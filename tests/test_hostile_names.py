@@ -66,7 +66,7 @@ def test_what_makes_something_shows_names_as_they_are(
     (tmp_path / NAME).parent.mkdir(exist_ok=True)
     assert SHOWN in _checked(cli("export", store, tmp_path / f"{NAME}.npy", "--neurons", "L0.N1"))
     for line in (("build", "--neurons", "L0.N1"), ("show", "L0.N1"), ("search", "--activating", " one"), ("repeats",)):
-        _checked(cli("graph", line[0], store, *line[1:]))
+        _checked(cli("graphs", line[0], store, *line[1:]))
     shutil.rmtree(store / "graphs")
     _checked(cli("edit", "suppress", store, "--neurons", "L0.N1", "--name", f"edit {NAME.replace('/', '')}"))
     assert "edit n[a][bold]␛]0;x␇" in _checked(cli("edit", "list", store))
@@ -77,7 +77,7 @@ def test_what_makes_something_shows_names_as_they_are(
     "line",
     [
         ("info", NAME), ("capture", NAME, NAME, NAME), ("inspect", NAME), ("top", NAME, NAME), ("sql", NAME, NAME),
-        (NAME,), ("graph", NAME), ("naica", NAME), ("info", f"--{NAME}"), ("top", NAME, "L0.N1", "-k", NAME),
+        (NAME,), ("graphs", NAME), ("naica", NAME), ("info", f"--{NAME}"), ("top", NAME, "L0.N1", "-k", NAME),
     ],
     ids=lambda line: "-".join(word for word in line if word != NAME).replace(NAME, "NAME") or "NAME",
 )  # fmt: skip
@@ -92,7 +92,7 @@ def test_messages_about_what_is_inside_show_it_as_it_is(
     for line in (
         ("info", store / NAME), ("top", store, NAME), ("top", store, "L0.N1", "--capture", NAME),
         ("edit", "delete", store, NAME),
-        ("top", store, "L0.N1", "--site", NAME), ("stats", store, "--by", NAME), ("graph", "show", store, "L0.N1"),
+        ("top", store, "L0.N1", "--site", NAME), ("stats", store, "--by", NAME), ("graphs", "show", store, "L0.N1"),
         ("capture", model, corpus, store, "--name", NAME), ("capture", model, corpus, store / "x", "--label", NAME),
         ("export", store, NAME), ("edit", "show", store, NAME), ("contributions", store, "--target", NAME),
     ):  # fmt: skip

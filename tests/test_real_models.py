@@ -222,5 +222,5 @@ def test_from_capture_to_graphs(
         assert "has no head that turns its residual stream into tokens" in refused("contributions", store, "--next")
 
     names = [row["name"] for row in highest[:2]]
-    run("graph", "build", store, "--neurons", ",".join(names))
-    assert run("graph", "show", store, names[0])
+    run("graphs", "build", store, "--neurons", ",".join(names))
+    assert run("graphs", "show", store, names[0])

@@ -114,9 +114,11 @@ def measure(folder: Path, arguments: argparse.Namespace) -> str:
     neurons = ",".join(spread(actstore("info", store), arguments.published))
     # The exemplars that the evaluation tests with are never probed: both commands split them with seed 0.
     if neurons:
-        actstore("graph", "probe", str(MODEL), store, "--neurons", neurons, "--published", "published", "--quiet")
-    probed = actstore("graph", "probe", str(MODEL), store, "--sample", str(arguments.sampled), "--quiet")
-    evaluate = ("graph", "evaluate", store, "--capture", "corpus", "--seed", "0", "--quiet")
+        actstore(
+            "graphs", "probe", store, "--model", str(MODEL), "--neurons", neurons, "--published", "published", "--quiet"
+        )
+    probed = actstore("graphs", "probe", store, "--model", str(MODEL), "--sample", str(arguments.sampled), "--quiet")
+    evaluate = ("graphs", "evaluate", store, "--capture", "corpus", "--seed", "0", "--quiet")
     published = actstore(*evaluate, "--neurons", neurons, "--graphs", "published") if neurons else None
     plain = actstore(*evaluate, "--curve", GAINS)
     rich = actstore(*evaluate, "--curve", GAINS, "--also", SAMPLED)

@@ -1,4 +1,4 @@
-"""What `actstore capture --dry-run` says. Knows nothing about how it was found out."""
+"""What `actstore capture --dry-run` prints."""
 
 from __future__ import annotations
 
@@ -12,45 +12,47 @@ if TYPE_CHECKING:
     from actstore.engine.capture.estimate import CaptureEstimate
 
 
-def print_estimate(found: CaptureEstimate, *, as_json: bool) -> None:
+def print_estimate(estimate: CaptureEstimate, *, as_json: bool) -> None:
     """The estimate as one JSON document, or as a few lines."""
-    if not found.fits:
+    if not estimate.fits:
         size = terminal.format_bytes
         terminal.warn(
             [
-                f"The capture needs about {size(found.nbytes)}, and the disk of {found.store} has "
-                f"{size(found.free_nbytes or 0)} free: `actstore capture` will refuse it without --ignore-disk."
+                f"The capture needs about {size(estimate.nbytes)}, and the disk of {estimate.store} has "
+                f"{size(estimate.free_nbytes or 0)} free: `actstore capture` will refuse it without --ignore-disk."
             ]
         )
     if as_json:
-        print_json(found.as_json())
+        print_json(estimate.as_json())
         return
     terminal.out.print(
-        f"{found.model} over {found.corpus} into {found.store}, capture {found.name!r}: a dry run, nothing is written.",
+        f"{estimate.model} over {estimate.corpus} into {estimate.store}, capture {estimate.name!r}: a dry run, nothing is "
+        "written.",
         style="bold",
         soft_wrap=True,
         markup=False,
     )
-    terminal.out.print(terminal.table(None, ["", ""], _rows(found)))
+    terminal.out.print(terminal.table(None, ["", ""], _rows(estimate)))
 
 
-def _rows(found: CaptureEstimate) -> list[tuple[str, str]]:
+def _rows(estimate: CaptureEstimate) -> list[tuple[str, str]]:
     size, plural = terminal.format_bytes, terminal.plural
-    weights = f", {size(found.weights_nbytes)} of it for weights" if found.weights_nbytes else ""
-    free = f"; {size(found.free_nbytes)} are free" if found.free_nbytes is not None else ""
+    weights = f", {size(estimate.weights_nbytes)} of it for weights" if estimate.weights_nbytes else ""
+    free = f"; {size(estimate.free_nbytes)} are free" if estimate.free_nbytes is not None else ""
     return [
-        ("corpus", f"{plural(found.n_documents, 'document')}, {plural(found.n_tokens, 'token')} to store"),
+        ("corpus", f"{plural(estimate.n_documents, 'document')}, {plural(estimate.n_tokens, 'token')} to store"),
         (
             "plan",
-            f"{plural(found.n_windows, 'window')} in {plural(found.n_blocks, 'block')} of {found.block_slots:,} slots",
+            f"{plural(estimate.n_windows, 'window')} in {plural(estimate.n_blocks, 'block')} of {estimate.block_slots:,} slots",
         ),
-        ("sites", f"{', '.join(found.sites)} at precision {found.precision}"),
-        ("disk", f"about {size(found.nbytes)}{weights}{free}"),
-        ("memory", f"{size(found.model_nbytes)} for the model, {size(found.buffers_nbytes)} for block buffers"),
+        ("sites", f"{', '.join(estimate.sites)} at precision {estimate.precision}"),
+        ("disk", f"about {size(estimate.nbytes)}{weights}{free}"),
+        ("memory", f"{size(estimate.model_nbytes)} for the model, {size(estimate.buffers_nbytes)} for block buffers"),
         (
             "time",
-            f"about {duration(found.total_s)} on {found.device} in {found.dtype}: planning {duration(found.planning_s)}, "
-            f"loading {duration(found.loading_s)}, capturing {duration(found.capturing_s)}",
+            f"about {duration(estimate.total_s)} on {estimate.device} in {estimate.dtype}: planning "
+            f"{duration(estimate.planning_s)}, loading {duration(estimate.loading_s)}, capturing "
+            f"{duration(estimate.capturing_s)}",
         ),
-        ("measured", f"one batch of {found.batch_tokens:,} tokens in {found.batch_s:.3g} s"),
+        ("measured", f"one batch of {estimate.batch_tokens:,} tokens in {estimate.batch_s:.3g} s"),
     ]

@@ -1,4 +1,4 @@
-"""`actstore change`: the neurons that act most differently in two models. Knows nothing about how that is computed."""
+"""`actstore change`: the neurons whose activations differ most between two models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from actstore.commands.change import patch as change_patch
-from actstore.commands.change.patch import OtherCapture, Share, find_changed
+from actstore.commands.change.patch import OtherCapture, OtherStore, Share, find_changed
 from actstore.commands.options import CaptureName, Json, Positions, Quiet, Site, StorePath, as_rows, family
 from actstore.display import terminal
 from actstore.display.reports import print_json
@@ -16,10 +16,6 @@ from actstore.display.reports import print_json
 if TYPE_CHECKING:
     from actstore.engine.change.change import Change
 
-OtherStore = Annotated[
-    str,
-    typer.Argument(metavar="OTHER", help="A store of another model over the same corpus, such as a fine-tuned copy."),
-]
 group = family(
     """Neurons that act differently in two models on the same tokens (change scores, safety neurons).
 
@@ -45,7 +41,9 @@ def show(
     share: Share = 0.05,
     k: Annotated[
         int | None,
-        typer.Option("--k", "-k", min=1, help="How many neurons. [default: 20; with --json all of --share]"),
+        typer.Option(
+            "--k", "-k", min=1, help="Maximum number of neurons shown. [default: 20; with --json all of --share]"
+        ),
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -56,49 +54,49 @@ def show(
 
     Example: `actstore change base.actstore tuned.actstore --share 0.05`
     """
-    found, chosen = find_changed((store, other), (capture, other_capture or capture), site, positions, share, quiet)
-    terminal.warn(found.warnings)
-    layers = {int(layer): len(neurons) for layer, neurons in found.by_layer(chosen).items()}
+    change, selection = find_changed((store, other), (capture, other_capture or capture), site, positions, share, quiet)
+    terminal.warn(change.warnings)
+    layers = {int(layer): len(neurons) for layer, neurons in change.by_layer(selection).items()}
     if as_json:
-        listed = chosen[:k] if k is not None else chosen
+        listed = selection[:k] if k is not None else selection
         print_json(
             {
                 "site": site,
                 "positions": positions,
-                "tokens": found.n_positions,
+                "tokens": change.n_positions,
                 "share": share,
-                "selected": len(chosen),
-                "neurons": as_rows(found.scores[listed], found.names(listed)),
+                "selected": len(selection),
+                "neurons": as_rows(change.scores[listed], change.names(listed)),
                 "layers": [
                     {"layer": layer, "neurons": width, "selected": layers.get(layer, 0), "mean": mean}
-                    for layer, width, mean in _layers(found)
+                    for layer, width, mean in _layers(change)
                 ],
-                "warnings": list(found.warnings),
+                "warnings": list(change.warnings),
             }
         )
         return
     terminal.out.print(
-        f"{len(chosen):,} of {len(found.scores):,} neurons ({100 * share:g} %) changed most, over {found.n_positions:,} "
+        f"{len(selection):,} of {len(change.scores):,} neurons ({100 * share:g} %) changed most, over {change.n_positions:,} "
         "tokens.",
         style="bold",
         soft_wrap=True,
     )
-    listed = chosen[: k or 20]
-    rows = [(row["neuron"], row["score"]) for row in as_rows(found.scores[listed], found.names(listed))]
+    listed = selection[: k or 20]
+    rows = [(row["neuron"], row["score"]) for row in as_rows(change.scores[listed], change.names(listed))]
     terminal.out.print(terminal.table(None, ["neuron", ("change", "right")], rows))
     terminal.out.print()
     columns = ["layer", ("neurons", "right"), ("selected", "right"), ("mean change", "right")]
-    shown = [(f"L{layer}", width, layers.get(layer, 0), mean) for layer, width, mean in _layers(found)]
+    shown = [(f"L{layer}", width, layers.get(layer, 0), mean) for layer, width, mean in _layers(change)]
     terminal.out.print(terminal.table(None, columns, shown))
 
 
 change_patch.register(group)
 
 
-def _layers(found: Change) -> list[tuple[int, int, float]]:
+def _layers(change: Change) -> list[tuple[int, int, float]]:
     """(layer, neurons, mean score of those that have one)."""
     rows = []
-    for layer, scores in found.sums.scores().items():
+    for layer, scores in change.sums.scores().items():
         known = scores[scores == scores]
         rows.append((layer, len(scores), float(known.mean()) if len(known) else math.nan))
     return rows

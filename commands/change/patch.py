@@ -1,6 +1,6 @@
-"""`change patch`: how much of what sets one model apart from another comes with the neurons that changed most.
+"""`change patch`: how much of the difference between two models comes with the neurons that changed most.
 
-`find_changed` finds them for `change show` too. Knows nothing about how either is computed.
+`find_changed` selects them for `change show` too.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.commands.choices import ScorerName  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
     CaptureName,
     Device,
     Dtype,
     Json,
+    MaxNewTokens,
+    ModelOption,
     Positions,
     Quiet,
+    Seed,
+    StorePath,
     TrustRemoteCode,
+    captured_model,
     load,
 )
 from actstore.display import terminal
@@ -34,11 +40,16 @@ if TYPE_CHECKING:
     from actstore.engine.change.activation_patching import PatchedScores, PatchingEvaluation, Scorer
     from actstore.engine.change.change import Change
     from actstore.engine.models.load import LoadedModel
+    from actstore.store.model.root import Root
 
-OtherCapture = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Which capture of OTHER. [default: as --capture]")
+OtherStore = Annotated[
+    str,
+    typer.Argument(metavar="OTHER", help="A store of another model over the same corpus, such as a fine-tuned copy."),
 ]
-Share = Annotated[float, typer.Option(help="Neurons to select, as a share of all.")]
+OtherCapture = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Name of the capture in OTHER. [default: as --capture]")
+]
+Share = Annotated[float, typer.Option(help="Number of neurons to select, as a share of all.")]
 
 
 def register(group: typer.Typer) -> None:
@@ -47,67 +58,89 @@ def register(group: typer.Typer) -> None:
 
 
 def patch(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Whose neurons are patched: a Hub id or a folder.")],
-    other: Annotated[str, typer.Argument(metavar="OTHER", help="The model whose activations are put in their place.")],
+    store: StorePath,
+    other: OtherStore,
     prompts: Annotated[
-        str, typer.Argument(metavar="PROMPTS", help="A prompt a line; or JSON lines with `prompt` or `text`.")
+        str,
+        typer.Argument(
+            metavar="PROMPTS", help="A file with one prompt per line; or JSON lines with `prompt` or `text`."
+        ),
     ],
-    store: Annotated[str, typer.Option(metavar="STORE", help="The store of MODEL, from which neurons are chosen.")],
-    other_store: Annotated[str, typer.Option("--other", metavar="STORE", help="The store of OTHER.")],
+    model: ModelOption = None,
+    other_model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The model of OTHER. [default: the model that was captured there]"),
+    ] = None,
     capture: CaptureName = None,
     other_capture: OtherCapture = None,
     positions: Positions = "counted",
     share: Share = 0.05,
     scorer: Annotated[
-        str,
+        ScorerName,
         typer.Option(
-            help="refusal, regex:PATTERN (does the generation match), or likelihood (mean log p under OTHER)."
+            help="Score of a generated answer: whether it refuses, whether it matches --pattern, or its mean log "
+            "probability under the model of OTHER."
         ),
     ] = "refusal",
-    tokens: Annotated[
-        int, typer.Option("--tokens", "--max-new-tokens", help="Tokens of a generated answer, at most.")
-    ] = 32,
-    random: Annotated[int, typer.Option(help="Draws of as many random neurons of the same layers.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of the random neurons.")] = 0,
-    max_prompts: Annotated[int | None, typer.Option(min=1, help="Read at most so many prompts.")] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="The regular expression.", rich_help_panel="Scorer regex"),
+    ] = None,
+    max_new_tokens: MaxNewTokens = 32,
+    random: Annotated[int, typer.Option(help="Number of draws of random neurons, as many in the same layers.")] = 3,
+    seed: Seed = 0,
+    max_prompts: Annotated[int | None, typer.Option(min=1, help="Maximum number of prompts to read.")] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """How much of what sets OTHER apart does MODEL do once the changed neurons are as in OTHER? Dynamic activation patching.
+    """Replace the changed neurons' activations by those of the other model while the first generates, and score the answers.
 
-    Both models are in memory at once.
+    Dynamic activation patching: the effect is the share of the difference between both models that the neurons bring
+    about. Both models are in memory at once.
 
-    Example: `actstore change patch base tuned prompts.txt --store base.actstore --other
-    tuned.actstore --scorer 'regex:(?i)sorry'`
+    Example: `actstore change patch base.actstore tuned.actstore prompts.txt --scorer regex --pattern '(?i)sorry'`
     """
     from actstore.engine.change.activation_patching import Donor, PatchingSettings, evaluate_patching
     from actstore.engine.models.fingerprint import check_model, fingerprint_of
 
-    settings = PatchingSettings(tokens, random, seed)
+    settings = PatchingSettings(max_new_tokens, random, seed)
+    _check_pattern(scorer, pattern)
     texts = _read_prompts(prompts, max_prompts)
-    found, chosen = find_changed(
-        (store, other_store), (capture, other_capture or capture), "mlp.post", positions, share, quiet
+    change, selection = find_changed(
+        (store, other), (capture, other_capture or capture), "mlp.post", positions, share, quiet
     )
-    terminal.warn(found.warnings)
-    stores = Store(store), Store(other_store)
+    terminal.warn(change.warnings)
+    captures = Store(store).capture(capture), Store(other).capture(other_capture or capture)
+    sources = [captured_model(one.store, name) for one, name in zip(captures, (model, other_model), strict=True)]
     loaded = []
-    for name, held in zip((model, other), stores, strict=True):
-        loaded.append(load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet))
-        check_model(held.folder, held.model.fingerprint, fingerprint_of(loaded[-1]), name)
-    ids, stop = _encode(texts, model, other, loaded[0], trust_remote_code)
-    settings = PatchingSettings(tokens, random, seed, stop)
-    judge = _scorer(scorer, loaded[1], stores[0])
-    donor = Donor(loaded[1], found.by_layer(chosen))
+    for source, one in zip(sources, captures, strict=True):
+        loaded.append(load(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet))
+        check_model(one.store.folder, one.store.model.fingerprint, fingerprint_of(loaded[-1]), source)
+    ids, stop = _encode(texts, sources[0], sources[1], loaded[0], trust_remote_code)
+    settings = PatchingSettings(max_new_tokens, random, seed, stop)
+    score = _scorer(scorer, pattern, loaded[1], captures[0].store)
+    donor = Donor(loaded[1], change.by_layer(selection))
     with terminal.counting_bar("prompts", enabled=not quiet) as advance:
-        result = evaluate_patching(loaded[0], donor, ids, judge, settings, on_prompt=advance)
-    value = _describe(result, chosen, scorer, texts, stores[0])
+        result = evaluate_patching(loaded[0], donor, ids, score, settings, on_prompt=advance)
+    name = f"regex:{pattern}" if pattern is not None else scorer
+    value = _describe(result, selection, name, texts, captures[0].store)
     if as_json:
         print_json(value)
     else:
         _print(value, result)
+
+
+def _check_pattern(scorer: str, pattern: str | None) -> None:
+    """Refuse a pattern without the scorer that needs it, and that scorer without one."""
+    if scorer == "regex" and pattern is None:
+        raise InvalidInputError("--scorer regex needs a regular expression. Name it with --pattern.")
+    if scorer != "regex" and pattern is not None:
+        raise InvalidInputError(
+            f"--pattern is an option of --scorer regex, and --scorer is {scorer}. Leave one of them out."
+        )
 
 
 def find_changed(
@@ -124,20 +157,20 @@ def find_changed(
     check_share(share)
     first, second = (Store(store).capture(capture) for store, capture in zip(stores, captures, strict=True))
     with terminal.counting_bar("blocks", enabled=not quiet) as advance:
-        found = change_scores(first, second, site=site, positions=positions, on_block=advance)
-    return found, found.top(share)
+        change = change_scores(first, second, site=site, positions=positions, on_block=advance)
+    return change, change.top(share)
 
 
-def _read_prompts(path: str, at_most: int | None) -> list[str]:
-    """The prompts of a file; `InvalidInputError` naming the line that is none."""
+def _read_prompts(path: str, max_prompts: int | None) -> list[str]:
+    """The prompts of a file; `InvalidInputError` names a line that is none."""
     file = Path(path)
     if not file.is_file():
-        raise InvalidInputError(f"There is no file {path}: expected one with a prompt a line, or JSON lines.")
+        raise InvalidInputError(f"There is no file {path}: expected one with one prompt per line, or JSON lines.")
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise InvalidInputError(f"{path} should be UTF-8 text: {error}.") from None
-    found = []
+    prompts = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -151,24 +184,24 @@ def _read_prompts(path: str, at_most: int | None) -> list[str]:
                 raise InvalidInputError(f"{path}:{number} should be an object with a text `prompt` or `text`.")
         else:
             text = line
-        found.append(text)
-        if len(found) == at_most:
+        prompts.append(text)
+        if len(prompts) == max_prompts:
             break
-    if not found:
-        raise InvalidInputError(f"{path} holds no prompt: expected one a line.")
-    return found
+    if not prompts:
+        raise InvalidInputError(f"{path} holds no prompt: expected one per line.")
+    return prompts
 
 
 def _encode(
     texts: Sequence[str], model: str, other: str, loaded: LoadedModel, trust_remote_code: bool
 ) -> tuple[list[list[int]], tuple[int, ...]]:
-    """Token ids of every prompt, opened as the tokenizer opens texts, and the tokens that end a generation."""
+    """Token ids of every prompt, with the tokenizer's special tokens in front, and the tokens that end a generation."""
     from actstore.engine.models.tokenizer.load import TextTokenizer
 
     tokenizer, others = (TextTokenizer.load(name, trust_remote_code=trust_remote_code) for name in (model, other))
     if tokenizer.fingerprint != others.fingerprint:
         raise InvalidInputError(
-            f"{model} and {other} have different tokenizers: token ids would not mean the same. Choose a model and its "
+            f"{model} and {other} have different tokenizers: their token ids differ in meaning. Name a model and its "
             "fine-tuned copy."
         )
     config = getattr(loaded.model, "generation_config", None) or loaded.model.config
@@ -177,20 +210,16 @@ def _encode(
     return [[*tokenizer.prefix, *ids.tolist()] for ids in tokenizer.encode(list(texts))], stop
 
 
-def _scorer(name: str, other: LoadedModel, store: Store) -> Scorer:
+def _scorer(name: str, pattern: str | None, other: LoadedModel, store: Root) -> Scorer:
     from actstore.engine.change.activation_patching import REFUSALS, Contains, LogLikelihood
 
     if name == "likelihood":
         return LogLikelihood(other)
-    if name == "refusal":
-        return Contains(REFUSALS, store.text)
-    if name.startswith("regex:"):
-        return Contains(name.removeprefix("regex:"), store.text)
-    raise InvalidInputError(f"The scorer is refusal, likelihood or regex:PATTERN, found {name!r}.")
+    return Contains(REFUSALS if pattern is None else pattern, store.text)
 
 
 def _describe(
-    result: PatchingEvaluation, chosen: NDArray[Any], scorer: str, texts: Sequence[str], store: Store
+    result: PatchingEvaluation, selection: NDArray[Any], scorer: str, texts: Sequence[str], store: Root
 ) -> dict[str, Any]:
     def row(scores: PatchedScores) -> dict[str, Any]:
         return {"score": float(scores.scores.mean()), "effect": scores.effect, "neurons": scores.n_neurons}
@@ -198,7 +227,7 @@ def _describe(
     return {
         "scorer": scorer,
         "prompts": len(texts),
-        "neurons": len(chosen),
+        "neurons": len(selection),
         "model": float(result.first.mean()),
         "other": float(result.second.mean()),
         "patched": row(result.patched),
@@ -227,4 +256,4 @@ def _print(value: dict[str, Any], result: PatchingEvaluation) -> None:
     columns = ["generating", ("neurons", "right"), (f"mean {value['scorer']}", "right"), ("causal effect", "right")]
     terminal.out.print(terminal.table(terminal.plural(value["prompts"], "prompt"), columns, rows))
     if value["model"] == value["other"]:
-        terminal.out.print("Both models score alike: there is no difference to explain.")
+        terminal.out.print("Both models have the same score: there is no difference to explain.")

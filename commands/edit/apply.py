@@ -1,4 +1,4 @@
-"""`edit apply` and `edit revert`: edits in ordinary Hugging Face folders."""
+"""`edit apply` and `edit revert`: edits of a store in ordinary Hugging Face model folders."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from actstore.commands.options import (  # noqa: TC001  (Typer reads them)
+from actstore.commands.options import (
     Force,
     Json,
-    ModelName,
+    ModelOption,
     Quiet,
+    StorePath,
     TrustRemoteCode,
+    captured_model,
 )
 from actstore.display import terminal
 from actstore.display.reports import print_json
 from actstore.store.errors import InvalidInputError
+from actstore.store.reader import Store
 
 if TYPE_CHECKING:
     from actstore.store.edits import Edit
 
-Edits = Annotated[
-    list[Path],
-    typer.Argument(metavar="EDIT…", help="Folders of edits, such as gpt2.actstore/edits/suppress; in order."),
+EditNames = Annotated[
+    list[str], typer.Argument(metavar="EDIT…", help="Names of edits in STORE, in the order in which they are applied.")
 ]
+EditedModel = Annotated[str, typer.Option("--model", metavar="MODEL", help="The folder of the model with the edits.")]
 Output = Annotated[Path | None, typer.Option(metavar="FOLDER", help="The model folder to write.")]
-InPlace = Annotated[bool, typer.Option("--in-place", help="Change MODEL's own files instead.")]
+InPlace = Annotated[bool, typer.Option("--in-place", help="Change the model's own files instead.")]
 
 
 def register(group: typer.Typer) -> None:
@@ -36,8 +39,9 @@ def register(group: typer.Typer) -> None:
 
 
 def apply(
-    model: ModelName,
-    edits: Edits,
+    store: StorePath,
+    edits: EditNames,
+    model: ModelOption = None,
     output: Output = None,
     in_place: InPlace = False,
     force: Force = False,
@@ -45,24 +49,26 @@ def apply(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write MODEL with edits in it, as a folder that plain transformers loads; every byte but the edited rows is MODEL's own.
+    """Write the model with edits applied, as a folder that plain transformers loads; all bytes but the edited rows stay.
 
-    Refused for a model that the edits are not of, for edits that are in it already, and where two change the same neuron.
+    Refused for another model than that of the edits, for edits that are applied already, and where two change the same
+    neuron.
 
-    Example: `actstore edit apply gpt2 gpt2.actstore/edits/suppress --output gpt2-edited`
+    Example: `actstore edit apply gpt2.actstore suppress --output gpt2-edited`
     """
     from actstore.engine.edit.folders import apply_to_folder
 
+    opened, target = Store(store), _target(output, in_place)
+    source = captured_model(opened, model)
     with terminal.spinner("writing the model", enabled=not quiet):
-        target = apply_to_folder(
-            model, _opened(edits), _target(output, in_place), force=force, trust_remote_code=trust_remote_code
-        )
-    _say(target, edits, as_json, "applied")
+        folder = apply_to_folder(source, _read(opened, edits), target, force=force, trust_remote_code=trust_remote_code)
+    _report(folder, edits, as_json, "applied")
 
 
 def revert(
-    model: ModelName,
-    edits: Edits,
+    store: StorePath,
+    edits: EditNames,
+    model: EditedModel,
     output: Output = None,
     in_place: InPlace = False,
     force: Force = False,
@@ -70,34 +76,32 @@ def revert(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write MODEL without edits that are in it: its weights are again what they were, byte for byte.
+    """Write a model without edits that were applied to it: its weights are again the original ones, byte for byte.
 
-    Example: `actstore edit revert gpt2-edited gpt2.actstore/edits/suppress --in-place`
+    Example: `actstore edit revert gpt2.actstore suppress --model gpt2-edited --in-place`
     """
     from actstore.engine.edit.folders import revert_in_folder
 
+    opened, target = Store(store), _target(output, in_place)
     with terminal.spinner("writing the model", enabled=not quiet):
-        target = revert_in_folder(
-            model, _opened(edits), _target(output, in_place), force=force, trust_remote_code=trust_remote_code
-        )
-    _say(target, edits, as_json, "reverted")
+        folder = revert_in_folder(model, _read(opened, edits), target, force=force, trust_remote_code=trust_remote_code)
+    _report(folder, edits, as_json, "reverted")
 
 
-def _opened(edits: list[Path]) -> list[Edit]:
+def _read(store: Store, names: list[str]) -> list[Edit]:
     from actstore.store.edits import read_edit
 
-    return [read_edit(edit) for edit in edits]
+    return [read_edit(store.folder, name) for name in names]
 
 
 def _target(output: Path | None, in_place: bool) -> Path | None:
     if (output is None) != in_place:
-        raise InvalidInputError("Say where the model is to be written: --output FOLDER, or --in-place, one of the two.")
+        raise InvalidInputError("Name the folder to write with --output FOLDER, or pass --in-place: one of the two.")
     return output
 
 
-def _say(target: Path, edits: list[Path], as_json: bool, what: str) -> None:
-    names = [edit.name for edit in edits]
+def _report(folder: Path, names: list[str], as_json: bool, verb: str) -> None:
     if as_json:
-        print_json({"model": str(target), what: names})
+        print_json({"model": str(folder), verb: names})
     else:
-        terminal.out.print(f"{target}: {what} {', '.join(names)}.", soft_wrap=True, markup=False)
+        terminal.out.print(f"{folder}: {verb} {', '.join(names)}.", soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""`edit evaluate`: whether a model says what it should and all else as before, and whether other edits do as well."""
+"""`edit evaluate`: the reliability, generality and locality of an edit, beside those of baseline edits."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.commands.choices import NO_BASELINE, BaselineName
 from actstore.commands.edit.rewrite import EditName, load_reader
-from actstore.commands.options import Device, Json, ModelPlace, Quiet, StorePath, TrustRemoteCode, given
+from actstore.commands.options import Device, Json, MaxNewTokens, ModelOption, Quiet, StorePath, TrustRemoteCode, given
 from actstore.display import terminal
 from actstore.display.reports import print_json
 from actstore.display.wide_tables import fitted_table, transposed
+from actstore.engine.edit.baselines import BASELINES
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 from actstore.store.storage.atomic import replacing
@@ -28,13 +30,13 @@ KINDS = {
     "text-locality": ("top1", "exact"),
     "image-locality": ("top10", "top1", "exact"),
 }
-"""What is shown of each kind of case; the first is the published measure."""
+"""Kind of case → the measures shown of it; the first is the published one."""
 MEASURES = {"word": "", "exact": "whole answers", "top1": "", "top10": "ordered top 10"}
 PREDICTED = "Change of the new word's logit less the old one's, predicted from the store and measured"
 NOTE = (
     "Percent, means over cases (± standard deviation over draws). Reliability and generality: of the exchanged word's tokens, "
-    "those that are now the most probable, the text before them given; locality: of most probable tokens, those that are what "
-    "they were. Whole answers: every token so."
+    "those that are now the most probable, given the text before them; locality: of the most probable tokens, those that are "
+    "unchanged. Whole answers: answers of which every token is."
 )
 
 
@@ -51,76 +53,81 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME[=KIND]",
-            help="Documents with the word try the edit, others whether all else stays; repeat. KIND, such as text-generality, "
-            "is what the former try. [default: without --cases, the edit's own capture, or the store's]",
+            help="Capture to test on: documents with the word test the edit, the others test locality; repeat for more. KIND, "
+            "such as text-generality, is the kind of the former. [default: without --cases, the edit's own capture]",
         ),
     ] = None,
     cases: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON lines: prompt, kind, target or answer, image.")
     ] = None,
     perplexity: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A capture, to compare the likelihood of its tokens.")
+        str | None, typer.Option(metavar="NAME", help="A capture on whose tokens perplexity is compared.")
     ] = None,
     baseline: Annotated[
-        list[str] | None, typer.Option(help="fine-tune, random or none; repeat for more. [default: both]")
+        list[BaselineName] | None, typer.Option(help="Edit to compare with; repeat for more. [default: all]")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of each baseline.")] = 3,
-    generate: Annotated[bool, typer.Option("--generate", help="Greedy answers too.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a generated answer, at most.")] = 50,
-    max_windows: Annotated[int | None, typer.Option(min=1, help="Of each capture, the first so many windows.")] = None,
-    table: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A row per method, draw and case: .parquet or .jsonl.")
+    seeds: Annotated[int, typer.Option(min=1, help="Number of draws of each baseline.")] = 3,
+    generate: Annotated[bool, typer.Option("--generate", help="Generate greedy answers too.")] = False,
+    max_new_tokens: MaxNewTokens = 50,
+    max_windows: Annotated[int | None, typer.Option(min=1, help="Maximum number of windows per capture.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write one row per method, draw and case into this file, .parquet or .jsonl."
+        ),
     ] = None,
-    model: ModelPlace = None,
+    model: ModelOption = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Try an edit on its model: reliability, generality, locality, beside fine-tuning of the same rows and random neurons.
+    """Test an edit on its model: reliability, generality, locality, beside fine-tuning of the same rows and random neurons.
 
-    The model itself is left as it is. For a least-norm edit, the predicted change of logits is held against the measured one.
+    The model itself is not changed. For a least-norm edit, the predicted change of logits is compared with the measured one.
 
     Example: `actstore edit evaluate captions.actstore red-green-least-norm --capture held-out --generate`
     """
     from actstore.engine.edit.cases import read_cases
-    from actstore.engine.edit.evaluate import BASELINES, EvaluationOptions, evaluate_edit
+    from actstore.engine.edit.evaluate import EvaluationOptions, evaluate_edit
     from actstore.store.edits import read_edit
 
-    if table is not None and table.suffix not in (".parquet", ".jsonl"):
-        raise InvalidInputError(f"A table is written as .parquet or .jsonl, found {table.name}. Mend --table.")
+    if output is not None and output.suffix not in (".parquet", ".jsonl"):
+        raise InvalidInputError(f"A table is written as .parquet or .jsonl, found {output.name}. Check --output.")
     opened = Store(store)
     edit = read_edit(opened.folder, name)
     own = edit.record.settings.get("capture")
-    named = capture or ([] if cases is not None else [own or opened.capture().record.name])
+    names = capture or ([] if cases is not None else [own or opened.capture().record.name])
     options = EvaluationOptions(
         **given(ctx, EvaluationOptions)
         | {
-            "captures": tuple(_named(text) for text in named),
+            "captures": tuple(_split_kind(text) for text in names),
             "cases": tuple(read_cases(cases)) if cases is not None else (),
-            "baselines": BASELINES if baseline is None else tuple(b for b in dict.fromkeys(baseline) if b != "none"),
+            "baselines": tuple(BASELINES)
+            if not baseline
+            else tuple(b for b in dict.fromkeys(baseline) if b != NO_BASELINE),
         }
     )
-    for tried, _ in options.captures:
-        opened.capture(tried)  # says now that there is none of the name
-    held = opened.capture(own or (options.captures[0][0] if options.captures else None))
-    reader = load_reader(held, model, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
+    for tested, _ in options.captures:
+        opened.capture(tested)  # fails before the work, where there is no such capture
+    own_capture = opened.capture(own or (options.captures[0][0] if options.captures else None))
+    reader = load_reader(own_capture, model, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     with terminal.counting_bar("passes", enabled=not quiet) as advance:
-        found = evaluate_edit(reader, opened, edit, options, advance)
-    if table is not None:
-        _write(table, found.rows)
+        evaluation = evaluate_edit(reader, opened, edit, options, advance)
+    if output is not None:
+        _write(output, evaluation.rows)
     if as_json:
-        print_json(_described(name, found))
+        print_json(_describe(name, evaluation))
         return
-    for title, columns, rows in tables(found):
-        # A row per measure: there are many of them, and few methods.
+    for title, columns, rows in tables(evaluation):
+        # One row per measure: there are many of them, and few methods.
         shown = (columns, rows) if title else transposed("measure (cases)", columns, rows)
         terminal.out.print(fitted_table(title, *shown))
         terminal.out.print()
     terminal.out.print(NOTE, style="dim", soft_wrap=True)
 
 
-def _named(text: str) -> tuple[str, str | None]:
+def _split_kind(text: str) -> tuple[str, str | None]:
     name, _, kind = text.partition("=")
     return name, kind or None
 
@@ -137,22 +144,22 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
             pq.write_table(pa.Table.from_pylist(rows), partial)
 
 
-def _described(name: str, found: Evaluation) -> dict[str, Any]:
-    baselines = {method: draws for method, draws in found.methods.items() if method != "edit"}
-    return {"edit": name, **found.methods["edit"][0], "baselines": baselines, "predicted": found.predicted}
+def _describe(name: str, evaluation: Evaluation) -> dict[str, Any]:
+    baselines = {method: draws for method, draws in evaluation.methods.items() if method != "edit"}
+    return {"edit": name, **evaluation.methods["edit"][0], "baselines": baselines, "predicted": evaluation.predicted}
 
 
-def tables(found: Evaluation) -> list[tuple[str | None, list[Any], list[tuple[str, ...]]]]:
-    """Title, columns and rows: the scores of every method, and what was predicted of logits beside what happened."""
-    made: list[tuple[str | None, list[Any], list[tuple[str, ...]]]] = [(None, *_scores(found))]
-    if found.predicted is not None:
-        made.append((PREDICTED, *_predictions(found.predicted)))
-    return made
+def tables(evaluation: Evaluation) -> list[tuple[str | None, list[Any], list[tuple[str, ...]]]]:
+    """Title, columns and rows: the scores of every method; the predicted and the measured change of logits."""
+    shown: list[tuple[str | None, list[Any], list[tuple[str, ...]]]] = [(None, *_scores(evaluation))]
+    if evaluation.predicted is not None:
+        shown.append((PREDICTED, *_predictions(evaluation.predicted)))
+    return shown
 
 
-def _scores(found: Evaluation) -> tuple[list[Any], list[tuple[str, ...]]]:
-    """Columns and rows: a row for every method, a column for every measure of every kind of case that was tried."""
-    first = found.methods["edit"][0]
+def _scores(evaluation: Evaluation) -> tuple[list[Any], list[tuple[str, ...]]]:
+    """Columns and rows: one row per method, one column per measure of each kind of case."""
+    first = evaluation.methods["edit"][0]
     kinds = {kind: measures for kind, measures in KINDS.items() if kind in first["by_kind"]}
     columns: list[Any] = ["method"]
     measured: list[tuple[str, str]] = []
@@ -167,7 +174,7 @@ def _scores(found: Evaluation) -> tuple[list[Any], list[tuple[str, ...]]]:
     if "perplexity" in first:
         columns.append(("perplexity", "right"))
     rows = []
-    for method, draws in found.methods.items():
+    for method, draws in evaluation.methods.items():
         cells = [_percent([draw["by_kind"][kind][measure] for draw in draws]) for kind, measure in measured]
         cells.append(_probability(draws))
         if "perplexity" in draws[0]:
@@ -177,7 +184,7 @@ def _scores(found: Evaluation) -> tuple[list[Any], list[tuple[str, ...]]]:
 
 
 def _predictions(predicted: dict[str, Any]) -> tuple[list[Any], list[tuple[str, ...]]]:
-    """Columns and rows: where the old word was predicted, and elsewhere."""
+    """Columns and rows: positions at which the old word was predicted, and others."""
     titles = {"targets": "where the old word was predicted", "controls": "elsewhere"}
     names = ("number", "predicted", "measured", "mean difference", "correlation")
     rows = [
@@ -200,13 +207,13 @@ def _percent(values: list[float], sign: str = "") -> str:
 
 
 def _probability(draws: list[dict[str, Any]]) -> str:
-    """The word's probability before and after, over all cases that want it."""
+    """The word's probability before and after, over all cases whose target it is."""
     pairs = []
     for draw in draws:
-        wanted = [row for kind, row in draw["by_kind"].items() if not kind.endswith("locality")]
-        n = sum(row["cases"] for row in wanted)
+        targeted = [row for kind, row in draw["by_kind"].items() if not kind.endswith("locality")]
+        n = sum(row["cases"] for row in targeted)
         if n:
-            pairs.append([sum(row[side] * row["cases"] for row in wanted) / n for side in ("p_before", "p_after")])
+            pairs.append([sum(row[side] * row["cases"] for row in targeted) / n for side in ("p_before", "p_after")])
     if not pairs:
         return "–"
     before, after = (sum(pair[side] for pair in pairs) / len(pairs) for side in (0, 1))

@@ -1,4 +1,4 @@
-"""`actstore edit`: what edits there are, and the simplest of them; rewriting, applying and judging have files of their own."""
+"""`actstore edit`: the edits of a store, and the simplest of them; other subcommands have files of their own."""
 
 from __future__ import annotations
 
@@ -10,14 +10,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from actstore.commands.choices import EditKind
 from actstore.commands.edit import apply as edit_apply
 from actstore.commands.edit import evaluate as edit_evaluate
 from actstore.commands.edit import rewrite as edit_rewrite
 from actstore.commands.edit.rewrite import EditName, EditToMake, describe_edit
-from actstore.commands.options import CommandGroup, Force, Json, NamedNeurons, Quiet, StorePath, family, parse_neurons
+from actstore.commands.options import (
+    CommandGroup,
+    Force,
+    Json,
+    NamedNeurons,
+    Quiet,
+    StorePath,
+    complete,
+    family,
+    parse_neurons,
+)
 from actstore.display import terminal
 from actstore.display.reports import print_json
 from actstore.display.wide_tables import GAP, WIDTH
+from actstore.engine.edit.positions import NAMED
 from actstore.store.edits import Edit, EditRecord, delete_edit, edit_names, read_record, write_edit
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
@@ -26,17 +38,17 @@ from actstore.store.storage.folder import Folder
 if TYPE_CHECKING:
     from actstore.engine.edit.specification import Operation
 
-As = Annotated[
-    str,
-    typer.Option(
-        "--as", help="weights: rows are scaled, for good; intervention: activations are, while the model runs."
-    ),
+Kind = Annotated[
+    EditKind,
+    typer.Option("--kind", help="Scale rows of the weights, or activations while the model runs."),
 ]
 Positions = Annotated[
     str,
     typer.Option(
         metavar="POSITIONS",
-        help="Of an intervention: all, prompt, last, generated, predicting, image, or numbers such as 0,3,-1.",
+        help="Where the intervention acts: all, prompt, last, generated, predicting, image, or numbers such as 0,3,-1.",
+        autocompletion=complete(NAMED),
+        rich_help_panel="Kind intervention",
     ),
 ]
 
@@ -61,75 +73,75 @@ def suppress(
     store: StorePath,
     neurons: NamedNeurons,
     name: EditToMake = "suppress",
-    as_: As = "weights",
+    kind: Kind = "weights",
     positions: Positions = "all",
     force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """An edit that silences neurons: their activations become 0, or their write vectors, which amounts to the same.
+    """Make an edit that suppresses neurons: their activations become 0, or their write vectors, which has the same effect.
 
     Example: `actstore edit suppress gpt2.actstore --neurons L3.N17,L4.N2`
     """
     opened = Store(store)
-    _keep(opened, _scaled(opened, neurons, name, ("suppress", 0.0), (as_, positions), quiet), force, as_json)
+    _write(opened, _scaled(opened, neurons, name, ("suppress", 0.0), (kind, positions), quiet), force, as_json)
 
 
 @group.command()
 def boost(
     store: StorePath,
     neurons: NamedNeurons,
-    factor: Annotated[float, typer.Option(help="What activations, or write vectors, are multiplied by.")] = 2.0,
+    factor: Annotated[float, typer.Option(help="Factor of the activations, or of the write vectors.")] = 2.0,
     name: EditToMake = "boost",
-    as_: As = "weights",
+    kind: Kind = "weights",
     positions: Positions = "all",
     force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """An edit that makes neurons louder: their activations, or their write vectors, are multiplied.
+    """Make an edit that boosts neurons: their activations, or their write vectors, are multiplied by a factor.
 
-    Example: `actstore edit boost gpt2.actstore --neurons L3.N17 --factor 3 --as intervention --positions last`
+    Example: `actstore edit boost gpt2.actstore --neurons L3.N17 --factor 3 --kind intervention --positions last`
     """
     opened = Store(store)
-    _keep(opened, _scaled(opened, neurons, name, ("boost", factor), (as_, positions), quiet), force, as_json)
+    _write(opened, _scaled(opened, neurons, name, ("boost", factor), (kind, positions), quiet), force, as_json)
 
 
 def _scaled(
-    opened: Store, neurons: str, name: str, change: tuple[str, float], how: tuple[str, str], quiet: bool
+    opened: Store, neurons: str, name: str, change: tuple[str, float], target: tuple[str, str], quiet: bool
 ) -> Edit:
-    """An edit that multiplies neurons: `change` is what it is called and the factor, `how` --as and --positions."""
+    """An edit that multiplies neurons: `change` is its form and factor, `target` its kind and positions."""
     from actstore.engine.edit.passes import parse_positions
     from actstore.engine.edit.specification import Operation, check_neurons
 
-    (kind, factor), (as_, positions) = change, how
-    chosen = parse_neurons(neurons)
-    operation = Operation(kind, tuple(f"L{a}.N{b}" for a, b in chosen), parse_positions(positions), factor=factor)
+    (form, factor), (kind, positions) = change, target
+    selection = parse_neurons(neurons)
+    operation = Operation(form, tuple(f"L{a}.N{b}" for a, b in selection), parse_positions(positions), factor=factor)
     widths = {layer.layer: layer.neurons for layer in opened.model.layers}
     check_neurons(operation.by_layer(), widths, opened.model.name)
-    if as_ == "intervention":
-        return _intervention(opened, name, kind, (operation,))
-    if as_ != "weights":
-        raise InvalidInputError(f"--as is weights or intervention, found {as_!r}.")
+    if kind == "intervention":
+        return _intervention(opened, name, form, (operation,))
     if positions != "all":
         raise InvalidInputError(
-            f"Weights are the same at every position: --positions {positions} needs --as intervention."
+            f"Weights are the same at every position: --positions {positions} needs --kind intervention."
         )
     with terminal.spinner("scaling neurons", enabled=not quiet):
-        return _scaled_weights(opened, name, kind, operation)
+        return _scaled_weights(opened, name, form, operation)
 
 
-def _scaled_weights(store: Store, name: str, kind: str, operation: Operation) -> Edit:
+def _scaled_weights(store: Store, name: str, form: str, operation: Operation) -> Edit:
     from actstore.engine.edit.rows import make_edit, scaled_rows
     from actstore.store.model.weights import read_rows
 
     neurons = operation.by_layer()
     experts = [n for n in neurons if store.model.layers[n].expert is not None]
     if experts:
-        raise InvalidInputError(f"Layer {experts[0]} is a routed expert, whose rows no edit can export. Choose others.")
-    before = {n: read_rows(store.folder, f"layer-{n}", "write_vectors", chosen) for n, chosen in neurons.items()}
+        raise InvalidInputError(
+            f"Layer {experts[0]} is a routed expert, whose rows cannot be edited as weights. Choose other neurons."
+        )
+    before = {n: read_rows(store.folder, f"layer-{n}", "write_vectors", indices) for n, indices in neurons.items()}
     rows = scaled_rows(neurons, before, operation.factor)
-    return make_edit(name, kind, store.model, rows, settings={"factor": operation.factor})
+    return make_edit(name, form, store.model, rows, settings={"factor": operation.factor})
 
 
 def _intervention(store: Store, name: str, form: str, operations: tuple[Operation, ...]) -> Edit:
@@ -145,9 +157,9 @@ def _intervention(store: Store, name: str, form: str, operations: tuple[Operatio
     return Edit(record, {})
 
 
-def _keep(store: Store, made: Edit, force: bool, as_json: bool) -> None:
+def _write(store: Store, edit: Edit, force: bool, as_json: bool) -> None:
     folder = Folder(store.folder.location, read_only=False)
-    record = write_edit(folder, made, replace=force)
+    record = write_edit(folder, edit, replace=force)
     if as_json:
         print_json(describe_edit(record))
     else:
@@ -158,16 +170,16 @@ def _keep(store: Store, made: Edit, force: bool, as_json: bool) -> None:
 def add(
     store: StorePath,
     specification: Annotated[
-        Path, typer.Argument(metavar="FILE", help="JSON: operations, each a kind, neurons, positions …")
+        Path, typer.Argument(metavar="FILE", help="JSON: a list of operations with kind, neurons and positions.")
     ],
     name: EditToMake = "intervention",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Keep an intervention that a file specifies: suppress, boost, set, noise and patch, in the order of the file.
+    """Store an intervention that a file specifies: suppress, boost, set, noise and patch, in the order of the file.
 
     Such a file is `{"operations": [{"kind": "set", "neurons": ["L3.N17"], "positions": "last", "value": 2.5}]}`; kinds have
-    `factor`, `value`, `sigma` and `seed`, or `capture` and `source` (a document, or a place DOC:POS).
+    `factor`, `value`, `sigma` and `seed`, or `capture` and `source` (a document, or a position DOC:POS).
 
     Example: `actstore edit add gpt2.actstore louder.json --name louder`
     """
@@ -178,15 +190,15 @@ def add(
         value = json.loads(specification.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidInputError(f"{specification} cannot be read as JSON: {error}.") from None
-    wanted = Specification.from_json(value, str(specification))
+    parsed = Specification.from_json(value, str(specification))
     widths = {layer.layer: layer.neurons for layer in opened.model.layers}
-    check_neurons(wanted.neurons(), widths, opened.model.name)
-    _keep(opened, _intervention(opened, name, "intervention", wanted.operations), force, as_json)
+    check_neurons(parsed.neurons(), widths, opened.model.name)
+    _write(opened, _intervention(opened, name, "intervention", parsed.operations), force, as_json)
 
 
 @group.command("list")
 def list_(store: StorePath, as_json: Json = False) -> None:
-    """The edits that STORE holds.
+    """List the edits of STORE.
 
     Example: `actstore edit list gpt2.actstore`
     """
@@ -202,7 +214,7 @@ def list_(store: StorePath, as_json: Json = False) -> None:
 
 @group.command()
 def show(store: StorePath, name: EditName, as_json: Json = False) -> None:
-    """What an edit is: its form, its settings, the neurons it changes, what it was predicted to do.
+    """Show an edit: its form, its settings, the neurons it changes, its predicted effect.
 
     Example: `actstore edit show gpt2.actstore suppress`
     """
@@ -227,7 +239,7 @@ def _shown(value: Any) -> str:
 
 @group.command()
 def delete(store: StorePath, name: EditName, as_json: Json = False) -> None:
-    """Remove an edit from STORE; models it was applied to stay as they are.
+    """Remove an edit from STORE; models that it was applied to are not changed.
 
     Example: `actstore edit delete gpt2.actstore suppress`
     """

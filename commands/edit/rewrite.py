@@ -1,4 +1,4 @@
-"""`edit rewrite`: one word for another in what a model says, by rewriting what a few neurons write."""
+"""`edit rewrite`: make the model say another word by rewriting the write vectors of a few neurons."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.commands.choices import RewriteMethod  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
+    SEED_HELP,
     CaptureName,
     Device,
     Force,
     Json,
     Layers,
-    ModelPlace,
+    ModelOption,
     Neurons,
     Quiet,
     StorePath,
     TrustRemoteCode,
+    captured_model,
     given,
     load,
     parse_layers,
@@ -35,16 +38,19 @@ if TYPE_CHECKING:
     from actstore.store.edits import EditRecord
     from actstore.store.reader import Capture
 
-FORM_OPTIONS = {
+METHOD_OPTIONS = {
     "least-norm": {"k", "layers", "margin", "control", "ridge"},
     "knowledge": {"k", "layers"},
     "fine": {"examples", "steps", "rate", "per_position", "leave_last", "seed"},
     "fine-tune": {"examples", "steps", "rate", "per_position", "leave_last", "seed"},
 }
-"""What means something to one form and nothing to another."""
+"""Method → the options that belong to it and not to all."""
+
+LEAST_NORM = "Method least-norm"
+LEARNING = "Methods fine and fine-tune"
 
 EditName = Annotated[str, typer.Argument(metavar="EDIT", help="Name of an edit in STORE.")]
-EditToMake = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the edit; a store holds many.")]
+EditToMake = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the new edit; a store holds many.")]
 
 
 def register(group: typer.Typer) -> None:
@@ -57,49 +63,74 @@ def rewrite(
     ctx: typer.Context,
     store: StorePath,
     old: Annotated[str, typer.Option("--from", metavar="WORD", help="The word that the model says.")],
-    new: Annotated[str, typer.Option("--to", metavar="WORD", help="The word that it shall say instead.")],
-    form: Annotated[
-        str, typer.Option(help="least-norm (no model is run), fine, knowledge, or fine-tune, the baseline.")
+    new: Annotated[str, typer.Option("--to", metavar="WORD", help="The word that it says instead.")],
+    method: Annotated[
+        RewriteMethod, typer.Option(help="How rows are rewritten; least-norm runs no model, fine-tune is a baseline.")
     ] = "least-norm",
     capture: CaptureName = None,
     name: Annotated[
         str | None,
         typer.Option(
-            "--name", metavar="NAME", help="Name of the edit; a store holds many. [default: both words and the form]"
+            "--name",
+            metavar="NAME",
+            help="Name of the new edit; a store holds many. [default: both words and the method]",
         ),
     ] = None,
     neurons: Neurons = None,
     k: Annotated[
         int | None,
-        typer.Option("--k", "-k", min=1, help="How many neurons (least-norm, knowledge). [default: as few as do]"),
+        typer.Option(
+            "--k",
+            "-k",
+            min=1,
+            help="Number of neurons. [default: as few as suffice]",
+            rich_help_panel="Methods least-norm and knowledge",
+        ),
     ] = None,
     layers: Layers = None,
     margin: Annotated[
-        float | None, typer.Option(help="Put the new word's logit so far ahead (least-norm). [default: 2]")
+        float | None,
+        typer.Option(
+            help="Minimum lead of the new word's logit over all others. [default: 2]", rich_help_panel=LEAST_NORM
+        ),
     ] = None,
     control: Annotated[
-        float | None, typer.Option(help="Weight of positions that shall not change (least-norm). [default: 1]")
+        float | None,
+        typer.Option(help="Weight of positions that should not change. [default: 1]", rich_help_panel=LEAST_NORM),
     ] = None,
     ridge: Annotated[
-        float | None, typer.Option(help="Weight of the change's own size (least-norm). [default: 0.001]")
+        float | None,
+        typer.Option(help="Weight of the norm of the change. [default: 0.001]", rich_help_panel=LEAST_NORM),
     ] = None,
     max_documents: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Learn from the capture's first so many documents; others test generality. [default: all]"
+            min=1, help="Number of documents of the capture to learn from; the others test generality. [default: all]"
         ),
     ] = None,
     examples: Annotated[
-        int | None, typer.Option(min=1, help="Documents with the word to learn from (fine). [default: 8]")
+        int | None,
+        typer.Option(
+            min=1, help="Number of documents with the word to learn from. [default: 8]", rich_help_panel=LEARNING
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of learning, at most (fine). [default: 50]")] = None,
-    rate: Annotated[float | None, typer.Option(help="Learning rate (fine). [default: 0.001]")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Maximum number of learning steps. [default: 50]", rich_help_panel=LEARNING),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Learning rate. [default: 0.001]", rich_help_panel=LEARNING)
+    ] = None,
     per_position: Annotated[
-        int | None, typer.Option(min=1, help="Neurons located for each target token (fine). [default: 5]")
+        int | None,
+        typer.Option(min=1, help="Number of neurons located per target token. [default: 5]", rich_help_panel=LEARNING),
     ] = None,
-    leave_last: Annotated[int | None, typer.Option(min=0, help="Last layers left alone (fine). [default: 3]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the draw of examples (fine). [default: 0]")] = None,
-    model: ModelPlace = None,
+    leave_last: Annotated[
+        int | None,
+        typer.Option(min=0, help="Number of last layers that are not changed. [default: 3]", rich_help_panel=LEARNING),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help=SEED_HELP, rich_help_panel=LEARNING)] = None,
+    model: ModelOption = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
     force: Force = False,
@@ -108,10 +139,10 @@ def rewrite(
 ) -> None:
     """Make the model say one word in place of another: the write vectors of a few neurons are changed, no other weight.
 
-    least-norm needs a capture with --site mlp.post --site resid.post, and no model: it solves for the shortest change that puts
-    the new word ahead wherever the old one is predicted, and changes nothing at all other positions. fine learns from examples
-    with the model. Without --neurons, every form finds its own. The edit is kept in STORE; `edit evaluate` judges it, `edit
-    apply` writes an edited model.
+    least-norm needs a capture with --site mlp.post --site resid.post, and no model: it solves for the smallest change that
+    makes the new word win wherever the old one is predicted, and changes nothing at all other positions. fine learns from
+    examples with the model. Without --neurons, every method selects its own. The edit is stored in STORE; `edit evaluate`
+    tests it, `edit apply` writes an edited model.
 
     Example: `actstore edit rewrite captions.actstore --from red --to green --k 10`
     """
@@ -120,62 +151,63 @@ def rewrite(
     from actstore.engine.edit.settings import FineSettings, LeastNormSettings, RewriteSettings
 
     settings = RewriteSettings(
-        **given(ctx, RewriteSettings) | {"neurons": tuple(parse_neurons(neurons)) if neurons is not None else None},
+        **given(ctx, RewriteSettings)
+        | {"form": method, "neurons": tuple(parse_neurons(neurons)) if neurons is not None else None},
         least_norm=LeastNormSettings(
             **given(ctx, LeastNormSettings) | {"neurons": None, "layers": parse_layers(layers)}
         ),
         fine=FineSettings(**given(ctx, FineSettings)),
     )
-    _check_given(ctx, form)
+    _check_given(ctx, method)
     opened = Store(store)
-    held = opened.capture(capture)
-    named = name or f"{old.strip()}-{new.strip()}-{form}".replace("/", "-")
-    check_name(named)
-    if named in edit_names(opened.folder) and not force:
+    selected_capture = opened.capture(capture)
+    edit_name = name or f"{old.strip()}-{new.strip()}-{method}".replace("/", "-")
+    check_name(edit_name)
+    if edit_name in edit_names(opened.folder) and not force:
         raise InvalidInputError(
-            f"{store} already has an edit {named!r}. Name another with --name, or replace it with --force."
+            f"{store} already has an edit {edit_name!r}. Name another with --name, or replace it with --force."
         )
     reader = None
-    if needs_model(settings, held):
-        reader = load_reader(held, model, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
+    if needs_model(settings, selected_capture):
+        reader = load_reader(selected_capture, model, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     with terminal.spinner("rewriting", enabled=not quiet):
-        made = make(held, named, settings, reader)
+        edit = make(selected_capture, edit_name, settings, reader)
     folder = Folder(store, read_only=False)
-    record = write_edit(folder, made, replace=force)
+    record = write_edit(folder, edit, replace=force)
     if as_json:
         print_json(describe_edit(record))
         return
     terminal.out.print(sentence(folder, record), soft_wrap=True, markup=False)
-    _print_outlook(record, settings)
+    _print_prediction(record, settings)
 
 
-def _check_given(ctx: typer.Context, form: str) -> None:
+def _check_given(ctx: typer.Context, method: str) -> None:
+    """Refuse options of other methods."""
     for parameter in ctx.command.params:
-        forms = [name for name, options in FORM_OPTIONS.items() if parameter.name in options]
-        if forms and form not in forms and ctx.params[parameter.name] is not None:
+        methods = [name for name, options in METHOD_OPTIONS.items() if parameter.name in options]
+        if methods and method not in methods and ctx.params[parameter.name] is not None:
             raise InvalidInputError(
-                f"{parameter.opts[0]} is an option of --form {' and '.join(forms)}, and means nothing to {form}. Leave it out."
+                f"{parameter.opts[0]} is an option of --method {' and '.join(methods)}, not of {method}. Leave it out."
             )
 
 
 def load_reader(capture: Capture, model: str | None, *, device: str, trust_remote_code: bool, quiet: bool) -> Reader:
     """The capture's model with its tokenizer or processor."""
     from actstore.engine.edit.readings import Reader
-    from actstore.engine.models.fingerprint import place_of
 
-    place, dtype = model or place_of(capture.store.model), capture.record.dtype
-    loaded = load(place, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
-    return Reader.load(loaded, place, trust_remote_code=trust_remote_code)
+    source, dtype = captured_model(capture.store, model), capture.record.dtype
+    loaded = load(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
+    return Reader.load(loaded, source, trust_remote_code=trust_remote_code)
 
 
 def describe_edit(record: EditRecord) -> dict[str, Any]:
-    """An edit as `--json` shows it."""
+    """An edit as the JSON documents list it."""
     from actstore.engine.edit.specification import Specification
 
     names = record.neuron_names()
     if record.specification:
-        wanted = Specification.from_json(record.specification, f"edit {record.name!r}: specification").neurons()
-        names = [f"L{layer}.N{neuron}" for layer, chosen in wanted.items() for neuron in chosen]
+        by_layer = Specification.from_json(record.specification, f"edit {record.name!r}: specification").neurons()
+        names = [f"L{layer}.N{neuron}" for layer, neurons in by_layer.items() for neuron in neurons]
     shown = ("name", "form", "kind", "model", "model_fingerprint", "dtype", "created")
     described: dict[str, Any] = {key: getattr(record, key) for key in shown} | {"neurons": names}
     if "from" in record.settings:
@@ -188,12 +220,12 @@ def describe_edit(record: EditRecord) -> dict[str, Any]:
 
 
 def sentence(folder: Folder, record: EditRecord) -> str:
-    """What was made, and where it lies."""
+    """One sentence about a new edit: its form, its neurons, its folder."""
     what = f"{record.form} of {terminal.plural(len(describe_edit(record)['neurons']), 'neuron')}"
     return f"Edit {record.name!r}: {what}, in {folder.location}/edits/{record.name}"
 
 
-def _print_outlook(record: EditRecord, settings: RewriteSettings) -> None:
+def _print_prediction(record: EditRecord, settings: RewriteSettings) -> None:
     known = record.settings
     if record.predicted:
         terminal.out.print(

@@ -1,1 +1,1 @@
-"""`actstore graph`."""
+"""`actstore graphs`."""

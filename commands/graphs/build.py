@@ -1,4 +1,4 @@
-"""`graph build`: a graph for every neuron of a capture, from the store alone. Knows nothing about how graphs are found."""
+"""`graphs build`: one graph per neuron of a capture, from the store alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from actstore.commands.choices import GraphMethod  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
     CaptureName,
     Json,
@@ -18,12 +19,13 @@ from actstore.commands.options import (
     Resume,
     Site,
     StorePath,
-    chosen_neurons,
     given,
     parse_bytes,
+    select_neurons,
 )
 from actstore.display import terminal
 from actstore.display.reports import print_json
+from actstore.engine.graphs.methods import CORPUS, PUBLISHED
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.graphs.record import NEVER_FIRES
 
@@ -32,24 +34,49 @@ if TYPE_CHECKING:
 
     from actstore.store.graphs.reader import Graphs
 
-# How graphs are made, in `graph evaluate` too: each is a field of `GraphSettings`.
-Share = Annotated[float, typer.Option(help="Firing is an activation of at least this share of the neuron's maximum.")]
-Gain = Annotated[float, typer.Option(help="Nats of held-out likelihood that a node must add; -1 keeps every context.")]
-Kappa = Annotated[float, typer.Option(help="How firmly a longer context starts from what the shorter says.")]
-Threshold = Annotated[float, typer.Option(help="Least probability at which a graph says: fires.")]
-MaxDepth = Annotated[int, typer.Option(help="Tokens looked back before the activating one.")]
+PANELS = {name: f"Method {name}" for name in (CORPUS, PUBLISHED)}
+"""Panels of --help for the options of one method only."""
+
+# How graphs are built from a corpus, in `graphs evaluate` too: each is a field of `GraphSettings`.
+Share = Annotated[
+    float, typer.Option(help="A neuron fires where its activation is at least this share of its maximum.")
+]
+Gain = Annotated[
+    float,
+    typer.Option(
+        help="Minimum gain of held-out log-likelihood by a node, in nats; -1 keeps every context.",
+        rich_help_panel=PANELS[CORPUS],
+    ),
+]
+Kappa = Annotated[
+    float,
+    typer.Option(
+        help="Strength of the prior that a longer context takes from the shorter one.", rich_help_panel=PANELS[CORPUS]
+    ),
+]
+Threshold = Annotated[
+    float,
+    typer.Option(
+        help="Minimum probability at which a graph predicts that the neuron fires.", rich_help_panel=PANELS[CORPUS]
+    ),
+]
+MaxDepth = Annotated[
+    int,
+    typer.Option(help="Maximum number of tokens before the activating one.", rich_help_panel=PANELS[CORPUS]),
+]
 Also = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", help="Another capture as further evidence, such as sampled probes; repeat for more."),
+    typer.Option(
+        metavar="NAME",
+        help="Another capture as further evidence, such as sampled probes; repeat for more.",
+        rich_help_panel=PANELS[CORPUS],
+    ),
 ]
 
 
 def register(group: typer.Typer) -> None:
-    """Add the command to the group `graph`."""
+    """Add the command to the group `graphs`."""
     group.command("build")(build)
-
-
-CORPUS, PUBLISHED = "corpus", "published"
 
 
 def build(
@@ -62,11 +89,14 @@ def build(
         typer.Option(metavar="NAME", help="Name of the graphs; a store holds many. [default: graphs, or published]"),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="corpus: from the captured text; published: as Foote et al. (2023), from probes.")
+        GraphMethod,
+        typer.Option(help="Build from the captured text, or as Foote et al. (2023) published it, from probes."),
     ] = CORPUS,
     probes: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="With --method published: which probes of the store. [default: probes]"),
+        typer.Option(
+            metavar="NAME", help="Name of the probes in the store. [default: probes]", rich_help_panel=PANELS[PUBLISHED]
+        ),
     ] = None,
     share: Share = 0.5,
     gain: Gain = 0.5,
@@ -76,25 +106,33 @@ def build(
     neurons: Neurons = None,
     layers: Layers = None,
     leave_out: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Windows that are not evidence, a number a line.")
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="File of windows that are not used as evidence, one number per line.",
+            rich_help_panel=PANELS[CORPUS],
+        ),
     ] = None,
     also: Also = None,
     memory: Annotated[
-        str, typer.Option(metavar="BYTES", help="For the activations of neurons built together, such as 2GB.")
+        str,
+        typer.Option(
+            metavar="BYTES",
+            help="Memory for the activations of neurons built together, such as 2GB.",
+            rich_help_panel=PANELS[CORPUS],
+        ),
     ] = "1GB",
     resume: Resume = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Make a graph of every neuron: which tokens fire it, and which before them decide. No model runs.
+    """Build a graph of every neuron: on which tokens it fires, and in which contexts. No model runs.
 
-    With --method published, by the procedure and with the constants of Neuron to Graph, of the neurons that `actstore graph
-    probe` asked the model about.
+    With --method published, by the procedure and with the constants of Neuron to Graph, for the neurons that `actstore graphs
+    probe` has probed.
 
-    Example: `actstore graph build gpt2.actstore --layers 0-3`
+    Example: `actstore graphs build gpt2.actstore --layers 0-3`
     """
-    if method not in (CORPUS, PUBLISHED):
-        raise InvalidInputError(f"--method is {CORPUS} or {PUBLISHED}, found {method!r}.")
     if method == PUBLISHED:
         _check_given(ctx, ("store", "name", "method", "probes", "quiet", "as_json"))
         began = time.monotonic()
@@ -103,7 +141,7 @@ def build(
         _report(graphs, time.monotonic() - began, as_json=as_json)
         return
     if probes is not None:
-        raise InvalidInputError("--probes needs --method published. Leave it out, or name the method.")
+        raise InvalidInputError("--probes is an option of --method published. Leave it out, or name the method.")
     from actstore.engine.graphs.build import BuildOptions, GraphSettings, build_graphs
     from actstore.store.capture.saturation import overflow_sentences
     from actstore.store.reader import Store
@@ -112,33 +150,33 @@ def build(
     whole = Store(store)
     opened = whole.capture(capture)
     settings = GraphSettings(**given(ctx, GraphSettings))
-    wanted = chosen_neurons(opened, site, neurons, layers)
+    selection = select_neurons(opened, site, neurons, layers)
     others = [whole.capture(one) for one in also or ()]
     began = time.monotonic()
     with terminal.counting_bar("neurons", enabled=not quiet) as advance:
         options = BuildOptions(parse_bytes(memory), resume, progress=advance)
         folder = Folder(store, read_only=False)
         graphs = build_graphs(
-            opened, folder, name=name or "graphs", site=site, neurons=wanted, leave_out=_windows(leave_out), settings=settings,
-            also=others, options=options,
+            opened, folder, name=name or "graphs", site=site, neurons=selection, leave_out=_windows(leave_out),
+            settings=settings, also=others, options=options,
         )  # fmt: skip
-    terminal.warn(s for one in (opened, *others) for s in overflow_sentences(one, [site], neurons=wanted))
+    terminal.warn(s for one in (opened, *others) for s in overflow_sentences(one, [site], neurons=selection))
     _report(graphs, time.monotonic() - began, as_json=as_json)
 
 
 def _check_given(ctx: typer.Context, allowed: Sequence[str]) -> None:
-    """Refuse options that a published build has no use for."""
+    """Refuse options that the published method does not use."""
     for parameter in ctx.command.params:
         source = ctx.get_parameter_source(parameter.name or "")
         if parameter.name not in allowed and source is not None and source.name == "COMMANDLINE":
             raise InvalidInputError(
-                f"{parameter.opts[0]} cannot go with --method published: what was probed decides the neurons, the paper the "
-                "constants. Leave it out, or give it to actstore graph probe."
+                f"{parameter.opts[0]} is no option of --method published: the probes fix the neurons, the paper fixes the "
+                "constants. Leave it out, or pass it to actstore graphs probe."
             )
 
 
 def _build_published(store: str, name: str | None, probes: str | None) -> Graphs:
-    """The published graphs; a sentence that says how to make probes where there are none."""
+    """The published graphs; `InvalidInputError` says how to make probes where there are none."""
     from actstore.engine.graphs.probes.evidence import PROBES, Probes
     from actstore.engine.graphs.probes.published import build_published
     from actstore.store.reader import Store
@@ -146,14 +184,14 @@ def _build_published(store: str, name: str | None, probes: str | None) -> Graphs
 
     opened = Store(store)
     try:
-        found = Probes(opened, probes or PROBES)
+        evidence = Probes(opened, probes or PROBES)
     except NotFoundError:
         of = f" --probes {probes}" if probes else ""
         raise InvalidInputError(
-            f"The published method builds from probes, and {opened.folder} has none called {probes or PROBES!r}. Ask the model "
-            f"first: actstore graph probe {opened.model.name} {opened.folder}{of}"
+            f"The published method builds from probes, and {opened.folder} has none called {probes or PROBES!r}. Probe "
+            f"the model first: actstore graphs probe {opened.folder}{of}"
         ) from None
-    return build_published(found, Folder(store, read_only=False), name=name or PUBLISHED)
+    return build_published(evidence, Folder(store, read_only=False), name=name or PUBLISHED)
 
 
 def _report(graphs: Graphs, seconds: float, *, as_json: bool) -> None:
@@ -171,12 +209,12 @@ def _windows(file: str | None) -> list[int]:
         return [int(line) for line in Path(file).read_text(encoding="utf-8").split()]
     except (OSError, ValueError) as error:
         raise InvalidInputError(
-            f"--leave-out names a file of window numbers, a number a line, but {file}: {error}."
+            f"--leave-out names a file of window numbers, one per line, but {file}: {error}."
         ) from None
 
 
 def _describe(graphs: Graphs, seconds: float) -> dict[str, Any]:
-    """What `graph build --json` says."""
+    """The JSON document."""
     sizes = graphs.neurons["n_nodes"].to_numpy()
     statuses = graphs.neurons["status"].to_pylist()
     never = statuses.count(NEVER_FIRES)

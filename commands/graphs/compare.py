@@ -1,4 +1,4 @@
-"""`actstore graph similar` and `graph repeats`: neurons beside each other, and neurons that look back for repetitions."""
+"""`actstore graphs similar` and `graphs repeats`: neurons beside each other, and neurons that look back for repetitions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from actstore.engine.graphs.similar import Pairs
     from actstore.store.graphs.reader import Graphs, NeuronGraph
 
-GraphsName = Annotated[str, typer.Option("--name", metavar="NAME", help="Which graphs of the store.")]
+GraphsName = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the graphs in the store.")]
 
 
 def register(group: typer.Typer) -> None:
-    """Add the commands to the group `graph`."""
+    """Add the commands to the group `graphs`."""
     group.command("similar")(similar)
     group.command("repeats")(repeats)
 
@@ -32,26 +32,29 @@ def register(group: typer.Typer) -> None:
 def similar(
     store: StorePath,
     neuron: Annotated[
-        str | None, typer.Argument(metavar="NEURON", help="Such as L3.N17; without it, all pairs of neurons.")
+        str | None,
+        typer.Argument(
+            metavar="NEURON", help="A neuron, such as L3.N17; without it, all pairs of neurons are compared."
+        ),
     ] = None,
     name: GraphsName = "graphs",
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many neurons, or pairs.")] = 20,
-    least: Annotated[float, typer.Option(help="Of pairs: the least overlap, subset or prediction.")] = 0.9,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Maximum number of neurons, or of pairs.")] = 20,
+    least: Annotated[float, typer.Option(help="Minimum overlap, subset or prediction of a pair.")] = 0.9,
     normalise: Annotated[
         bool,
         typer.Option(
-            "--normalise/--no-normalise", help="Tokens that differ in case and outer spaces only count as one."
+            "--normalise/--no-normalise", help="Treat tokens that differ in case and outer spaces only as the same."
         ),
     ] = True,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Neurons whose graphs are like a neuron's, or all pairs of like neurons of the model.
+    """Neurons whose graphs are similar to a neuron's, or all pairs of similar neurons of the model.
 
     *Overlap*: the share of activating, and of context tokens in common, of the larger set; *subset*: of the smaller; as
-    published, 0.9 is similar. *Prediction*: the cosine of the probabilities of firing that the two predict over the corpus.
+    published, 0.9 is similar. *Prediction*: the cosine of the firing probabilities that the two predict over the corpus.
 
-    Example: `actstore graph similar gpt2.actstore L3.N17`
+    Example: `actstore graphs similar gpt2.actstore L3.N17`
     """
     from actstore.engine.graphs.similar import Similarity, compare, same_tokens
     from actstore.store.graphs.forest import Forest
@@ -80,18 +83,18 @@ def repeats(
     share: Share = 0.5,
     name: GraphsName = "graphs",
     k: K = 20,
-    least_fires: Annotated[int, typer.Option(min=1, help="Leave out neurons that fire less often.")] = 20,
+    least_fires: Annotated[int, typer.Option(min=1, help="Minimum number of positions at which a neuron fires.")] = 20,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """In-context neurons: those that fire on a token because it came before in the same window.
 
     From the stored activations; no graph is needed. *Same tokens* compares each token with itself, because frequent tokens
-    are both repeated and fired on more often; the score is the ratio of the two less two standard errors: how many times as
-    likely repetition makes firing, at the least. Where the store has graphs, *lines* is the share of the firings explained
-    by lines in which the activating token occurs twice.
+    are both repeated and fired on more often; the score is the ratio of the two less two standard errors: a lower bound of
+    the factor by which repetition raises the probability of firing. Where the store has graphs, *lines* is the share of the
+    firings explained by lines in which the activating token occurs twice.
 
-    Example: `actstore graph repeats gpt2.actstore -k 10`
+    Example: `actstore graphs repeats gpt2.actstore -k 10`
     """
     from actstore.engine.graphs.repeats import line_shares, measure_repeats
     from actstore.store.graphs.reader import graph_names, open_graphs
@@ -99,17 +102,17 @@ def repeats(
     opened = Store(store)
     has_graphs = name in graph_names(opened.folder)
     if not has_graphs and name != "graphs":
-        open_graphs(opened, name)  # says which there are
+        open_graphs(opened, name)  # raises, and names those that exist
     with terminal.spinner("counting repetitions", enabled=not quiet):
-        found = measure_repeats(opened.capture(capture), site=site, share=share)
+        measured = measure_repeats(opened.capture(capture), site=site, share=share)
         shares = line_shares(open_graphs(opened, name)) if has_graphs else {}
     terminal.warn(overflow_sentences(opened.capture(capture), [site]))
-    ranked = found.ranked(least_fires)
-    _print_repeats(found, ranked, shares, k, as_json)
+    ranked = measured.ranked(least_fires)
+    _print_repeats(measured, ranked, shares, k, as_json)
 
 
 def open_neuron(store: str, neuron: str, name: str) -> tuple[Store, Graphs, NeuronGraph]:
-    """The store, its graphs, and the graph of a neuron; a sentence where there is no such store, graphs or neuron."""
+    """The store, its graphs, and the graph of a neuron; an error where one of them does not exist."""
     from actstore.store.graphs.reader import open_graphs
 
     layer, index = parse_neuron(neuron)
@@ -133,26 +136,26 @@ _MEASURES = [("overlap", "right"), ("subset", "right"), ("prediction", "right")]
 
 
 def _print_similar(graphs: Graphs, graph: NeuronGraph, rows: Any, pairs: Pairs, k: int, as_json: bool) -> None:
-    found = [{"neuron": n} | m for n, m in zip(_names(graphs, rows[:k]), _measures(pairs, k), strict=True)]
+    rows_shown = [{"neuron": n} | m for n, m in zip(_names(graphs, rows[:k]), _measures(pairs, k), strict=True)]
     if as_json:
-        print_json({"neuron": graph.name, "sharing": len(rows), "neurons": found})
+        print_json({"neuron": graph.name, "sharing": len(rows), "neurons": rows_shown})
         return
-    if not found:
+    if not rows_shown:
         why = f": it {graph.status}" if graph.status else ""
         terminal.out.print(f"No neuron shares a line with {graph.name}{why}.", markup=False)
         return
     shared = f"{len(rows):,} neuron{' shares' if len(rows) == 1 else 's share'} an activating token with {graph.name}."
     terminal.out.print(shared, style="bold")
-    terminal.out.print(terminal.table(None, ["neuron", *_MEASURES], [list(row.values()) for row in found]))
+    terminal.out.print(terminal.table(None, ["neuron", *_MEASURES], [list(row.values()) for row in rows_shown]))
 
 
 def _print_pairs(graphs: Graphs, pairs: Pairs, k: int, least: float, as_json: bool) -> None:
     first, second = _names(graphs, pairs.first[:k]), _names(graphs, pairs.second[:k])
     measured = zip(first, second, _measures(pairs, k), strict=True)
-    found: list[dict[str, Any]] = [{"neuron": a, "other": b} | m for a, b, m in measured]
+    rows: list[dict[str, Any]] = [{"neuron": a, "other": b} | m for a, b, m in measured]
     counts = {name: int((getattr(pairs, name) >= least).sum()) for name in ("overlap", "subset", "prediction")}
     if as_json:
-        print_json({"neurons": len(graphs), "least": least, "pairs": counts, "similar": found})
+        print_json({"neurons": len(graphs), "least": least, "pairs": counts, "similar": rows})
         return
     terminal.out.print(
         f"Of {len(graphs):,} neurons, pairs of at least {least:g}: {counts['overlap']:,} by overlap, {counts['subset']:,} by "
@@ -160,32 +163,32 @@ def _print_pairs(graphs: Graphs, pairs: Pairs, k: int, least: float, as_json: bo
         style="bold",
         soft_wrap=True,
     )
-    terminal.out.print(terminal.table(None, ["neuron", "other", *_MEASURES], [list(row.values()) for row in found]))
+    terminal.out.print(terminal.table(None, ["neuron", "other", *_MEASURES], [list(row.values()) for row in rows]))
 
 
-def _print_repeats(found: Repeats, ranked: Any, shares: dict[tuple[int, int], float], k: int, as_json: bool) -> None:
+def _print_repeats(measured: Repeats, ranked: Any, shares: dict[tuple[int, int], float], k: int, as_json: bool) -> None:
     rows = []
     for row in ranked[:k].tolist():
-        layer, neuron = int(found.layer[row]), int(found.neuron[row])
+        layer, neuron = int(measured.layer[row]), int(measured.neuron[row])
         rows.append(
             {
                 "neuron": f"L{layer}.N{neuron}",
-                "score": float(found.score[row]),
-                "repeated": float(found.repeated[row]),
-                "first": float(found.first[row]),
-                "fires_repeated": int(found.fires_repeated[row]),
-                "fires_first": int(found.fires_first[row]),
-                "same_repeated": float(found.same_repeated[row]),
-                "same_first": float(found.same_first[row]),
+                "score": float(measured.score[row]),
+                "repeated": float(measured.repeated[row]),
+                "first": float(measured.first[row]),
+                "fires_repeated": int(measured.fires_repeated[row]),
+                "fires_first": int(measured.fires_first[row]),
+                "same_repeated": float(measured.same_repeated[row]),
+                "same_first": float(measured.same_first[row]),
                 "lines": shares.get((layer, neuron)),
             }
         )
     if as_json:
-        print_json({"repeated": found.n_repeated, "first": found.n_first, "ranked": len(ranked), "neurons": rows})
+        print_json({"repeated": measured.n_repeated, "first": measured.n_first, "ranked": len(ranked), "neurons": rows})
         return
     terminal.out.print(
-        f"{found.n_repeated:,} tokens occurred before in their window, {found.n_first:,} for the first time; "
-        f"{int((found.score[ranked] > 1).sum()):,} of {len(ranked):,} neurons fire more on the former.",
+        f"{measured.n_repeated:,} tokens occurred before in their window, {measured.n_first:,} for the first time; "
+        f"{int((measured.score[ranked] > 1).sum()):,} of {len(ranked):,} neurons fire more on the former.",
         style="bold",
         soft_wrap=True,
     )

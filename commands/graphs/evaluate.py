@@ -1,7 +1,4 @@
-"""`graph evaluate`: how well graphs predict where neurons fire, beside lookup tables and other methods' graphs.
-
-Knows nothing about how it is measured.
-"""
+"""`graphs evaluate`: how well graphs predict where neurons fire, beside lookup tables and other methods' graphs."""
 
 from __future__ import annotations
 
@@ -12,7 +9,18 @@ import numpy as np
 import typer
 
 from actstore.commands.graphs.build import Also, Gain, Kappa, MaxDepth, Share, Threshold  # noqa: TC001  (Typer reads them)
-from actstore.commands.options import CaptureName, Json, Layers, Neurons, Quiet, Site, StorePath, chosen_neurons, given
+from actstore.commands.options import (
+    CaptureName,
+    Json,
+    Layers,
+    Neurons,
+    Quiet,
+    Seed,
+    Site,
+    StorePath,
+    given,
+    select_neurons,
+)
 from actstore.display import terminal
 from actstore.display.reports import print_json
 from actstore.display.wide_tables import fitted_table
@@ -23,12 +31,12 @@ if TYPE_CHECKING:
     from actstore.store.reader import Capture
 
 KINDS = {"exemplars": "Held-out exemplars", "ordinary": "Ordinary text"}
-MOST_LAYERS = 12
-"""More columns than this no terminal shows: F1 by layer is in the JSON then."""
+MAX_LAYERS = 12
+"""With more layers, F1 by layer is only in the JSON: no terminal is wide enough."""
 
 
 def register(group: typer.Typer) -> None:
-    """Add the command to the group `graph`."""
+    """Add the command to the group `graphs`."""
     group.command("evaluate")(evaluate)
 
 
@@ -39,10 +47,11 @@ def evaluate(
     site: Site = "mlp.post",
     share: Share = 0.5,
     exemplars: Annotated[
-        int, typer.Option(help="Windows with a neuron's largest activations; half of them test.")
+        int,
+        typer.Option(help="Number of windows with a neuron's largest activations; half of them are test windows."),
     ] = 20,
-    ordinary: Annotated[int, typer.Option(help="Windows of any kind that test every neuron.")] = 40,
-    seed: Annotated[int, typer.Option(help="Of the windows drawn.")] = 0,
+    ordinary: Annotated[int, typer.Option(help="Number of ordinary test windows, the same for every neuron.")] = 40,
+    seed: Seed = 0,
     gain: Gain = 0.5,
     kappa: Kappa = 1.0,
     threshold: Threshold = 0.4,
@@ -50,23 +59,26 @@ def evaluate(
     also: Also = None,
     graphs: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Evaluate these graphs of the store beside; repeat for more."),
+        typer.Option(metavar="NAME", help="Other graphs of the store to evaluate too; repeat for more."),
     ] = None,
     curve: Annotated[
-        str | None, typer.Option(metavar="GAINS", help="F1 against nodes at these gains too, such as -1,0.25,1,2,4.")
+        str | None,
+        typer.Option(
+            metavar="GAINS", help="Also measure F1 against the number of nodes at these gains, such as -1,0.25,1,2,4."
+        ),
     ] = None,
     neurons: Neurons = None,
     layers: Layers = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Build every neuron's graph without its test windows, and see how well it says there where the neuron fires.
+    """Build every neuron's graph without its test windows, and measure how well it predicts there where the neuron fires.
 
-    Half of a neuron's exemplars test, and so do ordinary windows; windows of the same tokens are left out with them. Lookup
-    tables of tokens and of pairs of tokens learn from the same evidence. Captures of --also are never tested on. No model
-    runs, nothing is written.
+    Test windows are half of a neuron's exemplars, and ordinary windows; other windows of the same tokens are left out with
+    them. Lookup tables of tokens and of pairs of tokens learn from the same evidence. Captures of --also are never test
+    windows. No model runs, nothing is written.
 
-    Example: `actstore graph evaluate gpt2.actstore --layers 0-3 --curve 0.25,1,4`
+    Example: `actstore graphs evaluate gpt2.actstore --layers 0-3 --curve 0.25,1,4`
     """
     from actstore.engine.graphs.build import GraphSettings
     from actstore.engine.graphs.evaluate import EvaluationSettings, describe_leak, evaluate
@@ -88,37 +100,37 @@ def evaluate(
     for one in sets:
         if (warning := describe_leak(one, main, settings)) is not None:
             terminal.warn([warning])
-    wanted = chosen_neurons(main, site, neurons, layers)
+    selection = select_neurons(main, site, neurons, layers)
     with terminal.counting_bar("neurons", enabled=not quiet) as advance:
-        found = evaluate(main, neurons=wanted, also=others, graphs=sets, settings=settings, progress=advance)
-    terminal.warn(s for one in (main, *others) for s in overflow_sentences(one, [site], neurons=wanted))
-    described = describe(found, main, settings, also or ())
+        evaluation = evaluate(main, neurons=selection, also=others, graphs=sets, settings=settings, progress=advance)
+    terminal.warn(s for one in (main, *others) for s in overflow_sentences(one, [site], neurons=selection))
+    described = describe(evaluation, main, settings, also or ())
     if as_json:
         print_json(described)
     else:
         _print(described)
 
 
-def describe(found: Evaluation, capture: Capture, settings: EvaluationSettings, also: Any = ()) -> dict[str, Any]:
-    """What `graph evaluate --json` says."""
-    own = _method(found.method)
+def describe(evaluation: Evaluation, capture: Capture, settings: EvaluationSettings, also: Any = ()) -> dict[str, Any]:
+    """The JSON document."""
+    own = _method(evaluation.method)
     return {
         "store": capture.store.folder.location,
         "capture": capture.record.name,
         "also": list(also),
         "site": settings.site,
         "settings": asdict(settings.graph) | asdict(settings.protocol),
-        "neurons": len(found.neurons),
-        "failed": found.method.n_failed,
-        "never_fire": found.never_fire,
-        "few_exemplars": found.few_exemplars,
-        "ordinary_windows": found.n_ordinary,
-        "duplicates": found.n_duplicates,
-        "seconds": round(found.seconds, 3),
-        "build_seconds": round(found.build_seconds, 3),
+        "neurons": len(evaluation.neurons),
+        "failed": evaluation.method.n_failed,
+        "never_fire": evaluation.never_fire,
+        "few_exemplars": evaluation.few_exemplars,
+        "ordinary_windows": evaluation.n_ordinary,
+        "duplicates": evaluation.n_duplicates,
+        "seconds": round(evaluation.seconds, 3),
+        "build_seconds": round(evaluation.build_seconds, 3),
         **own,
-        "baselines": {name: _method(method) for name, method in found.baselines.items()},
-        "curve": [{"gain": gain, **_method(method)} for gain, method in sorted(found.curve.items())],
+        "baselines": {name: _method(method) for name, method in evaluation.baselines.items()},
+        "curve": [{"gain": gain, **_method(method)} for gain, method in sorted(evaluation.curve.items())],
     }
 
 
@@ -134,7 +146,7 @@ def _print(described: dict[str, Any]) -> None:
     methods = {"graphs": described} | described["baselines"]
     for kind, title in KINDS.items():
         layers = [row["layer"] for row in described[kind]["by_layer"]]
-        shown = layers if len(layers) <= MOST_LAYERS else []
+        shown = layers if len(layers) <= MAX_LAYERS else []
         columns = ["method", *((name, "right") for name in ("precision", "recall", "F1", "correlation", "nodes"))]
         columns += [(f"F1 L{layer}", "right") for layer in shown]
         rows = [
@@ -165,29 +177,29 @@ def _print(described: dict[str, Any]) -> None:
 
 
 def _note(described: dict[str, Any]) -> str:
-    parts = [
+    sentences = [
         f"{described['neurons']:,} neurons, {described['failed']:,} failed, in {described['seconds']:.1f} s "
         f"({described['build_seconds']:.1f} s to build the graphs once).",
         "Means over neurons; nodes are medians.",
     ]
     undefined = {kind: described[kind]["undefined"] for kind in KINDS}
     if any(undefined.values()):
-        said = " and ".join(f"{n:,} on {KINDS[kind].lower()}" for kind, n in undefined.items() if n)
-        parts.append(f"Left out, for they neither fire nor are said to: {said}.")
+        counts = " and ".join(f"{n:,} on {KINDS[kind].lower()}" for kind, n in undefined.items() if n)
+        sentences.append(f"Left out, because they neither fire nor are predicted to fire: {counts}.")
     if described["never_fire"]:
-        parts.append(f"{described['never_fire']:,} never fire.")
+        sentences.append(f"{described['never_fire']:,} never fire.")
     if described["few_exemplars"]:
-        parts.append(
+        sentences.append(
             f"{described['few_exemplars']:,} fire in fewer than {described['settings']['n_exemplars']} windows."
         )
     if described["ordinary_windows"] < described["settings"]["n_ordinary"]:
-        parts.append(f"Only {described['ordinary_windows']:,} ordinary windows: half of the capture.")
-    return " ".join(parts)
+        sentences.append(f"Only {described['ordinary_windows']:,} ordinary windows: half of the capture.")
+    return " ".join(sentences)
 
 
 def _gains(curve: str | None) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in curve.split(",")) if curve is not None else ()
+        return tuple(float(number) for number in curve.split(",")) if curve is not None else ()
     except ValueError:
         raise InvalidInputError(f"--curve takes numbers such as -1,0.25,1,4, found {curve!r}.") from None
 

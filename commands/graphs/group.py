@@ -1,4 +1,4 @@
-"""`actstore graph`: neurons' graphs to look at and to search; what else there is to do with them has files of its own."""
+"""`actstore graphs`: the graph of a neuron shown, and graphs searched; the other subcommands have files of their own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from actstore.commands.choices import MatchName  # noqa: TC001  (Typer reads it)
 from actstore.commands.graphs import build as graph_build
 from actstore.commands.graphs import compare as graph_compare
 from actstore.commands.graphs import evaluate as graph_evaluate
@@ -16,7 +17,6 @@ from actstore.commands.graphs.compare import GraphsName, open_neuron
 from actstore.commands.options import CommandGroup, Json, K, NeuronName, Quiet, StorePath, family
 from actstore.display import terminal
 from actstore.display.reports import print_json
-from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -27,19 +27,17 @@ if TYPE_CHECKING:
     from actstore.store.graphs.reader import Graphs, NeuronGraph
     from actstore.store.model.root import Root
 
-FILE = "FILE"
-
 group = family(
     """Neurons as graphs of the contexts they fire in (N2G): draw them, search them, compare them.
 
-    Example: `actstore graph show gpt2.actstore L3.N17`""",
+    Example: `actstore graphs show gpt2.actstore L3.N17`""",
     CommandGroup,
 )
 
 
 def register(app: typer.Typer) -> None:
     """Add the command and its subcommands."""
-    app.add_typer(group, name="graph")
+    app.add_typer(group, name="graphs")
 
 
 @group.command()
@@ -47,36 +45,39 @@ def show(
     store: StorePath,
     neuron: NeuronName,
     name: GraphsName = "graphs",
-    lines: Annotated[int, typer.Option(min=0, help="Draw so many lines, those that matter most; 0 draws all.")] = 40,
+    lines: Annotated[
+        int, typer.Option(min=0, help="Maximum number of lines drawn, the most important first; 0 draws all.")
+    ] = 40,
     with_ignore: Annotated[
         bool | None,
         typer.Option(
             "--with-ignore/--without-ignore",
-            help="Show tokens that may be any as …; without, leave them out, as published. [default: by the graphs' method]",
+            help="Show positions at which any token may stand as …, or leave them out, as published. "
+            "[default: as the graphs' method does]",
         ),
     ] = None,
-    svg: Annotated[Path | None, typer.Option(metavar=FILE, help="Draw into FILE.svg.")] = None,
-    png: Annotated[Path | None, typer.Option(metavar=FILE, help="Draw into FILE.png; needs Graphviz.")] = None,
-    html: Annotated[Path | None, typer.Option(metavar=FILE, help="A page whose tree folds.")] = None,
-    dot: Annotated[Path | None, typer.Option(metavar=FILE, help="The graph in Graphviz's language.")] = None,
+    output: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw into this file: .svg, .png (needs Graphviz), .html (a tree that folds) or .dot (Graphviz); repeat "
+            "for more.",
+        ),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """The graph of one neuron: the tokens it fires at, and before them those that make it fire or keep it from firing.
+    """The graph of one neuron: the tokens it fires on, and the contexts that make it fire or keep it from firing.
 
-    Red is the probability of firing, blue how much a context token matters: as measured by probes, else by how much it
-    changes the probability.
+    Red is the probability of firing, blue the importance of a context token: as measured by probes, or else by how much
+    it changes the probability.
 
-    Example: `actstore graph show gpt2.actstore L3.N17 --svg l3n17.svg`
+    Example: `actstore graphs show gpt2.actstore L3.N17 --output l3n17.svg`
     """
     from actstore.display.graphs.draw import check_picture
     from actstore.display.graphs.views import draw
 
-    pictures = [
-        _picture(path, suffix)
-        for path, suffix in ((svg, ".svg"), (png, ".png"), (html, ".html"), (dot, ".dot"))
-        if path
-    ]
+    pictures = output or []
     for path in pictures:
         check_picture(path)
     with terminal.spinner("drawing", enabled=not quiet):
@@ -90,7 +91,7 @@ def show(
     if not pictures:
         terminal.out.print(drawn)
     for path in pictures:
-        terminal.out.print(f"{path}: {_said_of(drawn.drawing)}", soft_wrap=True, markup=False)
+        terminal.out.print(f"{path}: {_summary(drawn.drawing)}", soft_wrap=True, markup=False)
 
 
 @group.command()
@@ -98,7 +99,7 @@ def search(
     store: StorePath,
     activating: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="The token at which a neuron fires; repeat for any of several."),
+        typer.Option(metavar="TEXT", help="A token on which the neuron fires; repeat for any of several."),
     ] = None,
     context: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="A token before it; repeat for any of several.")
@@ -110,19 +111,20 @@ def search(
         list[int] | None, typer.Option(metavar="ID", help="The same by token id; repeat for more.")
     ] = None,
     match: Annotated[
-        str,
-        typer.Option(help="normalised (case and outer spaces do not matter), exact, contains, or regex."),
+        MatchName, typer.Option(help="How texts match tokens; normalised ignores case and outer spaces.")
     ] = "normalised",
-    silent: Annotated[bool, typer.Option("--silent", help="Also lines on which a neuron does not fire.")] = False,
+    silent: Annotated[
+        bool, typer.Option("--silent", help="Also lines that predict that the neuron does not fire.")
+    ] = False,
     name: GraphsName = "graphs",
     k: K = 20,
-    lines: Annotated[int, typer.Option(min=1, help="Lines named of each.")] = 3,
+    lines: Annotated[int, typer.Option(min=1, help="Maximum number of lines shown per neuron.")] = 3,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Neurons that fire on a token, or on it after another: those whose lines explain most firings first.
+    """Neurons that fire on a token, or on it after another; those whose lines explain most firings first.
 
-    Example: `actstore graph search gpt2.actstore --activating York --context New`
+    Example: `actstore graphs search gpt2.actstore --activating York --context New`
     """
     from actstore.engine.graphs.search import search as search_graphs
     from actstore.store.graphs.reader import open_graphs
@@ -130,7 +132,7 @@ def search(
     opened = Store(store)
     graphs = open_graphs(opened, name)
     with terminal.spinner("searching", enabled=not quiet):
-        found = search_graphs(
+        result = search_graphs(
             opened,
             graphs,
             activating=[*(activating or ()), *(activating_id or ())],
@@ -141,16 +143,16 @@ def search(
             n_lines=lines,
         )
     if as_json:
-        print_json(_describe_search(opened, found))
+        print_json(_describe_search(opened, result))
         return
     terminal.out.print(
-        f"{terminal.plural(found.n_neurons, 'neuron')} in {terminal.plural(found.n_lines, 'line')}; "
-        f"{_named(opened, 'firing on', found.activating)}{_named(opened, 'after', found.context)}.",
+        f"{terminal.plural(result.n_neurons, 'neuron')} in {terminal.plural(result.n_lines, 'line')}; "
+        f"{_named(opened, 'firing on', result.activating)}{_named(opened, 'after', result.context)}.",
         style="bold",
         soft_wrap=True,
         markup=False,
     )
-    rows = [row for neuron in found.neurons for row in _search_rows(opened, neuron)]
+    rows = [row for neuron in result.neurons for row in _search_rows(opened, neuron)]
     if rows:
         columns = ["neuron", ("score", "right"), "line", ("P", "right"), ("fired", "right"), ("seen", "right")]
         terminal.out.print(terminal.table(None, columns, rows))
@@ -162,16 +164,7 @@ graph_evaluate.register(group)
 graph_probe.register(group)
 
 
-def _picture(path: Path, suffix: str) -> Path:
-    """The path of a picture; `InvalidInputError` where its name ends in something else than the option says."""
-    if path.suffix.lower() != suffix:
-        raise InvalidInputError(
-            f"The file of --{suffix[1:]} should end in {suffix}, found {str(path)!r}. Mend its name."
-        )
-    return path
-
-
-def _said_of(drawing: Drawing) -> str:
+def _summary(drawing: Drawing) -> str:
     if not drawing.roots:
         return f"{drawing.name} {drawing.status}: an empty graph."
     shown = drawing.n_lines - drawing.n_hidden
@@ -232,7 +225,7 @@ def _labels(store: Root, tokens: Sequence[int]) -> list[str]:
 
 
 def _reading(store: Root, line: Line) -> Text:
-    """A line as one reads it, the activating token last and red."""
+    """A line in reading order, the activating token last and red."""
     from actstore.display.graphs.labels import cut_label
 
     *context, activating = [cut_label(label, 24) for label in reversed(_labels(store, line.tokens))]
@@ -243,33 +236,33 @@ def _reading(store: Root, line: Line) -> Text:
 def _search_rows(store: Root, neuron: Found) -> list[list[Any]]:
     rows: list[list[Any]] = []
     for i, line in enumerate(neuron.lines):
-        whose = [neuron.neuron, f"{neuron.score:.1f}"] if i == 0 else ["", ""]
-        rows.append([*whose, _reading(store, line), f"{line.probability:.2f}", line.own_fires, line.own_count])
+        name_and_score = [neuron.neuron, f"{neuron.score:.1f}"] if i == 0 else ["", ""]
+        rows.append([*name_and_score, _reading(store, line), f"{line.probability:.2f}", line.own_fires, line.own_count])
     if neuron.n_lines > len(neuron.lines):
         rows.append(["", "", Text(f"… {neuron.n_lines - len(neuron.lines):,} more", style="dim"), "", "", ""])
     return rows
 
 
-def _named(store: Root, how: str, tokens: Sequence[int]) -> str:
+def _named(store: Root, relation: str, tokens: Sequence[int]) -> str:
     if not tokens:
         return ""
     labels = ", ".join(_labels(store, tokens[:6]))
     more = f" and {len(tokens) - 6:,} more tokens" if len(tokens) > 6 else ""
-    return f" {how} {labels}{more}"
+    return f" {relation} {labels}{more}"
 
 
-def _describe_search(store: Root, found: Result) -> dict[str, Any]:
+def _describe_search(store: Root, result: Result) -> dict[str, Any]:
     def line(item: Line) -> dict[str, Any]:
         numbers = {"probability": item.probability, "value": item.value, "count": item.count, "fires": item.fires}
         own = {"own_count": item.own_count, "own_fires": item.own_fires}
         return _describe_tokens(store, item.tokens) | numbers | own | {"score": item.score}
 
     return {
-        "activating": list(found.activating),
-        "context": list(found.context),
-        "matching": found.n_neurons,
+        "activating": list(result.activating),
+        "context": list(result.context),
+        "matching": result.n_neurons,
         "neurons": [
             {"neuron": n.neuron, "score": n.score, "n_lines": n.n_lines, "lines": [line(item) for item in n.lines]}
-            for n in found.neurons
+            for n in result.neurons
         ],
     }

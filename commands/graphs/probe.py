@@ -1,4 +1,4 @@
-"""`graph probe`: asks the model about contexts that a capture does not show. Knows nothing about how it is asked."""
+"""`graphs probe`: runs the model on contexts that a capture does not hold."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from actstore.commands.choices import MaskName, PrecisionName  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     CaptureName,
     Device,
@@ -15,37 +16,44 @@ from actstore.commands.options import (
     IgnoreDisk,
     Json,
     Layers,
-    ModelName,
+    ModelOption,
     Neurons,
     Quiet,
     Resume,
+    Seed,
     Site,
     StorePath,
     TokenizerName,
     TrustRemoteCode,
-    chosen_neurons,
+    captured_model,
     given,
+    select_neurons,
 )
 from actstore.display import terminal
 from actstore.display.reports import print_json
 from actstore.store.errors import InvalidInputError
+from actstore.store.reader import Store
 
 if TYPE_CHECKING:
     from actstore.engine.capture.run import RunOptions
     from actstore.engine.graphs.probes.evidence import Probes
-    from actstore.store.reader import Capture, Store
+    from actstore.store.reader import Capture
+
+
+SAMPLING_PANEL = "Sampling, with --sample"
+PROBING_PANEL = "Probing, without --sample"
 
 
 def register(group: typer.Typer) -> None:
-    """Add the command to the group `graph`."""
+    """Add the command to the group `graphs`."""
     group.command("probe")(probe)
 
 
 # Most options are the settings, or the options of the run, of the same name: `given` takes them from the context.
 def probe(
     ctx: typer.Context,
-    model: ModelName,
     store: StorePath,
+    model: ModelOption = None,
     capture: CaptureName = None,
     site: Site = "mlp.post",
     name: Annotated[
@@ -53,46 +61,75 @@ def probe(
         typer.Option("--probes", metavar="NAME", help="Name of the probes. [default: probes, sampled: probes-sampled]"),
     ] = None,
     sample: Annotated[
-        int | None, typer.Option(metavar="TOKENS", help="Draw so many tokens of text from the model; ask nothing else.")
+        int | None,
+        typer.Option(metavar="TOKENS", help="Number of tokens of text to sample from the model, instead of probing."),
     ] = None,
-    window: Annotated[int | None, typer.Option(help="Longest sampled window. [default: 128]")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Draw text at this temperature. [default: 1]")] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Maximum number of tokens per window. [default: 128]", rich_help_panel=SAMPLING_PANEL),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sample at this temperature. [default: 1]", rich_help_panel=SAMPLING_PANEL)
+    ] = None,
     prompt: Annotated[
-        int | None, typer.Option(help="Tokens that a sampled window takes from the beginning of another. [default: 2]")
+        int | None,
+        typer.Option(
+            help="Number of tokens that a window takes from the beginning of another. [default: 2]",
+            rich_help_panel=SAMPLING_PANEL,
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of what is sampled, or of the exemplars asked about.")] = 0,
+    seed: Seed = 0,
     neurons: Neurons = None,
     layers: Layers = None,
     n_exemplars: Annotated[
         int | None,
         typer.Option(
-            "--exemplars", help="Windows with a neuron's largest activations; half are asked about. [default: 20]"
+            "--exemplars",
+            help="Number of windows with a neuron's largest activations; half of them are probed. [default: 20]",
+            rich_help_panel=PROBING_PANEL,
         ),
     ] = None,
     mask: Annotated[
-        str | None,
+        MaskName | None,
         typer.Option(
-            help="What masks a token: mask, unk, pad, typical (a frequent token), delete. [default: auto, in that order]"
+            help="What replaces a masked token; typical is a frequent token, auto the first of the others that the "
+            "tokenizer has. [default: auto]",
+            rich_help_panel=PROBING_PANEL,
         ),
     ] = None,
     n_substitutes: Annotated[
-        int | None, typer.Option("--substitutes", help="Substitutes of each important token. [default: 5]")
+        int | None,
+        typer.Option(
+            "--substitutes",
+            help="Number of substitutes of each important token. [default: 5]",
+            rich_help_panel=PROBING_PANEL,
+        ),
     ] = None,
     substitutes_model: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="A masked language model, such as distilbert/distilbert-base-cased, that names substitutes. "
-            "[default: what the captured text has in the same place, then near embeddings]",
+            help="A masked language model, such as distilbert/distilbert-base-cased, that predicts substitutes. "
+            "[default: tokens of the captured text in the same context, then near embeddings]",
+            rich_help_panel=PROBING_PANEL,
         ),
     ] = None,
-    precision: Annotated[str, typer.Option(help="How the probes' activations are kept.")] = "half",
+    precision: Annotated[PrecisionName, typer.Option(help="How the probes' activations are encoded.")] = "half",
     annotate: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Note the measured importance in these graphs, as NAME-probed."),
+        typer.Option(
+            metavar="NAME",
+            help="Copy these graphs as NAME-probed, with the measured importance of tokens.",
+            rich_help_panel=PROBING_PANEL,
+        ),
     ] = None,
     published: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Make graphs of that name by the published method.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Build graphs of this name by the published method.",
+            rich_help_panel=PROBING_PANEL,
+        ),
     ] = None,
     resume: Resume = False,
     tokenizer: TokenizerName = None,
@@ -103,26 +140,27 @@ def probe(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Ask MODEL what STORE cannot say: which tokens of a context matter, and what happens in text of its own.
+    """Run the model on what STORE does not hold: which tokens of a context matter, and what neurons do in sampled text.
 
-    With --sample, text is drawn from the model and captured, as more evidence: `graph build --also probes-sampled`. Else
-    every neuron's exemplars are shortened, their tokens masked and substituted.
+    With --sample, text is sampled from the model and captured, as more evidence: `graphs build --also probes-sampled`.
+    Otherwise every neuron's exemplars are shortened, and their tokens masked and substituted.
 
-    Example: `actstore graph probe gpt2 gpt2.actstore --annotate graphs`
+    Example: `actstore graphs probe gpt2.actstore --annotate graphs`
     """
     from actstore.engine.capture.run import RunOptions
     from actstore.store.capture.saturation import overflow_sentences
 
     options = RunOptions(**given(ctx, RunOptions), weights=False)
     _check_given(ctx, sampled=sample is not None)
+    source = captured_model(Store(store), model)
     began = time.monotonic()
     if sample is not None:
-        done = _sample(ctx, model, store, options)
-        captures = [done]
-        described = _describe_sampled(done)
+        sampled = _sample(ctx, source, store, options)
+        captures = [sampled]
+        described = _describe_sampled(sampled)
     else:
-        probes = _ask(ctx, model, store, options)
-        with terminal.spinner("making graphs", enabled=not quiet):
+        probes = _probe(ctx, source, store, options)
+        with terminal.spinner("building graphs", enabled=not quiet):
             graphs = _make_graphs(probes, store, annotate, published)
         captures = [probes.store.capture(name) for name in probes.captures]
         described = _describe(probes, graphs)
@@ -135,13 +173,13 @@ def probe(
 
 
 SAMPLING = {"window", "temperature", "prompt"}
-ASKING = {"n_exemplars", "mask", "n_substitutes", "substitutes_model", "neurons", "layers", "annotate", "published"}
+PROBING = {"n_exemplars", "mask", "n_substitutes", "substitutes_model", "neurons", "layers", "annotate", "published"}
 
 
 def _check_given(ctx: typer.Context, *, sampled: bool) -> None:
-    """Refuse options of sampling without --sample, and options of asking with it."""
+    """Refuse options of sampling without --sample, and options of probing with it."""
     for parameter in ctx.command.params:
-        if parameter.name in (ASKING if sampled else SAMPLING) and ctx.params[parameter.name] is not None:
+        if parameter.name in (PROBING if sampled else SAMPLING) and ctx.params[parameter.name] is not None:
             needs = "cannot go with" if sampled else "needs"
             raise InvalidInputError(
                 f"{parameter.opts[0]} {needs} --sample. Leave one of them out, or run the command twice."
@@ -149,63 +187,65 @@ def _check_given(ctx: typer.Context, *, sampled: bool) -> None:
 
 
 def _sample(ctx: typer.Context, model: str, store: str, options: RunOptions) -> Capture:
-    """The capture of what was drawn from the model."""
+    """The capture of text sampled from the model."""
     from actstore.engine.graphs.probes.run import SAMPLED, ProbeKept, sample_probes
     from actstore.engine.graphs.probes.sampling import SampleSettings
 
-    asked = ctx.params
-    settings = SampleSettings(asked["sample"], **given(ctx, SampleSettings))
-    with terminal.CaptureBar(enabled=not asked["quiet"]) as bar:
+    options_given = ctx.params
+    settings = SampleSettings(options_given["sample"], **given(ctx, SampleSettings))
+    with terminal.CaptureBar(enabled=not options_given["quiet"]) as bar:
         return sample_probes(
-            model, store, name=asked["name"] or SAMPLED, capture=asked["capture"], settings=settings,
-            kept=ProbeKept(asked["site"], asked["precision"]), options=options, progress=bar,
+            model, store, name=options_given["name"] or SAMPLED, capture=options_given["capture"], settings=settings,
+            kept=ProbeKept(options_given["site"], options_given["precision"]), options=options, progress=bar,
         )  # fmt: skip
 
 
-def _ask(ctx: typer.Context, model: str, store: str, options: RunOptions) -> Probes:
-    """The probes of the neurons that are asked about."""
+def _probe(ctx: typer.Context, model: str, store: str, options: RunOptions) -> Probes:
+    """The probes of the selected neurons."""
     from actstore.engine.graphs.probes.evidence import PROBES
     from actstore.engine.graphs.probes.plan import ProbeSettings
-    from actstore.engine.graphs.probes.rounds import probe as ask
-    from actstore.store.reader import Store
+    from actstore.engine.graphs.probes.rounds import probe as run
 
-    asked = ctx.params
-    whole = Store(store)
-    opened = whole.capture(asked["capture"])
-    wanted = chosen_neurons(opened, asked["site"], asked["neurons"], asked["layers"])
-    _check_graphs(whole, asked["annotate"], asked["published"])
-    with terminal.CaptureBar(enabled=not asked["quiet"]) as bar:
-        return ask(
-            model, store, name=asked["name"] or PROBES, capture=asked["capture"], site=asked["site"], neurons=wanted,
-            settings=ProbeSettings(**given(ctx, ProbeSettings)), precision=asked["precision"], options=options,
+    options_given = ctx.params
+    opened = Store(store)
+    selected_capture = opened.capture(options_given["capture"])
+    selection = select_neurons(
+        selected_capture, options_given["site"], options_given["neurons"], options_given["layers"]
+    )
+    _check_graphs(opened, options_given["annotate"], options_given["published"])
+    with terminal.CaptureBar(enabled=not options_given["quiet"]) as bar:
+        return run(
+            model, store, name=options_given["name"] or PROBES, capture=options_given["capture"],
+            site=options_given["site"], neurons=selection,
+            settings=ProbeSettings(**given(ctx, ProbeSettings)), precision=options_given["precision"], options=options,
             progress=bar,
         )  # fmt: skip
 
 
 def _check_graphs(store: Store, annotate: str | None, published: str | None) -> None:
-    """Refuse graphs that are not there, and names that are taken, before the model is asked anything."""
+    """Refuse unknown graphs, and names that are taken, before the model runs."""
     from actstore.store.graphs.reader import Graphs, graph_names
 
     if annotate is not None:
         Graphs(store, annotate)
     for name in (annotate and f"{annotate}-probed", published):
         if name and name in graph_names(store.folder):
-            raise InvalidInputError(f"{store.folder} already has graphs {name!r}. Delete them, or name others.")
+            raise InvalidInputError(f"{store.folder} already has graphs {name!r}. Delete them, or choose another name.")
 
 
 def _make_graphs(probes: Probes, store: str, annotate: str | None, published: str | None) -> list[str]:
-    """The names of the graphs that were made of the probes."""
+    """The names of the graphs that were built from the probes."""
     from actstore.engine.graphs.probes.evidence import annotate_graphs
     from actstore.engine.graphs.probes.published import build_published
     from actstore.store.graphs.reader import Graphs
     from actstore.store.storage.folder import Folder
 
-    folder, made = Folder(store, read_only=False), []
+    folder, names = Folder(store, read_only=False), []
     if annotate is not None:
-        made.append(annotate_graphs(Graphs(probes.store, annotate), probes, folder, f"{annotate}-probed").name)
+        names.append(annotate_graphs(Graphs(probes.store, annotate), probes, folder, f"{annotate}-probed").name)
     if published is not None:
-        made.append(build_published(probes, folder, name=published).name)
-    return made
+        names.append(build_published(probes, folder, name=published).name)
+    return names
 
 
 def _describe_sampled(capture: Capture) -> dict[str, Any]:
@@ -218,13 +258,13 @@ def _describe_sampled(capture: Capture) -> dict[str, Any]:
 
 def _describe(probes: Probes, graphs: list[str]) -> dict[str, Any]:
     plans = {name: probes.store.capture(name).record.plan for name in probes.captures}
-    held = [[probed.held for probed in probes.of(*neuron)] for neuron in probes.neurons]
+    shortened = [[probed.held for probed in probes.of(*neuron)] for neuron in probes.neurons]
     return {
         "store": probes.store.folder.location,
         "captures": [{"capture": name, "windows": p.n_windows, "tokens": p.n_tokens} for name, p in plans.items()],
-        "neurons": len(held),
-        "exemplars": sum(map(len, held)),
-        "shortened": int(np.sum([sum(found) for found in held])),
+        "neurons": len(shortened),
+        "exemplars": sum(map(len, shortened)),
+        "shortened": int(np.sum([sum(flags) for flags in shortened])),
         "mask": probes.settings["mask_kind"],
         "graphs": graphs,
     }
@@ -239,4 +279,4 @@ def _print(described: dict[str, Any]) -> None:
             f"shortened. Tokens were masked with: {described['mask']}."
         )
     for graphs in described.get("graphs", ()):
-        terminal.out.print(f"Made graphs {graphs!r}.")
+        terminal.out.print(f"Built graphs {graphs!r}.")

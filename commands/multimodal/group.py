@@ -1,4 +1,4 @@
-"""`actstore multimodal`: which neurons carry an image's concepts into words, and where on the image they look."""
+"""`actstore multimodal`: the neurons that carry an image's concepts into words, and the image regions they respond to."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from actstore.commands.choices import ALL_ACTIVATIONS, ActivationName, MapName
 from actstore.commands.multimodal import properties as multimodal_properties
-from actstore.commands.multimodal.properties import KOfNoun, Nouns  # noqa: TC001  (Typer reads them)
+from actstore.commands.multimodal.properties import KPerNoun, NounFile, Nouns, noun_source
 from actstore.commands.options import CaptureName, Json, PaperForm, Quiet, Rows, Site, StorePath, family
 from actstore.display import terminal
 from actstore.display.reports import print_json, token_list
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
     from actstore.store.reader import Capture
 
 group = family(
-    """Multi-modal neurons (Pan et al. 2024): those that carry what is on an image into the words of its caption.
+    """Multi-modal neurons (Pan et al. 2024): those that carry the content of an image into the words of its caption.
 
     `actstore multimodal STORE` is short for `actstore multimodal show STORE`, and needs a capture of images and captions, no
-    model; so do `map`, which draws where neurons look, and `properties`. `causal` runs the model.
+    model; so do `map`, which draws the image regions that neurons respond to, and `properties`. `causal` runs the model.
 
-    Example: `actstore multimodal captions.actstore --heat-maps maps`"""
+    Example: `actstore multimodal captions.actstore --output maps`"""
 )
 
 
@@ -43,21 +44,26 @@ def register(app: typer.Typer) -> None:
 def show(
     store: StorePath,
     capture: CaptureName = None,
-    k: KOfNoun = 20,
+    k: KPerNoun = 20,
     nouns: Nouns = "auto",
-    form: Annotated[
-        str, typer.Option(help="What counts as activation: post, gate (the paper's code), or both.")
+    noun_file: NounFile = None,
+    activation: Annotated[
+        ActivationName, typer.Option(help="Which value of a neuron is its activation; the paper's code uses the gate.")
     ] = "post",
     paper_form: PaperForm = False,
-    by: Annotated[str | None, typer.Option(metavar="noun", help="Put captions together, noun by noun.")] = None,
+    by_noun: Annotated[bool, typer.Option("--by-noun", help="Merge the captions of each noun.")] = False,
     document: Annotated[list[int] | None, typer.Option(min=0, help="Only this document; repeat for more.")] = None,
-    heat_maps: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Draw where each noun's neurons look, a PNG a noun.")
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Draw the heat maps of each noun's neurons into this folder, one PNG per noun."
+        ),
     ] = None,
     map_of: Annotated[
-        str,
+        MapName,
         typer.Option(
-            help="What maps show: contribution (to the noun), or activation (whatever its sign; the paper's)."
+            help="What maps show: contributions to the noun, or activations of any sign, as in the paper.",
+            rich_help_panel="Maps, with --output",
         ),
     ] = "contribution",
     rows: Rows = 10,
@@ -67,67 +73,61 @@ def show(
     """The neurons that carry each noun of each caption, ranked over all layers of the language model.
 
     A neuron's score is its activation where the noun's first sub-token is predicted, times its write vector's product with
-    that token's unembedding: what it adds to the token's logit, but for one factor a position. Beside each neuron stand the
-    tokens that it writes there: of one that is below zero, those that its write vector suppresses.
+    that token's unembedding: its contribution to the token's logit, up to one factor per position. Beside each neuron stand
+    the tokens that it writes there: of a neuron below zero, those that its write vector suppresses.
 
-    Example: `actstore multimodal captions.actstore -k 5 --by noun`
+    Example: `actstore multimodal captions.actstore -k 5 --by-noun`
     """
     from actstore.engine.multimodal import describe
     from actstore.engine.multimodal.concepts import concepts
     from actstore.engine.multimodal.find import find_multimodal
     from actstore.engine.multimodal.result import FORMS
 
-    settings = _settings(k, nouns, form, document, gain=not paper_form)
-    if by not in (None, "noun"):
-        raise InvalidInputError(f"Captions are put together by noun, found {by!r}. Write --by noun, or leave it out.")
-    if map_of not in ("contribution", "activation"):
-        raise InvalidInputError(f"Maps are of contribution or activation, found {map_of!r}. Mend --map-of.")
-    if heat_maps is not None and heat_maps.exists() and not heat_maps.is_dir():
-        raise InvalidInputError(f"Maps are written into a folder, and {heat_maps} is a file. Mend --heat-maps.")
-    held = Store(store).capture(capture)
+    settings = _settings(k, noun_source(nouns, noun_file), activation, document, gain=not paper_form)
+    if output is not None and output.exists() and not output.is_dir():
+        raise InvalidInputError(f"Maps are written into a folder, and {output} is a file. Check --output.")
+    opened = Store(store).capture(capture)
     with terminal.counting_bar("layers", enabled=not quiet) as advance:
-        found = find_multimodal(held, settings, advance)
-    terminal.warn(overflow_sentences(held, [FORMS[one] for one in settings.forms]))
-    told = describe.Rows(found)
+        result = find_multimodal(opened, settings, advance)
+    terminal.warn(overflow_sentences(opened, [FORMS[one] for one in settings.forms]))
+    described = describe.Rows(result)
     files: list[dict[str, Any]] = []
-    if heat_maps is not None:
+    if output is not None:
         with terminal.spinner("drawing maps", enabled=not quiet):
-            files = draw_all(found, heat_maps, contributions=map_of == "contribution")
+            files = draw_all(result, output, contributions=map_of == "contribution")
     if as_json:
-        print_json(_describe(found, told, by) | ({"files": files} if heat_maps is not None else {}))
+        print_json(_describe(result, described, by_noun) | ({"files": files} if output is not None else {}))
         return
-    if by == "noun":
-        _print_concepts(told, concepts(found), rows)
+    if by_noun:
+        _print_concepts(described, concepts(result), rows)
     else:
-        _print_captions(told, rows)
-    _print_foot(found, files)
+        _print_captions(described, rows)
+    _print_foot(result, files)
 
 
-def _settings(k: int, nouns: str, form: str, documents: list[int] | None, *, gain: bool) -> FindSettings:
+def _settings(k: int, nouns: str, activation: str, documents: list[int] | None, *, gain: bool) -> FindSettings:
     from actstore.engine.multimodal.result import FORMS, FindSettings
 
-    if form not in (*FORMS, "both"):
-        raise InvalidInputError(f"The form is one of {', '.join(FORMS)}, both: found {form!r}. Mend --form.")
-    forms: Any = tuple(FORMS) if form == "both" else (form,)
+    forms: Any = tuple(FORMS) if activation == ALL_ACTIVATIONS else (activation,)
     return FindSettings(k, nouns, forms, gain, documents=tuple(documents) if documents else None)
 
 
-def _describe(found: Multimodal, told: Described, by: str | None) -> dict[str, Any]:
+def _describe(result: Multimodal, described: Described, by_noun: bool) -> dict[str, Any]:
     from actstore.engine.multimodal.concepts import concepts
 
-    settings = found.settings
+    settings = result.settings
     about = {
-        "capture": found.capture.record.name,
-        "nouns_by": found.found_by,
+        "capture": result.capture.record.name,
+        "nouns_by": result.found_by,
         "forms": list(settings.forms),
         "gain": settings.gain,
         "k": settings.k,
     }
-    return about | ({"captions": told.captions()} if by is None else {"nouns": told.concepts(concepts(found))})
+    return about | ({"nouns": described.concepts(concepts(result))} if by_noun else {"captions": described.captions()})
 
 
-def _print_captions(told: Described, rows: int) -> None:
-    every = told.captions()
+def _print_captions(described: Described, rows: int) -> None:
+    every = described.captions()
     for caption in every[: rows or None]:
         heading = f"{caption['document']} {caption['image'] or ''}: {terminal.visible(caption['caption'])}"
         terminal.out.print(Text(heading, style="bold"), soft_wrap=True)
@@ -141,8 +141,8 @@ def _print_captions(told: Described, rows: int) -> None:
     _print_rest(len(every), rows, "captions")
 
 
-def _print_concepts(told: Described, every: Any, rows: int) -> None:
-    for concept in told.concepts(every[: rows or None]):
+def _print_concepts(described: Described, every: Any, rows: int) -> None:
+    for concept in described.concepts(every[: rows or None]):
         heading = f"{concept['noun']}: {terminal.plural(concept['captions'], 'caption')}"
         terminal.out.print(Text(heading, style="bold"))
         terminal.out.print(_table(concept["neurons"]))
@@ -176,24 +176,24 @@ def _table(neurons: list[dict[str, Any]]) -> Any:
 
 
 def _positions_above(row: dict[str, Any]) -> str:
-    """At how many of the nouns the neuron is above zero."""
+    """The number of nouns at which the neuron is above zero."""
     return f"{row['above_zero']:,} of {row['above_zero'] + row['below_zero']:,}"
 
 
 def _written(row: dict[str, Any]) -> str:
-    """What a neuron writes, by its sign at the nouns; where they do not agree, what it writes on either side of zero."""
+    """The tokens that a neuron writes, by its sign at the nouns; where the signs differ, those of either sign."""
     if row["writes"] is not None:
         return token_list(row["writes"], 60)
     above, below = (token_list(row[side], 20, 3) for side in ("tokens", "bottom_tokens"))
     return f"when above zero: {above}; when below: {below}"
 
 
-def _print_foot(found: Multimodal, files: list[dict[str, Any]]) -> None:
-    n, silent = len(found.nouns), len(found.captions) - len({noun.caption for noun in found.nouns})
+def _print_foot(result: Multimodal, files: list[dict[str, Any]]) -> None:
+    n, silent = len(result.nouns), len(result.captions) - len({noun.caption for noun in result.nouns})
     without = f" ({silent} without one)" if silent else ""
     terminal.out.print(
-        f"{terminal.plural(n, 'noun')} of {terminal.plural(len(found.captions), 'caption')}{without}; "
-        f"nouns by {found.found_by}.",
+        f"{terminal.plural(n, 'noun')} of {terminal.plural(len(result.captions), 'caption')}{without}; "
+        f"nouns by {result.found_by}.",
         style="dim",
         soft_wrap=True,
     )
@@ -204,83 +204,89 @@ def _print_foot(found: Multimodal, files: list[dict[str, Any]]) -> None:
         terminal.out.print(f"{len(files):,} maps in {folder}{said}", soft_wrap=True, markup=False)
 
 
-def draw_all(found: Multimodal, folder: Path, *, contributions: bool = True) -> list[dict[str, Any]]:
-    """Draw a map for every noun of every caption: `FOLDER/<document>-<noun>.png`; what was written."""
+def draw_all(result: Multimodal, folder: Path, *, contributions: bool = True) -> list[dict[str, Any]]:
+    """Draw a map of every noun of every caption, `FOLDER/<document>-<noun>.png`, and list the files."""
     from actstore.engine.multimodal.describe import plain
     from actstore.engine.multimodal.patch_maps import NeuronSet, map_neurons
     from actstore.engine.multimodal.result import FORMS
 
     of_document: dict[int, list[int]] = {}
-    for i, noun in enumerate(found.nouns):
-        of_document.setdefault(found.captions[noun.caption].document, []).append(i)
-    numbers = found.first.tokens
-    wanted = {
-        d: [NeuronSet(found.neurons_of(i), found.products_of(i) if contributions else None) for i in rows]
+    for i, noun in enumerate(result.nouns):
+        of_document.setdefault(result.captions[noun.caption].document, []).append(i)
+    numbers = result.first.tokens
+    neuron_sets = {
+        d: [NeuronSet(result.neurons_of(i), result.products_of(i) if contributions else None) for i in rows]
         for d, rows in of_document.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for document, which, made in map_neurons(found.capture, wanted, FORMS[found.settings.forms[0]]):
-        row = of_document[document][which]
-        noun = found.nouns[row]
-        neurons = found.numbering.names(numbers[row][numbers[row] >= 0])
-        lines = (plain(found.captions[noun.caption].text), f"{noun.word}: {' '.join(neurons)}")
+    for document, number, patch_map in map_neurons(result.capture, neuron_sets, FORMS[result.settings.forms[0]]):
+        row = of_document[document][number]
+        noun = result.nouns[row]
+        neurons = result.numbering.names(numbers[row][numbers[row] >= 0])
+        lines = (plain(result.captions[noun.caption].text), f"{noun.word}: {' '.join(neurons)}")
         name = f"{document:04d}-{''.join(c if c.isalnum() else '_' for c in noun.word)}.png"
-        drawn = _draw(found.capture, made, found.captions[noun.caption].image, folder / name, lines)
+        drawn = _draw(result.capture, patch_map, result.captions[noun.caption].image, folder / name, lines)
         files.append({"file": str(drawn.path), "document": document, "noun": noun.word, "note": drawn.note})
     return files
 
 
-def _draw(capture: Capture, made: PatchMap, named: str | None, path: Path, lines: tuple[str, ...]) -> Drawn:
+def _draw(capture: Capture, patch_map: PatchMap, name: str | None, path: Path, lines: tuple[str, ...]) -> Drawn:
     from actstore.engine.multimodal.pictures import draw_map, find_image
 
-    image, note = find_image(named, capture.record.plan.corpus, (made.width, made.height))
-    return draw_map(path, made, image, lines, note)
+    image, note = find_image(name, capture.record.plan.corpus, (patch_map.width, patch_map.height))
+    return draw_map(path, patch_map, image, lines, note)
 
 
 @group.command("map")
 def draw_neurons(
     store: StorePath,
-    neurons: Annotated[list[str], typer.Argument(metavar="NEURON…", help="Such as L3.N17; the mean of several.")],
-    document: Annotated[int, typer.Option(min=0, help="Whose image.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Draw into FILE.png.")],
+    neurons: Annotated[
+        list[str], typer.Argument(metavar="NEURON…", help="Neurons, such as L3.N17; of several, the mean is drawn.")
+    ],
+    document: Annotated[int, typer.Option(min=0, help="Number of the document with the image.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="Draw into FILE.png.")],
     capture: CaptureName = None,
     site: Site = "mlp.post",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Where on an image neurons look: the mean of their activations at each patch, over the image, and its mask.
+    """The image regions that neurons respond to: the mean of their activations at each patch, over the image, and its mask.
 
-    The picture shows the image, the map over it, and what lies above the map's 95th percentile.
+    The picture shows the image, the map over it, and the region above the map's 95th percentile.
 
-    Example: `actstore multimodal map captions.actstore L3.N17 --document 4 --out l3n17.png`
+    Example: `actstore multimodal map captions.actstore L3.N17 --document 4 --output l3n17.png`
     """
     from actstore.engine.multimodal.patch_maps import NeuronSet, map_neurons
     from actstore.engine.multimodal.pictures import check_picture
 
-    check_picture(out)
+    check_picture(output)
     opened = Store(store)
-    held = opened.capture(capture)
-    chosen = [(neuron.layer, neuron.index) for neuron in map(opened.neuron, neurons)]
-    n_documents = held.record.plan.n_documents
+    selected_capture = opened.capture(capture)
+    selection = [(neuron.layer, neuron.index) for neuron in map(opened.neuron, neurons)]
+    n_documents = selected_capture.record.plan.n_documents
     if document >= n_documents:
         raise InvalidInputError(
-            f"Capture {held.record.name!r} has documents 0 to {n_documents - 1}, found document {document}."
+            f"Capture {selected_capture.record.name!r} has documents 0 to {n_documents - 1}, found document {document}."
         )
     with terminal.spinner("reading activations", enabled=not quiet):
-        made = next((made for _, _, made in map_neurons(held, {document: [NeuronSet(chosen)]}, site)), None)
-    if made is None:
-        raise InvalidInputError(f"Capture {held.record.name!r} keeps no image position of document {document}.")
-    named = held.documents()["image"][document].as_py()
-    drawn = _draw(held, made, named, out, (" ".join(neurons),))
+        patch_map = next(
+            (one for _, _, one in map_neurons(selected_capture, {document: [NeuronSet(selection)]}, site)), None
+        )
+    if patch_map is None:
+        raise InvalidInputError(
+            f"Capture {selected_capture.record.name!r} holds no image position of document {document}."
+        )
+    image = selected_capture.documents()["image"][document].as_py()
+    drawn = _draw(selected_capture, patch_map, image, output, (" ".join(neurons),))
     if as_json:
-        about = {"document": document, "neurons": neurons, "file": str(out), "note": drawn.note}
-        print_json(about | {"patches": _patches(made)})
+        about = {"document": document, "neurons": neurons, "file": str(output), "note": drawn.note}
+        print_json(about | {"patches": _patches(patch_map)})
         return
-    largest = made.grid.box[int(made.values.argmax())].round(2).tolist()
+    largest = patch_map.grid.box[int(patch_map.values.argmax())].round(2).tolist()
     terminal.out.print(
-        f"{out}: {len(made.values)} patches, the largest mean {float(made.values.max()):.4g}, left, top, right, bottom "
-        f"{largest}" + (f"; {drawn.note}" if drawn.note else ""),
+        f"{output}: {len(patch_map.values)} patches, the largest mean {float(patch_map.values.max()):.4g}, left, top, right, "
+        f"bottom {largest}" + (f"; {drawn.note}" if drawn.note else ""),
         soft_wrap=True,
         markup=False,
     )
@@ -289,8 +295,8 @@ def draw_neurons(
 multimodal_properties.register(group)
 
 
-def _patches(made: PatchMap) -> list[dict[str, Any]]:
-    grid = made.grid
+def _patches(patch_map: PatchMap) -> list[dict[str, Any]]:
+    grid = patch_map.grid
     names = ("row", "column", "tile", "box", "value")
-    columns = (part.tolist() for part in (grid.row, grid.column, grid.tile, grid.box, made.values))
+    columns = (values.tolist() for values in (grid.row, grid.column, grid.tile, grid.box, patch_map.values))
     return [dict(zip(names, patch, strict=True)) for patch in zip(*columns, strict=True)]

@@ -1,7 +1,4 @@
-"""`naica evaluate`: what query-relevant neurons do to the queries they are of, beside the baselines, as the paper's tables are.
-
-`tables` is the same for whoever prints them otherwise.
-"""
+"""`naica evaluate`: the effect of query-relevant neurons on their own queries, beside the baselines, in the paper's tables."""
 
 from __future__ import annotations
 
@@ -11,16 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.commands.choices import ProtocolName, SelectionMethod  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     Attribution,
     Device,
     Dtype,
     Json,
-    ModelName,
+    ModelOption,
     QuestionsName,
     Quiet,
     StorePath,
     TrustRemoteCode,
+    captured_model,
     given,
     load,
 )
@@ -29,8 +28,6 @@ from actstore.display.reports import print_json
 from actstore.display.wide_tables import fitted_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from actstore.engine.naica.evaluation import NaicaEvaluation
 
 NAMES = {
@@ -42,15 +39,15 @@ NAMES = {
     "naica": "QRNCA",
 }
 TITLES = {
-    "query": "neurons tested on the prompts they were found with (the paper's protocol)",
-    "prompt": "neurons tested on a prompt of their query that was left out",
-    "label": "a label's neurons tested on the half of its queries that was left out",
+    "query": "neurons tested on the prompts they were selected with (the paper's protocol)",
+    "prompt": "neurons tested on a held-out prompt of their query",
+    "label": "a label's neurons tested on the held-out half of its queries",
 }
 
 NOTE = (
     "Means over seeds ± standard deviation. PCR: mean change of P (percent of P) on related over that on unrelated queries, "
-    "both of which ΔP gives; log-odds PCR: the same of log(P / (1 - P)), which neither explodes where P is near 0 nor stalls "
-    "where it is near 1. Flips: related prompts whose answer changes between right and wrong."
+    "both of which ΔP gives; log-odds PCR: the same of log(P / (1 - P)), which stays comparable where P is near 0 or near 1. "
+    "Flips: related prompts whose answer changes between right and wrong."
 )
 COLUMNS = (
     "neurons", "PCR boost", "PCR suppress", "ΔP % boost", "ΔP % suppress", "log-odds PCR boost", "log-odds PCR suppress",
@@ -59,12 +56,13 @@ COLUMNS = (
 ACCURACIES = ("guess", "prompt", "its neurons", "random", "top neurons", "random, as many as top", "neurons")
 
 
-# How neurons are chosen: each is a field of `NaicaSettings`.
-ClusterShare = Annotated[float, typer.Option("--t", help="A cluster takes scores above this share of its largest.")]
+# How neurons are selected: each is a field of `NaicaSettings`.
+ClusterShare = Annotated[float, typer.Option("--t", help="A cluster holds the scores above this share of its largest.")]
 CommonShare = Annotated[
-    float, typer.Option("--u", help="Neurons in more than this share of the clusters are common; 1 keeps all.")
+    float,
+    typer.Option("--u", help="Neurons in more than this share of the clusters are common, and removed; 1 keeps all."),
 ]
-MostNeurons = Annotated[int, typer.Option("--v", help="Neurons a query, at most.")]
+MaxNeurons = Annotated[int, typer.Option("--v", help="Maximum number of neurons per query.")]
 
 
 def register(group: typer.Typer) -> None:
@@ -74,47 +72,47 @@ def register(group: typer.Typer) -> None:
 
 def evaluate(
     ctx: typer.Context,
-    model: ModelName,
     store: StorePath,
+    model: ModelOption = None,
     capture: QuestionsName = None,
     by: Annotated[
         str, typer.Option(metavar="LABEL", help="The label whose other values are unrelated queries.")
     ] = "relation_name",
     method: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--method",
-            "--methods",
-            metavar="METHOD",
-            help="naica or a baseline; repeat, or separate by commas. [default: all]",
-        ),
+        list[SelectionMethod] | None,
+        typer.Option(help="How neurons are selected; all but naica are baselines; repeat for more. [default: all]"),
     ] = None,
     protocol: Annotated[
-        list[str] | None,
-        typer.Option(help="query (the paper's), prompt, label (both held out); repeat for more. [default: all]"),
+        list[ProtocolName] | None,
+        typer.Option(
+            help="What neurons are tested on: their own queries, as in the paper; a held-out prompt of each; a label's "
+            "held-out queries; repeat for more. [default: all]"
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How often to draw unrelated queries and what is left out.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of draws of unrelated and of held-out queries.")] = 5,
     max_queries: Annotated[
-        int | None, typer.Option(help="Test on at most so many queries; neurons are found with all.")
+        int | None, typer.Option(help="Maximum number of queries to test on; neurons are selected with all.")
     ] = None,
-    pool: Annotated[int, typer.Option(min=1, help="Neurons of a label.")] = 20,
+    pool: Annotated[int, typer.Option(min=1, help="Number of neurons per label.")] = 20,
     attribution: Attribution = "ig",
     t: ClusterShare = 0.2,
     u: CommonShare = 0.3,
-    v: MostNeurons = 20,
-    max_rows: Annotated[int, typer.Option(min=1, help="Rows of a pass, which bounds the memory.")] = 160,
+    v: MaxNeurons = 20,
+    max_rows: Annotated[
+        int, typer.Option(min=1, help="Maximum number of rows per pass, which bounds the memory.")
+    ] = 160,
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Suppress and boost the neurons of each query in MODEL, and see what becomes of its answer and of unrelated ones.
+    """Suppress and boost the neurons of each query in the model, and measure its answer and those to unrelated queries.
 
-    STORE holds the attributions of MODEL, as `actstore attribute` writes them. PCR is the mean change of the right letter's
+    STORE holds the attributions of the model, as `actstore attribute` writes them. PCR is the mean change of the right letter's
     probability on related queries over that on unrelated ones.
 
-    Example: `actstore naica evaluate gpt2 facts.actstore --by relation_name --seeds 3`
+    Example: `actstore naica evaluate facts.actstore --by relation_name --seeds 3`
     """
     from actstore.engine.naica.evaluation import EvaluationSettings, check_labels, evaluate_naica
     from actstore.engine.naica.naica import NaicaSettings
@@ -125,47 +123,48 @@ def evaluate(
     settings = EvaluationSettings(
         **given(ctx, EvaluationSettings),
         label=by,
-        methods=_split(method) or defaults.methods,
-        protocols=_split(protocol) or defaults.protocols,
+        methods=tuple(dict.fromkeys(method or defaults.methods)),
+        protocols=tuple(dict.fromkeys(protocol or defaults.protocols)),
         naica=NaicaSettings(**given(ctx, NaicaSettings)),
     )
     attributions = open_attributions(Store(store), capture)
     check_labels(attributions, settings)  # before the model is loaded
-    loaded = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
+    source = captured_model(attributions.store, model)
+    loaded = load(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     with terminal.counting_bar("prompts", enabled=not quiet) as advance:
-        found = evaluate_naica(loaded, attributions, settings, advance)
-    terminal.warn(found.warnings)
+        evaluation = evaluate_naica(loaded, attributions, settings, advance)
+    terminal.warn(evaluation.warnings)
     if as_json:
         about = {"model": loaded.spec.name, "capture": attributions.capture.record.name, "settings": asdict(settings)}
-        print_json(about | _describe(found))
+        print_json(about | _describe(evaluation))
         return
-    for title, columns, rows in tables(found):
+    for title, columns, rows in tables(evaluation):
         terminal.out.print(fitted_table(title, columns, rows))
         terminal.out.print()
     terminal.out.print(NOTE, style="dim", soft_wrap=True)
 
 
-def _describe(found: NaicaEvaluation) -> dict[str, Any]:
+def _describe(evaluation: NaicaEvaluation) -> dict[str, Any]:
     return {
-        "summary": found.summary(),
-        "measurements": [one.as_row() for one in found.measurements],
-        "prediction": found.accuracy_summary(),
-        "accuracies": [asdict(one) for one in found.accuracies],
-        "warnings": list(found.warnings),
-        "fallback": found.fallback,
+        "summary": evaluation.summary(),
+        "measurements": [one.as_row() for one in evaluation.measurements],
+        "prediction": evaluation.accuracy_summary(),
+        "accuracies": [asdict(one) for one in evaluation.accuracies],
+        "warnings": list(evaluation.warnings),
+        "fallback": evaluation.fallback,
     }
 
 
-def tables(found: NaicaEvaluation) -> list[tuple[str, list[Any], list[tuple[str, ...]]]]:
+def tables(evaluation: NaicaEvaluation) -> list[tuple[str, list[Any], list[tuple[str, ...]]]]:
     """Title, columns and rows of every table: for each protocol PCR and editing, then prediction by neurons."""
-    made: list[tuple[str, list[Any], list[tuple[str, ...]]]] = []
-    summary = found.summary()
+    shown: list[tuple[str, list[Any], list[tuple[str, ...]]]] = []
+    summary = evaluation.summary()
     for protocol in dict.fromkeys(row["protocol"] for row in summary):
-        mine = {(row["method"], row["operation"]): row for row in summary if row["protocol"] == protocol}
-        methods = dict.fromkeys(method for method, _ in mine)
+        of_protocol = {(row["method"], row["operation"]): row for row in summary if row["protocol"] == protocol}
+        methods = dict.fromkeys(method for method, _ in of_protocol)
         rows = []
         for method in methods:
-            both = [mine[method, operation] for operation in ("boost", "suppress")]
+            both = [of_protocol[method, operation] for operation in ("boost", "suppress")]
             rows.append(
                 (
                     NAMES[method],
@@ -177,20 +176,16 @@ def tables(found: NaicaEvaluation) -> list[tuple[str, list[Any], list[tuple[str,
                 )
             )
         columns = ["method", *((name, "right") for name in COLUMNS)]
-        made.append((f"{TITLES[protocol][0].upper()}{TITLES[protocol][1:]}", columns, rows))
-    if accuracy := found.accuracy_summary():
+        shown.append((f"{TITLES[protocol][0].upper()}{TITLES[protocol][1:]}", columns, rows))
+    if accuracy := evaluation.accuracy_summary():
         names = ("guess", "prompt", "neuron", "random", "pool_neuron", "pool_random")
         columns = ["label", *((name, "right") for name in ACCURACIES)]
         rows = [
             (str(row["label"]), *(_spread(row, name, "{:.3f}") for name in names), f"{row['neurons']:.0f}")
             for row in accuracy
         ]
-        made.append(("Accuracy of predictions on held-out queries", columns, rows))
-    return made
-
-
-def _split(values: Sequence[str] | None) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(part.strip() for value in values or () for part in value.split(",") if part.strip()))
+        shown.append(("Accuracy of predictions on held-out queries", columns, rows))
+    return shown
 
 
 def _number(value: float) -> str:

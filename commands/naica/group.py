@@ -1,4 +1,4 @@
-"""`actstore naica`: whose neuron is it? The neurons relevant to each query, to each label, and in which layers they lie."""
+"""`actstore naica`: the neurons relevant to each query and to each label, and the layers that they lie in."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from actstore.commands.choices import SelectionMethod  # noqa: TC001  (Typer reads it)
 from actstore.commands.naica import evaluate as naica_evaluate
-from actstore.commands.naica.evaluate import ClusterShare, CommonShare, MostNeurons  # noqa: TC001  (Typer reads them)
+from actstore.commands.naica.evaluate import ClusterShare, CommonShare, MaxNeurons  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     Attribution,
     Json,
     QuestionsName,
     Quiet,
     Rows,
+    Seed,
     StorePath,
     as_rows,
     family,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from actstore.store.capture.attributions import Attributions
 
 group = family(
-    """Query-relevant neurons (NA-ICA, published as QRNCA): those that a query is attributed to and other queries are not.
+    """Query-relevant neurons (NA-ICA, published as QRNCA): those with a high attribution to one query and not to others.
 
     `actstore naica STORE` is short for `actstore naica show STORE` and reads attributions that `actstore attribute` stored;
     `actstore naica evaluate` runs the model with these neurons suppressed and boosted.
@@ -51,31 +53,32 @@ def show(
     attribution: Attribution = "ig",
     t: ClusterShare = 0.2,
     u: CommonShare = 0.3,
-    v: MostNeurons = 20,
-    ica: Annotated[bool, typer.Option("--ica/--no-ica", help="Weigh neurons by how few clusters they are in.")] = True,
+    v: MaxNeurons = 20,
+    ica: Annotated[
+        bool, typer.Option("--ica/--no-ica", help="Weigh neurons by their inverse cluster frequency.")
+    ] = True,
     method: Annotated[
-        str,
-        typer.Option(metavar="METHOD", help="naica, or a baseline: without-ica, with-common, kn, activation, random."),
+        SelectionMethod, typer.Option(help="How neurons are selected; all but naica are baselines.")
     ] = "naica",
-    seed: Annotated[int, typer.Option(min=0, help="Of method random.")] = 0,
+    seed: Seed = 0,
     by: Annotated[
         str | None, typer.Option(metavar="LABEL", help="Pool the queries of each value of this label.")
     ] = None,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many neurons a query, or a label.")] = 10,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Maximum number of neurons per query, or per label.")] = 10,
     rows: Rows = 20,
-    heat_map: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw labels × layers into FILE.svg or FILE.html.")
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw a heat map, labels × layers, into FILE.svg or FILE.html.")
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """The neurons relevant to each query of STORE; with --by those of each label, with --heat-map a picture of their layers.
+    """The neurons relevant to each query of STORE; with --by those of each label, with --output a picture of their layers.
 
     A query's score for a neuron is its attribution, summed over its prompts and divided by the sum over all neurons, times
     log(clusters / (clusters with the neuron + 1)). Pooled by label, the divisor is the sum of magnitudes, so that no
-    single query outweighs the others. Neither model nor tokenizer is needed.
+    single query dominates the others. Neither model nor tokenizer is needed.
 
-    Example: `actstore naica facts.actstore --by domain -k 5 --heat-map layers.svg`
+    Example: `actstore naica facts.actstore --by domain -k 5 --output layers.svg`
     """
     from actstore.display.heat_map import check_picture, write_picture
     from actstore.engine.naica.baselines import choose_neurons
@@ -84,38 +87,40 @@ def show(
     from actstore.store.capture.attributions import open_attributions
 
     settings = NaicaSettings(attribution=attribution, t=t, u=u, v=v, ica=ica)
-    if heat_map is not None:
-        check_picture(heat_map)
+    if output is not None:
+        check_picture(output)
     attributions = open_attributions(Store(store), capture)
-    label_of_queries(attributions.queries, by)  # says now, not after the work, that there is no such label
-    with terminal.spinner("choosing neurons", enabled=not quiet):
-        chosen = choose_neurons(attributions, method, settings, seed)
-    said = {"attribution": attribution, "t": t, "u": u, "v": v, "ica": ica}
-    layers = count_by_layer(chosen, attributions.capture.record.layers("mlp.post"), by)
-    if heat_map is not None:
-        write_picture(heat_map, layers, "Query-relevant neurons by layer", _subtitle(attributions, method, said))
-    warnings = [*_incomplete(attributions), *chosen.warnings]
+    label_of_queries(attributions.queries, by)  # fails before the work, where there is no such label
+    with terminal.spinner("selecting neurons", enabled=not quiet):
+        selection = choose_neurons(attributions, method, settings, seed)
+    described = {"attribution": attribution, "t": t, "u": u, "v": v, "ica": ica}
+    layers = count_by_layer(selection, attributions.capture.record.layers("mlp.post"), by)
+    if output is not None:
+        write_picture(output, layers, "Query-relevant neurons by layer", _subtitle(attributions, method, described))
+    warnings = [*_incomplete(attributions), *selection.warnings]
     terminal.warn(warnings)
     if as_json:
-        print_json(_describe(attributions, chosen, by, k) | {"method": method, "settings": said, "warnings": warnings})
+        print_json(
+            _describe(attributions, selection, by, k) | {"method": method, "settings": described, "warnings": warnings}
+        )
         return
-    terminal.out.print(_summary(attributions, chosen, method, said), style="bold", soft_wrap=True)
+    terminal.out.print(_summary(attributions, selection, method, described), style="bold", soft_wrap=True)
     if by is None:
-        _print_queries(attributions, chosen, k, rows)
+        _print_queries(attributions, selection, k, rows)
     else:
-        _print_labels(attributions, chosen, by, k, rows)
+        _print_labels(attributions, selection, by, k, rows)
     if terminal.out.is_terminal:
         terminal.out.print()
         terminal.out.print(layer_table(layers, rows, min(WIDTH, terminal.out.width)))
-    if heat_map is not None:
-        terminal.out.print(f"{heat_map}: heat map of {len(layers.labels)} rows and {len(layers.layers)} layers.")
+    if output is not None:
+        terminal.out.print(f"{output}: heat map of {len(layers.labels)} rows and {len(layers.layers)} layers.")
 
 
 naica_evaluate.register(group)
 
 
 def layer_table(layers: LayerCounts, rows: int, width: int) -> Any:
-    """The heat map for a terminal: a coloured cell a layer, its share of the label's neurons in percent.
+    """The heat map for a terminal: one coloured cell per layer, its share of the label's neurons in percent.
 
     Where the terminal is too narrow, neighbouring layers share a cell.
     """
@@ -124,8 +129,8 @@ def layer_table(layers: LayerCounts, rows: int, width: int) -> Any:
     from actstore.display.heat_map import colour, is_dark, percent
 
     labels = layers.labels[: rows or None]
-    room = max(3, (width - min(30, max(map(len, (layers.label, *labels)), default=0))) // 8)
-    step = -(-len(layers.layers) // room) if len(layers.layers) > room else 1
+    n_cells = max(3, (width - min(30, max(map(len, (layers.label, *labels)), default=0))) // 8)
+    step = -(-len(layers.layers) // n_cells) if len(layers.layers) > n_cells else 1
     starts = np.arange(0, len(layers.layers), step)
     shares = np.add.reduceat(layers.shares[: len(labels)], starts, axis=1)
     largest = float(shares.max(initial=0.0))
@@ -137,18 +142,18 @@ def layer_table(layers: LayerCounts, rows: int, width: int) -> Any:
             ink = "white" if is_dark(rgb) else "black"
             line.append(Text(f" {percent(share):>3} ", style=f"{ink} on rgb({rgb[0]},{rgb[1]},{rgb[2]})"))
         lines.append(line)
-    parts = [layers.layers[start : start + step] for start in starts]
-    heads = [(f"L{part[0]}" + (f"–{part[-1]}" if len(part) > 1 else ""), "right") for part in parts]
+    groups = [layers.layers[start : start + step] for start in starts]
+    heads = [(f"L{cell[0]}" + (f"–{cell[-1]}" if len(cell) > 1 else ""), "right") for cell in groups]
     return terminal.table("Neurons by layer, % of the row", [layers.label or "queries", *heads], lines)
 
 
 def _incomplete(attributions: Attributions) -> list[str]:
-    held = attributions.capture
-    if held.is_complete:
+    capture = attributions.capture
+    if capture.is_complete:
         return []
     return [
-        f"Capture {held.record.name!r} is not finished ({len(held.blocks):,} of {held.record.plan.n_blocks:,} blocks): "
-        "the queries so far are shown. Run `actstore attribute` again with --resume."
+        f"Capture {capture.record.name!r} is not finished ({len(capture.blocks):,} of {capture.record.plan.n_blocks:,} "
+        "blocks): the queries written so far are shown. Run `actstore attribute` again with --resume."
     ]
 
 
@@ -156,12 +161,12 @@ def _neurons(attributions: Attributions, neurons: Any, scores: Any) -> list[dict
     return as_rows(scores, attributions.neuron_names(neurons))
 
 
-def _describe(attributions: Attributions, chosen: Chosen, by: str | None, k: int) -> dict[str, Any]:
+def _describe(attributions: Attributions, selection: Chosen, by: str | None, k: int) -> dict[str, Any]:
     """The JSON document."""
     from actstore.engine.naica.selection import label_columns, pool_by_label
 
-    rows = chosen.queries.to_pylist()
-    labels = label_columns(chosen.queries)
+    rows = selection.queries.to_pylist()
+    labels = label_columns(selection.queries)
     value: dict[str, Any] = {
         "capture": attributions.capture.record.name,
         "queries": [
@@ -169,22 +174,22 @@ def _describe(attributions: Attributions, chosen: Chosen, by: str | None, k: int
                 "query": row["query"],
                 "correct": row["correct"],
                 "labels": {name: row[name] for name in labels},
-                "neurons": _neurons(attributions, *chosen.of(i)),
+                "neurons": _neurons(attributions, *selection.of(i)),
             }
             for i, row in enumerate(rows)
         ],
-        "common": attributions.neuron_names(_common(chosen)),
+        "common": attributions.neuron_names(_common(selection)),
     }
     if by is not None:
-        pooled = pool_by_label(chosen, by, k)
+        pooled = pool_by_label(selection, by, k)
         value |= {"by": by, "labels": {name: _named(attributions, neurons) for name, neurons in pooled.items()}}
     return value
 
 
-def _common(chosen: Chosen) -> Any:
+def _common(selection: Chosen) -> Any:
     import numpy as np
 
-    return getattr(chosen, "common", np.empty(0, np.int64))
+    return getattr(selection, "common", np.empty(0, np.int64))
 
 
 def _named(attributions: Attributions, neurons: list[tuple[int, float]]) -> list[dict[str, Any]]:
@@ -193,35 +198,38 @@ def _named(attributions: Attributions, neurons: list[tuple[int, float]]) -> list
     return _neurons(attributions, np.array([n for n, _ in neurons], np.int64), [score for _, score in neurons])
 
 
-def _subtitle(attributions: Attributions, method: str, said: dict[str, Any]) -> str:
+def _subtitle(attributions: Attributions, method: str, settings: dict[str, Any]) -> str:
     capture = attributions.capture
-    numbers = f"t {said['t']:g}, u {said['u']:g}, v {said['v']}{'' if said['ica'] else ', no ica'}"
-    return f"{capture.store.model.name}, capture {capture.record.name}: {method}, attribution {said['attribution']}, {numbers}"
+    numbers = f"t {settings['t']:g}, u {settings['u']:g}, v {settings['v']}{'' if settings['ica'] else ', no ica'}"
+    source = f"{capture.store.model.name}, capture {capture.record.name}"
+    return f"{source}: {method}, attribution {settings['attribution']}, {numbers}"
 
 
-def _summary(attributions: Attributions, chosen: Chosen, method: str, said: dict[str, Any]) -> str:
-    n = chosen.queries.num_rows
-    n_right = sum(chosen.queries["correct"].to_pylist())
+def _summary(attributions: Attributions, selection: Chosen, method: str, settings: dict[str, Any]) -> str:
+    n = selection.queries.num_rows
+    n_right = sum(selection.queries["correct"].to_pylist())
     right = f", {n_right:,} answered right ({100 * n_right / n:.0f} %)" if n else ""
-    average = f"; {len(chosen.neurons) / n:.1f} neurons a query" if n else ""
-    n_common = len(_common(chosen))
+    average = f"; {len(selection.neurons) / n:.1f} neurons per query" if n else ""
+    n_common = len(_common(selection))
     common = f", {terminal.plural(n_common, 'common neuron')} removed" if n_common else ""
-    return f"{_subtitle(attributions, method, said)}\n{terminal.plural(n, 'query', 'queries')}{right}{average}{common}."
+    return f"{_subtitle(attributions, method, settings)}\n{terminal.plural(n, 'query', 'queries')}{right}{average}{common}."
 
 
-def _print_labels(attributions: Attributions, chosen: Chosen, by: str, k: int, rows: int) -> None:
+def _print_labels(attributions: Attributions, selection: Chosen, by: str, k: int, rows: int) -> None:
     import numpy as np
 
     from actstore.engine.naica.selection import label_of_queries, pool_by_label
 
-    _, of_queries = label_of_queries(chosen.queries, by)
-    correct = np.array(chosen.queries["correct"].to_pylist(), bool)
+    _, of_queries = label_of_queries(selection.queries, by)
+    correct = np.array(selection.queries["correct"].to_pylist(), bool)
     lines = []
-    for i, (name, neurons) in enumerate(pool_by_label(chosen, by, k).items()):
-        mine = of_queries == i
-        found = _named(attributions, neurons)
-        each = float(chosen.n_neurons[mine].mean())
-        lines.append((name, int(mine.sum()), terminal.percent(correct[mine].mean()), f"{each:.1f}", _listed(found)))
+    for i, (name, neurons) in enumerate(pool_by_label(selection, by, k).items()):
+        of_label = of_queries == i
+        listed = _named(attributions, neurons)
+        each = float(selection.n_neurons[of_label].mean())
+        lines.append(
+            (name, int(of_label.sum()), terminal.percent(correct[of_label].mean()), f"{each:.1f}", _listed(listed))
+        )
     columns = [
         by,
         ("queries", "right"),
@@ -232,15 +240,15 @@ def _print_labels(attributions: Attributions, chosen: Chosen, by: str, k: int, r
     print_rows(columns, folded_lists(columns, lines[: rows or None]), len(lines), "labels")
 
 
-def _print_queries(attributions: Attributions, chosen: Chosen, k: int, rows: int) -> None:
+def _print_queries(attributions: Attributions, selection: Chosen, k: int, rows: int) -> None:
     lines = []
-    table = chosen.queries.select(["query", "correct"]).slice(0, rows or None).to_pylist()
+    table = selection.queries.select(["query", "correct"]).slice(0, rows or None).to_pylist()
     for i, row in enumerate(table):
-        neurons, scores = chosen.of(i)
-        found = _neurons(attributions, neurons[:k], scores[:k])
-        lines.append((row["query"], terminal.verdict(row["correct"]), len(neurons), _listed(found)))
+        neurons, scores = selection.of(i)
+        listed = _neurons(attributions, neurons[:k], scores[:k])
+        lines.append((row["query"], terminal.verdict(row["correct"]), len(neurons), _listed(listed)))
     columns = ["query", "answer", ("neurons", "right"), f"top {k} neurons, score"]
-    print_rows(columns, folded_lists(columns, lines), chosen.queries.num_rows, "queries")
+    print_rows(columns, folded_lists(columns, lines), selection.queries.num_rows, "queries")
 
 
 def _listed(neurons: list[dict[str, Any]]) -> str:

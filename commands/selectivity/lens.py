@@ -1,4 +1,4 @@
-"""`selectivity lens`: how undecided every layer is about the next token. Knows nothing about how it is computed."""
+"""`selectivity lens`: the entropy of the next token at every layer."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def lens(
     store: StorePath,
     capture: CaptureName = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens looked at of each modality. [default: all]")
+        int | None, typer.Option(min=1, help="Maximum number of tokens read per modality. [default: all]")
     ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """The logit lens: how undecided every layer of STORE is about the next token, text and image tokens apart.
+    """The logit lens: the entropy of the next token at every layer of STORE, for text and for image tokens.
 
     Needs a capture of resid.post.
 
@@ -36,18 +36,18 @@ def lens(
     """
     from actstore.engine.selectivity.logit_lens import look_through
 
-    held = Store(store).capture(capture)
+    opened = Store(store).capture(capture)
     with terminal.counting_bar("tokens", enabled=not quiet) as report:
-        found = look_through(held, max_tokens=max_tokens, device=device, on_tokens=report)
-    terminal.warn(overflow_sentences(held, ["resid.post"]))
+        result = look_through(opened, max_tokens=max_tokens, device=device, on_tokens=report)
+    terminal.warn(overflow_sentences(opened, ["resid.post"]))
     if as_json:
         layers = [
-            {"layer": layer, "entropies": dict(zip(found.modalities, row, strict=True))}
-            for layer, row in zip(found.layers, found.entropies.tolist(), strict=True)
+            {"layer": layer, "entropies": dict(zip(result.modalities, row, strict=True))}
+            for layer, row in zip(result.layers, result.entropies.tolist(), strict=True)
         ]
-        tokens = dict(zip(found.modalities, found.n_tokens.tolist(), strict=True))
-        print_json({"capture": held.record.name, "tokens": tokens, "layers": layers})
+        tokens = dict(zip(result.modalities, result.n_tokens.tolist(), strict=True))
+        print_json({"capture": opened.record.name, "tokens": tokens, "layers": layers})
         return
-    terminal.out.print("Entropy of the next token that each layer's residual stream stands for, in nats", style="bold")
-    rows = [(f"L{layer}", *row) for layer, row in zip(found.layers, found.entropies.tolist(), strict=True)]
-    terminal.out.print(terminal.table(None, ["after layer", *((kind, "right") for kind in found.modalities)], rows))
+    terminal.out.print("Entropy of the next token as each layer's residual stream predicts it, in nats", style="bold")
+    rows = [(f"L{layer}", *row) for layer, row in zip(result.layers, result.entropies.tolist(), strict=True)]
+    terminal.out.print(terminal.table(None, ["after layer", *((kind, "right") for kind in result.modalities)], rows))

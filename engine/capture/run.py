@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase  # noqa: TC002
 from actstore.engine.capture.root import write_store_root
 from actstore.engine.capture.sizes import estimate_nbytes
 from actstore.engine.models.fingerprint import check_model, fingerprint_of
-from actstore.engine.models.load import DTYPES, LoadedModel, ModelSpec
+from actstore.engine.models.names import DTYPES
 from actstore.store import layout
 from actstore.store.arguments import Typed, argument
 from actstore.store.capture.commits import committed_blocks
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from actstore.engine.capture.progress import CaptureProgress
+    from actstore.engine.models.load import LoadedModel, ModelSpec
     from actstore.engine.models.sources import ModelSource
     from actstore.engine.models.tokenizer.load import TextTokenizer
     from actstore.store.capture.statistics import CaptureStatistics

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from actstore.engine.coverage.names import CRITERIA, RANGED
 from actstore.engine.coverage.state import (
     MOST,
     Extremes,
@@ -35,17 +36,6 @@ if TYPE_CHECKING:
 
     from actstore.store.reader import Capture
 
-CRITERIA: Final = {
-    "nc": "neurons whose value, min-max scaled within the layer per sample, ever exceeds t",
-    "kmnc": "of the k equal sections of each neuron's range in the reference, those hit",
-    "nbc": "corners beyond the range in the reference, two a neuron, reached",
-    "snac": "neurons that ever exceed their range in the reference",
-    "tknc": "neurons ever among their layer's k largest",
-    "tknp": "distinct patterns: which neurons are the k largest of every layer; of the samples",
-    "tfc": "vectors farther than a distance from every vector kept before, over the layers",
-}
-RANGED: Final = ("kmnc", "nbc", "snac")
-"""Criteria that hold values against the ranges of a reference."""
 _MEASURED: Final = {
     "nc": "scaled",
     "kmnc": "sections",

@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actstore.engine.edit.baselines import BASELINES
 from actstore.engine.edit.cases import KINDS, Case, Task, tasks_of_capture, tasks_of_cases
 from actstore.engine.edit.interventions import intervening
 from actstore.engine.edit.readings import CaptureReader
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from actstore.engine.edit.readings import Reader
     from actstore.store.edits import Edit
     from actstore.store.reader import Capture, Store
-
-BASELINES: Final = ("fine-tune", "random")
 
 
 @dataclass(frozen=True)

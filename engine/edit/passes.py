@@ -13,20 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from actstore.engine.edit.positions import NAMED
 from actstore.engine.models.cache import past_length
 from actstore.store.errors import InvalidInputError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-NAMED = {
-    "all": "every position",
-    "prompt": "the prompt's positions",
-    "last": "the prompt's last position, which predicts the answer's first token",
-    "generated": "the answer's positions",
-    "predicting": "the prompt's last position and the answer's: those that predict the answer",
-    "image": "the prompt's image positions",
-}
 
 
 def check_positions(positions: str | Sequence[int]) -> None:

@@ -40,7 +40,7 @@ class Operation(Record, Typed):
     neurons: tuple[str, ...]
     """Such as L3.N17."""
     positions: str | tuple[int, ...] = "all"
-    """A name of `passes.NAMED`, or positions; negative ones count from the prompt's end."""
+    """A name of `positions.NAMED`, or positions; negative ones count from the prompt's end."""
     factor: float = 2.0
     value: float = 0.0
     sigma: float = 1.0

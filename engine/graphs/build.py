@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from actstore.engine.graphs.contexts import Contexts, read_contexts
+from actstore.engine.graphs.methods import CORPUS
 from actstore.engine.graphs.values import silent_means, values_with
 from actstore.kernels.jit import default_threads
 from actstore.kernels.suffix_trie.api import MAX_DEPTH, Nodes, Settings, build
@@ -283,7 +284,7 @@ def _describe(
     plan = capture.record.plan
     return GraphRecord(
         name=name,
-        method="corpus",
+        method=CORPUS,
         written_by=written_by(),
         model_fingerprint=capture.record.model_fingerprint,
         tokenizer_fingerprint=plan.tokenizer_fingerprint,

@@ -68,9 +68,9 @@ class QuestionOptions(Typed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("--templates", self.templates), ("--max-questions", self.max_queries)):
+        for name, value in (("templates", self.templates), ("max_queries", self.max_queries)):
             if value is not None and value < 1:
-                raise InvalidInputError(f"{name} is at least 1, found {value}.")
+                raise InvalidInputError(f"Expected `{name}` of 1 or more, found {value}.")
 
 
 def read_questions(path: str | Path, options: QuestionOptions | None = None) -> Iterator[Query]:

@@ -64,7 +64,7 @@ def _explain(name: str, error: Exception, *, trusted: bool) -> str:
         cause = cause.__cause__ or cause.__context__
     text = " ".join(causes)
     if "trust_remote_code" in text and not trusted:
-        return f"the model {name!r} brings its own code: read that code, then pass trust_remote_code=True to run it"
+        return f"the model {name!r} brings its own code: read that code, then pass `trust_remote_code=True` to run it"
     if os.path.isdir(name):
         if not (Path(name) / "config.json").is_file():
             return f"expected a model in the folder {name!r}, and it holds no config.json: give the one save_pretrained wrote"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from actstore.engine.models import families
-from actstore.engine.models.sites import BLOCK_SITES, SITES, Tap
+from actstore.engine.models.names import BLOCK_SITES, SITES
 from actstore.store.errors import ModelError
 from actstore.store.files.records import APART, PARTS, part_of
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from actstore.engine.models.architecture import Architecture, Block, Projection
+    from actstore.engine.models.sites import Tap
 
 
 @dataclass(frozen=True)

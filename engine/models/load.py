@@ -20,8 +20,9 @@ from actstore.engine.models import checkpoints, families
 from actstore.engine.models.architecture import Architecture, walk
 from actstore.engine.models.in_memory import plain_model, unchanged
 from actstore.engine.models.layers import Layer, LayerSpec, ModelSpec, check_structure, list_layers
+from actstore.engine.models.names import BLOCK_SITES, DTYPES, MLP_SITES
 from actstore.engine.models.products import Watch, Watched
-from actstore.engine.models.sites import BLOCK_SITES, MLP_SITES, SITES, LastLayerReached, Sink, Tap, tapped, tokens_only
+from actstore.engine.models.sites import LastLayerReached, Sink, Tap, tapped, tokens_only
 from actstore.engine.models.vision.example_images import ExampleImage, example_image
 from actstore.store.errors import InvalidInputError, ModelError
 
@@ -33,9 +34,8 @@ if TYPE_CHECKING:
 
     from actstore.engine.models.in_memory import ModelInput
 
-__all__ = ["SITES", "LayerSpec", "LoadedModel", "ModelSpec", "inspect_model", "load_model"]
+__all__ = ["LayerSpec", "LoadedModel", "ModelSpec", "inspect_model", "load_model"]
 
-DTYPES = ("auto", "float32", "float16", "bfloat16")
 _EPSILONS = ("eps", "variance_epsilon", "epsilon", "norm_eps")  # as norms call what they add to the mean square
 
 

@@ -15,17 +15,6 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-SITES = ("mlp.post", "mlp.gate", "mlp.up", "resid.pre", "resid.mid", "resid.post", "attn.out")
-"""Every site there is.
-
-`mlp.post` is A_post, the input of the MLP's output projection; `mlp.gate` (after the activation) and `mlp.up` are its factors.
-`resid.pre` enters the block, `resid.mid` enters the MLP branch after attention, `resid.post` leaves the block; `attn.out` is
-what the (first) attention or other position-mixing sub-layer adds to the stream.
-"""
-
-MLP_SITES = ("mlp.post", "mlp.gate", "mlp.up")
-BLOCK_SITES = ("resid.pre", "resid.mid", "resid.post", "attn.out")
-
 Sink = Callable[[int, str, Tensor, "Tensor | None"], None]
 """`sink(layer, site, values [row, neuron], rows [row] or None)`; see `LoadedModel.forward`."""
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 FORMS: Final = {"post": "mlp.post", "gate": "mlp.gate"}
 """What stands for a neuron's activation: A_post, which its write vector is multiplied with; A_gate, as in the paper's code."""
+MAPS: Final = ("contribution", "activation")
+"""What a map can show of neurons: what they contribute to a noun, or their activations, whatever their sign."""
 BY: Final = ("contribution", "activation", "random")
 
 Form = Literal["post", "gate"]

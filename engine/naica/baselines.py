@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actstore.engine.naica.knowledge import knowledge_neurons
+from actstore.engine.naica.methods import ALIASES, METHODS
 from actstore.engine.naica.naica import NaicaSettings, find_naica, normalise
 from actstore.engine.naica.selection import join
 from actstore.store.errors import InvalidInputError
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
     from actstore.engine.naica.selection import Chosen
     from actstore.store.capture.attributions import Attributions
-
-METHODS = ("naica", "without-ica", "with-common", "kn", "activation", "random")
-ALIASES = {"qrnca": "naica"}
 
 
 def choose_neurons(

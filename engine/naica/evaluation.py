@@ -30,9 +30,11 @@ import numpy as np
 
 from actstore.engine.attribution.scaled_last_position import LastPosition
 from actstore.engine.models.fingerprint import check_model, fingerprint_of
-from actstore.engine.naica.baselines import ALIASES, METHODS, choose_neurons
+from actstore.engine.naica.baselines import choose_neurons
+from actstore.engine.naica.methods import ALIASES, METHODS
 from actstore.engine.naica.naica import NaicaSettings
 from actstore.engine.naica.prediction import Accuracy, accuracies
+from actstore.engine.naica.protocols import PROTOCOLS
 from actstore.engine.naica.selection import Chosen, label_of_queries, pool_by_label
 from actstore.engine.naica.some_prompts import part_of
 from actstore.engine.naica.trials import Asked, Measurement, Trials
@@ -46,8 +48,6 @@ if TYPE_CHECKING:
 
     from actstore.engine.models.load import LoadedModel
     from actstore.store.capture.attributions import Attributions
-
-PROTOCOLS = ("query", "prompt", "label")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 MIN_TOKENS: Final = 1000
 """Below so many tokens a label's probabilities are off by more than 0.016 (one standard error at p = 0.5): a warning."""
 GATE, POST = "mlp.gate", "mlp.post"
+FIRING_SITES: Final = (GATE, POST)
+"""Sites whose values say whether a neuron fires."""
+COUNTABLE: Final = (layout.MODALITIES[layout.TEXT], *layout.MODALITIES[layout.IMAGE :])
+"""Modalities whose tokens can be counted apart."""
 _ROWS: Final = 256
 """Neurons whose values are looked at together: 16 MB at 16,384 slots a block."""
 
@@ -50,12 +54,11 @@ class SelectivitySettings(Typed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.site not in (None, GATE, POST):
+        if self.site not in (None, *FIRING_SITES):
             raise InvalidInputError(f"Neurons fire at {GATE} or {POST}, found {self.site!r}. Mend --site.")
-        countable = layout.MODALITIES[layout.TEXT : layout.TEXT + 1] + layout.MODALITIES[layout.IMAGE :]
-        if self.modality is not None and self.modality not in countable:
+        if self.modality is not None and self.modality not in COUNTABLE:
             raise InvalidInputError(
-                f"The modality is one of {', '.join(countable)}, found {self.modality!r}. Mend --modality."
+                f"The modality is one of {', '.join(COUNTABLE)}, found {self.modality!r}. Mend --modality."
             )
         if not 0 < self.share <= 1:
             raise InvalidInputError(f"--share is a share of all neurons above 0 and at most 1, found {self.share}.")

@@ -41,7 +41,7 @@ class Graphs(GraphSet):
             known = ", ".join(graph_names(store.folder))
             held = f"{name!r}, only: {known}" if known else "yet"
             raise NotFoundError(
-                f"{store.folder} has no graphs {held}. Make them: actstore graph build {store.folder}"
+                f"{store.folder} has no graphs {held}. Make them: actstore graphs build {store.folder}"
                 f"{'' if name == 'graphs' else f' --name {name}'}."
             )
         self.store, self.name, self.record = store, name, record
@@ -153,5 +153,5 @@ def check_tokens(store: Captures, graphs: GraphSet) -> None:
     if known.decode() != graphs.record.tokenizer_fingerprint:
         raise InvalidInputError(
             f"Graphs {graphs.name!r} of {store.folder} were built with another tokenizer than the store's, so that their "
-            "tokens mean other texts. Build them again from a capture of this store: actstore graph build."
+            "tokens mean other texts. Build them again from a capture of this store: actstore graphs build."
         )

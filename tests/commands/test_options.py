@@ -6,13 +6,27 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import os
 import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer.main
+from typer._click import Context
+from typer.core import TyperCommand
 
 from actstore import cli as command_line
+from actstore.engine.coverage.names import CRITERIA
+from actstore.engine.edit.baselines import BASELINES
+from actstore.engine.edit.settings import FORMS
+from actstore.engine.models.names import DTYPES, SITES
+from actstore.engine.naica.methods import METHODS
+from actstore.engine.naica.protocols import PROTOCOLS
+from actstore.store.capture.attributions import KINDS as ATTRIBUTION_KINDS
+from actstore.store.capture.positions import POSITIONS
+from actstore.store.layout import PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,41 +34,51 @@ if TYPE_CHECKING:
 OWN_WORDS = {
     "--by": "what is done for each value of the label",
     "--capture": "of questions, of several, or all of a store",
-    "--context": "tokens of a window, or a token that comes before",
+    "--context": "tokens per window, or a token that comes before",
     "--document": "of several, or the one whose image is drawn",
-    "--exemplars": "recorded by a capture; drawn from by what tests or asks",
-    "--form": "of multi-modal scores, or of a rewrite",
-    "--generate": "answers to be captured, or to be judged",
-    "--k": "how many of what",
+    "--exemplars": "recorded by a capture; or of which test windows and probes are drawn",
+    "--generate": "answers to be captured, or to be evaluated",
+    "--k": "the number of what",
     "--keep": "values of sparse precision, or scores of a prompt",
-    "--lines": "of one graph, or of every neuron found",
+    "--lines": "of one graph, or of every neuron",
     "--max-documents": "to be captured, or to be learned from",
+    "--max-queries": "to be read, or to be tested on",
     "--max-tokens": "of a corpus, a label, a modality",
     "--memory": "for what",
-    "--method": "of choosing neurons, or of building graphs",
-    "--model": "where it is; or a model that is needed, or may be given",
+    "--method": "of selecting neurons, of building graphs, of rewriting",
+    "--model": "any, or the folder that edits are taken out of",
     "--name": "of what is made, or which is read",
+    "--output": "which file or folder",
+    "--pattern": "of file names, or of answers",
     "--positions": "to be captured, to be read, or to be changed",
     "--precision": "of a capture, or of probes",
     "--probes": "to be made, or to be read",
     "--prompt": "a text, or a number of tokens",
     "--ridge": "of a probe, or of a rewrite",
-    "--seed": "of what",
     "--seeds": "draws of what",
     "--share": "of a prompt's neurons, of all neurons, of a maximum",
     "--site": "one, several, or the one that fires",
     "--steps": "of a path, or of learning",
     "CORPUS": "to be captured, or held out",
-    "EDIT": "a name, or folders",
-    "FILE": "to be written, or to be read",
-    "MODEL": "that runs, or whose neurons are patched",
+    "EDIT": "one, or several",
     "NEURON": "one, several, or none",
-    "OTHER": "a store, or a model",
-    "STORE": "that is there, or is to be",
+    "STORE": "that exists, or is to be made",
 }
-"""Options, and arguments, that are not the same thing in every command, and wherein they differ."""
+"""Options, and arguments, that differ between commands, and wherein."""
 
-OWN_DEFAULTS = {"--label", "--layers", "--max-new-tokens", "--max-rows", "--random", "--rows", "--temperature"}
+OPEN = {"--by", "--image-column", "--model", "CORPUS", "MODEL", "PROMPTS", "QUESTIONS"}
+"""Parameters whose help says "or" of what cannot be listed: labels, models, files."""
+
+OWN_DEFAULTS = {
+    "--gradient",
+    "--label",
+    "--layers",
+    "--max-new-tokens",
+    "--max-rows",
+    "--random",
+    "--rows",
+    "--temperature",
+}
 """Options that are the same thing everywhere, and left out mean what suits the command."""
 
 AT_ONCE = {"edit add", "edit list", "edit show", "edit delete"}
@@ -113,6 +137,87 @@ def test_the_same_name_says_the_same_everywhere(name: str) -> None:
     assert (len(mean(name, default_of)) > 1) == (name in OWN_DEFAULTS), mean(name, default_of)
 
 
+def completions(parameter: Any, incomplete: str = "") -> list[str]:
+    """What a shell offers for a parameter."""
+    return [item.value for item in parameter.shell_complete(Context(TyperCommand("any")), incomplete)]
+
+
+def test_a_closed_set_is_listed_and_completed() -> None:
+    """Whoever lists alternatives in a help makes an enumeration of them, or, of an open set, completes the names."""
+    for path, parameter in EVERY:
+        words = re.sub(r"\s*\[default: .*\]", "", parameter.help)
+        is_text = parameter.type_descriptor.annotation in (str, list[str])
+        if is_text and re.search(r"\bone of\b|\bor\b", words) and not OPEN & set(names_of(parameter)):
+            assert completions(parameter), (path, names_of(parameter), parameter.help)
+        if parameter.type_descriptor.is_choice:
+            choices = [choice.value for choice in parameter.type_descriptor.choices]
+            assert completions(parameter) == choices
+            assert choices[-1] in completions(parameter, choices[-1][:3])
+            assert parameter.metavar is None, f"{path} {names_of(parameter)}: a metavar hides the values in --help"
+
+
+CLOSED = {
+    "capture --precision": PRECISIONS,
+    "capture --site": SITES,
+    "capture --dtype": DTYPES,
+    "capture --begin": ("auto", "always", "never"),
+    "attribute --too-long": ("cut", "skip", "refuse"),
+    "naica show --attribution": ATTRIBUTION_KINDS,
+    "naica show --method": METHODS,
+    "naica evaluate --method": METHODS,
+    "naica evaluate --protocol": PROTOCOLS,
+    "coverage show --criterion": CRITERIA,
+    "coverage show --positions": POSITIONS,
+    "graphs build --method": ("corpus", "published"),
+    "graphs search --match": ("normalised", "exact", "contains", "regex"),
+    "graphs probe --mask": ("auto", "mask", "unk", "pad", "typical", "delete"),
+    "change patch --scorer": ("refusal", "regex", "likelihood"),
+    "multimodal show --activation": ("post", "gate", "both"),
+    "edit rewrite --method": FORMS,
+    "edit suppress --kind": ("weights", "intervention"),
+    "edit evaluate --baseline": (*BASELINES, "none"),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_a_closed_set_is_that_of_the_engine(name: str) -> None:
+    path, _, option = name.rpartition(" ")
+    (parameter,) = [p for p in COMMANDS[path].params if option in p.opts]
+    assert completions(parameter) == list(CLOSED[name])
+
+
+def test_commands_get_plain_names() -> None:
+    """What is written into a store or into JSON is text, not a member of an enumeration."""
+    application: Any = typer.main.get_command(command_line.app)
+    context = application.make_context("actstore", ["naica", "show", "S"])
+    command = application.get_command(context, "naica").get_command(context, "evaluate")
+    values = command.make_context("evaluate", ["S", "--method", "kn", "--method", "random"]).params
+    assert (values["method"], values["attribution"]) == (["kn", "random"], "ig")
+    assert {type(value) for value in (*values["method"], values["attribution"])} == {str}
+
+
+def test_a_shell_completes() -> None:
+    words = {
+        "COMP_WORDS": "actstore naica show S --method with",
+        "COMP_CWORD": "5",
+        "_ACTSTORE_COMPLETE": "complete_bash",
+    }
+    program = "from actstore.cli import app; app(prog_name='actstore')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | words, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["without-ica", "with-common"]
+
+
+def test_the_store_comes_first() -> None:
+    """A model is an argument only where the command is about it."""
+    for path, command in COMMANDS.items():
+        arguments = [name for p in command.params for name in names_of(p) if p.param_type_name == "argument"]
+        about_models = path in ("inspect", "capture", "attribute")
+        assert about_models == ("MODEL" in arguments), path
+        assert about_models or arguments[0] == "STORE" or path == "multimodal shuffle", path
+
+
 def test_a_switch_has_a_name_for_off_where_it_is_not_off_by_itself() -> None:
     for path, parameter in EVERY:
         if parameter.default is True:
@@ -132,10 +237,9 @@ def test_every_command_has_an_example_and_speaks_to_machines_and_keeps_quiet(pat
 
 def test_what_loads_a_model_runs_its_own_code_if_told_to() -> None:
     """A model with its own code, once captured, can be given to every command that needs it again."""
-    models = {"--model", "--substitutes-model", "MODEL", "OTHER"}
+    models = {"--model", "--other-model", "--substitutes-model", "MODEL"}
     named = {path: {name for p in command.params for name in names_of(p)} for path, command in COMMANDS.items()}
-    of_stores = {"change show", "change rank"}  # whose OTHER is a store
-    loading = {path for path, names in named.items() if names & models} - of_stores
+    loading = {path for path, names in named.items() if names & models}
     assert {"inspect", "capture", "attribute", "verify", "naica evaluate", "edit apply", "edit evaluate"} <= loading
     assert {path for path in loading if "--trust-remote-code" not in named[path]} == set()
     assert {path for path, names in named.items() if "--trust-remote-code" in names} == loading

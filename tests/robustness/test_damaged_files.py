@@ -341,8 +341,8 @@ def test_verify_finds_what_readers_pass_over(key: str, whole_store: Path, every_
         ("tokenizer/vocabulary.parquet", ("top", "S", "L1.N3", "--capture", "corpus")),
         ("neurons.parquet", ("sql", "S", "select * from model", "--capture", "corpus")),
         ("weights/unembedding.safetensors", ("contributions", "S", "--target-id", "5", "--capture", "corpus")),
-        ("graphs/graphs/nodes.arrow", ("graph", "show", "S", "L0.N1")),
-        ("graphs/graphs/graph.json", ("graph", "show", "S", "L0.N1")),
+        ("graphs/graphs/nodes.arrow", ("graphs", "show", "S", "L0.N1")),
+        ("graphs/graphs/graph.json", ("graphs", "show", "S", "L0.N1")),
     ],
 )
 @pytest.mark.parametrize("kind", ["empty", "cut"])

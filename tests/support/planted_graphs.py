@@ -74,7 +74,7 @@ def plant_store(path: Path | str, widths: Sequence[int] = (4, 30)) -> Store:
 
 
 def plant_graphs(store: Store, neurons: dict[tuple[int, int], Sequence[Line]], **record: Any) -> Graphs:
-    """Graphs of neurons by (layer, index), written as `graph build` writes them."""
+    """Graphs of neurons by (layer, index), written as `graphs build` writes them."""
     described: dict[str, Any] = {
         "name": "graphs", "method": "corpus", "written_by": "actstore 0", "model_fingerprint": "f" * 64,
         "tokenizer_fingerprint": "t" * 64, "capture": "corpus", "plan_fingerprint": "p" * 64, "site": "mlp.post",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actstore.engine.graphs.methods import PUBLISHED
 from actstore.kernels.suffix_trie.api import IGNORE, Nodes
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
@@ -134,17 +135,17 @@ def _mean(values: list[float]) -> float:
 
 
 def build_published(
-    probes: Probes, folder: Folder, *, name: str = "published", settings: PublishedSettings = PublishedSettings()
+    probes: Probes, folder: Folder, *, name: str = PUBLISHED, settings: PublishedSettings = PublishedSettings()
 ) -> Graphs:
     """The published graphs of all neurons that were asked about, written into the store opened for writing as `folder`.
 
-    They come from the half of the exemplars that `graph evaluate` does not test with the same seed and number. A neuron none
+    They come from the half of the exemplars that `graphs evaluate` does not test with the same seed and number. A neuron none
     of whose exemplars could be shortened has an empty graph that says so.
     """
     asked, corpus = probes.settings, probes.capture.record
     record = GraphRecord(
         name=name,
-        method="published",
+        method=PUBLISHED,
         written_by=written_by(),
         model_fingerprint=corpus.model_fingerprint,
         tokenizer_fingerprint=corpus.plan.tokenizer_fingerprint,

@@ -1,4 +1,4 @@
-"""`actstore graph evaluate` over a capture of the tiny model, and without any model at all."""
+"""`actstore graphs evaluate` over a capture of the tiny model, and without any model at all."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def store(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def cli(cli: Callable[..., Result]) -> Callable[..., Result]:
-    """Run `actstore graph evaluate …` in this process."""
-    return functools.partial(cli, "graph", "evaluate")
+    """Run `actstore graphs evaluate …` in this process."""
+    return functools.partial(cli, "graphs", "evaluate")
 
 
 def asked(cli: Callable[..., Result], *arguments: object) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def test_one_sentence_says_what_is_wrong(
 
 
 def test_no_model_and_no_transformers(run_without: Callable[..., Any], store: Path) -> None:
-    done = run_without(("transformers", "torch"), ("graph", "evaluate", store, "--neurons", "L0.N1", "--json"))
+    done = run_without(("transformers", "torch"), ("graphs", "evaluate", store, "--neurons", "L0.N1", "--json"))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["neurons"] == 1
 

@@ -1,4 +1,4 @@
-"""`actstore graph show | search | similar | repeats`: JSON, tables, pictures, and each mistake of a user's in one sentence."""
+"""`actstore graphs show | search | similar | repeats`: JSON, tables, pictures, and each mistake of a user's in one sentence."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GRAPHS = {
 
 @pytest.fixture
 def cli(cli: Callable[..., Result]) -> Callable[..., Result]:
-    """Run `actstore graph …` in this process."""
+    """Run `actstore graphs …` in this process."""
     return functools.partial(cli, "graph")
 
 
@@ -197,9 +197,9 @@ def test_png_needs_graphviz(
 
 
 def test_a_store_without_graphs_says_what_makes_them(refused: Callable[..., str], captured: Path) -> None:
-    assert "Make them: actstore graph build" in refused("show", captured, "L0.N0")
-    assert "Make them: actstore graph build" in refused("search", captured, "--activating", "the")
-    assert "Make them: actstore graph build" in refused("repeats", captured, "--name", "other")
+    assert "Make them: actstore graphs build" in refused("show", captured, "L0.N0")
+    assert "Make them: actstore graphs build" in refused("search", captured, "--activating", "the")
+    assert "Make them: actstore graphs build" in refused("repeats", captured, "--name", "other")
 
 
 def test_no_model_library_is_needed(
@@ -210,7 +210,7 @@ def test_no_model_library_is_needed(
         ("show", store, "L0.N0"), ("show", store, "L0.N0", "--svg", "x.svg"), ("search", store, "--activating", "cat"),
         ("similar", store, "L0.N0"), ("similar", store), ("repeats", captured),
     )  # fmt: skip
-    done = run_without(("transformers", "tokenizers", "torch"), *(("graph", *line) for line in lines))
+    done = run_without(("transformers", "tokenizers", "torch"), *(("graphs", *line) for line in lines))
     assert done.returncode == 0, done.stderr
     assert "·cat" in done.stdout
     assert (tmp_path / "x.svg").is_file()

@@ -1,4 +1,4 @@
-"""`actstore graph probe`: its JSON, its tables, the graphs it makes, and each mistake of a user's in one sentence."""
+"""`actstore graphs probe`: its JSON, its tables, the graphs it makes, and each mistake of a user's in one sentence."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def store(made: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run_build(cli: Callable[..., Result]) -> Callable[..., Result]:
-    """Run `actstore graph build …` in this process."""
-    return functools.partial(cli.func, "graph", "build")  # type: ignore[attr-defined]
+    """Run `actstore graphs build …` in this process."""
+    return functools.partial(cli.func, "graphs", "build")  # type: ignore[attr-defined]
 
 
 @pytest.fixture
 def cli(cli: Callable[..., Result]) -> Callable[..., Result]:
-    """Run `actstore graph probe …` in this process."""
-    return functools.partial(cli, "graph", "probe")
+    """Run `actstore graphs probe …` in this process."""
+    return functools.partial(cli, "graphs", "probe")
 
 
 def test_sampled_text_is_a_capture(cli: Callable[..., Result], tiny_model: Path, store: Path) -> None:
@@ -99,7 +99,7 @@ def test_published_graphs_are_built_from_probes_that_stand_there(
     assert Graphs(opened, "published").record.n_nodes > 0
     files = [opened.folder.read(f"graphs/{name}/nodes.arrow") for name in ("published", "paper")]
     assert files[0] == files[1]
-    line = ("graph", "build", store, "--method", "published", "--probes", "asked", "--name", "another")
+    line = ("graphs", "build", store, "--method", "published", "--probes", "asked", "--name", "another")
     done = run_without(("transformers", "tokenizers"), line)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("another: 2 neurons")
@@ -107,7 +107,7 @@ def test_published_graphs_are_built_from_probes_that_stand_there(
 
 def test_published_graphs_need_probes(run_build: Callable[..., Result], store: Path) -> None:
     for arguments, said in (
-        (("--method", "published"), f"none called 'probes'. Ask the model first: actstore graph probe .* {store}"),
+        (("--method", "published"), f"none called 'probes'. Ask the model first: actstore graphs probe .* {store}"),
         (("--method", "published", "--probes", "x"), "none called 'x'.*--probes x"),
         (("--method", "published", "--gain", "1"), "--gain cannot go with --method published"),
         (("--method", "published", "--capture", "corpus"), "--capture cannot go with"),

@@ -26,7 +26,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from actstore.engine.models.load import SITES, LoadedModel, inspect_model, load_model
+from actstore.engine.models.load import LoadedModel, inspect_model, load_model
+from actstore.engine.models.names import SITES
 from actstore.store.errors import InvalidInputError, ModelError
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class TestErrors:
         auto = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": auto}))
         (tmp_path / "own.py").write_text("raise SystemExit('ran')")
-        with pytest.raises(ModelError, match="brings its own code: read that code, then pass trust_remote_code=True"):
+        with pytest.raises(ModelError, match="brings its own code: read that code, then pass `trust_remote_code=True`"):
             inspect_model(tmp_path)
 
     def test_the_hub_out_of_reach(self, monkeypatch: pytest.MonkeyPatch) -> None:

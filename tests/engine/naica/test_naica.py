@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted_attributions import PlantedAttributions
 
-from actstore.engine.naica.baselines import METHODS, choose_neurons, largest
+from actstore.engine.naica.baselines import choose_neurons, largest
 from actstore.engine.naica.knowledge import knowledge_neurons
+from actstore.engine.naica.methods import METHODS
 from actstore.engine.naica.naica import Naica, NaicaSettings, find_naica
 from actstore.engine.naica.selection import count_by_layer, pool_by_label
 from actstore.store.errors import InvalidInputError

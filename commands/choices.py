@@ -1,0 +1,100 @@
+"""The closed sets that options take, each generated from the table of the engine or of the store that defines it.
+
+In the grammar of the command line each is an enumeration: `--help` lists its values, shells complete them, and any other value
+is refused. A command gets the plain name, because `CommandGroup` takes the value out of the member; a type checker therefore
+sees `str`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, get_args
+
+from actstore.engine.attribution.option_tokens import TooLong
+from actstore.engine.capture.settings import Begin, Part
+from actstore.engine.change.scorers import SCORERS
+from actstore.engine.coverage.names import CRITERIA
+from actstore.engine.edit.baselines import BASELINES
+from actstore.engine.edit.settings import FORMS as REWRITE_METHODS
+from actstore.engine.graphs.methods import METHODS as GRAPH_METHODS
+from actstore.engine.graphs.probes.plan import MASKS
+from actstore.engine.graphs.token_sets import MATCHES
+from actstore.engine.inputs.documents import DecodingErrors, StdinFormat
+from actstore.engine.models.names import DTYPES, SITES
+from actstore.engine.multimodal.nouns import KINDS as NOUN_FINDERS
+from actstore.engine.multimodal.result import FORMS as ACTIVATIONS
+from actstore.engine.multimodal.result import MAPS
+from actstore.engine.naica.methods import METHODS as SELECTION_METHODS
+from actstore.engine.naica.protocols import PROTOCOLS
+from actstore.engine.selectivity.selectivity import COUNTABLE, FIRING_SITES
+from actstore.store.capture.attributions import KINDS as ATTRIBUTION_KINDS
+from actstore.store.capture.positions import POSITIONS
+from actstore.store.edits import KINDS as EDIT_KINDS
+from actstore.store.layout import PRECISIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+NO_BASELINE = "none"
+"""Of an edit's baselines: none at all."""
+ALL_ACTIVATIONS = "both"
+"""Of the activations that multi-modal neurons are ranked by: each of them."""
+
+
+def closed_set(name: str, values: Iterable[str]) -> type[StrEnum]:
+    """An enumeration of `values`, in their order."""
+    return StrEnum(name, {value: value for value in values})  # type: ignore[return-value]  # mypy sees a look-up of a member
+
+
+if TYPE_CHECKING:
+    ActivationName = str
+    AttributionKind = str
+    BaselineName = str
+    BeginName = str
+    CriterionName = str
+    DecodingErrorsName = str
+    DtypeName = str
+    EditKind = str
+    FiringSiteName = str
+    GraphMethod = str
+    MapName = str
+    MaskName = str
+    MatchName = str
+    ModalityName = str
+    NounFinderName = str
+    PartName = str
+    PositionSetName = str
+    PrecisionName = str
+    ProtocolName = str
+    RewriteMethod = str
+    ScorerName = str
+    SelectionMethod = str
+    SiteName = str
+    StdinFormatName = str
+    TooLongName = str
+else:
+    ActivationName = closed_set("ActivationName", (*ACTIVATIONS, ALL_ACTIVATIONS))
+    AttributionKind = closed_set("AttributionKind", ATTRIBUTION_KINDS)
+    BaselineName = closed_set("BaselineName", (*BASELINES, NO_BASELINE))
+    BeginName = closed_set("BeginName", get_args(Begin))
+    CriterionName = closed_set("CriterionName", CRITERIA)
+    DecodingErrorsName = closed_set("DecodingErrorsName", get_args(DecodingErrors))
+    DtypeName = closed_set("DtypeName", DTYPES)
+    EditKind = closed_set("EditKind", EDIT_KINDS)
+    FiringSiteName = closed_set("FiringSiteName", FIRING_SITES)
+    GraphMethod = closed_set("GraphMethod", GRAPH_METHODS)
+    MapName = closed_set("MapName", MAPS)
+    MaskName = closed_set("MaskName", MASKS)
+    MatchName = closed_set("MatchName", MATCHES)
+    ModalityName = closed_set("ModalityName", COUNTABLE)
+    NounFinderName = closed_set("NounFinderName", NOUN_FINDERS)
+    PartName = closed_set("PartName", get_args(Part))
+    PositionSetName = closed_set("PositionSetName", POSITIONS)
+    PrecisionName = closed_set("PrecisionName", PRECISIONS)
+    ProtocolName = closed_set("ProtocolName", PROTOCOLS)
+    RewriteMethod = closed_set("RewriteMethod", REWRITE_METHODS)
+    ScorerName = closed_set("ScorerName", SCORERS)
+    SelectionMethod = closed_set("SelectionMethod", SELECTION_METHODS)
+    SiteName = closed_set("SiteName", SITES)
+    StdinFormatName = closed_set("StdinFormatName", get_args(StdinFormat))
+    TooLongName = closed_set("TooLongName", get_args(TooLong))
