@@ -81,7 +81,7 @@ class ChangeMethod:
         other_model: ModelInput | None = None,
         share: float = 0.05,
         scorer: str = "refusal",
-        tokens: int = 32,
+        max_new_tokens: int = 32,
         random: int = 3,
         seed: int = 0,
         positions: str = "counted",
@@ -96,7 +96,7 @@ class ChangeMethod:
         - `prompts`: texts that are continued.
         - `model`: this store's model, by name, path or loaded; `other_model` the other's; the stores' own unless given.
         - `scorer`: `refusal`, `regex:PATTERN` (whether the generation matches), or `likelihood` (mean log p under the other).
-        - `tokens`: maximum number of generated tokens.
+        - `max_new_tokens`: maximum number of generated tokens.
         - `random`: number of draws of as many random neurons of the same layers.
         - `seed`: random seed.
 
@@ -107,7 +107,7 @@ class ChangeMethod:
         from actstore.engine.models.fingerprint import check_model, fingerprint_of
         from actstore.store.capture.captures import Captures
 
-        PatchingSettings(tokens, random, seed)  # refused before anything is loaded
+        PatchingSettings(max_new_tokens, random, seed)  # refused before anything is loaded
         opened = other if isinstance(other, Captures) else Captures(other)
         answer = self(opened, share=share, positions=positions, capture=capture, other_capture=other_capture)
         change = answer.details
@@ -124,7 +124,7 @@ class ChangeMethod:
                 Donor(second, change.by_layer(change.top(share))),
                 ids,
                 make_scorer(scorer, second, self._store),
-                PatchingSettings(tokens, random, seed, stop),
+                PatchingSettings(max_new_tokens, random, seed, stop),
             )
         rows = [
             {"neurons": kind, "number": one.n_neurons, "score": float(one.scores.mean()), "effect": one.effect}

@@ -12,6 +12,7 @@ from actstore.store.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from actstore.engine.coverage.criteria import Coverage
     from actstore.engine.coverage.probe import Probe
@@ -37,6 +38,8 @@ class CoverageMethod:
         distance: float | None = None,
         site: str = "mlp.post",
         positions: str = "counted",
+        output: str | Path | None = None,
+        merge: Sequence[str | Path] = (),
         capture: str | None = None,
     ) -> Answer[dict[str, Coverage]]:
         """Coverage criteria over the samples of a capture: NC, KMNC, NBC, SNAC, TKNC, TKNP, TFC.
@@ -48,10 +51,13 @@ class CoverageMethod:
         - `sections`: the k of kmnc.
         - `top`: the k of tknc and tknp.
         - `distance`: how far a vector must lie from all kept ones, for tfc.
+        - `output`: a file for what was measured, to be merged.
+        - `merge`: files of earlier measurements that are added.
 
         Columns: population (the label's value, or `all`), criterion, parameter, covered, of, share, samples.
         """
         from actstore.engine.coverage.criteria import CRITERIA, RANGED, CoverageSettings, measure_coverage
+        from actstore.engine.coverage.files import merge_coverages, read_coverage, write_coverage
         from actstore.store.capture.positions import warnings_of
 
         names = tuple(criteria) if criteria is not None else tuple(
@@ -62,7 +68,12 @@ class CoverageMethod:
         settings = CoverageSettings(names, tuple(thresholds), sections, top, distance, site, positions)
         opened = self._store.capture(capture)
         against = self._store.capture(reference) if reference is not None else None
+        others = [read_coverage(path) for path in merge]
         coverages = measure_coverage(opened, settings, reference=against, by=by)
+        for other in others:
+            merge_coverages(coverages, other)
+        if output is not None:
+            write_coverage(output, coverages)
         rows = [
             {
                 by or "population": name or "all",

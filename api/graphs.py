@@ -19,15 +19,11 @@ if TYPE_CHECKING:
     from actstore.api.neurons import NeuronInput
     from actstore.engine.capture.progress import CaptureProgress
     from actstore.engine.capture.run import RunOptions
-    from actstore.engine.graphs.build import GraphSettings
     from actstore.engine.graphs.evaluate import Evaluation
     from actstore.engine.graphs.probes.evidence import Probes
-    from actstore.engine.graphs.probes.plan import ProbeSettings
-    from actstore.engine.graphs.probes.sampling import SampleSettings
     from actstore.engine.graphs.repeats import Repeats
     from actstore.engine.graphs.search import Result
     from actstore.engine.graphs.similar import Pairs
-    from actstore.engine.graphs.split import Protocol
     from actstore.store.capture.reader import Capture
     from actstore.store.graphs.reader import Graphs
     from actstore.store.reader import Store
@@ -65,7 +61,11 @@ class GraphsMethod:
         layers: Sequence[int] | None = None,
         leave_out: Iterable[int] = (),
         also: Sequence[str] = (),
-        settings: GraphSettings | None = None,
+        share: float = 0.5,
+        gain: float = 0.5,
+        kappa: float = 1.0,
+        threshold: float = 0.4,
+        max_depth: int = 12,
         memory: int = 1 << 30,
         resume: bool = False,
         site: str = "mlp.post",
@@ -80,7 +80,11 @@ class GraphsMethod:
         - `neurons`: names or (layer, index); all unless `neurons` or `layers` are given.
         - `leave_out`: windows that are not evidence.
         - `also`: further captures of the store that are evidence.
-        - `settings`: what a graph is to say, and how much of it.
+        - `share`: a neuron fires from this share of its maximum over the capture.
+        - `gain`: nats of leave-one-out likelihood that a node must add.
+        - `kappa`: pseudo-count with which a longer context starts from what the shorter one says.
+        - `threshold`: least probability at which a graph says that the neuron fires.
+        - `max_depth`: maximum number of tokens before the activating one.
         - `memory`: bytes for the activations of neurons that are built together.
         - `resume`: go on with an interrupted build.
         - `progress`: called with the neurons done and their number.
@@ -108,7 +112,7 @@ class GraphsMethod:
             neurons=chosen_neurons(opened, site, neurons, layers),
             leave_out=leave_out,
             also=[self._store.capture(other) for other in also],
-            settings=settings or GraphSettings(),
+            settings=GraphSettings(share, threshold, gain, kappa, max_depth),
             options=options,
         )
 
@@ -240,9 +244,15 @@ class GraphsMethod:
         neurons: NeuronInput | Iterable[NeuronInput] | None = None,
         layers: Sequence[int] | None = None,
         also: Sequence[str] = (),
-        gains: Sequence[float] = (),
-        settings: GraphSettings | None = None,
-        protocol: Protocol | None = None,
+        exemplars: int = 20,
+        ordinary: int = 40,
+        seed: int = 0,
+        curve: Sequence[float] = (),
+        share: float = 0.5,
+        gain: float = 0.5,
+        kappa: float = 1.0,
+        threshold: float = 0.4,
+        max_depth: int = 12,
         site: str = "mlp.post",
         capture: str | None = None,
         progress: Progress | None = None,
@@ -251,9 +261,12 @@ class GraphsMethod:
 
         - `graphs`: names of sets of the store that are evaluated beside.
         - `also`: further captures that are evidence, never tested on.
-        - `gains`: further values of the setting `gain`, for F1 against the number of nodes.
-        - `settings`: of the graphs.
-        - `protocol`: how many windows test, and which draw of them.
+        - `exemplars`: number of windows with a neuron's largest activations; half of them test.
+        - `ordinary`: number of windows of any kind that test every neuron.
+        - `seed`: random seed of the windows.
+        - `curve`: further values of `gain`, for F1 against the number of nodes: `details.curve`.
+
+        Other parameters as for `build`.
 
         Columns: method, windows (`exemplars` or `ordinary`), precision, recall, f1, correlation: means over neurons.
         """
@@ -262,7 +275,12 @@ class GraphsMethod:
         from actstore.engine.graphs.split import Protocol
         from actstore.store.graphs.reader import Graphs
 
-        asked = EvaluationSettings(settings or GraphSettings(), protocol or Protocol(), site, tuple(gains))
+        asked = EvaluationSettings(
+            GraphSettings(share, threshold, gain, kappa, max_depth),
+            Protocol(exemplars, ordinary, seed),
+            site,
+            tuple(curve),
+        )
         opened = self._store.capture(capture)
         sets = [Graphs(self._store, name) for name in dict.fromkeys(graphs)]
         leaks = [describe_leak(one, opened, asked) for one in sets]
@@ -291,7 +309,11 @@ class GraphsMethod:
         name: str = "probes",
         neurons: NeuronInput | Iterable[NeuronInput] | None = None,
         layers: Sequence[int] | None = None,
-        settings: ProbeSettings | None = None,
+        n_exemplars: int = 20,
+        mask: str = "auto",
+        n_substitutes: int = 5,
+        substitutes_model: str | None = None,
+        seed: int = 0,
         annotate: str | None = None,
         precision: str = "half",
         site: str = "mlp.post",
@@ -303,12 +325,18 @@ class GraphsMethod:
 
         - `model`: a name or path; the store's own unless given.
         - `name`: name of the probes.
+        - `n_exemplars`: number of windows with a neuron's largest activations; half of them are asked about.
+        - `mask`: what stands for a masked token: `auto`, `mask`, `unk`, `pad`, `typical` or `delete`.
+        - `n_substitutes`: number of substitutes per important token.
+        - `substitutes_model`: a masked language model that names substitutes; the captured text itself unless given.
+        - `seed`: random seed of the exemplars.
         - `annotate`: a set of graphs; one called `{annotate}-probed` notes the measured importance.
         - `precision`: precision of the probes' activations.
 
         >>> store.graphs.probe(layers=[0]); store.graphs.build(method="published")
         """
         from actstore.engine.graphs.probes.evidence import annotate_graphs
+        from actstore.engine.graphs.probes.plan import ProbeSettings
         from actstore.engine.graphs.probes.rounds import probe
         from actstore.engine.models.fingerprint import place_of
         from actstore.store.graphs.reader import Graphs
@@ -323,7 +351,13 @@ class GraphsMethod:
             capture=capture,
             site=site,
             neurons=chosen_neurons(opened, site, neurons, layers),
-            settings=settings,
+            settings=ProbeSettings(
+                n_exemplars=n_exemplars,
+                seed=seed,
+                n_substitutes=n_substitutes,
+                mask=mask,
+                substitutes_model=substitutes_model,
+            ),
             precision=precision,
             options=options,
             progress=progress,
@@ -336,20 +370,32 @@ class GraphsMethod:
         self,
         model: str | None = None,
         *,
+        sample: int = 300_000,
         name: str = "probes-sampled",
-        settings: SampleSettings | None = None,
+        window: int = 128,
+        temperature: float = 1.0,
+        prompt: int = 2,
+        seed: int = 0,
         capture: str | None = None,
         options: RunOptions | None = None,
         progress: CaptureProgress | None = None,
     ) -> Capture:
-        """Draws text from a model and captures it, as more evidence: `store.graphs.build(also=["probes-sampled"])`."""
+        """Draws text from a model and captures it, as more evidence: `store.graphs.build(also=["probes-sampled"])`.
+
+        - `sample`: number of tokens.
+        - `window`: maximum number of tokens per window.
+        - `temperature`: at which text is drawn.
+        - `prompt`: number of tokens that a window takes from the beginning of another.
+        - `seed`: random seed.
+        """
         from actstore.engine.graphs.probes.run import sample_probes
+        from actstore.engine.graphs.probes.sampling import SampleSettings
         from actstore.engine.models.fingerprint import place_of
 
         place = place_of(self._store.model) if model is None else model
         return sample_probes(
-            place, self._store.folder.location, name=name, capture=capture, settings=settings, options=options,
-            progress=progress,
+            place, self._store.folder.location, name=name, capture=capture,
+            settings=SampleSettings(sample, window, temperature, seed, prompt), options=options, progress=progress,
         )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from actstore.store.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from actstore.api.models import ModelOptions
     from actstore.api.neurons import NeuronInput
@@ -215,6 +216,29 @@ class MultimodalMethod:
             for name, effect in effects.items()
         ]
         return Answer(Table(pa.Table.from_pylist(rows)), effects)
+
+    def shuffle(
+        self,
+        images: str | Path,
+        output: str | Path,
+        *,
+        patch: int = 8,
+        seed: int = 0,
+        captions: bool = False,
+        capture: str | None = None,
+    ) -> list[str]:
+        """Images with their patches shuffled, in the folder `output`, for `properties(shuffled=…)`; files that are no images.
+
+        - `patch`: pixels of a patch, each way: the model's own, or a multiple.
+        - `captions`: write the capture's answers as captions, so that the shuffled images are captured with them.
+        """
+        from pathlib import Path
+
+        from actstore.engine.multimodal.answers import answers_by_image
+        from actstore.engine.multimodal.shuffle import shuffle_images
+
+        answers = answers_by_image(self._store.capture(capture)) if captions else None
+        return list(shuffle_images(Path(images), Path(output), patch=patch, seed=seed, captions=answers).unreadable)
 
     @contextmanager
     def _replay(

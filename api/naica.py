@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +43,7 @@ class NaicaMethod:
         ica: bool = True,
         k: int = 10,
         seed: int = 0,
+        output: str | Path | None = None,
         capture: str | None = None,
     ) -> Answer[Chosen]:
         """The neurons relevant to each query, or with `by` to each value of a label; needs no model.
@@ -58,21 +60,29 @@ class NaicaMethod:
         - `ica`: weigh attributions by ica.
         - `k`: number of neurons per label.
         - `seed`: random seed of the method `random`.
+        - `output`: a picture of labels by layers, .svg or .html.
         - `capture`: the capture of questions; the only one unless given.
 
         Columns: query (or the label), neuron, layer, index, score; best first.
 
         >>> store.naica(by="domain", k=5).table
         """
+        from actstore.display.heat_map import check_picture, write_picture
         from actstore.engine.naica.baselines import choose_neurons
         from actstore.engine.naica.naica import NaicaSettings
-        from actstore.engine.naica.selection import label_of_queries, pool_by_label
+        from actstore.engine.naica.selection import count_by_layer, label_of_queries, pool_by_label
         from actstore.store.capture.attributions import open_attributions
 
         settings = NaicaSettings(attribution=attribution, t=t, u=u, v=v, ica=ica)
         attributions = open_attributions(self._store, capture)
         label_of_queries(attributions.queries, by)  # refuses a label that is not there before the work
+        if output is not None:
+            check_picture(Path(output))
         selection = choose_neurons(attributions, method, settings, seed)
+        if output is not None:
+            layers = count_by_layer(selection, attributions.capture.record.layers("mlp.post"), by)
+            about = f"{self._store.model.name}, capture {attributions.capture.record.name}: {method}, {attribution}"
+            write_picture(Path(output), layers, "Query-relevant neurons by layer", about)
         if by is None:
             rows = np.repeat(np.arange(selection.queries.num_rows), selection.n_neurons)
             keys = selection.queries["query"].take(pa.array(rows))

@@ -109,7 +109,7 @@ class Store(reader.Store):
 
     def export(
         self,
-        target: str | Path,
+        output: str | Path,
         neurons: NeuronInput | Iterable[NeuronInput] | None = None,
         *,
         layers: Sequence[int] | None = None,
@@ -124,7 +124,7 @@ class Store(reader.Store):
 
         opened = self.capture(capture)
         pairs = chosen_neurons(opened, site, neurons, layers) or []
-        return export_activations(opened, target, neurons=pairs, site=site)
+        return export_activations(opened, output, neurons=pairs, site=site)
 
     def verify(
         self,
