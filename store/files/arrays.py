@@ -133,7 +133,7 @@ class BlockArray:
 
     def _keep(self, block: int, shard: Shard) -> None:
         """Keep a shard open, and close the one that has been open longest where there are enough."""
-        if self.folder.path is None:
+        if self.folder.local_path() is None:
             self._open.clear()  # a copy in memory, not a file
         else:
             _opened[ref(self), block] = None

@@ -145,11 +145,8 @@ def open_table(folder: Folder, key: str, *, whole: bool = False) -> pq.ParquetFi
     with undamaged(folder, key):
         _check_seal(folder, key, source, whole=whole)
         # Read, not mapped: a file that is cut short later is then an error, not the end of the process.
-        file = (
-            pa.BufferReader(pa.py_buffer(source.read(0, source.nbytes)))
-            if folder.path is None
-            else pa.OSFile(str(folder.path / key))
-        )
+        path = folder.local_path(key)
+        file = pa.BufferReader(pa.py_buffer(source.read(0, source.nbytes))) if path is None else pa.OSFile(str(path))
         return pq.ParquetFile(file, page_checksum_verification=True)
 
 

@@ -15,7 +15,7 @@ from numcodecs import blosc
 
 from actstore.store.errors import FormatError
 from actstore.store.layout import FAST
-from actstore.store.storage.folder import will_need
+from actstore.store.storage.pieces import will_need
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -94,8 +94,9 @@ def _opened(folder: Folder, part: str) -> Iterator[Any]:
         key = weights_key(part)
         n_header = 8 + int.from_bytes(folder.read(key, 0, 8), "little")
         check_seals(part, folder.read(key, 0, n_header), whole=False)
-        assert folder.path is not None
-        with safe_open(folder.path / key, framework="pt") as file:
+        path = folder.local_path(key)
+        assert path is not None
+        with safe_open(path, framework="pt") as file:
             yield file
 
 
@@ -130,7 +131,7 @@ def read_rows(folder: Folder, part: str, name: str, rows: Sequence[int]) -> Tens
 
     `NotFoundError` as `read_weights`; IndexError for a row that is not there.
     """
-    if folder.path is None or not folder.exists(weights_key(part)):
+    if folder.local_path() is None or not folder.exists(weights_key(part)):
         return read_weights(folder, part)[name][list(rows)]
     with _opened(folder, part) as file:
         matrix = file.get_slice(name)
@@ -142,7 +143,7 @@ def read_rows(folder: Folder, part: str, name: str, rows: Sequence[int]) -> Tens
 
 def count_rows(folder: Folder, part: str, name: str) -> int:
     """The rows of a matrix among the weights; `NotFoundError` as `read_weights`."""
-    if folder.path is None or not folder.exists(weights_key(part)):
+    if folder.local_path() is None or not folder.exists(weights_key(part)):
         return len(read_weights(folder, part)[name])
     with _opened(folder, part) as file:
         return int(file.get_slice(name).get_shape()[0])

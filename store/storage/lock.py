@@ -30,11 +30,20 @@ def own(folder: Folder, capture: str) -> Iterator[None]:
 
 def check_unowned(folder: Folder, capture: str) -> None:
     """Raise as `own` does where somebody else owns `capture` for writing; leaves nothing behind."""
-    path = None if folder.path is None else folder.path / capture_key(capture) / LOCK_NAME
+    path = folder.local_path(f"{capture_key(capture)}/{LOCK_NAME}")
     if path is not None and path.is_file():
         what = f"Capture {capture!r} of {folder} is"
         with _own(folder, f"{capture_key(capture)}/{LOCK_NAME}", what, "name another capture", mark=False):
             pass
+
+
+def is_unlocked(folder: Folder, capture: str) -> bool:
+    """Whether nobody owns `capture` for writing."""
+    try:
+        check_unowned(folder, capture)
+    except ReadOnlyError:
+        return False
+    return True
 
 
 @contextmanager
@@ -46,10 +55,10 @@ def own_graphs(folder: Folder, name: str) -> Iterator[None]:
 
 @contextmanager
 def _own(folder: Folder, key: str, what: str, instead: str, *, mark: bool = True) -> Iterator[None]:
-    if folder.path is None:
+    path = folder.local_path(key)
+    if path is None:
         yield
         return
-    path = folder.path / key
     if mark:
         path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT if mark else os.O_RDONLY, 0o644)

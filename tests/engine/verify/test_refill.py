@@ -44,8 +44,8 @@ def test_what_was_captured_is_recomputed_exactly(captured: Any, settings: dict[s
 
 def altered(capture: Capture, folder: Path, layer: int, block: int, change: Any) -> Capture:
     """A copy of a capture in which one shard holds other values, index and checksums of the shard in order."""
-    assert capture.folder.path is not None
-    shutil.copytree(capture.folder.path, folder)
+    assert capture.folder.local_path() is not None
+    shutil.copytree(capture.folder.local_path(), folder)
     key = layout.values_key("corpus", "mlp.post", layer)
     values = capture.raw_block(layer, block).copy()
     change(values)
