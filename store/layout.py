@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import Any, Final
 
 import numpy as np
 
 from actstore.kernels.pack import steps
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 DEFAULT_CAPTURE: Final = "corpus"
 """The capture meant where none is named and there are several."""
 
 FORMAT: Final = 1
 """Version of the layout below. A reader refuses a larger one; a store of every released version stays readable."""
-
-Precision = Literal["exact", "half", "int8", "sparse", "none"]
-PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
 
 NO_VALUE_INT8: Final = steps.NO_VALUE
 """Marks a slot without a value in int8 arrays (quantised values span -127…127); float arrays use NaN."""
@@ -60,11 +54,6 @@ FAST: Final = Compression("lz4", 5, "bitshuffle")
 SMALL: Final = Compression("zstd", 1, "noshuffle")
 
 
-def compression(precision: str) -> Compression:
-    """The compression of values at a precision: where few symbols or zeros prevail, entropy coding pays."""
-    return SMALL if precision in ("int8", "sparse") else FAST
-
-
 # A neuron's row inside an inner chunk is contiguous, so few neurons a chunk keep single-neuron reads small for readers
 # that must decode whole chunks, and many keep whole-layer scans from drowning in chunks: 32 rows of 16,384 bfloat16
 # values are 1 MiB.
@@ -90,28 +79,6 @@ class ValueFormat:
     def fill_value(self) -> Any:
         """What a slot without a value holds."""
         return {"bfloat16": BFLOAT16_NAN, "int8": NO_VALUE_INT8}.get(self.name, math.nan)
-
-
-def value_format(precision: str, model_dtype: str) -> ValueFormat | None:
-    """The format of values at a precision for a model computing in `model_dtype`; None where none are kept."""
-    if precision == "none":
-        return None
-    return ValueFormat({"half": "float16", "int8": "int8"}.get(precision, model_dtype))
-
-
-def staging_format(precision: str, model_dtype: str) -> ValueFormat | None:
-    """The format in which a block is collected before it is encoded: int8 needs the whole block to find its scale."""
-    return ValueFormat(model_dtype) if precision == "int8" else value_format(precision, model_dtype)
-
-
-def decode_values(stored: NDArray[Any], scale: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """Stored values as float32; NaN where there is none. int8 needs the `scale` of each row, shaped to broadcast."""
-    if stored.dtype == np.uint16:
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    if stored.dtype == np.int8:
-        assert scale is not None
-        return steps.decode(stored, scale)
-    return stored.astype(np.float32, copy=False)
 
 
 def missing_value(dtype: np.dtype[Any]) -> Any:

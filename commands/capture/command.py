@@ -26,7 +26,7 @@ from actstore.commands.options import (
 from actstore.display import terminal
 from actstore.display.reports import describe_store, print_json, print_store
 from actstore.store.capture.saturation import overflow_sentences
-from actstore.store.layout import PRECISIONS
+from actstore.store.files.precision import PRECISIONS
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:

@@ -72,8 +72,8 @@ class BlockArraySpec:
 def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
     """Every sharded array that a capture of this record has."""
     slots = record.plan.block_slots
-    form = layout.value_format(record.precision, record.held_dtype)
-    parameters = {"int8": {"scale": "float32"}, "sparse": {"threshold": "float32", "dropped": "int64"}}
+    encoding = record.encoding
+    form = encoding.stored_format
     for site in record.sites if form else ():
         assert form is not None
         for layer, width in record.layers(site).items():
@@ -85,9 +85,9 @@ def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
                 form.fill_value,
                 "token",
                 {"value_dtype": form.name, "precision": record.precision},
-                layout.compression(record.precision),
+                encoding.compression,
             )
-            for name, dtype in parameters.get(record.precision, {}).items():
+            for name, dtype in encoding.parameters.items():
                 key = layout.block_parameters_key(record.name, site, layer, name)
                 yield BlockArraySpec(key, width, 1, np.dtype(dtype), 0, "block")
     widths = record.layers("mlp.post") if "mlp.post" in record.sites else {}

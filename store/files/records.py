@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from actstore.store.errors import FormatError
+from actstore.store.files.precision import PRECISIONS, Precision
 from actstore.store.files.shards import checksum
-from actstore.store.layout import value_format
 
 
 class Record:
@@ -223,6 +223,17 @@ class CaptureRecord(Record):
         """`float32`, `float16` or `bfloat16`: what values are held in before `precision` narrows them."""
         return self.float_dtype or self.dtype
 
+    @property
+    def encoding(self) -> Precision:
+        """What `precision` means for the values; `FormatError` where it is none that is known."""
+        precision = PRECISIONS.get(self.precision)
+        if precision is None:
+            raise FormatError(
+                f"Capture {self.name!r} has precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}. Update "
+                "actstore, or restore the record from a copy."
+            )
+        return precision(self.held_dtype, self.keep)
+
     def layers(self, site: str) -> dict[int, int]:
         """Layer → width of the layers captured at `site`."""
         return {int(layer): width for layer, width in self.sites[site].items()}
@@ -230,7 +241,7 @@ class CaptureRecord(Record):
     @property
     def value_dtype(self) -> str | None:
         """`float32`, `float16`, `bfloat16`, `int8`, or None where no values are kept."""
-        form = value_format(self.precision, self.held_dtype)
+        form = self.encoding.stored_format
         return form.name if form else None
 
 
