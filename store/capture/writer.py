@@ -19,7 +19,7 @@ import numpy as np
 from actstore.store import layout
 from actstore.store.errors import CaptureError
 from actstore.store.files.arrays import create_block_array
-from actstore.store.files.records import CommitRecord, sealed
+from actstore.store.files.records import CommitRecord, with_checksum
 from actstore.store.files.shards import checksum, shard_parts, write_parts
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def create_capture(folder: Folder, record: CaptureRecord) -> None:
         )
     folder.write_json(
         f"{layout.capture_key(record.name)}/zarr.json",
-        {"zarr_format": 3, "node_type": "group", "attributes": {"actstore_capture": sealed(record.to_json())}},
+        {"zarr_format": 3, "node_type": "group", "attributes": {"actstore_capture": with_checksum(record.to_json())}},
     )
 
 
@@ -185,7 +185,7 @@ class CaptureWriter:
             for key, data in {**statistics, **job.files}.items():
                 self._folder.write(key, data)
                 shards[key.removeprefix(prefix)] = len(data), checksum(data)
-            record = CommitRecord(job.number, shards, seconds=round(time.monotonic() - job.began, 3)).sealed()
+            record = CommitRecord(job.number, shards, seconds=round(time.monotonic() - job.began, 3)).with_checksum()
             self._folder.write_json(layout.commit_key(self.record.name, job.number), record.to_json())
             self.on_commit(job.number)
         except OSError as error:
