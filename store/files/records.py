@@ -140,7 +140,7 @@ class ModelRecord(Record):
 
     @property
     def head_layers(self) -> tuple[LayerRecord, ...]:
-        """The layers of the last stack, whose residual stream the unembedding reads: those of a composite model's language model."""
+        """The layers of the last stack, whose residual stream the unembedding reads: the language model's."""
         language = [layer for layer in self.layers if layer.part == "language"] or self.layers
         return tuple(layer for layer in language if layer.stack == language[-1].stack)
 

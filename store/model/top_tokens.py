@@ -16,6 +16,7 @@ from actstore.kernels.vocabulary_top_k.api import VocabularyTopK, vocabulary_top
 from actstore.store.errors import NotFoundError
 from actstore.store.model import root
 from actstore.store.model.weights import read_final_norm, read_weights
+from actstore.store.neurons import NeuronIndex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -134,17 +135,13 @@ def texts_of(folder: Folder, neurons: Sequence[tuple[int, int]], gain: bool = Tr
     From the table, or from the weights where it has none. Without `gain`, as in the paper: always from the weights.
     """
     table = root.read_neurons(folder)
-    rows = _rows(root.read_root(folder), neurons)
+    numbering = NeuronIndex({layer.layer: layer.neurons for layer in root.read_root(folder).layers})
+    rows = [numbering.number(layer, index) for layer, index in neurons]
     if gain and "top_texts" in table.column_names and k <= K:
         texts = [table[f"{side}_texts"].take(pa.array(rows, pa.int64())).to_pylist() for side in ("top", "bottom")]
         if all(row is not None for row in texts[0]):
             return [OwnTokens(top[:k], bottom[:k]) for top, bottom in zip(*texts, strict=True)]
     return _from_weights(folder, neurons, gain, k)
-
-
-def _rows(model: ModelRecord, neurons: Sequence[tuple[int, int]]) -> list[int]:
-    starts = np.cumsum([0, *(layer.neurons for layer in model.layers)]).tolist()
-    return [starts[layer] + index for layer, index in neurons]
 
 
 def _from_weights(folder: Folder, neurons: Sequence[tuple[int, int]], gain: bool, k: int) -> list[OwnTokens]:
