@@ -32,7 +32,8 @@ def test_names_are_spelled_as_everywhere() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "L3", "L3.N", "L.N17", "L3N17", "L-1.N2", "L3.N17.", "xL3.N17", "L3.N1 7", "L3.N1.5"]
+    "name",
+    ["", "3.17", "L3", "L3.N", "L.N17", "L3N17", "L-1.N2", "L3.N17.5", "L3.N17.", "xL3.N17", "L3.N17 L4.N1", "L².N1"],
 )
 def test_what_is_no_name_is_refused(name: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
