@@ -165,6 +165,15 @@ def test_values_at_the_threshold_may_fall_on_either_side() -> None:
     assert precision.comparable(recomputed, stored, 0.0).tolist() == [recomputed[0].tolist()]
 
 
+def test_thresholds_of_earlier_versions_hold_where_tokens_have_no_value() -> None:
+    """They counted such tokens into the share; nothing else may have been dropped beyond the share."""
+    values = np.array([[np.nan, 0, 0, 3], [1, 0, 0, 3]], np.float32)
+    stored = Stored(values, np.zeros(0), {"threshold": np.array([2.5, 0.5], np.float32)}, 4)
+    recomputed = np.array([[np.nan, 1.5, -2, 3], [1, 1.5, -2, 3]], np.float32)
+    comparable = Sparse("float32", 0.5).comparable(recomputed, stored, 1e-3)
+    np.testing.assert_array_equal(comparable, [[np.nan, 0, 0, 3], [1, 1.5, -2, 3]])
+
+
 @pytest.mark.parametrize(("mark", "expected"), [(0, [254.0, 4.0]), (1, [np.inf, 4.0])])
 def test_infinities_are_those_of_the_stored_scale(mark: int, expected: list[float]) -> None:
     scale = (np.array([2], np.float32).view(np.uint32) | np.uint32(mark)).view(np.float32)
