@@ -1,8 +1,8 @@
-"""Types at the border of the Python API: what is handed over is of the type that its annotation says, or is refused by name.
+"""Types at the border of the Python API: an argument has the type of its annotation, or an error names the parameter.
 
-Accepted beside the type itself is what can mean nothing else, and it is converted: integers of numpy, an integer for a float, a
-list, range or array for a tuple, one integer for a tuple of integers, a path for a text. Refused are a text for a sequence of
-texts, True for a number, a float for an integer. Knows nothing about which values of a type make sense.
+Unambiguous other types are converted: NumPy integers, an integer for a float, a list, range or array for a tuple, one integer
+for a tuple of integers, a path for a text. Refused are a text for a sequence of texts, True for a number, a float for an
+integer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 
 class Typed:
-    """Base of a dataclass of settings: however it was made, its fields are of the types they are annotated with.
+    """Base of a dataclass of settings whose fields have the types of their annotations, however it is made.
 
     An annotation `Annotated[kind, convert]` has `convert` applied to a value before it is checked.
     """
@@ -47,7 +47,7 @@ def field_types(settings: type) -> dict[str, Any]:
 
 
 def argument(name: str, value: Any, kind: Any) -> Any:
-    """`value` as a `kind`; `InvalidInputError` that names the parameter where it is none."""
+    """`value` as a `kind`; `InvalidInputError` that names the parameter where it cannot be one."""
     if type(value) is kind:
         return value
     try:
@@ -57,9 +57,9 @@ def argument(name: str, value: Any, kind: Any) -> Any:
 
 
 def given_fields(settings: type, given: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """What keywords give of a dataclass of settings, each of its field's type; None says nothing, and is left out.
+    """The keywords `given` for a dataclass of settings, converted to the types of its fields; those that are None are left out.
 
-    `InvalidInputError` for a keyword that is no field; `what` has the settings: "A capture".
+    `InvalidInputError` for a keyword that is not a field; `what` names the owner of the settings in it: "A capture".
     """
     known = field_types(settings)
     for name in given:
@@ -81,7 +81,7 @@ def _convert(value: Any, kind: Any) -> Any:
     if origin in (Union, UnionType):
         return _convert_to_one(value, parameters)
     if origin is Literal:
-        # A text that is not among them is of the right type: whoever takes it says what it may be.
+        # A text that is not among them has the right type: its consumer says which are allowed.
         return _convert_to_one(value, tuple({type(known) for known in parameters}))
     if origin in (tuple, Sequence, Iterable):
         return _convert_items(value, parameters if origin is tuple else (*parameters, ...))
@@ -94,7 +94,7 @@ def _convert(value: Any, kind: Any) -> Any:
 
 
 def _convert_to_one(value: Any, kinds: tuple[Any, ...]) -> Any:
-    """Of the kinds that it is already, else of the first that it can be."""
+    """`value` itself where it is of one of the kinds, else converted to the first kind possible."""
     if any(type(value) is kind for kind in kinds):
         return value
     for kind in kinds:
@@ -171,7 +171,7 @@ _MANY = {int: ("integers", "(0, 1)"), float: ("numbers", "(0.5, 1.0)"), str: ("t
 
 
 def _expected(kind: Any, value: Any) -> str:
-    """A type in words; the example of a sequence holds `value` where that is one of its items."""
+    """A type in words; the example of a sequence contains `value` where that is a possible item."""
     origin, parameters = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _expected(parameters[0], value)

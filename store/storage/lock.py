@@ -1,6 +1,6 @@
 """One writer at a time: an advisory lock on a file that dies with its process, whatever kills it.
 
-Object stores have no such lock; there the operator must see to it. Knows nothing about what is being written.
+Storages without local files have no such lock: there the operator must see to it that one process writes.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def own(folder: Folder, capture: str) -> Iterator[None]:
-    """Own `capture` for writing while the context lasts; `ReadOnlyError` naming the owner where somebody else does."""
+    """Own `capture` for writing while the context lasts; `ReadOnlyError` naming the owner where another process does."""
     what = f"Capture {capture!r} of {folder} is"
     with _own(folder, f"{capture_key(capture)}/{LOCK_NAME}", what, "name another capture"):
         yield
 
 
 def check_unowned(folder: Folder, capture: str) -> None:
-    """Raise as `own` does where somebody else owns `capture` for writing; leaves nothing behind."""
+    """Raise as `own` where another process owns `capture` for writing; creates nothing."""
     path = folder.local_path(f"{capture_key(capture)}/{LOCK_NAME}")
     if path is not None and path.is_file():
         what = f"Capture {capture!r} of {folder} is"
@@ -38,7 +38,7 @@ def check_unowned(folder: Folder, capture: str) -> None:
 
 
 def is_unlocked(folder: Folder, capture: str) -> bool:
-    """Whether nobody owns `capture` for writing."""
+    """Whether no process owns `capture` for writing."""
     try:
         check_unowned(folder, capture)
     except ReadOnlyError:
