@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from actstore.kernels.pack.statistics import Statistics
     from actstore.store.capture.overflow import Overflow
-    from actstore.store.capture.writer import BlockArraySpec
+    from actstore.store.files.arrays import BlockArraySpec
     from actstore.store.files.records import CaptureRecord
     from actstore.store.files.shards import Shard
     from actstore.store.model.root import Root

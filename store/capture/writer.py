@@ -18,7 +18,7 @@ import numpy as np
 
 from actstore.store import layout
 from actstore.store.errors import CaptureError
-from actstore.store.files.arrays import create_block_array
+from actstore.store.files.arrays import BlockArraySpec, create_block_array
 from actstore.store.files.records import CommitRecord, with_checksum
 from actstore.store.files.shards import checksum, shard_parts, write_parts
 
@@ -36,37 +36,11 @@ if TYPE_CHECKING:
 def create_capture(folder: Folder, record: CaptureRecord) -> None:
     """Write the metadata of every block array, then the capture's own record: from here on the capture exists."""
     for spec in block_arrays(record):
-        create_block_array(
-            folder,
-            spec.key,
-            rows=spec.rows,
-            block_columns=spec.columns,
-            n_blocks=record.plan.n_blocks,
-            dtype=spec.dtype,
-            fill_value=spec.fill_value,
-            dimensions=("neuron", spec.dimension),
-            attributes=spec.attributes,
-            compression=spec.compression,
-        )
+        create_block_array(folder, spec, record.plan.n_blocks)
     folder.write_json(
         f"{layout.capture_key(record.name)}/zarr.json",
         {"zarr_format": 3, "node_type": "group", "attributes": {"actstore_capture": with_checksum(record.to_json())}},
     )
-
-
-@dataclass(frozen=True)
-class BlockArraySpec:
-    """One sharded array of a capture."""
-
-    key: str
-    rows: int
-    columns: int
-    """Columns a block."""
-    dtype: np.dtype[Any]
-    fill_value: Any
-    dimension: str
-    attributes: dict[str, Any] = field(default_factory=dict)
-    compression: layout.Compression = layout.FAST
 
 
 def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:

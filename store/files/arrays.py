@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
@@ -58,34 +58,36 @@ def _close_oldest(n_left: int) -> None:
             array._open.pop(block, None)
 
 
-def create_block_array(
-    folder: Folder,
-    key: str,
-    *,
-    rows: int,
-    block_columns: int,
-    n_blocks: int,
-    dtype: np.dtype[Any],
-    fill_value: Any,
-    dimensions: tuple[str, str],
-    attributes: dict[str, Any],
-    compression: Compression = FAST,
-) -> None:
-    """Write the metadata of a sharded array of `rows` × (`block_columns` · `n_blocks`); no block is written yet."""
-    grid = shard_grid(rows, block_columns)
+@dataclass(frozen=True)
+class BlockArraySpec:
+    """A sharded [neuron, …] array of a capture."""
+
+    key: str
+    rows: int
+    columns: int
+    """Columns per block."""
+    dtype: np.dtype[Any]
+    fill_value: float
+    dimension: str
+    """The name of the second dimension."""
+    attributes: dict[str, Any] = field(default_factory=dict)
+    compression: Compression = FAST
+
+
+def create_block_array(folder: Folder, spec: BlockArraySpec, n_blocks: int) -> None:
+    """Write the metadata of a sharded array of `n_blocks` blocks; no block is written yet."""
+    grid, item = shard_grid(spec.rows, spec.columns), spec.dtype.itemsize
     zarr.create_array(
         store=folder.zarr,
-        name=key,
-        shape=(rows, block_columns * n_blocks),
+        name=spec.key,
+        shape=(spec.rows, spec.columns * n_blocks),
         shards=(grid.padded_rows, grid.columns),
         chunks=(grid.chunk_rows, grid.chunk_columns),
-        dtype=dtype,
-        fill_value=fill_value,
-        compressors=BloscCodec(
-            typesize=dtype.itemsize, blocksize=grid.chunk_columns * dtype.itemsize, **asdict(compression)
-        ),
-        dimension_names=dimensions,
-        attributes=attributes,
+        dtype=spec.dtype,
+        fill_value=spec.fill_value,
+        compressors=BloscCodec(typesize=item, blocksize=grid.chunk_columns * item, **asdict(spec.compression)),
+        dimension_names=("neuron", spec.dimension),
+        attributes=spec.attributes,
         overwrite=True,
     )
 
