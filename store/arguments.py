@@ -14,11 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from reprlib import Repr
 from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
 import numpy as np
 
 from actstore.store.errors import InvalidInputError
+
+T = TypeVar("T")
 
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -46,7 +48,11 @@ def field_types(settings: type) -> dict[str, Any]:
     return {name: kind for name, kind in hints.items() if get_origin(kind) is not ClassVar and kind is not ClassVar}
 
 
-def argument(name: str, value: Any, kind: Any) -> Any:
+@overload
+def argument(name: str, value: object, kind: type[T]) -> T: ...
+@overload
+def argument(name: str, value: object, kind: object) -> Any: ...  # of other annotations, such as unions
+def argument(name: str, value: object, kind: object) -> Any:
     """`value` as a `kind`; `InvalidInputError` that names the parameter where it cannot be one."""
     if type(value) is kind:
         return value
@@ -56,7 +62,7 @@ def argument(name: str, value: Any, kind: Any) -> Any:
         raise InvalidInputError(f"{name} is {_expected(kind, value)}, found {_found(value)}.") from None
 
 
-def given_fields(settings: type, given: Mapping[str, Any], what: str) -> dict[str, Any]:
+def given_fields(settings: type, given: Mapping[str, object], what: str) -> dict[str, Any]:
     """The keywords `given` for a dataclass of settings, converted to the types of its fields; those that are None are left out.
 
     `InvalidInputError` for a keyword that is not a field; `what` names the owner of the settings in it: "A capture".
@@ -74,7 +80,7 @@ class _MismatchError(Exception):
     pass
 
 
-def _convert(value: Any, kind: Any) -> Any:
+def _convert(value: object, kind: Any) -> Any:  # `kind` is any annotation
     origin, parameters = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _convert(kind.__metadata__[0](value), parameters[0])
@@ -93,7 +99,7 @@ def _convert(value: Any, kind: Any) -> Any:
     raise _MismatchError
 
 
-def _convert_to_one(value: Any, kinds: tuple[Any, ...]) -> Any:
+def _convert_to_one(value: object, kinds: tuple[Any, ...]) -> Any:
     """`value` itself where it is of one of the kinds, else converted to the first kind possible."""
     if any(type(value) is kind for kind in kinds):
         return value
@@ -105,7 +111,7 @@ def _convert_to_one(value: Any, kinds: tuple[Any, ...]) -> Any:
     raise _MismatchError
 
 
-def _convert_items(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+def _convert_items(value: object, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     if isinstance(value, int | np.integer) and kinds == (int, ...):
         value = (value,)
     if isinstance(value, np.ndarray) and value.ndim == 1:
@@ -120,25 +126,25 @@ def _convert_items(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     return value if same else items  # type: ignore[return-value]
 
 
-def _boolean(value: Any) -> bool:
+def _boolean(value: object) -> bool:
     if isinstance(value, bool | np.bool_):
         return bool(value)
     raise _MismatchError
 
 
-def _integer(value: Any) -> int:
+def _integer(value: object) -> int:
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return int(value)
     raise _MismatchError
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     if isinstance(value, float | int | np.floating | np.integer) and not isinstance(value, bool):
         return float(value)
     raise _MismatchError
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, str):
         return str(value)
     if isinstance(value, os.PathLike) and isinstance(path := os.fspath(value), str):
@@ -146,16 +152,16 @@ def _text(value: Any) -> str:
     raise _MismatchError
 
 
-def _path(value: Any) -> Path:
+def _path(value: object) -> Path:
     return value if isinstance(value, Path) else Path(_text(value))
 
 
-def _none(value: Any) -> None:
+def _none(value: object) -> None:
     if value is not None:
         raise _MismatchError
 
 
-_PLAIN: dict[Any, Callable[[Any], Any]] = {
+_PLAIN: dict[Any, Callable[[object], object]] = {
     bool: _boolean, int: _integer, float: _number, str: _text, Path: _path, NoneType: _none,
 }  # fmt: skip
 
@@ -170,7 +176,7 @@ _ONE = {
 _MANY = {int: ("integers", "(0, 1)"), float: ("numbers", "(0.5, 1.0)"), str: ("texts", "('first', 'second')")}
 
 
-def _expected(kind: Any, value: Any) -> str:
+def _expected(kind: Any, value: object) -> str:
     """A type in words; the example of a sequence contains `value` where that is a possible item."""
     origin, parameters = get_origin(kind), get_args(kind)
     if origin is Annotated:
@@ -192,7 +198,7 @@ def _expected(kind: Any, value: Any) -> str:
     return _ONE.get(kind) or f"a {getattr(kind, '__name__', kind)}"
 
 
-def _found(value: Any) -> str:
+def _found(value: object) -> str:
     shown = _SHORT.repr(value)
     if value is None or isinstance(value, bool):
         return shown
