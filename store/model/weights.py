@@ -117,8 +117,8 @@ def _missing(folder: Folder, part: str) -> FormatError | NotFoundError:
         )
     needed = ", of a model with a language-model head" if model.kind in ("encoder", "vision") else ""
     return NotFoundError(
-        f"{folder} holds no weights ({part}): it was captured with --no-weights. Capture into a new store without "
-        f"--no-weights{needed}."
+        f"{folder} holds no weights ({part}): it was captured without them. Capture into a new store with weights, which is "
+        f"the default{needed}."
     )
 
 
