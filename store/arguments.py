@@ -1,8 +1,8 @@
-"""Types at the border of the Python API: what is handed over is of the type that its annotation says, or is refused by name.
+"""Types at the border of the Python API: an argument has the type of its annotation, or an error names the parameter.
 
-Accepted beside the type itself is what can mean nothing else, and it is converted: integers of numpy, an integer for a float, a
-list, range or array for a tuple, one integer for a tuple of integers, a path for a text. Refused are a text for a sequence of
-texts, True for a number, a float for an integer. Knows nothing about which values of a type make sense.
+Unambiguous other types are converted: NumPy integers, an integer for a float, a list, range or array for a tuple, one integer
+for a tuple of integers, a path for a text. Refused are a text for a sequence of texts, True for a number, a float for an
+integer.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from functools import lru_cache
 from pathlib import Path
 from reprlib import Repr
 from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
 import numpy as np
 
 from actstore.store.errors import InvalidInputError
+
+T = TypeVar("T")
 
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 
 
 class Typed:
-    """Base of a dataclass of settings: however it was made, its fields are of the types they are annotated with.
+    """Base of a dataclass of settings whose fields have the types of their annotations, however it is made.
 
     An annotation `Annotated[kind, convert]` has `convert` applied to a value before it is checked.
     """
@@ -46,8 +48,12 @@ def field_types(settings: type) -> dict[str, Any]:
     return {name: kind for name, kind in hints.items() if get_origin(kind) is not ClassVar and kind is not ClassVar}
 
 
-def argument(name: str, value: Any, kind: Any) -> Any:
-    """`value` as a `kind`; `InvalidInputError` that names the parameter where it is none."""
+@overload
+def argument(name: str, value: object, kind: type[T]) -> T: ...
+@overload
+def argument(name: str, value: object, kind: object) -> Any: ...  # of other annotations, such as unions
+def argument(name: str, value: object, kind: object) -> Any:
+    """`value` as a `kind`; `InvalidInputError` that names the parameter where it cannot be one."""
     if type(value) is kind:
         return value
     try:
@@ -56,10 +62,10 @@ def argument(name: str, value: Any, kind: Any) -> Any:
         raise InvalidInputError(f"{name} is {_expected(kind, value)}, found {_found(value)}.") from None
 
 
-def given_fields(settings: type, given: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """What keywords give of a dataclass of settings, each of its field's type; None says nothing, and is left out.
+def given_fields(settings: type, given: Mapping[str, object], what: str) -> dict[str, Any]:
+    """The keywords `given` for a dataclass of settings, converted to the types of its fields; those that are None are left out.
 
-    `InvalidInputError` for a keyword that is no field; `what` has the settings: "A capture".
+    `InvalidInputError` for a keyword that is not a field; `what` names the owner of the settings in it: "A capture".
     """
     known = field_types(settings)
     for name in given:
@@ -74,14 +80,14 @@ class _MismatchError(Exception):
     pass
 
 
-def _convert(value: Any, kind: Any) -> Any:
+def _convert(value: object, kind: Any) -> Any:  # `kind` is any annotation
     origin, parameters = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _convert(kind.__metadata__[0](value), parameters[0])
     if origin in (Union, UnionType):
         return _convert_to_one(value, parameters)
     if origin is Literal:
-        # A text that is not among them is of the right type: whoever takes it says what it may be.
+        # A text that is not among them has the right type: its consumer says which are allowed.
         return _convert_to_one(value, tuple({type(known) for known in parameters}))
     if origin in (tuple, Sequence, Iterable):
         return _convert_items(value, parameters if origin is tuple else (*parameters, ...))
@@ -93,8 +99,8 @@ def _convert(value: Any, kind: Any) -> Any:
     raise _MismatchError
 
 
-def _convert_to_one(value: Any, kinds: tuple[Any, ...]) -> Any:
-    """Of the kinds that it is already, else of the first that it can be."""
+def _convert_to_one(value: object, kinds: tuple[Any, ...]) -> Any:
+    """`value` itself where it is of one of the kinds, else converted to the first kind possible."""
     if any(type(value) is kind for kind in kinds):
         return value
     for kind in kinds:
@@ -105,7 +111,7 @@ def _convert_to_one(value: Any, kinds: tuple[Any, ...]) -> Any:
     raise _MismatchError
 
 
-def _convert_items(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+def _convert_items(value: object, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     if isinstance(value, int | np.integer) and kinds == (int, ...):
         value = (value,)
     if isinstance(value, np.ndarray) and value.ndim == 1:
@@ -120,25 +126,25 @@ def _convert_items(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     return value if same else items  # type: ignore[return-value]
 
 
-def _boolean(value: Any) -> bool:
+def _boolean(value: object) -> bool:
     if isinstance(value, bool | np.bool_):
         return bool(value)
     raise _MismatchError
 
 
-def _integer(value: Any) -> int:
+def _integer(value: object) -> int:
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return int(value)
     raise _MismatchError
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     if isinstance(value, float | int | np.floating | np.integer) and not isinstance(value, bool):
         return float(value)
     raise _MismatchError
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, str):
         return str(value)
     if isinstance(value, os.PathLike) and isinstance(path := os.fspath(value), str):
@@ -146,16 +152,16 @@ def _text(value: Any) -> str:
     raise _MismatchError
 
 
-def _path(value: Any) -> Path:
+def _path(value: object) -> Path:
     return value if isinstance(value, Path) else Path(_text(value))
 
 
-def _none(value: Any) -> None:
+def _none(value: object) -> None:
     if value is not None:
         raise _MismatchError
 
 
-_PLAIN: dict[Any, Callable[[Any], Any]] = {
+_PLAIN: dict[Any, Callable[[object], object]] = {
     bool: _boolean, int: _integer, float: _number, str: _text, Path: _path, NoneType: _none,
 }  # fmt: skip
 
@@ -170,8 +176,8 @@ _ONE = {
 _MANY = {int: ("integers", "(0, 1)"), float: ("numbers", "(0.5, 1.0)"), str: ("texts", "('first', 'second')")}
 
 
-def _expected(kind: Any, value: Any) -> str:
-    """A type in words; the example of a sequence holds `value` where that is one of its items."""
+def _expected(kind: Any, value: object) -> str:
+    """A type in words; the example of a sequence contains `value` where that is a possible item."""
     origin, parameters = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _expected(parameters[0], value)
@@ -192,7 +198,7 @@ def _expected(kind: Any, value: Any) -> str:
     return _ONE.get(kind) or f"a {getattr(kind, '__name__', kind)}"
 
 
-def _found(value: Any) -> str:
+def _found(value: object) -> str:
     shown = _SHORT.repr(value)
     if value is None or isinstance(value, bool):
         return shown

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
-from actstore.store.files.records import Record, check_seal, sealed
+from actstore.store.files.records import Record, verify_checksum, with_checksum
 from actstore.store.files.shards import checksum
 from actstore.store.layout import edits_key
 from actstore.store.storage.folder import Folder
@@ -143,7 +143,7 @@ def write_edit(folder: Folder, edit: Edit, *, replace: bool = False) -> EditReco
         folder.write(edits_key(edit.name, DELTA), data)
         files[DELTA] = (len(data), checksum(data))
     record = dataclasses.replace(edit.record, files=files)
-    folder.write_json(key, sealed(json.loads(json.dumps(record.to_json()))))
+    folder.write_json(key, with_checksum(json.loads(json.dumps(record.to_json()))))
     return record
 
 
@@ -166,7 +166,7 @@ def read_record(folder: Folder, name: str | None = None) -> EditRecord:
         raise FormatError(
             f"{folder}/{key} has format {value.get('format')}; this actstore reads edits up to {FORMAT}. Update actstore."
         )
-    check_seal(value, f"{folder}/{key}")
+    verify_checksum(value, f"{folder}/{key}")
     return EditRecord.from_json(value, f"{folder}/{key}")
 
 

@@ -1,14 +1,14 @@
-"""Every error actstore raises on purpose, grouped by what the caller would do about it.
+"""Every error that actstore raises on purpose, grouped by what the caller can do about it.
 
     ActstoreError
     ├── NotFoundError (KeyError)        no such store, capture, layer, neuron, document: name one that exists
-    ├── InvalidInputError (ValueError)  an argument or a file is not what it must be: mend the input
-    ├── ReadOnlyError                   somebody else owns what would be written: wait, or open another
-    ├── FormatError                     a store's bytes are not what its records say: verify, refill, or update actstore
-    ├── CaptureError                    a run stopped half-way (disk full, interrupted): resume
+    ├── InvalidInputError (ValueError)  an argument or a file is not what it must be: correct it
+    ├── ReadOnlyError                   another process is writing there: wait, or name another
+    ├── FormatError                     a store's bytes contradict its records: verify, refill, or update actstore
+    ├── CaptureError                    a run stopped before its end (disk full, interrupted): resume
     └── ModelError                      the model cannot be loaded, or has no feed-forward neurons
 
-Each message says what was expected, what was found, where, and what to do. Knows nothing about stores or models.
+Each message says what was expected, what was found, where, and what to do.
 """
 
 

@@ -1,7 +1,7 @@
-"""What users ask of the store's objects and layers above it answer, such as `graph.draw()`.
+"""Functions of higher layers behind methods of the store's objects, such as `graph.draw()`.
 
-The store may not import the engine, which computes, nor the display, which draws; the package sets these hooks when it is
-imported. Subjects are `Any` here, as their modules import this one.
+The store may not import the engine, which computes, or the display, which draws; the package sets these hooks when it is
+imported. Stores, neurons and graphs are `Any` here, because their modules import this one.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ class Drawn(Protocol):
         """The picture as SVG."""
 
     def html(self) -> str:
-        """The tree as a page that folds."""
+        """The tree as an HTML page with nodes that fold."""
 
     def dot(self) -> str:
-        """The graph in Graphviz's language."""
+        """The graph in the DOT language of Graphviz."""
 
     def save(self, path: str | Path) -> None:
         """Write .svg, .html, .dot or, where Graphviz is installed, .png; `InvalidInputError` for another name."""
 
 
 class Shown(Protocol):
-    """A neuron as people look at it: `str()` is plain text, rich prints it in colours, a notebook shows a table."""
+    """A neuron displayed: `str()` is plain text, rich prints it in colours, a notebook shows a table."""
 
     def html(self) -> str:
-        """The same as a fragment of a page."""
+        """The same as an HTML fragment."""
 
 
 notebook_html: Callable[[object], str]
-"""What a notebook shows of a store, a capture or a neuron."""
+"""Gives the HTML that a notebook shows for a store, a capture or a neuron."""
 
 
 class ShowNeuron(Protocol):
-    """Who shows a neuron."""
+    """The function behind `Neuron.show`."""
 
     def __call__(self, neuron: Any, k: int, capture: str | None, site: str, context: int) -> Shown:
-        """The neuron as `Neuron.show` asks for it."""
+        """The neuron displayed; parameters as of `Neuron.show`."""
 
 
 show_neuron: ShowNeuron
 
 
 class RankContributions(Protocol):
-    """Who answers `Store.contributions`."""
+    """The function behind `Store.contributions`."""
 
-    def __call__(self, store: Any, target: str | int | Sequence[str | int] | None, k: int, **asked: Any) -> pa.Table:
+    def __call__(self, store: Any, target: str | int | Sequence[str | int] | None, k: int, **options: Any) -> pa.Table:
         """The neurons that contribute most."""
 
 
@@ -65,17 +65,17 @@ rank_contributions: RankContributions
 
 
 class GraphViews(Protocol):
-    """Who answers what is asked of a `NeuronGraph`, whose methods say what is asked."""
+    """The functions behind the methods of `NeuronGraph`, with the same parameters."""
 
     def draw(self, graph: Any, *, lines: int, with_ignore: bool | None) -> Drawn:
         """The graph drawn."""
 
     def similar(self, graph: Any, k: int, *, normalise: bool) -> pa.Table:
-        """Neurons with like graphs."""
+        """Neurons with similar graphs."""
 
     def encode(self, graph: Any, text: str) -> NDArray[np.int32]:
         """The tokens of a text."""
 
 
 open_graph_views: Callable[[], GraphViews]
-"""Gives who answers."""
+"""Gives the functions behind the methods of `NeuronGraph`."""

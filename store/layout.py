@@ -1,30 +1,23 @@
 """Every decision about bytes on disk: format version, keys, array shapes, chunk sizes, codecs, fill values.
 
-Whoever reads or writes a store asks this module where and how; nobody else spells a key. Knows nothing about models, and
-moves no data itself.
+No other module spells a key.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import Any, Final
 
 import numpy as np
 
 from actstore.kernels.pack import steps
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 DEFAULT_CAPTURE: Final = "corpus"
-"""The capture meant where none is named and there are several."""
+"""The capture that is used where none is named and there are several."""
 
 FORMAT: Final = 1
-"""Version of the layout below. A reader refuses a larger one; a store of every released version stays readable."""
-
-Precision = Literal["exact", "half", "int8", "sparse", "none"]
-PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
+"""Version of the layout below. A reader refuses a larger one; stores of every released version stay readable."""
 
 NO_VALUE_INT8: Final = steps.NO_VALUE
 """Marks a slot without a value in int8 arrays (quantised values span -127…127); float arrays use NaN."""
@@ -33,7 +26,7 @@ BFLOAT16_NAN: Final = 0x7FC0
 """The bits that mark a slot without a value in bfloat16 arrays."""
 
 MODALITIES: Final = ("padding", "text", "special", "image", "generated")
-"""What a token slot holds; `tokens/modality` stores the index. Only `padding` belongs to no window."""
+"""The kinds of token slots; `tokens/modality` stores the index. Only `padding` belongs to no window."""
 PADDING, TEXT, SPECIAL, IMAGE, GENERATED = range(5)
 
 GATE_SIGN: Final = "gate_sign"
@@ -54,74 +47,47 @@ class Compression:
         return ("noshuffle", "shuffle", "bitshuffle").index(self.shuffle)
 
 
-# Measured on the activations of a trained Llama, bits a value: int8 7.0 with LZ4 and bitshuffle, 4.6 with zstandard (the
+# Bits per value, measured on the activations of a trained Llama: int8 7.0 with LZ4 and bitshuffle, 4.6 with zstandard (the
 # zero-order entropy is 4.7); sparse float32 12.1 and 2.2. Dense floats gain little for a fifth of the speed.
 FAST: Final = Compression("lz4", 5, "bitshuffle")
 SMALL: Final = Compression("zstd", 1, "noshuffle")
 
 
-def compression(precision: str) -> Compression:
-    """The compression of values at a precision: where few symbols or zeros prevail, entropy coding pays."""
-    return SMALL if precision in ("int8", "sparse") else FAST
-
-
-# A neuron's row inside an inner chunk is contiguous, so few neurons a chunk keep single-neuron reads small for readers
-# that must decode whole chunks, and many keep whole-layer scans from drowning in chunks: 32 rows of 16,384 bfloat16
+# A neuron's row inside an inner chunk is contiguous, so with few neurons per chunk, reading one neuron stays cheap for
+# readers that must decode whole chunks, and with many, scans of whole layers have few chunks: 32 rows of 16,384 bfloat16
 # values are 1 MiB.
 NEURONS_PER_CHUNK: Final = 32
 MAX_TOKENS_PER_CHUNK: Final = 16_384
 SLOT_MULTIPLE: Final = 64
-"""Blocks are multiples of this many slots, so that sign bits fall on bytes and chunks divide blocks."""
+"""The number of slots of a block is a multiple of this, so that sign bits fill whole bytes and chunks divide blocks."""
 
 
 @dataclass(frozen=True)
 class ValueFormat:
-    """How one captured value is held in memory and on disk."""
+    """The format of one captured value in memory and on disk."""
 
     name: str
     """`float32`, `float16`, `bfloat16` or `int8`."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The NumPy dtype of the array; bfloat16 travels as its bits in uint16."""
+        """The NumPy dtype of the array; bfloat16 is stored as its bits in uint16."""
         return np.dtype({"bfloat16": "uint16"}.get(self.name, self.name))
 
     @property
-    def fill_value(self) -> Any:
-        """What a slot without a value holds."""
+    def fill_value(self) -> float:
+        """The value of a slot without a value."""
         return {"bfloat16": BFLOAT16_NAN, "int8": NO_VALUE_INT8}.get(self.name, math.nan)
 
 
-def value_format(precision: str, model_dtype: str) -> ValueFormat | None:
-    """The format of values at a precision for a model computing in `model_dtype`; None where none are kept."""
-    if precision == "none":
-        return None
-    return ValueFormat({"half": "float16", "int8": "int8"}.get(precision, model_dtype))
-
-
-def staging_format(precision: str, model_dtype: str) -> ValueFormat | None:
-    """The format in which a block is collected before it is encoded: int8 needs the whole block to find its scale."""
-    return ValueFormat(model_dtype) if precision == "int8" else value_format(precision, model_dtype)
-
-
-def decode_values(stored: NDArray[Any], scale: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """Stored values as float32; NaN where there is none. int8 needs the `scale` of each row, shaped to broadcast."""
-    if stored.dtype == np.uint16:
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    if stored.dtype == np.int8:
-        assert scale is not None
-        return steps.decode(stored, scale)
-    return stored.astype(np.float32, copy=False)
-
-
-def missing_value(dtype: np.dtype[Any]) -> Any:
-    """The fill value of plain arrays: what a missing chunk reads as must not pass for a token, a count or a mean."""
+def missing_value(dtype: np.dtype[Any]) -> float:
+    """The fill value of plain arrays: a missing chunk must not be taken for tokens, counts or means."""
     return {"f": math.nan, "i": -1}.get(dtype.kind, PADDING)
 
 
 @dataclass(frozen=True)
 class ShardGrid:
-    """Shape of one two-dimensional sharded array: a shard spans all rows and `columns` columns, one block of one layer."""
+    """The grid of a two-dimensional sharded array: one shard has all rows and `columns` columns, one block of one layer."""
 
     rows: int
     columns: int
@@ -140,7 +106,7 @@ class ShardGrid:
 
 
 def shard_grid(rows: int, columns: int) -> ShardGrid:
-    """The grid of a [rows, columns] shard; inner chunks divide the columns and waste no rows where a divisor is near."""
+    """The grid of a [rows, columns] shard; inner chunks divide the columns, and the rows too where there is a near divisor."""
     chunk_columns = next(
         columns // parts
         for parts in range(1, columns + 1)
@@ -170,7 +136,7 @@ def gate_sign_key(capture: str, layer: int) -> str:
 
 
 def block_parameters_key(capture: str, site: str, layer: int, name: str) -> str:
-    """The [neuron, block] array of what one block's encoding needs or says: `scale`, `threshold` or `dropped`."""
+    """The [neuron, block] array of a parameter of the encoding: `scale`, `threshold` or `dropped`."""
     return f"captures/{capture}/{name}/{site}/{layer}"
 
 
@@ -190,22 +156,22 @@ def block_statistics_key(capture: str, block: int) -> str:
 
 
 def block_answers_key(capture: str, block: int) -> str:
-    """What the model answered at the prompts of a block: a Parquet table."""
+    """A Parquet table of the model's answers at the prompts of a block."""
     return f"captures/{capture}/blocks/{block}.answers.parquet"
 
 
 def generated_key(capture: str, group: int) -> str:
-    """What the model answered to a group of images, kept from when it was generated until the plan is complete."""
+    """The model's answers to a group of images, kept until the plan is complete."""
     return f"{generated_prefix(capture)}/{group}.json"
 
 
 def generated_prefix(capture: str) -> str:
-    """Where `generated_key` lies."""
+    """The prefix of every `generated_key`."""
     return f"captures/{capture}/generated"
 
 
 def folded_statistics_key(capture: str) -> str:
-    """A checkpoint of the statistics of blocks 0…n, so that a resumed run need not read every block's own."""
+    """A checkpoint of the merged statistics of blocks 0…n, so that a resumed run need not read every block's own."""
     return f"captures/{capture}/blocks/folded.statistics.safetensors.zst"
 
 
@@ -217,7 +183,7 @@ def statistics_key(capture: str, site: str, name: str) -> str:
 def table_key(capture: str | None, table: str) -> str:
     """A Parquet table: `neurons` at the root; `windows`, `documents`, `neurons` in a capture.
 
-    One of questions has `prompts` and `queries` too, one of images `patches`.
+    A capture of questions also has `prompts` and `queries`, one of images `patches`.
     """
     return f"{table}.parquet" if capture is None else f"captures/{capture}/{table}.parquet"
 
@@ -228,7 +194,7 @@ def plan_key(capture: str, name: str) -> str:
 
 
 def graphs_key(name: str, file: str) -> str:
-    """A file of some neurons' graphs: `graph.json`, `nodes.arrow`, `neurons.arrow`; while they are built, `parts/…`."""
+    """A file of a set of neuron graphs: `graph.json`, `nodes.arrow`, `neurons.arrow`; `parts/…` while they are built."""
     return f"graphs/{name}/{file}"
 
 

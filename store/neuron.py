@@ -116,7 +116,7 @@ class Neuron:
         statistics = source.layer_statistics(self.layer, site)
         values, tokens = statistics.exemplar_values[self.index], statistics.exemplar_tokens[self.index]
         n_known = int((tokens >= 0).sum())
-        if k > n_known and n_known == len(tokens) and source.record.precision != "none":
+        if k > n_known and n_known == len(tokens) and source.record.encoding.keeps_values:
             values, tokens = self._search(source, site, k, values, tokens)
         rows = [
             self._exemplar(source, site, float(value), int(token), context)
@@ -138,7 +138,7 @@ class Neuron:
             first_token = block * source.record.plan.block_slots
             row = source.block_row(self.layer, self.index, block, site, saturated=True)[: len(plan.position)]
             unfit = (plan.modality == SPECIAL) | ~np.isfinite(row)
-            if source.record.precision == "sparse":
+            if not source.record.encoding.keeps_every_value:
                 unfit |= row == 0  # dropped: what it was is not known
             row = np.where(unfit, -np.inf, row)
             starts = np.cumsum([0, *plan.windows["n_slots"][:-1]])
@@ -200,7 +200,7 @@ class Neuron:
     def _around(
         self, source: Capture, site: str, block: int, slots: slice, first: int, last: int
     ) -> list[float | None] | None:
-        if source.record.precision == "none":
+        if not source.record.encoding.keeps_values:
             return None
         around: list[float | None] = [None] * (last - first)
         row = source.block_row(self.layer, self.index, block, site, saturated=True)[slots]

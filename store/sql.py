@@ -103,12 +103,13 @@ def _add_table(connection: duckdb.DuckDBPyConnection, store: Root, view: str, ke
     if not store.folder.exists(key):
         return
     is_named = view.rpartition(".")[2] in named
-    if store.folder.path is None:
+    local_path = store.folder.local_path(key)
+    if local_path is None:
         _add_arrow(connection, view, read_table(store.folder, key))
         return
     if is_named:
         check_table(store.folder, key)
-    path = str((store.folder.path / key).absolute()).replace("'", "''")
+    path = str(local_path.absolute()).replace("'", "''")
     try:
         connection.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet('{path}')")
     except (duckdb.Error, RuntimeError) as error:

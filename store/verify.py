@@ -28,7 +28,7 @@ from actstore.store.edits import edit_names
 from actstore.store.edits import read_record as read_edit_record
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import BlockArray
-from actstore.store.files.checksums import check_seals
+from actstore.store.files.checksums import verify_checksums
 from actstore.store.graphs.record import read_record
 from actstore.store.layout import (
     GATE_SIGN,
@@ -113,7 +113,7 @@ def verify_root(folder: Folder) -> list[Damage]:
 
 
 def _check_weights(folder: Folder, part: str) -> None:
-    check_seals(part, folder.read(weights_key(part)), whole=True)
+    verify_checksums(part, folder.read(weights_key(part)), whole=True)
 
 
 def _check_edit(folder: Folder, name: str) -> None:

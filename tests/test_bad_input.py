@@ -17,8 +17,9 @@ from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
 
 import actstore
 from actstore.engine.capture.progress import CaptureProgress
-from actstore.store.storage.folder import Folder, KeyWriter
+from actstore.store.storage.folder import Folder
 from actstore.store.storage.lock import own
+from actstore.store.storage.writers import KeyWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

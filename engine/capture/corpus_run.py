@@ -20,6 +20,7 @@ from actstore.engine.inputs.corpus import STDIN, CorpusDigest, CorpusOptions, Co
 from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.engine.models.tokenizer.load import TextTokenizer
 from actstore.store.errors import InvalidInputError
+from actstore.store.files.precision import PRECISIONS
 from actstore.store.files.records import CaptureRecord, PlanRecord
 from actstore.store.model import root
 
@@ -183,7 +184,7 @@ def capture_record(
         precision=settings.precision,
         sites={site: {str(k): v for k, v in layers.items()} for site, layers in widths.items()},
         gate_sign=tuple(layer for layer in widths["mlp.post"] if layer in gated) if settings.gate_sign else (),
-        keep=settings.keep if settings.precision == "sparse" else None,
+        keep=settings.keep if PRECISIONS[settings.precision].uses_keep else None,
         n_exemplars=settings.exemplars,
         settings=settings.to_json(),
         plan=plan,

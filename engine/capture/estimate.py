@@ -5,7 +5,6 @@ The batch goes through everything that a capture does with it, into memory: forw
 
 from __future__ import annotations
 
-import shutil
 import time
 import uuid
 from contextlib import contextmanager
@@ -160,7 +159,7 @@ def _measured(run: CorpusRun, asked: dict[str, Any]) -> CaptureEstimate:
         device=str(loaded.device),
         capture_nbytes=estimate_nbytes(record),
         weights_nbytes=_weights_nbytes(loaded) if is_new and run.options.weights else 0,
-        free_nbytes=_free_nbytes(run.folder),
+        free_nbytes=run.folder.free_nbytes(),
         model_nbytes=sum(t.numel() * t.element_size() for t in (*loaded.model.parameters(), *loaded.model.buffers())),
         buffers_nbytes=n_buffers * sum(a * b * dtype.itemsize for _, (a, b), dtype in staged_arrays(record)),
         planning_s=count.closed_at_s - began_s,
@@ -212,11 +211,3 @@ def _weights_nbytes(model: LoadedModel) -> int:
     if (unembedding := model.unembedding()) is not None:
         tensors.append(unembedding)
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _free_nbytes(folder: Folder) -> int | None:
-    """Of the disk that a store is on, or will be."""
-    if folder.path is None:
-        return None
-    there = next(path for path in (folder.path.absolute(), *folder.path.absolute().parents) if path.is_dir())
-    return shutil.disk_usage(there).free

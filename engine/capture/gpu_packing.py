@@ -68,7 +68,7 @@ class DevicePacker:
         """
         self._record, self._device, self._buffers = record, device, buffers
         self._staged = {key: (shape, dtype) for key, shape, dtype in staged_arrays(record)}
-        staging = layout.staging_format(record.precision, record.held_dtype)
+        staging = record.encoding.staging_format
         self._no_value = staging.fill_value if staging else 0
         is_gpu = device.type == "cuda"
         self._side = CopyStream(device)
@@ -200,16 +200,12 @@ class DevicePacker:
             layout.values_key(record.name, site, n): (site, n) for site in record.sites for n in record.layers(site)
         }
         for key, tensor in arrays.items():
-            found: dict[str, Tensor] = {}
-            if record.precision == "int8" and key in sites:
-                steps, found["scale"] = gpu_lossy.quantise(tensor)
-                yield key, steps
-            else:
-                if record.precision == "sparse" and key in sites:
-                    assert record.keep is not None
-                    found["threshold"], found["dropped"] = gpu_lossy.sparsify(tensor, record.keep, used)
+            if key not in sites:
                 yield key, tensor
-            for name, values in found.items():
+                continue
+            encoded = record.encoding.encode(tensor, used, gpu_lossy)
+            yield key, encoded.values
+            for name, values in encoded.parameters.items():
                 yield layout.block_parameters_key(record.name, *sites[key], name), values[:, None]
 
     def _whole_block(self, span: Span) -> Callable[[], Buffers]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from actstore.kernels.pack.api import pack, pack_signs, quantise, sparsify
+from actstore.kernels.pack import api
+from actstore.kernels.pack.api import pack, pack_signs
 from actstore.store import layout
 from actstore.store.capture.statistics import CaptureStatistics
 from actstore.store.capture.writer import block_arrays
@@ -82,7 +83,7 @@ class HostPacker:
     def __init__(self, record: CaptureRecord, buffers: Callable[[], Buffers], experts: Collection[int]) -> None:
         """Fill what `buffers` gives for each block, contents undefined. `experts`: layers without values at some tokens."""
         self._record, self._buffers, self._experts = record, buffers, experts
-        self._staging = layout.staging_format(record.precision, record.held_dtype)
+        self._staging = record.encoding.staging_format
 
     def begin(self, plan: BlockPlan) -> None:
         """As `Packer` says."""
@@ -130,7 +131,7 @@ def as_packable(values: Tensor) -> Tensor:
 
 def staged_arrays(record: CaptureRecord) -> Iterator[tuple[str, tuple[int, int], np.dtype[Any]]]:
     """Key, shape and dtype of everything that is collected token by token, as one block holds it."""
-    staging = layout.staging_format(record.precision, record.held_dtype)
+    staging = record.encoding.staging_format
     for spec in block_arrays(record):
         if spec.dimension != "block":
             is_value = staging is not None and spec.dimension == "token"
@@ -154,19 +155,12 @@ def used_slots(record: CaptureRecord, plan: BlockPlan) -> NDArray[np.bool_]:
 
 def encode(record: CaptureRecord, plan: BlockPlan, staged: Buffers) -> Buffers:
     """The arrays to be written for a block whose buffers are filled: quantised, thresholded, or as they are."""
-    if record.precision not in ("int8", "sparse"):
-        return staged
     arrays, used = dict(staged), used_slots(record, plan)
-    for site in record.sites:
+    for site in record.sites if record.encoding.keeps_values else ():
         for layer in record.layers(site):
             key = layout.values_key(record.name, site, layer)
-            if record.precision == "int8":
-                arrays[key], scale = quantise(staged[key])
-                found: dict[str, NDArray[Any]] = {"scale": scale}
-            else:
-                assert record.keep is not None
-                threshold, dropped = sparsify(staged[key], record.keep, used)
-                found = {"threshold": threshold, "dropped": dropped}
-            for name, values in found.items():
+            encoded = record.encoding.encode(staged[key], used, api)
+            arrays[key] = encoded.values
+            for name, values in encoded.parameters.items():
                 arrays[layout.block_parameters_key(record.name, site, layer, name)] = values[:, None]
     return arrays

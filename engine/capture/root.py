@@ -11,9 +11,9 @@ from actstore.store.model.top_tokens import (
     AFFORDABLE,
     find_top_tokens,
     operations,
-    speaks,
     token_names,
     top_columns,
+    writes_to_residual,
 )
 from actstore.store.model.weights import final_norm_of, write_weights
 
@@ -55,7 +55,7 @@ def _find_top_tokens(
     return {
         layer: top_columns(find_top_tokens(v, unembedding, norm), name)
         for layer, v in vectors.items()
-        if v.shape[1] == unembedding.shape[1] and speaks(known, layer)
+        if v.shape[1] == unembedding.shape[1] and writes_to_residual(known, layer)
     }
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003  (RunOptions are checked by their annotations)
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,7 +29,7 @@ from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.errors import CaptureError, InvalidInputError
 from actstore.store.model import root
 from actstore.store.reader import read_capture
-from actstore.store.storage.lock import own
+from actstore.store.storage.lock import is_unlocked, own
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -88,11 +87,11 @@ def check_target(folder: Folder, name: str, spec: ModelSpec, resume: bool) -> No
             raise InvalidInputError(
                 f"{folder} already has a capture {name!r}. Continue it with --resume, or name the new one with --name."
             )
-    elif folder.path is not None and folder.path.is_dir():
+    elif folder.local_path() is not None:
         # What a first capture leaves that was killed before the store's root was written is ours to write over.
-        begun = any(folder.path.glob(f"captures/*/{layout.LOCK_NAME}"))
+        begun = any(folder.exists(f"captures/{other}/{layout.LOCK_NAME}") for other in folder.names("captures"))
         ours = {"captures", "tokenizer", "weights", "neurons.parquet", "zarr.json"} if begun else set()
-        strangers = sorted({entry.name.removesuffix(".partial") for entry in folder.path.iterdir()} - ours)
+        strangers = sorted({entry.removesuffix(".partial") for entry in folder.names("")} - ours)
         if strangers:
             raise InvalidInputError(
                 f"{folder} is a folder with other content ({strangers[0]}, …). Name a new path for the store."
@@ -115,26 +114,16 @@ def removed_on_failure(folder: Folder, name: str) -> Iterator[None]:
                     f"in {folder}: run the same command with --resume to go on."
                 ) from None
             raise
-        if folder.path is not None and read_capture(folder, name) is None and _nobody_else_writes(folder, name):
-            shutil.rmtree(folder.path / layout.capture_key(name), ignore_errors=True)
-            others = any(entry.is_dir() for entry in folder.path.glob("captures/*"))
-            if not root.is_store(folder) and not others:
-                shutil.rmtree(folder.path, ignore_errors=True)
+        if folder.local_path() is not None and read_capture(folder, name) is None and is_unlocked(folder, name):
+            with suppress(OSError):
+                folder.delete(layout.capture_key(name))
+                if not root.is_store(folder) and not set(folder.names("captures")) - {"zarr.json"}:
+                    folder.delete("")
         if isinstance(error, KeyboardInterrupt):
             raise CaptureError(
                 f"Interrupted before the plan of capture {name!r} was complete: nothing of it is kept. Run it again."
             ) from None
         raise
-
-
-def _nobody_else_writes(folder: Folder, name: str) -> bool:
-    from actstore.store.errors import ReadOnlyError
-
-    try:
-        with own(folder, name):
-            return True
-    except ReadOnlyError:
-        return False
 
 
 @dataclass
@@ -220,10 +209,8 @@ class Run(ABC):
     def _check_disk(self, record: CaptureRecord) -> None:
         needed = estimate_nbytes(record)
         self.progress.started(record.plan.n_tokens, 0, needed)
-        if self.folder.path is None or self.options.ignore_disk:
-            return
-        free = shutil.disk_usage(self.folder.path).free
-        if needed > free:
+        free = self.folder.free_nbytes()
+        if free is not None and needed > free and not self.options.ignore_disk:
             raise InvalidInputError(
                 f"The capture needs about {needed / 1e9:.2f} GB, and the disk of {self.folder} has {free / 1e9:.2f} GB free. "
                 "Make room, lower --precision or --max-tokens, or insist with --ignore-disk."

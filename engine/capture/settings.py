@@ -13,7 +13,7 @@ import numpy as np
 
 from actstore.store.arguments import Typed, argument, given_fields
 from actstore.store.errors import InvalidInputError
-from actstore.store.layout import PRECISIONS
+from actstore.store.files.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,14 +83,14 @@ class CaptureSettings(Typed):
             )
         settings = dataclasses.replace(settings, context=context)
         settings._check(spec)
-        if "keep" in requested and settings.precision != "sparse":
+        if "keep" in requested and not PRECISIONS[settings.precision].uses_keep:
             raise InvalidInputError(
                 f"--keep is the share of values kept at precision sparse, and the precision is {settings.precision}. Leave one "
                 "out."
             )
         gated = any(spec.layers[layer].gated for layer in settings.chosen_layers(spec))
         if settings.gate_sign is None:
-            keeps_values = settings.precision != "none"
+            keeps_values = PRECISIONS[settings.precision].keeps_values
             settings = dataclasses.replace(settings, gate_sign=gated and keeps_values and "mlp.post" in settings.sites)
         elif settings.gate_sign and not (gated and "mlp.post" in settings.sites):
             raise InvalidInputError(

@@ -9,21 +9,19 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
-from actstore.store import layout
+from actstore.store.files.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from actstore.store.files.records import CaptureRecord
 
 DEFAULT_MEMORY: Final = 4 << 30
-DISK_SHARE: Final = {"float32": 0.93, "float16": 1.0, "bfloat16": 0.75, "int8": 0.65}
-"""Compressed size over raw size, as measured on dense activations: an estimate, not a bound."""
 STATISTICS_NBYTES: Final = 250
 """Of one neuron and block, compressed; likewise measured."""
 
 
 def bytes_per_slot(record_sites: dict[str, dict[int, int]], precision: str, dtype: str, n_gate_neurons: int) -> float:
     """Bytes that one token slot takes in the staging buffers."""
-    staging = layout.staging_format(precision, dtype)
+    staging = PRECISIONS[precision](dtype).staging_format
     width = sum(w for layers in record_sites.values() for w in layers.values())
     return (staging.dtype.itemsize * width if staging else 0) + n_gate_neurons / 8
 
@@ -39,14 +37,7 @@ def affordable_slots(slot_nbytes: float, memory: int | None, most: int) -> int:
 
 def estimate_nbytes(record: CaptureRecord) -> int:
     """The bytes a capture is expected to take on disk."""
-    form = layout.value_format(record.precision, record.held_dtype)
     width = sum(w for site in record.sites for w in record.layers(site).values())
-    per_slot = 0.0
-    if form is not None:
-        share = DISK_SHARE[form.name]
-        if record.keep is not None:
-            # A kept value costs itself and, for where it lies, about half as much again.
-            share = min(share, 1.5 * record.keep + 0.02)
-        per_slot = width * form.dtype.itemsize * share
+    per_slot = width * record.encoding.bytes_per_value
     per_slot += sum(record.layers("mlp.post")[layer] for layer in record.gate_sign) / 8
     return int(record.plan.n_blocks * (record.plan.block_slots * per_slot + STATISTICS_NBYTES * width))

@@ -91,7 +91,7 @@ class Source:
 
     def values(self, layer: int, block: int) -> NDArray[Any]:
         """A block of activations [neuron, token] in a format that the kernels take."""
-        if self.capture.record.precision == "int8":
+        if self.capture.record.encoding.decode_parameters:
             return self.capture.block_values(layer, block)
         return self.capture.raw_block(layer, block, saturated=True)
 

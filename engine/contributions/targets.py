@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from actstore.store.errors import InvalidInputError
-from actstore.store.model.tokenizer import Cutter
+from actstore.store.model.tokenizer import StoredTokenizer
 
 if TYPE_CHECKING:
     from actstore.store.model.root import Root
@@ -39,17 +39,17 @@ def find_target(store: Root, asked: str | int) -> Target:
             f"{store.folder} was captured from token ids and knows no text for them: name the target {asked!r} by its id, "
             "with --target-id."
         )
-    cutter = Cutter(store.folder, store.vocabulary)
-    token = cutter.known.ids.get(asked.encode())
+    tokenizer = StoredTokenizer(store.folder, store.vocabulary)
+    token = tokenizer.vocabulary.ids.get(asked.encode())
     if token is None:
-        raise InvalidInputError(_refusal(store, cutter, asked))
+        raise InvalidInputError(_refusal(store, tokenizer, asked))
     return Target(token, store.token_text(token))
 
 
-def _refusal(store: Root, cutter: Cutter, asked: str) -> str:
+def _refusal(store: Root, tokenizer: StoredTokenizer, asked: str) -> str:
     if not asked:
         return "A target is the text of one token, found an empty one. Mend --target."
-    tokens, ids = cutter.word(asked), cutter.known.ids
+    tokens, ids = tokenizer.encode_word(asked), tokenizer.vocabulary.ids
     if not tokens:
         return (
             f"The target {asked!r} is no token of {store.model.name}, and none of its tokens spell it. Mend --target."

@@ -334,11 +334,8 @@ def _add_block(
 
 def _slack(capture: Capture, layer: int, block: int, coverage: Coverage) -> NDArray[np.float32]:
     """How far a stored value may lie from the true one of which the reference's statistics speak; shape [neuron]."""
-    record = capture.record
-    if layer in coverage.ranges and record.precision == "int8":
-        scale = capture.block_parameter("scale", layer, block, coverage.settings.site)
-        return (scale.astype(np.float32) * np.float32(0.50001)).astype(np.float32)
-    if layer in coverage.ranges and record.precision == "half" and record.dtype == "float32":
-        ranges = coverage.ranges[layer]
-        return (np.fmax(np.abs(ranges.low), np.abs(ranges.high)) * 2.0**-11 + 2.0**-25).astype(np.float32)
-    return np.zeros(coverage.widths[layer], np.float32)
+    if layer not in coverage.ranges:
+        return np.zeros(coverage.widths[layer], np.float32)
+    ranges, site = coverage.ranges[layer], coverage.settings.site
+    largest = np.fmax(np.abs(ranges.low), np.abs(ranges.high))
+    return capture.record.encoding.rounding(largest, lambda name: capture.block_parameter(name, layer, block, site))

@@ -56,7 +56,7 @@ class Stream:
         decoders = [layer for layer in model.layers if layer.stack not in ("vision", "projector")]
         last = decoders[-1].block
         here = next((layer.layer for layer in decoders if layer.block == last and layer.layer in layers), None)
-        if here is None or "mlp.post" not in record.sites or record.precision == "none":
+        if here is None or "mlp.post" not in record.sites or not record.encoding.keeps_values:
             raise InvalidInputError(
                 f"The least-norm form takes activations, the final norm's rms and logits from the store, and capture "
                 f"{record.name!r} holds {', '.join(record.sites)} at precision {record.precision}. Capture again with "

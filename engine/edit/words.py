@@ -13,7 +13,7 @@ import numpy as np
 from actstore.engine.contributions.targets import find_target
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import GENERATED
-from actstore.store.model.tokenizer import Cutter
+from actstore.store.model.tokenizer import StoredTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +47,9 @@ def tokens_of(store: Root, text: str) -> tuple[int, ...]:
     try:
         return (find_target(store, text).token,)
     except InvalidInputError:
-        tokens = Cutter(store.folder, store.vocabulary).word(text) if store.vocabulary is not None else ()
+        tokens = (
+            StoredTokenizer(store.folder, store.vocabulary).encode_word(text) if store.vocabulary is not None else ()
+        )
         if not tokens:
             raise InvalidInputError(
                 f"{store.model.name} has no tokens for the word {text!r}. Mend --from and --to, with their spaces."
@@ -90,7 +92,7 @@ def find_exchange(capture: Capture, old: str, new: str) -> Exchange:
 
 def _blanks(store: Root, old: str, new: str) -> list[tuple[str, str]]:
     """What may stand before and behind two words in texts: nothing, or a blank where the tokenizer has it."""
-    ends_words = store.vocabulary is not None and Cutter(store.folder, store.vocabulary).ends_words
+    ends_words = store.vocabulary is not None and StoredTokenizer(store.folder, store.vocabulary).ends_words
     if any(word.startswith(" ") or (ends_words and word.endswith(" ")) for word in (old, new)):
         return [("", "")]
     return [("", ""), ("", " ") if ends_words else (" ", "")]

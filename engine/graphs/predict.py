@@ -13,7 +13,7 @@ from actstore.kernels.suffix_trie.api import Predictions, predict
 from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.layout import GENERATED, SPECIAL, TEXT, TOKENIZER_KEY
 from actstore.store.model.root import read_tokenizer
-from actstore.store.model.tokenizer import Cutter
+from actstore.store.model.tokenizer import StoredTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -99,7 +99,7 @@ def _cut(store: Root, text: str) -> list[int]:
         from tokenizers import Tokenizer  # only here: token ids need none
     except ImportError:
         assert store.vocabulary is not None
-        return Cutter(store.folder, store.vocabulary).text(text)
+        return StoredTokenizer(store.folder, store.vocabulary).encode(text)
     state = read_tokenizer(store.folder) or ""
     try:
         tokenizer = Tokenizer.from_str(state)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actstore.store.errors import InvalidInputError
-from actstore.store.model.tokenizer import Cutter
+from actstore.store.model.tokenizer import StoredTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,7 +101,7 @@ def _by_text(store: Root, asked: str, match: str) -> NDArray[np.int64]:
 def _refusal(store: Root, asked: str, match: str) -> str:
     said = f"No token of {store.model.name} matches {asked!r} (--match {match})."
     known = store.vocabulary if match in ("normalised", "exact") else None
-    tokens = Cutter(store.folder, known).word(asked) if known is not None else []
+    tokens = StoredTokenizer(store.folder, known).encode_word(asked) if known is not None else []
     if len(tokens) > 1:
         named = ", ".join(f"{store.token_text(t)!r} ({t})" for t in tokens)
         return f"{said} It is {len(tokens)} tokens: {named}. Search for one of them, or with --match contains."

@@ -13,7 +13,7 @@ import numpy as np
 from actstore.engine.multimodal.result import read_block
 from actstore.kernels.contribution.api import Targets, contribution
 from actstore.kernels.top_k.api import TopK, top_k
-from actstore.store.layout import decode_values
+from actstore.store.files.precision import widened
 from actstore.store.model.weights import FinalNorm, read_final_norm, read_rows, read_weights
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Ranker:
                 values = read_block(self._capture, layer, block, self._site)
                 for first in range(0, len(chosen), CHUNK):
                     nouns = chosen[first : first + CHUNK]
-                    scores = decode_values(values[:, self._offsets[nouns]], None).T * weigh(self._rows[nouns])
+                    scores = widened(values[:, self._offsets[nouns]]).T * weigh(self._rows[nouns])
                     state = TopK(best.values[nouns], best.tokens[nouns])
                     state = top_k(scores, np.arange(start, start + width), k, state=state)
                     best.values[nouns], best.tokens[nouns] = state

@@ -10,7 +10,7 @@ import numpy as np
 
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
-from actstore.store.layout import decode_values
+from actstore.store.files.precision import widened
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -148,7 +148,7 @@ class Multimodal:
 
 def read_block(capture: Capture, layer: int, block: int, site: str) -> NDArray[Any]:
     """A block's activations [neuron, token], widened only where that needs a scale for each neuron."""
-    if capture.record.precision == "int8":
+    if capture.record.encoding.decode_parameters:
         return capture.block_values(layer, block, site)
     return capture.raw_block(layer, block, site, saturated=True)
 
@@ -164,5 +164,5 @@ def _read_activations(found: Multimodal, numbers: NDArray[np.int64], site: str) 
         for block in np.unique(block_of[here.any(axis=1)]).tolist():
             row, place = np.nonzero(here & (block_of == block)[:, None])
             values = read_block(capture, int(layer), block, site)
-            activations[row, place] = decode_values(values[numbers[row, place] - start, offset[row]], None)
+            activations[row, place] = widened(values[numbers[row, place] - start, offset[row]])
     return activations

@@ -59,7 +59,7 @@ def look_through(
     >>> look_through(store.capture("images")).entropies
     """
     record = capture.record
-    if SITE not in record.sites or record.precision in ("none", "sparse"):
+    if SITE not in record.sites or not record.encoding.keeps_every_value:
         raise InvalidInputError(
             f"The logit lens reads the residual stream, and capture {record.name!r} has no dense values of it (sites "
             f"{', '.join(record.sites)}, precision {record.precision}). Capture with --site {SITE}."

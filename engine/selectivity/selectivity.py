@@ -284,8 +284,7 @@ def _count_blocks(
     capture: Capture, sources: dict[int, str], columns: list[int], modalities: set[int]
 ) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
     """Firing tokens [neuron, label] of every layer, and all tokens [label], of the wanted modalities only."""
-    lossy = capture.record.precision in ("int8", "sparse", "none")
-    if lossy and set(sources.values()) != {layout.GATE_SIGN}:
+    if not capture.record.encoding.keeps_signs and set(sources.values()) != {layout.GATE_SIGN}:
         raise InvalidInputError(
             f"Tokens of one modality are counted from values, and at precision {capture.record.precision} those of capture "
             f"{capture.record.name!r} do not say which were above zero. Capture with --gate-sign, or at another --precision."

@@ -5,6 +5,7 @@ Knows nothing about checksums.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from actstore.engine.capture.packing import staged_arrays
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.models.fingerprint import check_model, fingerprint_of, place_of
 from actstore.engine.models.sources import ModelSource
-from actstore.kernels.pack.steps import INFINITE, MARK
 from actstore.store import layout
 from actstore.store.capture.answers import has_attributions
 from actstore.store.capture.overflow import saturate
@@ -56,7 +56,7 @@ def refill_blocks(
     `InvalidInputError` for another model, or for other images than those that were captured.
     """
     record = capture.record
-    if record.precision == "none":
+    if not record.encoding.keeps_values:
         raise InvalidInputError(
             f"Capture {record.name!r} keeps no values (precision none), so there is nothing to compare."
         )
@@ -124,55 +124,45 @@ def spread(blocks: list[int], n: int) -> list[int]:
     return [blocks[i] for i in np.linspace(0, len(blocks) - 1, n).round().astype(int).tolist()]
 
 
+@dataclass(frozen=True)
+class _StoredBlock:
+    """One block of one layer as the store holds it, for `Precision.comparable`."""
+
+    capture: Capture
+    site: str
+    layer: int
+    block: int
+    values: NDArray[np.float32]
+
+    @property
+    def n_used(self) -> int:
+        return int(self.capture.used_slots[self.block])
+
+    def raw(self) -> NDArray[Any]:
+        return self.capture.raw_block(self.layer, self.block, self.site)
+
+    def parameter(self, name: str) -> NDArray[Any]:
+        return self.capture.block_parameter(name, self.layer, self.block, self.site)
+
+
 def _difference(capture: Capture, computed: dict[str, NDArray[Any]], site: str, layer: int, block: int) -> float:
     """Largest |stored - recomputed| over the largest |stored|; infinite where one has a value and the other none."""
-    key = layout.values_key(capture.record.name, site, layer)
-    scale_key = layout.block_parameters_key(capture.record.name, site, layer, "scale")
+    record, encoding = capture.record, capture.record.encoding
     # A value may overflow precision half on one machine and not on another: both count as the largest that it holds.
-    stored = capture.block_values(layer, block, site, saturated=True)
-    again = layout.decode_values(computed[key], computed.get(scale_key))
+    values = capture.block_values(layer, block, site, saturated=True)
+    stored = _StoredBlock(capture, site, layer, block, values)
+    parameters = {
+        name: computed[layout.block_parameters_key(record.name, site, layer, name)][:, 0]
+        for name in encoding.decode_parameters
+    }
+    again = encoding.decode(computed[layout.values_key(record.name, site, layer)], parameters)
     again = saturate(again, capture.has_overflow(layer, site))
-    if capture.record.precision == "sparse":
-        again = _as_thresholded(capture, stored, again, site, layer, block)
-    if capture.record.precision == "int8":
-        again = _as_marked(capture, stored, again, site, layer, block)
-    if not (np.isnan(stored) == np.isnan(again)).all():
+    again = encoding.comparable(again, stored, TOLERANCES[record.dtype])
+    if not (np.isnan(values) == np.isnan(again)).all():
         return float("inf")
     with np.errstate(invalid="ignore"):
-        same = stored == again
-        difference = np.where(same | np.isnan(stored), 0.0, np.abs(stored - again))
-    slack = 0.0
-    if capture.record.precision == "int8":
-        slack = float(capture.block_parameter("scale", layer, block, site).max())
-    finite = np.abs(stored[np.isfinite(stored)])
+        same = values == again
+        difference = np.where(same | np.isnan(values), 0.0, np.abs(values - again))
+    finite = np.abs(values[np.isfinite(values)])
+    slack = encoding.comparison_slack(stored)
     return float(max(difference.max(initial=0.0) - slack, 0.0) / max(finite.max(initial=0.0), 1e-30))
-
-
-def _as_thresholded(
-    capture: Capture, stored: NDArray[np.float32], again: NDArray[np.float32], site: str, layer: int, block: int
-) -> NDArray[np.float32]:
-    """Recomputed values of precision `sparse` [neuron, token] as the stored thresholds would have left them."""
-    threshold = capture.block_parameter("threshold", layer, block, site)[:, None]
-    # Earlier versions let tokens without a value use the share up, and kept less of an expert's neurons.
-    has_gaps = np.isnan(stored[:, : capture.used_slots[block]]).any(axis=1, keepdims=True)
-    again = np.where(has_gaps & (np.abs(again) <= threshold), np.float32(0), again)
-    # A value at the threshold may fall on either side of it on another machine.
-    margin = TOLERANCES[capture.record.dtype] * np.nanmax(np.abs(stored), initial=0.0)
-    is_near = (np.abs(np.abs(again) - threshold) <= margin) | (np.abs(np.abs(stored) - threshold) <= margin)
-    return np.where(is_near, stored, again)
-
-
-def _as_marked(
-    capture: Capture, stored: NDArray[np.float32], again: NDArray[np.float32], site: str, layer: int, block: int
-) -> NDArray[np.float32]:
-    """Recomputed values of precision `int8` [neuron, token], their infinities as the stored scales have them.
-
-    Earlier versions marked none: there infinities are the steps of ±127, as the largest finite values are.
-    """
-    infinite = np.isinf(again)
-    if not infinite.any():
-        return again
-    scale = capture.block_parameter("scale", layer, block, site)
-    unmarked = (scale.view(np.uint32) & MARK == 0)[:, None]
-    steps = capture.raw_block(layer, block, site)
-    return np.where(infinite & unmarked & (steps == np.sign(again) * INFINITE), stored, again)

@@ -29,7 +29,7 @@ def read_commit(folder: Folder, capture: str, block: int) -> CommitRecord:
     key = commit_key(capture, block)
     where = f"{folder}/{key}"
     record = CommitRecord.from_json(folder.read_json(key), where)
-    if record.block != block or record.sealed().checksum != record.checksum:
+    if record.block != block or record.with_checksum().checksum != record.checksum:
         raise FormatError(f"{where} is damaged: its checksum does not match. Delete it and run capture with --resume.")
     return record
 

@@ -29,7 +29,7 @@ OVERFLOW_COLUMNS: Final = ("site", "layer", "min", "max", "overflow")
 
 def can_overflow(record: CaptureRecord) -> bool:
     """Whether a capture's values are stored in a format whose range is smaller than that of what the model computes in."""
-    return record.precision == "half" and record.held_dtype != "float16"
+    return record.encoding.can_overflow
 
 
 @dataclass(frozen=True)

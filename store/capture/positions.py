@@ -101,7 +101,7 @@ def check_values(capture: Capture, site: str) -> None:
             f"Capture {record.name!r} has no site {site!r}. Its sites are: {', '.join(record.sites)}. Capture again with "
             f"--site {site}."
         )
-    if record.precision == "none":
+    if not record.encoding.keeps_values:
         raise InvalidInputError(
             f"Capture {record.name!r} keeps statistics only (precision none), and this needs values. Capture again with "
             "another --precision."
@@ -117,6 +117,6 @@ def warnings_of(capture: Capture, site: str) -> list[str]:
         found.append(
             f"Capture {record.name!r} is not complete: {len(capture.blocks)} of {record.plan.n_blocks} blocks are read."
         )
-    if record.precision == "sparse":
-        found.append(f"Capture {record.name!r} has precision sparse: values that it dropped are read as 0.")
+    if not record.encoding.keeps_every_value:
+        found.append(f"Capture {record.name!r} has precision {record.precision}: values that it dropped are read as 0.")
     return found + overflow_sentences(capture, [site])

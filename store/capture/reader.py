@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from actstore.kernels.pack.statistics import Statistics
     from actstore.store.capture.overflow import Overflow
-    from actstore.store.capture.writer import BlockArraySpec
+    from actstore.store.files.arrays import BlockArraySpec
     from actstore.store.files.records import CaptureRecord
     from actstore.store.files.shards import Shard
     from actstore.store.model.root import Root
@@ -277,10 +277,9 @@ class Capture:
         return self._shard(self._array(key), block).rows()[:, 0]
 
     def _decoded(self, raw: NDArray[Any], layer: int, site: str, block: int, rows: slice) -> NDArray[np.float32]:
-        if raw.dtype != np.int8:
-            return layout.decode_values(raw, None)
-        scale = self.block_parameter("scale", layer, block, site)[rows]
-        return layout.decode_values(raw, scale if raw.ndim == 1 else scale[:, None])
+        encoding = self.record.encoding
+        needed = encoding.decode_parameters
+        return encoding.decode(raw, {name: self.block_parameter(name, layer, block, site)[rows] for name in needed})
 
     def _shard(self, array: BlockArray, block: int) -> Shard:
         if argument("block", block, int) not in self.blocks:
@@ -292,7 +291,7 @@ class Capture:
 
     def _values(self, layer: int, site: str, neuron: int = 0) -> BlockArray:
         self.check_neuron(layer, neuron, site)
-        if self.record.precision == "none":
+        if not self.record.encoding.keeps_values:
             raise NotFoundError(
                 f"Capture {self.record.name!r} keeps statistics only (precision none), no values. "
                 "Capture again with another --precision."

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from actstore.store import layout
 from actstore.store.errors import NotFoundError
-from actstore.store.files.records import CaptureRecord, check_seal
+from actstore.store.files.records import CaptureRecord, verify_checksum
 
 if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
@@ -25,5 +25,5 @@ def read_capture(folder: Folder, name: str) -> CaptureRecord | None:
     if record is None:
         return None
     if isinstance(record, dict):
-        check_seal(record, f"{folder}/{key}")
+        verify_checksum(record, f"{folder}/{key}")
     return CaptureRecord.from_json(record, f"{folder}/{key}")

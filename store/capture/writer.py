@@ -18,8 +18,8 @@ import numpy as np
 
 from actstore.store import layout
 from actstore.store.errors import CaptureError
-from actstore.store.files.arrays import create_block_array
-from actstore.store.files.records import CommitRecord, sealed
+from actstore.store.files.arrays import BlockArraySpec, create_block_array
+from actstore.store.files.records import CommitRecord, with_checksum
 from actstore.store.files.shards import checksum, shard_parts, write_parts
 
 if TYPE_CHECKING:
@@ -36,44 +36,18 @@ if TYPE_CHECKING:
 def create_capture(folder: Folder, record: CaptureRecord) -> None:
     """Write the metadata of every block array, then the capture's own record: from here on the capture exists."""
     for spec in block_arrays(record):
-        create_block_array(
-            folder,
-            spec.key,
-            rows=spec.rows,
-            block_columns=spec.columns,
-            n_blocks=record.plan.n_blocks,
-            dtype=spec.dtype,
-            fill_value=spec.fill_value,
-            dimensions=("neuron", spec.dimension),
-            attributes=spec.attributes,
-            compression=spec.compression,
-        )
+        create_block_array(folder, spec, record.plan.n_blocks)
     folder.write_json(
         f"{layout.capture_key(record.name)}/zarr.json",
-        {"zarr_format": 3, "node_type": "group", "attributes": {"actstore_capture": sealed(record.to_json())}},
+        {"zarr_format": 3, "node_type": "group", "attributes": {"actstore_capture": with_checksum(record.to_json())}},
     )
-
-
-@dataclass(frozen=True)
-class BlockArraySpec:
-    """One sharded array of a capture."""
-
-    key: str
-    rows: int
-    columns: int
-    """Columns a block."""
-    dtype: np.dtype[Any]
-    fill_value: Any
-    dimension: str
-    attributes: dict[str, Any] = field(default_factory=dict)
-    compression: layout.Compression = layout.FAST
 
 
 def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
     """Every sharded array that a capture of this record has."""
     slots = record.plan.block_slots
-    form = layout.value_format(record.precision, record.held_dtype)
-    parameters = {"int8": {"scale": "float32"}, "sparse": {"threshold": "float32", "dropped": "int64"}}
+    encoding = record.encoding
+    form = encoding.stored_format
     for site in record.sites if form else ():
         assert form is not None
         for layer, width in record.layers(site).items():
@@ -85,9 +59,9 @@ def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
                 form.fill_value,
                 "token",
                 {"value_dtype": form.name, "precision": record.precision},
-                layout.compression(record.precision),
+                encoding.compression,
             )
-            for name, dtype in parameters.get(record.precision, {}).items():
+            for name, dtype in encoding.parameters.items():
                 key = layout.block_parameters_key(record.name, site, layer, name)
                 yield BlockArraySpec(key, width, 1, np.dtype(dtype), 0, "block")
     widths = record.layers("mlp.post") if "mlp.post" in record.sites else {}
@@ -185,7 +159,7 @@ class CaptureWriter:
             for key, data in {**statistics, **job.files}.items():
                 self._folder.write(key, data)
                 shards[key.removeprefix(prefix)] = len(data), checksum(data)
-            record = CommitRecord(job.number, shards, seconds=round(time.monotonic() - job.began, 3)).sealed()
+            record = CommitRecord(job.number, shards, seconds=round(time.monotonic() - job.began, 3)).with_checksum()
             self._folder.write_json(layout.commit_key(self.record.name, job.number), record.to_json())
             self.on_commit(job.number)
         except OSError as error:

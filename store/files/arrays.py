@@ -1,14 +1,14 @@
 """Zarr arrays of a store: sharded [neuron, …] arrays filled block by block, and small plain ones.
 
-Metadata is Zarr's own; the shards' bytes come from `shards`. Knows nothing about commit records: who reads a block must
-have asked for its record first.
+Metadata is Zarr's own; the shards' bytes come from `shards`. Commit records are not checked here: readers of a block must have
+read its record first.
 """
 
 from __future__ import annotations
 
 import errno
 from collections import OrderedDict
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
@@ -31,16 +31,17 @@ if TYPE_CHECKING:
     from actstore.store.storage.pieces import Source
 
 OPEN_SHARDS: Final = 256
-"""Shards that stay open, of all arrays together: each holds a file descriptor."""
+"""Maximum number of shards of all arrays that stay open: each has a file descriptor."""
 FEWEST_SHARDS: Final = 8
+"""The same where the process may open few files."""
 
 _opened: Final[OrderedDict[tuple[ref[BlockArray], int], None]] = OrderedDict()
-"""Which shards are open, the oldest first."""
+"""(array, block) of the shards that are open, the oldest first."""
 _opening: Final = Lock()
 
 
 def _affordable_shards() -> int:
-    """How many shards may stay open: a quarter of the files that the process may have open, of which others need some too."""
+    """Maximum number of shards that stay open: at most a quarter of the files that the process may open."""
     try:
         import resource
     except ImportError:  # not on Windows, which sets no such limit
@@ -49,48 +50,50 @@ def _affordable_shards() -> int:
     return OPEN_SHARDS if limit == resource.RLIM_INFINITY else min(OPEN_SHARDS, max(FEWEST_SHARDS, limit // 4))
 
 
-def _let_go(n_left: int) -> None:
-    """Close shards, those that have been open longest first, until `n_left` are open; needs the lock."""
+def _close_oldest(n_left: int) -> None:
+    """Close the shards that have been open longest until `n_left` are open; `_opening` must be held."""
     while len(_opened) > n_left:
-        (array, oldest), _ = _opened.popitem(last=False)
-        if (held := array()) is not None:
-            held._open.pop(oldest, None)
+        (reference, block), _ = _opened.popitem(last=False)
+        if (array := reference()) is not None:
+            array._open.pop(block, None)
 
 
-def create_block_array(
-    folder: Folder,
-    key: str,
-    *,
-    rows: int,
-    block_columns: int,
-    n_blocks: int,
-    dtype: np.dtype[Any],
-    fill_value: Any,
-    dimensions: tuple[str, str],
-    attributes: dict[str, Any],
-    compression: Compression = FAST,
-) -> None:
-    """Write the metadata of a sharded array of `rows` × (`block_columns` · `n_blocks`); no block is written yet."""
-    grid = shard_grid(rows, block_columns)
+@dataclass(frozen=True)
+class BlockArraySpec:
+    """A sharded [neuron, …] array of a capture."""
+
+    key: str
+    rows: int
+    columns: int
+    """Columns per block."""
+    dtype: np.dtype[Any]
+    fill_value: float
+    dimension: str
+    """The name of the second dimension."""
+    attributes: dict[str, Any] = field(default_factory=dict)
+    compression: Compression = FAST
+
+
+def create_block_array(folder: Folder, spec: BlockArraySpec, n_blocks: int) -> None:
+    """Write the metadata of a sharded array of `n_blocks` blocks; no block is written yet."""
+    grid, item = shard_grid(spec.rows, spec.columns), spec.dtype.itemsize
     zarr.create_array(
         store=folder.zarr,
-        name=key,
-        shape=(rows, block_columns * n_blocks),
+        name=spec.key,
+        shape=(spec.rows, spec.columns * n_blocks),
         shards=(grid.padded_rows, grid.columns),
         chunks=(grid.chunk_rows, grid.chunk_columns),
-        dtype=dtype,
-        fill_value=fill_value,
-        compressors=BloscCodec(
-            typesize=dtype.itemsize, blocksize=grid.chunk_columns * dtype.itemsize, **asdict(compression)
-        ),
-        dimension_names=dimensions,
-        attributes=attributes,
+        dtype=spec.dtype,
+        fill_value=spec.fill_value,
+        compressors=BloscCodec(typesize=item, blocksize=grid.chunk_columns * item, **asdict(spec.compression)),
+        dimension_names=("neuron", spec.dimension),
+        attributes=spec.attributes,
         overwrite=True,
     )
 
 
 class BlockArray:
-    """A sharded array as a reader sees it: rows of single blocks."""
+    """A sharded array for reading: rows of single blocks."""
 
     def __init__(self, folder: Folder, key: str) -> None:
         """Open the metadata under `key`; `NotFoundError` where there is none."""
@@ -111,7 +114,7 @@ class BlockArray:
     def shard(self, block: int) -> Shard:
         """The shard of one block.
 
-        The latest shards stay open, so that neuron after neuron is read without opening a file again.
+        The latest shards stay open, so that reading one neuron after another does not open files again.
         """
         shard = self._open.get(block)
         if shard is None:
@@ -128,16 +131,16 @@ class BlockArray:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
             with _opening:
-                _let_go(0)
+                _close_oldest(0)
             return self.folder.source(key)
 
     def _keep(self, block: int, shard: Shard) -> None:
-        """Keep a shard open, and close the one that has been open longest where there are enough."""
-        if self.folder.path is None:
+        """Keep a shard open, and close the oldest ones beyond the maximum."""
+        if self.folder.local_path() is None:
             self._open.clear()  # a copy in memory, not a file
         else:
             _opened[ref(self), block] = None
-            _let_go(_affordable_shards())
+            _close_oldest(_affordable_shards())
         self._open[block] = shard
 
 
@@ -187,5 +190,5 @@ def read_selection(array: zarr.Array[Any], selection: Any = ...) -> NDArray[Any]
         return np.asarray(array[selection])
     except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's or the network's word, which says nothing about the chunk
+            raise  # an error of the disk or the network, which says nothing about the chunk
         raise FormatError(f"{array.store_path} is damaged: {' '.join(str(error).split())}.") from None

@@ -1,15 +1,15 @@
-"""The Parquet tables of a store: written with checksums that any Parquet reader passes over, read only where they hold.
+"""The Parquet tables of a store: written with checksums that any Parquet reader ignores, and verified when they are read.
 
-Pages carry Parquet's own checksums. Between the last page and the footer, where no reader looks, stands a seal: the CRC-32C of
-all bytes before it and of those after it, each begun with the table's name, so that one table does not pass for another. A
-table without a seal is one of an earlier version, and is read as it is. Knows nothing about what columns mean.
+Pages carry Parquet's own checksums. Between the last page and the footer, where no reader looks, are two more: the CRC-32C of
+all bytes before them and of those after them, each begun with the table's name, so that one table is not taken for another. A
+table without them is one of an earlier version, and is read as it is.
 """
 
 from __future__ import annotations
 
 import struct
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import google_crc32c
 import pyarrow as pa
@@ -20,24 +20,34 @@ from actstore.store.errors import ActstoreError, FormatError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from typing_extensions import Buffer
+
     from actstore.store.storage.folder import Folder
     from actstore.store.storage.pieces import Source
+    from actstore.store.storage.writers import KeyWriter
 
-_SEAL: Final = struct.Struct("<8sII")
-"""A mark, the checksum of what lies before the seal, the checksum of what lies behind it."""
+_CHECKSUMS: Final = struct.Struct("<8sII")
+"""A mark, the checksum of the bytes before, the checksum of the bytes after."""
 _MARK: Final = b"actstore"
 _TAIL: Final = struct.Struct("<I4s")
-"""How a Parquet file ends: the footer's bytes, and Parquet's mark."""
+"""How a Parquet file ends: the footer's size in bytes, and Parquet's mark."""
 _PIECE: Final = 1 << 24
 
 
-class TableWriter:
-    """Writes one table, a row group a call; it becomes visible on `close`."""
+class Digest(Protocol):
+    """A hash of hashlib."""
 
-    def __init__(self, folder: Folder, key: str, schema: pa.Schema, digest: Any = None) -> None:
+    def update(self, data: bytes, /) -> None:
+        """Add bytes."""
+
+
+class TableWriter:
+    """Writes one table, one row group per call; it becomes visible on `close`."""
+
+    def __init__(self, folder: Folder, key: str, schema: pa.Schema, digest: Digest | None = None) -> None:
         """Write under `key`; a `digest` of hashlib is fed every byte of the file."""
         self._file = folder.writer(key)
-        self._sink = _Sealed(self._file, key, digest)
+        self._sink = _ChecksummedFile(self._file, key, digest)
         self._writer = pq.ParquetWriter(self._sink, schema, write_page_checksum=True)
 
     def write(self, rows: pa.Table) -> None:
@@ -48,7 +58,7 @@ class TableWriter:
         """Publish the table."""
         self._sink.hold_back()
         self._writer.close()
-        self._sink.seal()
+        self._sink.finish()
         self._file.close()
 
     def abandon(self) -> None:
@@ -59,48 +69,48 @@ class TableWriter:
 
 
 def _name(key: str) -> bytes:
-    """What of a table's key is its own: below its capture, which may be copied under another name."""
+    """A table's key without the name of its capture, which may be copied under another name."""
     parts = key.split("/")
     return "/".join(["captures", *parts[2:]] if parts[0] == "captures" else parts).encode()
 
 
-class _Sealed:
-    """A file written front to back, its checksum beside it; what is held back at the end goes out with the seal in it."""
+class _ChecksummedFile:
+    """A file written front to back, and its checksum; the footer is held back until the checksums are known."""
 
     closed = False
 
-    def __init__(self, file: Any, key: str, digest: Any) -> None:
+    def __init__(self, file: KeyWriter, key: str, digest: Digest | None) -> None:
         self._file, self._name, self._digest = file, _name(key), digest
         self._crc: int = google_crc32c.value(self._name)
-        self._held: bytearray | None = None
+        self._footer: bytearray | None = None
         self._nbytes = 0
 
-    def write(self, data: Any) -> int:
+    def write(self, data: Buffer) -> int:
         piece = bytes(data)
         self._nbytes += len(piece)
-        if self._held is None:
+        if self._footer is None:
             self._crc = google_crc32c.extend(self._crc, piece)
-            self._out(piece)
+            self._append(piece)
         else:
-            self._held += piece
+            self._footer += piece
         return len(piece)
 
-    def _out(self, piece: bytes) -> None:
+    def _append(self, piece: bytes) -> None:
         if self._digest is not None:
             self._digest.update(piece)
         self._file.write(piece)
 
     def hold_back(self) -> None:
-        """From here on only the footer comes."""
-        self._held = bytearray()
+        """Collect what is written from here on: the footer."""
+        self._footer = bytearray()
 
-    def seal(self) -> None:
-        """Write what was held back, with the seal before the footer."""
-        held = bytes(self._held or b"")
-        n_footer, _ = _TAIL.unpack(held[-_TAIL.size :])
-        rest, footer = held[: -_TAIL.size - n_footer], held[-_TAIL.size - n_footer :]
-        before, behind = google_crc32c.extend(self._crc, rest), google_crc32c.value(self._name + footer)
-        self._out(rest + _SEAL.pack(_MARK, before, behind) + footer)
+    def finish(self) -> None:
+        """Write what was held back, with the checksums before the footer."""
+        end = bytes(self._footer or b"")
+        n_footer, _ = _TAIL.unpack(end[-_TAIL.size :])
+        rest, footer = end[: -_TAIL.size - n_footer], end[-_TAIL.size - n_footer :]
+        before, after = google_crc32c.extend(self._crc, rest), google_crc32c.value(self._name + footer)
+        self._append(rest + _CHECKSUMS.pack(_MARK, before, after) + footer)
 
     def tell(self) -> int:
         return self._nbytes
@@ -125,45 +135,42 @@ def write_table(folder: Folder, key: str, rows: pa.Table) -> None:
 
 @contextmanager
 def undamaged(folder: Folder, key: str) -> Iterator[None]:
-    """Turns what libraries raise over bytes that are no such table into a `FormatError` that names `key`."""
+    """Whatever libraries raise over bytes that are not such a table becomes a `FormatError` that names `key`."""
     try:
         yield
     except ActstoreError:
         raise
     except (pa.ArrowException, OSError, EOFError, LookupError, ValueError, TypeError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's or the network's word, which says nothing about the table
+            raise  # an error of the disk or the network, which says nothing about the table
         raise FormatError(f"{folder}/{key} is damaged: {' '.join(str(error).split())}.") from None
 
 
 def open_table(folder: Folder, key: str, *, whole: bool = False) -> pq.ParquetFile:
-    """The table under `key`, to read row groups of; `whole` where all of it will be read, which checks every byte first.
+    """The table under `key`, to read row groups of; with `whole`, for readers of all of it, every byte is verified first.
 
     `NotFoundError` where there is none, `FormatError` where it is damaged.
     """
     source = folder.source(key)
     with undamaged(folder, key):
-        _check_seal(folder, key, source, whole=whole)
-        # Read, not mapped: a file that is cut short later is then an error, not the end of the process.
-        file = (
-            pa.BufferReader(pa.py_buffer(source.read(0, source.nbytes)))
-            if folder.path is None
-            else pa.OSFile(str(folder.path / key))
-        )
+        _verify_checksums(folder, key, source, whole=whole)
+        # Read, not mapped: a file that is truncated later is then an error, not the end of the process.
+        path = folder.local_path(key)
+        file = pa.BufferReader(pa.py_buffer(source.read(0, source.nbytes))) if path is None else pa.OSFile(str(path))
         return pq.ParquetFile(file, page_checksum_verification=True)
 
 
 def read_table(folder: Folder, key: str, needs: Sequence[str] = ()) -> pa.Table:
-    """The whole table under `key`; errors as of `open_table`, `FormatError` too where it lacks a column that one `needs`."""
+    """The whole table under `key`; errors as of `open_table`, and `FormatError` where it lacks a column of `needs`."""
     file = open_table(folder, key, whole=True)
     with undamaged(folder, key):
-        if lacking := [name for name in needs if name not in file.schema_arrow.names]:
-            raise FormatError(f"{folder}/{key} is damaged: it lacks the column {lacking[0]!r}.")
+        if missing := [name for name in needs if name not in file.schema_arrow.names]:
+            raise FormatError(f"{folder}/{key} is damaged: it lacks the column {missing[0]!r}.")
         return file.read()
 
 
 def check_table(folder: Folder, key: str) -> None:
-    """Raise what `open_table` raises for a table that something else will read in place."""
+    """Verify every byte of a table that another library will read in place; errors as of `open_table`."""
     open_table(folder, key, whole=True)
 
 
@@ -174,22 +181,22 @@ def read_metadata(folder: Folder, key: str) -> dict[bytes, bytes]:
         return file.schema_arrow.metadata or {}
 
 
-def _check_seal(folder: Folder, key: str, source: Source, *, whole: bool) -> None:
+def _verify_checksums(folder: Folder, key: str, source: Source, *, whole: bool) -> None:
     end = source.nbytes
     tail = source.read(max(0, end - _TAIL.size), end)
     n_footer = _TAIL.unpack(tail)[0] if len(tail) == _TAIL.size else end
-    at = end - _TAIL.size - n_footer - _SEAL.size
+    at = end - _TAIL.size - n_footer - _CHECKSUMS.size
     if at < 0:
-        return  # no Parquet file, which the library says best
-    mark, before, behind = _SEAL.unpack(source.read(at, at + _SEAL.size))
+        return  # not a Parquet file: the library has the better message
+    mark, before, after = _CHECKSUMS.unpack(source.read(at, at + _CHECKSUMS.size))
     if mark != _MARK:
         return
     if whole:
         source.will_need()
-    if _checksum(key, source, at + _SEAL.size, end) != behind or (whole and _checksum(key, source, 0, at) != before):
-        raise FormatError(
-            f"{folder}/{key} is damaged: it is not what was written there. Run `actstore verify` to find every damage."
-        )
+    if _checksum(key, source, at + _CHECKSUMS.size, end) != after or (
+        whole and _checksum(key, source, 0, at) != before
+    ):
+        raise FormatError(f"{folder}/{key} is damaged: checksum mismatch. Run `actstore verify` to find every damage.")
 
 
 def _checksum(key: str, source: Source, start: int, stop: int) -> int:

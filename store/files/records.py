@@ -1,7 +1,6 @@
 """The JSON records of a store: its model, its captures, its commits, each read strictly.
 
-A record that lacks a field, or holds something else in it, is a `FormatError` that names the field. Knows nothing about
-where records lie.
+A field that is missing or of another type is a `FormatError` that names it.
 """
 
 from __future__ import annotations
@@ -9,11 +8,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Self, get_args, get_origin, get_type_hints
 
 from actstore.store.errors import FormatError
+from actstore.store.files.precision import PRECISIONS, Precision
 from actstore.store.files.shards import checksum
-from actstore.store.layout import value_format
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class Record:
@@ -24,7 +26,7 @@ class Record:
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
 
     @classmethod
-    def from_json(cls, value: Any, where: str) -> Self:
+    def from_json(cls, value: object, where: str) -> Self:
         """The record in `value`; `FormatError` naming `where` and the field that is missing or wrong."""
         if not isinstance(value, dict):
             raise FormatError(f"{where} should be a JSON object, found {type(value).__name__}.")
@@ -38,23 +40,24 @@ class Record:
         return cls(**arguments)
 
 
-def sealed(value: dict[str, Any]) -> dict[str, Any]:
+def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
     """The JSON object `value` with the checksum of everything else in it."""
     return value | {"checksum": _checksum(value)}
 
 
-def check_seal(value: dict[str, Any], where: str) -> None:
-    """Raise `FormatError` where a JSON object is not what was sealed; one of an earlier version has no checksum."""
+def verify_checksum(value: dict[str, Any], where: str) -> None:
+    """Raise `FormatError` where a JSON object does not match its checksum; one of an earlier version has none."""
     if "checksum" in value and value["checksum"] != _checksum(value):
-        raise FormatError(f"{where} is damaged: its checksum does not match. Restore it from a copy, or make it again.")
+        raise FormatError(f"{where} is damaged: checksum mismatch. Restore it from a copy, or make it again.")
 
 
-def _checksum(value: dict[str, Any]) -> str:
+def _checksum(value: Mapping[str, object]) -> str:
     body = {name: item for name, item in value.items() if name != "checksum"}
     return checksum(json.dumps(body, sort_keys=True).encode())
 
 
-def _parse(hint: Any, value: Any, where: str) -> Any:
+def _parse(hint: Any, value: Any, where: str) -> Any:  # a type annotation, and JSON of any kind
+    """`value` as the annotation `hint` has it; `FormatError` that begins with `where` otherwise."""
     origin, parameters = get_origin(hint), get_args(hint)
     if isinstance(hint, type) and issubclass(hint, Record):
         return hint.from_json(value, where)
@@ -84,14 +87,14 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
 
 
 PARTS = ("language", "vision", "projector")
-"""The parts of a model that a capture can be of: the layers of one of them have rows for the same positions."""
+"""The parts of a model that can be captured; all layers of a part have rows for the same positions."""
 
 APART = "apart"
-"""The stack of layers whose rows are no part's: a Q-Former's own reading of the prompt, a pooled image."""
+"""The stack of layers whose rows belong to no part's positions: a Q-Former's own reading of the prompt, a pooled image."""
 
 
 def part_of(stack: str) -> str | None:
-    """The one of `PARTS` that a stack of layers belongs to; None for `APART`."""
+    """The part, of `PARTS`, that a stack of layers belongs to; None for `APART`."""
     if stack == APART:
         return None
     return stack if stack in PARTS else PARTS[0]
@@ -104,7 +107,7 @@ class LayerRecord(Record):
     layer: int
     neurons: int
     module: str
-    """Hugging Face path of the output projection whose input is captured."""
+    """Path, in the Hugging Face model, of the output projection whose input is captured."""
     gated: bool
     block: int
     stack: str
@@ -112,13 +115,13 @@ class LayerRecord(Record):
 
     @property
     def part(self) -> str | None:
-        """The one of `PARTS` that it belongs to: where its rows are."""
+        """The part, of `PARTS`, whose positions its rows have."""
         return part_of(self.stack)
 
 
 @dataclass(frozen=True)
 class ModelRecord(Record):
-    """Whose activations a store holds. One store, one model."""
+    """The model whose activations a store holds. One store has one model."""
 
     name: str
     model_type: str
@@ -131,31 +134,31 @@ class ModelRecord(Record):
     layers: tuple[LayerRecord, ...]
     config: dict[str, Any]
     weights: tuple[str, ...] = ()
-    """The parts of the weights that the store was given; older stores do not say."""
+    """The parts of the weights that were written to the store; empty in older stores, which do not record them."""
     folder: str | None = None
-    """Where the model's own folder was, absolute; None for one of the Hub, and in older stores."""
+    """The absolute path of the model's folder; None for a model of the Hub, and in older stores."""
 
     @property
     def head_layers(self) -> tuple[LayerRecord, ...]:
-        """The layers of the last stack, whose stream the unembedding reads: of a composite model, the language model's."""
+        """The layers of the last stack, whose residual stream the unembedding reads: the language model's."""
         language = [layer for layer in self.layers if layer.part == "language"] or self.layers
         return tuple(layer for layer in language if layer.stack == language[-1].stack)
 
 
 @dataclass(frozen=True)
 class PlanRecord(Record):
-    """A finished plan: what was tokenised how, and how many slots it fills."""
+    """A finished plan: what was tokenised, how, and the number of slots."""
 
     fingerprint: str
     """SHA-256 over the settings and every planned token, window, document and label."""
     corpus: str
-    """Where the documents came from, as it was given."""
+    """The source of the documents, as it was given."""
     corpus_fingerprint: str
     tokenizer_fingerprint: str
     settings: dict[str, Any]
     label_columns: tuple[str, ...]
     labels: tuple[tuple[str, str], ...]
-    """Every (column, value) pair met; the index is the label's id."""
+    """Every (column, value) pair that occurs; the index is the label's id."""
     n_documents: int
     n_windows: int
     n_tokens: int
@@ -166,7 +169,7 @@ class PlanRecord(Record):
 
 @dataclass(frozen=True)
 class CaptureRecord(Record):
-    """What one capture keeps of each token."""
+    """What one capture stores of each token."""
 
     name: str
     created: str
@@ -180,21 +183,21 @@ class CaptureRecord(Record):
     gate_sign: tuple[int, ...]
     """Layers whose gate signs are kept."""
     keep: float | None
-    """Share of values kept a block and neuron at precision `sparse`."""
+    """Share of values kept per block and neuron at precision `sparse`."""
     n_exemplars: int
     settings: dict[str, Any]
-    """Everything the capture was asked for, as its command named it."""
+    """All settings of the capture, under the names that its command has for them."""
     plan: PlanRecord
     float_dtype: str | None = None
-    """What values are held in before `precision` narrows them, where that is not `dtype`: attributions are float32."""
+    """The format of values before they are encoded, where it is not `dtype`: attributions are float32."""
 
     patches_sha256: str | None = None
-    """Of the table of patches, which a capture of images has."""
+    """SHA-256 of the table of patches, in a capture of images."""
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON-ready values; the last two fields are left out where they say nothing.
+        """The record as JSON-ready values; the last two fields are left out where they are None.
 
-        `FormatError` for one that `from_json` would not take again: it would make its whole store unreadable.
+        `FormatError` for a record that `from_json` would refuse: it would make the whole store unreadable.
         """
         value = super().to_json()
         self.from_json(value, "The CaptureRecord to be written")
@@ -215,13 +218,24 @@ class CaptureRecord(Record):
 
     @property
     def of_tower(self) -> bool:
-        """Whether its positions are those of a part before the language model, which reads images and no tokens."""
+        """Whether its positions are those of a part before the language model, which reads images instead of tokens."""
         return self.part != "language"
 
     @property
     def held_dtype(self) -> str:
-        """`float32`, `float16` or `bfloat16`: what values are held in before `precision` narrows them."""
+        """`float32`, `float16` or `bfloat16`: the format of values before they are encoded."""
         return self.float_dtype or self.dtype
+
+    @property
+    def encoding(self) -> Precision:
+        """How `precision` stores the values; `FormatError` where it is not a known one."""
+        precision = PRECISIONS.get(self.precision)
+        if precision is None:
+            raise FormatError(
+                f"Capture {self.name!r} has precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}. Update "
+                "actstore, or restore the record from a copy."
+            )
+        return precision(self.held_dtype, self.keep)
 
     def layers(self, site: str) -> dict[int, int]:
         """Layer → width of the layers captured at `site`."""
@@ -229,23 +243,23 @@ class CaptureRecord(Record):
 
     @property
     def value_dtype(self) -> str | None:
-        """`float32`, `float16`, `bfloat16`, `int8`, or None where no values are kept."""
-        form = value_format(self.precision, self.held_dtype)
+        """`float32`, `float16`, `bfloat16`, `int8`, or None where no values are stored."""
+        form = self.encoding.stored_format
         return form.name if form else None
 
 
 @dataclass(frozen=True)
 class CommitRecord(Record):
-    """The promise that every shard of a block is written, with what each must be."""
+    """The shards of a block that is completely written, with their sizes and checksums."""
 
     block: int
     shards: dict[str, tuple[int, str]]
-    """Key below the capture → (bytes, CRC-32C)."""
+    """Key below the capture → (size in bytes, CRC-32C)."""
     seconds: float = 0.0
     """Wall time from the block's first forward pass to its commit."""
     checksum: str = field(default="")
 
-    def sealed(self) -> CommitRecord:
+    def with_checksum(self) -> CommitRecord:
         """The same record with its own checksum set."""
         body = dataclasses.replace(self, checksum="").to_json()
         return dataclasses.replace(self, checksum=checksum(json.dumps(body, sort_keys=True).encode()))

@@ -1,7 +1,7 @@
 """One block of one layer as bytes and back: Zarr's `sharding_indexed` codec with Blosc inner chunks, written whole.
 
-What is encoded here any Zarr v3 reader decodes. Doing it by hand saves Zarr's pipeline a copy and an event loop a chunk,
-and lets one neuron's row be decoded without the rest of its chunk. Knows nothing about keys, models or statistics.
+Any Zarr v3 reader decodes what is encoded here. Doing it without Zarr's pipeline saves one copy and one event loop per chunk,
+and one neuron's row can be decoded without the rest of its chunk.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numcodecs import blosc
 
 from actstore.store.errors import FormatError
 from actstore.store.layout import FAST
-from actstore.store.storage.folder import will_need
+from actstore.store.storage.pieces import will_need
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +43,7 @@ def checksum(data: Bytes) -> str:
 
 
 def source_checksum(source: Source) -> str:
-    """The same of all bytes of `source`, a piece at a time; "cut short" where they are no longer all there."""
+    """`checksum` of all bytes of `source`, read piece by piece; "cut short" where the file has been truncated."""
     source.will_need()
     crc = 0
     try:
@@ -55,7 +55,7 @@ def source_checksum(source: Source) -> str:
 
 
 def write_parts(parts: Iterable[bytes], write: Callable[[bytes], object]) -> tuple[int, str]:
-    """The number of bytes handed to `write`, and their checksum as `checksum` would give it."""
+    """Pass the parts to `write`; returns the number of bytes and their `checksum`."""
     crc, nbytes = 0, 0
     for part in parts:
         write(part)
@@ -67,8 +67,8 @@ def write_parts(parts: Iterable[bytes], write: Callable[[bytes], object]) -> tup
 def shard_parts(values: NDArray[Any], grid: ShardGrid, compression: Compression = FAST) -> Iterator[bytes]:
     """The shard that holds `values` [grid.rows, grid.columns], piece by piece: compressed inner chunks, then their index.
 
-    A piece that is written before the next is asked for takes the memory of the one before it: joining 50 MB first costs
-    more than compressing them.
+    A piece that is written before the next one is requested reuses the memory of the one before: joining 50 MB first takes
+    longer than compressing them.
     """
     codec = compression.cname.encode(), compression.clevel, compression.shuffle_code
     index = np.empty((*grid.grid, 2), "<u8")
@@ -120,7 +120,7 @@ class Shard:
     def _read(self, start: int, stop: int) -> bytes:
         try:
             return bytes(self._source.read(start, stop))
-        except EOFError as error:  # it was cut short after it was opened
+        except EOFError as error:  # truncated after it was opened
             raise self._damaged(str(error)) from None
 
     def row(self, row: int) -> NDArray[Any]:
@@ -155,14 +155,14 @@ class Shard:
 
     def _open_frame(self, i: int, j: int) -> _Frame:
         offset, nbytes = self._index[i][j]
-        # A header, and as many offsets as there are rows: what the writer asks Blosc for.
+        # A header, and one offset per row: the writer makes one Blosc block per row.
         head = self._read(offset, offset + min(nbytes, _BLOSC_HEADER + 4 * self._grid.chunk_rows))
         frame = self._frames[i, j] = _Frame(head, offset, nbytes, self._chunk_nbytes)
         return frame
 
 
 class _Frame:
-    """The head of a Blosc 1 frame, by which a part of what the frame holds can be read alone.
+    """The head of a Blosc 1 frame, by which single blocks of the frame can be read.
 
     The frame is a 16-byte header (flags at 2; nbytes, blocksize, cbytes as uint32 from 4), one int32 offset per block, and
     the blocks. A single block between a header and an offset of its own is again a frame, which the library decompresses.
@@ -184,12 +184,12 @@ class _Frame:
         self._starts = struct.unpack_from(f"<{n_blocks}i", head, _BLOSC_HEADER) if known else ()
 
     def decompress(self, read: Callable[[int, int], bytes], start: int, stop: int) -> tuple[bytes, int]:
-        """Decompressed bytes covering start…stop, and the position of the first; `read` gives bytes of the shard."""
+        """Decompressed bytes covering start…stop, and the position of the first; `read` reads bytes of the shard."""
         at = self._at
         if self._copied:
             return read(at + _BLOSC_HEADER + start, at + _BLOSC_HEADER + stop), start
         first, last = start // self._blocksize, -(-stop // self._blocksize)
-        # The last block may be shorter and is laid out differently; so is a frame wanted (nearly) whole.
+        # The last block may be shorter, and then has another layout; several blocks are read as the whole frame.
         if last - first != 1 or last * self._blocksize > self._nbytes or not self._starts:
             return blosc.decompress(read(at, at + self._cbytes)), 0
         begin = self._starts[first]

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.store.errors import FormatError
-from actstore.store.files.records import Record, check_seal
+from actstore.store.files.records import Record, verify_checksum
 from actstore.store.graphs.nodes import BOUNDARY
 from actstore.store.layout import graphs_key
 
@@ -102,7 +102,7 @@ def read_record(folder: Folder, name: str) -> GraphRecord | None:
         raise FormatError(
             f"{folder}/{key} has format {value.get('format')}; this actstore reads graphs up to {FORMAT}. Update actstore."
         )
-    check_seal(value, f"{folder}/{key}")
+    verify_checksum(value, f"{folder}/{key}")
     return GraphRecord.from_json(value, f"{folder}/{key}")
 
 

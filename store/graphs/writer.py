@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.store.errors import FormatError, InvalidInputError
-from actstore.store.files.records import sealed
+from actstore.store.files.records import with_checksum
 from actstore.store.files.shards import checksum
 from actstore.store.graphs.record import NEURONS, NODES, GraphRecord, fault_of, read_record
 from actstore.store.layout import graphs_key
@@ -195,7 +195,7 @@ class GraphWriter:
             data = self._folder.view(self._key(file))
             files[file] = (len(data), checksum(data))
         record = dataclasses.replace(self.record, n_nodes=sum(n for *_, n in self._parts), files=files)
-        self._folder.write_json(self._key("graph.json"), sealed(record.to_json()))
+        self._folder.write_json(self._key("graph.json"), with_checksum(record.to_json()))
         return record
 
     def _counted_on(self) -> Iterator[pa.Table]:

@@ -1,1 +1,1 @@
-"""What a store keeps of its model: root record, weights, tokenizer."""
+"""A store's model: root record, weights, tokenizer, top tokens."""

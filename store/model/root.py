@@ -1,4 +1,4 @@
-"""A store's root: its format, its model, its tokenizer, its weights. Written once, by the first capture."""
+"""A store's root: its format, its model, its tokenizer, its table of neurons. Written once, by the first capture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.files.parquet import read_metadata, read_table, undamaged, write_table
-from actstore.store.files.records import ModelRecord, check_seal, sealed
+from actstore.store.files.records import ModelRecord, verify_checksum, with_checksum
 from actstore.store.files.shards import checksum
 from actstore.store.layout import (
     FORMAT,
@@ -22,11 +22,14 @@ from actstore.store.layout import (
     VOCABULARY_KEY,
     table_key,
 )
+from actstore.store.neurons import neuron_name
 from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 _ATTRIBUTE = "actstore"
 
@@ -35,7 +38,7 @@ TOP_TOKENS: Final = {
     for side in ("top", "bottom")
     for column, kind in (("tokens", pa.int32()), ("texts", pa.string()), ("products", pa.float32()))
 }
-"""Columns of the root's table of neurons: the tokens that a neuron's write vector speaks for most, and against most."""
+"""Columns of the root's table of neurons: the tokens that a neuron's write vector promotes and suppresses most."""
 
 
 def written_by() -> str:
@@ -50,18 +53,20 @@ def now() -> str:
 
 def write_root(folder: Folder, model: ModelRecord) -> None:
     """Make the folder a store of `model`; written last, after weights and tokenizer."""
-    attributes = sealed({"format": FORMAT, "written_by": written_by(), "created": now(), "model": model.to_json()})
+    attributes = with_checksum(
+        {"format": FORMAT, "written_by": written_by(), "created": now(), "model": model.to_json()}
+    )
     folder.write_json("zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {_ATTRIBUTE: attributes}})
 
 
-def _attributes(folder: Folder) -> Any:
-    """What actstore wrote into the root's metadata; None where it wrote nothing."""
+def _attributes(folder: Folder) -> Any:  # JSON of any kind
+    """The value of actstore's attribute in the root's metadata; None where it has none."""
     attributes = folder.read_json("zarr.json").get("attributes")
     return attributes.get(_ATTRIBUTE) if isinstance(attributes, dict) else None
 
 
 def is_store(folder: Folder) -> bool:
-    """Whether a store's root stands there, whatever its format."""
+    """Whether the folder is a store, of whatever format."""
     try:
         return _attributes(folder) is not None
     except (NotFoundError, FormatError):
@@ -84,12 +89,12 @@ def read_root(folder: Folder) -> ModelRecord:
             f"{folder} has store format {version}, written by {attributes.get('written_by', 'an unknown program')}; this "
             f"actstore reads formats up to {FORMAT}. Update actstore."
         )
-    check_seal(attributes, f"{folder}/zarr.json")
+    verify_checksum(attributes, f"{folder}/zarr.json")
     return ModelRecord.from_json(attributes.get("model"), f"{folder}/zarr.json: model")
 
 
 def write_tokenizer(folder: Folder, tokenizer_json: str | None, vocabulary: pa.Table, fingerprint: str) -> None:
-    """Keep what readers need to show tokens; `InvalidInputError` where the store holds another tokenizer."""
+    """Write the tokenizer and its vocabulary; `InvalidInputError` where the store has another tokenizer."""
     if folder.exists(VOCABULARY_KEY):
         if read_metadata(folder, VOCABULARY_KEY).get(b"fingerprint") != fingerprint.encode():
             raise InvalidInputError(
@@ -105,7 +110,7 @@ def write_tokenizer(folder: Folder, tokenizer_json: str | None, vocabulary: pa.T
 
 
 def read_vocabulary(folder: Folder) -> pa.Table | None:
-    """A row per token id: token, piece, text, bytes, special; None for a store of token ids alone."""
+    """One row per token id: token, piece, text, bytes, special; None for a store of token ids without a tokenizer."""
     try:
         return read_table(folder, VOCABULARY_KEY, ("token", "piece", "text", "bytes", "special"))
     except NotFoundError:
@@ -113,7 +118,7 @@ def read_vocabulary(folder: Folder) -> pa.Table | None:
 
 
 def read_tokenizer(folder: Folder) -> str | None:
-    """The tokenizer as the library tokenizers writes it; None where there is none, `FormatError` where it is damaged."""
+    """The tokenizer as JSON of the library tokenizers; None where there is none, `FormatError` where it is damaged."""
     try:
         state = folder.read(TOKENIZER_KEY)
     except NotFoundError:
@@ -123,7 +128,7 @@ def read_tokenizer(folder: Folder) -> str | None:
     except NotFoundError:
         expected = ""
     if expected and checksum(state) != expected:
-        raise FormatError(f"{folder}/{TOKENIZER_KEY} is damaged: its checksum does not match. Restore it from a copy.")
+        raise FormatError(f"{folder}/{TOKENIZER_KEY} is damaged: checksum mismatch. Restore it from a copy.")
     with undamaged(folder, TOKENIZER_KEY):
         return state.decode()
 
@@ -131,12 +136,13 @@ def read_tokenizer(folder: Folder) -> str | None:
 def write_neurons(
     folder: Folder,
     model: ModelRecord,
-    norms: Mapping[int, Any] | None,
+    norms: Mapping[int, NDArray[np.float32] | Sequence[float]] | None,
     top_tokens: Mapping[int, Mapping[str, pa.Array]] | None = None,
 ) -> None:
-    """Write the root's table of neurons: what weights alone say of each.
+    """Write the root's table of neurons, which follows from the weights alone.
 
-    `norms` by layer; `top_tokens` by layer, the columns that `TOP_TOKENS` names, null where a layer has none.
+    `norms`: layer → Euclidean norms of the write vectors; `top_tokens`: layer → the columns of `TOP_TOKENS`, null for a layer
+    that is left out.
     """
     tables = []
     for layer in model.layers:
@@ -144,23 +150,23 @@ def write_neurons(
         columns = {
             "layer": pa.array(np.full(n, layer.layer, np.int32)),
             "neuron": pa.array(np.arange(n, dtype=np.int32)),
-            "name": pa.array([f"L{layer.layer}.N{i}" for i in range(n)]),
+            "name": pa.array([neuron_name(layer.layer, i) for i in range(n)]),
             "module": pa.array([layer.module] * n).dictionary_encode(),
             "write_norm": pa.array(norms[layer.layer], pa.float32()) if norms else pa.nulls(n, pa.float32()),
         }
-        found = (top_tokens or {}).get(layer.layer, {})
-        columns |= {name: found.get(name, pa.nulls(n, kind)) for name, kind in TOP_TOKENS.items()}
+        promoted = (top_tokens or {}).get(layer.layer, {})
+        columns |= {name: promoted.get(name, pa.nulls(n, kind)) for name, kind in TOP_TOKENS.items()}
         tables.append(pa.table(columns))
     write_table(folder, table_key(None, "neurons"), pa.concat_tables(tables).unify_dictionaries())
 
 
 def read_neurons(folder: Folder) -> pa.Table:
-    """The root's table of neurons, a row per neuron, layers ascending; older stores lack the columns `TOP_TOKENS`."""
+    """The root's table of neurons, one row per neuron, layers ascending; older stores lack the columns `TOP_TOKENS`."""
     return read_table(folder, table_key(None, "neurons"), ("layer", "neuron", "name", "module", "write_norm"))
 
 
 def _without(config: dict[str, Any], keys: set[str]) -> dict[str, Any]:
-    """A configuration without some keys, in it and in the configurations of its parts."""
+    """A configuration without some keys, also in nested configurations."""
     return {
         key: _without(value, keys) if isinstance(value, dict) else value
         for key, value in config.items()
@@ -169,26 +175,26 @@ def _without(config: dict[str, Any], keys: set[str]) -> dict[str, Any]:
 
 
 def model_fingerprint(config: dict[str, Any], weights: str) -> str:
-    """The identity of a model: its weights' fingerprint, with the configuration that shapes what they compute."""
-    shaping = _without(config, {"_name_or_path", "transformers_version", "name_or_path", "dtype", "torch_dtype"})
-    return hashlib.sha256((json.dumps(shaping, sort_keys=True, default=str) + weights).encode()).hexdigest()
+    """The identity of a model: the fingerprint of its weights and of the configuration that determines what they compute."""
+    relevant = _without(config, {"_name_or_path", "transformers_version", "name_or_path", "dtype", "torch_dtype"})
+    return hashlib.sha256((json.dumps(relevant, sort_keys=True, default=str) + weights).encode()).hexdigest()
 
 
 class Root:
-    """One model in a store: what is known of it without a capture. `actstore.open` gives a `Store`, which is one."""
+    """A store without its captures: its model, vocabulary and weights. `actstore.open` gives a `Store`, a subclass."""
 
     def __init__(self, location: str | Path | Folder) -> None:
         """Open the store at a path or URL; `NotFoundError` where there is none, `FormatError` for a newer one."""
         self.folder = location if isinstance(location, Folder) else Folder(location)
         self.model: ModelRecord = read_root(self.folder)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A pickled store is where it is, and is opened anew by whoever unpickles it; the same of what comes from it."""
+    def __reduce__(self) -> tuple[type[Root], tuple[Folder]]:
+        """A store is pickled by its location, and opened again where it is unpickled."""
         return type(self), (self.folder,)
 
     @cached_property
     def vocabulary(self) -> pa.Table | None:
-        """One row per token id: token, piece, text, bytes, special; None where only ids are known."""
+        """One row per token id: token, piece, text, bytes, special; None where the store has no tokenizer."""
         return read_vocabulary(self.folder)
 
     @cached_property
@@ -196,14 +202,14 @@ class Root:
         return self.vocabulary["bytes"].to_pylist() if self.vocabulary is not None else None
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes a token id stands for; `<17>` where the store knows no vocabulary."""
-        known = self._token_bytes
-        return known[token] if known is not None and 0 <= token < len(known) else f"<{token}>".encode()
+        """The bytes that a token id stands for; `<17>` where the store has no vocabulary."""
+        by_id = self._token_bytes
+        return by_id[token] if by_id is not None and 0 <= token < len(by_id) else f"<{token}>".encode()
 
     def token_text(self, token: int) -> str:
-        """The text of one token; the bytes of half a character show as U+FFFD."""
+        """The text of one token; incomplete characters are shown as U+FFFD."""
         return self.token_bytes(token).decode(errors="replace")
 
     def text(self, tokens: Iterable[int]) -> str:
-        """The text of a run of token ids."""
+        """The text of consecutive token ids."""
         return b"".join(self.token_bytes(int(t)) for t in tokens).decode(errors="replace")

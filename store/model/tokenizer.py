@@ -1,7 +1,6 @@
-"""Texts cut into tokens by the store's own tokenizer.json and vocabulary, for readers without a tokenizer library.
+"""Tokenising by the store's own tokenizer.json and vocabulary, for readers without a tokenizer library.
 
-What it does not know how to do as the tokenizer does it, it refuses. Knows nothing about the special tokens that open and
-close a window.
+A tokenizer with a step that is not implemented here is refused. Special tokens are not added.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Vocabulary:
-    """A vocabulary by the bytes its tokens stand for."""
+    """A vocabulary by the bytes that its tokens stand for."""
 
     def __init__(self, table: pa.Table) -> None:
         self.pieces: list[str] = table["piece"].to_pylist()
@@ -38,14 +37,14 @@ class Vocabulary:
         spelling = [len(b) == 1 and BYTE_PIECE.fullmatch(p) for p, b in zip(self.pieces, self.bytes, strict=True)]
         order = sorted(range(len(self.bytes)), key=lambda i: (special[i], bool(spelling[i]), i), reverse=True)
         self.ids = {self.bytes[i]: i for i in order if self.bytes[i]}
-        """The token of some bytes; of several the one that is meant."""
+        """Bytes → token; of several, one that is neither special nor spelled as a byte, then the lowest id."""
 
 
-class Cutter:
-    """Cuts words, and whole texts, into tokens."""
+class StoredTokenizer:
+    """Tokenises words and whole texts as the store's tokenizer does."""
 
     def __init__(self, folder: Folder, vocabulary: pa.Table) -> None:
-        self.known = Vocabulary(vocabulary)
+        self.vocabulary = Vocabulary(vocabulary)
         state = read_tokenizer(folder) or "{}"
         try:
             self._state: dict[str, Any] = json.loads(state)
@@ -60,36 +59,36 @@ class Cutter:
         self._state["model"] = self._model
         self._byte_level = is_byte_level(self._state)
         self.ends_words = bool(word_suffix(self._state))
-        """Whether a token that ends a word has the space behind it, and not the next word's the space before."""
+        """Whether the space after a word belongs to the word's last token, and not to the next word's first."""
 
-    def word(self, word: str) -> list[int]:
-        """The tokens that a word is cut into by the tokenizer's own merges or scores; empty where they cannot spell it.
+    def encode_word(self, word: str) -> list[int]:
+        """The tokens of a word by the tokenizer's own merges or scores; empty where they cannot spell it.
 
-        A word brings along what precedes it, such as a space, or what follows it where tokens end words. Tokens added to the
-        vocabulary are taken out first. Where the store holds no such model, the longest token first.
+        A word includes the space before it, or after it where tokens end words. Tokens added to the vocabulary are split off
+        first. Where the store has neither merges nor scores, the longest token first.
         """
         tokens: list[int] = []
         for part, token in parts_between(word, self._added):
-            found = [token] if token is not None else self._cut(part)
-            if not found:
+            of_part = [token] if token is not None else self._encode_part(part)
+            if not of_part:
                 return []
-            tokens += found
+            tokens += of_part
         return tokens
 
-    def _cut(self, word: str) -> list[int]:
+    def _encode_part(self, word: str) -> list[int]:
         kind = self._model.get("type")
         if kind == "BPE":
-            if self._model.get("ignore_merges") and (token := self.known.ids.get(word.encode())) is not None:
+            if self._model.get("ignore_merges") and (token := self.vocabulary.ids.get(word.encode())) is not None:
                 return [token]
             return self._merge(self._symbols(word))
         if kind == "Unigram":
             return self._likeliest(word.encode())
         return self._longest_first(word.encode())
 
-    def text(self, text: str) -> list[int]:
-        """The tokens of a text, as the tokenizer has them without those it puts around a text.
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without the special tokens that the tokenizer would put around it.
 
-        `InvalidInputError` where the tokenizer does something to texts that is not known here, or its tokens cannot spell one.
+        `InvalidInputError` where the tokenizer has a step that is not implemented here, or its tokens cannot spell the text.
         """
         if self._model.get("type") not in ("BPE", "Unigram"):
             raise self._unknown(f"a model {self._model.get('type')!r}")
@@ -101,16 +100,16 @@ class Cutter:
                 tokens.append(token)
                 continue
             for word in self._words(part, is_first=not tokens):
-                found = self._cut(word)
-                if word and not found:
+                of_word = self._encode_part(word)
+                if word and not of_word:
                     raise InvalidInputError(f"The store's tokens cannot spell {word!r}. Give token ids instead.")
-                tokens += found
+                tokens += of_word
         return tokens
 
     def _parts_of_text(self, text: str) -> Iterator[tuple[str, int | None]]:
-        """The normalised parts of a text between tokens added to the vocabulary, and these.
+        """The normalised parts of a text between added tokens, and these tokens.
 
-        Some of them are looked for in the text as it is, then others in what the normaliser makes of the parts.
+        Some of them are searched in the text itself, the others in its normalised parts.
         """
         early = [item for item in self._added if not item.get("normalized")]
         late = [item | {"content": self._normal(item["content"])} for item in self._added if item.get("normalized")]
@@ -136,13 +135,13 @@ class Cutter:
         for mark in () if self._byte_level else space_marks(self._state):
             words = [word.replace(mark, " ") for word in words]
         if self._model["type"] == "BPE" and self._spaces_begin_pieces:
-            # No merge can reach over such a border: the same tokens, without the square of the text's length.
+            # No merge crosses such a border: the same tokens, in time linear in the text's length instead of quadratic.
             words = [part for word in words for part in re.findall(r" *[^ ]+| +", word)]
         return words
 
     @cached_property
     def _spaces_begin_pieces(self) -> bool:
-        return not any(re.search(rb"[^ ] ", content) for content in self.known.bytes)
+        return not any(re.search(rb"[^ ] ", content) for content in self.vocabulary.bytes)
 
     def _normalised(self, step: Mapping[str, Any], text: str) -> str:
         kind, pattern = step["type"], step.get("pattern")
@@ -162,7 +161,7 @@ class Cutter:
             if step.get("add_prefix_space") and text and not text[0].isspace():
                 text = f" {text}"
             return (
-                [found[0] for found in python_pattern(GPT_2_WORDS).finditer(text)]
+                [match[0] for match in python_pattern(GPT_2_WORDS).finditer(text)]
                 if step.get("use_regex", True)
                 else [text]
             )
@@ -181,8 +180,8 @@ class Cutter:
             and step.get("behavior") == "Isolated"
             and not step.get("invert")
         ):
-            found = python_pattern(pattern["Regex"]) if "Regex" in pattern else re.compile(re.escape(pattern["String"]))
-            return list(isolated(found, text))
+            regex = python_pattern(pattern["Regex"]) if "Regex" in pattern else re.compile(re.escape(pattern["String"]))
+            return list(isolated(regex, text))
         raise self._unknown(f"a pre-tokenizer {kind!r}")
 
     def _unknown(self, what: str) -> InvalidInputError:
@@ -191,8 +190,8 @@ class Cutter:
         )
 
     def _symbols(self, text: str) -> list[bytes]:
-        """What merging begins with: bytes, or characters, spelled by byte where the vocabulary has none."""
-        # Where pieces are marked for beginning or ending a word, the space is no symbol of its own but marks one.
+        """What merging begins with: bytes, or characters, spelled byte by byte where the vocabulary does not have them."""
+        # Where pieces are marked as the beginning or end of a word, the space is part of the symbol that it marks.
         begins = bool(self._model.get("continuing_subword_prefix")) and text.startswith(" ")
         ends = self.ends_words and text.endswith(" ")
         core = text[begins : len(text) - ends]
@@ -202,12 +201,12 @@ class Cutter:
             symbols[-1] += b" " * ends
         if self._byte_level:
             return symbols
-        parts = ([symbol] if symbol in self.known.ids else [bytes([b]) for b in symbol] for symbol in symbols)
+        parts = ([symbol] if symbol in self.vocabulary.ids else [bytes([b]) for b in symbol] for symbol in symbols)
         return [symbol for part in parts for symbol in part]
 
     @cached_property
     def _ranks(self) -> dict[tuple[bytes, bytes], int]:
-        of_piece = {piece: self.known.bytes[i] for i, piece in enumerate(self.known.pieces)}
+        of_piece = {piece: self.vocabulary.bytes[i] for i, piece in enumerate(self.vocabulary.pieces)}
         ranks: dict[tuple[bytes, bytes], int] = {}
         for rank, merge in enumerate(self._model.get("merges", [])):
             left, right = merge.split(" ") if isinstance(merge, str) else merge
@@ -225,28 +224,28 @@ class Cutter:
         return self._ids(symbols)
 
     def _ids(self, symbols: Sequence[bytes]) -> list[int]:
-        ids = self.known.ids
+        ids = self.vocabulary.ids
         return [ids[s] for s in symbols] if all(s in ids for s in symbols) else []
 
     @cached_property
     def _scores(self) -> list[float]:
         scores = {piece: score for piece, score in self._model.get("vocab", [])}
-        return [scores.get(piece, -math.inf) for piece in self.known.pieces]
+        return [scores.get(piece, -math.inf) for piece in self.vocabulary.pieces]
 
     def _likeliest(self, text: bytes) -> list[int]:
-        """The cut with the largest sum of scores, as a unigram model makes it."""
-        known, scores = self.known, self._scores
-        longest = max(map(len, known.ids), default=0)
+        """The segmentation with the largest sum of scores, as in a unigram model."""
+        ids, scores = self.vocabulary.ids, self._scores
+        longest = max(map(len, ids), default=0)
         best: list[tuple[float, int, int]] = [
             (0.0, 0, -1)
-        ]  # of every prefix: its score, where its last token begins, which
+        ]  # per prefix: its score, the start of its last token, that token
         for stop in range(1, len(text) + 1):
-            found = (-math.inf, 0, -1)
+            candidate = (-math.inf, 0, -1)
             for start in range(max(0, stop - longest), stop):
-                token = known.ids.get(text[start:stop])
-                if token is not None and best[start][0] + scores[token] > found[0]:
-                    found = best[start][0] + scores[token], start, token
-            best.append(found)
+                token = ids.get(text[start:stop])
+                if token is not None and best[start][0] + scores[token] > candidate[0]:
+                    candidate = best[start][0] + scores[token], start, token
+            best.append(candidate)
         tokens: list[int] = []
         stop = len(text)
         while stop and best[stop][2] >= 0:
@@ -255,7 +254,7 @@ class Cutter:
         return tokens if not stop else []
 
     def _longest_first(self, text: bytes) -> list[int]:
-        ids = self.known.ids
+        ids = self.vocabulary.ids
         tokens: list[int] = []
         start = 0
         while start < len(text):

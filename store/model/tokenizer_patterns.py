@@ -1,4 +1,4 @@
-"""A tokenizer's patterns for Python's `re`, and texts parted by them and by the tokens added to its vocabulary."""
+"""A tokenizer's patterns for Python's `re`, and texts split by them and by the tokens added to its vocabulary."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 GPT_2_WORDS: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""What `ByteLevel` parts a text into (Radford et al. 2019)."""
+"""The words that `ByteLevel` splits a text into (Radford et al. 2019)."""
 SPACES: Final = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 """Unicode's white space."""
 
 
 def parts_between(text: str, added: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, int | None]]:
-    """A text between the added tokens that stand in it, leftmost and longest first, and these with their ids."""
+    """The added tokens that occur in a text, leftmost and longest first, with their ids, and the text between them."""
     by_content = {item["content"]: item for item in added}
     longest_first = sorted(by_content, key=len, reverse=True)
     at = 0
-    for found in re.finditer("|".join(map(re.escape, longest_first)), text) if by_content else ():
-        item, (start, stop) = by_content[found[0]], found.span()
+    for match in re.finditer("|".join(map(re.escape, longest_first)), text) if by_content else ():
+        item, (start, stop) = by_content[match[0]], match.span()
         inside_a_word = re.match(r"\w", text[start - 1 : start] if start else "") or re.match(
             r"\w", text[stop : stop + 1]
         )
@@ -37,28 +37,28 @@ def parts_between(text: str, added: Sequence[Mapping[str, Any]]) -> Iterator[tup
             stop = len(text) - len(re.sub(f"\\A[{SPACES}]+", "", text[stop:]))
         if start > at:
             yield text[at:start], None
-        yield found[0], int(item["id"])
+        yield match[0], int(item["id"])
         at = stop
     if at < len(text):
         yield text[at:], None
 
 
 def isolated(pattern: re.Pattern[str], text: str) -> Iterator[str]:
-    """What a pattern finds in a text, and what lies between."""
+    """The matches of a pattern in a text, and the text between them."""
     at = 0
-    for found in pattern.finditer(text):
-        if found.start() > at:
-            yield text[at : found.start()]
-        if found[0]:
-            yield found[0]
-        at = found.end()
+    for match in pattern.finditer(text):
+        if match.start() > at:
+            yield text[at : match.start()]
+        if match[0]:
+            yield match[0]
+        at = match.end()
     if at < len(text):
         yield text[at:]
 
 
 @cache
 def python_pattern(pattern: str) -> re.Pattern[str]:
-    r"""A tokenizer's pattern for Python's `re`, which has no \p{L}, and for which U+001C to U+001F are spaces."""
+    r"""A tokenizer's pattern for Python's `re`, which lacks \p{L} and takes U+001C to U+001F for spaces."""
     within, out, at = False, [], 0
     for part in re.finditer(r"\\p\{(\w+)\}|\\.|[\[\]]", pattern):
         out.append(pattern[at : part.start()])
@@ -73,7 +73,7 @@ def python_pattern(pattern: str) -> re.Pattern[str]:
 
 @cache
 def _class(category: str) -> str:
-    """All characters of a Unicode category, or of those that begin so, as ranges."""
+    """All characters of the Unicode categories that begin with `category`, as ranges."""
     points = (c for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)).startswith(category))
     ranges: list[list[int]] = []
     for point in points:

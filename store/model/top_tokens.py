@@ -1,8 +1,8 @@
-"""Every neuron's own words: the tokens of the vocabulary that its write vector speaks for, and against, most.
+"""The tokens of the vocabulary that each neuron's write vector promotes and suppresses most.
 
-A neuron that fires by one unit moves a token's logit by `w · (γ ⊙ u) / rms`; the tokens with the largest such products say
-what the neuron is for (Pan et al. 2024, arXiv 2311.07470), without a text having been read. They are columns of the
-root's table of neurons. Knows nothing about captures.
+A neuron with an activation of 1 changes a token's logit by `w · (γ ⊙ u) / rms`; the tokens with the largest such products
+say what the neuron is for (Pan et al. 2024, arXiv 2311.07470), by the weights alone. They are columns of the root's table of
+neurons.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from actstore.kernels.vocabulary_top_k.api import VocabularyTopK, vocabulary_top
 from actstore.store.errors import NotFoundError
 from actstore.store.model import root
 from actstore.store.model.weights import read_final_norm, read_weights
+from actstore.store.neurons import NeuronIndex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
 
 K: Final = 10
-"""Tokens kept a neuron, on either side, as the paper reads them."""
+"""Tokens per neuron and side, as in the paper."""
 AFFORDABLE: Final = 5e12
-"""Operations that a capture on the CPU spends on this unasked: about a minute on two cores. GPT-2 takes 3e12; a Llama of 7B,
+"""Operations that a capture on the CPU spends on this by default: about a minute on two cores. GPT-2 takes 3e12, a Llama of 7B
 1e14. On a GPU every model is affordable."""
 
 
@@ -42,108 +43,105 @@ class OwnTokens(NamedTuple):
     bottom: list[str]
 
     def written(self, activations: NDArray[Any]) -> list[str] | None:
-        """The tokens that the neuron promotes at positions where it has these activations: it writes w times its activation.
+        """The tokens that the neuron promotes at positions where it has these `activations`: it writes w times its activation.
 
-        Those of w where more activations are above zero than below, those of −w where more are below; None where as many are,
-        or none has a sign.
+        Those of w where more activations are above zero than below, those of −w where more are below; None where the two
+        numbers are equal.
         """
         above, below = int((activations > 0).sum()), int((activations < 0).sum())
         return None if above == below else self.top if above > below else self.bottom
 
 
 def find_top_tokens(write_vectors: Tensor, unembedding: Tensor, norm: FinalNorm, k: int = K) -> VocabularyTopK:
-    """The k largest and smallest products of every neuron [neuron, d_model] with the vocabulary, done where they lie.
+    """The k largest and smallest products of every neuron [neuron, d_model] with the vocabulary, on the device of the vectors.
 
-    Without what the final norm takes away, where it centres: this is what reaches the logit.
+    Where the final norm centres, without the mean that it subtracts, which does not reach the logit.
     """
     vectors = _supported(norm.centred(write_vectors))
     return vocabulary_top_k(vectors, _supported(unembedding).to(vectors.device), k, norm.gain)
 
 
 def _supported(matrix: Tensor) -> Tensor:
-    return matrix.float() if matrix.element_size() == 8 else matrix  # a model in float64
+    return matrix.float() if matrix.element_size() == 8 else matrix  # float64, which the kernels do not take
 
 
-def speaks(model: ModelRecord, layer: int) -> bool:
-    """Whether a layer writes to a stream of which tokens are read, or put into: not so a vision tower's own."""
+def writes_to_residual(model: ModelRecord, layer: int) -> bool:
+    """Whether a layer writes to the residual stream that the unembedding reads, or to its inputs; a vision tower's does not."""
     return model.kind == "vision" or model.layers[layer].part in ("language", "projector")
 
 
 def operations(model: ModelRecord, n_tokens: int) -> float:
     """Floating-point operations that the top tokens of all of a model's neurons take."""
-    n_neurons = sum(layer.neurons for layer in model.layers if speaks(model, layer.layer))
+    n_neurons = sum(layer.neurons for layer in model.layers if writes_to_residual(model, layer.layer))
     return 2.0 * n_neurons * n_tokens * model.d_model
 
 
 def fill_top_tokens(folder: Folder, on_layer: Callable[[int, int], None] = lambda done, n_layers: None) -> int:
-    """Compute every neuron's top tokens from the store's weights and put them into its table of neurons; how many neurons.
+    """Add every neuron's top tokens, from the store's weights, to the table of neurons; returns the number of neurons.
 
-    For stores whose capture left them out, being too costly where it ran. `on_layer` is told how many layers of how many
-    are done. `NotFoundError` where the store keeps no weights; `ReadOnlyError` for a folder opened for reading.
+    For stores whose capture left them out because they were too costly there. `on_layer` is called with the number of layers
+    done and of all layers. `NotFoundError` where the store keeps no weights; `ReadOnlyError` for a folder opened for reading.
     """
     model, n_layers = root.read_root(folder), len(root.read_root(folder).layers)
     norms = root.read_neurons(folder)["write_norm"].to_numpy(zero_copy_only=False)
     unembedding, norm = read_weights(folder, "unembedding")["weight"], read_final_norm(folder)
-    found: dict[int, VocabularyTopK] = {}
+    top_tokens: dict[int, VocabularyTopK] = {}
     by_layer: dict[int, NDArray[np.float32]] = {}
     start = 0
     for done, layer in enumerate(model.layers):
         by_layer[layer.layer] = norms[start : start + layer.neurons]
         start += layer.neurons
         vectors = read_weights(folder, f"layer-{layer.layer}")["write_vectors"]
-        if vectors.shape[1] == unembedding.shape[1] and speaks(model, layer.layer):
-            found[layer.layer] = find_top_tokens(vectors, unembedding, norm)
+        if vectors.shape[1] == unembedding.shape[1] and writes_to_residual(model, layer.layer):
+            top_tokens[layer.layer] = find_top_tokens(vectors, unembedding, norm)
         on_layer(done + 1, n_layers)
-    root.write_neurons(folder, model, by_layer, {n: top_columns(top, token_names(folder)) for n, top in found.items()})
-    return sum(len(top.largest.values) for top in found.values())
+    columns = {n: top_columns(top, token_names(folder)) for n, top in top_tokens.items()}
+    root.write_neurons(folder, model, by_layer, columns)
+    return sum(len(top.largest.values) for top in top_tokens.values())
 
 
 def token_names(folder: Folder) -> Callable[[int], str]:
-    """The text by which a token id is shown; `<17>` where the store knows none."""
+    """Token id → the text that is shown for it, `<17>` where the store has no vocabulary."""
     vocabulary = root.read_vocabulary(folder)
-    known: list[bytes] = vocabulary["bytes"].to_pylist() if vocabulary is not None else []
-    return lambda token: known[token].decode(errors="replace") if token < len(known) else f"<{token}>"
+    token_bytes: list[bytes] = vocabulary["bytes"].to_pylist() if vocabulary is not None else []
+    return lambda token: token_bytes[token].decode(errors="replace") if token < len(token_bytes) else f"<{token}>"
 
 
 def top_columns(top: VocabularyTopK, name: Callable[[int], str]) -> dict[str, pa.Array]:
-    """The columns of the table of neurons that say it: lists of ids, texts and products, best first, for either side."""
+    """The columns for the table of neurons: lists of ids, texts and products per side, best first."""
     return {
         f"{side}_{column}": array
-        for side, found in (("top", top.largest), ("bottom", top.smallest))
-        for column, array in _lists(found, name).items()
+        for side, ranking in (("top", top.largest), ("bottom", top.smallest))
+        for column, array in _lists(ranking, name).items()
     }
 
 
-def _lists(found: TopK, name: Callable[[int], str]) -> dict[str, pa.Array]:
-    there = found.tokens >= 0
-    offsets = pa.array(np.concatenate([[0], np.cumsum(there.sum(axis=1))]), pa.int32())
-    tokens = found.tokens[there].astype(np.int32)
+def _lists(ranking: TopK, name: Callable[[int], str]) -> dict[str, pa.Array]:
+    is_token = ranking.tokens >= 0
+    offsets = pa.array(np.concatenate([[0], np.cumsum(is_token.sum(axis=1))]), pa.int32())
+    tokens = ranking.tokens[is_token].astype(np.int32)
     distinct, index = np.unique(tokens, return_inverse=True)
     texts = pa.array([name(int(token)) for token in distinct], pa.string()).take(pa.array(index))
     return {
         "tokens": pa.ListArray.from_arrays(offsets, pa.array(tokens)),
         "texts": pa.ListArray.from_arrays(offsets, texts),
-        "products": pa.ListArray.from_arrays(offsets, pa.array(found.values[there])),
+        "products": pa.ListArray.from_arrays(offsets, pa.array(ranking.values[is_token])),
     }
 
 
 def texts_of(folder: Folder, neurons: Sequence[tuple[int, int]], gain: bool = True, k: int = K) -> list[OwnTokens]:
-    """The texts of the tokens that the write vectors of some neurons (layer, index) promote and suppress most.
+    """The texts of the tokens that the write vectors of `neurons` (layer, index) promote and suppress most.
 
-    From the table, or from the weights where it has none. Without `gain`, as the paper takes them: always from the weights.
+    From the table, or from the weights where it has none. Without `gain`, as in the paper: always from the weights.
     """
     table = root.read_neurons(folder)
-    rows = _rows(root.read_root(folder), neurons)
+    numbering = NeuronIndex({layer.layer: layer.neurons for layer in root.read_root(folder).layers})
+    rows = [numbering.number(layer, index) for layer, index in neurons]
     if gain and "top_texts" in table.column_names and k <= K:
-        held = [table[f"{side}_texts"].take(pa.array(rows, pa.int64())).to_pylist() for side in ("top", "bottom")]
-        if all(texts is not None for texts in held[0]):
-            return [OwnTokens(top[:k], bottom[:k]) for top, bottom in zip(*held, strict=True)]
+        texts = [table[f"{side}_texts"].take(pa.array(rows, pa.int64())).to_pylist() for side in ("top", "bottom")]
+        if all(row is not None for row in texts[0]):
+            return [OwnTokens(top[:k], bottom[:k]) for top, bottom in zip(*texts, strict=True)]
     return _from_weights(folder, neurons, gain, k)
-
-
-def _rows(model: ModelRecord, neurons: Sequence[tuple[int, int]]) -> list[int]:
-    starts = np.cumsum([0, *(layer.neurons for layer in model.layers)]).tolist()
-    return [starts[layer] + index for layer, index in neurons]
 
 
 def _from_weights(folder: Folder, neurons: Sequence[tuple[int, int]], gain: bool, k: int) -> list[OwnTokens]:
@@ -159,10 +157,10 @@ def _from_weights(folder: Folder, neurons: Sequence[tuple[int, int]], gain: bool
         unembedding = read_weights(folder, "unembedding")["weight"]
     except NotFoundError:
         return [OwnTokens([], []) for _ in neurons]
-    found = find_top_tokens(torch.cat(vectors), unembedding, norm, k)
+    top_tokens = find_top_tokens(torch.cat(vectors), unembedding, norm, k)
     name = token_names(folder)
     sides = [
         [[name(int(token)) for token in row if token >= 0] for row in side.tokens]
-        for side in (found.largest, found.smallest)
+        for side in (top_tokens.largest, top_tokens.smallest)
     ]
     return [OwnTokens(top, bottom) for top, bottom in zip(*sides, strict=True)]

@@ -1,6 +1,6 @@
-"""The weights a store keeps beside its activations: what each neuron writes, and how the residual stream becomes words.
+"""The weights that a store has beside its activations: write vectors, final norm and unembedding.
 
-A module of its own because it needs torch, which reading activations does not. Knows nothing about captures.
+A module of its own because it needs torch, which reading activations does not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from actstore.store.errors import ActstoreError, FormatError, NotFoundError
-from actstore.store.files.checksums import check_seals, seals_of
+from actstore.store.files.checksums import checksum_metadata, verify_checksums
 from actstore.store.layout import weights_key
 from actstore.store.model.root import read_root
 
@@ -28,19 +28,20 @@ if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
 
 
-_WANTED: Final = {"layer": "write_vectors", "unembedding": "weight"}
-"""What a part of the weights must hold."""
+_REQUIRED: Final = {"layer": "write_vectors", "unembedding": "weight"}
+"""The tensor that a part of the weights must have."""
 
 
 def write_weights(
     folder: Folder, layers: Iterable[tuple[int, dict[str, Tensor]]], others: dict[str, dict[str, Tensor]]
 ) -> tuple[str, ...]:
-    """The parts written: each layer's `write_vectors` [neuron, d_model] and `bias`, and what is there of `others`.
+    """Write the weights, and return the names of the parts written.
 
-    `others` are the `unembedding` and `final_norm` parts.
+    `layers`: per layer `write_vectors` [neuron, d_model] and `bias`; `others`: `unembedding` and `final_norm`, left out where
+    empty.
     """
     written = []
-    for part, tensors in itertools.chain(((f"layer-{layer}", found) for layer, found in layers), others.items()):
+    for part, tensors in itertools.chain(((f"layer-{layer}", tensors) for layer, tensors in layers), others.items()):
         if tensors:
             _write(folder, part, _detached(tensors))
             written.append(part)
@@ -48,9 +49,9 @@ def write_weights(
 
 
 def _write(folder: Folder, part: str, tensors: dict[str, Tensor]) -> None:
-    """Write a part, sealed."""
-    seals = seals_of(part, save_safetensors(tensors))
-    folder.write(weights_key(part), save_safetensors(tensors, metadata=seals))
+    """Write a part, with its checksums."""
+    metadata = checksum_metadata(part, save_safetensors(tensors))
+    folder.write(weights_key(part), save_safetensors(tensors, metadata=metadata))
 
 
 def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -58,44 +59,46 @@ def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_weights(folder: Folder, part: str) -> dict[str, Tensor]:
-    """The tensors of one part of the weights; `NotFoundError` where the store was made with --no-weights.
+    """The tensors of one part of the weights; `NotFoundError` where the store was made without weights.
 
-    `FormatError` where the part is damaged, or the store had it and has it no more.
+    `FormatError` where the part is damaged, or has been removed.
     """
     try:
         data = folder.read(weights_key(part))
     except NotFoundError:
         raise _missing(folder, part) from None
-    with _undamaged(folder, part):
-        check_seals(part, data, whole=True)
+    with _reading(folder, part):
+        verify_checksums(part, data, whole=True)
         tensors = load_safetensors(data)
-        if (wanted := _WANTED.get(part.partition("-")[0])) is not None and wanted not in tensors:
-            raise ValueError(f"it lacks the tensor {wanted!r}")
+        if (required := _REQUIRED.get(part.partition("-")[0])) is not None and required not in tensors:
+            raise ValueError(f"it lacks the tensor {required!r}")
         return tensors
 
 
 @contextmanager
-def _undamaged(folder: Folder, part: str) -> Iterator[None]:
+def _reading(folder: Folder, part: str) -> Iterator[None]:
+    """Whatever libraries raise over damaged bytes becomes a `FormatError` that names the part."""
     try:
         yield
     except ActstoreError:
         raise
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        what = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise FormatError(
-            f"{folder}/{weights_key(part)} is damaged: {what}. Restore it from a copy, or capture into a new store."
+            f"{folder}/{weights_key(part)} is damaged: {reason}. Restore it from a copy, or capture into a new store."
         ) from None
 
 
 @contextmanager
 def _opened(folder: Folder, part: str) -> Iterator[Any]:
-    """A part on a local disk, to read some rows of: its header checked, its numbers not."""
-    with _undamaged(folder, part):
+    """A part on a local disk, to read some rows of: its header is verified, its tensors are not."""
+    with _reading(folder, part):
         key = weights_key(part)
         n_header = 8 + int.from_bytes(folder.read(key, 0, 8), "little")
-        check_seals(part, folder.read(key, 0, n_header), whole=False)
-        assert folder.path is not None
-        with safe_open(folder.path / key, framework="pt") as file:
+        verify_checksums(part, folder.read(key, 0, n_header), whole=False)
+        path = folder.local_path(key)
+        assert path is not None
+        with safe_open(path, framework="pt") as file:
             yield file
 
 
@@ -114,23 +117,23 @@ def _missing(folder: Folder, part: str) -> FormatError | NotFoundError:
         )
     needed = ", of a model with a language-model head" if model.kind in ("encoder", "vision") else ""
     return NotFoundError(
-        f"{folder} holds no weights ({part}): it was captured with --no-weights. Capture into a new store without "
-        f"--no-weights{needed}."
+        f"{folder} holds no weights ({part}): it was captured without them. Capture into a new store with weights, which is "
+        f"the default{needed}."
     )
 
 
 def check_part(folder: Folder, part: str) -> None:
-    """Raise as `read_weights` where the store does not hold a part; nothing of it is read."""
+    """Raise as `read_weights` where the store does not have a part, without reading it."""
     if not folder.exists(weights_key(part)):
         raise _missing(folder, part)
 
 
 def read_rows(folder: Folder, part: str, name: str, rows: Sequence[int]) -> Tensor:
-    """Some rows of a matrix among the weights, in the order asked for; on a local disk nothing else is read.
+    """Some rows of a matrix among the weights, in the given order; on a local disk nothing else is read.
 
-    `NotFoundError` as `read_weights`; IndexError for a row that is not there.
+    `NotFoundError` as `read_weights`; `IndexError` for a row out of range.
     """
-    if folder.path is None or not folder.exists(weights_key(part)):
+    if folder.local_path() is None or not folder.exists(weights_key(part)):
         return read_weights(folder, part)[name][list(rows)]
     with _opened(folder, part) as file:
         matrix = file.get_slice(name)
@@ -141,8 +144,8 @@ def read_rows(folder: Folder, part: str, name: str, rows: Sequence[int]) -> Tens
 
 
 def count_rows(folder: Folder, part: str, name: str) -> int:
-    """The rows of a matrix among the weights; `NotFoundError` as `read_weights`."""
-    if folder.path is None or not folder.exists(weights_key(part)):
+    """The number of rows of a matrix among the weights; `NotFoundError` as `read_weights`."""
+    if folder.local_path() is None or not folder.exists(weights_key(part)):
         return len(read_weights(folder, part)[name])
     with _opened(folder, part) as file:
         return int(file.get_slice(name).get_shape()[0])
@@ -153,15 +156,15 @@ class FinalNorm:
     """The norm between the residual stream and the unembedding: `gain ⊙ (h - mean(h) if it centres) / rms + bias`."""
 
     gain: Tensor | None
-    """[d_model] float32; 1 where there is none."""
+    """[d_model] float32; None stands for a gain of 1."""
     epsilon: float
-    """Added to the mean square; 0 where the store, of an earlier version, does not say."""
+    """Added to the mean square; 0 for stores of an earlier version, which do not record it."""
     centres: bool
-    """Whether the mean is taken away first, as LayerNorm does; not known to stores of an earlier version, which say no."""
+    """Whether the mean is subtracted first, as in LayerNorm; False for stores of an earlier version, which do not record it."""
     is_there: bool = True
 
     def centred(self, write_vectors: Tensor) -> Tensor:
-        """What of the write vectors [neuron, d_model] reaches the unembedding: float32 without their mean, if it centres."""
+        """The write vectors [neuron, d_model] as they reach the unembedding: float32 without their mean if the norm centres."""
         if not self.centres:
             return write_vectors
         exact = write_vectors.float()
@@ -180,12 +183,12 @@ def final_norm_of(parts: dict[str, Tensor]) -> FinalNorm:
 
 
 def read_final_norm(folder: Folder) -> FinalNorm:
-    """The store's final norm; one that does nothing where the model has none."""
+    """The store's final norm; the identity where the model has none."""
     return final_norm_of(read_final_norm_parts(folder))
 
 
 def read_final_norm_parts(folder: Folder) -> dict[str, Tensor]:
-    """The tensors of the store's final norm, none where the model has none; `FormatError` where the store has lost it."""
-    # Without the root's word, a norm that is lost would read as none, and every score would be wrong.
+    """The tensors of the store's final norm, none where the model has none; `FormatError` where they have been removed."""
+    # Without the root's record, a norm that was removed would read as none, and every score would be wrong.
     is_there = folder.exists(weights_key("final_norm")) or "final_norm" in read_root(folder).weights
     return read_weights(folder, "final_norm") if is_there else {}

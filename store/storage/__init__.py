@@ -1,1 +1,1 @@
-"""Where bytes are: keys read, written atomically, listed and locked. The only place that knows a path."""
+"""Where bytes are: keys read, written atomically, listed and locked. Only this package knows paths."""

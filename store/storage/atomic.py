@@ -1,4 +1,4 @@
-"""Files beside a store: room for them, and how they appear, whole or not at all. Knows nothing about what is in them."""
+"""Files outside a store, such as exports and pictures: free space is checked, and they appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_room(path: Path, nbytes: int, otherwise: str) -> None:
-    """Raise `InvalidInputError` where a path's disk has less than `nbytes` free; `otherwise` is what else can be done."""
+    """Raise `InvalidInputError` where a path's disk has less than `nbytes` free; `otherwise`: the alternative to name."""
     free = shutil.disk_usage(path.parent).free
     if nbytes > free:
         raise InvalidInputError(
@@ -26,11 +26,11 @@ def check_room(path: Path, nbytes: int, otherwise: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to that becomes `path` when all went well, and disappears otherwise.
+    """A path to write to that becomes `path` on success, and is removed otherwise.
 
     An `OSError` that names no file, as that of a full disk, names `path` from then on.
     """
-    if path.is_dir():  # found out before anything is written, as only renaming would do
+    if path.is_dir():  # before anything is written: only the renaming would fail
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     partial = path.with_name(f".{path.name}.partial")
     try:

@@ -1,6 +1,6 @@
 """One writer at a time: an advisory lock on a file that dies with its process, whatever kills it.
 
-Object stores have no such lock; there the operator must see to it. Knows nothing about what is being written.
+Storages without local files have no such lock: there the operator must see to it that one process writes.
 """
 
 from __future__ import annotations
@@ -22,19 +22,28 @@ if TYPE_CHECKING:
 
 @contextmanager
 def own(folder: Folder, capture: str) -> Iterator[None]:
-    """Own `capture` for writing while the context lasts; `ReadOnlyError` naming the owner where somebody else does."""
+    """Own `capture` for writing while the context lasts; `ReadOnlyError` naming the owner where another process does."""
     what = f"Capture {capture!r} of {folder} is"
     with _own(folder, f"{capture_key(capture)}/{LOCK_NAME}", what, "name another capture"):
         yield
 
 
 def check_unowned(folder: Folder, capture: str) -> None:
-    """Raise as `own` does where somebody else owns `capture` for writing; leaves nothing behind."""
-    path = None if folder.path is None else folder.path / capture_key(capture) / LOCK_NAME
+    """Raise as `own` where another process owns `capture` for writing; creates nothing."""
+    path = folder.local_path(f"{capture_key(capture)}/{LOCK_NAME}")
     if path is not None and path.is_file():
         what = f"Capture {capture!r} of {folder} is"
         with _own(folder, f"{capture_key(capture)}/{LOCK_NAME}", what, "name another capture", mark=False):
             pass
+
+
+def is_unlocked(folder: Folder, capture: str) -> bool:
+    """Whether no process owns `capture` for writing."""
+    try:
+        check_unowned(folder, capture)
+    except ReadOnlyError:
+        return False
+    return True
 
 
 @contextmanager
@@ -46,10 +55,10 @@ def own_graphs(folder: Folder, name: str) -> Iterator[None]:
 
 @contextmanager
 def _own(folder: Folder, key: str, what: str, instead: str, *, mark: bool = True) -> Iterator[None]:
-    if folder.path is None:
+    path = folder.local_path(key)
+    if path is None:
         yield
         return
-    path = folder.path / key
     if mark:
         path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT if mark else os.O_RDONLY, 0o644)

@@ -1,7 +1,8 @@
-"""Bytes of which pieces are read: of a file of the local disk, in place, or of memory. Knows nothing about what they mean."""
+"""Bytes of which pieces are read: of a file on the local disk, in place, or of memory."""
 
 from __future__ import annotations
 
+import mmap
 import os
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
@@ -10,6 +11,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Bytes = bytes | bytearray | memoryview
+
+_WILL_NEED: int | None = getattr(mmap, "MADV_WILLNEED", None)
+
+
+def will_need(view: Bytes, start: int, stop: int) -> None:
+    """Ask the system to read bytes start…stop of a mapped file in one go, before they are touched."""
+    mapping = view.obj if isinstance(view, memoryview) else None
+    if _WILL_NEED is not None and isinstance(mapping, mmap.mmap) and stop > start:
+        aligned = start - start % mmap.PAGESIZE
+        mapping.madvise(_WILL_NEED, aligned, stop - aligned)
 
 
 class Source(Protocol):
@@ -36,13 +47,13 @@ class MemorySource:
         return self._data[start:stop]
 
     def will_need(self) -> None:
-        """Nothing: it is here."""
+        """Nothing: all of it is in memory."""
 
 
 class FileSource:
-    """A file of the local disk, read where it is asked to be, by any number of threads.
+    """A file on the local disk, read in place by any number of threads.
 
-    Mapped into memory it would be read no faster, and would end the process (SIGBUS) where the file is cut short meanwhile.
+    A mapping would be no faster, and would end the process (SIGBUS) where the file is truncated while it is open.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,6 +93,6 @@ class FileSource:
     def _read(self, start: int, n: int) -> bytes:
         if hasattr(os, "pread"):
             return os.pread(self._descriptor, n, start)
-        with self._lock:  # Windows has no way to read at a place without going there
+        with self._lock:  # Windows has no pread
             os.lseek(self._descriptor, start, os.SEEK_SET)
             return os.read(self._descriptor, n)

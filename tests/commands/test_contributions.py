@@ -287,4 +287,6 @@ def test_without_a_head_there_is_nothing_to_ask_in_a_better_way(
     assert "bert (bert, encoder) has no head that turns its residual stream into tokens: contributions and" in said
     assert said.endswith("do not exist for it. Capture a model with a language-model head into another store.")
     bare = refused(headless / "bare", *asked)
-    assert bare.endswith("Capture into a new store without --no-weights, of a model with a language-model head.")
+    assert bare.endswith(
+        "Capture into a new store with weights, which is the default, of a model with a language-model head."
+    )

@@ -22,7 +22,7 @@ from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.graphs.reader import Graphs
 from actstore.store.graphs.tables import graph_tables
 from actstore.store.model import root
-from actstore.store.model.tokenizer import Cutter
+from actstore.store.model.tokenizer import StoredTokenizer
 from actstore.store.model.weights import count_rows, read_final_norm, read_rows, read_weights
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
@@ -82,7 +82,7 @@ READERS: dict[str, list[Callable[[Path], Any]]] = {
         _table("vocabulary"),
     ],
     "tokenizer/tokenizer.json": [
-        lambda path: Cutter(Folder(path), Store(path).vocabulary).word(" w1"),
+        lambda path: StoredTokenizer(Folder(path), Store(path).vocabulary).encode_word(" w1"),
         lambda path: encode_as(Store(path).capture("corpus"), "the quick"),
     ],
     "captures/corpus/zarr.json": [lambda path: Store(path).capture("corpus").record.to_json(), _corpus],

@@ -4,7 +4,6 @@ import pytest
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES
 from actstore.store.errors import InvalidInputError
 from actstore.store.neuron import EXEMPLARS
-from actstore.store.neurons import parse_neuron
 from actstore.store.reader import Store
 
 
@@ -181,18 +180,6 @@ def test_the_schema_is_kept_even_without_exemplars(somewhere, planting):
     table = Store(somewhere).neuron(0, 0).exemplars(5)
     assert table.num_rows == 0
     assert table.schema.equals(EXEMPLARS)
-
-
-@pytest.mark.parametrize(("name", "expected"), [("L3.N17", (3, 17)), ("l0.n0", (0, 0)), (" L12.N3071 ", (12, 3071))])
-def test_names(name, expected):
-    assert parse_neuron(name) == expected
-
-
-@pytest.mark.parametrize("name", ["", "3.17", "L3", "L3.N", "L-1.N2", "L3.N17.5", "L3N17", "L3.N17 L4.N1", "L².N1"])
-def test_what_is_no_name(name):
-    with pytest.raises(InvalidInputError) as caught:
-        parse_neuron(name)
-    assert str(caught.value) == f"A neuron is named by layer and index, such as L3.N17, found {name!r}."
 
 
 def test_bad_questions(planted_path):

@@ -275,7 +275,7 @@ def test_a_store_tells_its_captures(captured):
 
 def test_a_damaged_shard_is_an_error_when_it_is_read(planted):
     store, _ = planted
-    path = store.folder.path / "captures/corpus/values/mlp.post/1/c/0/0"
+    path = store.folder.local_path() / "captures/corpus/values/mlp.post/1/c/0/0"
     data = bytearray(path.read_bytes())
     data[-2] ^= 255
     path.write_bytes(data)
@@ -286,7 +286,7 @@ def test_a_damaged_shard_is_an_error_when_it_is_read(planted):
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"zarr_format": 3, "node_type": "group"}', b"\xff"])
 def test_a_damaged_array_is_an_error_when_it_is_read(planted, content):
     store, _ = planted
-    (store.folder.path / "captures/corpus/values/mlp.post/1/zarr.json").write_bytes(content)
+    (store.folder.local_path() / "captures/corpus/values/mlp.post/1/zarr.json").write_bytes(content)
     with pytest.raises(FormatError, match=r"The metadata of .*/captures/corpus/values/mlp\.post/1 cannot be read"):
         store.capture().activations(1, 0)
 
@@ -361,7 +361,7 @@ def test_plain_zarr_and_pyarrow_read_the_same(captured, name):
 def test_a_block_that_is_missing_reads_as_no_value_in_plain_zarr(planted):
     store, _ = planted
     Folder(store.folder.location, read_only=False).delete("captures/corpus/values/mlp.post/0/c/0/1")
-    array = zarr.open_array(str(store.folder.path), path="captures/corpus/values/mlp.post/0", mode="r")
+    array = zarr.open_array(str(store.folder.local_path()), path="captures/corpus/values/mlp.post/0", mode="r")
     assert np.isnan(array[:, 64:128]).all()
 
 

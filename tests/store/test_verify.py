@@ -21,8 +21,8 @@ def verify(path, name="corpus"):
 def path(planted):
     """A whole store, to be damaged: three blocks of two layers."""
     store, _ = planted
-    assert verify(store.folder.path) == []
-    return store.folder.path
+    assert verify(store.folder.local_path()) == []
+    return store.folder.local_path()
 
 
 @pytest.mark.parametrize("block", [0, 2])
@@ -184,7 +184,7 @@ def test_every_damage_is_found_in_one_go(path):
 
 
 def test_only_the_damaged_capture_is_damaged(captured):
-    path = captured.folder.path
+    path = captured.folder.local_path()
     assert verify(path, "corpus") == verify(path, "in-int8") == []
     shard = path / "captures/in-int8/values/mlp.post/1/c/0/0"
     flip(shard)

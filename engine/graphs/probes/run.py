@@ -31,6 +31,7 @@ from actstore.engine.models.tokenizer.special_tokens import configured_special_i
 from actstore.store.arguments import Typed
 from actstore.store.capture.plan import PlannedWindow, PlanWriter
 from actstore.store.errors import CaptureError, InvalidInputError
+from actstore.store.files.precision import PRECISIONS
 from actstore.store.files.records import CaptureRecord, PlanRecord
 from actstore.store.layout import SPECIAL, TEXT
 from actstore.store.model import root
@@ -182,7 +183,7 @@ class _ProbeRun(Run):
             precision=settings.precision,
             sites={site: {str(k): v for k, v in layers.items()} for site, layers in settings.widths(self.spec).items()},
             gate_sign=(),
-            keep=settings.keep if settings.precision == "sparse" else None,
+            keep=settings.keep if PRECISIONS[settings.precision].uses_keep else None,
             n_exemplars=0,
             settings={**settings.to_json(), "command": self.command, "probes": dict(requested)},
             plan=plan,

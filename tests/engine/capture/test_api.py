@@ -26,8 +26,9 @@ from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.capture.sizes import estimate_nbytes
 from actstore.engine.verify.refill import refill_blocks
 from actstore.store.errors import ActstoreError, CaptureError, InvalidInputError, NotFoundError, ReadOnlyError
-from actstore.store.storage.folder import Folder, KeyWriter
+from actstore.store.storage.folder import Folder
 from actstore.store.storage.lock import own
+from actstore.store.storage.writers import KeyWriter
 from actstore.store.verify import verify_capture
 
 if TYPE_CHECKING:

@@ -326,7 +326,7 @@ def test_a_target_that_follows_nowhere(make: Any) -> None:
 def test_a_store_without_weights_says_what_to_do(somewhere: str, planting: Callable[..., Any]) -> None:
     planting(somewhere)
     with pytest.raises(
-        NotFoundError, match=r"captured with --no-weights.*Capture into a new store without --no-weights\."
+        NotFoundError, match=r"captured without them\. Capture into a new store with weights, which is the default\."
     ):
         Store(somewhere).contributions(8)
 

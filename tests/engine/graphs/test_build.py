@@ -351,16 +351,16 @@ def test_no_model_library_is_loaded(tmp_path: Path, windows: list[Any]) -> None:
 
 def plant_beside(capture: Capture, other: Capture, name: str) -> Capture:
     """`other`, of a store of its own, as a further capture of the store of `capture`."""
-    assert capture.folder.path is not None
-    assert other.folder.path is not None
-    target = capture.folder.path / "captures" / name
-    shutil.copytree(other.folder.path / "captures" / "corpus", target)
+    assert capture.folder.local_path() is not None
+    assert other.folder.local_path() is not None
+    target = capture.folder.local_path() / "captures" / name
+    shutil.copytree(other.folder.local_path() / "captures" / "corpus", target)
     group = json.loads((target / "zarr.json").read_text())
     record = group["attributes"]["actstore_capture"]
     del record["checksum"]
     record["name"] = name
     (target / "zarr.json").write_text(json.dumps(group))
-    return Store(capture.folder.path).capture(name)
+    return Store(capture.folder.local_path()).capture(name)
 
 
 def test_a_further_capture_is_evidence_like_the_first(tmp_path: Path) -> None:
@@ -369,10 +369,10 @@ def test_a_further_capture_is_evidence_like_the_first(tmp_path: Path) -> None:
     whole = plant_capture(tmp_path / "whole", windows, rules)
     part = plant_capture(tmp_path / "part", windows[:25], rules)
     more = plant_beside(part, plant_capture(tmp_path / "more", windows[25:], rules), "more")
-    assert whole.folder.path is not None
-    assert part.folder.path is not None
-    expected = build_graphs(whole, Folder(whole.folder.path, read_only=False))
-    found = build_graphs(part, Folder(part.folder.path, read_only=False), also=[more])
+    assert whole.folder.local_path() is not None
+    assert part.folder.local_path() is not None
+    expected = build_graphs(whole, Folder(whole.folder.local_path(), read_only=False))
+    found = build_graphs(part, Folder(part.folder.local_path(), read_only=False), also=[more])
     for column in ("parent", "token", "depth", "ends", "count", "fires", "probability"):
         np.testing.assert_array_equal(found.nodes[column], expected.nodes[column], err_msg=column)
     np.testing.assert_allclose(found.nodes["value"], expected.nodes["value"], rtol=1e-5, atol=1e-7)
@@ -381,6 +381,6 @@ def test_a_further_capture_is_evidence_like_the_first(tmp_path: Path) -> None:
 
 def test_a_capture_is_not_evidence_twice(tmp_path: Path) -> None:
     capture = plant_capture(tmp_path / "store", make_windows(5), [[on_token]])
-    assert capture.folder.path is not None
+    assert capture.folder.local_path() is not None
     with pytest.raises(InvalidInputError, match="Capture 'corpus' is evidence already"):
-        build_graphs(capture, Folder(capture.folder.path, read_only=False), also=[capture])
+        build_graphs(capture, Folder(capture.folder.local_path(), read_only=False), also=[capture])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import actstore
-from actstore.engine.verify.refill import _as_thresholded, refill_blocks, spread
+from actstore.engine.verify.refill import refill_blocks, spread
 from actstore.store import layout
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.shards import encode_shard
@@ -44,8 +43,8 @@ def test_what_was_captured_is_recomputed_exactly(captured: Any, settings: dict[s
 
 def altered(capture: Capture, folder: Path, layer: int, block: int, change: Any) -> Capture:
     """A copy of a capture in which one shard holds other values, index and checksums of the shard in order."""
-    assert capture.folder.path is not None
-    shutil.copytree(capture.folder.path, folder)
+    assert capture.folder.local_path() is not None
+    shutil.copytree(capture.folder.local_path(), folder)
     key = layout.values_key("corpus", "mlp.post", layer)
     values = capture.raw_block(layer, block).copy()
     change(values)
@@ -152,14 +151,3 @@ def test_infinities_are_recomputed_and_earlier_versions_of_int8_are_no_damage(
     earlier = actstore.open(tmp_path / "store").capture()
     assert np.isfinite(earlier.activations(1, 6)[~np.isnan(capture.activations(1, 6))]).all()
     assert refill_blocks(earlier, 1)[1] == []
-
-
-def test_thresholds_of_earlier_versions_hold_where_tokens_have_no_value() -> None:
-    """They let such tokens use the share up; nothing else may have been dropped beyond the share."""
-    stored = np.array([[np.nan, 0, 0, 3], [1, 0, 0, 3]], np.float32)
-    again = np.array([[np.nan, 1.5, -2, 3], [1, 1.5, -2, 3]], np.float32)
-    earlier = SimpleNamespace(
-        block_parameter=lambda *_: np.float32([2.5, 0.5]), used_slots=[4], record=SimpleNamespace(dtype="float32")
-    )
-    found = _as_thresholded(earlier, stored, again, "mlp.post", 0, 0)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(found, [[np.nan, 0, 0, 3], [1, 1.5, -2, 3]])

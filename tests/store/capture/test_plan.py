@@ -168,7 +168,7 @@ def test_arrays_longer_than_their_chunk(folder, monkeypatch):
     for ids in windows:
         writer.add_block([[PlannedWindow(0, ids, np.arange(60, dtype=np.int32), np.ones(60, np.uint8), ())]])
     writer.close(())
-    inputs = zarr.open_array(str(folder.path), path="captures/corpus/inputs/ids", mode="r")
+    inputs = zarr.open_array(str(folder.local_path()), path="captures/corpus/inputs/ids", mode="r")
     np.testing.assert_array_equal(inputs[...], np.concatenate(windows))
 
 

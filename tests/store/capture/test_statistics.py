@@ -23,7 +23,7 @@ from actstore.store.storage.folder import Folder
 
 def commit(folder, record, number, block):
     folder.write(block_statistics_key(record.name, number), block.encode())
-    folder.write_json(commit_key(record.name, number), CommitRecord(number, {}).sealed().to_json())
+    folder.write_json(commit_key(record.name, number), CommitRecord(number, {}).with_checksum().to_json())
 
 
 def plain_sum(record, blocks):

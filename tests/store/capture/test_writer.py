@@ -10,6 +10,7 @@ from actstore.store.errors import CaptureError, FormatError
 from actstore.store.layout import commit_key, gate_sign_key, shard_key, values_key
 from actstore.store.reader import Store, read_capture
 from actstore.store.storage.folder import Folder
+from actstore.store.storage.memory import MemoryStorage
 from actstore.store.verify import verify_capture
 
 
@@ -90,14 +91,14 @@ def test_buffers_alternate(folder, record):
 def test_at_most_two_blocks_are_in_memory(folder, record, monkeypatch):
     """Who is faster waits: submitting a block returns only when the one before it is on disk."""
     may_write, submitted = threading.Event(), []
-    write = Folder.write
+    write = MemoryStorage.write
 
     def slow_write(self, key, data):
         if "/c/0/" in key:
             may_write.wait()
         write(self, key, data)
 
-    monkeypatch.setattr(Folder, "write", slow_write)
+    monkeypatch.setattr(MemoryStorage, "write", slow_write)
 
     def submit_three(writer):
         for block in range(3):
@@ -118,14 +119,14 @@ def test_at_most_two_blocks_are_in_memory(folder, record, monkeypatch):
     "full_for", ["values/mlp.post/1/c/0/2", "blocks/2.statistics.safetensors.zst", "blocks/2.json"]
 )
 def test_a_full_disk_keeps_what_was_committed(folder, record, monkeypatch, full_for):
-    write = Folder.write
+    write = MemoryStorage.write
 
     def full(self, key, data):
         if key.endswith(full_for):
             raise OSError(errno.ENOSPC, "No space left on device")
         write(self, key, data)
 
-    monkeypatch.setattr(Folder, "write", full)
+    monkeypatch.setattr(MemoryStorage, "write", full)
     with pytest.raises(CaptureError) as caught:
         fill(folder, record, 4)
     assert str(caught.value) == (

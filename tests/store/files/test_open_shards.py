@@ -14,7 +14,7 @@ import pytest
 
 from actstore.store.errors import FormatError
 from actstore.store.files import arrays
-from actstore.store.files.arrays import BlockArray, create_block_array
+from actstore.store.files.arrays import BlockArray, BlockArraySpec, create_block_array
 from actstore.store.files.shards import encode_shard
 from actstore.store.layout import shard_grid, shard_key
 from actstore.store.storage.folder import Folder
@@ -33,10 +33,7 @@ def _values(block: int) -> NDArray[np.float32]:
 
 
 def _write(folder: Folder, key: str, n_blocks: int) -> None:
-    create_block_array(
-        folder, key, rows=ROWS, block_columns=COLUMNS, n_blocks=n_blocks, dtype=np.dtype(np.float32), fill_value=np.nan,
-        dimensions=("neuron", "token"), attributes={},
-    )  # fmt: skip
+    create_block_array(folder, BlockArraySpec(key, ROWS, COLUMNS, np.dtype(np.float32), np.nan, "token"), n_blocks)
     for block in range(n_blocks):
         folder.write(shard_key(key, block), encode_shard(_values(block), shard_grid(ROWS, COLUMNS)))
 

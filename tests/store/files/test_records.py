@@ -45,7 +45,7 @@ CAPTURE = CaptureRecord(
     "float32",
     "e" * 64,
 )
-COMMIT = CommitRecord(7, {"values/mlp.post/3/c/0/7": (123, "0a1b2c3d")}, 1.5).sealed()
+COMMIT = CommitRecord(7, {"values/mlp.post/3/c/0/7": (123, "0a1b2c3d")}, 1.5).with_checksum()
 RECORDS = [LAYER, MODEL, PLAN, CAPTURE, COMMIT]
 FIELDS = [
     pytest.param(record, field, id=f"{type(record).__name__}.{field.name}")
@@ -160,9 +160,9 @@ def test_any_json_is_a_record_or_a_format_error(record, data):
         assert isinstance(read, type(record))
 
 
-def test_a_seal_covers_every_field():
+def test_the_checksum_covers_every_field():
     assert COMMIT.checksum
-    assert COMMIT.sealed() == COMMIT
+    assert COMMIT.with_checksum() == COMMIT
     others = [
         dataclasses.replace(COMMIT, block=8),
         dataclasses.replace(COMMIT, shards={"values/mlp.post/3/c/0/7": (124, "0a1b2c3d")}),
@@ -170,12 +170,12 @@ def test_a_seal_covers_every_field():
         dataclasses.replace(COMMIT, shards={}),
         dataclasses.replace(COMMIT, seconds=1.25),
     ]
-    assert all(other.sealed().checksum != COMMIT.checksum for other in others)
+    assert all(other.with_checksum().checksum != COMMIT.checksum for other in others)
 
 
-def test_a_seal_survives_json():
+def test_the_checksum_survives_json():
     read = CommitRecord.from_json(through_json(COMMIT), "here")
-    assert read.sealed().checksum == COMMIT.checksum
+    assert read.with_checksum().checksum == COMMIT.checksum
 
 
 # The root of a store.

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actstore.store.errors import FormatError
-from actstore.store.files.arrays import BlockArray, create_block_array
+from actstore.store.files.arrays import BlockArray, BlockArraySpec, create_block_array
 from actstore.store.files.shards import Shard, checksum, encode_shard
 from actstore.store.layout import FAST, SMALL, shard_grid, shard_key
 from actstore.store.storage.folder import Folder
@@ -76,18 +76,9 @@ def test_single_rows_are_rows_of_the_whole(shape, compression, kind, dtype):
 def test_plain_zarr_reads_the_same(tmp_path, rows, columns, dtype, kind, compression):
     folder = Folder(tmp_path, read_only=False)
     values = make_values(rows, columns * 3, dtype, kind)
-    create_block_array(
-        folder,
-        "a/values",
-        rows=rows,
-        block_columns=columns,
-        n_blocks=3,
-        dtype=values.dtype,
-        fill_value=FILLS[dtype],
-        dimensions=("neuron", "token"),
-        attributes={"value_dtype": dtype},
-        compression=compression,
-    )
+    attributes = {"value_dtype": dtype}
+    spec = BlockArraySpec("a/values", rows, columns, values.dtype, FILLS[dtype], "token", attributes, compression)
+    create_block_array(folder, spec, n_blocks=3)
     for block in (0, 2):
         part = values[:, block * columns : (block + 1) * columns]
         folder.write(shard_key("a/values", block), encode_shard(part, shard_grid(rows, columns), compression))

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from actstore.engine.models.tokenizer.load import TextTokenizer
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import TOKENIZER_KEY
-from actstore.store.model.tokenizer import Cutter, Vocabulary
+from actstore.store.model.tokenizer import StoredTokenizer, Vocabulary
 from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -91,17 +91,17 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "digits added": lambda: with_added(digits()), "first": lambda: sentencepiece("first", split=False),
     "always": lambda: sentencepiece("always", split=True),
 }  # fmt: skip
-KNOWN: dict[str, tuple[Tokenizer, Cutter]] = {}
+KNOWN: dict[str, tuple[Tokenizer, StoredTokenizer]] = {}
 
 
-def both(kind: str) -> tuple[Tokenizer, Cutter]:
-    """A tokenizer, and what cuts by the files that a store keeps of it."""
+def both(kind: str) -> tuple[Tokenizer, StoredTokenizer]:
+    """A tokenizer, and the same read from the files of a store."""
     if kind not in KNOWN:
         tokenizer = KINDS[kind]()
         wrapped = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>"))
         folder = Folder(f"memory://{uuid.uuid4()}/store", read_only=False)
         folder.write(TOKENIZER_KEY, (wrapped.to_json() or "").encode())
-        KNOWN[kind] = tokenizer, Cutter(folder, wrapped.vocabulary())
+        KNOWN[kind] = tokenizer, StoredTokenizer(folder, wrapped.vocabulary())
     return KNOWN[kind]
 
 
@@ -114,9 +114,9 @@ def both(kind: str) -> tuple[Tokenizer, Cutter]:
 @example("")
 @example("x <l> y<l>\u2003<r> z <r>\x1c <l><r> đem đ hat hats ĐEM cat Cat concatenate chat the<r>")
 @example("\n <l>\n\n<l><r>  ")
-def test_texts_are_cut_as_the_tokenizer_cuts_them(kind: str, text: str) -> None:
-    tokenizer, cutter = both(kind)
-    assert cutter.text(text) == tokenizer.encode(text, add_special_tokens=False).ids
+def test_texts_are_tokenised_as_by_the_tokenizer(kind: str, text: str) -> None:
+    tokenizer, stored_tokenizer = both(kind)
+    assert stored_tokenizer.encode(text) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def test_what_is_not_known_is_refused() -> None:
@@ -131,14 +131,14 @@ def test_what_is_not_known_is_refused() -> None:
         folder.write_json(TOKENIZER_KEY, state)
         wrapped = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>"))
         with pytest.raises(InvalidInputError, match=said):
-            Cutter(folder, wrapped.vocabulary()).text("the cat")
+            StoredTokenizer(folder, wrapped.vocabulary()).encode("the cat")
 
 
-def stored(tokenizer: Tokenizer, **names: str) -> Cutter:
+def stored(tokenizer: Tokenizer, **names: str) -> StoredTokenizer:
     wrapped = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names))
     folder = Folder(f"memory://{uuid.uuid4()}/store", read_only=False)
     folder.write(TOKENIZER_KEY, (wrapped.to_json() or "").encode())
-    return Cutter(folder, wrapped.vocabulary())
+    return StoredTokenizer(folder, wrapped.vocabulary())
 
 
 def end_of_word(*, byte_level: bool = False) -> Tokenizer:
@@ -187,21 +187,21 @@ def whole_words() -> Tokenizer:
 def test_a_word_is_its_tokens_where_spaces_are_marks(make: Callable[[], Tokenizer], form: str, word: str) -> None:
     tokenizer = make()
     expected = tokenizer.encode(word, add_special_tokens=False).ids
-    cutter = stored(tokenizer)
+    stored_tokenizer = stored(tokenizer)
     # What has no piece is unknown to some models, and left out by others.
-    is_spelled = b"".join(cutter.known.bytes[token] for token in expected).decode() == form.format(word)
-    assert cutter.word(form.format(word)) == (expected if is_spelled else [])
+    is_spelled = b"".join(stored_tokenizer.vocabulary.bytes[token] for token in expected).decode() == form.format(word)
+    assert stored_tokenizer.encode_word(form.format(word)) == (expected if is_spelled else [])
     assert is_spelled or word not in ("the", "hat")
     with pytest.raises(InvalidInputError, match="which is not known here"):
-        cutter.text(f"the {word}")
+        stored_tokenizer.encode(f"the {word}")
 
 
 def test_an_added_word_is_one_token_wherever_it_stands() -> None:
-    cutter = stored(with_added(gpt_2()))
-    token = cutter.known.ids["đem".encode()]
-    assert cutter.word("đem") == [token]
-    assert cutter.word(" đem")[-1] == token
-    assert cutter.known.bytes[token] == "đem".encode()
+    tokenizer = stored(with_added(gpt_2()))
+    token = tokenizer.vocabulary.ids["đem".encode()]
+    assert tokenizer.encode_word("đem") == [token]
+    assert tokenizer.encode_word(" đem")[-1] == token
+    assert tokenizer.vocabulary.bytes[token] == "đem".encode()
 
 
 def test_only_a_piece_that_is_a_byte_gives_way_to_another_with_the_same_bytes() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from actstore.store.errors import ReadOnlyError
 from actstore.store.storage.folder import Folder
-from actstore.store.storage.lock import own, own_graphs
+from actstore.store.storage.lock import check_unowned, is_unlocked, own, own_graphs
 
 HOLD = """
 import sys
@@ -43,6 +43,18 @@ def test_a_second_writer_is_told_who_the_first_is(holder, folder):
         f"Capture 'corpus' of {folder} is being written by process {holder.pid} on {os.uname().nodename}. "
         "Wait for it, or name another capture."
     )
+
+
+def test_asking_who_owns_a_capture_leaves_nothing_behind(holder, folder, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ReadOnlyError, match=f"is being written by process {holder.pid} "):
+        check_unowned(folder, "corpus")
+    assert not is_unlocked(folder, "corpus")
+    check_unowned(folder, "another")
+    assert is_unlocked(folder, "another")
+    assert sorted(tmp_path.rglob("*")) == before
+    holder.communicate("")
+    assert is_unlocked(folder, "corpus")
 
 
 def test_another_capture_is_free(holder, folder):
