@@ -15,14 +15,10 @@ from typing import TYPE_CHECKING
 
 from actstore.store.capture.answers import damaged_answers, has_attributions
 from actstore.store.capture.commits import damaged_files, damaged_shards
+from actstore.store.capture.neuron_table import neuron_table
 from actstore.store.capture.patches import patches_sha256
 from actstore.store.capture.requests import has_requests, read_requests
-from actstore.store.capture.statistics import (
-    CaptureStatistics,
-    neuron_table,
-    read_block_statistics,
-    sum_statistics,
-)
+from actstore.store.capture.statistics import CaptureStatistics, read_block_statistics, sum_statistics
 from actstore.store.capture.writer import block_arrays
 from actstore.store.edits import edit_names
 from actstore.store.edits import read_record as read_edit_record

@@ -239,8 +239,7 @@ def close(running: Running, width: int, neuron: int, tally: Tally) -> None:
     for n in range(width):
         i = neuron + n
         tally.non_finite[i] += running.histogram[NON_FINITE, n]
-        if tally.overflow[i] >= 0:  # else it is not known, and stays so
-            tally.overflow[i] += running.overflow[n]
+        tally.overflow[i] += running.overflow[n]
         count = np.int64(0)
         for b in range(N_BINS):
             count += running.histogram[b, n]

@@ -15,10 +15,11 @@ import pyarrow as pa
 from actstore.store import hooks, layout
 from actstore.store.arguments import argument
 from actstore.store.capture.commits import committed_blocks
+from actstore.store.capture.neuron_table import neuron_table
 from actstore.store.capture.overflow import OVERFLOW_COLUMNS, can_overflow, find_overflow, saturate
 from actstore.store.capture.patches import read_patches
 from actstore.store.capture.plan import Plan
-from actstore.store.capture.statistics import CaptureStatistics, is_finished, neuron_table, sum_statistics
+from actstore.store.capture.statistics import CaptureStatistics, is_finished, sum_statistics
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import BlockArray

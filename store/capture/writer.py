@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from actstore.store import layout
+from actstore.store.capture.statistics import check_can_gather
 from actstore.store.errors import CaptureError
 from actstore.store.files.arrays import create_block_array
 from actstore.store.files.records import CommitRecord, sealed
@@ -114,6 +115,7 @@ class CaptureWriter:
 
     def __init__(self, folder: Folder, record: CaptureRecord, *, n_threads: int, overlap: bool) -> None:
         """Write blocks of `record` with `n_threads` encoders, with `overlap` beside whatever fills the next block."""
+        check_can_gather(record)
         self._folder, self.record = folder, record
         self._specs = {spec.key: spec for spec in block_arrays(record)}
         self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="actstore-encoder")

@@ -191,15 +191,18 @@ class CaptureRecord(Record):
     patches_sha256: str | None = None
     """Of the table of patches, which a capture of images has."""
 
+    statistics: tuple[str, ...] = ()
+    """The statistics of each neuron that its blocks are gathered with; records of earlier versions list none."""
+
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON-ready values; the last two fields are left out where they say nothing.
+        """The record as JSON-ready values; the last three fields are left out where they say nothing.
 
         `FormatError` for one that `from_json` would not take again: it would make its whole store unreadable.
         """
         value = super().to_json()
         self.from_json(value, "The CaptureRecord to be written")
-        for name in ("float_dtype", "patches_sha256"):
-            if value[name] is None:
+        for name in ("float_dtype", "patches_sha256", "statistics"):
+            if not value[name]:
                 del value[name]
         return value
 
