@@ -17,6 +17,7 @@ from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.files.records import Record, check_seal, sealed
 from actstore.store.files.shards import checksum
 from actstore.store.layout import edits_key
+from actstore.store.neurons import neuron_name
 from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class EditRecord(Record):
 
     def neuron_names(self) -> list[str]:
         """Their names, such as L3.N17."""
-        return [f"L{rows.layer}.N{neuron}" for rows in self.rows for neuron in rows.neurons]
+        return [neuron_name(rows.layer, neuron) for rows in self.rows for neuron in rows.neurons]
 
 
 class RowPair(NamedTuple):

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actstore.store.errors import InvalidInputError
+from actstore.store.neurons import neuron_name
 from actstore.store.storage.atomic import check_room, replacing
 from actstore.store.token_tables import TokenTable, companion_of
 
@@ -101,7 +102,7 @@ def _write_parquet(
 ) -> int:
     tokens, written = TokenTable(capture), 0
     neurons = list(dict.fromkeys(neurons))  # readers refuse two columns of one name
-    names = [*tokens.column_names, *(f"L{layer}.N{index}" for layer, index in neurons)]
+    names = [*tokens.column_names, *(neuron_name(layer, index) for layer, index in neurons)]
     writer: pq.ParquetWriter | None = None
     try:
         for block, values in _blocks(capture, neurons, site):

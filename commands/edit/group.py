@@ -20,6 +20,7 @@ from actstore.display.reports import print_json
 from actstore.display.wide_tables import GAP, WIDTH
 from actstore.store.edits import Edit, EditRecord, delete_edit, edit_names, read_record, write_edit
 from actstore.store.errors import InvalidInputError
+from actstore.store.neurons import neuron_name
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
 
@@ -104,7 +105,7 @@ def _scaled(
 
     (kind, factor), (as_, positions) = change, how
     chosen = parse_neurons(neurons)
-    operation = Operation(kind, tuple(f"L{a}.N{b}" for a, b in chosen), parse_positions(positions), factor=factor)
+    operation = Operation(kind, tuple(neuron_name(a, b) for a, b in chosen), parse_positions(positions), factor=factor)
     widths = {layer.layer: layer.neurons for layer in opened.model.layers}
     check_neurons(operation.by_layer(), widths, opened.model.name)
     if as_ == "intervention":

@@ -16,6 +16,7 @@ from actstore.store.capture.answers import Answers, has_attributions
 from actstore.store.capture.statistics import layer_offsets
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.layout import weights_key
+from actstore.store.neurons import NeuronIndex
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +58,8 @@ class Attributions(Answers):
         """Read those of `capture`; `InvalidInputError` where it has none."""
         super().__init__(capture)
         self._offsets = layer_offsets(capture.record, "mlp.post")
-        self.n_neurons: int = sum(capture.record.layers("mlp.post").values())
+        self._numbering = NeuronIndex(capture.record.layers("mlp.post"))
+        self.n_neurons = len(self._numbering)
         """Over all attributed layers."""
         self._cache: OrderedDict[tuple[str, int], NDArray[np.float32]] = OrderedDict()
 
@@ -84,10 +86,7 @@ class Attributions(Answers):
 
     def neuron_names(self, flat: NDArray[np.int64]) -> list[str]:
         """The names, such as L3.N17, of neurons by their place among all attributed ones."""
-        layers = list(self._offsets)
-        starts = np.array([self._offsets[layer].start for layer in layers])
-        at = np.searchsorted(starts, np.asarray(flat), side="right") - 1
-        return [f"L{layers[i]}.N{n - starts[i]}" for i, n in zip(at.tolist(), np.asarray(flat).tolist(), strict=True)]
+        return self._numbering.names(flat)
 
     def prompt_scores(self, kind: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """(rows of `prompts`, scores [prompt, neuron]) of one block after another; every row once, ascending.

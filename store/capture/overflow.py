@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
+from actstore.store.neurons import neuron_name
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -44,7 +46,7 @@ class Overflow:
     @property
     def names(self) -> list[str]:
         """`L3.N17` of each neuron that has such values."""
-        return [f"L{layer}.N{i}" for layer, has in self.neurons.items() for i in np.flatnonzero(has).tolist()]
+        return [neuron_name(layer, i) for layer, has in self.neurons.items() for i in np.flatnonzero(has).tolist()]
 
     @property
     def n_values(self) -> int | None:

@@ -13,6 +13,7 @@ from actstore.kernels.suffix_trie.api import predict
 from actstore.store import hooks
 from actstore.store.errors import InvalidInputError
 from actstore.store.graphs.nodes import BOUNDARY, IGNORE
+from actstore.store.neurons import neuron_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -73,7 +74,7 @@ class NeuronGraph:
     @property
     def name(self) -> str:
         """Such as `L3.N17`."""
-        return f"L{self.layer}.N{self.neuron}"
+        return neuron_name(self.layer, self.neuron)
 
     def __repr__(self) -> str:
         return f"NeuronGraph({self.name}: {self.status or f'{len(self)} nodes'})"

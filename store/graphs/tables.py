@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from actstore.store.graphs.forest import Forest
 from actstore.store.graphs.nodes import BOUNDARY, COLUMNS, IGNORE, column
 from actstore.store.graphs.record import graph_names
+from actstore.store.neurons import neuron_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,7 +84,7 @@ def line_table(store: Captures, graphs: Graphs) -> pa.Table:
 
 def _whose(graphs: Graphs, neuron: NDArray[np.int64]) -> dict[str, Any]:
     layers, indices = column(graphs.neurons, "layer"), column(graphs.neurons, "neuron")
-    named = [f"L{layer}.N{index}" for layer, index in zip(layers.tolist(), indices.tolist(), strict=True)]
+    named = neuron_names(layers.tolist(), indices.tolist())
     names = pa.array(named, pa.string())
     return {"name": names.take(pa.array(neuron)), "layer": layers[neuron], "neuron": indices[neuron]}
 
