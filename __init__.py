@@ -4,6 +4,7 @@ Writing: `actstore.capture` runs a model over a corpus of text or images and kee
 says what a capture would take (a `CaptureEstimate`), and writes nothing; `actstore.attribute` asks a model multiple-choice
 questions and keeps what each neuron did for the answers; `RunOptions` say how a run is carried out (device, memory, resuming).
 Reading: `actstore.open` gives a `Store`, a store its captures (`Capture`), neurons (`Neuron`) and their graphs (`NeuronGraph`).
+Questions are answered with tables (`Table`): Arrow tables that print as tables.
 What goes wrong is one of `actstore.errors`, all of them `actstore.errors.ActstoreError`.
 
 >>> store = actstore.open("gpt2.actstore")
@@ -27,6 +28,7 @@ from actstore.store import errors
 from actstore.store import hooks as _hooks
 from actstore.store.neuron import Neuron
 from actstore.store.reader import Capture, Store
+from actstore.store.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +49,7 @@ __all__ = [
     "NeuronGraph",
     "RunOptions",
     "Store",
+    "Table",
     "attribute",
     "capture",
     "errors",
@@ -97,11 +100,18 @@ def _show_neuron(neuron: Neuron, k: int, capture: str | None, site: str, context
     return notebook.show_neuron(neuron, k, capture, site, context)
 
 
+def _table_text(table: Table) -> str:
+    from actstore.display import tables
+
+    return tables.table_text(table)
+
+
 # The store may import neither the engine, which computes and compares, nor what is shown of it.
 _hooks.open_graph_views = _open_graph_views
 _hooks.rank_contributions = _rank_contributions
 _hooks.notebook_html = _notebook_html
 _hooks.show_neuron = _show_neuron
+_hooks.table_text = _table_text
 
 
 def __getattr__(name: str) -> Any:

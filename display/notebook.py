@@ -16,10 +16,12 @@ from rich.text import Text
 
 from actstore.display import terminal
 from actstore.display.reports import exemplar_line, neuron_summary, state_of, summarise_capture
+from actstore.display.tables import shown_rows, size_of, table_columns
 from actstore.store.capture.reader import Capture
 from actstore.store.errors import ActstoreError
 from actstore.store.neuron import Neuron
 from actstore.store.reader import Store
+from actstore.store.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,8 +41,8 @@ class Html(str):
 
 @singledispatch
 def html(subject: object) -> str:
-    """What a notebook shows of a store, a capture or a neuron."""
-    raise TypeError(f"a notebook shows stores, captures and neurons, found {type(subject).__name__}")
+    """What a notebook shows of a store, a capture, a neuron or a table."""
+    raise TypeError(f"a notebook shows stores, captures, neurons and tables, found {type(subject).__name__}")
 
 
 @html.register
@@ -66,6 +68,12 @@ def _capture_html(capture: Capture) -> str:
     rows = [(name, held[name]) for name in said if held[name] not in (None, {}, "")]
     about = f"capture of {capture.store.model.name}, {state_of(held)}"
     return _box(held["name"], about, _table(None, rows))
+
+
+@html.register
+def _table_html(table: Table) -> str:
+    """A table: its rows, all columns, and its size."""
+    return _box("", size_of(table), _table(table_columns(table), shown_rows(table)))
 
 
 @dataclass(frozen=True, repr=False)

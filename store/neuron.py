@@ -18,6 +18,7 @@ from actstore.store.capture.patches import patch_texts
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SPECIAL
 from actstore.store.neurons import neuron_name
+from actstore.store.table import Table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,7 +84,7 @@ class Neuron:
 
     def statistics(self, capture: str | None = None, site: str = "mlp.post") -> dict[str, Any]:
         """Count, mean, std, min, max, quantiles … of the neuron in a capture, by name."""
-        table = self.store.capture(capture).neurons()
+        table = self.store.capture(capture).neurons().to_arrow()
         wanted = (table["site"].cast(pa.string()).to_numpy(zero_copy_only=False) == site) & (
             (table["layer"].to_numpy() == self.layer) & (table["neuron"].to_numpy() == self.index)
         )
@@ -101,7 +102,7 @@ class Neuron:
         statistics = source.layer_statistics(self.layer, site)
         return statistics.histogram[self.index], HISTOGRAM_EDGES
 
-    def exemplars(self, k: int = 20, capture: str | None = None, site: str = "mlp.post", context: int = 24) -> pa.Table:
+    def exemplars(self, k: int = 20, capture: str | None = None, site: str = "mlp.post", context: int = 24) -> Table:
         """The k windows in which the neuron is highest, best first, with `context` tokens on either side; see `EXEMPLARS`.
 
         Ties go to the earlier token. Beyond the exemplars recorded at capture time they are found among the stored values.
@@ -123,7 +124,7 @@ class Neuron:
             for value, token in zip(values[:k], tokens[:k], strict=True)
             if token >= 0
         ]
-        return pa.Table.from_pylist(rows, schema=EXEMPLARS)
+        return Table(pa.Table.from_pylist(rows, schema=EXEMPLARS))
 
     def _search(
         self, source: Capture, site: str, k: int, values: NDArray[np.float32], tokens: NDArray[np.int64]

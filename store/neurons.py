@@ -1,4 +1,4 @@
-"""Neurons as numbers: (layer, index), names such as `L3.N17`, and one running number over all layers; random draws of them."""
+"""Neurons as (layer, index), by names such as `L3.N17`, and by one running number over all layers; random draws of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actstore.store.errors import InvalidInputError
+from actstore.store.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def neuron_name(layer: int, index: int) -> str:
-    """`L3.N17`, of neuron 17 in layer 3."""
+    """`L3.N17` for neuron 17 of layer 3."""
     return f"L{layer}.N{index}"
 
 
 def neuron_names(layers: Iterable[int], indices: Iterable[int]) -> list[str]:
-    """The name of each of some neurons."""
+    """The name of each neuron."""
     return [neuron_name(layer, index) for layer, index in zip(layers, indices, strict=True)]
 
 
@@ -34,39 +34,42 @@ def parse_neuron(name: str) -> tuple[int, int]:
 
 
 class NeuronIndex:
-    """All neurons of some layers under one running number: layer after layer, in each by index."""
+    """One running number for all neurons of some layers: layer after layer, within each by index."""
 
     def __init__(self, widths: Mapping[int, int]) -> None:
         """`widths`: layer → number of neurons, in the order in which they are numbered."""
         self.layers = np.array(list(widths), np.int64)
         self.widths = np.array(list(widths.values()), np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.widths)])
-        """[layer + 1] the number of each layer's first neuron; the last is the number of neurons."""
-        self._row = {layer: row for row, layer in enumerate(widths)}
+        """[layer + 1]: the number of each layer's first neuron, and at the end the number of all neurons."""
+        self._rows = {layer: row for row, layer in enumerate(widths)}
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def number(self, layer: int, index: int) -> int:
-        """The running number of a neuron."""
-        return int(self.starts[self._row[layer]]) + index
+        """The running number of a neuron; `NotFoundError` where there is none of that layer and index."""
+        row = self._rows.get(layer)
+        if row is None or not 0 <= index < self.widths[row]:
+            raise NotFoundError(f"Neuron {neuron_name(layer, index)} is not among the {len(self)} numbered here.")
+        return int(self.starts[row]) + index
 
     def numbers(self, layers: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The running number of each neuron."""
-        rows = np.array([self._row[layer] for layer in layers.tolist()], np.int64)
+        """The running number of each neuron, which must be there."""
+        rows = np.array([self._rows[layer] for layer in layers.tolist()], np.int64)
         return self.starts[rows] + indices
 
     def of_layer(self, layer: int) -> range:
         """The running numbers of a layer's neurons."""
-        row = self._row[layer]
+        row = self._rows[layer]
         return range(int(self.starts[row]), int(self.starts[row + 1]))
 
     def layer_rows(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Of neurons given by number, the position of their layer in `layers`; of the shape of `numbers`."""
+        """Of neurons by number, the position of their layer in `layers`; of the shape of `numbers`."""
         return np.searchsorted(self.starts, numbers, side="right") - 1
 
     def locate(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Layers and indices of neurons given by number; each of the shape of `numbers`."""
+        """Layers and indices of neurons by number; both of the shape of `numbers`."""
         rows = self.layer_rows(numbers)
         return self.layers[rows], numbers - self.starts[rows]
 
@@ -81,19 +84,18 @@ class NeuronIndex:
 
 
 def random_neurons(
-    chosen: Mapping[int, NDArray[np.int64]], widths: Mapping[int, int], rng: np.random.Generator
+    selected: Mapping[int, NDArray[np.int64]], widths: Mapping[int, int], rng: np.random.Generator
 ) -> dict[int, NDArray[np.int64]]:
-    """As many neurons as are `chosen`, none of them chosen: as many of each layer while it has others, the rest elsewhere.
+    """Random neurons, as many as `selected` and none of them: as many per layer where it has enough others, the rest anywhere.
 
-    `chosen`: layer → indices; `widths`: layer → number of neurons. All others, where more than half of all neurons are
-    chosen.
+    `selected`: layer → indices; `widths`: layer → number of neurons. All other neurons where fewer are left than selected.
     """
     others = {
-        n: rng.permutation(np.setdiff1d(np.arange(width), chosen.get(n, ()))) for n, width in sorted(widths.items())
+        n: rng.permutation(np.setdiff1d(np.arange(width), selected.get(n, ()))) for n, width in sorted(widths.items())
     }
-    quota = {layer: min(len(chosen.get(layer, ())), len(left)) for layer, left in others.items()}
-    missing = sum(map(len, chosen.values())) - sum(quota.values())
-    spare = np.repeat(list(others), [len(left) - quota[layer] for layer, left in others.items()])
+    quota = {layer: min(len(selected.get(layer, ())), len(rest)) for layer, rest in others.items()}
+    missing = sum(map(len, selected.values())) - sum(quota.values())
+    spare = np.repeat(list(others), [len(rest) - quota[layer] for layer, rest in others.items()])
     for layer in rng.permutation(spare)[:missing].tolist():
         quota[layer] += 1
-    return {layer: np.sort(left[: quota[layer]]) for layer, left in others.items() if quota[layer]}
+    return {layer: np.sort(rest[: quota[layer]]) for layer, rest in others.items() if quota[layer]}

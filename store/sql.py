@@ -121,12 +121,12 @@ def _add_capture(connection: duckdb.DuckDBPyConnection, capture: Capture, prefix
     if capture.is_finished:
         _add_table(connection, capture.store, f"{prefix}neurons", table_key(capture.record.name, "neurons"), query)
     elif query.needs("neurons"):
-        _add_arrow(connection, f"{prefix}neurons", capture.neurons())
+        _add_arrow(connection, f"{prefix}neurons", capture.neurons().to_arrow())
     if has_attributions(capture) and (query.needs("prompts") or query.needs("queries")):
         for table, rows in answer_tables(capture).items():
             _add_arrow(connection, f"{prefix}{table}", rows)
     if query.contains("tokens"):
-        _add_arrow(connection, f"{prefix}tokens", capture.tokens())
+        _add_arrow(connection, f"{prefix}tokens", capture.tokens().to_arrow())
 
 
 def _add_table(connection: duckdb.DuckDBPyConnection, store: Root, view: str, key: str, query: _Query) -> None:

@@ -30,7 +30,7 @@ class TokenTable:
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
-        self._tokens = capture.tokens()
+        self._tokens = capture.tokens().to_arrow()
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -55,7 +55,7 @@ class TokenTable:
 
     @cached_property
     def _documents(self) -> pa.Table:
-        return self._capture.documents()
+        return self._capture.documents().to_arrow()
 
     def rows(self, first: int, n: int) -> pa.Table:
         """The `n` rows from the row `first` on."""

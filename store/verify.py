@@ -224,7 +224,7 @@ def _statistics(capture: Capture) -> Iterator[tuple[str, str]]:
     try:
         if total.encode() != sum_statistics(folder, record, capture.blocks).encode():
             yield "statistics", "not the sum of the blocks' own"
-        table, expected = capture.neurons(), neuron_table(record, total)
+        table, expected = capture.neurons().to_arrow(), neuron_table(record, total)
         # A later version may have more columns; what a table has must be right, and it must have a row for every neuron.
         known = [name for name in expected.column_names if name in table.column_names]
         if not known or not table.equals(expected.select(known)):

@@ -123,7 +123,7 @@ class Answers:
 
     @cached_property
     def _documents(self) -> pa.Table:
-        return self.capture.documents()
+        return self.capture.documents().to_arrow()
 
     @cached_property
     def _answers(self) -> pa.Table:

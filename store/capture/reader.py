@@ -24,6 +24,7 @@ from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import BlockArray
 from actstore.store.files.parquet import open_table, read_table
+from actstore.store.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +99,7 @@ class Capture:
         parts = [np.arange(block * size, block * size + self.used_slots[block]) for block in self.blocks]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    def tokens(self) -> pa.Table:
+    def tokens(self) -> Table:
         """A row per committed token, in the order of `activations`.
 
         Columns: token (its slot), id, position (in its window), window, document, modality.
@@ -109,7 +110,7 @@ class Capture:
         modality = pa.DictionaryArray.from_arrays(
             pa.array(columns["modality"].astype(np.int8)), list(layout.MODALITIES)
         )
-        return pa.table(
+        table = pa.table(
             {
                 "token": slots,
                 "id": columns["ids"],
@@ -119,18 +120,19 @@ class Capture:
                 "modality": modality,
             }
         )
+        return Table(table)
 
-    def documents(self) -> pa.Table:
+    def documents(self) -> Table:
         """A row per document: document, source, sha256, n_tokens, and its labels."""
-        return self.plan.table("documents")
+        return Table(self.plan.table("documents"))
 
-    def patches(self) -> pa.Table:
+    def patches(self) -> Table:
         """A row per position of the committed windows that stands for a part of an image: window, position, token, place.
 
         See `store.patches.PATCHES`. `NotFoundError` where the capture is not one of images.
         """
         self._check_images()
-        return read_patches(self.folder, self.record.name, self.blocks)
+        return Table(read_patches(self.folder, self.record.name, self.blocks))
 
     def _check_images(self) -> None:
         if not self.record.of_images:
@@ -164,11 +166,11 @@ class Capture:
         sources: list[str] = self.documents()["source"].to_pylist()
         return sources
 
-    def windows(self) -> pa.Table:
+    def windows(self) -> Table:
         """A row per window: what the model read at once, and where its tokens lie."""
-        return self.plan.table("windows")
+        return Table(self.plan.table("windows"))
 
-    def neurons(self) -> pa.Table:
+    def neurons(self) -> Table:
         """A row per site and neuron, over the committed blocks."""
         if self.is_finished:
             table = read_table(self.folder, layout.table_key(self.record.name, "neurons"))
@@ -178,8 +180,8 @@ class Capture:
                     f"{self.folder}/{layout.table_key(self.record.name, 'neurons')} is damaged: it has {table.num_rows} rows, "
                     f"expected {expected}."
                 )
-            return table
-        return neuron_table(self.record, self.statistics())
+            return Table(table)
+        return Table(neuron_table(self.record, self.statistics()))
 
     def statistics(self) -> CaptureStatistics:
         """The statistics of the committed blocks, added in block order."""
@@ -199,7 +201,7 @@ class Capture:
         if not can_overflow(self.record):
             return {}
         if not self.is_finished:
-            return find_overflow(self.neurons(), self.record)
+            return find_overflow(self.neurons().to_arrow(), self.record)
         file = open_table(self.folder, layout.table_key(self.record.name, "neurons"))
         table = file.read(columns=[name for name in OVERFLOW_COLUMNS if name in file.schema_arrow.names])
         return find_overflow(table, self.record)

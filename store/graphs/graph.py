@@ -14,6 +14,7 @@ from actstore.store import hooks
 from actstore.store.errors import InvalidInputError
 from actstore.store.graphs.nodes import BOUNDARY, IGNORE
 from actstore.store.neurons import neuron_name
+from actstore.store.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -118,10 +119,10 @@ class NeuronGraph:
             )
 
     @overload
-    def predict(self, window: str) -> pa.Table: ...
+    def predict(self, window: str) -> Table: ...
     @overload
     def predict(self, window: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]: ...
-    def predict(self, window: str | Sequence[int] | NDArray[Any]) -> pa.Table | NDArray[np.float32]:
+    def predict(self, window: str | Sequence[int] | NDArray[Any]) -> Table | NDArray[np.float32]:
         """The expected activation at each token of one window, in shares of the neuron's maximum; 0 where no line matches.
 
         Of token ids, an array [position]. Of a text, a table with a row per token: token, text, value, probability, fires. The
@@ -135,7 +136,7 @@ class NeuronGraph:
         if not isinstance(window, str):
             values: NDArray[np.float32] = found.value[0]
             return values
-        return pa.table(
+        table = pa.table(
             {
                 "token": ids,
                 "text": pa.array([self.store.token_text(token) for token in ids.tolist()], pa.string()),
@@ -144,6 +145,7 @@ class NeuronGraph:
                 "fires": self._fires(found),
             }
         )
+        return Table(table)
 
     def fires(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.bool_]:
         """Whether the neuron fires at each token: where the line's probability is at least the graph's threshold."""
@@ -164,14 +166,14 @@ class NeuronGraph:
         """
         return hooks.open_graph_views().draw(self, lines=lines, with_ignore=with_ignore)
 
-    def similar(self, k: int = 10, *, normalise: bool = True) -> pa.Table:
+    def similar(self, k: int = 10, *, normalise: bool = True) -> Table:
         """The k neurons whose graphs are likest: neuron, layer, index, overlap, subset, prediction; best prediction first.
 
         `overlap` is the share of activating and of context tokens in common, of the larger set, `subset` of the smaller;
         `prediction` the cosine of the probabilities of firing that the two graphs predict over the corpus. With `normalise`,
         tokens that differ in case and outer spaces only count as one. Neurons that share no activating token are not listed.
         """
-        return hooks.open_graph_views().similar(self, k, normalise=normalise)
+        return Table(hooks.open_graph_views().similar(self, k, normalise=normalise))
 
 
 def _checked(ids: Sequence[int] | NDArray[Any]) -> NDArray[np.int32]:
