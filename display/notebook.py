@@ -1,7 +1,7 @@
 """What notebooks show of stores, captures and neurons: small tables, highlighted text, a histogram. Nothing here computes.
 
 HTML without scripts or outside files, readable on light and dark pages; whatever comes from a store is escaped, whatever
-it holds. Knows nothing about how anything is read.
+it holds.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def html(subject: object) -> str:
 
 @html.register
 def _store_html(store: Store) -> str:
-    """A store: its model, a row a capture."""
+    """A store: its model, one row per capture."""
     captures = [summarise_capture(store.capture(name)) for name in store.captures]
     rows = [
         (held["name"], held["tokens"], held["documents"], held["sites"], held["precision"], state_of(held))
@@ -181,7 +181,7 @@ def _exemplar(exemplar: dict[str, Any], scale: float) -> Html:
 
 
 def _histogram(counts: NDArray[np.int64], edges: NDArray[np.float32]) -> str:
-    """A bar per range of values, its height the share of the tokens; what each is shows under the pointer."""
+    """One bar per range of values, as high as its share of the tokens; the pointer shows range and share."""
     bins = terminal.merged_bins(counts, edges)
     if not bins:
         return ""

@@ -1,6 +1,6 @@
-"""What commands say of models, stores and neurons: as one JSON document for machines, as a few lines for people.
+"""What commands print about models, stores and neurons: one JSON document for programs, a few lines for people.
 
-The keys of the documents are an interface. Knows nothing about options or exit statuses.
+The keys of the documents are an interface.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def token_list(texts: Sequence[str], width: int, n: int = 5) -> str:
 
 
 def describe_model(spec: ModelSpec) -> dict[str, Any]:
-    """What `inspect` says."""
+    """What `inspect` prints."""
     item = {"float32": 4, "float16": 2, "bfloat16": 2}.get(spec.dtype, 4)
     return {
         "model": spec.name,
@@ -98,7 +98,7 @@ def describe_model(spec: ModelSpec) -> dict[str, Any]:
 
 
 def describe_store(store: Store) -> dict[str, Any]:
-    """What `info` says."""
+    """What `info` prints."""
     captures = {}
     for name in store.captures:
         captures[name] = _describe_capture(store.capture(name)) | {
@@ -141,7 +141,7 @@ def _describe_capture(held: Capture) -> dict[str, Any]:
 
 
 def summarise_capture(held: Capture) -> dict[str, Any]:
-    """What people are told of a capture: the same in fewer words."""
+    """The description of a capture for people: the same in fewer words."""
     return _summary(held.record.name, _describe_capture(held))
 
 
@@ -162,7 +162,7 @@ def state_of(held: dict[str, Any]) -> str:
 
 
 def print_store(value: dict[str, Any]) -> None:
-    """The same for people: a line on the model, a row a capture."""
+    """The same for people: one line about the model, one row per capture."""
     terminal.out.print(
         f"{value['store']}: {value['model']} ({value['model_type']}), {value['layers']} layers, {value['neurons']:,} neurons, "
         f"{terminal.format_bytes(value['bytes'])}",

@@ -2,8 +2,6 @@
 
 Whatever is printed may hold names from outside (folders, models, labels, column headings): `out` and `err` print every text
 as it is, without markup, and control characters as signs, so that no name can move the cursor or set the window's title.
-
-Knows nothing about stores beyond the values it is handed.
 """
 
 from __future__ import annotations
@@ -93,13 +91,13 @@ err = Screen(stderr=True)
 
 
 def say(*sentences: str) -> None:
-    """What a user should know beside the answer, on standard error."""
+    """Print sentences for the user on standard error, beside the answer."""
     for sentence in sentences:
         err.print(sentence, soft_wrap=True)
 
 
 def warn(sentences: Iterable[str]) -> None:
-    """The same of what may make the answer other than it seems."""
+    """The same for what may make the answer misleading."""
     say(*(f"Warning: {sentence}" for sentence in sentences))
 
 
@@ -191,7 +189,7 @@ def merged_bins(counts: NDArray[np.int64], edges: NDArray[np.float32]) -> list[t
 
 
 def histogram(counts: NDArray[np.int64], edges: NDArray[np.float32], width: int = 40) -> Table:
-    """A bar per range of `merged_bins`."""
+    """One bar per range of `merged_bins`."""
     merged = merged_bins(counts, edges)
     if not merged:
         return table(None, ["no finite value"], [])

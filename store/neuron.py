@@ -1,7 +1,4 @@
-"""One neuron as users handle it: activations, statistics, exemplars with their context.
-
-Knows nothing about how values are stored; asks the capture.
-"""
+"""One neuron as users handle it: activations, statistics, exemplars with their context."""
 
 from __future__ import annotations
 

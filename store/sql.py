@@ -67,7 +67,7 @@ def run_sql(store: Captures, query: str, capture: str | None) -> pa.Table:
             if kinds - READING:
                 raise InvalidInputError(
                     f"A query only reads, and this is one of {', '.join(sorted(kinds - READING))}: begin it with select. "
-                    "--json and `export` write results elsewhere."
+                    "To write a result, use `export`, or write the table that a query returns."
                 )
             result = connection.sql(query)
             if result is not None:

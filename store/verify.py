@@ -3,7 +3,7 @@
 Every committed shard is held against its checksum, the plan against its fingerprint, the finished statistics against the
 sum of the blocks' own, the files of neurons' graphs against theirs.
 
-Knows nothing about models; recomputing values is the engine's.
+Recomputing values is the engine's.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda bl
     # The table of neurons is written when every block is committed: from then on, none may lack its record.
     if folder.exists(table_key(name, "neurons")):
         for block in sorted(set(range(capture.record.plan.n_blocks)).difference(capture.blocks)):
-            damage.append(_damage(name, block, f"blocks/{block}.json", "missing; run capture with --resume"))
+            damage.append(
+                _damage(name, block, f"blocks/{block}.json", "missing; run the capture again with `resume=True`")
+            )
     for part in (_metadata, _plan, _patches, _requests, _statistics, _answers):
         damage += [_damage(name, None, key, what) for key, what in part(capture)]
     return damage

@@ -1,6 +1,6 @@
 """The answers of a questions file: what the model read and said at every prompt, as two tables.
 
-Made by `actstore attribute`, which commits them with each block; read here without torch. Knows nothing about scores.
+Made by `actstore attribute`, which commits them with each block; read here without torch.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class Answers:
         if not has_attributions(capture):
             raise InvalidInputError(
                 f"Capture {capture.record.name!r} of {capture.folder} has no attributions. Make them with "
-                "`actstore attribute MODEL QUESTIONS STORE`, and name the capture with --capture."
+                "`actstore attribute MODEL QUESTIONS STORE`, and name that capture with `capture`."
             )
         self.capture: Capture = capture
         self.store: Root = capture.store
 
     @cached_property
     def prompts(self) -> pa.Table:
-        """A row per committed prompt of the queries all of whose prompts are committed.
+        """One row per committed prompt, of queries with all prompts committed.
 
         Columns: query (its row in `queries`), prompt, document, text, answer, target, options, option_tokens,
         probabilities (of each option's letter), probability (of the right one), predicted (the most probable; the earlier
@@ -86,7 +86,7 @@ class Answers:
 
     @cached_property
     def queries(self) -> pa.Table:
-        """A row per query whose prompts are all committed, in the order of the file.
+        """One row per query with all prompts committed, in the order of the file.
 
         Columns: query (its name), the label columns, n_prompts, n_correct, correct (the model's most probable option is right
         in more than half of its prompts), probability (of the right letter, mean over its prompts), first_prompt (its first
@@ -111,7 +111,7 @@ class Answers:
         )
 
     def prompt_ids(self, row: int) -> NDArray[np.int32]:
-        """What the model read of a prompt [position], by its row in `prompts`: token ids, special ones included."""
+        """The token ids that the model read for a prompt, by its row in `prompts`, special ones included; shape [position]."""
         if not 0 <= row < self.prompts.num_rows:
             raise NotFoundError(f"There are prompts 0 to {self.prompts.num_rows - 1}, found {row}.")
         slot = int(self._slot_of_document[self._prompt_documents[row]])
@@ -127,7 +127,7 @@ class Answers:
 
     @cached_property
     def _answers(self) -> pa.Table:
-        """The probabilities of every document's options, a row a document; null where it is not committed."""
+        """The probabilities of every document's options, one row per document; null where it is not committed."""
         folder, name = self.capture.folder, self.capture.record.name
         found: list[Any] = [None] * self._documents.num_rows
         for block in self.capture.blocks:

@@ -1,7 +1,7 @@
 """The stored attributions of a questions file: every neuron's score, prompt by prompt.
 
-Made by `actstore attribute`, read here without model or transformers, a block at a time. Scores are "flat": the neurons of
-all attributed layers side by side, layers ascending. Knows nothing about what is made of scores.
+Made by `actstore attribute`, read here without model or transformers, one block at a time. Scores are "flat": the neurons of
+all attributed layers side by side, layers ascending.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def open_attributions(store: Captures, name: str | None = None) -> Attributions:
         return Attributions(store.capture(name))
     made = [known for known in store.captures if has_attributions(store.capture(known))]
     if len(made) != 1:
-        what = f"captures of questions {', '.join(made)}: choose one with --capture" if made else (
+        what = f"captures of questions {', '.join(made)}: choose one with `capture`" if made else (
             "no attributions. Make them with `actstore attribute MODEL QUESTIONS STORE`"
         )  # fmt: skip
         raise InvalidInputError(f"{store.folder} holds {what}.")
@@ -71,11 +71,11 @@ class Attributions(Answers):
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """What scores there are: of "ig", "gradient", "activation", "contribution".
+        """The kinds of scores that are there: of "ig", "gradient", "activation", "contribution".
 
         "gradient" is gradient × activation. "contribution" is what a neuron adds to the logit of the right letter,
         `ā · w · (γ ⊙ u)` (w without its mean where the final norm takes it away), but for 1 / rms of the residual stream,
-        one factor a prompt; it needs the store's weights.
+        one factor per prompt; it needs the store's weights.
         """
         sites = self.capture.record.sites
         folder = self.capture.folder
@@ -145,10 +145,10 @@ class Attributions(Answers):
             return
         if kind not in KINDS:
             raise InvalidInputError(f"Scores are one of {', '.join(KINDS)}: found {kind!r}.")
-        need = "weights in the store (without --no-weights)" if kind == "contribution" else "--gradients"
+        need = "`weights=True`" if kind == "contribution" else "`gradients=True`"
         raise InvalidInputError(
             f"Capture {self.capture.record.name!r} has no scores of kind {kind!r}: it has {', '.join(self.kinds)}. "
-            f"Run `actstore attribute` again with {need}, under another --name."
+            f"Run `actstore attribute` again with {need}, under another `name`."
         )
 
     def _cached_scores(self, kind: str, block: int) -> NDArray[np.float32]:
@@ -164,7 +164,7 @@ class Attributions(Answers):
         """The scores [prompt, neuron] of a block, in the order of its slots."""
         documents = self._block_documents(block)
         scores = np.empty((len(documents), self.n_neurons), np.float32)
-        for layer, where in self._offsets.items():
+        for layer, rows in self._offsets.items():
             if kind == "ig":
                 values = self._values(layer, block, IG, len(documents))
             else:
@@ -172,8 +172,8 @@ class Attributions(Answers):
                 if kind == "gradient":
                     values = values * self._values(layer, block, GRADIENT, len(documents))
                 elif kind == "contribution":
-                    values = values * self._directions[self._target_row[documents], where].T
-            scores[:, where] = values.T
+                    values = values * self._directions[self._target_row[documents], rows].T
+            scores[:, rows] = values.T
         return scores
 
     def _values(self, layer: int, block: int, site: str, n: int) -> NDArray[np.float32]:
@@ -201,7 +201,7 @@ class Attributions(Answers):
         if norm.gain is not None:
             directions = directions * norm.gain
         products = np.empty((len(targets), self.n_neurons), np.float32)
-        for layer, where in self._offsets.items():
+        for layer, rows in self._offsets.items():
             vectors = norm.centred(read_weights(folder, f"layer-{layer}")["write_vectors"]).float()
-            products[:, where] = (directions @ vectors.T).numpy()
+            products[:, rows] = (directions @ vectors.T).numpy()
         return products

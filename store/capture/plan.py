@@ -1,8 +1,8 @@
 """The plan on disk: which token lies in which slot of which block, fixed before the model runs.
 
-A window is what the model reads at once; its kept positions fill consecutive slots. A block is a whole number of windows,
+A window is a sequence that the model reads; its kept positions fill consecutive slots. A block is a whole number of windows,
 grouped in batches that run through the model together, and ends in padding slots. Everything streams: one block is in
-memory at a time. Knows nothing about tokenizers or models.
+memory at a time.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ class PlanWriter:
         self._inputs.extend(np.concatenate(inputs))
         for name, values in placed.items():
             self._tokens[name].extend(values)
-        # One row group a block, so that a block's windows are read alone.
+        # One row group per block, so that a block's windows are read alone.
         table = pa.Table.from_pylist(rows, schema=WINDOWS)
         self._windows.write(table)
         self._fingerprint.add_block(np.concatenate(inputs), placed, table)

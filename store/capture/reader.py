@@ -1,7 +1,6 @@
 """A capture opened for reading: its tokens, documents, values and statistics.
 
-Readers see committed blocks only; a block that is not committed is absent, never zero. Knows nothing about how blocks are
-written, nor of other captures.
+Readers see committed blocks only; a block that is not committed is absent, never zero.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.kernels.pack.statistics import Statistics
+    from actstore.store.capture.captures import Captures
     from actstore.store.capture.overflow import Overflow
     from actstore.store.capture.writer import BlockArraySpec
     from actstore.store.files.records import CaptureRecord
@@ -40,10 +40,9 @@ if TYPE_CHECKING:
     from actstore.store.model.root import Root
 
 
-def _reopen(store: Any, name: str) -> Capture:
-    """The capture of an unpickled store, which is of a class that has captures."""
-    capture: Capture = store.capture(name)
-    return capture
+def _reopen(store: Captures, name: str) -> Capture:
+    """The capture of an unpickled store."""
+    return store.capture(name)
 
 
 class Capture:
@@ -57,8 +56,8 @@ class Capture:
         self.blocks: tuple[int, ...] = ()
         self.refresh()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A pickled capture is its store and its name; what is committed when it is unpickled is what it then holds."""
+    def __reduce__(self) -> tuple[Callable[[Captures, str], Capture], tuple[Root, str]]:
+        """A pickled capture is its store and its name; unpickled, it has the blocks that are committed by then."""
         return _reopen, (self.store, self.record.name)
 
     def __repr__(self) -> str:
@@ -100,7 +99,7 @@ class Capture:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def tokens(self) -> Table:
-        """A row per committed token, in the order of `activations`.
+        """One row per committed token, in the order of `activations`.
 
         Columns: token (its slot), id, position (in its window), window, document, modality.
         """
@@ -123,11 +122,11 @@ class Capture:
         return Table(table)
 
     def documents(self) -> Table:
-        """A row per document: document, source, sha256, n_tokens, and its labels."""
+        """One row per document: document, source, sha256, n_tokens, and its labels."""
         return Table(self.plan.table("documents"))
 
     def patches(self) -> Table:
-        """A row per position of the committed windows that stands for a part of an image: window, position, token, place.
+        """One row per position of the committed windows that stands for a part of an image: window, position, token, place.
 
         See `store.patches.PATCHES`. `NotFoundError` where the capture is not one of images.
         """
@@ -167,11 +166,11 @@ class Capture:
         return sources
 
     def windows(self) -> Table:
-        """A row per window: what the model read at once, and where its tokens lie."""
+        """One row per window: what the model read in one sequence, and where its tokens lie."""
         return Table(self.plan.table("windows"))
 
     def neurons(self) -> Table:
-        """A row per site and neuron, over the committed blocks."""
+        """One row per site and neuron, over the committed blocks."""
         if self.is_finished:
             table = read_table(self.folder, layout.table_key(self.record.name, "neurons"))
             expected = sum(sum(self.record.layers(site).values()) for site in self.record.sites)
@@ -209,8 +208,8 @@ class Capture:
     def has_overflow(self, layer: int, site: str = "mlp.post") -> NDArray[np.bool_]:
         """Which neurons of a layer have values that are stored as infinite for being too large; shape [neuron]."""
         self._check_captured(layer, site)
-        found = self.overflow.get(site)
-        return np.zeros(self.record.layers(site)[layer], np.bool_) if found is None else found.neurons[layer]
+        overflow = self.overflow.get(site)
+        return np.zeros(self.record.layers(site)[layer], np.bool_) if overflow is None else overflow.neurons[layer]
 
     def activations(
         self,
@@ -269,7 +268,7 @@ class Capture:
         """Whether each gate was open (A_gate > 0) in one block; shape [neuron, token]."""
         if layer not in self.record.gate_sign:
             raise NotFoundError(
-                f"Capture {self.record.name!r} has no gate signs of layer {layer}. Capture with --gate-sign."
+                f"Capture {self.record.name!r} has no gate signs of layer {layer}. Capture with `gate_sign=True`."
             )
         bits = self._shard(self._array(layout.gate_sign_key(self.record.name, layer)), block).rows()
         return np.unpackbits(bits, axis=1, bitorder="little").astype(bool)
@@ -298,7 +297,7 @@ class Capture:
         if self.record.precision == "none":
             raise NotFoundError(
                 f"Capture {self.record.name!r} keeps statistics only (precision none), no values. "
-                "Capture again with another --precision."
+                "Capture again with another `precision`."
             )
         return self._array(layout.values_key(self.record.name, site, layer))
 

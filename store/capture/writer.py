@@ -1,9 +1,8 @@
 """Fills a planned capture: block buffers out to encoder threads, shards to disk, a commit record last.
 
 Where the model computes elsewhere, two sets of block buffers alternate: encoding overlaps the next block's forward passes,
-and memory stays bounded, for who is faster waits for the other. Where it computes on the same cores, a block is encoded by
-all of them before the next begins: encoders beside a forward pass take a core away from threads that wait for one another.
-Knows nothing about models: values arrive in buffers.
+and memory stays bounded, because the faster side waits for the other. Where it computes on the same cores, a block is encoded
+by all of them before the next begins: encoders beside a forward pass take cores from threads that wait for one another.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class BlockArraySpec:
     key: str
     rows: int
     columns: int
-    """Columns a block."""
+    """Columns per block."""
     dtype: np.dtype[Any]
     fill_value: Any
     dimension: str
@@ -195,5 +194,5 @@ class CaptureWriter:
                 raise
             raise CaptureError(
                 f"The disk of {self._folder} is full: block {job.number} of capture {self.record.name!r} could not be "
-                "written. Everything committed before it stays readable; make room and run again with --resume."
+                "written. Everything committed before it stays readable; make room and run again with `resume=True`."
             ) from None

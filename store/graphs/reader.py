@@ -2,7 +2,7 @@
 
 A graph is a trie read backwards from a position: depth 0 is the token at which the neuron fires, depth d the token d places
 before it; `IGNORE` stands for any token, `BOUNDARY` for what comes before a window's first. A prediction follows the longest
-line that matches and ends. Knows nothing about how graphs are found; `graph_writer` writes them.
+line that matches and ends.
 """
 
 from __future__ import annotations

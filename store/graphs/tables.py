@@ -1,4 +1,4 @@
-"""Neuron graphs as tables for SQL: a row per node, a row per line. Knows nothing about SQL."""
+"""Neuron graphs as tables for SQL: one row per node, and one row per line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def graph_tables(store: Captures, table: str) -> Iterator[pa.Table]:
 
 
 def node_table(store: Captures, graphs: Graphs) -> pa.Table:
-    """A row per node of every neuron: whose, where in its graph, the token and its text, and what the evidence says."""
+    """One row per node of every neuron: whose, where in its graph, the token and its text, and what the evidence says."""
     forest = Forest.of(graphs)
     columns = {**_whose(graphs, forest.neuron), "node": np.arange(len(forest.neuron)) - forest.offsets[forest.neuron]}
     columns |= {name: forest.nodes[name] for name in COLUMNS} | {"ends": forest.ends}
@@ -46,7 +46,7 @@ def node_table(store: Captures, graphs: Graphs) -> pa.Table:
 
 
 def line_table(store: Captures, graphs: Graphs) -> pa.Table:
-    """A row per line of every neuron.
+    """One row per line of every neuron.
 
     `tokens` and `texts` begin with the activating one and go backwards; `context` is the text before it as one reads it, `…`
     for any token. `own_count` and `own_fires` leave out occurrences for which a longer line answers.

@@ -84,7 +84,7 @@ def planted_bytes(planted_path: tuple[Path, dict[int, NDArray[np.float32]]]) -> 
 def planted(
     planted_path: tuple[Path, dict[int, NDArray[np.float32]]], planted_bytes: dict[Path, bytes]
 ) -> Iterator[tuple[Store, dict[int, Any]]]:
-    """The planted store and its values, to be damaged: it is mended when the test is over."""
+    """The planted store and its values, to be damaged: it is restored when the test is over."""
     yield Store(planted_path[0]), planted_path[1]
     for file, data in planted_bytes.items():
         if not file.is_file() or file.read_bytes() != data:

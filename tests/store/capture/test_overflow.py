@@ -118,8 +118,8 @@ def test_what_is_said_names_neurons_counts_and_the_way_out() -> None:
     (sentence,) = overflow_sentences(capture)
     assert sentence == (
         "5 activations of 4 neurons (L0.N2, L1.N0, L1.N7, …) at mlp.post of capture 'corpus' lie beyond 65,504, the largest "
-        "float16, and are stored as infinite: such a value counts as 65,504 here. Capture with --precision exact to keep "
-        "every value."
+        "float16, and are stored as infinite: such a value counts as 65,504 here. Capture with "
+        '`precision="exact"` to keep every value.'
     )
     (sentence,) = overflow_sentences(capture, ["mlp.post"], "they are infinite", [(1, 7), (1, 8)])
     assert sentence.startswith("1 activation of 1 neuron (L1.N7) at mlp.post of capture 'corpus' lies beyond 65,504, ")
