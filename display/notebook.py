@@ -63,11 +63,11 @@ def _store_html(store: Store) -> str:
 @html.register
 def _capture_html(capture: Capture) -> str:
     """A capture: what of a corpus is in it, and how it is kept."""
-    held = summarise_capture(capture)
-    said = ("corpus", "tokens", "documents", "windows", "sites", "precision", "labels")
-    rows = [(name, held[name]) for name in said if held[name] not in (None, {}, "")]
-    about = f"capture of {capture.store.model.name}, {state_of(held)}"
-    return _box(held["name"], about, _table(None, rows))
+    summary = summarise_capture(capture)
+    names = ("corpus", "tokens", "documents", "windows", "sites", "precision", "labels")
+    rows = [(name, summary[name]) for name in names if summary[name] not in (None, {}, "")]
+    about = f"capture of {capture.store.model.name}, {state_of(summary)}"
+    return _box(summary["name"], about, _table(None, rows))
 
 
 @html.register
@@ -140,7 +140,7 @@ def _box(title: str, about: str, *parts: str) -> str:
     return f"<div style='font-size:13px;line-height:1.5'>{heading}{''.join(parts)}</div>"
 
 
-def _table(columns: Sequence[str | Sequence[str]] | None, rows: Sequence[Sequence[Any]]) -> str:
+def _table(columns: Sequence[str | Sequence[str]] | None, rows: Sequence[Sequence[object]]) -> str:
     """A table like those of the terminal; without columns, a list of names and what they stand for."""
     given = [(c, "left") if isinstance(c, str) else tuple(c) for c in columns or ("", "")]
     aligned = [f"text-align:{justify};vertical-align:top;padding:1px 10px 1px 0" for _, justify in given]
@@ -156,7 +156,7 @@ def _table(columns: Sequence[str | Sequence[str]] | None, rows: Sequence[Sequenc
     return f"<table style='border-collapse:collapse'>{''.join(lines)}</table>"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return value if isinstance(value, Html) else _text(terminal.cell(value))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from io import StringIO
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 from rich.cells import cell_len, set_cell_size
@@ -84,7 +84,7 @@ def _cells(arrow: pa.Table) -> list[list[str]]:
     return [[_shortened(terminal.cell(value)) for value in row.values()] for row in _rows(arrow)]
 
 
-def _rows(arrow: pa.Table) -> list[dict[int, Any]]:
+def _rows(arrow: pa.Table) -> list[dict[str, object]]:
     """Rows by number of the column: two columns of a query's result may have one name."""
     return arrow.rename_columns([str(i) for i in range(arrow.num_columns)]).to_pylist()  # type: ignore[no-any-return]
 

@@ -125,7 +125,7 @@ def format_bytes(nbytes: float) -> str:
     return f"{nbytes:.1f} TB"
 
 
-def table(title: str | None, columns: Sequence[str | Sequence[str]], rows: Sequence[Sequence[Any]]) -> Table:
+def table(title: str | None, columns: Sequence[str | Sequence[str]], rows: Sequence[Sequence[object]]) -> Table:
     """A rich table; a column is a name, or a name and its justification; floats get four significant digits."""
     result = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     for column in columns:
@@ -136,7 +136,7 @@ def table(title: str | None, columns: Sequence[str | Sequence[str]], rows: Seque
     return result
 
 
-def cell(value: Any) -> str:
+def cell(value: object) -> str:
     """A value as every table shows it."""
     if value is None:
         return "–"

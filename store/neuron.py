@@ -82,10 +82,10 @@ class Neuron:
     def statistics(self, capture: str | None = None, site: str = "mlp.post") -> dict[str, Any]:
         """Count, mean, std, min, max, quantiles … of the neuron in a capture, by name."""
         table = self.store.capture(capture).neurons().to_arrow()
-        wanted = (table["site"].cast(pa.string()).to_numpy(zero_copy_only=False) == site) & (
+        is_neuron = (table["site"].cast(pa.string()).to_numpy(zero_copy_only=False) == site) & (
             (table["layer"].to_numpy() == self.layer) & (table["neuron"].to_numpy() == self.index)
         )
-        rows: list[dict[str, Any]] = table.filter(pa.array(wanted)).to_pylist()
+        rows: list[dict[str, Any]] = table.filter(pa.array(is_neuron)).to_pylist()
         if not rows:
             self.store.capture(capture).layer_statistics(self.layer, site)  # says what is missing
         return rows[0]
@@ -141,9 +141,9 @@ class Neuron:
             row = np.where(unfit, -np.inf, row)
             starts = np.cumsum([0, *plan.windows["n_slots"][:-1]])
             maxima = np.maximum.reduceat(row, starts)
-            here = tokens[(tokens >= first_token) & (tokens < first_token + len(row))] - first_token
+            known_slots = tokens[(tokens >= first_token) & (tokens < first_token + len(row))] - first_token
             window = np.repeat(np.arange(len(starts)), plan.windows["n_slots"])
-            maxima[window[here]] = -np.inf
+            maxima[window[known_slots]] = -np.inf
             # The first slot of each window that attains its maximum.
             hits = np.flatnonzero((row == maxima[window]) & (row > -np.inf))
             _, first = np.unique(window[hits], return_index=True)

@@ -79,7 +79,7 @@ class Store(Captures):
         from actstore.store.graphs.reader import Graphs  # only here: it loads the compiler
 
         name = argument("name", name, str)
-        found = self.neuron(layer, neuron)
+        selected_neuron = self.neuron(layer, neuron)
         if name not in self._graphs:
             self._graphs[name] = Graphs(self, name)
-        return self._graphs[name].graph(found.layer, found.index)
+        return self._graphs[name].graph(selected_neuron.layer, selected_neuron.index)

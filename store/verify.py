@@ -189,9 +189,9 @@ def _patches(capture: Capture) -> Iterator[tuple[str, str]]:
     if expected is None:
         return
     try:
-        found = patches_sha256(capture.folder, capture.record.name)
-        if found != expected:
-            yield "patches.parquet", f"SHA-256 {found[:12]}…, expected {expected[:12]}…"
+        fingerprint = patches_sha256(capture.folder, capture.record.name)
+        if fingerprint != expected:
+            yield "patches.parquet", f"SHA-256 {fingerprint[:12]}…, expected {expected[:12]}…"
     except NotFoundError:
         yield "patches.parquet", "missing"
 

@@ -92,7 +92,7 @@ class Answers:
         in more than half of its prompts), probability (of the right letter, mean over its prompts), first_prompt (its first
         row in `prompts`).
         """
-        chosen = self._documents.take(pa.array(self._starts))
+        first_documents = self._documents.take(pa.array(self._starts))
         prompts = self.prompts
         query = prompts["query"].to_numpy()
         n_correct = np.bincount(query, prompts["correct"].to_numpy(zero_copy_only=False), len(self._starts))
@@ -100,8 +100,8 @@ class Answers:
         first = np.cumsum([0, *self._counts[:-1]]) if len(self._counts) else np.empty(0, np.int64)
         return pa.table(
             {
-                "query": chosen["query"],
-                **{column: chosen[column] for column in self.capture.record.plan.label_columns},
+                "query": first_documents["query"],
+                **{column: first_documents[column] for column in self.capture.record.plan.label_columns},
                 "n_prompts": pa.array(self._counts, pa.int32()),
                 "n_correct": pa.array(n_correct.astype(np.int32)),
                 "correct": pa.array(2 * n_correct > self._counts, pa.bool_()),
@@ -129,15 +129,15 @@ class Answers:
     def _answers(self) -> pa.Table:
         """The probabilities of every document's options, one row per document; null where it is not committed."""
         folder, name = self.capture.folder, self.capture.record.name
-        found: list[Any] = [None] * self._documents.num_rows
+        of_documents: list[Any] = [None] * self._documents.num_rows
         for block in self.capture.blocks:
             key = block_answers_key(name, block)
             check_file(folder, name, block, key)
             with undamaged(folder, key):
                 table = read_table(folder, key)
                 for document, values in zip(*(table[c].to_pylist() for c in ANSWERS.names), strict=True):
-                    found[document] = values
-        return pa.table({"probabilities": pa.array(found, ANSWERS.field("probabilities").type)})
+                    of_documents[document] = values
+        return pa.table({"probabilities": pa.array(of_documents, ANSWERS.field("probabilities").type)})
 
     @cached_property
     def _slot_of_document(self) -> NDArray[np.int64]:
@@ -154,9 +154,9 @@ class Answers:
         number = self._documents["prompt"].to_numpy()
         starts = np.flatnonzero(number == 0)
         counts = np.diff(np.append(starts, len(number)))
-        n_there = np.add.reduceat((self._slot_of_document >= 0).astype(np.int64), starts)
-        whole = n_there == counts
-        return starts[whole], counts[whole]
+        n_committed = np.add.reduceat((self._slot_of_document >= 0).astype(np.int64), starts)
+        has_all = n_committed == counts
+        return starts[has_all], counts[has_all]
 
     @property
     def _starts(self) -> NDArray[np.int64]:

@@ -97,11 +97,11 @@ class Attributions(Answers):
         row_of = self._row_of_document
         for block in self.capture.blocks:
             documents = self._block_documents(block)
-            kept = np.flatnonzero(row_of[documents] >= 0)
-            if len(kept):
+            slots = np.flatnonzero(row_of[documents] >= 0)
+            if len(slots):
                 # Within a block prompts may lie in any order; across blocks they ascend.
-                kept = kept[np.argsort(documents[kept], kind="stable")]
-                yield row_of[documents[kept]], self._block_scores(kind, block)[kept]
+                slots = slots[np.argsort(documents[slots], kind="stable")]
+                yield row_of[documents[slots]], self._block_scores(kind, block)[slots]
 
     def query_scores(self, kind: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """(rows of `queries`, scores [query, neuron]): those of a query's prompts added in their order, nothing divided.

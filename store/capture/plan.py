@@ -92,15 +92,15 @@ class _GrowingArray:
         self._n_pending = 0
         self.length = 0
 
-    def extend(self, values: NDArray[Any]) -> None:
+    def extend(self, values: NDArray[np.integer[Any]]) -> None:
         self._pending.append(values.astype(self._dtype, copy=False))
         self._n_pending += len(values)
         self.length += len(values)
         if self._n_pending >= _CHUNK:
-            whole = np.concatenate(self._pending)
-            n_chunks = len(whole) // _CHUNK * _CHUNK
-            self._array.append(whole[:n_chunks])
-            self._pending, self._n_pending = [whole[n_chunks:]], len(whole) - n_chunks
+            values_so_far = np.concatenate(self._pending)
+            n_chunks = len(values_so_far) // _CHUNK * _CHUNK
+            self._array.append(values_so_far[:n_chunks])
+            self._pending, self._n_pending = [values_so_far[n_chunks:]], len(values_so_far) - n_chunks
 
     def close(self) -> None:
         if self._n_pending:
@@ -117,7 +117,9 @@ class _Fingerprint:
     def add_document(self, row: dict[str, Any]) -> None:
         self._documents.update(json.dumps(row, sort_keys=True).encode())
 
-    def add_block(self, inputs: NDArray[Any], tokens: dict[str, NDArray[Any]], windows: pa.Table) -> None:
+    def add_block(
+        self, inputs: NDArray[np.integer[Any]], tokens: dict[str, NDArray[np.integer[Any]]], windows: pa.Table
+    ) -> None:
         for values in (inputs, *(tokens[name] for name in TOKEN_ARRAYS)):
             self._digest.update(np.ascontiguousarray(values).tobytes())
         for name in WINDOWS.names:
@@ -299,7 +301,7 @@ class Plan:
             self.array("tokens/modality", tokens),
         )
 
-    def array(self, name: str, selection: Any = slice(None)) -> NDArray[Any]:
+    def array(self, name: str, selection: slice | int = slice(None)) -> NDArray[Any]:
         """A plan array by name (`inputs/ids`, `tokens/ids`, …), whole or in part."""
         return read_selection(self._open(name), selection)
 

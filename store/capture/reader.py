@@ -219,7 +219,7 @@ class Capture:
         dtype: npt.DTypeLike = np.float32,
         *,
         saturated: bool = False,
-    ) -> NDArray[Any]:
+    ) -> NDArray[np.floating[Any]]:
         """One neuron over every committed token, in the order of `tokens()`; NaN where an expert was not routed to.
 
         At precision `int8` the values are off by at most half of the block's scale; at `sparse`, dropped values are 0; at
@@ -253,7 +253,9 @@ class Capture:
         values = self._decoded(self._shard(array, block).rows(), layer, site, block, slice(None))
         return self._saturated(values, layer, site) if saturated else values
 
-    def raw_block(self, layer: int, block: int, site: str = "mlp.post", *, saturated: bool = False) -> NDArray[Any]:
+    def raw_block(
+        self, layer: int, block: int, site: str = "mlp.post", *, saturated: bool = False
+    ) -> NDArray[np.number[Any]]:
         """The block as it is stored, bfloat16 as its bits, int8 as its steps; shape [neuron, token].
 
         With `saturated`, which is as for `activations`, a copy where that changes something.

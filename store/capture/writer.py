@@ -63,7 +63,7 @@ class BlockArraySpec:
     columns: int
     """Columns per block."""
     dtype: np.dtype[Any]
-    fill_value: Any
+    fill_value: float
     dimension: str
     attributes: dict[str, Any] = field(default_factory=dict)
     compression: layout.Compression = layout.FAST

@@ -27,13 +27,13 @@ def graph_tables(store: Captures, table: str) -> Iterator[pa.Table]:
     from actstore.store.graphs.reader import open_graphs  # only here: it loads the compiler
 
     make = {"graph_nodes": node_table, "graph_lines": line_table}[table]
-    found = []
+    tables = []
     for name in graph_names(store.folder):
         rows = make(store, open_graphs(store, name))
         names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows.num_rows, np.int32)), pa.array([name]))
-        found.append(rows.add_column(0, "graphs", names.cast(pa.string())))
-    if found:
-        yield pa.concat_tables(found)
+        tables.append(rows.add_column(0, "graphs", names.cast(pa.string())))
+    if tables:
+        yield pa.concat_tables(tables)
 
 
 def node_table(store: Captures, graphs: Graphs) -> pa.Table:
