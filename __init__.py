@@ -6,6 +6,7 @@ questions and keeps what each neuron did for the answers; `RunOptions` say how a
 Reading: `actstore.open` gives a `Store`, a store its captures (`Capture`), neurons (`Neuron`) and their graphs (`NeuronGraph`);
 its methods are the commands of the command line, under the same names. `actstore.inspect` says what of a model would be
 captured.
+Questions are answered with tables (`Table`): Arrow tables that print as tables.
 What goes wrong is one of `actstore.errors`, all of them `actstore.errors.ActstoreError`.
 
 >>> store = actstore.open("gpt2.actstore")
@@ -35,6 +36,7 @@ from actstore.store import errors
 from actstore.store import hooks as _hooks
 from actstore.store.neuron import Neuron
 from actstore.store.reader import Capture
+from actstore.store.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +62,7 @@ __all__ = [
     "NeuronGraph",
     "RunOptions",
     "Store",
+    "Table",
     "attribute",
     "capture",
     "errors",
@@ -123,11 +126,18 @@ def _show_neuron(neuron: Neuron, k: int, capture: str | None, site: str, context
     return notebook.show_neuron(neuron, k, capture, site, context)
 
 
+def _table_text(table: Table) -> str:
+    from actstore.display import tables
+
+    return tables.table_text(table)
+
+
 # The store may import neither the engine, which computes and compares, nor what is shown of it.
 _hooks.open_graph_views = _open_graph_views
 _hooks.rank_contributions = _rank_contributions
 _hooks.notebook_html = _notebook_html
 _hooks.show_neuron = _show_neuron
+_hooks.table_text = _table_text
 
 
 def __getattr__(name: str) -> Any:

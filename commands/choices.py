@@ -30,7 +30,7 @@ from actstore.engine.selectivity.selectivity import COUNTABLE, FIRING_SITES
 from actstore.store.capture.attributions import KINDS as ATTRIBUTION_KINDS
 from actstore.store.capture.positions import POSITIONS
 from actstore.store.edits import KINDS as EDIT_KINDS
-from actstore.store.layout import PRECISIONS
+from actstore.store.files.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """The picture of where query-relevant neurons lie: labels by layers, as SVG or a page around it.
 
 Written by hand, so that it needs no plotting library and the same counts give the same bytes. It brings its own light
-background and is readable on dark pages, too. Knows nothing about how neurons were chosen.
+background and is readable on dark pages, too.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def percent(share: float) -> str:
 
 
 def draw_svg(counts: LayerCounts, title: str, subtitle: str = "") -> str:
-    """An SVG image: a row a label, a column a layer, and in each cell the share of the label's neurons, in percent."""
+    """An SVG image: one row per label, one column per layer, and in each cell the share of the label's neurons, in percent."""
     shares = counts.shares
     largest = float(shares.max(initial=0.0))
     layers = counts.layers

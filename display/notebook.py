@@ -1,7 +1,7 @@
 """What notebooks show of stores, captures and neurons: small tables, highlighted text, a histogram. Nothing here computes.
 
 HTML without scripts or outside files, readable on light and dark pages; whatever comes from a store is escaped, whatever
-it holds. Knows nothing about how anything is read.
+it holds.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from rich.text import Text
 
 from actstore.display import terminal
 from actstore.display.reports import exemplar_line, neuron_summary, state_of, summarise_capture
+from actstore.display.tables import shown_rows, size_of, table_columns
 from actstore.store.capture.reader import Capture
 from actstore.store.errors import ActstoreError
 from actstore.store.neuron import Neuron
 from actstore.store.reader import Store
+from actstore.store.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,13 +41,13 @@ class Html(str):
 
 @singledispatch
 def html(subject: object) -> str:
-    """What a notebook shows of a store, a capture or a neuron."""
-    raise TypeError(f"a notebook shows stores, captures and neurons, found {type(subject).__name__}")
+    """What a notebook shows of a store, a capture, a neuron or a table."""
+    raise TypeError(f"a notebook shows stores, captures, neurons and tables, found {type(subject).__name__}")
 
 
 @html.register
 def _store_html(store: Store) -> str:
-    """A store: its model, a row a capture."""
+    """A store: its model, one row per capture."""
     captures = [summarise_capture(store.capture(name)) for name in store.captures]
     rows = [
         (held["name"], held["tokens"], held["documents"], held["sites"], held["precision"], state_of(held))
@@ -61,11 +63,17 @@ def _store_html(store: Store) -> str:
 @html.register
 def _capture_html(capture: Capture) -> str:
     """A capture: what of a corpus is in it, and how it is kept."""
-    held = summarise_capture(capture)
-    said = ("corpus", "tokens", "documents", "windows", "sites", "precision", "labels")
-    rows = [(name, held[name]) for name in said if held[name] not in (None, {}, "")]
-    about = f"capture of {capture.store.model.name}, {state_of(held)}"
-    return _box(held["name"], about, _table(None, rows))
+    summary = summarise_capture(capture)
+    names = ("corpus", "tokens", "documents", "windows", "sites", "precision", "labels")
+    rows = [(name, summary[name]) for name in names if summary[name] not in (None, {}, "")]
+    about = f"capture of {capture.store.model.name}, {state_of(summary)}"
+    return _box(summary["name"], about, _table(None, rows))
+
+
+@html.register
+def _table_html(table: Table) -> str:
+    """A table: its rows, all columns, and its size."""
+    return _box("", size_of(table), _table(table_columns(table), shown_rows(table)))
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,7 +140,7 @@ def _box(title: str, about: str, *parts: str) -> str:
     return f"<div style='font-size:13px;line-height:1.5'>{heading}{''.join(parts)}</div>"
 
 
-def _table(columns: Sequence[str | Sequence[str]] | None, rows: Sequence[Sequence[Any]]) -> str:
+def _table(columns: Sequence[str | Sequence[str]] | None, rows: Sequence[Sequence[object]]) -> str:
     """A table like those of the terminal; without columns, a list of names and what they stand for."""
     given = [(c, "left") if isinstance(c, str) else tuple(c) for c in columns or ("", "")]
     aligned = [f"text-align:{justify};vertical-align:top;padding:1px 10px 1px 0" for _, justify in given]
@@ -148,7 +156,7 @@ def _table(columns: Sequence[str | Sequence[str]] | None, rows: Sequence[Sequenc
     return f"<table style='border-collapse:collapse'>{''.join(lines)}</table>"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return value if isinstance(value, Html) else _text(terminal.cell(value))
 
 
@@ -173,7 +181,7 @@ def _exemplar(exemplar: dict[str, Any], scale: float) -> Html:
 
 
 def _histogram(counts: NDArray[np.int64], edges: NDArray[np.float32]) -> str:
-    """A bar per range of values, its height the share of the tokens; what each is shows under the pointer."""
+    """One bar per range of values, as high as its share of the tokens; the pointer shows range and share."""
     bins = terminal.merged_bins(counts, edges)
     if not bins:
         return ""

@@ -1,6 +1,6 @@
-"""How long work goes on, as plain lines: for where no terminal shows a bar, such as a log file or a batch system.
+"""Progress as plain lines, for where no terminal shows a bar, such as a log file or a batch system.
 
-A line every half minute, the first only after that, so that short work says nothing. Knows nothing about bars.
+One line every half minute, the first only after that, so that short work prints nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ INTERVAL_S = 30.0
 
 
 class ProgressLog:
-    """Says every `INTERVAL_S` how far the work is; entered, a thread of its own sees to that until it is left."""
+    """Prints a line every `INTERVAL_S`; as a context manager, from a thread of its own until the end of the context."""
 
     def __init__(
         self, say: Callable[[str], None], *, enabled: bool, clock: Callable[[], float] = time.monotonic
@@ -36,17 +36,17 @@ class ProgressLog:
         self._total = total
 
     def update(self, done: float, total: float | None = None, what: str | None = None) -> None:
-        """So many are done, of how many where that is known. Fewer than before: the stage begins anew."""
+        """Set the number done, and the total where it is known. Fewer than before: the stage begins anew."""
         if done < self._done:
             self.begin(self._what, self._unit, done)
         self._done, self._total, self._what = done, total, what or self._what
 
     def advance(self, n: float) -> None:
-        """So many more are done."""
+        """Add to the number done."""
         self._done += n
 
     def line(self) -> str:
-        """What there is to say now."""
+        """The line as of now."""
         elapsed_s = max(self._clock() - self._began_s, 0.0)
         done, total = self._done, self._total
         if not self._unit or (total is None and done == self._first):
@@ -60,7 +60,7 @@ class ProgressLog:
         return f"{self._what}: {', '.join(parts)}.".removeprefix(": ")
 
     def tick(self) -> None:
-        """Say it."""
+        """Print the line."""
         self._say(self.line())
 
     def __enter__(self) -> ProgressLog:

@@ -1,6 +1,6 @@
-"""What commands say of models, stores and neurons: as one JSON document for machines, as a few lines for people.
+"""What commands print about models, stores and neurons: one JSON document for programs, a few lines for people.
 
-The keys of the documents are an interface. Knows nothing about options or exit statuses.
+The keys of the documents are an interface.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *range(0xD80
 """What JSON lets stand and a terminal obeys, or UTF-8 cannot hold; it occurs in JSON's texts only."""
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Write one JSON document; what JSON cannot say (NaN, infinities) becomes null."""
     document = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
     try:
@@ -35,7 +35,7 @@ def print_json(value: Any) -> None:
         terminal.out.on_broken_pipe()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -47,7 +47,9 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def print_rows(columns: Sequence[Any], rows: Sequence[Sequence[Any]], n_rows: int, what: str) -> None:
+def print_rows(
+    columns: Sequence[str | Sequence[str]], rows: Sequence[Sequence[object]], n_rows: int, what: str
+) -> None:
     """A table of the first rows of `n_rows`, and how to see the rest; `what` they are."""
     terminal.out.print(terminal.table(None, columns, rows))
     if n_rows > len(rows):
@@ -67,7 +69,7 @@ def token_list(texts: Sequence[str], width: int, n: int = 5) -> str:
 
 
 def describe_model(spec: ModelSpec) -> dict[str, Any]:
-    """What `inspect` says."""
+    """What `inspect` prints."""
     item = {"float32": 4, "float16": 2, "bfloat16": 2}.get(spec.dtype, 4)
     return {
         "model": spec.name,
@@ -98,7 +100,7 @@ def describe_model(spec: ModelSpec) -> dict[str, Any]:
 
 
 def describe_store(store: Store) -> dict[str, Any]:
-    """What `info` says."""
+    """What `info` prints."""
     captures = {}
     for name in store.captures:
         captures[name] = _describe_capture(store.capture(name)) | {
@@ -116,53 +118,54 @@ def describe_store(store: Store) -> dict[str, Any]:
     }
 
 
-def _describe_capture(held: Capture) -> dict[str, Any]:
-    plan = held.record.plan
+def _describe_capture(capture: Capture) -> dict[str, Any]:
+    plan = capture.record.plan
     return {
         "tokens": plan.n_tokens,
         "documents": plan.n_documents,
         "windows": plan.n_windows,
-        "sites": list(held.record.sites),
-        "precision": held.record.precision,
-        "dtype": held.record.value_dtype,
-        "gate_sign": bool(held.record.gate_sign),
+        "sites": list(capture.record.sites),
+        "precision": capture.record.precision,
+        "dtype": capture.record.value_dtype,
+        "gate_sign": bool(capture.record.gate_sign),
         "labels": {c: [v for column, v in plan.labels if column == c] for c in plan.label_columns},
         "corpus": plan.corpus,
-        "part": held.record.part,
-        "images": held.record.of_images,
-        "blocks": {"planned": plan.n_blocks, "committed": len(held.blocks)},
+        "part": capture.record.part,
+        "images": capture.record.of_images,
+        "blocks": {"planned": plan.n_blocks, "committed": len(capture.blocks)},
         # Of what is not finished all statistics would have to be added up.
         "overflow": {
-            site: {"neurons": len(found.names), "activations": found.n_values} for site, found in held.overflow.items()
+            site: {"neurons": len(found.names), "activations": found.n_values}
+            for site, found in capture.overflow.items()
         }
-        if held.is_finished
+        if capture.is_finished
         else None,
     }
 
 
 def summarise_capture(held: Capture) -> dict[str, Any]:
-    """What people are told of a capture: the same in fewer words."""
+    """The description of a capture for people: the same in fewer words."""
     return _summary(held.record.name, _describe_capture(held))
 
 
-def _summary(name: str, held: dict[str, Any]) -> dict[str, Any]:
-    sites = ", ".join(held["sites"])
-    return held | {
+def _summary(name: str, description: dict[str, Any]) -> dict[str, Any]:
+    sites = ", ".join(description["sites"])
+    return description | {
         "name": name,
-        "sites": f"{sites} ({held['part']})" if held["part"] != "language" else sites,
-        "precision": f"{held['precision']} ({held['dtype'] or 'statistics only'})",
-        "labels": ", ".join(f"{column} ({len(values):,} values)" for column, values in held["labels"].items()),
+        "sites": f"{sites} ({description['part']})" if description["part"] != "language" else sites,
+        "precision": f"{description['precision']} ({description['dtype'] or 'statistics only'})",
+        "labels": ", ".join(f"{column} ({len(values):,} values)" for column, values in description["labels"].items()),
     }
 
 
-def state_of(held: dict[str, Any]) -> str:
+def state_of(description: dict[str, Any]) -> str:
     """How far a capture is filled."""
-    planned, committed = (held["blocks"][name] for name in ("planned", "committed"))
+    planned, committed = (description["blocks"][name] for name in ("planned", "committed"))
     return "complete" if planned == committed else f"{committed:,} of {planned:,} blocks"
 
 
 def print_store(value: dict[str, Any]) -> None:
-    """The same for people: a line on the model, a row a capture."""
+    """The same for people: one line about the model, one row per capture."""
     terminal.out.print(
         f"{value['store']}: {value['model']} ({value['model_type']}), {value['layers']} layers, {value['neurons']:,} neurons, "
         f"{terminal.format_bytes(value['bytes'])}",

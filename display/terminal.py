@@ -2,8 +2,6 @@
 
 Whatever is printed may hold names from outside (folders, models, labels, column headings): `out` and `err` print every text
 as it is, without markup, and control characters as signs, so that no name can move the cursor or set the window's title.
-
-Knows nothing about stores beyond the values it is handed.
 """
 
 from __future__ import annotations
@@ -93,13 +91,13 @@ err = Screen(stderr=True)
 
 
 def say(*sentences: str) -> None:
-    """What a user should know beside the answer, on standard error."""
+    """Print sentences for the user on standard error, beside the answer."""
     for sentence in sentences:
         err.print(sentence, soft_wrap=True)
 
 
 def warn(sentences: Iterable[str]) -> None:
-    """The same of what may make the answer other than it seems."""
+    """The same for what may make the answer misleading."""
     say(*(f"Warning: {sentence}" for sentence in sentences))
 
 
@@ -127,7 +125,7 @@ def format_bytes(nbytes: float) -> str:
     return f"{nbytes:.1f} TB"
 
 
-def table(title: str | None, columns: Sequence[str | Sequence[str]], rows: Sequence[Sequence[Any]]) -> Table:
+def table(title: str | None, columns: Sequence[str | Sequence[str]], rows: Sequence[Sequence[object]]) -> Table:
     """A rich table; a column is a name, or a name and its justification; floats get four significant digits."""
     result = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     for column in columns:
@@ -138,7 +136,7 @@ def table(title: str | None, columns: Sequence[str | Sequence[str]], rows: Seque
     return result
 
 
-def cell(value: Any) -> str:
+def cell(value: object) -> str:
     """A value as every table shows it."""
     if value is None:
         return "–"
@@ -191,7 +189,7 @@ def merged_bins(counts: NDArray[np.int64], edges: NDArray[np.float32]) -> list[t
 
 
 def histogram(counts: NDArray[np.int64], edges: NDArray[np.float32], width: int = 40) -> Table:
-    """A bar per range of `merged_bins`."""
+    """One bar per range of `merged_bins`."""
     merged = merged_bins(counts, edges)
     if not merged:
         return table(None, ["no finite value"], [])

@@ -24,7 +24,7 @@ GAP = 2
 def fitted_table(
     title: str | None,
     columns: Sequence[str | Sequence[str]],
-    rows: Sequence[Sequence[Any]],
+    rows: Sequence[Sequence[object]],
     *,
     n_keys: int = 1,
     width: int | None = None,
@@ -58,7 +58,7 @@ def fitted_table(
 
 
 def transposed(
-    heading: str, columns: Sequence[str | Sequence[str]], rows: Sequence[Sequence[Any]]
+    heading: str, columns: Sequence[str | Sequence[str]], rows: Sequence[Sequence[object]]
 ) -> tuple[list[str | Sequence[str]], list[list[Any]]]:
     """Columns and rows with the two exchanged: for few rows of many columns. The first column's cells become headings."""
     names = [column if isinstance(column, str) else column[0] for column in columns]
@@ -67,8 +67,8 @@ def transposed(
 
 
 def folded_lists(
-    columns: Sequence[str | Sequence[str]], rows: Sequence[Sequence[Any]], *, width: int | None = None
-) -> list[list[Any]]:
+    columns: Sequence[str | Sequence[str]], rows: Sequence[Sequence[object]], *, width: int | None = None
+) -> list[list[object]]:
     """The rows of a table whose last column holds lists such as "L0.N1 0.5, L3.N2 0.4": put on several lines, to fit."""
     limit = min(WIDTH, terminal.out.width) if width is None else width
     others = [_width(column, [row[i] for row in rows]) + GAP for i, column in enumerate(columns[:-1])]
@@ -88,7 +88,7 @@ def _folded(text: str, room: int) -> str:
     return "\n".join(lines)
 
 
-def _width(column: str | Sequence[str], values: Sequence[Any]) -> int:
+def _width(column: str | Sequence[str], values: Sequence[object]) -> int:
     name = column if isinstance(column, str) else column[0]
     texts = (value.plain if isinstance(value, Text) else terminal.cell(value) for value in values)
     return max(cell_len(name), *(cell_len(text) for text in texts), 0)

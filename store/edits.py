@@ -1,8 +1,8 @@
 """Edits on disk: a folder with a record, `edit.json`, and rows of weights before and after, `delta.safetensors`.
 
 An edit of kind "weights" replaces the write vectors of some neurons; one of kind "intervention" is a specification of what
-happens to activations while the model runs, and has no rows. A folder stands for itself, in a store's `edits/` or elsewhere.
-Knows nothing about models, or how an edit is found.
+happens to activations while the model runs, and has no rows. The folder of an edit is complete in itself, in a store's
+`edits/` or elsewhere.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.files.records import Record, verify_checksum, with_checksum
 from actstore.store.files.shards import checksum
 from actstore.store.layout import edits_key
+from actstore.store.neurons import neuron_name
 from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class EditRecord(Record):
 
     def neuron_names(self) -> list[str]:
         """Their names, such as L3.N17."""
-        return [f"L{rows.layer}.N{neuron}" for rows in self.rows for neuron in rows.neurons]
+        return [neuron_name(rows.layer, neuron) for rows in self.rows for neuron in rows.neurons]
 
 
 class RowPair(NamedTuple):
@@ -117,7 +118,7 @@ def edit_names(folder: Folder) -> tuple[str, ...]:
 def check_name(name: str) -> None:
     """Raise `InvalidInputError` unless an edit can have the name."""
     if not name or any(c in name for c in "/\\") or name.startswith("."):
-        raise InvalidInputError(f"An edit needs a name that can be a folder's, found {name!r}. Mend --name.")
+        raise InvalidInputError(f"An edit needs a name that can be a folder's, found {name!r}. Check `name`.")
 
 
 def write_edit(folder: Folder, edit: Edit, *, replace: bool = False) -> EditRecord:
@@ -129,7 +130,7 @@ def write_edit(folder: Folder, edit: Edit, *, replace: bool = False) -> EditReco
     if folder.exists(key):
         if not replace:
             raise InvalidInputError(
-                f"{folder} already has an edit {edit.name!r}. Name another with --name, or replace it with --force."
+                f"{folder} already has an edit {edit.name!r}. Choose another `name`, or replace it with `force=True`."
             )
         folder.delete(key)
     files: dict[str, tuple[int, str]] = {}

@@ -1,7 +1,6 @@
 """Activations out of a store into one ordinary file: Parquet, NumPy or safetensors.
 
-Block by block, so that memory stays bounded, and visible under the target's name only once complete. Knows nothing about
-how values are encoded in the store.
+Block by block, so that memory stays bounded, and visible under the target's name only once complete.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actstore.store.errors import InvalidInputError
+from actstore.store.neurons import neuron_name
 from actstore.store.storage.atomic import check_room, replacing
 from actstore.store.token_tables import TokenTable, companion_of
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FORMATS = (".parquet", ".npy", ".safetensors")
 MAX_PARQUET_COLUMNS = 10_000
 ROWS_READ_ALONE = 8
-"""Up to so many neurons of a layer, single rows are decoded; beyond, the whole block."""
+"""Maximum number of neurons of a layer whose rows are decoded singly; beyond, the whole block is."""
 
 
 def export_activations(
@@ -44,7 +44,7 @@ def export_activations(
 
     `.parquet`: the columns of `TokenTable` (each token's text, document, position, labels …), then one float32 column per
     neuron (`L3.N17`), once. The others hold numbers only, and get that table beside them: `layer.tokens.parquet` with
-    `layer.npy`, a row per token in the same order.
+    `layer.npy`, one row per token in the same order.
     `.npy`: float32 [token, neuron].
     `.safetensors`: float32 `activations` [neuron, token], int32 `layer` and `neuron` [neuron], int64 `token` and int32 `id`,
     `document` and `position` [token].
@@ -57,17 +57,17 @@ def export_activations(
     if not path.parent.is_dir():
         raise InvalidInputError(f"The folder of {path} does not exist. Make it first, or export elsewhere.")
     if not neurons:
-        raise InvalidInputError("Nothing to export: name neurons (--neurons L3.N17,L4.N2) or layers (--layers 3).")
+        raise InvalidInputError("Nothing to export: pass `neurons`, such as L3.N17,L4.N2, or `layers`.")
     for layer, index in neurons:
         capture.check_neuron(layer, index, site)
     if path.suffix == ".parquet" and len(neurons) > MAX_PARQUET_COLUMNS:
         raise InvalidInputError(
-            f"A Parquet export has a column a neuron, at most {MAX_PARQUET_COLUMNS}; found {len(neurons)} neurons. "
+            f"A Parquet export has one column per neuron, at most {MAX_PARQUET_COLUMNS}; found {len(neurons)} neurons. "
             "Export to .npy or .safetensors."
         )
     if not capture.blocks:
         raise InvalidInputError(f"Capture {capture.record.name!r} has no committed block to export. Resume it first.")
-    if path.suffix != ".parquet":  # which packs them, nobody knows how well
+    if path.suffix != ".parquet":  # whose size depends on how well the values compress
         n_tokens = sum(capture.used_slots[block] for block in capture.blocks)
         check_room(path, 4 * len(neurons) * n_tokens, "export fewer neurons")
     if path.suffix == ".parquet":
@@ -101,12 +101,12 @@ def _write_parquet(
 ) -> int:
     tokens, written = TokenTable(capture), 0
     neurons = list(dict.fromkeys(neurons))  # readers refuse two columns of one name
-    names = [*tokens.column_names, *(f"L{layer}.N{index}" for layer, index in neurons)]
+    names = [*tokens.column_names, *(neuron_name(layer, index) for layer, index in neurons)]
     writer: pq.ParquetWriter | None = None
     try:
         for block, values in _blocks(capture, neurons, site):
-            here = tokens.rows(written, values.shape[1])
-            table = pa.Table.from_arrays([*here.columns, *map(pa.array, values)], names)
+            rows = tokens.rows(written, values.shape[1])
+            table = pa.Table.from_arrays([*rows.columns, *map(pa.array, values)], names)
             writer = writer or pq.ParquetWriter(path, table.schema)
             writer.write_table(table)
             written += values.shape[1]

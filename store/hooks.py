@@ -41,7 +41,10 @@ class Shown(Protocol):
 
 
 notebook_html: Callable[[object], str]
-"""Gives the HTML that a notebook shows for a store, a capture or a neuron."""
+"""Gives the HTML that a notebook shows for a store, a capture, a neuron or a table."""
+
+table_text: Callable[[Any], str]
+"""What `print` shows of a table."""
 
 
 class ShowNeuron(Protocol):

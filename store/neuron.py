@@ -1,7 +1,4 @@
-"""One neuron as users handle it: activations, statistics, exemplars with their context.
-
-Knows nothing about how values are stored; asks the capture.
-"""
+"""One neuron as users handle it: activations, statistics, exemplars with their context."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from actstore.store.capture.patches import patch_texts
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SPECIAL
 from actstore.store.neurons import neuron_name
+from actstore.store.table import Table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,11 +81,11 @@ class Neuron:
 
     def statistics(self, capture: str | None = None, site: str = "mlp.post") -> dict[str, Any]:
         """Count, mean, std, min, max, quantiles … of the neuron in a capture, by name."""
-        table = self.store.capture(capture).neurons()
-        wanted = (table["site"].cast(pa.string()).to_numpy(zero_copy_only=False) == site) & (
+        table = self.store.capture(capture).neurons().to_arrow()
+        is_neuron = (table["site"].cast(pa.string()).to_numpy(zero_copy_only=False) == site) & (
             (table["layer"].to_numpy() == self.layer) & (table["neuron"].to_numpy() == self.index)
         )
-        rows: list[dict[str, Any]] = table.filter(pa.array(wanted)).to_pylist()
+        rows: list[dict[str, Any]] = table.filter(pa.array(is_neuron)).to_pylist()
         if not rows:
             self.store.capture(capture).layer_statistics(self.layer, site)  # says what is missing
         return rows[0]
@@ -101,7 +99,7 @@ class Neuron:
         statistics = source.layer_statistics(self.layer, site)
         return statistics.histogram[self.index], HISTOGRAM_EDGES
 
-    def exemplars(self, k: int = 20, capture: str | None = None, site: str = "mlp.post", context: int = 24) -> pa.Table:
+    def exemplars(self, k: int = 20, capture: str | None = None, site: str = "mlp.post", context: int = 24) -> Table:
         """The k windows in which the neuron is highest, best first, with `context` tokens on either side; see `EXEMPLARS`.
 
         Ties go to the earlier token. Beyond the exemplars recorded at capture time they are found among the stored values.
@@ -123,7 +121,7 @@ class Neuron:
             for value, token in zip(values[:k], tokens[:k], strict=True)
             if token >= 0
         ]
-        return pa.Table.from_pylist(rows, schema=EXEMPLARS)
+        return Table(pa.Table.from_pylist(rows, schema=EXEMPLARS))
 
     def _search(
         self, source: Capture, site: str, k: int, values: NDArray[np.float32], tokens: NDArray[np.int64]
@@ -143,9 +141,9 @@ class Neuron:
             row = np.where(unfit, -np.inf, row)
             starts = np.cumsum([0, *plan.windows["n_slots"][:-1]])
             maxima = np.maximum.reduceat(row, starts)
-            here = tokens[(tokens >= first_token) & (tokens < first_token + len(row))] - first_token
+            known_slots = tokens[(tokens >= first_token) & (tokens < first_token + len(row))] - first_token
             window = np.repeat(np.arange(len(starts)), plan.windows["n_slots"])
-            maxima[window[here]] = -np.inf
+            maxima[window[known_slots]] = -np.inf
             # The first slot of each window that attains its maximum.
             hits = np.flatnonzero((row == maxima[window]) & (row > -np.inf))
             _, first = np.unique(window[hits], return_index=True)

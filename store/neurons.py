@@ -37,25 +37,40 @@ class NeuronIndex:
     """One running number for all neurons of some layers: layer after layer, within each by index."""
 
     def __init__(self, widths: Mapping[int, int]) -> None:
-        """`widths`: layer → number of neurons, layers ascending."""
+        """`widths`: layer → number of neurons, in the order in which they are numbered."""
         self.layers = np.array(list(widths), np.int64)
         self.widths = np.array(list(widths.values()), np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.widths)])
         """[layer + 1]: the number of each layer's first neuron, and at the end the number of all neurons."""
+        self._rows = {layer: row for row, layer in enumerate(widths)}
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def number(self, layer: int, index: int) -> int:
         """The running number of a neuron; `NotFoundError` where there is none of that layer and index."""
-        row = int(np.searchsorted(self.layers, layer))
-        if row == len(self.layers) or self.layers[row] != layer or not 0 <= index < self.widths[row]:
+        row = self._rows.get(layer)
+        if row is None or not 0 <= index < self.widths[row]:
             raise NotFoundError(f"Neuron {neuron_name(layer, index)} is not among the {len(self)} numbered here.")
         return int(self.starts[row]) + index
 
+    def numbers(self, layers: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The running number of each neuron, which must be there."""
+        rows = np.array([self._rows[layer] for layer in layers.tolist()], np.int64)
+        return self.starts[rows] + indices
+
+    def of_layer(self, layer: int) -> range:
+        """The running numbers of a layer's neurons."""
+        row = self._rows[layer]
+        return range(int(self.starts[row]), int(self.starts[row + 1]))
+
+    def layer_rows(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of neurons by number, the position of their layer in `layers`; of the shape of `numbers`."""
+        return np.searchsorted(self.starts, numbers, side="right") - 1
+
     def locate(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Layers and indices of neurons by number; both of the shape of `numbers`."""
-        rows = np.searchsorted(self.starts, numbers, side="right") - 1
+        rows = self.layer_rows(numbers)
         return self.layers[rows], numbers - self.starts[rows]
 
     def pairs(self, numbers: NDArray[np.int64]) -> list[tuple[int, int]]:

@@ -13,12 +13,11 @@ from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.neuron import Neuron
 from actstore.store.neurons import parse_neuron
 from actstore.store.sql import run_sql
+from actstore.store.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-    import pyarrow as pa
 
     from actstore.store.graphs.reader import Graphs, NeuronGraph
     from actstore.store.storage.folder import Folder
@@ -56,17 +55,15 @@ class Store(Captures):
             raise NotFoundError(f"Layer {layer} has neurons 0 to {layers[layer].neurons - 1}, found neuron {neuron}.")
         return Neuron(self, layer, neuron)
 
-    def neurons(self, capture: str | None = None) -> pa.Table:
-        """A row per site and neuron of a capture: moments, quantiles, shares of positive values, the top exemplar."""
+    def neurons(self, capture: str | None = None) -> Table:
+        """One row per site and neuron of a capture: moments, quantiles, shares of positive values, the top exemplar."""
         return self.capture(capture).neurons()
 
-    def sql(self, query: str, capture: str | None = None) -> pa.Table:
+    def sql(self, query: str, capture: str | None = None) -> Table:
         """The result of a DuckDB query over the tables `neurons`, `documents`, `windows`, `tokens`, `vocabulary`, `model`."""
-        return run_sql(self, argument("query", query, str), capture)
+        return Table(run_sql(self, argument("query", query, str), capture))
 
-    def contributions(
-        self, target: str | int | Sequence[str | int] | None = None, k: int = 20, **asked: Any
-    ) -> pa.Table:
+    def contributions(self, target: str | int | Sequence[str | int] | None = None, k: int = 20, **asked: Any) -> Table:
         """The k neurons that contribute most to a target token, over all layers together: neuron, layer, index, score, ….
 
         `target` is the text or id of one token, or several; None asks each position about its own next token. Further
@@ -75,14 +72,14 @@ class Store(Captures):
 
         >>> store.contributions(" Paris", k=50)
         """
-        return hooks.rank_contributions(self, target, k, **asked)
+        return Table(hooks.rank_contributions(self, target, k, **asked))
 
     def graph(self, layer: int | str, neuron: int | None = None, name: str = "graphs") -> NeuronGraph:
         """The graph of a neuron, of those that `actstore graphs build` made as `name`: `store.graph(3, 17)`."""
         from actstore.store.graphs.reader import Graphs  # only here: it loads the compiler
 
         name = argument("name", name, str)
-        found = self.neuron(layer, neuron)
+        selected_neuron = self.neuron(layer, neuron)
         if name not in self._graphs:
             self._graphs[name] = Graphs(self, name)
-        return self._graphs[name].graph(found.layer, found.index)
+        return self._graphs[name].graph(selected_neuron.layer, selected_neuron.index)

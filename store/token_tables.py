@@ -1,4 +1,4 @@
-"""What stands beside exported activations: of each token its text, document, position and labels."""
+"""The table of tokens beside exported activations: text, document, position and labels of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS: Final = 65_536
 
 
 class TokenTable:
-    """A row per committed token, in the order of `capture.activations`.
+    """One row per committed token, in the order of `capture.activations`.
 
     Columns: those of `capture.tokens()`, text (of the token; bytes that are no whole character show as U+FFFD), source (the
     document's), and each label's value. A label named like another column is called `label_NAME`.
@@ -30,7 +30,7 @@ class TokenTable:
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
-        self._tokens = capture.tokens()
+        self._tokens = capture.tokens().to_arrow()
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -55,7 +55,7 @@ class TokenTable:
 
     @cached_property
     def _documents(self) -> pa.Table:
-        return self._capture.documents()
+        return self._capture.documents().to_arrow()
 
     def rows(self, first: int, n: int) -> pa.Table:
         """The `n` rows from the row `first` on."""

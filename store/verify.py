@@ -3,7 +3,7 @@
 Every committed shard is held against its checksum, the plan against its fingerprint, the finished statistics against the
 sum of the blocks' own, the files of neurons' graphs against theirs.
 
-Knows nothing about models; recomputing values is the engine's.
+Recomputing values is the engine's.
 """
 
 from __future__ import annotations
@@ -15,14 +15,10 @@ from typing import TYPE_CHECKING
 
 from actstore.store.capture.answers import damaged_answers, has_attributions
 from actstore.store.capture.commits import damaged_files, damaged_shards
+from actstore.store.capture.neuron_table import neuron_table
 from actstore.store.capture.patches import patches_sha256
 from actstore.store.capture.requests import has_requests, read_requests
-from actstore.store.capture.statistics import (
-    CaptureStatistics,
-    neuron_table,
-    read_block_statistics,
-    sum_statistics,
-)
+from actstore.store.capture.statistics import CaptureStatistics, read_block_statistics, sum_statistics
 from actstore.store.capture.writer import block_arrays
 from actstore.store.edits import edit_names
 from actstore.store.edits import read_record as read_edit_record
@@ -84,7 +80,9 @@ def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda bl
     # The table of neurons is written when every block is committed: from then on, none may lack its record.
     if folder.exists(table_key(name, "neurons")):
         for block in sorted(set(range(capture.record.plan.n_blocks)).difference(capture.blocks)):
-            damage.append(_damage(name, block, f"blocks/{block}.json", "missing; run capture with --resume"))
+            damage.append(
+                _damage(name, block, f"blocks/{block}.json", "missing; run the capture again with `resume=True`")
+            )
     for part in (_metadata, _plan, _patches, _requests, _statistics, _answers):
         damage += [_damage(name, None, key, what) for key, what in part(capture)]
     return damage
@@ -191,9 +189,9 @@ def _patches(capture: Capture) -> Iterator[tuple[str, str]]:
     if expected is None:
         return
     try:
-        found = patches_sha256(capture.folder, capture.record.name)
-        if found != expected:
-            yield "patches.parquet", f"SHA-256 {found[:12]}…, expected {expected[:12]}…"
+        fingerprint = patches_sha256(capture.folder, capture.record.name)
+        if fingerprint != expected:
+            yield "patches.parquet", f"SHA-256 {fingerprint[:12]}…, expected {expected[:12]}…"
     except NotFoundError:
         yield "patches.parquet", "missing"
 
@@ -228,7 +226,7 @@ def _statistics(capture: Capture) -> Iterator[tuple[str, str]]:
     try:
         if total.encode() != sum_statistics(folder, record, capture.blocks).encode():
             yield "statistics", "not the sum of the blocks' own"
-        table, expected = capture.neurons(), neuron_table(record, total)
+        table, expected = capture.neurons().to_arrow(), neuron_table(record, total)
         # A later version may have more columns; what a table has must be right, and it must have a row for every neuron.
         known = [name for name in expected.column_names if name in table.column_names]
         if not known or not table.equals(expected.select(known)):

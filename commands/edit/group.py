@@ -32,6 +32,7 @@ from actstore.display.wide_tables import GAP, WIDTH
 from actstore.engine.edit.positions import NAMED
 from actstore.store.edits import Edit, EditRecord, delete_edit, edit_names, read_record, write_edit
 from actstore.store.errors import InvalidInputError
+from actstore.store.neurons import neuron_name
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
 
@@ -116,7 +117,9 @@ def _scaled(
 
     (form, factor), (kind, positions) = change, target
     selection = parse_neurons(neurons)
-    operation = Operation(form, tuple(f"L{a}.N{b}" for a, b in selection), parse_positions(positions), factor=factor)
+    operation = Operation(
+        form, tuple(neuron_name(a, b) for a, b in selection), parse_positions(positions), factor=factor
+    )
     widths = {layer.layer: layer.neurons for layer in opened.model.layers}
     check_neurons(operation.by_layer(), widths, opened.model.name)
     if kind == "intervention":

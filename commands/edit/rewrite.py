@@ -29,6 +29,7 @@ from actstore.display import terminal
 from actstore.display.reports import print_json
 from actstore.store.edits import check_name, edit_names, write_edit
 from actstore.store.errors import InvalidInputError
+from actstore.store.neurons import neuron_name
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
 
@@ -207,7 +208,7 @@ def describe_edit(record: EditRecord) -> dict[str, Any]:
     names = record.neuron_names()
     if record.specification:
         by_layer = Specification.from_json(record.specification, f"edit {record.name!r}: specification").neurons()
-        names = [f"L{layer}.N{neuron}" for layer, neurons in by_layer.items() for neuron in neurons]
+        names = [neuron_name(layer, neuron) for layer, neurons in by_layer.items() for neuron in neurons]
     shown = ("name", "form", "kind", "model", "model_fingerprint", "dtype", "created")
     described: dict[str, Any] = {key: getattr(record, key) for key in shown} | {"neurons": names}
     if "from" in record.settings:

@@ -12,7 +12,7 @@ from actstore.display import terminal
 from actstore.display.reports import print_json
 from actstore.store.capture.saturation import overflow_sentences
 from actstore.store.errors import InvalidInputError
-from actstore.store.neurons import parse_neuron
+from actstore.store.neurons import neuron_name, neuron_names, parse_neuron
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def open_neuron(store: str, neuron: str, name: str) -> tuple[Store, Graphs, Neur
 
 def _names(graphs: Graphs, rows: Any) -> list[str]:
     layers, neurons = (graphs.neurons[name].to_numpy()[rows].tolist() for name in ("layer", "neuron"))
-    return [f"L{layer}.N{neuron}" for layer, neuron in zip(layers, neurons, strict=True)]
+    return neuron_names(layers, neurons)
 
 
 def _measures(pairs: Pairs, k: int) -> list[dict[str, float]]:
@@ -172,7 +172,7 @@ def _print_repeats(measured: Repeats, ranked: Any, shares: dict[tuple[int, int],
         layer, neuron = int(measured.layer[row]), int(measured.neuron[row])
         rows.append(
             {
-                "neuron": f"L{layer}.N{neuron}",
+                "neuron": neuron_name(layer, neuron),
                 "score": float(measured.score[row]),
                 "repeated": float(measured.repeated[row]),
                 "first": float(measured.first[row]),

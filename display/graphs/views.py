@@ -22,6 +22,7 @@ from actstore.engine.graphs.predict import encode_as
 from actstore.engine.graphs.similar import compare, same_tokens
 from actstore.store.errors import InvalidInputError
 from actstore.store.graphs.reader import check_tokens
+from actstore.store.neurons import neuron_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,9 +104,7 @@ def similar(graph: NeuronGraph, k: int = 10, *, normalise: bool = True) -> pa.Ta
     layers, indices = (graphs.neurons[name].to_numpy()[rows[pairs.second[:k]]] for name in ("layer", "neuron"))
     return pa.table(
         {
-            "neuron": pa.array(
-                [f"L{layer}.N{index}" for layer, index in zip(layers, indices, strict=True)], pa.string()
-            ),
+            "neuron": pa.array(neuron_names(layers, indices), pa.string()),
             "layer": layers,
             "index": indices,
             "overlap": pairs.overlap[:k],

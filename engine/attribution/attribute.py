@@ -18,6 +18,7 @@ from actstore.engine.capture.run import Run, RunOptions, check_options, check_ta
 from actstore.engine.inputs.questions import fingerprint, read_questions
 from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.engine.models.sources import ModelSource
+from actstore.kernels.pack.statistics import STATISTICS
 from actstore.store.arguments import argument, given_fields
 from actstore.store.capture.answers import write_answers
 from actstore.store.capture.attributions import GRADIENT, IG, Attributions
@@ -110,6 +111,7 @@ class _AttributeRun(Run):
             n_exemplars=20,
             settings={"command": self.command, **settings.to_json()},
             plan=plan,
+            statistics=tuple(STATISTICS),
             float_dtype="float32",
         )
         if root.is_store(self.folder):

@@ -19,6 +19,7 @@ from actstore.engine.capture.sizes import affordable_slots, bytes_per_slot
 from actstore.engine.inputs.corpus import STDIN, CorpusDigest, CorpusOptions, CorpusReport, read_corpus
 from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.engine.models.tokenizer.load import TextTokenizer
+from actstore.kernels.pack.statistics import STATISTICS
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.precision import PRECISIONS
 from actstore.store.files.records import CaptureRecord, PlanRecord
@@ -188,4 +189,5 @@ def capture_record(
         n_exemplars=settings.exemplars,
         settings=settings.to_json(),
         plan=plan,
+        statistics=tuple(STATISTICS),
     )

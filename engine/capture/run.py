@@ -24,7 +24,8 @@ from actstore.engine.models.names import DTYPES
 from actstore.store import layout
 from actstore.store.arguments import Typed, argument
 from actstore.store.capture.commits import committed_blocks
-from actstore.store.capture.statistics import RunningStatistics, is_finished, write_finished
+from actstore.store.capture.neuron_table import write_finished
+from actstore.store.capture.statistics import RunningStatistics, is_finished
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.errors import CaptureError, InvalidInputError
 from actstore.store.model import root

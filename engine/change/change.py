@@ -15,6 +15,7 @@ import numpy as np
 from actstore.store.capture.plan import TOKEN_ARRAYS
 from actstore.store.capture.positions import blocks_with, check_positions, check_values, warnings_of
 from actstore.store.errors import InvalidInputError
+from actstore.store.neurons import neuron_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +106,7 @@ class Change:
 
     def names(self, chosen: NDArray[np.int64]) -> list[str]:
         """`L3.N17` of every chosen flat id."""
-        return [f"L{self.layer[i]}.N{self.neuron[i]}" for i in chosen.tolist()]
+        return neuron_names(self.layer[chosen].tolist(), self.neuron[chosen].tolist())
 
 
 def change_scores(

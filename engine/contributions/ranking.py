@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from actstore.store.neurons import neuron_names
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -22,9 +24,7 @@ class Ranked(NamedTuple):
 
     def names(self) -> list[str]:
         """The neurons' names, such as `L3.N17`."""
-        return [
-            f"L{layer}.N{neuron}" for layer, neuron in zip(self.layers.tolist(), self.neurons.tolist(), strict=True)
-        ]
+        return neuron_names(self.layers.tolist(), self.neurons.tolist())
 
 
 class Ranking:

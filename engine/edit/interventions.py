@@ -17,6 +17,7 @@ from actstore.engine.edit.passes import Passes
 from actstore.engine.edit.specification import Specification, check_neurons
 from actstore.engine.models.intervene import intervened
 from actstore.store.errors import InvalidInputError, NotFoundError
+from actstore.store.neurons import neuron_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -188,7 +189,7 @@ def _check_finite(capture: Capture, layer: int, neurons: Sequence[int], values: 
     infinite = np.isinf(values).reshape(-1, len(neurons)).any(axis=0)
     if not infinite.any():
         return
-    name = f"L{layer}.N{neurons[int(np.argmax(infinite))]}"
+    name = neuron_name(layer, int(neurons[int(np.argmax(infinite))]))
     why = "the model's own was infinite there"
     if capture.has_overflow(layer)[neurons[int(np.argmax(infinite))]]:
         why = "it lies beyond 65,504, the largest float16: capture with --precision exact"

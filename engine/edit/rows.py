@@ -12,6 +12,7 @@ import torch
 from actstore.store.edits import Edit, EditedRows, EditRecord, RowPair, row_digest
 from actstore.store.errors import InvalidInputError
 from actstore.store.model import root
+from actstore.store.neurons import neuron_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,8 +40,8 @@ def make_edit(
         if not bool(held.isfinite().all()):
             worst = neurons[int((~held.isfinite()).any(1).nonzero()[0])]
             raise InvalidInputError(
-                f"The edit would make the write vector of L{layer}.N{worst} infinite or NaN in {str(before.dtype)[6:]}. "
-                "Ask for a smaller change, or for more neurons."
+                f"The edit would make the write vector of {neuron_name(layer, worst)} infinite or NaN in "
+                f"{str(before.dtype)[6:]}. Ask for a smaller change, or for more neurons."
             )
         pairs[layer] = RowPair(before.detach().cpu().contiguous(), held.cpu().contiguous())
         module = model.layers[layer].module

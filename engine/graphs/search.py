@@ -14,6 +14,7 @@ from actstore.engine.graphs.token_sets import find_tokens
 from actstore.store.errors import InvalidInputError
 from actstore.store.graphs.forest import Forest, find_nodes
 from actstore.store.graphs.nodes import column
+from actstore.store.neurons import neuron_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +101,7 @@ def search(
     layers, indices = column(graphs.neurons, "layer")[rows], column(graphs.neurons, "neuron")[rows]
     found = tuple(
         Found(
-            f"L{layers[n]}.N{indices[n]}",
+            neuron_name(layers[n], indices[n]),
             float(totals[n]),
             tuple(_line(forest, int(lines[i]), scores[i]) for i in order[starts[n] : starts[n + 1]][:n_lines]),
             int(starts[n + 1] - starts[n]),

@@ -17,6 +17,7 @@ from actstore.engine.graphs.token_sets import normal_classes
 from actstore.store.errors import NotFoundError
 from actstore.store.graphs.forest import Forest, find_nodes
 from actstore.store.graphs.nodes import BOUNDARY, IGNORE, column
+from actstore.store.neurons import neuron_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -190,7 +191,7 @@ def find_row(graphs: GraphSet, layer: int, neuron: int) -> int:
     layers, indices = column(graphs.neurons, "layer"), column(graphs.neurons, "neuron")
     found = np.flatnonzero((layers == layer) & (indices == neuron))
     if not len(found):
-        raise NotFoundError(f"There is no graph of L{layer}.N{neuron}: {_range(layers, indices, layer)}.")
+        raise NotFoundError(f"There is no graph of {neuron_name(layer, neuron)}: {_range(layers, indices, layer)}.")
     return int(found[0])
 
 

@@ -113,8 +113,8 @@ def draw_alike(found: Multimodal, seed: int = 0) -> Multimodal:
     rng, numbering = np.random.default_rng(seed), found.numbering
     drawn = np.full(found.first.tokens.shape, -1, np.int64)
     for row, numbers in enumerate(found.first.tokens):
-        place = np.searchsorted(numbering.starts, numbers[numbers >= 0], side="right") - 1
-        for layer, n in zip(*np.unique(place, return_counts=True), strict=True):
-            start, stop = numbering.starts[layer], numbering.starts[layer + 1]
-            drawn[row, : len(place)][place == layer] = start + rng.choice(stop - start, n, replace=False)
+        layers, _ = numbering.locate(numbers[numbers >= 0])
+        for layer, n in zip(*np.unique(layers, return_counts=True), strict=True):
+            neurons = numbering.of_layer(layer)
+            drawn[row, : len(layers)][layers == layer] = neurons.start + rng.choice(len(neurons), n, replace=False)
     return found.with_ranking(TopK(found.first.values, drawn))

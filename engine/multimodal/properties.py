@@ -8,7 +8,6 @@ alone, activation × gradient, chance) are measured alike. Reads stores; knows n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from actstore.engine.multimodal.concepts import concepts
 from actstore.store.errors import InvalidInputError
 from actstore.store.model.root import read_neurons
 from actstore.store.model.weights import read_weights
+from actstore.store.neurons import NeuronIndex
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -67,12 +67,12 @@ def sensitivity(found: Multimodal) -> Sensitivity:
 def _own_tokens(found: Multimodal) -> dict[tuple[int, bool], list[int]]:
     """(neuron's number, whether below zero) → the ids of its bottom or top tokens, of all neurons that were found."""
     table = read_neurons(found.capture.folder)
-    starts = np.cumsum([0, *(layer.neurons for layer in found.capture.store.model.layers)])
+    rows = NeuronIndex({layer.layer: layer.neurons for layer in found.capture.store.model.layers})
     numbers = np.array(sorted(set().union(*found.sets)), np.int64)
     layers, indices = found.numbering.locate(numbers)
     tokens: dict[tuple[int, bool], list[int]] = {}
     for below, column in ((False, "top_tokens"), (True, "bottom_tokens")):
-        held = table[column].take(starts[layers] + indices).to_pylist() if column in table.column_names else [None]
+        held = table[column].take(rows.numbers(layers, indices)).to_pylist() if column in table.column_names else [None]
         if any(ids is None for ids in held):
             raise InvalidInputError(
                 f"{found.capture.folder} lacks the top tokens of neurons. Fill them in: actstore contributions STORE "
@@ -194,4 +194,5 @@ def measure(found: Multimodal, shuffled: Multimodal | None = None) -> dict[str, 
 def layers_of(found: Multimodal) -> Sequence[int]:
     """How many of all nouns' neurons lie in each layer of the numbering."""
     numbers = found.first.tokens[found.first.tokens >= 0]
-    return [int(((numbers >= a) & (numbers < b)).sum()) for a, b in pairwise(found.numbering.starts.tolist())]
+    layers, _ = found.numbering.locate(numbers)
+    return [int((layers == layer).sum()) for layer in found.numbering.layers]

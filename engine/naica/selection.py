@@ -12,6 +12,7 @@ import numpy as np
 
 from actstore.kernels.cluster_inverse.api import Clusters, pool
 from actstore.store.errors import InvalidInputError
+from actstore.store.neurons import NeuronIndex
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -139,8 +140,7 @@ def count_by_layer(chosen: Chosen, widths: Mapping[int, int], label: str | None 
     widths: neurons of each layer, in the order of the flat ids.
     """
     names, of_queries = label_of_queries(chosen.queries, label)
-    ends = np.cumsum([*widths.values()])
-    layers = np.searchsorted(ends, chosen.neurons, side="right")
+    layers = NeuronIndex(widths).layer_rows(chosen.neurons)
     of_entries = np.repeat(of_queries, chosen.n_neurons)
     counts = np.zeros((len(names), len(widths)), np.int64)
     kept = of_entries >= 0

@@ -17,10 +17,9 @@ from actstore.store import layout
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.arrays import BlockArray
+from actstore.store.neurons import NeuronIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from actstore.store.reader import Capture
@@ -89,16 +88,17 @@ class Firing:
         """
         return self.positives / np.maximum(self.n_tokens, 1)
 
-    def locate(self, flat: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    def locate(self, flat: NDArray[np.int64]) -> list[tuple[int, int]]:
         """(layer, index in it) of neurons given by their place on the neuron axis."""
-        starts = np.array([where.start for where in self.layers.values()])
-        numbers = list(self.layers)
-        for neuron, place in zip(flat.tolist(), np.searchsorted(starts, flat, side="right") - 1, strict=True):
-            yield numbers[place], neuron - int(starts[place])
+        return self._numbering.pairs(flat)
 
     def names(self, flat: NDArray[np.int64]) -> list[str]:
         """`L3.N17` of each neuron."""
-        return [f"L{layer}.N{index}" for layer, index in self.locate(flat)]
+        return self._numbering.names(flat)
+
+    @cached_property
+    def _numbering(self) -> NeuronIndex:
+        return NeuronIndex({layer: rows.stop - rows.start for layer, rows in self.layers.items()})
 
 
 @dataclass(frozen=True)

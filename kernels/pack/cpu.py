@@ -15,7 +15,7 @@ from actstore.kernels.jit import jit, over_neurons
 from actstore.kernels.pack import cpu_statistics as gather
 from actstore.kernels.pack.columns import Columns
 from actstore.kernels.pack.cpu_statistics import DEPTH, WIDTH, Running, StatisticsArrays
-from actstore.kernels.pack.statistics import Statistics
+from actstore.kernels.pack.statistics import STATISTICS, Statistics
 from actstore.kernels.prefetch import prefetch
 from actstore.kernels.transpose import SIDE, transpose_square
 
@@ -48,9 +48,19 @@ def pack(
     source = as_matrix(values)
     # Not a part of the values, which may be read-only: what compiles must be able to write to its target.
     target = Matrix(np.empty(0, source.flat.dtype), 0, NOTHING) if out is None else as_matrix(out)
-    arrays = StatisticsArrays(**(Statistics.empty(0, 0, 0) if statistics is None else statistics).arrays())
+    arrays = StatisticsArrays(**_all_statistics(statistics).arrays())
     arguments = (source, target, _as_tokens(columns), arrays, statistics is not None)
     over_neurons(_pack, values.shape[1], WIDTH, threads, *arguments)
+
+
+def _all_statistics(statistics: Statistics | None) -> Statistics:
+    """`statistics`, with arrays to be thrown away for those that it lacks: compiled code gathers all."""
+    if statistics is None:
+        return Statistics.empty(0, 0, 0)
+    n_neurons, k = statistics.exemplar_values.shape
+    missing = [name for name in STATISTICS if name not in statistics.arrays()]
+    scratch = Statistics.empty(n_neurons, len(statistics.positives), k, missing)
+    return Statistics(scratch.arrays() | statistics.arrays())
 
 
 def pack_signs(

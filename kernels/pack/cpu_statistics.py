@@ -255,8 +255,7 @@ def close(running: Running, width: int, neuron: int, arrays: StatisticsArrays) -
     for n in range(width):
         i = neuron + n
         arrays.non_finite[i] += running.histogram[NON_FINITE, n]
-        if arrays.overflow[i] >= 0:  # else it is not known, and stays so
-            arrays.overflow[i] += running.overflow[n]
+        arrays.overflow[i] += running.overflow[n]
         count = np.int64(0)
         for b in range(N_BINS):
             count += running.histogram[b, n]

@@ -1,20 +1,16 @@
-"""What is remembered of every neuron: moments, extremes, histogram, positives by label, exemplars; all mergeable.
+"""The statistics that are kept of every neuron: moments, extremes, histogram, positives by label, exemplars; all mergeable.
 
-Plain numpy, so that a reader needs no compiler.
+`STATISTICS` is the one list of them. Plain numpy, so that a reader needs no compiler.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Self
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 LOWEST_EXPONENT, HIGHEST_EXPONENT = -14, 10
-NOT_KNOWN = -1
-"""What a statistic of `OPTIONAL` holds for every neuron where it was not gathered."""
-OPTIONAL = ("overflow",)
-"""Statistics that parts gathered by earlier versions lack: there they are not known, and neither is a sum with them."""
 
 
 def _edges() -> NDArray[np.float32]:
@@ -24,7 +20,7 @@ def _edges() -> NDArray[np.float32]:
 
 
 HISTOGRAM_EDGES = _edges()
-"""[bin + 1] bin b holds the values between edges b and b + 1: two bins an octave from 2^-14 to 2^10, of either sign, so
+"""[bin + 1] bin b holds the values between edges b and b + 1: two bins per octave from 2^-14 to 2^10, of either sign, so
 that exponent and first mantissa bit of a float name its bin. A value on an edge belongs to the bin farther from zero;
 the middle bin holds what is smaller than 2^-14, the outer two are open."""
 
@@ -32,95 +28,139 @@ N_BINS = len(HISTOGRAM_EDGES) - 1
 
 
 @dataclass(frozen=True)
+class Statistic:
+    """How one statistic of every neuron is kept and added up."""
+
+    dtype: type[np.generic]
+    dimensions: tuple[str, ...]
+    """`neuron` and, before or after it, `label`, `bin` or `k`."""
+    help: str
+    start: float = 0
+    """Its value over no token."""
+    add: np.ufunc | None = np.add
+    """Puts those of two parts together, element by element; None where `Statistics.merge` needs more than that."""
+
+
+STATISTICS: Final[dict[str, Statistic]] = {
+    "count": Statistic(np.int64, ("neuron",), "number of finite values"),
+    "non_finite": Statistic(np.int64, ("neuron",), "number of NaN and infinite values"),
+    "overflow": Statistic(
+        np.int64,
+        ("neuron",),
+        "number of finite values that the block stores as infinite, being beyond its format; at every token, counted or not",
+    ),
+    "mean": Statistic(np.float64, ("neuron",), "mean", add=None),
+    "m2": Statistic(
+        np.float64,
+        ("neuron",),
+        "sum of the squared differences from the mean; the variance is `m2 / count`",
+        add=None,
+    ),
+    "minimum": Statistic(np.float32, ("neuron",), "smallest finite value", start=np.inf, add=np.minimum),
+    "maximum": Statistic(np.float32, ("neuron",), "largest finite value", start=-np.inf, add=np.maximum),
+    "histogram": Statistic(np.int64, ("neuron", "bin"), "number of finite values between `HISTOGRAM_EDGES`"),
+    "positives": Statistic(
+        np.int64, ("label", "neuron"), "number of finite values above zero at the tokens of each label"
+    ),
+    "exemplar_values": Statistic(
+        np.float32,
+        ("neuron", "k"),
+        "the largest values, at most one per text window, descending; ties to the earlier token",
+        start=-np.inf,
+        add=None,
+    ),
+    "exemplar_tokens": Statistic(
+        np.int64,
+        ("neuron", "k"),
+        "the tokens they came from; -1, with value -inf, where there are fewer than k",
+        start=-1,
+        add=None,
+    ),
+}
+"""Name → how it is kept. A new statistic is an entry here, an annotation in `Statistics` and the kernels that gather it;
+captures made before it lack it."""
+
+
 class Statistics:
     """The statistics of every neuron over the counted tokens of a part of a capture; its arrays are updated in place.
 
-    Values that are not finite are counted in `non_finite` and enter nothing else. Over no value at all the moments are
-    0, the minimum +inf and the maximum -inf.
+    `STATISTICS` says what each is. Values that are not finite are counted in `non_finite` and enter nothing else. Over no
+    value at all the moments are 0, the minimum +inf and the maximum -inf. One that was not gathered is absent: reading it
+    raises an error.
     """
 
     count: NDArray[np.int64]
-    """[neuron] finite values."""
-    mean: NDArray[np.float64]
-    """[neuron] of the finite values."""
-    m2: NDArray[np.float64]
-    """[neuron] sum of the squared differences from the mean; the variance is `m2 / count`."""
-    minimum: NDArray[np.float32]
-    """[neuron] smallest finite value."""
-    maximum: NDArray[np.float32]
-    """[neuron] largest finite value."""
     non_finite: NDArray[np.int64]
-    """[neuron] NaN and infinite values."""
     overflow: NDArray[np.int64]
-    """[neuron] finite values that the block holds as infinite, being beyond its format; at every token packed, counted or
-    not. `NOT_KNOWN` in statistics of earlier versions."""
+    mean: NDArray[np.float64]
+    m2: NDArray[np.float64]
+    minimum: NDArray[np.float32]
+    maximum: NDArray[np.float32]
     histogram: NDArray[np.int64]
-    """[neuron, bin] finite values between `HISTOGRAM_EDGES`."""
     positives: NDArray[np.int64]
-    """[label, neuron] finite values above zero at the tokens of each label."""
     exemplar_values: NDArray[np.float32]
-    """[neuron, k] the largest activations, at most one for each text window, descending; ties to the earlier token."""
     exemplar_tokens: NDArray[np.int64]
-    """[neuron, k] the tokens they came from; -1, with value -inf, where there are fewer than k."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """The statistics in `arrays`, by their names in `STATISTICS`; not copied."""
+        self.__dict__.update({name: arrays[name] for name in STATISTICS if name in arrays})
+
+    if not TYPE_CHECKING:  # a type checker would take any name for an attribute
+
+        def __getattr__(self, name: str) -> None:
+            raise AttributeError(f"There is no statistic {name!r} here, only {', '.join(self.arrays())}.")
 
     @classmethod
-    def empty(cls, n_neurons: int, n_labels: int, k: int) -> Self:
-        """Statistics over no token."""
-        return cls(
-            count=np.zeros(n_neurons, np.int64),
-            mean=np.zeros(n_neurons),
-            m2=np.zeros(n_neurons),
-            minimum=np.full(n_neurons, np.inf, np.float32),
-            maximum=np.full(n_neurons, -np.inf, np.float32),
-            non_finite=np.zeros(n_neurons, np.int64),
-            overflow=np.zeros(n_neurons, np.int64),
-            histogram=np.zeros((n_neurons, N_BINS), np.int64),
-            positives=np.zeros((n_labels, n_neurons), np.int64),
-            exemplar_values=np.full((n_neurons, k), -np.inf, np.float32),
-            exemplar_tokens=np.full((n_neurons, k), -1, np.int64),
-        )
+    def empty(cls, n_neurons: int, n_labels: int, k: int, names: Iterable[str] = STATISTICS) -> Self:
+        """Statistics over no token; all of them unless `names` says which."""
+        lengths = {"neuron": n_neurons, "label": n_labels, "bin": N_BINS, "k": k}
+        arrays: dict[str, NDArray[Any]] = {}
+        for name in names:
+            statistic = STATISTICS[name]
+            shape = tuple(lengths[dimension] for dimension in statistic.dimensions)
+            arrays[name] = np.full(shape, statistic.start, statistic.dtype)
+        return cls(arrays)
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
-        """The statistics whose `arrays()` these are; copies, to be added to.
-
-        Raises KeyError for a missing one that is not `OPTIONAL`.
-        """
-        dtypes = {name: array.dtype for name, array in cls.empty(0, 0, 0).arrays().items()}
-        not_known = np.full(arrays["count"].shape, NOT_KNOWN)
-        arrays = {name: not_known for name in OPTIONAL} | dict(arrays)
-        return cls(**{name: np.array(arrays[name], dtype, order="C") for name, dtype in dtypes.items()})
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """The statistics whose `arrays()` these are; copies, to be added to."""
+        return cls({name: np.array(array, STATISTICS[name].dtype, order="C") for name, array in arrays.items()})
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Every array by its name; not copies."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """The array of each statistic that is there, by its name; not copies."""
+        return {name: self.__dict__[name] for name in STATISTICS if name in self.__dict__}
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Take these statistics away where they are there."""
+        for name in names:
+            self.__dict__.pop(name, None)
 
     def merge(self, other: "Statistics") -> None:
-        """Add the statistics of a later part in place.
+        """Add the statistics of a later part in place. What `other` lacks is not known of both together, and dropped.
 
         Counts, extremes and exemplars are those of both parts together, exactly. Moments follow Chan, Golub and LeVeque
         (1979), always in this order, so that the same parts merged in the same order give the same bits.
         """
+        others = other.arrays()
+        self.drop([name for name in self.arrays() if name not in others])
         for name, array in self.arrays().items():
-            if array.shape != (other_shape := getattr(other, name).shape):
+            if array.shape != others[name].shape:
                 raise ValueError(
-                    f"cannot merge statistics: {name} has shape {array.shape} here and {other_shape} there"
+                    f"cannot merge statistics: {name} has shape {array.shape} here and {others[name].shape} there"
                 )
-        total = self.count + other.count
-        share = other.count / np.maximum(total, 1)
+        self._merge_moments(other)
+        self._merge_exemplars(other)
+        for name, array in self.arrays().items():
+            add = STATISTICS[name].add
+            if add is not None:
+                add(array, others[name], out=array)
+
+    def _merge_moments(self, other: "Statistics") -> None:
+        """Add mean and M2, which need the count of this part before the other's is added."""
+        share = other.count / np.maximum(self.count + other.count, 1)
         difference = other.mean - self.mean
         self.m2[:] += other.m2 + difference * difference * (self.count * share)
         self.mean[:] += difference * share
-        self.count[:] = total
-        np.minimum(self.minimum, other.minimum, out=self.minimum)
-        np.maximum(self.maximum, other.maximum, out=self.maximum)
-        self.non_finite[:] += other.non_finite
-        # Not known in one part, it is not known of both: a sum would be too small, in silence.
-        known = (self.overflow >= 0) & (other.overflow >= 0)
-        self.overflow[:] = np.where(known, self.overflow + other.overflow, NOT_KNOWN)
-        self.histogram[:] += other.histogram
-        self.positives[:] += other.positives
-        self._merge_exemplars(other)
 
     def _merge_exemplars(self, other: "Statistics") -> None:
         k = self.exemplar_values.shape[1]

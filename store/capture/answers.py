@@ -1,6 +1,6 @@
 """The answers of a questions file: what the model read and said at every prompt, as two tables.
 
-Made by `actstore attribute`, which commits them with each block; read here without torch. Knows nothing about scores.
+Made by `actstore attribute`, which commits them with each block; read here without torch.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class Answers:
         if not has_attributions(capture):
             raise InvalidInputError(
                 f"Capture {capture.record.name!r} of {capture.folder} has no attributions. Make them with "
-                "`actstore attribute MODEL QUESTIONS STORE`, and name the capture with --capture."
+                "`actstore attribute MODEL QUESTIONS STORE`, and name that capture with `capture`."
             )
         self.capture: Capture = capture
         self.store: Root = capture.store
 
     @cached_property
     def prompts(self) -> pa.Table:
-        """A row per committed prompt of the queries all of whose prompts are committed.
+        """One row per committed prompt, of queries with all prompts committed.
 
         Columns: query (its row in `queries`), prompt, document, text, answer, target, options, option_tokens,
         probabilities (of each option's letter), probability (of the right one), predicted (the most probable; the earlier
@@ -86,13 +86,13 @@ class Answers:
 
     @cached_property
     def queries(self) -> pa.Table:
-        """A row per query whose prompts are all committed, in the order of the file.
+        """One row per query with all prompts committed, in the order of the file.
 
         Columns: query (its name), the label columns, n_prompts, n_correct, correct (the model's most probable option is right
         in more than half of its prompts), probability (of the right letter, mean over its prompts), first_prompt (its first
         row in `prompts`).
         """
-        chosen = self._documents.take(pa.array(self._starts))
+        first_documents = self._documents.take(pa.array(self._starts))
         prompts = self.prompts
         query = prompts["query"].to_numpy()
         n_correct = np.bincount(query, prompts["correct"].to_numpy(zero_copy_only=False), len(self._starts))
@@ -100,8 +100,8 @@ class Answers:
         first = np.cumsum([0, *self._counts[:-1]]) if len(self._counts) else np.empty(0, np.int64)
         return pa.table(
             {
-                "query": chosen["query"],
-                **{column: chosen[column] for column in self.capture.record.plan.label_columns},
+                "query": first_documents["query"],
+                **{column: first_documents[column] for column in self.capture.record.plan.label_columns},
                 "n_prompts": pa.array(self._counts, pa.int32()),
                 "n_correct": pa.array(n_correct.astype(np.int32)),
                 "correct": pa.array(2 * n_correct > self._counts, pa.bool_()),
@@ -111,7 +111,7 @@ class Answers:
         )
 
     def prompt_ids(self, row: int) -> NDArray[np.int32]:
-        """What the model read of a prompt [position], by its row in `prompts`: token ids, special ones included."""
+        """The token ids that the model read for a prompt, by its row in `prompts`, special ones included; shape [position]."""
         if not 0 <= row < self.prompts.num_rows:
             raise NotFoundError(f"There are prompts 0 to {self.prompts.num_rows - 1}, found {row}.")
         slot = int(self._slot_of_document[self._prompt_documents[row]])
@@ -123,21 +123,21 @@ class Answers:
 
     @cached_property
     def _documents(self) -> pa.Table:
-        return self.capture.documents()
+        return self.capture.documents().to_arrow()
 
     @cached_property
     def _answers(self) -> pa.Table:
-        """The probabilities of every document's options, a row a document; null where it is not committed."""
+        """The probabilities of every document's options, one row per document; null where it is not committed."""
         folder, name = self.capture.folder, self.capture.record.name
-        found: list[Any] = [None] * self._documents.num_rows
+        of_documents: list[Any] = [None] * self._documents.num_rows
         for block in self.capture.blocks:
             key = block_answers_key(name, block)
             check_file(folder, name, block, key)
             with undamaged(folder, key):
                 table = read_table(folder, key)
                 for document, values in zip(*(table[c].to_pylist() for c in ANSWERS.names), strict=True):
-                    found[document] = values
-        return pa.table({"probabilities": pa.array(found, ANSWERS.field("probabilities").type)})
+                    of_documents[document] = values
+        return pa.table({"probabilities": pa.array(of_documents, ANSWERS.field("probabilities").type)})
 
     @cached_property
     def _slot_of_document(self) -> NDArray[np.int64]:
@@ -154,9 +154,9 @@ class Answers:
         number = self._documents["prompt"].to_numpy()
         starts = np.flatnonzero(number == 0)
         counts = np.diff(np.append(starts, len(number)))
-        n_there = np.add.reduceat((self._slot_of_document >= 0).astype(np.int64), starts)
-        whole = n_there == counts
-        return starts[whole], counts[whole]
+        n_committed = np.add.reduceat((self._slot_of_document >= 0).astype(np.int64), starts)
+        has_all = n_committed == counts
+        return starts[has_all], counts[has_all]
 
     @property
     def _starts(self) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """The stored attributions of a questions file: every neuron's score, prompt by prompt.
 
-Made by `actstore attribute`, read here without model or transformers, a block at a time. Scores are "flat": the neurons of
-all attributed layers side by side, layers ascending. Knows nothing about what is made of scores.
+Made by `actstore attribute`, read here without model or transformers, one block at a time. Scores are "flat": the neurons of
+all attributed layers side by side, layers ascending.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from actstore.store.capture.answers import Answers, has_attributions
 from actstore.store.capture.statistics import layer_offsets
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.layout import weights_key
+from actstore.store.neurons import NeuronIndex
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +44,7 @@ def open_attributions(store: Captures, name: str | None = None) -> Attributions:
         return Attributions(store.capture(name))
     made = [known for known in store.captures if has_attributions(store.capture(known))]
     if len(made) != 1:
-        what = f"captures of questions {', '.join(made)}: choose one with --capture" if made else (
+        what = f"captures of questions {', '.join(made)}: choose one with `capture`" if made else (
             "no attributions. Make them with `actstore attribute MODEL QUESTIONS STORE`"
         )  # fmt: skip
         raise InvalidInputError(f"{store.folder} holds {what}.")
@@ -57,7 +58,8 @@ class Attributions(Answers):
         """Read those of `capture`; `InvalidInputError` where it has none."""
         super().__init__(capture)
         self._offsets = layer_offsets(capture.record, "mlp.post")
-        self.n_neurons: int = sum(capture.record.layers("mlp.post").values())
+        self._numbering = NeuronIndex(capture.record.layers("mlp.post"))
+        self.n_neurons = len(self._numbering)
         """Over all attributed layers."""
         self._cache: OrderedDict[tuple[str, int], NDArray[np.float32]] = OrderedDict()
 
@@ -69,11 +71,11 @@ class Attributions(Answers):
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """What scores there are: of "ig", "gradient", "activation", "contribution".
+        """The kinds of scores that are there: of "ig", "gradient", "activation", "contribution".
 
         "gradient" is gradient × activation. "contribution" is what a neuron adds to the logit of the right letter,
         `ā · w · (γ ⊙ u)` (w without its mean where the final norm takes it away), but for 1 / rms of the residual stream,
-        one factor a prompt; it needs the store's weights.
+        one factor per prompt; it needs the store's weights.
         """
         sites = self.capture.record.sites
         folder = self.capture.folder
@@ -84,10 +86,7 @@ class Attributions(Answers):
 
     def neuron_names(self, flat: NDArray[np.int64]) -> list[str]:
         """The names, such as L3.N17, of neurons by their place among all attributed ones."""
-        layers = list(self._offsets)
-        starts = np.array([self._offsets[layer].start for layer in layers])
-        at = np.searchsorted(starts, np.asarray(flat), side="right") - 1
-        return [f"L{layers[i]}.N{n - starts[i]}" for i, n in zip(at.tolist(), np.asarray(flat).tolist(), strict=True)]
+        return self._numbering.names(flat)
 
     def prompt_scores(self, kind: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """(rows of `prompts`, scores [prompt, neuron]) of one block after another; every row once, ascending.
@@ -98,11 +97,11 @@ class Attributions(Answers):
         row_of = self._row_of_document
         for block in self.capture.blocks:
             documents = self._block_documents(block)
-            kept = np.flatnonzero(row_of[documents] >= 0)
-            if len(kept):
+            slots = np.flatnonzero(row_of[documents] >= 0)
+            if len(slots):
                 # Within a block prompts may lie in any order; across blocks they ascend.
-                kept = kept[np.argsort(documents[kept], kind="stable")]
-                yield row_of[documents[kept]], self._block_scores(kind, block)[kept]
+                slots = slots[np.argsort(documents[slots], kind="stable")]
+                yield row_of[documents[slots]], self._block_scores(kind, block)[slots]
 
     def query_scores(self, kind: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """(rows of `queries`, scores [query, neuron]): those of a query's prompts added in their order, nothing divided.
@@ -146,10 +145,10 @@ class Attributions(Answers):
             return
         if kind not in KINDS:
             raise InvalidInputError(f"Scores are one of {', '.join(KINDS)}: found {kind!r}.")
-        need = "weights in the store (without --no-weights)" if kind == "contribution" else "--gradients"
+        need = "`weights=True`" if kind == "contribution" else "`gradients=True`"
         raise InvalidInputError(
             f"Capture {self.capture.record.name!r} has no scores of kind {kind!r}: it has {', '.join(self.kinds)}. "
-            f"Run `actstore attribute` again with {need}, under another --name."
+            f"Run `actstore attribute` again with {need}, under another `name`."
         )
 
     def _cached_scores(self, kind: str, block: int) -> NDArray[np.float32]:
@@ -165,7 +164,7 @@ class Attributions(Answers):
         """The scores [prompt, neuron] of a block, in the order of its slots."""
         documents = self._block_documents(block)
         scores = np.empty((len(documents), self.n_neurons), np.float32)
-        for layer, where in self._offsets.items():
+        for layer, rows in self._offsets.items():
             if kind == "ig":
                 values = self._values(layer, block, IG, len(documents))
             else:
@@ -173,8 +172,8 @@ class Attributions(Answers):
                 if kind == "gradient":
                     values = values * self._values(layer, block, GRADIENT, len(documents))
                 elif kind == "contribution":
-                    values = values * self._directions[self._target_row[documents], where].T
-            scores[:, where] = values.T
+                    values = values * self._directions[self._target_row[documents], rows].T
+            scores[:, rows] = values.T
         return scores
 
     def _values(self, layer: int, block: int, site: str, n: int) -> NDArray[np.float32]:
@@ -202,7 +201,7 @@ class Attributions(Answers):
         if norm.gain is not None:
             directions = directions * norm.gain
         products = np.empty((len(targets), self.n_neurons), np.float32)
-        for layer, where in self._offsets.items():
+        for layer, rows in self._offsets.items():
             vectors = norm.centred(read_weights(folder, f"layer-{layer}")["write_vectors"]).float()
-            products[:, where] = (directions @ vectors.T).numpy()
+            products[:, rows] = (directions @ vectors.T).numpy()
         return products

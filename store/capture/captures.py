@@ -14,6 +14,7 @@ from actstore.store.model.root import Root
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
 
 
@@ -28,23 +29,39 @@ class Captures(Root):
     @property
     def captures(self) -> tuple[str, ...]:
         """The names of the captures that have a plan."""
-        names = self.folder.names("captures")
-        return tuple(name for name in names if name != "zarr.json" and read_capture(self.folder, name) is not None)
+        return tuple(name for name in self._names() if self._record(name) is not None)
 
     def capture(self, name: str | None = None) -> Capture:
         """A capture by name; without one, the only capture or else the one called `corpus`."""
-        name, names = argument("name", name, str | None), self.captures
+        name = argument("name", name, str | None)
         if name is None:
-            name = names[0] if len(names) == 1 else layout.DEFAULT_CAPTURE
+            name = self.default_capture() or layout.DEFAULT_CAPTURE
         if name in self._complete:
             return self._complete[name]
-        record = read_capture(self.folder, name) if name in names else None
+        record = self._record(name) if name in self._names() else None
         if record is None:
             raise NotFoundError(
-                f"{self.folder} has no capture {name!r}. Its captures are: {', '.join(names) or 'none'}."
+                f"{self.folder} has no capture {name!r}. Its captures are: {', '.join(self.captures) or 'none'}."
             )
         capture = Capture(self, record)
         if capture.is_complete:
             # Nothing will be added to it, so what one question read (statistics, mapped shards) serves the next.
             self._complete[name] = capture
         return capture
+
+    def default_capture(self) -> str | None:
+        """The name of the capture that is meant where none is named; None where that is not clear."""
+        names = self._names()
+        # The others are read only where there is no capture of the default name.
+        if layout.DEFAULT_CAPTURE in names and self._record(layout.DEFAULT_CAPTURE) is not None:
+            return layout.DEFAULT_CAPTURE
+        planned = [name for name in names if self._record(name) is not None]
+        return planned[0] if len(planned) == 1 else None
+
+    def _names(self) -> list[str]:
+        """What lies in the folder of captures, with a plan or without."""
+        return [name for name in self.folder.names("captures") if name != "zarr.json"]
+
+    def _record(self, name: str) -> CaptureRecord | None:
+        """The record of a capture, read now: another process may have added it; None where its plan is not finished."""
+        return self._complete[name].record if name in self._complete else read_capture(self.folder, name)

@@ -1,7 +1,4 @@
-"""Which blocks of a capture exist: the commit records, and whether bytes on disk still are what they promise.
-
-Knows nothing about what the shards mean.
-"""
+"""Which blocks of a capture exist: the commit records, and whether the bytes on disk still match their checksums."""
 
 from __future__ import annotations
 
@@ -30,7 +27,9 @@ def read_commit(folder: Folder, capture: str, block: int) -> CommitRecord:
     where = f"{folder}/{key}"
     record = CommitRecord.from_json(folder.read_json(key), where)
     if record.block != block or record.with_checksum().checksum != record.checksum:
-        raise FormatError(f"{where} is damaged: its checksum does not match. Delete it and run capture with --resume.")
+        raise FormatError(
+            f"{where} is damaged: its checksum does not match. Delete it and resume the capture with `resume=True`."
+        )
     return record
 
 
@@ -44,7 +43,7 @@ def check_file(folder: Folder, capture: str, block: int, key: str) -> None:
 
 
 def damaged_shards(folder: Folder, capture: str, block: int) -> Iterator[tuple[str, str]]:
-    """(key below the capture, what is wrong) of every shard of a block that is not what its commit record says."""
+    """(key below the capture, reason) of every shard of a block that does not match its commit record."""
     try:
         record = read_commit(folder, capture, block)
     except FormatError as error:

@@ -1,8 +1,8 @@
-"""Which values of a capture are stored as infinite because its format could not hold them, and what is said of that.
+"""Which values of a capture are stored as infinite because its format could not hold them.
 
 float16 ends at 65,504; what lies beyond it is rounded to ±∞, as IEEE 754 says. Statistics count such values before they are
 stored. In captures of earlier versions they are not counted, but the extremes, which are exact, show most neurons that have
-some. Knows nothing about how values are read.
+some.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
+
+from actstore.store.neurons import neuron_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,7 +36,7 @@ def can_overflow(record: CaptureRecord) -> bool:
 
 @dataclass(frozen=True)
 class Overflow:
-    """What of a site's stored values is infinite where the model's were finite."""
+    """Which of a site's stored values are infinite where the model's were finite."""
 
     neurons: dict[int, NDArray[np.bool_]]
     """Layer → whether a neuron has such values; shape [neuron]."""
@@ -44,17 +46,17 @@ class Overflow:
     @property
     def names(self) -> list[str]:
         """`L3.N17` of each neuron that has such values."""
-        return [f"L{layer}.N{i}" for layer, has in self.neurons.items() for i in np.flatnonzero(has).tolist()]
+        return [neuron_name(layer, i) for layer, has in self.neurons.items() for i in np.flatnonzero(has).tolist()]
 
     @property
     def n_values(self) -> int | None:
         """How many such values there are; None where they were not counted."""
         return None if self.counts is None else sum(int(counts.sum()) for counts in self.counts.values())
 
-    def of(self, chosen: Iterable[tuple[int, int]]) -> Overflow:
-        """That of some neurons (layer, index) alone."""
+    def of(self, neurons: Iterable[tuple[int, int]]) -> Overflow:
+        """The overflow of some neurons (layer, index) alone."""
         mask = {layer: np.zeros(len(has), np.bool_) for layer, has in self.neurons.items()}
-        for layer, index in chosen:
+        for layer, index in neurons:
             mask[layer][index] = True
         counts = self.counts and {layer: np.where(mask[layer], n, 0) for layer, n in self.counts.items()}
         return Overflow({layer: has & mask[layer] for layer, has in self.neurons.items()}, counts)
@@ -79,7 +81,8 @@ def _of_site(table: pa.Table, record: CaptureRecord, site: str) -> Overflow:
 def saturate(values: NDArray[Any], has_overflow: NDArray[np.bool_]) -> NDArray[Any]:
     """`values` [neuron, …] with ±65,504 for the infinities of the neurons that have some from overflow.
 
-    A copy where there is one. What such a neuron's model gave as infinite cannot be told from it, and is taken likewise.
+    A copy where there are such neurons. In them, values that were infinite in the model already cannot be told apart and are
+    replaced too.
     """
     rows = np.flatnonzero(has_overflow)
     if not len(rows):

@@ -1,7 +1,4 @@
-"""Where on an image every position of a capture looks: one table, written with the plan, a row group a block.
-
-Knows nothing about how models cut images up.
-"""
+"""Where on an image every position of a capture looks: one table, written with the plan, one row group per block."""
 
 from __future__ import annotations
 
@@ -68,8 +65,8 @@ def read_patches(folder: Folder, capture: str, blocks: Iterable[int] | None = No
     key = table_key(capture, "patches")
     file = open_table(folder, key, whole=blocks is None)
     with undamaged(folder, key):
-        chosen = list(range(file.num_row_groups) if blocks is None else blocks)
-        return file.read_row_groups(chosen).select(PATCHES.names) if chosen else PATCHES.empty_table()
+        selected = list(range(file.num_row_groups) if blocks is None else blocks)
+        return file.read_row_groups(selected).select(PATCHES.names) if selected else PATCHES.empty_table()
 
 
 def patch_texts(patches: pa.Table, window: int, image: str | None = None) -> dict[int, str]:
@@ -78,10 +75,10 @@ def patch_texts(patches: pa.Table, window: int, image: str | None = None) -> dic
     `<image 3,4>` for the patch in row 3 and column 4, counted from 0; of another tile than the first, `<image 3,4 of tile 2>`;
     `<image>` without a place. With the name of the `image`, for positions of a tower: `[patch 3,4 of 012.png]`.
     """
-    here = patches.filter(pa.array(patches["window"].to_numpy() == window))
+    rows = patches.filter(pa.array(patches["window"].to_numpy() == window))
     texts = {}
     for position, tile, row, column in zip(
-        *(here[name].to_pylist() for name in ("position", "tile", "row", "column")), strict=True
+        *(rows[name].to_pylist() for name in ("position", "tile", "row", "column")), strict=True
     ):
         place = f"{row},{column}" + (f" of tile {tile}" if tile > 0 else "")
         if image is None:

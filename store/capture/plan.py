@@ -1,8 +1,8 @@
 """The plan on disk: which token lies in which slot of which block, fixed before the model runs.
 
-A window is what the model reads at once; its kept positions fill consecutive slots. A block is a whole number of windows,
+A window is a sequence that the model reads; its kept positions fill consecutive slots. A block is a whole number of windows,
 grouped in batches that run through the model together, and ends in padding slots. Everything streams: one block is in
-memory at a time. Knows nothing about tokenizers or models.
+memory at a time.
 """
 
 from __future__ import annotations
@@ -92,15 +92,15 @@ class _GrowingArray:
         self._n_pending = 0
         self.length = 0
 
-    def extend(self, values: NDArray[Any]) -> None:
+    def extend(self, values: NDArray[np.integer[Any]]) -> None:
         self._pending.append(values.astype(self._dtype, copy=False))
         self._n_pending += len(values)
         self.length += len(values)
         if self._n_pending >= _CHUNK:
-            whole = np.concatenate(self._pending)
-            n_chunks = len(whole) // _CHUNK * _CHUNK
-            self._array.append(whole[:n_chunks])
-            self._pending, self._n_pending = [whole[n_chunks:]], len(whole) - n_chunks
+            values_so_far = np.concatenate(self._pending)
+            n_chunks = len(values_so_far) // _CHUNK * _CHUNK
+            self._array.append(values_so_far[:n_chunks])
+            self._pending, self._n_pending = [values_so_far[n_chunks:]], len(values_so_far) - n_chunks
 
     def close(self) -> None:
         if self._n_pending:
@@ -117,7 +117,9 @@ class _Fingerprint:
     def add_document(self, row: dict[str, Any]) -> None:
         self._documents.update(json.dumps(row, sort_keys=True).encode())
 
-    def add_block(self, inputs: NDArray[Any], tokens: dict[str, NDArray[Any]], windows: pa.Table) -> None:
+    def add_block(
+        self, inputs: NDArray[np.integer[Any]], tokens: dict[str, NDArray[np.integer[Any]]], windows: pa.Table
+    ) -> None:
         for values in (inputs, *(tokens[name] for name in TOKEN_ARRAYS)):
             self._digest.update(np.ascontiguousarray(values).tobytes())
         for name in WINDOWS.names:
@@ -204,7 +206,7 @@ class PlanWriter:
         self._inputs.extend(np.concatenate(inputs))
         for name, values in placed.items():
             self._tokens[name].extend(values)
-        # One row group a block, so that a block's windows are read alone.
+        # One row group per block, so that a block's windows are read alone.
         table = pa.Table.from_pylist(rows, schema=WINDOWS)
         self._windows.write(table)
         self._fingerprint.add_block(np.concatenate(inputs), placed, table)
@@ -299,7 +301,7 @@ class Plan:
             self.array("tokens/modality", tokens),
         )
 
-    def array(self, name: str, selection: Any = slice(None)) -> NDArray[Any]:
+    def array(self, name: str, selection: slice | int = slice(None)) -> NDArray[Any]:
         """A plan array by name (`inputs/ids`, `tokens/ids`, …), whole or in part."""
         return read_selection(self._open(name), selection)
 

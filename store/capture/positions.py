@@ -1,6 +1,6 @@
-"""Which positions of a capture a method looks at: all counted ones, the last of each window, the generated span.
+"""The positions of a capture that a method reads: all counted ones, the last of each window, the generated span.
 
-Decided from the plan alone, block by block. Knows nothing about values or models.
+They follow from the plan alone, block by block.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ def check_positions(capture: Capture, positions: str) -> None:
     if positions in ("last", "predicting") and re.match(r"-?\d", stored):
         raise InvalidInputError(
             f"Capture {name!r} stores the positions {stored} of each window, and {positions!r} needs those that the windows "
-            "end in. Capture again with --positions all"
-            + (", or with --positions last." if positions == "last" else ".")
+            'end in. Capture again with `positions="all"`'
+            + (', or with `positions="last"`.' if positions == "last" else ".")
         )
     if stored == "last" and positions == "predicting":
         raise InvalidInputError(
             f"Capture {name!r} stores the last position of each window only, and {positions!r} needs the generated tokens. "
-            "Capture again with --positions all."
+            'Capture again with `positions="all"`.'
         )
-    wanted = {"image": IMAGE, "generated": GENERATED, "predicting": GENERATED, "text": TEXT}.get(positions)
-    if wanted is not None and not (capture.plan.array("tokens/modality") == wanted).any():
-        kind = {IMAGE: "image", GENERATED: "generated", TEXT: "text"}[wanted]
+    code = {"image": IMAGE, "generated": GENERATED, "predicting": GENERATED, "text": TEXT}.get(positions)
+    if code is not None and not (capture.plan.array("tokens/modality") == code).any():
+        kind = {IMAGE: "image", GENERATED: "generated", TEXT: "text"}[code]
         raise InvalidInputError(
-            f"Capture {name!r} holds no {kind} token. Choose other --positions, such as counted, or a capture whose "
+            f"Capture {name!r} holds no {kind} token. Choose other `positions`, such as counted, or a capture whose "
             f"documents hold {kind} tokens."
         )
 
@@ -64,20 +64,20 @@ def slots_of(plan: BlockPlan, positions: str) -> NDArray[np.int64]:
     modality = plan.modality
     window = windows_of(plan)
     if positions == "all":
-        chosen = np.ones(len(modality), bool)
+        selected = np.ones(len(modality), bool)
     elif positions == "counted":
-        chosen = modality != SPECIAL
+        selected = modality != SPECIAL
     elif positions == "last":
         places = np.flatnonzero((modality == TEXT) | (modality == IMAGE))
         # Slots are in the order of windows and positions: the last of each run of one window.
         return np.asarray(places[np.append(np.diff(window[places]) > 0, True)[: len(places)]])
     elif positions == "predicting":
-        chosen = np.zeros(len(modality), bool)
+        selected = np.zeros(len(modality), bool)
         follows = (window[1:] == window[:-1]) & (plan.position[1:] == plan.position[:-1] + 1)
-        chosen[:-1] = follows & (modality[1:] == GENERATED)
+        selected[:-1] = follows & (modality[1:] == GENERATED)
     else:
-        chosen = modality == {"text": TEXT, "image": IMAGE, "generated": GENERATED}[positions]
-    return np.flatnonzero(chosen)
+        selected = modality == {"text": TEXT, "image": IMAGE, "generated": GENERATED}[positions]
+    return np.flatnonzero(selected)
 
 
 def windows_of(plan: BlockPlan) -> NDArray[np.int64]:
@@ -99,24 +99,26 @@ def check_values(capture: Capture, site: str) -> None:
     if site not in record.sites:
         raise InvalidInputError(
             f"Capture {record.name!r} has no site {site!r}. Its sites are: {', '.join(record.sites)}. Capture again with "
-            f"--site {site}."
+            f'`sites=["{site}"]`.'
         )
     if not record.encoding.keeps_values:
         raise InvalidInputError(
             f"Capture {record.name!r} keeps statistics only (precision none), and this needs values. Capture again with "
-            "another --precision."
+            "another `precision`."
         )
     if not capture.blocks:
-        raise InvalidInputError(f"Capture {record.name!r} has no committed block. Resume it with --resume first.")
+        raise InvalidInputError(f"Capture {record.name!r} has no committed block. Resume it with `resume=True` first.")
 
 
 def warnings_of(capture: Capture, site: str) -> list[str]:
-    """What a reader of a capture's values at a site should know: a sentence each."""
-    record, found = capture.record, []
+    """What a reader of a capture's values at a site should know, in sentences."""
+    record, sentences = capture.record, []
     if not capture.is_complete:
-        found.append(
+        sentences.append(
             f"Capture {record.name!r} is not complete: {len(capture.blocks)} of {record.plan.n_blocks} blocks are read."
         )
     if not record.encoding.keeps_every_value:
-        found.append(f"Capture {record.name!r} has precision {record.precision}: values that it dropped are read as 0.")
-    return found + overflow_sentences(capture, [site])
+        sentences.append(
+            f"Capture {record.name!r} has precision {record.precision}: values that it dropped are read as 0."
+        )
+    return sentences + overflow_sentences(capture, [site])

@@ -1,7 +1,6 @@
 """A capture opened for reading: its tokens, documents, values and statistics.
 
-Readers see committed blocks only; a block that is not committed is absent, never zero. Knows nothing about how blocks are
-written, nor of other captures.
+Readers see committed blocks only; a block that is not committed is absent, never zero.
 """
 
 from __future__ import annotations
@@ -15,14 +14,16 @@ import pyarrow as pa
 from actstore.store import hooks, layout
 from actstore.store.arguments import argument
 from actstore.store.capture.commits import committed_blocks
+from actstore.store.capture.neuron_table import neuron_table
 from actstore.store.capture.overflow import OVERFLOW_COLUMNS, can_overflow, find_overflow, saturate
 from actstore.store.capture.patches import read_patches
 from actstore.store.capture.plan import Plan
-from actstore.store.capture.statistics import CaptureStatistics, is_finished, neuron_table, sum_statistics
+from actstore.store.capture.statistics import CaptureStatistics, is_finished, sum_statistics
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import BlockArray
 from actstore.store.files.parquet import open_table, read_table
+from actstore.store.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.kernels.pack.statistics import Statistics
+    from actstore.store.capture.captures import Captures
     from actstore.store.capture.overflow import Overflow
     from actstore.store.files.arrays import BlockArraySpec
     from actstore.store.files.records import CaptureRecord
@@ -38,10 +40,9 @@ if TYPE_CHECKING:
     from actstore.store.model.root import Root
 
 
-def _reopen(store: Any, name: str) -> Capture:
-    """The capture of an unpickled store, which is of a class that has captures."""
-    capture: Capture = store.capture(name)
-    return capture
+def _reopen(store: Captures, name: str) -> Capture:
+    """The capture of an unpickled store."""
+    return store.capture(name)
 
 
 class Capture:
@@ -55,8 +56,8 @@ class Capture:
         self.blocks: tuple[int, ...] = ()
         self.refresh()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A pickled capture is its store and its name; what is committed when it is unpickled is what it then holds."""
+    def __reduce__(self) -> tuple[Callable[[Captures, str], Capture], tuple[Root, str]]:
+        """A pickled capture is its store and its name; unpickled, it has the blocks that are committed by then."""
         return _reopen, (self.store, self.record.name)
 
     def __repr__(self) -> str:
@@ -97,8 +98,8 @@ class Capture:
         parts = [np.arange(block * size, block * size + self.used_slots[block]) for block in self.blocks]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    def tokens(self) -> pa.Table:
-        """A row per committed token, in the order of `activations`.
+    def tokens(self) -> Table:
+        """One row per committed token, in the order of `activations`.
 
         Columns: token (its slot), id, position (in its window), window, document, modality.
         """
@@ -108,7 +109,7 @@ class Capture:
         modality = pa.DictionaryArray.from_arrays(
             pa.array(columns["modality"].astype(np.int8)), list(layout.MODALITIES)
         )
-        return pa.table(
+        table = pa.table(
             {
                 "token": slots,
                 "id": columns["ids"],
@@ -118,18 +119,19 @@ class Capture:
                 "modality": modality,
             }
         )
+        return Table(table)
 
-    def documents(self) -> pa.Table:
-        """A row per document: document, source, sha256, n_tokens, and its labels."""
-        return self.plan.table("documents")
+    def documents(self) -> Table:
+        """One row per document: document, source, sha256, n_tokens, and its labels."""
+        return Table(self.plan.table("documents"))
 
-    def patches(self) -> pa.Table:
-        """A row per position of the committed windows that stands for a part of an image: window, position, token, place.
+    def patches(self) -> Table:
+        """One row per position of the committed windows that stands for a part of an image: window, position, token, place.
 
         See `store.patches.PATCHES`. `NotFoundError` where the capture is not one of images.
         """
         self._check_images()
-        return read_patches(self.folder, self.record.name, self.blocks)
+        return Table(read_patches(self.folder, self.record.name, self.blocks))
 
     def _check_images(self) -> None:
         if not self.record.of_images:
@@ -163,12 +165,12 @@ class Capture:
         sources: list[str] = self.documents()["source"].to_pylist()
         return sources
 
-    def windows(self) -> pa.Table:
-        """A row per window: what the model read at once, and where its tokens lie."""
-        return self.plan.table("windows")
+    def windows(self) -> Table:
+        """One row per window: what the model read in one sequence, and where its tokens lie."""
+        return Table(self.plan.table("windows"))
 
-    def neurons(self) -> pa.Table:
-        """A row per site and neuron, over the committed blocks."""
+    def neurons(self) -> Table:
+        """One row per site and neuron, over the committed blocks."""
         if self.is_finished:
             table = read_table(self.folder, layout.table_key(self.record.name, "neurons"))
             expected = sum(sum(self.record.layers(site).values()) for site in self.record.sites)
@@ -177,8 +179,8 @@ class Capture:
                     f"{self.folder}/{layout.table_key(self.record.name, 'neurons')} is damaged: it has {table.num_rows} rows, "
                     f"expected {expected}."
                 )
-            return table
-        return neuron_table(self.record, self.statistics())
+            return Table(table)
+        return Table(neuron_table(self.record, self.statistics()))
 
     def statistics(self) -> CaptureStatistics:
         """The statistics of the committed blocks, added in block order."""
@@ -198,7 +200,7 @@ class Capture:
         if not can_overflow(self.record):
             return {}
         if not self.is_finished:
-            return find_overflow(self.neurons(), self.record)
+            return find_overflow(self.neurons().to_arrow(), self.record)
         file = open_table(self.folder, layout.table_key(self.record.name, "neurons"))
         table = file.read(columns=[name for name in OVERFLOW_COLUMNS if name in file.schema_arrow.names])
         return find_overflow(table, self.record)
@@ -206,8 +208,8 @@ class Capture:
     def has_overflow(self, layer: int, site: str = "mlp.post") -> NDArray[np.bool_]:
         """Which neurons of a layer have values that are stored as infinite for being too large; shape [neuron]."""
         self._check_captured(layer, site)
-        found = self.overflow.get(site)
-        return np.zeros(self.record.layers(site)[layer], np.bool_) if found is None else found.neurons[layer]
+        overflow = self.overflow.get(site)
+        return np.zeros(self.record.layers(site)[layer], np.bool_) if overflow is None else overflow.neurons[layer]
 
     def activations(
         self,
@@ -217,7 +219,7 @@ class Capture:
         dtype: npt.DTypeLike = np.float32,
         *,
         saturated: bool = False,
-    ) -> NDArray[Any]:
+    ) -> NDArray[np.floating[Any]]:
         """One neuron over every committed token, in the order of `tokens()`; NaN where an expert was not routed to.
 
         At precision `int8` the values are off by at most half of the block's scale; at `sparse`, dropped values are 0; at
@@ -251,7 +253,9 @@ class Capture:
         values = self._decoded(self._shard(array, block).rows(), layer, site, block, slice(None))
         return self._saturated(values, layer, site) if saturated else values
 
-    def raw_block(self, layer: int, block: int, site: str = "mlp.post", *, saturated: bool = False) -> NDArray[Any]:
+    def raw_block(
+        self, layer: int, block: int, site: str = "mlp.post", *, saturated: bool = False
+    ) -> NDArray[np.number[Any]]:
         """The block as it is stored, bfloat16 as its bits, int8 as its steps; shape [neuron, token].
 
         With `saturated`, which is as for `activations`, a copy where that changes something.
@@ -266,7 +270,7 @@ class Capture:
         """Whether each gate was open (A_gate > 0) in one block; shape [neuron, token]."""
         if layer not in self.record.gate_sign:
             raise NotFoundError(
-                f"Capture {self.record.name!r} has no gate signs of layer {layer}. Capture with --gate-sign."
+                f"Capture {self.record.name!r} has no gate signs of layer {layer}. Capture with `gate_sign=True`."
             )
         bits = self._shard(self._array(layout.gate_sign_key(self.record.name, layer)), block).rows()
         return np.unpackbits(bits, axis=1, bitorder="little").astype(bool)
@@ -294,7 +298,7 @@ class Capture:
         if not self.record.encoding.keeps_values:
             raise NotFoundError(
                 f"Capture {self.record.name!r} keeps statistics only (precision none), no values. "
-                "Capture again with another --precision."
+                "Capture again with another `precision`."
             )
         return self._array(layout.values_key(self.record.name, site, layer))
 

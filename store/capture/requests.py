@@ -1,6 +1,6 @@
-"""Who asked what in a capture of probes: a row for every request of a neuron, and which window answers it.
+"""The requests of a capture of probes: one row per request of a neuron, with the window that answers it.
 
-Sealed: the file's metadata hold the checksum of its columns. Knows nothing about what is worth asking.
+The file's metadata hold the checksum of its columns.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ REQUESTS: Final = pa.schema(
         "whole": "activation at the pivot in the exemplar itself",
     },
 )
-_SEAL: Final = b"checksum"
+_CHECKSUM: Final = b"checksum"
 
 
 def has_requests(record: CaptureRecord) -> bool:
@@ -54,11 +54,11 @@ def requests_key(capture: str) -> str:
 
 
 def write_requests(folder: Folder, capture: str, table: pa.Table) -> None:
-    """Keep who asked what in a capture of probes."""
-    sealed = table.replace_schema_metadata({**(REQUESTS.metadata or {}), _SEAL: _checksum(table)})
+    """Write the table of requests of a capture of probes."""
+    checked = table.replace_schema_metadata({**(REQUESTS.metadata or {}), _CHECKSUM: _checksum(table)})
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, sealed.schema) as writer:
-        writer.write_table(sealed)
+    with pa.ipc.new_file(sink, checked.schema) as writer:
+        writer.write_table(checked)
     folder.write(requests_key(capture), sink.getvalue().to_pybytes())
 
 
@@ -70,8 +70,8 @@ def read_requests(folder: Folder, capture: str) -> pa.Table:
     key = requests_key(capture)
     try:
         table = pa.ipc.open_file(pa.py_buffer(folder.read(key))).read_all().select(REQUESTS.names)
-        seal = (table.schema.metadata or {}).get(_SEAL)
-        what = "" if seal in (None, _checksum(table).encode()) else "its checksum does not match"
+        stored = (table.schema.metadata or {}).get(_CHECKSUM)
+        what = "" if stored in (None, _checksum(table).encode()) else "its checksum does not match"
     except (pa.ArrowException, NotFoundError, ValueError, KeyError, OSError) as error:
         what = " ".join(str(error).split()).rstrip(".")
     if what:

@@ -1,4 +1,4 @@
-"""Values beyond the range of float16, as those who read a capture take them and as messages speak of them."""
+"""Values beyond the range of float16: what readers of a capture replace them with, and the sentences that say so."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from actstore.store.capture.reader import Capture
 
 _NAMED: Final = 3
-"""Neurons that a sentence names."""
+"""Maximum number of neurons that a sentence names."""
 
 
 def saturated_maxima(
@@ -40,23 +40,23 @@ def overflows_in_any(captures: Sequence[Capture], layer: int, site: str) -> NDAr
     return overflows
 
 
-def overflow_sentence(capture: Capture, site: str, found: Overflow, consequence: str) -> str | None:
-    """What to tell who uses the values of a site of which `found` overflowed; None where none did."""
-    if not (names := found.names):
+def overflow_sentence(capture: Capture, site: str, overflow: Overflow, consequence: str) -> str | None:
+    """The sentence for users of a site's values, which overflowed as `overflow` says; None where none did."""
+    if not (names := overflow.names):
         return None
     shown = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
     neurons = f"{len(names):,} neuron{'' if len(names) == 1 else 's'} ({shown})"
-    one = found.n_values == 1
-    what = "Activations" if found.n_values is None else f"{found.n_values:,} activation{'' if one else 's'}"
+    one = overflow.n_values == 1
+    what = "Activations" if overflow.n_values is None else f"{overflow.n_values:,} activation{'' if one else 's'}"
     return (
         f"{what} of {neurons} at {site} of capture {capture.record.name!r} {'lies' if one else 'lie'} beyond {LARGEST:,}, "
-        f"the largest float16, and {'is' if one else 'are'} stored as infinite: {consequence}. Capture with --precision exact "
-        "to keep every value."
+        f"the largest float16, and {'is' if one else 'are'} stored as infinite: {consequence}. Capture with "
+        '`precision="exact"` to keep every value.'
     )
 
 
 COUNTED_AS: Final = f"such a value counts as {LARGEST:,} here"
-"""What readers that compute with `saturated` values make of them."""
+"""The consequence for readers that compute with `saturated` values."""
 
 
 def overflow_sentences(
@@ -66,8 +66,8 @@ def overflow_sentences(
     neurons: Sequence[tuple[int, int]] | None = None,
 ) -> list[str]:
     """`overflow_sentence` of each of some sites that has something to say; of all sites, and all neurons, unless named."""
-    found = {site: of for site, of in capture.overflow.items() if sites is None or site in sites}
+    overflows = {site: overflow for site, overflow in capture.overflow.items() if sites is None or site in sites}
     if neurons is not None:
-        found = {site: of.of(neurons) for site, of in found.items()}
-    sentences = (overflow_sentence(capture, site, of, consequence) for site, of in found.items())
+        overflows = {site: overflow.of(neurons) for site, overflow in overflows.items()}
+    sentences = (overflow_sentence(capture, site, overflow, consequence) for site, overflow in overflows.items())
     return [sentence for sentence in sentences if sentence is not None]

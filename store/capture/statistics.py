@@ -1,26 +1,25 @@
-"""A capture's statistics on disk: each block's own, their sum in block order, and the finished arrays and table.
+"""A capture's statistics on disk: each block's own, their sum in block order, and the finished arrays.
 
 Every block keeps its own statistics beside its values; a reader adds them up in block order, so an interrupted and resumed
-capture ends with the same bits as an undisturbed one. Knows nothing about how the statistics are gathered.
+capture ends with the same bits as an undisturbed one. A capture's record lists its statistics: what a later version gathers
+besides is absent there, which is neither damage nor 0.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pyarrow as pa
 from numcodecs import Zstd
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from actstore.kernels.pack.statistics import HISTOGRAM_EDGES, NOT_KNOWN, OPTIONAL, Statistics, quantiles
+from actstore.kernels.pack.statistics import HISTOGRAM_EDGES, STATISTICS, Statistics
 from actstore.store.capture.commits import check_file, committed_blocks
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import read_array, write_array
-from actstore.store.files.parquet import write_table
 from actstore.store.layout import (
     GATE_SIGN,
     block_statistics_key,
@@ -30,36 +29,67 @@ from actstore.store.layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Mapping
 
     from numpy.typing import NDArray
 
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
 
-DIMENSIONS: dict[str, tuple[str, ...]] = {  # those of `OPTIONAL` are left out on disk where they are not known
-    "count": ("neuron",),
-    "mean": ("neuron",),
-    "m2": ("neuron",),
-    "minimum": ("neuron",),
-    "maximum": ("neuron",),
-    "non_finite": ("neuron",),
-    "overflow": ("neuron",),
-    "histogram": ("neuron", "bin"),
-    "positives": ("label", "neuron"),
-    "exemplar_values": ("neuron", "k"),
-    "exemplar_tokens": ("neuron", "k"),
-}
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+UNLISTED: Final = (
+    "count",
+    "mean",
+    "m2",
+    "minimum",
+    "maximum",
+    "non_finite",
+    "histogram",
+    "positives",
+    "exemplar_values",
+    "exemplar_tokens",
+)
+"""The statistics of every capture whose record lists none, as records of earlier versions do."""
+UNLISTED_OPTIONAL: Final = ("overflow",)
+"""Those that such a capture has where its arrays are there."""
 CHECKPOINT_BLOCKS = 64
 """A resumed run reads at most this many blocks' own statistics before it continues adding."""
+
+
+def statistic_names(record: CaptureRecord) -> tuple[str, ...]:
+    """The statistics that blocks of a capture are gathered with, of those that this version knows."""
+    listed = record.statistics or UNLISTED + UNLISTED_OPTIONAL
+    return tuple(name for name in STATISTICS if name in listed)
+
+
+def check_can_gather(record: CaptureRecord) -> None:
+    """Raise `FormatError` where a capture has a statistic that only a later version can gather."""
+    unknown = [name for name in record.statistics if name not in STATISTICS]
+    if unknown:
+        raise FormatError(
+            f"Capture {record.name!r}, begun by {record.written_by}, has statistics that this version of actstore cannot "
+            f"gather: {', '.join(unknown)}. Resume it with that version or a later one."
+        )
+
+
+class StoredStatistics(Statistics):
+    """Statistics of a capture; reading one that the capture lacks is a `NotFoundError`."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> None:
+            if name in STATISTICS:
+                raise NotFoundError(
+                    f"This capture has no statistic {name!r}: it was made by a version of actstore that did not gather it. "
+                    "Capture the corpus again to have it."
+                )
+            return super().__getattr__(name)
 
 
 @dataclass
 class CaptureStatistics:
     """The statistics of some blocks of a capture; `merge` adds those of later blocks."""
 
-    sites: dict[tuple[str, int], Statistics]
+    sites: Mapping[tuple[str, int], Statistics]
     """(site, layer) → statistics of its neurons."""
     gate_positives: dict[int, NDArray[np.int64]]
     """Layer → tokens of each label with an open gate; shape [label, neuron], the last row over all tokens."""
@@ -68,12 +98,12 @@ class CaptureStatistics:
 
     @classmethod
     def empty(cls, record: CaptureRecord) -> CaptureStatistics:
-        """Statistics over no block."""
-        n_labels = len(record.plan.labels) + 1
+        """Statistics over no block: those that the capture is gathered with."""
+        n_labels, names = len(record.plan.labels) + 1, statistic_names(record)
         widths = record.layers("mlp.post") if record.gate_sign else {}
         return cls(
             {
-                (site, layer): Statistics.empty(width, n_labels, record.n_exemplars)
+                (site, layer): StoredStatistics.empty(width, n_labels, record.n_exemplars, names)
                 for site in record.sites
                 for layer, width in record.layers(site).items()
             },
@@ -81,8 +111,13 @@ class CaptureStatistics:
             np.zeros(n_labels, np.int64),
         )
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The statistics that are there, at every site and layer alike."""
+        return tuple(next(iter(self.sites.values())).arrays()) if self.sites else ()
+
     def merge(self, later: CaptureStatistics) -> None:
-        """Add the statistics of a later block in place."""
+        """Add the statistics of a later block in place; a statistic that it lacks is dropped from the sum."""
         for key, statistics in self.sites.items():
             statistics.merge(later.sites[key])
         for layer, positives in self.gate_positives.items():
@@ -104,7 +139,6 @@ class CaptureStatistics:
             f"{site}/{layer}/{name}": array
             for (site, layer), statistics in self.sites.items()
             for name, array in statistics.arrays().items()
-            if _is_known(name, array)
         }
         arrays |= {f"{GATE_SIGN}/{layer}/positives": array for layer, array in self.gate_positives.items()}
         arrays["label_tokens"] = self.label_tokens
@@ -117,18 +151,18 @@ class CaptureStatistics:
 
     @classmethod
     def decode(cls, data: bytes, record: CaptureRecord, where: str) -> tuple[CaptureStatistics, int]:
-        """What `encode` wrote, and the number of blocks it covers; `FormatError` naming `where` if damaged."""
+        """What `encode` wrote, and the number of blocks it covers; `FormatError` naming `where` if damaged.
+
+        Statistics that the record does not list are passed over: a later version may gather them in resuming the capture.
+        """
         try:
             arrays = load_safetensors(bytes(Zstd().decode(data)))
             empty = cls.empty(record)
+            names = _present(
+                record, lambda name: all(f"{site}/{layer}/{name}" in arrays for site, layer in empty.sites)
+            )
             sites = {
-                (site, layer): Statistics.from_arrays(
-                    {
-                        name: arrays[f"{site}/{layer}/{name}"]
-                        for name in DIMENSIONS
-                        if name not in OPTIONAL or f"{site}/{layer}/{name}" in arrays
-                    }
-                )
+                (site, layer): StoredStatistics.from_arrays({name: arrays[f"{site}/{layer}/{name}"] for name in names})
                 for site, layer in empty.sites
             }
             gates = {layer: arrays[f"{GATE_SIGN}/{layer}/positives"].astype(np.int64) for layer in record.gate_sign}
@@ -137,9 +171,10 @@ class CaptureStatistics:
             raise FormatError(f"The statistics {where} are damaged ({error}). Run `actstore verify`.") from None
 
 
-def _is_known(name: str, array: NDArray[Any]) -> bool:
-    """Whether a statistic over some neurons says something of all of them."""
-    return name not in OPTIONAL or not (array == NOT_KNOWN).any()
+def _present(record: CaptureRecord, has_arrays: Callable[[str], bool]) -> list[str]:
+    """The statistics that stored arrays must have: those listed; of an earlier version's, optional ones if they are there."""
+    optional = () if record.statistics else UNLISTED_OPTIONAL
+    return [name for name in statistic_names(record) if name not in optional or has_arrays(name)]
 
 
 def _narrowed(array: NDArray[Any]) -> NDArray[Any]:
@@ -213,39 +248,48 @@ def layer_offsets(record: CaptureRecord, site: str) -> dict[int, slice]:
     return offsets
 
 
-def write_finished(folder: Folder, record: CaptureRecord, total: CaptureStatistics) -> None:
-    """Write the arrays of all sites, then the table of neurons."""
+def write_finished_arrays(folder: Folder, record: CaptureRecord, total: CaptureStatistics) -> None:
+    """Write the arrays of all sites."""
+    check_can_gather(record)
     for site in record.sites:
         offsets = layer_offsets(record, site)
         attributes = {
-            "layer_offsets": {str(layer): [where.start, where.stop] for layer, where in offsets.items()},
+            "layer_offsets": {str(layer): [rows.start, rows.stop] for layer, rows in offsets.items()},
             "labels": [*map(list, record.plan.labels), ["", "all tokens"]],
         }
-        for name, dimensions in DIMENSIONS.items():
-            axis = dimensions.index("neuron")
-            values = np.concatenate([getattr(total.sites[site, layer], name) for layer in offsets], axis=axis)
-            if not _is_known(name, values):
-                continue
-            extra = {"edges": [float(e) for e in HISTOGRAM_EDGES[1:-1]]} if name == "histogram" else {}
-            write_array(folder, statistics_key(record.name, site, name), values, dimensions, attributes | extra)
+        for name in total.names:
+            dimensions = STATISTICS[name].dimensions
+            of_layers = [total.sites[site, layer].arrays()[name] for layer in offsets]
+            extra = {"edges": [float(e) for e in HISTOGRAM_EDGES[1:-1]]} if "bin" in dimensions else {}
+            write_array(
+                folder,
+                statistics_key(record.name, site, name),
+                np.concatenate(of_layers, axis=dimensions.index("neuron")),
+                dimensions,
+                attributes | extra,
+            )
     for layer, positives in total.gate_positives.items():
         write_array(
             folder, statistics_key(record.name, GATE_SIGN, f"{layer}/positives"), positives, ("label", "neuron")
         )
     write_array(folder, statistics_key(record.name, "tokens", "by_label"), total.label_tokens, ("label",))
-    write_table(folder, table_key(record.name, "neurons"), neuron_table(record, total))
 
 
 def _read_finished(folder: Folder, record: CaptureRecord) -> CaptureStatistics:
+    def has_arrays(name: str) -> bool:
+        return all(folder.exists(f"{statistics_key(record.name, site, name)}/zarr.json") for site in record.sites)
+
+    names = _present(record, has_arrays)
     try:
         sites, empty = {}, CaptureStatistics.empty(record).sites
         for site in record.sites:
-            arrays = _read_site(folder, record, site)
-            for layer, where in layer_offsets(record, site).items():
-                sites[site, layer] = Statistics.from_arrays(
-                    {n: a[:, where] if DIMENSIONS[n][0] == "label" else a[where] for n, a in arrays.items()}
-                )
-                _check_like(sites[site, layer], empty[site, layer], arrays)
+            arrays = {name: read_array(folder, statistics_key(record.name, site, name)) for name in names}
+            for layer, rows in layer_offsets(record, site).items():
+                of_layer = {
+                    n: a[:, rows] if STATISTICS[n].dimensions[0] == "label" else a[rows] for n, a in arrays.items()
+                }
+                _check_like(of_layer, empty[site, layer].arrays())
+                sites[site, layer] = StoredStatistics.from_arrays(of_layer)
         gates = {
             layer: read_array(folder, statistics_key(record.name, GATE_SIGN, f"{layer}/positives"))
             for layer in record.gate_sign
@@ -255,74 +299,8 @@ def _read_finished(folder: Folder, record: CaptureRecord) -> CaptureStatistics:
         raise FormatError(f"The statistics of capture {record.name!r} of {folder} are damaged: {error}.") from None
 
 
-def _read_site(folder: Folder, record: CaptureRecord, site: str) -> dict[str, NDArray[Any]]:
-    """The finished statistics of a site by name, over the neurons of all layers; an optional one only where it is there."""
-    keys = {name: statistics_key(record.name, site, name) for name in DIMENSIONS}
-    there = {n: k for n, k in keys.items() if n not in OPTIONAL or folder.exists(f"{k}/zarr.json")}
-    return {name: read_array(folder, key) for name, key in there.items()}
-
-
-def _check_like(found: Statistics, empty: Statistics, arrays: dict[str, NDArray[Any]]) -> None:
-    """Raise ValueError where a layer's statistics, part of `arrays`, are not shaped as `empty` ones or of another dtype."""
-    for name, expected in empty.arrays().items():
-        if name not in arrays:
-            continue  # an optional one of an earlier version
-        if getattr(found, name).shape != expected.shape or arrays[name].dtype != expected.dtype:
-            raise ValueError(f"{name} is {arrays[name].shape} {arrays[name].dtype}")
-
-
-def neuron_table(record: CaptureRecord, total: CaptureStatistics) -> pa.Table:
-    """A row per site and neuron: moments, quantiles, shares of positive values, the top exemplar.
-
-    Quantiles are estimates from the histogram; `quantile_error` bounds how far any of a neuron's may be from the true one.
-    """
-    layers = (_layer_table(record, total, site, layer, statistics) for (site, layer), statistics in total.sites.items())
-    return pa.concat_tables(layers).unify_dictionaries()
-
-
-def _layer_table(
-    record: CaptureRecord, total: CaptureStatistics, site: str, layer: int, statistics: Statistics
-) -> pa.Table:
-    n = len(statistics.count)
-    values = quantiles(statistics.histogram, list(QUANTILES), statistics.minimum, statistics.maximum)
-    seen = statistics.count > 0
-    count = np.maximum(statistics.count, 1)
-    empty = statistics.exemplar_tokens.shape[1] == 0
-    top_token = np.full(n, -1, np.int64) if empty else statistics.exemplar_tokens[:, 0]
-    gate = total.gate_positives.get(layer) if site == "mlp.post" else None
-
-    def known(array: NDArray[Any]) -> pa.Array:
-        return pa.array(array, mask=~seen)
-
-    def by_label(positives: NDArray[np.int64]) -> pa.Array:
-        names = [f"{column}={value}" for column, value in record.plan.labels]
-        shares = positives[:-1] / np.maximum(total.label_tokens[:-1, None], 1)
-        offsets = np.arange(n + 1, dtype=np.int32) * len(names)
-        return pa.MapArray.from_arrays(offsets, pa.array(names * n, pa.string()), pa.array(shares.T.ravel()))
-
-    columns = {
-        "site": pa.array([site] * n).dictionary_encode(),
-        "layer": pa.array(np.full(n, layer, np.int32)),
-        "neuron": pa.array(np.arange(n, dtype=np.int32)),
-        "name": pa.array([f"L{layer}.N{i}" for i in range(n)]),
-        "count": statistics.count,
-        "non_finite": statistics.non_finite,
-        "overflow": pa.array(statistics.overflow, mask=statistics.overflow == NOT_KNOWN),
-        "mean": known(statistics.mean),
-        "std": known(np.sqrt(statistics.m2 / count)),
-        "min": known(statistics.minimum),
-        "max": known(statistics.maximum),
-        **{f"q{round(q * 100):02d}": known(values.estimate[:, i]) for i, q in enumerate(QUANTILES)},
-        "quantile_error": known(np.maximum(values.estimate - values.low, values.high - values.estimate).max(axis=1)),
-        "positive": known(statistics.positives[-1] / count),
-        "positive_by_label": by_label(statistics.positives),
-        "gate_positive": pa.array(gate[-1] / max(int(total.label_tokens[-1]), 1))
-        if gate is not None
-        else pa.nulls(n, pa.float64()),
-        "gate_positive_by_label": by_label(gate)
-        if gate is not None
-        else pa.nulls(n, pa.map_(pa.string(), pa.float64())),
-        "top_value": pa.array(statistics.maximum if empty else statistics.exemplar_values[:, 0], mask=top_token < 0),
-        "top_token": pa.array(top_token, mask=top_token < 0),
-    }
-    return pa.table(columns)
+def _check_like(arrays: dict[str, NDArray[Any]], expected: dict[str, NDArray[Any]]) -> None:
+    """Raise ValueError where an array of a layer's statistics has another shape or dtype than expected."""
+    for name, array in arrays.items():
+        if array.shape != expected[name].shape or array.dtype != expected[name].dtype:
+            raise ValueError(f"{name} is {array.shape} {array.dtype}")

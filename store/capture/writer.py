@@ -1,9 +1,8 @@
 """Fills a planned capture: block buffers out to encoder threads, shards to disk, a commit record last.
 
 Where the model computes elsewhere, two sets of block buffers alternate: encoding overlaps the next block's forward passes,
-and memory stays bounded, for who is faster waits for the other. Where it computes on the same cores, a block is encoded by
-all of them before the next begins: encoders beside a forward pass take a core away from threads that wait for one another.
-Knows nothing about models: values arrive in buffers.
+and memory stays bounded, because the faster side waits for the other. Where it computes on the same cores, a block is encoded
+by all of them before the next begins: encoders beside a forward pass take cores from threads that wait for one another.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from actstore.store import layout
+from actstore.store.capture.statistics import check_can_gather
 from actstore.store.errors import CaptureError
 from actstore.store.files.arrays import BlockArraySpec, create_block_array
 from actstore.store.files.records import CommitRecord, with_checksum
@@ -88,6 +88,7 @@ class CaptureWriter:
 
     def __init__(self, folder: Folder, record: CaptureRecord, *, n_threads: int, overlap: bool) -> None:
         """Write blocks of `record` with `n_threads` encoders, with `overlap` beside whatever fills the next block."""
+        check_can_gather(record)
         self._folder, self.record = folder, record
         self._specs = {spec.key: spec for spec in block_arrays(record)}
         self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="actstore-encoder")
@@ -167,5 +168,5 @@ class CaptureWriter:
                 raise
             raise CaptureError(
                 f"The disk of {self._folder} is full: block {job.number} of capture {self.record.name!r} could not be "
-                "written. Everything committed before it stays readable; make room and run again with --resume."
+                "written. Everything committed before it stays readable; make room and run again with `resume=True`."
             ) from None

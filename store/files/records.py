@@ -194,15 +194,18 @@ class CaptureRecord(Record):
     patches_sha256: str | None = None
     """SHA-256 of the table of patches, in a capture of images."""
 
+    statistics: tuple[str, ...] = ()
+    """The statistics of each neuron that its blocks are gathered with; records of earlier versions list none."""
+
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON-ready values; the last two fields are left out where they are None.
+        """The record as JSON-ready values; the last three fields are left out where they say nothing.
 
         `FormatError` for a record that `from_json` would refuse: it would make the whole store unreadable.
         """
         value = super().to_json()
         self.from_json(value, "The CaptureRecord to be written")
-        for name in ("float_dtype", "patches_sha256"):
-            if value[name] is None:
+        for name in ("float_dtype", "patches_sha256", "statistics"):
+            if not value[name]:
                 del value[name]
         return value
 

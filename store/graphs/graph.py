@@ -1,4 +1,4 @@
-"""One neuron's graph: its lines, what it predicts, and what may be made of it. Knows nothing about files."""
+"""One neuron's graph: its lines, what it predicts, and what can be derived from it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from actstore.kernels.suffix_trie.api import predict
 from actstore.store import hooks
 from actstore.store.errors import InvalidInputError
 from actstore.store.graphs.nodes import BOUNDARY, IGNORE
+from actstore.store.neurons import neuron_name
+from actstore.store.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -73,7 +75,7 @@ class NeuronGraph:
     @property
     def name(self) -> str:
         """Such as `L3.N17`."""
-        return f"L{self.layer}.N{self.neuron}"
+        return neuron_name(self.layer, self.neuron)
 
     def __repr__(self) -> str:
         return f"NeuronGraph({self.name}: {self.status or f'{len(self)} nodes'})"
@@ -117,39 +119,42 @@ class NeuronGraph:
             )
 
     @overload
-    def predict(self, window: str) -> pa.Table: ...
+    def predict(self, window: str) -> Table: ...
     @overload
     def predict(self, window: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]: ...
-    def predict(self, window: str | Sequence[int] | NDArray[Any]) -> pa.Table | NDArray[np.float32]:
+    def predict(self, window: str | Sequence[int] | NDArray[Any]) -> Table | NDArray[np.float32]:
         """The expected activation at each token of one window, in shares of the neuron's maximum; 0 where no line matches.
 
-        Of token ids, an array [position]. Of a text, a table with a row per token: token, text, value, probability, fires. The
-        text is cut as those of the graphs' capture were, special tokens before it included; `InvalidInputError` where the store
-        has no tokenizer. No model is needed, and neither are the libraries transformers and tokenizers.
+        Of token ids, an array [position]. Of a text, a table with one row per token: token, text, value, probability, fires.
+        The text is tokenised as those of the graphs' capture were, special tokens before it included; `InvalidInputError`
+        where the store has no tokenizer. No model is needed, and neither are the libraries transformers and tokenizers.
 
         >>> store.graph(3, 17).predict("She walked to the bank.")
         """
         ids = _checked(hooks.open_graph_views().encode(self, window) if isinstance(window, str) else window)
-        found = predict(self.nodes, ids, threads=1)
+        predictions = predict(self.nodes, ids, threads=1)
         if not isinstance(window, str):
-            values: NDArray[np.float32] = found.value[0]
+            values: NDArray[np.float32] = predictions.value[0]
             return values
-        return pa.table(
+        table = pa.table(
             {
                 "token": ids,
                 "text": pa.array([self.store.token_text(token) for token in ids.tolist()], pa.string()),
-                "value": found.value[0],
-                "probability": found.probability[0],
-                "fires": self._fires(found),
+                "value": predictions.value[0],
+                "probability": predictions.probability[0],
+                "fires": self._fires(predictions),
             }
         )
+        return Table(table)
 
     def fires(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.bool_]:
         """Whether the neuron fires at each token: where the line's probability is at least the graph's threshold."""
         return self._fires(predict(self.nodes, _checked(ids), threads=1))
 
-    def _fires(self, found: Predictions) -> NDArray[np.bool_]:
-        fires: NDArray[np.bool_] = (found.node[0] >= 0) & (found.probability[0] >= np.float32(self.threshold))
+    def _fires(self, predictions: Predictions) -> NDArray[np.bool_]:
+        fires: NDArray[np.bool_] = (predictions.node[0] >= 0) & (
+            predictions.probability[0] >= np.float32(self.threshold)
+        )
         return fires
 
     def draw(self, *, lines: int = 40, with_ignore: bool | None = None) -> Drawn:
@@ -163,14 +168,14 @@ class NeuronGraph:
         """
         return hooks.open_graph_views().draw(self, lines=lines, with_ignore=with_ignore)
 
-    def similar(self, k: int = 10, *, normalise: bool = True) -> pa.Table:
-        """The k neurons whose graphs are likest: neuron, layer, index, overlap, subset, prediction; best prediction first.
+    def similar(self, k: int = 10, *, normalise: bool = True) -> Table:
+        """The k neurons with the most similar graphs: neuron, layer, index, overlap, subset, prediction; best prediction first.
 
         `overlap` is the share of activating and of context tokens in common, of the larger set, `subset` of the smaller;
         `prediction` the cosine of the probabilities of firing that the two graphs predict over the corpus. With `normalise`,
         tokens that differ in case and outer spaces only count as one. Neurons that share no activating token are not listed.
         """
-        return hooks.open_graph_views().similar(self, k, normalise=normalise)
+        return Table(hooks.open_graph_views().similar(self, k, normalise=normalise))
 
 
 def _checked(ids: Sequence[int] | NDArray[Any]) -> NDArray[np.int32]:

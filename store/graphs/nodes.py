@@ -34,10 +34,10 @@ def pieces(table: pa.Table, name: str) -> Iterator[tuple[int, NDArray[Any]]]:
 
 def gather(table: pa.Table, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
     """A column's values at some rows; only the pieces that hold them are touched."""
-    found = np.empty(len(rows), table.schema.field(name).type.to_pandas_dtype())
+    gathered = np.empty(len(rows), table.schema.field(name).type.to_pandas_dtype())
     for first, values in pieces(table, name):
-        here = (rows >= first) & (rows < first + len(values))
-        if here.all():
+        in_piece = (rows >= first) & (rows < first + len(values))
+        if in_piece.all():
             return values[rows - first]
-        found[here] = values[rows[here] - first]
-    return found
+        gathered[in_piece] = values[rows[in_piece] - first]
+    return gathered

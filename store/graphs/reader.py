@@ -2,7 +2,7 @@
 
 A graph is a trie read backwards from a position: depth 0 is the token at which the neuron fires, depth d the token d places
 before it; `IGNORE` stands for any token, `BOUNDARY` for what comes before a window's first. A prediction follows the longest
-line that matches and ends. Knows nothing about how graphs are found; `graph_writer` writes them.
+line that matches and ends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from actstore.store.graphs.graph import GraphSet, Line, NeuronGraph
 from actstore.store.graphs.nodes import BOUNDARY, IGNORE
 from actstore.store.graphs.record import NEURONS, NODES, GraphRecord, fault_of, graph_names, read_record
 from actstore.store.layout import graphs_key
-from actstore.store.neurons import parse_neuron
+from actstore.store.neurons import neuron_name, parse_neuron
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,7 +81,9 @@ class Graphs(GraphSet):
             raise InvalidInputError('A neuron is a layer and an index, or a name: graph(3, 17), graph("L3.N17").')
         row = self._find(layer, neuron)
         if row < 0:
-            raise NotFoundError(f"Graphs {self.name!r} of {self.store.folder} hold none of L{layer}.N{neuron}.")
+            raise NotFoundError(
+                f"Graphs {self.name!r} of {self.store.folder} hold none of {neuron_name(layer, neuron)}."
+            )
         return self.row(row)
 
     def row(self, row: int) -> NeuronGraph:
@@ -90,7 +92,7 @@ class Graphs(GraphSet):
         columns = self._columns(row, row + 1)
         nodes = Nodes(np.array([0, found["n_nodes"]]), *(columns[name] for name in Nodes._fields[1:]))
         if (fault := fault_of(nodes)) is not None:
-            raise self._damaged("nodes.arrow", f"in L{found['layer']}.N{found['neuron']}, {fault}")
+            raise self._damaged("nodes.arrow", f"in {neuron_name(found['layer'], found['neuron'])}, {fault}")
         return NeuronGraph(
             self.store, found["layer"], found["neuron"], found["maximum"], found["threshold"], found["n_events"],
             found["status"], nodes, columns["importance"], self,

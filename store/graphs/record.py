@@ -1,7 +1,4 @@
-"""What neurons' graphs are on disk: the columns of their two tables, the order of their nodes, and their record.
-
-Knows nothing about how graphs are read or written.
-"""
+"""What neurons' graphs are on disk: the columns of their two tables, the order of their nodes, and their record."""
 
 from __future__ import annotations
 

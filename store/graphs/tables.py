@@ -1,4 +1,4 @@
-"""Neuron graphs as tables for SQL: a row per node, a row per line. Knows nothing about SQL."""
+"""Neuron graphs as tables for SQL: one row per node, and one row per line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from actstore.store.graphs.forest import Forest
 from actstore.store.graphs.nodes import BOUNDARY, COLUMNS, IGNORE, column
 from actstore.store.graphs.record import graph_names
+from actstore.store.neurons import neuron_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,17 +27,17 @@ def graph_tables(store: Captures, table: str) -> Iterator[pa.Table]:
     from actstore.store.graphs.reader import open_graphs  # only here: it loads the compiler
 
     make = {"graph_nodes": node_table, "graph_lines": line_table}[table]
-    found = []
+    tables = []
     for name in graph_names(store.folder):
         rows = make(store, open_graphs(store, name))
         names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows.num_rows, np.int32)), pa.array([name]))
-        found.append(rows.add_column(0, "graphs", names.cast(pa.string())))
-    if found:
-        yield pa.concat_tables(found)
+        tables.append(rows.add_column(0, "graphs", names.cast(pa.string())))
+    if tables:
+        yield pa.concat_tables(tables)
 
 
 def node_table(store: Captures, graphs: Graphs) -> pa.Table:
-    """A row per node of every neuron: whose, where in its graph, the token and its text, and what the evidence says."""
+    """One row per node of every neuron: whose, where in its graph, the token and its text, and what the evidence says."""
     forest = Forest.of(graphs)
     columns = {**_whose(graphs, forest.neuron), "node": np.arange(len(forest.neuron)) - forest.offsets[forest.neuron]}
     columns |= {name: forest.nodes[name] for name in COLUMNS} | {"ends": forest.ends}
@@ -45,7 +46,7 @@ def node_table(store: Captures, graphs: Graphs) -> pa.Table:
 
 
 def line_table(store: Captures, graphs: Graphs) -> pa.Table:
-    """A row per line of every neuron.
+    """One row per line of every neuron.
 
     `tokens` and `texts` begin with the activating one and go backwards; `context` is the text before it as one reads it, `…`
     for any token. `own_count` and `own_fires` leave out occurrences for which a longer line answers.
@@ -83,7 +84,7 @@ def line_table(store: Captures, graphs: Graphs) -> pa.Table:
 
 def _whose(graphs: Graphs, neuron: NDArray[np.int64]) -> dict[str, Any]:
     layers, indices = column(graphs.neurons, "layer"), column(graphs.neurons, "neuron")
-    named = [f"L{layer}.N{index}" for layer, index in zip(layers.tolist(), indices.tolist(), strict=True)]
+    named = neuron_names(layers.tolist(), indices.tolist())
     names = pa.array(named, pa.string())
     return {"name": names.take(pa.array(neuron)), "layer": layers[neuron], "neuron": indices[neuron]}
 

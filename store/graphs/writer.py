@@ -1,7 +1,7 @@
 """Writes neurons' graphs: part after part, then one file of all nodes and one of all neurons.
 
 A part appears whole or not at all, so that a build that was killed goes on after the last; the same graphs are the same
-bytes, however they were cut into parts. One writer at a time owns a name. Knows nothing about how graphs are found.
+bytes, however they were cut into parts. One writer at a time owns a name.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class GraphWriter:
         """
         self._folder, self.record = folder, record
         if not record.name or any(c in record.name for c in "/\\") or record.name.startswith("."):
-            raise InvalidInputError(f"Graphs need a name that can be a folder's, found {record.name!r}. Mend --name.")
+            raise InvalidInputError(f"Graphs need a name that can be a folder's, found {record.name!r}. Check `name`.")
         with ExitStack() as owned:
             owned.enter_context(own_graphs(folder, record.name))
             self.is_finished = self._begin(resume=resume)
@@ -72,7 +72,7 @@ class GraphWriter:
         finished, draft = read_record(folder, name), self._draft()
         if finished is not None and not resume:
             raise InvalidInputError(
-                f"{folder} already has graphs {name!r}. Name others with --name, or delete "
+                f"{folder} already has graphs {name!r}. Choose another `name`, or delete "
                 f"{folder}/{graphs_key(name, '')} first."
             )
         earlier = finished or (draft if resume else None)

@@ -22,7 +22,7 @@ from actstore.store.layout import (
     VOCABULARY_KEY,
     table_key,
 )
-from actstore.store.neurons import neuron_name
+from actstore.store.neurons import neuron_names
 from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def write_neurons(
         columns = {
             "layer": pa.array(np.full(n, layer.layer, np.int32)),
             "neuron": pa.array(np.arange(n, dtype=np.int32)),
-            "name": pa.array([neuron_name(layer.layer, i) for i in range(n)]),
+            "name": pa.array(neuron_names([layer.layer] * n, range(n))),
             "module": pa.array([layer.module] * n).dictionary_encode(),
             "write_norm": pa.array(norms[layer.layer], pa.float32()) if norms else pa.nulls(n, pa.float32()),
         }

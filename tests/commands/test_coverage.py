@@ -96,7 +96,7 @@ def test_a_probe_for_each_layer(cli: Callable[..., Result], store: Path) -> None
         (("S", "--capture", "training"), "statistics only"),
         (
             ("S", "--capture", "first", "--positions", "last"),
-            "Capture again with --positions all, or with --positions last",
+            'Capture again with `positions="all"`, or with `positions="last"`',
         ),
         (("S", "--merge", "nowhere"), "There is no file nowhere"),
         (("S", "--reference", "b"), "has no capture 'b'"),

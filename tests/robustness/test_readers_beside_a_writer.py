@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from reading_loop import expected
 
-from actstore.store.capture.statistics import RunningStatistics, write_finished
+from actstore.store.capture.neuron_table import write_finished
+from actstore.store.capture.statistics import RunningStatistics
 from actstore.store.capture.writer import CaptureWriter
 from actstore.store.storage.folder import Folder
 

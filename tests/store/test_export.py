@@ -65,7 +65,7 @@ def test_parquet(capture, planted_path, tmp_path):
     tokens = capture.tokens()
     described = [*tokens.column_names, "text", "source", "language"]
     assert found.column_names == [*described, *[f"L{layer}.N{index}" for layer, index in neurons]]
-    assert found.select(tokens.column_names).equals(tokens)
+    assert found.select(tokens.column_names).equals(tokens.to_arrow())
     for layer, index in neurons:
         np.testing.assert_array_equal(found[f"L{layer}.N{index}"].to_numpy(), planted_path[1][layer][index])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actstore.kernels.pack.statistics import NOT_KNOWN
+from actstore.store.errors import NotFoundError
 from actstore.store.reader import Store
 from actstore.store.verify import verify_capture
 
@@ -97,7 +97,8 @@ def test_a_statistic_that_came_later_is_not_there(store):
     """Absent is not known: neither 0 nor damage."""
     capture = store.capture("corpus")
     assert "overflow" not in capture.neurons().column_names
-    assert (capture.layer_statistics(1, "mlp.post").overflow == NOT_KNOWN).all()
+    with pytest.raises(NotFoundError, match="This capture has no statistic 'overflow'"):
+        capture.layer_statistics(1, "mlp.post").overflow  # noqa: B018
     assert capture.overflow == {}  # at precision exact nothing can
 
 

@@ -255,7 +255,7 @@ def test_no_values_but_statistics(somewhere, planting):
         (lambda s: s.capture().block_values(0, 9), "Block 9 of capture 'corpus' is not committed; 3 of 3 blocks are."),
         (
             lambda s: s.capture().gate_signs(7, 0),
-            "Capture 'corpus' has no gate signs of layer 7. Capture with --gate-sign.",
+            "Capture 'corpus' has no gate signs of layer 7. Capture with `gate_sign=True`.",
         ),
         (lambda s: s.neuron(0, 0).exemplars(5, site="resid"), "has no site 'resid'. Its sites are: mlp.post."),
         (lambda s: s.neuron(0, 0).statistics(site="mlp.in"), "has no site 'mlp.in'. Its sites are: mlp.post."),

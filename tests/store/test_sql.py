@@ -1,6 +1,9 @@
 import numpy as np
 import pytest
 
+from actstore.store import sql
+from actstore.store.capture import captures
+from actstore.store.capture.reader import Capture
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.reader import Store
 
@@ -180,3 +183,40 @@ def test_names_that_sql_takes_for_one(somewhere, planting):
     assert one(store, "select count(*) from tokens", "Corpus") == 30
     with pytest.raises(InvalidInputError):
         store.sql("select count(*) from corpus.tokens")
+
+
+def test_only_what_a_query_names_is_read(store, monkeypatch):
+    """A store of many captures is as quick to ask as one of a single capture."""
+    opened = []
+    read = captures.read_capture
+    for module in (captures, sql):
+        monkeypatch.setattr(module, "read_capture", lambda folder, name: opened.append(name) or read(folder, name))
+    monkeypatch.setattr(Capture, "neurons", lambda self: pytest.fail("nobody asks about neurons"))
+    store = Store(store.folder.location)
+    assert one(store, "select count(*) from vocabulary") == 100
+    assert opened == []
+    assert one(store, "select count(*) from tokens") == 135
+    assert one(store, "select count(*) from more_text.tokens") == 64
+    assert set(opened) == {"corpus", "more_text"}
+    opened.clear()
+    store.capture("corpus")
+    assert opened == []
+    store.capture("more_text")
+    assert opened == ["more_text"]
+
+
+@pytest.mark.parametrize("query", ["show all tables", "select schema, name from (show all tables)", "describe"])
+def test_every_table_is_listed(store, query):
+    listed = store.sql(query).to_pylist()
+    assert {"documents", "model", "neurons", "vocabulary", "windows"} <= {row["name"] for row in listed}
+
+
+def test_a_capture_that_another_process_adds_is_seen(somewhere, planting):
+    planting(somewhere, "corpus")
+    store = Store(somewhere)
+    assert store.captures == ("corpus",)
+    assert store.capture().is_complete
+    planting(somewhere, "later", seed=9, lengths=(30,))
+    assert store.captures == ("corpus", "later")
+    assert store.capture("later").record.plan.n_tokens == 30
+    assert one(store, "select count(*) from later.tokens") == 30

@@ -14,9 +14,11 @@ import pyarrow as pa
 
 from actstore.kernels.pack import naive
 from actstore.kernels.pack.columns import Columns
+from actstore.kernels.pack.statistics import STATISTICS
 from actstore.store import layout
+from actstore.store.capture.neuron_table import write_finished
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
-from actstore.store.capture.statistics import CaptureStatistics, RunningStatistics, write_finished
+from actstore.store.capture.statistics import CaptureStatistics, RunningStatistics
 from actstore.store.capture.writer import CaptureWriter, block_arrays, create_capture
 from actstore.store.files.records import CaptureRecord, LayerRecord, ModelRecord, PlanRecord
 from actstore.store.model import root
@@ -117,6 +119,7 @@ def capture_record(name: str, plan: PlanRecord, what: Planted) -> CaptureRecord:
         n_exemplars=what.n_exemplars,
         settings={},
         plan=plan,
+        statistics=tuple(STATISTICS),
     )
 
 

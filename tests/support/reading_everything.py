@@ -6,7 +6,6 @@ package's own are all in the imports here, for they may change while what is rea
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -184,9 +183,7 @@ def _layer(capture: actstore.Capture, site: str, layer: int) -> dict[str, Json]:
     width = record.layers(site)[layer]
     statistics = capture.layer_statistics(layer, site)
     found: dict[str, Json] = {
-        "statistics": {
-            field.name: of_array(getattr(statistics, field.name)) for field in dataclasses.fields(statistics)
-        },
+        "statistics": {name: of_array(array) for name, array in statistics.arrays().items()},
         "overflow": np.flatnonzero(capture.has_overflow(layer, site)).tolist(),
     }
     if record.precision != "none":

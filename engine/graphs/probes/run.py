@@ -28,6 +28,7 @@ from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.engine.models.sources import ModelSource
 from actstore.engine.models.tokenizer.load import TextTokenizer
 from actstore.engine.models.tokenizer.special_tokens import configured_special_ids
+from actstore.kernels.pack.statistics import STATISTICS
 from actstore.store.arguments import Typed
 from actstore.store.capture.plan import PlannedWindow, PlanWriter
 from actstore.store.errors import CaptureError, InvalidInputError
@@ -187,6 +188,7 @@ class _ProbeRun(Run):
             n_exemplars=0,
             settings={**settings.to_json(), "command": self.command, "probes": dict(requested)},
             plan=plan,
+            statistics=tuple(STATISTICS),
         )
         return record, model, tokenizer
 

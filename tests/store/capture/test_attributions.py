@@ -182,7 +182,7 @@ def test_attributions_are_found_where_one_capture_has_some(
     for name in ("one", "two"):
         attribute(str(tiny_model), questions, other, name=name, max_queries=2, gradients=False)
     assert open_attributions(Store(other), "two").kinds == ("activation",)
-    with pytest.raises(InvalidInputError, match="captures of questions one, two: choose one with --capture"):
+    with pytest.raises(InvalidInputError, match="captures of questions one, two: choose one with `capture`"):
         open_attributions(Store(other))
 
 

@@ -93,7 +93,7 @@ def test_the_fingerprint_covers_every_array(folder, planned, array):
 
 @pytest.mark.parametrize("array", ["inputs/ids", "tokens/ids", "tokens/position", "tokens/window", "tokens/modality"])
 def test_a_missing_chunk_reads_as_no_token(folder, planned, array):
-    """As zeros it would pass for so many times the first token of the vocabulary."""
+    """Read as zeros it would pass for the first token of the vocabulary."""
     record, _ = planned(folder)
     folder.delete(f"captures/corpus/{array}/c/0")
     assert set(Plan(folder, "corpus", record).array(array).tolist()) == {PADDING if "modality" in array else -1}

@@ -44,6 +44,7 @@ CAPTURE = CaptureRecord(
     PLAN,
     "float32",
     "e" * 64,
+    ("count", "mean"),
 )
 COMMIT = CommitRecord(7, {"values/mlp.post/3/c/0/7": (123, "0a1b2c3d")}, 1.5).with_checksum()
 RECORDS = [LAYER, MODEL, PLAN, CAPTURE, COMMIT]
