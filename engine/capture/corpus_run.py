@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from actstore.engine.capture.block_filler import fill_blocks
 from actstore.engine.capture.padding import PaddingCount
-from actstore.engine.capture.plan import PlanSettings, block_size, write_plan
+from actstore.engine.capture.plan import PlanSettings, TextPlanner, block_size
 from actstore.engine.capture.run import Run
 from actstore.engine.capture.settings import CaptureSettings
 from actstore.engine.capture.sizes import affordable_slots, bytes_per_slot
@@ -95,25 +95,19 @@ class CorpusRun(Run):
             max_tokens=settings.max_tokens,
         )
         trusted = self.options.trust_remote_code
-        padding = self._count_padding(tokenizer)
-        plan = write_plan(
-            read_corpus(self.documents, settings.of(CorpusOptions), self.report),
-            self.folder,
-            self.name,
-            settings=plan_settings,
-            corpus=self.corpus,
-            label_columns=settings.label_columns,
-            tokenizer=tokenizer,
-            n_vocabulary=self.spec.n_vocabulary,
-            special_ids=frozenset() if tokenizer else self.source.special_ids(trust_remote_code=trusted),
+        planner = TextPlanner(
+            plan_settings,
+            self.corpus,
+            tokenizer,
+            self.spec.n_vocabulary,
+            settings.label_columns,
+            frozenset() if tokenizer else self.source.special_ids(trust_remote_code=trusted),
+            observers=(self._count_padding(tokenizer),),
             on_progress=self.progress.planned,
-            on_document=padding.add,
             on_warning=self.report.warn,
-            count=count,
         )
-        for sentence in padding.sentences():
-            self.report.warn(sentence)
-        return plan
+        documents = read_corpus(self.documents, settings.of(CorpusOptions), self.report)
+        return planner.write(documents, self.folder, self.name, count)
 
     def _count_padding(self, tokenizer: TextTokenizer | None) -> PaddingCount:
         """A count by the padding token of the tokenizer, or of the model's configuration where there is no tokenizer."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from actstore.store.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from actstore.engine.inputs.documents import Document
 
 MAX_LABELS_PER_COLUMN: Final = 1024
 """Statistics are kept for every label; a column with more distinct values is no label but data."""
@@ -24,6 +29,15 @@ class Labels:
         self.columns = columns
         self.ids: dict[tuple[str, str], int] = {}
         self._counts = dict.fromkeys(columns, 0)
+
+    def observe(self, document: Document, ids: NDArray[Any]) -> None:
+        """Number the labels of one more document; `InvalidInputError` where a column has too many values."""
+        self.of(document.labels)
+
+    def conclude(self, corpus: str, n_documents: int) -> tuple[str, ...]:
+        """Nothing to warn of; raises as `check` does."""
+        self.check(corpus, n_documents)
+        return ()
 
     def of(self, labels: dict[str, str]) -> tuple[int, ...]:
         """The ids of a document's labels, one a column; `InvalidInputError` where a column has too many values."""

@@ -38,7 +38,7 @@ class TokenCensus:
         self.n_doubled = [0, 0]
         self._example = ""
 
-    def add(self, document: Document, ids: NDArray[Any]) -> None:
+    def observe(self, document: Document, ids: NDArray[Any]) -> None:
         """Count a document's tokens; ids that came as such count for nothing but what is unknown."""
         n_unknown = int((ids == self._unknown).sum())
         self.n_tokens += len(ids) - int(np.isin(ids, self._specials).sum())
@@ -53,7 +53,7 @@ class TokenCensus:
         for end, (around, place) in enumerate(zip(self._ends, (0, -1), strict=True)):
             self.n_doubled[end] += bool(around) and len(ids) > 0 and int(ids[place]) == around[place]
 
-    def warnings(self) -> Iterator[str]:
+    def conclude(self, corpus: str, n_documents: int) -> Iterator[str]:
         """What a user should know before the model runs, a sentence or two each."""
         advice = "Check that the tokenizer is the one for these texts, or name another with --tokenizer."
         such_as = f", as in {self._example}" if self._example else ""

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from actstore.engine.capture.plan import (
     LOOKAHEAD_WINDOWS,
     PlanSettings,
+    TextPlanner,
     Windower,
     batch_windows,
     block_size,
     pack_blocks,
     tokenise,
-    write_plan,
 )
 from actstore.engine.inputs.corpus import Document
 from actstore.engine.models.tokenizer.load import TextTokenizer
@@ -58,10 +58,8 @@ def plan_of(
     label_columns: tuple[str, ...] = (), n_vocabulary: int | None = None,
 ) -> tuple[Plan, PlanRecord]:  # fmt: skip
     opened = Folder(folder, read_only=False)
-    record = write_plan(
-        iter(documents), opened, "corpus", settings=plan_settings, corpus="a test", label_columns=label_columns,
-        tokenizer=tokenizer, n_vocabulary=n_vocabulary,
-    )  # fmt: skip
+    planner = TextPlanner(plan_settings, "a test", tokenizer, n_vocabulary, label_columns)
+    record = planner.write(iter(documents), opened, "corpus")
     return Plan(opened, "corpus", record), record
 
 

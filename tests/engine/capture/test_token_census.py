@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from actstore.engine.capture.plan import PlanSettings, tokenise, write_plan
+from actstore.engine.capture.plan import PlanSettings, TextPlanner, tokenise
 from actstore.engine.capture.token_census import TokenCensus
 from actstore.engine.inputs.documents import Document
 from actstore.engine.models.tokenizer.load import TextTokenizer
@@ -35,8 +35,8 @@ def tokenizer() -> TextTokenizer:
 def said(tokenizer: TextTokenizer, documents: list[Document], *, around: bool = True) -> list[str]:
     census = TokenCensus(tokenizer, *((tokenizer.prefix, tokenizer.suffix) if around else ((), ())))
     for document, ids in tokenise(documents, tokenizer):
-        census.add(document, ids)
-    return list(census.warnings())
+        census.observe(document, ids)
+    return list(census.conclude("here", len(documents)))
 
 
 def texts(*contents: str) -> list[Document]:
@@ -98,8 +98,7 @@ def test_a_tokenizer_whose_end_is_its_unknown_token_is_not_blamed_for_ends() -> 
 def test_a_plan_says_it_when_it_is_complete(tokenizer: TextTokenizer, tmp_path: Path, begin: str, n: int) -> None:
     heard: list[str] = []
     folder = Folder(tmp_path, read_only=False)
-    write_plan(
-        texts("<s> the fox </s>"), folder, "corpus", settings=PlanSettings(context=8, begin=begin), corpus="here",  # type: ignore[arg-type]
-        label_columns=(), tokenizer=tokenizer, n_vocabulary=None, on_warning=heard.append,
-    )  # fmt: skip
+    settings = PlanSettings(context=8, begin=begin)  # type: ignore[arg-type]
+    planner = TextPlanner(settings, "here", tokenizer, n_vocabulary=None, on_warning=heard.append)
+    planner.write(texts("<s> the fox </s>"), folder, "corpus")
     assert len(heard) == n
