@@ -144,9 +144,9 @@ class _AttributeRun(Run):
         for filled in filler.fill(map(plan.block, blocks), self.progress):
             writer.submit(filled.block, filled.arrays, filled.encode_statistics, filled.began, filled.files)
 
-    def _finish(self, record: CaptureRecord, total: CaptureStatistics) -> None:
+    def _write_results(self, record: CaptureRecord, total: CaptureStatistics) -> None:
         write_answers(Store(self.folder).capture(record.name))
-        super()._finish(record, total)
+        super()._write_results(record, total)
 
 
 def _widths(spec: ModelSpec, layers: tuple[int, ...] | None) -> dict[int, int]:

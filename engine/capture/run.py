@@ -27,13 +27,13 @@ from actstore.store.arguments import Typed, argument
 from actstore.store.capture.commits import committed_blocks
 from actstore.store.capture.statistics import RunningStatistics, is_finished, write_finished
 from actstore.store.capture.writer import CaptureWriter, create_capture
-from actstore.store.errors import CaptureError, InvalidInputError
+from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError, ReadOnlyError
 from actstore.store.model import root
 from actstore.store.reader import read_capture
 from actstore.store.storage.lock import own
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from actstore.engine.capture.progress import CaptureProgress
     from actstore.engine.models.sources import ModelSource
@@ -91,44 +91,30 @@ def check_target(folder: Folder, name: str, spec: ModelSpec, resume: bool) -> No
         # What a first capture leaves that was killed before the store's root was written is ours to write over.
         begun = any(folder.path.glob(f"captures/*/{layout.LOCK_NAME}"))
         ours = {"captures", "tokenizer", "weights", "neurons.parquet", "zarr.json"} if begun else set()
-        strangers = sorted({entry.name.removesuffix(".partial") for entry in folder.path.iterdir()} - ours)
-        if strangers:
+        unexpected = sorted({entry.name.removesuffix(".partial") for entry in folder.path.iterdir()} - ours)
+        if unexpected:
             raise InvalidInputError(
-                f"{folder} is a folder with other content ({strangers[0]}, …). Name a new path for the store."
+                f"{folder} is a folder with other content ({unexpected[0]}, …). Name a new path for the store."
             )
 
 
-@contextmanager
-def removed_on_failure(folder: Folder, name: str) -> Iterator[None]:
-    """Take away a capture that failed before its plan was recorded, and the store with it if it was to be its first.
+def _remove_unplanned(folder: Folder, name: str) -> bool:
+    """Remove a capture that failed before its plan was recorded, and the store with it if it was to be its first.
 
-    What a model has answered meanwhile is kept: it took a forward pass a token.
+    What a model has answered meanwhile is kept: it took a forward pass per token. Returns whether something is kept.
     """
-    try:
-        yield
-    except BaseException as error:
-        if folder.names(layout.generated_prefix(name)) and read_capture(folder, name) is None:
-            if isinstance(error, KeyboardInterrupt):
-                raise CaptureError(
-                    f"Interrupted before the plan of capture {name!r} was complete. What the model has answered so far is kept "
-                    f"in {folder}: run the same command with --resume to go on."
-                ) from None
-            raise
-        if folder.path is not None and read_capture(folder, name) is None and _nobody_else_writes(folder, name):
-            shutil.rmtree(folder.path / layout.capture_key(name), ignore_errors=True)
-            others = any(entry.is_dir() for entry in folder.path.glob("captures/*"))
-            if not root.is_store(folder) and not others:
-                shutil.rmtree(folder.path, ignore_errors=True)
-        if isinstance(error, KeyboardInterrupt):
-            raise CaptureError(
-                f"Interrupted before the plan of capture {name!r} was complete: nothing of it is kept. Run it again."
-            ) from None
-        raise
+    if folder.names(layout.generated_prefix(name)):
+        return True
+    if folder.path is not None and _is_unlocked(folder, name):
+        shutil.rmtree(folder.path / layout.capture_key(name), ignore_errors=True)
+        has_others = any(entry.is_dir() for entry in folder.path.glob("captures/*"))
+        if not root.is_store(folder) and not has_others:
+            shutil.rmtree(folder.path, ignore_errors=True)
+    return False
 
 
-def _nobody_else_writes(folder: Folder, name: str) -> bool:
-    from actstore.store.errors import ReadOnlyError
-
+def _is_unlocked(folder: Folder, name: str) -> bool:
+    """Whether no process owns the capture for writing."""
     try:
         with own(folder, name):
             return True
@@ -138,7 +124,11 @@ def _nobody_else_writes(folder: Folder, name: str) -> bool:
 
 @dataclass
 class Run(ABC):
-    """One call of a command that fills a capture, with everything its steps share."""
+    """One capture to be made: `plan`, then `fill` for all of its blocks, then `finish`, each under `owned`.
+
+    `carry_out` is the three in one process. A process may also take one step, or fill some of the blocks, and leave the rest to
+    others: what a step needs of an earlier one, it reads from the store.
+    """
 
     command: ClassVar[str]
     """The command line's name of it."""
@@ -150,32 +140,104 @@ class Run(ABC):
     options: RunOptions
     progress: CaptureProgress
     source: ModelSource = field(kw_only=True)
+    _loaded: LoadedModel | None = field(default=None, init=False)
+    """The model, once this process has loaded it for the capture."""
 
     def carry_out(self, requested: Mapping[str, Any]) -> None:
-        """Plan or check the plan, load the model, fill what is missing, finish the statistics; owns the capture meanwhile.
+        """Make the capture in this process: all steps, over all blocks that are missing."""
+        with self.owned():
+            record = self.plan(requested)
+            if missing := self.missing_blocks():
+                statistics = RunningStatistics(self.folder, record)
+                self.fill(missing, on_commit=lambda block: _add_up(statistics, block))
+            self.finish()
 
-        What stops it from outside is a `CaptureError`, and what was committed before stays.
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own the capture for writing; `ReadOnlyError` where another process does.
+
+        What stops a step from outside is a `CaptureError` that says how to go on, and what was committed stays. A capture whose
+        plan was not completed is removed.
         """
-        with removed_on_failure(self.folder, self.name), own(self.folder, self.name), self.source.as_it_is():
+        try:
+            with own(self.folder, self.name), self.source.as_it_is():
+                yield
+        except BaseException as error:
             record = read_capture(self.folder, self.name)
-            if record is not None and not self.options.resume:
+            is_kept = record is not None or _remove_unplanned(self.folder, self.name)
+            if isinstance(error, KeyboardInterrupt):
+                raise CaptureError(self._interrupted(record, is_kept=is_kept)) from None
+            if record is not None and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise CaptureError(self._stopped(record, f"The disk of {self.folder} is full")) from None
+            raise
+
+    def plan(self, requested: Mapping[str, Any]) -> CaptureRecord:
+        """Write the plan, the store's root and the capture's record, or check those that are there: the record.
+
+        `InvalidInputError` where the capture is there and is not to be resumed, or was begun with anything else.
+        """
+        record = read_capture(self.folder, self.name)
+        if record is not None:
+            if not self.options.resume:
                 raise InvalidInputError(
                     f"{self.folder} already has a capture {self.name!r}. Continue it with --resume."
                 )
-            if record is None:
-                record, model, tokenizer = self._begin(requested)
-                self._check_disk(record)
-                self._write_root(model, record, tokenizer)
-                create_capture(self.folder, record)
-            else:
-                self._check_command(record)
-                model = self._check_same(record, requested)
-            with self._resumable(record):
-                self._fill(record, model)
-                running = RunningStatistics(self.folder, record)
-                running.advance()
-                if not is_finished(self.folder, record):
-                    self._finish(record, running.total)
+            self._check_command(record)
+            self._loaded = self._check_same(record, requested)
+            return record
+        record, self._loaded, tokenizer = self._begin(requested)
+        self._check_disk(record)
+        self._write_root(self._loaded, record, tokenizer)
+        create_capture(self.folder, record)
+        return record
+
+    def missing_blocks(self) -> list[int]:
+        """The blocks of the plan that are not committed, ascending."""
+        committed = set(committed_blocks(self.folder, self.name))
+        return [block for block in range(self._record().plan.n_blocks) if block not in committed]
+
+    def fill(self, blocks: Sequence[int], on_commit: Callable[[int], None] = lambda block: None) -> None:
+        """Run the model over some of the planned blocks, in the order given, and commit each, of which `on_commit` is told.
+
+        Blocks that are committed already are passed over. `InvalidInputError` for a block that is not planned.
+        """
+        record = self._record()
+        n_blocks, missing = record.plan.n_blocks, set(self.missing_blocks())
+        if outside := [block for block in blocks if not 0 <= block < n_blocks]:
+            raise InvalidInputError(f"Capture {self.name!r} has blocks 0 to {n_blocks - 1}, found block {outside[0]}.")
+        unfilled = [block for block in dict.fromkeys(blocks) if block in missing]
+        if not unfilled:
+            return
+        if self._loaded is None:
+            self._loaded = self._load_again(record)
+        tokens_done = record.plan.n_tokens * (n_blocks - len(missing)) // n_blocks
+        self.progress.started(record.plan.n_tokens, tokens_done, estimate_nbytes(record))
+        overlap = self._loaded.device.type != "cpu"
+        with CaptureWriter(self.folder, record, n_threads=self.n_encoders(overlap), overlap=overlap) as writer:
+            writer.on_commit = on_commit
+            self._fill_blocks(record, self._loaded, writer, unfilled)
+
+    def finish(self) -> None:
+        """Add up the statistics of all blocks and write what stands for all of them, the table of neurons last.
+
+        `CaptureError` where a block is missing; nothing is done where the capture is finished.
+        """
+        record = self._record()
+        if missing := self.missing_blocks():
+            raise CaptureError(
+                f"{len(missing)} of {record.plan.n_blocks} blocks of capture {self.name!r} in {self.folder} are missing, the "
+                f"first of them block {missing[0]}. Fill them before the capture is finished."
+            )
+        if not is_finished(self.folder, record):
+            statistics = RunningStatistics(self.folder, record)
+            statistics.advance()
+            self._write_results(record, statistics.total)
+
+    def _record(self) -> CaptureRecord:
+        record = read_capture(self.folder, self.name)
+        if record is None:
+            raise NotFoundError(f"{self.folder} has no capture {self.name!r}. Plan it first.")
+        return record
 
     @abstractmethod
     def _begin(self, requested: Mapping[str, Any]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
@@ -189,7 +251,7 @@ class Run(ABC):
     def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
         """Fill and submit the blocks."""
 
-    def _finish(self, record: CaptureRecord, total: CaptureStatistics) -> None:
+    def _write_results(self, record: CaptureRecord, total: CaptureStatistics) -> None:
         """Write what stands for all blocks, which are committed; the table of neurons last."""
         write_finished(self.folder, record, total)
 
@@ -242,19 +304,6 @@ class Run(ABC):
                 "Resume with what it was begun with, or begin another capture with --name."
             )
 
-    def _fill(self, record: CaptureRecord, model: LoadedModel) -> None:
-        done = set(committed_blocks(self.folder, self.name))
-        missing = [block for block in range(record.plan.n_blocks) if block not in done]
-        if not missing:
-            return
-        tokens_done = record.plan.n_tokens * len(done) // record.plan.n_blocks
-        self.progress.started(record.plan.n_tokens, tokens_done, estimate_nbytes(record))
-        running = RunningStatistics(self.folder, record)
-        overlap = model.device.type != "cpu"
-        with CaptureWriter(self.folder, record, n_threads=self.n_encoders(overlap), overlap=overlap) as writer:
-            writer.on_commit = lambda block: running.advance(checkpoint=True) if block % 64 == 63 else None
-            self._fill_blocks(record, model, writer, missing)
-
     def n_encoders(self, overlap: bool) -> int:
         """Threads that encode blocks.
 
@@ -263,21 +312,26 @@ class Run(ABC):
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
         return self.options.threads or max(1, min(16, n_cores // 2 if overlap else n_cores))
 
-    @contextmanager
-    def _resumable(self, record: CaptureRecord) -> Iterator[None]:
-        """Turn what stops a run from outside into a `CaptureError` that says how far it came and how to go on."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            reason = "Interrupted"
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            reason = f"The disk of {self.folder} is full"
-        else:
-            return
+    def _interrupted(self, record: CaptureRecord | None, *, is_kept: bool) -> str:
+        if record is not None:
+            return self._stopped(record, "Interrupted")
+        before = f"Interrupted before the plan of capture {self.name!r} was complete"
+        if is_kept:
+            return (
+                f"{before}. What the model has answered so far is kept in {self.folder}: run the same command with --resume to "
+                "go on."
+            )
+        return f"{before}: nothing of it is kept. Run it again."
+
+    def _stopped(self, record: CaptureRecord, reason: str) -> str:
         n_committed = len(committed_blocks(self.folder, self.name))
-        raise CaptureError(
+        return (
             f"{reason}: {n_committed} of {record.plan.n_blocks} blocks of capture {self.name!r} are in {self.folder}. "
             "Run the same command with --resume to fill the rest."
         )
+
+
+def _add_up(statistics: RunningStatistics, block: int) -> None:
+    """Add up what is committed now and then, so that finishing need not read every block again."""
+    if block % 64 == 63:
+        statistics.advance(checkpoint=True)
