@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
-from actstore.engine.capture.packing import HostPacker, staged_arrays
+from actstore.engine.capture.buffers import block_buffers
+from actstore.engine.capture.packing import HostPacker
 from actstore.kernels.pack.api import Columns
 from actstore.store import layout
 from actstore.store.capture.plan import Plan
 from actstore.store.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from actstore.engine.capture.packing import Buffers, FilledBlock, Packer
+    from actstore.engine.capture.buffers import BufferPool, Buffers
+    from actstore.engine.capture.packing import FilledBlock, Packer
     from actstore.engine.capture.progress import CaptureProgress
     from actstore.engine.models.load import LoadedModel
     from actstore.store.capture.plan import BlockPlan
@@ -112,10 +114,10 @@ class BlockFiller:
         self,
         model: LoadedModel,
         record: CaptureRecord,
-        buffers: Callable[[], Buffers],
+        buffers: BufferPool[Buffers],
         batches: Batches = batches_of,
     ) -> None:
-        """Capture what `record` says; `buffers` gives what a block is collected in on the host, contents undefined."""
+        """Capture what `record` says; a block is collected on the host in a set of `buffers`."""
         self._model, self._record, self._batches = model, record, batches
         self._sites = list(record.sites)
         if record.gate_sign and "mlp.gate" not in self._sites:
@@ -125,7 +127,7 @@ class BlockFiller:
         self._packer = packer_for(model.device, record, buffers, experts)
 
     def fill(self, plans: Iterable[BlockPlan], progress: CaptureProgress) -> Iterator[FilledBlock]:
-        """The blocks of the plans, filled; a block's arrays hold until the one after the next is asked for."""
+        """The blocks of the plans, filled, each to be released by its taker; two of them may be unreleased at once."""
         for plan in plans:
             self._packer.begin(plan)
             for batch in self._batches(plan, len(self._record.plan.labels), self._record.plan.block_slots):
@@ -170,16 +172,18 @@ def fill_blocks(
 ) -> None:
     """Run the model over `blocks` and commit each."""
     plan = Plan(folder, record.name, record.plan)
-    staged = list(staged_arrays(record))
-    filler = BlockFiller(
-        model, record, lambda: {key: writer.buffer(key, shape, dtype) for key, shape, dtype in staged}, batches
-    )
-    for filled in filler.fill(map(plan.block, blocks), progress):
-        writer.submit(filled.block, filled.arrays, filled.encode_statistics, filled.began, filled.files)
+    filler = BlockFiller(model, record, block_buffers(record, writer.n_blocks_in_use), batches)
+    submit_blocks(filler.fill(map(plan.block, blocks), progress), writer)
+
+
+def submit_blocks(blocks: Iterable[FilledBlock], writer: CaptureWriter) -> None:
+    """Hand filled blocks to the writer, which releases each when it is written."""
+    for filled in blocks:
+        writer.submit(filled.block, filled.arrays, filled.encode_statistics, filled.began, filled.files, filled.release)
 
 
 def packer_for(
-    device: torch.device, record: CaptureRecord, buffers: Callable[[], Buffers], experts: Collection[int]
+    device: torch.device, record: CaptureRecord, buffers: BufferPool[Buffers], experts: Collection[int]
 ) -> Packer:
     """The packer for values that a model computes on `device`; the arguments are those of `HostPacker`."""
     if device.type == "cuda":

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from actstore.engine.capture.api import CaptureRequest, given_settings, open_run
 from actstore.engine.capture.block_filler import fill_blocks
+from actstore.engine.capture.buffers import staged_arrays
 from actstore.engine.capture.corpus_run import CorpusRun
-from actstore.engine.capture.packing import staged_arrays
 from actstore.engine.capture.plan_count import PlanCount
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.capture.sizes import estimate_nbytes

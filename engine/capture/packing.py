@@ -16,7 +16,6 @@ import torch
 from actstore.kernels.pack.api import pack, pack_signs, quantise, sparsify
 from actstore.store import layout
 from actstore.store.capture.statistics import CaptureStatistics
-from actstore.store.capture.writer import block_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -24,14 +23,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from actstore.engine.capture.buffers import BufferPool, Buffers
     from actstore.kernels.pack.columns import Columns
     from actstore.store.capture.plan import BlockPlan
     from actstore.store.files.records import CaptureRecord
 
 PACKABLE = (torch.float32, torch.float16, torch.bfloat16)
-
-Buffers = dict[str, "NDArray[Any]"]
-"""Key of an array → what one block of it holds, [neuron, slot] or [neuron, slot / 8]."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,8 @@ class FilledBlock:
     """Gives the block's statistics, from any thread; may take its time."""
     began: float
     """`time.monotonic()` when its first batch began."""
+    release: Callable[[], None]
+    """Gives back the memory of `arrays` and of what `statistics` reads; called once, when they are not needed any more."""
     files: dict[str, bytes] = field(default_factory=dict)
     """What else belongs to the block, by key: written and committed with it."""
 
@@ -68,8 +67,7 @@ class Packer(Protocol):
     def finish(self) -> Iterator[FilledBlock]:
         """End the block; gives the blocks that have become ready: this one, or the one before it.
 
-        What a block holds may be overwritten when the block after it has been given and the next asked for: in between, its
-        taker must have done with the former.
+        A block keeps its memory until its taker calls `release`. At most two may be unreleased when the next one is ended.
         """
 
     def drain(self) -> Iterator[FilledBlock]:
@@ -79,15 +77,15 @@ class Packer(Protocol):
 class HostPacker:
     """Packs on the CPU."""
 
-    def __init__(self, record: CaptureRecord, buffers: Callable[[], Buffers], experts: Collection[int]) -> None:
-        """Fill what `buffers` gives for each block, contents undefined. `experts`: layers without values at some tokens."""
+    def __init__(self, record: CaptureRecord, buffers: BufferPool[Buffers], experts: Collection[int]) -> None:
+        """Collect each block in a set of `buffers`. `experts`: layers without values at some tokens."""
         self._record, self._buffers, self._experts = record, buffers, experts
         self._staging = layout.staging_format(record.precision, record.held_dtype)
 
     def begin(self, plan: BlockPlan) -> None:
         """As `Packer` says."""
         self._plan, self._began, record = plan, time.monotonic(), self._record
-        self._arrays, self._statistics = self._buffers(), CaptureStatistics.empty(record)
+        self._arrays, self._statistics = self._buffers.acquire(), CaptureStatistics.empty(record)
         for layer in record.gate_sign:
             self._arrays[layout.gate_sign_key(record.name, layer)].fill(0)
         for site in record.sites if self._staging else ():
@@ -113,8 +111,11 @@ class HostPacker:
 
     def finish(self) -> Iterator[FilledBlock]:
         """The block itself."""
-        arrays, statistics = encode(self._record, self._plan, self._arrays), self._statistics
-        yield FilledBlock(self._plan.block, arrays, lambda: statistics, self._began)
+        staged, statistics = self._arrays, self._statistics
+        arrays = encode(self._record, self._plan, staged)
+        yield FilledBlock(
+            self._plan.block, arrays, lambda: statistics, self._began, lambda: self._buffers.release(staged)
+        )
 
     def drain(self) -> Iterator[FilledBlock]:
         """Nothing."""
@@ -126,15 +127,6 @@ def as_packable(values: Tensor) -> Tensor:
     if values.dtype not in PACKABLE:
         values = values.float()
     return values.reshape(-1, values.shape[-1])
-
-
-def staged_arrays(record: CaptureRecord) -> Iterator[tuple[str, tuple[int, int], np.dtype[Any]]]:
-    """Key, shape and dtype of everything that is collected token by token, as one block holds it."""
-    staging = layout.staging_format(record.precision, record.held_dtype)
-    for spec in block_arrays(record):
-        if spec.dimension != "block":
-            is_value = staging is not None and spec.dimension == "token"
-            yield spec.key, (spec.rows, spec.columns), staging.dtype if staging and is_value else spec.dtype
 
 
 def count_labels(columns: Columns, label_tokens: NDArray[np.int64]) -> None:
