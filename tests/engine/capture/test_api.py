@@ -325,7 +325,7 @@ def test_resume_names_what_differs(
     begun(run)
     store, lines = tmp_path / "store", corpus.read_text().splitlines(keepends=True)
     refused(run, store, "precision is int8 there and half now", precision="half")
-    refused(run, store, "context is 16 there and 32 now; exemplars is 20 there and 3 now", context=32, exemplars=3)
+    refused(run, store, "exemplars is 20 there and 3 now; context is 16 there and 32 now", context=32, exemplars=3)
     refused(run, store, "another model than .* The weights, the configuration or --dtype differ", model=other_model)
     refused(run, store, "another model .* --dtype differ", dtype="bfloat16")
     changed = tmp_path / "changed.jsonl"
