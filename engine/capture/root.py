@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from actstore.engine.models.fingerprint import model_record
 from actstore.store.model import root
+from actstore.store.model.directions import WriteDirections
 from actstore.store.model.top_tokens import (
     AFFORDABLE,
     find_top_tokens,
@@ -15,7 +16,7 @@ from actstore.store.model.top_tokens import (
     token_names,
     top_columns,
 )
-from actstore.store.model.weights import final_norm_of, write_weights
+from actstore.store.model.weights import write_weights
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,12 +49,14 @@ def _find_top_tokens(
     folder: Folder, model: LoadedModel, known: ModelRecord, vectors: dict[int, Tensor]
 ) -> dict[int, dict[str, pa.Array]]:
     """The columns of top tokens by layer, made where the model lies; none where they cost too much, or it has no head."""
-    unembedding, norm = model.unembedding(), final_norm_of(model.final_norm())
+    unembedding = model.unembedding()
     if unembedding is None or (not unembedding.is_cuda and operations(known, len(unembedding)) > AFFORDABLE):
         return {}
     name = token_names(folder)
+    directions = WriteDirections.of_model(vectors.__getitem__, unembedding, model.final_norm())
+    rows = directions.unembedding()
     return {
-        layer: top_columns(find_top_tokens(v, unembedding, norm), name)
+        layer: top_columns(find_top_tokens(directions.vectors(layer), rows, directions.gain), name)
         for layer, v in vectors.items()
         if v.shape[1] == unembedding.shape[1] and speaks(known, layer)
     }

@@ -131,7 +131,7 @@ def _at_place(source: Source, targets: list[Target], at: str | Place) -> Answer:
         targets = [find_target(source.store, slot.next_token)]
     block_scale = source.block_scale(slot.block)
     scale = None if block_scale is None else np.repeat(block_scale[slot.offset], len(targets))
-    asked = Targets(source.directions(targets), gain=source.norm.gain, scale=scale)
+    asked = Targets(source.unembedding(targets), gain=source.directions.gain, scale=scale)
     ranking = Ranking(source.asked.k, np.ones(len(targets), np.int64))
     for layer, _, vectors in source.layers():
         values = np.ascontiguousarray(source.values(layer, slot.block)[:, slot.offset, None])
@@ -142,7 +142,7 @@ def _at_place(source: Source, targets: list[Target], at: str | Place) -> Answer:
 
 def _over_next_tokens(source: Source, targets: list[Target]) -> Answer:
     """Every position against its own next token; with targets, those alone that one of them follows."""
-    directions = source.directions(targets)
+    directions = source.unembedding(targets)
     ids = np.array([target.token for target in targets], np.int64)
     order = np.argsort(ids, kind="stable")
     n_groups = max(1, len(targets)) * source.n_labels
@@ -172,7 +172,7 @@ def _over_next_tokens(source: Source, targets: list[Target]) -> Answer:
         sums = ContributionSums.empty(n_groups, len(vectors))
         for block in blocks:
             rows, groups = of_block(block)
-            asked = Targets(directions, rows, source.norm.gain, source.block_scale(block))
+            asked = Targets(directions, rows, source.directions.gain, source.block_scale(block))
             sums.merge(sum_contributions(source.values(layer, block), vectors, asked, groups, n_groups))
         ranking = ranking or Ranking(source.asked.k, sums.count)
         n_summed = np.broadcast_to(sums.count[:, None], sums.total.shape)
@@ -196,7 +196,7 @@ def _nowhere(source: Source, targets: list[Target]) -> str:
 
 def _everywhere(source: Source, targets: list[Target]) -> Answer:
     """One direction for all positions: what differs between them, the activations, is summed first."""
-    asked = Targets(source.directions(targets), gain=source.norm.gain)
+    asked = Targets(source.unembedding(targets), gain=source.directions.gain)
     ranking: Ranking | None = None
     for layer, is_expert, vectors in source.layers():
         sums, n_summed, n_tokens = _sum_activations(source, layer)

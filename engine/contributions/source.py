@@ -15,7 +15,7 @@ from actstore.engine.contributions.next_tokens import NextTokens, Place
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.layout import SPECIAL
-from actstore.store.model.weights import FinalNorm, read_final_norm, read_rows, read_weights
+from actstore.store.model.directions import WriteDirections
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +53,7 @@ class Source:
 
     def __init__(self, store: Store, capture: Capture, asked: Asked) -> None:
         self.store, self.capture, self.asked = store, capture, asked
-        self.norm = read_final_norm(store.folder) if asked.gain else FinalNorm(None, 0.0, centres=False)
+        self.directions = WriteDirections.of_store(store.folder, gain=asked.gain)
         self.labels = _label_ids(capture, asked.by)
         self.next_tokens = NextTokens(capture)
         self.block_scale: Callable[[int], NDArray[np.float32] | None] = lru_cache(maxsize=16)(self._block_scale)
@@ -75,19 +75,14 @@ class Source:
         for layer in self.capture.record.layers(SITE):
             known = head_layers.get(layer)
             if known is not None:
-                vectors = self.norm.centred(read_weights(self.store.folder, f"layer-{layer}")["write_vectors"])
-                yield layer, known.expert is not None, vectors.float() if vectors.element_size() == 8 else vectors
+                yield layer, known.expert is not None, self.directions.vectors(layer)
 
-    def directions(self, targets: Sequence[Target]) -> Tensor:
+    def unembedding(self, targets: Sequence[Target]) -> Tensor:
         """The unembedding's rows of the targets [target, d_model]; all of it without targets."""
-        if not targets:
-            directions = read_weights(self.store.folder, "unembedding")["weight"]
-        else:
-            try:
-                directions = read_rows(self.store.folder, "unembedding", "weight", [t.token for t in targets])
-            except IndexError as error:
-                raise InvalidInputError(f"The unembedding has no token {error}. Mend --target-id.") from None
-        return directions.float() if directions.element_size() == 8 else directions
+        try:
+            return self.directions.unembedding([target.token for target in targets] or None)
+        except IndexError as error:
+            raise InvalidInputError(f"The unembedding has no token {error}. Check `target_id`.") from None
 
     def values(self, layer: int, block: int) -> NDArray[Any]:
         """A block of activations [neuron, token] in a format that the kernels take."""
@@ -97,7 +92,7 @@ class Source:
 
     def _block_scale(self, block: int) -> NDArray[np.float32] | None:
         """1 / rms of the final norm's input at every slot, 0 where there is none; None unless logits are asked for."""
-        if not self.asked.logits or not self.norm.is_there:
+        if not self.asked.logits or not self.directions.norm.is_there:
             return None
         sites, last = self.capture.record.sites, self.store.model.head_layers[-1].block
         layers = self.capture.record.layers("resid.post") if "resid.post" in sites else {}
@@ -108,9 +103,9 @@ class Source:
                 "--logits divides by. Capture with --site mlp.post --site resid.post."
             )
         stream = self.capture.block_values(layer, block, "resid.post", saturated=True)
-        if self.norm.centres:
+        if self.directions.norm.centres:
             stream = stream - stream.mean(axis=0, dtype=np.float64)
-        rms = np.sqrt(np.square(stream, dtype=np.float64).mean(axis=0) + self.norm.epsilon)
+        rms = np.sqrt(np.square(stream, dtype=np.float64).mean(axis=0) + self.directions.norm.epsilon)
         with np.errstate(divide="ignore"):
             inverse = 1 / rms
         return np.where(np.isfinite(inverse), inverse, 0).astype(np.float32)
