@@ -18,7 +18,7 @@ from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
-    from actstore.engine.contributions.rank import Answer, Asked
+    from actstore.engine.contributions.rank import Answer, ContributionQuery
     from actstore.engine.contributions.ranking import Ranked
     from actstore.engine.contributions.targets import Target
 
@@ -65,7 +65,7 @@ def contributions(
 
     Example: `actstore contributions gpt2.actstore --target " Paris" -k 10`
     """
-    from actstore.engine.contributions.rank import Asked, rank_contributions  # only here: it loads torch
+    from actstore.engine.contributions.rank import ContributionQuery, rank_contributions  # only here: it loads torch
 
     opened = Store(store)
     if fill_top_tokens:
@@ -81,7 +81,7 @@ def contributions(
         raise InvalidInputError(
             "Name a --target, a place with --at, or ask for each position's own next token, --next."
         )
-    asked = Asked(k, capture, at, by, everywhere, not paper_form, logits)
+    asked = ContributionQuery(k, capture, at, by, everywhere, not paper_form, logits)
     with terminal.spinner("adding up contributions", enabled=not quiet):
         answer = rank_contributions(opened, asked_for, asked)
         warnings = overflow_sentences(opened.capture(asked.capture), ["mlp.post"])
@@ -101,7 +101,7 @@ def _fill(store: str, quiet: bool) -> None:
     terminal.say(f"The top and bottom tokens of {n_neurons:,} neurons are in the table `model` of {store}.")
 
 
-def _describe(store: Store, answer: Answer, asked: Asked) -> dict[str, Any]:
+def _describe(store: Store, answer: Answer, asked: ContributionQuery) -> dict[str, Any]:
     """One target: `target`, `neurons`, with `labels` by label; several: `targets`, the same for each."""
     from actstore.engine.contributions.next_tokens import activations_at
 
@@ -145,7 +145,7 @@ def _by_target(answer: Answer) -> list[tuple[Target | None, dict[str | None, Ran
     return found
 
 
-def _print(store: Store, answer: Answer, asked: Asked) -> None:
+def _print(store: Store, answer: Answer, asked: ContributionQuery) -> None:
     from actstore.engine.contributions.next_tokens import activations_at
     from actstore.store.model.top_tokens import texts_of
 
@@ -176,7 +176,7 @@ def _print(store: Store, answer: Answer, asked: Asked) -> None:
 
 
 def _heading(
-    store: Store, answer: Answer, asked: Asked, target: Target | None, label: str | None, found: Ranked
+    store: Store, answer: Answer, asked: ContributionQuery, target: Target | None, label: str | None, found: Ranked
 ) -> str:
     what = f"{target.text!r} ({target.token})" if target else "each position's next token"
     if answer.where is not None:
@@ -187,7 +187,7 @@ def _heading(
     return f"{what}, {over}" + (f", {asked.by}={label}" if label is not None else "")
 
 
-def _context(store: Store, answer: Answer, asked: Asked, n: int = 12) -> str:
+def _context(store: Store, answer: Answer, asked: ContributionQuery, n: int = 12) -> str:
     """The end of what the model had read at the place."""
     assert answer.where is not None
     plan = store.capture(asked.capture).block_plan(answer.where.block)

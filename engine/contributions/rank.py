@@ -11,7 +11,7 @@ at a time. Knows nothing about models or tokenizers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from actstore.engine.contributions.next_tokens import Place, find_slot
 from actstore.engine.contributions.ranking import Ranking
-from actstore.engine.contributions.source import SITE, Asked, Source
+from actstore.engine.contributions.source import SITE, ContributionQuery, Source
 from actstore.engine.contributions.targets import Target, find_target
 from actstore.kernels.contribution.api import ContributionSums, Targets, contribution, sum_contributions
 from actstore.store.arguments import argument, given_fields
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from actstore.engine.contributions.next_tokens import Slot
     from actstore.store.reader import Store
 
-__all__ = ["Answer", "Asked", "rank_contributions"]
+__all__ = ["Answer", "ContributionQuery", "rank_contributions"]
 
 
 class Answer:
@@ -78,7 +78,7 @@ TABLE = pa.schema(
 )
 
 
-def rank_contributions(store: Store, targets: Sequence[str | int], asked: Asked) -> Answer:
+def rank_contributions(store: Store, targets: Sequence[str | int], asked: ContributionQuery) -> Answer:
     """The neurons that contribute most to each target, over all captured layers together, by signed score.
 
     `targets` are texts or ids of single tokens. At a place (`asked.at`), none means the token that comes there. Over a
@@ -247,8 +247,13 @@ def _rows(source: Source, targets: Sequence[Target]) -> list[tuple[Target | None
     return [(target, label) for target in asked for label in source.labels.values()]
 
 
-def answer_question(store: Store, target: str | int | Sequence[str | int] | None, k: int, **asked: Any) -> pa.Table:
-    """`Store.contributions`: the answer to a question as a table."""
-    wanted = argument("target", target, str | int | Sequence[str | int] | None)
-    targets = () if wanted is None else wanted if isinstance(wanted, tuple) else (wanted,)
-    return rank_contributions(store, targets, Asked(**given_fields(Asked, {"k": k, **asked}, "A question"))).table()
+def answer_question(
+    store: Store, target: str | int | Sequence[str | int] | None, query: Mapping[str, object]
+) -> pa.Table:
+    """`Store.contributions`: the answer as a table; `query` holds fields of `ContributionQuery`."""
+    targets = argument("target", target, str | int | Sequence[str | int] | None)
+    if not isinstance(targets, tuple):
+        targets = () if targets is None else (targets,)
+    return rank_contributions(
+        store, targets, ContributionQuery(**given_fields(ContributionQuery, query, "A query"))
+    ).table()

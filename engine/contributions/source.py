@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import numpy as np
 
 from actstore.engine.contributions.next_tokens import NextTokens, Place
-from actstore.store.arguments import Typed
+from actstore.store.arguments import Typed, argument
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.layout import SPECIAL
 from actstore.store.model.directions import WriteDirections
@@ -29,14 +29,22 @@ if TYPE_CHECKING:
 SITE: Final = "mlp.post"
 
 
+def _as_place(value: object) -> object:
+    """A tuple of two or three numbers as the place it names; anything else as it is."""
+    if isinstance(value, tuple) and not isinstance(value, Place) and len(value) in (2, 3):
+        numbers = value[:2] if value[2:] == (None,) else value
+        return Place(*argument("at", numbers, tuple[int, ...]))
+    return value
+
+
 @dataclass(frozen=True)
-class Asked(Typed):
-    """What is asked; `Store.contributions` takes these fields as keywords."""
+class ContributionQuery(Typed):
+    """What is asked of a capture, beside the targets; `Store.contributions` takes the same."""
 
     k: int = 20
     """Neurons given for each target and label."""
     capture: str | None = None
-    at: str | Place | None = None
+    at: Annotated[str | Place | None, _as_place] = None
     """One place: the position whose prediction is looked at, as `DOC:POS`, `DOC:POS@WINDOW` or a `Place`."""
     by: str | None = None
     """A label column: a ranking for each of its values."""
@@ -51,7 +59,7 @@ class Asked(Typed):
 class Source:
     """The capture, the weights and the options of a question, read piece by piece."""
 
-    def __init__(self, store: Store, capture: Capture, asked: Asked) -> None:
+    def __init__(self, store: Store, capture: Capture, asked: ContributionQuery) -> None:
         self.store, self.capture, self.asked = store, capture, asked
         self.directions = WriteDirections.of_store(store.folder, gain=asked.gain)
         self.labels = _label_ids(capture, asked.by)

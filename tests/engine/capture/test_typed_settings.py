@@ -177,13 +177,14 @@ def test_a_record_that_could_not_be_read_again_is_not_written(tiny_model: Path, 
         (lambda store: store.neuron(0, 1).activations(site=3), "site is a text, found the integer 3"),
         (lambda store: store.contributions(" the", k="3"), "k is an integer, found the text '3'"),
         (lambda store: store.contributions(1.5), "target is "),
-        (lambda store: store.contributions(" the", gian=True), "no setting 'gian'. Did you mean 'gain'?"),
+        (lambda store: store.contributions(" the", at=(0, 1.5)), "at is a sequence of integers"),
+        (lambda store: store.contributions(" the", gain="no"), "gain is True or False, found the text 'no'"),
         (lambda store: store.capture().block_values("0", 0), "layer is an integer, found the text '0'"),
         (lambda store: store.capture().block_values(0, "0"), "block is an integer, found the text '0'"),
         (lambda store: actstore.open(None), "location is a text or a path, found None"),
         (lambda store: actstore.open(["a"]), "location is a text or a path, found the list ['a']"),
     ],
-    ids=[f"question-{i}" for i in range(18)],
+    ids=[f"question-{i}" for i in range(19)],
 )
 def test_questions_to_a_store_are_checked(planted_store: Path, ask: Any, message: str) -> None:
     with pytest.raises(InvalidInputError) as refused:

@@ -127,6 +127,8 @@ def test_at_one_place_without_a_target_it_is_the_token_that_comes(make: Any) -> 
 def test_many_targets_at_one_place(make: Any) -> None:
     store, values, weights = make()
     table = store.contributions([4, " w33", 4], 3, at="3:-1")
+    assert store.contributions([4, " w33", 4], 3, at=(3, -1)).equals(table)
+    assert store.contributions([4, " w33", 4], 3, at=(3, -1, None)).equals(table)
     assert table["token"].to_pylist() == [4, 4, 4, 33, 33, 33, 4, 4, 4]
     token = [(t["document"], t["position"]) for t in store.capture().tokens().to_pylist()].index((3, 29))
     for rows, target in ((slice(0, 3), 4), (slice(3, 6), 33)):
