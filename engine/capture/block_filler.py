@@ -157,7 +157,7 @@ class BlockFiller:
         if n_rows is not None and batch.n_rows not in (None, n_rows):
             raise ModelError(
                 f"Layer {layer} of {self._model.spec.name} ({self._model.spec.layers[layer].module}) holds {n_rows} rows for "
-                f"a batch of images, not the {batch.n_rows} positions that were planned. Leave it out with --layers."
+                f"a batch of images, not the {batch.n_rows} positions that were planned. Leave it out of `layers`."
             )
 
 

@@ -62,7 +62,7 @@ class CorpusRun(Run):
         settings = CaptureSettings.resolve(requested, self.spec)
         if settings.part != "language":
             raise InvalidInputError(
-                f"The {settings.part} part reads images, and {self.corpus} is text. Leave --part out."
+                f"The {settings.part} part reads images, and {self.corpus} is text. Leave `part` out."
             )
         widths = settings.widths(self.spec)
         tokenizer = self._tokenizer(settings)

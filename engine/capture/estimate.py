@@ -154,11 +154,11 @@ def estimate(
     if not isinstance(run, CorpusRun):
         raise InvalidInputError(
             f"A dry run is of a corpus of text, and {run.corpus} holds images: how long answers take shows only when they are "
-            "generated. Capture a few with --max-documents to see."
+            "generated. Capture a few with `max_documents` to see."
         )
     if run.options.resume:
         raise InvalidInputError(
-            "A dry run says what a whole capture takes. Leave --resume out; `actstore info` says how far a capture is."
+            "A dry run says what a whole capture takes. Leave `resume` out; `actstore info` says how far a capture is."
         )
     check_unowned(run.folder, name)
     with run.source.as_it_is():

@@ -60,7 +60,7 @@ class PlanSettings(Typed):
         super().__post_init__()
         if self.context < 1:
             raise InvalidInputError(
-                f"A window holds at least 1 token, found a context of {self.context}. Raise --context."
+                f"A window holds at least 1 token, found a context of {self.context}. Raise `context`."
             )
         if not 0 <= self.overlap < self.context:
             raise InvalidInputError(
@@ -73,7 +73,7 @@ class PlanSettings(Typed):
         if n_kept > self.block_slots:
             raise InvalidInputError(
                 f"A window keeps up to {n_kept} tokens, more than a block of {self.block_slots} slots holds. "
-                "Raise --memory, or name fewer --positions."
+                "Raise `memory`, or name fewer `positions`."
             )
 
     def fixed_positions(self) -> tuple[int, ...] | None:
@@ -112,7 +112,8 @@ class Windower:
             begin = tokenizer.begin if tokenizer else None
             if begin is None:
                 raise InvalidInputError(
-                    "--begin always needs a tokenizer that names a begin-of-text token, and there is none. Use --begin auto."
+                    '`begin="always"` needs a tokenizer that names a begin-of-text token, and there is none. Pass '
+                    '`begin="auto"`.'
                 )
             prefix = (begin,)
         self.around = prefix, suffix
@@ -122,7 +123,7 @@ class Windower:
         if self._capacity <= settings.overlap:
             raise InvalidInputError(
                 f"A window of {settings.context} tokens leaves {self._capacity} for text after special tokens, which must "
-                f"exceed the overlap of {settings.overlap}. Raise --context or lower --overlap."
+                f"exceed the overlap of {settings.overlap}. Raise `context` or lower `overlap`."
             )
 
     def windows(self, ids: NDArray[np.int32], document: int, labels: tuple[int, ...]) -> Iterator[PlannedWindow]:
@@ -295,7 +296,7 @@ class TextPlanner:
 
 def _expect_windows(n_windows: int, corpus: str) -> None:
     if n_windows == 0:
-        raise InvalidInputError(f"The corpus {corpus} holds no token to store. Check the path and --positions.")
+        raise InvalidInputError(f"The corpus {corpus} holds no token to store. Check the path and `positions`.")
 
 
 def tokenise(documents: Iterable[Document], tokenizer: TextTokenizer | None) -> Iterator[tuple[Document, NDArray[Any]]]:
@@ -314,7 +315,7 @@ def tokenise(documents: Iterable[Document], tokenizer: TextTokenizer | None) -> 
 def _tokenise_group(group: list[Document], tokenizer: TextTokenizer | None) -> Iterator[tuple[Document, NDArray[Any]]]:
     texts = [d.text for d in group if d.ids is None and d.text is not None]
     if texts and tokenizer is None:
-        raise InvalidInputError("This corpus is text, and no tokenizer is at hand. Name one with --tokenizer.")
+        raise InvalidInputError("This corpus is text, and there is no tokenizer for it. Name one with `tokenizer`.")
     encoded = iter(tokenizer.encode(texts) if tokenizer and texts else ())
     for document in group:
         yield document, document.ids if document.ids is not None else next(encoded)

@@ -52,7 +52,7 @@ class Labels:
             if all(value == "" for named, value in self.ids if named == column):
                 raise InvalidInputError(
                     f"None of the {n_documents:,} documents planned from {corpus} has a value in the label column {column!r}. "
-                    "Check the name given by --label, or plan more documents."
+                    "Check `label_columns`, or plan more documents."
                 )
 
     def _id(self, column: str, value: str) -> int:

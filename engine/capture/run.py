@@ -69,9 +69,9 @@ def check_options(name: str, options: RunOptions) -> None:
     """Raise `InvalidInputError` for a capture's name that cannot be one, and for a dtype that is none."""
     argument("name", name, str)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name == "zarr.json":
-        raise InvalidInputError(f"A capture's name is letters, digits, '.', '_' and '-', found {name!r}. Mend --name.")
+        raise InvalidInputError(f"A capture's name is letters, digits, '.', '_' and '-', found {name!r}. Check `name`.")
     if options.dtype not in DTYPES:
-        raise InvalidInputError(f"--dtype is one of {', '.join(DTYPES)}: found {options.dtype!r}.")
+        raise InvalidInputError(f"`dtype` is one of {', '.join(DTYPES)}: found {options.dtype!r}.")
 
 
 def check_target(folder: Folder, name: str, spec: ModelSpec, resume: bool) -> None:
@@ -85,7 +85,7 @@ def check_target(folder: Folder, name: str, spec: ModelSpec, resume: bool) -> No
             )
         if not resume and read_capture(folder, name) is not None:
             raise InvalidInputError(
-                f"{folder} already has a capture {name!r}. Continue it with --resume, or name the new one with --name."
+                f"{folder} already has a capture {name!r}. Continue it with `resume=True`, or name the new one with `name`."
             )
     elif folder.path is not None and folder.path.is_dir():
         # What a first capture leaves that was killed before the store's root was written is ours to write over.
@@ -180,7 +180,7 @@ class Run(ABC):
         if record is not None:
             if not self.options.resume:
                 raise InvalidInputError(
-                    f"{self.folder} already has a capture {self.name!r}. Continue it with --resume."
+                    f"{self.folder} already has a capture {self.name!r}. Continue it with `resume=True`."
                 )
             self._check_command(record)
             self._loaded = self._check_same(record, requested)
@@ -260,7 +260,7 @@ class Run(ABC):
         if begun_by != self.command:
             raise InvalidInputError(
                 f"Capture {self.name!r} of {self.folder} was begun by `actstore {begun_by}`, not `actstore {self.command}`. "
-                "Resume it with that, or name another capture with --name."
+                "Resume it with that, or give this capture another `name`."
             )
 
     def _load(self, dtype: str) -> LoadedModel:
@@ -287,7 +287,7 @@ class Run(ABC):
         if needed > free:
             raise InvalidInputError(
                 f"The capture needs about {needed / 1e9:.2f} GB, and the disk of {self.folder} has {free / 1e9:.2f} GB free. "
-                "Make room, lower --precision or --max-tokens, or insist with --ignore-disk."
+                "Make room, lower `precision` or `max_tokens`, or capture all the same with `ignore_disk=True`."
             )
 
     def _write_root(self, model: LoadedModel, record: CaptureRecord, tokenizer: TextTokenizer | None) -> None:
@@ -301,7 +301,7 @@ class Run(ABC):
         if differences:
             raise InvalidInputError(
                 f"Capture {self.name!r} of {self.folder} cannot be resumed: {'; '.join(differences)}. "
-                "Resume with what it was begun with, or begin another capture with --name."
+                "Resume with what it was begun with, or begin another capture under another `name`."
             )
 
     def n_encoders(self, overlap: bool) -> int:
@@ -318,8 +318,8 @@ class Run(ABC):
         before = f"Interrupted before the plan of capture {self.name!r} was complete"
         if is_kept:
             return (
-                f"{before}. What the model has answered so far is kept in {self.folder}: run the same command with --resume to "
-                "go on."
+                f"{before}. What the model has answered so far is kept in {self.folder}: do the same again "
+                "with `resume=True` to go on."
             )
         return f"{before}: nothing of it is kept. Run it again."
 
@@ -327,7 +327,7 @@ class Run(ABC):
         n_committed = len(committed_blocks(self.folder, self.name))
         return (
             f"{reason}: {n_committed} of {record.plan.n_blocks} blocks of capture {self.name!r} are in {self.folder}. "
-            "Run the same command with --resume to fill the rest."
+            "Do the same again with `resume=True` to fill the rest."
         )
 
 

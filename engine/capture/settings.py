@@ -76,16 +76,16 @@ class CaptureSettings(Typed):
         settings = cls(**given_fields(cls, requested, "A capture"))
         context = settings._default_context(spec) if settings.context is None else settings.context
         if context < 1:
-            raise InvalidInputError(f"A window holds at least 1 token, found a context of {context}. Raise --context.")
+            raise InvalidInputError(f"A window holds at least 1 token, found a context of {context}. Raise `context`.")
         if spec.context is not None and context > spec.context:
             raise InvalidInputError(
-                f"{spec.name} reads at most {spec.context} tokens at once, found a context of {context}. Lower --context."
+                f"{spec.name} reads at most {spec.context} tokens at once, found a context of {context}. Lower `context`."
             )
         settings = dataclasses.replace(settings, context=context)
         settings._check(spec)
         if "keep" in requested and settings.precision != "sparse":
             raise InvalidInputError(
-                f"--keep is the share of values kept at precision sparse, and the precision is {settings.precision}. Leave one "
+                f"`keep` is the share of values kept at precision sparse, and the precision is {settings.precision}. Leave one "
                 "out."
             )
         gated = any(spec.layers[layer].gated for layer in settings.chosen_layers(spec))
@@ -94,7 +94,7 @@ class CaptureSettings(Typed):
             settings = dataclasses.replace(settings, gate_sign=gated and keeps_values and "mlp.post" in settings.sites)
         elif settings.gate_sign and not (gated and "mlp.post" in settings.sites):
             raise InvalidInputError(
-                f"--gate-sign needs the site mlp.post of a gated model; {spec.name} is "
+                f"`gate_sign` needs the site mlp.post of a gated model; {spec.name} is "
                 f"{'gated' if gated else 'not gated'}, and the sites are {', '.join(settings.sites)}."
             )
         return settings
@@ -104,22 +104,22 @@ class CaptureSettings(Typed):
 
     def _check(self, spec: ModelSpec) -> None:
         if self.part not in get_args(Part):
-            raise InvalidInputError(f"--part is one of {', '.join(get_args(Part))}: found {self.part!r}.")
+            raise InvalidInputError(f"`part` is one of {', '.join(get_args(Part))}: found {self.part!r}.")
         if self.precision not in PRECISIONS:
             raise InvalidInputError(f"The precision is one of {', '.join(PRECISIONS)}: found {self.precision!r}.")
         if not 0 < self.keep <= 1:
-            raise InvalidInputError(f"--keep is a share above 0 and at most 1, found {self.keep}.")
+            raise InvalidInputError(f"`keep` is a share above 0 and at most 1, found {self.keep}.")
         if not 0 <= self.exemplars <= 1000:
-            raise InvalidInputError(f"--exemplars lies between 0 and 1000, found {self.exemplars}.")
+            raise InvalidInputError(f"`exemplars` lies between 0 and 1000, found {self.exemplars}.")
         if self.batch_tokens < 1:
-            raise InvalidInputError(f"--batch-tokens must be at least 1, found {self.batch_tokens}.")
+            raise InvalidInputError(f"`batch_tokens` must be at least 1, found {self.batch_tokens}.")
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise InvalidInputError(f"--max-tokens must be at least 1, found {self.max_tokens}.")
+            raise InvalidInputError(f"`max_tokens` must be at least 1, found {self.max_tokens}.")
         if self.begin not in get_args(Begin):
-            raise InvalidInputError(f"--begin is one of {', '.join(get_args(Begin))}: found {self.begin!r}.")
+            raise InvalidInputError(f"`begin` is one of {', '.join(get_args(Begin))}: found {self.begin!r}.")
         for column in self.label_columns:
             if self.label_columns.count(column) > 1:
-                raise InvalidInputError(f"The label column {column!r} is named twice. Name it once with --label.")
+                raise InvalidInputError(f"The label column {column!r} is named twice. Name it once in `label_columns`.")
         for site in self.sites:
             if site not in spec.sites:
                 raise InvalidInputError(f"{spec.name} has no site {site!r}. Its sites are {', '.join(spec.sites)}.")
@@ -135,7 +135,7 @@ class CaptureSettings(Typed):
         if not here:
             raise InvalidInputError(
                 f"{spec.name} has no layers with neurons in its part {self.part!r}. Those that have some: "
-                f"{', '.join(spec.parts)}. Mend --part."
+                f"{', '.join(spec.parts)}. Check `part`."
             )
         for layer in self.layers or ():
             if not 0 <= layer < len(spec.layers):
@@ -143,7 +143,7 @@ class CaptureSettings(Typed):
             if layer not in here:
                 raise InvalidInputError(
                     f"Layer {layer} of {spec.name} belongs to its {spec.layers[layer].part} part, and a capture "
-                    f"covers one part, here {self.part}: layers {here[0]} to {here[-1]}. Mend --part or --layers."
+                    f"covers one part, here {self.part}: layers {here[0]} to {here[-1]}. Check `part` or `layers`."
                 )
 
     def chosen_layers(self, spec: ModelSpec) -> tuple[int, ...]:
@@ -219,26 +219,26 @@ class ImageSettings(CaptureSettings):
     def _check(self, spec: ModelSpec) -> None:
         super()._check(spec)
         if self.max_new_tokens < 1:
-            raise InvalidInputError(f"--max-new-tokens is at least 1, found {self.max_new_tokens}.")
+            raise InvalidInputError(f"`max_new_tokens` is at least 1, found {self.max_new_tokens}.")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise InvalidInputError(
-                f"--temperature is above 0, found {self.temperature}. Leave it out for greedy answers."
+                f"`temperature` is above 0, found {self.temperature}. Leave it out for greedy answers."
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise InvalidInputError(f"--top-p lies above 0 and at most at 1, found {self.top_p}.")
+            raise InvalidInputError(f"`top_p` lies above 0 and at most at 1, found {self.top_p}.")
         if self.is_sampled and not self.generate:
             raise InvalidInputError(
-                "--temperature and --top-p say how answers are drawn. Ask for answers with --generate."
+                "`temperature` and `top_p` say how answers are sampled. Ask for answers with `generate=True`."
             )
         if self.part == "language":
             return
         if self.generate:
             raise InvalidInputError(
-                f"Answers change nothing in the {self.part} part, which they follow. Leave --generate out."
+                f"Answers change nothing in the {self.part} part, which they follow. Leave `generate` out."
             )
         if self.positions != "all":
             raise InvalidInputError(
-                f"Of the {self.part} part all positions are kept, found {self.positions!r}. Leave --positions out."
+                f"Of the {self.part} part all positions are kept, found {self.positions!r}. Leave `positions` out."
             )
 
 

@@ -55,7 +55,7 @@ class TokenCensus:
 
     def conclude(self, corpus: str, n_documents: int) -> Iterator[str]:
         """What a user should know before the model runs, a sentence or two each."""
-        advice = "Check that the tokenizer is the one for these texts, or name another with --tokenizer."
+        advice = "Check that the tokenizer is the one for these texts, or name another with `tokenizer`."
         such_as = f", as in {self._example}" if self._example else ""
         if self.n_tokens >= MIN_TOKENS and self.n_unknown > MAX_UNKNOWN * self.n_tokens:
             share = 100 * self.n_unknown / self.n_tokens
@@ -69,8 +69,8 @@ class TokenCensus:
             if n:
                 yield (
                     f"{n:,} of {self.n_texts:,} texts already {verb} with {self._piece(around[place])}, which is put "
-                    f"{'before' if verb == 'begin' else 'behind'} every text: it stands there twice. Give --begin never to "
-                    "add no special tokens."
+                    f"{'before' if verb == 'begin' else 'behind'} every text: it stands there twice. Pass "
+                    '`begin="never"` to add no special tokens.'
                 )
 
     def _piece(self, token: int) -> str:

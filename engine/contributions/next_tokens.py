@@ -82,14 +82,14 @@ def find_slot(capture: Capture, place: Place) -> Slot:
     if not slots:
         kept = plan.settings.get("positions", "all")
         raise NotFoundError(
-            f"Capture {name!r} did not keep position {place.position} of document {document}: it was made with --positions "
-            f"{kept}. Capture again with --positions all, or with that position among them."
+            f"Capture {name!r} did not keep position {place.position} of document {document}: it was made with "
+            f'`positions="{kept}"`. Capture again with `positions="all"`, or with that position among them.'
         )
     if len(slots) > 1:
         held = np.array([slot.window for slot in slots])
         raise InvalidInputError(
             f"Document {document} was read in several windows, and {_listed('window', held)} have a position {place.position}: "
-            f"name one as in --at {document}:{place.position}@{held[0]}."
+            f'name one as in `at="{document}:{place.position}@{held[0]}"`.'
         )
     return slots[0]
 

@@ -91,28 +91,30 @@ def rank_contributions(store: Store, targets: Sequence[str | int], asked: Contri
     layer's values or weights that the store does not hold.
     """
     if asked.k < 1:
-        raise InvalidInputError(f"At least one neuron must be asked for, found {asked.k}. Mend -k.")
+        raise InvalidInputError(f"At least one neuron must be asked for, found {asked.k}. Pass `k` of 1 or more.")
     if asked.logits and not asked.gain:
-        raise InvalidInputError("Logit units need the final norm's gain: ask for --logits or --paper-form, not both.")
+        raise InvalidInputError(
+            "`logits` needs the final norm's gain, which `paper_form` (in Python `gain=False`) leaves out. Pass only one."
+        )
     check_part(store.folder, "unembedding")  # first: without a head, there is nothing to ask in a better way
     found = [find_target(store, target) for target in targets]
     capture = store.capture(asked.capture)
     if capture.record.of_tower:
         raise InvalidInputError(
             f"Contributions are to a token's logit, but capture {capture.record.name!r} is of {capture.record.part}, whose "
-            "neurons do not write to it. Name a capture of the language model with --capture."
+            "neurons do not write to it. Name a capture of the language model with `capture`."
         )
     source = Source(store, capture, asked)
     if asked.at is not None:
         return _at_place(source, found, asked.at)
     if asked.everywhere:
         if not found:
-            raise InvalidInputError("Everywhere is over all positions, for a target: name one with --target.")
+            raise InvalidInputError("`everywhere` is over all positions, for a target: name one with `target`.")
         return _everywhere(source, found)
     if store.model.kind == "encoder":
         raise InvalidInputError(
-            f"{store.model.name} is an encoder, whose positions do not predict a next token. Look at one with --at, or at "
-            "all with --everywhere."
+            f"{store.model.name} is an encoder, whose positions do not predict a next token. Look at one with `at`, or at "
+            "all with `everywhere=True`."
         )
     return _over_next_tokens(source, found)
 
@@ -120,13 +122,13 @@ def rank_contributions(store: Store, targets: Sequence[str | int], asked: Contri
 def _at_place(source: Source, targets: list[Target], at: str | Place) -> Answer:
     if source.asked.by is not None or source.asked.everywhere:
         raise InvalidInputError(
-            "One place has no labels and is not everywhere: leave out --at, or --by and --everywhere."
+            "One position has no labels and is not everywhere: leave out `at`, or `by` and `everywhere`."
         )
     slot = find_slot(source.capture, Place.parse(at) if isinstance(at, str) else at)
     if not targets:
         if slot.next_token < 0:
             raise InvalidInputError(
-                f"No token is known to come after position {slot.position} of document {slot.document}: name a --target."
+                f"No token is known to come after position {slot.position} of document {slot.document}: name a `target`."
             )
         targets = [find_target(source.store, slot.next_token)]
     block_scale = source.block_scale(slot.block)
@@ -189,8 +191,8 @@ def _nowhere(source: Source, targets: list[Target]) -> str:
         return f"No position of capture {name!r} has a next token: its windows keep their last position only."
     texts = ", ".join(repr(target.text) for target in targets)
     return (
-        f"{texts} follows no position of text that capture {name!r} keeps. Look at all positions with --everywhere, or at "
-        "one with --at."
+        f"{texts} follows no position of text that capture {name!r} keeps. Look at all positions with `everywhere=True`, or "
+        "at one with `at`."
     )
 
 

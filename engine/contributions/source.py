@@ -90,7 +90,7 @@ class Source:
         try:
             return self.directions.unembedding([target.token for target in targets] or None)
         except IndexError as error:
-            raise InvalidInputError(f"The unembedding has no token {error}. Check `target_id`.") from None
+            raise InvalidInputError(f"The unembedding has no token {error}. Check the id.") from None
 
     def values(self, layer: int, block: int) -> NDArray[Any]:
         """A block of activations [neuron, token] in a format that the kernels take."""
@@ -108,7 +108,7 @@ class Source:
         if layer is None:
             raise NotFoundError(
                 f"Capture {self.capture.record.name!r} does not hold the residual stream before the final norm, whose rms "
-                "--logits divides by. Capture with --site mlp.post --site resid.post."
+                "`logits` divides by. Capture with the sites mlp.post and resid.post."
             )
         stream = self.capture.block_values(layer, block, "resid.post", saturated=True)
         if self.directions.norm.centres:
@@ -139,6 +139,6 @@ def _label_ids(capture: Capture, by: str | None) -> dict[int, str | None]:
     if by not in plan.label_columns:
         known = ", ".join(plan.label_columns) or "none"
         raise InvalidInputError(
-            f"Capture {capture.record.name!r} has no label {by!r}. Its labels are: {known}. Mend --by."
+            f"Capture {capture.record.name!r} has no label {by!r}. Its labels are: {known}. Check `by`."
         )
     return {i: value for i, (column, value) in enumerate(plan.labels) if column == by}

@@ -31,13 +31,13 @@ def find_target(store: Root, asked: str | int) -> Target:
         limit = store.model.n_vocabulary
         if asked < 0 or (limit is not None and asked >= limit):
             raise InvalidInputError(
-                f"Token ids of {store.model.name} go from 0 to {(limit or 1) - 1}, found {asked}. Mend --target-id."
+                f"Token ids of {store.model.name} go from 0 to {(limit or 1) - 1}, found {asked}. Check the id."
             )
         return Target(asked, store.token_text(asked))
     if store.vocabulary is None:
         raise InvalidInputError(
             f"{store.folder} was captured from token ids and knows no text for them: name the target {asked!r} by its id, "
-            "with --target-id."
+            "an integer."
         )
     cutter = Cutter(store.folder, store.vocabulary)
     token = cutter.known.ids.get(asked.encode())
@@ -48,11 +48,11 @@ def find_target(store: Root, asked: str | int) -> Target:
 
 def _refusal(store: Root, cutter: Cutter, asked: str) -> str:
     if not asked:
-        return "A target is the text of one token, found an empty one. Mend --target."
+        return "A target is the text of one token, found an empty one. Check `target`."
     tokens, ids = cutter.word(asked), cutter.known.ids
     if not tokens:
         return (
-            f"The target {asked!r} is no token of {store.model.name}, and none of its tokens spell it. Mend --target."
+            f"The target {asked!r} is no token of {store.model.name}, and none of its tokens spell it. Check `target`."
         )
     named = ", ".join(f"{store.token_text(t)!r} ({t})" for t in tokens)
     bare = asked.strip(" ")
@@ -61,7 +61,7 @@ def _refusal(store: Root, cutter: Cutter, asked: str) -> str:
     hint = f", or {other!r}, which is one token" if other is not None else ""
     first = store.token_text(tokens[0])
     is_named = ids.get(first.encode()) == tokens[0]
-    offer = f"--target {first!r}" if is_named else f"--target-id {tokens[0]}"
+    offer = repr(first) if is_named else f"by its id, {tokens[0]}"
     return (
         f"The target {asked!r} is not one token of {store.model.name} but {len(tokens)}: {named}. "
         f"Ask for the first, {offer}{hint}."

@@ -109,7 +109,7 @@ class ImageBatches:
         if not same:
             raise CaptureError(
                 f"{document.source} is no longer encoded as it was planned: the model's processor, or the transformers "
-                "library, has changed. Begin another capture with --name."
+                "library, has changed. Begin another capture with another `name`."
             )
         return encoded
 
@@ -123,5 +123,5 @@ def open_library(documents: pa.Table, locations: tuple[str, ...], settings: Imag
             continue
         return ImageLibrary(documents, location, settings.of(ImageOptions))
     raise NotFoundError(
-        f"The images of the capture are not at {locations[0]} any more. Say where they are with --images."
+        f"The images of the capture are not at {locations[0]} any more. Say where they are with `images`."
     )

@@ -117,9 +117,11 @@ class ImagePlanner:
     def _expect_windows(self, n_windows: int) -> None:
         if n_windows:
             return
-        answers = " Are there captions, or --generate?" if "generated" in self.settings.positions else ""
+        answers = (
+            " Are there captions, or is `generate=True` missing?" if "generated" in self.settings.positions else ""
+        )
         raise InvalidInputError(
-            f"The images of {self.location} give no position to keep at --positions {self.settings.positions}.{answers}"
+            f"The images of {self.location} give no position to keep with `positions` {self.settings.positions!r}.{answers}"
         )
 
     def _windows(
@@ -133,7 +135,7 @@ class ImagePlanner:
             if len(window.kept) > self.block_slots:
                 raise InvalidInputError(
                     f"{prepared.document.source} keeps {len(window.kept):,} positions, more than a block of "
-                    f"{self.block_slots:,} slots holds. Raise --memory, or keep fewer --positions."
+                    f"{self.block_slots:,} slots holds. Raise `memory`, or keep fewer `positions`."
                 )
             if len(window.kept):
                 yield window

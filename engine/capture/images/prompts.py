@@ -77,7 +77,7 @@ class Prompter:
                 prepared = self._prepare(document, entry)
             except ImageError as error:
                 if self.strict:
-                    raise InvalidInputError(f"{error} Mend it, or leave out --strict to pass over it.") from None
+                    raise InvalidInputError(f"{error} Repair it, or leave out `strict` to skip it.") from None
                 first_reason = first_reason or str(error)
                 self.report.skip_image(error.source, error.reason)
                 continue

@@ -73,7 +73,7 @@ class ImageRun(Run):
                 "model, such as one of the LLaVA family, or a corpus of text."
             )
         if self.options.tokenizer is not None:
-            raise InvalidInputError("Images are captured through the model's own processor. Leave --tokenizer out.")
+            raise InvalidInputError("Images are captured through the model's own processor. Leave `tokenizer` out.")
 
     def _begin(self, requested: Mapping[str, Any]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
         settings = ImageSettings.resolve(_for_images(requested), self.spec)
@@ -151,7 +151,7 @@ class ImageRun(Run):
             raise InvalidInputError(
                 f"Layer {unlike[0]} of {self.spec.name} ({self.spec.layers[unlike[0]].module}) holds "
                 f"{n_rows.get(unlike[0], 0)} rows for an image, and its {settings.part} part {expected} positions. Leave it "
-                "out of --layers."
+                "out of `layers`."
             )
         self.report.layers_left_out = unlike
         return dataclasses.replace(settings, layers=alike)
@@ -221,6 +221,6 @@ def _for_images(requested: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in ImageSettings.TEXT_ONLY:
         if name in requested:
             raise InvalidInputError(
-                f"--{name.replace('_', '-')} is for corpora of text, and what is captured here are images. Leave it out."
+                f"`{name}` is for corpora of text, and what is captured here are images. Leave it out."
             )
     return requested

@@ -183,7 +183,7 @@ def test_a_folder_of_something_else_and_a_capture_being_written_are_refused(
 
 
 def test_resuming_is_no_dry_run(taken: Path, tiny_model: Path, corpus: Path) -> None:
-    with pytest.raises(InvalidInputError, match="Leave --resume out"):
+    with pytest.raises(InvalidInputError, match="Leave `resume` out"):
         actstore.estimate(str(tiny_model), corpus, taken, name="new", options=RunOptions(resume=True))
 
 

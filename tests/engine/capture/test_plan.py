@@ -123,7 +123,7 @@ def test_begin_always_adds_the_token_that_the_tokenizer_leaves_out() -> None:
     settings = PlanSettings(context=8, begin="always")
     (window,) = Windower(settings, _Bare()).windows(np.array([10], np.int32), 0, ())  # type: ignore[arg-type]
     assert window.ids.tolist() == [7, 10]
-    with pytest.raises(InvalidInputError, match="--begin always needs a tokenizer that names a begin-of-text token"):
+    with pytest.raises(InvalidInputError, match='`begin="always"` needs a tokenizer that names a begin-of-text token'):
         Windower(settings, None)
 
 
@@ -320,7 +320,7 @@ def test_ids_corpora_need_no_tokenizer_and_must_fit_the_vocabulary(tmp_path: Pat
 
 
 def test_text_needs_a_tokenizer() -> None:
-    with pytest.raises(InvalidInputError, match="Name one with --tokenizer"):
+    with pytest.raises(InvalidInputError, match="Name one with `tokenizer`"):
         list(tokenise([Document("t", text="words")], None))
 
 

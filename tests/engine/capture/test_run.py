@@ -102,7 +102,7 @@ def test_an_interrupted_step_says_what_is_there_and_how_to_go_on(
         n_blocks = run.plan(SETTINGS).plan.n_blocks
         run.fill([3])
     run = opened(Interrupted())
-    with pytest.raises(CaptureError, match=rf"^Interrupted: 1 of {n_blocks} blocks .* with --resume"), run.owned():
+    with pytest.raises(CaptureError, match=rf"^Interrupted: 1 of {n_blocks} blocks .* with `resume=True`"), run.owned():
         run.fill([1])
 
     def interrupt(*_: object) -> None:

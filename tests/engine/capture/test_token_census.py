@@ -48,7 +48,7 @@ def test_a_corpus_of_unknown_words_is_named_with_its_share_and_an_example(tokeni
     assert found == [
         "90.9 % of the corpus's 44 tokens of text are unknown to the tokenizer ('[UNK]'), as in "
         "'der Fuchs und der Hut der Fuchs und der ' of corpus:1. Check that the tokenizer is the one for these texts, or name "
-        "another with --tokenizer."
+        "another with `tokenizer`."
     ]
 
 
@@ -72,7 +72,7 @@ def test_texts_that_hold_the_templates_tokens_are_counted(tokenizer: TextTokeniz
     assert begin.startswith(
         "2 of 3 texts already begin with '<s>', which is put before every text: it stands there twice."
     )
-    assert begin.endswith("Give --begin never to add no special tokens.")
+    assert begin.endswith('Pass `begin="never"` to add no special tokens.')
     assert end.startswith("1 of 3 texts already end with '</s>', which is put behind every text")
     assert said(tokenizer, documents, around=False) == []
 
