@@ -1,7 +1,7 @@
-"""Plan and model to store: runs the model over a planned corpus, block by block, and keeps what was asked for.
+"""Plan and model to store: runs the model over a planned corpus, block by block, and keeps what the record says.
 
-The one module that brings model, plan, packer and store together. Knows nothing about architectures (`models`), about
-bytes on disk (`store`), or about how and where a value is packed (`packing`, `device`).
+The one module that brings model, plan, packer and store together: architectures are in `engine.models`, bytes on disk in
+`store`, and how a value is packed, on the host or on a GPU, in `packing` and `gpu_packing`.
 """
 
 from __future__ import annotations
@@ -95,14 +95,14 @@ def routed_columns(columns: Columns, rows: NDArray[np.int64]) -> Columns:
     order = np.argsort(rows, kind="stable")
     at = np.searchsorted(rows[order], columns.rows)
     at = np.minimum(at, max(len(rows) - 1, 0))
-    seen = rows[order][at] == columns.rows if len(rows) else np.zeros(len(columns.rows), bool)
+    is_routed = rows[order][at] == columns.rows if len(rows) else np.zeros(len(columns.rows), bool)
     segment = np.repeat(np.arange(len(columns.segments) - 1), np.diff(columns.segments))
     return Columns(
-        rows=order[at[seen]] if len(rows) else np.empty(0, np.int64),
-        slots=columns.slots[seen],
-        segments=np.concatenate([[0], np.cumsum(np.bincount(segment[seen], minlength=len(columns.segments) - 1))]),
+        rows=order[at[is_routed]] if len(rows) else np.empty(0, np.int64),
+        slots=columns.slots[is_routed],
+        segments=np.concatenate([[0], np.cumsum(np.bincount(segment[is_routed], minlength=len(columns.segments) - 1))]),
         labels=columns.labels,
-        counted=columns.counted[seen],
+        counted=columns.counted[is_routed],
         first_token=columns.first_token,
     )
 
@@ -140,9 +140,9 @@ class BlockFiller:
         self._packer.batch(batch.columns)
 
         def sink(layer: int, site: str, values: Tensor, rows: Tensor | None) -> None:
-            here = batch.columns if rows is None else routed_columns(batch.columns, rows.cpu().numpy())
+            columns = batch.columns if rows is None else routed_columns(batch.columns, rows.cpu().numpy())
             self._check_rows(batch, layer, values.numel() // values.shape[-1] if rows is None else None)
-            self._packer.pack(layer, site, values, here)
+            self._packer.pack(layer, site, values, columns)
 
         self._model.forward(
             batch.input_ids,

@@ -1,7 +1,7 @@
 """One capture of a corpus of text: its plan, its blocks, and the same again, resumed.
 
-What can be found wrong is found before the model's weights are loaded. Knows nothing about what every run does (`run`), how
-a block is filled (`capture`) or how documents become windows (`plan`).
+What can be wrong is refused before the model's weights are loaded. What every run does is in `run`, how a block is filled in
+`block_filler`, how documents become windows in `plan`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""What a capture would take: its size and its time, from the whole corpus tokenised and one batch measured. Writes nothing.
+"""`actstore.estimate`: the size of a capture and its time, from the whole corpus tokenised and one batch measured.
 
-The batch goes through everything that a capture does with it, into memory: forward pass, packing, encoding, compression.
+Nothing is written. The batch goes through everything that a capture does, in memory: forward pass, packing, encoding,
+compression.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class CaptureEstimate:
     dtype: str
     device: str
     capture_nbytes: int
-    """On disk, as far as is known before values are: see `engine.sizes.estimate_nbytes`."""
+    """On disk, an estimate: see `engine.capture.sizes.estimate_nbytes`."""
     weights_nbytes: int
     """Write vectors and unembedding, where the store is new and they are copied."""
     free_nbytes: int | None
@@ -220,12 +221,12 @@ def measure(run: CorpusRun, record: CaptureRecord, model: LoadedModel, batch: li
             block_slots=slots,
             n_blocks=1,
         )
-        tried = replace(record, plan=plan)
-        create_capture(folder, tried)
+        one_block = replace(record, plan=plan)
+        create_capture(folder, one_block)
         overlap = model.device.type != "cpu"
         began_s = time.monotonic()
-        with CaptureWriter(folder, tried, n_threads=run.n_encoders(overlap), overlap=overlap) as capture_writer:
-            fill_blocks(folder, tried, model, capture_writer, [0], CaptureProgress())
+        with CaptureWriter(folder, one_block, n_threads=run.n_encoders(overlap), overlap=overlap) as capture_writer:
+            fill_blocks(folder, one_block, model, capture_writer, [0], CaptureProgress())
         return time.monotonic() - began_s
 
 
@@ -251,5 +252,5 @@ def _free_nbytes(folder: Folder) -> int | None:
     """Of the disk that a store is on, or will be."""
     if folder.path is None:
         return None
-    there = next(path for path in (folder.path.absolute(), *folder.path.absolute().parents) if path.is_dir())
-    return shutil.disk_usage(there).free
+    existing = next(path for path in (folder.path.absolute(), *folder.path.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(existing).free

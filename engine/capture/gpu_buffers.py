@@ -1,6 +1,6 @@
 """What a block takes on a GPU, and how it comes from there to the host without anything waiting.
 
-On a CPU, for tests, the same objects work without streams. Knows nothing about when a block is full.
+On a CPU, for tests, the same objects work without streams.
 """
 
 from __future__ import annotations

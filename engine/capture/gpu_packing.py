@@ -1,9 +1,8 @@
-"""Packing on the model's own GPU, and bringing what was packed to the host while the model runs on.
+"""Packing on the model's own GPU, and copying what was packed to the host while the model runs on.
 
 Blocks are packed into device memory as they are computed. A full block is copied to pinned memory on a stream of its own,
-while the next one fills a second set of buffers: nothing waits for the compute stream. A block that is too large for device
-memory goes through it in spans of slots. Imported only where there is a GPU: it loads Triton. Knows nothing about models,
-forward passes or bytes on disk.
+while the next one fills a second staging buffer: nothing waits for the compute stream. A block that is too large for device
+memory goes through it in spans of slots. Imported only where there is a GPU: it loads Triton.
 """
 
 from __future__ import annotations
@@ -220,16 +219,16 @@ class DevicePacker:
             layout.values_key(record.name, site, n): (site, n) for site in record.sites for n in record.layers(site)
         }
         for key, tensor in arrays.items():
-            found: dict[str, Tensor] = {}
+            parameters: dict[str, Tensor] = {}
             if record.precision == "int8" and key in sites:
-                steps, found["scale"] = gpu_lossy.quantise(tensor)
+                steps, parameters["scale"] = gpu_lossy.quantise(tensor)
                 yield key, steps
             else:
                 if record.precision == "sparse" and key in sites:
                     assert record.keep is not None
-                    found["threshold"], found["dropped"] = gpu_lossy.sparsify(tensor, record.keep, used)
+                    parameters["threshold"], parameters["dropped"] = gpu_lossy.sparsify(tensor, record.keep, used)
                 yield key, tensor
-            for name, values in found.items():
+            for name, values in parameters.items():
                 yield layout.block_parameters_key(record.name, *sites[key], name), values[:, None]
 
     def _whole_block(self, span: StagingBuffer) -> tuple[Callable[[], Buffers], Callable[[], None]]:
@@ -263,9 +262,9 @@ def _move_to_block(
     """Move slots `first` to `stop` from the host memory of a span that begins at slot `base` to their places in a block."""
     copied.wait()
     for key, tensor in host.items():
-        found = as_numpy(tensor)
-        if found.dtype == np.uint8:
+        values = as_numpy(tensor)
+        if values.dtype == np.uint8:
             n_octets = -(-(stop - base) // 8)
-            arrays[key][:, base // 8 : base // 8 + n_octets] |= found[:, :n_octets]
+            arrays[key][:, base // 8 : base // 8 + n_octets] |= values[:, :n_octets]
         else:
-            arrays[key][:, first:stop] = found[:, first - base : stop - base]
+            arrays[key][:, first:stop] = values[:, first - base : stop - base]

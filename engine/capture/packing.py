@@ -1,7 +1,7 @@
-"""Packers: what a forward pass hands over, packed into the buffers and statistics of the block at hand, batch by batch.
+"""Packers: what a forward pass hands over, packed into the buffers and statistics of the current block, batch by batch.
 
-A packer hands out filled blocks ready to be written. `HostPacker` packs on the CPU, into buffers that it is given; on a GPU
-`actstore.engine.capture.gpu_packing` packs where the values are. Knows nothing about models, forward passes or bytes on disk.
+A packer hands out filled blocks ready to be written. `HostPacker` packs on the CPU, into buffers from a pool; on a GPU
+`actstore.engine.capture.gpu_packing` packs where the values are.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Packer(Protocol):
         """Start on a batch of the block, whose tokens are those of `columns`; batches come in the order of their slots."""
 
     def pack(self, layer: int, site: str, values: Tensor, columns: Columns) -> None:
-        """Keep what is wanted of a site's `values` [row, neuron], valid during the call only."""
+        """Keep what the record says of a site's `values` [row, neuron], valid during the call only."""
 
     def finish(self) -> Iterator[FilledBlock]:
         """End the block; gives the blocks that have become ready: this one, or the one before it.

@@ -1,7 +1,7 @@
 """Padding that no attention mask names, in documents of token ids: counted, as transformers warns of it.
 
-Dropping it unasked would be wrong, for an id may stand for something else than its tokenizer says; running it in silence too,
-since a model attends to padding that is not masked. Knows nothing about how documents are read or planned.
+To drop it would be wrong, for an id may mean something else than its tokenizer says; to run it without a warning too, since a
+model attends to padding that is not masked.
 """
 
 from collections import Counter

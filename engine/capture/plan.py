@@ -1,7 +1,7 @@
 """Documents to windows to blocks: every token's place in the store, decided before the model runs.
 
-The same corpus, tokenizer and settings give the same plan, byte for byte. Knows nothing about models beyond the lengths
-it is given, and nothing about how a plan is laid out on disk.
+The same corpus, tokenizer and settings give the same plan, byte for byte. How a plan is laid out on disk is in
+`store.capture.plan`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PlanSettings(Typed):
     max_padding: float = 1 / 16
     """Largest share of a batch's positions that may be padding."""
     max_tokens: int | None = None
-    """Stop planning after so many stored tokens."""
+    """Planning stops at this number of stored tokens."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,7 +81,7 @@ class PlanSettings(Typed):
         if self.positions in ("all", "last"):
             return None
         try:
-            return tuple(int(part) for part in self.positions.split(","))
+            return tuple(int(index) for index in self.positions.split(","))
         except ValueError:
             raise InvalidInputError(
                 f"Positions are `all`, `last` or indices such as 0,5,-1, found {self.positions!r}."
@@ -148,8 +148,8 @@ class Windower:
         if self._settings.positions == "last":
             text = np.flatnonzero(modality == TEXT)
             return text[-1:].astype(np.int32)
-        wanted = self._settings.fixed_positions() or ()
-        inside = {p % length for p in wanted if -length <= p < length}
+        positions = self._settings.fixed_positions() or ()
+        inside = {p % length for p in positions if -length <= p < length}
         return np.array(sorted(inside), np.int32)
 
 
@@ -274,7 +274,7 @@ class TextPlanner:
         observers: tuple[DocumentObserver, ...],
     ) -> Iterator[PlannedWindow]:
         """The windows of every document, which is then in the table of documents and seen by the observers."""
-        # Ids come with the special tokens that whoever tokenised them wanted; more are added only on request.
+        # Ids come with the special tokens of whoever tokenised them; more are added only on request.
         as_they_are = dataclasses.replace(self.settings, begin="never")
         plain = Windower(as_they_are, self.tokenizer, self.special_ids) if self.settings.begin == "auto" else windower
         n_tokens, max_tokens = 0, self.settings.max_tokens

@@ -1,4 +1,4 @@
-"""The labels of a plan's documents: a number for each value of each label column. Knows nothing about windows or blocks."""
+"""The labels of a plan's documents: a number for each value of each label column."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Labels:
         return ()
 
     def of(self, labels: dict[str, str]) -> tuple[int, ...]:
-        """The ids of a document's labels, one a column; `InvalidInputError` where a column has too many values."""
+        """The ids of a document's labels, one per column; `InvalidInputError` where a column has too many values."""
         return tuple(self._id(column, labels.get(column, "")) for column in self.columns)
 
     def check(self, corpus: str, n_documents: int) -> None:

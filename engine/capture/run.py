@@ -1,7 +1,7 @@
 """What every run that fills a capture shares: options, checks of the target, lock, disk, root, statistics, resuming.
 
-A run plans or checks its plan, loads the model, fills the blocks that are missing and finishes the statistics; what is
-planned and how a block is filled is its subclass' business (`capture_run`, `attribution.attribute`).
+A run plans or checks its plan, loads the model, fills the blocks that are missing and finishes the statistics; its subclasses
+say what is planned and how a block is filled (`corpus_run`, `images.run`, `attribution.attribute`, `graphs.probes.run`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class RunOptions(Typed):
     """Start although the estimate says that the disk is too small."""
     trust_remote_code: bool = False
     strict: bool = False
-    """Stop at the first image that cannot be used, instead of passing over it."""
+    """Stop at the first image that cannot be used, instead of skipping it."""
 
 
 def check_options(name: str, options: RunOptions) -> None:
@@ -77,21 +77,22 @@ def check_options(name: str, options: RunOptions) -> None:
 def check_target(folder: Folder, name: str, spec: ModelSpec, resume: bool) -> None:
     """Raise `InvalidInputError` where the folder holds another model, the capture already, or something else."""
     if root.is_store(folder):
-        known = root.read_root(folder)
-        if (known.model_type, known.d_model, len(known.layers)) != (spec.model_type, spec.d_model, len(spec.layers)):
+        record = root.read_root(folder)
+        if (record.model_type, record.d_model, len(record.layers)) != (spec.model_type, spec.d_model, len(spec.layers)):
             raise InvalidInputError(
-                f"{folder} holds {known.name} ({known.model_type}, {len(known.layers)} layers of width {known.d_model}), not "
-                f"{spec.name} ({spec.model_type}, {len(spec.layers)} of {spec.d_model}). One store has one model: name another."
+                f"{folder} holds {record.name} ({record.model_type}, {len(record.layers)} layers of width {record.d_model}), "
+                f"not {spec.name} ({spec.model_type}, {len(spec.layers)} of {spec.d_model}). One store has one model: name "
+                "another."
             )
         if not resume and read_capture(folder, name) is not None:
             raise InvalidInputError(
                 f"{folder} already has a capture {name!r}. Continue it with `resume=True`, or name the new one with `name`."
             )
     elif folder.path is not None and folder.path.is_dir():
-        # What a first capture leaves that was killed before the store's root was written is ours to write over.
+        # A first capture that was killed before the store's root was written leaves files that may be overwritten.
         begun = any(folder.path.glob(f"captures/*/{layout.LOCK_NAME}"))
-        ours = {"captures", "tokenizer", "weights", "neurons.parquet", "zarr.json"} if begun else set()
-        unexpected = sorted({entry.name.removesuffix(".partial") for entry in folder.path.iterdir()} - ours)
+        own_names = {"captures", "tokenizer", "weights", "neurons.parquet", "zarr.json"} if begun else set()
+        unexpected = sorted({entry.name.removesuffix(".partial") for entry in folder.path.iterdir()} - own_names)
         if unexpected:
             raise InvalidInputError(
                 f"{folder} is a folder with other content ({unexpected[0]}, …). Name a new path for the store."

@@ -1,7 +1,4 @@
-"""What a capture keeps, as one record of named settings: defaults, what was asked for, what a resumed run must repeat.
-
-Knows nothing about how any of it is carried out.
-"""
+"""What a capture keeps, as one record of named settings: defaults, what was requested, what a resumed run must repeat."""
 
 from __future__ import annotations
 
@@ -131,8 +128,8 @@ class CaptureSettings(Typed):
             raise InvalidInputError(
                 f"At least one layer must be captured. {spec.name} has layers 0 to {len(spec.layers) - 1}."
             )
-        here = spec.part_layers(self.part)
-        if not here:
+        part_layers = spec.part_layers(self.part)
+        if not part_layers:
             raise InvalidInputError(
                 f"{spec.name} has no layers with neurons in its part {self.part!r}. Those that have some: "
                 f"{', '.join(spec.parts)}. Check `part`."
@@ -140,10 +137,11 @@ class CaptureSettings(Typed):
         for layer in self.layers or ():
             if not 0 <= layer < len(spec.layers):
                 raise InvalidInputError(f"{spec.name} has layers 0 to {len(spec.layers) - 1}, found layer {layer}.")
-            if layer not in here:
+            if layer not in part_layers:
                 raise InvalidInputError(
                     f"Layer {layer} of {spec.name} belongs to its {spec.layers[layer].part} part, and a capture "
-                    f"covers one part, here {self.part}: layers {here[0]} to {here[-1]}. Check `part` or `layers`."
+                    f"covers one part, here {self.part}: layers {part_layers[0]} to {part_layers[-1]}. "
+                    "Check `part` or `layers`."
                 )
 
     def chosen_layers(self, spec: ModelSpec) -> tuple[int, ...]:
@@ -152,14 +150,16 @@ class CaptureSettings(Typed):
 
     def widths(self, spec: ModelSpec) -> dict[str, dict[int, int]]:
         """Site → layer → width of everything captured; a site that no chosen layer has is refused."""
-        chosen = set(self.chosen_layers(spec))
+        layers_captured = set(self.chosen_layers(spec))
         widths = {
-            site: {layer: spec.width(layer, site) for layer in spec.layers_of(site) if layer in chosen}
+            site: {layer: spec.width(layer, site) for layer in spec.layers_of(site) if layer in layers_captured}
             for site in self.sites
         }
         for site, layers in widths.items():
             if not layers:
-                raise InvalidInputError(f"None of the layers {sorted(chosen)} of {spec.name} has the site {site!r}.")
+                raise InvalidInputError(
+                    f"None of the layers {sorted(layers_captured)} of {spec.name} has the site {site!r}."
+                )
         return widths
 
     def of(self, kind: type[Options]) -> Options:
@@ -191,7 +191,7 @@ class ImageSettings(CaptureSettings):
     """Everything that decides what ends up in a capture of images. What concerns documents of text only is not used."""
 
     prompt: str = DEFAULT_PROMPT
-    """What is asked of an image whose record has no prompt."""
+    """The prompt of an image whose record has none."""
     prefix: str = ""
     """The forced beginning of every answer; it counts as part of the prompt."""
     generate: bool = False

@@ -1,7 +1,4 @@
-"""What a question about contributions reads from a store: activations, weights, labels and scales, piece by piece.
-
-Knows nothing about what is made of them.
-"""
+"""What a query for contributions reads from a store: activations, weights, labels and scales, piece by piece."""
 
 from __future__ import annotations
 
@@ -57,12 +54,12 @@ class ContributionQuery(Typed):
 
 
 class Source:
-    """The capture, the weights and the options of a question, read piece by piece."""
+    """The capture, the weights and the options of a query, read piece by piece."""
 
-    def __init__(self, store: Store, capture: Capture, asked: ContributionQuery) -> None:
-        self.store, self.capture, self.asked = store, capture, asked
-        self.directions = WriteDirections.of_store(store.folder, gain=asked.gain)
-        self.labels = _label_ids(capture, asked.by)
+    def __init__(self, store: Store, capture: Capture, query: ContributionQuery) -> None:
+        self.store, self.capture, self.query = store, capture, query
+        self.directions = WriteDirections.of_store(store.folder, gain=query.gain)
+        self.labels = _label_ids(capture, query.by)
         self.next_tokens = NextTokens(capture)
         self.block_scale: Callable[[int], NDArray[np.float32] | None] = lru_cache(maxsize=16)(self._block_scale)
         if SITE not in capture.record.sites:
@@ -73,17 +70,17 @@ class Source:
 
     @property
     def n_labels(self) -> int:
-        """Rankings a target; 1 without a label column."""
+        """Number of rankings per target; 1 without a label column."""
         return len(self.labels)
 
     def layers(self) -> Iterator[tuple[int, bool, Tensor]]:
-        """Each captured layer that writes to the stream the head reads: whether it is an expert, and its write vectors."""
-        # An encoder's neurons, or those of a vision tower, write to another stream than the head reads.
+        """Each captured layer that writes to the stream that the head reads: whether it is an expert, and its write vectors."""
+        # The neurons of an encoder, or of a vision tower, write to another residual stream than the head reads.
         head_layers = {layer.layer: layer for layer in self.store.model.head_layers}
         for layer in self.capture.record.layers(SITE):
-            known = head_layers.get(layer)
-            if known is not None:
-                yield layer, known.expert is not None, self.directions.vectors(layer)
+            record = head_layers.get(layer)
+            if record is not None:
+                yield layer, record.expert is not None, self.directions.vectors(layer)
 
     def unembedding(self, targets: Sequence[Target]) -> Tensor:
         """The unembedding's rows of the targets [target, d_model]; all of it without targets."""
@@ -99,8 +96,8 @@ class Source:
         return self.capture.raw_block(layer, block, saturated=True)
 
     def _block_scale(self, block: int) -> NDArray[np.float32] | None:
-        """1 / rms of the final norm's input at every slot, 0 where there is none; None unless logits are asked for."""
-        if not self.asked.logits or not self.directions.norm.is_there:
+        """1 / rms of the final norm's input at every slot, 0 where there is none; None unless `logits` is set."""
+        if not self.query.logits or not self.directions.norm.is_there:
             return None
         sites, last = self.capture.record.sites, self.store.model.head_layers[-1].block
         layers = self.capture.record.layers("resid.post") if "resid.post" in sites else {}
@@ -122,10 +119,10 @@ class Source:
         """Of every used slot of a block: which of `labels` it has, and whether it is counted, not being a special token."""
         plan = self.capture.block_plan(block)
         window = np.repeat(np.arange(len(plan.windows["window"])), plan.windows["n_slots"])
-        if self.asked.by is None:
+        if self.query.by is None:
             labels = np.zeros(len(window), np.int64)
         else:
-            column = self.capture.record.plan.label_columns.index(self.asked.by)
+            column = self.capture.record.plan.label_columns.index(self.query.by)
             ids = np.fromiter(self.labels, np.int64)
             labels = np.searchsorted(ids, plan.labels[window, column]).astype(np.int64)
         return labels, plan.modality != SPECIAL

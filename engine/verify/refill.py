@@ -1,7 +1,4 @@
-"""The strongest proof of a store: run the model again over some of its blocks and compare every value.
-
-Knows nothing about checksums.
-"""
+"""The strongest check of a store: run the model again over some of its blocks and compare every value."""
 
 from __future__ import annotations
 
@@ -49,8 +46,8 @@ def refill_blocks(
 ) -> tuple[list[dict[str, Any]], list[Damage]]:
     """What recomputing `n` committed blocks, spread over the capture, gives; and a `Damage` for each layer that differs.
 
-    A row a block: capture, block, `largest_difference` relative to the largest stored magnitude of its layer (in steps of
-    int8 the rounding is allowed for). Blocks in `without` are passed over. `images` is where the images of a capture are now,
+    One row per block: capture, block, `largest_difference` relative to the largest stored magnitude of its layer (in steps of
+    int8 the rounding is allowed for). Blocks in `without` are skipped. `images` is where the images of a capture are now,
     if not where they were; `model` where its model is, or the model in memory.
     `InvalidInputError` for another model, or for other images than those that were captured.
     """
@@ -63,23 +60,23 @@ def refill_blocks(
     with source.as_it_is():
         loaded = source.load(dtype=record.dtype, device=device, trust_remote_code=trust_remote_code)
         check_model(capture.folder, record.model_fingerprint, fingerprint_of(loaded), loaded.spec.name)
-        chosen = spread([b for b in capture.blocks if b not in without], n)
+        blocks = spread([b for b in capture.blocks if b not in without], n)
         processor = None
         if record.of_images:
             from actstore.engine.models.vision.inputs import VisionProcessor  # only here: it loads the image library
 
             processor = VisionProcessor.load(loaded.spec.name, trust_remote_code=trust_remote_code)
-        return _compare(capture, chosen, _filler(capture, loaded, processor, images))
+        return _compare(capture, blocks, _filler(capture, loaded, processor, images))
 
 
 def _compare(
-    capture: Capture, chosen: list[int], filler: BlockFiller | AttributionFiller
+    capture: Capture, blocks: list[int], filler: BlockFiller | AttributionFiller
 ) -> tuple[list[dict[str, Any]], list[Damage]]:
     """What `refill_blocks` gives, for blocks filled again."""
     record = capture.record
     rows: list[dict[str, Any]] = []
     damage: list[Damage] = []
-    for filled in filler.fill(map(capture.plan.block, chosen), CaptureProgress()):
+    for filled in filler.fill(map(capture.plan.block, blocks), CaptureProgress()):
         block, computed = filled.block, filled.arrays
         largest = 0.0
         for site in record.sites:
@@ -153,7 +150,7 @@ def _as_thresholded(
 ) -> NDArray[np.float32]:
     """Recomputed values of precision `sparse` [neuron, token] as the stored thresholds would have left them."""
     threshold = capture.block_parameter("threshold", layer, block, site)[:, None]
-    # Earlier versions let tokens without a value use the share up, and kept less of an expert's neurons.
+    # Earlier versions counted tokens without a value in the share, and kept less of an expert's neurons.
     has_gaps = np.isnan(stored[:, : capture.used_slots[block]]).any(axis=1, keepdims=True)
     again = np.where(has_gaps & (np.abs(again) <= threshold), np.float32(0), again)
     # A value at the threshold may fall on either side of it on another machine.
@@ -167,7 +164,7 @@ def _as_marked(
 ) -> NDArray[np.float32]:
     """Recomputed values of precision `int8` [neuron, token], their infinities as the stored scales have them.
 
-    Earlier versions marked none: there infinities are the steps of ±127, as the largest finite values are.
+    Earlier versions marked none: there infinities have the steps ±127, as the largest finite values have.
     """
     infinite = np.isinf(again)
     if not infinite.any():

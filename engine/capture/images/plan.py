@@ -1,6 +1,6 @@
 """The plan of a capture of images: each document a window, which positions are kept, in which blocks, what they see.
 
-Also writes the table of patches, whose slots follow from where windows are placed. Knows nothing about running a model.
+Also writes the table of patches, whose slots follow from where windows are placed.
 """
 
 from __future__ import annotations
@@ -205,12 +205,12 @@ class Positions:
     def __init__(self, text: str) -> None:
         """`InvalidInputError` for what is none of them."""
         self._names, self._indices = set[str](), set[int]()
-        for part in text.split(","):
-            if part.strip() in NAMED_POSITIONS:
-                self._names.add(part.strip())
+        for item in text.split(","):
+            if item.strip() in NAMED_POSITIONS:
+                self._names.add(item.strip())
                 continue
             try:
-                self._indices.add(int(part))
+                self._indices.add(int(item))
             except ValueError:
                 raise InvalidInputError(
                     f"Positions of images are {', '.join(NAMED_POSITIONS)} or indices such as 0,5,-1, found {text!r}."

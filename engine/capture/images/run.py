@@ -1,7 +1,7 @@
 """One capture of images from beginning to end, and the same again, resumed.
 
-Images are read, asked and, where wanted, answered while the plan is written; then every window is read once more, answer and
-all, in one pass. Knows nothing about what every run does (`run`), or about what a plan is made of (`image_plan`).
+Images are read, prompted and, with `generate`, answered while the plan is written; then every window is run once more with its
+answer, in one pass. What every run does is in `run`, what a plan is made of in `images.plan`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from actstore.store.files.records import CaptureRecord
 
 FEW_SLOTS = 1024
-"""Slots a block where a window keeps a handful of positions: what a run that is killed has to do again, at most."""
+"""Slots per block where a window keeps a handful of positions: the most that a run that is killed has to do again."""
 
 
 def sees_and_reads(spec: ModelSpec) -> bool:
@@ -81,7 +81,7 @@ class ImageRun(Run):
         processor = self._processor
         prompter = Prompter(self.corpus, settings, processor, self.report, self.options.strict)
         prompts = prompter.prepare()
-        # An image that opens, with a prompt that has a place for it, before weights are loaded.
+        # An image that opens, with a prompt that has a placeholder for it, before weights are loaded.
         first = next(prompts)
         prompts = itertools.chain((first,), prompts)
         if settings.part != "language":
@@ -135,18 +135,18 @@ class ImageRun(Run):
         return Captioner(self._model, self._processor, settings, answers, self.progress)
 
     def _with_like_layers(self, settings: ImageSettings, first: Prepared, *, named: bool) -> ImageSettings:
-        """The settings with those layers of the part that hold a row for each of its positions, as one pass shows."""
+        """The settings with those layers of the part that have one row per position, as one forward pass shows."""
         expected = len(self._processor.part_patches(first.encoded, settings.part))
-        chosen = settings.chosen_layers(self.spec)
+        layers = settings.chosen_layers(self.spec)
         ids, mask, extra = self._processor.collate([first.encoded])
         n_rows: dict[int, int] = {}
 
         def count(layer: int, site: str, values: Tensor, rows: Tensor | None) -> None:
             n_rows[layer] = values.numel() // values.shape[-1]
 
-        self._model.forward(ids, mask, layers=chosen, extra=extra, sink=count)
-        unlike = tuple(layer for layer in chosen if n_rows.get(layer) != expected)
-        alike = tuple(layer for layer in chosen if layer not in unlike)
+        self._model.forward(ids, mask, layers=layers, extra=extra, sink=count)
+        unlike = tuple(layer for layer in layers if n_rows.get(layer) != expected)
+        alike = tuple(layer for layer in layers if layer not in unlike)
         if unlike and (named or not alike):
             raise InvalidInputError(
                 f"Layer {unlike[0]} of {self.spec.name} ({self.spec.layers[unlike[0]].module}) holds "
@@ -208,7 +208,7 @@ def image_batches(
 
 
 def prepares_otherwise(processor: VisionProcessor, record: CaptureRecord) -> bool:
-    """Whether a processor makes other inputs of an image or a prompt than a capture was begun with; older records are mum."""
+    """Whether a processor makes other inputs of an image or a prompt than a capture was begun with; old records do not say."""
     return record.settings.get("processor_fingerprint") not in (None, processor.fingerprint)
 
 
