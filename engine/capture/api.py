@@ -150,13 +150,13 @@ class CaptureRequest:
     report: CorpusReport | None = None
 
 
-def given_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def given_settings(arguments: Mapping[str, object]) -> dict[str, object]:
     """The settings among the arguments of `capture`, by name; those that are None, and so are not said, are left out."""
     return {f.name: arguments[f.name] for f in fields(ImageSettings) if arguments[f.name] is not None}
 
 
 def open_run(
-    request: CaptureRequest, settings: Mapping[str, Any], *, read_only: bool = False
+    request: CaptureRequest, settings: Mapping[str, object], *, read_only: bool = False
 ) -> tuple[ImageRun | CorpusRun, dict[str, Any]]:
     """The run that makes a capture, and the settings it is to be made with, after the checks that need no tokens."""
     options = argument("options", request.options, RunOptions | None) or RunOptions()
@@ -181,7 +181,7 @@ def open_run(
 
 
 def _is_of_images(
-    corpus: str | MemoryCorpus, begun: CaptureRecord | None, spec: ModelSpec, requested: Mapping[str, Any]
+    corpus: str | MemoryCorpus, begun: CaptureRecord | None, spec: ModelSpec, requested: Mapping[str, object]
 ) -> bool:
     if isinstance(corpus, MemoryCorpus):
         if (begun is not None and begun.of_images) or (corpus.image_columns and sees_and_reads(spec)):
@@ -192,10 +192,10 @@ def _is_of_images(
         return False
     if begun is not None:
         return begun.of_images
-    columns = {key: requested[key] for key in ("image_column", "pattern") if key in requested}
-    text_columns = tuple(requested.get(key, getattr(CaptureSettings, key)) for key in ("text_column", "ids_column"))
+    settings = ImageSettings(**requested)  # type: ignore[arg-type]  # checked by given_fields
+    options = ImageOptions(image_column=settings.image_column, pattern=settings.pattern)
     try:
-        images = find_images(corpus, ImageOptions(**columns), text_columns)
+        images = find_images(corpus, options, (settings.text_column, settings.ids_column))
     except NotFoundError:
         images = "none"  # reading says what is missing
     if images == "none" and "image_column" not in requested:
@@ -203,7 +203,7 @@ def _is_of_images(
     return images == "only" or sees_and_reads(spec)
 
 
-def _refuse_image_settings(requested: Mapping[str, Any], corpus: str) -> None:
+def _refuse_image_settings(requested: Mapping[str, object], corpus: str) -> None:
     known = set(CaptureSettings.__dataclass_fields__)
     for key in requested:
         if key in ImageSettings.__dataclass_fields__ and key not in known:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from actstore.engine.capture.block_filler import fill_blocks
 from actstore.engine.capture.padding import PaddingCount
@@ -52,11 +52,11 @@ class CorpusRun(Run):
                 f"{self.spec.name} reads images, and {self.corpus} is a corpus of text. Name a model that reads text."
             )
 
-    def _begin(self, requested: Mapping[str, Any]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
+    def _begin(self, requested: Mapping[str, object]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
         return self.begin(requested)
 
     def begin(
-        self, requested: Mapping[str, Any], count: PlanCount | None = None
+        self, requested: Mapping[str, object], count: PlanCount | None = None
     ) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
         """As `_begin`; with `count`, the plan is counted there instead of written."""
         settings = CaptureSettings.resolve(requested, self.spec)
@@ -132,7 +132,7 @@ class CorpusRun(Run):
         )
         return first is not None and first.ids is not None
 
-    def _check_same(self, record: CaptureRecord, requested: Mapping[str, Any]) -> LoadedModel:
+    def _check_same(self, record: CaptureRecord, requested: Mapping[str, object]) -> LoadedModel:
         """Refuse to resume with anything that differs from what was begun, naming it."""
         recorded = CaptureSettings.from_json(record.settings)
         differences = recorded.differences(requested)

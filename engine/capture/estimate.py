@@ -29,7 +29,7 @@ from actstore.store.storage.folder import Folder
 from actstore.store.storage.lock import check_unowned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from actstore.engine.capture.run import RunOptions
@@ -166,7 +166,7 @@ def estimate(
         return _measured(run, requested)
 
 
-def _measured(run: CorpusRun, requested: dict[str, Any]) -> CaptureEstimate:
+def _measured(run: CorpusRun, requested: Mapping[str, object]) -> CaptureEstimate:
     began_s = time.monotonic()
     count = PlanCount()
     record, loaded, _ = run.begin(requested, count)

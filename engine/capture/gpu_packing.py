@@ -32,6 +32,7 @@ from actstore.store import layout
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from actstore.engine.capture.buffers import Buffers
@@ -177,7 +178,7 @@ class DevicePacker:
             }
             self._spans.append(StagingBuffer(arrays))
 
-    def _nothing(self, key: str) -> Any:
+    def _nothing(self, key: str) -> NDArray[Any]:
         """What an array holds where nothing is packed; [1], in its dtype."""
         dtype = self._staged[key][1]
         return np.full(1, 0 if dtype == np.uint8 else self._no_value, dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actstore.engine.models.fingerprint import model_record
 from actstore.store.model import root
@@ -62,5 +62,5 @@ def _find_top_tokens(
     }
 
 
-def _present(**tensors: Any) -> dict[str, Any]:
+def _present(**tensors: Tensor | None) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003  (RunOptions are checked by their annotations)
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from transformers import PreTrainedTokenizerBase  # noqa: TC002
 
@@ -144,7 +144,7 @@ class Run(ABC):
     _loaded: LoadedModel | None = field(default=None, init=False)
     """The model, once this process has loaded it for the capture."""
 
-    def carry_out(self, requested: Mapping[str, Any]) -> None:
+    def carry_out(self, requested: Mapping[str, object]) -> None:
         """Make the capture in this process: all steps, over all blocks that are missing."""
         with self.owned():
             record = self.plan(requested)
@@ -172,7 +172,7 @@ class Run(ABC):
                 raise CaptureError(self._stopped(record, f"The disk of {self.folder} is full")) from None
             raise
 
-    def plan(self, requested: Mapping[str, Any]) -> CaptureRecord:
+    def plan(self, requested: Mapping[str, object]) -> CaptureRecord:
         """Write the plan, the store's root and the capture's record, or check those that are there: the record.
 
         `InvalidInputError` where the capture is there and is not to be resumed, or was begun with anything else.
@@ -241,11 +241,11 @@ class Run(ABC):
         return record
 
     @abstractmethod
-    def _begin(self, requested: Mapping[str, Any]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
+    def _begin(self, requested: Mapping[str, object]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
         """Write the plan and load the model: the record of the capture to be made."""
 
     @abstractmethod
-    def _check_same(self, record: CaptureRecord, requested: Mapping[str, Any]) -> LoadedModel:
+    def _check_same(self, record: CaptureRecord, requested: Mapping[str, object]) -> LoadedModel:
         """The model, after refusing to resume with anything that differs from what was begun, naming it."""
 
     @abstractmethod

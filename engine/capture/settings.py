@@ -68,7 +68,7 @@ class CaptureSettings(Typed):
     stdin_format: Literal["text", "jsonl"] = "text"
 
     @classmethod
-    def resolve(cls, requested: Mapping[str, Any], spec: ModelSpec) -> Self:
+    def resolve(cls, requested: Mapping[str, object], spec: ModelSpec) -> Self:
         """The defaults overridden by `requested`, checked against the model; `InvalidInputError` for what it cannot give."""
         settings = cls(**given_fields(cls, requested, "A capture"))
         context = settings._default_context(spec) if settings.context is None else settings.context
@@ -177,7 +177,7 @@ class CaptureSettings(Typed):
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in known}
         return cls(**fields)
 
-    def differences(self, requested: Mapping[str, Any]) -> list[str]:
+    def differences(self, requested: Mapping[str, object]) -> list[str]:
         """A phrase for each requested setting that is not what it is here."""
         return [
             f"{name} is {_show(getattr(self, name))} there and {_show(value)} now"
@@ -242,5 +242,5 @@ class ImageSettings(CaptureSettings):
             )
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

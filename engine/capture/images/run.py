@@ -11,7 +11,7 @@ import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from actstore.engine.capture.block_filler import fill_blocks
 from actstore.engine.capture.corpus_run import BLOCK_SLOTS, capture_record
@@ -33,6 +33,7 @@ from actstore.store.model import root
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    import pyarrow as pa
     from torch import Tensor
 
     from actstore.engine.capture.block_filler import Batches
@@ -75,7 +76,7 @@ class ImageRun(Run):
         if self.options.tokenizer is not None:
             raise InvalidInputError("Images are captured through the model's own processor. Leave `tokenizer` out.")
 
-    def _begin(self, requested: Mapping[str, Any]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
+    def _begin(self, requested: Mapping[str, object]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
         settings = ImageSettings.resolve(_for_images(requested), self.spec)
         Positions(settings.positions)
         processor = self._processor
@@ -163,7 +164,7 @@ class ImageRun(Run):
         slots = affordable_slots(bytes_per_slot(widths, settings.precision, dtype, n_gate), self.options.memory, most)
         return max(SLOT_MULTIPLE, slots // SLOT_MULTIPLE * SLOT_MULTIPLE)
 
-    def _check_same(self, record: CaptureRecord, requested: Mapping[str, Any]) -> LoadedModel:
+    def _check_same(self, record: CaptureRecord, requested: Mapping[str, object]) -> LoadedModel:
         """Refuse to resume with anything that differs from what was begun, naming it."""
         recorded = image_settings(record)
         differences = recorded.differences(_for_images(requested))
@@ -194,7 +195,7 @@ class ImageRun(Run):
 
 
 def image_batches(
-    record: CaptureRecord, documents: Any, processor: VisionProcessor, locations: tuple[str, ...] = ()
+    record: CaptureRecord, documents: pa.Table, processor: VisionProcessor, locations: tuple[str, ...] = ()
 ) -> Batches:
     """What makes the batches of a capture of images; `locations` say where these are now, if not where they were."""
     if prepares_otherwise(processor, record):
@@ -217,7 +218,7 @@ def image_settings(record: CaptureRecord) -> ImageSettings:
     return ImageSettings.from_json(record.settings)
 
 
-def _for_images(requested: Mapping[str, Any]) -> Mapping[str, Any]:
+def _for_images(requested: Mapping[str, object]) -> Mapping[str, object]:
     for name in ImageSettings.TEXT_ONLY:
         if name in requested:
             raise InvalidInputError(
