@@ -152,7 +152,7 @@ def kill_and_resume(
         capture(*arguments, target, options=RunOptions(memory=TINY_BLOCKS, resume=True), **settings)
         assert_same_store(target, expected)
         shutil.rmtree(target)
-    print(f"killed after {duration:.2f} s or less, with so many blocks committed: {committed}")
+    print(f"killed after {duration:.2f} s or less, blocks committed: {committed}")
 
 
 def test_killed_at_random_moments_a_capture_resumes_to_the_same_store(
@@ -214,7 +214,7 @@ def test_a_resumed_run_computes_in_the_dtype_it_was_begun_in(run: Callable[..., 
 
 
 class SmallDisk:
-    """A disk that takes so many bytes, whichever way they are written."""
+    """A disk that takes a limited number of bytes, whichever way they are written."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.room: float = float("inf")

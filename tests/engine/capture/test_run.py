@@ -24,7 +24,7 @@ MEMORY = 32_000
 
 @pytest.fixture
 def opened(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Run]:
-    """A run on `tmp_path / "store"` that knows nothing of those opened before."""
+    """A run on `tmp_path / "store"` that shares nothing with those opened before."""
 
     def open_one(progress: CaptureProgress | None = None) -> Run:
         options = RunOptions(memory=MEMORY, resume=True)

@@ -368,7 +368,7 @@ def test_nothing_of_generation_is_left_behind(generated: Capture) -> None:
 
 
 class Stop(CaptureProgress):
-    """Interrupts after so many groups of answers, or batches of the capture."""
+    """Interrupts after a number of groups of answers, or of batches of the capture."""
 
     def __init__(self, answers: int = -1, batches: int = -1) -> None:
         self.left = {"answers": answers, "batches": batches}
