@@ -39,7 +39,7 @@ from actstore.store.reader import Capture
 from actstore.store.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -108,10 +108,12 @@ def _open_graph_views() -> GraphViews:
     return views
 
 
-def _rank_contributions(store: Store, target: str | int | Sequence[str | int] | None, k: int, **asked: Any) -> pa.Table:
+def _rank_contributions(
+    store: Store, target: str | int | Sequence[str | int] | None, query: Mapping[str, object]
+) -> pa.Table:
     from actstore.engine.contributions.rank import answer_question
 
-    return answer_question(store, target, k, **asked)
+    return answer_question(store, target, query)
 
 
 def _notebook_html(subject: object) -> str:

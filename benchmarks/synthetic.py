@@ -92,8 +92,7 @@ def _write_block(source: Source, writer: CaptureWriter, block: int, ids: NDArray
     statistics.label_tokens[-1] = ids.size
     for layer in range(source.n_layers):
         key = layout.values_key(writer.record.name, "mlp.post", layer)
-        arrays[key] = writer.buffer(key, (source.n_neurons, BLOCK), np.dtype(np.float16))
-        arrays[key][:] = np.nan
+        arrays[key] = np.full((source.n_neurons, BLOCK), np.nan, np.float16)
         pack(source.values(layer, block, ids), columns, arrays[key], statistics.sites["mlp.post", layer])
     writer.submit(block, arrays, statistics.encode, time.time())
 

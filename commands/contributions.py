@@ -15,7 +15,7 @@ from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
-    from actstore.engine.contributions.rank import Answer, Asked
+    from actstore.engine.contributions.rank import Answer, ContributionQuery
     from actstore.engine.contributions.ranking import Ranked
     from actstore.engine.contributions.targets import Target
 
@@ -67,7 +67,7 @@ def contributions(
 
     Example: `actstore contributions gpt2.actstore --target " Paris" -k 10`
     """
-    from actstore.engine.contributions.rank import Asked, rank_contributions  # only here: it loads torch
+    from actstore.engine.contributions.rank import ContributionQuery, rank_contributions  # only here: it loads torch
 
     opened = Store(store)
     if fill_top_tokens:
@@ -83,7 +83,7 @@ def contributions(
         raise InvalidInputError(
             "Name a target with --target, a position with --at, or take each position's own next token with --next-tokens."
         )
-    query = Asked(k, capture, at, by, everywhere, not paper_form, logits)
+    query = ContributionQuery(k, capture, at, by, everywhere, not paper_form, logits)
     with terminal.spinner("adding up contributions", enabled=not quiet):
         answer = rank_contributions(opened, targets, query)
         warnings = overflow_sentences(opened.capture(query.capture), ["mlp.post"])
@@ -103,7 +103,7 @@ def _fill(store: str, quiet: bool) -> None:
     terminal.say(f"The top and bottom tokens of {n_neurons:,} neurons are in the table `model` of {store}.")
 
 
-def _describe(store: Store, answer: Answer, query: Asked) -> dict[str, Any]:
+def _describe(store: Store, answer: Answer, query: ContributionQuery) -> dict[str, Any]:
     """One target: `target`, `neurons`, with `labels` by label; several: `targets`, the same for each."""
     from actstore.engine.contributions.next_tokens import activations_at
 
@@ -147,7 +147,7 @@ def _by_target(answer: Answer) -> list[tuple[Target | None, dict[str | None, Ran
     return rankings
 
 
-def _print(store: Store, answer: Answer, query: Asked) -> None:
+def _print(store: Store, answer: Answer, query: ContributionQuery) -> None:
     from actstore.engine.contributions.next_tokens import activations_at
     from actstore.store.model.top_tokens import texts_of
 
@@ -178,7 +178,7 @@ def _print(store: Store, answer: Answer, query: Asked) -> None:
 
 
 def _heading(
-    store: Store, answer: Answer, query: Asked, target: Target | None, label: str | None, ranked: Ranked
+    store: Store, answer: Answer, query: ContributionQuery, target: Target | None, label: str | None, ranked: Ranked
 ) -> str:
     what = f"{target.text!r} ({target.token})" if target else "each position's next token"
     if answer.where is not None:
@@ -189,7 +189,7 @@ def _heading(
     return f"{what}, {over}" + (f", {query.by}={label}" if label is not None else "")
 
 
-def _context(store: Store, answer: Answer, query: Asked, n: int = 12) -> str:
+def _context(store: Store, answer: Answer, query: ContributionQuery, n: int = 12) -> str:
     """The end of the text that the model had read at the position."""
     assert answer.where is not None
     plan = store.capture(query.capture).block_plan(answer.where.block)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 GIVEN = {
     "What a store gives": (
         "actstore.store.capture.attributions.Attributions",
-        "actstore.engine.contributions.rank.Asked",
+        "actstore.engine.contributions.rank.ContributionQuery",
         "actstore.engine.contributions.rank.Answer",
     ),
     "What a capture is asked for": (

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -60,8 +60,10 @@ show_neuron: ShowNeuron
 class RankContributions(Protocol):
     """The function behind `Store.contributions`."""
 
-    def __call__(self, store: Any, target: str | int | Sequence[str | int] | None, k: int, **options: Any) -> pa.Table:
-        """The neurons that contribute most."""
+    def __call__(
+        self, store: Any, target: str | int | Sequence[str | int] | None, query: Mapping[str, object]
+    ) -> pa.Table:
+        """The neurons that contribute most; `query` holds the other parameters of `Store.contributions`."""
 
 
 rank_contributions: RankContributions

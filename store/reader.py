@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actstore.store import hooks
 from actstore.store.arguments import argument
@@ -63,16 +63,38 @@ class Store(Captures):
         """The result of a DuckDB query over the tables `neurons`, `documents`, `windows`, `tokens`, `vocabulary`, `model`."""
         return Table(run_sql(self, argument("query", query, str), capture))
 
-    def contributions(self, target: str | int | Sequence[str | int] | None = None, k: int = 20, **asked: Any) -> Table:
+    def contributions(
+        self,
+        target: str | int | Sequence[str | int] | None = None,
+        k: int = 20,
+        *,
+        capture: str | None = None,
+        at: str | tuple[int, int] | tuple[int, int, int | None] | None = None,
+        by: str | None = None,
+        everywhere: bool = False,
+        gain: bool = True,
+        logits: bool = False,
+    ) -> Table:
         """The k neurons that contribute most to a target token, over all layers together: neuron, layer, index, score, ….
 
-        `target` is the text or id of one token, or several; None asks each position about its own next token. Further
-        keywords are the fields of `store.contributions.Asked` (capture, at, by, everywhere, gain, logits); what scores mean
-        is said there, and the table's columns in `Answer.table`. Needs torch, and a store that keeps the weights.
+        Needs torch, and a store that keeps the weights. `rank_contributions` says what scores mean, `Answer.table` which
+        columns the table has.
+
+        - `target`: the text or id of one token, or several; None asks each position about its own next token
+        - `k`: number of neurons for each target and label
+        - `capture`: name of the capture, which may be left out where there is one
+        - `at`: one position, as "DOCUMENT:POSITION", "DOCUMENT:POSITION@WINDOW" or a tuple of these numbers
+        - `by`: a label column; there is a ranking for each of its values
+        - `everywhere`: over all positions of text, not those alone that the target follows
+        - `gain`: with the final norm's gain; without, the form of Pan et al. (2024)
+        - `logits`: in units of the logit; needs a capture of the last layer's `resid.post`
 
         >>> store.contributions(" Paris", k=50)
         """
-        return Table(hooks.rank_contributions(self, target, k, **asked))
+        query = {
+            "k": k, "capture": capture, "at": at, "by": by, "everywhere": everywhere, "gain": gain, "logits": logits,
+        }  # fmt: skip
+        return Table(hooks.rank_contributions(self, target, query))
 
     def graph(self, layer: int | str, neuron: int | None = None, name: str = "graphs") -> NeuronGraph:
         """The graph of a neuron, of those that `actstore graphs build` made as `name`: `store.graph(3, 17)`."""

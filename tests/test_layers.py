@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import actstore
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # From below: a layer imports from itself and from those before it.
@@ -138,7 +140,10 @@ def test_every_folder_is_in_the_table() -> None:
 
 
 def test_modules_and_functions_are_of_a_size_that_can_be_read() -> None:
-    """At most 350 lines a module, 60 a function; kernels and declarations of commands, whose options are lines, aside."""
+    """At most 350 lines per module, 60 per function; kernels and declarations of commands, whose options are lines, aside.
+
+    Of the functions of the public API, whose parameters are lines, the body counts.
+    """
     for module, path in PATHS.items():
         text = path.read_text(encoding="utf-8")
         assert text.count("\n") <= 350, f"{path}: {text.count(chr(10))} lines"
@@ -147,7 +152,9 @@ def test_modules_and_functions_are_of_a_size_that_can_be_read() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno is not None
-                assert node.end_lineno - node.lineno < 60, f"{path}:{node.lineno}: {node.name}"
+                body = node.body[1:] if node.name in actstore.__all__ else []
+                first = body[0] if body else node
+                assert node.end_lineno - first.lineno < 60, f"{path}:{node.lineno}: {node.name}"
 
 
 def test_no_transformers_below_the_engine() -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from actstore.engine.attribution.block_filler import AttributionFiller
 from actstore.engine.attribution.question_plan import AttributeReport, AttributeSettings, QuestionPlanner
-from actstore.engine.capture.packing import staged_arrays
+from actstore.engine.capture.block_filler import submit_blocks
+from actstore.engine.capture.buffers import block_buffers
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.capture.run import Run, RunOptions, check_options, check_target
 from actstore.engine.inputs.questions import fingerprint, read_questions
@@ -136,19 +137,13 @@ class _AttributeRun(Run):
 
     def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
         plan = Plan(self.folder, record.name, record.plan)
-        staged = list(staged_arrays(record))
-        filler = AttributionFiller(
-            model,
-            record,
-            lambda: {key: writer.buffer(key, shape, dtype) for key, shape, dtype in staged},
-            plan.table("documents"),
-        )
-        for filled in filler.fill(map(plan.block, blocks), self.progress):
-            writer.submit(filled.block, filled.arrays, filled.encode_statistics, filled.began, filled.files)
+        buffers = block_buffers(record, writer.n_blocks_in_use)
+        filler = AttributionFiller(model, record, buffers, plan.table("documents"))
+        submit_blocks(filler.fill(map(plan.block, blocks), self.progress), writer)
 
-    def _finish(self, record: CaptureRecord, total: CaptureStatistics) -> None:
+    def _write_results(self, record: CaptureRecord, total: CaptureStatistics) -> None:
         write_answers(Store(self.folder).capture(record.name))
-        super()._finish(record, total)
+        super()._write_results(record, total)
 
 
 def _widths(spec: ModelSpec, layers: tuple[int, ...] | None) -> dict[int, int]:

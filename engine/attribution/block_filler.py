@@ -26,12 +26,13 @@ from actstore.store.errors import ModelError
 from actstore.store.layout import block_answers_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from actstore.engine.capture.packing import Buffers, FilledBlock
+    from actstore.engine.capture.buffers import BufferPool, Buffers
+    from actstore.engine.capture.packing import FilledBlock
     from actstore.engine.capture.progress import CaptureProgress
     from actstore.engine.models.load import LoadedModel
     from actstore.store.capture.plan import BlockPlan
@@ -47,7 +48,7 @@ class AttributionFiller:
     """Runs the prompts of one block after another; the counterpart of `capture.BlockFiller`."""
 
     def __init__(
-        self, model: LoadedModel, record: CaptureRecord, buffers: Callable[[], Buffers], documents: pa.Table
+        self, model: LoadedModel, record: CaptureRecord, buffers: BufferPool[Buffers], documents: pa.Table
     ) -> None:
         """Fill what `record` says; `documents` has the `target` and the `option_tokens` of each prompt."""
         self._model, self._record = model, record

@@ -1,7 +1,7 @@
-"""Plan and model to store: runs the model over a planned corpus, block by block, and keeps what was asked for.
+"""Plan and model to store: runs the model over a planned corpus, block by block, and keeps what the record says.
 
-The one module that brings model, plan, packer and store together. Knows nothing about architectures (`models`), about
-bytes on disk (`store`), or about how and where a value is packed (`packing`, `device`).
+The one module that brings model, plan, packer and store together: architectures are in `engine.models`, bytes on disk in
+`store`, and how a value is packed, on the host or on a GPU, in `packing` and `gpu_packing`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
-from actstore.engine.capture.packing import HostPacker, staged_arrays
+from actstore.engine.capture.buffers import block_buffers
+from actstore.engine.capture.packing import HostPacker
 from actstore.kernels.pack.api import Columns
 from actstore.store import layout
 from actstore.store.capture.plan import Plan
 from actstore.store.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from actstore.engine.capture.packing import Buffers, FilledBlock, Packer
+    from actstore.engine.capture.buffers import BufferPool, Buffers
+    from actstore.engine.capture.packing import FilledBlock, Packer
     from actstore.engine.capture.progress import CaptureProgress
     from actstore.engine.models.load import LoadedModel
     from actstore.store.capture.plan import BlockPlan
@@ -93,14 +95,14 @@ def routed_columns(columns: Columns, rows: NDArray[np.int64]) -> Columns:
     order = np.argsort(rows, kind="stable")
     at = np.searchsorted(rows[order], columns.rows)
     at = np.minimum(at, max(len(rows) - 1, 0))
-    seen = rows[order][at] == columns.rows if len(rows) else np.zeros(len(columns.rows), bool)
+    is_routed = rows[order][at] == columns.rows if len(rows) else np.zeros(len(columns.rows), bool)
     segment = np.repeat(np.arange(len(columns.segments) - 1), np.diff(columns.segments))
     return Columns(
-        rows=order[at[seen]] if len(rows) else np.empty(0, np.int64),
-        slots=columns.slots[seen],
-        segments=np.concatenate([[0], np.cumsum(np.bincount(segment[seen], minlength=len(columns.segments) - 1))]),
+        rows=order[at[is_routed]] if len(rows) else np.empty(0, np.int64),
+        slots=columns.slots[is_routed],
+        segments=np.concatenate([[0], np.cumsum(np.bincount(segment[is_routed], minlength=len(columns.segments) - 1))]),
         labels=columns.labels,
-        counted=columns.counted[seen],
+        counted=columns.counted[is_routed],
         first_token=columns.first_token,
     )
 
@@ -112,10 +114,10 @@ class BlockFiller:
         self,
         model: LoadedModel,
         record: CaptureRecord,
-        buffers: Callable[[], Buffers],
+        buffers: BufferPool[Buffers],
         batches: Batches = batches_of,
     ) -> None:
-        """Capture what `record` says; `buffers` gives what a block is collected in on the host, contents undefined."""
+        """Capture what `record` says; a block is collected on the host in a set of `buffers`."""
         self._model, self._record, self._batches = model, record, batches
         self._sites = list(record.sites)
         if record.gate_sign and "mlp.gate" not in self._sites:
@@ -125,7 +127,7 @@ class BlockFiller:
         self._packer = packer_for(model.device, record, buffers, experts)
 
     def fill(self, plans: Iterable[BlockPlan], progress: CaptureProgress) -> Iterator[FilledBlock]:
-        """The blocks of the plans, filled; a block's arrays hold until the one after the next is asked for."""
+        """The blocks of the plans, filled, each to be released by its taker; two of them may be unreleased at once."""
         for plan in plans:
             self._packer.begin(plan)
             for batch in self._batches(plan, len(self._record.plan.labels), self._record.plan.block_slots):
@@ -138,9 +140,9 @@ class BlockFiller:
         self._packer.batch(batch.columns)
 
         def sink(layer: int, site: str, values: Tensor, rows: Tensor | None) -> None:
-            here = batch.columns if rows is None else routed_columns(batch.columns, rows.cpu().numpy())
+            columns = batch.columns if rows is None else routed_columns(batch.columns, rows.cpu().numpy())
             self._check_rows(batch, layer, values.numel() // values.shape[-1] if rows is None else None)
-            self._packer.pack(layer, site, values, here)
+            self._packer.pack(layer, site, values, columns)
 
         self._model.forward(
             batch.input_ids,
@@ -155,7 +157,7 @@ class BlockFiller:
         if n_rows is not None and batch.n_rows not in (None, n_rows):
             raise ModelError(
                 f"Layer {layer} of {self._model.spec.name} ({self._model.spec.layers[layer].module}) holds {n_rows} rows for "
-                f"a batch of images, not the {batch.n_rows} positions that were planned. Leave it out with --layers."
+                f"a batch of images, not the {batch.n_rows} positions that were planned. Leave it out of `layers`."
             )
 
 
@@ -170,16 +172,18 @@ def fill_blocks(
 ) -> None:
     """Run the model over `blocks` and commit each."""
     plan = Plan(folder, record.name, record.plan)
-    staged = list(staged_arrays(record))
-    filler = BlockFiller(
-        model, record, lambda: {key: writer.buffer(key, shape, dtype) for key, shape, dtype in staged}, batches
-    )
-    for filled in filler.fill(map(plan.block, blocks), progress):
-        writer.submit(filled.block, filled.arrays, filled.encode_statistics, filled.began, filled.files)
+    filler = BlockFiller(model, record, block_buffers(record, writer.n_blocks_in_use), batches)
+    submit_blocks(filler.fill(map(plan.block, blocks), progress), writer)
+
+
+def submit_blocks(blocks: Iterable[FilledBlock], writer: CaptureWriter) -> None:
+    """Hand filled blocks to the writer, which releases each when it is written."""
+    for filled in blocks:
+        writer.submit(filled.block, filled.arrays, filled.encode_statistics, filled.began, filled.files, filled.release)
 
 
 def packer_for(
-    device: torch.device, record: CaptureRecord, buffers: Callable[[], Buffers], experts: Collection[int]
+    device: torch.device, record: CaptureRecord, buffers: BufferPool[Buffers], experts: Collection[int]
 ) -> Packer:
     """The packer for values that a model computes on `device`; the arguments are those of `HostPacker`."""
     if device.type == "cuda":

@@ -1,18 +1,18 @@
 """One capture of a corpus of text: its plan, its blocks, and the same again, resumed.
 
-What can be found wrong is found before the model's weights are loaded. Knows nothing about what every run does (`run`), how
-a block is filled (`capture`) or how documents become windows (`plan`).
+What can be wrong is refused before the model's weights are loaded. What every run does is in `run`, how a block is filled in
+`block_filler`, how documents become windows in `plan`.
 """
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from actstore.engine.capture.block_filler import fill_blocks
 from actstore.engine.capture.padding import PaddingCount
-from actstore.engine.capture.plan import PlanSettings, block_size, write_plan
+from actstore.engine.capture.plan import PlanSettings, TextPlanner, block_size
 from actstore.engine.capture.run import Run
 from actstore.engine.capture.settings import CaptureSettings
 from actstore.engine.capture.sizes import affordable_slots, bytes_per_slot
@@ -54,17 +54,17 @@ class CorpusRun(Run):
                 f"{self.spec.name} reads images, and {self.corpus} is a corpus of text. Name a model that reads text."
             )
 
-    def _begin(self, requested: Mapping[str, Any]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
+    def _begin(self, requested: Mapping[str, object]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
         return self.begin(requested)
 
     def begin(
-        self, requested: Mapping[str, Any], count: PlanCount | None = None
+        self, requested: Mapping[str, object], count: PlanCount | None = None
     ) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
         """As `_begin`; with `count`, the plan is counted there instead of written."""
         settings = CaptureSettings.resolve(requested, self.spec)
         if settings.part != "language":
             raise InvalidInputError(
-                f"The {settings.part} part reads images, and {self.corpus} is text. Leave --part out."
+                f"The {settings.part} part reads images, and {self.corpus} is text. Leave `part` out."
             )
         widths = settings.widths(self.spec)
         tokenizer = self._tokenizer(settings)
@@ -97,25 +97,19 @@ class CorpusRun(Run):
             max_tokens=settings.max_tokens,
         )
         trusted = self.options.trust_remote_code
-        padding = self._count_padding(tokenizer)
-        plan = write_plan(
-            read_corpus(self.documents, settings.of(CorpusOptions), self.report),
-            self.folder,
-            self.name,
-            settings=plan_settings,
-            corpus=self.corpus,
-            label_columns=settings.label_columns,
-            tokenizer=tokenizer,
-            n_vocabulary=self.spec.n_vocabulary,
-            special_ids=frozenset() if tokenizer else self.source.special_ids(trust_remote_code=trusted),
+        planner = TextPlanner(
+            plan_settings,
+            self.corpus,
+            tokenizer,
+            self.spec.n_vocabulary,
+            settings.label_columns,
+            frozenset() if tokenizer else self.source.special_ids(trust_remote_code=trusted),
+            observers=(self._count_padding(tokenizer),),
             on_progress=self.progress.planned,
-            on_document=padding.add,
             on_warning=self.report.warn,
-            count=count,
         )
-        for sentence in padding.sentences():
-            self.report.warn(sentence)
-        return plan
+        documents = read_corpus(self.documents, settings.of(CorpusOptions), self.report)
+        return planner.write(documents, self.folder, self.name, count)
 
     def _count_padding(self, tokenizer: TextTokenizer | None) -> PaddingCount:
         """A count by the padding token of the tokenizer, or of the model's configuration where there is no tokenizer."""
@@ -140,7 +134,7 @@ class CorpusRun(Run):
         )
         return first is not None and first.ids is not None
 
-    def _check_same(self, record: CaptureRecord, requested: Mapping[str, Any]) -> LoadedModel:
+    def _check_same(self, record: CaptureRecord, requested: Mapping[str, object]) -> LoadedModel:
         """Refuse to resume with anything that differs from what was begun, naming it."""
         recorded = CaptureSettings.from_json(record.settings)
         differences = recorded.differences(requested)

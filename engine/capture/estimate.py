@@ -1,6 +1,7 @@
-"""What a capture would take: its size and its time, from the whole corpus tokenised and one batch measured. Writes nothing.
+"""`actstore.estimate`: the size of a capture and its time, from the whole corpus tokenised and one batch measured.
 
-The batch goes through everything that a capture does with it, into memory: forward pass, packing, encoding, compression.
+Nothing is written. The batch goes through everything that a capture does, in memory: forward pass, packing, encoding,
+compression.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ import time
 import uuid
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from actstore.engine.capture.api import prepare
+from actstore.engine.capture.api import CaptureRequest, given_settings, open_run
 from actstore.engine.capture.block_filler import fill_blocks
+from actstore.engine.capture.buffers import staged_arrays
 from actstore.engine.capture.corpus_run import CorpusRun
-from actstore.engine.capture.packing import staged_arrays
 from actstore.engine.capture.plan_count import PlanCount
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.capture.sizes import estimate_nbytes
@@ -27,10 +28,11 @@ from actstore.store.storage.folder import Folder
 from actstore.store.storage.lock import check_unowned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from actstore.engine.capture.run import RunOptions
+    from actstore.engine.capture.settings import Begin, Part
     from actstore.engine.inputs.corpus import CorpusReport
     from actstore.engine.inputs.memory_corpus import Corpus
     from actstore.engine.models.in_memory import ModelInput
@@ -58,7 +60,7 @@ class CaptureEstimate:
     dtype: str
     device: str
     capture_nbytes: int
-    """On disk, as far as is known before values are: see `engine.sizes.estimate_nbytes`."""
+    """On disk, an estimate: see `engine.capture.sizes.estimate_nbytes`."""
     weights_nbytes: int
     """Write vectors and unembedding, where the store is new and they are copied."""
     free_nbytes: int | None
@@ -106,35 +108,67 @@ def estimate(
     options: RunOptions | None = None,
     progress: CaptureProgress | None = None,
     report: CorpusReport | None = None,
-    **settings: Any,
+    sites: Sequence[str] | None = None,
+    part: Part | None = None,
+    layers: int | Sequence[int] | None = None,
+    precision: str | None = None,
+    keep: float | None = None,
+    gate_sign: bool | None = None,
+    exemplars: int | None = None,
+    context: int | None = None,
+    overlap: int | None = None,
+    begin: Begin | None = None,
+    positions: str | int | Sequence[int] | None = None,
+    batch_tokens: int | None = None,
+    max_tokens: int | None = None,
+    max_documents: int | None = None,
+    text_column: str | None = None,
+    ids_column: str | None = None,
+    prefer_ids: bool | None = None,
+    label_columns: Sequence[str] | None = None,
+    errors: Literal["strict", "replace"] | None = None,
+    pattern: str | None = None,
+    stdin_format: Literal["text", "jsonl"] | None = None,
+    prompt: str | None = None,
+    prefix: str | None = None,
+    generate: bool | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    image_column: str | None = None,
+    prompt_column: str | None = None,
+    caption_column: str | None = None,
 ) -> CaptureEstimate:
     """What `capture` with the same arguments would hold and take; nothing is written, neither in `store` nor beside it.
 
-    The corpus is read and tokenised to its end, or as far as `max_tokens` and `max_documents` say, the model is loaded, and one
-    batch is measured. What `capture` refuses before it writes is refused alike; images are refused,
-    and so is `resume`.
+    The parameters are those of `capture`. The corpus is read and tokenised to its end, or as far as `max_tokens` and
+    `max_documents` say, the model is loaded, and one batch is measured. What `capture` refuses before it writes is refused
+    alike; images are refused, and so is `resume`.
 
     >>> actstore.estimate("gpt2", "corpus.jsonl", "gpt2.actstore", precision="half").nbytes
     """
-    run, asked = prepare(model, corpus, store, name, options, progress, report, settings, read_only=True)
+    settings = given_settings(locals())
+    request = CaptureRequest(model, corpus, store, name, options, progress, report)
+    run, requested = open_run(request, settings, read_only=True)
     if not isinstance(run, CorpusRun):
         raise InvalidInputError(
             f"A dry run is of a corpus of text, and {run.corpus} holds images: how long answers take shows only when they are "
-            "generated. Capture a few with --max-documents to see."
+            "generated. Capture a few with `max_documents` to see."
         )
     if run.options.resume:
         raise InvalidInputError(
-            "A dry run says what a whole capture takes. Leave --resume out; `actstore info` says how far a capture is."
+            "A dry run says what a whole capture takes. Leave `resume` out; `actstore info` says how far a capture is."
         )
     check_unowned(run.folder, name)
     with run.source.as_it_is():
-        return _measured(run, asked)
+        return _measured(run, requested)
 
 
-def _measured(run: CorpusRun, asked: dict[str, Any]) -> CaptureEstimate:
+def _measured(run: CorpusRun, requested: Mapping[str, object]) -> CaptureEstimate:
     began_s = time.monotonic()
     count = PlanCount()
-    record, loaded, _ = run.begin(asked, count)
+    record, loaded, _ = run.begin(requested, count)
     loaded_s = time.monotonic()
     assert count.closed_at_s is not None
     batch = count.typical_batch()
@@ -186,12 +220,12 @@ def measure(run: CorpusRun, record: CaptureRecord, model: LoadedModel, batch: li
             block_slots=slots,
             n_blocks=1,
         )
-        tried = replace(record, plan=plan)
-        create_capture(folder, tried)
+        one_block = replace(record, plan=plan)
+        create_capture(folder, one_block)
         overlap = model.device.type != "cpu"
         began_s = time.monotonic()
-        with CaptureWriter(folder, tried, n_threads=run.n_encoders(overlap), overlap=overlap) as capture_writer:
-            fill_blocks(folder, tried, model, capture_writer, [0], CaptureProgress())
+        with CaptureWriter(folder, one_block, n_threads=run.n_encoders(overlap), overlap=overlap) as capture_writer:
+            fill_blocks(folder, one_block, model, capture_writer, [0], CaptureProgress())
         return time.monotonic() - began_s
 
 

@@ -1,6 +1,6 @@
 """What a block takes on a GPU, and how it comes from there to the host without anything waiting.
 
-On a CPU, for tests, the same objects work without streams. Knows nothing about when a block is full.
+On a CPU, for tests, the same objects work without streams.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class CopyStream:
             stack.enter_context(torch.cuda.stream(self._stream))
         return stack
 
-    def mark(self) -> Mark:
+    def mark(self) -> CopyEvent:
         """The end of what has been queued here so far."""
-        return Mark(None if self._stream is None else self._stream.record_event())
+        return CopyEvent(None if self._stream is None else self._stream.record_event())
 
 
 @dataclass(frozen=True)
-class Mark:
+class CopyEvent:
     """A point on the copy stream; on a CPU it lies in the past."""
 
     event: torch.cuda.Event | None = None
@@ -71,17 +71,17 @@ class Mark:
 
 
 @dataclass
-class Tally:
-    """The statistics of one block."""
+class BlockStatistics:
+    """The statistics of one block, of all sites and layers."""
 
     sites: dict[tuple[str, int], DeviceStatistics]
     gate_positives: dict[int, Tensor]
     label_tokens: NDArray[np.int64]
-    copied: Mark = field(default_factory=Mark)
+    copied: CopyEvent = field(default_factory=CopyEvent)
     """When they were last copied to the host."""
 
     @classmethod
-    def empty(cls, record: CaptureRecord, device: torch.device | str, *, pinned: bool = False) -> Tally:
+    def empty(cls, record: CaptureRecord, device: torch.device | str, *, pinned: bool = False) -> BlockStatistics:
         """Statistics over no token; `pinned` in host memory that a GPU copies to by itself."""
         n_labels = len(record.plan.labels) + 1
         widths = record.layers("mlp.post") if record.gate_sign else {}
@@ -110,7 +110,7 @@ class Tally:
             positives.zero_()
         self.label_tokens = np.zeros_like(self.label_tokens)
 
-    def copy_to(self, other: Tally) -> None:
+    def copy_to(self, other: BlockStatistics) -> None:
         """Overwrite `other`, without waiting where it is pinned."""
         for key, statistics in self.sites.items():
             statistics.copy_to(other.sites[key])
@@ -126,19 +126,19 @@ class Tally:
 
 
 @dataclass
-class Span:
+class StagingBuffer:
     """One set of buffers for some slots of a block: on the device, and the pinned memory that they are copied to."""
 
     arrays: dict[str, Tensor]
     host: dict[str, Tensor] = field(default_factory=dict)
     first: int = 0
-    """The first slot that belongs to the span; those before it in the buffers belong to the span before."""
+    """The first slot that is collected here; those before it in the buffers belong to the other set."""
     base: int = 0
     """The slot of column 0, a multiple of 8."""
-    copied: Mark = field(default_factory=Mark)
+    copied: CopyEvent = field(default_factory=CopyEvent)
     """When the buffers were last copied."""
-    landed: Future[None] | None = None
-    """When what was copied was last moved on."""
+    moved: Future[None] | None = None
+    """When what was copied was last moved to its place in a block."""
 
     def copy_out(self, key: str, tensor: Tensor) -> None:
         """Copy `tensor` to the span's host memory under `key`, without waiting where that is pinned."""

@@ -1,9 +1,8 @@
-"""Packing on the model's own GPU, and bringing what was packed to the host while the model runs on.
+"""Packing on the model's own GPU, and copying what was packed to the host while the model runs on.
 
 Blocks are packed into device memory as they are computed. A full block is copied to pinned memory on a stream of its own,
-while the next one fills a second set of buffers: nothing waits for the compute stream. A block that is too large for device
-memory goes through it in spans of slots. Imported only where there is a GPU: it loads Triton. Knows nothing about models,
-forward passes or bytes on disk.
+while the next one fills a second staging buffer: nothing waits for the compute stream. A block that is too large for device
+memory goes through it in spans of slots. Imported only where there is a GPU: it loads Triton.
 """
 
 from __future__ import annotations
@@ -16,22 +15,32 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from actstore.engine.capture.gpu_buffers import CopyStream, Mark, Span, Tally, allocate, as_numpy, fill_bits
-from actstore.engine.capture.packing import FilledBlock, as_packable, count_labels, encode, staged_arrays, used_slots
+from actstore.engine.capture.buffers import BufferPool, staged_arrays
+from actstore.engine.capture.gpu_buffers import (
+    BlockStatistics,
+    CopyEvent,
+    CopyStream,
+    StagingBuffer,
+    allocate,
+    as_numpy,
+    fill_bits,
+)
+from actstore.engine.capture.packing import FilledBlock, as_packable, count_labels, encode, used_slots
 from actstore.kernels.pack import gpu, gpu_lossy
 from actstore.store import layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
-    from actstore.engine.capture.packing import Buffers
+    from actstore.engine.capture.buffers import Buffers
     from actstore.kernels.pack.columns import Columns
     from actstore.store.capture.plan import BlockPlan
     from actstore.store.files.records import CaptureRecord
 
-SHARE: Final = 0.4
+MEMORY_FRACTION: Final = 0.4
 """Of the device memory that is free once the model is loaded: what buffers and statistics may take. The rest is for the
 forward pass."""
 
@@ -43,12 +52,13 @@ class _Pending:
     plan: BlockPlan
     began: float
     arrays: Callable[[], Buffers]
-    tally: Tally
-    copied: Mark
+    statistics: BlockStatistics
+    copied: CopyEvent
+    release: Callable[[], None]
 
     def collect(self) -> FilledBlock:
         self.copied.wait()
-        return FilledBlock(self.plan.block, self.arrays(), self.tally.to_host, self.began)
+        return FilledBlock(self.plan.block, self.arrays(), self.statistics.to_host, self.began, self.release)
 
 
 class DevicePacker:
@@ -58,13 +68,13 @@ class DevicePacker:
         self,
         record: CaptureRecord,
         device: torch.device,
-        buffers: Callable[[], Buffers],
+        buffers: BufferPool[Buffers],
         *,
         memory: int | None = None,
     ) -> None:
-        """Pack on `device` within `memory` bytes of it; `SHARE` of what is free, unless given.
+        """Pack on `device` within `memory` bytes of it; `MEMORY_FRACTION` of what is free, unless given.
 
-        A block that fits comes in pinned memory of the packer's own, one that does not in what `buffers` gives.
+        A block that fits comes in pinned memory of the packer's own, one that does not in a set of `buffers`.
         """
         self._record, self._device, self._buffers = record, device, buffers
         self._staged = {key: (shape, dtype) for key, shape, dtype in staged_arrays(record)}
@@ -72,34 +82,36 @@ class DevicePacker:
         self._no_value = staging.fill_value if staging else 0
         is_gpu = device.type == "cuda"
         self._side = CopyStream(device)
-        self._tallies = [Tally.empty(record, device) for _ in range(2)]
-        self._host_tallies = [Tally.empty(record, "cpu", pinned=is_gpu) for _ in range(2)]
+        self._device_statistics = [BlockStatistics.empty(record, device) for _ in range(2)]
+        # Two blocks at once: one is written while the next is copied.
+        self._host_statistics = BufferPool(lambda: BlockStatistics.empty(record, "cpu", pinned=is_gpu), 2)
+        self._pinned: BufferPool[dict[str, Tensor]] = BufferPool(dict, 2)
         if memory is None:
-            memory = int(SHARE * torch.cuda.mem_get_info(device)[0]) if is_gpu else 1 << 30
-        self._memory = memory - 2 * self._tallies[0].nbytes
-        self._spans: list[Span] = []
+            memory = int(MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0]) if is_gpu else 1 << 30
+        self._memory = memory - 2 * self._device_statistics[0].nbytes
+        self._spans: list[StagingBuffer] = []
         self._n_span_slots = 0
         self._n_blocks = self._n_opened = 0
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="actstore-landing")
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="actstore-staging")
         self._waiting: _Pending | None = None
 
     def begin(self, plan: BlockPlan) -> None:
         """As `Packer` says."""
         self._plan, self._began, self._stop = plan, time.monotonic(), 0
         self._allocate(plan)
-        self._tally, self._host_tally = self._tallies[self._n_blocks % 2], self._host_tallies[self._n_blocks % 2]
+        self._statistics = self._device_statistics[self._n_blocks % 2]
         self._n_blocks += 1
-        self._tally.copied.hold_compute(self._device)
-        self._tally.clear()
+        self._statistics.copied.hold_compute(self._device)
+        self._statistics.clear()
         if not self._is_whole:
-            self._arrays = self._buffers()
+            self._arrays = self._buffers.acquire()
             for key, array in self._arrays.items():
                 array.fill(self._nothing(key)[0])
         self._open()
 
     def batch(self, columns: Columns) -> None:
         """As `Packer` says."""
-        count_labels(columns, self._tally.label_tokens)
+        count_labels(columns, self._statistics.label_tokens)
         if columns.n_slots - self._span.base > self._n_span_slots:
             self._close()
             self._open()
@@ -109,24 +121,30 @@ class DevicePacker:
     def pack(self, layer: int, site: str, values: Tensor, columns: Columns) -> None:
         """As `Packer` says; waits for nothing."""
         values = as_packable(values).to(self._device, non_blocking=True)
-        here = self._batch[1] if columns is self._batch[0] else self._within_span(columns)
-        if (site, layer) in self._tally.sites:
+        span_columns = self._batch[1] if columns is self._batch[0] else self._within_span(columns)
+        if (site, layer) in self._statistics.sites:
             out = self._span.arrays.get(layout.values_key(self._record.name, site, layer))
-            gpu.pack(values, here, out, self._tally.sites[site, layer])
-        if site == "mlp.gate" and layer in self._tally.gate_positives:
+            gpu.pack(values, span_columns, out, self._statistics.sites[site, layer])
+        if site == "mlp.gate" and layer in self._statistics.gate_positives:
             bits = self._span.arrays[layout.gate_sign_key(self._record.name, layer)]
-            gpu.pack_signs(values, here, bits, self._tally.gate_positives[layer])
+            gpu.pack_signs(values, span_columns, bits, self._statistics.gate_positives[layer])
 
     def finish(self) -> Iterator[FilledBlock]:
         """The block before this one, whose own copies begin when that has been dealt with; or this one, if it did not fit."""
-        # Not before its taker has dealt with the block before may the memory of the one before that be written again.
+        # Whoever takes the block before this one then releases the one before that, whose memory this one is copied to.
         yield from self._collect()
         self._close()
+        statistics, on_device = self._host_statistics.acquire(), self._statistics
         with self._side.after_compute():
-            self._tally.copy_to(self._host_tally)
-        self._tally.copied = self._side.mark()
-        arrays = self._whole_block(self._span) if self._is_whole else self._landed_block(self._plan)
-        self._waiting = _Pending(self._plan, self._began, arrays, self._host_tally, self._tally.copied)
+            on_device.copy_to(statistics)
+        on_device.copied = self._side.mark()
+        arrays, release_arrays = self._whole_block(self._span) if self._is_whole else self._moved_block(self._plan)
+
+        def release() -> None:
+            release_arrays()
+            self._host_statistics.release(statistics)
+
+        self._waiting = _Pending(self._plan, self._began, arrays, statistics, on_device.copied, release)
         if not self._is_whole:
             yield from self._collect()
 
@@ -158,9 +176,9 @@ class DevicePacker:
                 key: allocate((shape[0], shape[1] * self._n_span_slots // block_slots), dtype, self._device)
                 for key, (shape, dtype) in self._staged.items()
             }
-            self._spans.append(Span(arrays))
+            self._spans.append(StagingBuffer(arrays))
 
-    def _nothing(self, key: str) -> Any:
+    def _nothing(self, key: str) -> NDArray[Any]:
         """What an array holds where nothing is packed; [1], in its dtype."""
         dtype = self._staged[key][1]
         return np.full(1, 0 if dtype == np.uint8 else self._no_value, dtype)
@@ -177,15 +195,17 @@ class DevicePacker:
     def _close(self) -> None:
         """Start copying the span to the host, and from there, if it is not the whole block, to its place in the block."""
         span = self._span
-        if span.landed is not None:
-            span.landed.result()
+        if span.moved is not None:
+            span.moved.result()
+        if self._is_whole:
+            span.host = self._pinned.acquire()
         with self._side.after_compute():
             for key, tensor in self._encoded(span.arrays) if self._is_whole else span.arrays.items():
                 span.copy_out(key, tensor)
         span.copied = self._side.mark()
         if not self._is_whole:
-            span.landed = self._worker.submit(
-                _land, span.copied, span.host, self._arrays, span.first, span.base, self._stop
+            span.moved = self._worker.submit(
+                _move_to_block, span.copied, span.host, self._arrays, span.first, span.base, self._stop
             )
 
     def _within_span(self, columns: Columns) -> Columns:
@@ -208,18 +228,24 @@ class DevicePacker:
             for name, values in encoded.parameters.items():
                 yield layout.block_parameters_key(record.name, *sites[key], name), values[:, None]
 
-    def _whole_block(self, span: Span) -> Callable[[], Buffers]:
-        return lambda: {key: as_numpy(tensor) for key, tensor in span.host.items()}
+    def _whole_block(self, span: StagingBuffer) -> tuple[Callable[[], Buffers], Callable[[], None]]:
+        """What gives the arrays of a block once it is copied, and what gives back their memory."""
+        host = span.host
+        return (
+            lambda: {key: as_numpy(tensor) for key, tensor in host.items()},
+            lambda: self._pinned.release(host),
+        )
 
-    def _landed_block(self, plan: BlockPlan) -> Callable[[], Buffers]:
-        arrays, landings = self._arrays, [span.landed for span in self._spans if span.landed is not None]
+    def _moved_block(self, plan: BlockPlan) -> tuple[Callable[[], Buffers], Callable[[], None]]:
+        """As `_whole_block`, of a block that passed through device memory in spans."""
+        arrays, moves = self._arrays, [span.moved for span in self._spans if span.moved is not None]
 
-        def land() -> Buffers:
-            for landing in landings:
-                landing.result()
+        def wait() -> Buffers:
+            for move in moves:
+                move.result()
             return encode(self._record, plan, arrays)
 
-        return land
+        return wait, lambda: self._buffers.release(arrays)
 
     def _collect(self) -> Iterator[FilledBlock]:
         waiting, self._waiting = self._waiting, None
@@ -227,13 +253,15 @@ class DevicePacker:
             yield waiting.collect()
 
 
-def _land(copied: Mark, host: dict[str, Tensor], arrays: Buffers, first: int, base: int, stop: int) -> None:
+def _move_to_block(
+    copied: CopyEvent, host: dict[str, Tensor], arrays: Buffers, first: int, base: int, stop: int
+) -> None:
     """Move slots `first` to `stop` from the host memory of a span that begins at slot `base` to their places in a block."""
     copied.wait()
     for key, tensor in host.items():
-        found = as_numpy(tensor)
-        if found.dtype == np.uint8:
+        values = as_numpy(tensor)
+        if values.dtype == np.uint8:
             n_octets = -(-(stop - base) // 8)
-            arrays[key][:, base // 8 : base // 8 + n_octets] |= found[:, :n_octets]
+            arrays[key][:, base // 8 : base // 8 + n_octets] |= values[:, :n_octets]
         else:
-            arrays[key][:, first:stop] = found[:, first - base : stop - base]
+            arrays[key][:, first:stop] = values[:, first - base : stop - base]

@@ -1,14 +1,14 @@
-"""Packers: what a forward pass hands over, packed into the buffers and statistics of the block at hand, batch by batch.
+"""Packers: what a forward pass hands over, packed into the buffers and statistics of the current block, batch by batch.
 
-A packer hands out filled blocks ready to be written. `HostPacker` packs on the CPU, into buffers that it is given; on a GPU
-`actstore.engine.capture.gpu_packing` packs where the values are. Knows nothing about models, forward passes or bytes on disk.
+A packer hands out filled blocks ready to be written. `HostPacker` packs on the CPU, into buffers from a pool; on a GPU
+`actstore.engine.capture.gpu_packing` packs where the values are.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from actstore.kernels.pack import api
 from actstore.kernels.pack.api import pack, pack_signs
 from actstore.store import layout
 from actstore.store.capture.statistics import CaptureStatistics
-from actstore.store.capture.writer import block_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -25,14 +24,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from actstore.engine.capture.buffers import BufferPool, Buffers
     from actstore.kernels.pack.columns import Columns
     from actstore.store.capture.plan import BlockPlan
     from actstore.store.files.records import CaptureRecord
 
 PACKABLE = (torch.float32, torch.float16, torch.bfloat16)
-
-Buffers = dict[str, "NDArray[Any]"]
-"""Key of an array → what one block of it holds, [neuron, slot] or [neuron, slot / 8]."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,8 @@ class FilledBlock:
     """Gives the block's statistics, from any thread; may take its time."""
     began: float
     """`time.monotonic()` when its first batch began."""
+    release: Callable[[], None]
+    """Gives back the memory of `arrays` and of what `statistics` reads; called once, when they are not needed any more."""
     files: dict[str, bytes] = field(default_factory=dict)
     """What else belongs to the block, by key: written and committed with it."""
 
@@ -64,13 +63,12 @@ class Packer(Protocol):
         """Start on a batch of the block, whose tokens are those of `columns`; batches come in the order of their slots."""
 
     def pack(self, layer: int, site: str, values: Tensor, columns: Columns) -> None:
-        """Keep what is wanted of a site's `values` [row, neuron], valid during the call only."""
+        """Keep what the record says of a site's `values` [row, neuron], valid during the call only."""
 
     def finish(self) -> Iterator[FilledBlock]:
         """End the block; gives the blocks that have become ready: this one, or the one before it.
 
-        What a block holds may be overwritten when the block after it has been given and the next asked for: in between, its
-        taker must have done with the former.
+        A block keeps its memory until its taker calls `release`. At most two may be unreleased when the next one is ended.
         """
 
     def drain(self) -> Iterator[FilledBlock]:
@@ -80,15 +78,15 @@ class Packer(Protocol):
 class HostPacker:
     """Packs on the CPU."""
 
-    def __init__(self, record: CaptureRecord, buffers: Callable[[], Buffers], experts: Collection[int]) -> None:
-        """Fill what `buffers` gives for each block, contents undefined. `experts`: layers without values at some tokens."""
+    def __init__(self, record: CaptureRecord, buffers: BufferPool[Buffers], experts: Collection[int]) -> None:
+        """Collect each block in a set of `buffers`. `experts`: layers without values at some tokens."""
         self._record, self._buffers, self._experts = record, buffers, experts
         self._staging = record.encoding.staging_format
 
     def begin(self, plan: BlockPlan) -> None:
         """As `Packer` says."""
         self._plan, self._began, record = plan, time.monotonic(), self._record
-        self._arrays, self._statistics = self._buffers(), CaptureStatistics.empty(record)
+        self._arrays, self._statistics = self._buffers.acquire(), CaptureStatistics.empty(record)
         for layer in record.gate_sign:
             self._arrays[layout.gate_sign_key(record.name, layer)].fill(0)
         for site in record.sites if self._staging else ():
@@ -114,8 +112,11 @@ class HostPacker:
 
     def finish(self) -> Iterator[FilledBlock]:
         """The block itself."""
-        arrays, statistics = encode(self._record, self._plan, self._arrays), self._statistics
-        yield FilledBlock(self._plan.block, arrays, lambda: statistics, self._began)
+        staged, statistics = self._arrays, self._statistics
+        arrays = encode(self._record, self._plan, staged)
+        yield FilledBlock(
+            self._plan.block, arrays, lambda: statistics, self._began, lambda: self._buffers.release(staged)
+        )
 
     def drain(self) -> Iterator[FilledBlock]:
         """Nothing."""
@@ -127,15 +128,6 @@ def as_packable(values: Tensor) -> Tensor:
     if values.dtype not in PACKABLE:
         values = values.float()
     return values.reshape(-1, values.shape[-1])
-
-
-def staged_arrays(record: CaptureRecord) -> Iterator[tuple[str, tuple[int, int], np.dtype[Any]]]:
-    """Key, shape and dtype of everything that is collected token by token, as one block holds it."""
-    staging = record.encoding.staging_format
-    for spec in block_arrays(record):
-        if spec.dimension != "block":
-            is_value = staging is not None and spec.dimension == "token"
-            yield spec.key, (spec.rows, spec.columns), staging.dtype if staging and is_value else spec.dtype
 
 
 def count_labels(columns: Columns, label_tokens: NDArray[np.int64]) -> None:

@@ -1,13 +1,15 @@
 """Padding that no attention mask names, in documents of token ids: counted, as transformers warns of it.
 
-Dropping it unasked would be wrong, for an id may stand for something else than its tokenizer says; running it in silence too,
-since a model attends to padding that is not masked. Knows nothing about how documents are read or planned.
+To drop it would be wrong, for an id may mean something else than its tokenizer says; to run it without a warning too, since a
+model attends to padding that is not masked.
 """
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from actstore.engine.inputs.documents import Document
 
@@ -28,7 +30,7 @@ class PaddingCount:
         self._shortest = dict.fromkeys(_ids(names, "eos_token_id"), 2) | {pad: 1 + (pad in others) for pad in pads}
         self.n_documents: Counter[int] = Counter()
 
-    def add(self, document: Document) -> None:
+    def observe(self, document: Document, ids: NDArray[Any]) -> None:
         """Look at one more document; text has no padding."""
         if document.ids is None or not document.ids.size:
             return
@@ -37,7 +39,7 @@ class PaddingCount:
             if document.ids.size >= shortest and any(np.all(end == token) for end in ends):
                 self.n_documents[token] += 1
 
-    def sentences(self) -> list[str]:
+    def conclude(self, corpus: str, n_documents: int) -> list[str]:
         """What a user should know: one sentence per token that pads."""
         return [
             f"Documents that begin or end with padding tokens (id {token}) and no attention_mask that masks them: {n:,}. The "

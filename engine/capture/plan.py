@@ -1,7 +1,7 @@
 """Documents to windows to blocks: every token's place in the store, decided before the model runs.
 
-The same corpus, tokenizer and settings give the same plan, byte for byte. Knows nothing about models beyond the lengths
-it is given, and nothing about how a plan is laid out on disk.
+The same corpus, tokenizer and settings give the same plan, byte for byte. How a plan is laid out on disk is in
+`store.capture.plan`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 
@@ -54,13 +54,13 @@ class PlanSettings(Typed):
     max_padding: float = 1 / 16
     """Largest share of a batch's positions that may be padding."""
     max_tokens: int | None = None
-    """Stop planning after so many stored tokens."""
+    """Planning stops at this number of stored tokens."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.context < 1:
             raise InvalidInputError(
-                f"A window holds at least 1 token, found a context of {self.context}. Raise --context."
+                f"A window holds at least 1 token, found a context of {self.context}. Raise `context`."
             )
         if not 0 <= self.overlap < self.context:
             raise InvalidInputError(
@@ -73,7 +73,7 @@ class PlanSettings(Typed):
         if n_kept > self.block_slots:
             raise InvalidInputError(
                 f"A window keeps up to {n_kept} tokens, more than a block of {self.block_slots} slots holds. "
-                "Raise --memory, or name fewer --positions."
+                "Raise `memory`, or name fewer `positions`."
             )
 
     def fixed_positions(self) -> tuple[int, ...] | None:
@@ -81,7 +81,7 @@ class PlanSettings(Typed):
         if self.positions in ("all", "last"):
             return None
         try:
-            return tuple(int(part) for part in self.positions.split(","))
+            return tuple(int(index) for index in self.positions.split(","))
         except ValueError:
             raise InvalidInputError(
                 f"Positions are `all`, `last` or indices such as 0,5,-1, found {self.positions!r}."
@@ -112,7 +112,8 @@ class Windower:
             begin = tokenizer.begin if tokenizer else None
             if begin is None:
                 raise InvalidInputError(
-                    "--begin always needs a tokenizer that names a begin-of-text token, and there is none. Use --begin auto."
+                    '`begin="always"` needs a tokenizer that names a begin-of-text token, and there is none. Pass '
+                    '`begin="auto"`.'
                 )
             prefix = (begin,)
         self.around = prefix, suffix
@@ -122,7 +123,7 @@ class Windower:
         if self._capacity <= settings.overlap:
             raise InvalidInputError(
                 f"A window of {settings.context} tokens leaves {self._capacity} for text after special tokens, which must "
-                f"exceed the overlap of {settings.overlap}. Raise --context or lower --overlap."
+                f"exceed the overlap of {settings.overlap}. Raise `context` or lower `overlap`."
             )
 
     def windows(self, ids: NDArray[np.int32], document: int, labels: tuple[int, ...]) -> Iterator[PlannedWindow]:
@@ -147,8 +148,8 @@ class Windower:
         if self._settings.positions == "last":
             text = np.flatnonzero(modality == TEXT)
             return text[-1:].astype(np.int32)
-        wanted = self._settings.fixed_positions() or ()
-        inside = {p % length for p in wanted if -length <= p < length}
+        positions = self._settings.fixed_positions() or ()
+        inside = {p % length for p in positions if -length <= p < length}
         return np.array(sorted(inside), np.int32)
 
 
@@ -194,86 +195,108 @@ def batch_windows(windows: list[PlannedWindow], batch_tokens: int, max_padding: 
     return batches
 
 
-def write_plan(
-    documents: Iterable[Document],
-    folder: Folder,
-    capture: str,
-    *,
-    settings: PlanSettings,
-    corpus: str,
-    label_columns: tuple[str, ...],
-    tokenizer: TextTokenizer | None,
-    n_vocabulary: int | None,
-    special_ids: frozenset[int] = frozenset(),
-    on_progress: Callable[[int, int], None] = lambda documents, tokens: None,
-    on_document: Callable[[Document], None] = lambda document: None,
-    on_warning: Callable[[str], None] = lambda sentence: None,
-    count: PlanCount | None = None,
-) -> PlanRecord:
-    """Tokenise `documents`, write their plan into `capture`, return its record; `InvalidInputError` for an empty corpus.
+class DocumentObserver(Protocol):
+    """Looks at every document that is planned, in order, and says at the end what is wrong with all of them together."""
 
-    `special_ids` are the tokens that stand for no text where there is no tokenizer to say it. `on_document` gets each document
-    that is planned, which `max_tokens` may make fewer than are read; `on_warning` hears at the end what the tokens say against
-    the tokenizer. With `count`, nothing is written: it counts, and the record lacks its fingerprint.
-    """
-    as_json = dataclasses.asdict(settings)
-    writer = count if count is not None else PlanWriter(folder, capture, settings.block_slots, as_json)
-    digest, labels = CorpusDigest(), Labels(label_columns)
-    of_text = Windower(settings, tokenizer, special_ids)
-    census = TokenCensus(tokenizer, *of_text.around) if tokenizer else None
-    # Ids come with the special tokens that whoever tokenised them wanted; more are added only on request.
-    as_they_are = dataclasses.replace(settings, begin="never")
-    of_ids = Windower(as_they_are, tokenizer, special_ids) if settings.begin == "auto" else of_text
+    def observe(self, document: Document, ids: NDArray[Any]) -> None:
+        """Look at one more document and its token ids, which are of the model's vocabulary."""
 
-    def windows() -> Iterator[PlannedWindow]:
-        n_tokens = 0
-        for document, ids in tokenise(documents, tokenizer):
+    def conclude(self, corpus: str, n_documents: int) -> Iterable[str]:
+        """Sentences to warn the user with; `InvalidInputError` where the capture would be of no use."""
+
+
+@dataclass(frozen=True)
+class TextPlanner:
+    """Writes the plan of documents of text or of token ids, which it takes one at a time."""
+
+    settings: PlanSettings
+    corpus: str
+    """The name of what the documents come from."""
+    tokenizer: TextTokenizer | None
+    n_vocabulary: int | None
+    label_columns: tuple[str, ...] = ()
+    special_ids: frozenset[int] = frozenset()
+    """The tokens that stand for no text, where there is no tokenizer to say it."""
+    observers: tuple[DocumentObserver, ...] = ()
+    """Beside the census of tokens and the labels. They see what is planned, which `max_tokens` may make less than is read."""
+    on_progress: Callable[[int, int], None] = lambda documents, tokens: None
+    on_warning: Callable[[str], None] = lambda sentence: None
+    """Called at the end, once for each sentence of an observer."""
+
+    def write(
+        self, documents: Iterable[Document], folder: Folder, capture: str, count: PlanCount | None = None
+    ) -> PlanRecord:
+        """Tokenise `documents`, write their plan into `capture`, return its record; `InvalidInputError` for an empty corpus.
+
+        With `count`, nothing is written: it counts, and the record lacks its fingerprint.
+        """
+        settings, as_json = self.settings, dataclasses.asdict(self.settings)
+        writer = count if count is not None else PlanWriter(folder, capture, settings.block_slots, as_json)
+        digest, labels = CorpusDigest(), Labels(self.label_columns)
+        windower = Windower(settings, self.tokenizer, self.special_ids)
+        census = (TokenCensus(self.tokenizer, *windower.around),) if self.tokenizer else ()
+        observers = (labels, *census, *self.observers)
+        try:
+            windows = self._windows(documents, writer, digest, labels, windower, observers)
+            for block in pack_blocks(windows, settings.block_slots):
+                writer.add_block(batch_windows(block, settings.batch_tokens, settings.max_padding))
+            _expect_windows(writer.n_windows, self.corpus)
+            sentences = [s for observer in observers for s in observer.conclude(self.corpus, writer.n_documents)]
+            label_values = tuple(labels.ids)
+            fingerprint = writer.close(label_values)
+        except BaseException:
+            writer.abandon()
+            raise
+        for sentence in sentences:
+            self.on_warning(sentence)
+        return PlanRecord(
+            fingerprint=fingerprint,
+            corpus=self.corpus,
+            corpus_fingerprint=digest.hexdigest(),
+            tokenizer_fingerprint=self.tokenizer.fingerprint if self.tokenizer else "",
+            settings=as_json,
+            label_columns=self.label_columns,
+            labels=label_values,
+            n_documents=writer.n_documents,
+            n_windows=writer.n_windows,
+            n_tokens=writer.n_tokens,
+            block_slots=settings.block_slots,
+            n_blocks=writer.n_blocks,
+        )
+
+    def _windows(
+        self,
+        documents: Iterable[Document],
+        writer: PlanWriter | PlanCount,
+        digest: CorpusDigest,
+        labels: Labels,
+        windower: Windower,
+        observers: tuple[DocumentObserver, ...],
+    ) -> Iterator[PlannedWindow]:
+        """The windows of every document, which is then in the table of documents and seen by the observers."""
+        # Ids come with the special tokens of whoever tokenised them; more are added only on request.
+        as_they_are = dataclasses.replace(self.settings, begin="never")
+        plain = Windower(as_they_are, self.tokenizer, self.special_ids) if self.settings.begin == "auto" else windower
+        n_tokens, max_tokens = 0, self.settings.max_tokens
+        for document, ids in tokenise(documents, self.tokenizer):
             digest.update(document)
-            on_document(document)
-            check_ids(ids, document.source, n_vocabulary)
-            if census is not None:
-                census.add(document, ids)
+            check_ids(ids, document.source, self.n_vocabulary)
+            for observer in observers:
+                observer.observe(document, ids)
             row = {"source": document.source, "sha256": document.sha256, "n_tokens": len(ids)}
-            number = writer.add_document(row | {c: document.labels.get(c, "") for c in label_columns})
-            windower = of_text if document.ids is None else of_ids
-            for window in windower.windows(ids.astype(np.int32), number, labels.of(document.labels)):
+            number = writer.add_document(row | {c: document.labels.get(c, "") for c in self.label_columns})
+            cut = windower if document.ids is None else plain
+            for window in cut.windows(ids.astype(np.int32), number, labels.of(document.labels)):
                 yield window
                 n_tokens += len(window.kept)
-                if settings.max_tokens is not None and n_tokens >= settings.max_tokens:
+                if max_tokens is not None and n_tokens >= max_tokens:
                     return
-            on_progress(number + 1, n_tokens)
-
-    try:
-        for block in pack_blocks(windows(), settings.block_slots):
-            writer.add_block(batch_windows(block, settings.batch_tokens, settings.max_padding))
-        _expect_windows(writer.n_windows, corpus)
-        labels.check(corpus, writer.n_documents)
-        pairs = tuple(labels.ids)
-        fingerprint = writer.close(pairs)
-    except BaseException:
-        writer.abandon()
-        raise
-    for sentence in census.warnings() if census is not None else ():
-        on_warning(sentence)
-    return PlanRecord(
-        fingerprint=fingerprint,
-        corpus=corpus,
-        corpus_fingerprint=digest.hexdigest(),
-        tokenizer_fingerprint=tokenizer.fingerprint if tokenizer else "",
-        settings=as_json,
-        label_columns=label_columns,
-        labels=pairs,
-        n_documents=writer.n_documents,
-        n_windows=writer.n_windows,
-        n_tokens=writer.n_tokens,
-        block_slots=settings.block_slots,
-        n_blocks=writer.n_blocks,
-    )
+            self.on_progress(number + 1, n_tokens)
 
 
 def _expect_windows(n_windows: int, corpus: str) -> None:
     if n_windows == 0:
-        raise InvalidInputError(f"The corpus {corpus} holds no token to store. Check the path and --positions.")
+        raise InvalidInputError(f"The corpus {corpus} holds no token to store. Check the path and `positions`.")
 
 
 def tokenise(documents: Iterable[Document], tokenizer: TextTokenizer | None) -> Iterator[tuple[Document, NDArray[Any]]]:
@@ -292,7 +315,7 @@ def tokenise(documents: Iterable[Document], tokenizer: TextTokenizer | None) -> 
 def _tokenise_group(group: list[Document], tokenizer: TextTokenizer | None) -> Iterator[tuple[Document, NDArray[Any]]]:
     texts = [d.text for d in group if d.ids is None and d.text is not None]
     if texts and tokenizer is None:
-        raise InvalidInputError("This corpus is text, and no tokenizer is at hand. Name one with --tokenizer.")
+        raise InvalidInputError("This corpus is text, and there is no tokenizer for it. Name one with `tokenizer`.")
     encoded = iter(tokenizer.encode(texts) if tokenizer and texts else ())
     for document in group:
         yield document, document.ids if document.ids is not None else next(encoded)

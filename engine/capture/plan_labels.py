@@ -1,10 +1,15 @@
-"""The labels of a plan's documents: a number for each value of each label column. Knows nothing about windows or blocks."""
+"""The labels of a plan's documents: a number for each value of each label column."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from actstore.store.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from actstore.engine.inputs.documents import Document
 
 MAX_LABELS_PER_COLUMN: Final = 1024
 """Statistics are kept for every label; a column with more distinct values is no label but data."""
@@ -25,8 +30,17 @@ class Labels:
         self.ids: dict[tuple[str, str], int] = {}
         self._counts = dict.fromkeys(columns, 0)
 
+    def observe(self, document: Document, ids: NDArray[Any]) -> None:
+        """Number the labels of one more document; `InvalidInputError` where a column has too many values."""
+        self.of(document.labels)
+
+    def conclude(self, corpus: str, n_documents: int) -> tuple[str, ...]:
+        """Nothing to warn of; raises as `check` does."""
+        self.check(corpus, n_documents)
+        return ()
+
     def of(self, labels: dict[str, str]) -> tuple[int, ...]:
-        """The ids of a document's labels, one a column; `InvalidInputError` where a column has too many values."""
+        """The ids of a document's labels, one per column; `InvalidInputError` where a column has too many values."""
         return tuple(self._id(column, labels.get(column, "")) for column in self.columns)
 
     def check(self, corpus: str, n_documents: int) -> None:
@@ -38,7 +52,7 @@ class Labels:
             if all(value == "" for named, value in self.ids if named == column):
                 raise InvalidInputError(
                     f"None of the {n_documents:,} documents planned from {corpus} has a value in the label column {column!r}. "
-                    "Check the name given by --label, or plan more documents."
+                    "Check `label_columns`, or plan more documents."
                 )
 
     def _id(self, column: str, value: str) -> int:

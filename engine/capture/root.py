@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actstore.engine.models.fingerprint import model_record
 from actstore.store.model import root
+from actstore.store.model.directions import WriteDirections
 from actstore.store.model.top_tokens import (
     AFFORDABLE,
     find_top_tokens,
@@ -15,7 +16,7 @@ from actstore.store.model.top_tokens import (
     top_columns,
     writes_to_residual,
 )
-from actstore.store.model.weights import final_norm_of, write_weights
+from actstore.store.model.weights import write_weights
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,37 +28,39 @@ if TYPE_CHECKING:
 
 
 def write_store_root(folder: Folder, model: LoadedModel, fingerprint: str, *, weights: bool) -> None:
-    """Make `folder` a store of `model`: its weights unless told otherwise, its table of neurons, its record last.
+    """Make `folder` a store of `model`: its weights, unless `weights` is False, its table of neurons, its record last.
 
-    The neurons' top tokens are left out where they would take minutes: on a CPU, of a large model.
+    The top tokens of neurons are left out where they would take minutes: on a CPU, of a large model.
     """
-    known = model_record(model, fingerprint)
+    record = model_record(model, fingerprint)
     norms = top_tokens = None
     if weights:
-        vectors = {layer.layer: model.write_vectors(layer.layer) for layer in known.layers}
+        vectors = {layer.layer: model.write_vectors(layer.layer) for layer in record.layers}
         layers = ((layer, _present(write_vectors=v, bias=model.output_bias(layer))) for layer, v in vectors.items())
         others = {"unembedding": _present(weight=model.unembedding()), "final_norm": model.final_norm()}
-        known = dataclasses.replace(known, weights=write_weights(folder, layers, others))
+        record = dataclasses.replace(record, weights=write_weights(folder, layers, others))
         norms = {layer: v.float().norm(dim=1).cpu().numpy() for layer, v in vectors.items()}
-        top_tokens = _find_top_tokens(folder, model, known, vectors)
-    root.write_neurons(folder, known, norms, top_tokens)
-    root.write_root(folder, known)
+        top_tokens = _find_top_tokens(folder, model, record, vectors)
+    root.write_neurons(folder, record, norms, top_tokens)
+    root.write_root(folder, record)
 
 
 def _find_top_tokens(
-    folder: Folder, model: LoadedModel, known: ModelRecord, vectors: dict[int, Tensor]
+    folder: Folder, model: LoadedModel, record: ModelRecord, vectors: dict[int, Tensor]
 ) -> dict[int, dict[str, pa.Array]]:
-    """The columns of top tokens by layer, made where the model lies; none where they cost too much, or it has no head."""
-    unembedding, norm = model.unembedding(), final_norm_of(model.final_norm())
-    if unembedding is None or (not unembedding.is_cuda and operations(known, len(unembedding)) > AFFORDABLE):
+    """The columns of top tokens by layer, computed on the model's device; none where that costs too much, or without a head."""
+    unembedding = model.unembedding()
+    if unembedding is None or (not unembedding.is_cuda and operations(record, len(unembedding)) > AFFORDABLE):
         return {}
     name = token_names(folder)
+    directions = WriteDirections.of_model(vectors.__getitem__, unembedding, model.final_norm())
+    rows = directions.unembedding()
     return {
-        layer: top_columns(find_top_tokens(v, unembedding, norm), name)
+        layer: top_columns(find_top_tokens(directions.vectors(layer), rows, directions.gain), name)
         for layer, v in vectors.items()
-        if v.shape[1] == unembedding.shape[1] and writes_to_residual(known, layer)
+        if v.shape[1] == unembedding.shape[1] and writes_to_residual(record, layer)
     }
 
 
-def _present(**tensors: Any) -> dict[str, Any]:
+def _present(**tensors: Tensor | None) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}

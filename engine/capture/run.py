@@ -1,7 +1,7 @@
 """What every run that fills a capture shares: options, checks of the target, lock, disk, root, statistics, resuming.
 
-A run plans or checks its plan, loads the model, fills the blocks that are missing and finishes the statistics; what is
-planned and how a block is filled is its subclass' business (`capture_run`, `attribution.attribute`).
+A run plans or checks its plan, loads the model, fills the blocks that are missing and finishes the statistics; its subclasses
+say what is planned and how a block is filled (`corpus_run`, `images.run`, `attribution.attribute`, `graphs.probes.run`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003  (RunOptions are checked by their annotations)
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from transformers import PreTrainedTokenizerBase  # noqa: TC002
 
@@ -27,13 +27,13 @@ from actstore.store.capture.commits import committed_blocks
 from actstore.store.capture.neuron_table import write_finished
 from actstore.store.capture.statistics import RunningStatistics, is_finished
 from actstore.store.capture.writer import CaptureWriter, create_capture
-from actstore.store.errors import CaptureError, InvalidInputError
+from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError
 from actstore.store.model import root
 from actstore.store.reader import read_capture
 from actstore.store.storage.lock import is_unlocked, own
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from actstore.engine.capture.progress import CaptureProgress
     from actstore.engine.models.load import LoadedModel, ModelSpec
@@ -63,73 +63,65 @@ class RunOptions(Typed):
     """Start although the estimate says that the disk is too small."""
     trust_remote_code: bool = False
     strict: bool = False
-    """Stop at the first image that cannot be used, instead of passing over it."""
+    """Stop at the first image that cannot be used, instead of skipping it."""
 
 
 def check_options(name: str, options: RunOptions) -> None:
     """Raise `InvalidInputError` for a capture's name that cannot be one, and for a dtype that is none."""
     argument("name", name, str)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name == "zarr.json":
-        raise InvalidInputError(f"A capture's name is letters, digits, '.', '_' and '-', found {name!r}. Mend --name.")
+        raise InvalidInputError(f"A capture's name is letters, digits, '.', '_' and '-', found {name!r}. Check `name`.")
     if options.dtype not in DTYPES:
-        raise InvalidInputError(f"--dtype is one of {', '.join(DTYPES)}: found {options.dtype!r}.")
+        raise InvalidInputError(f"`dtype` is one of {', '.join(DTYPES)}: found {options.dtype!r}.")
 
 
 def check_target(folder: Folder, name: str, spec: ModelSpec, resume: bool) -> None:
     """Raise `InvalidInputError` where the folder holds another model, the capture already, or something else."""
     if root.is_store(folder):
-        known = root.read_root(folder)
-        if (known.model_type, known.d_model, len(known.layers)) != (spec.model_type, spec.d_model, len(spec.layers)):
+        record = root.read_root(folder)
+        if (record.model_type, record.d_model, len(record.layers)) != (spec.model_type, spec.d_model, len(spec.layers)):
             raise InvalidInputError(
-                f"{folder} holds {known.name} ({known.model_type}, {len(known.layers)} layers of width {known.d_model}), not "
-                f"{spec.name} ({spec.model_type}, {len(spec.layers)} of {spec.d_model}). One store has one model: name another."
+                f"{folder} holds {record.name} ({record.model_type}, {len(record.layers)} layers of width {record.d_model}), "
+                f"not {spec.name} ({spec.model_type}, {len(spec.layers)} of {spec.d_model}). One store has one model: name "
+                "another."
             )
         if not resume and read_capture(folder, name) is not None:
             raise InvalidInputError(
-                f"{folder} already has a capture {name!r}. Continue it with --resume, or name the new one with --name."
+                f"{folder} already has a capture {name!r}. Continue it with `resume=True`, or name the new one with `name`."
             )
     elif folder.local_path() is not None:
-        # What a first capture leaves that was killed before the store's root was written is ours to write over.
+        # A first capture that was killed before the store's root was written leaves files that may be overwritten.
         begun = any(folder.exists(f"captures/{other}/{layout.LOCK_NAME}") for other in folder.names("captures"))
-        ours = {"captures", "tokenizer", "weights", "neurons.parquet", "zarr.json"} if begun else set()
-        strangers = sorted({entry.removesuffix(".partial") for entry in folder.names("")} - ours)
-        if strangers:
+        own_names = {"captures", "tokenizer", "weights", "neurons.parquet", "zarr.json"} if begun else set()
+        unexpected = sorted({entry.removesuffix(".partial") for entry in folder.names("")} - own_names)
+        if unexpected:
             raise InvalidInputError(
-                f"{folder} is a folder with other content ({strangers[0]}, …). Name a new path for the store."
+                f"{folder} is a folder with other content ({unexpected[0]}, …). Name a new path for the store."
             )
 
 
-@contextmanager
-def removed_on_failure(folder: Folder, name: str) -> Iterator[None]:
-    """Take away a capture that failed before its plan was recorded, and the store with it if it was to be its first.
+def _remove_unplanned(folder: Folder, name: str) -> bool:
+    """Remove a capture that failed before its plan was recorded, and the store with it if it was to be its first.
 
-    What a model has answered meanwhile is kept: it took a forward pass a token.
+    What a model has answered meanwhile is kept: it took a forward pass per token. Returns whether something is kept.
     """
-    try:
-        yield
-    except BaseException as error:
-        if folder.names(layout.generated_prefix(name)) and read_capture(folder, name) is None:
-            if isinstance(error, KeyboardInterrupt):
-                raise CaptureError(
-                    f"Interrupted before the plan of capture {name!r} was complete. What the model has answered so far is kept "
-                    f"in {folder}: run the same command with --resume to go on."
-                ) from None
-            raise
-        if folder.local_path() is not None and read_capture(folder, name) is None and is_unlocked(folder, name):
-            with suppress(OSError):
-                folder.delete(layout.capture_key(name))
-                if not root.is_store(folder) and not set(folder.names("captures")) - {"zarr.json"}:
-                    folder.delete("")
-        if isinstance(error, KeyboardInterrupt):
-            raise CaptureError(
-                f"Interrupted before the plan of capture {name!r} was complete: nothing of it is kept. Run it again."
-            ) from None
-        raise
+    if folder.names(layout.generated_prefix(name)):
+        return True
+    if folder.local_path() is not None and is_unlocked(folder, name):
+        with suppress(OSError):
+            folder.delete(layout.capture_key(name))
+            if not root.is_store(folder) and not set(folder.names("captures")) - {"zarr.json"}:
+                folder.delete("")
+    return False
 
 
 @dataclass
 class Run(ABC):
-    """One call of a command that fills a capture, with everything its steps share."""
+    """One capture to be made: `plan`, then `fill` for all of its blocks, then `finish`, each under `owned`.
+
+    `carry_out` is the three in one process. A process may also take one step, or fill some of the blocks, and leave the rest to
+    others: what a step needs of an earlier one, it reads from the store.
+    """
 
     command: ClassVar[str]
     """The command line's name of it."""
@@ -141,46 +133,118 @@ class Run(ABC):
     options: RunOptions
     progress: CaptureProgress
     source: ModelSource = field(kw_only=True)
+    _loaded: LoadedModel | None = field(default=None, init=False)
+    """The model, once this process has loaded it for the capture."""
 
-    def carry_out(self, requested: Mapping[str, Any]) -> None:
-        """Plan or check the plan, load the model, fill what is missing, finish the statistics; owns the capture meanwhile.
+    def carry_out(self, requested: Mapping[str, object]) -> None:
+        """Make the capture in this process: all steps, over all blocks that are missing."""
+        with self.owned():
+            record = self.plan(requested)
+            if missing := self.missing_blocks():
+                statistics = RunningStatistics(self.folder, record)
+                self.fill(missing, on_commit=lambda block: _add_up(statistics, block))
+            self.finish()
 
-        What stops it from outside is a `CaptureError`, and what was committed before stays.
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own the capture for writing; `ReadOnlyError` where another process does.
+
+        What stops a step from outside is a `CaptureError` that says how to go on, and what was committed stays. A capture whose
+        plan was not completed is removed.
         """
-        with removed_on_failure(self.folder, self.name), own(self.folder, self.name), self.source.as_it_is():
+        try:
+            with own(self.folder, self.name), self.source.as_it_is():
+                yield
+        except BaseException as error:
             record = read_capture(self.folder, self.name)
-            if record is not None and not self.options.resume:
+            is_kept = record is not None or _remove_unplanned(self.folder, self.name)
+            if isinstance(error, KeyboardInterrupt):
+                raise CaptureError(self._interrupted(record, is_kept=is_kept)) from None
+            if record is not None and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise CaptureError(self._stopped(record, f"The disk of {self.folder} is full")) from None
+            raise
+
+    def plan(self, requested: Mapping[str, object]) -> CaptureRecord:
+        """Write the plan, the store's root and the capture's record, or check those that are there: the record.
+
+        `InvalidInputError` where the capture is there and is not to be resumed, or was begun with anything else.
+        """
+        record = read_capture(self.folder, self.name)
+        if record is not None:
+            if not self.options.resume:
                 raise InvalidInputError(
-                    f"{self.folder} already has a capture {self.name!r}. Continue it with --resume."
+                    f"{self.folder} already has a capture {self.name!r}. Continue it with `resume=True`."
                 )
-            if record is None:
-                record, model, tokenizer = self._begin(requested)
-                self._check_disk(record)
-                self._write_root(model, record, tokenizer)
-                create_capture(self.folder, record)
-            else:
-                self._check_command(record)
-                model = self._check_same(record, requested)
-            with self._resumable(record):
-                self._fill(record, model)
-                running = RunningStatistics(self.folder, record)
-                running.advance()
-                if not is_finished(self.folder, record):
-                    self._finish(record, running.total)
+            self._check_command(record)
+            self._loaded = self._check_same(record, requested)
+            return record
+        record, self._loaded, tokenizer = self._begin(requested)
+        self._check_disk(record)
+        self._write_root(self._loaded, record, tokenizer)
+        create_capture(self.folder, record)
+        return record
+
+    def missing_blocks(self) -> list[int]:
+        """The blocks of the plan that are not committed, ascending."""
+        committed = set(committed_blocks(self.folder, self.name))
+        return [block for block in range(self._record().plan.n_blocks) if block not in committed]
+
+    def fill(self, blocks: Sequence[int], on_commit: Callable[[int], None] = lambda block: None) -> None:
+        """Run the model over some of the planned blocks, in the order given, and commit each, of which `on_commit` is told.
+
+        Blocks that are committed already are passed over. `InvalidInputError` for a block that is not planned.
+        """
+        record = self._record()
+        n_blocks, missing = record.plan.n_blocks, set(self.missing_blocks())
+        if outside := [block for block in blocks if not 0 <= block < n_blocks]:
+            raise InvalidInputError(f"Capture {self.name!r} has blocks 0 to {n_blocks - 1}, found block {outside[0]}.")
+        unfilled = [block for block in dict.fromkeys(blocks) if block in missing]
+        if not unfilled:
+            return
+        if self._loaded is None:
+            self._loaded = self._load_again(record)
+        tokens_done = record.plan.n_tokens * (n_blocks - len(missing)) // n_blocks
+        self.progress.started(record.plan.n_tokens, tokens_done, estimate_nbytes(record))
+        overlap = self._loaded.device.type != "cpu"
+        with CaptureWriter(self.folder, record, n_threads=self.n_encoders(overlap), overlap=overlap) as writer:
+            writer.on_commit = on_commit
+            self._fill_blocks(record, self._loaded, writer, unfilled)
+
+    def finish(self) -> None:
+        """Add up the statistics of all blocks and write what stands for all of them, the table of neurons last.
+
+        `CaptureError` where a block is missing; nothing is done where the capture is finished.
+        """
+        record = self._record()
+        if missing := self.missing_blocks():
+            raise CaptureError(
+                f"{len(missing)} of {record.plan.n_blocks} blocks of capture {self.name!r} in {self.folder} are missing, the "
+                f"first of them block {missing[0]}. Fill them before the capture is finished."
+            )
+        if not is_finished(self.folder, record):
+            statistics = RunningStatistics(self.folder, record)
+            statistics.advance()
+            self._write_results(record, statistics.total)
+
+    def _record(self) -> CaptureRecord:
+        record = read_capture(self.folder, self.name)
+        if record is None:
+            raise NotFoundError(f"{self.folder} has no capture {self.name!r}. Plan it first.")
+        return record
 
     @abstractmethod
-    def _begin(self, requested: Mapping[str, Any]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
+    def _begin(self, requested: Mapping[str, object]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
         """Write the plan and load the model: the record of the capture to be made."""
 
     @abstractmethod
-    def _check_same(self, record: CaptureRecord, requested: Mapping[str, Any]) -> LoadedModel:
+    def _check_same(self, record: CaptureRecord, requested: Mapping[str, object]) -> LoadedModel:
         """The model, after refusing to resume with anything that differs from what was begun, naming it."""
 
     @abstractmethod
     def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
         """Fill and submit the blocks."""
 
-    def _finish(self, record: CaptureRecord, total: CaptureStatistics) -> None:
+    def _write_results(self, record: CaptureRecord, total: CaptureStatistics) -> None:
         """Write what stands for all blocks, which are committed; the table of neurons last."""
         write_finished(self.folder, record, total)
 
@@ -189,7 +253,7 @@ class Run(ABC):
         if begun_by != self.command:
             raise InvalidInputError(
                 f"Capture {self.name!r} of {self.folder} was begun by `actstore {begun_by}`, not `actstore {self.command}`. "
-                "Resume it with that, or name another capture with --name."
+                "Resume it with that, or give this capture another `name`."
             )
 
     def _load(self, dtype: str) -> LoadedModel:
@@ -214,7 +278,7 @@ class Run(ABC):
         if free is not None and needed > free and not self.options.ignore_disk:
             raise InvalidInputError(
                 f"The capture needs about {needed / 1e9:.2f} GB, and the disk of {self.folder} has {free / 1e9:.2f} GB free. "
-                "Make room, lower --precision or --max-tokens, or insist with --ignore-disk."
+                "Make room, lower `precision` or `max_tokens`, or capture all the same with `ignore_disk=True`."
             )
 
     def _write_root(self, model: LoadedModel, record: CaptureRecord, tokenizer: TextTokenizer | None) -> None:
@@ -228,21 +292,8 @@ class Run(ABC):
         if differences:
             raise InvalidInputError(
                 f"Capture {self.name!r} of {self.folder} cannot be resumed: {'; '.join(differences)}. "
-                "Resume with what it was begun with, or begin another capture with --name."
+                "Resume with what it was begun with, or begin another capture under another `name`."
             )
-
-    def _fill(self, record: CaptureRecord, model: LoadedModel) -> None:
-        done = set(committed_blocks(self.folder, self.name))
-        missing = [block for block in range(record.plan.n_blocks) if block not in done]
-        if not missing:
-            return
-        tokens_done = record.plan.n_tokens * len(done) // record.plan.n_blocks
-        self.progress.started(record.plan.n_tokens, tokens_done, estimate_nbytes(record))
-        running = RunningStatistics(self.folder, record)
-        overlap = model.device.type != "cpu"
-        with CaptureWriter(self.folder, record, n_threads=self.n_encoders(overlap), overlap=overlap) as writer:
-            writer.on_commit = lambda block: running.advance(checkpoint=True) if block % 64 == 63 else None
-            self._fill_blocks(record, model, writer, missing)
 
     def n_encoders(self, overlap: bool) -> int:
         """Threads that encode blocks.
@@ -252,21 +303,26 @@ class Run(ABC):
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
         return self.options.threads or max(1, min(16, n_cores // 2 if overlap else n_cores))
 
-    @contextmanager
-    def _resumable(self, record: CaptureRecord) -> Iterator[None]:
-        """Turn what stops a run from outside into a `CaptureError` that says how far it came and how to go on."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            reason = "Interrupted"
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            reason = f"The disk of {self.folder} is full"
-        else:
-            return
+    def _interrupted(self, record: CaptureRecord | None, *, is_kept: bool) -> str:
+        if record is not None:
+            return self._stopped(record, "Interrupted")
+        before = f"Interrupted before the plan of capture {self.name!r} was complete"
+        if is_kept:
+            return (
+                f"{before}. What the model has answered so far is kept in {self.folder}: do the same again "
+                "with `resume=True` to go on."
+            )
+        return f"{before}: nothing of it is kept. Run it again."
+
+    def _stopped(self, record: CaptureRecord, reason: str) -> str:
         n_committed = len(committed_blocks(self.folder, self.name))
-        raise CaptureError(
+        return (
             f"{reason}: {n_committed} of {record.plan.n_blocks} blocks of capture {self.name!r} are in {self.folder}. "
-            "Run the same command with --resume to fill the rest."
+            "Do the same again with `resume=True` to fill the rest."
         )
+
+
+def _add_up(statistics: RunningStatistics, block: int) -> None:
+    """Add up what is committed now and then, so that finishing need not read every block again."""
+    if block % 64 == 63:
+        statistics.advance(checkpoint=True)

@@ -1,7 +1,4 @@
-"""What a capture keeps, as one record of named settings: defaults, what was asked for, what a resumed run must repeat.
-
-Knows nothing about how any of it is carried out.
-"""
+"""What a capture keeps, as one record of named settings: defaults, what was requested, what a resumed run must repeat."""
 
 from __future__ import annotations
 
@@ -71,21 +68,21 @@ class CaptureSettings(Typed):
     stdin_format: Literal["text", "jsonl"] = "text"
 
     @classmethod
-    def resolve(cls, requested: Mapping[str, Any], spec: ModelSpec) -> Self:
+    def resolve(cls, requested: Mapping[str, object], spec: ModelSpec) -> Self:
         """The defaults overridden by `requested`, checked against the model; `InvalidInputError` for what it cannot give."""
         settings = cls(**given_fields(cls, requested, "A capture"))
         context = settings._default_context(spec) if settings.context is None else settings.context
         if context < 1:
-            raise InvalidInputError(f"A window holds at least 1 token, found a context of {context}. Raise --context.")
+            raise InvalidInputError(f"A window holds at least 1 token, found a context of {context}. Raise `context`.")
         if spec.context is not None and context > spec.context:
             raise InvalidInputError(
-                f"{spec.name} reads at most {spec.context} tokens at once, found a context of {context}. Lower --context."
+                f"{spec.name} reads at most {spec.context} tokens at once, found a context of {context}. Lower `context`."
             )
         settings = dataclasses.replace(settings, context=context)
         settings._check(spec)
         if "keep" in requested and not PRECISIONS[settings.precision].uses_keep:
             raise InvalidInputError(
-                f"--keep is the share of values kept at precision sparse, and the precision is {settings.precision}. Leave one "
+                f"`keep` is the share of values kept at precision sparse, and the precision is {settings.precision}. Leave one "
                 "out."
             )
         gated = any(spec.layers[layer].gated for layer in settings.chosen_layers(spec))
@@ -94,7 +91,7 @@ class CaptureSettings(Typed):
             settings = dataclasses.replace(settings, gate_sign=gated and keeps_values and "mlp.post" in settings.sites)
         elif settings.gate_sign and not (gated and "mlp.post" in settings.sites):
             raise InvalidInputError(
-                f"--gate-sign needs the site mlp.post of a gated model; {spec.name} is "
+                f"`gate_sign` needs the site mlp.post of a gated model; {spec.name} is "
                 f"{'gated' if gated else 'not gated'}, and the sites are {', '.join(settings.sites)}."
             )
         return settings
@@ -104,22 +101,22 @@ class CaptureSettings(Typed):
 
     def _check(self, spec: ModelSpec) -> None:
         if self.part not in get_args(Part):
-            raise InvalidInputError(f"--part is one of {', '.join(get_args(Part))}: found {self.part!r}.")
+            raise InvalidInputError(f"`part` is one of {', '.join(get_args(Part))}: found {self.part!r}.")
         if self.precision not in PRECISIONS:
             raise InvalidInputError(f"The precision is one of {', '.join(PRECISIONS)}: found {self.precision!r}.")
         if not 0 < self.keep <= 1:
-            raise InvalidInputError(f"--keep is a share above 0 and at most 1, found {self.keep}.")
+            raise InvalidInputError(f"`keep` is a share above 0 and at most 1, found {self.keep}.")
         if not 0 <= self.exemplars <= 1000:
-            raise InvalidInputError(f"--exemplars lies between 0 and 1000, found {self.exemplars}.")
+            raise InvalidInputError(f"`exemplars` lies between 0 and 1000, found {self.exemplars}.")
         if self.batch_tokens < 1:
-            raise InvalidInputError(f"--batch-tokens must be at least 1, found {self.batch_tokens}.")
+            raise InvalidInputError(f"`batch_tokens` must be at least 1, found {self.batch_tokens}.")
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise InvalidInputError(f"--max-tokens must be at least 1, found {self.max_tokens}.")
+            raise InvalidInputError(f"`max_tokens` must be at least 1, found {self.max_tokens}.")
         if self.begin not in get_args(Begin):
-            raise InvalidInputError(f"--begin is one of {', '.join(get_args(Begin))}: found {self.begin!r}.")
+            raise InvalidInputError(f"`begin` is one of {', '.join(get_args(Begin))}: found {self.begin!r}.")
         for column in self.label_columns:
             if self.label_columns.count(column) > 1:
-                raise InvalidInputError(f"The label column {column!r} is named twice. Name it once with --label.")
+                raise InvalidInputError(f"The label column {column!r} is named twice. Name it once in `label_columns`.")
         for site in self.sites:
             if site not in spec.sites:
                 raise InvalidInputError(f"{spec.name} has no site {site!r}. Its sites are {', '.join(spec.sites)}.")
@@ -131,19 +128,20 @@ class CaptureSettings(Typed):
             raise InvalidInputError(
                 f"At least one layer must be captured. {spec.name} has layers 0 to {len(spec.layers) - 1}."
             )
-        here = spec.part_layers(self.part)
-        if not here:
+        part_layers = spec.part_layers(self.part)
+        if not part_layers:
             raise InvalidInputError(
                 f"{spec.name} has no layers with neurons in its part {self.part!r}. Those that have some: "
-                f"{', '.join(spec.parts)}. Mend --part."
+                f"{', '.join(spec.parts)}. Check `part`."
             )
         for layer in self.layers or ():
             if not 0 <= layer < len(spec.layers):
                 raise InvalidInputError(f"{spec.name} has layers 0 to {len(spec.layers) - 1}, found layer {layer}.")
-            if layer not in here:
+            if layer not in part_layers:
                 raise InvalidInputError(
                     f"Layer {layer} of {spec.name} belongs to its {spec.layers[layer].part} part, and a capture "
-                    f"covers one part, here {self.part}: layers {here[0]} to {here[-1]}. Mend --part or --layers."
+                    f"covers one part, here {self.part}: layers {part_layers[0]} to {part_layers[-1]}. "
+                    "Check `part` or `layers`."
                 )
 
     def chosen_layers(self, spec: ModelSpec) -> tuple[int, ...]:
@@ -152,14 +150,16 @@ class CaptureSettings(Typed):
 
     def widths(self, spec: ModelSpec) -> dict[str, dict[int, int]]:
         """Site → layer → width of everything captured; a site that no chosen layer has is refused."""
-        chosen = set(self.chosen_layers(spec))
+        layers_captured = set(self.chosen_layers(spec))
         widths = {
-            site: {layer: spec.width(layer, site) for layer in spec.layers_of(site) if layer in chosen}
+            site: {layer: spec.width(layer, site) for layer in spec.layers_of(site) if layer in layers_captured}
             for site in self.sites
         }
         for site, layers in widths.items():
             if not layers:
-                raise InvalidInputError(f"None of the layers {sorted(chosen)} of {spec.name} has the site {site!r}.")
+                raise InvalidInputError(
+                    f"None of the layers {sorted(layers_captured)} of {spec.name} has the site {site!r}."
+                )
         return widths
 
     def of(self, kind: type[Options]) -> Options:
@@ -177,7 +177,7 @@ class CaptureSettings(Typed):
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in known}
         return cls(**fields)
 
-    def differences(self, requested: Mapping[str, Any]) -> list[str]:
+    def differences(self, requested: Mapping[str, object]) -> list[str]:
         """A phrase for each requested setting that is not what it is here."""
         return [
             f"{name} is {_show(getattr(self, name))} there and {_show(value)} now"
@@ -191,7 +191,7 @@ class ImageSettings(CaptureSettings):
     """Everything that decides what ends up in a capture of images. What concerns documents of text only is not used."""
 
     prompt: str = DEFAULT_PROMPT
-    """What is asked of an image whose record has no prompt."""
+    """The prompt of an image whose record has none."""
     prefix: str = ""
     """The forced beginning of every answer; it counts as part of the prompt."""
     generate: bool = False
@@ -219,28 +219,28 @@ class ImageSettings(CaptureSettings):
     def _check(self, spec: ModelSpec) -> None:
         super()._check(spec)
         if self.max_new_tokens < 1:
-            raise InvalidInputError(f"--max-new-tokens is at least 1, found {self.max_new_tokens}.")
+            raise InvalidInputError(f"`max_new_tokens` is at least 1, found {self.max_new_tokens}.")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise InvalidInputError(
-                f"--temperature is above 0, found {self.temperature}. Leave it out for greedy answers."
+                f"`temperature` is above 0, found {self.temperature}. Leave it out for greedy answers."
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise InvalidInputError(f"--top-p lies above 0 and at most at 1, found {self.top_p}.")
+            raise InvalidInputError(f"`top_p` lies above 0 and at most at 1, found {self.top_p}.")
         if self.is_sampled and not self.generate:
             raise InvalidInputError(
-                "--temperature and --top-p say how answers are drawn. Ask for answers with --generate."
+                "`temperature` and `top_p` say how answers are sampled. Ask for answers with `generate=True`."
             )
         if self.part == "language":
             return
         if self.generate:
             raise InvalidInputError(
-                f"Answers change nothing in the {self.part} part, which they follow. Leave --generate out."
+                f"Answers change nothing in the {self.part} part, which they follow. Leave `generate` out."
             )
         if self.positions != "all":
             raise InvalidInputError(
-                f"Of the {self.part} part all positions are kept, found {self.positions!r}. Leave --positions out."
+                f"Of the {self.part} part all positions are kept, found {self.positions!r}. Leave `positions` out."
             )
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

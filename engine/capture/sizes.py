@@ -1,7 +1,4 @@
-"""How big a capture is: bytes of buffers a token slot takes while it is filled, bytes a capture is expected to take on disk.
-
-Knows nothing about models or about how either is spent.
-"""
+"""Sizes of a capture: bytes of buffers per token slot while it is filled, and bytes that it is expected to take on disk."""
 
 from __future__ import annotations
 

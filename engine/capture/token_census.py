@@ -1,6 +1,6 @@
-"""What a corpus's tokens say against its tokenizer: unknown ones, texts that give none, special ones that stand twice.
+"""Signs that a corpus does not fit its tokenizer: unknown tokens, texts that give none, special tokens that are there twice.
 
-Counted while a plan is made, said before the model runs. Knows nothing about windows.
+Counted while a plan is made, reported before the model runs.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from actstore.engine.models.tokenizer.load import TextTokenizer
 
 MIN_TOKENS: Final = 16
-"""Fewer tokens of text are too few to speak of a share."""
+"""Number of tokens of text below which a share means nothing."""
 MAX_UNKNOWN: Final = 1 / 2
-"""Of the tokens of text, the largest share that may be unknown without a word."""
+"""Largest share of the tokens of text that may be unknown without a warning."""
 EXCERPT: Final = 40
-"""Characters shown of a text."""
+"""Maximum number of characters shown of a text."""
 
 
 class TokenCensus:
@@ -38,7 +38,7 @@ class TokenCensus:
         self.n_doubled = [0, 0]
         self._example = ""
 
-    def add(self, document: Document, ids: NDArray[Any]) -> None:
+    def observe(self, document: Document, ids: NDArray[Any]) -> None:
         """Count a document's tokens; ids that came as such count for nothing but what is unknown."""
         n_unknown = int((ids == self._unknown).sum())
         self.n_tokens += len(ids) - int(np.isin(ids, self._specials).sum())
@@ -50,12 +50,12 @@ class TokenCensus:
         if not self._example and 2 * n_unknown >= len(ids):
             excerpt = " ".join(document.text[: 4 * EXCERPT].split())
             self._example = f"{excerpt[:EXCERPT]!r} of {document.source}"
-        for end, (around, place) in enumerate(zip(self._ends, (0, -1), strict=True)):
-            self.n_doubled[end] += bool(around) and len(ids) > 0 and int(ids[place]) == around[place]
+        for end, (around, position) in enumerate(zip(self._ends, (0, -1), strict=True)):
+            self.n_doubled[end] += bool(around) and len(ids) > 0 and int(ids[position]) == around[position]
 
-    def warnings(self) -> Iterator[str]:
+    def conclude(self, corpus: str, n_documents: int) -> Iterator[str]:
         """What a user should know before the model runs, a sentence or two each."""
-        advice = "Check that the tokenizer is the one for these texts, or name another with --tokenizer."
+        advice = "Check that the tokenizer is the one for these texts, or name another with `tokenizer`."
         such_as = f", as in {self._example}" if self._example else ""
         if self.n_tokens >= MIN_TOKENS and self.n_unknown > MAX_UNKNOWN * self.n_tokens:
             share = 100 * self.n_unknown / self.n_tokens
@@ -65,12 +65,12 @@ class TokenCensus:
             )
         if self.n_without > MAX_UNKNOWN * self.n_texts:
             yield f"{self.n_without:,} of {self.n_texts:,} texts give no token at all{such_as}. {advice}"
-        for around, place, n, verb in zip(self._ends, (0, -1), self.n_doubled, ("begin", "end"), strict=True):
+        for around, position, n, verb in zip(self._ends, (0, -1), self.n_doubled, ("begin", "end"), strict=True):
             if n:
                 yield (
-                    f"{n:,} of {self.n_texts:,} texts already {verb} with {self._piece(around[place])}, which is put "
-                    f"{'before' if verb == 'begin' else 'behind'} every text: it stands there twice. Give --begin never to "
-                    "add no special tokens."
+                    f"{n:,} of {self.n_texts:,} texts already {verb} with {self._piece(around[position])}, which is put "
+                    f"{'before' if verb == 'begin' else 'behind'} every text: it is there twice. Pass "
+                    '`begin="never"` to add no special tokens.'
                 )
 
     def _piece(self, token: int) -> str:

@@ -1,6 +1,6 @@
 """What each position of a capture predicts: the token that comes next, in its window or in the window that goes on from it.
 
-Also finds the slot of a place that a user names, and what is stored there. Knows nothing about weights.
+Also finds the slot of a position that a user names, and what is stored there.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Place(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Place:
         """The place in a text such as 3:17, or 3:17@5 with a window."""
-        found = re.fullmatch(r"\s*(\d+):(-?\d+)(?:@(\d+))?\s*", text)
-        if found is None:
+        match = re.fullmatch(r"\s*(\d+):(-?\d+)(?:@(\d+))?\s*", text)
+        if match is None:
             raise InvalidInputError(
                 f"A place is a document and a position in it, such as 3:17, or 3:17@5 with a window, found {text!r}."
             )
-        return cls(int(found[1]), int(found[2]), None if found[3] is None else int(found[3]))
+        return cls(int(match[1]), int(match[2]), None if match[3] is None else int(match[3]))
 
 
 class Slot(NamedTuple):
@@ -69,10 +69,10 @@ def find_slot(capture: Capture, place: Place) -> Slot:
             f"Document {document} of capture {name!r} was read in {_listed('window', numbers)}, found window {place.window}."
         )
     lengths, blocks = windows["n_inputs"].to_numpy(), windows["block"].to_numpy()
-    asked = numbers if place.window is None else np.array([place.window])
-    inside = [int(w) for w in asked if -lengths[w] <= place.position < lengths[w]]
+    candidates = numbers if place.window is None else np.array([place.window])
+    inside = [int(w) for w in candidates if -lengths[w] <= place.position < lengths[w]]
     if not inside:
-        longest = int(lengths[asked].max()) if len(asked) else 0
+        longest = int(lengths[candidates].max()) if len(candidates) else 0
         raise NotFoundError(
             f"Document {document} of capture {name!r} has positions 0 to {longest - 1}, found position {place.position}."
             if longest
@@ -80,16 +80,16 @@ def find_slot(capture: Capture, place: Place) -> Slot:
         )
     slots = [slot for w in inside if (slot := _slot(capture, int(blocks[w]), w, place.position)) is not None]
     if not slots:
-        kept = plan.settings.get("positions", "all")
+        positions = plan.settings.get("positions", "all")
         raise NotFoundError(
-            f"Capture {name!r} did not keep position {place.position} of document {document}: it was made with --positions "
-            f"{kept}. Capture again with --positions all, or with that position among them."
+            f"Capture {name!r} did not keep position {place.position} of document {document}: it was made with "
+            f'`positions="{positions}"`. Capture again with `positions="all"`, or with that position among them.'
         )
     if len(slots) > 1:
-        held = np.array([slot.window for slot in slots])
+        numbers = np.array([slot.window for slot in slots])
         raise InvalidInputError(
-            f"Document {document} was read in several windows, and {_listed('window', held)} have a position {place.position}: "
-            f"name one as in --at {document}:{place.position}@{held[0]}."
+            f"Document {document} was read in several windows, and {_listed('window', numbers)} have a position "
+            f'{place.position}: name one as in `at="{document}:{place.position}@{numbers[0]}"`.'
         )
     return slots[0]
 
@@ -113,13 +113,13 @@ def _slot(capture: Capture, block: int, window: int, position: int) -> Slot | No
     length = int(plan.windows["n_inputs"][index])
     first = int(plan.windows["slot_start"][index]) - block * capture.record.plan.block_slots
     n_slots = int(plan.windows["n_slots"][index])
-    wanted = position % length
-    found = np.flatnonzero(plan.position[first : first + n_slots] == wanted)
-    if not len(found):
+    position %= length
+    offsets = np.flatnonzero(plan.position[first : first + n_slots] == position)
+    if not len(offsets):
         return None
-    offset = first + int(found[0])
+    offset = first + int(offsets[0])
     following = int(NextTokens(capture).of_block(block)[offset])
-    return Slot(block, offset, int(plan.windows["document"][index]), wanted, window, following)
+    return Slot(block, offset, int(plan.windows["document"][index]), position, window, following)
 
 
 class NextTokens:
@@ -148,13 +148,13 @@ class NextTokens:
         capture = self._capture
         windows = capture.windows().select(["window", "document", "n_inputs"])
         document, n_inputs = windows["document"].to_numpy(), windows["n_inputs"].to_numpy()
-        found = np.full(len(document), -1, np.int64)
+        continuations = np.full(len(document), -1, np.int64)
         # All windows of a document but its last are full, and full ones keep their order; the last may be packed before them.
         order = np.lexsort((np.arange(len(document)), -n_inputs, document))
         goes_on = document[order[:-1]] == document[order[1:]]
         if capture.record.plan.settings.get("overlap", 0) == 0 and goes_on.any():
-            found[order[:-1][goes_on]] = self._first_tokens(len(document))[order[1:][goes_on]]
-        return found
+            continuations[order[:-1][goes_on]] = self._first_tokens(len(document))[order[1:][goes_on]]
+        return continuations
 
     def _first_tokens(self, n_windows: int) -> NDArray[np.int64]:
         """The first token of each window that is not a special one; -1 where all are. Shape [window]."""

@@ -6,12 +6,12 @@ norm's gain, unembedding. The sum over all neurons, with what attention and embe
 make of a neuron is not in it. Where the final norm centres, so are the write vectors. A cap on logits (Gemma 2) comes after.
 
 Layers stream, and within a layer the blocks of the capture: one layer's weights and one block of activations are in memory
-at a time. Knows nothing about models or tokenizers.
+at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from actstore.engine.contributions.next_tokens import Place, find_slot
 from actstore.engine.contributions.ranking import Ranking
-from actstore.engine.contributions.source import SITE, Asked, Source
+from actstore.engine.contributions.source import SITE, ContributionQuery, Source
 from actstore.engine.contributions.targets import Target, find_target
 from actstore.kernels.contribution.api import ContributionSums, Targets, contribution, sum_contributions
 from actstore.store.arguments import argument, given_fields
@@ -33,33 +33,33 @@ if TYPE_CHECKING:
     from actstore.engine.contributions.next_tokens import Slot
     from actstore.store.reader import Store
 
-__all__ = ["Answer", "Asked", "rank_contributions"]
+__all__ = ["Answer", "ContributionQuery", "rank_contributions"]
 
 
 class Answer:
-    """Rankings of neurons: a row for every target and label, or one for all next tokens together."""
+    """Rankings of neurons: one row for every target and label, or one for all next tokens together."""
 
     def __init__(self, rows: Sequence[tuple[Target | None, str | None]], ranking: Ranking, where: Slot | None) -> None:
         self.rows, self.ranking, self.where = tuple(rows), ranking, where
 
     def table(self) -> pa.Table:
-        """A row per neuron, best first, ranking after ranking.
+        """One row per neuron, best first, ranking after ranking.
 
         Columns: target (its text) and token (its id), null where each position had its own; label, null without one; neuron
         (its name), layer, index; score, the mean contribution over the `tokens` positions looked at; total, their sum.
         """
         columns: dict[str, list[Any]] = {name: [] for name in TABLE.names}
-        for (target, label), found in zip(self.rows, self.ranking.rows(), strict=True):
-            n = len(found.scores)
+        for (target, label), ranked in zip(self.rows, self.ranking.rows(), strict=True):
+            n = len(ranked.scores)
             columns["target"] += [target.text if target else None] * n
             columns["token"] += [target.token if target else None] * n
             columns["label"] += [label] * n
-            columns["neuron"] += found.names()
-            columns["layer"] += found.layers.tolist()
-            columns["index"] += found.neurons.tolist()
-            columns["score"] += found.scores.tolist()
-            columns["total"] += found.totals.tolist()
-            columns["tokens"] += [found.n_tokens] * n
+            columns["neuron"] += ranked.names()
+            columns["layer"] += ranked.layers.tolist()
+            columns["index"] += ranked.neurons.tolist()
+            columns["score"] += ranked.scores.tolist()
+            columns["total"] += ranked.totals.tolist()
+            columns["tokens"] += [ranked.n_tokens] * n
         return pa.table(columns, TABLE)
 
 
@@ -78,71 +78,73 @@ TABLE = pa.schema(
 )
 
 
-def rank_contributions(store: Store, targets: Sequence[str | int], asked: Asked) -> Answer:
+def rank_contributions(store: Store, targets: Sequence[str | int], query: ContributionQuery) -> Answer:
     """The neurons that contribute most to each target, over all captured layers together, by signed score.
 
     `targets` are texts or ids of single tokens. At a place (`asked.at`), none means the token that comes there. Over a
     capture, a target's score is the mean over the positions that it follows: those that predicted it. None means that each
-    position is asked about its own next token, summed by label. Special tokens enter no mean. NaN and infinite
+    position counts for its own next token, summed by label. Special tokens enter no mean. NaN and infinite
     activations are left out; of an expert, a position not routed to it counts as a contribution of 0. Ties go to the
     smaller neuron.
 
     `InvalidInputError` for a target that is not one token, or that follows nowhere; `NotFoundError` for a place, a label, a
     layer's values or weights that the store does not hold.
     """
-    if asked.k < 1:
-        raise InvalidInputError(f"At least one neuron must be asked for, found {asked.k}. Mend -k.")
-    if asked.logits and not asked.gain:
-        raise InvalidInputError("Logit units need the final norm's gain: ask for --logits or --paper-form, not both.")
+    if query.k < 1:
+        raise InvalidInputError(f"At least one neuron must be asked for, found {query.k}. Pass `k` of 1 or more.")
+    if query.logits and not query.gain:
+        raise InvalidInputError(
+            "`logits` needs the final norm's gain, which `paper_form` (in Python `gain=False`) leaves out. Pass only one."
+        )
     check_part(store.folder, "unembedding")  # first: without a head, there is nothing to ask in a better way
-    found = [find_target(store, target) for target in targets]
-    capture = store.capture(asked.capture)
+    target_tokens = [find_target(store, target) for target in targets]
+    capture = store.capture(query.capture)
     if capture.record.of_tower:
         raise InvalidInputError(
             f"Contributions are to a token's logit, but capture {capture.record.name!r} is of {capture.record.part}, whose "
-            "neurons do not write to it. Name a capture of the language model with --capture."
+            "neurons do not write to it. Name a capture of the language model with `capture`."
         )
-    source = Source(store, capture, asked)
-    if asked.at is not None:
-        return _at_place(source, found, asked.at)
-    if asked.everywhere:
-        if not found:
-            raise InvalidInputError("Everywhere is over all positions, for a target: name one with --target.")
-        return _everywhere(source, found)
+    source = Source(store, capture, query)
+    if query.at is not None:
+        return _at_place(source, target_tokens, query.at)
+    if query.everywhere:
+        if not target_tokens:
+            raise InvalidInputError("`everywhere` is over all positions, for a target: name one with `target`.")
+        return _everywhere(source, target_tokens)
     if store.model.kind == "encoder":
         raise InvalidInputError(
-            f"{store.model.name} is an encoder, whose positions do not predict a next token. Look at one with --at, or at "
-            "all with --everywhere."
+            f"{store.model.name} is an encoder, whose positions do not predict a next token. Look at one with `at`, or at "
+            "all with `everywhere=True`."
         )
-    return _over_next_tokens(source, found)
+    return _over_next_tokens(source, target_tokens)
 
 
 def _at_place(source: Source, targets: list[Target], at: str | Place) -> Answer:
-    if source.asked.by is not None or source.asked.everywhere:
+    if source.query.by is not None or source.query.everywhere:
         raise InvalidInputError(
-            "One place has no labels and is not everywhere: leave out --at, or --by and --everywhere."
+            "One position has no labels and is not everywhere: leave out `at`, or `by` and `everywhere`."
         )
     slot = find_slot(source.capture, Place.parse(at) if isinstance(at, str) else at)
     if not targets:
         if slot.next_token < 0:
             raise InvalidInputError(
-                f"No token is known to come after position {slot.position} of document {slot.document}: name a --target."
+                f"No token is known to come after position {slot.position} of document {slot.document}: name a `target`."
             )
         targets = [find_target(source.store, slot.next_token)]
     block_scale = source.block_scale(slot.block)
     scale = None if block_scale is None else np.repeat(block_scale[slot.offset], len(targets))
-    asked = Targets(source.directions(targets), gain=source.norm.gain, scale=scale)
-    ranking = Ranking(source.asked.k, np.ones(len(targets), np.int64))
+    factors = Targets(source.unembedding(targets), gain=source.directions.gain, scale=scale)
+    ranking = Ranking(source.query.k, np.ones(len(targets), np.int64))
     for layer, _, vectors in source.layers():
         values = np.ascontiguousarray(source.values(layer, slot.block)[:, slot.offset, None])
-        scores = contribution(np.repeat(values, len(targets), axis=1), vectors, asked).T.astype(np.float64)
+        scores = contribution(np.repeat(values, len(targets), axis=1), vectors, factors).T.astype(np.float64)
         ranking.add(layer, np.where(np.isfinite(scores), scores, np.nan))
     return Answer([(target, None) for target in targets], ranking, slot)
 
 
 def _over_next_tokens(source: Source, targets: list[Target]) -> Answer:
     """Every position against its own next token; with targets, those alone that one of them follows."""
-    directions = source.directions(targets)
+    directions = source.unembedding(targets)
     ids = np.array([target.token for target in targets], np.int64)
     order = np.argsort(ids, kind="stable")
     n_groups = max(1, len(targets)) * source.n_labels
@@ -155,13 +157,16 @@ def _over_next_tokens(source: Source, targets: list[Target]) -> Answer:
         following = source.next_tokens.of_block(block)
         labels, counted = source.slot_labels(block)
         if targets:
-            found = order[np.minimum(np.searchsorted(ids, following, sorter=order), len(ids) - 1)]
-            taken = counted & (ids[found] == following)
-            rows[: len(following)], labels = np.where(taken, found, 0), found * source.n_labels + labels
+            target_of_slot = order[np.minimum(np.searchsorted(ids, following, sorter=order), len(ids) - 1)]
+            is_summed = counted & (ids[target_of_slot] == following)
+            rows[: len(following)], labels = (
+                np.where(is_summed, target_of_slot, 0),
+                target_of_slot * source.n_labels + labels,
+            )
         else:
-            taken = counted & (following >= 0)
-            rows[: len(following)] = np.where(taken, following, 0)
-        groups[: len(following)] = np.where(taken, labels, -1)
+            is_summed = counted & (following >= 0)
+            rows[: len(following)] = np.where(is_summed, following, 0)
+        groups[: len(following)] = np.where(is_summed, labels, -1)
         return rows, groups
 
     blocks = [block for block in source.capture.blocks if (of_block(block)[1] >= 0).any()]
@@ -172,9 +177,9 @@ def _over_next_tokens(source: Source, targets: list[Target]) -> Answer:
         sums = ContributionSums.empty(n_groups, len(vectors))
         for block in blocks:
             rows, groups = of_block(block)
-            asked = Targets(directions, rows, source.norm.gain, source.block_scale(block))
-            sums.merge(sum_contributions(source.values(layer, block), vectors, asked, groups, n_groups))
-        ranking = ranking or Ranking(source.asked.k, sums.count)
+            factors = Targets(directions, rows, source.directions.gain, source.block_scale(block))
+            sums.merge(sum_contributions(source.values(layer, block), vectors, factors, groups, n_groups))
+        ranking = ranking or Ranking(source.query.k, sums.count)
         n_summed = np.broadcast_to(sums.count[:, None], sums.total.shape)
         _add_means(ranking, layer, sums.total, n_summed if is_expert else n_summed - sums.non_finite)
     assert ranking is not None
@@ -189,21 +194,21 @@ def _nowhere(source: Source, targets: list[Target]) -> str:
         return f"No position of capture {name!r} has a next token: its windows keep their last position only."
     texts = ", ".join(repr(target.text) for target in targets)
     return (
-        f"{texts} follows no position of text that capture {name!r} keeps. Look at all positions with --everywhere, or at "
-        "one with --at."
+        f"{texts} follows no position of text that capture {name!r} keeps. Look at all positions with `everywhere=True`, or "
+        "at one with `at`."
     )
 
 
 def _everywhere(source: Source, targets: list[Target]) -> Answer:
     """One direction for all positions: what differs between them, the activations, is summed first."""
-    asked = Targets(source.directions(targets), gain=source.norm.gain)
+    factors = Targets(source.unembedding(targets), gain=source.directions.gain)
     ranking: Ranking | None = None
     for layer, is_expert, vectors in source.layers():
         sums, n_summed, n_tokens = _sum_activations(source, layer)
         if is_expert:
             n_summed = np.broadcast_to(n_tokens[:, None], sums.shape)
-        ranking = ranking or Ranking(source.asked.k, np.tile(n_tokens, len(targets)))
-        products = contribution(np.ones((len(vectors), len(targets)), np.float32), vectors, asked).astype(np.float64)
+        ranking = ranking or Ranking(source.query.k, np.tile(n_tokens, len(targets)))
+        products = contribution(np.ones((len(vectors), len(targets)), np.float32), vectors, factors).astype(np.float64)
         total = (products.T[:, None] * sums[None]).reshape(-1, len(vectors))
         _add_means(ranking, layer, total, np.tile(n_summed, (len(targets), 1)))
     assert ranking is not None
@@ -213,8 +218,8 @@ def _everywhere(source: Source, targets: list[Target]) -> Answer:
 def _sum_activations(source: Source, layer: int) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """The sum of the finite activations of each label [label, neuron], how many they are, and the label's tokens [label]."""
     capture = source.capture
-    if source.asked.by is None and not source.asked.logits:
-        # The capture's statistics know it already, whatever precision its values have been kept at.
+    if source.query.by is None and not source.query.logits:
+        # The statistics of the capture hold them, whatever the precision of its values.
         statistics = capture.layer_statistics(layer, SITE)
         count = statistics.count.astype(np.int64)
         sums = np.where(count > 0, statistics.mean * count, 0)
@@ -228,12 +233,12 @@ def _sum_activations(source: Source, layer: int) -> tuple[NDArray[np.float64], N
         scale = source.block_scale(block)
         values = capture.block_values(layer, block, saturated=True)[:, : len(labels)]
         for first in range(0, width, 256):  # in float64, a few neurons at a time
-            here = slice(first, first + 256)
-            some = values[here].astype(np.float64)
-            finite = np.isfinite(some)
-            some = np.where(finite, some, 0) * (1 if scale is None else scale[: len(labels)])
-            sums[:, here] += weights @ some.T
-            count[:, here] += (weights.astype(np.float64) @ finite.T).astype(np.int64)
+            neurons = slice(first, first + 256)
+            chunk = values[neurons].astype(np.float64)
+            finite = np.isfinite(chunk)
+            chunk = np.where(finite, chunk, 0) * (1 if scale is None else scale[: len(labels)])
+            sums[:, neurons] += weights @ chunk.T
+            count[:, neurons] += (weights.astype(np.float64) @ finite.T).astype(np.int64)
         n_tokens += weights.sum(axis=1)
     return sums, count, n_tokens
 
@@ -243,12 +248,17 @@ def _add_means(ranking: Ranking, layer: int, total: NDArray[np.float64], n_summe
 
 
 def _rows(source: Source, targets: Sequence[Target]) -> list[tuple[Target | None, str | None]]:
-    asked: Sequence[Target | None] = targets or [None]
-    return [(target, label) for target in asked for label in source.labels.values()]
+    row_targets: Sequence[Target | None] = targets or [None]
+    return [(target, label) for target in row_targets for label in source.labels.values()]
 
 
-def answer_question(store: Store, target: str | int | Sequence[str | int] | None, k: int, **asked: Any) -> pa.Table:
-    """`Store.contributions`: the answer to a question as a table."""
-    wanted = argument("target", target, str | int | Sequence[str | int] | None)
-    targets = () if wanted is None else wanted if isinstance(wanted, tuple) else (wanted,)
-    return rank_contributions(store, targets, Asked(**given_fields(Asked, {"k": k, **asked}, "A question"))).table()
+def answer_question(
+    store: Store, target: str | int | Sequence[str | int] | None, query: Mapping[str, object]
+) -> pa.Table:
+    """`Store.contributions`: the answer as a table; `query` holds fields of `ContributionQuery`."""
+    targets = argument("target", target, str | int | Sequence[str | int] | None)
+    if not isinstance(targets, tuple):
+        targets = () if targets is None else (targets,)
+    return rank_contributions(
+        store, targets, ContributionQuery(**given_fields(ContributionQuery, query, "A query"))
+    ).table()

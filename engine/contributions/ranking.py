@@ -1,4 +1,4 @@
-"""The neurons with the largest scores of each ranking, kept while layers stream by. Knows nothing about what scores mean."""
+"""The neurons with the largest scores of each ranking, kept while layers stream by."""
 
 from __future__ import annotations
 
@@ -51,9 +51,11 @@ class Ranking:
 
     def rows(self) -> list[Ranked]:
         """Every ranking; fewer than k neurons where fewer have a score."""
-        found = []
+        rankings = []
         for row, n_tokens in enumerate(self._n_tokens.tolist()):
-            there = ~np.isnan(self._scores[row])
-            layers, neurons = self._places[row, there].T
-            found.append(Ranked(layers, neurons, self._scores[row, there], self._totals[row, there], n_tokens))
-        return found
+            is_ranked = ~np.isnan(self._scores[row])
+            layers, neurons = self._places[row, is_ranked].T
+            rankings.append(
+                Ranked(layers, neurons, self._scores[row, is_ranked], self._totals[row, is_ranked], n_tokens)
+            )
+        return rankings

@@ -1,21 +1,18 @@
-"""What a question about contributions reads from a store: activations, weights, labels and scales, piece by piece.
-
-Knows nothing about what is made of them.
-"""
+"""What a query for contributions reads from a store: activations, weights, labels and scales, piece by piece."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import numpy as np
 
 from actstore.engine.contributions.next_tokens import NextTokens, Place
-from actstore.store.arguments import Typed
+from actstore.store.arguments import Typed, argument
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.layout import SPECIAL
-from actstore.store.model.weights import FinalNorm, read_final_norm, read_rows, read_weights
+from actstore.store.model.directions import WriteDirections
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,14 +26,22 @@ if TYPE_CHECKING:
 SITE: Final = "mlp.post"
 
 
+def _as_place(value: object) -> object:
+    """A tuple of two or three numbers as the place it names; anything else as it is."""
+    if isinstance(value, tuple) and not isinstance(value, Place) and len(value) in (2, 3):
+        numbers = value[:2] if value[2:] == (None,) else value
+        return Place(*argument("at", numbers, tuple[int, ...]))
+    return value
+
+
 @dataclass(frozen=True)
-class Asked(Typed):
-    """What is asked; `Store.contributions` takes these fields as keywords."""
+class ContributionQuery(Typed):
+    """What is asked of a capture, beside the targets; `Store.contributions` takes the same."""
 
     k: int = 20
     """Neurons given for each target and label."""
     capture: str | None = None
-    at: str | Place | None = None
+    at: Annotated[str | Place | None, _as_place] = None
     """One place: the position whose prediction is looked at, as `DOC:POS`, `DOC:POS@WINDOW` or a `Place`."""
     by: str | None = None
     """A label column: a ranking for each of its values."""
@@ -49,12 +54,12 @@ class Asked(Typed):
 
 
 class Source:
-    """The capture, the weights and the options of a question, read piece by piece."""
+    """The capture, the weights and the options of a query, read piece by piece."""
 
-    def __init__(self, store: Store, capture: Capture, asked: Asked) -> None:
-        self.store, self.capture, self.asked = store, capture, asked
-        self.norm = read_final_norm(store.folder) if asked.gain else FinalNorm(None, 0.0, centres=False)
-        self.labels = _label_ids(capture, asked.by)
+    def __init__(self, store: Store, capture: Capture, query: ContributionQuery) -> None:
+        self.store, self.capture, self.query = store, capture, query
+        self.directions = WriteDirections.of_store(store.folder, gain=query.gain)
+        self.labels = _label_ids(capture, query.by)
         self.next_tokens = NextTokens(capture)
         self.block_scale: Callable[[int], NDArray[np.float32] | None] = lru_cache(maxsize=16)(self._block_scale)
         if SITE not in capture.record.sites:
@@ -65,29 +70,24 @@ class Source:
 
     @property
     def n_labels(self) -> int:
-        """Rankings a target; 1 without a label column."""
+        """Number of rankings per target; 1 without a label column."""
         return len(self.labels)
 
     def layers(self) -> Iterator[tuple[int, bool, Tensor]]:
-        """Each captured layer that writes to the stream the head reads: whether it is an expert, and its write vectors."""
-        # An encoder's neurons, or those of a vision tower, write to another stream than the head reads.
+        """Each captured layer that writes to the stream that the head reads: whether it is an expert, and its write vectors."""
+        # The neurons of an encoder, or of a vision tower, write to another residual stream than the head reads.
         head_layers = {layer.layer: layer for layer in self.store.model.head_layers}
         for layer in self.capture.record.layers(SITE):
-            known = head_layers.get(layer)
-            if known is not None:
-                vectors = self.norm.centred(read_weights(self.store.folder, f"layer-{layer}")["write_vectors"])
-                yield layer, known.expert is not None, vectors.float() if vectors.element_size() == 8 else vectors
+            record = head_layers.get(layer)
+            if record is not None:
+                yield layer, record.expert is not None, self.directions.vectors(layer)
 
-    def directions(self, targets: Sequence[Target]) -> Tensor:
+    def unembedding(self, targets: Sequence[Target]) -> Tensor:
         """The unembedding's rows of the targets [target, d_model]; all of it without targets."""
-        if not targets:
-            directions = read_weights(self.store.folder, "unembedding")["weight"]
-        else:
-            try:
-                directions = read_rows(self.store.folder, "unembedding", "weight", [t.token for t in targets])
-            except IndexError as error:
-                raise InvalidInputError(f"The unembedding has no token {error}. Mend --target-id.") from None
-        return directions.float() if directions.element_size() == 8 else directions
+        try:
+            return self.directions.unembedding([target.token for target in targets] or None)
+        except IndexError as error:
+            raise InvalidInputError(f"The unembedding has no token {error}. Check the id.") from None
 
     def values(self, layer: int, block: int) -> NDArray[Any]:
         """A block of activations [neuron, token] in a format that the kernels take."""
@@ -96,8 +96,8 @@ class Source:
         return self.capture.raw_block(layer, block, saturated=True)
 
     def _block_scale(self, block: int) -> NDArray[np.float32] | None:
-        """1 / rms of the final norm's input at every slot, 0 where there is none; None unless logits are asked for."""
-        if not self.asked.logits or not self.norm.is_there:
+        """1 / rms of the final norm's input at every slot, 0 where there is none; None unless `logits` is set."""
+        if not self.query.logits or not self.directions.norm.is_there:
             return None
         sites, last = self.capture.record.sites, self.store.model.head_layers[-1].block
         layers = self.capture.record.layers("resid.post") if "resid.post" in sites else {}
@@ -105,12 +105,12 @@ class Source:
         if layer is None:
             raise NotFoundError(
                 f"Capture {self.capture.record.name!r} does not hold the residual stream before the final norm, whose rms "
-                "--logits divides by. Capture with --site mlp.post --site resid.post."
+                "`logits` divides by. Capture with the sites mlp.post and resid.post."
             )
         stream = self.capture.block_values(layer, block, "resid.post", saturated=True)
-        if self.norm.centres:
+        if self.directions.norm.centres:
             stream = stream - stream.mean(axis=0, dtype=np.float64)
-        rms = np.sqrt(np.square(stream, dtype=np.float64).mean(axis=0) + self.norm.epsilon)
+        rms = np.sqrt(np.square(stream, dtype=np.float64).mean(axis=0) + self.directions.norm.epsilon)
         with np.errstate(divide="ignore"):
             inverse = 1 / rms
         return np.where(np.isfinite(inverse), inverse, 0).astype(np.float32)
@@ -119,10 +119,10 @@ class Source:
         """Of every used slot of a block: which of `labels` it has, and whether it is counted, not being a special token."""
         plan = self.capture.block_plan(block)
         window = np.repeat(np.arange(len(plan.windows["window"])), plan.windows["n_slots"])
-        if self.asked.by is None:
+        if self.query.by is None:
             labels = np.zeros(len(window), np.int64)
         else:
-            column = self.capture.record.plan.label_columns.index(self.asked.by)
+            column = self.capture.record.plan.label_columns.index(self.query.by)
             ids = np.fromiter(self.labels, np.int64)
             labels = np.searchsorted(ids, plan.labels[window, column]).astype(np.int64)
         return labels, plan.modality != SPECIAL
@@ -136,6 +136,6 @@ def _label_ids(capture: Capture, by: str | None) -> dict[int, str | None]:
     if by not in plan.label_columns:
         known = ", ".join(plan.label_columns) or "none"
         raise InvalidInputError(
-            f"Capture {capture.record.name!r} has no label {by!r}. Its labels are: {known}. Mend --by."
+            f"Capture {capture.record.name!r} has no label {by!r}. Its labels are: {known}. Check `by`."
         )
     return {i: value for i, (column, value) in enumerate(plan.labels) if column == by}

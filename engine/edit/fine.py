@@ -20,7 +20,7 @@ from actstore.engine.edit.weights import check_editable
 from actstore.engine.models.intervene import intervened
 from actstore.engine.models.patching import weights_without_gradients
 from actstore.store.errors import InvalidInputError
-from actstore.store.model.weights import final_norm_of
+from actstore.store.model.directions import WriteDirections
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,10 +72,10 @@ def locate(reader: Reader, tasks: Sequence[Task], settings: FineSettings) -> Neu
             f"{model.spec.name} has {len(language_layers(reader))} layers, and the last {settings.leave_last} are left alone: "
             "lower --leave-last."
         )
-    unembedding, norm = model.unembedding(), final_norm_of(model.final_norm())
+    unembedding = model.unembedding()
     if unembedding is None:
         raise InvalidInputError(f"{model.spec.name} has no unembedding to find contributions with.")
-    gain = torch.ones(unembedding.shape[1]) if norm.gain is None else norm.gain.cpu()
+    directions = WriteDirections.of_model(model.write_vectors, unembedding, model.final_norm())
     seen: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Callable[[Tensor], Tensor]:
@@ -87,12 +87,12 @@ def locate(reader: Reader, tasks: Sequence[Task], settings: FineSettings) -> Neu
 
     found: dict[int, set[int]] = {}
     scores: list[Tensor] = []
-    vectors = {layer: norm.centred(model.write_vectors(layer)).float().cpu() for layer in layers}
+    vectors = {layer: directions.vectors(layer).float().cpu() for layer in layers}
     for task in tasks:
         at = torch.from_numpy(task.positions[task.edited])
         with torch.inference_mode(), intervened(model, {layer: keep(layer) for layer in layers}):
             logits = model.model(**reader.arguments([task.reading]), use_cache=False).logits[0].cpu()
-        direction = gain * unembedding[logits[at].argmax(1).to(unembedding.device)].float().cpu()
+        direction = directions.targets(logits[at].argmax(1).tolist()).cpu()
         scores = [seen[layer][0].cpu()[at].float() * (direction @ vectors[layer].T) for layer in layers]
         flat = torch.cat(scores, dim=1)
         for row in flat.topk(min(settings.per_position, flat.shape[1]), dim=1).indices.tolist():

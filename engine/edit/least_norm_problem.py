@@ -15,7 +15,6 @@ import torch
 
 from actstore.engine.edit.stream import Stream
 from actstore.store.errors import InvalidInputError
-from actstore.store.model.weights import read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -99,8 +98,7 @@ class Problem:
             if chosen.any():
                 values = self.capture.block_values(layer, block.block, saturated=True)[:, block.slots[chosen]]
                 total = total + _finite(values) @ block.inverse_rms[chosen]
-        vectors = self.stream.norm.centred(read_weights(self.capture.folder, f"layer-{layer}")["write_vectors"]).float()
-        written = vectors @ (self.stream.gain * self.stream.unembedding[self.old])
+        written = self.stream.directions.vectors(layer).float() @ (self.stream.gain * self.stream.unembedding[self.old])
         return np.asarray(total / self.n_targets * written.double().numpy())
 
     def inputs(self, neurons: Mapping[int, Sequence[int]], block: BlockPredictions) -> NDArray[np.float64]:

@@ -15,7 +15,8 @@ from actstore.engine.edit.words import answer_slots, has_answers
 from actstore.store.capture.saturation import overflow_sentences
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SPECIAL
-from actstore.store.model.weights import read_final_norm, read_weights
+from actstore.store.model.directions import WriteDirections
+from actstore.store.model.weights import read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,10 +64,11 @@ class Stream:
                 "--site mlp.post --site resid.post, and values: the last layer's resid.post gives rms and logits exactly."
             )
         self.layer: int = here
-        self.norm = read_final_norm(capture.folder)
+        self.directions = WriteDirections.of_store(capture.folder)
+        self.norm = self.directions.norm
         bias = read_weights(capture.folder, "final_norm").get("bias") if self.norm.is_there else None
         self._bias = None if bias is None else bias.float()
-        self.unembedding: Tensor = read_weights(capture.folder, "unembedding")["weight"].float()
+        self.unembedding: Tensor = self.directions.unembedding().float()
         self.gain = torch.ones(self.unembedding.shape[1]) if self.norm.gain is None else self.norm.gain
         self.has_answers = has_answers(capture)
 

@@ -14,7 +14,7 @@ from actstore.engine.multimodal.result import read_block
 from actstore.kernels.contribution.api import Targets, contribution
 from actstore.kernels.top_k.api import TopK, top_k
 from actstore.store.files.precision import widened
-from actstore.store.model.weights import FinalNorm, read_final_norm, read_rows, read_weights
+from actstore.store.model.directions import WriteDirections
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,9 +45,8 @@ class Ranker:
         self._offsets = np.array([found.captions[n.caption].offsets[n.position] for n in found.nouns], np.int64)
         folder = self._capture.folder
         if self._weighs:
-            self._norm = read_final_norm(folder) if settings.gain else FinalNorm(None, 0.0, centres=False)
-            directions = read_rows(folder, "unembedding", "weight", tokens.tolist())
-            self._directions = directions.float() if directions.element_size() == 8 else directions
+            self._directions = WriteDirections.of_store(folder, gain=settings.gain)
+            self._unembedding = self._directions.unembedding(tokens.tolist())
 
     def rank(self, on_layer: Callable[[int, int], None]) -> TopK:
         """Scores and neurons' numbers [noun, k], descending; `on_layer` is told how many layers of how many are done."""
@@ -72,19 +71,18 @@ class Ranker:
         """Of rows of distinct tokens, what each neuron's activation is multiplied with [row, neuron]."""
         if not self._weighs:
             return lambda rows: 1.0
-        vectors = self._norm.centred(read_weights(self._capture.folder, f"layer-{layer}")["write_vectors"])
-        vectors = vectors.float() if vectors.element_size() == 8 else vectors
+        vectors = self._directions.vectors(layer)
 
-        def multiply(directions: Tensor) -> NDArray[np.float32]:
-            ones = np.ones((width, len(directions)), np.float32)
-            return np.ascontiguousarray(contribution(ones, vectors, Targets(directions, gain=self._norm.gain)).T)
+        def multiply(tokens: Tensor) -> NDArray[np.float32]:
+            ones = np.ones((width, len(tokens)), np.float32)
+            return np.ascontiguousarray(contribution(ones, vectors, Targets(tokens, gain=self._directions.gain)).T)
 
-        if width * len(self._directions) <= MAX_PRODUCTS:
-            every = multiply(self._directions)
+        if width * len(self._unembedding) <= MAX_PRODUCTS:
+            every = multiply(self._unembedding)
             return lambda rows: every[rows]
 
         def some(rows: NDArray[np.int64]) -> NDArray[np.float32]:
             distinct, place = np.unique(rows, return_inverse=True)
-            return multiply(self._directions[distinct])[place]
+            return multiply(self._unembedding[distinct])[place]
 
         return some

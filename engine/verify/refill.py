@@ -1,7 +1,4 @@
-"""The strongest proof of a store: run the model again over some of its blocks and compare every value.
-
-Knows nothing about checksums.
-"""
+"""The strongest check of a store: run the model again over some of its blocks and compare every value."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import numpy as np
 
 from actstore.engine.attribution.block_filler import AttributionFiller
 from actstore.engine.capture.block_filler import BlockFiller
-from actstore.engine.capture.packing import staged_arrays
+from actstore.engine.capture.buffers import block_buffers
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.models.fingerprint import check_model, fingerprint_of, place_of
 from actstore.engine.models.sources import ModelSource
@@ -23,11 +20,10 @@ from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.verify import Damage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
     from numpy.typing import NDArray
 
-    from actstore.engine.capture.packing import Buffers
     from actstore.engine.models.in_memory import ModelInput
     from actstore.engine.models.load import LoadedModel
     from actstore.engine.models.vision.inputs import VisionProcessor
@@ -50,8 +46,8 @@ def refill_blocks(
 ) -> tuple[list[dict[str, Any]], list[Damage]]:
     """What recomputing `n` committed blocks, spread over the capture, gives; and a `Damage` for each layer that differs.
 
-    A row a block: capture, block, `largest_difference` relative to the largest stored magnitude of its layer (in steps of
-    int8 the rounding is allowed for). Blocks in `without` are passed over. `images` is where the images of a capture are now,
+    One row per block: capture, block, `largest_difference` relative to the largest stored magnitude of its layer (in steps of
+    int8 the rounding is allowed for). Blocks in `without` are skipped. `images` is where the images of a capture are now,
     if not where they were; `model` where its model is, or the model in memory.
     `InvalidInputError` for another model, or for other images than those that were captured.
     """
@@ -64,24 +60,23 @@ def refill_blocks(
     with source.as_it_is():
         loaded = source.load(dtype=record.dtype, device=device, trust_remote_code=trust_remote_code)
         check_model(capture.folder, record.model_fingerprint, fingerprint_of(loaded), loaded.spec.name)
-        buffers = {key: np.empty(shape, dtype) for key, shape, dtype in staged_arrays(record)}
-        chosen = spread([b for b in capture.blocks if b not in without], n)
+        blocks = spread([b for b in capture.blocks if b not in without], n)
         processor = None
         if record.of_images:
             from actstore.engine.models.vision.inputs import VisionProcessor  # only here: it loads the image library
 
             processor = VisionProcessor.load(loaded.spec.name, trust_remote_code=trust_remote_code)
-        return _compare(capture, chosen, _filler(capture, loaded, lambda: buffers, processor, images))
+        return _compare(capture, blocks, _filler(capture, loaded, processor, images))
 
 
 def _compare(
-    capture: Capture, chosen: list[int], filler: BlockFiller | AttributionFiller
+    capture: Capture, blocks: list[int], filler: BlockFiller | AttributionFiller
 ) -> tuple[list[dict[str, Any]], list[Damage]]:
     """What `refill_blocks` gives, for blocks filled again."""
     record = capture.record
     rows: list[dict[str, Any]] = []
     damage: list[Damage] = []
-    for filled in filler.fill(map(capture.plan.block, chosen), CaptureProgress()):
+    for filled in filler.fill(map(capture.plan.block, blocks), CaptureProgress()):
         block, computed = filled.block, filled.arrays
         largest = 0.0
         for site in record.sites:
@@ -95,6 +90,7 @@ def _compare(
                 if not difference <= TOLERANCES[record.dtype]:
                     what = f"recomputed values differ by {difference:.3g} of the layer's largest"
                     damage.append(Damage(record.name, block, site, layer, "values", what))
+        filled.release()
         rows.append({"capture": record.name, "block": block, "largest_difference": largest})
     return rows, damage
 
@@ -102,10 +98,11 @@ def _compare(
 def _filler(
     capture: Capture,
     model: LoadedModel,
-    buffers: Callable[[], Buffers],
     processor: VisionProcessor | None,
     images: str | None,
 ) -> BlockFiller | AttributionFiller:
+    # On a GPU the next block is computed while a block is compared.
+    buffers = block_buffers(capture.record, 2)
     if has_attributions(capture):
         return AttributionFiller(model, capture.record, buffers, capture.documents())
     if processor is not None:

@@ -193,15 +193,12 @@ class Attributions(Answers):
     @cached_property
     def _directions(self) -> NDArray[np.float32]:
         """`w · (γ ⊙ u)` [target, neuron] of every distinct target, which are few."""
-        from actstore.store.model.weights import read_final_norm, read_rows, read_weights  # only here: they load torch
+        from actstore.store.model.directions import WriteDirections  # only here: it loads torch
 
-        folder, norm = self.capture.folder, read_final_norm(self.capture.folder)
+        directions = WriteDirections.of_store(self.capture.folder)
         targets = np.unique(self._documents["target"].to_numpy())
-        directions = read_rows(folder, "unembedding", "weight", targets.tolist()).float()
-        if norm.gain is not None:
-            directions = directions * norm.gain
+        weighted = directions.targets(targets.tolist())
         products = np.empty((len(targets), self.n_neurons), np.float32)
         for layer, rows in self._offsets.items():
-            vectors = norm.centred(read_weights(folder, f"layer-{layer}")["write_vectors"]).float()
-            products[:, rows] = (directions @ vectors.T).numpy()
+            products[:, rows] = (weighted @ directions.vectors(layer).float().T).numpy()
         return products

@@ -81,6 +81,7 @@ class _Block:
     statistics: Future[bytes]
     shards: dict[str, Future[tuple[int, str]]] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
+    release: Callable[[], None] = lambda: None
 
 
 class CaptureWriter:
@@ -94,8 +95,6 @@ class CaptureWriter:
         self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="actstore-encoder")
         self._in_flight: _Block | None = None
         self._overlap = overlap
-        self._buffers: tuple[dict[str, NDArray[Any]], ...] = ({}, {}) if overlap else ({},)
-        self._turn = 0
         self.on_commit: Callable[[int], None] = lambda block: None
 
     def __enter__(self) -> Self:
@@ -108,12 +107,10 @@ class CaptureWriter:
             self.drain()
         self._pool.shutdown(wait=True, cancel_futures=kind is not None)
 
-    def buffer(self, key: str, shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """The current block's buffer for the array `key`, contents undefined; free to fill until `submit`."""
-        buffers = self._buffers[self._turn]
-        if key not in buffers:
-            buffers[key] = np.empty(shape, dtype)
-        return buffers[key]
+    @property
+    def n_blocks_in_use(self) -> int:
+        """Number of blocks whose arrays are in use at once: that which is filled, and with `overlap` that which is written."""
+        return 2 if self._overlap else 1
 
     def submit(
         self,
@@ -122,16 +119,17 @@ class CaptureWriter:
         statistics: Callable[[], bytes],
         began: float,
         files: Mapping[str, bytes] | None = None,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
-        """Hand over a filled block; returns when its buffers, or with `overlap` the other set, can be filled again.
+        """Hand over a filled block; returns when it, or with `overlap` the one before it, is committed.
 
-        `files` are further objects of the block, key → bytes, committed with it.
+        `files` are further objects of the block, key → bytes, committed with it. `release` is called, in this thread, when
+        `arrays` and `statistics` are not read any more.
         """
-        job = _Block(block, began, self._pool.submit(statistics), files=files or {})
+        job = _Block(block, began, self._pool.submit(statistics), files=files or {}, release=release)
         for key, values in arrays.items():
             job.shards[key] = self._pool.submit(self._write_shard, key, block, values)
         previous, self._in_flight = self._in_flight, job
-        self._turn = (self._turn + 1) % len(self._buffers)
         if previous is not None:
             self._commit(previous)
         if not self._overlap:
@@ -157,6 +155,7 @@ class CaptureWriter:
                 for key, future in job.shards.items()
             }
             statistics = {layout.block_statistics_key(self.record.name, job.number): job.statistics.result()}
+            job.release()
             for key, data in {**statistics, **job.files}.items():
                 self._folder.write(key, data)
                 shards[key.removeprefix(prefix)] = len(data), checksum(data)

@@ -15,7 +15,8 @@ import pyarrow as pa
 from actstore.kernels.vocabulary_top_k.api import VocabularyTopK, vocabulary_top_k
 from actstore.store.errors import NotFoundError
 from actstore.store.model import root
-from actstore.store.model.weights import read_final_norm, read_weights
+from actstore.store.model.directions import WriteDirections
+from actstore.store.model.weights import read_rows
 from actstore.store.neurons import NeuronIndex
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from actstore.kernels.top_k.naive import TopK
     from actstore.store.files.records import ModelRecord
-    from actstore.store.model.weights import FinalNorm
     from actstore.store.storage.folder import Folder
 
 K: Final = 10
@@ -52,17 +52,12 @@ class OwnTokens(NamedTuple):
         return None if above == below else self.top if above > below else self.bottom
 
 
-def find_top_tokens(write_vectors: Tensor, unembedding: Tensor, norm: FinalNorm, k: int = K) -> VocabularyTopK:
-    """The k largest and smallest products of every neuron [neuron, d_model] with the vocabulary, on the device of the vectors.
+def find_top_tokens(vectors: Tensor, unembedding: Tensor, gain: Tensor | None, k: int = K) -> VocabularyTopK:
+    """The k largest and smallest products of every neuron with the vocabulary, computed on the device of `vectors`.
 
-    Where the final norm centres, without the mean that it subtracts, which does not reach the logit.
+    `vectors` [neuron, d_model], `unembedding` [token, d_model] and `gain` are what `WriteDirections` gives.
     """
-    vectors = _supported(norm.centred(write_vectors))
-    return vocabulary_top_k(vectors, _supported(unembedding).to(vectors.device), k, norm.gain)
-
-
-def _supported(matrix: Tensor) -> Tensor:
-    return matrix.float() if matrix.element_size() == 8 else matrix  # float64, which the kernels do not take
+    return vocabulary_top_k(vectors, unembedding.to(vectors.device), k, gain)
 
 
 def writes_to_residual(model: ModelRecord, layer: int) -> bool:
@@ -84,16 +79,17 @@ def fill_top_tokens(folder: Folder, on_layer: Callable[[int, int], None] = lambd
     """
     model, n_layers = root.read_root(folder), len(root.read_root(folder).layers)
     norms = root.read_neurons(folder)["write_norm"].to_numpy(zero_copy_only=False)
-    unembedding, norm = read_weights(folder, "unembedding")["weight"], read_final_norm(folder)
+    directions = WriteDirections.of_store(folder)
+    unembedding = directions.unembedding()
     top_tokens: dict[int, VocabularyTopK] = {}
     by_layer: dict[int, NDArray[np.float32]] = {}
     start = 0
     for done, layer in enumerate(model.layers):
         by_layer[layer.layer] = norms[start : start + layer.neurons]
         start += layer.neurons
-        vectors = read_weights(folder, f"layer-{layer.layer}")["write_vectors"]
+        vectors = directions.vectors(layer.layer)
         if vectors.shape[1] == unembedding.shape[1] and writes_to_residual(model, layer.layer):
-            top_tokens[layer.layer] = find_top_tokens(vectors, unembedding, norm)
+            top_tokens[layer.layer] = find_top_tokens(vectors, unembedding, directions.gain)
         on_layer(done + 1, n_layers)
     columns = {n: top_columns(top, token_names(folder)) for n, top in top_tokens.items()}
     root.write_neurons(folder, model, by_layer, columns)
@@ -147,17 +143,15 @@ def texts_of(folder: Folder, neurons: Sequence[tuple[int, int]], gain: bool = Tr
 def _from_weights(folder: Folder, neurons: Sequence[tuple[int, int]], gain: bool, k: int) -> list[OwnTokens]:
     import torch
 
-    from actstore.store.model.weights import FinalNorm, read_rows
-
-    norm = read_final_norm(folder) if gain else FinalNorm(None, 0.0, centres=False)
+    directions = WriteDirections.of_store(folder, gain=gain)
     vectors = [read_rows(folder, f"layer-{layer}", "write_vectors", [index]) for layer, index in neurons]
     if not vectors:
         return []
     try:
-        unembedding = read_weights(folder, "unembedding")["weight"]
+        unembedding = directions.unembedding()
     except NotFoundError:
         return [OwnTokens([], []) for _ in neurons]
-    top_tokens = find_top_tokens(torch.cat(vectors), unembedding, norm, k)
+    top_tokens = find_top_tokens(directions.reaching(torch.cat(vectors)), unembedding, directions.gain, k)
     name = token_names(folder)
     sides = [
         [[name(int(token)) for token in row if token >= 0] for row in side.tokens]

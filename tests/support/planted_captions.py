@@ -20,8 +20,9 @@ from actstore.store.capture.statistics import CaptureStatistics, RunningStatisti
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.files.records import LayerRecord, PlanRecord
 from actstore.store.model import root
+from actstore.store.model.directions import WriteDirections
 from actstore.store.model.top_tokens import find_top_tokens, token_names, top_columns
-from actstore.store.model.weights import final_norm_of, write_weights
+from actstore.store.model.weights import write_weights
 from actstore.store.reader import Capture, Store
 from actstore.store.storage.folder import Folder
 
@@ -172,9 +173,12 @@ def _write_root(folder: Folder, weights: dict[str, Any], asked: PlantedCaptions)
         [(i, {"write_vectors": vectors}) for i, vectors in weights["layers"].items()],
         {"unembedding": {"weight": weights["unembedding"]}, "final_norm": norm},
     )
+    directions = WriteDirections.of_model(weights["layers"].__getitem__, weights["unembedding"], norm)
     found = {
-        i: top_columns(find_top_tokens(vectors, weights["unembedding"], final_norm_of(norm)), token_names(folder))
-        for i, vectors in weights["layers"].items()
+        i: top_columns(
+            find_top_tokens(directions.vectors(i), directions.unembedding(), directions.gain), token_names(folder)
+        )
+        for i in weights["layers"]
         if stacks[i] == "decoder" and asked.top_tokens
     }
     norms = {i: vectors.norm(dim=1).numpy() for i, vectors in weights["layers"].items()}

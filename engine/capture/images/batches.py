@@ -1,6 +1,6 @@
 """Batches of a capture of images: the planned windows with their pixels, read and encoded again when their turn comes.
 
-The counterpart of `capture.batches_of`. Knows nothing about planning, or about what is done with a batch.
+The counterpart of `block_filler.batches_of`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ImageLibrary:
         self._entries: list[int] = documents["entry"].to_pylist()
         self._sources: list[str] = documents["source"].to_pylist()
         self._sha256: list[str] = documents["image_sha256"].to_pylist()
-        self._wanted = set(self._entries)
+        self._needed = set(self._entries)
         self._stream: Iterator[ImageDocument] | None = None
         self._next = 0
         self._waiting: dict[int, ImageDocument] = {}
@@ -45,14 +45,14 @@ class ImageLibrary:
         if self._stream is None or (entry < self._next and entry not in self._waiting):
             self._stream, self._next, self._waiting = read_images(self._location, self._options), 0, {}
         while self._next <= entry:
-            found = next(self._stream, None)
-            if found is None:
+            document = next(self._stream, None)
+            if document is None:
                 raise InvalidInputError(
                     f"The image {self._sources[number]} of the capture is no longer in {self._location}."
                 )
-            # Windows are drawn forward to fill blocks: what is passed on the way is soon asked for.
-            if self._next in self._wanted:
-                self._waiting[self._next] = found
+            # Windows are drawn forward to fill blocks: documents that are passed on the way are needed soon.
+            if self._next in self._needed:
+                self._waiting[self._next] = document
             self._next += 1
         document = self._waiting.pop(entry)
         if document.image.sha256 != self._sha256[number]:
@@ -62,7 +62,7 @@ class ImageLibrary:
 
 
 class ImageBatches:
-    """Makes the batches of a block; to be given to `capture.BlockFiller`."""
+    """Makes the batches of a block; for `BlockFiller`."""
 
     def __init__(
         self, processor: VisionProcessor, settings: ImageSettings, documents: pa.Table, library: ImageLibrary
@@ -74,7 +74,7 @@ class ImageBatches:
         self._n_prompt: list[int] = documents["n_prompt"].to_pylist()
 
     def __call__(self, plan: BlockPlan, n_labels: int, block_slots: int) -> Iterator[Batch]:
-        """The batches of a block in their planned order, as `capture.batches_of` gives those of text."""
+        """The batches of a block in their planned order, as `batches_of` gives those of text."""
         starts = np.cumsum([0, *plan.windows["n_inputs"]])
         of_tower = self._settings.part != "language"
         for batch in plan.batches():
@@ -109,7 +109,7 @@ class ImageBatches:
         if not same:
             raise CaptureError(
                 f"{document.source} is no longer encoded as it was planned: the model's processor, or the transformers "
-                "library, has changed. Begin another capture with --name."
+                "library, has changed. Begin another capture with another `name`."
             )
         return encoded
 
@@ -123,5 +123,5 @@ def open_library(documents: pa.Table, locations: tuple[str, ...], settings: Imag
             continue
         return ImageLibrary(documents, location, settings.of(ImageOptions))
     raise NotFoundError(
-        f"The images of the capture are not at {locations[0]} any more. Say where they are with --images."
+        f"The images of the capture are not at {locations[0]} any more. Say where they are with `images`."
     )

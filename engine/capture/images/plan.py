@@ -1,6 +1,6 @@
 """The plan of a capture of images: each document a window, which positions are kept, in which blocks, what they see.
 
-Also writes the table of patches, whose slots follow from where windows are placed. Knows nothing about running a model.
+Also writes the table of patches, whose slots follow from where windows are placed.
 """
 
 from __future__ import annotations
@@ -117,9 +117,11 @@ class ImagePlanner:
     def _expect_windows(self, n_windows: int) -> None:
         if n_windows:
             return
-        answers = " Are there captions, or --generate?" if "generated" in self.settings.positions else ""
+        answers = (
+            " Are there captions, or is `generate=True` missing?" if "generated" in self.settings.positions else ""
+        )
         raise InvalidInputError(
-            f"The images of {self.location} give no position to keep at --positions {self.settings.positions}.{answers}"
+            f"The images of {self.location} give no position to keep with `positions` {self.settings.positions!r}.{answers}"
         )
 
     def _windows(
@@ -133,7 +135,7 @@ class ImagePlanner:
             if len(window.kept) > self.block_slots:
                 raise InvalidInputError(
                     f"{prepared.document.source} keeps {len(window.kept):,} positions, more than a block of "
-                    f"{self.block_slots:,} slots holds. Raise --memory, or keep fewer --positions."
+                    f"{self.block_slots:,} slots holds. Raise `memory`, or keep fewer `positions`."
                 )
             if len(window.kept):
                 yield window
@@ -203,12 +205,12 @@ class Positions:
     def __init__(self, text: str) -> None:
         """`InvalidInputError` for what is none of them."""
         self._names, self._indices = set[str](), set[int]()
-        for part in text.split(","):
-            if part.strip() in NAMED_POSITIONS:
-                self._names.add(part.strip())
+        for item in text.split(","):
+            if item.strip() in NAMED_POSITIONS:
+                self._names.add(item.strip())
                 continue
             try:
-                self._indices.add(int(part))
+                self._indices.add(int(item))
             except ValueError:
                 raise InvalidInputError(
                     f"Positions of images are {', '.join(NAMED_POSITIONS)} or indices such as 0,5,-1, found {text!r}."

@@ -1,6 +1,6 @@
-"""Documents of images made ready for a model: opened, asked, answered, encoded; what cannot be used is passed over by name.
+"""Documents of images prepared for a model: opened, prompted, answered, encoded; what cannot be used is skipped and reported.
 
-Streams: one group of encoded prompts is in memory at most. Knows nothing about windows and blocks.
+A stream: at most one group of encoded prompts is in memory.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Prompter:
                 prepared = self._prepare(document, entry)
             except ImageError as error:
                 if self.strict:
-                    raise InvalidInputError(f"{error} Mend it, or leave out --strict to pass over it.") from None
+                    raise InvalidInputError(f"{error} Repair it, or leave out `strict` to skip it.") from None
                 first_reason = first_reason or str(error)
                 self.report.skip_image(error.source, error.reason)
                 continue
@@ -149,9 +149,9 @@ class Captioner:
                 self.answers.write(number, keys, answers)
             else:
                 self.progress.answered(len(group), sum(map(len, answers)))
-            for place, answer in enumerate(answers):
+            for index, answer in enumerate(answers):
                 # Encoded anew, for what belongs to each position (masks, kinds of token) grows with the answer.
-                prepared, group[place] = group[place], None  # type: ignore[call-overload]
+                prepared, group[index] = group[index], None  # type: ignore[call-overload]
                 yield self._with(prepared, answer)
 
     def _with(self, prepared: Prepared, answer: Ids) -> Prepared:

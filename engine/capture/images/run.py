@@ -1,7 +1,7 @@
 """One capture of images from beginning to end, and the same again, resumed.
 
-Images are read, asked and, where wanted, answered while the plan is written; then every window is read once more, answer and
-all, in one pass. Knows nothing about what every run does (`run`), or about what a plan is made of (`image_plan`).
+Images are read, prompted and, with `generate`, answered while the plan is written; then every window is run once more with its
+answer, in one pass. What every run does is in `run`, what a plan is made of in `images.plan`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from actstore.engine.capture.block_filler import fill_blocks
 from actstore.engine.capture.corpus_run import BLOCK_SLOTS, capture_record
@@ -33,6 +33,7 @@ from actstore.store.model import root
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    import pyarrow as pa
     from torch import Tensor
 
     from actstore.engine.capture.block_filler import Batches
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from actstore.store.files.records import CaptureRecord
 
 FEW_SLOTS = 1024
-"""Slots a block where a window keeps a handful of positions: what a run that is killed has to do again, at most."""
+"""Slots per block where a window keeps a handful of positions: the most that a run that is killed has to do again."""
 
 
 def sees_and_reads(spec: ModelSpec) -> bool:
@@ -73,15 +74,15 @@ class ImageRun(Run):
                 "model, such as one of the LLaVA family, or a corpus of text."
             )
         if self.options.tokenizer is not None:
-            raise InvalidInputError("Images are captured through the model's own processor. Leave --tokenizer out.")
+            raise InvalidInputError("Images are captured through the model's own processor. Leave `tokenizer` out.")
 
-    def _begin(self, requested: Mapping[str, Any]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
+    def _begin(self, requested: Mapping[str, object]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
         settings = ImageSettings.resolve(_for_images(requested), self.spec)
         Positions(settings.positions)
         processor = self._processor
         prompter = Prompter(self.corpus, settings, processor, self.report, self.options.strict)
         prompts = prompter.prepare()
-        # An image that opens, with a prompt that has a place for it, before weights are loaded.
+        # An image that opens, with a prompt that has a placeholder for it, before weights are loaded.
         first = next(prompts)
         prompts = itertools.chain((first,), prompts)
         if settings.part != "language":
@@ -135,23 +136,23 @@ class ImageRun(Run):
         return Captioner(self._model, self._processor, settings, answers, self.progress)
 
     def _with_like_layers(self, settings: ImageSettings, first: Prepared, *, named: bool) -> ImageSettings:
-        """The settings with those layers of the part that hold a row for each of its positions, as one pass shows."""
+        """The settings with those layers of the part that have one row per position, as one forward pass shows."""
         expected = len(self._processor.part_patches(first.encoded, settings.part))
-        chosen = settings.chosen_layers(self.spec)
+        layers = settings.chosen_layers(self.spec)
         ids, mask, extra = self._processor.collate([first.encoded])
         n_rows: dict[int, int] = {}
 
         def count(layer: int, site: str, values: Tensor, rows: Tensor | None) -> None:
             n_rows[layer] = values.numel() // values.shape[-1]
 
-        self._model.forward(ids, mask, layers=chosen, extra=extra, sink=count)
-        unlike = tuple(layer for layer in chosen if n_rows.get(layer) != expected)
-        alike = tuple(layer for layer in chosen if layer not in unlike)
+        self._model.forward(ids, mask, layers=layers, extra=extra, sink=count)
+        unlike = tuple(layer for layer in layers if n_rows.get(layer) != expected)
+        alike = tuple(layer for layer in layers if layer not in unlike)
         if unlike and (named or not alike):
             raise InvalidInputError(
                 f"Layer {unlike[0]} of {self.spec.name} ({self.spec.layers[unlike[0]].module}) holds "
                 f"{n_rows.get(unlike[0], 0)} rows for an image, and its {settings.part} part {expected} positions. Leave it "
-                "out of --layers."
+                "out of `layers`."
             )
         self.report.layers_left_out = unlike
         return dataclasses.replace(settings, layers=alike)
@@ -163,7 +164,7 @@ class ImageRun(Run):
         slots = affordable_slots(bytes_per_slot(widths, settings.precision, dtype, n_gate), self.options.memory, most)
         return max(SLOT_MULTIPLE, slots // SLOT_MULTIPLE * SLOT_MULTIPLE)
 
-    def _check_same(self, record: CaptureRecord, requested: Mapping[str, Any]) -> LoadedModel:
+    def _check_same(self, record: CaptureRecord, requested: Mapping[str, object]) -> LoadedModel:
         """Refuse to resume with anything that differs from what was begun, naming it."""
         recorded = image_settings(record)
         differences = recorded.differences(_for_images(requested))
@@ -194,7 +195,7 @@ class ImageRun(Run):
 
 
 def image_batches(
-    record: CaptureRecord, documents: Any, processor: VisionProcessor, locations: tuple[str, ...] = ()
+    record: CaptureRecord, documents: pa.Table, processor: VisionProcessor, locations: tuple[str, ...] = ()
 ) -> Batches:
     """What makes the batches of a capture of images; `locations` say where these are now, if not where they were."""
     if prepares_otherwise(processor, record):
@@ -208,7 +209,7 @@ def image_batches(
 
 
 def prepares_otherwise(processor: VisionProcessor, record: CaptureRecord) -> bool:
-    """Whether a processor makes other inputs of an image or a prompt than a capture was begun with; older records are mum."""
+    """Whether a processor makes other inputs of an image or a prompt than a capture was begun with; old records do not say."""
     return record.settings.get("processor_fingerprint") not in (None, processor.fingerprint)
 
 
@@ -217,10 +218,10 @@ def image_settings(record: CaptureRecord) -> ImageSettings:
     return ImageSettings.from_json(record.settings)
 
 
-def _for_images(requested: Mapping[str, Any]) -> Mapping[str, Any]:
+def _for_images(requested: Mapping[str, object]) -> Mapping[str, object]:
     for name in ImageSettings.TEXT_ONLY:
         if name in requested:
             raise InvalidInputError(
-                f"--{name.replace('_', '-')} is for corpora of text, and what is captured here are images. Leave it out."
+                f"`{name}` is for corpora of text, and what is captured here are images. Leave it out."
             )
     return requested

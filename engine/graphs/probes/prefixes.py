@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import torch
 
-from actstore.engine.capture.block_filler import BlockFiller, packer_for
-from actstore.engine.capture.packing import staged_arrays
+from actstore.engine.capture.block_filler import BlockFiller, packer_for, submit_blocks
+from actstore.engine.capture.buffers import block_buffers
 from actstore.engine.graphs.probes.stepping import Steps, keeps_everything, narrow_attention, taps_of
 from actstore.kernels.pack.columns import Columns
 from actstore.store import layout
 from actstore.store.capture.plan import Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from actstore.engine.capture.packing import Buffers, FilledBlock
+    from actstore.engine.capture.buffers import BufferPool, Buffers
+    from actstore.engine.capture.packing import FilledBlock
     from actstore.engine.capture.progress import CaptureProgress
     from actstore.engine.models.load import LoadedModel
     from actstore.store.capture.plan import BlockPlan
@@ -73,7 +74,7 @@ def prefix_tree(inputs: NDArray[np.int32], lengths: NDArray[Any]) -> PrefixTree:
 class PrefixFiller:
     """Fills blocks as `BlockFiller` does, to rounding, in less time where windows begin alike."""
 
-    def __init__(self, model: LoadedModel, record: CaptureRecord, buffers: Callable[[], Buffers]) -> None:
+    def __init__(self, model: LoadedModel, record: CaptureRecord, buffers: BufferPool[Buffers]) -> None:
         """Capture what `record` says; `buffers` as for `BlockFiller`. Only for what `fits`."""
         self._model, self._record = model, record
         self._packer = packer_for(model.device, record, buffers, ())
@@ -86,7 +87,7 @@ class PrefixFiller:
         return only_post and model.device.type == "cpu" and keeps_everything(model) and taps_of(model) is not None
 
     def fill(self, plans: Iterable[BlockPlan], progress: CaptureProgress) -> Iterator[FilledBlock]:
-        """The blocks of the plans, filled; a block's arrays hold until the one after the next is asked for."""
+        """The blocks of the plans, filled, each to be released by its taker."""
         for plan in plans:
             tree = prefix_tree(plan.inputs, plan.windows["n_inputs"])
             if self._nbytes(tree) > LARGEST:
@@ -147,10 +148,7 @@ def fill_by_prefix(
     progress: CaptureProgress,
 ) -> None:
     """Run the model over `blocks` and commit each."""
-    plan, staged = Plan(folder, record.name, record.plan), list(staged_arrays(record))
-    filler = PrefixFiller(
-        model, record, lambda: {key: writer.buffer(key, shape, dtype) for key, shape, dtype in staged}
-    )
+    plan = Plan(folder, record.name, record.plan)
+    filler = PrefixFiller(model, record, block_buffers(record, writer.n_blocks_in_use))
     with narrow_attention(model):
-        for filled in filler.fill(map(plan.block, blocks), progress):
-            writer.submit(filled.block, filled.arrays, filled.encode_statistics, filled.began, filled.files)
+        submit_blocks(filler.fill(map(plan.block, blocks), progress), writer)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import numpy as np
 
 from actstore.engine.capture.block_filler import fill_blocks
-from actstore.engine.capture.plan import PlanSettings, block_size, write_plan
+from actstore.engine.capture.plan import PlanSettings, TextPlanner, block_size
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.capture.run import Run, RunOptions, check_options, check_target
 from actstore.engine.capture.settings import CaptureSettings
@@ -208,17 +208,8 @@ class _ProbeRun(Run):
             )
         assert request.windows is not None
         try:
-            return write_plan(
-                request.windows(model, tokenizer),
-                self.folder,
-                self.name,
-                settings=settings,
-                corpus=self.corpus,
-                label_columns=(),
-                tokenizer=tokenizer,
-                n_vocabulary=self.spec.n_vocabulary,
-                special_ids=special_ids,
-            )
+            planner = TextPlanner(settings, self.corpus, tokenizer, self.spec.n_vocabulary, special_ids=special_ids)
+            return planner.write(request.windows(model, tokenizer), self.folder, self.name)
         except KeyboardInterrupt:
             raise CaptureError(
                 f"Interrupted before the plan of capture {self.name!r} was complete. Run the same command again; what was "

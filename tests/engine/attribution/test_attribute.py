@@ -134,7 +134,7 @@ class Stop(CaptureProgress):
 
 def test_an_interrupted_run_resumes_to_the_same_bytes(made: Attributions, tiny_model: Path, path: Path) -> None:
     store = path.parent / "interrupted"
-    with pytest.raises(CaptureError, match=r"Interrupted: 1 of 3 blocks of capture 'questions' .*--resume"):
+    with pytest.raises(CaptureError, match=r"Interrupted: 1 of 3 blocks of capture 'questions' .*`resume=True`"):
         attribute(str(tiny_model), path, store, progress=Stop(100))
     half = Attributions(Store(store).capture("questions"))
     # 64 prompts are committed: of query 21, the first alone.

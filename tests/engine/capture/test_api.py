@@ -153,7 +153,7 @@ def kill_and_resume(
         capture(*arguments, target, options=RunOptions(memory=TINY_BLOCKS, resume=True), **settings)
         assert_same_store(target, expected)
         shutil.rmtree(target)
-    print(f"killed after {duration:.2f} s or less, with so many blocks committed: {committed}")
+    print(f"killed after {duration:.2f} s or less, blocks committed: {committed}")
 
 
 def test_killed_at_random_moments_a_capture_resumes_to_the_same_store(
@@ -178,7 +178,7 @@ def test_interrupted_a_capture_keeps_what_is_committed_and_resumes(
     run: Callable[..., Capture], undisturbed: Path, tmp_path: Path, n_batches: int
 ) -> None:
     with pytest.raises(
-        CaptureError, match=r"^Interrupted: \d+ of \d+ blocks of capture 'corpus' .* --resume"
+        CaptureError, match=r"^Interrupted: \d+ of \d+ blocks of capture 'corpus' .* `resume=True`"
     ) as caught:
         run(progress=Stop(n_batches))
     held, whole = actstore.open(tmp_path / "store").capture(), actstore.open(undisturbed).capture()
@@ -215,7 +215,7 @@ def test_a_resumed_run_computes_in_the_dtype_it_was_begun_in(run: Callable[..., 
 
 
 class SmallDisk:
-    """A disk that takes so many bytes, whichever way they are written."""
+    """A disk that takes a limited number of bytes, whichever way they are written."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.room: float = float("inf")
@@ -259,7 +259,7 @@ def test_a_full_disk_leaves_what_is_committed_and_the_run_resumes(
     if isinstance(caught.value, CaptureError):
         held, whole = actstore.open(store).capture(), actstore.open(undisturbed).capture()
         assert "is full" in str(caught.value)
-        assert "--resume" in str(caught.value)
+        assert "`resume=True`" in str(caught.value)
         for block in held.blocks:
             np.testing.assert_array_equal(held.raw_block(0, block), whole.raw_block(0, block))
         assert verify_capture(held) == []
@@ -326,7 +326,7 @@ def test_resume_names_what_differs(
     begun(run)
     store, lines = tmp_path / "store", corpus.read_text().splitlines(keepends=True)
     refused(run, store, "precision is int8 there and half now", precision="half")
-    refused(run, store, "context is 16 there and 32 now; exemplars is 20 there and 3 now", context=32, exemplars=3)
+    refused(run, store, "exemplars is 20 there and 3 now; context is 16 there and 32 now", context=32, exemplars=3)
     refused(run, store, "another model than .* The weights, the configuration or --dtype differ", model=other_model)
     refused(run, store, "another model .* --dtype differ", dtype="bfloat16")
     changed = tmp_path / "changed.jsonl"
@@ -355,7 +355,7 @@ def test_resume_refuses_a_corpus_that_grew_or_shrank(tiny_model: Path, corpus: P
 def test_a_finished_or_begun_capture_is_not_overwritten(run: Callable[..., Capture], tmp_path: Path) -> None:
     begun(run)
     before = contents(tmp_path / "store")
-    with pytest.raises(InvalidInputError, match=r"already has a capture 'corpus'. Continue it with --resume"):
+    with pytest.raises(InvalidInputError, match=r"already has a capture 'corpus'. Continue it with `resume=True`"):
         run()
     assert contents(tmp_path / "store") == before
 
@@ -563,7 +563,7 @@ def test_without_a_tokenizer_ids_can_be_captured_and_text_cannot(
     assert done.record.plan.n_tokens == sum(4 * i + 3 for i in range(30))
     assert verify_capture(done) == []
     assert done.store.neuron(0, 0).exemplars(1).to_pylist()[0]["token"].startswith("<")
-    with pytest.raises(InvalidInputError, match="Name one with --tokenizer"):
+    with pytest.raises(InvalidInputError, match="Name one with `tokenizer`"):
         capture(str(bare), corpus, tmp_path / "text")
     assert not (tmp_path / "text").exists()
 
@@ -571,7 +571,7 @@ def test_without_a_tokenizer_ids_can_be_captured_and_text_cannot(
 def test_python_callers_get_the_same_checks(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="There is no file or folder"):
         capture(str(tiny_model), tmp_path / "nowhere.txt", tmp_path / "store")
-    with pytest.raises(InvalidInputError, match="--dtype is one of"):
+    with pytest.raises(InvalidInputError, match="`dtype` is one of"):
         capture(str(tiny_model), corpus, tmp_path / "store", options=RunOptions(dtype="int3"))
     assert not (tmp_path / "store").exists()
 

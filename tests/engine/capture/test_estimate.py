@@ -145,7 +145,6 @@ def test_a_store_that_is_not_on_a_disk_has_no_free_space_to_name(tiny_model: Pat
         ({"name": "new"}, {"label_columns": ("source",)}),
         ({"name": "new"}, {"text_column": "words"}),
         ({"name": "new"}, {"generate": True}),
-        ({"name": "new"}, {"colour": "red"}),
         ({"name": "new"}, {"max_tokens": 300, "positions": "4000"}),
         (
             {"name": "new", "options": RunOptions(dtype="bfloat16")},
@@ -184,7 +183,7 @@ def test_a_folder_of_something_else_and_a_capture_being_written_are_refused(
 
 
 def test_resuming_is_no_dry_run(taken: Path, tiny_model: Path, corpus: Path) -> None:
-    with pytest.raises(InvalidInputError, match="Leave --resume out"):
+    with pytest.raises(InvalidInputError, match="Leave `resume` out"):
         actstore.estimate(str(tiny_model), corpus, taken, name="new", options=RunOptions(resume=True))
 
 

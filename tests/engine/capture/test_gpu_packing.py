@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 from actstore.engine.capture.api import RunOptions
 from actstore.engine.capture.api import capture as run_capture
 from actstore.engine.capture.block_filler import batches_of, packer_for, routed_columns
-from actstore.engine.capture.packing import HostPacker, staged_arrays
+from actstore.engine.capture.buffers import BufferPool, Buffers, staged_arrays
+from actstore.engine.capture.packing import HostPacker
 from actstore.engine.models.load import load_model
 from actstore.store import layout
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from actstore.engine.capture.packing import Buffers, FilledBlock, Packer
+    from actstore.engine.capture.packing import FilledBlock, Packer
     from actstore.engine.models.load import LoadedModel
     from actstore.kernels.pack.statistics import Statistics
     from actstore.store.capture.statistics import CaptureStatistics
@@ -51,6 +52,7 @@ class Taken:
         for block in filled:
             if self._last is not None:
                 self._check(self._last)
+                self._last.release()
             self._last = block
             arrays = {key: array.copy() for key, array in block.arrays.items()}
             self.blocks[block.block] = arrays, block.statistics()
@@ -67,9 +69,17 @@ class Taken:
         assert_same_statistics(block.statistics(), statistics)
 
 
-def undefined_buffers(record: CaptureRecord) -> Buffers:
-    """Buffers that no fill value and no zero is to be found in."""
-    return {key: np.full(shape, 77, dtype) for key, shape, dtype in staged_arrays(record)}
+class UndefinedBuffers(BufferPool[Buffers]):
+    """Two sets of buffers in which no fill value and no zero is found when they are acquired."""
+
+    def __init__(self, record: CaptureRecord) -> None:
+        super().__init__(lambda: {k: np.empty(shape, dtype) for k, shape, dtype in staged_arrays(record)}, 2)
+
+    def acquire(self) -> Buffers:
+        buffers = super().acquire()
+        for array in buffers.values():
+            array.fill(77)
+        return buffers
 
 
 def fill(model: LoadedModel, capture: Capture, packers: list[Packer], n_blocks: int) -> list[Taken]:
@@ -129,8 +139,8 @@ def compare(capture: Capture, model: LoadedModel, n_span_slots: int | None = Non
     """The device's packer, after its blocks were found to be the host's; for a span as large as given, or whole blocks."""
     record = capture.record
     experts = {spec.layer for spec in model.spec.layers if spec.expert is not None}
-    host = HostPacker(record, lambda: undefined_buffers(record), experts)
-    device = DevicePacker(record, DEVICE, lambda: undefined_buffers(record))
+    host = HostPacker(record, UndefinedBuffers(record), experts)
+    device = DevicePacker(record, DEVICE, UndefinedBuffers(record))
     if n_span_slots is not None:
         nbytes = sum(shape[0] * shape[1] * dtype.itemsize for _, shape, dtype in staged_arrays(record))
         device._memory = 2 * n_span_slots * nbytes // record.plan.block_slots
@@ -207,7 +217,7 @@ def test_a_batch_larger_than_the_memory_given_still_has_room(captured: Any, mode
 
 def test_values_on_a_cpu_are_packed_there(captured: Any) -> None:
     record = captured(**ONE_LAYER).record
-    packer = packer_for(torch.device("cpu"), record, lambda: undefined_buffers(record), set())
+    packer = packer_for(torch.device("cpu"), record, UndefinedBuffers(record), set())
     assert isinstance(packer, HostPacker)
 
 

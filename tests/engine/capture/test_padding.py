@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 PAD = 1
 """Of the tiny model's tokenizer."""
 PLAIN = [[0, 40, 41, 42, 43, 44], [0, 50, 51]]
@@ -31,6 +33,10 @@ SENTENCE = (
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def observe(count: PaddingCount, ids: NDArray[np.int64]) -> None:
+    count.observe(Document("a", ids=ids), ids)
 
 
 def padded(left: int, width: int = 10, mask: bool = True) -> list[dict[str, Any]]:
@@ -113,14 +119,14 @@ def test_documents_that_max_tokens_leaves_out_are_not_counted(tiny_model: Path, 
 )
 def test_what_counts_as_padding(names: dict[str, Any], ids: list[int], n: int) -> None:
     count = PaddingCount(SimpleNamespace(**names))
-    count.add(Document("a", ids=np.array(ids, np.int64)))
+    observe(count, np.array(ids, np.int64))
     assert count.n_documents.total() == n
 
 
 def test_text_has_no_padding_and_nothing_known_counts_nothing() -> None:
     count = PaddingCount(SimpleNamespace(pad_token_id=0))
-    count.add(Document("a", text="\0"))
-    assert not count.sentences()
+    count.observe(Document("a", text="\0"), np.zeros(1, np.int64))
+    assert not count.conclude("here", 1)
     unknown = PaddingCount(None)
-    unknown.add(Document("a", ids=np.zeros(3, np.int64)))
-    assert not unknown.sentences()
+    observe(unknown, np.zeros(3, np.int64))
+    assert not unknown.conclude("here", 1)

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from actstore.engine.capture.plan import (
     LOOKAHEAD_WINDOWS,
     PlanSettings,
+    TextPlanner,
     Windower,
     batch_windows,
     block_size,
     pack_blocks,
     tokenise,
-    write_plan,
 )
 from actstore.engine.inputs.corpus import Document
 from actstore.engine.models.tokenizer.load import TextTokenizer
@@ -58,10 +58,8 @@ def plan_of(
     label_columns: tuple[str, ...] = (), n_vocabulary: int | None = None,
 ) -> tuple[Plan, PlanRecord]:  # fmt: skip
     opened = Folder(folder, read_only=False)
-    record = write_plan(
-        iter(documents), opened, "corpus", settings=plan_settings, corpus="a test", label_columns=label_columns,
-        tokenizer=tokenizer, n_vocabulary=n_vocabulary,
-    )  # fmt: skip
+    planner = TextPlanner(plan_settings, "a test", tokenizer, n_vocabulary, label_columns)
+    record = planner.write(iter(documents), opened, "corpus")
     return Plan(opened, "corpus", record), record
 
 
@@ -125,7 +123,7 @@ def test_begin_always_adds_the_token_that_the_tokenizer_leaves_out() -> None:
     settings = PlanSettings(context=8, begin="always")
     (window,) = Windower(settings, _Bare()).windows(np.array([10], np.int32), 0, ())  # type: ignore[arg-type]
     assert window.ids.tolist() == [7, 10]
-    with pytest.raises(InvalidInputError, match="--begin always needs a tokenizer that names a begin-of-text token"):
+    with pytest.raises(InvalidInputError, match='`begin="always"` needs a tokenizer that names a begin-of-text token'):
         Windower(settings, None)
 
 
@@ -322,7 +320,7 @@ def test_ids_corpora_need_no_tokenizer_and_must_fit_the_vocabulary(tmp_path: Pat
 
 
 def test_text_needs_a_tokenizer() -> None:
-    with pytest.raises(InvalidInputError, match="Name one with --tokenizer"):
+    with pytest.raises(InvalidInputError, match="Name one with `tokenizer`"):
         list(tokenise([Document("t", text="words")], None))
 
 

@@ -31,7 +31,7 @@ def test_gate_signs_are_kept_only_where_they_mean_something(spec: ModelSpec) -> 
     assert CaptureSettings.resolve({"sites": ("resid.post",)}, spec).gate_sign is False
     assert CaptureSettings.resolve({"gate_sign": False}, spec).gate_sign is False
     assert CaptureSettings.resolve({"precision": "none", "gate_sign": True}, spec).gate_sign is True
-    with pytest.raises(InvalidInputError, match=r"--gate-sign needs the site mlp\.post"):
+    with pytest.raises(InvalidInputError, match=r"`gate_sign` needs the site mlp\.post"):
         CaptureSettings.resolve({"sites": ("resid.post",), "gate_sign": True}, spec)
 
 
@@ -44,14 +44,14 @@ def test_a_site_is_captured_in_the_chosen_layers_at_its_own_width(spec: ModelSpe
     ("requested", "message"),
     [
         ({"precision": "float8"}, "one of exact, half, int8, sparse, none: found 'float8'"),
-        ({"keep": 0.1}, "--keep is the share of values kept at precision sparse, and the precision is exact"),
+        ({"keep": 0.1}, "`keep` is the share of values kept at precision sparse, and the precision is exact"),
         ({"precison": "half"}, "has no setting 'precison'. Did you mean 'precision'.* Its settings: sites, "),
         ({"keep": 0.0}, "above 0 and at most 1, found 0.0"),
         ({"keep": float("nan")}, "found nan"),
         ({"exemplars": 1001}, "between 0 and 1000, found 1001"),
         ({"exemplars": -1}, "found -1"),
-        ({"batch_tokens": 0}, "--batch-tokens must be at least 1, found 0"),
-        ({"max_tokens": 0}, "--max-tokens must be at least 1, found 0"),
+        ({"batch_tokens": 0}, "`batch_tokens` must be at least 1, found 0"),
+        ({"max_tokens": 0}, "`max_tokens` must be at least 1, found 0"),
         ({"sites": ("mlp.middle",)}, "no site 'mlp.middle'. Its sites are mlp.post, mlp.gate"),
         ({"sites": ()}, "At least one site"),
         ({"layers": (2,)}, "layers 0 to 1, found layer 2"),
@@ -59,7 +59,7 @@ def test_a_site_is_captured_in_the_chosen_layers_at_its_own_width(spec: ModelSpe
         ({"layers": ()}, "At least one layer"),
         ({"context": 65}, "at most 64 tokens at once, found a context of 65"),
         ({"context": 0}, "found a context of 0"),
-        ({"begin": "sometimes"}, "--begin is one of auto, always, never: found 'sometimes'"),
+        ({"begin": "sometimes"}, "`begin` is one of auto, always, never: found 'sometimes'"),
         ({"label_columns": ("a", "a")}, "label column 'a' is named twice"),
     ],
 )

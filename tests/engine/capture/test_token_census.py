@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from actstore.engine.capture.plan import PlanSettings, tokenise, write_plan
+from actstore.engine.capture.plan import PlanSettings, TextPlanner, tokenise
 from actstore.engine.capture.token_census import TokenCensus
 from actstore.engine.inputs.documents import Document
 from actstore.engine.models.tokenizer.load import TextTokenizer
@@ -35,8 +35,8 @@ def tokenizer() -> TextTokenizer:
 def said(tokenizer: TextTokenizer, documents: list[Document], *, around: bool = True) -> list[str]:
     census = TokenCensus(tokenizer, *((tokenizer.prefix, tokenizer.suffix) if around else ((), ())))
     for document, ids in tokenise(documents, tokenizer):
-        census.add(document, ids)
-    return list(census.warnings())
+        census.observe(document, ids)
+    return list(census.conclude("here", len(documents)))
 
 
 def texts(*contents: str) -> list[Document]:
@@ -48,7 +48,7 @@ def test_a_corpus_of_unknown_words_is_named_with_its_share_and_an_example(tokeni
     assert found == [
         "90.9 % of the corpus's 44 tokens of text are unknown to the tokenizer ('[UNK]'), as in "
         "'der Fuchs und der Hut der Fuchs und der ' of corpus:1. Check that the tokenizer is the one for these texts, or name "
-        "another with --tokenizer."
+        "another with `tokenizer`."
     ]
 
 
@@ -72,7 +72,7 @@ def test_texts_that_hold_the_templates_tokens_are_counted(tokenizer: TextTokeniz
     assert begin.startswith(
         "2 of 3 texts already begin with '<s>', which is put before every text: it stands there twice."
     )
-    assert begin.endswith("Give --begin never to add no special tokens.")
+    assert begin.endswith('Pass `begin="never"` to add no special tokens.')
     assert end.startswith("1 of 3 texts already end with '</s>', which is put behind every text")
     assert said(tokenizer, documents, around=False) == []
 
@@ -98,8 +98,7 @@ def test_a_tokenizer_whose_end_is_its_unknown_token_is_not_blamed_for_ends() -> 
 def test_a_plan_says_it_when_it_is_complete(tokenizer: TextTokenizer, tmp_path: Path, begin: str, n: int) -> None:
     heard: list[str] = []
     folder = Folder(tmp_path, read_only=False)
-    write_plan(
-        texts("<s> the fox </s>"), folder, "corpus", settings=PlanSettings(context=8, begin=begin), corpus="here",  # type: ignore[arg-type]
-        label_columns=(), tokenizer=tokenizer, n_vocabulary=None, on_warning=heard.append,
-    )  # fmt: skip
+    settings = PlanSettings(context=8, begin=begin)  # type: ignore[arg-type]
+    planner = TextPlanner(settings, "here", tokenizer, n_vocabulary=None, on_warning=heard.append)
+    planner.write(texts("<s> the fox </s>"), folder, "corpus")
     assert len(heard) == n

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
+import inspect
 import json
 import pkgutil
+import re
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 
 import actstore
 from actstore.engine.capture.api import capture
+from actstore.engine.capture.estimate import estimate
 from actstore.engine.capture.run import RunOptions
 from actstore.engine.capture.settings import CaptureSettings, ImageSettings
 from actstore.store.arguments import Typed, field_types
@@ -97,6 +101,28 @@ def test_a_capture_with_a_setting_of_another_type_writes_nothing(
     assert not (tmp_path / "store").exists()
 
 
+def test_every_setting_is_a_parameter_of_capture_and_of_estimate() -> None:
+    functions = {"capture": capture, "estimate": estimate}
+    parameters = {name: inspect.signature(function).parameters for name, function in functions.items()}
+    assert parameters["capture"] == parameters["estimate"]
+    settings = [field.name for field in dataclasses.fields(ImageSettings)]
+    first = list(parameters["capture"]).index("report") + 1
+    assert list(parameters["capture"])[first:] == settings
+    assert all(parameters["capture"][name].default is None for name in settings)
+    documented = re.findall(r"^    - `(\w+)`: .* \[(.+)\]$", capture.__doc__ or "", re.MULTILINE)
+    assert [name for name, _ in documented] == settings
+    for name, default in documented:
+        value = getattr(ImageSettings, name)
+        if value not in (None, (), ""):
+            assert ast.literal_eval(default) == value, name
+
+
+@pytest.mark.parametrize("function", [capture, estimate])
+def test_a_setting_that_is_none_is_a_wrong_argument(function: Any, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'precison'"):
+        function("nowhere", "nothing", tmp_path / "store", precison="half")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -151,13 +177,14 @@ def test_a_record_that_could_not_be_read_again_is_not_written(tiny_model: Path, 
         (lambda store: store.neuron(0, 1).activations(site=3), "site is a text, found the integer 3"),
         (lambda store: store.contributions(" the", k="3"), "k is an integer, found the text '3'"),
         (lambda store: store.contributions(1.5), "target is "),
-        (lambda store: store.contributions(" the", gian=True), "no setting 'gian'. Did you mean 'gain'?"),
+        (lambda store: store.contributions(" the", at=(0, 1.5)), "at is a sequence of integers"),
+        (lambda store: store.contributions(" the", gain="no"), "gain is True or False, found the text 'no'"),
         (lambda store: store.capture().block_values("0", 0), "layer is an integer, found the text '0'"),
         (lambda store: store.capture().block_values(0, "0"), "block is an integer, found the text '0'"),
         (lambda store: actstore.open(None), "location is a text or a path, found None"),
         (lambda store: actstore.open(["a"]), "location is a text or a path, found the list ['a']"),
     ],
-    ids=[f"question-{i}" for i in range(18)],
+    ids=[f"question-{i}" for i in range(19)],
 )
 def test_questions_to_a_store_are_checked(planted_store: Path, ask: Any, message: str) -> None:
     with pytest.raises(InvalidInputError) as refused:

@@ -127,6 +127,8 @@ def test_at_one_place_without_a_target_it_is_the_token_that_comes(make: Any) -> 
 def test_many_targets_at_one_place(make: Any) -> None:
     store, values, weights = make()
     table = store.contributions([4, " w33", 4], 3, at="3:-1")
+    assert store.contributions([4, " w33", 4], 3, at=(3, -1)).equals(table)
+    assert store.contributions([4, " w33", 4], 3, at=(3, -1, None)).equals(table)
     assert table["token"].to_pylist() == [4, 4, 4, 33, 33, 33, 4, 4, 4]
     token = [(t["document"], t["position"]) for t in store.capture().tokens().to_pylist()].index((3, 29))
     for rows, target in ((slice(0, 3), 4), (slice(3, 6), 33)):
@@ -293,18 +295,18 @@ def test_bfloat16_weights(make: Any, somewhere: str) -> None:
         (8, {"at": "4:0"}, NotFoundError, "has documents 0 to 3, found document 4."),
         (8, {"at": "2:30"}, NotFoundError, "Document 2 of capture 'corpus' has positions 0 to 29, found position 30."),
         (8, {"at": "2:-31"}, NotFoundError, "has positions 0 to 29, found position -31."),
-        (8, {"at": "0:3"}, InvalidInputError, "windows 0, 4 have a position 3: name one as in --at 0:3@0."),
+        (8, {"at": "0:3"}, InvalidInputError, "windows 0, 4 have a position 3: name one as in `at=\"0:3@0\"`."),
         (8, {"at": "0:3@2"}, NotFoundError, "was read in windows 0, 4, found window 2."),
         (8, {"at": "three"}, InvalidInputError, "such as 3:17, or 3:17@5 with a window, found 'three'."),
         (None, {"at": "2:29"}, InvalidInputError, "No token is known to come after position 29 of document 2"),
-        (8, {"at": "2:2", "by": "language"}, InvalidInputError, "One place has no labels"),
+        (8, {"at": "2:2", "by": "language"}, InvalidInputError, "One position has no labels"),
         (8, {"by": "colour"}, InvalidInputError, "has no label 'colour'. Its labels are: language."),
         (8, {"k": 0}, InvalidInputError, "At least one neuron must be asked for, found 0."),
         (100, {}, InvalidInputError, "go from 0 to 99, found 100"),
         (-1, {}, InvalidInputError, "go from 0 to 99, found -1"),
-        (None, {"everywhere": True}, InvalidInputError, "name one with --target"),
-        (8, {"logits": True, "gain": False}, InvalidInputError, "--logits or --paper-form, not both"),
-        (8, {"logits": True, "at": "2:2"}, NotFoundError, "Capture with --site mlp.post --site resid.post."),
+        (None, {"everywhere": True}, InvalidInputError, "name one with `target`"),
+        (8, {"logits": True, "gain": False}, InvalidInputError, "which `paper_form` (in Python `gain=False`) leaves out"),
+        (8, {"logits": True, "at": "2:2"}, NotFoundError, "Capture with the sites mlp.post and resid.post."),
         (8, {"capture": "captions"}, NotFoundError, "has no capture 'captions'"),
     ],
 )  # fmt: skip
@@ -319,7 +321,7 @@ def test_mistakes(make: Any, target: int | None, asked: dict[str, Any], error: t
 def test_a_target_that_follows_nowhere(make: Any) -> None:
     store, _, _ = make()
     absent = next(i for i in range(VOCABULARY) if i not in next_token_of(store))
-    with pytest.raises(InvalidInputError, match=rf"' w{absent}' follows no position of text .* --everywhere"):
+    with pytest.raises(InvalidInputError, match=rf"' w{absent}' follows no position of text .* `everywhere=True`"):
         store.contributions(absent)
 
 
@@ -353,7 +355,7 @@ def test_a_final_norm_that_was_lost_is_not_taken_for_none(make: Any) -> None:
 
 def test_a_position_that_was_not_kept_names_the_flag(make: Any) -> None:
     store, values, weights = make(kept=lambda n: np.array([n - 1], np.int32), special_first=False)
-    with pytest.raises(NotFoundError, match=r"did not keep position 2 of document 3: it was made with --positions"):
+    with pytest.raises(NotFoundError, match=r"did not keep position 2 of document 3: it was made with `positions"):
         store.contributions(8, at="3:2")
     place = find_slot(store.capture(), Place(3, -1))
     assert (place.position, place.offset) == (29, 3)

@@ -455,7 +455,7 @@ def test_what_is_refused_leaves_nothing_behind(tiny_model: Path, tmp_path: Path,
 
 
 def test_settings_of_images_are_refused(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="--image-column is for images, and <list of 1 text> is taken for text"):
+    with pytest.raises(InvalidInputError, match="`image_column` is for images, and <list of 1 text> is taken for text"):
         actstore.capture(str(tiny_model), ["one"], tmp_path / "store", image_column="image")
 
 

@@ -75,17 +75,21 @@ def test_the_commit_record_lists_every_shard(folder, record):
         assert len(folder.read(f"captures/corpus/{key}")) == nbytes
 
 
-def test_buffers_alternate(folder, record):
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_block_is_released_when_it_is_written_and_not_before(folder, record, overlap):
     """What one block's encoders still read must not be what the next block is collected in."""
-    key = values_key("corpus", "mlp.post", 0)
-    with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
-        first = writer.buffer(key, (5, 64), np.dtype("float32"))
-        assert writer.buffer(key, (5, 64), np.dtype("float32")) is first
-        writer.submit(0, arrays_of(record, 0), lambda: b"", began=0.0)
-        second = writer.buffer(key, (5, 64), np.dtype("float32"))
-        assert not np.shares_memory(first, second)
-        writer.submit(1, arrays_of(record, 0), lambda: b"", began=0.0)
-        assert writer.buffer(key, (5, 64), np.dtype("float32")) is first
+    released = []
+
+    def release(block):
+        key = shard_key(values_key("corpus", "mlp.post", 0), block)
+        released.append((block, folder.exists(key), block in committed_blocks(folder, "corpus")))
+
+    with CaptureWriter(folder, record, n_threads=1, overlap=overlap) as writer:
+        assert writer.n_blocks_in_use == 1 + overlap
+        for block in range(3):
+            writer.submit(block, arrays_of(record, 0), lambda: b"", 0.0, release=lambda block=block: release(block))
+            assert [number for number, *_ in released] == list(range(block + 1 - overlap))
+    assert released == [(block, True, False) for block in range(3)]
 
 
 def test_at_most_two_blocks_are_in_memory(folder, record, monkeypatch):

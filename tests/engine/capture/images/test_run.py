@@ -334,7 +334,7 @@ def test_positions_that_are_none(run: Callable[..., Capture], tmp_path: Path) ->
         run(positions="answer")
     (tmp_path / "p").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "p" / "a.png")
-    with pytest.raises(InvalidInputError, match=r"no position to keep at --positions generated.*--generate"):
+    with pytest.raises(InvalidInputError, match=r"no position to keep with `positions` 'generated'.*`generate=True`"):
         run(images=tmp_path / "p", positions="generated")
     with pytest.raises(InvalidInputError, match="Of the vision part all positions are kept"):
         run(part="vision", positions="last")
@@ -368,7 +368,7 @@ def test_nothing_of_generation_is_left_behind(generated: Capture) -> None:
 
 
 class Stop(CaptureProgress):
-    """Interrupts after so many groups of answers, or batches of the capture."""
+    """Interrupts after a number of groups of answers, or of batches of the capture."""
 
     def __init__(self, answers: int = -1, batches: int = -1) -> None:
         self.left = {"answers": answers, "batches": batches}
@@ -392,7 +392,7 @@ def test_interrupted_while_answering_the_answers_made_are_kept(
     settings = {"generate": True, "max_new_tokens": 4}
     expected = run(**settings)
     store = tmp_path / "store"
-    with pytest.raises(CaptureError, match=r"^Interrupted .*answered so far is kept in .*--resume to go on\.$"):
+    with pytest.raises(CaptureError, match=r"^Interrupted .*answered so far is kept in .*`resume=True` to go on\.$"):
         run(store, progress=Stop(answers=4), **settings)
     kept = sorted((store / "captures/corpus/generated").iterdir())
     assert 1 <= len(kept) < N // 2
@@ -421,7 +421,7 @@ def test_interrupted_while_capturing_it_is_resumed(
 ) -> None:
     store = tmp_path / "store"
     settings = {"generate": True, "max_new_tokens": 5, "prefix": "a"}
-    with pytest.raises(CaptureError, match=r"blocks of capture 'corpus' are in .*--resume"):
+    with pytest.raises(CaptureError, match=r"blocks of capture 'corpus' are in .*`resume=True`"):
         run(store, progress=Stop(batches=4), **settings)
     held = actstore.open(store).capture()
     assert 0 < len(held.blocks) < held.record.plan.n_blocks
@@ -525,7 +525,7 @@ def test_refilling_needs_the_images_as_they_were(run: Callable[..., Capture], pi
     shutil.copytree(pictures, moved)
     held = run(images=moved)
     moved.rename(tmp_path / "elsewhere")
-    with pytest.raises(NotFoundError, match=r"images of the capture are not at .*pictures any more.*--images"):
+    with pytest.raises(NotFoundError, match=r"images of the capture are not at .*pictures any more.*`images`"):
         refill_blocks(held, 1)
     assert refill_blocks(held, 1, images=str(tmp_path / "elsewhere"))[1] == []
     Image.new("RGB", (9, 9)).save(tmp_path / "elsewhere" / "000.png")
@@ -591,7 +591,7 @@ def test_images_that_cannot_be_used_are_skipped_and_counted(run: Callable[..., C
 
 
 def test_strict_stops_at_the_first(run: Callable[..., Capture], broken: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match=r"000\.png\) is empty \(0 bytes\)\. Mend it, or leave out --strict"):
+    with pytest.raises(InvalidInputError, match=r"000\.png\) is empty \(0 bytes\)\. Repair it, or leave out `strict`"):
         run(tmp_path / "store", images=broken, strict=True)
     assert not (tmp_path / "store").exists()
 
@@ -625,7 +625,7 @@ def test_blocks_that_are_too_small_for_a_window(run: Callable[..., Capture]) -> 
     held = run(memory=1)
     assert held.record.plan.block_slots == 64
     with pytest.raises(
-        InvalidInputError, match=r"keeps \d+ positions, more than a block of 64 slots holds\. Raise --memory"
+        InvalidInputError, match=r"keeps \d+ positions, more than a block of 64 slots holds\. Raise `memory`"
     ):
         run(memory=1, prompt_column="caption", caption_column="prompt", prefix="a circle " * 30)
 
@@ -650,13 +650,13 @@ def test_a_model_and_a_corpus_that_do_not_fit(
     assert set(held.record.layers("mlp.post")) == {0, 1}
     with pytest.raises(NotFoundError, match="one of text, which has no patches"):
         held.patches()
-    with pytest.raises(InvalidInputError, match=r"--generate is for images, and .* is taken for text"):
+    with pytest.raises(InvalidInputError, match=r"`generate` is for images, and .* is taken for text"):
         run(images=corpus, generate=True)
-    with pytest.raises(InvalidInputError, match=r"The vision part reads images, and .* is text\. Leave --part out"):
+    with pytest.raises(InvalidInputError, match=r"The vision part reads images, and .* is text\. Leave `part` out"):
         run(images=corpus, part="vision")
-    with pytest.raises(InvalidInputError, match=r"--overlap is for corpora of text"):
+    with pytest.raises(InvalidInputError, match=r"`overlap` is for corpora of text"):
         run(overlap=3)
-    with pytest.raises(InvalidInputError, match=r"own processor\. Leave --tokenizer out"):
+    with pytest.raises(InvalidInputError, match=r"own processor\. Leave `tokenizer` out"):
         run(tokenizer="gpt2")
     notes = tmp_path / "notes"
     shutil.copytree(pictures, notes)
@@ -670,17 +670,17 @@ def test_a_model_and_a_corpus_that_do_not_fit(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"part": "audio"}, r"^--part is one of language, vision, projector: found 'audio'\.$"),
+        ({"part": "audio"}, r"^`part` is one of language, vision, projector: found 'audio'\.$"),
         (
             {"part": "vision", "layers": (0,)},
             r"^Layer 0 of .* belongs to its language part.*here vision: layers 2 to 4",
         ),
         ({"layers": (3,)}, r"^Layer 3 of .* belongs to its vision part, .*here language: layers 0 to 1"),
         ({"part": "vision", "generate": True}, "Answers change nothing in the vision part"),
-        ({"max_new_tokens": 0}, r"--max-new-tokens is at least 1, found 0"),
-        ({"temperature": 1.0}, "Ask for answers with --generate"),
-        ({"generate": True, "temperature": 0.0}, r"--temperature is above 0, found 0\.0"),
-        ({"generate": True, "top_p": 1.5}, r"--top-p lies above 0 and at most at 1"),
+        ({"max_new_tokens": 0}, r"`max_new_tokens` is at least 1, found 0"),
+        ({"temperature": 1.0}, "Ask for answers with `generate=True`"),
+        ({"generate": True, "temperature": 0.0}, r"`temperature` is above 0, found 0\.0"),
+        ({"generate": True, "top_p": 1.5}, r"`top_p` lies above 0 and at most at 1"),
         ({"label_columns": ("caption",)}, "A label column cannot be called 'caption'"),
         ({"label_columns": ("kind",)}, "has no label column 'kind'"),
         ({"image_column": "picture"}, "has no column 'picture' with an image"),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actstore.engine.capture.block_filler import BlockFiller
-from actstore.engine.capture.packing import staged_arrays
+from actstore.engine.capture.buffers import BufferPool, staged_arrays
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.graphs.probes import prefixes, stepping
 from actstore.engine.graphs.probes.plan import ProbeSettings
@@ -62,7 +62,11 @@ def test_a_tree_has_every_beginning_once(windows: list[list[int]]) -> None:
 
 def fill(filler: BlockFiller | PrefixFiller, capture: Capture) -> list[dict[str, np.ndarray]]:
     plans = (capture.plan.block(block) for block in capture.blocks)
-    return [{k: v.copy() for k, v in filled.arrays.items()} for filled in filler.fill(plans, CaptureProgress())]
+    blocks = []
+    for filled in filler.fill(plans, CaptureProgress()):
+        blocks.append({key: array.copy() for key, array in filled.arrays.items()})
+        filled.release()
+    return blocks
 
 
 @pytest.mark.parametrize("too_large", [False, True])
@@ -74,12 +78,12 @@ def test_a_block_read_as_a_tree_is_what_whole_windows_give(
     record = masked.record
     assert PrefixFiller.fits(model, record)
 
-    def buffers() -> dict[str, np.ndarray]:
-        return {key: np.full(shape, 77, dtype) for key, shape, dtype in staged_arrays(record)}
+    def buffers() -> BufferPool[dict[str, np.ndarray]]:
+        return BufferPool(lambda: {k: np.full(shape, 77, dtype) for k, shape, dtype in staged_arrays(record)}, 1)
 
-    whole = fill(BlockFiller(model, record, buffers), masked)
+    whole = fill(BlockFiller(model, record, buffers()), masked)
     with narrow_attention(model):
-        found = fill(PrefixFiller(model, record, buffers), masked)
+        found = fill(PrefixFiller(model, record, buffers()), masked)
     tree = prefix_tree(masked.plan.block(0).inputs, masked.plan.block(0).windows["n_inputs"])
     assert tree.n_nodes < 0.8 * len(tree.nodes), "there is something to share"
     for one, other in zip(whole, found, strict=True):
