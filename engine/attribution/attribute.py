@@ -20,7 +20,8 @@ from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.engine.models.sources import ModelSource
 from actstore.store.arguments import argument, given_fields
 from actstore.store.capture.answers import write_answers
-from actstore.store.capture.attributions import GRADIENT, IG, Attributions
+from actstore.store.capture.attribution_kinds import GRADIENT, IG
+from actstore.store.capture.attributions import Attributions
 from actstore.store.capture.plan import Plan
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.records import CaptureRecord

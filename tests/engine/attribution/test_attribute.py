@@ -17,7 +17,8 @@ from actstore.engine.capture.api import RunOptions, capture
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.models.load import load_model
 from actstore.engine.verify.refill import refill_blocks
-from actstore.store.capture.attributions import GRADIENT, IG, Attributions
+from actstore.store.capture.attribution_kinds import GRADIENT, IG
+from actstore.store.capture.attributions import Attributions
 from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError
 from actstore.store.reader import Store
 from actstore.store.verify import verify_capture
@@ -193,7 +194,7 @@ def test_without_gradients_there_are_activations_and_answers(
     assert list(plain.capture.record.sites) == ["mlp.post"]
     np.testing.assert_allclose(whole(plain, "activation"), whole(made, "activation"), rtol=1e-4, atol=1e-6)
     assert plain.prompts["predicted"] == made.prompts["predicted"]
-    with pytest.raises(InvalidInputError, match=r"no scores of kind 'ig': it has activation\. .*--gradients"):
+    with pytest.raises(InvalidInputError, match=r"no scores of kind 'ig': it has activation\. .*`gradients=True`"):
         next(plain.prompt_scores("ig"))
 
 

@@ -201,8 +201,8 @@ def test_positions_of_a_block() -> None:
 def test_positions_that_a_capture_does_not_store_are_named_with_the_flag_that_stores_them() -> None:
     capture, _ = planted()
     for stored, positions, message in (
-        ("0,3", "last", "--positions all, or with --positions last"),
-        ("-1", "predicting", "Capture again with --positions all"),
+        ("0,3", "last", '`positions="all"`, or with `positions="last"`'),
+        ("-1", "predicting", 'Capture again with `positions="all"`'),
         ("last", "predicting", "stores the last position of each window only"),
     ):
         plan = replace(capture.record.plan, settings={"positions": stored})
