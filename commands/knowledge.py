@@ -11,7 +11,6 @@ from actstore.display import terminal
 from actstore.display.reports import print_json, print_rows
 from actstore.display.wide_tables import folded_lists
 from actstore.store.capture.attributions import open_attributions
-from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -41,11 +40,7 @@ def knowledge(
     """
     from actstore.engine.naica.knowledge import Refinement
 
-    try:
-        refinement = Refinement(keep=keep, share=share, at_least=at_least, at_most=at_most)
-    except ValueError as error:
-        option, _, rest = str(error).partition(" ")
-        raise InvalidInputError(f"--{option.replace('_', '-')} {rest}.") from None
+    refinement = Refinement(keep=keep, share=share, at_least=at_least, at_most=at_most)
     attributions = open_attributions(Store(store), capture)
     with terminal.spinner("comparing prompts", enabled=not quiet):
         found = list(_rows(attributions, attribution, refinement))

@@ -160,9 +160,9 @@ def tables(found: NaicaEvaluation) -> list[tuple[str, list[Any], list[tuple[str,
     """Title, columns and rows of every table: for each protocol PCR and editing, then prediction by neurons."""
     made: list[tuple[str, list[Any], list[tuple[str, ...]]]] = []
     summary = found.summary()
-    for protocol in dict.fromkeys(row["protocol"] for row in summary):
+    for protocol in dict.fromkeys(str(row["protocol"]) for row in summary):
         mine = {(row["method"], row["operation"]): row for row in summary if row["protocol"] == protocol}
-        methods = dict.fromkeys(method for method, _ in mine)
+        methods = dict.fromkeys(str(method) for method, _ in mine)
         rows = []
         for method in methods:
             both = [mine[method, operation] for operation in ("boost", "suppress")]

@@ -30,11 +30,11 @@ def _select_all(plan: BlockPlan) -> NDArray[np.bool_]:
 
 
 def _select_counted(plan: BlockPlan) -> NDArray[np.bool_]:
-    return plan.modality != SPECIAL
+    return np.asarray(plan.modality != SPECIAL)
 
 
 def _select_modality(modality: int, plan: BlockPlan) -> NDArray[np.bool_]:
-    return plan.modality == modality
+    return np.asarray(plan.modality == modality)
 
 
 def _select_predicting(plan: BlockPlan) -> NDArray[np.bool_]:

@@ -141,8 +141,8 @@ def test_knowledge_neurons_are_those_of_the_stored_prompts(cli: Callable[..., Re
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--keep", "0"], "--keep must be a share above 0"),
-        (["--at-least", "6"], "--at-least must be from 0 to at_most = 5"),
+        (["--keep", "0"], "must be a share above 0 and at most 1, found 0.0"),
+        (["--at-least", "6"], "which is 5, found 6"),
         (["--attribution", "x"], "Scores are one of ig, gradient"),
         (["--capture", "x"], "has no capture 'x'"),
     ],
