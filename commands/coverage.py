@@ -30,7 +30,8 @@ from actstore.store.reader import Store
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from actstore.engine.coverage.criteria import Coverage, Covered
+    from actstore.engine.coverage.coverage import Coverage
+    from actstore.engine.coverage.coverage import CriterionResult as Covered
     from actstore.engine.coverage.probe import Probe
     from actstore.store.reader import Capture
 
@@ -86,16 +87,17 @@ def show(
 
     Example: `actstore coverage gpt2.actstore --capture prompts --reference corpus --by kind`
     """
-    from actstore.engine.coverage.criteria import CRITERIA, RANGED, CoverageSettings, measure_coverage
+    from actstore.engine.coverage.criteria import CRITERIA, CoverageSettings
     from actstore.engine.coverage.files import merge_coverages, read_coverage, write_coverage
+    from actstore.engine.coverage.measure import measure_coverage
     from actstore.store.capture.positions import warnings_of
 
     opened = Store(store)
     held = opened.capture(capture)
     chosen = tuple(criteria.split(",")) if criteria is not None else tuple(
         name
-        for name in CRITERIA
-        if (reference is not None or name not in RANGED) and (distance is not None or name != "tfc")
+        for name, criterion in CRITERIA.items()
+        if (reference is not None or not criterion.needs_reference) and (distance is not None or name != "tfc")
     )  # fmt: skip
     settings = CoverageSettings(chosen, _thresholds(thresholds), sections, top, distance, site, positions)
     others = [read_coverage(path) for path in merge or ()]
@@ -136,7 +138,7 @@ def _few(found: Mapping[str, Coverage], by: str | None) -> list[str]:
 
 def _together(found: dict[str, Coverage]) -> Coverage:
     """One coverage of all populations; the only one as it is."""
-    from actstore.engine.coverage.criteria import Coverage
+    from actstore.engine.coverage.coverage import Coverage
 
     populations = list(found.values())
     if len(populations) == 1:

@@ -10,7 +10,8 @@ import planted_stores
 import pyarrow.parquet as pq
 import pytest
 
-from actstore.engine.coverage.criteria import CoverageSettings, measure_coverage
+from actstore.engine.coverage.criteria import CoverageSettings
+from actstore.engine.coverage.measure import measure_coverage
 from actstore.kernels.pack.statistics import NOT_KNOWN
 from actstore.store import layout
 from actstore.store.capture.positions import warnings_of
