@@ -106,7 +106,7 @@ def test_cut_prompts_skipped_queries_and_merged_letters_are_told(cli: Callable[.
         (["--layers", "x"], "Layers are numbers and ranges"),
         (["--steps", "0"], "--steps is at least 1"),
         (["--max-questions", "0"], "--max-questions is at least 1"),
-        (["--long", "crop"], "--long is one of cut, skip, refuse"),
+        (["--long", "crop"], "to be one of cut, skip, refuse, found 'crop'"),
         (["--name", "a/b"], "A capture's name is letters"),
         (["--label", "colour"], "has a column 'colour'"),
         (["--dtype", "int8"], "--dtype is one of"),

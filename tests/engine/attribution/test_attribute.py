@@ -218,7 +218,7 @@ def test_labels_are_named_or_recur(made: Attributions, tiny_model: Path, path: P
     named = attribute(str(tiny_model), path, tmp_path / "store", label_columns=("note", "language"), **run)
     assert named.queries["note"].to_pylist() == ["0", "1", "2", "3"]
     for columns, message in (
-        (("colour",), r"No query of .* has a column 'colour'\. There are: language, note"),
+        (("colour",), r"No query of .* has a column 'colour'\. The columns are: language, note"),
         (("note", "note"), "'note' is named twice"),
         (("correct",), "cannot be called 'correct'"),
     ):
@@ -257,7 +257,7 @@ def test_mistakes_are_found_before_anything_is_written(tiny_model: Path, path: P
         attribute(str(tiny_model), tmp_path / "none.json", store)
     with pytest.raises(InvalidInputError, match="has layers 0 to 1, found layer 2"):
         attribute(str(tiny_model), path, store, layers=(0, 2))
-    with pytest.raises(InvalidInputError, match="--steps is at least 1, found 0"):
+    with pytest.raises(InvalidInputError, match="`steps` must be at least 1, found 0"):
         attribute(str(tiny_model), path, store, steps=0)
     sizes = {
         "hidden_size": 16,
