@@ -205,7 +205,7 @@ class GrowingPass:
             output = self.model.model(input_ids=last_token, **keeping(self.model.model, frozen))
         logits = as_rows(output.logits)
         if len(logits) != n_rows or len(self._leaves) != len(self.chunk):
-            raise CannotCacheError(f"expected {n_rows} rows of logits, found {len(logits)}")
+            raise CannotCacheError(f"the pass returned {len(logits)} rows of logits instead of {n_rows}")
         return logits
 
     def _block_hooks(self) -> dict[str, Hook]:

@@ -60,7 +60,7 @@ class FullPath:
                 return sums
         raise ModelError(
             f"{self._model.spec.name} does not predict the same when its own activations are put back: its passes are "
-            "random, or its positions are not its tokens. Only deterministic models with one position per token can be attributed."
+            "random, or its positions are not its tokens. Name a deterministic model with one position per token."
         )
 
     def _add(self, sums: Sums, place: Place, n_steps: int, n_windows: int, clean: float) -> bool:

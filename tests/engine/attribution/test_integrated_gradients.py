@@ -217,7 +217,7 @@ class TestFullPath:
         model, position = make(f"{name}", class_name), 4
         found = integrated_gradients(model, IDS, TARGET, position=position, settings=PathSettings(steps=STEPS))
         assert found.path == "full"
-        assert "keeps no keys and values" in (found.fallback or "")
+        assert "has no cache of keys and values" in (found.fallback or "")
         assert_equals_captum(model, found, position)
 
     def test_an_earlier_position_of_a_causal_model(self) -> None:
@@ -228,7 +228,7 @@ class TestFullPath:
 
     def test_a_prompt_of_one_token(self) -> None:
         found = attribute(make("llama"), ids=[5])
-        assert (found.path, found.fallback) == ("full", "a prompt of one token has nothing to keep")
+        assert (found.path, found.fallback) == ("full", "a prompt of one token has no earlier keys and values")
         assert np.isfinite(found.flat()).all()
 
 
