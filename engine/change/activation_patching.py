@@ -39,26 +39,6 @@ REFUSALS: Final = (
 
 
 @dataclass(frozen=True)
-class ScorerKind:
-    """One way to score generations."""
-
-    label: str
-    """What tables call it."""
-    help: str
-    """One sentence for the command line and the documentation."""
-    argument: str | None = None
-    """What follows its name after a colon; None where nothing does."""
-
-
-SCORERS: Final[dict[str, ScorerKind]] = {
-    "refusal": ScorerKind("refusal", "1 where the generation reads as a refusal (the expression `REFUSALS`), else 0."),
-    "regex": ScorerKind("regex", "1 where the generation matches a regular expression, else 0.", "PATTERN"),
-    "likelihood": ScorerKind("likelihood", "The mean log probability of the generation under the donor."),
-}
-"""Name → scorer, as a command line names it; any `Scorer` can be passed to `evaluate_patching`."""
-
-
-@dataclass(frozen=True)
 class Donor:
     """The model that the activations are taken from, and of which neurons."""
 

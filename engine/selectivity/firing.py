@@ -54,7 +54,7 @@ class CountedModality:
     """One sentence for the command line and the documentation."""
 
 
-COUNTED_MODALITIES: Final[dict[str, CountedModality]] = {
+COUNTABLE: Final[dict[str, CountedModality]] = {
     layout.MODALITIES[modality]: CountedModality(
         layout.MODALITIES[modality], f"Count {layout.MODALITIES[modality]} tokens only."
     )

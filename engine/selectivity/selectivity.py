@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from actstore.engine.selectivity.firing import COUNTED_MODALITIES, FIRING_SITES, Firing, count_firing
+from actstore.engine.selectivity.firing import COUNTABLE, FIRING_SITES, Firing, count_firing
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 
@@ -34,7 +34,7 @@ class SelectivitySettings(Typed):
     site: str | None = None
     """A key of `FIRING_SITES`. None: the gate in gated layers, the activation in plain ones, which have no other gate."""
     modality: str | None = None
-    """A key of `COUNTED_MODALITIES`: count only these tokens. None counts every token but special ones."""
+    """A key of `COUNTABLE`: count only these tokens. None counts every token but special ones."""
     share: float = 0.01
     """The share of all neurons to select."""
     activation_quantile: float = 0.95
@@ -42,7 +42,7 @@ class SelectivitySettings(Typed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value, known in (("site", self.site, FIRING_SITES), ("modality", self.modality, COUNTED_MODALITIES)):
+        for name, value, known in (("site", self.site, FIRING_SITES), ("modality", self.modality, COUNTABLE)):
             if value is not None and value not in known:
                 raise InvalidInputError(f"Expected `{name}` to be one of {', '.join(known)}, found {value!r}.")
         if not 0 < self.share <= 1:

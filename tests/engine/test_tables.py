@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 
 from actstore.engine.attribution.option_tokens import TOO_LONG, TooLong
+from actstore.engine.change.scorers import SCORERS
 from actstore.engine.coverage.criteria import CRITERIA, CoverageSettings
 from actstore.engine.naica.evaluation import EvaluationSettings
 from actstore.engine.naica.methods import ALIASES, METHODS
 from actstore.engine.naica.prediction import PREDICTORS, Accuracy
 from actstore.engine.naica.protocols import OPERATIONS, PROTOCOLS
-from actstore.engine.selectivity.firing import COUNTED_MODALITIES, FIRING_SITES
+from actstore.engine.selectivity.firing import COUNTABLE, FIRING_SITES
 from actstore.store.capture.attribution_kinds import KINDS
 from actstore.store.capture.positions import POSITIONS
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 # What a command line reads at every start.
 LIGHT = {
     "actstore.engine.attribution.option_tokens": "TOO_LONG",
+    "actstore.engine.change.scorers": "SCORERS",
     "actstore.engine.coverage.criteria": "CRITERIA",
     "actstore.engine.naica.methods": "METHODS",
     "actstore.engine.naica.protocols": "PROTOCOLS",
@@ -41,9 +43,10 @@ TABLES: dict[str, dict[Any, Any]] = {
     "protocols": PROTOCOLS,
     "operations": OPERATIONS,
     "firing sites": FIRING_SITES,
-    "modalities": COUNTED_MODALITIES,
+    "modalities": COUNTABLE,
     "kinds": KINDS,
     "positions": POSITIONS,
+    "scorers": SCORERS,
 }
 
 
