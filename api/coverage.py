@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from actstore.engine.coverage.criteria import Coverage
+    from actstore.engine.coverage.coverage import Coverage
     from actstore.engine.coverage.probe import Probe
     from actstore.store.capture.captures import Captures
 
@@ -56,14 +56,15 @@ class CoverageMethod:
 
         Columns: population (the label's value, or `all`), criterion, parameter, covered, of, share, samples.
         """
-        from actstore.engine.coverage.criteria import CRITERIA, RANGED, CoverageSettings, measure_coverage
+        from actstore.engine.coverage.criteria import CRITERIA, CoverageSettings
         from actstore.engine.coverage.files import merge_coverages, read_coverage, write_coverage
+        from actstore.engine.coverage.measure import measure_coverage
         from actstore.store.capture.positions import warnings_of
 
         names = tuple(criteria) if criteria is not None else tuple(
             name
-            for name in CRITERIA
-            if (reference is not None or name not in RANGED) and (distance is not None or name != "tfc")
+            for name, criterion in CRITERIA.items()
+            if (reference is not None or not criterion.needs_reference) and (distance is not None or name != "tfc")
         )  # fmt: skip
         settings = CoverageSettings(names, tuple(thresholds), sections, top, distance, site, positions)
         opened = self._store.capture(capture)

@@ -244,8 +244,9 @@ class EditsMethod:
 
         Columns: as `Evaluation.rows`, one row per method, draw and case.
         """
+        from actstore.engine.edit.baselines import BASELINES
         from actstore.engine.edit.cases import read_cases
-        from actstore.engine.edit.evaluate import BASELINES, EvaluationOptions, evaluate_edit
+        from actstore.engine.edit.evaluate import EvaluationOptions, evaluate_edit
 
         edit = self[name]
         own = edit.record.settings.get("capture")
@@ -255,7 +256,7 @@ class EditsMethod:
             captures=pairs,
             cases=tuple(read_cases(cases)) if cases is not None else (),
             perplexity=perplexity,
-            baselines=BASELINES if baselines is None else tuple(baselines),
+            baselines=tuple(BASELINES) if baselines is None else tuple(baselines),
             seeds=seeds,
             generate=generate,
             max_new_tokens=max_new_tokens,

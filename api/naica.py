@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from actstore.api.models import ModelOptions
     from actstore.engine.models.in_memory import ModelInput
     from actstore.engine.naica.evaluation import NaicaEvaluation
-    from actstore.engine.naica.selection import Chosen
+    from actstore.engine.naica.selection import SelectedNeurons
     from actstore.store.capture.attributions import Attributions
     from actstore.store.capture.captures import Captures
 
@@ -45,7 +45,7 @@ class NaicaMethod:
         seed: int = 0,
         output: str | Path | None = None,
         capture: str | None = None,
-    ) -> Answer[Chosen]:
+    ) -> Answer[SelectedNeurons]:
         """The neurons relevant to each query, or with `by` to each value of a label; needs no model.
 
         A query's score for a neuron is its attribution, summed over the query's prompts and divided by the sum over all

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, get_args
 from actstore.engine.attribution.option_tokens import TooLong
 from actstore.engine.capture.settings import Begin, Part
 from actstore.engine.change.scorers import SCORERS
-from actstore.engine.coverage.names import CRITERIA
+from actstore.engine.coverage.criteria import CRITERIA
 from actstore.engine.edit.baselines import BASELINES
 from actstore.engine.edit.settings import FORMS as REWRITE_METHODS
 from actstore.engine.graphs.methods import METHODS as GRAPH_METHODS
@@ -26,8 +26,8 @@ from actstore.engine.multimodal.result import FORMS as ACTIVATIONS
 from actstore.engine.multimodal.result import MAPS
 from actstore.engine.naica.methods import METHODS as SELECTION_METHODS
 from actstore.engine.naica.protocols import PROTOCOLS
-from actstore.engine.selectivity.selectivity import COUNTABLE, FIRING_SITES
-from actstore.store.capture.attributions import KINDS as ATTRIBUTION_KINDS
+from actstore.engine.selectivity.firing import COUNTABLE, FIRING_SITES
+from actstore.store.capture.attribution_kinds import KINDS as ATTRIBUTION_KINDS
 from actstore.store.capture.positions import POSITIONS
 from actstore.store.edits import KINDS as EDIT_KINDS
 from actstore.store.files.precision import PRECISIONS

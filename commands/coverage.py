@@ -23,14 +23,15 @@ from actstore.commands.options import (
 from actstore.display import terminal
 from actstore.display.reports import print_json
 from actstore.display.wide_tables import fitted_table
-from actstore.engine.coverage.names import CRITERIA, RANGED
+from actstore.engine.coverage.criteria import CRITERIA
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from actstore.engine.coverage.criteria import Coverage, Covered
+    from actstore.engine.coverage.coverage import Coverage
+    from actstore.engine.coverage.coverage import CriterionResult as Covered
     from actstore.engine.coverage.probe import Probe
     from actstore.store.reader import Capture
 
@@ -99,16 +100,17 @@ def show(
 
     Example: `actstore coverage gpt2.actstore --capture prompts --reference corpus --by kind`
     """
-    from actstore.engine.coverage.criteria import CoverageSettings, measure_coverage
+    from actstore.engine.coverage.criteria import CoverageSettings
     from actstore.engine.coverage.files import merge_coverages, read_coverage, write_coverage
+    from actstore.engine.coverage.measure import measure_coverage
     from actstore.store.capture.positions import warnings_of
 
     opened = Store(store)
     selected_capture = opened.capture(capture)
     selected = tuple(dict.fromkeys(criteria)) if criteria else tuple(
         name
-        for name in CRITERIA
-        if (reference is not None or name not in RANGED) and (distance is not None or name != "tfc")
+        for name, criterion in CRITERIA.items()
+        if (reference is not None or not criterion.needs_reference) and (distance is not None or name != "tfc")
     )  # fmt: skip
     settings = CoverageSettings(selected, _thresholds(thresholds), sections, top, distance, site, positions)
     others = [read_coverage(path) for path in merge or ()]
@@ -149,7 +151,7 @@ def _small_samples(coverages: Mapping[str, Coverage], by: str | None) -> list[st
 
 def _merge_all(coverages: dict[str, Coverage]) -> Coverage:
     """One coverage of all populations."""
-    from actstore.engine.coverage.criteria import Coverage
+    from actstore.engine.coverage.coverage import Coverage
 
     populations = list(coverages.values())
     if len(populations) == 1:

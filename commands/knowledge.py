@@ -11,7 +11,6 @@ from actstore.display import terminal
 from actstore.display.reports import print_json, print_rows
 from actstore.display.wide_tables import folded_lists
 from actstore.store.capture.attributions import open_attributions
-from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -43,11 +42,7 @@ def knowledge(
     """
     from actstore.engine.naica.knowledge import Refinement
 
-    try:
-        refinement = Refinement(keep=keep, share=share, at_least=at_least, at_most=at_most)
-    except ValueError as error:  # "<parameter> is …"
-        option, _, rest = str(error).partition(" ")
-        raise InvalidInputError(f"`{option}` {rest}.") from None
+    refinement = Refinement(keep=keep, share=share, at_least=at_least, at_most=at_most)
     attributions = open_attributions(Store(store), capture)
     with terminal.spinner("comparing prompts", enabled=not quiet):
         rows_of_queries = list(_rows(attributions, attribution, refinement))

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import actstore
-from actstore.engine.coverage.criteria import CoverageSettings, measure_coverage
+from actstore.engine.coverage.criteria import CRITERIA as ALL_CRITERIA
+from actstore.engine.coverage.criteria import CoverageSettings
+from actstore.engine.coverage.measure import measure_coverage
 from benchmarks.registry import Candidate, Row
 from benchmarks.rows.reading import MEMMAP, N_NEURONS, map_file, stored
 from benchmarks.synthetic import WINDOW
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-CRITERIA = ("nc", "kmnc", "nbc", "snac", "tknc", "tknp")
+CRITERIA = tuple(name for name in ALL_CRITERIA if name != "tfc")
 THRESHOLD, SECTIONS, TOP = 0.5, 1000, 10
 
 

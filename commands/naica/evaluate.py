@@ -159,9 +159,9 @@ def tables(evaluation: NaicaEvaluation) -> list[tuple[str, list[Any], list[tuple
     """Title, columns and rows of every table: for each protocol PCR and editing, then prediction by neurons."""
     shown: list[tuple[str, list[Any], list[tuple[str, ...]]]] = []
     summary = evaluation.summary()
-    for protocol in dict.fromkeys(row["protocol"] for row in summary):
+    for protocol in dict.fromkeys(str(row["protocol"]) for row in summary):
         of_protocol = {(row["method"], row["operation"]): row for row in summary if row["protocol"] == protocol}
-        methods = dict.fromkeys(method for method, _ in of_protocol)
+        methods = dict.fromkeys(str(method) for method, _ in of_protocol)
         rows = []
         for method in methods:
             both = [of_protocol[method, operation] for operation in ("boost", "suppress")]

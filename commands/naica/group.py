@@ -28,7 +28,8 @@ from actstore.display.wide_tables import WIDTH, folded_lists
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
-    from actstore.engine.naica.selection import Chosen, LayerCounts
+    from actstore.engine.naica.selection import LayerCounts
+    from actstore.engine.naica.selection import SelectedNeurons as Chosen
     from actstore.store.capture.attributions import Attributions
 
 group = family(

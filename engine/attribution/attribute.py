@@ -1,13 +1,13 @@
-"""Attributions of a questions file: which neurons account for the right letter of every prompt, kept as a capture.
+"""Attributions of a questions file: which neurons account for the right letter of every prompt, stored as a capture.
 
-Every prompt is a document of one window, of which the last position is kept, at three sites: `mlp.post`, the activations ā;
+Every prompt is a document of one window, of which the last position is stored, at three sites: `mlp.post`, the activations ā;
 `attribution.ig`, their integrated gradients; `attribution.gradient`, ∂P/∂a at ā; all in float32. What the model answered is
-committed with each block. Knows nothing about what is made of attributions.
+committed with each block.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from actstore.engine.attribution.block_filler import AttributionFiller
@@ -22,7 +22,8 @@ from actstore.engine.models.sources import ModelSource
 from actstore.kernels.pack.statistics import STATISTICS
 from actstore.store.arguments import argument, given_fields
 from actstore.store.capture.answers import write_answers
-from actstore.store.capture.attributions import GRADIENT, IG, Attributions
+from actstore.store.capture.attribution_kinds import GRADIENT, IG
+from actstore.store.capture.attributions import Attributions
 from actstore.store.capture.plan import Plan
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.records import CaptureRecord
@@ -31,9 +32,10 @@ from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from actstore.engine.attribution.option_tokens import TooLong
     from actstore.engine.models.in_memory import ModelInput
     from actstore.engine.models.layers import ModelSpec
     from actstore.engine.models.load import LoadedModel
@@ -50,37 +52,70 @@ def attribute(
     store: str | Path,
     *,
     name: str = "questions",
+    steps: int | None = None,
+    layers: int | Sequence[int] | None = None,
+    gradients: bool | None = None,
+    templates: int | None = None,
+    seed: int | None = None,
+    max_queries: int | None = None,
+    label_columns: Sequence[str] | None = None,
+    too_long: TooLong | None = None,
+    max_rows: int | None = None,
     options: RunOptions | None = None,
     progress: CaptureProgress | None = None,
     report: AttributeReport | None = None,
-    **settings: Any,
 ) -> Attributions:
     """Attribute the right answers of a questions file to the neurons of `model`; the finished attributions, open for reading.
 
-    `model` is what `capture` takes. `settings` are the fields of `AttributeSettings`. With `options.resume`, an interrupted run
-    is continued; settings left out are then as they were. `progress` counts prompts. Errors are those of `capture`, and of
-    `read_questions`.
+    `model` is what `capture` takes. `questions` is a path of prepared JSON, or of rows of question, options and answer (JSONL).
+    `store` is where the store is, or is to be; `name` names the capture in it. `options` say how the run is carried out;
+    `progress` counts prompts; `report` counts prompts that were cut, skipped or merged with their option. All other parameters
+    are fields of `AttributeSettings`; None is the default, given in brackets, or in a run that is resumed what it began with:
 
-    >>> actstore.attribute("gpt2", "questions.json", "gpt2.actstore")
+    - `steps`: steps of the integral from 0 to the activations [16]
+    - `layers`: the layers that are attributed to [all of the text stack]
+    - `gradients`: whether gradients are taken; else activations and answers only, from one pass per prompt [True]
+    - `templates`: prompts per query [3; of prepared prompts all there are]
+    - `seed`: random seed of the order of options in templates [0]
+    - `max_queries`: maximum number of queries to read [all]
+    - `label_columns`: columns kept as labels [`relation_name`; of rows every column whose values recur]
+    - `too_long`: what is done with prompts longer than the context: "cut", "skip" or "refuse" ["cut"]
+    - `max_rows`: the memory bound, how many token rows run at once [256]
+
+    Errors are those of `capture`, and of `read_questions`; a value of the wrong type is an `InvalidInputError`.
+
+    >>> actstore.attribute("gpt2", "questions.json", "gpt2.actstore", steps=20, label_columns=["relation_name"])
     """
+    requested = _given_settings(locals())
     options = argument("options", options, RunOptions | None) or RunOptions()
     progress = argument("progress", progress, CaptureProgress | None) or CaptureProgress()
-    asked = given_fields(AttributeSettings, settings, "An attribution")
+    report = argument("report", report, AttributeReport | None) or AttributeReport()
     check_options(name, options)
     source = ModelSource.of(model)
+    spec = _inspect(source, options)
+    folder = Folder(store, read_only=False)
+    check_target(folder, name, spec, options.resume)
+    run = _AttributeRun(folder, name, spec, str(questions), options, progress, report, source=source)
+    run.carry_out(requested)
+    return Attributions(Store(folder).capture(name))
+
+
+def _given_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings among the arguments of `attribute`, by name, of the types of `AttributeSettings`; without those left out."""
+    return given_fields(
+        AttributeSettings, {f.name: arguments[f.name] for f in fields(AttributeSettings)}, "An attribution"
+    )
+
+
+def _inspect(source: ModelSource, options: RunOptions) -> ModelSpec:
+    """What is known of the model without loading it; `InvalidInputError` unless it predicts the next token."""
     spec = source.inspect(trust_remote_code=options.trust_remote_code)
     if spec.kind != "causal" or not spec.causal:
         raise InvalidInputError(
             f"{spec.name} is not a model that continues a text ({spec.kind}), and only such a model answers a prompt with the "
             "letter that follows it. Name a decoder."
         )
-    folder = Folder(store, read_only=False)
-    check_target(folder, name, spec, options.resume)
-    run = _AttributeRun(
-        folder, name, spec, str(questions), options, progress, report or AttributeReport(), source=source
-    )
-    run.carry_out(asked)
-    return Attributions(Store(folder).capture(name))
+    return spec
 
 
 @dataclass
@@ -147,18 +182,22 @@ class _AttributeRun(Run):
 
 
 def _widths(spec: ModelSpec, layers: tuple[int, ...] | None) -> dict[int, int]:
-    """Layer → neurons of the chosen layers, of which none may be a routed expert."""
+    """Layer → neurons of the layers to attribute to, of which none may be a routed expert."""
     text = spec.part_layers("language")
     dense = {layer: spec.layers[layer].neurons for layer in text if spec.layers[layer].expert is None}
-    chosen = text if layers is None else layers
-    if not chosen:
-        raise InvalidInputError(f"At least one layer must be attributed to. {spec.name} has {len(spec.layers)}.")
-    for layer in sorted(chosen):
+    selected = text if layers is None else layers
+    if not selected:
+        raise InvalidInputError(
+            f"At least one layer must be attributed to. {spec.name} has {len(spec.layers)}. Check `layers`."
+        )
+    for layer in sorted(selected):
         if not 0 <= layer < len(spec.layers):
-            raise InvalidInputError(f"{spec.name} has layers 0 to {len(spec.layers) - 1}, found layer {layer}.")
+            raise InvalidInputError(
+                f"{spec.name} has layers 0 to {len(spec.layers) - 1}, found layer {layer}. Check `layers`."
+            )
         if layer not in dense:
             raise InvalidInputError(
-                f"Layer {layer} of {spec.name} is a routed expert, which not every token reaches. Choose among the dense "
-                f"layers with --layers: {', '.join(map(str, dense)) or 'there are none'}."
+                f"Layer {layer} of {spec.name} is a routed expert, which not every token reaches. Set `layers` to "
+                f"some of the dense layers: {', '.join(map(str, dense)) or 'there are none'}."
             )
-    return {layer: dense[layer] for layer in sorted(set(chosen))}
+    return {layer: dense[layer] for layer in sorted(set(selected))}

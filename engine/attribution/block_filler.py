@@ -1,7 +1,4 @@
-"""Fills the blocks of an attribution capture: one prompt at a time through the model, one block at a time to the packer.
-
-Knows nothing about questions files or plans' making.
-"""
+"""Fills the blocks of an attribution capture: one prompt at a time through the model, one block at a time to the packer."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from actstore.engine.models import families
 from actstore.engine.models.patching import at_position, head_hook, hooked, places_of
 from actstore.kernels.pack.api import Columns
 from actstore.store.capture.answers import ANSWERS
-from actstore.store.capture.attributions import GRADIENT, IG
+from actstore.store.capture.attribution_kinds import GRADIENT, IG
 from actstore.store.errors import ModelError
 from actstore.store.layout import block_answers_key
 
@@ -35,13 +32,14 @@ if TYPE_CHECKING:
     from actstore.engine.capture.packing import FilledBlock
     from actstore.engine.capture.progress import CaptureProgress
     from actstore.engine.models.load import LoadedModel
+    from actstore.engine.models.patching import Hook
     from actstore.store.capture.plan import BlockPlan
     from actstore.store.files.records import CaptureRecord
 
     ByLayer = dict[int, NDArray[np.float32]]
 
 SMALL_PRODUCT: Final = 1 << 18
-"""Weights of a projection up to which one core is enough."""
+"""Number of weights of a projection up to which one core is enough."""
 
 
 class AttributionFiller:
@@ -50,7 +48,7 @@ class AttributionFiller:
     def __init__(
         self, model: LoadedModel, record: CaptureRecord, buffers: BufferPool[Buffers], documents: pa.Table
     ) -> None:
-        """Fill what `record` says; `documents` has the `target` and the `option_tokens` of each prompt."""
+        """Fill the sites of `record`; `documents` has the `target` and the `option_tokens` of each prompt."""
         self._model, self._record = model, record
         self._layers = tuple(record.layers("mlp.post"))
         self._path = PathSettings(
@@ -64,7 +62,7 @@ class AttributionFiller:
         """The blocks of the plans, filled, as `BlockFiller.fill` gives them."""
         for plan in plans:
             self._packer.begin(plan)
-            with _few_threads(self._model):
+            with one_thread_where_faster(self._model):
                 answers = self._run(plan, progress)
             for filled in self._packer.finish():
                 key = block_answers_key(self._record.name, plan.block)
@@ -82,8 +80,8 @@ class AttributionFiller:
         starts = np.cumsum([0, *plan.windows["n_inputs"]])
         for row, document in enumerate(plan.windows["document"].tolist()):
             ids = plan.inputs[starts[row] : starts[row + 1]]
-            found, probabilities = self._prompt(ids, document)
-            for site, by_layer in found.items():
+            by_site, probabilities = self._run_prompt(ids, document)
+            for site, by_layer in by_site.items():
                 for layer, vector in by_layer.items():
                     values[site, layer][row] = vector
             answers.append(probabilities)
@@ -94,26 +92,30 @@ class AttributionFiller:
             self._packer.pack(layer, site, torch.from_numpy(array), columns)
         return answers
 
-    def _prompt(self, ids: NDArray[np.int32], document: int) -> tuple[dict[str, ByLayer], NDArray[np.float32]]:
+    def _run_prompt(self, ids: NDArray[np.int32], document: int) -> tuple[dict[str, ByLayer], NDArray[np.float32]]:
         """Site → layer → vector [neuron] of one prompt, and the probability of each of its options."""
         tokens = self._option_tokens[document].as_py()
-        with _first_logits(self._model, len(ids)) as seen:
+        with _first_logits(self._model, len(ids)) as logits:
             if IG in self._record.sites:
-                made = integrated_gradients(
+                attribution = integrated_gradients(
                     self._model, ids.tolist(), int(self._targets[document]), settings=self._path
                 )
-                found = {"mlp.post": made.activations, IG: made.attributions, GRADIENT: made.gradients}
+                by_site = {
+                    "mlp.post": attribution.activations,
+                    IG: attribution.attributions,
+                    GRADIENT: attribution.gradients,
+                }
             else:
-                found = {"mlp.post": last_activations(self._model, ids, self._layers)}
-        return found, _probabilities(seen, tokens, self._model.spec.name)
+                by_site = {"mlp.post": last_activations(self._model, ids, self._layers)}
+        return by_site, _probabilities(logits, tokens, self._model.spec.name)
 
 
 @contextmanager
-def _few_threads(model: LoadedModel) -> Iterator[None]:
-    """While open, small products run on one core: threads that wait for one another cost more than they compute.
+def one_thread_where_faster(model: LoadedModel) -> Iterator[None]:
+    """While open, small products run on one core: threads would wait for one another longer than they compute.
 
-    A prompt's attribution is some hundred products of at most `max_rows` rows. On a machine with other work to do, two
-    threads were 20 times slower than one on a model of width 128.
+    The attribution of a prompt is a few hundred products of at most `max_rows` rows. On a busy machine, two threads were 20
+    times slower than one on a model of width 128.
     """
     largest = max(layer.neurons * layer.d_model for layer in model.spec.layers)
     before = torch.get_num_threads()
@@ -129,65 +131,63 @@ def last_activations(model: LoadedModel, ids: NDArray[np.int32], layers: Sequenc
     """The activations [neuron] of each layer at the last position, in float32, from one pass of the whole model."""
     places = {(place.owner, place.run): place.layer for place in places_of(model, layers)}
     n_positions = len(ids)
-    found: ByLayer = {}
+    activations: ByLayer = {}
 
-    def reading(path: str) -> Any:
+    def reading(path: str) -> Hook:
         def hook(run: int, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
             if (layer := places.get((path, run))) is not None:
                 values = at_position(args[0], 1, n_positions - 1, n_positions, model.spec.model_type)[0]
-                found[layer] = values.float().cpu().numpy()
+                activations[layer] = values.float().cpu().numpy()
 
         return hook
 
-    given = torch.from_numpy(ids.astype(np.int64))[None].to(model.device)
+    window = torch.from_numpy(ids.astype(np.int64))[None].to(model.device)
     hooks = head_hook(model, n_positions - 1, n_positions) | {path: reading(path) for path, _ in places}
-    arguments = families.arguments_for(model.model, given, None)
+    arguments = families.arguments_for(model.model, window, None)
     with torch.inference_mode(), hooked(model.model, hooks):
         model.model(**arguments)
-    return found
+    return activations
 
 
 @contextmanager
 def _first_logits(model: LoadedModel, n_positions: int) -> Iterator[list[Tensor]]:
-    """While open, collects the last position's logits [vocabulary] of the first pass over one window of so many positions.
+    """While open, collects the logits [vocabulary] at the last position of the first pass over one window of `n_positions`.
 
-    That is the clean pass, on either path, which attribution needs anyway.
+    That is the clean pass, which either path of an attribution runs anyway.
     """
-    seen: list[Tensor] = []
+    first: list[Tensor] = []
 
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
         logits = getattr(output, "logits", None)
-        if not seen and ids is not None and logits is not None and tuple(ids.shape) == (1, n_positions):
+        if not first and ids is not None and logits is not None and tuple(ids.shape) == (1, n_positions):
             rows = at_position(logits.detach(), 1, n_positions - 1, n_positions, model.spec.model_type)
-            seen.append(rows[0].clone())
+            first.append(rows[0].clone())
 
     handle = model.model.register_forward_hook(hook, with_kwargs=True)
     try:
-        yield seen
+        yield first
     finally:
         handle.remove()
 
 
-def _probabilities(seen: list[Tensor], tokens: list[int], name: str) -> NDArray[np.float32]:
-    if not seen:
-        raise ModelError(
-            f"expected {name} to give logits of the tokens it reads, and it gives none; choose another model"
-        )
-    wide = seen[0].to(torch.promote_types(seen[0].dtype, torch.float32))
-    log_p: NDArray[np.float32] = (wide[tokens] - wide.logsumexp(-1)).exp().float().cpu().numpy()
-    return log_p
+def _probabilities(logits: list[Tensor], tokens: list[int], name: str) -> NDArray[np.float32]:
+    if not logits:
+        raise ModelError(f"{name} returns no logits: expected a model with a language-model head. Name another model.")
+    wide = logits[0].to(torch.promote_types(logits[0].dtype, torch.float32))
+    probabilities: NDArray[np.float32] = (wide[tokens] - wide.logsumexp(-1)).exp().float().cpu().numpy()
+    return probabilities
 
 
 def _columns(plan: BlockPlan, record: CaptureRecord) -> Columns:
-    """The prompts of a block as one batch, a row and a slot each."""
+    """The prompts of a block as one batch, one row and one slot per prompt."""
     n_prompts = len(plan.windows["window"])
-    everything = np.full((n_prompts, 1), len(record.plan.labels), np.int32)
+    all_documents = np.full((n_prompts, 1), len(record.plan.labels), np.int32)
     return Columns(
         rows=np.arange(n_prompts),
         slots=np.arange(n_prompts),
         segments=np.arange(n_prompts + 1),
-        labels=np.concatenate([plan.labels, everything], axis=1),
+        labels=np.concatenate([plan.labels, all_documents], axis=1),
         counted=np.ones(n_prompts, bool),
         first_token=plan.block * record.plan.block_slots,
     )

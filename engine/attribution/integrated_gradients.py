@@ -7,7 +7,7 @@ output projection), and one layer's whole vector is scaled at a time: Sundararaj
 used by Dai et al. (2022, arXiv 2104.08696, eq. 2, m = 20) and Chen et al. (2025, arXiv 2406.10868, m = 16). Taken over the
 gate or over the up projection of a gated MLP the attribution is the same: each path makes A_post(α) = α·A_post.
 
-Two ways lead there, and give the same: `cached_path` for causal models, `full_path` for all. Knows nothing about stores.
+Two paths compute it, with the same result: `cached_path` for causal models, `full_path` for all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from actstore.engine.attribution.cached_path import CannotCacheError, cached_sums
-from actstore.engine.attribution.full_path import FullPath
+from actstore.engine.attribution.full_path import PATHS, FullPath, Path
 from actstore.engine.models.patching import places_of, weights_without_gradients
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
@@ -33,34 +33,32 @@ if TYPE_CHECKING:
     from actstore.engine.models.load import LoadedModel
     from actstore.engine.models.patching import Place, Sums
 
-PATHS = ("auto", "cached", "full")
-
 
 @dataclass(frozen=True)
 class PathSettings(Typed):
-    """How the path from 0 to ā is followed."""
+    """How the integral along the path from 0 to ā is computed."""
 
     steps: int = 16
     """m: 16 as Chen et al. do, 20 as Dai et al. do."""
     layers: tuple[int, ...] | None = None
-    """Which layers; None is all of the text stack."""
+    """The layers to attribute to; None is all of the text stack."""
     max_rows: int = 256
-    """The memory bound: how many token rows run, and are kept for the gradient, at once. Changes rounding only."""
-    path: Literal["auto", "cached", "full"] = "auto"
-    """"auto" takes the cached path where it holds. "cached" raises where it does not."""
+    """The memory bound: the number of token rows that run, and are kept for the gradient, at once. Changes rounding only."""
+    path: Path = "auto"
+    """"auto" takes the cached path where it holds; "cached" raises where it does not."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, value in (("steps", self.steps), ("max_rows", self.max_rows)):
             if value < 1:
-                raise InvalidInputError(f"expected {name} to be at least 1, found {value}")
+                raise InvalidInputError(f"Expected `{name}` to be at least 1, found {value}.")
         if self.path not in PATHS:
-            raise InvalidInputError(f"expected path to be one of {', '.join(PATHS)}, found {self.path!r}")
+            raise InvalidInputError(f"Expected `path` to be one of {', '.join(PATHS)}, found {self.path!r}.")
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """What one prompt gave: for each layer, arrays [neuron] in float32."""
+    """The attribution of one prompt: layer → array [neuron] in float32."""
 
     attributions: dict[int, NDArray[np.float32]]
     """Integrated gradients."""
@@ -69,18 +67,18 @@ class Attribution:
     gradients: dict[int, NDArray[np.float32]]
     """∂P/∂a at ā."""
     probability: float
-    """P of the target, nothing patched."""
+    """P of the target, without any patch."""
     path: Literal["cached", "full"]
-    """How it was computed."""
+    """The path that was taken."""
     fallback: str | None = None
-    """Why not on the cached path, where it was tried."""
+    """Why not the cached path, where it was tried."""
 
     def gradient_times_activation(self) -> dict[int, NDArray[np.float32]]:
         """Gradient × activation: the attribution with one step, at ā."""
         return {layer: self.gradients[layer] * values for layer, values in self.activations.items()}
 
     def flat(self) -> NDArray[np.float32]:
-        """The attributions of all layers one behind the other [neuron of any layer], layers ascending."""
+        """The attributions of all layers, concatenated in ascending order; shape [neuron]."""
         return np.concatenate([self.attributions[layer] for layer in sorted(self.attributions)])
 
 
@@ -92,14 +90,16 @@ def integrated_gradients(
     position: int | None = None,
     settings: PathSettings | None = None,
 ) -> Attribution:
-    """The attribution of every neuron of the chosen layers at one position of a prompt to the probability of a token there.
+    """The attribution of a token's probability at one position of a prompt to every neuron of the layers.
 
-    input_ids: [position], with what special tokens the model expects. target: the token id whose probability is attributed.
-    position: where; the last, unless given (for a masked model, that of its mask). Passes run in the model's dtype on its
+    input_ids: [position], with the special tokens that the model expects. target: the token id whose probability is attributed.
+    position: the last by default; for a masked model, that of its mask. Passes run in the model's dtype on its
     device; probabilities and sums over steps are in float32.
 
     Raises `InvalidInputError` for ids, positions or layers that the model does not have, for routed experts, and for models
     that do not read text in one stack; `ModelError` for one without logits.
+
+    >>> integrated_gradients(model, tokenizer("Paris is in")["input_ids"], target=4881).attributions[3]
     """
     settings = settings or PathSettings()
     ids, at = _check(model, input_ids, target, position)
@@ -113,7 +113,8 @@ def integrated_gradients(
                 reason = str(error)
         if settings.path == "cached":
             raise InvalidInputError(
-                f"expected {model.spec.name} and this prompt to suit the cached path, and {reason}; take path 'auto' or 'full'"
+                f'The cached path does not hold for {model.spec.name} and this prompt: {reason}. Set `path="auto"` or '
+                '`path="full"`.'
             )
         sums = FullPath(model, ids, at, target).sums(places, settings.steps, settings.max_rows)
         return _result(sums, places, settings, "full", reason)
@@ -122,21 +123,17 @@ def integrated_gradients(
 def _cached(model: LoadedModel, ids: Tensor, target: int, places: list[Place], settings: PathSettings) -> Sums:
     try:
         return cached_sums(model, ids, target, places, settings.steps, settings.max_rows)
-    except (
-        CannotCacheError,
-        torch.OutOfMemoryError,
-        MemoryError,
-        Warning,
-    ):  # a warning made an error says nothing here
+    # A warning that was turned into an error is the caller's wish, and no sign of the cached path.
+    except (CannotCacheError, torch.OutOfMemoryError, MemoryError, Warning):
         raise
     except Exception as error:
-        # Whatever a model makes of a cache and a mask it was not written for: the full path asks for neither.
+        # Any error of a model in which a cache and a mask are used in a way it was not written for: the full path uses neither.
         raise CannotCacheError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
 
 
 def _why_not_cached(model: LoadedModel, ids: Tensor, position: int) -> str | None:
     if model.spec.kind != "causal":
-        return f"a model of kind {model.spec.kind!r} keeps no keys and values"
+        return f"a model of kind {model.spec.kind!r} has no cache of keys and values"
     if position != ids.shape[1] - 1:
         return "the position is not the last"
     return None
@@ -149,20 +146,22 @@ def _check(
     spec = model.spec
     if spec.kind not in {"causal", "encoder"} or spec.n_vocabulary is None:
         raise InvalidInputError(
-            f"expected a model that reads and predicts text in one stack, and {spec.name} is of kind {spec.kind!r};"
-            " choose a decoder or a masked encoder"
+            f"{spec.name} is of kind {spec.kind!r}: expected a model that reads and predicts text in one stack. Name a decoder "
+            "or a masked encoder."
         )
     ids = torch.as_tensor(input_ids, dtype=torch.int64)
     if ids.dim() != 1 or not len(ids):
-        raise InvalidInputError(f"expected input_ids [position] of at least one token, found shape {list(ids.shape)}")
+        raise InvalidInputError(
+            f"Expected `input_ids` [position] of at least one token, found shape {list(ids.shape)}."
+        )
     for name, low, high in (("input_ids", int(ids.min()), int(ids.max())), ("target", target, target)):
         if low < 0 or high >= spec.n_vocabulary:
             raise InvalidInputError(
-                f"expected {name} from 0 to {spec.n_vocabulary - 1} for {spec.name}, found {low if low < 0 else high}"
+                f"Expected `{name}` from 0 to {spec.n_vocabulary - 1} for {spec.name}, found {low if low < 0 else high}."
             )
     at = len(ids) - 1 if position is None else position
     if not 0 <= at < len(ids):
-        raise InvalidInputError(f"expected a position from 0 to {len(ids) - 1} of the prompt, found {position}")
+        raise InvalidInputError(f"Expected `position` from 0 to {len(ids) - 1} of the prompt, found {position}.")
     return ids[None].to(model.device), at
 
 

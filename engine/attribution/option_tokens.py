@@ -1,15 +1,15 @@
-"""Prompts as token ids, and the token that each option's letter would be: taken from the tokenised continuation.
+"""Prompts as token ids, and the token of each option, taken from the tokenised continuation.
 
-What a tokenizer makes of "A" alone is not what a model would put after "Answer:". So every prompt is tokenised with each of
-its letters behind it, and what all of these have in common is what the model reads; the token that follows in each is the
-letter's. That holds whatever a tokenizer merges across the border. Knows nothing about models.
+The tokens of "A" alone are not those that a model would put after "Answer:". So every prompt is tokenised with each of its
+options appended; their common prefix is what the model reads, and the token that follows it is the option's. That holds
+whatever a tokenizer merges across the end of the prompt.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
@@ -28,17 +28,35 @@ TooLong = Literal["cut", "skip", "refuse"]
 
 
 @dataclass(frozen=True)
+class LongPrompts:
+    """One way to treat prompts that are longer than the model's context."""
+
+    label: str
+    """What tables call it."""
+    help: str
+    """One sentence for the command line and the documentation."""
+
+
+TOO_LONG: Final[dict[TooLong, LongPrompts]] = {
+    "cut": LongPrompts("cut", "Leave out the beginning of the prompt."),
+    "skip": LongPrompts("skip", "Leave out the query."),
+    "refuse": LongPrompts("refuse", "Stop with an error."),
+}
+"""The values that `too_long` takes."""
+
+
+@dataclass(frozen=True)
 class TokenisedPrompt:
-    """What the model reads of a prompt, and the tokens among which it then chooses."""
+    """The ids of a prompt that the model reads, and the tokens of its options."""
 
     ids: NDArray[np.int32]
-    """[position] with the special tokens that the tokenizer puts before a text."""
+    """[position]; with the special tokens that the tokenizer puts before a text."""
     option_tokens: tuple[int, ...]
-    """The token of each option's letter."""
+    """The first token of each option."""
     n_cut: int
-    """Tokens left out at the beginning, so that the rest fits the model's context."""
+    """Number of tokens left out at the beginning, so that the rest fits the model's context."""
     as_text: bool
-    """Whether the ids are those of the prompt alone; otherwise the tokenizer merges across its end."""
+    """Whether the ids are those of the prompt alone; False where the tokenizer merges across its end."""
 
 
 class PromptTokenizer:
@@ -47,9 +65,9 @@ class PromptTokenizer:
     def __init__(
         self, tokenizer: TextTokenizer, *, context: int | None, n_vocabulary: int | None, too_long: TooLong
     ) -> None:
-        """Prompts of more than `context` tokens are cut at the beginning, or their query is skipped, or refused."""
-        if too_long not in get_args(TooLong):
-            raise InvalidInputError(f"--long is one of {', '.join(get_args(TooLong))}: found {too_long!r}.")
+        """`too_long`, a key of `TOO_LONG`, says what happens to prompts of more than `context` tokens."""
+        if too_long not in TOO_LONG:
+            raise InvalidInputError(f"Expected `too_long` to be one of {', '.join(TOO_LONG)}, found {too_long!r}.")
         self._tokenizer, self._context, self._n_vocabulary = tokenizer, context, n_vocabulary
         self._too_long = too_long
         self._prefix = np.array(tokenizer.prefix, np.int32)
@@ -57,14 +75,14 @@ class PromptTokenizer:
     def prompts(self, query: Query) -> list[TokenisedPrompt] | None:
         """The prompts of a query, or None where it is to be skipped.
 
-        Raises `InvalidInputError` for letters that no continuation gives distinct tokens, and for ids that the model does
-        not have.
+        Raises `InvalidInputError` for options that do not begin with distinct tokens, and for ids that the model does not
+        have.
         """
-        made = []
-        for number, (prompt, letters) in enumerate(zip(query.prompts, query.options, strict=True), start=1):
-            place = f"Query {query.name!r}, prompt {number},"
-            own, ids, tokens = self._split(place, prompt, letters)
-            check_ids(np.append(ids, tokens), place, self._n_vocabulary)
+        prompts = []
+        for number, (prompt, options) in enumerate(zip(query.prompts, query.options, strict=True), start=1):
+            source = f"Query {query.name!r}, prompt {number},"
+            ids_alone, ids, tokens = self._tokenise(source, prompt, options)
+            check_ids(np.append(ids, tokens), source, self._n_vocabulary)
             n_cut = 0
             if self._context is not None and len(self._prefix) + len(ids) > self._context:
                 if self._too_long == "skip":
@@ -72,35 +90,37 @@ class PromptTokenizer:
                 n_cut = len(self._prefix) + len(ids) - self._context
                 if self._too_long == "refuse":
                     raise InvalidInputError(
-                        f"{place} has {len(self._prefix) + len(ids)} tokens, and the model reads at most {self._context}. "
-                        "Cut the beginning off with --long cut, or leave such queries out with --long skip."
+                        f"{source} has {len(self._prefix) + len(ids)} tokens, and the model reads at most {self._context}. "
+                        'Cut the beginning off with `too_long="cut"`, or leave such queries out with `too_long="skip"`.'
                     )
             whole = np.concatenate([self._prefix, ids[n_cut:]])
-            made.append(TokenisedPrompt(whole, tokens, n_cut, len(own) == len(ids)))
-        return made
+            prompts.append(TokenisedPrompt(whole, tokens, n_cut, len(ids_alone) == len(ids)))
+        return prompts
 
-    def _split(
-        self, place: str, prompt: str, letters: Sequence[str]
+    def _tokenise(
+        self, source: str, prompt: str, options: Sequence[str]
     ) -> tuple[NDArray[np.int32], NDArray[np.int32], tuple[int, ...]]:
-        """The prompt's ids by itself, those before the letters, and the letters' tokens."""
-        tried = []
+        """The ids of the prompt alone, those before an option, and the options' tokens."""
+        attempts = []
         for separator in _separators(prompt):
-            own, *continued = self._tokenizer.encode([prompt, *(f"{prompt}{separator}{letter}" for letter in letters)])
-            n_common = _n_common(continued)
-            tokens = tuple(int(ids[n_common]) if n_common < len(ids) else -1 for ids in continued)
+            ids_alone, *continuations = self._tokenizer.encode(
+                [prompt, *(f"{prompt}{separator}{option}" for option in options)]
+            )
+            n_common = _n_common(continuations)
+            tokens = tuple(int(ids[n_common]) if n_common < len(ids) else -1 for ids in continuations)
             if len(set(tokens)) == len(tokens) and -1 not in tokens and n_common:
-                return own, continued[0][:n_common], tokens
-            tried.append(tokens)
+                return ids_alone, continuations[0][:n_common], tokens
+            attempts.append(tokens)
         raise InvalidInputError(
-            f"{place} has options {', '.join(letters)} that do not begin with tokens of their own after it: the tokenizer "
-            f"gives {' or '.join(str(list(tokens)) for tokens in tried)}. End the prompt otherwise."
+            f"{source} has options {', '.join(options)} that do not begin with distinct tokens after it: the tokenizer "
+            f"gives {' or '.join(str(list(tokens)) for tokens in attempts)}. Change the end of the prompt."
         )
 
 
 def _separators(prompt: str) -> tuple[str, str]:
-    """What stands between a prompt and its answer, the likelier first.
+    """The separators to try between a prompt and its answer, the likelier first.
 
-    A space; none after white space, nor after a character of a script that writes none (Chinese and Japanese, "回答：").
+    A space; none after white space, nor after a character of a script without spaces (Chinese and Japanese, "回答：").
     """
     last = prompt[-1:]
     is_closed = not last or last.isspace() or unicodedata.east_asian_width(last) in ("W", "F")
@@ -108,7 +128,7 @@ def _separators(prompt: str) -> tuple[str, str]:
 
 
 def _n_common(sequences: Sequence[NDArray[np.int32]]) -> int:
-    """How many ids the sequences have in common at their beginning."""
+    """The length of the common prefix of the sequences."""
     shortest = min(map(len, sequences))
     stacked = np.stack([ids[:shortest] for ids in sequences])
     same = (stacked == stacked[0]).all(axis=0)

@@ -1,6 +1,6 @@
-"""The plan of an attribution run: which prompts are asked, with which labels, in which blocks.
+"""The plan of an attribution run: its prompts, their labels, and the blocks they are stored in.
 
-A prompt is a document of one window whose last position is kept. Knows nothing about running a model.
+A prompt is a document of one window whose last position is stored.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
 
 BLOCK_PROMPTS: Final = 64
-"""Prompts a block: what a run that is killed has to do again, at most."""
+"""Prompts per block: the maximum that a run that was killed has to repeat."""
 MAX_DEFAULT_LABELS: Final = 64
-"""A column of plain rows with more distinct values is a label only where it is named as one."""
-TAKEN_COLUMNS: Final = (
+"""A column of plain rows with more distinct values is a label only where `label_columns` names it."""
+RESERVED_COLUMNS: Final = (
     "document", "source", "sha256", "n_tokens", "query", "prompt", "text", "answer", "target", "options", "option_tokens",
     "n_cut", "probabilities", "probability", "predicted", "correct", "n_prompts", "n_correct", "first_prompt",
 )  # fmt: skip
@@ -45,30 +45,32 @@ TAKEN_COLUMNS: Final = (
 
 @dataclass(frozen=True)
 class AttributeSettings(Typed):
-    """Everything that decides what ends up in the store; a resumed run must repeat it."""
+    """Everything that determines the contents of the store; a resumed run must repeat it."""
 
     steps: int = 16
+    """Steps of the integral from 0 to the activations."""
     layers: tuple[int, ...] | None = None
-    """All layers."""
+    """The layers to attribute to; None is all of the text stack."""
     templates: int | None = None
-    """As `QuestionOptions` says."""
+    """Prompts per query; None is 3, and of prepared prompts all there are."""
     seed: int = 0
+    """Random seed of the order of options in templates."""
     max_queries: int | None = None
+    """Maximum number of queries to read."""
     label_columns: tuple[str, ...] | None = None
-    """Of prepared JSON `relation_name`, of plain rows every column whose values recur, where left out."""
+    """Columns kept as labels; None is `relation_name` of prepared JSON, and of plain rows every column whose values recur."""
     gradients: bool = True
-    """Whether there are attributions at all; without, activations and answers only, from one pass a prompt."""
+    """Whether gradients are taken; False keeps activations and answers only, from one pass per prompt."""
     max_rows: int = 256
-    """The memory bound of `PathSettings`; it changes rounding only, but that it does."""
+    """The memory bound of `PathSettings`; it changes rounding only, which is why a resumed run must repeat it."""
     too_long: TooLong = "cut"
-    """Of prompts longer than the model's context, the beginning is cut off ("cut"); or their query is left out ("skip"); or
-    the run is ("refuse")."""
+    """What happens to prompts longer than the model's context; a key of `option_tokens.TOO_LONG`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("steps", "max_rows"):
             if (value := getattr(self, name)) < 1:
-                raise InvalidInputError(f"--{name.replace('_', '-')} is at least 1, found {value}.")
+                raise InvalidInputError(f"`{name}` must be at least 1, found {value}.")
 
     @property
     def questions(self) -> QuestionOptions:
@@ -89,14 +91,14 @@ class AttributeSettings(Typed):
 
 @dataclass
 class AttributeReport:
-    """What the user of a run should know of its prompts; counted while they are planned."""
+    """How many prompts were changed or left out; counted while they are planned."""
 
     n_skipped: int = 0
-    """Queries left out, for a prompt of theirs is longer than the model's context."""
+    """Queries left out because one of their prompts is longer than the model's context."""
     n_cut: int = 0
-    """Prompts that lost their beginning to fit it."""
+    """Prompts whose beginning was cut off to fit the context."""
     n_merged: int = 0
-    """Prompts whose last token is merged with the letter, so that the model reads them without it."""
+    """Prompts whose last token the tokenizer merges with the option, so that the model reads the prompt without it."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class QuestionPlanner:
     progress: CaptureProgress
 
     def write(self, folder: Folder, capture: str) -> PlanRecord:
-        """Write the plan into `capture`; `InvalidInputError` for what is wrong in the file, or where no query is left."""
+        """Write the plan into `capture`; `InvalidInputError` for a mistake in the file, and where no query is left."""
         label_columns = self.label_columns()
         as_json = {"context": self.spec.context, "positions": "last", "block_slots": BLOCK_PROMPTS}
         writer = PlanWriter(folder, capture, BLOCK_PROMPTS, as_json)
@@ -143,12 +145,12 @@ class QuestionPlanner:
     def _expect_prompts(self, n_prompts: int) -> None:
         if not n_prompts:
             raise InvalidInputError(
-                f"No query of {self.questions} fits the model's context of {self.spec.context} tokens. Cut prompts with "
-                "--long cut."
+                f"No query of {self.questions} fits the model's context of {self.spec.context} tokens. Set "
+                '`too_long="cut"`.'
             )
 
     def _windows(self, writer: PlanWriter, labels: Labels) -> Iterator[PlannedWindow]:
-        """The window of every prompt, in the order of the file, whose document is then in the table."""
+        """The window of every prompt, in the order of the file; its document is written to the table before."""
         prompts = PromptTokenizer(
             self.tokenizer,
             context=self.spec.context,
@@ -172,7 +174,7 @@ class QuestionPlanner:
         """The row of the documents table for one prompt."""
         self.report.n_cut += prompt.n_cut > 0
         self.report.n_merged += not prompt.as_text
-        letters, answer, text = query.options[number], query.answers[number], query.prompts[number]
+        options, answer, text = query.options[number], query.answers[number], query.prompts[number]
         row = {
             "source": f"{Path(self.questions).name}: {query.name}",
             "sha256": hashlib.sha256(text.encode()).hexdigest(),
@@ -181,8 +183,8 @@ class QuestionPlanner:
             "prompt": number,
             "text": text,
             "answer": answer,
-            "target": prompt.option_tokens[letters.index(answer)],
-            "options": list(letters),
+            "target": prompt.option_tokens[options.index(answer)],
+            "options": list(options),
             "option_tokens": list(prompt.option_tokens),
             "n_cut": prompt.n_cut,
         }
@@ -196,25 +198,25 @@ class QuestionPlanner:
         for query in read_questions(self.questions, self.settings.questions):
             n_queries, prepared = n_queries + 1, query.prepared
             for column, value in query.labels.items():
-                if len(known := values.setdefault(column, set())) <= MAX_LABELS_PER_COLUMN:
-                    known.add(value)
+                if len(distinct := values.setdefault(column, set())) <= MAX_LABELS_PER_COLUMN:
+                    distinct.add(value)
         if self.settings.label_columns is None:
             if prepared:
                 return tuple(column for column in ("relation_name",) if column in values)
             recurring = (
-                c for c, known in values.items() if len(known) <= MAX_DEFAULT_LABELS and len(known) < n_queries
+                c for c, distinct in values.items() if len(distinct) <= MAX_DEFAULT_LABELS and len(distinct) < n_queries
             )
-            return tuple(column for column in recurring if column not in TAKEN_COLUMNS)
+            return tuple(column for column in recurring if column not in RESERVED_COLUMNS)
         for column, n_named in Counter(self.settings.label_columns).items():
             if n_named > 1:
-                raise InvalidInputError(f"The label column {column!r} is named twice. Name it once with --label.")
-            if column in TAKEN_COLUMNS:
+                raise InvalidInputError(f"The label column {column!r} is named twice. Name it once in `label_columns`.")
+            if column in RESERVED_COLUMNS:
                 raise InvalidInputError(
-                    f"A label column cannot be called {column!r}: that column is actstore's own. Rename it in the file."
+                    f"A label column cannot be called {column!r}, a column that actstore writes. Rename it in the file."
                 )
             if column not in values:
-                known_columns = ", ".join(values) or "none"
+                existing_columns = ", ".join(values) or "none"
                 raise InvalidInputError(
-                    f"No query of {self.questions} has a column {column!r}. There are: {known_columns}."
+                    f"No query of {self.questions} has a column {column!r}. The columns are: {existing_columns}."
                 )
         return self.settings.label_columns

@@ -1,9 +1,9 @@
-"""Dynamic activation patching: a model generates with another model's activations in place of chosen neurons'.
+"""Dynamic activation patching: a model generates text with some neurons' activations replaced by those of another model.
 
-At each step the donor reads the text so far, its activations of the chosen neurons replace those of the model at every
+At each step the donor reads the text so far, its activations of the selected neurons replace those of the model at every
 position, and the model's greedy token is appended for both (Chen et al., NeurIPS 2025, arXiv 2406.14144). In causal models
 nothing that was computed for earlier positions changes when a token is appended, neither the donor's activations nor the
-model's keys and values under them: each step is one new token through both. Knows nothing about stores.
+model's keys and values under them: each step is one new token through both.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ REFUSALS: Final = (
     r"(?i)\b(I('m| am) (very |so )?sorry|I apologi[sz]e|I can('t|not|\s?not)|I('m| am) (not able|unable) to|I won't"
     r"|as an AI)\b"
 )
-"""How models that refuse usually put it: a scorer for safety in the absence of a trained one."""
+"""Usual wordings of a refusal: a scorer for safety in the absence of a trained one."""
 
 
 @dataclass(frozen=True)
 class Donor:
-    """The model whose activations are put in place, and of which neurons."""
+    """The model that the activations are taken from, and of which neurons."""
 
     model: LoadedModel
     neurons: Mapping[int, NDArray[np.int64]]
@@ -48,7 +48,7 @@ class Donor:
 
 
 class Scorer(Protocol):
-    """F: how much of the behaviour in question a generation shows."""
+    """F: the degree to which a generation shows the behaviour in question."""
 
     def __call__(self, prompt: Sequence[int], generated: Sequence[int]) -> float:
         """The score of a generation, as token ids, after its prompt."""
@@ -61,14 +61,14 @@ class Contains:
 
     pattern: str
     text: Callable[[Sequence[int]], str]
-    """Token ids to text."""
+    """Decodes token ids to text."""
 
     def __post_init__(self) -> None:
         try:
             re.compile(self.pattern)
         except re.error as error:
             raise InvalidInputError(
-                f"The scorer's regular expression {self.pattern!r} cannot be read: {error}."
+                f"The scorer's regular expression {self.pattern!r} cannot be read: {error}. Check `scorer`."
             ) from None
 
     def __call__(self, prompt: Sequence[int], generated: Sequence[int]) -> float:
@@ -78,19 +78,19 @@ class Contains:
 
 @dataclass(frozen=True)
 class LogLikelihood:
-    """The mean log probability a judge gives to the tokens of the generation: how much like the judge's own it reads."""
+    """The mean log probability that a judge gives to the tokens of the generation."""
 
     judge: LoadedModel
 
     def __call__(self, prompt: Sequence[int], generated: Sequence[int]) -> float:
-        """Nats a token; NaN for an empty generation."""
+        """Nats per token; NaN for an empty generation."""
         if not generated:
             return float("nan")
         ids = torch.tensor([[*prompt, *generated]], device=self.judge.device)
         with torch.inference_mode():
             logits = self.judge.model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
-        chosen = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])
-        return float(chosen.double().mean())
+        log_p = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])
+        return float(log_p.double().mean())
 
 
 def generate(
@@ -104,21 +104,25 @@ def generate(
 ) -> list[int]:
     """The greedy continuation of `prompt` by up to `n_tokens`, patched from `donor` at all positions where one is given.
 
-    Ends after a token of `stop`, which is kept. Ties go to the smaller token id. With `cached` False the whole text is read
-    anew at every step, which gives the same tokens up to rounding, at n_tokens times the price.
+    Ends after a token of `stop`, which is included. Ties go to the smaller token id. With `cached` False the whole text is read
+    again at every step, which gives the same tokens up to rounding, at n_tokens times the cost.
 
     Raises `InvalidInputError` for models that are not causal decoders, a donor of another vocabulary or other widths, an empty
-    prompt and one that leaves no room in the context.
+    prompt and one that does not fit the context.
+
+    >>> generate(base, [464, 6342], 20, Donor(tuned, {3: np.array([17, 42])}))
     """
     for reader in (model, *([donor.model] if donor else [])):
         _check_readable(reader, prompt, n_tokens)
     if donor is not None:
         check_donor(model, donor)
-    text, generated = _Text(model, cached), list[int]()
-    donating = None if donor is None or not donor.neurons else (_Text(donor.model, cached), donor)
+    text, generated = _GrowingText(model, cached), list[int]()
+    donor_text = None if donor is None or not donor.neurons else _GrowingText(donor.model, cached)
     new = list(prompt)
     while len(generated) < n_tokens:
-        changes = {} if donating is None else _donated(*donating, new)
+        # The donor reads first, exactly the tokens that the model reads next: its activations of these positions are what the
+        # model needs, and nothing of an earlier step has to be patched again, as its keys and values were patched then.
+        changes = {} if donor is None or donor_text is None else _read_changes(donor_text, donor, new)
         token = int(text.read(new, changes).argmax())
         generated.append(token)
         new = [token]
@@ -127,130 +131,135 @@ def generate(
     return generated
 
 
-class _Text:
+class _GrowingText:
     """A text that one model reads as it grows."""
 
     def __init__(self, model: LoadedModel, cached: bool) -> None:
         self._model, self._cached = model, cached
         self._ids: list[int] = []
-        self._kept: Any = None
+        self._cache: Any = None  # whatever the model returns as its cache of keys and values
 
     @property
     def reads_new_only(self) -> bool:
         """Whether the next pass runs over the new tokens alone."""
-        return self._kept is not None
+        return self._cache is not None
 
     def read(self, new: Sequence[int], changes: Mapping[int, Change]) -> Tensor:
-        """The logits [vocabulary] after `new` tokens, with activations changed on the way."""
+        """The logits [vocabulary] after `new` tokens, with `changes` applied to activations."""
         self._ids += new
         ids = torch.tensor([new if self.reads_new_only else self._ids], device=self._model.device)
         n_positions = ids.shape[1]
-        arguments = keeping(self._model.model, self._kept) if self._cached else {"use_cache": False}
+        arguments = keeping(self._model.model, self._cache) if self._cached else {"use_cache": False}
         with (
             torch.inference_mode(),
             intervened(self._model, changes),
             hooked(self._model.model, head_hook(self._model, n_positions - 1, n_positions)),
         ):
             output = self._model.model(input_ids=ids, **arguments)
-        if self._cached:  # a model that keeps nothing is read the whole text again
-            self._kept = kept_by(output)
+        if self._cached:  # None for a model without a cache, which then reads the whole text at every step
+            self._cache = kept_by(output)
         logits: Tensor = output.logits[0, -1]
         return logits.float()
 
 
-def _donated(text: _Text, donor: Donor, new: Sequence[int]) -> dict[int, Change]:
-    """The changes that put the donor's activations of its neurons in place, over the positions that it just read."""
-    seen: dict[int, Tensor] = {}
-    chosen = {layer: torch.from_numpy(np.asarray(n, np.int64)) for layer, n in donor.neurons.items() if len(n)}
+def _read_changes(text: _GrowingText, donor: Donor, new: Sequence[int]) -> dict[int, Change]:
+    """The changes that put the donor's activations in place, over the positions that it reads of `new`."""
+    activations: dict[int, Tensor] = {}  # layer → [window, position, neuron]
+    neurons_of = {layer: torch.from_numpy(np.asarray(n, np.int64)) for layer, n in donor.neurons.items() if len(n)}
 
     def reading(layer: int) -> Change:
         def read(values: Tensor) -> Tensor:
-            seen[layer] = values[..., chosen[layer].to(values.device)].clone()
+            activations[layer] = values[..., neurons_of[layer].to(values.device)].clone()
             return values
 
         return read
 
-    text.read(new, {layer: reading(layer) for layer in chosen})
-    return {layer: replace(neurons, seen[layer]) for layer, neurons in chosen.items()}
+    text.read(new, {layer: reading(layer) for layer in neurons_of})
+    return {layer: replace(neurons, activations[layer]) for layer, neurons in neurons_of.items()}
 
 
 def _check_readable(model: LoadedModel, prompt: Sequence[int], n_tokens: int) -> None:
     spec = model.spec
     if spec.kind != "causal":
         raise InvalidInputError(
-            f"expected a causal decoder to generate with, and {spec.name} ({spec.model_type}) is of kind {spec.kind!r}; choose "
-            "another model"
+            f"{spec.name} ({spec.model_type}) is of kind {spec.kind!r}: expected a causal decoder to generate with. Name "
+            "another model."
         )
     if not prompt:
-        raise InvalidInputError("expected prompts of at least one token, found an empty one; leave it out")
+        raise InvalidInputError("Expected prompts of at least one token, found an empty one. Leave it out.")
     if spec.context is not None and len(prompt) + n_tokens - 1 > spec.context:
         raise InvalidInputError(
             f"{spec.name} reads at most {spec.context} tokens, and a prompt of {len(prompt)} with {n_tokens} new ones is"
-            " longer; shorten the prompt or lower --tokens"
+            " longer. Shorten the prompt or lower `n_tokens`."
         )
 
 
 def check_donor(model: LoadedModel, donor: Donor) -> None:
-    """Raise `InvalidInputError` unless the donor's tokens and its neurons' layers are the model's."""
+    """Raise `InvalidInputError` unless the donor has the model's vocabulary, and its neurons are in layers of equal width."""
     one, two = model.spec, donor.model.spec
     if one.n_vocabulary != two.n_vocabulary:
         raise InvalidInputError(
-            f"expected two models of one vocabulary, and {one.name} has {one.n_vocabulary} tokens and {two.name}"
-            f" {two.n_vocabulary}; choose a model and its fine-tuned copy"
+            f"Expected two models of one vocabulary, and {one.name} has {one.n_vocabulary} tokens and {two.name}"
+            f" {two.n_vocabulary}. Name a model and its fine-tuned copy."
         )
     for layer, neurons in donor.neurons.items():
         widths = [spec.layers[layer].neurons if 0 <= layer < len(spec.layers) else None for spec in (one, two)]
         if widths[0] is None or widths[0] != widths[1]:
             raise InvalidInputError(
-                f"expected layer {layer} alike in both models, found {widths[0]} neurons in {one.name} and {widths[1]} in"
-                f" {two.name}; choose two models of one architecture"
+                f"Expected layer {layer} alike in both models, found {widths[0]} neurons in {one.name} and {widths[1]} in"
+                f" {two.name}. Name two models of one architecture."
             )
         if len(neurons) and not 0 <= int(np.min(neurons)) <= int(np.max(neurons)) < widths[0]:
             raise InvalidInputError(
-                f"expected neurons 0 to {widths[0] - 1} in layer {layer} of {one.name}, found {int(np.max(neurons))}"
+                f"Expected neurons 0 to {widths[0] - 1} in layer {layer} of {one.name}, found {int(np.max(neurons))}."
             )
 
 
 @dataclass(frozen=True)
 class PatchingSettings(Typed):
-    """How generations are made and what they are held against."""
+    """How text is generated, and the random baseline."""
 
     n_tokens: int = 32
+    """Maximum number of tokens of a generation."""
     n_random: int = 3
-    """Random sets of neurons, each of the size of the chosen, layer by layer."""
+    """Number of random sets of neurons, each as large in every layer as the selected set."""
     seed: int = 0
+    """Random seed of these sets."""
     stop: tuple[int, ...] = ()
+    """Tokens after which a generation ends."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_tokens < 1 or self.n_random < 0:
             raise InvalidInputError(
-                f"--tokens must be at least 1 and --random at least 0, found {self.n_tokens} and {self.n_random}."
+                f"`n_tokens` must be at least 1 and `n_random` at least 0, found {self.n_tokens} and {self.n_random}."
             )
 
 
 @dataclass(frozen=True)
 class PatchedScores:
-    """F of every prompt's generation by one way of generating, and the causal effect C."""
+    """F of every prompt's generation with one set of neurons patched, and the causal effect C."""
 
     scores: NDArray[np.float64]
+    """[prompt]"""
     n_neurons: int
     effect: float
-    """`E[F − F(M₁)] / E[F(M₂) − F(M₁)]`; NaN where the two models score alike."""
+    """`E[F − F(M₁)] / E[F(M₂) − F(M₁)]`; NaN where the two models have equal mean scores."""
 
 
 @dataclass(frozen=True)
 class PatchingEvaluation:
-    """The causal effect of a set of neurons, beside that of random ones."""
+    """The causal effect of a set of neurons, and of random sets."""
 
     first: NDArray[np.float64]
     """F of M₁'s own generations; shape [prompt]."""
     second: NDArray[np.float64]
-    """F of M₂'s."""
+    """F of M₂'s own generations; shape [prompt]."""
     patched: PatchedScores
     random: tuple[PatchedScores, ...]
+    """One for each random set."""
     generated: tuple[tuple[list[int], list[int], list[int]], ...]
-    """A prompt's generations by M₁, M₂ and the patched M₁."""
+    """The generations of each prompt by M₁, M₂ and the patched M₁."""
 
 
 def causal_effect(patched: NDArray[np.float64], first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
@@ -268,13 +277,15 @@ def evaluate_patching(
     *,
     on_prompt: Callable[[int, int], None] = lambda done, n_prompts: None,
 ) -> PatchingEvaluation:
-    """How much of what sets the donor M₂ apart from `first` = M₁ comes with its activations of the donor's neurons.
+    """How much of the difference in behaviour between `first` = M₁ and the donor M₂ its activations of the neurons cause.
 
-    Raises `InvalidInputError` as `generate` does, before anything is generated, and without prompts.
+    Raises `InvalidInputError` as `generate` does, before anything is generated, and where there is no prompt.
+
+    >>> evaluate_patching(base, Donor(tuned, change.by_layer(change.top())), prompts, Contains("sorry", decode)).patched.effect
     """
     settings = settings or PatchingSettings()
     if not prompts:
-        raise InvalidInputError("expected at least one prompt, found none; give a file with a prompt a line")
+        raise InvalidInputError("Expected at least one prompt, found none. Name a file with one prompt per line.")
     check_donor(first, donor)
     for prompt in prompts:
         for model in (first, donor.model):
@@ -288,10 +299,10 @@ def evaluate_patching(
     scores = np.zeros((2 + len(donors), len(prompts)))
     generated = []
     for number, prompt in enumerate(prompts):
-        made = [generate(model, prompt, settings.n_tokens, stop=settings.stop) for model in (first, donor.model)]
-        made += [generate(first, prompt, settings.n_tokens, each, stop=settings.stop) for each in donors]
-        scores[:, number] = [scorer(prompt, ids) for ids in made]
-        generated.append((made[0], made[1], made[2]))
+        texts = [generate(model, prompt, settings.n_tokens, stop=settings.stop) for model in (first, donor.model)]
+        texts += [generate(first, prompt, settings.n_tokens, each, stop=settings.stop) for each in donors]
+        scores[:, number] = [scorer(prompt, ids) for ids in texts]
+        generated.append((texts[0], texts[1], texts[2]))
         on_prompt(number + 1, len(prompts))
     results = [
         PatchedScores(row, sum(map(len, each.neurons.values())), causal_effect(row, scores[0], scores[1]))

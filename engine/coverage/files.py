@@ -1,7 +1,4 @@
-"""Coverages as a safetensors file, to be merged with those of other captures and machines.
-
-Knows nothing about what the arrays mean, but which state they belong to.
-"""
+"""Coverages as a safetensors file, to be merged with those of other captures and machines."""
 
 from __future__ import annotations
 
@@ -13,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from actstore.engine.coverage.criteria import Coverage, CoverageSettings, Ranges
+from actstore.engine.coverage.coverage import Coverage
+from actstore.engine.coverage.criteria import CoverageSettings
+from actstore.engine.coverage.state import Ranges
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.storage.atomic import replacing
 
@@ -25,16 +24,16 @@ if TYPE_CHECKING:
 FORMAT: Final = 1
 
 
-def write_coverage(path: str | Path, found: Mapping[str, Coverage]) -> None:
-    """Write coverages by population into one file, replacing what was there only once it is complete."""
+def write_coverage(path: str | Path, coverages: Mapping[str, Coverage]) -> None:
+    """Write coverages by population into one file, which replaces an earlier one only once it is complete."""
     target = Path(path)
     if not target.parent.is_dir():
-        raise InvalidInputError(f"The folder of {target} does not exist. Make it first, or write elsewhere.")
-    first = next(iter(found.values()))
+        raise InvalidInputError(f"The folder of {target} does not exist. Create it, or write elsewhere.")
+    first = next(iter(coverages.values()))
     arrays: dict[str, NDArray[Any]] = {}
     for layer, ranges in first.ranges.items():
         arrays |= {f"range/{layer}/low": ranges.low, f"range/{layer}/high": ranges.high}
-    for number, coverage in enumerate(found.values()):
+    for number, coverage in enumerate(coverages.values()):
         arrays[f"{number}/patterns/hashes"] = coverage.patterns.hashes
         for name, layers in coverage.states.items():
             for layer, state in layers.items():
@@ -43,14 +42,14 @@ def write_coverage(path: str | Path, found: Mapping[str, Coverage]) -> None:
         "format": FORMAT,
         "settings": dataclasses.asdict(first.settings),
         "widths": first.widths,
-        "populations": [[name, coverage.n_samples] for name, coverage in found.items()],
+        "populations": [[name, coverage.n_samples] for name, coverage in coverages.items()],
     }
     with replacing(target) as partial:
         partial.write_bytes(save(arrays, metadata={"actstore_coverage": json.dumps(about)}))
 
 
 def read_coverage(path: str | Path) -> dict[str, Coverage]:
-    """What `write_coverage` wrote; `NotFoundError` where there is no file, `FormatError` where it is something else."""
+    """What `write_coverage` wrote; `NotFoundError` where there is no file, `FormatError` where it is another kind of file."""
     if not Path(path).is_file():
         raise NotFoundError(f"There is no file {path}: expected one written by `actstore coverage --output`.")
     try:
@@ -68,27 +67,28 @@ def read_coverage(path: str | Path) -> dict[str, Coverage]:
                 for layer, key in low.items()
                 if key in file.keys()  # noqa: SIM118  # the file is no mapping
             }
-            found = {}
+            coverages = {}
             for number, (name, n_samples) in enumerate(about["populations"]):
-                coverage = found[name] = Coverage(CoverageSettings(**fields), widths, ranges, int(n_samples))
+                coverage = coverages[name] = Coverage(CoverageSettings(**fields), widths, ranges, int(n_samples))
                 coverage.patterns.hashes = file.get_tensor(f"{number}/patterns/hashes")
                 for kind, layers in coverage.states.items():
                     for layer, state in layers.items():
                         for key in state.arrays():
                             setattr(state, key, file.get_tensor(f"{number}/{kind}/{layer}/{key}"))
-            return found
+            return coverages
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InvalidInputError | NotFoundError):
             raise
         raise FormatError(f"{path} is damaged: {' '.join(str(error).split())}. Measure it again.") from None
 
 
-def merge_coverages(found: dict[str, Coverage], other: Mapping[str, Coverage]) -> None:
-    """Add every population of `other` to that of the same name in place; those that `found` lacks are taken over."""
+def merge_coverages(coverages: dict[str, Coverage], other: Mapping[str, Coverage]) -> None:
+    """Add every population of `other` to that of the same name in place; those that `coverages` lacks are copied."""
     for name, coverage in other.items():
-        if name in found:
-            found[name].merge(coverage)
+        if name in coverages:
+            coverages[name].merge(coverage)
         else:
-            total = Coverage(next(iter(found.values())).settings, coverage.widths, next(iter(found.values())).ranges)
-            total.merge(coverage)
-            found[name] = total
+            first = next(iter(coverages.values()))
+            total = Coverage(first.settings, coverage.widths, first.ranges)
+            total.merge(coverage)  # raises where the two were not measured alike
+            coverages[name] = total

@@ -1,14 +1,14 @@
 """The linear-probe detector: whether a hyperplane over a layer's activations tells two labels apart.
 
-Logistic regression with a ridge on the activations of each window's last token, as a detector of jailbreaks in Zhou et al.
-(ICSE 2025, arXiv 2408.15207). There are far more neurons than documents, so it is solved in the space that the documents span,
-exactly and without randomness. Reads stores only; plain numpy.
+Logistic regression with an L2 penalty on the activations of each window's last token, as a detector of jailbreaks in Zhou et
+al. (ICSE 2025, arXiv 2408.15207). There are far more neurons than documents, so it is solved in the space that the documents
+span, exactly and without randomness. Reads stores only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from actstore.store.reader import Capture
 
 FEW_SAMPLES: Final = 20
-"""Fewer samples of a label than this in the test part get a warning."""
+"""Fewer samples of a label than this in the test part cause a warning."""
 MAX_STEPS: Final = 100
+"""Maximum number of Newton steps; a few suffice."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +36,24 @@ class ProbeSettings(Typed):
     ridge: float = 1.0
     """λ in Σ loss + λ/2 · |w|², activations standardised on the training part: the inverse of scikit-learn's C."""
     test_share: float = 0.3
-    """Share of the documents, of either label, that the probe is tested on."""
+    """Share of the documents of each label that the probe is tested on."""
     seed: int = 0
+    """Random seed of the split into training and test documents."""
     site: str = "mlp.post"
     layers: tuple[int, ...] | None = None
-    """All captured ones."""
+    """The layers to probe; None is all captured ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.ridge > 0:
-            raise InvalidInputError(f"--ridge must be above 0, found {self.ridge}.")
+            raise InvalidInputError(f"`ridge` must be above 0, found {self.ridge}.")
         if not 0 < self.test_share < 1:
-            raise InvalidInputError(f"--test-share lies between 0 and 1, found {self.test_share}.")
+            raise InvalidInputError(f"`test_share` must be between 0 and 1, found {self.test_share}.")
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """How well one layer, or all of them together, tell the labels of unseen documents."""
+    """How well one layer, or all of them together, separate the labels of unseen documents."""
 
     layer: int | None
     """None for all layers together."""
@@ -62,25 +64,29 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class Probe:
-    """A row for each layer and one for all together, with what they are to be held against."""
+    """The results of a probe, with the baseline to compare them with."""
 
     results: tuple[ProbeResult, ...]
+    """One for each layer, and one for all together."""
     n_train: tuple[int, int]
-    """Samples without and with the positive label."""
+    """Number of samples without and with the positive label."""
     n_test: tuple[int, int]
     majority: float
-    """Accuracy on the test part of always saying what is more frequent in the training part."""
+    """Accuracy on the test part of always predicting the label that is more frequent in the training part."""
     warnings: tuple[str, ...]
 
 
-def fit_logistic(features: NDArray[np.float64], positive: NDArray[np.bool_], ridge: float) -> tuple[Any, float]:
+def fit_logistic(
+    features: NDArray[np.float64], positive: NDArray[np.bool_], ridge: float
+) -> tuple[NDArray[np.float64], float]:
     """The weights [feature] and the intercept that minimise Σ log(1 + exp(∓(x·w + b))) + ridge/2 · |w|².
 
     Newton's method, each step halved until the objective falls; the intercept is not penalised. The objective is strictly
-    convex once both labels occur, so there is one answer, found to about 1e-9. Raises ValueError where one label is missing.
+    convex where both labels occur, so the minimum is unique; it is found to about 1e-9. Raises `InvalidInputError` where one
+    label is missing.
     """
     if not 0 < positive.sum() < len(positive):
-        raise ValueError("samples of both labels are needed")
+        raise InvalidInputError("Expected samples of both labels in `positive`, found one only.")
     design = np.concatenate([features, np.ones((len(features), 1))], axis=1)
     penalty = np.append(np.full(features.shape[1], ridge), 0.0)
     sign = np.where(positive, 1.0, -1.0)
@@ -110,13 +116,13 @@ def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def span(gram: NDArray[np.float64], train: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Coordinates [sample, direction] in the space the training samples span, from the inner products [sample, sample].
+    """Coordinates [sample, direction] in the space that the training samples span, from inner products [sample, sample].
 
-    A ridge fit there has the predictions of one over all features, since its weights lie in that space.
+    A ridge fit in it predicts the same as one over all features, since the weights of the latter lie in that space.
     """
     values, vectors = np.linalg.eigh(gram[np.ix_(train, train)])
-    kept = values > values[-1] * 1e-12
-    return np.asarray(gram[:, train] @ (vectors[:, kept] / np.sqrt(values[kept])))
+    nonzero = values > values[-1] * 1e-12
+    return np.asarray(gram[:, train] @ (vectors[:, nonzero] / np.sqrt(values[nonzero])))
 
 
 def auroc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
@@ -133,21 +139,26 @@ def auroc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
 def probe_capture(
     capture: Capture, by: str, positive: str, negative: str | None = None, settings: ProbeSettings | None = None
 ) -> Probe:
-    """How well the last token's activations tell label `by` = `positive` from `negative` (None: from every other value).
+    """How well the last token's activations separate label `by` = `positive` from `negative` (None: from every other value).
 
-    Documents are split by their content into a training and a test part, so that neither several windows of a document nor
-    two documents of one text lie on both sides. Each layer is a probe of its own; the last row takes all layers together.
-    Holds one layer's samples [sample, neuron] and two matrices [sample, sample].
+    Documents are split by their content into a training and a test part, so that neither two windows of a document nor two
+    documents of one text lie in both parts. Each layer is a separate probe; the last result is of all layers together. One
+    layer's samples [sample, neuron] and two matrices [sample, sample] are in memory at a time.
 
-    Raises `InvalidInputError` for captures and labels that are not there, and where a label has too few documents to split.
+    Raises `InvalidInputError` for a capture without values or such a label, and where a label has too few documents to split.
+
+    >>> probe_capture(store.capture("prompts"), "kind", "jailbreak").results[-1].auroc
     """
     settings = settings or ProbeSettings()
     check_values(capture, settings.site)
     check_positions(capture, "last")
     samples = _find_samples(capture, by, positive, negative)
-    layers = _chosen_layers(capture, settings)
+    layers = _probed_layers(capture, settings)
     train, test = _split(samples, settings, f"{by}={positive}", f"{by}={negative}" if negative else f"other {by}")
-    warnings = [*warnings_of(capture, settings.site), *_few(samples.positive[test], by, positive, negative)]
+    warnings = [
+        *warnings_of(capture, settings.site),
+        *_warn_of_few_samples(samples.positive[test], by, positive, negative),
+    ]
     total = np.zeros((len(samples.slot), len(samples.slot)))
     results = []
     for layer in layers:
@@ -174,7 +185,7 @@ def _probe(
     test: NDArray[np.int64],
     settings: ProbeSettings,
 ) -> ProbeResult:
-    if not gram[np.ix_(train, train)].any():  # no neuron of it ever changes
+    if not gram[np.ix_(train, train)].any():  # no neuron of the layer varies over the training part
         scores = np.zeros(len(gram))
     else:
         coordinates = span(gram, train)
@@ -191,9 +202,9 @@ def _gram(values: NDArray[np.float32], train: NDArray[np.int64]) -> NDArray[np.f
     with np.errstate(invalid="ignore", over="ignore"):
         mean = values[train].mean(axis=0, dtype=np.float64)
         std = values[train].std(axis=0, dtype=np.float64)
-    known = np.isfinite(mean) & (std > 1e-12 * np.maximum(np.abs(mean), 1e-30))
-    standard = (values[:, known] - mean[known]) / std[known]
-    # An expert that a test token is not routed to says nothing of it.
+    varies = np.isfinite(mean) & (std > 1e-12 * np.maximum(np.abs(mean), 1e-30))
+    standard = (values[:, varies] - mean[varies]) / std[varies]
+    # NaN: the neurons of an expert that a test token is not routed to. They count as the mean.
     standard[~np.isfinite(standard)] = 0
     return np.asarray(standard @ standard.T)
 
@@ -204,18 +215,19 @@ class _Samples:
 
     block: NDArray[np.int64]
     slot: NDArray[np.int64]
-    """Counted from the block's first."""
+    """Counted from the first slot of the block."""
     positive: NDArray[np.bool_]
     content: NDArray[np.int64]
-    """A number for each distinct document text."""
+    """One number per distinct document text."""
 
 
 def _find_samples(capture: Capture, by: str, positive: str, negative: str | None) -> _Samples:
     record = capture.record.plan
     if by not in record.label_columns:
-        known = ", ".join(record.label_columns) or "none"
+        labels = ", ".join(record.label_columns) or "none"
         raise InvalidInputError(
-            f"Capture {capture.record.name!r} has no label {by!r}. Its labels are: {known}. Capture again with --label {by}."
+            f"Capture {capture.record.name!r} has no label {by!r}. Its labels are: {labels}. Capture again with "
+            f'`label_columns=("{by}",)`.'
         )
     values = [value for column, value in record.labels if column == by]
     for value in (positive, negative):
@@ -223,47 +235,52 @@ def _find_samples(capture: Capture, by: str, positive: str, negative: str | None
             raise InvalidInputError(f"No document has {by}={value}. The values of {by} are: {', '.join(values)}.")
     if positive == negative or len(values) < 2:
         raise InvalidInputError(
-            f"A probe tells two values of {by} apart, found {positive!r} only. Name another with --negative."
+            f"A probe separates two values of {by}, found {positive!r} only. Name another as `negative`."
         )
     column = record.label_columns.index(by)
     _, content = np.unique(capture.documents()["sha256"].to_numpy(zero_copy_only=False), return_inverse=True)
-    parts: list[tuple[Any, ...]] = []
+    blocks: list[_Samples] = []
     for number, slots in blocks_with(capture, "last", capture.blocks):
         plan = capture.block_plan(number)
         window = windows_of(plan)[slots]
         label = np.array([record.labels[i][1] for i in plan.labels[window, column].tolist()], object)
-        wanted = label == positive
-        chosen = wanted | ((label == negative) if negative is not None else np.ones(len(label), bool))
+        is_positive = (label == positive).astype(bool)
+        selected = is_positive | ((label == negative) if negative is not None else np.ones(len(label), bool))
         document = plan.windows["document"][window]
-        parts.append((np.full(len(slots), number)[chosen], slots[chosen], wanted[chosen], content[document][chosen]))
-    if not parts:
+        number_of_slot = np.full(len(slots), number)[selected]
+        blocks.append(_Samples(number_of_slot, slots[selected], is_positive[selected], content[document][selected]))
+    if not blocks:
         raise InvalidInputError(f"Capture {capture.record.name!r} has no window with a text token to probe.")
-    block, slot, is_positive, text = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return _Samples(block, slot, is_positive.astype(bool), text)
+    return _Samples(
+        np.concatenate([samples.block for samples in blocks]),
+        np.concatenate([samples.slot for samples in blocks]),
+        np.concatenate([samples.positive for samples in blocks]),
+        np.concatenate([samples.content for samples in blocks]),
+    )
 
 
-def _chosen_layers(capture: Capture, settings: ProbeSettings) -> Sequence[int]:
-    there = sorted(capture.record.layers(settings.site))
-    if settings.layers is not None and (missing := sorted(set(settings.layers) - set(there))):
+def _probed_layers(capture: Capture, settings: ProbeSettings) -> Sequence[int]:
+    captured = sorted(capture.record.layers(settings.site))
+    if settings.layers is not None and (missing := sorted(set(settings.layers) - set(captured))):
         raise InvalidInputError(
-            f"Capture {capture.record.name!r} has the layers {', '.join(map(str, there))} at {settings.site}, found "
-            f"{', '.join(map(str, missing))} in --layers."
+            f"Capture {capture.record.name!r} has the layers {', '.join(map(str, captured))} at {settings.site}, found "
+            f"{', '.join(map(str, missing))}. Check `layers`."
         )
-    return there if settings.layers is None else sorted(set(settings.layers))
+    return captured if settings.layers is None else sorted(set(settings.layers))
 
 
 def _split(
     samples: _Samples, settings: ProbeSettings, positive: str, negative: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The samples of the training and the test part; of either label's texts, about `test_share` are in the test part."""
+    """The samples of the training and the test part; about `test_share` of each label's texts are in the test part."""
     rng = np.random.default_rng(settings.seed)
     in_test = np.zeros(len(samples.slot), bool)
-    taken = np.empty(0, np.int64)
+    assigned = np.empty(0, np.int64)  # texts
     for is_positive in (True, False):
-        # A text with both labels goes with the positive ones.
-        texts = np.setdiff1d(samples.content[samples.positive == is_positive], taken)
+        # A text with both labels is split with the positive ones.
+        texts = np.setdiff1d(samples.content[samples.positive == is_positive], assigned)
         n_test = min(max(1, round(settings.test_share * len(texts))), max(0, len(texts) - 1))
-        taken = np.union1d(taken, texts)
+        assigned = np.union1d(assigned, texts)
         in_test |= np.isin(samples.content, rng.permutation(texts)[:n_test])
     for is_positive, name in ((True, positive), (False, negative)):
         own = samples.positive == is_positive
@@ -276,7 +293,7 @@ def _split(
     return np.flatnonzero(~in_test), np.flatnonzero(in_test)
 
 
-def _few(test: NDArray[np.bool_], by: str, positive: str, negative: str | None) -> list[str]:
+def _warn_of_few_samples(test: NDArray[np.bool_], by: str, positive: str, negative: str | None) -> list[str]:
     return [
         f"Only {n} samples of {name} are in the test part: accuracy and AUROC are uncertain by several hundredths."
         for n, name in (
@@ -291,6 +308,6 @@ def _read_layer(capture: Capture, site: str, layer: int, samples: _Samples) -> N
     """The values [sample, neuron] of a layer."""
     values = np.empty((len(samples.slot), capture.record.layers(site)[layer]), np.float32)
     for block in np.unique(samples.block).tolist():
-        here = samples.block == block
-        values[here] = capture.block_values(layer, block, site, saturated=True)[:, samples.slot[here]].T
+        in_block = samples.block == block
+        values[in_block] = capture.block_values(layer, block, site, saturated=True)[:, samples.slot[in_block]].T
     return values

@@ -1,15 +1,15 @@
-"""What coverage criteria remember of the samples they have seen: small arrays a layer that add up.
+"""The states of coverage criteria: small arrays per layer, which samples are added to and which merge.
 
-Each class is one measurement over samples of one layer (patterns: of all): `add` takes values, `merge` the same measurement
-over other samples, `arrays` is all there is to keep. Everything merges by maximum, OR or union, in any order; only
-`KeptVectors` depends on the order. Definitions: DeepXplore (Pei et al. 2017), DeepGauge (Ma et al. 2018), TensorFuzz (Odena et
-al. 2019), as studied on language models by Zhou et al. (ICSE 2025, arXiv 2408.15207). Knows nothing about captures.
+Each class is one measurement over samples of one layer (patterns: of all layers): `add` takes samples, `merge` the same
+measurement over other samples, `arrays` is all that is written to a file. States merge by maximum, OR or union, in any order;
+only `KeptVectors` depends on the order. Definitions: DeepXplore (Pei et al. 2017), DeepGauge (Ma et al. 2018), TensorFuzz
+(Odena et al. 2019), as studied on language models by Zhou et al. (ICSE 2025, arXiv 2408.15207).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import numpy as np
 
@@ -21,10 +21,50 @@ if TYPE_CHECKING:
     Values = NDArray[np.float32]
     """Finite activations [neuron, sample]; NaN where there is none."""
 
-MOST = 1 << 20
-"""Sections of a range, or top neurons, at most: each takes memory."""
-ROWS_AT_ONCE = 32
+MAX_K: Final = 1 << 20
+"""Maximum number of sections of a range, and of top neurons: each takes memory."""
+ROWS_AT_ONCE: Final = 32
+"""Neurons whose values are held in float64 at a time."""
 MAX_KEPT = 10_000
+"""Maximum number of vectors kept per layer: every sample is compared with all of them."""
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The smallest and largest value of each neuron of a layer in a reference capture; NaN where it has none."""
+
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+
+    @classmethod
+    def none(cls) -> Ranges:
+        """The ranges of a layer without a reference."""
+        return cls(np.empty(0, np.float32), np.empty(0, np.float32))
+
+
+@dataclass(frozen=True)
+class LayerSamples:
+    """Samples of one layer, with what the measurements need of them."""
+
+    values: Values
+    top: NDArray[np.int64]
+    """The k largest neurons of each sample, -1 for none; shape [sample, k], empty where no criterion needs them."""
+    slack: NDArray[np.float32]
+    """The largest difference between a stored value and the true one; shape [neuron]."""
+    ranges: Ranges
+
+
+class LayerState(Protocol):
+    """The state of one measurement over the samples of one layer."""
+
+    def add(self, samples: LayerSamples) -> None:
+        """Add samples."""
+
+    def merge(self, other: Self) -> None:
+        """Add the samples of another state."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The state by name."""
 
 
 @dataclass
@@ -35,11 +75,12 @@ class ScaledMaxima:
 
     @classmethod
     def empty(cls, width: int) -> ScaledMaxima:
-        """No sample seen; the maxima are -inf."""
+        """The state before any sample; the maxima are -inf."""
         return cls(np.full(width, -np.inf, np.float32))
 
-    def add(self, values: Values) -> None:
-        """Add samples. One in which all neurons are alike cannot be scaled, and covers none."""
+    def add(self, samples: LayerSamples) -> None:
+        """Add samples. One in which all neurons are equal cannot be scaled, and covers none."""
+        values = samples.values
         low, high = np.fmin.reduce(values, axis=0), np.fmax.reduce(values, axis=0)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             scaled = (values - low) / (high - low)
@@ -47,7 +88,7 @@ class ScaledMaxima:
             np.fmax(self.largest, np.fmax.reduce(scaled, axis=1), out=self.largest)
 
     def merge(self, other: ScaledMaxima) -> None:
-        """Add what another has seen."""
+        """Add the samples of another state."""
         np.maximum(self.largest, other.largest, out=self.largest)
 
     def covered(self, threshold: float) -> NDArray[np.bool_]:
@@ -61,24 +102,25 @@ class ScaledMaxima:
 
 @dataclass
 class Extremes:
-    """NBC, SNAC: each neuron's smallest and largest value; beyond its range on either side it is a covered corner."""
+    """NBC, SNAC: each neuron's smallest and largest value; beyond the range of the reference, a corner is covered."""
 
     lowest: NDArray[np.float32]
     highest: NDArray[np.float32]
 
     @classmethod
     def empty(cls, width: int) -> Extremes:
-        """No sample seen."""
+        """The state before any sample."""
         return cls(np.full(width, np.inf, np.float32), np.full(width, -np.inf, np.float32))
 
-    def add(self, values: Values, slack: NDArray[np.float32]) -> None:
-        """Add samples whose stored values may be off by `slack` [neuron]: only what is surely beyond a range will count."""
+    def add(self, samples: LayerSamples) -> None:
+        """Add samples; only values that are beyond a range by more than their slack will count."""
+        values, slack = samples.values, samples.slack
         if values.shape[1]:
             np.fmin(self.lowest, np.fmin.reduce(values, axis=1) + slack, out=self.lowest)
             np.fmax(self.highest, np.fmax.reduce(values, axis=1) - slack, out=self.highest)
 
     def merge(self, other: Extremes) -> None:
-        """Add what another has seen."""
+        """Add the samples of another state."""
         np.minimum(self.lowest, other.lowest, out=self.lowest)
         np.maximum(self.highest, other.highest, out=self.highest)
 
@@ -97,26 +139,25 @@ class Sections:
 
     @classmethod
     def empty(cls, width: int, k: int) -> Sections:
-        """No sample seen."""
+        """The state before any sample."""
         return cls(np.zeros((width, -(-k // 8)), np.uint8), k)
 
-    def add(
-        self, values: Values, low: NDArray[np.float32], high: NDArray[np.float32], slack: NDArray[np.float32]
-    ) -> None:
-        """Add samples; a neuron's range is from `low` to `high`, the last section closed, and has `slack` on both sides.
+    def add(self, samples: LayerSamples) -> None:
+        """Add samples; a neuron's range is that of the reference, the last section closed, with the slack on both sides.
 
         Values beyond it, and neurons whose range is a single point, hit no section.
         """
+        values, slack, low, high = samples.values, samples.slack, samples.ranges.low, samples.ranges.high
         for start in range(0, len(values), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
             span = (high[rows].astype(np.float64) - low[rows])[:, None]
-            slip = slack[rows].astype(np.float64)[:, None]
+            margin = slack[rows].astype(np.float64)[:, None]
             above = np.subtract(values[rows], low[rows, None], dtype=np.float64)
-            inside = (above >= -slip) & (above <= span + slip) & (span > 0)
+            inside = (above >= -margin) & (above <= span + margin) & (span > 0)
             with np.errstate(invalid="ignore", divide="ignore"):
                 above *= self.k / span
             np.clip(above, 0, self.k - 1, out=above)
-            # One place more than there are bits takes what is outside.
+            # One column more than there are bits: values outside the range are written there, and dropped.
             n_bits = self.bits.shape[1] * 8
             hit = np.zeros((len(above), n_bits + 1), bool)
             section = np.where(inside, above, n_bits).astype(np.int32)
@@ -125,7 +166,7 @@ class Sections:
             self.bits[rows] |= np.packbits(hit[:, :-1], axis=1, bitorder="little")
 
     def merge(self, other: Sections) -> None:
-        """Add what another has seen."""
+        """Add the samples of another state."""
         self.bits |= other.bits
 
     def counts(self) -> NDArray[np.int64]:
@@ -145,15 +186,15 @@ class TopNeurons:
 
     @classmethod
     def empty(cls, width: int) -> TopNeurons:
-        """No sample seen."""
+        """The state before any sample."""
         return cls(np.zeros(width, bool))
 
-    def add(self, top: NDArray[np.int64]) -> None:
-        """Add the top neurons [sample, k] of samples; -1 is none."""
-        self.ever[top[top >= 0]] = True
+    def add(self, samples: LayerSamples) -> None:
+        """Add samples."""
+        self.ever[samples.top[samples.top >= 0]] = True
 
     def merge(self, other: TopNeurons) -> None:
-        """Add what another has seen."""
+        """Add the samples of another state."""
         self.ever |= other.ever
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -163,26 +204,26 @@ class TopNeurons:
 
 @dataclass
 class Patterns:
-    """TKNP: the distinct patterns of samples: which k neurons of every layer are its largest, in whatever order.
+    """TKNP: the distinct patterns of samples: which k neurons of every layer are its largest, in any order.
 
-    A pattern is kept as 128 bits that are mixed from its neurons, layer after layer; among n patterns two share them with
-    probability n² / 2^129.
+    A pattern is stored as a hash of 128 bits that is mixed from its neurons, layer after layer; the probability that two of n
+    patterns collide is n² / 2^129.
     """
 
     hashes: NDArray[np.uint64]
-    """[pattern, 2], ascending, each once."""
+    """[pattern, 2], ascending, distinct."""
 
     @classmethod
     def empty(cls) -> Patterns:
-        """No sample seen."""
+        """The state before any sample."""
         return cls(np.zeros((0, 2), np.uint64))
 
     def add(self, mixed: NDArray[np.uint64]) -> None:
-        """Add what `mix_pattern` made of samples over all layers; shape [sample, 2]."""
+        """Add the result of `mix_pattern` over all layers; shape [sample, 2]."""
         self.hashes = _distinct(np.concatenate([self.hashes, mixed]))
 
     def merge(self, other: Patterns) -> None:
-        """Add what another has seen."""
+        """Add the samples of another state."""
         self.add(other.hashes)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -201,10 +242,11 @@ def mix_pattern(mixed: NDArray[np.uint64], layer: int, top: NDArray[np.int64]) -
     """Mix the top neurons [sample, k] of a layer into `mixed` [sample, 2] in place; zeros to begin with."""
     members = np.sort(top, axis=1).astype(np.uint64)
     for column in range(-1, members.shape[1]):
-        member: Any = np.uint64(layer) if column < 0 else members[:, column]
+        # First the layer's number, then its neurons in ascending order.
+        member: np.uint64 | NDArray[np.uint64] = np.uint64(layer) if column < 0 else members[:, column]
         for lane, seed in enumerate((0x9E3779B97F4A7C15, 0xD1B54A32D192ED03)):
             x = (mixed[:, lane] ^ (member + np.uint64(1))) + np.uint64(seed)
-            # splitmix64, which is a bijection: different members never meet in one step.
+            # splitmix64, a bijection: different members never collide in one step.
             x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             mixed[:, lane] = x ^ (x >> np.uint64(31))
@@ -214,8 +256,8 @@ def mix_pattern(mixed: NDArray[np.uint64], layer: int, top: NDArray[np.int64]) -
 class KeptVectors:
     """TFC: the samples' vectors that lie farther than `threshold` (Euclidean) from every vector kept before them.
 
-    What is kept depends on the order of samples. `merge` inserts the other's vectors after these: the result is again such a
-    set, though not always the one that a single run over all samples keeps, and not always of its size.
+    The vectors kept depend on the order of samples. `merge` inserts the other's vectors after these: the result is again such
+    a set, though not always the one that a single run over all samples keeps, and not always of its size.
     """
 
     vectors: NDArray[np.float32]
@@ -224,11 +266,15 @@ class KeptVectors:
 
     @classmethod
     def empty(cls, width: int, threshold: float) -> KeptVectors:
-        """No sample seen."""
+        """The state before any sample."""
         return cls(np.zeros((0, width), np.float32), threshold)
 
-    def add(self, values: Values) -> None:
-        """Insert samples in their order; one with a NaN is left out."""
+    def add(self, samples: LayerSamples) -> None:
+        """Add samples."""
+        self.insert(samples.values)
+
+    def insert(self, values: Values) -> None:
+        """Insert samples [neuron, sample] in their order; samples with a NaN are left out."""
         samples = values.T[~np.isnan(values).any(axis=0)]
         for start in range(0, len(samples), 256):
             batch = samples[start : start + 256]
@@ -241,8 +287,8 @@ class KeptVectors:
             self.vectors = np.concatenate([self.vectors, batch[far][new]])
             if len(self.vectors) > MAX_KEPT:
                 raise InvalidInputError(
-                    f"More than {MAX_KEPT:,} vectors of a layer lie farther than {self.threshold:g} apart, too many to hold "
-                    "every sample against. Raise --distance."
+                    f"More than {MAX_KEPT:,} vectors of a layer lie farther than {self.threshold:g} apart, too many to compare "
+                    "every sample with. Raise `distance`."
                 )
 
     @staticmethod
@@ -252,8 +298,8 @@ class KeptVectors:
         return np.asarray(np.sqrt(np.maximum(squares, 0)))
 
     def merge(self, other: KeptVectors) -> None:
-        """Insert what another has kept."""
-        self.add(other.vectors.T)
+        """Insert the vectors of another state."""
+        self.insert(other.vectors.T)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The state by name."""

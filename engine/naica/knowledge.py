@@ -1,7 +1,6 @@
-"""Knowledge neurons: the few neurons that one fact's prompts, worded differently, have in common.
+"""Knowledge neurons: the few neurons that differently worded prompts of one fact have in common.
 
-Following Dai et al. (2022, arXiv 2104.08696, section 3.2), from the attributions of each prompt, however they were made. Plain
-numpy. Knows nothing about models.
+Dai et al. (2022, arXiv 2104.08696, section 3.2), from the attributions of each prompt, of whatever kind.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actstore.store.arguments import Typed
+from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,24 +19,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Refinement(Typed):
-    """Which neurons are kept for a fact; the defaults are the paper's."""
+    """Which neurons are selected for a fact; the defaults are the paper's."""
 
     keep: float = 0.2
-    """A prompt keeps neurons with at least this share of its largest attribution."""
+    """A prompt selects the neurons with at least this share of its largest attribution."""
     share: float = 0.7
-    """A neuron must be kept by at least this share of the prompts, to begin with."""
+    """At first, a neuron must be selected by at least this share of the prompts."""
     step: float = 0.05
-    """By how much that share is moved at a time."""
+    """By how much that share changes at a time."""
     at_least: int = 2
+    """Fewer neurons than this lower the share."""
     at_most: int = 5
+    """More neurons than this raise the share."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("keep", "share", "step"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be a share above 0 and at most 1, not {getattr(self, name)}")
+                raise InvalidInputError(f"`{name}` must be a share above 0 and at most 1, found {getattr(self, name)}.")
         if not 0 <= self.at_least <= self.at_most:
-            raise ValueError(f"at_least must be from 0 to at_most = {self.at_most}, not {self.at_least}")
+            raise InvalidInputError(
+                f"`at_least` must be from 0 to `at_most`, which is {self.at_most}, found {self.at_least}."
+            )
 
 
 @dataclass(frozen=True)
@@ -46,43 +50,48 @@ class KnowledgeNeurons:
     neurons: NDArray[np.int64]
     """Their indices in the attributions, ascending."""
     n_prompts: NDArray[np.int64]
-    """How many prompts keep each of them."""
+    """How many prompts select each of them."""
     share: float
-    """The share of prompts that was asked for in the end."""
+    """The share of prompts that was required in the end."""
 
 
 def knowledge_neurons(attributions: NDArray[np.floating], refinement: Refinement | None = None) -> KnowledgeNeurons:
     """The neurons that most prompts of a fact agree on.
 
-    A prompt keeps the neurons with `attribution ≥ keep · max`; a prompt without a positive attribution keeps none, and NaN
-    is never kept. Neurons kept by `share` of the prompts are the fact's. While they are fewer than `at_least` the share is
-    lowered by `step`, down to a single prompt; while they are more than `at_most` it is raised, up to all prompts. It never
-    turns round: where a step jumps over the range, the larger of the two sets stands.
+    A prompt selects the neurons with `attribution ≥ keep · max`; a prompt without a positive attribution selects none, and NaN
+    is never selected. Neurons that `share` of the prompts select are the fact's. While they are fewer than `at_least` the
+    share is lowered by `step`, down to a single prompt; while they are more than `at_most` it is raised, up to all prompts.
+    The direction never changes: where one step jumps over the range, the larger of the two sets is the result.
 
-    attributions: [prompt, neuron], neurons of all layers side by side. Raises ValueError for other shapes and no prompts.
+    attributions: [prompt, neuron], the neurons of all layers side by side. Raises `InvalidInputError` for other shapes and for
+    no prompts.
+
+    >>> knowledge_neurons(attributions.scores_of(0, "ig")).neurons
     """
     refinement = refinement or Refinement()
     if attributions.ndim != 2 or not len(attributions):
-        raise ValueError(f"attributions must be [prompt, neuron] with a prompt or more, not {list(attributions.shape)}")
+        raise InvalidInputError(
+            f"`attributions` must be [prompt, neuron] with at least one prompt, found shape {list(attributions.shape)}."
+        )
     n_prompts = len(attributions)
-    finite = np.where(np.isnan(attributions), -np.inf, attributions)
-    largest = finite.max(axis=1, keepdims=True, initial=-np.inf)
-    counts = ((finite >= refinement.keep * largest) & (largest > 0)).sum(axis=0)
+    comparable = np.where(np.isnan(attributions), -np.inf, attributions)
+    largest = comparable.max(axis=1, keepdims=True, initial=-np.inf)
+    counts = ((comparable >= refinement.keep * largest) & (largest > 0)).sum(axis=0)
 
-    def share_after(moved: int) -> float:
-        """Rounded, so that steps do not add up to 0.7499999."""
-        return round(min(1.0, max(0.0, refinement.share + moved * refinement.step)), 9)
+    def share_after(n_steps: int) -> float:
+        """The share after steps up, or down where negative; rounded, so that steps do not add up to 0.7499999."""
+        return round(min(1.0, max(0.0, refinement.share + n_steps * refinement.step)), 9)
 
-    def kept(moved: int) -> NDArray[np.int64]:
-        return np.flatnonzero(counts >= max(1, int(np.ceil(n_prompts * share_after(moved) - 1e-9))))
+    def neurons_after(n_steps: int) -> NDArray[np.int64]:
+        return np.flatnonzero(counts >= max(1, int(np.ceil(n_prompts * share_after(n_steps) - 1e-9))))
 
-    moved, found = 0, kept(0)
-    while len(found) < refinement.at_least and share_after(moved) * n_prompts > 1:
-        moved -= 1
-        found = kept(moved)
-    while moved >= 0 and len(found) > refinement.at_most and share_after(moved) < 1:
-        after = kept(moved + 1)
-        if len(after) < refinement.at_least:
+    n_steps, neurons = 0, neurons_after(0)
+    while len(neurons) < refinement.at_least and share_after(n_steps) * n_prompts > 1:
+        n_steps -= 1
+        neurons = neurons_after(n_steps)
+    while n_steps >= 0 and len(neurons) > refinement.at_most and share_after(n_steps) < 1:
+        fewer_neurons = neurons_after(n_steps + 1)
+        if len(fewer_neurons) < refinement.at_least:
             break
-        moved, found = moved + 1, after
-    return KnowledgeNeurons(found, counts[found], share_after(moved))
+        n_steps, neurons = n_steps + 1, fewer_neurons
+    return KnowledgeNeurons(neurons, counts[neurons], share_after(n_steps))

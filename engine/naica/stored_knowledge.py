@@ -1,6 +1,6 @@
-"""Knowledge neurons of every query of a store: what most of its prompts agree on.
+"""Knowledge neurons of every query of a store, one query in memory at a time.
 
-`knowledge` has the method, `store.attributions` the numbers; this brings them together, one query in memory at a time.
+The method is in `knowledge`, the stored scores in `store.capture.attributions`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from actstore.engine.naica.knowledge import KnowledgeNeurons, Refinement, knowle
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from actstore.store.capture.attributions import Attributions
 
 
 def knowledge_neurons_of(
     attributions: Attributions, query: int, refinement: Refinement | None = None, kind: str = "ig"
 ) -> KnowledgeNeurons:
-    """The knowledge neurons of one query, by its row in `queries`; places among all attributed neurons."""
+    """The knowledge neurons of one query, by its row in `queries`; flat ids over all attributed neurons."""
     return knowledge_neurons(attributions.scores_of(query, kind), refinement)
 
 
@@ -29,15 +31,17 @@ def each_knowledge_neurons(
 ) -> Iterator[tuple[int, KnowledgeNeurons]]:
     """(row of `queries`, its knowledge neurons) of every query, in order; errors as `prompt_scores`.
 
-    >>> for query, found in each_knowledge_neurons(attributions): print(attributions.neuron_names(found.neurons))
+    >>> for query, result in each_knowledge_neurons(attributions):
+    ...     print(query, attributions.neuron_names(result.neurons))
     """
     counts = attributions.queries["n_prompts"].to_numpy()
     query_of = np.repeat(np.arange(len(counts)), counts)
-    waiting: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
+    prompts: list[NDArray[np.float32]] = []
     for rows, scores in attributions.prompt_scores(kind):
         for query, score in zip(query_of[rows].tolist(), scores, strict=True):
-            waiting.append(score)
-            if len(waiting) == counts[query]:
-                yield query, knowledge_neurons(np.stack(waiting), refinement)
-                waiting = []
-        waiting = [score.copy() for score in waiting]  # so that the block is not held for a row of it
+            prompts.append(score)
+            if len(prompts) == counts[query]:
+                yield query, knowledge_neurons(np.stack(prompts), refinement)
+                prompts = []
+        # Copies: a view would keep the whole block in memory for one row of it.
+        prompts = [score.copy() for score in prompts]

@@ -1,7 +1,7 @@
-"""The logit lens: how undecided each layer's residual stream is about the next token, image and text tokens apart.
+"""The logit lens: the entropy of the next-token distribution at each layer's residual stream, by modality.
 
-DAPE (Huo et al., EMNLP 2024) reads three stages of a multimodal model off these entropies. Needs a capture of `resid.post`
-and the store's weights; no model, no transformers. Knows nothing about how the stream came about.
+Huo et al. (EMNLP 2024) derive three stages of a multimodal model from these entropies. Needs a capture of `resid.post` and the
+store's weights; no model, no transformers.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 SITE: Final = "resid.post"
 _LOGITS_NBYTES: Final = 64 << 20
-"""Logits held at once; they are never kept."""
+"""Bytes of logits in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Lens:
-    """Mean entropies of the next-token distributions that the layers' residual streams stand for."""
+    """Mean entropies of the next-token distributions at the layers' residual streams."""
 
     layers: tuple[int, ...]
-    """The layers under which `resid.post` is captured: the first of each block."""
+    """The layers at which `resid.post` is captured: the first of each block."""
     modalities: tuple[str, ...]
-    """Those that the capture has, special tokens and padding left out."""
+    """The modalities of the capture, without special tokens and padding."""
     n_tokens: NDArray[np.int64]
-    """Tokens looked at; shape [modality]."""
+    """Tokens read; shape [modality]."""
     entropies: NDArray[np.float64]
     """In nats; shape [layer, modality]."""
 
@@ -53,8 +53,8 @@ def look_through(
     """Entropy of `softmax(W_u · norm(h_l))`, the mean over the tokens of each modality, for every layer of `resid.post`.
 
     The norm is the model's final one, with its gain and bias; logits are scaled or capped as the model's configuration says;
-    a bias of the unembedding (GPT-J, Phi) is left out. `max_tokens` of each modality are looked at, from the first block on.
-    `InvalidInputError` where the capture has no values of `resid.post`, or the store's weights say too little.
+    a bias of the unembedding (GPT-J, Phi) is left out. At most `max_tokens` of each modality are read, from the first block on.
+    `InvalidInputError` where the capture has no values of `resid.post`, or the store's weights are not sufficient.
 
     >>> look_through(store.capture("images")).entropies
     """
@@ -62,19 +62,20 @@ def look_through(
     if SITE not in record.sites or not record.encoding.keeps_every_value:
         raise InvalidInputError(
             f"The logit lens reads the residual stream, and capture {record.name!r} has no dense values of it (sites "
-            f"{', '.join(record.sites)}, precision {record.precision}). Capture with --site {SITE}."
+            f"{', '.join(record.sites)}, precision {record.precision}). Capture with "
+            f'`sites=("{SITE}",)`.'
         )
     head = _Head(capture, _device(device))
     layers = tuple(record.layers(SITE))
-    chosen = _choose_tokens(capture, max_tokens)
+    tokens = _select_tokens(capture, max_tokens)
     kinds = [
         kind
         for kind in (layout.TEXT, layout.IMAGE, layout.GENERATED)
-        if any((m == kind).any() for _, m in chosen.values())
+        if any((m == kind).any() for _, m in tokens.values())
     ]
-    n_tokens = np.array([sum(int((m == kind).sum()) for _, m in chosen.values()) for kind in kinds], np.int64)
+    n_tokens = np.array([sum(int((m == kind).sum()) for _, m in tokens.values()) for kind in kinds], np.int64)
     sums, n_done = np.zeros((len(layers), len(kinds))), 0
-    for block, (slots, modality) in chosen.items():
+    for block, (slots, modality) in tokens.items():
         for row, layer in enumerate(layers):
             stream = capture.block_values(layer, block, SITE, saturated=True)[:, slots].T
             entropies = head.entropies(np.ascontiguousarray(stream))
@@ -91,28 +92,28 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):
         raise InvalidInputError(
-            f"Expected a device such as cpu, cuda or cuda:1, found {name!r}. Mend --device."
+            f"Expected a device such as cpu, cuda or cuda:1, found {name!r}. Check `device`."
         ) from None
 
 
-def _choose_tokens(capture: Capture, max_tokens: int | None) -> dict[int, tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-    """Block → the places of its tokens to look at, and their modality."""
-    room = {kind: max_tokens for kind in (layout.TEXT, layout.IMAGE, layout.GENERATED)}
-    chosen = {}
+def _select_tokens(capture: Capture, max_tokens: int | None) -> dict[int, tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+    """Block → the slots of its tokens to read, and their modality."""
+    remaining = {kind: max_tokens for kind in (layout.TEXT, layout.IMAGE, layout.GENERATED)}
+    tokens = {}
     for block in capture.blocks:
         modality = capture.block_plan(block).modality
-        parts = []
-        for kind, left in room.items():
-            parts.append(np.flatnonzero(modality == kind)[:left])
-            room[kind] = None if left is None else left - len(parts[-1])
-        slots = np.sort(np.concatenate(parts))
+        selected = []
+        for kind, n in remaining.items():
+            selected.append(np.flatnonzero(modality == kind)[:n])
+            remaining[kind] = None if n is None else n - len(selected[-1])
+        slots = np.sort(np.concatenate(selected))
         if len(slots):
-            chosen[block] = slots, modality[slots]
-    return chosen
+            tokens[block] = slots, modality[slots]
+    return tokens
 
 
 class _Head:
-    """What turns a residual stream into logits, from the store's weights and its model's configuration."""
+    """The final norm and unembedding, from the store's weights and its model's configuration."""
 
     def __init__(self, capture: Capture, device: torch.device) -> None:
         folder, model = capture.folder, capture.store.model
@@ -121,8 +122,8 @@ class _Head:
         parts = read_final_norm_parts(folder)
         if parts and "centres" not in parts:
             raise InvalidInputError(
-                f"{folder} does not say which kind of norm {model.name} has before its unembedding, as an earlier version "
-                "wrote it. Capture into a new store."
+                f"{folder} was written by an earlier version, which did not record the kind of norm that {model.name} has "
+                "before its unembedding. Capture into a new store."
             )
         self._norm = {name: tensor.to(device).float() for name, tensor in parts.items()}
         config: dict[str, Any] = model.config | (model.config.get("text_config") or {})
@@ -130,10 +131,10 @@ class _Head:
         self._scale = float(config.get("logit_scale") or 1) / float(config.get("logits_scaling") or 1)
 
     def entropies(self, stream: NDArray[np.float32]) -> NDArray[np.float64]:
-        """In nats, of every row of `stream` [token, d_model]."""
+        """Entropy in nats of every row of `stream` [token, d_model]."""
         size = max(1, _LOGITS_NBYTES // (4 * len(self._unembedding)))
-        found = [self._entropies(torch.from_numpy(stream[i : i + size])) for i in range(0, len(stream), size)]
-        return np.concatenate(found) if found else np.empty(0)
+        chunks = [self._entropies(torch.from_numpy(stream[i : i + size])) for i in range(0, len(stream), size)]
+        return np.concatenate(chunks) if chunks else np.empty(0)
 
     def _entropies(self, stream: Tensor) -> NDArray[np.float64]:
         log_p = self.logits(stream).log_softmax(-1)

@@ -1,7 +1,6 @@
-"""The mask matrix: what switching off one label's neurons does to the perplexity on every label's text.
+"""The mask matrix: the change in perplexity on each label's text when the neurons of one label are switched off.
 
-Tang et al. (ACL 2024), figure 2: a method finds the right neurons where the diagonal stands out. Runs the model; knows
-nothing about how neurons were chosen.
+Tang et al. (ACL 2024), figure 2: the neurons of a label are specific to it where the diagonal dominates. Runs the model.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -37,7 +36,8 @@ if TYPE_CHECKING:
 
 Neurons = dict[int, list[int]]
 """Layer → indices of neurons in it."""
-_MAX_PADDING = 1 / 8
+MAX_PADDING: Final = 1 / 8
+"""Maximum share of a batch that is padding: windows of like length are batched."""
 
 
 @dataclass(frozen=True)
@@ -45,31 +45,32 @@ class MaskSettings(Typed):
     """How the matrix is measured."""
 
     max_tokens: int = 10_000
-    """Tokens scored of each label, in whole windows from the first on."""
+    """Number of tokens to score per label, in whole windows from the first on."""
     batch_tokens: int = 4096
+    """Number of tokens per forward pass."""
     n_random: int = 1
-    """Draws of the baseline: each switches off as many random neurons of the same layers."""
+    """Number of draws of the baseline: each switches off as many random neurons of the same layers."""
     seed: int = 0
+    """Random seed of these neurons."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in (("max_tokens", 1), ("batch_tokens", 1), ("n_random", 0)):
             if getattr(self, name) < least:
-                option = name.replace("n_", "").replace("_", "-")
-                raise InvalidInputError(f"--{option} is at least {least}, found {getattr(self, name)}.")
+                raise InvalidInputError(f"`{name}` must be at least {least}, found {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)
 class MaskMatrix:
-    """Mean negative log-likelihoods in nats, and what they say in perplexity."""
+    """Mean negative log-likelihoods in nats, and the changes of perplexity that they amount to."""
 
     labels: tuple[str, ...]
     n_neurons: NDArray[np.int64]
-    """Neurons switched off in each row; shape [label]."""
+    """Number of neurons switched off in each row; shape [label]."""
     n_tokens: NDArray[np.int64]
-    """Tokens scored of each label; shape [label]."""
+    """Number of tokens scored per label; shape [label]."""
     clean: NDArray[np.float64]
-    """The model as it is, on the text of each label; shape [label]."""
+    """The unchanged model, on the text of each label; shape [label]."""
     masked: NDArray[np.float64]
     """With the neurons of the row's label off, on the text of the column's; shape [label, label]."""
     random: NDArray[np.float64]
@@ -82,35 +83,35 @@ class MaskMatrix:
 
     @property
     def random_change(self) -> NDArray[np.float64]:
-        """The same for the baseline, the mean over its draws; zeros where there is none."""
+        """The same for the baseline, the mean over its draws; zeros without a baseline."""
         return np.expm1(self.random - self.clean).mean(axis=0) if len(self.random) else np.zeros_like(self.masked)
 
 
 def windows_of_capture(
     capture: Capture, by: str, labels: Sequence[str], max_tokens: int
 ) -> Iterator[tuple[int, PlannedWindow]]:
-    """(label's index, window) of a capture's own documents, in order, until each label has its tokens."""
+    """(index of the label, window) of a capture's own documents, in order, until each label has `max_tokens`."""
     index_of = {i: labels.index(v) for i, (c, v) in enumerate(capture.record.plan.labels) if c == by and v in labels}
-    room = [max_tokens] * len(labels)
+    remaining = [max_tokens] * len(labels)  # tokens still to score of each label
     for block in range(capture.record.plan.n_blocks):
         plan = capture.block_plan(block)
         inputs = np.cumsum([0, *plan.windows["n_inputs"]])
         slots = np.cumsum([0, *plan.windows["n_slots"]])
         for row, ids_of_labels in enumerate(plan.labels.tolist()):
             label = next((index_of[i] for i in ids_of_labels if i in index_of), None)
-            if label is None or room[label] <= 0:
+            if label is None or remaining[label] <= 0:
                 continue
-            kept = slice(slots[row], slots[row + 1])
+            stored = slice(slots[row], slots[row + 1])
             window = PlannedWindow(
                 int(plan.windows["document"][row]),
                 plan.inputs[inputs[row] : inputs[row + 1]],
-                plan.position[kept],
-                plan.modality[kept],
+                plan.position[stored],
+                plan.modality[stored],
                 (),
             )
-            room[label] -= len(_scored(window))
+            remaining[label] -= len(_scored_positions(window))
             yield label, window
-        if max(room) <= 0:
+        if max(remaining) <= 0:
             return
 
 
@@ -122,34 +123,38 @@ def windows_of_corpus(
     max_tokens: int,
     tokenizer: TextTokenizer | None,
 ) -> Iterator[tuple[int, PlannedWindow]]:
-    """(label's index, window) of other documents, cut as the capture's were, until each label has its tokens."""
+    """(index of the label, window) of other documents, cut as the capture's were, until each label has `max_tokens`."""
     planned = capture.record.plan.settings
-    size = {
+    # Every position of every window is scored, whatever the capture stored; a block takes one window at least.
+    changes = {
         "positions": "all",
         "max_tokens": None,
         "block_slots": -(-planned["context"] // SLOT_MULTIPLE) * SLOT_MULTIPLE,
     }
-    settings = PlanSettings(**(planned | size))
-    of_text = Windower(settings, tokenizer)
-    of_ids = Windower(dataclasses.replace(settings, begin="never"), tokenizer) if settings.begin == "auto" else of_text
-    room = dict.fromkeys(labels, max_tokens)
+    settings = PlanSettings(**(planned | changes))
+    text_windower = Windower(settings, tokenizer)
+    ids_windower = text_windower
+    if settings.begin == "auto":  # special tokens are put before texts, and not before documents of ids
+        ids_windower = Windower(dataclasses.replace(settings, begin="never"), tokenizer)
+    remaining = dict.fromkeys(labels, max_tokens)
     index_of = {label: i for i, label in enumerate(labels)}
-    wanted = (d for d in documents if room.get(d.labels.get(by, ""), 0) > 0)
-    for document, ids in tokenise(wanted, tokenizer):
+    needed = (d for d in documents if remaining.get(d.labels.get(by, ""), 0) > 0)
+    for document, ids in tokenise(needed, tokenizer):
         check_ids(ids, document.source, capture.store.model.n_vocabulary)
         label = document.labels.get(by, "")
-        for window in (of_text if document.ids is None else of_ids).windows(ids.astype(np.int32), 0, ()):
-            if room[label] > 0:
-                room[label] -= len(_scored(window))
+        windower = text_windower if document.ids is None else ids_windower
+        for window in windower.windows(ids.astype(np.int32), 0, ()):
+            if remaining[label] > 0:
+                remaining[label] -= len(_scored_positions(window))
                 yield index_of[label], window
-        if max(room.values()) <= 0:
+        if max(remaining.values()) <= 0:
             return
 
 
 def corpus_options(capture: Capture, by: str) -> CorpusOptions:
     """How a held-out corpus is read: as the capture's own was, with the label column `by`."""
-    alike = ("text_column", "ids_column", "prefer_ids", "errors")
-    recorded = {key: capture.record.settings[key] for key in alike if key in capture.record.settings}
+    shared = ("text_column", "ids_column", "prefer_ids", "errors")
+    recorded = {key: capture.record.settings[key] for key in shared if key in capture.record.settings}
     return CorpusOptions(label_columns=(by,), stdin_format="jsonl", **recorded)
 
 
@@ -161,36 +166,41 @@ def measure_masks(
     settings: MaskSettings | None = None,
     on_tokens: Callable[[int, int], None] = lambda done, total: None,
 ) -> MaskMatrix:
-    """The matrix for the labels' `neurons` over `windows`, whose first items index the labels.
+    """The matrix for the labels' `neurons` over `windows`, whose first items are indices of labels.
 
-    Switching off is A_post = 0 at every position, which A_gate = 0 amounts to. `InvalidInputError` where the model is not the
-    capture's, predicts no next token, or has routed experts, and where a label has no text.
+    Switching off sets A_post to 0 at every position, which is equivalent to A_gate = 0. `InvalidInputError` where the model is
+    not the capture's, does not predict the next token, or has routed experts, and where a label has no text.
+
+    >>> windows = windows_of_capture(capture, "language", ["en", "fr"], 10_000)
+    >>> measure_masks(model, capture, {"en": {3: [17]}, "fr": {5: [4]}}, windows).change
     """
     settings = settings or MaskSettings()
     check_model(capture.folder, capture.record.model_fingerprint, fingerprint_of(model), model.spec.name)
     if model.spec.kind != "causal":
         raise InvalidInputError(
-            f"Perplexity needs a model that predicts the next token, and {model.spec.name} is of kind {model.spec.kind!r}."
+            f"Perplexity needs a model that predicts the next token, and {model.spec.name} is of kind {model.spec.kind!r}. "
+            "Name a decoder."
         )
     labels = tuple(neurons)
-    text = _Text(labels, list(windows), settings.batch_tokens)
-    random = np.random.default_rng(settings.seed)
-    off: list[Neurons] = [{}, *neurons.values()]
+    text = _ScoredText(labels, list(windows), settings.batch_tokens)
+    rng = np.random.default_rng(settings.seed)
     widths = {layer.layer: layer.neurons for layer in model.spec.layers}
-    off += [_random_neurons(chosen, widths, random) for _ in range(settings.n_random) for chosen in neurons.values()]
-    rows, total = [], text.n_scored * len(off)
-    for i, chosen in enumerate(off):
+    # The passes over the text, in this order: nothing off, each label's neurons off, each draw of the baseline.
+    masks: list[Neurons] = [{}, *neurons.values()]
+    masks += [_random_neurons(of_label, widths, rng) for _ in range(settings.n_random) for of_label in neurons.values()]
+    rows, total = [], text.n_scored * len(masks)
+    for i, mask in enumerate(masks):
         first = i * text.n_scored
 
         def report(n: int, first: int = first) -> None:
             on_tokens(first + n, total)
 
-        with intervened(model, _switched_off(chosen, widths)):
+        with intervened(model, _switched_off(mask, widths)):
             rows.append(text.mean_nats(model, report))
     n = len(labels)
     return MaskMatrix(
         labels,
-        np.array([sum(map(len, chosen.values())) for chosen in neurons.values()]),
+        np.array([sum(map(len, of_label.values())) for of_label in neurons.values()]),
         text.n_tokens,
         rows[0],
         np.stack(rows[1 : n + 1]),
@@ -198,28 +208,28 @@ def measure_masks(
     )
 
 
-def _switched_off(chosen: Neurons, widths: Mapping[int, int]) -> dict[int, Change]:
-    return {layer: scale(factors(widths[layer], indices, 0.0)) for layer, indices in chosen.items()}
+def _switched_off(neurons: Neurons, widths: Mapping[int, int]) -> dict[int, Change]:
+    return {layer: scale(factors(widths[layer], indices, 0.0)) for layer, indices in neurons.items()}
 
 
-def _random_neurons(like: Neurons, widths: Mapping[int, int], random: np.random.Generator) -> Neurons:
-    """As many neurons of every layer as `like` has, none of `like` as far as the layer has others."""
+def _random_neurons(excluded: Neurons, widths: Mapping[int, int], rng: np.random.Generator) -> Neurons:
+    """As many random neurons of every layer as `excluded` has, and none of these where the layer has enough others."""
     drawn = {}
-    for layer, indices in like.items():
+    for layer, indices in excluded.items():
         others = np.setdiff1d(np.arange(widths[layer]), indices)
         pool = others if len(others) >= len(indices) else np.arange(widths[layer])
-        drawn[layer] = np.sort(random.choice(pool, len(indices), replace=False)).tolist()
+        drawn[layer] = np.sort(rng.choice(pool, len(indices), replace=False)).tolist()
     return drawn
 
 
-def _scored(window: PlannedWindow) -> NDArray[np.int32]:
-    """The positions whose tokens are predicted and counted: stored ones but the first, special tokens left out."""
+def _scored_positions(window: PlannedWindow) -> NDArray[np.int32]:
+    """The positions whose tokens are predicted and counted: stored ones but the first of the window, without special tokens."""
     positions: NDArray[np.int32] = window.kept[(window.kept > 0) & (window.modality != SPECIAL)]
     return positions
 
 
-class _Text:
-    """Windows to be scored again and again, in batches of like length."""
+class _ScoredText:
+    """Windows in batches of like length, scored once for every mask."""
 
     def __init__(self, labels: Sequence[str], windows: list[tuple[int, PlannedWindow]], batch_tokens: int) -> None:
         self.n_tokens = np.zeros(len(labels), np.int64)
@@ -227,16 +237,16 @@ class _Text:
             if set(window.modality.tolist()) - {TEXT, SPECIAL, GENERATED}:
                 kind = "images" if IMAGE in window.modality else "no text"
                 raise InvalidInputError(
-                    f"The capture's own documents hold {kind}, which their token ids cannot stand for. Name a CORPUS of text."
+                    f"The capture's own documents hold {kind}, which token ids alone do not represent. Name a corpus of text."
                 )
-            self.n_tokens[label] += len(_scored(window))
+            self.n_tokens[label] += len(_scored_positions(window))
         for name, n in zip(labels, self.n_tokens.tolist(), strict=True):
             if n == 0:
                 raise InvalidInputError(
-                    f"Expected text of every label to predict, found none of {name!r}. Mend the corpus, or its label column."
+                    f"Expected text of every label to predict, found none of {name!r}. Check the corpus and its label column."
                 )
         label_of = {id(window): label for label, window in windows}
-        batches = batch_windows([window for _, window in windows], batch_tokens, _MAX_PADDING)
+        batches = batch_windows([window for _, window in windows], batch_tokens, MAX_PADDING)
         self._batches = [[(label_of[id(window)], window) for window in batch] for batch in batches]
         self.n_scored = int(self.n_tokens.sum())
 
@@ -244,8 +254,8 @@ class _Text:
         """Mean negative log-likelihood of each label's tokens; shape [label]."""
         nats, n_done = np.zeros(len(self.n_tokens)), 0
         for batch in self._batches:
-            for label, found, n in _score(model, batch):
-                nats[label] += found
+            for label, summed, n in _score(model, batch):
+                nats[label] += summed
                 n_done += n
             report(n_done)
         return nats / self.n_tokens
@@ -259,19 +269,21 @@ def _score(model: LoadedModel, batch: list[tuple[int, PlannedWindow]]) -> Iterat
     for row, (_, window) in enumerate(batch):
         ids[row, : len(window.ids)] = window.ids
     lengths = np.array([len(window.ids) for _, window in batch])
-    arguments: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(model.device), "use_cache": False}
+    input_ids = torch.from_numpy(ids).to(model.device)  # [window, position], padded on the right
+    arguments = {"input_ids": input_ids}
+    # Without padding no mask is passed: a model then takes its fastest attention.
     if (lengths != longest).any():
         mask = torch.from_numpy(np.arange(longest) < lengths[:, None]).long()
         arguments["attention_mask"] = mask.to(model.device)
-    logits = model.model(**arguments).logits
+    logits = model.model(**arguments, use_cache=False).logits  # [window, position, vocabulary]
     for row, (label, window) in enumerate(batch):
-        scored = torch.from_numpy(_scored(window).astype(np.int64)).to(model.device)
-        # Row by row: a float32 copy of one window's logits is all that is added to the model's own.
-        targets = arguments["input_ids"][row, scored]
+        scored = torch.from_numpy(_scored_positions(window).astype(np.int64)).to(model.device)
+        # Window by window: the only copy in float32 is that of one window's logits, beside the model's own.
+        targets = input_ids[row, scored]
         nats = functional.cross_entropy(logits[row, scored - 1].float(), targets, reduction="none").double().sum()
         yield label, float(nats), len(scored)
 
 
 def by_layer(neurons: Iterable[tuple[int, int]]) -> Neurons:
-    """(layer, index) pairs, grouped."""
+    """Layer → indices, from (layer, index) pairs."""
     return {layer: [i for _, i in pairs] for layer, pairs in groupby(sorted(neurons), key=lambda pair: pair[0])}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from actstore.store.capture.answers import Answers, has_attributions
+from actstore.store.capture.attribution_kinds import KINDS
 from actstore.store.capture.statistics import layer_offsets
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.layout import weights_key
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
 
     from actstore.store.capture.captures import Captures
     from actstore.store.capture.reader import Capture
-
-IG: Final = "attribution.ig"
-"""Site of the integrated gradients of P(right letter), per prompt."""
-GRADIENT: Final = "attribution.gradient"
-"""Site of ∂P/∂a at the activations as they are."""
-KINDS: Final = ("ig", "gradient", "activation", "contribution")
 
 _CACHED_BLOCKS: Final = 2
 
@@ -71,7 +66,7 @@ class Attributions(Answers):
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of scores that are there: of "ig", "gradient", "activation", "contribution".
+        """The kinds of scores that this capture gives, of those in `attribution_kinds.KINDS`.
 
         "gradient" is gradient × activation. "contribution" is what a neuron adds to the logit of the right letter,
         `ā · w · (γ ⊙ u)` (w without its mean where the final norm takes it away), but for 1 / rms of the residual stream,
@@ -81,8 +76,11 @@ class Attributions(Answers):
         folder = self.capture.folder
         parts = ("unembedding", *(f"layer-{layer}" for layer in self._offsets))
         has_weights = all(folder.exists(weights_key(part)) for part in parts)
-        known = {"ig": IG in sites, "gradient": GRADIENT in sites, "activation": True, "contribution": has_weights}
-        return tuple(kind for kind in KINDS if known[kind])
+        return tuple(
+            name
+            for name, kind in KINDS.items()
+            if all(site in sites for site in kind.sites) and (has_weights or not kind.uses_weights)
+        )
 
     def neuron_names(self, flat: NDArray[np.int64]) -> list[str]:
         """The names, such as L3.N17, of neurons by their place among all attributed ones."""
@@ -145,10 +143,9 @@ class Attributions(Answers):
             return
         if kind not in KINDS:
             raise InvalidInputError(f"Scores are one of {', '.join(KINDS)}: found {kind!r}.")
-        need = "`weights=True`" if kind == "contribution" else "`gradients=True`"
         raise InvalidInputError(
             f"Capture {self.capture.record.name!r} has no scores of kind {kind!r}: it has {', '.join(self.kinds)}. "
-            f"Run `actstore attribute` again with {need}, under another `name`."
+            f"Run `actstore attribute` again with {KINDS[kind].requirement}, under another `name`."
         )
 
     def _cached_scores(self, kind: str, block: int) -> NDArray[np.float32]:
@@ -165,14 +162,12 @@ class Attributions(Answers):
         documents = self._block_documents(block)
         scores = np.empty((len(documents), self.n_neurons), np.float32)
         for layer, rows in self._offsets.items():
-            if kind == "ig":
-                values = self._values(layer, block, IG, len(documents))
-            else:
-                values = self._values(layer, block, "mlp.post", len(documents))
-                if kind == "gradient":
-                    values = values * self._values(layer, block, GRADIENT, len(documents))
-                elif kind == "contribution":
-                    values = values * self._directions[self._target_row[documents], rows].T
+            first, *others = KINDS[kind].sites
+            values = self._values(layer, block, first, len(documents))
+            for site in others:
+                values = values * self._values(layer, block, site, len(documents))
+            if KINDS[kind].uses_weights:
+                values = values * self._directions[self._target_row[documents], rows].T
             scores[:, rows] = values.T
         return scores
 

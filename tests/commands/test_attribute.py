@@ -106,7 +106,7 @@ def test_cut_prompts_skipped_queries_and_merged_letters_are_told(cli: Callable[.
         (["--layers", "x"], "Layers are numbers and ranges"),
         (["--steps", "0"], "--steps is at least 1"),
         (["--max-questions", "0"], "--max-questions is at least 1"),
-        (["--long", "crop"], "--long is one of cut, skip, refuse"),
+        (["--long", "crop"], "to be one of cut, skip, refuse, found 'crop'"),
         (["--name", "a/b"], "A capture's name is letters"),
         (["--label", "colour"], "has a column 'colour'"),
         (["--dtype", "int8"], "--dtype is one of"),
@@ -141,8 +141,8 @@ def test_knowledge_neurons_are_those_of_the_stored_prompts(cli: Callable[..., Re
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--keep", "0"], "--keep must be a share above 0"),
-        (["--at-least", "6"], "--at-least must be from 0 to at_most = 5"),
+        (["--keep", "0"], "must be a share above 0 and at most 1, found 0.0"),
+        (["--at-least", "6"], "which is 5, found 6"),
         (["--attribution", "x"], "Scores are one of ig, gradient"),
         (["--capture", "x"], "has no capture 'x'"),
     ],

@@ -88,7 +88,7 @@ def test_a_probe_for_each_layer(cli: Callable[..., Result], store: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("S", "--criteria", "kmnc"), "name a capture for them with --reference"),
+        (("S", "--criteria", "kmnc"), "compare values with the ranges of another capture"),
         (("S", "--criteria", "tfc"), "give --distance"),
         (("S", "--criteria", "all"), "Criteria are among"),
         (("S", "--by", "topic"), "has no label 'topic'. Its labels are: language"),

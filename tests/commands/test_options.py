@@ -18,7 +18,7 @@ from typer._click import Context
 from typer.core import TyperCommand
 
 from actstore import cli as command_line
-from actstore.engine.coverage.names import CRITERIA
+from actstore.engine.coverage.criteria import CRITERIA
 from actstore.engine.edit.baselines import BASELINES
 from actstore.engine.edit.settings import FORMS
 from actstore.engine.models.names import DTYPES, SITES

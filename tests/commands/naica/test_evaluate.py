@@ -66,8 +66,8 @@ def test_fewer_queries_and_one_protocol(store: Path, cli: Callable[..., Result])
     ("arguments", "message"),
     [
         (("--by", "colour"), "no label 'colour'. Their labels are: relation_name"),
-        (("--method", "best"), "Expected methods among"),
-        (("--protocol", "best"), "Expected protocols among"),
+        (("--method", "best"), "among random, activation"),
+        (("--protocol", "best"), "among query, prompt"),
         (("--max-queries", "1"), "max_queries of 2 or more"),
         (("--capture", "corpus"), "no capture 'corpus'"),
         (("--dtype", "bfloat16", "--seeds", "1"), "holds another model"),

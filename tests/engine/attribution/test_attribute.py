@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from actstore.engine.attribution.attribute import AttributeReport, attribute
+from actstore.engine.attribution.attribute import AttributeReport, AttributeSettings, attribute
 from actstore.engine.attribution.integrated_gradients import PathSettings, integrated_gradients
 from actstore.engine.capture.api import RunOptions, capture
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.models.load import load_model
 from actstore.engine.verify.refill import refill_blocks
-from actstore.store.capture.attributions import GRADIENT, IG, Attributions
+from actstore.store.capture.attribution_kinds import GRADIENT, IG
+from actstore.store.capture.attributions import Attributions
 from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError
 from actstore.store.reader import Store
 from actstore.store.verify import verify_capture
@@ -217,7 +220,7 @@ def test_labels_are_named_or_recur(made: Attributions, tiny_model: Path, path: P
     named = attribute(str(tiny_model), path, tmp_path / "store", label_columns=("note", "language"), **run)
     assert named.queries["note"].to_pylist() == ["0", "1", "2", "3"]
     for columns, message in (
-        (("colour",), r"No query of .* has a column 'colour'\. There are: language, note"),
+        (("colour",), r"No query of .* has a column 'colour'\. The columns are: language, note"),
         (("note", "note"), "'note' is named twice"),
         (("correct",), "cannot be called 'correct'"),
     ):
@@ -256,7 +259,7 @@ def test_mistakes_are_found_before_anything_is_written(tiny_model: Path, path: P
         attribute(str(tiny_model), tmp_path / "none.json", store)
     with pytest.raises(InvalidInputError, match="has layers 0 to 1, found layer 2"):
         attribute(str(tiny_model), path, store, layers=(0, 2))
-    with pytest.raises(InvalidInputError, match="--steps is at least 1, found 0"):
+    with pytest.raises(InvalidInputError, match="`steps` must be at least 1, found 0"):
         attribute(str(tiny_model), path, store, steps=0)
     sizes = {
         "hidden_size": 16,
@@ -278,3 +281,30 @@ def test_a_store_of_a_corpus_takes_questions_too(tiny_model: Path, corpus: Path,
     assert found.store.captures == ("corpus", "questions")
     assert found.capture.record.sites[GRADIENT] == {"1": 24}
     assert found.store.capture().record.name == "corpus"
+
+
+def test_every_setting_is_a_typed_parameter() -> None:
+    parameters = signature(attribute).parameters
+    assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for field in fields(AttributeSettings):
+        assert parameters[field.name].default is None
+        assert f"- `{field.name}`: " in (attribute.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"steps": "16"}, "steps is an integer"),
+        ({"steps": True}, "steps is an integer"),
+        ({"layers": "0"}, "layers is a sequence of integers"),
+        ({"gradients": 1}, "gradients is True or False"),
+        ({"label_columns": "topic"}, r"label_columns is a sequence of texts such as \('topic',\)"),
+        ({"too_long": 3}, "too_long is one of 'cut', 'skip', 'refuse'"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused_by_name(
+    tiny_model: Path, path: Path, tmp_path: Path, setting: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        attribute(str(tiny_model), path, tmp_path / "store", **setting)
+    assert not (tmp_path / "store").exists()

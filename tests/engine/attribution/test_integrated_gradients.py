@@ -35,8 +35,8 @@ CACHED = (
     "cohere2", "olmo2",
 )  # fmt: skip
 UNCACHED = {
-    "gpt_neo": "logits over kept keys and values are off",  # makes masks of its own inside attention
-    "mpt": "logits over kept keys and values are off",  # and this one position biases
+    "gpt_neo": "logits over cached keys and values are off",  # makes masks of its own inside attention
+    "mpt": "logits over cached keys and values are off",  # and this one position biases
     "bert-generation": "earlier tokens see the last one",
     "jamba": "IndexError",  # its state-space layers keep no keys
     "xlnet": "its forward takes no keys and values of earlier tokens",  # but states of its own
@@ -176,24 +176,24 @@ class TestCachedPath:
         assert_close(found, attribute(make("llama")), 0.2)
 
     def test_a_pass_whose_rows_see_one_another_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        mask = cached_path._GrowingPass._mask
-        monkeypatch.setattr(cached_path._GrowingPass, "_mask", lambda *args: torch.ones_like(mask(*args)))
+        mask = cached_path.GrowingPass._mask
+        monkeypatch.setattr(cached_path.GrowingPass, "_mask", lambda *args: torch.ones_like(mask(*args)))
         found = attribute(make("llama"))
         assert found.path == "full"
         assert found.fallback is not None
         assert "off by" in found.fallback
 
     def test_a_key_too_few_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        whole = cached_path._FrozenLayer.__init__
+        whole = cached_path.FrozenLayer.__init__
 
         def forgetful(self: Any, keys: Tensor, values: Tensor) -> None:
             whole(self, keys, torch.cat([values[..., :1, :] * 0, values[..., 1:, :]], -2))
 
-        monkeypatch.setattr(cached_path._FrozenLayer, "__init__", forgetful)
+        monkeypatch.setattr(cached_path.FrozenLayer, "__init__", forgetful)
         assert attribute(make("llama")).path == "full"
 
     def test_a_mistake_is_no_reason_to_try_again_where_only_this_path_is_asked_for(self) -> None:
-        with pytest.raises(InvalidInputError, match="suit the cached path, and earlier tokens see the last one"):
+        with pytest.raises(InvalidInputError, match=r"cached path does not hold .*: earlier tokens see the last one"):
             attribute(make("bert-generation"), "cached")
         with pytest.raises(InvalidInputError, match="the position is not the last"):
             integrated_gradients(make("llama"), IDS, TARGET, position=3, settings=PathSettings(path="cached"))
@@ -217,7 +217,7 @@ class TestFullPath:
         model, position = make(f"{name}", class_name), 4
         found = integrated_gradients(model, IDS, TARGET, position=position, settings=PathSettings(steps=STEPS))
         assert found.path == "full"
-        assert "keeps no keys and values" in (found.fallback or "")
+        assert "has no cache of keys and values" in (found.fallback or "")
         assert_equals_captum(model, found, position)
 
     def test_an_earlier_position_of_a_causal_model(self) -> None:
@@ -228,7 +228,7 @@ class TestFullPath:
 
     def test_a_prompt_of_one_token(self) -> None:
         found = attribute(make("llama"), ids=[5])
-        assert (found.path, found.fallback) == ("full", "a prompt of one token has nothing to keep")
+        assert (found.path, found.fallback) == ("full", "a prompt of one token has no earlier keys and values")
         assert np.isfinite(found.flat()).all()
 
 
@@ -321,13 +321,13 @@ class TestRefusals:
         [
             (lambda m: integrated_gradients(m, [], 1), "at least one token, found shape \\[0\\]"),
             (lambda m: integrated_gradients(m, [[1, 2]], 1), "found shape \\[1, 2\\]"),
-            (lambda m: integrated_gradients(m, [1, 128], 1), "input_ids from 0 to 127 for llama, found 128"),
-            (lambda m: integrated_gradients(m, [1, 2], -1), "target from 0 to 127 for llama, found -1"),
-            (lambda m: integrated_gradients(m, [1, 2], 1, position=2), "position from 0 to 1 of the prompt, found 2"),
+            (lambda m: integrated_gradients(m, [1, 128], 1), "`input_ids` from 0 to 127 for llama, found 128"),
+            (lambda m: integrated_gradients(m, [1, 2], -1), "`target` from 0 to 127 for llama, found -1"),
+            (lambda m: integrated_gradients(m, [1, 2], 1, position=2), "`position` from 0 to 1 of the prompt, found 2"),
             (lambda m: attribute(m, layers=(0, 9)), "layer from 0 to 1 for llama, found 9"),
-            (lambda m: attribute(m, steps=0), "steps to be at least 1, found 0"),
-            (lambda m: attribute(m, max_rows=0), "max_rows to be at least 1, found 0"),
-            (lambda m: attribute(m, "short"), "path to be one of auto, cached, full, found 'short'"),
+            (lambda m: attribute(m, steps=0), "`steps` to be at least 1, found 0"),
+            (lambda m: attribute(m, max_rows=0), "`max_rows` to be at least 1, found 0"),
+            (lambda m: attribute(m, "short"), "`path` to be one of auto, cached, full, found 'short'"),
         ],
     )
     def test_bad_input(self, call: Callable[[LoadedModel], Attribution], message: str) -> None:
@@ -349,7 +349,7 @@ class TestRefusals:
         config = BertConfig(
             vocab_size=128, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
         )
-        with pytest.raises(ModelError, match="gives no logits"):
+        with pytest.raises(ModelError, match="returns no logits"):
             attribute(LoadedModel(BertModel(config)))
 
     def test_a_model_that_hides_its_gradients(self) -> None:

@@ -101,7 +101,7 @@ def test_letters_without_tokens_of_their_own_are_refused() -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>"))
     with pytest.raises(
-        InvalidInputError, match=r"Query 'q', prompt 1, has options A, B, C that do not begin with tokens"
+        InvalidInputError, match=r"Query 'q', prompt 1, has options A, B, C that do not begin with distinct tokens"
     ):
         read(made, "Response:")
 
@@ -115,10 +115,10 @@ def test_a_long_prompt_is_cut_at_its_beginning_skipped_or_refused() -> None:
     skipping = PromptTokenizer(tokenizer, context=9, n_vocabulary=1000, too_long="skip")
     assert skipping.prompts(query) is None
     with pytest.raises(
-        InvalidInputError, match=rf"has {n_tokens} tokens, and the model reads at most 9\. .*--long cut"
+        InvalidInputError, match=rf"has {n_tokens} tokens, and the model reads at most 9\. .*`too_long=\"cut\"`"
     ):
         read(tokenizer, query.prompts[0], "refuse", 9)
-    with pytest.raises(InvalidInputError, match="--long is one of cut, skip, refuse: found 'crop'"):
+    with pytest.raises(InvalidInputError, match="Expected `too_long` to be one of cut, skip, refuse, found 'crop'"):
         read(tokenizer, "Response:", "crop")  # type: ignore[arg-type]
 
 

@@ -125,11 +125,11 @@ def test_models_without_such_a_cache_take_the_full_sequence(name: str) -> None:
 @pytest.mark.parametrize(
     ("ids", "neurons", "options", "message"),
     [
-        ([], [0], [1], "at least one of token ids"),
+        ([], [0], [1], "at least one of the token ids"),
         ([4, 128], [0], [1], "token ids from 0 to 127"),
         ([4, 5], [96], [1], "neurons from 0 to 95"),
         ([4, 5], [0], [-1], "options from 0 to 127"),
-        ([4, 5], [0], [], "at least one of options"),
+        ([4, 5], [0], [], "at least one of the options"),
     ],
 )
 def test_what_the_model_does_not_have_is_said(ids: Any, neurons: Any, options: Any, message: str) -> None:

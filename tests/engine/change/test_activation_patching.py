@@ -16,8 +16,8 @@ from actstore.engine.change.activation_patching import (
     Donor,
     LogLikelihood,
     PatchingSettings,
-    _donated,
-    _Text,
+    _GrowingText,
+    _read_changes,
     causal_effect,
     evaluate_patching,
     generate,
@@ -80,19 +80,19 @@ def test_one_token_at_a_time_gives_what_rereading_the_text_does(model_type: str)
     # And what a text that is patched and read whole, once for each token, says of the next.
     for n in range(N_TOKENS):
         text = [*PROMPT, *found[:n]]
-        changes = _donated(_Text(second, False), donor, text)
-        assert int(_Text(first, False).read(text, changes).argmax()) == found[n]
+        changes = _read_changes(_GrowingText(second, False), donor, text)
+        assert int(_GrowingText(first, False).read(text, changes).argmax()) == found[n]
 
 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_logits_over_kept_keys_and_values_are_those_of_the_whole_text(model_type: str) -> None:
     first, second = pair(model_type)
     donor = Donor(second, some(first))
-    cached, donating, text = _Text(first, True), _Text(second, True), list(PROMPT)
+    cached, donating, text = _GrowingText(first, True), _GrowingText(second, True), list(PROMPT)
     new = text
     for token in (5, 9, 23):
-        logits = cached.read(new, _donated(donating, donor, new))
-        whole = _Text(first, False).read(text, _donated(_Text(second, False), donor, text))
+        logits = cached.read(new, _read_changes(donating, donor, new))
+        whole = _GrowingText(first, False).read(text, _read_changes(_GrowingText(second, False), donor, text))
         torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-5)
         text, new = [*text, token], [token]
     assert cached.reads_new_only
@@ -176,7 +176,7 @@ def test_models_and_prompts_that_will_not_do() -> None:
     assert len(generate(first, PROMPT, 58)) == 58, "the last token of the context need not be read"
     with pytest.raises(InvalidInputError, match="at least one prompt"):
         evaluate_patching(first, Donor(second, {}), [], LogLikelihood(second))
-    with pytest.raises(InvalidInputError, match="--tokens must be at least 1"):
+    with pytest.raises(InvalidInputError, match="`n_tokens` must be at least 1"):
         PatchingSettings(n_tokens=0)
 
 

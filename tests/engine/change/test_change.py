@@ -162,7 +162,7 @@ def test_other_layers_widths_sites_and_values_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="holds no generated token"):
         change_scores(first, second, positions="generated")
     for share in (0.0, 1.5, float("nan")):
-        with pytest.raises(InvalidInputError, match="--share"):
+        with pytest.raises(InvalidInputError, match="`share`"):
             change_scores(first, second).top(share)
 
 

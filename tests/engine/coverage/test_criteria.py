@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from planted_stores import planted
 
 from actstore.engine.coverage import state as coverage_state
-from actstore.engine.coverage.criteria import Coverage, CoverageSettings, Ranges, measure_coverage
+from actstore.engine.coverage.coverage import Coverage
+from actstore.engine.coverage.criteria import CoverageSettings
 from actstore.engine.coverage.files import merge_coverages, read_coverage, write_coverage
-from actstore.engine.coverage.state import KeptVectors
+from actstore.engine.coverage.measure import measure_coverage
+from actstore.engine.coverage.state import KeptVectors, Ranges
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
@@ -139,14 +141,14 @@ def test_kept_vectors_are_farther_apart_than_the_distance_and_nothing_else_is(
 ) -> None:
     values = np.random.default_rng(seed).integers(-2, 3, (3, n)).astype(np.float32)
     state = KeptVectors.empty(3, distance)
-    state.add(values)
+    state.insert(values)
     kept: list[NDArray[np.float32]] = []
     for sample in values.T:
         if all(np.linalg.norm(sample - other) > distance for other in kept):
             kept.append(sample)
     assert [v.tolist() for v in state.vectors] == [v.tolist() for v in kept]
     other = KeptVectors.empty(3, distance)
-    other.add(values[:, ::-1])
+    other.insert(values[:, ::-1])
     other.merge(state)
     apart = np.linalg.norm(other.vectors[:, None] - other.vectors, axis=-1) + np.eye(len(other.vectors)) * 99
     assert (apart > distance).all()
@@ -158,10 +160,10 @@ def test_too_many_kept_vectors_are_refused_and_those_with_nan_left_out(monkeypat
     monkeypatch.setattr(coverage_state, "MAX_KEPT", 10)
     values = np.arange(24, dtype=np.float32).reshape(2, 12)
     state = KeptVectors.empty(2, 0.1)
-    state.add(np.where(np.arange(12) < 2, np.nan, values).astype(np.float32))
+    state.insert(np.where(np.arange(12) < 2, np.nan, values).astype(np.float32))
     assert len(state.vectors) == 10
-    with pytest.raises(InvalidInputError, match="Raise --distance"):
-        state.add(values)
+    with pytest.raises(InvalidInputError, match="Raise `distance`"):
+        state.insert(values)
 
 
 # From captures.
@@ -193,7 +195,7 @@ def test_a_capture_covers_what_its_values_do_however_few_samples_are_taken_at_on
     whole = measure_coverage(capture, EVERY, reference=reference)[""]
     assert covered(whole) == naive_all(values, ranges)
     assert whole.n_samples == values[0].shape[1]
-    monkeypatch.setattr("actstore.engine.coverage.criteria.SAMPLES_AT_ONCE", 7)
+    monkeypatch.setattr("actstore.engine.coverage.measure.SAMPLES_AT_ONCE", 7)
     assert covered(measure_coverage(capture, EVERY, reference=reference)[""]) == covered(whole)
 
 
@@ -241,8 +243,8 @@ def test_a_reference_needs_statistics_only_and_a_capture_values() -> None:
     assert measure_coverage(capture, settings, reference=reference)[""].results()[0].covered == 0
     for asked, message in (
         ((reference, settings, capture), "statistics only"),
-        ((capture, settings, None), "For nbc the ranges .* --reference"),
-        ((capture, replace(settings, site="mlp.up"), reference), "no site 'mlp.up'.*--site mlp.up"),
+        ((capture, settings, None), "The criteria nbc compare values .* `reference`"),
+        ((capture, replace(settings, site="mlp.up"), reference), "no site 'mlp.up'"),
         ((capture, replace(settings, positions="image"), reference), "holds no image token"),
     ):
         with pytest.raises(InvalidInputError, match=message):
@@ -256,10 +258,10 @@ def test_a_reference_needs_statistics_only_and_a_capture_values() -> None:
     [
         ({"criteria": ("nc", "xyz")}, "Criteria are among nc, .*: found xyz"),
         ({"criteria": ()}, "at least one criterion"),
-        ({"sections": 0}, "--sections must be at least 1"),
-        ({"top": 0}, "--top must be at least 1"),
-        ({"criteria": ("tfc",)}, "give --distance"),
-        ({"criteria": ("tfc",), "distance": -1.0}, "give --distance"),
+        ({"sections": 0}, "`sections` must be at least 1"),
+        ({"top": 0}, "`top` must be at least 1"),
+        ({"criteria": ("tfc",)}, "set `distance`"),
+        ({"criteria": ("tfc",), "distance": -1.0}, "set `distance`"),
     ],
 )
 def test_settings_without_meaning(settings: dict[str, Any], message: str) -> None:
@@ -303,9 +305,9 @@ def test_only_what_was_measured_alike_merges(tmp_path: Path) -> None:
     found = measure_coverage(capture, EVERY, reference=capture)[""]
     with pytest.raises(InvalidInputError, match="top is 3 in one and 4 in the other"):
         found.merge(measure_coverage(capture, replace(EVERY, top=4), reference=capture)[""])
-    with pytest.raises(InvalidInputError, match="the same --reference"):
+    with pytest.raises(InvalidInputError, match="the same `reference`"):
         found.merge(measure_coverage(capture, EVERY, reference=other)[""])
-    with pytest.raises(InvalidInputError, match="same layers"):
+    with pytest.raises(InvalidInputError, match="of the same layers"):
         found.merge(Coverage(EVERY, {0: 3}, {}))
 
 

@@ -54,7 +54,7 @@ def test_the_fit_is_what_torch_finds_for_the_same_objective(n: int, d: int, ridg
 
 
 def test_one_label_cannot_be_fitted() -> None:
-    with pytest.raises(ValueError, match="both labels"):
+    with pytest.raises(InvalidInputError, match="both labels"):
         fit_logistic(np.ones((3, 2)), np.ones(3, bool), 1.0)
 
 
@@ -190,7 +190,7 @@ def test_dead_neurons_and_experts_at_rest_say_nothing() -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (("topic", "x"), "has no label 'topic'. Its labels are: language. Capture again with --label topic"),
+        (("topic", "x"), "has no label 'topic'. Its labels are: language. Capture again with `label_columns"),
         (("language", "de"), "No document has language=de. The values of language are: fr, en"),
         (("language", "fr", "fr"), "found 'fr' only"),
         (("language", "fr", None, ProbeSettings(layers=(0, 9))), "has the layers 0, 1 at mlp.post, found 9"),
@@ -211,5 +211,5 @@ def test_one_document_of_a_label_is_too_few() -> None:
     "settings", [{"ridge": 0.0}, {"ridge": float("nan")}, {"test_share": 1.0}, {"test_share": 0.0}]
 )
 def test_settings_without_meaning(settings: dict[str, float]) -> None:
-    with pytest.raises(InvalidInputError, match=r"--(ridge|test-share)"):
+    with pytest.raises(InvalidInputError, match=r"`(ridge|test_share)`"):
         ProbeSettings(**settings)

@@ -19,7 +19,7 @@ from actstore.engine.naica import evaluation as naica_evaluation
 from actstore.engine.naica.baselines import choose_neurons
 from actstore.engine.naica.evaluation import EvaluationSettings, NaicaEvaluation, evaluate_naica
 from actstore.engine.naica.prediction import predict_options
-from actstore.engine.naica.some_prompts import part_of
+from actstore.engine.naica.prompt_subset import subset_of_prompts
 from actstore.engine.naica.trials import Effect, Measurement, Trials, effect
 from actstore.store.capture.attributions import open_attributions
 from actstore.store.errors import InvalidInputError
@@ -153,9 +153,9 @@ def test_no_neuron_is_tested_on_what_it_was_found_with_but_in_the_papers_protoco
         return choose_neurons(part, *arguments)
 
     class Recorded(Trials):
-        def ask(self, protocol: str, method: str, seed: int, groups: Any) -> Any:
+        def plan(self, protocol: str, method: str, seed: int, groups: Any) -> Any:
             asked.extend((protocol, related, unrelated, read[-1]) for _, related, unrelated in groups)
-            return super().ask(protocol, method, seed, groups)
+            return super().plan(protocol, method, seed, groups)
 
     monkeypatch.setattr(naica_evaluation, "choose_neurons", choose)
     monkeypatch.setattr(naica_evaluation, "Trials", Recorded)
@@ -171,7 +171,7 @@ def test_no_neuron_is_tested_on_what_it_was_found_with_but_in_the_papers_protoco
 def test_a_part_has_the_sums_of_its_prompts_alone(attributions: Attributions, kind: str) -> None:
     kept = np.random.default_rng(1).random(attributions.prompts.num_rows) < 0.5
     kept[3:6] = False  # a whole query
-    part = part_of(attributions, kept)
+    part = subset_of_prompts(attributions, kept)
     whole = np.concatenate([scores for _, scores in attributions.prompt_scores(kind)])
     queries = attributions.prompts["query"].to_numpy()
     names = np.array(attributions.queries["query"].to_pylist())
@@ -213,11 +213,11 @@ def test_no_neurons_predict_the_first_option() -> None:
     ("changes", "message"),
     [
         ({"label": "language"}, "no label 'language'"),
-        ({"methods": ("naica", "best")}, "methods among .* found best"),
+        ({"methods": ("naica", "best")}, "`methods` among .* found best"),
         ({"methods": ()}, "found none"),
-        ({"protocols": ("paper",)}, "protocols among"),
-        ({"seeds": 0}, "seeds of 1 or more"),
-        ({"max_queries": 1}, "max_queries of 2 or more"),
+        ({"protocols": ("paper",)}, "`protocols` among"),
+        ({"seeds": 0}, "`seeds` of 1 or more"),
+        ({"max_queries": 1}, "`max_queries` of 2 or more"),
     ],
 )
 def test_settings_that_cannot_be_are_said(
@@ -232,11 +232,11 @@ def test_one_value_of_a_label_and_queries_too_few_to_halve_are_said(
 ) -> None:
     domains = np.repeat(attributions.queries["relation_name"].to_numpy(zero_copy_only=False), 3)
     with pytest.raises(InvalidInputError, match="at least two values of 'relation_name'"):
-        evaluate_naica(model, part_of(attributions, domains == "units"))
+        evaluate_naica(model, subset_of_prompts(attributions, domains == "units"))
     kept = domains == "units"
     kept[:3] = True
     with pytest.raises(InvalidInputError, match=r"at least two queries of every 'relation_name'.*'biology'"):
-        evaluate_naica(model, part_of(attributions, kept))
+        evaluate_naica(model, subset_of_prompts(attributions, kept))
 
 
 def test_a_store_of_another_model_is_refused(attributions: Attributions, tiny_model: Path) -> None:

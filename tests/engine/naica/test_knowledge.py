@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from actstore.engine.naica.knowledge import Refinement, knowledge_neurons
+from actstore.store.errors import InvalidInputError
 
 
 def plant(counts: dict[int, int], n_prompts: int = 20, n_neurons: int = 60) -> np.ndarray:
@@ -75,11 +76,11 @@ def test_prompts_without_positive_attributions_and_nan_keep_nothing() -> None:
 
 @pytest.mark.parametrize(("shape", "found"), [((4,), r"\[4\]"), ((0, 3), r"\[0, 3\]")])
 def test_shapes_that_are_not_prompts_by_neurons(shape: tuple[int, ...], found: str) -> None:
-    with pytest.raises(ValueError, match=f"with a prompt or more, not {found}"):
+    with pytest.raises(InvalidInputError, match=f"with at least one prompt, found shape {found}"):
         knowledge_neurons(np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize("settings", [{"keep": 0}, {"share": 1.5}, {"step": 0}, {"at_least": 6}])
 def test_thresholds_out_of_range(settings: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(settings))} must be"):
+    with pytest.raises(InvalidInputError, match=f"`{next(iter(settings))}` must be"):
         Refinement(**settings)

@@ -259,8 +259,8 @@ def test_too_few_queries_are_a_warning_that_says_what_to_do() -> None:
     assert names(found) == [[], [], []]
     assert found.warnings == (
         "With 3 queries, a neuron of a single cluster is already in 33 % of them, more than u = 0.3 allows: all neurons are "
-        "common and none is left. Ask at least 4 queries, or take u = 1 without ica (--u 1 --no-ica) to see the attributions "
-        "as they are.",
+        "common and none is left. Ask at least 4 queries, or take u = 1 without ica (`u=1`, `ica=False`) to see the "
+        "attributions as they are.",
     )
     assert find(planted, u=1, ica=False).warnings == ()
     assert find(common_and_own(4)).warnings == ()
@@ -282,11 +282,14 @@ def test_queries_answered_wrongly_are_kept_and_a_guessing_model_is_named() -> No
 @pytest.mark.parametrize(
     ("given_", "message"),
     [
-        ({"t": 1.0}, "Expected t, a share of a query's largest attribution, from 0 to below 1, found 1.0."),
+        ({"t": 1.0}, "Expected `t`, a share of a query's largest attribution, from 0 to below 1, found 1.0."),
         ({"t": math.nan}, "found nan"),
-        ({"u": -0.1}, "Expected u, a share of the queries, from 0 to 1, found -0.1."),
-        ({"v": 0}, "Expected v, a number of neurons a query, of 1 or more, found 0."),
-        ({"attribution": "lime"}, "Expected an attribution of ig, contribution, activation, gradient, found 'lime'."),
+        ({"u": -0.1}, "Expected `u`, a share of the queries, from 0 to 1, found -0.1."),
+        ({"v": 0}, "Expected `v`, the number of neurons per query, to be 1 or more, found 0."),
+        (
+            {"attribution": "lime"},
+            "Expected `attribution` to be one of ig, gradient, activation, contribution, found 'lime'.",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(given_: dict[str, Any], message: str) -> None:
@@ -296,7 +299,7 @@ def test_settings_out_of_range_are_refused(given_: dict[str, Any], message: str)
 
 
 def test_methods_and_labels_that_are_not_there() -> None:
-    with pytest.raises(InvalidInputError, match=r"Expected a method of naica, without-ica.* found 'best'"):
+    with pytest.raises(InvalidInputError, match=r"Expected a method of random, activation.* found 'best'"):
         choose(common_and_own(), "best")
     with pytest.raises(InvalidInputError, match=r"no label 'colour'\. Their labels are: domain"):
         pool_by_label(find(common_and_own()), "colour", 3)

@@ -89,6 +89,6 @@ def test_modalities_are_looked_at_apart_and_at_most_so_many_tokens_of_each(
 def test_refuses_what_it_cannot_read(tmp_path: Path) -> None:
     held, _ = make(tmp_path, "llama", precision="none")
     with pytest.raises(
-        InvalidInputError, match=r"sites resid\.post, precision none\)\. Capture with --site resid\.post"
+        InvalidInputError, match=r"sites resid\.post, precision none\)\. Capture with `sites=\(\"resid\.post\",\)`"
     ):
         look_through(held)

@@ -243,7 +243,7 @@ class TestRefusals:
     def test_a_label_without_text(self, held: Capture, loaded: LoadedModel, neurons: Any) -> None:
         windows = [(label, window) for label, window in windows_of_capture(held, "language", LANGUAGES, 50) if label]
         with pytest.raises(
-            InvalidInputError, match=r"text of every label to predict, found none of 'aa'\. Mend the corpus"
+            InvalidInputError, match=r"text of every label to predict, found none of 'aa'\. Check the corpus"
         ):
             measure_masks(loaded, held, neurons, windows)
 
@@ -267,11 +267,10 @@ class TestRefusals:
     def test_tokens_that_stand_for_images(self, held: Capture, loaded: LoadedModel, neurons: Any) -> None:
         windows = list(windows_of_capture(held, "language", LANGUAGES, 50))
         windows[0][1].modality[1] = 3
-        with pytest.raises(InvalidInputError, match="hold images, which their token ids cannot stand for"):
+        with pytest.raises(InvalidInputError, match="hold images, which token ids alone do not represent"):
             measure_masks(loaded, held, neurons, windows)
 
     @pytest.mark.parametrize("wrong", [{"max_tokens": 0}, {"batch_tokens": 0}, {"n_random": -1}])
     def test_settings(self, wrong: dict[str, int]) -> None:
-        option = {"n_random": "random"}.get(next(iter(wrong)), next(iter(wrong)).replace("_", "-"))
-        with pytest.raises(InvalidInputError, match=f"--{option} is at least"):
+        with pytest.raises(InvalidInputError, match=f"`{next(iter(wrong))}` must be at least"):
             MaskSettings(**wrong)

@@ -13,14 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from actstore.engine.selectivity import firing as firing_counts
 from actstore.engine.selectivity import selectivity
-from actstore.engine.selectivity.selectivity import (
-    MIN_TOKENS,
-    SelectivitySettings,
-    count_firing,
-    find_selectivity,
-    select_neurons,
-)
+from actstore.engine.selectivity.firing import count_firing
+from actstore.engine.selectivity.selectivity import MIN_TOKENS, SelectivitySettings, find_selectivity, select_neurons
 from actstore.store import layout
 from actstore.store.capture.neuron_table import write_finished
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
@@ -119,7 +115,7 @@ class TestCounts:
         capture, values, modality, language = plant(precision=precision)
         if site == "mlp.post" and kind and precision in ("int8", "none"):
             with pytest.raises(
-                InvalidInputError, match=f"at precision {precision} those of .* Capture with --gate-sign"
+                InvalidInputError, match=f"at precision {precision} those of .* Capture with `gate_sign=True`"
             ):
                 count_firing(capture, "language", site=site, modality=kind)
             return
@@ -139,9 +135,9 @@ class TestCounts:
     ) -> None:
         capture, *_ = plant(seed=5)
         from_statistics = count_firing(capture, "topic", site=site)
-        sources, everything = selectivity._sources(capture, site), set(KINDS) - {layout.SPECIAL}
-        monkeypatch.setattr(selectivity, "_ROWS", 3)
-        parts, n_tokens = selectivity._count_blocks(capture, sources, [0, 2], everything)
+        sources, everything = firing_counts._sources(capture, site), set(KINDS) - {layout.SPECIAL}
+        monkeypatch.setattr(firing_counts, "_ROWS", 3)
+        parts, n_tokens = firing_counts._count_blocks(capture, sources, [0, 2], everything)
         assert np.array_equal(np.concatenate(parts), from_statistics.positives)
         assert np.array_equal(n_tokens, from_statistics.n_tokens)
         assert from_statistics.positives.any(axis=0).all()
@@ -150,7 +146,7 @@ class TestCounts:
         location = f"memory://{uuid.uuid4()}/store"
         planted_stores.plant(location)
         capture = Store(location).capture()
-        monkeypatch.setattr(selectivity, "_count_blocks", lambda *_: pytest.fail("blocks were read"))
+        monkeypatch.setattr(firing_counts, "_count_blocks", lambda *_: pytest.fail("blocks were read"))
         text = count_firing(capture, "language", modality="text")
         assert np.array_equal(text.positives, count_firing(capture, "language").positives)
 
@@ -169,7 +165,7 @@ class TestCounts:
         capture, *_ = plant(gate_sign=False)
         with pytest.raises(
             InvalidInputError,
-            match=r"no gate signs. Capture with --gate-sign or --site mlp.gate, or .* --site mlp.post",
+            match=r"no gate signs of layer .*`gate_sign=True` or `sites=\(\"mlp.gate\",\)`, or .* `site=\"mlp.post\"`",
         ):
             count_firing(capture, "language")
         assert count_firing(capture, "language", site="mlp.post").n_tokens.all()
@@ -237,7 +233,7 @@ class TestSelection:
         found = select_neurons(probabilities, 1.0)
         assert found.threshold == 37 / 40
         assert found.neurons.tolist() == [19]
-        assert found.n_wanted == 20
+        assert found.n_requested == 20
 
     def test_the_selected_are_one_percent_of_all_neurons(self) -> None:
         rng = np.random.default_rng(0)
@@ -272,10 +268,10 @@ class TestFinding:
         with pytest.raises(InvalidInputError, match=r"has no label 'domain'\. Its labels are: topic, language"):
             find_selectivity(capture, SelectivitySettings("domain"))
         for wrong, message in (
-            ({"site": "mlp.up"}, "--site"),
+            ({"site": "mlp.up"}, "`site`"),
             ({"modality": "padding"}, "one of text, image, generated"),
-            ({"share": 0.0}, "--share"),
-            ({"activation_quantile": 1.5}, "--activation-quantile"),
+            ({"share": 0.0}, "`share`"),
+            ({"activation_quantile": 1.5}, "`activation_quantile`"),
         ):
             with pytest.raises(InvalidInputError, match=message):
                 SelectivitySettings("language", **wrong)  # type: ignore[arg-type]

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from actstore.engine.attribution.attribute import attribute
 from actstore.engine.capture.api import RunOptions, capture
-from actstore.store.capture.attributions import GRADIENT, IG, Attributions, open_attributions
+from actstore.store.capture.attribution_kinds import GRADIENT, IG
+from actstore.store.capture.attributions import Attributions, open_attributions
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.reader import Store
 

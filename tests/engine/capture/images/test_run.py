@@ -28,7 +28,7 @@ from actstore.engine.capture.run import RunOptions
 from actstore.engine.inputs.corpus import CorpusReport
 from actstore.engine.models.load import load_model
 from actstore.engine.models.vision.inputs import VisionProcessor
-from actstore.engine.selectivity.selectivity import count_firing
+from actstore.engine.selectivity.firing import count_firing
 from actstore.engine.verify.refill import refill_blocks
 from actstore.store import layout
 from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError

@@ -1,0 +1,145 @@
+"""Measures coverage criteria over the stored samples of a capture, block by block and layer by layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from actstore.engine.coverage.coverage import Coverage
+from actstore.engine.coverage.criteria import CRITERIA, CoverageSettings
+from actstore.engine.coverage.state import Ranges
+from actstore.store.capture.positions import blocks_with, check_positions, check_values, windows_of
+from actstore.store.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from numpy.typing import NDArray
+
+    from actstore.store.reader import Capture
+
+SAMPLES_AT_ONCE: Final = 1024
+"""Samples whose values are copied out of a block at a time."""
+
+
+def reference_ranges(reference: Capture, site: str, widths: dict[int, int]) -> dict[int, Ranges]:
+    """Layer → the ranges of its neurons over a reference capture's counted positions, from its statistics alone."""
+    all_ranges = {}
+    if not reference.blocks:
+        raise InvalidInputError(
+            f"The reference {reference.record.name!r} has no committed block. Resume it with `resume=True`."
+        )
+    for layer, width in widths.items():
+        statistics = reference.layer_statistics(layer, site)
+        if len(statistics.minimum) != width:
+            raise InvalidInputError(
+                f"Layer {layer} has {width} neurons in the capture and {len(statistics.minimum)} in the reference "
+                f"{reference.record.name!r}: expected captures of one model."
+            )
+        counted = statistics.count > 0
+        low, high = (
+            np.where(counted, bound, np.nan).astype(np.float32) for bound in (statistics.minimum, statistics.maximum)
+        )
+        all_ranges[layer] = Ranges(low, high)
+    return all_ranges
+
+
+def measure_coverage(
+    capture: Capture,
+    settings: CoverageSettings | None = None,
+    *,
+    reference: Capture | None = None,
+    by: str | None = None,
+    on_block: Callable[[int, int], None] = lambda done, n_blocks: None,
+) -> dict[str, Coverage]:
+    """What the samples of a capture cover: with `by`, label value → coverage; else "" → the coverage of all.
+
+    kmnc, nbc and snac compare the samples with the ranges of `reference`. One layer of one block is in memory at a time.
+
+    Raises `InvalidInputError` for a capture without the values, site, positions or label, and where a criterion lacks its
+    reference.
+
+    >>> measure_coverage(store.capture("prompts"), CoverageSettings(("nc", "tknc")))[""].results()
+    """
+    settings = settings or CoverageSettings()
+    check_values(capture, settings.site)
+    check_positions(capture, settings.positions)
+    widths = dict(sorted(capture.record.layers(settings.site).items()))
+    ranges: dict[int, Ranges] = {}
+    if needing := [name for name in settings.criteria if CRITERIA[name].needs_reference]:
+        if reference is None:
+            raise InvalidInputError(
+                f"The criteria {', '.join(needing)} compare values with the ranges of another capture. Set `reference`, for "
+                "example to a capture of training data."
+            )
+        ranges = reference_ranges(reference, settings.site, widths)
+    coverages = {name: Coverage(settings, widths, ranges) for name in _populations(capture, by)}
+    for done, (block, slots) in enumerate(blocks_with(capture, settings.positions, capture.blocks)):
+        _add_block(capture, block, _split_by_label(capture, block, slots, by), coverages)
+        on_block(done + 1, len(capture.blocks))
+    return coverages
+
+
+def _populations(capture: Capture, by: str | None) -> list[str]:
+    if by is None:
+        return [""]
+    record = capture.record.plan
+    if by not in record.label_columns:
+        labels = ", ".join(record.label_columns) or "none"
+        raise InvalidInputError(
+            f"Capture {capture.record.name!r} has no label {by!r}. Its labels are: {labels}. Capture again with "
+            f'`label_columns=("{by}",)`.'
+        )
+    return [value for column, value in record.labels if column == by]
+
+
+def _split_by_label(
+    capture: Capture, block: int, slots: NDArray[np.int64], by: str | None
+) -> Iterable[tuple[str, NDArray[np.int64]]]:
+    """(population, its slots) of a block."""
+    if by is None:
+        return [("", slots)]
+    plan, record = capture.block_plan(block), capture.record.plan
+    label = plan.labels[:, record.label_columns.index(by)][windows_of(plan)[slots]]
+    return [(record.labels[i][1], slots[label == i]) for i in np.unique(label).tolist()]
+
+
+def _add_block(
+    capture: Capture,
+    block: int,
+    slots_by_population: Iterable[tuple[str, NDArray[np.int64]]],
+    coverages: dict[str, Coverage],
+) -> None:
+    """Add the samples of one block to the coverage of their populations, in pieces of `SAMPLES_AT_ONCE`."""
+    pieces = [
+        (coverages[name], slots[start : start + SAMPLES_AT_ONCE])
+        for name, slots in slots_by_population
+        for start in range(0, len(slots), SAMPLES_AT_ONCE)
+    ]
+    mixed = [np.zeros((len(slots), 2), np.uint64) for _, slots in pieces]
+    any_coverage = next(iter(coverages.values()))  # settings, layers and ranges are the same in all
+    for layer in any_coverage.widths:
+        values = capture.block_values(layer, block, any_coverage.settings.site, saturated=True)
+        slack = _slack(capture, layer, block, any_coverage)
+        for (coverage, slots), so_far in zip(pieces, mixed, strict=True):
+            samples = values[:, slots]
+            if not np.isfinite(samples).all():
+                samples[~np.isfinite(samples)] = np.nan
+            coverage.add(layer, samples, so_far, slack)
+    for (coverage, _), so_far in zip(pieces, mixed, strict=True):
+        coverage.end_samples(so_far)
+
+
+def _slack(capture: Capture, layer: int, block: int, coverage: Coverage) -> NDArray[np.float32]:
+    """The largest difference between a stored value and the true one, which statistics are made of; shape [neuron]."""
+    record = capture.record
+    if layer in coverage.ranges and record.precision == "int8":
+        # Rounding to int8 is off by at most half a step; 0.50001 allows for the rounding of the product itself.
+        scale = capture.block_parameter("scale", layer, block, coverage.settings.site)
+        return (scale.astype(np.float32) * np.float32(0.50001)).astype(np.float32)
+    if layer in coverage.ranges and record.precision == "half" and record.dtype == "float32":
+        # float16 rounds by at most 2⁻¹¹ of the value, and by 2⁻²⁵ where the value is subnormal.
+        ranges = coverage.ranges[layer]
+        return (np.fmax(np.abs(ranges.low), np.abs(ranges.high)) * 2.0**-11 + 2.0**-25).astype(np.float32)
+    return np.zeros(coverage.widths[layer], np.float32)
