@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actstore.engine.edit.knowledge import updated_rows
-from actstore.engine.edit.least_norm import find_neurons, least_norm
+from actstore.engine.edit.forms.knowledge import updated_rows
+from actstore.engine.edit.forms.least_norm import find_neurons, least_norm
 from actstore.engine.edit.rows import fields_of, grouped, make_edit
 from actstore.engine.edit.settings import FORMS, FineSettings, LeastNormSettings, RewriteSettings
 from actstore.engine.edit.words import find_exchange, single
@@ -56,7 +56,7 @@ def rewrite(capture: Capture, name: str, settings: RewriteSettings, reader: Read
     exchange = find_exchange(capture, settings.old, settings.new)
     if settings.form == "knowledge":
         return _knowledge(capture, exchange, name, settings, reader)
-    from actstore.engine.edit.learned import learned  # only here: it loads transformers
+    from actstore.engine.edit.forms.learned import learned  # only here: it loads transformers
 
     assert reader is not None
     return learned(capture, exchange, name, settings, reader)

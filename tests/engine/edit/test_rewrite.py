@@ -13,15 +13,15 @@ import torch
 
 from actstore.engine.edit.cases import read_cases, tasks_of_capture, tasks_of_cases
 from actstore.engine.edit.evaluate import EvaluationOptions, compare_predicted, evaluate_edit
-from actstore.engine.edit.fine import learn, locate
-from actstore.engine.edit.knowledge import updated_rows
-from actstore.engine.edit.least_norm import closed_form, least_norm
-from actstore.engine.edit.least_norm_problem import Problem
+from actstore.engine.edit.forms.fine import learn, locate
+from actstore.engine.edit.forms.knowledge import updated_rows
+from actstore.engine.edit.forms.least_norm import closed_form, least_norm
+from actstore.engine.edit.forms.least_norm_problem import Problem
+from actstore.engine.edit.forms.stream import Stream
 from actstore.engine.edit.readings import CaptureReader
 from actstore.engine.edit.rewrite import rewrite
 from actstore.engine.edit.scores import score, snapshots, summarise
 from actstore.engine.edit.settings import FineSettings, LeastNormSettings, RewriteSettings
-from actstore.engine.edit.stream import Stream
 from actstore.engine.edit.weights import edited
 from actstore.engine.edit.words import find_exchange, single, starts_of
 from actstore.engine.models.fingerprint import fingerprint_of

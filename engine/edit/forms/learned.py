@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actstore.engine.edit.cases import tasks_of_capture
-from actstore.engine.edit.fine import learn, locate
+from actstore.engine.edit.forms.fine import learn, locate
 from actstore.engine.edit.readings import CaptureReader
 from actstore.engine.edit.rows import fields_of, grouped, make_edit
 from actstore.store.edits import RowPair

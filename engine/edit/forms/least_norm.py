@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from actstore.engine.edit.least_norm_problem import Part, Problem
+from actstore.engine.edit.forms.least_norm_problem import Part, Problem
 from actstore.engine.edit.rows import make_edit
 from actstore.engine.edit.settings import LeastNormSettings
 from actstore.engine.edit.words import find_exchange, single
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from actstore.engine.edit.least_norm_problem import Fit
+    from actstore.engine.edit.forms.least_norm_problem import Fit
     from actstore.engine.edit.words import Exchange
     from actstore.store.edits import Edit
     from actstore.store.reader import Capture

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from actstore.engine.edit.stream import Stream
+from actstore.engine.edit.forms.stream import Stream
 from actstore.store.errors import InvalidInputError
 from actstore.store.model.weights import read_weights
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from actstore.engine.edit.forms.stream import BlockPredictions
     from actstore.engine.edit.settings import LeastNormSettings
-    from actstore.engine.edit.stream import BlockPredictions
     from actstore.store.reader import Capture
 
 RECORDED: Final = 256
