@@ -23,7 +23,7 @@ from actstore.engine.edit.rewrite import rewrite
 from actstore.engine.edit.scores import score, snapshots, summarise
 from actstore.engine.edit.settings import FineSettings, LeastNormSettings, RewriteSettings
 from actstore.engine.edit.weights import edited
-from actstore.engine.edit.words import find_exchange, single, starts_of
+from actstore.engine.edit.words import check_single_tokens, find_replacement, starts_of
 from actstore.engine.models.fingerprint import fingerprint_of
 from actstore.store.errors import InvalidInputError
 
@@ -38,8 +38,8 @@ OLD, NEW = " Germany", " Turkey"
 
 
 def judge(reader: Reader, capture: Capture, edit: Edit) -> dict[str, Any]:
-    exchange = find_exchange(capture, OLD, NEW)
-    tasks = list(tasks_of_capture(CaptureReader(reader, capture), exchange, None))
+    replacement = find_replacement(capture, OLD, NEW)
+    tasks = list(tasks_of_capture(CaptureReader(reader, capture), replacement, None))
     before = snapshots(reader, tasks)
     with edited(reader.model, edit):
         after = snapshots(reader, tasks)
@@ -47,8 +47,8 @@ def judge(reader: Reader, capture: Capture, edit: Edit) -> dict[str, Any]:
 
 
 def test_the_store_knows_what_the_model_predicts(fact_capture: Capture, fact_reader: Reader) -> None:
-    exchange = find_exchange(fact_capture, OLD, NEW)
-    (block,) = Stream(fact_capture).predictions(exchange.new[0])
+    replacement = find_replacement(fact_capture, OLD, NEW)
+    (block,) = Stream(fact_capture).predictions(replacement.new[0])
     source = CaptureReader(fact_reader, fact_capture)
     windows = list(source.windows())
     logits = fact_reader.logits(
@@ -61,14 +61,14 @@ def test_the_store_knows_what_the_model_predicts(fact_capture: Capture, fact_rea
         position = plan.position[block.slots[mine]]
         row = logits[number][np.searchsorted(windows[number][3], position)]
         assert block.top[mine].tolist() == row.argmax(1).tolist()
-        gap = (row.max(1).values - row[:, exchange.new[0]]).numpy()
+        gap = (row.max(1).values - row[:, replacement.new[0]]).numpy()
         np.testing.assert_allclose(block.gap[mine], gap, rtol=1e-4, atol=1e-4)
 
 
 def test_a_single_position_without_controls_is_the_closed_form(fact_capture: Capture) -> None:
-    exchange = find_exchange(fact_capture, OLD, NEW)
+    replacement = find_replacement(fact_capture, OLD, NEW)
     settings = LeastNormSettings(control=0.0, ridge=0.0, rounds=3, margin=1.5)
-    problem = Problem(fact_capture, exchange.old[0], exchange.new[0], settings)
+    problem = Problem(fact_capture, replacement.old[0], replacement.new[0], settings)
     (block,) = problem.blocks
     place = int(np.flatnonzero(problem.targets(block))[0])
     cut = {
@@ -80,7 +80,7 @@ def test_a_single_position_without_controls_is_the_closed_form(fact_capture: Cap
     problem.n_targets, problem.n_controls = 1, 0
     neurons = {3: [1, 5, 8], 4: [2, 300]}
     coefficients = problem.fit(neurons)
-    v = problem.stream.direction(exchange.old[0], exchange.new[0])
+    v = problem.stream.direction(replacement.old[0], replacement.new[0])
     values = [fact_capture.block_values(n, 0)[chosen, block.slots[place]] for n, chosen in neurons.items()]
     activations = torch.from_numpy(np.concatenate(values)).double()
     wanted = closed_form(activations, v, float(block.inverse_rms[place]), float(block.gap[place]), 1.5)
@@ -162,25 +162,25 @@ def test_fine_says_where_its_target_was_not_reached(fact_capture: Capture, fact_
 
 
 def test_fine_edits_a_target_of_several_tokens_jointly(fact_capture: Capture, fact_reader: Reader) -> None:
-    exchange = find_exchange(fact_capture, OLD, " Cairos")
-    assert len(exchange.new) > 1
+    replacement = find_replacement(fact_capture, OLD, " Cairos")
+    assert len(replacement.new) > 1
     with pytest.raises(
-        InvalidInputError, match=rf"is {len(exchange.new)} tokens, and the least-norm form moves one logit"
+        InvalidInputError, match=rf"is {len(replacement.new)} tokens, and the least-norm form moves one logit"
     ):
-        single(exchange, "least-norm")
+        check_single_tokens(replacement, "least-norm")
     settings = RewriteSettings(OLD, " Cairos", "fine", fine=FineSettings(rate=2e-2, leave_last=1), examples=2)
     edit = rewrite(fact_capture, "x", settings, fact_reader)
     assert edit.record.settings["probability"] > 0.9
     source = CaptureReader(fact_reader, fact_capture)
-    tasks = [t for t in tasks_of_capture(source, exchange, None) if t.kind == "reliability"]
-    assert all(int(task.edited.sum()) == len(exchange.new) for task in tasks)
+    tasks = [t for t in tasks_of_capture(source, replacement, None) if t.kind == "reliability"]
+    assert all(int(task.edited.sum()) == len(replacement.new) for task in tasks)
 
 
 def test_the_first_located_neuron_contributes_most(fact_capture: Capture, fact_reader: Reader) -> None:
-    exchange = find_exchange(fact_capture, OLD, NEW)
+    replacement = find_replacement(fact_capture, OLD, NEW)
     source = CaptureReader(fact_reader, fact_capture)
     task = next(
-        t for t in tasks_of_capture(source, exchange, None) if t.kind == "reliability" and len(t.positions) == 1
+        t for t in tasks_of_capture(source, replacement, None) if t.kind == "reliability" and len(t.positions) == 1
     )
     found = locate(fact_reader, [task], FineSettings(per_position=1, leave_last=2))
     (window,) = [w for w, d, ids, _ in source.windows() if np.array_equal(ids, task.reading.ids)][:1]
@@ -192,9 +192,9 @@ def test_the_first_located_neuron_contributes_most(fact_capture: Capture, fact_r
 
 
 def test_one_step_of_fine_tuning_goes_down_the_gradient(fact_capture: Capture, fact_reader: Reader) -> None:
-    exchange = find_exchange(fact_capture, OLD, NEW)
+    replacement = find_replacement(fact_capture, OLD, NEW)
     source = CaptureReader(fact_reader, fact_capture)
-    tasks = [t for t in tasks_of_capture(source, exchange, None) if t.kind == "reliability"][:2]
+    tasks = [t for t in tasks_of_capture(source, replacement, None) if t.kind == "reliability"][:2]
     short = learn(fact_reader, tasks, {1: [3, 4]}, FineSettings(steps=1, rate=1e-3, plain=True))
     longer = learn(fact_reader, tasks, {1: [3, 4]}, FineSettings(steps=6, rate=1e-3, plain=True))
     assert longer.loss < short.loss
@@ -228,15 +228,17 @@ def test_what_a_form_lacks_is_named(fact_capture: Capture, captured: Any, fact_r
     with pytest.raises(InvalidInputError, match="predicts ' Poland' nowhere"):
         least_norm(fact_capture, " Poland", NEW, "x")
     with pytest.raises(InvalidInputError, match="are the same word"):
-        least_norm(fact_capture, OLD, "Germany", "x") if OLD.strip() == OLD else find_exchange(fact_capture, OLD, OLD)
+        least_norm(fact_capture, OLD, "Germany", "x") if OLD.strip() == OLD else find_replacement(
+            fact_capture, OLD, OLD
+        )
     with pytest.raises(InvalidInputError, match="found an empty one"):
-        find_exchange(fact_capture, "", "x")
-    with pytest.raises(InvalidInputError, match="one of least-norm, fine"):
-        RewriteSettings(OLD, NEW, "surgery")
+        find_replacement(fact_capture, "", "x")
+    with pytest.raises(InvalidInputError, match="`form` is one of least-norm, fine"):
+        rewrite(fact_capture, "x", RewriteSettings(OLD, NEW, "surgery"))
 
 
 def test_words_take_the_blank_that_texts_have(fact_capture: Capture) -> None:
-    assert find_exchange(fact_capture, "Germany", "Turkey") == find_exchange(fact_capture, OLD, NEW)
+    assert find_replacement(fact_capture, "Germany", "Turkey") == find_replacement(fact_capture, OLD, NEW)
     assert starts_of(np.array([1, 2, 1, 2, 2], np.int32), (1, 2)).tolist() == [0, 2]
     assert starts_of(np.array([1], np.int32), (1, 2)).tolist() == []
 
@@ -277,8 +279,8 @@ def test_evaluation_holds_the_edit_against_baselines(
 def test_an_unedited_model_changes_nothing_and_says_the_new_word_nowhere(
     fact_capture: Capture, fact_reader: Reader
 ) -> None:
-    exchange = find_exchange(fact_capture, OLD, NEW)
-    tasks = list(tasks_of_capture(CaptureReader(fact_reader, fact_capture), exchange, set(range(30))))
+    replacement = find_replacement(fact_capture, OLD, NEW)
+    tasks = list(tasks_of_capture(CaptureReader(fact_reader, fact_capture), replacement, set(range(30))))
     before = snapshots(fact_reader, tasks)
     found = summarise(score(*entry) for entry in zip(tasks, before, before, strict=True))
     assert (found["reliability"], found["generality"], found["locality"]) == (0.0, 0.0, 1.0)
