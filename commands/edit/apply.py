@@ -51,11 +51,11 @@ def apply(
 
     Example: `actstore edit apply gpt2 gpt2.actstore/edits/suppress --output gpt2-edited`
     """
-    from actstore.engine.edit.folders import apply_to_folder
+    from actstore.engine.edit.folders import FolderRequest, apply_to_folder
 
     with terminal.spinner("writing the model", enabled=not quiet):
         target = apply_to_folder(
-            model, _opened(edits), _target(output, in_place), force=force, trust_remote_code=trust_remote_code
+            FolderRequest(model, _opened(edits), _target(output, in_place), force, trust_remote_code)
         )
     _say(target, edits, as_json, "applied")
 
@@ -74,11 +74,11 @@ def revert(
 
     Example: `actstore edit revert gpt2-edited gpt2.actstore/edits/suppress --in-place`
     """
-    from actstore.engine.edit.folders import revert_in_folder
+    from actstore.engine.edit.folders import FolderRequest, revert_in_folder
 
     with terminal.spinner("writing the model", enabled=not quiet):
         target = revert_in_folder(
-            model, _opened(edits), _target(output, in_place), force=force, trust_remote_code=trust_remote_code
+            FolderRequest(model, _opened(edits), _target(output, in_place), force, trust_remote_code)
         )
     _say(target, edits, as_json, "reverted")
 

@@ -83,8 +83,9 @@ def evaluate(
 
     Example: `actstore edit evaluate captions.actstore red-green-least-norm --capture held-out --generate`
     """
+    from actstore.engine.edit.baselines import BASELINES
     from actstore.engine.edit.cases import read_cases
-    from actstore.engine.edit.evaluate import BASELINES, EvaluationOptions, evaluate_edit
+    from actstore.engine.edit.evaluate import EvaluationOptions, evaluate_edit
     from actstore.store.edits import read_edit
 
     if table is not None and table.suffix not in (".parquet", ".jsonl"):
@@ -98,7 +99,9 @@ def evaluate(
         | {
             "captures": tuple(_named(text) for text in named),
             "cases": tuple(read_cases(cases)) if cases is not None else (),
-            "baselines": BASELINES if baseline is None else tuple(b for b in dict.fromkeys(baseline) if b != "none"),
+            "baselines": tuple(BASELINES)
+            if baseline is None
+            else tuple(b for b in dict.fromkeys(baseline) if b != "none"),
         }
     )
     for tried, _ in options.captures:

@@ -63,7 +63,7 @@ def test_a_word_is_exchanged_without_a_model_applied_and_taken_out(
     out = tmp_path / "edited"
     assert edit("apply", MODEL, store / "edits" / "both", "--output", out).status == 0
     assert "already applied" in refuses("apply", out, store / "edits" / "both", "--output", tmp_path / "twice")
-    assert "is there already" in refuses("apply", MODEL, store / "edits" / "both", "--output", out)
+    assert "already exists" in refuses("apply", MODEL, store / "edits" / "both", "--output", out)
     window, position = edit("show", store, "both", "--json").json["predicted"]["targets"][0][:2]
     said = [_said(folder, _read(store, window)[: position + 1]) for folder in (MODEL, out)]
     assert said == [" Germany", " Turkey"]

@@ -12,7 +12,7 @@ from tiny import random_ids, scatter_weights, tiny_config
 from transformers import AutoModelForCausalLM
 
 from actstore.engine.edit.interventions import intervening
-from actstore.engine.edit.passes import NAMED, parse_positions
+from actstore.engine.edit.passes import POSITIONS, parse_positions
 from actstore.engine.edit.specification import Operation, Specification
 from actstore.engine.models.load import LoadedModel
 from actstore.store.errors import FormatError, InvalidInputError
@@ -51,7 +51,7 @@ def seen_by(model: LoadedModel, layer: int, run: Callable[[], Any]) -> Tensor:
     return torch.cat([p.reshape(-1, p.shape[-2], p.shape[-1]) for p in parts], dim=1)
 
 
-@pytest.mark.parametrize("positions", [*(n for n in NAMED if n != "image"), (0, 3, -1, 7)])
+@pytest.mark.parametrize("positions", [*(n for n in POSITIONS if n != "image"), (0, 3, -1, 7)])
 @pytest.mark.parametrize("cached", [True, False])
 def test_an_operation_happens_at_its_positions_and_nowhere_else(positions: Any, cached: bool) -> None:
     model, ids = tiny(), random_ids(2, 6)
@@ -135,7 +135,9 @@ def test_a_patch_of_a_value_that_overflowed_is_refused(tiny_model: Path, corpus:
     made = capture(str(tmp_path / "model"), corpus, tmp_path / "store", precision="half", max_tokens=100)
     document = str(made.windows()["document"][0].as_py())
     model = load_model(tiny_model)
-    expected = r"infinite activation of L1\.N5 from capture 'corpus', for it lies beyond 65,504, .* --precision exact\."
+    expected = (
+        r"infinite activation of L1\.N5 from capture 'corpus', because it exceeds 65,504, .*`precision=\"exact\"`\."
+    )
     with (
         pytest.raises(InvalidInputError, match=expected),
         intervening(model, [Operation("patch", ("L1.N4", "L1.N5"), source=document)], store=made.store),
@@ -174,7 +176,7 @@ def test_a_patch_from_the_text_itself_changes_nothing_and_from_another_does(tiny
     first = capture.block_values(0, row["block"])[:2, row["slot_start"] - row["block"] * size + 1]
     torch.testing.assert_close(placed[0, -1, :2], torch.from_numpy(first.copy()))
     with (
-        pytest.raises(InvalidInputError, match="name the store"),
+        pytest.raises(InvalidInputError, match="Pass the `store`"),
         intervening(model, [Operation("patch", neurons, source="0")]),
     ):
         pass

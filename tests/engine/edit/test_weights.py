@@ -11,7 +11,7 @@ import torch
 from tiny import random_ids, scatter_weights, tiny_config
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from actstore.engine.edit.folders import apply_to_folder, revert_in_folder
+from actstore.engine.edit.folders import EditAddress, FolderRequest, apply_to_folder, revert_in_folder
 from actstore.engine.edit.interventions import intervening
 from actstore.engine.edit.rows import make_edit, scaled_rows
 from actstore.engine.edit.specification import Operation
@@ -151,7 +151,7 @@ def test_an_exported_folder_is_the_edited_model_and_reverts_byte_for_byte(
     folder = save(tiny(model_type, dtype), tmp_path / "model")
     loaded, ids = load_model(folder), random_ids()
     edit = scaled(loaded)  # of a float16 checkpoint, in float32
-    out = apply_to_folder(str(folder), [edit], tmp_path / "out")
+    out = apply_to_folder(FolderRequest(folder, [edit], tmp_path / "out"))
     files = {f.name: f.read_bytes() for f in folder.iterdir()}
     changed = {f.name for f in out.iterdir() if f.read_bytes() != files[f.name]}
     assert 0 < len(changed) <= 2
@@ -159,12 +159,12 @@ def test_an_exported_folder_is_the_edited_model_and_reverts_byte_for_byte(
     assert files.keys() - {f.name for f in out.iterdir()} == {"pytorch_model.bin"}
     plain = AutoModelForCausalLM.from_pretrained(out, dtype=loaded.dtype).eval()
     with intervening(loaded, [Operation("boost", NAMES, factor=-1.5)]):
-        wanted = logits_of(loaded.model, ids)
+        expected = logits_of(loaded.model, ids)
     tolerance = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 8e-2}[dtype]
-    torch.testing.assert_close(logits_of(plain, ids), wanted, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(logits_of(plain, ids), expected, rtol=tolerance, atol=tolerance)
     with pytest.raises(InvalidInputError, match="already applied"):
-        apply_to_folder(str(out), [edit], tmp_path / "again")
-    back = revert_in_folder(str(out), [edit], tmp_path / "back")
+        apply_to_folder(FolderRequest(out, [edit], tmp_path / "again"))
+    back = revert_in_folder(FolderRequest(out, [edit], tmp_path / "back"))
     assert {f.name: f.read_bytes() for f in back.iterdir()} == {
         n: b for n, b in files.items() if n != "pytorch_model.bin"
     }
@@ -181,7 +181,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(shutil, "copytree", copy)
     with pytest.raises(InvalidInputError, match=r"out cannot be written: .*No space left.*Nothing of it is kept"):
-        apply_to_folder(str(folder), [edit], tmp_path / "out")
+        apply_to_folder(FolderRequest(folder, [edit], tmp_path / "out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
@@ -189,13 +189,14 @@ def test_in_place_apply_and_revert_touch_the_changed_files_only(tmp_path: Path) 
     folder = save(tiny(), tmp_path / "model")
     edit = scaled(load_model(folder))
     files = {f.name: f.read_bytes() for f in folder.iterdir()}
-    apply_to_folder(str(folder), [edit], None)
+    apply_to_folder(FolderRequest(folder, [edit]))
     changed = {f.name for f in folder.iterdir() if f.read_bytes() != files[f.name]}
     assert changed
     assert all(name.endswith(".safetensors") for name in changed)
     with pytest.raises(InvalidInputError, match="Expected the write vectors"):
-        revert_in_folder(str(folder), [scaled(load_model(folder), 5.0)], None)
-    revert_in_folder(str(folder), [edit], None)
+        revert_in_folder(FolderRequest(folder, [scaled(load_model(folder), 5.0)]))
+    write_edit(Folder(tmp_path / "store", read_only=False), edit)
+    revert_in_folder(FolderRequest(folder, [EditAddress(tmp_path / "store", "scaled")]))
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == files
 
 
@@ -203,15 +204,15 @@ def test_a_folder_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     folder = save(tiny(), tmp_path / "model")
     edit = scaled(load_model(folder))
     (tmp_path / "mine").mkdir()
-    with pytest.raises(InvalidInputError, match="is there already"):
-        apply_to_folder(str(folder), [edit], tmp_path / "mine")
+    with pytest.raises(InvalidInputError, match="already exists"):
+        apply_to_folder(FolderRequest(folder, [edit], tmp_path / "mine"))
     with pytest.raises(InvalidInputError, match="may be replaced"):
-        apply_to_folder(str(folder), [edit], tmp_path / "mine", force=True)
+        apply_to_folder(FolderRequest(folder, [edit], tmp_path / "mine", force=True))
     with pytest.raises(InvalidInputError, match="may be replaced"):
-        apply_to_folder(str(folder), [edit], folder, force=True)
-    out = apply_to_folder(str(folder), [edit], tmp_path / "out")
+        apply_to_folder(FolderRequest(folder, [edit], folder, force=True))
+    out = apply_to_folder(FolderRequest(folder, [edit], tmp_path / "out"))
     other = scaled(load_model(folder), 3.0)
-    apply_to_folder(str(folder), [other], out, force=True)
+    apply_to_folder(FolderRequest(folder, [other], out, force=True))
     assert EditedModel(load_model(out)).has(other)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "model", "out"]
 
