@@ -18,9 +18,9 @@ from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
+    from actstore.display.patch_pictures import Drawn
     from actstore.engine.multimodal.describe import Rows as Described
     from actstore.engine.multimodal.patch_maps import PatchMap
-    from actstore.engine.multimodal.pictures import Drawn
     from actstore.engine.multimodal.result import FindSettings, Multimodal
     from actstore.store.reader import Capture
 
@@ -87,7 +87,7 @@ def show(
     held = Store(store).capture(capture)
     with terminal.counting_bar("layers", enabled=not quiet) as advance:
         found = find_multimodal(held, settings, advance)
-    terminal.warn(overflow_sentences(held, [FORMS[one] for one in settings.forms]))
+    terminal.warn(overflow_sentences(held, [FORMS[one].site for one in settings.forms]))
     told = describe.Rows(found)
     files: list[dict[str, Any]] = []
     if heat_maps is not None:
@@ -220,7 +220,7 @@ def draw_all(found: Multimodal, folder: Path, *, contributions: bool = True) -> 
     }
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for document, which, made in map_neurons(found.capture, wanted, FORMS[found.settings.forms[0]]):
+    for document, which, made in map_neurons(found.capture, wanted, FORMS[found.settings.forms[0]].site):
         row = of_document[document][which]
         noun = found.nouns[row]
         neurons = found.numbering.names(numbers[row][numbers[row] >= 0])
@@ -232,7 +232,8 @@ def draw_all(found: Multimodal, folder: Path, *, contributions: bool = True) -> 
 
 
 def _draw(capture: Capture, made: PatchMap, named: str | None, path: Path, lines: tuple[str, ...]) -> Drawn:
-    from actstore.engine.multimodal.pictures import draw_map, find_image
+    from actstore.display.patch_pictures import draw_map
+    from actstore.engine.multimodal.source_images import find_image
 
     image, note = find_image(named, capture.record.plan.corpus, (made.width, made.height))
     return draw_map(path, made, image, lines, note)
@@ -255,8 +256,8 @@ def draw_neurons(
 
     Example: `actstore multimodal map captions.actstore L3.N17 --document 4 --out l3n17.png`
     """
+    from actstore.display.patch_pictures import check_picture
     from actstore.engine.multimodal.patch_maps import NeuronSet, map_neurons
-    from actstore.engine.multimodal.pictures import check_picture
 
     check_picture(out)
     opened = Store(store)

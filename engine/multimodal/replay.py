@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.engine.models.generate import GenerationSettings, generate
 from actstore.engine.multimodal.captions import special_tokens
-from actstore.engine.multimodal.pictures import find_image
+from actstore.engine.multimodal.source_images import find_image
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:

@@ -185,7 +185,7 @@ def test_what_cannot_be_run_again(captioner: Captioner, tmp_path: Path) -> None:
     moved = source.with_suffix(".moved")
     source.rename(moved)
     try:
-        with pytest.raises(InvalidInputError, match=r"The image of document 0 is needed, and .* is no longer there"):
+        with pytest.raises(InvalidInputError, match=r"The image of document 0 is needed, but .* no longer exists"):
             captioner.replay.encode(captioner.given.captions[0])
     finally:
         moved.rename(source)

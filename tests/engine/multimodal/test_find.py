@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -143,7 +142,7 @@ def test_only_what_predicts_answers_need_be_kept(planted: Planted, tmp_path: Pat
     assert [n.word for n in found.nouns] == [word for _, word, _, _ in EXPECTED]
     last, _ = plant_captions(tmp_path / "b", kept=lambda n, n_prompt: np.array([n - 1], np.int32))
     with pytest.raises(
-        InvalidInputError, match=r"did not keep position 13 of document 0, which predicts 'red'.*generated or all"
+        InvalidInputError, match=r"does not hold position 13 of document 0, which predicts 'red'.*generated\"`, or all"
     ):
         find_multimodal(last, FindSettings(nouns="content"))
 
@@ -208,5 +207,9 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         find_multimodal(capture, FindSettings(forms=("gate",)))
     with pytest.raises(InvalidInputError, match="found 0"):
         FindSettings(k=0)
-    with pytest.raises(InvalidInputError, match="ranked by contribution, activation, random"):
-        dataclasses.replace(FindSettings(), by="size")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="`by` is one of contribution, activation, random, found 'size'"):
+        find_multimodal(capture, FindSettings(by="size"))
+    with pytest.raises(InvalidInputError, match="`by` is one of contribution, activation, random, found 'gradient'"):
+        find_multimodal(capture, FindSettings(by="gradient"))
+    with pytest.raises(InvalidInputError, match="`forms` are one or more of post, gate"):
+        FindSettings(forms=("up",))

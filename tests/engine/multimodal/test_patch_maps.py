@@ -11,9 +11,9 @@ from planted_captions import SIDE, plant_captions
 
 from actstore.engine.multimodal import patch_maps
 from actstore.engine.multimodal.find import find_multimodal
-from actstore.engine.multimodal.patch_maps import NeuronSet, PatchGrid, PatchMap, map_neurons, mask_of
-from actstore.engine.multimodal.pictures import colours, draw_map, find_image
+from actstore.engine.multimodal.patch_maps import NeuronSet, PatchGrid, map_neurons, mask_of
 from actstore.engine.multimodal.result import FindSettings
+from actstore.engine.multimodal.source_images import find_image
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -150,54 +150,15 @@ def test_positions_that_are_not_kept(tmp_path: Path) -> None:
         list(map_neurons(none, {0: [NeuronSet([(0, 3)])]}))
 
 
-def test_a_picture_shows_image_map_and_mask(tmp_path: Path) -> None:
-    values = np.zeros(9)
-    values[5] = 1
-    made = PatchMap(0, grid_of(3, 3), values, 30, 24)
-    image = Image.new("RGB", (30, 24), (10, 200, 30))
-    done = draw_map(tmp_path / "map.png", made, image, ("a caption", "neurons " * 60))
-    assert done.with_image
-    with Image.open(tmp_path / "map.png") as opened:
-        assert opened.format == "PNG"
-        picture = np.asarray(opened.convert("RGB")).astype(int)
-    scale, margin = 10, 10  # 30 pixels become 300
-    panels = [picture[margin : margin + 240, margin + i * 310 : margin + i * 310 + 300] for i in range(3)]
-    assert (panels[0] == (10, 200, 30)).all()
-    bright = panels[1].sum(axis=2)
-    row, column = np.unravel_index(bright.argmax(), bright.shape)
-    assert (row // 80, column // 100) == (1, 2)
-    shown = (panels[2] == (10, 200, 30)).all(axis=2)
-    assert 0.03 < shown.mean() <= 0.05
-    assert shown[80:160, 200:].sum() == shown.sum()
-    assert scale * 30 == 300
-
-
-def test_without_its_image_the_map_is_drawn_alone(tmp_path: Path) -> None:
-    made = PatchMap(0, grid_of(2, 2), np.arange(4.0), 2000, 1000)
+def test_an_image_is_found_again_or_the_reason_is_given(tmp_path: Path) -> None:
     image, note = find_image("gone.png", str(tmp_path), (2000, 1000))
     assert image is None
-    assert note == "gone.png is no longer there"
-    assert not draw_map(tmp_path / "map.png", made, None, (), note).with_image
-    with Image.open(tmp_path / "map.png") as opened:
-        assert opened.size[0] == 2 * 1024 + 3 * 10
+    assert note == "gone.png no longer exists"
     Image.new("RGB", (5, 5)).save(tmp_path / "there.png")
-    found, note = find_image("there.png", str(tmp_path / "images.jsonl"), (5, 5))
-    assert found.size == (5, 5)
+    image, note = find_image("there.png", str(tmp_path / "images.jsonl"), (5, 5))
+    assert image is not None
+    assert image.size == (5, 5)
     assert not note
     assert find_image("there.png", str(tmp_path), (6, 5))[1].endswith("5 × 5 pixels and had 6 × 5")
     (tmp_path / "broken.png").write_bytes(b"no image")
     assert "cannot be read" in find_image("broken.png", str(tmp_path), (6, 5))[1]
-
-
-def test_pictures_that_cannot_be_written(tmp_path: Path) -> None:
-    made = PatchMap(0, grid_of(2, 2), np.arange(4.0), 20, 20)
-    with pytest.raises(InvalidInputError, match=r"ends in .png, found 'map.jpg'"):
-        draw_map(tmp_path / "map.jpg", made, None)
-    with pytest.raises(InvalidInputError, match="does not exist"):
-        draw_map(tmp_path / "no" / "map.png", made, None)
-
-
-def test_colours_of_nothing_are_grey() -> None:
-    assert (colours(np.full((2, 2), np.nan)) == 96).all()
-    ramp = colours(np.linspace(0, 1, 5)[None]).astype(int).sum(axis=2)[0]
-    assert (np.diff(ramp) > 0).all()
