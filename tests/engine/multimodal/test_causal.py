@@ -173,12 +173,12 @@ def test_effects_of_noise(captioner: Captioner, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_cannot_be_run_again(captioner: Captioner, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="above zero"):
+    with pytest.raises(InvalidInputError, match="`sigma` is above zero"):
         CausalSettings(sigma=0)
     other = load_model(tiny_vision_model("llava", tmp_path / "other", seed=1))
     with pytest.raises(InvalidInputError, match="holds another model"):
         Replay(other, captioner.replay.processor, captioner.own)
-    with pytest.raises(InvalidInputError, match="Capture with --generate"):
+    with pytest.raises(InvalidInputError, match="Capture with `generate=True`"):
         causal_effect({"ours": captioner.given}, captioner.replay)
     picture = Path(str(captioner.given.captions[0].image))
     source = picture if picture.is_file() else Path(captioner.own.record.plan.corpus) / picture

@@ -146,7 +146,7 @@ def test_positions_that_are_not_kept(tmp_path: Path) -> None:
         (0, 1), (0, 2), (1, 0), (1, 1),
     ]  # fmt: skip
     none, _ = plant_captions(tmp_path / "none", kept=lambda n, p: np.arange(p - 1, n, dtype=np.int32))
-    with pytest.raises(InvalidInputError, match=r"keeps no position of these images.*--positions all"):
+    with pytest.raises(InvalidInputError, match=r"holds no position of these images.*`positions=\"all\"`"):
         list(map_neurons(none, {0: [NeuronSet([(0, 3)])]}))
 
 
