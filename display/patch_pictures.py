@@ -6,11 +6,14 @@ Without the image, whose file may no longer exist, map and mask are drawn alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from actstore.engine.multimodal.describe import plain
+from actstore.engine.multimodal.noun_maps import map_nouns
 from actstore.engine.multimodal.patch_maps import PERCENTILE, mask_of
+from actstore.engine.multimodal.source_images import find_image
 from actstore.store.errors import InvalidInputError
 from actstore.store.storage.atomic import replacing
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
     from actstore.engine.multimodal.patch_maps import PatchMap
+    from actstore.engine.multimodal.result import Multimodal
+    from actstore.store.reader import Capture
 
 RAMP: Final = np.array([(13, 8, 135), (126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33)], np.float64)
 """Dark blue to yellow: lightness rises throughout, so that it can be read in print and by colour-blind people."""
@@ -86,6 +91,36 @@ def draw_map(path: Path, patch_map: PatchMap, image: Image | None, lines: Sequen
     except OSError as error:
         raise InvalidInputError(f"{path} cannot be written: {error.strerror or error}.") from None
     return Drawn(path, image is not None, note)
+
+
+def draw_document_map(
+    capture: Capture, path: Path, patch_map: PatchMap, image: str | None, lines: Sequence[str] = ()
+) -> Drawn:
+    """Write the map of a document of a capture over its image, whose path the capture recorded, if that still exists."""
+    opened, note = find_image(image, capture.record.plan.corpus, (patch_map.width, patch_map.height))
+    return draw_map(path, patch_map, opened, lines, note)
+
+
+class NounPicture(NamedTuple):
+    """The picture of one noun's map."""
+
+    drawn: Drawn
+    document: int
+    noun: str
+
+
+def draw_nouns(result: Multimodal, folder: Path, kind: str = "contribution") -> list[NounPicture]:
+    """Write a map for every noun of every caption, `folder/<document>-<noun>.png`; `kind`: a key of `noun_maps.MAPS`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for number, patch_map in map_nouns(result, kind):
+        noun = result.nouns[number]
+        caption, numbers = result.captions[noun.caption], result.first.tokens[number]
+        lines = (plain(caption.text), f"{noun.word}: {' '.join(result.numbering.names(numbers[numbers >= 0]))}")
+        name = f"{caption.document:04d}-{''.join(c if c.isalnum() else '_' for c in noun.word)}.png"
+        drawn = draw_document_map(result.capture, folder / name, patch_map, caption.image, lines)
+        pictures.append(NounPicture(drawn, caption.document, noun.word))
+    return pictures
 
 
 def check_picture(path: Path) -> None:

@@ -18,11 +18,9 @@ from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
-    from actstore.display.patch_pictures import Drawn
     from actstore.engine.multimodal.describe import Rows as Described
     from actstore.engine.multimodal.patch_maps import PatchMap
     from actstore.engine.multimodal.result import FindSettings, Multimodal
-    from actstore.store.reader import Capture
 
 group = family(
     """Multi-modal neurons (Pan et al. 2024): those that carry what is on an image into the words of its caption.
@@ -72,16 +70,17 @@ def show(
 
     Example: `actstore multimodal captions.actstore -k 5 --by noun`
     """
+    from actstore.display.patch_pictures import draw_nouns
     from actstore.engine.multimodal import describe
     from actstore.engine.multimodal.concepts import concepts
     from actstore.engine.multimodal.find import find_multimodal
+    from actstore.engine.multimodal.noun_maps import check_map
     from actstore.engine.multimodal.result import FORMS
 
     settings = _settings(k, nouns, form, document, gain=not paper_form)
+    check_map(map_of)
     if by not in (None, "noun"):
         raise InvalidInputError(f"Captions are put together by noun, found {by!r}. Write --by noun, or leave it out.")
-    if map_of not in ("contribution", "activation"):
-        raise InvalidInputError(f"Maps are of contribution or activation, found {map_of!r}. Mend --map-of.")
     if heat_maps is not None and heat_maps.exists() and not heat_maps.is_dir():
         raise InvalidInputError(f"Maps are written into a folder, and {heat_maps} is a file. Mend --heat-maps.")
     held = Store(store).capture(capture)
@@ -92,7 +91,10 @@ def show(
     files: list[dict[str, Any]] = []
     if heat_maps is not None:
         with terminal.spinner("drawing maps", enabled=not quiet):
-            files = draw_all(found, heat_maps, contributions=map_of == "contribution")
+            files = [
+                {"file": str(drawn.path), "document": of, "noun": noun, "note": drawn.note}
+                for drawn, of, noun in draw_nouns(found, heat_maps, map_of)
+            ]
     if as_json:
         print_json(_describe(found, told, by) | ({"files": files} if heat_maps is not None else {}))
         return
@@ -204,41 +206,6 @@ def _print_foot(found: Multimodal, files: list[dict[str, Any]]) -> None:
         terminal.out.print(f"{len(files):,} maps in {folder}{said}", soft_wrap=True, markup=False)
 
 
-def draw_all(found: Multimodal, folder: Path, *, contributions: bool = True) -> list[dict[str, Any]]:
-    """Draw a map for every noun of every caption: `FOLDER/<document>-<noun>.png`; what was written."""
-    from actstore.engine.multimodal.describe import plain
-    from actstore.engine.multimodal.patch_maps import NeuronSet, map_neurons
-    from actstore.engine.multimodal.result import FORMS
-
-    of_document: dict[int, list[int]] = {}
-    for i, noun in enumerate(found.nouns):
-        of_document.setdefault(found.captions[noun.caption].document, []).append(i)
-    numbers = found.first.tokens
-    wanted = {
-        d: [NeuronSet(found.neurons_of(i), found.products_of(i) if contributions else None) for i in rows]
-        for d, rows in of_document.items()
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for document, which, made in map_neurons(found.capture, wanted, FORMS[found.settings.forms[0]].site):
-        row = of_document[document][which]
-        noun = found.nouns[row]
-        neurons = found.numbering.names(numbers[row][numbers[row] >= 0])
-        lines = (plain(found.captions[noun.caption].text), f"{noun.word}: {' '.join(neurons)}")
-        name = f"{document:04d}-{''.join(c if c.isalnum() else '_' for c in noun.word)}.png"
-        drawn = _draw(found.capture, made, found.captions[noun.caption].image, folder / name, lines)
-        files.append({"file": str(drawn.path), "document": document, "noun": noun.word, "note": drawn.note})
-    return files
-
-
-def _draw(capture: Capture, made: PatchMap, named: str | None, path: Path, lines: tuple[str, ...]) -> Drawn:
-    from actstore.display.patch_pictures import draw_map
-    from actstore.engine.multimodal.source_images import find_image
-
-    image, note = find_image(named, capture.record.plan.corpus, (made.width, made.height))
-    return draw_map(path, made, image, lines, note)
-
-
 @group.command("map")
 def draw_neurons(
     store: StorePath,
@@ -256,7 +223,7 @@ def draw_neurons(
 
     Example: `actstore multimodal map captions.actstore L3.N17 --document 4 --out l3n17.png`
     """
-    from actstore.display.patch_pictures import check_picture
+    from actstore.display.patch_pictures import check_picture, draw_document_map
     from actstore.engine.multimodal.patch_maps import NeuronSet, map_neurons
 
     check_picture(out)
@@ -273,7 +240,7 @@ def draw_neurons(
     if made is None:
         raise InvalidInputError(f"Capture {held.record.name!r} keeps no image position of document {document}.")
     named = held.documents()["image"][document].as_py()
-    drawn = _draw(held, made, named, out, (" ".join(neurons),))
+    drawn = draw_document_map(held, out, made, named, (" ".join(neurons),))
     if as_json:
         about = {"document": document, "neurons": neurons, "file": str(out), "note": drawn.note}
         print_json(about | {"patches": _patches(made)})

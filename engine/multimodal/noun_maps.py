@@ -33,13 +33,18 @@ MAPS: Final = {
 }
 
 
+def check_map(kind: str) -> None:
+    """Raise `InvalidInputError` unless there are maps of a kind."""
+    if kind not in MAPS:
+        raise InvalidInputError(f"A map shows {' or '.join(MAPS)}, found {kind!r}. Check `map_of`.")
+
+
 def map_nouns(result: Multimodal, kind: str = "contribution") -> Iterator[tuple[int, PatchMap]]:
     """(number of the noun, map over its image) of every noun whose image has patches in the capture; `kind`: a key of `MAPS`.
 
     Raises `InvalidInputError` for another kind, and as `map_neurons` does.
     """
-    if kind not in MAPS:
-        raise InvalidInputError(f"A map shows one of {', '.join(MAPS)}, found {kind!r}. Check `map_of`.")
+    check_map(kind)
     nouns_of: dict[int, list[int]] = {}
     for number, noun in enumerate(result.nouns):
         nouns_of.setdefault(result.captions[noun.caption].document, []).append(number)
