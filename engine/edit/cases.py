@@ -68,7 +68,7 @@ class Task:
 
 
 def read_cases(path: str | Path) -> list[Case]:
-    """The cases of a file of JSON lines: `prompt`, `kind`, `target` or `answer`, and perhaps `image`, beside the file.
+    """The cases of a file of JSON lines: `prompt`, `kind`, `target` or `answer`, and optionally `image`, relative to the file.
 
     `InvalidInputError` naming the line for anything else.
     """

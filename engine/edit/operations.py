@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What an operation changes, beside the activations: of which layer they are, and in which pass."""
+    """The activations that an operation changes: those of one layer, in the present pass."""
 
     layer: int
     passes: Passes
@@ -43,7 +43,7 @@ class OperationKind:
 
     help: str
     parameters: tuple[str, ...]
-    """The fields of `Operation` that it reads, beside neurons and positions."""
+    """The fields of `Operation` that it reads, other than neurons and positions."""
     apply: Callable[[Operation, Target, Tensor], Tensor]
     """(operation, target, activations [window, position, neuron]) → the activations after it, at every position."""
     reads_capture: bool = False

@@ -64,7 +64,7 @@ class Reader:
 
     @classmethod
     def load(cls, model: LoadedModel, name_or_path: str, *, trust_remote_code: bool = False) -> Reader:
-        """With the tokenizer or processor saved beside a model."""
+        """With the tokenizer or processor that is saved with a model."""
         config = load_config(name_or_path, trust_remote_code=trust_remote_code)
         if hasattr(config, "vision_config"):
             from actstore.engine.models.vision.inputs import VisionProcessor
@@ -78,8 +78,8 @@ class Reader:
     ) -> Reading:
         """A prompt and its answer, as text or ids; with a processor, through its template.
 
-        Text after text is tokenised as one, and the prompt ends where its own tokens do: a token that lies across the border
-        belongs to the answer. `InvalidInputError` for an image where the model has no processor, and for an empty prompt.
+        Text after text is tokenised as one, and the prompt ends where its own tokens do: a token that is part of
+        both belongs to the answer. `InvalidInputError` for an image where the model has no processor, and for an empty prompt.
         """
         if self.processor is not None:
             encoded = self.processor.encode(image, prompt, answer, prefix=prefix)
@@ -254,8 +254,8 @@ class CaptureReader:
         if row.get("image") is None:
             return None
         corpus = Path(self.capture.record.plan.corpus)
-        beside = (corpus if corpus.is_dir() else corpus.parent) / row["image"]
-        file = next((path for path in (Path(row["image"]), beside) if path.is_file()), None)
+        folder = corpus if corpus.is_dir() else corpus.parent
+        file = next((path for path in (Path(row["image"]), folder / row["image"]) if path.is_file()), None)
         if file is None:
             raise InvalidInputError(f"The image of document {row['document']}, {row['image']}, no longer exists.")
         return open_image(file)

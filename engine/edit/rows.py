@@ -25,9 +25,14 @@ if TYPE_CHECKING:
 
 
 def make_edit(
-    name: str, form: str, model: ModelRecord, rows: Mapping[int, tuple[Sequence[int], RowPair]], **fields: Any
+    name: str,
+    form: str,
+    model: ModelRecord,
+    rows: Mapping[int, tuple[Sequence[int], RowPair]],
+    settings: dict[str, Any] | None = None,
+    predicted: dict[str, Any] | None = None,
 ) -> Edit:
-    """An edit of weights from layer → (neurons ascending, rows); `fields` are further fields of the record.
+    """An edit of weights from layer → (neurons ascending, rows); `settings` and `predicted` are what the record says of it.
 
     The rows after are converted to the dtype of those before. `InvalidInputError` where any becomes NaN or infinite, and where
     nothing changes.
@@ -52,7 +57,8 @@ def make_edit(
         )
     record = EditRecord(
         name=name, kind="weights", form=form, written_by=root.written_by(), created=root.now(), model=model.name,
-        model_fingerprint=model.fingerprint, dtype=model.dtype, rows=tuple(records), **{"settings": {}, **fields},
+        model_fingerprint=model.fingerprint, dtype=model.dtype, rows=tuple(records), settings=settings or {},
+        predicted=predicted or {},
     )  # fmt: skip
     return Edit(record, pairs)
 

@@ -81,15 +81,12 @@ def least_norm(capture: Capture, old: str, new: str, name: str, settings: LeastN
         before = read_rows(capture.folder, f"layer-{layer}", "write_vectors", indices)
         rows[layer] = (indices, RowPair(before, before.double() + c[:, None] * fit.v))
         first += len(indices)
-    fields = {
-        "settings": asdict(settings) | {
-            "capture": capture.record.name, "from": replacement.old_text, "to": replacement.new_text,
-            "from_token": replacement.old[0], "to_token": replacement.new[0], "n_positions": problem.n_targets,
-            "n_controls": problem.n_controls, "rivals": list(fit.rivals),
-        },
-        "predicted": problem.predicted(fit),
+    recorded = asdict(settings) | {
+        "capture": capture.record.name, "from": replacement.old_text, "to": replacement.new_text,
+        "from_token": replacement.old[0], "to_token": replacement.new[0], "n_positions": problem.n_targets,
+        "n_controls": problem.n_controls, "rivals": list(fit.rivals),
     }  # fmt: skip
-    return make_edit(name, "least-norm", capture.store.model, rows, **fields)
+    return make_edit(name, "least-norm", capture.store.model, rows, recorded, problem.predicted(fit))
 
 
 def find_neurons(capture: Capture, replacement: Replacement, settings: LeastNormSettings) -> dict[int, list[int]]:

@@ -61,7 +61,7 @@ class Fit:
     v: Tensor
     """What a unit of a coefficient adds to a write vector; [d_model]."""
     rivals: tuple[int, ...]
-    """Tokens above which the new word is lifted, beside the old one."""
+    """Tokens above which the new word is lifted, in addition to the old one."""
     won: float
     """Share of the positions that predict the old word at which the new one is predicted to win."""
     kept: float

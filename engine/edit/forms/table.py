@@ -1,6 +1,6 @@
 """The forms of a rewrite as one table: what each needs, which settings mean something to it, and the function that makes it.
 
-A new form is a module beside this one and a row here; the command line, the checks and the tests read the table. Importing it
+A new form is a module of this folder and a row here; the command line, the checks and the tests read the table. Importing it
 loads neither torch nor transformers: each row imports its form when it is made.
 """
 
