@@ -186,7 +186,7 @@ class _ModelFiles:
             raise InvalidInputError(
                 f"Expected the rows of edit {edit.name!r} (layer {rows.layer}, {rows.module}) in a safetensors file of "
                 f"{self._folder}, and no tensor of shape {list(shape)} holds them: the weights are in another form or "
-                f"precision than the edit's {edit.record.dtype}. Capture with --dtype auto, or save the model in "
+                f'precision than the edit\'s {edit.record.dtype}. Capture with `dtype="auto"`, or save the model in '
                 f"{edit.record.dtype} first."
             )
         patch = max(candidates, key=lambda patch: matching_suffix(patch.entry.key, parameter))

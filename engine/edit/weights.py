@@ -74,7 +74,7 @@ class EditedModel:
         if edit.record.kind != "weights":
             raise InvalidInputError(
                 f"Edit {edit.name!r} is an intervention, which changes no weight. Run the model in "
-                "actstore.engine.edit.interventions.intervening, or make the edit again with --as weights."
+                "actstore.engine.edit.interventions.intervening, or make an edit of weights instead."
             )
         neurons = {rows.layer: rows.neurons for rows in edit.record.rows}
         if any(layer >= len(self.model.spec.layers) for layer in neurons):

@@ -84,7 +84,7 @@ def _number(capture: Capture, forms: Sequence[str]) -> NeuronIndex:
         if (site := FORMS[form].site) not in capture.record.sites:
             raise NotFoundError(
                 f"Capture {capture.record.name!r} has no site {site!r}, which the form {form!r} reads. Its sites are: "
-                f"{', '.join(capture.record.sites)}. Capture with --site {site}, or choose another `form`."
+                f"{', '.join(capture.record.sites)}. Capture with `sites=({site!r},)`, or choose another `form`."
             )
     widths = [capture.record.layers(FORMS[form].site) for form in forms]
     layers = [layer for layer in language_layers(capture.store.model) if all(layer in of_form for of_form in widths)]

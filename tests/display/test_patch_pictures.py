@@ -26,10 +26,10 @@ def grid_of(rows: int, columns: int) -> PatchGrid:
 def test_a_picture_shows_image_map_and_mask(tmp_path: Path) -> None:
     values = np.zeros(9)
     values[5] = 1
-    made = PatchMap(0, grid_of(3, 3), values, 30, 24)
+    patch_map = PatchMap(0, grid_of(3, 3), values, 30, 24)
     image = Image.new("RGB", (30, 24), (10, 200, 30))
-    done = draw_map(tmp_path / "map.png", made, image, ("a caption", "neurons " * 60))
-    assert done.with_image
+    drawn = draw_map(tmp_path / "map.png", patch_map, image, ("a caption", "neurons " * 60))
+    assert drawn.with_image
     with Image.open(tmp_path / "map.png") as opened:
         assert opened.format == "PNG"
         picture = np.asarray(opened.convert("RGB")).astype(int)
@@ -46,18 +46,18 @@ def test_a_picture_shows_image_map_and_mask(tmp_path: Path) -> None:
 
 
 def test_without_its_image_the_map_is_drawn_alone(tmp_path: Path) -> None:
-    made = PatchMap(0, grid_of(2, 2), np.arange(4.0), 2000, 1000)
-    assert not draw_map(tmp_path / "map.png", made, None, (), "gone.png no longer exists").with_image
+    patch_map = PatchMap(0, grid_of(2, 2), np.arange(4.0), 2000, 1000)
+    assert not draw_map(tmp_path / "map.png", patch_map, None, (), "gone.png no longer exists").with_image
     with Image.open(tmp_path / "map.png") as opened:
         assert opened.size[0] == 2 * 1024 + 3 * 10
 
 
 def test_pictures_that_cannot_be_written(tmp_path: Path) -> None:
-    made = PatchMap(0, grid_of(2, 2), np.arange(4.0), 20, 20)
+    patch_map = PatchMap(0, grid_of(2, 2), np.arange(4.0), 20, 20)
     with pytest.raises(InvalidInputError, match=r"ends in .png, found 'map.jpg'"):
-        draw_map(tmp_path / "map.jpg", made, None)
+        draw_map(tmp_path / "map.jpg", patch_map, None)
     with pytest.raises(InvalidInputError, match="does not exist"):
-        draw_map(tmp_path / "no" / "map.png", made, None)
+        draw_map(tmp_path / "no" / "map.png", patch_map, None)
 
 
 def test_colours_of_nothing_are_grey() -> None:

@@ -60,7 +60,8 @@ class Stream:
             raise InvalidInputError(
                 f"The least-norm form reads activations, the final norm's rms and logits from the store, and capture "
                 f"{record.name!r} holds {', '.join(record.sites)} at precision {record.precision}. Capture again with "
-                "--site mlp.post --site resid.post, and values: the last layer's resid.post gives rms and logits exactly."
+                '`sites=("mlp.post", "resid.post")`, and values: '
+                "the last layer's resid.post gives rms and logits exactly."
             )
         self.layer: int = final
         self.norm = read_final_norm(capture.folder)

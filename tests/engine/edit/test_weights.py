@@ -44,8 +44,8 @@ def scaled(model: LoadedModel, factor: float = -1.5, neurons: Any = None, name: 
 
 def logits_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        found: torch.Tensor = model(ids).logits
-    return found.float()
+        logits: torch.Tensor = model(ids).logits
+    return logits.float()
 
 
 @pytest.mark.parametrize("model_type", GATED_PLAIN_TIED)
@@ -66,20 +66,20 @@ def test_scaling_by_an_intervention_and_by_weights_agrees(model_type: str, facto
 def test_apply_and_revert_restore_every_bit(dtype: str) -> None:
     model = tiny("gpt2", dtype)
     before = {name: value.clone() for name, value in model.model.state_dict().items()}
-    mark = fingerprint_of(model)
-    holder, edit = EditedModel(model), scaled(model)
-    holder.apply(edit)
-    assert fingerprint_of(model) != mark
+    fingerprint = fingerprint_of(model)
+    edited_model, edit = EditedModel(model), scaled(model)
+    edited_model.apply(edit)
+    assert fingerprint_of(model) != fingerprint
     with pytest.raises(InvalidInputError, match="already applied"):
-        holder.apply(edit)
+        edited_model.apply(edit)
     with pytest.raises(InvalidInputError, match="already applied"):
         EditedModel(model).apply(edit)  # whoever applied it
-    holder.revert()
-    assert fingerprint_of(model) == mark
+    edited_model.revert()
+    assert fingerprint_of(model) == fingerprint
     for name, value in model.model.state_dict().items():
         assert torch.equal(value.view(torch.uint8), before[name].view(torch.uint8)), name
     with pytest.raises(InvalidInputError, match="nothing to revert"):
-        holder.revert()
+        edited_model.revert()
 
 
 def test_only_the_edited_rows_change() -> None:
@@ -88,27 +88,31 @@ def test_only_the_edited_rows_change() -> None:
     with edited(model, scaled(model)):
         for name, value in model.model.state_dict().items():
             columns = (value != before[name]).any(0) if value.dim() == 2 else (value != before[name]).any()[None]
-            layer = {f"model.layers.{n}.mlp.down_proj.weight": chosen for n, chosen in NEURONS.items()}.get(name, [])
+            layer = {f"model.layers.{n}.mlp.down_proj.weight": indices for n, indices in NEURONS.items()}.get(name, [])
             assert columns.nonzero().flatten().tolist() == layer, name
 
 
 def test_several_edits_are_composed_in_order_and_where_they_meet_the_second_is_refused() -> None:
     model = tiny()
-    one, apart, meeting = scaled(model), scaled(model, 2.0, {1: [5]}, "apart"), scaled(model, 3.0, {0: [4]}, "meeting")
-    holder = EditedModel(model)
-    holder.apply(one)
-    holder.apply(apart)
+    first, apart, overlapping = (
+        scaled(model),
+        scaled(model, 2.0, {1: [5]}, "apart"),
+        scaled(model, 3.0, {0: [4]}, "meeting"),
+    )
+    edited_model = EditedModel(model)
+    edited_model.apply(first)
+    edited_model.apply(apart)
     with pytest.raises(InvalidInputError, match=r"edit 'scaled' changed some of the same neurons"):
-        holder.apply(meeting)
-    assert [edit.name for edit in holder.applied] == ["scaled", "apart"]
+        edited_model.apply(overlapping)
+    assert [edit.name for edit in edited_model.applied] == ["scaled", "apart"]
     later = scaled(model, 3.0, {0: [4]}, "later")  # made of the model as the first two left it
-    holder.apply(later)
+    edited_model.apply(later)
     with pytest.raises(InvalidInputError, match="revert 'later' first"):
-        holder.revert(one)
-    holder.revert(apart)
-    holder.revert(later)
-    holder.revert(one)
-    assert fingerprint_of(model) == one.record.model_fingerprint
+        edited_model.revert(first)
+    edited_model.revert(apart)
+    edited_model.revert(later)
+    edited_model.revert(first)
+    assert fingerprint_of(model) == first.record.model_fingerprint
 
 
 def test_another_model_is_refused() -> None:
@@ -221,10 +225,10 @@ def test_a_kept_edit_is_read_back_and_damage_is_seen(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "store", read_only=False)
     edit = scaled(tiny(dtype="bfloat16"))
     record = write_edit(folder, edit)
-    found = read_edit(folder, "scaled")
-    assert found.record == record
+    read = read_edit(folder, "scaled")
+    assert read.record == record
     for layer, pair in edit.rows.items():
-        assert all(torch.equal(a, b) for a, b in zip(pair, found.rows[layer], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(pair, read.rows[layer], strict=True))
     assert read_edit(tmp_path / "store" / "edits" / "scaled").record == record
     with pytest.raises(InvalidInputError, match="already has an edit"):
         write_edit(folder, edit)

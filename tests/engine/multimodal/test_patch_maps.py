@@ -27,7 +27,7 @@ Planted = tuple["Capture", dict[str, Any]]
 
 
 def grid_of(rows: int, columns: int, left: float = 0, top: float = 0, right: float = 1, bottom: float = 1) -> PatchGrid:
-    row, column = (part.ravel() for part in np.mgrid[:rows, :columns])
+    row, column = (index.ravel() for index in np.mgrid[:rows, :columns])
     width, height = (right - left) / columns, (bottom - top) / rows
     box = np.stack(
         [left + column * width, top + row * height, left + (column + 1) * width, top + (row + 1) * height], 1
@@ -37,8 +37,8 @@ def grid_of(rows: int, columns: int, left: float = 0, top: float = 0, right: flo
 
 def joined(*grids: PatchGrid) -> PatchGrid:
     tiles = np.concatenate([np.full(len(g.slots), i) for i, g in enumerate(grids)])
-    parts = (np.concatenate([getattr(g, name) for g in grids]) for name in ("row", "column", "box"))
-    return PatchGrid(np.arange(len(tiles)), tiles, *parts)
+    columns = (np.concatenate([getattr(g, name) for g in grids]) for name in ("row", "column", "box"))
+    return PatchGrid(np.arange(len(tiles)), tiles, *columns)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def joined(*grids: PatchGrid) -> PatchGrid:
 def test_one_grid_is_resized_as_pillow_does(rows: int, columns: int, size: tuple[int, int]) -> None:
     values = np.random.default_rng(0).standard_normal((rows, columns))
     expected = Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
-    found = grid_of(rows, columns).spread(values.ravel(), *size)
-    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-5)
+    pixels = grid_of(rows, columns).spread(values.ravel(), *size)
+    np.testing.assert_allclose(pixels, np.asarray(expected), atol=1e-5)
 
 
 def test_the_order_of_patches_does_not_matter() -> None:
@@ -61,19 +61,19 @@ def test_the_order_of_patches_does_not_matter() -> None:
 def test_tiles_fall_into_place_and_nothing_is_made_up_outside() -> None:
     # The whole image coarsely, its right half finely, and a strip at the bottom that no patch shows.
     whole, half = grid_of(2, 2, bottom=0.8), grid_of(4, 4, left=0.5, bottom=0.8)
-    found = joined(whole, half).spread(np.r_[np.full(4, 1.0), np.full(16, 3.0)], 20, 20)
-    np.testing.assert_allclose(found[:16, :10], 1)
-    np.testing.assert_allclose(found[:16, 10:], 2)
-    assert np.isnan(found[16:]).all()
+    pixels = joined(whole, half).spread(np.r_[np.full(4, 1.0), np.full(16, 3.0)], 20, 20)
+    np.testing.assert_allclose(pixels[:16, :10], 1)
+    np.testing.assert_allclose(pixels[:16, 10:], 2)
+    assert np.isnan(pixels[16:]).all()
 
 
 def test_padding_outside_the_image_is_cut_off() -> None:
     # A square of 4 × 4 patches around an image twice as wide as high: rows 0 and 3 lie outside it.
     grid = grid_of(4, 4, top=-0.5, bottom=1.5)
     values = np.where(grid.row == 1, 5.0, np.where(grid.row == 2, 7.0, 100.0))
-    found = grid.spread(values, 8, 4)
-    np.testing.assert_allclose(found[1], 5 + 2 * 0.25)  # a quarter of the way between the two rows' centres
-    np.testing.assert_allclose(found[2], 5 + 2 * 0.75)
+    pixels = grid.spread(values, 8, 4)
+    np.testing.assert_allclose(pixels[1], 5 + 2 * 0.25)  # a quarter of the way between the two rows' centres
+    np.testing.assert_allclose(pixels[2], 5 + 2 * 0.75)
 
 
 def test_patches_without_a_value_are_left_to_their_neighbours() -> None:
@@ -110,8 +110,8 @@ def peak(drawn: NDArray[np.float32], site: str, layer: int) -> NDArray[np.float3
 def test_maps_are_means_at_the_patches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: int) -> None:
     monkeypatch.setattr(patch_maps, "ROWS_READ_ALONE", alone)
     capture, _ = plant_captions(tmp_path / "store", values=peak)
-    wanted = {0: [NeuronSet([(0, 2)]), NeuronSet([(0, 1), (1, 1), (1, 7)])], 2: [NeuronSet([(2, 5)])]}
-    maps = {(document, which): made for document, which, made in map_neurons(capture, wanted)}
+    sets = {0: [NeuronSet([(0, 2)]), NeuronSet([(0, 1), (1, 1), (1, 7)])], 2: [NeuronSet([(2, 5)])]}
+    maps = {(document, which): patch_map for document, which, patch_map in map_neurons(capture, sets)}
     assert list(maps) == [(0, 0), (0, 1), (2, 0)]
     np.testing.assert_array_equal(maps[0, 0].values, np.eye(9)[2])
     np.testing.assert_allclose(maps[0, 1].values, np.eye(9)[1] + np.eye(9)[7] * 2 / 3)
@@ -124,25 +124,25 @@ def test_maps_are_means_at_the_patches(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_maps_of_contributions_weigh_neurons_by_what_they_write(planted: Planted) -> None:
     capture, what = planted
-    found = find_multimodal(capture, FindSettings(k=6, nouns="content"))
+    result = find_multimodal(capture, FindSettings(k=6, nouns="content"))
     tokens = capture.tokens().to_pydict()
-    here = [i for i in range(len(tokens["id"])) if tokens["document"][i] == 0]
-    neurons, weights = found.neurons_of(1), found.products_of(1)
-    direction = what["unembedding"][found.nouns[1].token] * what["gain"]
+    columns = [i for i in range(len(tokens["id"])) if tokens["document"][i] == 0]
+    neurons, weights = result.neurons_of(1), result.products_of(1)
+    direction = what["unembedding"][result.nouns[1].token] * what["gain"]
     np.testing.assert_allclose(weights, [float(what["layers"][a][b] @ direction) for a, b in neurons], rtol=1e-4)
-    every = [weight for i in range(len(found.nouns)) for weight in found.products_of(i)]
-    assert min(every) < 0 < max(every)
-    ((_, _, made),) = list(map_neurons(capture, {0: [NeuronSet(neurons, weights)]}))
-    rows = [what["values"]["mlp.post", a][b, here] * weight for (a, b), weight in zip(neurons, weights, strict=True)]
-    np.testing.assert_allclose(made.values, np.mean(rows, axis=0)[1:10], rtol=1e-5, atol=1e-6)
+    products = [weight for i in range(len(result.nouns)) for weight in result.products_of(i)]
+    assert min(products) < 0 < max(products)
+    ((_, _, patch_map),) = list(map_neurons(capture, {0: [NeuronSet(neurons, weights)]}))
+    rows = [what["values"]["mlp.post", a][b, columns] * weight for (a, b), weight in zip(neurons, weights, strict=True)]
+    np.testing.assert_allclose(patch_map.values, np.mean(rows, axis=0)[1:10], rtol=1e-5, atol=1e-6)
 
 
 def test_positions_that_are_not_kept(tmp_path: Path) -> None:
     some, _ = plant_captions(
         tmp_path / "some", kept=lambda n, p: np.r_[0, 2:6, p - 1 : n].astype(np.int32), values=peak
     )
-    ((_, _, made),) = list(map_neurons(some, {0: [NeuronSet([(0, 3)])]}))
-    assert [(r, c) for r, c in zip(made.grid.row.tolist(), made.grid.column.tolist(), strict=True)] == [
+    ((_, _, patch_map),) = list(map_neurons(some, {0: [NeuronSet([(0, 3)])]}))
+    assert [(r, c) for r, c in zip(patch_map.grid.row.tolist(), patch_map.grid.column.tolist(), strict=True)] == [
         (0, 1), (0, 2), (1, 0), (1, 1),
     ]  # fmt: skip
     none, _ = plant_captions(tmp_path / "none", kept=lambda n, p: np.arange(p - 1, n, dtype=np.int32))
