@@ -159,7 +159,9 @@ def test_evaluate_judges_and_writes_a_table(
 def test_what_rewrite_cannot_do_is_said(refuses: Callable[..., str], store: Path) -> None:
     assert "does not occur" in refuses("rewrite", store, "--from", "lithium", "--to", "sodium")
     assert "tokens, and the least-norm form" in refuses("rewrite", store, "--from", "Germany", "--to", "Turkeys")
-    assert "is one of least-norm, fine" in refuses("rewrite", store, "--from", "Germany", "--to", "Turkey", "--form", "magic")
+    assert "is one of least-norm, fine" in refuses(
+        "rewrite", store, "--from", "Germany", "--to", "Turkey", "--form", "magic"
+    )
     words = ("rewrite", store, "--from", "Germany", "--to", "Turkey")
     assert "found 9" in refuses(*words, "--layers", "9")
     assert "--steps is an option of --form fine and fine-tune, and means nothing to least-norm." in refuses(
