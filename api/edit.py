@@ -198,10 +198,10 @@ class EditsMethod:
 
         Every byte but the edited rows is the model's own. `in_place` changes the folder `model` itself instead of `output`.
         """
-        from actstore.engine.edit.folders import apply_to_folder
+        from actstore.engine.edit.folders import FolderRequest, apply_to_folder
 
         place, edits, target = self._in_folder(names, output, model, in_place=in_place)
-        return apply_to_folder(place, edits, target, force=force, trust_remote_code=trust_remote_code)
+        return apply_to_folder(FolderRequest(place, edits, target, force, trust_remote_code))
 
     def revert(
         self,
@@ -214,10 +214,10 @@ class EditsMethod:
         trust_remote_code: bool = False,
     ) -> Path:
         """Writes a model folder without edits that are in it: its weights are again what they were, byte for byte."""
-        from actstore.engine.edit.folders import revert_in_folder
+        from actstore.engine.edit.folders import FolderRequest, revert_in_folder
 
         place, edits, target = self._in_folder(names, output, model, in_place=in_place)
-        return revert_in_folder(place, edits, target, force=force, trust_remote_code=trust_remote_code)
+        return revert_in_folder(FolderRequest(place, edits, target, force, trust_remote_code))
 
     def evaluate(
         self,

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from actstore.store.capture.reader import Capture
     from actstore.store.reader import Store
 
-RANKINGS = ("contribution", "activation", "random")
-
 
 @explains
 class MultimodalMethod:
@@ -99,7 +97,7 @@ class MultimodalMethod:
         kinds = (pa.int32(), pa.string(), pa.string(), pa.string(), pa.int32(), pa.int32(), pa.float32())
         names = ("document", "noun", "form", "neuron", "layer", "index", "score")
         table = pa.Table.from_pylist(rows, pa.schema(list(zip(names, kinds, strict=True))))
-        return Answer(Table(table), multimodal, tuple(overflow_sentences(opened, [FORMS[one] for one in forms])))
+        return Answer(Table(table), multimodal, tuple(overflow_sentences(opened, [FORMS[one].site for one in forms])))
 
     def map(
         self,
@@ -266,8 +264,9 @@ def rankings_of(
     from dataclasses import replace
 
     from actstore.engine.multimodal.find import find_multimodal
+    from actstore.engine.multimodal.rankings import FROM_STORE
 
-    rankings = {name: find_multimodal(capture, replace(settings, by=name)) for name in RANKINGS}  # type: ignore[arg-type]
+    rankings = {name: find_multimodal(capture, replace(settings, by=name)) for name in FROM_STORE}
     if replay is not None:
         from actstore.engine.multimodal.gradients import rank_by_gradient
 

@@ -15,15 +15,15 @@ from actstore.engine.capture.settings import Begin, Part
 from actstore.engine.change.scorers import SCORERS
 from actstore.engine.coverage.criteria import CRITERIA
 from actstore.engine.edit.baselines import BASELINES
-from actstore.engine.edit.settings import FORMS as REWRITE_METHODS
+from actstore.engine.edit.forms.table import FORMS as REWRITE_METHODS
 from actstore.engine.graphs.methods import METHODS as GRAPH_METHODS
 from actstore.engine.graphs.probes.plan import MASKS
 from actstore.engine.graphs.token_sets import MATCHES
 from actstore.engine.inputs.documents import DecodingErrors, StdinFormat
 from actstore.engine.models.names import DTYPES, SITES
-from actstore.engine.multimodal.nouns import KINDS as NOUN_FINDERS
+from actstore.engine.multimodal.noun_maps import MAPS
+from actstore.engine.multimodal.nouns import NOUN_FINDERS
 from actstore.engine.multimodal.result import FORMS as ACTIVATIONS
-from actstore.engine.multimodal.result import MAPS
 from actstore.engine.naica.methods import METHODS as SELECTION_METHODS
 from actstore.engine.naica.protocols import PROTOCOLS
 from actstore.engine.selectivity.firing import COUNTABLE, FIRING_SITES

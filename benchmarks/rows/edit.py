@@ -22,7 +22,7 @@ from actstore.engine.edit.rewrite import rewrite
 from actstore.engine.edit.scores import score, snapshots, summarise
 from actstore.engine.edit.settings import RewriteSettings
 from actstore.engine.edit.weights import edited
-from actstore.engine.edit.words import find_exchange
+from actstore.engine.edit.words import find_replacement
 from actstore.engine.graphs.probes.sampling import one_core_each
 from actstore.engine.models.load import load_model
 from actstore.store.reader import Store
@@ -55,8 +55,8 @@ def questions(quick: bool) -> list[str]:
 
 def judge(captured: Capture, reader: Reader, edit: Edit) -> str:
     """How often the new word is predicted where the old one was, and how often another word stays; over the whole corpus."""
-    exchange = find_exchange(captured, OLD, NEW)
-    tasks = list(tasks_of_capture(CaptureReader(reader, captured), exchange, None))
+    replacement = find_replacement(captured, OLD, NEW)
+    tasks = list(tasks_of_capture(CaptureReader(reader, captured), replacement, None))
     before = snapshots(reader, tasks)
     with edited(reader.model, edit):
         after = snapshots(reader, tasks)

@@ -28,6 +28,7 @@ from picture_words import FACTS, PHRASINGS  # noqa: E402
 
 import actstore  # noqa: E402
 from actstore.display import terminal  # noqa: E402
+from actstore.engine.edit.baselines import BASELINES  # noqa: E402
 from actstore.engine.edit.cases import Case  # noqa: E402
 from actstore.engine.edit.evaluate import EvaluationOptions, evaluate_edit  # noqa: E402
 from actstore.engine.edit.readings import Reader  # noqa: E402
@@ -99,7 +100,7 @@ def measure(store: Store, reader: Reader, words: tuple[str, str], seed: int) -> 
         edit = rewrite(store.capture("own"), "edit", settings, None if options["form"] == "least-norm" else reader)
         seconds = time.perf_counter() - began
         captures = (("own", None), ("other", None), ("reworded", "text-generality"))
-        baselines = ("fine-tune", "random") if name in ("least-norm (store only)", "FiNE") else ()
+        baselines = tuple(BASELINES) if name in ("least-norm (store only)", "FiNE") else ()
         evaluation = evaluate_edit(
             reader, store, edit, EvaluationOptions(captures, unrelated_facts(words[0]), baselines=baselines, seeds=1)
         )

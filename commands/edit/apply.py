@@ -56,12 +56,12 @@ def apply(
 
     Example: `actstore edit apply gpt2.actstore suppress --output gpt2-edited`
     """
-    from actstore.engine.edit.folders import apply_to_folder
+    from actstore.engine.edit.folders import FolderRequest, apply_to_folder
 
     opened, target = Store(store), _target(output, in_place)
     source = captured_model(opened, model)
     with terminal.spinner("writing the model", enabled=not quiet):
-        folder = apply_to_folder(source, _read(opened, edits), target, force=force, trust_remote_code=trust_remote_code)
+        folder = apply_to_folder(FolderRequest(source, _read(opened, edits), target, force, trust_remote_code))
     _report(folder, edits, as_json, "applied")
 
 
@@ -80,11 +80,11 @@ def revert(
 
     Example: `actstore edit revert gpt2.actstore suppress --model gpt2-edited --in-place`
     """
-    from actstore.engine.edit.folders import revert_in_folder
+    from actstore.engine.edit.folders import FolderRequest, revert_in_folder
 
     opened, target = Store(store), _target(output, in_place)
     with terminal.spinner("writing the model", enabled=not quiet):
-        folder = revert_in_folder(model, _read(opened, edits), target, force=force, trust_remote_code=trust_remote_code)
+        folder = revert_in_folder(FolderRequest(model, _read(opened, edits), target, force, trust_remote_code))
     _report(folder, edits, as_json, "reverted")
 
 

@@ -29,7 +29,7 @@ from actstore.commands.options import (
 from actstore.display import terminal
 from actstore.display.reports import print_json
 from actstore.display.wide_tables import GAP, WIDTH
-from actstore.engine.edit.positions import NAMED
+from actstore.engine.edit.positions import POSITIONS
 from actstore.store.edits import Edit, EditRecord, delete_edit, edit_names, read_record, write_edit
 from actstore.store.errors import InvalidInputError
 from actstore.store.neurons import neuron_name
@@ -48,7 +48,7 @@ Positions = Annotated[
     typer.Option(
         metavar="POSITIONS",
         help="Where the intervention acts: all, prompt, last, generated, predicting, image, or numbers such as 0,3,-1.",
-        autocompletion=complete(NAMED),
+        autocompletion=complete(POSITIONS),
         rich_help_panel="Kind intervention",
     ),
 ]

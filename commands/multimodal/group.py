@@ -21,9 +21,7 @@ from actstore.store.reader import Store
 if TYPE_CHECKING:
     from actstore.engine.multimodal.describe import Rows as Described
     from actstore.engine.multimodal.patch_maps import PatchMap
-    from actstore.engine.multimodal.pictures import Drawn
     from actstore.engine.multimodal.result import FindSettings, Multimodal
-    from actstore.store.reader import Capture
 
 group = family(
     """Multi-modal neurons (Pan et al. 2024): those that carry the content of an image into the words of its caption.
@@ -78,6 +76,7 @@ def show(
 
     Example: `actstore multimodal captions.actstore -k 5 --by-noun`
     """
+    from actstore.display.patch_pictures import draw_nouns
     from actstore.engine.multimodal import describe
     from actstore.engine.multimodal.concepts import concepts
     from actstore.engine.multimodal.find import find_multimodal
@@ -89,12 +88,15 @@ def show(
     opened = Store(store).capture(capture)
     with terminal.counting_bar("layers", enabled=not quiet) as advance:
         result = find_multimodal(opened, settings, advance)
-    terminal.warn(overflow_sentences(opened, [FORMS[one] for one in settings.forms]))
+    terminal.warn(overflow_sentences(opened, [FORMS[one].site for one in settings.forms]))
     described = describe.Rows(result)
     files: list[dict[str, Any]] = []
     if output is not None:
         with terminal.spinner("drawing maps", enabled=not quiet):
-            files = draw_all(result, output, contributions=map_of == "contribution")
+            files = [
+                {"file": str(drawn.path), "document": of, "noun": noun, "note": drawn.note}
+                for drawn, of, noun in draw_nouns(result, output, map_of)
+            ]
     if as_json:
         print_json(_describe(result, described, by_noun) | ({"files": files} if output is not None else {}))
         return
@@ -204,40 +206,6 @@ def _print_foot(result: Multimodal, files: list[dict[str, Any]]) -> None:
         terminal.out.print(f"{len(files):,} maps in {folder}{said}", soft_wrap=True, markup=False)
 
 
-def draw_all(result: Multimodal, folder: Path, *, contributions: bool = True) -> list[dict[str, Any]]:
-    """Draw a map of every noun of every caption, `FOLDER/<document>-<noun>.png`, and list the files."""
-    from actstore.engine.multimodal.describe import plain
-    from actstore.engine.multimodal.patch_maps import NeuronSet, map_neurons
-    from actstore.engine.multimodal.result import FORMS
-
-    of_document: dict[int, list[int]] = {}
-    for i, noun in enumerate(result.nouns):
-        of_document.setdefault(result.captions[noun.caption].document, []).append(i)
-    numbers = result.first.tokens
-    neuron_sets = {
-        d: [NeuronSet(result.neurons_of(i), result.products_of(i) if contributions else None) for i in rows]
-        for d, rows in of_document.items()
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for document, number, patch_map in map_neurons(result.capture, neuron_sets, FORMS[result.settings.forms[0]]):
-        row = of_document[document][number]
-        noun = result.nouns[row]
-        neurons = result.numbering.names(numbers[row][numbers[row] >= 0])
-        lines = (plain(result.captions[noun.caption].text), f"{noun.word}: {' '.join(neurons)}")
-        name = f"{document:04d}-{''.join(c if c.isalnum() else '_' for c in noun.word)}.png"
-        drawn = _draw(result.capture, patch_map, result.captions[noun.caption].image, folder / name, lines)
-        files.append({"file": str(drawn.path), "document": document, "noun": noun.word, "note": drawn.note})
-    return files
-
-
-def _draw(capture: Capture, patch_map: PatchMap, name: str | None, path: Path, lines: tuple[str, ...]) -> Drawn:
-    from actstore.engine.multimodal.pictures import draw_map, find_image
-
-    image, note = find_image(name, capture.record.plan.corpus, (patch_map.width, patch_map.height))
-    return draw_map(path, patch_map, image, lines, note)
-
-
 @group.command("map")
 def draw_neurons(
     store: StorePath,
@@ -257,8 +225,8 @@ def draw_neurons(
 
     Example: `actstore multimodal map captions.actstore L3.N17 --document 4 --output l3n17.png`
     """
+    from actstore.display.patch_pictures import check_picture, draw_document_map
     from actstore.engine.multimodal.patch_maps import NeuronSet, map_neurons
-    from actstore.engine.multimodal.pictures import check_picture
 
     check_picture(output)
     opened = Store(store)
@@ -278,7 +246,7 @@ def draw_neurons(
             f"Capture {selected_capture.record.name!r} holds no image position of document {document}."
         )
     image = selected_capture.documents()["image"][document].as_py()
-    drawn = _draw(selected_capture, patch_map, image, output, (" ".join(neurons),))
+    drawn = draw_document_map(selected_capture, output, patch_map, image, (" ".join(neurons),))
     if as_json:
         about = {"document": document, "neurons": neurons, "file": str(output), "note": drawn.note}
         print_json(about | {"patches": _patches(patch_map)})

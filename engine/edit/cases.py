@@ -1,7 +1,6 @@
-"""Cases: what an edited model should say, or go on saying, as a file of JSON lines gives them or a capture implies them.
+"""Cases: what an edited model should say, or still say, as a file of JSON lines gives them or a capture implies them.
 
-Each becomes a `Task`: a reading with the answer given, and the positions whose predictions are looked at. Knows nothing about
-edits or how answers are judged.
+Each becomes a `Task`: a reading that ends with the answer, and the positions whose predictions are scored.
 """
 
 from __future__ import annotations
@@ -9,10 +8,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from actstore.engine.edit.case_kinds import CASE_KINDS
 from actstore.engine.edit.readings import Reading, open_image
 from actstore.engine.edit.words import starts_of
 from actstore.store.errors import InvalidInputError
@@ -23,11 +23,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.engine.edit.readings import CaptureReader, Reader
-    from actstore.engine.edit.words import Exchange
+    from actstore.engine.edit.words import Replacement
 
-KINDS: Final = ("reliability", "text-generality", "image-generality", "text-locality", "image-locality")
-_TOGETHER = 64
-"""Windows of text whose predictions are looked at together."""
+_TEXTS_AT_ONCE: Final = 64
+"""Windows of text whose predictions are read at once."""
 
 
 @dataclass(frozen=True)
@@ -36,37 +35,40 @@ class Case:
 
     prompt: str
     kind: str
+    """A key of `CASE_KINDS`."""
     answer: str | None
-    """Wanted after the edit; of locality, what was said before (None: whatever the model says)."""
+    """What the edited model should say; of a locality, what it said before (None: whatever the model says now)."""
     image: Path | None
     where: str
+    """File and line, for messages."""
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A reading, and what it shows."""
+    """A reading, and what should be predicted in it."""
 
     name: str
     kind: str
+    """A key of `CASE_KINDS`."""
     reading: Reading
-    """With the wanted answer as its end, so that all of it is predicted in one pass."""
+    """It ends with the answer, so that all of it is predicted in one pass."""
     positions: NDArray[np.int64]
-    """Those that predict the tokens looked at."""
-    wanted: NDArray[np.int64]
-    """These tokens; shape of `positions`."""
+    """The positions that predict the targets."""
+    targets: NDArray[np.int64]
+    """The tokens that should be predicted; shape of `positions`."""
     edited: NDArray[np.bool_]
-    """Which of them are the word that the edit puts in place; of a locality, none."""
+    """Which of them are the edit's new word; of a locality, none."""
     answer: tuple[int, ...] = ()
     """The whole answer, where one can be generated from the prompt."""
 
     @property
     def is_locality(self) -> bool:
         """Whether nothing should change."""
-        return self.kind.endswith("locality")
+        return CASE_KINDS[self.kind].is_locality
 
 
 def read_cases(path: str | Path) -> list[Case]:
-    """The cases of a file of JSON lines: `prompt`, `kind`, `target` or `answer`, and perhaps `image`, beside the file.
+    """The cases of a file of JSON lines: `prompt`, `kind`, `target` or `answer`, and optionally `image`, relative to the file.
 
     `InvalidInputError` naming the line for anything else.
     """
@@ -90,14 +92,14 @@ def read_cases(path: str | Path) -> list[Case]:
     return cases
 
 
-def _case(value: Any, where: str, folder: Path) -> Case:
+def _case(value: object, where: str, folder: Path) -> Case:
     if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
         raise InvalidInputError(f"{where} should be an object with a prompt, a kind and a target.")
     kind = value.get("kind")
-    if kind not in KINDS:
-        raise InvalidInputError(f"{where}: the kind of a case is one of {', '.join(KINDS)}, found {kind!r}.")
+    if kind not in CASE_KINDS:
+        raise InvalidInputError(f"{where}: the kind of a case is one of {', '.join(CASE_KINDS)}, found {kind!r}.")
     answer = value.get("target", value.get("answer"))
-    if not (answer is None and kind.endswith("locality")) and (not isinstance(answer, str) or not answer):
+    if not (answer is None and CASE_KINDS[kind].is_locality) and (not isinstance(answer, str) or not answer):
         raise InvalidInputError(f"{where}: expected the text of the target (or answer), found {answer!r}.")
     image = value.get("image")
     if image is not None and not isinstance(image, str):
@@ -106,24 +108,18 @@ def _case(value: Any, where: str, folder: Path) -> Case:
 
 
 def tasks_of_cases(reader: Reader, cases: Sequence[Case], max_new_tokens: int = 50) -> list[Task]:
-    """The tasks of cases; the answers that a locality lacks are what the model, as it is now, says."""
-    readings: dict[int, Reading] = {}
-    open_: list[int] = []
-    for place, case in enumerate(cases):
-        image = None
-        if case.image is not None:
-            from PIL import Image, ImageOps
-
-            image = open_image(case.image, Image, ImageOps)
-        readings[place] = reader.read(case.prompt, case.answer or "", image)
-        if case.answer is None:
-            open_.append(place)
-    answers = reader.answers([readings[place] for place in open_], max_new_tokens) if open_ else []
-    for place, answer in zip(open_, answers, strict=True):
-        readings[place] = _answered(readings[place], answer)
+    """The tasks of cases; a locality without an answer gets what the model, as it is now, says."""
+    readings: list[Reading] = []
+    for case in cases:
+        image = None if case.image is None else open_image(case.image)
+        readings.append(reader.read(case.prompt, case.answer or "", image))
+    unanswered = [i for i, case in enumerate(cases) if case.answer is None]
+    answers = reader.answers([readings[i] for i in unanswered], max_new_tokens) if unanswered else []
+    for i, answer in zip(unanswered, answers, strict=True):
+        readings[i] = _answered(readings[i], answer)
     return [
-        _task(case.where, case.kind, readings[place], edited=not case.kind.endswith("locality"))
-        for place, case in enumerate(cases)
+        _task(case.where, case.kind, reading, edited=not CASE_KINDS[case.kind].is_locality)
+        for case, reading in zip(cases, readings, strict=True)
     ]
 
 
@@ -132,60 +128,62 @@ def _answered(prompt: Reading, answer: Sequence[int]) -> Reading:
 
 
 def _task(name: str, kind: str, reading: Reading, edited: bool | NDArray[np.bool_]) -> Task:
-    """A task that looks at every token of the answer."""
+    """A task whose targets are all tokens of the answer."""
     positions = np.arange(reading.n_prompt - 1, len(reading.ids) - 1)
-    wanted = reading.ids[reading.n_prompt :].astype(np.int64)
-    mask = np.full(len(positions), edited) if isinstance(edited, bool) else edited
-    return Task(name, kind, reading, positions, wanted, mask, tuple(wanted.tolist()))
+    targets = reading.ids[reading.n_prompt :].astype(np.int64)
+    is_edited = np.full(len(positions), edited) if isinstance(edited, bool) else edited
+    return Task(name, kind, reading, positions, targets, is_edited, tuple(targets.tolist()))
 
 
 def tasks_of_capture(
     source: CaptureReader,
-    exchange: Exchange | None,
+    replacement: Replacement | None,
     used: Collection[int] | None,
     kind: str | None = None,
     max_windows: int | None = None,
 ) -> Iterator[Task]:
-    """The tasks that a capture implies for an exchange of words.
+    """The tasks that a capture implies for a replacement of words.
 
-    Where its documents have answers: an answer with the old word shall have the new one there and else be the same, which is
-    reliability for the documents `used` for the edit (None: all), generality for others (`kind`, where given); an answer
-    without it shall stay. Where it is text: wherever the model, as it is now, predicts the old word, the new one; everywhere
-    else what it predicts. Without an exchange, everything shall stay.
+    Of documents with answers: an answer with the old word should have the new one there and otherwise be the same, which is
+    reliability for the documents `used` for the edit (None: all) and generality for others (`kind`, where given); an answer
+    without it should stay. Of texts: wherever the model, as it is now, predicts the old word, it should predict the new one;
+    everywhere else what it predicts now. Without a replacement, everything should stay.
     """
-    sees = source.has_images
-    local = "image-locality" if sees else "text-locality"
-    general = kind or ("image-generality" if sees else "text-generality")
+    medium = "image" if source.has_images else "text"
+    locality = f"{medium}-locality"
     texts: list[_Text] = []
-    for window, document, ids, kept in source.windows(max_windows):
-        mine = "reliability" if kind is None and (used is None or document in used) else general
+    for window, document, ids, positions in source.windows(max_windows):
+        is_used = kind is None and (used is None or document in used)
+        kind_here = "reliability" if is_used else kind or f"{medium}-generality"
         first = source.n_prompt(document)
         name = f"{source.source(document)}#{window}"
         if first is None:
-            texts.append(_Text(name, mine, source.reading(document, ids), kept.astype(np.int64)))
+            texts.append(_Text(name, kind_here, source.reading(document, ids), positions.astype(np.int64)))
             continue
-        answer, at = _exchanged(ids[first:], exchange)
+        answer, is_new = _with_new_word(ids[first:], replacement)
         reading = source.reading(document, np.concatenate([ids[:first], answer]).astype(np.int32))
-        yield _task(name, mine if at.any() else local, reading, at)
-    for start in range(0, len(texts), _TOGETHER):
-        yield from _of_texts(source.reader, exchange, texts[start : start + _TOGETHER], local)
+        yield _task(name, kind_here if is_new.any() else locality, reading, is_new)
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        yield from _tasks_of_texts(source.reader, replacement, texts[start : start + _TEXTS_AT_ONCE], locality)
 
 
-def _exchanged(answer: NDArray[np.int32], exchange: Exchange | None) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+def _with_new_word(
+    answer: NDArray[np.int32], replacement: Replacement | None
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
     """The answer with the new word for the old, and which of its tokens that is."""
-    parts: list[Sequence[int]] = []
-    masks: list[Sequence[bool]] = []
-    done = 0
-    for start in starts_of(answer, exchange.old).tolist() if exchange is not None else ():
-        if start < done:
+    ids: list[int] = []
+    is_new: list[bool] = []
+    end = 0
+    for start in starts_of(answer, replacement.old).tolist() if replacement is not None else ():
+        if start < end:  # overlaps the occurrence before
             continue
-        assert exchange is not None
-        parts += [answer[done:start].tolist(), exchange.new]
-        masks += [[False] * (start - done), [True] * len(exchange.new)]
-        done = start + len(exchange.old)
-    parts.append(answer[done:].tolist())
-    masks.append([False] * (len(answer) - done))
-    return np.array([t for part in parts for t in part], np.int32), np.array([m for part in masks for m in part], bool)
+        assert replacement is not None
+        ids += [*answer[end:start].tolist(), *replacement.new]
+        is_new += [False] * (start - end) + [True] * len(replacement.new)
+        end = start + len(replacement.old)
+    ids += answer[end:].tolist()
+    is_new += [False] * (len(answer) - end)
+    return np.array(ids, np.int32), np.array(is_new, bool)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,21 +196,25 @@ class _Text:
     positions: NDArray[np.int64]
 
 
-def _of_texts(reader: Reader, exchange: Exchange | None, texts: Sequence[_Text], local: str) -> Iterator[Task]:
-    every = reader.logits([text.reading for text in texts], [text.positions for text in texts])
-    for text, logits in zip(texts, every, strict=True):
+def _tasks_of_texts(
+    reader: Reader, replacement: Replacement | None, texts: Sequence[_Text], locality: str
+) -> Iterator[Task]:
+    logits_of = reader.logits([text.reading for text in texts], [text.positions for text in texts])
+    for text, logits in zip(texts, logits_of, strict=True):
         top = logits.argmax(1).numpy()
         ids = text.reading.ids
-        hit = top == exchange.old[0] if exchange is not None else np.zeros(len(top), bool)
-        if hit.any() and exchange is not None and exchange.is_single:
-            at = text.positions[hit]
-            wanted = np.full(len(at), exchange.new[0], np.int64)
-            yield Task(text.name, text.kind, text.reading, at, wanted, np.ones(len(at), bool))
-        elif exchange is not None:
-            for position in text.positions[hit].tolist():
-                if ids[position + 1 : position + 1 + len(exchange.old)].tolist() == list(exchange.old):
-                    longer = np.concatenate([ids[: position + 1], exchange.new]).astype(np.int32)
+        predicts_old = top == replacement.old[0] if replacement is not None else np.zeros(len(top), bool)
+        if predicts_old.any() and replacement is not None and replacement.is_single:
+            positions = text.positions[predicts_old]
+            targets = np.full(len(positions), replacement.new[0], np.int64)
+            yield Task(text.name, text.kind, text.reading, positions, targets, np.ones(len(positions), bool))
+        elif replacement is not None:
+            # The tokens after the first are predicted from the new word's own, so each occurrence is a text of its own.
+            for position in text.positions[predicts_old].tolist():
+                if ids[position + 1 : position + 1 + len(replacement.old)].tolist() == list(replacement.old):
+                    longer = np.concatenate([ids[: position + 1], replacement.new]).astype(np.int32)
                     yield _task(f"{text.name}@{position}", text.kind, Reading(longer, position + 1), edited=True)
-        if not hit.all():
-            none = np.zeros(int((~hit).sum()), bool)
-            yield Task(text.name, local, text.reading, text.positions[~hit], top[~hit], none)
+        if not predicts_old.all():
+            other = ~predicts_old
+            is_new = np.zeros(int(other.sum()), bool)
+            yield Task(text.name, locality, text.reading, text.positions[other], top[other], is_new)

@@ -1,6 +1,6 @@
-"""Evaluation of an edit: before and after, beside fine-tuning of the same rows and as many random neurons.
+"""Evaluation of an edit: before and after, compared with fine-tuning of the same rows and with as many random neurons.
 
-Runs the model on the cases of a file and of captures. Knows nothing about how scores are computed (`scores`) or forms rewrite.
+Runs the model on the cases of a file and of captures.
 """
 
 from __future__ import annotations
@@ -8,20 +8,21 @@ from __future__ import annotations
 import dataclasses
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from actstore.engine.edit.baselines import BASELINES
-from actstore.engine.edit.cases import KINDS, Case, Task, tasks_of_capture, tasks_of_cases
+from actstore.engine.edit.case_kinds import CASE_KINDS
+from actstore.engine.edit.cases import Case, Task, tasks_of_capture, tasks_of_cases
+from actstore.engine.edit.forms.table import FORMS
 from actstore.engine.edit.interventions import intervening
 from actstore.engine.edit.readings import CaptureReader
-from actstore.engine.edit.rewrite import neurons_of, rewrite, settings_of, used_documents, with_random_neurons
+from actstore.engine.edit.rewrite import rewrite, settings_of, used_documents
 from actstore.engine.edit.scores import generated_rows, mean_nats, score, snapshots, summarise
-from actstore.engine.edit.settings import FORMS
 from actstore.engine.edit.specification import Specification
 from actstore.engine.edit.weights import edited
-from actstore.engine.edit.words import Exchange, find_exchange
+from actstore.engine.edit.words import Replacement, find_replacement
 from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
@@ -39,46 +40,50 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationOptions(Typed):
-    """What an edit is tried on, and held against."""
+    """What an edit is evaluated on, and compared with."""
 
     captures: tuple[tuple[str, str | None], ...] = ()
-    """Captures whose documents imply cases, with the kind of those that hold the old word (None: by whether they were used)."""
+    """Captures whose documents imply cases, with the kind of those with the old word (None: by whether the edit used them)."""
     cases: tuple[Case, ...] = ()
     perplexity: str | None = None
-    """A capture whose tokens' likelihood is compared."""
-    baselines: tuple[str, ...] = BASELINES
+    """A capture whose perplexity is compared."""
+    baselines: tuple[str, ...] = tuple(BASELINES)
+    """Keys of `baselines.BASELINES`."""
     seeds: int = 3
-    """Draws of each baseline."""
+    """Number of draws of each baseline."""
     generate: bool = False
     """Greedy answers too, not only teacher-forced predictions."""
     max_new_tokens: int = 50
+    """Maximum number of tokens of a generated answer."""
     max_windows: int | None = None
-    """Windows of each capture, the first ones."""
+    """Maximum number of windows of each capture, the first ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for _, kind in self.captures:
-            if kind is not None and kind not in KINDS:
-                raise InvalidInputError(f"The kind of a capture's cases is one of {', '.join(KINDS)}, found {kind!r}.")
+            if kind is not None and kind not in CASE_KINDS:
+                raise InvalidInputError(
+                    f"The kind of a capture's cases is one of {', '.join(CASE_KINDS)}, found {kind!r}."
+                )
         if unknown := set(self.baselines) - set(BASELINES):
-            raise InvalidInputError(f"Baselines are {', '.join(BASELINES)}, found {unknown.pop()!r}.")
+            raise InvalidInputError(f"`baselines` are {', '.join(BASELINES)}, found {unknown.pop()!r}.")
         if not self.captures and not self.cases:
-            raise InvalidInputError("Expected cases to try the edit on: name a file with --cases, or a --capture.")
+            raise InvalidInputError("Expected cases to evaluate the edit on. Pass `cases` or `captures`.")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out."""
+    """The result of an evaluation."""
 
     methods: dict[str, list[dict[str, Any]]]
-    """Method ("edit", then baselines) → a summary (`scores.summarise`) for every draw."""
+    """Method ("edit", then baselines) → one summary (`scores.summarise`) per draw."""
     rows: list[dict[str, Any]]
-    """A row per method, draw and case."""
+    """One row per method, draw and case."""
     predicted: dict[str, Any] | None
-    """Predicted beside measured changes of logits, where the edit's maker predicts any."""
+    """Predicted and measured changes of logits (`compare_predicted`), where the edit's form predicts any."""
 
     def mean(self, method: str, name: str) -> tuple[float, float]:
-        """Mean and standard deviation over draws of a heading of the summary; no deviation of one."""
+        """Mean and standard deviation over draws of a heading of the summary; the deviation of a single draw is NaN."""
         values = np.array([summary[name] for summary in self.methods[method]], float)
         return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else float("nan")
 
@@ -90,40 +95,40 @@ def evaluate_edit(
     options: EvaluationOptions,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Try an edit on its cases. `reader` holds the model that the edit is for, unedited.
+    """The scores of an edit and its baselines. `reader` holds the model that the edit is for, unedited.
 
     Raises `InvalidInputError` where the model is another, and for baselines of an edit that is no rewrite.
     """
     check_model(store.folder, edit.record.model_fingerprint, fingerprint_of(reader.model), reader.model.spec.name)
-    exchange = _exchange(store, edit)
-    tasks = _tasks(reader, store, edit, exchange, options)
+    replacement = _replacement_of(store, edit)
+    tasks = _tasks(reader, store, edit, replacement, options)
     corpus = [] if options.perplexity is None else _text_tasks(reader, store.capture(options.perplexity), options)
-    baselines = options.baselines if exchange is not None and edit.record.kind == "weights" else ()
+    baselines = options.baselines if replacement is not None and edit.record.kind == "weights" else ()
     total = 2 + options.seeds * len(baselines)
     on_step(0, total)
     before = snapshots(reader, tasks)
     nats = mean_nats(reader, corpus)
-    said = generated_rows(reader, tasks, options.max_new_tokens) if options.generate else None
+    answers = generated_rows(reader, tasks, options.max_new_tokens) if options.generate else None
     on_step(1, total)
     methods: dict[str, list[dict[str, Any]]] = {}
     rows: list[dict[str, Any]] = []
 
-    def measure(method: str, seed: int, change: AbstractContextManager[Any]) -> None:
+    def measure(method: str, seed: int, change: AbstractContextManager[object]) -> None:
         with change:
             after = snapshots(reader, tasks)
-            made = [score(*entry) for entry in zip(tasks, before, after, strict=True)]
-            if said is not None:
-                _add_answers(reader, tasks, made, said, generated_rows(reader, tasks, options.max_new_tokens))
+            scores = [score(*entry) for entry in zip(tasks, before, after, strict=True)]
+            if answers is not None:
+                _add_answers(reader, tasks, scores, answers, generated_rows(reader, tasks, options.max_new_tokens))
             after_nats = mean_nats(reader, corpus)
-        summary = summarise(made)
+        summary = summarise(scores)
         if corpus:
             summary["perplexity"] = {
                 "before": float(np.exp(nats)), "after": float(np.exp(after_nats)), "change": float(np.expm1(after_nats - nats)),
             }  # fmt: skip
         methods.setdefault(method, []).append(summary)
-        rows.extend({"method": method, "seed": seed, **row} for row in made)
+        rows.extend({"method": method, "seed": seed, **row} for row in scores)
 
-    measure("edit", 0, _opened(reader, store, edit))
+    measure("edit", 0, _applied(reader, store, edit))
     on_step(2, total)
     for draw in range(options.seeds if baselines else 0):
         for number, method in enumerate(baselines):
@@ -133,23 +138,24 @@ def evaluate_edit(
     return Evaluation(methods, rows, predicted)
 
 
-def _opened(reader: Reader, store: Store, edit: Edit) -> AbstractContextManager[Any]:
+def _applied(reader: Reader, store: Store, edit: Edit) -> AbstractContextManager[object]:
+    """A context in which the model has the edit."""
     if edit.record.kind == "weights":
         return edited(reader.model, edit)
     specification = Specification.from_json(edit.record.specification, f"edit {edit.name!r}: specification")
     return intervening(reader.model, specification, store=store) if specification.operations else nullcontext()
 
 
-def _exchange(store: Store, edit: Edit) -> Exchange | None:
-    """The words that a rewrite exchanges."""
+def _replacement_of(store: Store, edit: Edit) -> Replacement | None:
+    """The old and the new word of a rewrite; None for another edit."""
     if edit.record.form not in FORMS:
         return None
-    known = edit.record.settings
-    return find_exchange(store.capture(known["capture"]), known["from"], known["to"])
+    recorded = edit.record.settings
+    return find_replacement(store.capture(recorded["capture"]), recorded["from"], recorded["to"])
 
 
 def _tasks(
-    reader: Reader, store: Store, edit: Edit, exchange: Exchange | None, options: EvaluationOptions
+    reader: Reader, store: Store, edit: Edit, replacement: Replacement | None, options: EvaluationOptions
 ) -> list[Task]:
     tasks = tasks_of_cases(reader, options.cases, options.max_new_tokens) if options.cases else []
     for name, kind in options.captures:
@@ -157,23 +163,23 @@ def _tasks(
         is_own = capture.record.name == edit.record.settings.get("capture")
         used = used_documents(edit) if is_own else set()
         source = CaptureReader(reader, capture)
-        tasks += tasks_of_capture(source, exchange, used, kind, options.max_windows)
+        tasks += tasks_of_capture(source, replacement, used, kind, options.max_windows)
     return tasks
 
 
 def _text_tasks(reader: Reader, capture: Capture, options: EvaluationOptions) -> list[Task]:
-    """A capture's windows, every token wanted as it is."""
+    """One task per window of a capture, whose targets are its own tokens."""
     source = CaptureReader(reader, capture)
-    made = []
-    for window, document, ids, kept in source.windows(options.max_windows):
-        positions = kept[kept < len(ids) - 1].astype(np.int64)
+    tasks = []
+    for window, document, ids, captured in source.windows(options.max_windows):
+        positions = captured[captured < len(ids) - 1].astype(np.int64)
         first = source.n_prompt(document)
         positions = positions if first is None else positions[positions >= first - 1]
         if len(positions):
-            wanted = ids[positions + 1].astype(np.int64)
-            none = np.zeros(len(positions), bool)
-            made.append(Task(str(window), "text-locality", source.reading(document, ids), positions, wanted, none))
-    return made
+            targets = ids[positions + 1].astype(np.int64)
+            is_new = np.zeros(len(positions), bool)
+            tasks.append(Task(str(window), "text-locality", source.reading(document, ids), positions, targets, is_new))
+    return tasks
 
 
 def _add_answers(
@@ -183,25 +189,20 @@ def _add_answers(
     before: list[list[int]],
     after: list[list[int]],
 ) -> None:
-    """Greedy answers, and whether they are what was wanted (of a locality: what they were)."""
+    """Add to each row the greedy answers, and whether that after the edit is the expected one (of a locality: that before)."""
     for task, row, old, new in zip(tasks, rows, before, after, strict=True):
         if task.answer:
-            wanted = old if task.is_locality else list(task.answer)
-            row["generated"] = float(reader.text(new).strip() == reader.text(wanted).strip())
+            expected = old if task.is_locality else list(task.answer)
+            row["generated"] = float(reader.text(new).strip() == reader.text(expected).strip())
             row["said_before"], row["said"] = reader.text(old), reader.text(new)
         else:
             row["generated"], row["said_before"], row["said"] = float("nan"), None, None
 
 
 def _baseline(reader: Reader, store: Store, edit: Edit, method: str, seed: int) -> Edit:
-    """The same exchange by fine-tuning the edit's rows, or by the edit's form on random neurons; other examples each draw."""
-    settings = dataclasses.replace(settings_of(edit), seed=seed)
-    if method == "random":
-        widths = {spec.layer: spec.neurons for spec in reader.model.spec.layers}
-        settings = with_random_neurons(settings, edit, widths, seed)
-    else:
-        flat = tuple((layer, n) for layer, neurons in neurons_of(edit).items() for n in neurons)
-        settings = dataclasses.replace(settings, form="fine-tune", neurons=flat)
+    """The edit that a baseline makes of the same words; other examples in each draw."""
+    widths = {spec.layer: spec.neurons for spec in reader.model.spec.layers}
+    settings = BASELINES[method].settings(dataclasses.replace(settings_of(edit), seed=seed), edit, widths, seed)
     return rewrite(store.capture(edit.record.settings["capture"]), f"{edit.name}.{method}", settings, reader)
 
 
@@ -211,41 +212,57 @@ def compare_predicted(reader: Reader, store: Store, edit: Edit) -> dict[str, Any
     For "targets" and "controls": how many, both means, the mean absolute difference, their correlation; `before_error`, by how
     much the store's logits differ from the model's before the edit.
     """
-    known = edit.record.settings
-    source = CaptureReader(reader, store.capture(known["capture"]))
-    old, new = known["from_token"], known["to_token"]
-    wanted: dict[int, list[tuple[str, int, float, float]]] = {}
+    recorded = edit.record.settings
+    source = CaptureReader(reader, store.capture(recorded["capture"]))
+    entries_of: dict[int, list[_Prediction]] = {}
     for kind in ("targets", "controls"):
         for window, position, ahead, change in edit.record.predicted[kind]:
-            wanted.setdefault(int(window), []).append((kind, int(position), ahead, change))
+            entries_of.setdefault(int(window), []).append(_Prediction(kind, int(position), ahead, change))
     readings, positions, entries = [], [], []
     for window, document, ids, _ in source.windows():
-        if window in wanted:
+        if window in entries_of:
             readings.append(source.reading(document, ids))
-            positions.append(np.array([position for _, position, _, _ in wanted[window]], np.int64))
-            entries += wanted[window]
+            positions.append(np.array([entry.position for entry in entries_of[window]], np.int64))
+            entries += entries_of[window]
 
     def differences() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        every = reader.logits(readings, positions)
-        less = np.concatenate([(one[:, new] - one[:, old]).double().numpy() for one in every])
-        ahead = np.concatenate([(one[:, new] - one.max(1).values).double().numpy() for one in every])
-        return less, ahead
+        """The new word's logit less the old one's, and less the largest, at every position."""
+        old, new = recorded["from_token"], recorded["to_token"]
+        logits = reader.logits(readings, positions)
+        less_old = np.concatenate([(rows[:, new] - rows[:, old]).double().numpy() for rows in logits])
+        less_largest = np.concatenate([(rows[:, new] - rows.max(1).values).double().numpy() for rows in logits])
+        return less_old, less_largest
 
     before, ahead = differences()
     with edited(reader.model, edit):
         after, _ = differences()
-    found: dict[str, Any] = {}
+    compared: dict[str, Any] = {}
     for kind in ("targets", "controls"):
-        here = np.array([entry[0] == kind for entry in entries], bool)
-        predicted, measured = np.array([entry[3] for entry in entries])[here], (after - before)[here]
-        spread = len(predicted) > 1 and predicted.std() > 0 and measured.std() > 0
-        found[kind] = {
-            "positions": len(predicted),
-            "predicted": float(predicted.mean()) if len(predicted) else float("nan"),
-            "measured": float(measured.mean()) if len(predicted) else float("nan"),
-            "mean_difference": float(np.abs(predicted - measured).mean()) if len(predicted) else float("nan"),
-            "correlation": float(np.corrcoef(predicted, measured)[0, 1]) if spread else float("nan"),
-        }
-    stored = np.array([entry[2] for entry in entries])
-    found["before_error"] = float(np.abs(stored - ahead).max()) if len(stored) else 0.0
-    return found
+        of_kind = np.array([entry.kind == kind for entry in entries], bool)
+        compared[kind] = _compare(np.array([entry.change for entry in entries])[of_kind], (after - before)[of_kind])
+    stored = np.array([entry.ahead for entry in entries])
+    compared["before_error"] = float(np.abs(stored - ahead).max()) if len(stored) else 0.0
+    return compared
+
+
+class _Prediction(NamedTuple):
+    """What was predicted at one position."""
+
+    kind: str
+    position: int
+    ahead: float
+    """The new word's logit less the largest, before the edit."""
+    change: float
+    """Of the new word's logit less the old one's."""
+
+
+def _compare(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> dict[str, float]:
+    """Means, mean absolute difference and correlation; NaN where there are no positions, or nothing varies."""
+    varies = len(predicted) > 1 and predicted.std() > 0 and measured.std() > 0
+    return {
+        "positions": len(predicted),
+        "predicted": float(predicted.mean()) if len(predicted) else float("nan"),
+        "measured": float(measured.mean()) if len(predicted) else float("nan"),
+        "mean_difference": float(np.abs(predicted - measured).mean()) if len(predicted) else float("nan"),
+        "correlation": float(np.corrcoef(predicted, measured)[0, 1]) if varies else float("nan"),
+    }

@@ -1,19 +1,18 @@
-"""Passes of a text through a model, counted: which positions a pass reads, where the prompt ends, which of them are image.
+"""Forward passes of a text: which positions a pass reads, where the prompt ends, which of them are image; positions by name.
 
-With a cache, `generate` reads the prompt in one pass and then one token per pass; without one it reads everything anew. Either
-way a position is counted from its text's first token. A pass whose arguments do not say where it stands has no positions:
-asking for them is a `ModelError`, never a guess. Knows nothing about what is done at positions.
+With a cache, `generate` reads the prompt in one pass and then one token per pass; without one it reads the whole text again.
+Either way a position is counted from its text's first token. A pass whose arguments do not say where it begins has no
+positions: asking for them is a `ModelError`, never a guess.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from actstore.engine.edit.positions import NAMED
+from actstore.engine.edit.positions import POSITIONS, Pass
 from actstore.engine.models.cache import past_length
 from actstore.store.errors import InvalidInputError, ModelError
 
@@ -22,18 +21,18 @@ if TYPE_CHECKING:
 
 
 def check_positions(positions: str | Sequence[int]) -> None:
-    """Raise `InvalidInputError` unless positions are a name of `NAMED` or a list of numbers."""
+    """Raise `InvalidInputError` unless positions are a key of `POSITIONS` or a list of numbers."""
     if isinstance(positions, str):
-        if positions not in NAMED:
+        if positions not in POSITIONS:
             raise InvalidInputError(
-                f"Positions are one of {', '.join(NAMED)}, or numbers such as 0,3,-1: found {positions!r}."
+                f"Positions are one of {', '.join(POSITIONS)}, or numbers such as 0,3,-1: found {positions!r}."
             )
     elif not positions or any(isinstance(p, bool) or not isinstance(p, int) for p in positions):
         raise InvalidInputError(f"Positions are a name or at least one number, found {list(positions)!r}.")
 
 
 def parse_positions(text: str) -> str | tuple[int, ...]:
-    """The positions in a text: a name of `NAMED`, or numbers such as 0,3,-1; `InvalidInputError` for anything else."""
+    """The positions in a text: a key of `POSITIONS`, or numbers such as 0,3,-1; `InvalidInputError` for anything else."""
     text = text.strip()
     parts = text.split(",")
     if all(part.strip().removeprefix("-").isdigit() for part in parts):
@@ -42,43 +41,29 @@ def parse_positions(text: str) -> str | tuple[int, ...]:
     return text
 
 
-@dataclass
-class Pass:
-    """One pass over windows: the place of every row in its text."""
-
-    position: Tensor
-    """Counted from the text's first token, padding before it left out (and negative there); int64 [window, position]."""
-    length: Tensor
-    """Tokens of each window up to now; int64 [window]."""
-    n_prompt: Tensor
-    """Tokens of each prompt; int64 [window]."""
-    is_image: Tensor | None
-    """bool [window, position]; None where no ids were handed over."""
-
-
 class Passes:
-    """Follows a model's passes, and knows of the present one where it stands in its text."""
+    """Follows a model's passes: which positions of its text the present one reads."""
 
     def __init__(self, n_prompt: int | Sequence[int] | None = None, image_token: int | None = None) -> None:
-        """With `n_prompt` (one, or one a window) the prompt ends there; without, the first pass over a text is its prompt."""
+        """The prompt has `n_prompt` tokens (one number, or one per window); None: what the first pass over a text reads."""
         self._given = n_prompt
         self._image_token = image_token
         self._n_prompt: Tensor | None = None
         self._ids: Tensor | None = None
         self.now: Pass | None = None
-        self._unknown = "positions are known while the whole model runs: call the model, not its parts"
+        self._reason = "positions are known while the whole model runs: call the model, not its parts"
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take note of the pass that the model was called for with these arguments."""
+        """Note the pass that begins with a call of the model with these arguments."""
         try:
             self.now = self._read(args, kwargs)
         except ModelError as error:  # an operation at every position needs no positions
-            self.now, self._unknown = None, str(error)
+            self.now, self._reason = None, str(error)
 
     def present(self) -> Pass:
-        """The present pass; `ModelError` where its place in the text cannot be told."""
+        """The present pass; `ModelError` where its positions are unknown."""
         if self.now is None:
-            raise ModelError(f"Where in its text the model stands cannot be told: {self._unknown}.")
+            raise ModelError(f"The positions that the model reads are unknown: {self._reason}.")
         return self.now
 
     def _read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Pass:
@@ -86,42 +71,42 @@ class Passes:
         masked = "attention_mask"
         if isinstance(answer := kwargs.get("decoder_input_ids"), Tensor):  # of two stacks, the one that writes
             ids, masked = answer, "decoder_attention_mask"
-        shown = ids if ids is not None else kwargs.get("inputs_embeds")
-        if shown is None:
-            shown = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() >= 2), None)
-        if shown is None:
+        inputs = ids if ids is not None else kwargs.get("inputs_embeds")
+        if inputs is None:
+            inputs = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() >= 2), None)
+        if inputs is None:
             raise ModelError("the model is called with neither token ids nor embeddings")
-        n_windows, n_positions = shown.shape[:2]
+        n_windows, n_positions = inputs.shape[:2]
         past = past_length(args, kwargs)
         shape = (n_windows, past + n_positions)
-        seen = _seen(kwargs.get(masked), shape, past)
-        before = (seen.cumsum(1) == 0).sum(1)  # padding on the left
+        is_read = _is_read(kwargs.get(masked), shape, past)
+        before = (is_read.cumsum(1) == 0).sum(1)  # padding on the left
         position = torch.arange(past, past + n_positions)[None] - before[:, None]
-        length = seen.sum(1)
+        length = is_read.sum(1)
         if past == 0:
-            goes_on = self._goes_on(ids)
+            continues = self._continues(ids)
             _check_begins(kwargs, (n_windows, n_positions))
             self._ids = None if ids is None else ids.detach()
-            if not goes_on:
+            if not continues:
                 self._n_prompt = length if self._given is None else torch.as_tensor(self._given).expand(n_windows)
         if self._n_prompt is None or len(self._n_prompt) != n_windows:
-            raise ModelError(f"the pass goes on from {past} tokens of a text of which no pass was seen")
+            raise ModelError(f"the pass continues after {past} tokens of a text that no pass was seen to read")
         is_image = None if ids is None or self._image_token is None else (ids == self._image_token).cpu()
         return Pass(position, length, self._n_prompt, is_image)
 
-    def _goes_on(self, ids: Tensor | None) -> bool:
+    def _continues(self, ids: Tensor | None) -> bool:
         """Whether a pass without a cache reads the text of the pass before, and one token more."""
-        known = self._ids
-        if ids is None or known is None or self._n_prompt is None or len(ids) != len(known):
+        before = self._ids
+        if ids is None or before is None or self._n_prompt is None or len(ids) != len(before):
             return False
-        n = known.shape[1]
-        return ids.shape[1] == n + 1 and ids.device == known.device and bool((ids[:, :n] == known).all())
+        n = before.shape[1]
+        return ids.shape[1] == n + 1 and ids.device == before.device and bool((ids[:, :n] == before).all())
 
-    def chosen(self, positions: str | Sequence[int], shape: tuple[int, int]) -> Tensor:
-        """Which of a layer's rows, `shape` [window, position], are meant in the present pass; bool, on the CPU.
+    def selected(self, positions: str | Sequence[int], shape: tuple[int, int]) -> Tensor:
+        """Which of a layer's rows, `shape` [window, position], are at some positions in the present pass; bool, on the CPU.
 
-        Negative numbers count from the prompt's end. `ModelError` where the rows are not the pass's positions, or the pass
-        does not say where it stands, unless all positions are meant.
+        Negative numbers count from the prompt's end. `ModelError` where the rows are not the pass's positions, or these are
+        unknown, unless all positions are meant.
         """
         now = self.now
         if positions == "all" and (now is None or now.position.shape != shape):
@@ -129,48 +114,34 @@ class Passes:
         now = self.present()
         if now.position.shape != shape:
             raise ModelError(
-                f"Positions {positions!r} cannot be told: the layer holds {shape[1]} rows for each text, and the pass reads "
+                f"Positions {positions!r} cannot be found: the layer has {shape[1]} rows per text, and the pass reads "
                 f"{now.position.shape[1]} positions. Intervene at all positions."
             )
-        at, end = now.position, now.n_prompt[:, None]
-        inside = (at >= 0) & (at < now.length[:, None])
-        if not isinstance(positions, str):
-            wanted = torch.tensor(list(positions))
-            places = torch.where(wanted[None] < 0, end + wanted[None], wanted[None])
-            return inside & (at[:, :, None] == places[:, None, :]).any(2)
-        if positions == "image":
-            if now.is_image is None:
-                raise InvalidInputError("Image positions are those of a model with images, called with token ids.")
-            return inside & now.is_image
-        return (
-            inside
-            & {
-                "all": torch.ones_like(inside),
-                "prompt": at < end,
-                "last": at == end - 1,
-                "generated": at >= end,
-                "predicting": at >= end - 1,
-            }[positions]
-        )
+        inside = (now.position >= 0) & (now.position < now.length[:, None])
+        if isinstance(positions, str):
+            return inside & POSITIONS[positions].select(now)
+        numbers, end = torch.tensor(list(positions))[None], now.n_prompt[:, None]
+        counted = torch.where(numbers < 0, end + numbers, numbers)
+        return inside & (now.position[:, :, None] == counted[:, None, :]).any(2)
 
 
-def _seen(mask: Any, shape: tuple[int, int], past: int) -> Tensor:
+def _is_read(mask: object, shape: tuple[int, int], past: int) -> Tensor:
     """Which tokens of the text up to now are read, as 1 and 0: int64 [window, position], on the CPU."""
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         return torch.ones(shape, dtype=torch.int64)
     if tuple(mask.shape) != shape:
         raise ModelError(
-            f"the attention mask covers {mask.shape[1]} tokens, and the pass reads {shape[1] - past} after {past} known ones"
+            f"the attention mask covers {mask.shape[1]} tokens, and the pass reads {shape[1] - past} after {past} cached ones"
         )
     return mask.to("cpu", torch.int64)
 
 
 def _check_begins(kwargs: Mapping[str, Any], shape: tuple[int, int]) -> None:
-    """Raise `ModelError` where a pass that seems to begin a text says itself that it stands further on."""
-    places = kwargs.get("position_ids")
-    first = places[:, 0] if isinstance(places, Tensor) and tuple(places.shape) == shape else None
-    counted = kwargs.get("cache_position")
-    if first is None and isinstance(counted, Tensor) and counted.dim() == 1:
-        first = counted[:1]
+    """Raise `ModelError` where a pass seems to begin a text and its arguments say that it begins further on."""
+    position_ids = kwargs.get("position_ids")
+    first = position_ids[:, 0] if isinstance(position_ids, Tensor) and tuple(position_ids.shape) == shape else None
+    cache_position = kwargs.get("cache_position")
+    if first is None and isinstance(cache_position, Tensor) and cache_position.dim() == 1:
+        first = cache_position[:1]
     if first is not None and int(first.min()) > 0:
         raise ModelError(f"the pass begins at position {int(first.min())}, and no cache of earlier tokens is known")

@@ -1,14 +1,58 @@
-"""The named positions of an intervention; importing them does not load torch."""
+"""The positions of an intervention that have a name, as one table; importing it does not load torch."""
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
-NAMED: Final = {
-    "all": "every position",
-    "prompt": "the prompt's positions",
-    "last": "the prompt's last position, which predicts the answer's first token",
-    "generated": "the answer's positions",
-    "predicting": "the prompt's last position and the answer's: those that predict the answer",
-    "image": "the prompt's image positions",
+from actstore.store.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+
+@dataclass
+class Pass:
+    """One pass over windows: the position of every row in its text."""
+
+    position: Tensor
+    """Counted from the text's first token; negative for padding before it; int64 [window, position]."""
+    length: Tensor
+    """Number of tokens of each window up to now; int64 [window]."""
+    n_prompt: Tensor
+    """Number of tokens of each prompt; int64 [window]."""
+    is_image: Tensor | None
+    """bool [window, position]; None where the model was called without token ids, or reads no images."""
+
+
+@dataclass(frozen=True)
+class PositionSet:
+    """Positions that have a name."""
+
+    help: str
+    select: Callable[[Pass], Tensor]
+    """Which rows of a pass are meant: bool [window, position]; padding is left out afterwards."""
+
+
+def _is_image(now: Pass) -> Tensor:
+    if now.is_image is None:
+        raise InvalidInputError("Image positions are those of a model with images, called with token ids.")
+    return now.is_image
+
+
+POSITIONS: Final = {
+    "all": PositionSet("every position", lambda now: now.position == now.position),
+    "prompt": PositionSet("the prompt's positions", lambda now: now.position < now.n_prompt[:, None]),
+    "last": PositionSet(
+        "the prompt's last position, which predicts the answer's first token",
+        lambda now: now.position == now.n_prompt[:, None] - 1,
+    ),
+    "generated": PositionSet("the answer's positions", lambda now: now.position >= now.n_prompt[:, None]),
+    "predicting": PositionSet(
+        "the prompt's last position and the answer's: those that predict the answer",
+        lambda now: now.position >= now.n_prompt[:, None] - 1,
+    ),
+    "image": PositionSet("the prompt's image positions", _is_image),
 }

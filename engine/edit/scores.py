@@ -1,8 +1,7 @@
-"""Scores of an edit: what tasks show before it and after, a row a task and a summary by kind.
+"""Scores of an edit: what tasks show before it and after, as one row per task and a summary by kind.
 
 Reliability, generality and locality as Cheng et al. (EMNLP 2023, arXiv 2310.08475) code them: accuracy of the teacher-forced
-most probable tokens, agreement of the most probable token, agreement of the ordered ten most probable. Knows nothing about how
-an edit was made.
+most probable tokens, agreement of the most probable token, agreement of the ordered ten most probable.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from actstore.engine.edit.cases import KINDS
+from actstore.engine.edit.case_kinds import CASE_KINDS, HEADINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from actstore.engine.edit.readings import Reader
 
 TOP: Final = 10
-_TOGETHER = 128
+_TASKS_AT_ONCE = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,21 +33,21 @@ class Snapshot:
     top: NDArray[np.int32]
     """The most probable tokens, best first; [position, TOP]."""
     log_p: NDArray[np.float64]
-    """Log probability of the wanted token; [position]."""
+    """Log probability of the target token; [position]."""
 
 
 def snapshots(reader: Reader, tasks: Sequence[Task]) -> list[Snapshot]:
     """What the model, as it is now, predicts for each task."""
-    found = []
-    for first in range(0, len(tasks), _TOGETHER):
-        some = tasks[first : first + _TOGETHER]
-        every = reader.logits([task.reading for task in some], [task.positions for task in some])
-        for task, logits in zip(some, every, strict=True):
+    taken = []
+    for first in range(0, len(tasks), _TASKS_AT_ONCE):
+        group = tasks[first : first + _TASKS_AT_ONCE]
+        logits_of = reader.logits([task.reading for task in group], [task.positions for task in group])
+        for task, logits in zip(group, logits_of, strict=True):
             top = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
-            wanted = torch.from_numpy(task.wanted)[:, None]
-            log_p = (logits.gather(1, wanted)[:, 0] - logits.logsumexp(1)).double()
-            found.append(Snapshot(top.numpy().astype(np.int32), np.asarray(log_p.numpy())))
-    return found
+            targets = torch.from_numpy(task.targets)[:, None]
+            log_p = (logits.gather(1, targets)[:, 0] - logits.logsumexp(1)).double()
+            taken.append(Snapshot(top.numpy().astype(np.int32), np.asarray(log_p.numpy())))
+    return taken
 
 
 def score(task: Task, before: Snapshot, after: Snapshot) -> dict[str, Any]:
@@ -58,20 +57,20 @@ def score(task: Task, before: Snapshot, after: Snapshot) -> dict[str, Any]:
     whether all are (of a locality: whether all are what they were); `top1`, `top10`: agreement with before of the most probable
     token, and of the ordered ten; `p_before`, `p_after`: probability of the word, or of the answer of a locality, as a whole.
     """
-    right = after.top[:, 0] == task.wanted
+    right = after.top[:, 0] == task.targets
     same = after.top == before.top
-    looked_at = np.ones(len(right), bool) if task.is_locality or not task.edited.any() else task.edited
+    scored = np.ones(len(right), bool) if task.is_locality or not task.edited.any() else task.edited
     return {
         "case": task.name,
         "kind": task.kind,
         "tokens": len(right),
-        "word": float(right[looked_at].mean()),
+        "word": float(right[scored].mean()),
         "accuracy": float(right.mean()),
         "exact": bool(same[:, 0].all() if task.is_locality else right.all()),
         "top1": float(same[:, 0].mean()),
         "top10": float(same.mean()),
-        "p_before": float(np.exp(before.log_p[looked_at].sum())),
-        "p_after": float(np.exp(after.log_p[looked_at].sum())),
+        "p_before": float(np.exp(before.log_p[scored].sum())),
+        "p_after": float(np.exp(after.log_p[scored].sum())),
     }
 
 
@@ -82,43 +81,43 @@ def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     probable tokens that are what they were; each a mean over tasks, NaN without any. `by_kind` has the rest: of localities, the
     published text-locality is `top1`, image-locality `top10`.
     """
-    held = list(rows)
+    rows = list(rows)
     by_kind: dict[str, dict[str, float]] = {}
-    for kind in KINDS:
-        mine = [row for row in held if row["kind"] == kind]
-        if not mine:
+    for kind in CASE_KINDS:
+        of_kind = [row for row in rows if row["kind"] == kind]
+        if not of_kind:
             continue
         names = ("word", "accuracy", "exact", "top1", "top10", "p_before", "p_after", "generated")
         by_kind[kind] = {
-            "cases": len(mine),
-            "tokens": sum(row["tokens"] for row in mine),
-            **{name: float(np.mean([row[name] for row in mine])) for name in names if name in mine[0]},
+            "cases": len(of_kind),
+            "tokens": sum(row["tokens"] for row in of_kind),
+            **{name: float(np.mean([row[name] for row in of_kind])) for name in names if name in of_kind[0]},
         }
 
-    def mean(end: str, name: str) -> float:
-        found = [row[name] for row in held if row["kind"].endswith(end)]
-        return float(np.mean(found)) if found else float("nan")
+    def mean(heading: str, name: str) -> float:
+        values = [row[name] for row in rows if CASE_KINDS[row["kind"]].heading == heading]
+        return float(np.mean(values)) if values else float("nan")
 
     return {
         "reliability": mean("reliability", "word"),
         "generality": mean("generality", "word"),
         "locality": mean("locality", "top1"),
-        "exact": {end: mean(end, "exact") for end in ("reliability", "generality", "locality")},
+        "exact": {heading: mean(heading, "exact") for heading in HEADINGS},
         "by_kind": by_kind,
     }
 
 
 def generated_rows(reader: Reader, tasks: Sequence[Task], max_new_tokens: int) -> list[list[int]]:
-    """The greedy answers of the model, as it is now, to the tasks that have an answer of their own; the others' are empty."""
-    places = [i for i, task in enumerate(tasks) if task.answer]
-    prompts = [tasks[i].reading.cut(tasks[i].reading.n_prompt) for i in places]
-    found: list[list[int]] = [[] for _ in tasks]
-    for place, answer in zip(places, reader.answers(prompts, max_new_tokens), strict=True):
-        found[place] = answer
-    return found
+    """The greedy answers (token ids) of the model, as it is now, to tasks with an answer of their own; [] for the others."""
+    with_answer = [i for i, task in enumerate(tasks) if task.answer]
+    prompts = [tasks[i].reading.cut(tasks[i].reading.n_prompt) for i in with_answer]
+    answers: list[list[int]] = [[] for _ in tasks]
+    for i, answer in zip(with_answer, reader.answers(prompts, max_new_tokens), strict=True):
+        answers[i] = answer
+    return answers
 
 
 def mean_nats(reader: Reader, tasks: Sequence[Task]) -> float:
-    """Mean negative log-likelihood, in nats a token, of what the tasks want; NaN without tasks."""
-    found = snapshots(reader, tasks)
-    return float(-np.concatenate([one.log_p for one in found]).mean()) if found else float("nan")
+    """Mean negative log-likelihood of the tasks' targets, in nats per token; NaN without tasks."""
+    taken = snapshots(reader, tasks)
+    return float(-np.concatenate([snapshot.log_p for snapshot in taken]).mean()) if taken else float("nan")

@@ -1,12 +1,9 @@
-"""Edits of weights: rows of write vectors replaced in a loaded model, and put back bit for bit.
-
-Knows how a `LoadedModel` holds write vectors; nothing about how an edit was found, nor about folders.
-"""
+"""Edits of weights: rows of write vectors replaced in a loaded model, and put back bit for bit."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -22,22 +19,24 @@ if TYPE_CHECKING:
     from actstore.engine.models.load import LoadedModel
     from actstore.store.edits import Edit
 
+Side = Literal["before", "after"]
+
 
 def rows_of(model: LoadedModel, neurons: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
     """Layer → a copy of the write vectors of some neurons [neuron, d_model]."""
-    return {layer: model.write_vectors(layer)[list(chosen)].clone() for layer, chosen in neurons.items()}
+    return {layer: model.write_vectors(layer)[list(indices)].clone() for layer, indices in neurons.items()}
 
 
 def check_editable(model: LoadedModel, neurons: Mapping[int, Sequence[int]]) -> None:
     """Raise `InvalidInputError` for neurons whose write vectors cannot be replaced alone.
 
-    Not there at all, quantised, or shared with another layer or module.
+    That is, that do not exist, are quantised, or are shared with another layer or module.
     """
     spec = model.spec
     check_neurons(neurons, {layer.layer: layer.neurons for layer in spec.layers}, spec.name)
     for layer in neurons:
-        found = model._find(layer)
-        weight = model.model.get_parameter(found.parameter)
+        source = model._find(layer)
+        weight = model.model.get_parameter(source.parameter)
         if not weight.is_floating_point() or weight.element_size() < 2:
             raise InvalidInputError(
                 f"Layer {layer} of {spec.name} ({spec.layers[layer].module}) is quantised ({str(weight.dtype)[6:]}), and rows "
@@ -46,7 +45,7 @@ def check_editable(model: LoadedModel, neurons: Mapping[int, Sequence[int]]) -> 
         names = [n for n, p in model.model.named_parameters(remove_duplicate=False) if p is weight]
         others = [
             n for n, other in enumerate(model._layers)
-            if n != layer and (other.parameter, other.matrix) == (found.parameter, found.matrix)
+            if n != layer and (other.parameter, other.matrix) == (source.parameter, source.matrix)
         ]  # fmt: skip
         if others or len(names) > 1:
             shared = f"with layer {others[0]}" if others else f"as {names[1]}"
@@ -57,10 +56,10 @@ def check_editable(model: LoadedModel, neurons: Mapping[int, Sequence[int]]) -> 
 
 
 class EditedModel:
-    """A loaded model and the edits in it, the last applied first to go where rows overlap."""
+    """A loaded model and the edits in it. Where rows of two edits overlap, the later one is reverted first."""
 
     def __init__(self, model: LoadedModel) -> None:
-        """Take a model without edits; its fingerprint is taken once, and again after each edit that another one builds on."""
+        """Take a model without edits. Its fingerprint is computed once, and again where an edit builds on another."""
         self.model = model
         self.applied: list[Edit] = []
         self._base: str | None = None
@@ -68,14 +67,14 @@ class EditedModel:
     def apply(self, edit: Edit) -> None:
         """Put an edit's rows in place.
 
-        Of several, each must be of the model as it was before all of them or as the ones before left it, and the rows it
-        replaces must be those it was made of: where two edits of one model change the same neuron, the second is refused.
-        Raises `InvalidInputError` for an edit of another model, one that is in place already, and an intervention.
+        Each of several must have been made for the model as it was before all of them, or as those before left it, and the rows
+        that it replaces must be those that it was made from: where two edits of one model change the same neuron, the second
+        is refused. Raises `InvalidInputError` for an edit of another model, one that is in place already, and an intervention.
         """
         if edit.record.kind != "weights":
             raise InvalidInputError(
-                f"Edit {edit.name!r} is an intervention, which changes no weight: run the model in "
-                "actstore.engine.edit.interventions.intervening, or make the edit again with --as weights."
+                f"Edit {edit.name!r} is an intervention, which changes no weight. Run the model in "
+                "actstore.engine.edit.interventions.intervening, or make an edit of weights instead."
             )
         neurons = {rows.layer: rows.neurons for rows in edit.record.rows}
         if any(layer >= len(self.model.spec.layers) for layer in neurons):
@@ -98,7 +97,7 @@ class EditedModel:
             edit = self.applied[-1]
         later = self._overlap(edit)
         self._write(edit, "after", "before", f"; revert {later} first" if later else " or not applied")
-        self.applied = [one for one in self.applied if one is not edit and one.record != edit.record]
+        self.applied = [other for other in self.applied if other is not edit and other.record != edit.record]
 
     def has(self, edit: Edit) -> bool:
         """Whether all of an edit's rows are in place."""
@@ -110,10 +109,10 @@ class EditedModel:
         return self.model.write_vectors(layer)[list(neurons)].cpu()
 
     def _check_fingerprint(self, edit: Edit) -> None:
-        wanted = edit.record.model_fingerprint
+        expected = edit.record.model_fingerprint
         if self._base is None and not self.applied:
             self._base = fingerprint_of(self.model)
-        if wanted != self._base and (not self.applied or wanted != fingerprint_of(self.model)):
+        if expected != self._base and (not self.applied or expected != fingerprint_of(self.model)):
             self._refuse(edit)
 
     def _refuse(self, edit: Edit) -> None:
@@ -124,30 +123,33 @@ class EditedModel:
 
     def _overlap(self, edit: Edit) -> str:
         """The names of applied edits that change some of the same rows."""
-        mine = {(rows.layer, n) for rows in edit.record.rows for n in rows.neurons}
+        neurons = {(rows.layer, n) for rows in edit.record.rows for n in rows.neurons}
         return ", ".join(
-            repr(one.name)
-            for one in self.applied
-            if one.record != edit.record and mine & {(r.layer, n) for r in one.record.rows for n in r.neurons}
+            repr(other.name)
+            for other in self.applied
+            if other.record != edit.record and neurons & {(r.layer, n) for r in other.record.rows for n in r.neurons}
         )
 
     @torch.no_grad()
-    def _write(self, edit: Edit, old: str, new: str, otherwise: str) -> None:
-        """Replace rows that are `old` by `new`; nothing is written unless all rows are what they must be."""
+    def _write(self, edit: Edit, old: Side, new: Side, overlap: str) -> None:
+        """Replace rows that are `old` by `new`; nothing is written unless all rows are what they should be.
+
+        `overlap` is for the message: what may have changed them.
+        """
         for rows in edit.record.rows:
             pair = edit.rows[rows.layer]
             if pair.before.dtype != self.model.write_vectors(rows.layer).dtype:
                 self._refuse(edit)
             if not torch.equal(self._rows(rows.layer, rows.neurons), getattr(pair, old)):
                 if old == "after":
-                    reason = f"the edit is not in the model, or another has changed them since{otherwise}"
-                elif otherwise:
-                    reason = f"edit {otherwise} changed some of the same neurons"
+                    reason = f"the edit is not in the model, or another has changed them since{overlap}"
+                elif overlap:
+                    reason = f"edit {overlap} changed some of the same neurons"
                 else:
                     reason = "something else changed them"
                 raise InvalidInputError(
                     f"Expected the write vectors in layer {rows.layer} that edit {edit.name!r} "
-                    f"{'was made of' if old == 'before' else 'put there'}, found others in {self.model.spec.name}: {reason}."
+                    f"{'was made from' if old == 'before' else 'put there'}, found others in {self.model.spec.name}: {reason}."
                 )
         for rows in edit.record.rows:
             vectors = self.model.write_vectors(rows.layer)
@@ -157,11 +159,11 @@ class EditedModel:
 @contextmanager
 def edited(model: LoadedModel, *edits: Edit) -> Iterator[EditedModel]:
     """While open, the model has the edits, applied in order; afterwards every byte is what it was."""
-    holder = EditedModel(model)
+    edited_model = EditedModel(model)
     try:
         for edit in edits:
-            holder.apply(edit)
-        yield holder
+            edited_model.apply(edit)
+        yield edited_model
     finally:
-        while holder.applied:
-            holder.revert()
+        while edited_model.applied:
+            edited_model.revert()

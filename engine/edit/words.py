@@ -1,6 +1,6 @@
-"""Words to be exchanged: the tokens of `from` and `to`, in the form in which a capture's texts have them.
+"""The old word and the new one of a rewrite: their tokens, spelled as a capture's texts have them.
 
-Reads the store's vocabulary; needs no tokenizer. Knows nothing about how an edit is made.
+Reads the store's vocabulary; needs no tokenizer.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """A word, and the word that shall stand in its place."""
+class Replacement:
+    """A word, and the word that takes its place."""
 
     old: tuple[int, ...]
     """Its tokens."""
@@ -52,74 +52,75 @@ def tokens_of(store: Root, text: str) -> tuple[int, ...]:
         )
         if not tokens:
             raise InvalidInputError(
-                f"{store.model.name} has no tokens for the word {text!r}. Mend --from and --to, with their spaces."
+                f"{store.model.name} has no tokens for the word {text!r}. Check `old` and `new`, and their spaces."
             ) from None
         return tuple(tokens)
 
 
-def find_exchange(capture: Capture, old: str, new: str) -> Exchange:
-    """The exchange of two words as the capture's texts have them: as they are given, or each with a blank before it.
+def find_replacement(capture: Capture, old: str, new: str) -> Replacement:
+    """The two words as the capture's texts have them: as they are given, or each with a blank before it.
 
     `InvalidInputError` for a word that no tokens spell, one that the texts do not hold, and two that are the same.
     """
     store = capture.store
     if not old.strip() or not new.strip():
-        raise InvalidInputError("Two words are needed, --from and --to, found an empty one.")
-    found: list[tuple[int, Exchange]] = []
-    unknown: InvalidInputError | None = None
+        raise InvalidInputError("Expected two words, `old` and `new`, found an empty one.")
+    candidates: list[tuple[int, Replacement]] = []
+    first_error: InvalidInputError | None = None
     for before, after in _blanks(store, old, new):
         texts = before + old + after, before + new + after
         try:
-            tried = Exchange(tokens_of(store, texts[0]), tokens_of(store, texts[1]), *texts)
+            candidate = Replacement(tokens_of(store, texts[0]), tokens_of(store, texts[1]), *texts)
         except InvalidInputError as error:
-            unknown = unknown or error
+            first_error = first_error or error
             continue
-        found.append((count_occurrences(capture, tried.old), tried))
-    if not found:
-        assert unknown is not None
-        raise unknown
+        candidates.append((count_occurrences(capture, candidate.old), candidate))
+    if not candidates:
+        assert first_error is not None
+        raise first_error
     # Where a word is one token with the blank, texts have it so; pieces of it may occur anywhere.
-    n, chosen = max(found, key=lambda pair: (pair[0] > 0, len(pair[1].old) == 1, pair[0]))
+    n, replacement = max(candidates, key=lambda pair: (pair[0] > 0, len(pair[1].old) == 1, pair[0]))
     if not n:
         raise InvalidInputError(
             f"The word {old!r} does not occur in capture {capture.record.name!r}: there is nothing to learn its neurons from. "
-            "Mend --from, or name another --capture."
+            "Check `old`, or name another `capture`."
         )
-    if chosen.old == chosen.new:
-        raise InvalidInputError(f"--from and --to are the same word, {chosen.old_text!r}.")
-    return chosen
+    if replacement.old == replacement.new:
+        raise InvalidInputError(f"`old` and `new` are the same word, {replacement.old_text!r}.")
+    return replacement
 
 
 def _blanks(store: Root, old: str, new: str) -> list[tuple[str, str]]:
-    """What may stand before and behind two words in texts: nothing, or a blank where the tokenizer has it."""
+    """What may come before and after the two words in texts: nothing, or a blank where the tokenizer has it."""
     ends_words = store.vocabulary is not None and StoredTokenizer(store.folder, store.vocabulary).ends_words
     if any(word.startswith(" ") or (ends_words and word.endswith(" ")) for word in (old, new)):
         return [("", "")]
     return [("", ""), ("", " ") if ends_words else (" ", "")]
 
 
-def single(exchange: Exchange, form: str) -> Exchange:
-    """The exchange where both words are one token; `InvalidInputError` saying why this form needs it."""
-    if exchange.is_single:
-        return exchange
+def check_single_tokens(replacement: Replacement, form: str) -> Replacement:
+    """The replacement, if both words are one token; otherwise `InvalidInputError` that says why the form needs it."""
+    if replacement.is_single:
+        return replacement
     text, tokens = max(
-        ((exchange.old_text, exchange.old), (exchange.new_text, exchange.new)), key=lambda pair: len(pair[1])
+        ((replacement.old_text, replacement.old), (replacement.new_text, replacement.new)),
+        key=lambda pair: len(pair[1]),
     )
     raise InvalidInputError(
         f"The word {text!r} is {len(tokens)} tokens, and the {form} form moves one logit at one position: the later tokens are "
-        "predicted after text that no capture holds yet. Choose words of one token, or --form fine, which edits them jointly."
+        'predicted after text that no capture holds yet. Choose words of one token, or `form="fine"`, which edits all tokens.'
     )
 
 
 def starts_of(inputs: NDArray[np.int32], word: Sequence[int]) -> NDArray[np.int64]:
-    """Where a word begins in the ids of one window."""
+    """The places at which a word begins in the ids of one window."""
     n = len(inputs) - len(word) + 1
     if n <= 0:
         return np.empty(0, np.int64)
-    hit = np.ones(n, bool)
-    for place, token in enumerate(word):
-        hit &= inputs[place : place + n] == token
-    return np.flatnonzero(hit)
+    matches = np.ones(n, bool)
+    for i, token in enumerate(word):
+        matches &= inputs[i : i + n] == token
+    return np.flatnonzero(matches)
 
 
 def count_occurrences(capture: Capture, word: Sequence[int]) -> int:
@@ -137,16 +138,16 @@ def count_occurrences(capture: Capture, word: Sequence[int]) -> int:
 
 
 def answer_slots(plan: BlockPlan, *, has_answers: bool) -> NDArray[np.bool_]:
-    """Which slots of a block predict what a text says: those before an answer's tokens, or all where nothing is an answer."""
+    """Which slots of a block predict a token of an answer; all of them where the capture holds no answers."""
     if not has_answers:
         return np.ones(len(plan.position), bool)
     window = np.repeat(np.arange(len(plan.windows["window"])), plan.windows["n_slots"])
     follows = (window[1:] == window[:-1]) & (plan.position[1:] == plan.position[:-1] + 1)
-    chosen = np.zeros(len(window), bool)
-    chosen[:-1] = follows & (plan.modality[1:] == GENERATED)
-    return chosen
+    predicts = np.zeros(len(window), bool)
+    predicts[:-1] = follows & (plan.modality[1:] == GENERATED)
+    return predicts
 
 
 def has_answers(capture: Capture) -> bool:
-    """Whether a capture's windows hold answers, given or generated, beside what was asked."""
+    """Whether a capture's windows hold answers, given or generated, after their prompts."""
     return bool((capture.plan.array("tokens/modality") == GENERATED).any())

@@ -1,6 +1,13 @@
-"""Multi-modal neurons (Pan et al., Findings of ACL 2024, arXiv 2311.07470): which neurons carry an image's concepts into words.
+"""Multi-modal neurons: which neurons carry what is on an image into the words of its caption, and where on it they look.
 
-`nouns` and `captions` find the words of the answers and the positions that predict them, `find` ranks neurons, `concepts`
-puts captions together, `patch_maps` and `pictures` show where on the image neurons look: from a store alone. `properties`
-and `shuffle` test what such neurons are said to be; `gradients` and `causal` need the model for it.
+Pan et al. (Findings of ACL 2024, arXiv 2311.07470). At the position that predicts a noun's first sub-token, a neuron with
+activation a and write vector w has the score `s = a · (w · (γ ⊙ u))` for the noun's unembedding row u: its direct term in the
+noun's logit. `find.find_multimodal` ranks all neurons of the language model for each noun, from a store alone; `concepts` puts
+captions together, `noun_maps` maps activations onto the image, `properties` and `shuffle` measure sensitivity, invariance and
+specificity; `gradients` (a baseline) and `causal` (noise on the write vectors) need the model.
+
+    >>> capture = actstore.open("captions.actstore").capture()
+    >>> result = find_multimodal(capture, FindSettings(k=5))
+    >>> [(noun.word, result.neurons_of(i)[0]) for i, noun in enumerate(result.nouns)]
+    [('circle', (2, 17)), ('square', (3, 4))]
 """

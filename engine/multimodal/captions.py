@@ -1,8 +1,7 @@
 """The answers of a capture as text and tokens: which token begins a word, and which position predicted it.
 
-Words are aligned to token ids by the bytes that each token of the store's vocabulary stands for, so that no tokenizer is
-needed and nothing can shift: the reference code of Pan et al. (2024) loses count after the first word that is not a noun.
-Knows nothing about nouns or neurons.
+Words are aligned to token ids by the bytes of each token in the store's vocabulary, so that no tokenizer is needed and nothing
+can shift: the reference code of Pan et al. (2024) loses the alignment after the first word that is not a noun.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Caption:
-    """What the model answered to one document, and where it stands in the capture."""
+    """The model's answer to one document, and where it is in the capture."""
 
     document: int
     image: str | None
@@ -39,9 +38,9 @@ class Caption:
     """The answer's tokens."""
     text: str
     ends: NDArray[np.int64]
-    """Byte at which each token of the answer ends; special tokens take none."""
+    """Byte of the text at which each token of the answer ends; special tokens have no bytes."""
     offsets: NDArray[np.int64]
-    """Of each position of the window, its place in the block's [neuron, token] arrays; -1 where not kept."""
+    """The column of each position of the window in the block's [neuron, token] arrays; -1 where it was not captured."""
 
     @property
     def words(self) -> NDArray[np.int32]:
@@ -49,7 +48,7 @@ class Caption:
         return self.ids[np.diff(self.ends, prepend=0) > 0]
 
     def token_at(self, character: int) -> int:
-        """Which token of the answer holds the first byte of a character of the text."""
+        """The token of the answer in which a character of the text begins."""
         byte = len(self.text[:character].encode("utf-8", "surrogateescape"))
         return int(np.searchsorted(self.ends, byte, side="right"))
 
@@ -61,56 +60,57 @@ class Caption:
 def read_captions(capture: Capture, documents: Sequence[int] | None = None) -> list[Caption]:
     """The answers of all committed documents, or of some, ascending; documents without an answer are left out.
 
-    A document's answer begins at its `n_prompt`; where the capture does not say, at the first token marked as generated.
-    Raises `InvalidInputError` where no document has one, and where a document was read in several windows.
+    A document's answer begins at its `n_prompt`, or, where the capture does not have that, at the first token marked as
+    generated. Raises `InvalidInputError` where no document has an answer, and where a document was read in several windows.
     """
     table = capture.documents()
     names = table.column_names
     n_prompt = table["n_prompt"].to_pylist() if "n_prompt" in names else [None] * table.num_rows
     images = table["image"].to_pylist() if "image" in names else [None] * table.num_rows
     special = special_tokens(capture.store)
-    chosen = None if documents is None else set(documents)
-    if chosen and (unknown := sorted(chosen - set(range(table.num_rows)))):
+    selected = None if documents is None else set(documents)
+    if selected and (unknown := sorted(selected - set(range(table.num_rows)))):
         raise InvalidInputError(
             f"Capture {capture.record.name!r} has documents 0 to {table.num_rows - 1}, found document {unknown[0]}."
         )
-    found: dict[int, Caption] = {}
+    captions: dict[int, Caption] = {}
     for block in capture.blocks:
         plan = capture.block_plan(block)
         for document, ids, offsets, modality in _windows(capture, plan):
-            if chosen is not None and document not in chosen:
+            if selected is not None and document not in selected:
                 continue
             first = n_prompt[document]
             first = _first_generated(offsets, modality) if first is None else int(first)
             if first is None or not 1 <= first < len(ids):
                 continue
-            if document in found:
+            if document in captions:
                 raise InvalidInputError(
                     f"Document {document} of capture {capture.record.name!r} was read in several windows, and its answer is "
-                    "not in one of them. Capture it in one window (--context)."
+                    "not in one of them. Capture it in one window, with a larger `context`."
                 )
             text, ends = spell(capture.store, ids[first:], special)
-            found[document] = Caption(document, images[document], block, first, ids[first:], text, ends, offsets)
-    if not found:
+            captions[document] = Caption(document, images[document], block, first, ids[first:], text, ends, offsets)
+    if not captions:
         raise InvalidInputError(
-            f"Capture {capture.record.name!r} holds no answer to a prompt. Capture images with captions, or with --generate."
+            f"Capture {capture.record.name!r} holds no answer to a prompt. Capture images with captions, or with "
+            "`generate=True`."
         )
-    return [found[document] for document in sorted(found)]
+    return [captions[document] for document in sorted(captions)]
 
 
 def _windows(
     capture: Capture, plan: BlockPlan
 ) -> Iterator[tuple[int, NDArray[np.int32], NDArray[np.int64], NDArray[np.uint8]]]:
-    """(document, ids [position], place of each position in the block or -1, modality of those kept) of every window."""
+    """(document, ids [position], column of each position in the block or -1, modality of those captured) of every window."""
     columns = {
         name: plan.windows[name].tolist() for name in ("document", "input_start", "n_inputs", "slot_start", "n_slots")
     }
-    for document, start, n, slot, kept in zip(*columns.values(), strict=True):
+    for document, start, n, slot, n_slots in zip(*columns.values(), strict=True):
         ids = plan.inputs[start - columns["input_start"][0] :][:n]
         begin = slot - plan.block * capture.record.plan.block_slots
         offsets = np.full(n, -1, np.int64)
-        offsets[plan.position[begin : begin + kept]] = np.arange(begin, begin + kept)
-        yield document, ids, offsets, plan.modality[begin : begin + kept]
+        offsets[plan.position[begin : begin + n_slots]] = np.arange(begin, begin + n_slots)
+        yield document, ids, offsets, plan.modality[begin : begin + n_slots]
 
 
 def _first_generated(offsets: NDArray[np.int64], modality: NDArray[np.uint8]) -> int | None:
@@ -119,15 +119,15 @@ def _first_generated(offsets: NDArray[np.int64], modality: NDArray[np.uint8]) ->
 
 
 def special_tokens(store: Root) -> frozenset[int]:
-    """The ids of the vocabulary's special tokens; none where only ids are known."""
+    """The ids of the vocabulary's special tokens; empty where the store has no vocabulary."""
     table = store.vocabulary
     return (
         frozenset() if table is None else frozenset(np.flatnonzero(np.asarray(table["special"].to_pylist())).tolist())
     )
 
 
-def spell(store: Root, ids: NDArray[Any], special: frozenset[int]) -> tuple[str, NDArray[np.int64]]:
-    """The text of tokens, and the byte at which each ends; bytes that are no text are kept as lone surrogates."""
-    parts = [b"" if token in special else store.token_bytes(token) for token in ids.tolist()]
-    text = b"".join(parts).decode("utf-8", "surrogateescape")
-    return text, np.cumsum([len(part) for part in parts]).astype(np.int64)
+def spell(store: Root, ids: NDArray[np.integer[Any]], special: frozenset[int]) -> tuple[str, NDArray[np.int64]]:
+    """The text of tokens, and the byte at which each ends; bytes that are not UTF-8 become lone surrogates."""
+    spelled = [b"" if token in special else store.token_bytes(token) for token in ids.tolist()]
+    text = b"".join(spelled).decode("utf-8", "surrogateescape")
+    return text, np.cumsum([len(piece) for piece in spelled]).astype(np.int64)

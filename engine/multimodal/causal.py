@@ -1,13 +1,12 @@
-"""Do the neurons cause the word? Noise on their write vectors, and what the model then says of the image.
+"""Whether neurons cause the word: noise on their write vectors, and what the model then says about the image.
 
 For each noun of a caption σ·N(0, I) is added to the write vectors of its k neurons (Pan et al. 2024, section 4.4), and the
-model is asked again: is the noun still in its answer, and how probable is it where it stood? Other rankings and as many
-random neurons are treated alike, with noise of the same size. Needs the model; knows nothing about how neurons were chosen.
+model answers again: is the noun still in its answer, and how probable is it at its position? Other rankings and as many
+random neurons are treated alike, with noise of the same size. Needs the model.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,49 +31,49 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CausalSettings(Typed):
-    """How neurons are disturbed, and how many nouns are looked at."""
+    """Size of the noise, and number of nouns."""
 
     sigma: float = 10.0
     """Of the noise, as a multiple of the root mean square of all entries of the layer's write vectors."""
     seed: int = 0
-    """Of the noise, and of which nouns are looked at."""
+    """Random seed of the noise, and of the nouns that are tested."""
     max_nouns: int | None = 200
-    """Those of captions taken at random; None takes all."""
+    """Maximum number of nouns, those of random captions; None: all."""
     max_new_tokens: int | None = None
-    """Of an answer; as many as when the capture was generated, or a few more than its longest answer has, unless given."""
+    """Maximum length of an answer; None: as when the capture was generated, or a few more than its longest answer has."""
     batch_tokens: int = 16_384
-    """Token positions that run at once; changes rounding only."""
+    """Token positions per forward pass; affects rounding only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.sigma > 0 or (self.max_nouns is not None and self.max_nouns < 1):
             raise InvalidInputError(
-                f"Noise is above zero and falls on at least one noun, found sigma {self.sigma} and {self.max_nouns} nouns."
+                f"`sigma` is above zero and `max_nouns` at least 1, found {self.sigma} and {self.max_nouns}."
             )
 
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """What noise on the neurons of one ranking did; an entry a noun."""
+    """The effect of noise on the neurons of one ranking; each array has one entry per noun."""
 
     gone: NDArray[np.bool_]
     """Whether the noun was in the model's answer and no longer is."""
     changed: NDArray[np.bool_]
-    """Whether any token of the answer is another."""
+    """Whether any token of the answer changed."""
     before: NDArray[np.float64]
-    """The probability of the noun's first sub-token where it is predicted, the answer before it being as it was."""
+    """The probability of the noun's first sub-token where it is predicted, given the original answer before it."""
     after: NDArray[np.float64]
 
     @property
     def drop(self) -> NDArray[np.float64]:
-        """How far the probability falls, as a share of what it was; below zero where it rises."""
+        """By how much the probability falls, relative to `before`; below zero where it rises."""
         return 1 - self.after / np.maximum(self.before, 1e-12)
 
 
-def choose_nouns(found: Multimodal, settings: CausalSettings) -> list[int]:
-    """The nouns that are looked at, ascending: those of captions at random, until they are `max_nouns` or all."""
+def choose_nouns(result: Multimodal, settings: CausalSettings) -> list[int]:
+    """The numbers of the nouns that are tested, ascending: those of random captions, up to `max_nouns`."""
     by_caption: dict[int, list[int]] = {}
-    for number, noun in enumerate(found.nouns):
+    for number, noun in enumerate(result.nouns):
         by_caption.setdefault(noun.caption, []).append(number)
     order = np.random.default_rng(settings.seed).permutation(list(by_caption)).tolist()
     drawn = [number for caption in order for number in by_caption[caption]]
@@ -87,72 +86,71 @@ def causal_effect(
     settings: CausalSettings | None = None,
     on_caption: Callable[[int, int], None] = lambda done, n: None,
 ) -> dict[str, Effect]:
-    """The effect of noise on each noun's neurons, for every ranking of the same nouns; see `choose_nouns`.
+    """The effect of noise on each noun's neurons, for every ranking of the same nouns; which nouns: `choose_nouns`.
 
-    All nouns and rankings of a caption run side by side, each window with noise of its own, which is the same as noise on
-    the weights (`noise`). Nouns that the undisturbed model does not say of its image (their captions were given, not
-    generated) are left out, and all effects are over the same nouns. Weights are as they were.
+    All nouns and rankings of a caption run in one batch, each window with its own noise, which is equivalent to noise on the
+    weights (`noise`). Nouns that the undisturbed model does not say (their captions were given, not generated) are left out,
+    and all effects are over the same nouns. Afterwards the weights are as they were.
 
-    Raises `InvalidInputError` as `Replay.encode` does, or where no noun is left.
+    Raises `InvalidInputError` as `Replay.encode` does, and where no noun is left.
     """
     settings = settings or CausalSettings()
-    found = next(iter(rankings.values()))
+    result = next(iter(rankings.values()))
     by_caption: dict[int, list[int]] = {}
-    for number in choose_nouns(found, settings):
-        by_caption.setdefault(found.nouns[number].caption, []).append(number)
-    rows: dict[str, list[_Outcome]] = {name: [] for name in rankings}
+    for number in choose_nouns(result, settings):
+        by_caption.setdefault(result.nouns[number].caption, []).append(number)
+    outcomes: dict[str, list[_Outcome]] = {name: [] for name in rankings}
     for done, (caption, numbers) in enumerate(by_caption.items()):
-        trial = _Trial(replay, found, caption, settings)
-        before = trial.undisturbed([found.nouns[number] for number in numbers])
-        said = [(number, at) for number, at in zip(numbers, before, strict=True) if at.says]
-        asked = [
-            (found.nouns[number], ranking.neurons_of(number)) for ranking in rankings.values() for number, _ in said
-        ]
-        outcomes = iter(trial.disturbed(asked))
+        trial = _Trial(replay, result, caption, settings)
+        undisturbed = trial.undisturbed([result.nouns[number] for number in numbers])
+        said = [(number, outcome) for number, outcome in zip(numbers, undisturbed, strict=True) if outcome.says_noun]
+        disturbed = trial.disturbed(
+            [(result.nouns[number], ranking.neurons_of(number)) for ranking in rankings.values() for number, _ in said]
+        )
         for name in rankings:
-            rows[name] += [next(outcomes).against(at) for _, at in said]
+            outcomes[name] += [next(disturbed).compared_with(outcome) for _, outcome in said]
         on_caption(done + 1, len(by_caption))
-    if not next(iter(rows.values())):
+    if not next(iter(outcomes.values())):
         raise InvalidInputError(
-            f"{replay.model.spec.name} says none of the {sum(map(len, by_caption.values()))} nouns looked at when asked: their "
-            "captions are not its own. Capture with --generate."
+            f"{replay.model.spec.name} says none of the {sum(map(len, by_caption.values()))} nouns itself: their captions are "
+            "not its own. Capture with `generate=True`."
         )
     return {
         name: Effect(
-            np.array([not outcome.says for outcome in outcomes]),
-            np.array([outcome.changed for outcome in outcomes]),
-            np.array([outcome.before for outcome in outcomes], np.float64),
-            np.array([outcome.probability for outcome in outcomes], np.float64),
+            np.array([not outcome.says_noun for outcome in of_ranking]),
+            np.array([outcome.changed for outcome in of_ranking]),
+            np.array([outcome.before for outcome in of_ranking], np.float64),
+            np.array([outcome.probability for outcome in of_ranking], np.float64),
         )
-        for name, outcomes in rows.items()
+        for name, of_ranking in outcomes.items()
     }
 
 
 class _Outcome(NamedTuple):
-    """How a model takes one noun."""
+    """What a model says where one noun is due."""
 
-    says: bool
+    says_noun: bool
     answer: list[int]
     probability: float
     before: float = 1.0
     changed: bool = False
 
-    def against(self, other: _Outcome) -> _Outcome:
+    def compared_with(self, other: _Outcome) -> _Outcome:
         return self._replace(before=other.probability, changed=self.answer != other.answer)
 
 
 class _Trial:
-    """One caption's image asked about again, with noise and without."""
+    """One caption's image, answered again with noise and without."""
 
-    def __init__(self, replay: Replay, found: Multimodal, caption: int, settings: CausalSettings) -> None:
+    def __init__(self, replay: Replay, result: Multimodal, caption: int, settings: CausalSettings) -> None:
         self._replay, self._settings = replay, settings
         self._special = special_tokens(replay.capture.store)
-        self._full = replay.encode(found.captions[caption])
-        self._prompt = replay.encode(found.captions[caption], with_answer=False)
-        longest = max(len(entry.ids) for entry in found.captions) + 4
+        self._full = replay.encode(result.captions[caption])
+        self._prompt = replay.encode(result.captions[caption], with_answer=False)
+        longest = max(len(entry.ids) for entry in result.captions) + 4
         recorded = replay.capture.record.settings
         bound = int(recorded["max_new_tokens"]) if recorded.get("generate") else longest
-        self._n_new = settings.max_new_tokens or min(longest, bound)  # what was cut off then is cut off again
+        self._n_new = settings.max_new_tokens or min(longest, bound)  # an answer that was cut off is cut off again
 
     def undisturbed(self, nouns: Sequence[Noun]) -> list[_Outcome]:
         (answer,) = self._replay.answers([self._prompt], self._n_new)
@@ -160,23 +158,21 @@ class _Trial:
             probabilities = self._replay.logits([self._full])[0].softmax(-1)
         return [self._outcome(noun, answer, float(probabilities[noun.position, noun.token])) for noun in nouns]
 
-    def disturbed(self, asked: Sequence[tuple[Noun, Neurons]]) -> Iterator[_Outcome]:
-        """An outcome for each noun, with noise on the neurons beside it."""
+    def disturbed(self, tests: Sequence[tuple[Noun, Neurons]]) -> Iterator[_Outcome]:
+        """One outcome per (noun, neurons), with noise on these neurons."""
         model, settings = self._replay.model, self._settings
-        layers = {layer for _, neurons in asked for layer, _ in neurons}
+        layers = {layer for _, neurons in tests for layer, _ in neurons}
         length = len(self._prompt.ids) + self._n_new
-        most = max(1, settings.batch_tokens // length) if can_hook(model, layers) else 1
-        for first in range(0, len(asked), most):
-            some = asked[first : first + most]
-            noises = [Noise(neurons, settings.sigma, settings.seed) for _, neurons in some]
-            with (
-                noisy_windows(model, noises) if most > 1 else noisy_weights(model, noises[0]) if some else nullcontext()
-            ):
+        n_windows = max(1, settings.batch_tokens // length) if can_hook(model, layers) else 1
+        for first in range(0, len(tests), n_windows):
+            batch = tests[first : first + n_windows]
+            noises = [Noise(neurons, settings.sigma, settings.seed) for _, neurons in batch]
+            with noisy_windows(model, noises) if n_windows > 1 else noisy_weights(model, noises[0]):
                 with torch.inference_mode():
-                    logits = self._replay.logits([self._full] * len(some))
-                    rows = [logits[i, noun.position].softmax(-1) for i, (noun, _) in enumerate(some)]
-                answers = self._replay.answers([self._prompt] * len(some), self._n_new)
-            for (noun, _), row, answer in zip(some, rows, answers, strict=True):
+                    logits = self._replay.logits([self._full] * len(batch))
+                    rows = [logits[i, noun.position].softmax(-1) for i, (noun, _) in enumerate(batch)]
+                answers = self._replay.answers([self._prompt] * len(batch), self._n_new)
+            for (noun, _), row, answer in zip(batch, rows, answers, strict=True):
                 yield self._outcome(noun, answer, float(row[noun.token]))
 
     def _outcome(self, noun: Noun, answer: list[int], probability: float) -> _Outcome:

@@ -1,7 +1,4 @@
-"""Captions put together: for each noun the neurons that serve it over all captions that name it.
-
-Knows nothing about stores beyond what `Multimodal` holds.
-"""
+"""Concepts: for each noun, the neurons that are in its top k in most of the captions with the noun."""
 
 from __future__ import annotations
 
@@ -22,34 +19,34 @@ class Concept:
 
     word: str
     occurrences: NDArray[np.int64]
-    """Which of the nouns are it."""
+    """The numbers of its occurrences among the nouns of captions."""
     neurons: NDArray[np.int64]
-    """Numbers, those in the top k of most captions first, then by mean score; shape [k]."""
+    """Numbers of neurons, those in the top k of most captions first, then by mean score; [k]."""
     shares: NDArray[np.float64]
-    """Share of the noun's captions in whose top k each neuron is."""
+    """Share of the noun's captions in whose top k each neuron is; [k]."""
     scores: NDArray[np.float64]
-    """Mean score over those captions."""
+    """Mean score over those captions; [k]."""
     places: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
-    """Of each neuron, where it stands in the ranking: which nouns, and its rank in each."""
+    """Where each neuron is in the ranking: numbers of nouns, and its rank in each."""
 
 
-def concepts(found: Multimodal, k: int | None = None) -> list[Concept]:
-    """Every noun with the k neurons that serve it in most of its captions, the noun of most captions first.
+def concepts(result: Multimodal, k: int | None = None) -> list[Concept]:
+    """Every noun with the k neurons that are in its top k in most of its captions, the noun of most captions first.
 
-    Of neurons in as many captions' top k, the larger mean score over these comes first, then the smaller number.
+    Among neurons in the top k of equally many captions, the larger mean score comes first, then the smaller number.
     """
-    k = k or found.settings.k
+    k = k or result.settings.k
     by_word: dict[str, list[int]] = {}
-    for i, noun in enumerate(found.nouns):
+    for i, noun in enumerate(result.nouns):
         by_word.setdefault(noun.word, []).append(i)
-    result = []
+    made = []
     for word, rows in sorted(by_word.items(), key=lambda item: (-len(item[1]), item[0])):
-        numbers, scores = found.first.tokens[rows], found.first.values[rows].astype(np.float64)
-        there = numbers >= 0
-        neurons, place, counts = np.unique(numbers[there], return_inverse=True, return_counts=True)
-        means = np.bincount(place, scores[there], len(neurons)) / np.maximum(counts, 1)
+        numbers, scores = result.first.tokens[rows], result.first.values[rows].astype(np.float64)
+        is_neuron = numbers >= 0
+        neurons, index, counts = np.unique(numbers[is_neuron], return_inverse=True, return_counts=True)
+        means = np.bincount(index, scores[is_neuron], len(neurons)) / np.maximum(counts, 1)
         order = np.lexsort((neurons, -means, -counts))[:k]
-        nouns, ranks = np.nonzero(there)
-        places = [(np.array(rows)[nouns[place == n]], ranks[place == n]) for n in order.tolist()]
-        result.append(Concept(word, np.array(rows), neurons[order], counts[order] / len(rows), means[order], places))
-    return result
+        nouns, ranks = np.nonzero(is_neuron)
+        places = [(np.array(rows)[nouns[index == n]], ranks[index == n]) for n in order.tolist()]
+        made.append(Concept(word, np.array(rows), neurons[order], counts[order] / len(rows), means[order], places))
+    return made

@@ -1,6 +1,6 @@
 """The baseline that needs gradients: neurons ranked by activation × ∂logit/∂activation where a noun is predicted.
 
-The total derivative, through all later layers, and so another question than the direct contribution. Needs the model.
+The total derivative, through all later layers, where the contribution is the direct effect alone. Needs the model.
 """
 
 from __future__ import annotations
@@ -26,39 +26,40 @@ if TYPE_CHECKING:
 
 
 def rank_by_gradient(
-    found: Multimodal,
+    result: Multimodal,
     replay: Replay,
-    rows: Sequence[int] | None = None,
+    numbers: Sequence[int] | None = None,
     on_caption: Callable[[int, int], None] = lambda done, n: None,
 ) -> Multimodal:
     """The same nouns with the neurons of the largest a · ∂logit/∂a at the position that predicts them, over the same layers.
 
-    Of the nouns given by `rows` only; the others have no neurons.
+    Of the nouns with some `numbers` only (None: all); the others have no neurons.
 
-    One pass forward for each caption, one back for each noun. Raises `InvalidInputError` as `Replay.encode` does, and for
+    One forward pass per caption, one backward pass per noun. Raises `InvalidInputError` as `Replay.encode` does, and for
     routed experts.
     """
-    places = places_of(replay.model, found.numbering.layers.tolist())
+    places = places_of(replay.model, result.numbering.layers.tolist())
     by_caption: dict[int, list[int]] = defaultdict(list)
-    for i in range(len(found.nouns)) if rows is None else rows:
-        by_caption[found.nouns[i].caption].append(i)
-    k = found.settings.k
-    best = TopK(np.full((len(found.nouns), k), -np.inf, np.float32), np.full((len(found.nouns), k), -1, np.int64))
+    for i in range(len(result.nouns)) if numbers is None else numbers:
+        by_caption[result.nouns[i].caption].append(i)
+    k = result.settings.k
+    best = TopK(np.full((len(result.nouns), k), -np.inf, np.float32), np.full((len(result.nouns), k), -1, np.int64))
     with weights_without_gradients(replay.model.model), torch.enable_grad():
         for done, (caption, nouns) in enumerate(by_caption.items()):
-            encoded = replay.encode(found.captions[caption])
-            seen: dict[int, Tensor] = {}
-            with hooked(replay.model.model, _hooks(places, seen)):
+            encoded = replay.encode(result.captions[caption])
+            activations: dict[int, Tensor] = {}
+            with hooked(replay.model.model, _hooks(places, activations)):
                 logits = replay.logits([encoded])[0]
-            inputs = [seen[place.layer] for place in places]
+            inputs = [activations[place.layer] for place in places]
             for i in nouns:
-                at, token = found.nouns[i].position, found.nouns[i].token
-                gradients = torch.autograd.grad(logits[at, token], inputs, retain_graph=i != nouns[-1])
-                scores = np.concatenate([_at(a, at) * _at(g, at) for a, g in zip(inputs, gradients, strict=True)])
+                position, token = result.nouns[i].position, result.nouns[i].token
+                gradients = torch.autograd.grad(logits[position, token], inputs, retain_graph=i != nouns[-1])
+                pairs = zip(inputs, gradients, strict=True)
+                scores = np.concatenate([_at(values, position) * _at(slopes, position) for values, slopes in pairs])
                 top = top_k(scores[None], np.arange(len(scores)), k)
                 best.values[i], best.tokens[i] = top.values[0], top.tokens[0]
             on_caption(done + 1, len(by_caption))
-    return found.with_ranking(best)
+    return result.with_ranking(best)
 
 
 def _at(values: Tensor, position: int) -> NDArray[np.float32]:
@@ -66,8 +67,8 @@ def _at(values: Tensor, position: int) -> NDArray[np.float32]:
     return values.detach().reshape(-1, values.shape[-1])[position].float().cpu().numpy()
 
 
-def _hooks(places: list[Place], seen: dict[int, Tensor]) -> dict[str, Hook]:
-    """Hooks that keep what each layer's output projection reads; the first begins the graph."""
+def _hooks(places: list[Place], activations: dict[int, Tensor]) -> dict[str, Hook]:
+    """Hooks that store the input of each layer's output projection in `activations`; the first one begins the graph."""
     by_owner: dict[str, dict[int, Place]] = defaultdict(dict)
     for place in places:
         by_owner[place.owner][place.run] = place
@@ -80,7 +81,7 @@ def _hooks(places: list[Place], seen: dict[int, Tensor]) -> dict[str, Hook]:
             values = args[0] if name is None else kwargs[name]
             if not values.requires_grad:
                 values = values.detach().requires_grad_()
-            seen[runs[run].layer] = values
+            activations[runs[run].layer] = values
             return ((values, *args[1:]), kwargs) if name is None else (args, kwargs | {name: values})
 
         return hook

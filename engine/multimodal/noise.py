@@ -1,7 +1,7 @@
-"""Noise on neurons' write vectors: in the weights themselves, or for each window of a batch its own.
+"""Noise on neurons' write vectors: in the weights themselves, or another one for each window of a batch.
 
-A neuron's noise depends on the seed and the neuron only, and so do both ways agree: with δ on the write vector of a neuron
-that fires by a, the MLP's output changes by a·δ, whether the weights hold δ or a hook adds a·δ. Knows nothing about why.
+A neuron's noise depends on the seed and the neuron only, so that both ways agree: with δ on the write vector of a neuron with
+activation a, the MLP's output changes by a·δ, whether the weights hold δ or a hook adds a·δ.
 """
 
 from __future__ import annotations
@@ -35,56 +35,56 @@ class Noise:
     seed: int = 0
 
     def by_layer(self, model: LoadedModel) -> dict[int, tuple[Tensor, Tensor]]:
-        """Layer → neurons [n] and their noise [n, d_model], in the model's dtype on its device."""
+        """Layer → neurons [neuron] and their noise [neuron, d_model], in the model's dtype on its device."""
         indices: dict[int, list[int]] = {}
         for layer, index in self.neurons:
             indices.setdefault(layer, []).append(index)
-        found = {}
-        for layer, those in indices.items():
+        by_layer = {}
+        for layer, neurons in indices.items():
             vectors = model.write_vectors(layer)
             drawn = np.stack(
-                [np.random.default_rng([self.seed, layer, i]).standard_normal(vectors.shape[1]) for i in those]
+                [np.random.default_rng([self.seed, layer, i]).standard_normal(vectors.shape[1]) for i in neurons]
             )
             size = self.sigma * float(vectors.float().square().mean().sqrt())
-            found[layer] = torch.tensor(those, device=vectors.device), (size * torch.from_numpy(drawn)).to(vectors)
-        return found
+            by_layer[layer] = torch.tensor(neurons, device=vectors.device), (size * torch.from_numpy(drawn)).to(vectors)
+        return by_layer
 
 
 @contextmanager
 def noisy_weights(model: LoadedModel, noise: Noise) -> Iterator[None]:
     """While open, the model's weights hold the noise; afterwards they are bit for bit what they were."""
-    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    originals: list[tuple[Tensor, Tensor, Tensor]] = []
     try:
         with torch.no_grad():
             for layer, (rows, drawn) in noise.by_layer(model).items():
                 vectors = model.write_vectors(layer)
-                kept.append((vectors, rows, vectors[rows].clone()))
+                originals.append((vectors, rows, vectors[rows].clone()))
                 vectors[rows] += drawn
         yield
     finally:
         with torch.no_grad():
-            for vectors, rows, before in reversed(kept):
+            for vectors, rows, before in reversed(originals):
                 vectors[rows] = before
 
 
 def can_hook(model: LoadedModel, layers: Collection[int]) -> bool:
-    """Whether `noisy_windows` can be had for these layers: not for routed experts, which see some tokens of a batch only."""
+    """Whether `noisy_windows` works for these layers: not for routed experts, which see only some tokens of a batch."""
     specs = model.spec.layers
     return all(specs[layer].expert is None for layer in layers)
 
 
 @contextmanager
 def noisy_windows(model: LoadedModel, noises: Sequence[Noise]) -> Iterator[None]:
-    """While open, window i of every batch, which must be of as many windows, runs as with `noises[i]` in the weights.
+    """While open, window i of every batch runs as with `noises[i]` in the weights; a batch has one window per noise.
 
-    Weights are not touched. Raises `InvalidInputError` for routed experts.
+    Weights are not changed. Raises `InvalidInputError` for routed experts.
     """
     drawn = [noise.by_layer(model) for noise in noises]
     layers = sorted(set().union(*drawn)) if drawn else []
     with ExitStack() as stack:
         for place in places_of(model, layers) if layers else ():
-            found = [of_window.get(place.layer) for of_window in drawn]
-            rows, deltas = _padded(found, model.write_vectors(place.layer))
+            of_windows = [by_layer.get(place.layer) for by_layer in drawn]
+            rows, deltas = _padded(of_windows, model.write_vectors(place.layer))
 
             def add(
                 _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor,
@@ -92,20 +92,20 @@ def noisy_windows(model: LoadedModel, noises: Sequence[Noise]) -> Iterator[None]
             ) -> Tensor:  # fmt: skip
                 values = args[0] if args else next(iter(kwargs.values()))
                 windows = values.reshape(len(noises), -1, values.shape[-1])
-                chosen = windows.gather(2, rows[:, None].expand(-1, windows.shape[1], -1))
-                return output + torch.bmm(chosen, deltas).reshape(output.shape)
+                activations = windows.gather(2, rows[:, None].expand(-1, windows.shape[1], -1))
+                return output + torch.bmm(activations, deltas).reshape(output.shape)
 
             handle = model.model.get_submodule(place.owner).register_forward_hook(add, with_kwargs=True)
             stack.callback(handle.remove)
         yield
 
 
-def _padded(found: Sequence[tuple[Tensor, Tensor] | None], vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Neurons [window, most] and noise [window, most, d_model] of every window; without noise where a window has fewer."""
-    most = max(len(entry[0]) for entry in found if entry is not None)
-    rows = torch.zeros(len(found), most, dtype=torch.int64, device=vectors.device)
-    deltas = vectors.new_zeros(len(found), most, vectors.shape[1])
-    for i, entry in enumerate(found):
+def _padded(of_windows: Sequence[tuple[Tensor, Tensor] | None], vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Neurons [window, neuron] and noise [window, neuron, d_model]; the noise is 0 where a window has fewer neurons."""
+    most = max(len(entry[0]) for entry in of_windows if entry is not None)
+    rows = torch.zeros(len(of_windows), most, dtype=torch.int64, device=vectors.device)
+    deltas = vectors.new_zeros(len(of_windows), most, vectors.shape[1])
+    for i, entry in enumerate(of_windows):
         if entry is not None:
             rows[i, : len(entry[0])], deltas[i, : len(entry[0])] = entry
     return rows, deltas

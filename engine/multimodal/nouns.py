@@ -1,7 +1,4 @@
-"""The nouns of a text: by a tagger where one is installed, from a word list, or else all words that are not stop words.
-
-Knows nothing about tokens or captures.
-"""
+"""The nouns of a text: by a tagger where one is installed, from a word list, or else all words that are not stop words."""
 
 from __future__ import annotations
 
@@ -36,30 +33,29 @@ _ENGLISH: Final = """
     s t d ll m o re ve y
 """
 STOP_WORDS: Final = frozenset(_ENGLISH.split())
-"""English words that name nothing. Two and its kin are here, `circles` and `red` are not: a colour is a concept, too."""
-
-KINDS: Final = ("auto", "spacy", "nltk", "content")
+"""English words that name nothing. Numerals are here, `circles` and `red` are not: a colour is a concept, too."""
 
 
 class Word(NamedTuple):
-    """A word of a text, as found in `text[start:stop]`."""
+    """A word of a text, which is at `text[start:stop]`."""
 
     word: str
-    """In small letters."""
+    """In lower case."""
     start: int
     stop: int
 
 
 @dataclass(frozen=True)
 class NounFinder:
-    """A way to find nouns, with the words by which it is told to people."""
+    """A way to find nouns."""
 
     name: str
+    """In words, for people."""
     find: Callable[[str], list[Word]]
-    """All nouns of a text, in their order, repeated where they are."""
+    """All nouns of a text, in their order, each occurrence."""
 
     def first_of_each(self, text: str) -> list[Word]:
-        """Each noun of the text where it comes first, in the order of the text."""
+        """Each noun of the text where it first occurs, in the order of the text."""
         seen: dict[str, Word] = {}
         for word in self.find(text):
             seen.setdefault(word.word, word)
@@ -67,25 +63,23 @@ class NounFinder:
 
 
 def noun_finder(how: str = "auto") -> NounFinder:
-    """The way named by `how`: auto, spacy, nltk, content, or the path of a file with a noun a line.
+    """The finder named by `how`: auto, a key of `NOUN_FINDERS`, or the path of a file with one noun per line.
 
-    auto is spaCy with an installed English pipeline, else NLTK with its tagger's data, else content: all words but
-    `STOP_WORDS`. Raises `InvalidInputError` for a tagger that is not installed and a list that cannot be read or is empty.
+    auto is the first of the table that is installed: spaCy with an English pipeline, NLTK with its tagger's data, or content,
+    all words but `STOP_WORDS`. Raises `InvalidInputError` for a tagger that is not installed and a list that cannot be read
+    or is empty.
     """
-    if how == "content":
-        return NounFinder(f"all words but {len(STOP_WORDS)} English stop words", content_words)
-    if how in ("auto", "spacy") and (found := _spacy()) is not None:
-        return found
-    if how in ("auto", "nltk") and (found := _nltk()) is not None:
-        return found
-    if how == "auto":
-        return noun_finder("content")
-    if how in KINDS:
-        needs = {"spacy": "spaCy with an English pipeline", "nltk": "NLTK with its part-of-speech tagger's data"}[how]
+    if how == AUTO:
+        return next(finder for source in NOUN_FINDERS.values() if (finder := source.load()) is not None)
+    if how not in NOUN_FINDERS:
+        return _from_file(Path(how))
+    source = NOUN_FINDERS[how]
+    finder = source.load()
+    if finder is None:
         raise InvalidInputError(
-            f"Nouns by {how} need {needs}, which is not installed here. Install it, or take --nouns content."
+            f'Nouns by {how} need {source.needs}, which is not installed. Install it, or choose `nouns="content"`.'
         )
-    return _from_file(Path(how))
+    return finder
 
 
 def content_words(text: str) -> list[Word]:
@@ -95,7 +89,7 @@ def content_words(text: str) -> list[Word]:
 
 def words(text: str) -> list[Word]:
     """All words of a text."""
-    return [Word(found[0].casefold(), *found.span()) for found in WORD.finditer(text)]
+    return [Word(match[0].casefold(), *match.span()) for match in WORD.finditer(text)]
 
 
 def _from_file(path: Path) -> NounFinder:
@@ -104,18 +98,18 @@ def _from_file(path: Path) -> NounFinder:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InvalidInputError(
-            f"Nouns are found by {', '.join(KINDS)}, or read from a file with a noun a line; {str(path)!r} is neither "
-            f"({reason}). Mend --nouns."
+            f"Nouns are found by {', '.join((AUTO, *NOUN_FINDERS))}, or read from a file with one noun per line; "
+            f"{str(path)!r} is neither ({reason}). Check `nouns`."
         ) from None
     listed = frozenset(word for line in lines if (word := line.split("#")[0].strip().casefold()))
     if not listed:
-        raise InvalidInputError(f"{path} lists no noun. Write one a line, or take --nouns content.")
+        raise InvalidInputError(f'{path} lists no noun. Write one per line, or choose `nouns="content"`.')
     phrase = re.compile(
         r"(?<!\w)(?:" + "|".join(map(re.escape, sorted(listed, key=len, reverse=True))) + r")(?!\w)", re.I
     )
 
     def find(text: str) -> list[Word]:
-        return [Word(found[0].casefold(), *found.span()) for found in phrase.finditer(text)]
+        return [Word(match[0].casefold(), *match.span()) for match in phrase.finditer(text)]
 
     return NounFinder(f"the {len(listed)} words of {path}", find)
 
@@ -145,12 +139,35 @@ def _nltk() -> NounFinder | None:
     try:
         nltk: Any = import_module("nltk")
         nltk.pos_tag(["probe"])
-    except (ImportError, LookupError):  # NLTK says so of data that are not there
+    except (ImportError, LookupError):  # LookupError: NLTK's data are not installed
         return None
     return NounFinder("NLTK's tagger", partial(_tagged_by_nltk, nltk.pos_tag))
 
 
 def _tagged_by_nltk(tag: Callable[[list[str]], Iterable[tuple[str, str]]], text: str) -> list[Word]:
-    found = words(text)
-    tags = tag([text[word.start : word.stop] for word in found])
-    return [word for word, (_, kind) in zip(found, tags, strict=True) if kind.startswith("NN")]
+    listed = words(text)
+    tags = tag([text[word.start : word.stop] for word in listed])
+    return [word for word, (_, kind) in zip(listed, tags, strict=True) if kind.startswith("NN")]
+
+
+def _content() -> NounFinder:
+    return NounFinder(f"all words but {len(STOP_WORDS)} English stop words", content_words)
+
+
+@dataclass(frozen=True)
+class NounSource:
+    """Where nouns are known from."""
+
+    help: str
+    load: Callable[[], NounFinder | None]
+    """None where it is not installed."""
+    needs: str = ""
+
+
+AUTO: Final = "auto"
+NOUN_FINDERS: Final = {
+    "spacy": NounSource("spaCy's tagger", _spacy, "spaCy with an English pipeline"),
+    "nltk": NounSource("NLTK's tagger", _nltk, "NLTK with its part-of-speech tagger's data"),
+    "content": NounSource("all words that are not stop words", _content),
+}
+"""In the order in which `auto` tries them."""

@@ -1,8 +1,8 @@
-"""What multi-modal neurons are said to be, as numbers: sensitive, invariant, specific (Pan et al. 2024, section 4).
+"""Properties of multi-modal neurons as numbers: sensitivity, invariance, specificity (Pan et al. 2024, section 4).
 
-The paper names these properties; exact formulas of sensitivity and specificity are not to be found in it or its code, so
-those here are ours, and each function says what it computes. All take rankings of any kind, so that baselines (activation
-alone, activation × gradient, chance) are measured alike. Reads stores; knows nothing about models.
+The paper names these properties; neither it nor its code has exact formulas of sensitivity and specificity, so those here are
+ours, and each function says what it computes. All take rankings of any kind, so that baselines (activation alone, activation ×
+gradient, random neurons) are measured alike.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """Whether neurons' own tokens mean the noun that they were found for; an entry a noun of a caption."""
+    """How far neurons' own tokens mean the noun that they were found for; one entry per noun of a caption."""
 
     share: NDArray[np.float64]
-    """Share of the neurons whose ten tokens hold the noun: a token that is the noun but for blanks and capitals, or else its
-    first sub-token. A neuron's tokens are those that it speaks for there: its top ones, or its bottom ones where its
-    activation is below zero."""
+    """Share of the neurons with the noun among their ten tokens: a token that is the noun but for blanks and capitals, or its
+    first sub-token. A neuron's tokens are those that it promotes there: its top ones, or its bottom ones where its activation
+    is below zero."""
     similarity: NDArray[np.float64]
     """Mean over the neurons of the cosine between the unembedding row of the noun's first sub-token and the sum of those of
     the neuron's tokens, each of length 1. All rows without their mean over the vocabulary, which they have in common."""
 
 
-def sensitivity(found: Multimodal) -> Sensitivity:
+def sensitivity(result: Multimodal) -> Sensitivity:
     """How far the tokens of each noun's neurons mean the noun.
 
     `InvalidInputError` where the store's table of neurons lacks top tokens.
     """
-    store = found.capture.store
-    tokens_of = _own_tokens(found)
+    store = result.capture.store
+    tokens_of = _own_tokens(result)
     texts = [store.token_text(token).strip().casefold() for token in range(store.model.n_vocabulary or 0)]
     rows = read_weights(store.folder, "unembedding")["weight"].float().numpy()
     rows = rows - rows.mean(axis=0)
@@ -56,143 +56,148 @@ def sensitivity(found: Multimodal) -> Sensitivity:
         total = rows[tokens].sum(axis=0)
         meaning[key] = total / max(float(np.linalg.norm(total)), 1e-12)
     shares, similarities = [], []
-    for noun, numbers, signs in zip(found.nouns, found.first.tokens, found.activations() < 0, strict=True):
+    for noun, numbers, signs in zip(result.nouns, result.first.tokens, result.activations() < 0, strict=True):
         keys = [(number, sign) for number, sign in zip(numbers.tolist(), signs.tolist(), strict=True) if number >= 0]
-        speaks = [any(token == noun.token or texts[token] == noun.word for token in tokens_of[key]) for key in keys]
-        shares.append(np.mean(speaks) if speaks else np.nan)
+        promotes = [any(token == noun.token or texts[token] == noun.word for token in tokens_of[key]) for key in keys]
+        shares.append(np.mean(promotes) if promotes else np.nan)
         similarities.append(np.mean([meaning[key] @ rows[noun.token] for key in keys]) if keys else np.nan)
     return Sensitivity(np.array(shares, np.float64), np.array(similarities, np.float64))
 
 
-def _own_tokens(found: Multimodal) -> dict[tuple[int, bool], list[int]]:
-    """(neuron's number, whether below zero) → the ids of its bottom or top tokens, of all neurons that were found."""
-    table = read_neurons(found.capture.folder)
-    rows = NeuronIndex({layer.layer: layer.neurons for layer in found.capture.store.model.layers})
-    numbers = np.array(sorted(set().union(*found.sets)), np.int64)
-    layers, indices = found.numbering.locate(numbers)
+def _own_tokens(result: Multimodal) -> dict[tuple[int, bool], list[int]]:
+    """(neuron's number, whether below zero) → the ids of its bottom or top tokens, of all ranked neurons."""
+    table = read_neurons(result.capture.folder)
+    rows = NeuronIndex({layer.layer: layer.neurons for layer in result.capture.store.model.layers})
+    numbers = np.array(sorted(set().union(*result.sets)), np.int64)
+    layers, indices = result.numbering.locate(numbers)
     tokens: dict[tuple[int, bool], list[int]] = {}
     for below, column in ((False, "top_tokens"), (True, "bottom_tokens")):
-        held = table[column].take(rows.numbers(layers, indices)).to_pylist() if column in table.column_names else [None]
-        if any(ids is None for ids in held):
+        listed = (
+            table[column].take(rows.numbers(layers, indices)).to_pylist() if column in table.column_names else [None]
+        )
+        if any(ids is None for ids in listed):
             raise InvalidInputError(
-                f"{found.capture.folder} lacks the top tokens of neurons. Fill them in: actstore contributions STORE "
+                f"{result.capture.folder} lacks the top tokens of neurons. Add them: actstore contributions STORE "
                 "--fill-top-tokens."
             )
-        tokens |= {(number, below): ids for number, ids in zip(numbers.tolist(), held, strict=True)}
+        tokens |= {(number, below): ids for number, ids in zip(numbers.tolist(), listed, strict=True)}
     return tokens
 
 
-def region_invariance(found: Multimodal, shuffled: Multimodal) -> NDArray[np.float64]:
-    """|S ∩ S'| / k of each noun's neurons before and after the image's patches were shuffled; an entry a noun.
+def region_invariance(result: Multimodal, shuffled: Multimodal) -> NDArray[np.float64]:
+    """|S ∩ S'| / k of each noun's neurons before and after the image's patches were shuffled; one entry per noun.
 
     Captions are matched by their image's file name (without folder and suffix), or by their number where documents name no
     images; their tokens must agree, special ones aside. Nouns of captions that only one of the two has are left out.
     """
-    k = found.settings.k
-    if shuffled.settings.k != k or shuffled.numbering.layers.tolist() != found.numbering.layers.tolist():
-        raise InvalidInputError("Both captures must be asked for as many neurons of the same layers.")
-    theirs = {_key(shuffled, i): i for i in range(len(shuffled.captions))}
+    k = result.settings.k
+    if shuffled.settings.k != k or shuffled.numbering.layers.tolist() != result.numbering.layers.tolist():
+        raise InvalidInputError(
+            "Expected as many neurons of the same layers from both captures. Use the same `k` and model."
+        )
+    number_of = {_key(shuffled, i): i for i in range(len(shuffled.captions))}
     pairs = {}
-    for i, caption in enumerate(found.captions):
-        other = theirs.get(_key(found, i))
+    for i, caption in enumerate(result.captions):
+        other = number_of.get(_key(result, i))
         if other is None:
             continue
         if caption.words.tolist() != shuffled.captions[other].words.tolist():
             raise InvalidInputError(
-                f"The answers to {caption.image or caption.document} differ: {caption.text!r} in {found.capture.record.name!r} "
-                f"and {shuffled.captions[other].text!r} in {shuffled.capture.record.name!r}. Capture the shuffled images with "
-                "the first capture's captions, as `multimodal shuffle --captions STORE` writes them."
+                f"The answers to {caption.image or caption.document} differ: {caption.text!r} in "
+                f"{result.capture.record.name!r} and {shuffled.captions[other].text!r} in {shuffled.capture.record.name!r}. "
+                "Capture the shuffled images with the first capture's captions, as `actstore multimodal shuffle --captions "
+                "STORE` writes them."
             )
         pairs[i] = other
     if not pairs:
         raise InvalidInputError(
-            f"Captures {found.capture.record.name!r} and {shuffled.capture.record.name!r} have no image in common."
+            f"Captures {result.capture.record.name!r} and {shuffled.capture.record.name!r} have no image in common."
         )
     rows = {
         (noun.caption, noun.position - shuffled.captions[noun.caption].first): i
         for i, noun in enumerate(shuffled.nouns)
     }
     shared = []
-    for noun, neurons in zip(found.nouns, found.sets, strict=True):
-        row = rows.get((pairs.get(noun.caption, -1), noun.position - found.captions[noun.caption].first))
+    for noun, neurons in zip(result.nouns, result.sets, strict=True):
+        row = rows.get((pairs.get(noun.caption, -1), noun.position - result.captions[noun.caption].first))
         if row is not None:
             shared.append(len(neurons & shuffled.sets[row]) / k)
     return np.array(shared, np.float64)
 
 
-def _key(found: Multimodal, caption: int) -> str | int:
-    named = found.captions[caption].image
-    return found.captions[caption].document if named is None else PurePath(named).stem
+def _key(result: Multimodal, caption: int) -> str | int:
+    image = result.captions[caption].image
+    return result.captions[caption].document if image is None else PurePath(image).stem
 
 
-def cross_image_invariance(found: Multimodal) -> dict[str, float]:
-    """Noun → the mean of |S ∩ S'| / k over all pairs of captions that name it; nouns of one caption are left out.
+def cross_image_invariance(result: Multimodal) -> dict[str, float]:
+    """Noun → the mean of |S ∩ S'| / k over all pairs of captions with the noun; nouns of one caption are left out.
 
-    Computed from how many captions each neuron serves, c: Σ c (c - 1) / (n (n - 1) k).
+    Computed from the number c of captions in whose top k each neuron is: Σ c (c - 1) / (n (n - 1) k).
     """
-    result = {}
-    for concept in concepts(found):
+    invariance = {}
+    for concept in concepts(result):
         n = len(concept.occurrences)
         if n > 1:
-            numbers = [number for i in concept.occurrences.tolist() for number in found.sets[i]]
+            numbers = [number for i in concept.occurrences.tolist() for number in result.sets[i]]
             counts = np.unique(numbers, return_counts=True)[1].astype(np.float64)
-            result[concept.word] = float((counts * (counts - 1)).sum() / (n * (n - 1) * found.settings.k))
-    return result
+            invariance[concept.word] = float((counts * (counts - 1)).sum() / (n * (n - 1) * result.settings.k))
+    return invariance
 
 
-def specificity(found: Multimodal) -> dict[str, float]:
-    """Noun → mean over its neurons of 1 - (other nouns that the neuron serves) / (other nouns).
+def specificity(result: Multimodal) -> dict[str, float]:
+    """Noun → mean over its neurons of 1 - (other nouns that the neuron belongs to) / (other nouns).
 
-    A neuron serves a noun where it is among the k of `concepts`: those in the top k of most of the noun's captions. 1 is a
-    neuron of one noun, 0 one of all. Chance is high by this measure (few neurons serve two nouns), so that it says something
-    only beside the invariances.
+    A neuron belongs to a noun if it is among the k of `concepts`: those in the top k of most of the noun's captions. 1 is a
+    neuron of one noun, 0 one of all. The chance level is high (few neurons belong to two nouns), so that this is informative
+    only together with the invariances.
     """
-    found_concepts = concepts(found)
-    served: dict[int, int] = {}
-    for concept in found_concepts:
+    every_concept = concepts(result)
+    n_nouns: dict[int, int] = {}
+    for concept in every_concept:
         for number in concept.neurons.tolist():
-            served[number] = served.get(number, 0) + 1
-    others = max(len(found_concepts) - 1, 1)
+            n_nouns[number] = n_nouns.get(number, 0) + 1
+    others = max(len(every_concept) - 1, 1)
     return {
-        concept.word: float(np.mean([1 - (served[number] - 1) / others for number in concept.neurons.tolist()]))
-        for concept in found_concepts
+        concept.word: float(np.mean([1 - (n_nouns[number] - 1) / others for number in concept.neurons.tolist()]))
+        for concept in every_concept
         if len(concept.neurons)
     }
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One property of one ranking in a line."""
+    """One property of one ranking."""
 
     mean: float
     sd: float
-    """Over nouns (of captions, or distinct ones); NaN of fewer than two."""
+    """Standard deviation over nouns (of captions, or distinct ones); NaN of fewer than two."""
     n: int
 
 
 def summarise(values: Iterable[float]) -> Summary:
     """Mean, standard deviation and number of the values that are not NaN."""
-    known = np.array([value for value in values if np.isfinite(value)], np.float64)
-    spread = float(known.std(ddof=1)) if len(known) > 1 else float("nan")
-    return Summary(float(known.mean()) if len(known) else float("nan"), spread, len(known))
+    finite = np.array([value for value in values if np.isfinite(value)], np.float64)
+    deviation = float(finite.std(ddof=1)) if len(finite) > 1 else float("nan")
+    return Summary(float(finite.mean()) if len(finite) else float("nan"), deviation, len(finite))
 
 
-def measure(found: Multimodal, shuffled: Multimodal | None = None) -> dict[str, Summary]:
-    """All properties that a store (two, with the capture of shuffled images) can tell, by name."""
-    sensitive = sensitivity(found)
-    result = {
+def measure(result: Multimodal, shuffled: Multimodal | None = None) -> dict[str, Summary]:
+    """All properties by name; region invariance with the ranking of the shuffled images' capture only."""
+    sensitive = sensitivity(result)
+    measured = {
         "sensitivity": summarise(sensitive.share),
         "similarity": summarise(sensitive.similarity),
-        "cross-image invariance": summarise(cross_image_invariance(found).values()),
-        "specificity": summarise(specificity(found).values()),
+        "cross-image invariance": summarise(cross_image_invariance(result).values()),
+        "specificity": summarise(specificity(result).values()),
     }
     if shuffled is not None:
-        result["region invariance"] = summarise(region_invariance(found, shuffled))
-    return result
+        measured["region invariance"] = summarise(region_invariance(result, shuffled))
+    return measured
 
 
-def layers_of(found: Multimodal) -> Sequence[int]:
-    """How many of all nouns' neurons lie in each layer of the numbering."""
-    numbers = found.first.tokens[found.first.tokens >= 0]
-    layers, _ = found.numbering.locate(numbers)
-    return [int((layers == layer).sum()) for layer in found.numbering.layers]
+def layers_of(result: Multimodal) -> Sequence[int]:
+    """The number of neurons of all nouns in each layer of the numbering."""
+    numbers = result.first.tokens[result.first.tokens >= 0]
+    layers, _ = result.numbering.locate(numbers)
+    return [int((layers == layer).sum()) for layer in result.numbering.layers]

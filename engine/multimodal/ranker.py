@@ -1,7 +1,7 @@
-"""The neurons of nouns with the largest scores, streamed: layers, and in a layer the blocks, each read once.
+"""The neurons of nouns with the largest scores, streamed: each block of each layer is read once.
 
-Products with write vectors are made once for each distinct token, and nothing is held that is as large as neurons ×
-vocabulary, or tokens × neurons × vocabulary. Knows nothing about captions, or how nouns are found in them.
+Products with write vectors are computed once per distinct token, and nothing as large as neurons × vocabulary, or tokens ×
+neurons × vocabulary, is ever in memory.
 """
 
 from __future__ import annotations
@@ -22,45 +22,44 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from actstore.engine.multimodal.result import Multimodal
+    from actstore.engine.multimodal.result import FindSettings, Multimodal
 
 CHUNK: Final = 256
-"""Nouns whose scores are held for all neurons of a layer at a time."""
+"""Nouns whose scores for all neurons of a layer are in memory at once."""
 MAX_PRODUCTS: Final = 1 << 26
-"""Products (neurons of a layer × distinct tokens) that are held at once, 256 MB; beyond, they are made anew in each block."""
+"""Products (neurons of a layer × distinct tokens) in memory at once, 256 MB; beyond, they are computed in each block again."""
 
 
 class Ranker:
-    """The ranking in one form: the running k largest scores of each noun while layers and blocks stream by."""
+    """A ranking in one form: the k largest scores of each noun so far, while layers and blocks stream by."""
 
-    def __init__(self, found: Multimodal, site: str) -> None:
-        """Of the nouns in `found`, by the activations at `site`."""
-        self._found, self._site = found, site
-        self._capture, settings = found.capture, found.settings
-        self._weighs = settings.by == "contribution"
-        tokens, rows = np.unique([noun.token for noun in found.nouns], return_inverse=True)
+    def __init__(self, result: Multimodal, site: str, *, with_weights: bool) -> None:
+        """Of the nouns in `result`, by the activations at `site`; `with_weights`, times what a unit of them writes."""
+        self._result, self._site, self._with_weights = result, site, with_weights
+        self._capture, settings = result.capture, result.settings
+        tokens, rows = np.unique([noun.token for noun in result.nouns], return_inverse=True)
         self._rows = rows.reshape(-1)
-        blocks = np.array([found.captions[noun.caption].block for noun in found.nouns], np.int64)
+        blocks = np.array([result.captions[noun.caption].block for noun in result.nouns], np.int64)
         self._of_block = {int(block): np.flatnonzero(blocks == block) for block in np.unique(blocks)}
-        self._offsets = np.array([found.captions[n.caption].offsets[n.position] for n in found.nouns], np.int64)
+        self._offsets = np.array([result.captions[n.caption].offsets[n.position] for n in result.nouns], np.int64)
         folder = self._capture.folder
-        if self._weighs:
+        if with_weights:
             self._directions = WriteDirections.of_store(folder, gain=settings.gain)
             self._unembedding = self._directions.unembedding(tokens.tolist())
 
     def rank(self, on_layer: Callable[[int, int], None]) -> TopK:
-        """Scores and neurons' numbers [noun, k], descending; `on_layer` is told how many layers of how many are done."""
-        n, k = len(self._found.nouns), self._found.settings.k
+        """Scores and neurons' numbers [noun, k], descending; `on_layer` receives the layers done and in all."""
+        n, k = len(self._result.nouns), self._result.settings.k
         best = TopK(np.full((n, k), -np.inf, np.float32), np.full((n, k), -1, np.int64))
-        numbering = self._found.numbering
+        numbering = self._result.numbering
         for done, layer in enumerate(numbering.layers.tolist()):
             width, start = int(numbering.widths[done]), int(numbering.starts[done])
-            weigh = self._products(layer, width)
-            for block, chosen in self._of_block.items():
+            products_of = self._products(layer, width)
+            for block, in_block in self._of_block.items():
                 values = read_block(self._capture, layer, block, self._site)
-                for first in range(0, len(chosen), CHUNK):
-                    nouns = chosen[first : first + CHUNK]
-                    scores = widened(values[:, self._offsets[nouns]]).T * weigh(self._rows[nouns])
+                for first in range(0, len(in_block), CHUNK):
+                    nouns = in_block[first : first + CHUNK]
+                    scores = widened(values[:, self._offsets[nouns]]).T * products_of(self._rows[nouns])
                     state = TopK(best.values[nouns], best.tokens[nouns])
                     state = top_k(scores, np.arange(start, start + width), k, state=state)
                     best.values[nouns], best.tokens[nouns] = state
@@ -68,8 +67,8 @@ class Ranker:
         return best
 
     def _products(self, layer: int, width: int) -> Callable[[NDArray[np.int64]], NDArray[np.float32] | float]:
-        """Of rows of distinct tokens, what each neuron's activation is multiplied with [row, neuron]."""
-        if not self._weighs:
+        """A function: numbers of distinct tokens → what each neuron's activation is multiplied with [token, neuron]."""
+        if not self._with_weights:
             return lambda rows: 1.0
         vectors = self._directions.vectors(layer)
 
@@ -78,11 +77,20 @@ class Ranker:
             return np.ascontiguousarray(contribution(ones, vectors, Targets(tokens, gain=self._directions.gain)).T)
 
         if width * len(self._unembedding) <= MAX_PRODUCTS:
-            every = multiply(self._unembedding)
-            return lambda rows: every[rows]
+            products = multiply(self._unembedding)
+            return lambda rows: products[rows]
 
-        def some(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-            distinct, place = np.unique(rows, return_inverse=True)
-            return multiply(self._unembedding[distinct])[place]
+        def multiply_some(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+            distinct, index = np.unique(rows, return_inverse=True)
+            return multiply(self._unembedding[distinct])[index]
 
-        return some
+        return multiply_some
+
+
+def random_ranking(n_nouns: int, n_neurons: int, settings: FindSettings) -> TopK:
+    """Random neurons for each noun, as many as the settings ask for; scores fall from 1."""
+    rng = np.random.default_rng(settings.seed)
+    k = min(settings.k, n_neurons)
+    rows = [rng.choice(n_neurons, k, replace=False) for _ in range(n_nouns)]
+    scores = np.broadcast_to(np.linspace(1, 0, k, endpoint=False, dtype=np.float32), (n_nouns, k))
+    return TopK(scores.copy(), np.array(rows, np.int64).reshape(n_nouns, k))

@@ -1,10 +1,10 @@
-"""What finding multi-modal neurons gives: the nouns of captions, and each noun's ranked neurons."""
+"""The result of finding multi-modal neurons: the nouns of captions, and each noun's ranked neurons."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -20,13 +20,19 @@ if TYPE_CHECKING:
     from actstore.store.capture.reader import Capture
     from actstore.store.neurons import NeuronIndex
 
-FORMS: Final = {"post": "mlp.post", "gate": "mlp.gate"}
-"""What stands for a neuron's activation: A_post, which its write vector is multiplied with; A_gate, as in the paper's code."""
-MAPS: Final = ("contribution", "activation")
-"""What a map can show of neurons: what they contribute to a noun, or their activations, whatever their sign."""
-BY: Final = ("contribution", "activation", "random")
 
-Form = Literal["post", "gate"]
+@dataclass(frozen=True)
+class Form:
+    """What is taken for a neuron's activation."""
+
+    site: str
+    help: str
+
+
+FORMS: Final = {
+    "post": Form("mlp.post", "A_post, which the write vector is multiplied with"),
+    "gate": Form("mlp.gate", "A_gate, as in the paper's code"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,35 +40,35 @@ class FindSettings(Typed):
     """How neurons are found."""
 
     k: int = 20
-    """Neurons a noun."""
+    """Number of neurons per noun."""
     nouns: str = "auto"
     """See `nouns.noun_finder`."""
-    forms: tuple[Form, ...] = ("post",)
+    forms: tuple[str, ...] = ("post",)
+    """Keys of `FORMS`."""
     gain: bool = True
-    """With the final norm's gain. Without: the form of Pan et al. (2024)."""
-    by: Literal["contribution", "activation", "random"] = "contribution"
-    """What neurons are ranked by: their contribution, or, as baselines, their activation alone, or a draw for each noun."""
+    """With the final norm's gain; without it, scores are those of Pan et al. (2024)."""
+    by: str = "contribution"
+    """What neurons are ranked by: a key of `rankings.RANKINGS`, which `find_multimodal` looks it up in."""
     seed: int = 0
-    """Of the draws."""
+    """Random seed of the random ranking."""
     documents: tuple[int, ...] | None = None
+    """The documents whose captions are read; None: all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.k < 1:
-            raise InvalidInputError(f"At least one neuron must be asked for, found {self.k}. Mend -k.")
-        if self.by not in BY or not self.forms or set(self.forms) - set(FORMS):
-            raise InvalidInputError(
-                f"Neurons are ranked by {', '.join(BY)} in the forms {', '.join(FORMS)}: found {self.by!r}, {self.forms}."
-            )
+            raise InvalidInputError(f"`k` is at least 1, found {self.k}.")
+        if not self.forms or set(self.forms) - set(FORMS):
+            raise InvalidInputError(f"`forms` are one or more of {', '.join(FORMS)}, found {self.forms}.")
 
 
 class Noun(NamedTuple):
-    """A noun of a caption, where it comes first."""
+    """A noun of a caption, where it first occurs."""
 
     caption: int
-    """Which of the captions."""
+    """Number of the caption."""
     word: str
-    """In small letters."""
+    """In lower case."""
     token: int
     """Its first sub-token."""
     position: int
@@ -76,63 +82,64 @@ class Multimodal:
     capture: Capture
     settings: FindSettings
     found_by: str
-    """How nouns were told from other words, for people."""
+    """How nouns were found, in words."""
     captions: list[Caption]
     nouns: list[Noun]
     """In the order of captions and, in each, of the text."""
     numbering: NeuronIndex
     ranked: dict[str, TopK] = field(default_factory=dict)
-    """Form → scores and neurons' numbers [noun, k], descending; -inf and -1 where there are fewer."""
+    """Form → scores and neurons' numbers [noun, k], descending; -inf and -1 where there are fewer neurons."""
 
     @property
     def first(self) -> TopK:
-        """The ranking in the form asked for first."""
+        """The ranking in the first of the settings' forms."""
         return self.ranked[self.settings.forms[0]]
 
     @cached_property
     def sets(self) -> list[frozenset[int]]:
-        """Of each noun the set of its neurons' numbers."""
+        """The set of neurons' numbers of each noun, in the first form."""
         return [frozenset(row[row >= 0].tolist()) for row in self.first.tokens]
 
     def neurons_of(self, number: int) -> list[tuple[int, int]]:
-        """The neurons (layer, index) of a noun in the form asked for first, best first."""
+        """The neurons (layer, index) of a noun in the first form, best first."""
         row = self.first.tokens[number]
         return self.numbering.pairs(row[row >= 0])
 
     def activations(self, form: str | None = None) -> NDArray[np.float32]:
         """The activation of every neuron of a ranking where its noun is predicted [noun, k]; NaN where there is no neuron.
 
-        Read from the store once more, when first asked for.
+        Read from the store at the first call, and cached.
         """
         form = form or self.settings.forms[0]
         if form not in self._activations:
-            self._activations[form] = _read_activations(self, self.ranked[form].tokens, FORMS[form])
+            self._activations[form] = _read_activations(self, self.ranked[form].tokens, FORMS[form].site)
         return self._activations[form]
 
     def written_activations(self, form: str) -> NDArray[np.float32] | None:
         """What each neuron of a ranking multiplies its write vector with where its noun is predicted [noun, k].
 
-        `A_post`, whichever form ranked it: a gate says nothing of the sign of what a gated neuron writes. None where the
+        `A_post`, whichever form ranked it: the sign of a gate is not the sign of what a gated neuron writes. None where the
         capture lacks it.
         """
         if form == "post":
             return self.activations(form)
-        if FORMS["post"] not in self.capture.record.sites:
+        if FORMS["post"].site not in self.capture.record.sites:
             return None
         if "written" not in self._activations:
-            self._activations["written"] = _read_activations(self, self.ranked[form].tokens, FORMS["post"])
+            self._activations["written"] = _read_activations(self, self.ranked[form].tokens, FORMS["post"].site)
         return self._activations["written"]
 
     def products_of(self, number: int) -> list[float]:
-        """What one unit of activation of each of a noun's neurons adds to the noun: score / activation, of a ranking by score.
+        """What one unit of activation of each of a noun's neurons adds to the noun's logit: score / activation.
 
-        With them an activation anywhere, at an image patch say, becomes a contribution to the noun.
+        With it, an activation at any position, such as an image patch, becomes a contribution to the noun. Of a ranking by
+        contribution.
         """
         scores, activations = self.first.values[number], self.activations()[number]
-        there = self.first.tokens[number] >= 0
-        products = np.divide(scores, activations, out=np.zeros_like(scores), where=there & (activations != 0))
-        found: list[float] = products[there].tolist()
-        return found
+        is_neuron = self.first.tokens[number] >= 0
+        products = np.divide(scores, activations, out=np.zeros_like(scores), where=is_neuron & (activations != 0))
+        listed: list[float] = products[is_neuron].tolist()
+        return listed
 
     @cached_property
     def _activations(self) -> dict[str, NDArray[np.float32]]:
@@ -147,22 +154,22 @@ class Multimodal:
 
 
 def read_block(capture: Capture, layer: int, block: int, site: str) -> NDArray[Any]:
-    """A block's activations [neuron, token], widened only where that needs a scale for each neuron."""
+    """A block's activations [neuron, token], decoded only where that needs a scale per neuron."""
     if capture.record.encoding.decode_parameters:
         return capture.block_values(layer, block, site)
     return capture.raw_block(layer, block, site, saturated=True)
 
 
-def _read_activations(found: Multimodal, numbers: NDArray[np.int64], site: str) -> NDArray[np.float32]:
+def _read_activations(result: Multimodal, numbers: NDArray[np.int64], site: str) -> NDArray[np.float32]:
     activations = np.full(numbers.shape, np.nan, np.float32)
-    numbering, capture = found.numbering, found.capture
-    captions = [found.captions[noun.caption] for noun in found.nouns]
+    numbering, capture = result.numbering, result.capture
+    captions = [result.captions[noun.caption] for noun in result.nouns]
     block_of = np.array([caption.block for caption in captions], np.int64)
-    offset = np.array([c.offsets[n.position] for c, n in zip(captions, found.nouns, strict=True)], np.int64)
+    offset = np.array([c.offsets[n.position] for c, n in zip(captions, result.nouns, strict=True)], np.int64)
     for layer, start, stop in zip(numbering.layers, numbering.starts[:-1], numbering.starts[1:], strict=True):
-        here = (numbers >= start) & (numbers < stop)
-        for block in np.unique(block_of[here.any(axis=1)]).tolist():
-            row, place = np.nonzero(here & (block_of == block)[:, None])
+        in_layer = (numbers >= start) & (numbers < stop)
+        for block in np.unique(block_of[in_layer.any(axis=1)]).tolist():
+            noun, rank = np.nonzero(in_layer & (block_of == block)[:, None])
             values = read_block(capture, int(layer), block, site)
-            activations[row, place] = widened(values[numbers[row, place] - start, offset[row]])
+            activations[noun, rank] = widened(values[numbers[noun, rank] - start, offset[noun]])
     return activations

@@ -1,8 +1,8 @@
-"""Images with their patches shuffled: what region invariance is measured on. Needs Pillow; knows nothing about models.
+"""Images with their patches shuffled, on which region invariance is measured.
 
-The patches of each image change places at random, the same way whenever the seed, the name and the size are the same; what
-remains at the right and lower edge beyond whole patches stays where it is. The new folder's images.jsonl carries over what
-the old one said, or the captions of a capture, so that the same answers can be teacher-forced on the shuffled images.
+The patches of each image are put in random order, always the same for the same seed, name and size; what remains at the right
+and lower edge beyond whole patches stays where it is. The new folder's images.jsonl has what the old one has, or the captions
+of a capture, so that the same answers can be teacher-forced on the shuffled images.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ NAMES: Final = ("image", "file_name", "image_path", "path")
 
 @dataclass(frozen=True)
 class Shuffled:
-    """What was written."""
+    """The images that were written."""
 
     images: int
     unreadable: list[str]
-    """Files that are no images, and were left out."""
+    """Files that cannot be read as images, and were left out."""
 
 
 def shuffle_patches(pixels: NDArray[np.uint8], patch: int, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -44,12 +44,15 @@ def shuffle_patches(pixels: NDArray[np.uint8], patch: int, rng: np.random.Genera
     rows, columns = pixels.shape[0] // patch, pixels.shape[1] // patch
     shuffled = pixels.copy()
     order = rng.permutation(rows * columns)
-    for place, source in enumerate(order.tolist()):
-        (a, b), (c, d) = divmod(place, columns), divmod(source, columns)
-        shuffled[a * patch : (a + 1) * patch, b * patch : (b + 1) * patch] = pixels[
-            c * patch : (c + 1) * patch, d * patch : (d + 1) * patch
-        ]
+    for target, source in enumerate(order.tolist()):
+        shuffled[_patch_at(target, columns, patch)] = pixels[_patch_at(source, columns, patch)]
     return shuffled
+
+
+def _patch_at(number: int, columns: int, patch: int) -> tuple[slice, slice]:
+    """The rows and columns of pixels of a patch, counted through the image row by row."""
+    row, column = divmod(number, columns)
+    return slice(row * patch, (row + 1) * patch), slice(column * patch, (column + 1) * patch)
 
 
 def shuffle_images(
@@ -57,21 +60,21 @@ def shuffle_images(
 ) -> Shuffled:
     """Write every image of a folder with shuffled patches into `target`, as PNG, and a list of them.
 
-    `captions`: file name without suffix → prompt and caption to write instead of the list's own; images that it does not
-    name are left out. Raises `InvalidInputError` where there is no image, or `target` is not empty.
+    `captions`: file name without suffix → prompt and caption to write instead of the list's own; other images are left out.
+    Raises `InvalidInputError` where there is no image, or `target` is not empty.
     """
     from PIL import Image, ImageOps
 
     if patch < 1:
-        raise InvalidInputError(f"Patches have at least one pixel each way, found {patch}. Mend --patch.")
+        raise InvalidInputError(f"`patch` is at least 1 pixel, found {patch}.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InvalidInputError(f"{target} is already there and not an empty folder. Write elsewhere.")
+        raise InvalidInputError(f"{target} already exists and is not an empty folder. Write elsewhere.")
     listed = [(file, row) for file, row in _listed(images) if captions is None or file.stem in captions]
     if not listed:
-        raise InvalidInputError(f"{images} holds no image that is asked for. Name a folder of images.")
+        raise InvalidInputError(f"{images} holds no image to shuffle. Choose a folder of images.")
     if twice := [stem for stem, n in Counter(file.stem for file, _ in listed).items() if n > 1]:
         raise InvalidInputError(
-            f"{images} holds several images called {twice[0]!r}, which shuffled images are told apart by. Rename them."
+            f"{images} holds several images called {twice[0]!r}, and shuffled images are identified by that name. Rename them."
         )
     target.mkdir(parents=True, exist_ok=True)
     unreadable: list[str] = []
@@ -87,24 +90,24 @@ def shuffle_images(
             rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
             name = f"{path.stem}.png"
             Image.fromarray(shuffle_patches(pixels, patch, rng)).save(target / name, "PNG")
-            kept = {key: value for key, value in row.items() if key not in NAMES}
-            given = {} if captions is None else dict(captions[path.stem])
-            file.write(json.dumps({"image": name, **kept, **given}, ensure_ascii=False) + "\n")
+            others = {key: value for key, value in row.items() if key not in NAMES}
+            answer = {} if captions is None else dict(captions[path.stem])
+            file.write(json.dumps({"image": name, **others, **answer}, ensure_ascii=False) + "\n")
     return Shuffled(len(listed) - len(unreadable), unreadable)
 
 
 def _listed(images: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """(file, what is said of it) of a folder's list, or of all image files where it has none."""
+    """(file, its row) of a folder's list, or of all image files where there is no list."""
     if not images.is_dir():
-        raise InvalidInputError(f"{images} is not a folder of images. Name one.")
-    found = next((images / name for name in LISTS if (images / name).is_file()), None)
-    if found is None:
+        raise InvalidInputError(f"{images} is not a folder of images.")
+    listing = next((images / name for name in LISTS if (images / name).is_file()), None)
+    if listing is None:
         for path in sorted(images.rglob("*")):
             if path.suffix.lower() in SUFFIXES:
                 yield path, {}
         return
-    for place, row in read_rows(found, str(found)):
+    for where, row in read_rows(listing, str(listing)):
         name = next((row[key] for key in NAMES if isinstance(row.get(key), str)), None)
         if name is None:
-            raise InvalidInputError(f"{place} names no image under {NAMES[0]!r}. Fix it.")
+            raise InvalidInputError(f"{where} names no image under {NAMES[0]!r}. Fix it.")
         yield images / name, row

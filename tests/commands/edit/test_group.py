@@ -63,7 +63,7 @@ def test_a_word_is_exchanged_without_a_model_applied_and_taken_out(
     out = tmp_path / "edited"
     assert edit("apply", MODEL, store / "edits" / "both", "--output", out).status == 0
     assert "already applied" in refuses("apply", out, store / "edits" / "both", "--output", tmp_path / "twice")
-    assert "is there already" in refuses("apply", MODEL, store / "edits" / "both", "--output", out)
+    assert "already exists" in refuses("apply", MODEL, store / "edits" / "both", "--output", out)
     window, position = edit("show", store, "both", "--json").json["predicted"]["targets"][0][:2]
     said = [_said(folder, _read(store, window)[: position + 1]) for folder in (MODEL, out)]
     assert said == [" Germany", " Turkey"]
@@ -159,7 +159,9 @@ def test_evaluate_judges_and_writes_a_table(
 def test_what_rewrite_cannot_do_is_said(refuses: Callable[..., str], store: Path) -> None:
     assert "does not occur" in refuses("rewrite", store, "--from", "lithium", "--to", "sodium")
     assert "tokens, and the least-norm form" in refuses("rewrite", store, "--from", "Germany", "--to", "Turkeys")
-    assert "A form is one of" in refuses("rewrite", store, "--from", "Germany", "--to", "Turkey", "--form", "magic")
+    assert "is one of least-norm, fine" in refuses(
+        "rewrite", store, "--from", "Germany", "--to", "Turkey", "--form", "magic"
+    )
     words = ("rewrite", store, "--from", "Germany", "--to", "Turkey")
     assert "found 9" in refuses(*words, "--layers", "9")
     assert "--steps is an option of --form fine and fine-tune, and means nothing to least-norm." in refuses(

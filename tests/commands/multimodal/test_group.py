@@ -158,7 +158,7 @@ def test_maps_of_every_noun(cli: Callable[..., Result], path: Path, tmp_path: Pa
     assert len(files) == 11
     assert set(files) == {file.name for file in (tmp_path / "maps").iterdir()}
     assert files["0001-green.png"]["note"] == ""
-    assert files["0000-red.png"]["note"].endswith("000.png is no longer there")
+    assert files["0000-red.png"]["note"].endswith("000.png no longer exists")
     with Image.open(tmp_path / "maps" / "0001-green.png") as picture:
         assert picture.format == "PNG"
     line = ("--document", "0", "--heat-maps", tmp_path / "more", "--map-of", "activation")

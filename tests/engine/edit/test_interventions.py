@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from actstore.engine.edit.interventions import intervening
 from actstore.engine.edit.passes import parse_positions
-from actstore.engine.edit.positions import NAMED
+from actstore.engine.edit.positions import POSITIONS
 from actstore.engine.edit.specification import Operation, Specification
 from actstore.engine.models.load import LoadedModel
 from actstore.store.errors import FormatError, InvalidInputError
@@ -38,8 +38,8 @@ def tiny(model_type: str = "llama") -> LoadedModel:
 
 def logits_of(model: LoadedModel, ids: Tensor, **arguments: Any) -> Tensor:
     with torch.inference_mode():
-        found: Tensor = model.model(ids, **arguments).logits
-    return found
+        logits: Tensor = model.model(ids, **arguments).logits
+    return logits
 
 
 def seen_by(model: LoadedModel, layer: int, run: Callable[[], Any]) -> Tensor:
@@ -52,24 +52,24 @@ def seen_by(model: LoadedModel, layer: int, run: Callable[[], Any]) -> Tensor:
     return torch.cat([p.reshape(-1, p.shape[-2], p.shape[-1]) for p in parts], dim=1)
 
 
-@pytest.mark.parametrize("positions", [*(n for n in NAMED if n != "image"), (0, 3, -1, 7)])
+@pytest.mark.parametrize("positions", [*(n for n in POSITIONS if n != "image"), (0, 3, -1, 7)])
 @pytest.mark.parametrize("cached", [True, False])
 def test_an_operation_happens_at_its_positions_and_nowhere_else(positions: Any, cached: bool) -> None:
     model, ids = tiny(), random_ids(2, 6)
     operations = [Operation("set", ("L0.N3",), positions, value=7.5)]
     with intervening(model, operations):
         seen = seen_by(model, 0, lambda: model.model.generate(ids, use_cache=cached, **SETTINGS))
-    chosen = {
+    expected = {
         "all": range(9), "prompt": range(6), "last": [5], "generated": range(6, 9), "predicting": range(5, 9),
         (0, 3, -1, 7): [0, 3, 5, 7],
     }[positions]  # fmt: skip
     last = seen[:, -9:]  # without a cache, each pass reads all: the last pass has all 9 positions
-    hit = last[..., 3] == 7.5
-    assert hit.all(0).nonzero().flatten().tolist() == list(chosen)
-    assert hit.any(0).nonzero().flatten().tolist() == list(chosen)
+    is_set = last[..., 3] == 7.5
+    assert is_set.all(0).nonzero().flatten().tolist() == list(expected)
+    assert is_set.any(0).nonzero().flatten().tolist() == list(expected)
     if not cached:
         prefill = seen[:, :6, 3] == 7.5
-        assert prefill.all(0).nonzero().flatten().tolist() == [p for p in chosen if p < 6]
+        assert prefill.all(0).nonzero().flatten().tolist() == [p for p in expected if p < 6]
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2"])
@@ -83,10 +83,10 @@ def test_generation_with_a_cache_without_one_and_a_single_pass_agree(model_type:
     ]
     with intervening(model, Specification(tuple(operations))):
         cached = model.model.generate(ids, **SETTINGS)
-        anew = model.model.generate(ids, use_cache=False, **SETTINGS)
-    assert torch.equal(cached.sequences, anew.sequences)
-    for one, other in zip(cached.logits, anew.logits, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        uncached = model.model.generate(ids, use_cache=False, **SETTINGS)
+    assert torch.equal(cached.sequences, uncached.sequences)
+    for logits, uncached_logits in zip(cached.logits, uncached.logits, strict=True):
+        torch.testing.assert_close(logits, uncached_logits, rtol=1e-4, atol=1e-4)
     with intervening(model, operations, n_prompt=7):
         whole = logits_of(model, cached.sequences)
     torch.testing.assert_close(whole[:, 6:-1], torch.stack(cached.logits, 1), rtol=1e-4, atol=1e-4)
@@ -133,16 +133,18 @@ def test_a_patch_of_a_value_that_overflowed_is_refused(tiny_model: Path, corpus:
     weights = load_file(tmp_path / "model" / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][5] *= 1e12
     save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    made = capture(str(tmp_path / "model"), corpus, tmp_path / "store", precision="half", max_tokens=100)
-    document = str(made.windows()["document"][0].as_py())
+    captured = capture(str(tmp_path / "model"), corpus, tmp_path / "store", precision="half", max_tokens=100)
+    document = str(captured.windows()["document"][0].as_py())
     model = load_model(tiny_model)
-    expected = r"infinite activation of L1\.N5 from capture 'corpus', for it lies beyond 65,504, .* --precision exact\."
+    expected = (
+        r"infinite activation of L1\.N5 from capture 'corpus', because it exceeds 65,504, .*`precision=\"exact\"`\."
+    )
     with (
         pytest.raises(InvalidInputError, match=expected),
-        intervening(model, [Operation("patch", ("L1.N4", "L1.N5"), source=document)], store=made.store),
+        intervening(model, [Operation("patch", ("L1.N4", "L1.N5"), source=document)], store=captured.store),
     ):
         pass
-    with intervening(model, [Operation("patch", ("L1.N4",), source=document)], store=made.store):
+    with intervening(model, [Operation("patch", ("L1.N4",), source=document)], store=captured.store):
         pass
 
 
@@ -158,40 +160,41 @@ def test_a_patch_from_the_text_itself_changes_nothing_and_from_another_does(tiny
     store: Store = capture.store
     # A document in several windows has no one row of positions.
     documents = [row["document"] for row in capture.windows().to_pylist()]
-    own, other = window["document"], next(d for d in documents if documents.count(d) == 1 and d != window["document"])
+    same_document = window["document"]
+    other_document = next(d for d in documents if documents.count(d) == 1 and d != same_document)
     clean = logits_of(model, read)
-    if documents.count(own) == 1:
-        with intervening(model, [Operation("patch", neurons, source=str(own))], store=store):
+    if documents.count(same_document) == 1:
+        with intervening(model, [Operation("patch", neurons, source=str(same_document))], store=store):
             torch.testing.assert_close(logits_of(model, read), clean, rtol=1e-4, atol=1e-5)
-    with intervening(model, [Operation("patch", neurons, source=str(other))], store=store):
+    with intervening(model, [Operation("patch", neurons, source=str(other_document))], store=store):
         changed = seen_by(model, 1, lambda: logits_of(model, read))
-    row = next(row for row in capture.windows().to_pylist() if row["document"] == other)
+    row = next(row for row in capture.windows().to_pylist() if row["document"] == other_document)
     size = capture.record.plan.block_slots
     values = capture.block_values(1, row["block"])[:, row["slot_start"] - row["block"] * size :][:, : row["n_slots"]]
     n = min(values.shape[1], read.shape[1])
     torch.testing.assert_close(changed[0, :n], torch.from_numpy(values.T[:n].copy()))
-    with intervening(model, [Operation("patch", neurons[:2], "last", source=f"{other}:1")], store=store):
-        placed = seen_by(model, 0, lambda: logits_of(model, read))
+    with intervening(model, [Operation("patch", neurons[:2], "last", source=f"{other_document}:1")], store=store):
+        patched = seen_by(model, 0, lambda: logits_of(model, read))
     first = capture.block_values(0, row["block"])[:2, row["slot_start"] - row["block"] * size + 1]
-    torch.testing.assert_close(placed[0, -1, :2], torch.from_numpy(first.copy()))
+    torch.testing.assert_close(patched[0, -1, :2], torch.from_numpy(first.copy()))
     with (
-        pytest.raises(InvalidInputError, match="name the store"),
+        pytest.raises(InvalidInputError, match="Pass the `store`"),
         intervening(model, [Operation("patch", neurons, source="0")]),
     ):
         pass
 
 
 def test_a_specification_is_what_its_json_is() -> None:
-    wanted = Specification(
+    specification = Specification(
         (
             Operation("set", ("L0.N1", "L1.N2"), (0, -1), value=2.5),
             Operation("noise", ("L1.N3",), "image", sigma=0.5, seed=9),
             Operation("patch", ("L0.N0",), "last", capture="corpus", source="3:17"),
         )
     )
-    found = Specification.from_json(json.loads(json.dumps(wanted.to_json())), "here")
-    assert found == wanted
-    assert found.neurons() == {0: [0, 1], 1: [2, 3]}
+    read = Specification.from_json(json.loads(json.dumps(specification.to_json())), "here")
+    assert read == specification
+    assert read.neurons() == {0: [0, 1], 1: [2, 3]}
 
 
 @pytest.mark.parametrize(

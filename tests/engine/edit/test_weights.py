@@ -11,7 +11,7 @@ import torch
 from tiny import random_ids, scatter_weights, tiny_config
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from actstore.engine.edit.folders import apply_to_folder, revert_in_folder
+from actstore.engine.edit.folders import EditAddress, FolderRequest, apply_to_folder, revert_in_folder
 from actstore.engine.edit.interventions import intervening
 from actstore.engine.edit.rows import make_edit, scaled_rows
 from actstore.engine.edit.specification import Operation
@@ -44,8 +44,8 @@ def scaled(model: LoadedModel, factor: float = -1.5, neurons: Any = None, name: 
 
 def logits_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        found: torch.Tensor = model(ids).logits
-    return found.float()
+        logits: torch.Tensor = model(ids).logits
+    return logits.float()
 
 
 @pytest.mark.parametrize("model_type", GATED_PLAIN_TIED)
@@ -66,20 +66,20 @@ def test_scaling_by_an_intervention_and_by_weights_agrees(model_type: str, facto
 def test_apply_and_revert_restore_every_bit(dtype: str) -> None:
     model = tiny("gpt2", dtype)
     before = {name: value.clone() for name, value in model.model.state_dict().items()}
-    mark = fingerprint_of(model)
-    holder, edit = EditedModel(model), scaled(model)
-    holder.apply(edit)
-    assert fingerprint_of(model) != mark
+    fingerprint = fingerprint_of(model)
+    edited_model, edit = EditedModel(model), scaled(model)
+    edited_model.apply(edit)
+    assert fingerprint_of(model) != fingerprint
     with pytest.raises(InvalidInputError, match="already applied"):
-        holder.apply(edit)
+        edited_model.apply(edit)
     with pytest.raises(InvalidInputError, match="already applied"):
         EditedModel(model).apply(edit)  # whoever applied it
-    holder.revert()
-    assert fingerprint_of(model) == mark
+    edited_model.revert()
+    assert fingerprint_of(model) == fingerprint
     for name, value in model.model.state_dict().items():
         assert torch.equal(value.view(torch.uint8), before[name].view(torch.uint8)), name
     with pytest.raises(InvalidInputError, match="nothing to revert"):
-        holder.revert()
+        edited_model.revert()
 
 
 def test_only_the_edited_rows_change() -> None:
@@ -88,27 +88,31 @@ def test_only_the_edited_rows_change() -> None:
     with edited(model, scaled(model)):
         for name, value in model.model.state_dict().items():
             columns = (value != before[name]).any(0) if value.dim() == 2 else (value != before[name]).any()[None]
-            layer = {f"model.layers.{n}.mlp.down_proj.weight": chosen for n, chosen in NEURONS.items()}.get(name, [])
+            layer = {f"model.layers.{n}.mlp.down_proj.weight": indices for n, indices in NEURONS.items()}.get(name, [])
             assert columns.nonzero().flatten().tolist() == layer, name
 
 
 def test_several_edits_are_composed_in_order_and_where_they_meet_the_second_is_refused() -> None:
     model = tiny()
-    one, apart, meeting = scaled(model), scaled(model, 2.0, {1: [5]}, "apart"), scaled(model, 3.0, {0: [4]}, "meeting")
-    holder = EditedModel(model)
-    holder.apply(one)
-    holder.apply(apart)
+    first, apart, overlapping = (
+        scaled(model),
+        scaled(model, 2.0, {1: [5]}, "apart"),
+        scaled(model, 3.0, {0: [4]}, "meeting"),
+    )
+    edited_model = EditedModel(model)
+    edited_model.apply(first)
+    edited_model.apply(apart)
     with pytest.raises(InvalidInputError, match=r"edit 'scaled' changed some of the same neurons"):
-        holder.apply(meeting)
-    assert [edit.name for edit in holder.applied] == ["scaled", "apart"]
+        edited_model.apply(overlapping)
+    assert [edit.name for edit in edited_model.applied] == ["scaled", "apart"]
     later = scaled(model, 3.0, {0: [4]}, "later")  # made of the model as the first two left it
-    holder.apply(later)
+    edited_model.apply(later)
     with pytest.raises(InvalidInputError, match="revert 'later' first"):
-        holder.revert(one)
-    holder.revert(apart)
-    holder.revert(later)
-    holder.revert(one)
-    assert fingerprint_of(model) == one.record.model_fingerprint
+        edited_model.revert(first)
+    edited_model.revert(apart)
+    edited_model.revert(later)
+    edited_model.revert(first)
+    assert fingerprint_of(model) == first.record.model_fingerprint
 
 
 def test_another_model_is_refused() -> None:
@@ -151,7 +155,7 @@ def test_an_exported_folder_is_the_edited_model_and_reverts_byte_for_byte(
     folder = save(tiny(model_type, dtype), tmp_path / "model")
     loaded, ids = load_model(folder), random_ids()
     edit = scaled(loaded)  # of a float16 checkpoint, in float32
-    out = apply_to_folder(str(folder), [edit], tmp_path / "out")
+    out = apply_to_folder(FolderRequest(folder, [edit], tmp_path / "out"))
     files = {f.name: f.read_bytes() for f in folder.iterdir()}
     changed = {f.name for f in out.iterdir() if f.read_bytes() != files[f.name]}
     assert 0 < len(changed) <= 2
@@ -159,12 +163,12 @@ def test_an_exported_folder_is_the_edited_model_and_reverts_byte_for_byte(
     assert files.keys() - {f.name for f in out.iterdir()} == {"pytorch_model.bin"}
     plain = AutoModelForCausalLM.from_pretrained(out, dtype=loaded.dtype).eval()
     with intervening(loaded, [Operation("boost", NAMES, factor=-1.5)]):
-        wanted = logits_of(loaded.model, ids)
+        expected = logits_of(loaded.model, ids)
     tolerance = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 8e-2}[dtype]
-    torch.testing.assert_close(logits_of(plain, ids), wanted, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(logits_of(plain, ids), expected, rtol=tolerance, atol=tolerance)
     with pytest.raises(InvalidInputError, match="already applied"):
-        apply_to_folder(str(out), [edit], tmp_path / "again")
-    back = revert_in_folder(str(out), [edit], tmp_path / "back")
+        apply_to_folder(FolderRequest(out, [edit], tmp_path / "again"))
+    back = revert_in_folder(FolderRequest(out, [edit], tmp_path / "back"))
     assert {f.name: f.read_bytes() for f in back.iterdir()} == {
         n: b for n, b in files.items() if n != "pytorch_model.bin"
     }
@@ -181,7 +185,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(shutil, "copytree", copy)
     with pytest.raises(InvalidInputError, match=r"out cannot be written: .*No space left.*Nothing of it is kept"):
-        apply_to_folder(str(folder), [edit], tmp_path / "out")
+        apply_to_folder(FolderRequest(folder, [edit], tmp_path / "out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
@@ -189,13 +193,14 @@ def test_in_place_apply_and_revert_touch_the_changed_files_only(tmp_path: Path) 
     folder = save(tiny(), tmp_path / "model")
     edit = scaled(load_model(folder))
     files = {f.name: f.read_bytes() for f in folder.iterdir()}
-    apply_to_folder(str(folder), [edit], None)
+    apply_to_folder(FolderRequest(folder, [edit]))
     changed = {f.name for f in folder.iterdir() if f.read_bytes() != files[f.name]}
     assert changed
     assert all(name.endswith(".safetensors") for name in changed)
     with pytest.raises(InvalidInputError, match="Expected the write vectors"):
-        revert_in_folder(str(folder), [scaled(load_model(folder), 5.0)], None)
-    revert_in_folder(str(folder), [edit], None)
+        revert_in_folder(FolderRequest(folder, [scaled(load_model(folder), 5.0)]))
+    write_edit(Folder(tmp_path / "store", read_only=False), edit)
+    revert_in_folder(FolderRequest(folder, [EditAddress(tmp_path / "store", "scaled")]))
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == files
 
 
@@ -203,15 +208,15 @@ def test_a_folder_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     folder = save(tiny(), tmp_path / "model")
     edit = scaled(load_model(folder))
     (tmp_path / "mine").mkdir()
-    with pytest.raises(InvalidInputError, match="is there already"):
-        apply_to_folder(str(folder), [edit], tmp_path / "mine")
+    with pytest.raises(InvalidInputError, match="already exists"):
+        apply_to_folder(FolderRequest(folder, [edit], tmp_path / "mine"))
     with pytest.raises(InvalidInputError, match="may be replaced"):
-        apply_to_folder(str(folder), [edit], tmp_path / "mine", force=True)
+        apply_to_folder(FolderRequest(folder, [edit], tmp_path / "mine", force=True))
     with pytest.raises(InvalidInputError, match="may be replaced"):
-        apply_to_folder(str(folder), [edit], folder, force=True)
-    out = apply_to_folder(str(folder), [edit], tmp_path / "out")
+        apply_to_folder(FolderRequest(folder, [edit], folder, force=True))
+    out = apply_to_folder(FolderRequest(folder, [edit], tmp_path / "out"))
     other = scaled(load_model(folder), 3.0)
-    apply_to_folder(str(folder), [other], out, force=True)
+    apply_to_folder(FolderRequest(folder, [other], out, force=True))
     assert EditedModel(load_model(out)).has(other)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "model", "out"]
 
@@ -220,10 +225,10 @@ def test_a_kept_edit_is_read_back_and_damage_is_seen(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "store", read_only=False)
     edit = scaled(tiny(dtype="bfloat16"))
     record = write_edit(folder, edit)
-    found = read_edit(folder, "scaled")
-    assert found.record == record
+    read = read_edit(folder, "scaled")
+    assert read.record == record
     for layer, pair in edit.rows.items():
-        assert all(torch.equal(a, b) for a, b in zip(pair, found.rows[layer], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(pair, read.rows[layer], strict=True))
     assert read_edit(tmp_path / "store" / "edits" / "scaled").record == record
     with pytest.raises(InvalidInputError, match="already has an edit"):
         write_edit(folder, edit)

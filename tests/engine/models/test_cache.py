@@ -161,7 +161,8 @@ def test_the_library_s_cache_under_an_unknown_name_keeps_positions_right() -> No
 
 def test_a_pass_that_cannot_tell_where_it_stands_is_refused() -> None:
     with pytest.raises(
-        ModelError, match=r"stands cannot be told: expected the library's cache .* 'memory' of type Memory"
+        ModelError,
+        match=r"the model reads are unknown: expected the library's cache .* 'memory' of type Memory",
     ):
         set_activations(renamed(opaque=True), random_ids(1, 6))
 
@@ -191,8 +192,8 @@ def test_a_mask_or_position_that_contradicts_the_cache_is_refused(arguments: dic
     passes.begin((), {"input_ids": torch.zeros(1, 5, dtype=torch.int64)})
     passes.begin((), {"input_ids": torch.zeros(1, 1, dtype=torch.int64), **arguments})
     with pytest.raises(ModelError, match=reason):
-        passes.chosen("last", (1, 1))
-    assert passes.chosen("all", (1, 1)).all()
+        passes.selected("last", (1, 1))
+    assert passes.selected("all", (1, 1)).all()
 
 
 def test_rows_that_are_no_positions_are_refused() -> None:
@@ -200,7 +201,7 @@ def test_rows_that_are_no_positions_are_refused() -> None:
 
     passes = Passes()
     passes.begin((torch.zeros(2, 5, dtype=torch.int64),), {})
-    assert passes.chosen("last", (2, 5)).tolist() == [[False] * 4 + [True]] * 2
-    with pytest.raises(ModelError, match="holds 9 rows for each text, and the pass reads 5 positions"):
-        passes.chosen("last", (2, 9))
-    assert passes.chosen("all", (2, 9)).all()
+    assert passes.selected("last", (2, 5)).tolist() == [[False] * 4 + [True]] * 2
+    with pytest.raises(ModelError, match="has 9 rows per text, and the pass reads 5 positions"):
+        passes.selected("last", (2, 9))
+    assert passes.selected("all", (2, 9)).all()

@@ -57,8 +57,8 @@ def captioner(tmp_path_factory: pytest.TempPathFactory) -> Captioner:
     own = capture(str(name), pictures, folder / "store", name="own", generate=True, max_new_tokens=6)
     model = load_model(name, dtype=given.record.dtype)
     processor = VisionProcessor.load(str(name))
-    found = find_multimodal(given, FindSettings(k=5, nouns="content"))
-    return Captioner(model, Replay(model, processor, given), found, own)
+    result = find_multimodal(given, FindSettings(k=5, nouns="content"))
+    return Captioner(model, Replay(model, processor, given), result, own)
 
 
 def test_what_is_run_again_is_what_was_captured(captioner: Captioner) -> None:
@@ -80,12 +80,12 @@ def test_what_is_run_again_is_what_was_captured(captioner: Captioner) -> None:
 
 
 def test_gradients_are_those_of_small_changes(captioner: Captioner) -> None:
-    found, model = captioner.given, captioner.model
-    ranked = rank_by_gradient(found, captioner.replay, [0, 3])
+    result, model = captioner.given, captioner.model
+    ranked = rank_by_gradient(result, captioner.replay, [0, 3])
     assert (ranked.first.tokens[1] == -1).all()  # not asked for
     number = 3
-    noun = found.nouns[number]
-    encoded = captioner.replay.encode(found.captions[noun.caption])
+    noun = result.nouns[number]
+    encoded = captioner.replay.encode(result.captions[noun.caption])
 
     def logit_with(layer: int, index: int, change: float) -> float:
         """The noun's logit with one neuron's activation changed where the noun is predicted."""
@@ -103,10 +103,10 @@ def test_gradients_are_those_of_small_changes(captioner: Captioner) -> None:
         finally:
             handle.remove()
 
-    offset = found.captions[noun.caption].offsets[noun.position]
+    offset = result.captions[noun.caption].offsets[noun.position]
     scores = []
-    for layer, index in found.numbering.pairs(np.arange(len(found.numbering))):
-        activation = found.capture.block_values(layer, found.captions[noun.caption].block)[index, offset]
+    for layer, index in result.numbering.pairs(np.arange(len(result.numbering))):
+        activation = result.capture.block_values(layer, result.captions[noun.caption].block)[index, offset]
         slope = (logit_with(layer, index, 0.05) - logit_with(layer, index, -0.05)) / 0.1
         scores.append(float(activation) * slope)
     best = np.sort(scores)[::-1][:5]
@@ -144,21 +144,21 @@ def test_weights_are_restored_after_an_error(captioner: Captioner) -> None:
 
 def test_effects_of_noise(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actstore.engine.multimodal.nouns.STOP_WORDS", frozenset())
-    found = find_multimodal(captioner.own, FindSettings(k=5, nouns="content"))
+    result = find_multimodal(captioner.own, FindSettings(k=5, nouns="content"))
     replay = Replay(captioner.model, captioner.replay.processor, captioner.own)
-    assert len(found.nouns) >= 3
-    drawn = find_multimodal(captioner.own, FindSettings(k=5, nouns="content", by="random"))
+    assert len(result.nouns) >= 3
+    random = find_multimodal(captioner.own, FindSettings(k=5, nouns="content", by="random"))
     before = captioner.model.fingerprint()
     settings = CausalSettings(sigma=6.0, seed=2, max_nouns=3)
-    effects = causal_effect({"ours": found, "random": drawn}, replay, settings)
+    effects = causal_effect({"ours": result, "random": random}, replay, settings)
     assert captioner.model.fingerprint() == before
-    small = causal_effect({"ours": found, "random": drawn}, replay, CausalSettings(6.0, 2, 3, batch_tokens=1))
-    for name, ranking in (("ours", found), ("random", drawn)):
+    small = causal_effect({"ours": result, "random": random}, replay, CausalSettings(6.0, 2, 3, batch_tokens=1))
+    for name, ranking in (("ours", result), ("random", random)):
         effect = effects[name]
-        chosen = choose_nouns(found, settings)
-        assert len(effect.gone) == len(chosen)
-        for i, number in enumerate(chosen):
-            noun, caption = found.nouns[number], found.captions[found.nouns[number].caption]
+        selected = choose_nouns(result, settings)
+        assert len(effect.gone) == len(selected)
+        for i, number in enumerate(selected):
+            noun, caption = result.nouns[number], result.captions[result.nouns[number].caption]
             encoded = replay.encode(caption)
             with torch.inference_mode():
                 plain = replay.logits([encoded])[0, noun.position].softmax(-1)[noun.token]
@@ -173,19 +173,19 @@ def test_effects_of_noise(captioner: Captioner, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_cannot_be_run_again(captioner: Captioner, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="above zero"):
+    with pytest.raises(InvalidInputError, match="`sigma` is above zero"):
         CausalSettings(sigma=0)
     other = load_model(tiny_vision_model("llava", tmp_path / "other", seed=1))
     with pytest.raises(InvalidInputError, match="holds another model"):
         Replay(other, captioner.replay.processor, captioner.own)
-    with pytest.raises(InvalidInputError, match="Capture with --generate"):
+    with pytest.raises(InvalidInputError, match="Capture with `generate=True`"):
         causal_effect({"ours": captioner.given}, captioner.replay)
     picture = Path(str(captioner.given.captions[0].image))
     source = picture if picture.is_file() else Path(captioner.own.record.plan.corpus) / picture
     moved = source.with_suffix(".moved")
     source.rename(moved)
     try:
-        with pytest.raises(InvalidInputError, match=r"The image of document 0 is needed, and .* is no longer there"):
+        with pytest.raises(InvalidInputError, match=r"The image of document 0 is needed, but .* no longer exists"):
             captioner.replay.encode(captioner.given.captions[0])
     finally:
         moved.rename(source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,10 +50,10 @@ def reference(planted: Planted, form: str, gain: bool, centres: bool = False) ->
     return rankings
 
 
-def check(found: find.Multimodal, form: str, expected: list[list[tuple[float, int]]], rtol: float = 1e-4) -> None:
-    ranked = found.ranked[form]
+def check(result: find.Multimodal, form: str, expected: list[list[tuple[float, int]]], rtol: float = 1e-4) -> None:
+    ranked = result.ranked[form]
     for row, best in enumerate(expected):
-        k = min(found.settings.k, len(best))
+        k = min(result.settings.k, len(best))
         scores = dict((i, score) for score, i in best)
         assert len(set(ranked.tokens[row, :k].tolist())) == k
         np.testing.assert_allclose(ranked.values[row, :k], [score for score, _ in best[:k]], rtol=rtol, atol=1e-5)
@@ -64,39 +63,39 @@ def check(found: find.Multimodal, form: str, expected: list[list[tuple[float, in
 
 
 def test_words_are_aligned_to_their_tokens(planted: Planted) -> None:
-    found = find_multimodal(planted[0], FindSettings(k=3, nouns="content"))
-    nouns = [(n.caption, n.word, n.token, n.position) for n in found.nouns]
+    result = find_multimodal(planted[0], FindSettings(k=3, nouns="content"))
+    nouns = [(n.caption, n.word, n.token, n.position) for n in result.nouns]
     assert nouns == [(c, word, IDS[piece], N_PROMPT + at - 1) for c, word, piece, at in EXPECTED]
-    assert [caption.text for caption in found.captions][:3] == [
+    assert [caption.text for caption in result.captions][:3] == [
         " a red circle and a green square.", " there is a green circles with a green star", " a Red square✓ star",
     ]  # fmt: skip
-    assert [caption.document for caption in found.captions] == [0, 1, 2, 3, 4]
+    assert [caption.document for caption in result.captions] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("gain", [True, False])
 @pytest.mark.parametrize("k", [1, 7, 45, 60])
 def test_scores_are_those_of_the_formula(planted: Planted, k: int, gain: bool) -> None:
-    found = find_multimodal(planted[0], FindSettings(k=k, nouns="content", forms=("post", "gate"), gain=gain))
+    result = find_multimodal(planted[0], FindSettings(k=k, nouns="content", forms=("post", "gate"), gain=gain))
     for form in ("post", "gate"):
-        check(found, form, reference(planted, form, gain))
+        check(result, form, reference(planted, form, gain))
     if k == 60:  # more than the language model has: the vision tower's neurons write to no token
-        assert (found.first.tokens[:, 45:] == -1).all()
-        assert (found.first.values[:, 45:] == -np.inf).all()
+        assert (result.first.tokens[:, 45:] == -1).all()
+        assert (result.first.values[:, 45:] == -np.inf).all()
 
 
 @pytest.mark.parametrize("precision", ["half", "int8"])
 def test_other_precisions(tmp_path: Path, precision: str) -> None:
-    found = plant_captions(tmp_path / "store", precision=precision)
-    exact = reference(found, "post", True)
-    ranked = find_multimodal(found[0], FindSettings(k=5, nouns="content")).first
+    result = plant_captions(tmp_path / "store", precision=precision)
+    exact = reference(result, "post", True)
+    ranked = find_multimodal(result[0], FindSettings(k=5, nouns="content")).first
     tolerance = {"half": 5e-3, "int8": 0.2}[precision]
     for row, best in enumerate(exact):
         np.testing.assert_allclose(ranked.values[row], [score for score, _ in best[:5]], atol=tolerance)
 
 
 def test_a_norm_that_centres(tmp_path: Path) -> None:
-    found = plant_captions(tmp_path / "store", centres=True)
-    check(find_multimodal(found[0], FindSettings(k=9, nouns="content")), "post", reference(found, "post", True, True))
+    result = plant_captions(tmp_path / "store", centres=True)
+    check(find_multimodal(result[0], FindSettings(k=9, nouns="content")), "post", reference(result, "post", True, True))
 
 
 def test_chunks_and_blocks_change_nothing(planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,35 +114,35 @@ def test_nan_never_wins_and_ties_go_to_the_smaller_neuron(tmp_path: Path) -> Non
         drawn[:] = np.nan if layer == 0 else 0
         return drawn
 
-    found = find_multimodal(plant_captions(tmp_path / "store", values=values)[0], FindSettings(k=3, nouns="content"))
-    assert (found.first.tokens == [[5, 6, 7]]).all()  # the first of layer 1
-    assert (found.first.values == 0).all()
+    result = find_multimodal(plant_captions(tmp_path / "store", values=values)[0], FindSettings(k=3, nouns="content"))
+    assert (result.first.tokens == [[5, 6, 7]]).all()  # the first of layer 1
+    assert (result.first.values == 0).all()
 
 
 def test_activations_are_those_at_the_noun(planted: Planted) -> None:
     capture, what = planted
-    found = find_multimodal(capture, FindSettings(k=50, nouns="content", forms=("gate", "post")))
+    result = find_multimodal(capture, FindSettings(k=50, nouns="content", forms=("gate", "post")))
     tokens = capture.tokens().to_pydict()
     columns = list(zip(tokens["document"], tokens["position"], strict=True))
     for form in ("gate", "post"):
-        held = np.concatenate([what["values"][f"mlp.{form}", layer] for layer in (0, 1)])
-        for row, noun in enumerate(found.nouns):
-            expected = held[found.ranked[form].tokens[row, :45], columns.index((noun.caption, noun.position))]
-            np.testing.assert_array_equal(found.activations(form)[row, :45], expected)
-    assert np.isnan(found.activations()[:, 45:]).all()
-    assert found.activations() is found.activations("gate")
+        values = np.concatenate([what["values"][f"mlp.{form}", layer] for layer in (0, 1)])
+        for row, noun in enumerate(result.nouns):
+            expected = values[result.ranked[form].tokens[row, :45], columns.index((noun.caption, noun.position))]
+            np.testing.assert_array_equal(result.activations(form)[row, :45], expected)
+    assert np.isnan(result.activations()[:, 45:]).all()
+    assert result.activations() is result.activations("gate")
 
 
 def test_only_what_predicts_answers_need_be_kept(planted: Planted, tmp_path: Path) -> None:
-    def kept(n: int, n_prompt: int) -> Any:
+    def captured(n: int, n_prompt: int) -> Any:
         return np.arange(n_prompt - 1, n - 1, dtype=np.int32)
 
-    some, _ = plant_captions(tmp_path / "a", kept=kept)
-    found = find_multimodal(some, FindSettings(k=3, nouns="content"))
-    assert [n.word for n in found.nouns] == [word for _, word, _, _ in EXPECTED]
+    some, _ = plant_captions(tmp_path / "a", kept=captured)
+    result = find_multimodal(some, FindSettings(k=3, nouns="content"))
+    assert [n.word for n in result.nouns] == [word for _, word, _, _ in EXPECTED]
     last, _ = plant_captions(tmp_path / "b", kept=lambda n, n_prompt: np.array([n - 1], np.int32))
     with pytest.raises(
-        InvalidInputError, match=r"did not keep position 13 of document 0, which predicts 'red'.*generated or all"
+        InvalidInputError, match=r"does not hold position 13 of document 0, which predicts 'red'.*generated\"`, or all"
     ):
         find_multimodal(last, FindSettings(nouns="content"))
 
@@ -179,23 +178,23 @@ def test_baselines(planted: Planted) -> None:
 
 
 def test_random_neurons_of_the_same_layers(planted: Planted) -> None:
-    found = find_multimodal(planted[0], FindSettings(k=4, nouns="content"))
-    drawn = find.draw_alike(found, 1)
-    for ours, theirs in zip(found.sets, drawn.sets, strict=True):
+    result = find_multimodal(planted[0], FindSettings(k=4, nouns="content"))
+    drawn = find.draw_alike(result, 1)
+    for ours, theirs in zip(result.sets, drawn.sets, strict=True):
         assert len(theirs) == 4
-        assert sorted(layer for layer, _ in found.numbering.pairs(np.array(sorted(ours)))) == sorted(
-            layer for layer, _ in found.numbering.pairs(np.array(sorted(theirs)))
+        assert sorted(layer for layer, _ in result.numbering.pairs(np.array(sorted(ours)))) == sorted(
+            layer for layer, _ in result.numbering.pairs(np.array(sorted(theirs)))
         )
-    assert drawn.sets != found.sets
-    assert drawn.sets == find.draw_alike(found, 1).sets
+    assert drawn.sets != result.sets
+    assert drawn.sets == find.draw_alike(result, 1).sets
 
 
 def test_concepts_count_captions(planted: Planted) -> None:
-    found = find_multimodal(planted[0], FindSettings(k=10, nouns="content"))
-    every = {concept.word: concept for concept in concepts(found)}
-    assert [(c.word, len(c.occurrences)) for c in concepts(found)][:3] == [("circle", 2), ("green", 2), ("red", 2)]
+    result = find_multimodal(planted[0], FindSettings(k=10, nouns="content"))
+    every = {concept.word: concept for concept in concepts(result)}
+    assert [(c.word, len(c.occurrences)) for c in concepts(result)][:3] == [("circle", 2), ("green", 2), ("red", 2)]
     green = every["green"]
-    sets = [found.sets[i] for i in green.occurrences.tolist()]
+    sets = [result.sets[i] for i in green.occurrences.tolist()]
     for number, share in zip(green.neurons.tolist(), green.shares.tolist(), strict=True):
         assert share == sum(number in s for s in sets) / 2
     assert green.shares.tolist() == sorted(green.shares.tolist(), reverse=True)
@@ -204,9 +203,15 @@ def test_concepts_count_captions(planted: Planted) -> None:
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     capture, _ = plant_captions(tmp_path / "store", sites=("mlp.post",))
-    with pytest.raises(NotFoundError, match=r"no site 'mlp.gate', which the form 'gate' reads.*--site mlp.gate"):
+    with pytest.raises(
+        NotFoundError, match=r"no site 'mlp.gate', which the form 'gate' reads.*`sites=\('mlp.gate',\)`"
+    ):
         find_multimodal(capture, FindSettings(forms=("gate",)))
     with pytest.raises(InvalidInputError, match="found 0"):
         FindSettings(k=0)
-    with pytest.raises(InvalidInputError, match="ranked by contribution, activation, random"):
-        dataclasses.replace(FindSettings(), by="size")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="`by` is one of contribution, activation, random, found 'size'"):
+        find_multimodal(capture, FindSettings(by="size"))
+    with pytest.raises(InvalidInputError, match="`by` is one of contribution, activation, random, found 'gradient'"):
+        find_multimodal(capture, FindSettings(by="gradient"))
+    with pytest.raises(InvalidInputError, match="`forms` are one or more of post, gate"):
+        FindSettings(forms=("up",))

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 TEXT = "There are two Red circles and a red well-known kite's tail; a naïve 東京."
 
 
-def found(how: str, text: str = TEXT) -> list[str]:
+def nouns_of(how: str, text: str = TEXT) -> list[str]:
     return [word.word for word in noun_finder(how).first_of_each(text)]
 
 
 def test_content_words() -> None:
-    assert found("content") == ["red", "circles", "well-known", "kite's", "tail", "naïve", "東京"]
+    assert nouns_of("content") == ["red", "circles", "well-known", "kite's", "tail", "naïve", "東京"]
     assert [TEXT[word.start : word.stop] for word in content_words(TEXT)][:3] == ["Red", "circles", "red"]
     assert content_words("It's there, isn't it? It’s a …") == []
 
@@ -30,8 +30,8 @@ def test_content_words() -> None:
 def test_a_list_of_nouns(tmp_path: Path) -> None:
     path = tmp_path / "nouns.txt"
     path.write_text("circle  # and not circles\nCIRCLES\nstop sign\nsign\n\n", encoding="utf-8")
-    assert found(str(path)) == ["circles"]
-    assert found(str(path), "A Stop sign, a sign, signs.") == ["stop sign", "sign"]
+    assert nouns_of(str(path)) == ["circles"]
+    assert nouns_of(str(path), "A Stop sign, a sign, signs.") == ["stop sign", "sign"]
     assert noun_finder(str(path)).name == f"the 4 words of {path}"
 
 
@@ -61,7 +61,7 @@ def test_taggers_are_taken_where_they_are(monkeypatch: pytest.MonkeyPatch) -> No
         return [(word, "NNS" if word.endswith("s") else "JJ") for word in words]
 
     stand_in(monkeypatch, "nltk", pos_tag=tag)
-    assert found("auto") == ["circles", "kite's"]
+    assert nouns_of("auto") == ["circles", "kite's"]
     assert noun_finder("auto").name == "NLTK's tagger"
 
     def parse(text: str) -> list[Any]:
@@ -71,7 +71,7 @@ def test_taggers_are_taken_where_they_are(monkeypatch: pytest.MonkeyPatch) -> No
     pipeline = type("Pipeline", (), {"meta": {"name": "core"}, "__call__": staticmethod(parse)})()
     stand_in(monkeypatch, "spacy", load=lambda name: pipeline)
     stand_in(monkeypatch, "spacy.util", get_installed_models=lambda: ["de_core", "en_core_web_sm"])
-    assert found("auto") == ["kite"]
+    assert nouns_of("auto") == ["kite"]
     assert noun_finder("spacy").name == "spaCy, core"
 
 

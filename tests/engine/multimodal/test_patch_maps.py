@@ -11,9 +11,9 @@ from planted_captions import SIDE, plant_captions
 
 from actstore.engine.multimodal import patch_maps
 from actstore.engine.multimodal.find import find_multimodal
-from actstore.engine.multimodal.patch_maps import NeuronSet, PatchGrid, PatchMap, map_neurons, mask_of
-from actstore.engine.multimodal.pictures import colours, draw_map, find_image
+from actstore.engine.multimodal.patch_maps import NeuronSet, PatchGrid, map_neurons, mask_of
 from actstore.engine.multimodal.result import FindSettings
+from actstore.engine.multimodal.source_images import find_image
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Planted = tuple["Capture", dict[str, Any]]
 
 
 def grid_of(rows: int, columns: int, left: float = 0, top: float = 0, right: float = 1, bottom: float = 1) -> PatchGrid:
-    row, column = (part.ravel() for part in np.mgrid[:rows, :columns])
+    row, column = (index.ravel() for index in np.mgrid[:rows, :columns])
     width, height = (right - left) / columns, (bottom - top) / rows
     box = np.stack(
         [left + column * width, top + row * height, left + (column + 1) * width, top + (row + 1) * height], 1
@@ -37,8 +37,8 @@ def grid_of(rows: int, columns: int, left: float = 0, top: float = 0, right: flo
 
 def joined(*grids: PatchGrid) -> PatchGrid:
     tiles = np.concatenate([np.full(len(g.slots), i) for i, g in enumerate(grids)])
-    parts = (np.concatenate([getattr(g, name) for g in grids]) for name in ("row", "column", "box"))
-    return PatchGrid(np.arange(len(tiles)), tiles, *parts)
+    columns = (np.concatenate([getattr(g, name) for g in grids]) for name in ("row", "column", "box"))
+    return PatchGrid(np.arange(len(tiles)), tiles, *columns)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def joined(*grids: PatchGrid) -> PatchGrid:
 def test_one_grid_is_resized_as_pillow_does(rows: int, columns: int, size: tuple[int, int]) -> None:
     values = np.random.default_rng(0).standard_normal((rows, columns))
     expected = Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
-    found = grid_of(rows, columns).spread(values.ravel(), *size)
-    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-5)
+    pixels = grid_of(rows, columns).spread(values.ravel(), *size)
+    np.testing.assert_allclose(pixels, np.asarray(expected), atol=1e-5)
 
 
 def test_the_order_of_patches_does_not_matter() -> None:
@@ -61,19 +61,19 @@ def test_the_order_of_patches_does_not_matter() -> None:
 def test_tiles_fall_into_place_and_nothing_is_made_up_outside() -> None:
     # The whole image coarsely, its right half finely, and a strip at the bottom that no patch shows.
     whole, half = grid_of(2, 2, bottom=0.8), grid_of(4, 4, left=0.5, bottom=0.8)
-    found = joined(whole, half).spread(np.r_[np.full(4, 1.0), np.full(16, 3.0)], 20, 20)
-    np.testing.assert_allclose(found[:16, :10], 1)
-    np.testing.assert_allclose(found[:16, 10:], 2)
-    assert np.isnan(found[16:]).all()
+    pixels = joined(whole, half).spread(np.r_[np.full(4, 1.0), np.full(16, 3.0)], 20, 20)
+    np.testing.assert_allclose(pixels[:16, :10], 1)
+    np.testing.assert_allclose(pixels[:16, 10:], 2)
+    assert np.isnan(pixels[16:]).all()
 
 
 def test_padding_outside_the_image_is_cut_off() -> None:
     # A square of 4 × 4 patches around an image twice as wide as high: rows 0 and 3 lie outside it.
     grid = grid_of(4, 4, top=-0.5, bottom=1.5)
     values = np.where(grid.row == 1, 5.0, np.where(grid.row == 2, 7.0, 100.0))
-    found = grid.spread(values, 8, 4)
-    np.testing.assert_allclose(found[1], 5 + 2 * 0.25)  # a quarter of the way between the two rows' centres
-    np.testing.assert_allclose(found[2], 5 + 2 * 0.75)
+    pixels = grid.spread(values, 8, 4)
+    np.testing.assert_allclose(pixels[1], 5 + 2 * 0.25)  # a quarter of the way between the two rows' centres
+    np.testing.assert_allclose(pixels[2], 5 + 2 * 0.75)
 
 
 def test_patches_without_a_value_are_left_to_their_neighbours() -> None:
@@ -110,8 +110,8 @@ def peak(drawn: NDArray[np.float32], site: str, layer: int) -> NDArray[np.float3
 def test_maps_are_means_at_the_patches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: int) -> None:
     monkeypatch.setattr(patch_maps, "ROWS_READ_ALONE", alone)
     capture, _ = plant_captions(tmp_path / "store", values=peak)
-    wanted = {0: [NeuronSet([(0, 2)]), NeuronSet([(0, 1), (1, 1), (1, 7)])], 2: [NeuronSet([(2, 5)])]}
-    maps = {(document, which): made for document, which, made in map_neurons(capture, wanted)}
+    sets = {0: [NeuronSet([(0, 2)]), NeuronSet([(0, 1), (1, 1), (1, 7)])], 2: [NeuronSet([(2, 5)])]}
+    maps = {(document, which): patch_map for document, which, patch_map in map_neurons(capture, sets)}
     assert list(maps) == [(0, 0), (0, 1), (2, 0)]
     np.testing.assert_array_equal(maps[0, 0].values, np.eye(9)[2])
     np.testing.assert_allclose(maps[0, 1].values, np.eye(9)[1] + np.eye(9)[7] * 2 / 3)
@@ -124,80 +124,41 @@ def test_maps_are_means_at_the_patches(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_maps_of_contributions_weigh_neurons_by_what_they_write(planted: Planted) -> None:
     capture, what = planted
-    found = find_multimodal(capture, FindSettings(k=6, nouns="content"))
+    result = find_multimodal(capture, FindSettings(k=6, nouns="content"))
     tokens = capture.tokens().to_pydict()
-    here = [i for i in range(len(tokens["id"])) if tokens["document"][i] == 0]
-    neurons, weights = found.neurons_of(1), found.products_of(1)
-    direction = what["unembedding"][found.nouns[1].token] * what["gain"]
+    columns = [i for i in range(len(tokens["id"])) if tokens["document"][i] == 0]
+    neurons, weights = result.neurons_of(1), result.products_of(1)
+    direction = what["unembedding"][result.nouns[1].token] * what["gain"]
     np.testing.assert_allclose(weights, [float(what["layers"][a][b] @ direction) for a, b in neurons], rtol=1e-4)
-    every = [weight for i in range(len(found.nouns)) for weight in found.products_of(i)]
-    assert min(every) < 0 < max(every)
-    ((_, _, made),) = list(map_neurons(capture, {0: [NeuronSet(neurons, weights)]}))
-    rows = [what["values"]["mlp.post", a][b, here] * weight for (a, b), weight in zip(neurons, weights, strict=True)]
-    np.testing.assert_allclose(made.values, np.mean(rows, axis=0)[1:10], rtol=1e-5, atol=1e-6)
+    products = [weight for i in range(len(result.nouns)) for weight in result.products_of(i)]
+    assert min(products) < 0 < max(products)
+    ((_, _, patch_map),) = list(map_neurons(capture, {0: [NeuronSet(neurons, weights)]}))
+    rows = [what["values"]["mlp.post", a][b, columns] * weight for (a, b), weight in zip(neurons, weights, strict=True)]
+    np.testing.assert_allclose(patch_map.values, np.mean(rows, axis=0)[1:10], rtol=1e-5, atol=1e-6)
 
 
 def test_positions_that_are_not_kept(tmp_path: Path) -> None:
     some, _ = plant_captions(
         tmp_path / "some", kept=lambda n, p: np.r_[0, 2:6, p - 1 : n].astype(np.int32), values=peak
     )
-    ((_, _, made),) = list(map_neurons(some, {0: [NeuronSet([(0, 3)])]}))
-    assert [(r, c) for r, c in zip(made.grid.row.tolist(), made.grid.column.tolist(), strict=True)] == [
+    ((_, _, patch_map),) = list(map_neurons(some, {0: [NeuronSet([(0, 3)])]}))
+    assert [(r, c) for r, c in zip(patch_map.grid.row.tolist(), patch_map.grid.column.tolist(), strict=True)] == [
         (0, 1), (0, 2), (1, 0), (1, 1),
     ]  # fmt: skip
     none, _ = plant_captions(tmp_path / "none", kept=lambda n, p: np.arange(p - 1, n, dtype=np.int32))
-    with pytest.raises(InvalidInputError, match=r"keeps no position of these images.*--positions all"):
+    with pytest.raises(InvalidInputError, match=r"holds no position of these images.*`positions=\"all\"`"):
         list(map_neurons(none, {0: [NeuronSet([(0, 3)])]}))
 
 
-def test_a_picture_shows_image_map_and_mask(tmp_path: Path) -> None:
-    values = np.zeros(9)
-    values[5] = 1
-    made = PatchMap(0, grid_of(3, 3), values, 30, 24)
-    image = Image.new("RGB", (30, 24), (10, 200, 30))
-    done = draw_map(tmp_path / "map.png", made, image, ("a caption", "neurons " * 60))
-    assert done.with_image
-    with Image.open(tmp_path / "map.png") as opened:
-        assert opened.format == "PNG"
-        picture = np.asarray(opened.convert("RGB")).astype(int)
-    scale, margin = 10, 10  # 30 pixels become 300
-    panels = [picture[margin : margin + 240, margin + i * 310 : margin + i * 310 + 300] for i in range(3)]
-    assert (panels[0] == (10, 200, 30)).all()
-    bright = panels[1].sum(axis=2)
-    row, column = np.unravel_index(bright.argmax(), bright.shape)
-    assert (row // 80, column // 100) == (1, 2)
-    shown = (panels[2] == (10, 200, 30)).all(axis=2)
-    assert 0.03 < shown.mean() <= 0.05
-    assert shown[80:160, 200:].sum() == shown.sum()
-    assert scale * 30 == 300
-
-
-def test_without_its_image_the_map_is_drawn_alone(tmp_path: Path) -> None:
-    made = PatchMap(0, grid_of(2, 2), np.arange(4.0), 2000, 1000)
+def test_an_image_is_found_again_or_the_reason_is_given(tmp_path: Path) -> None:
     image, note = find_image("gone.png", str(tmp_path), (2000, 1000))
     assert image is None
-    assert note == "gone.png is no longer there"
-    assert not draw_map(tmp_path / "map.png", made, None, (), note).with_image
-    with Image.open(tmp_path / "map.png") as opened:
-        assert opened.size[0] == 2 * 1024 + 3 * 10
+    assert note == "gone.png no longer exists"
     Image.new("RGB", (5, 5)).save(tmp_path / "there.png")
-    found, note = find_image("there.png", str(tmp_path / "images.jsonl"), (5, 5))
-    assert found.size == (5, 5)
+    image, note = find_image("there.png", str(tmp_path / "images.jsonl"), (5, 5))
+    assert image is not None
+    assert image.size == (5, 5)
     assert not note
     assert find_image("there.png", str(tmp_path), (6, 5))[1].endswith("5 × 5 pixels and had 6 × 5")
     (tmp_path / "broken.png").write_bytes(b"no image")
     assert "cannot be read" in find_image("broken.png", str(tmp_path), (6, 5))[1]
-
-
-def test_pictures_that_cannot_be_written(tmp_path: Path) -> None:
-    made = PatchMap(0, grid_of(2, 2), np.arange(4.0), 20, 20)
-    with pytest.raises(InvalidInputError, match=r"ends in .png, found 'map.jpg'"):
-        draw_map(tmp_path / "map.jpg", made, None)
-    with pytest.raises(InvalidInputError, match="does not exist"):
-        draw_map(tmp_path / "no" / "map.png", made, None)
-
-
-def test_colours_of_nothing_are_grey() -> None:
-    assert (colours(np.full((2, 2), np.nan)) == 96).all()
-    ramp = colours(np.linspace(0, 1, 5)[None]).astype(int).sum(axis=2)[0]
-    assert (np.diff(ramp) > 0).all()

@@ -77,8 +77,8 @@ def test_a_list_is_carried_over_and_captions_replace_its_own(images: Path, tmp_p
 
 def test_mistakes(images: Path, tmp_path: Path) -> None:
     for arguments, words in (
-        ({"patch": 0}, "at least one pixel"),
-        ({"patch": 5, "captions": {"z": {}}}, "holds no image that is asked for"),
+        ({"patch": 0}, "at least 1 pixel"),
+        ({"patch": 5, "captions": {"z": {}}}, "holds no image to shuffle"),
     ):
         with pytest.raises(InvalidInputError, match=words):
             shuffle_images(images, tmp_path / "out", **arguments)  # type: ignore[arg-type]

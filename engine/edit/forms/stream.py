@@ -1,6 +1,6 @@
 """The residual stream before the final norm, from a store: what each position predicts, and by how much.
 
-Needs a capture of `mlp.post` and of the last layer's `resid.post`. No model runs. Knows nothing about edits.
+Needs a capture of `mlp.post` and of the last layer's `resid.post`, and no model.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _TILE_BYTES = 1 << 27
 
 @dataclass(frozen=True)
 class BlockPredictions:
-    """What the counted positions of one block predict."""
+    """What the positions of one block predict."""
 
     block: int
     slots: NDArray[np.int64]
-    """Counted from the block's first; special tokens are left out where the capture holds no answers."""
+    """The positions, as columns of the block; special tokens are left out where the capture holds no answers."""
     document: NDArray[np.int64]
     top: NDArray[np.int64]
-    """The token with the largest logit; shape of `slots`, as all below."""
+    """The token with the largest logit; shape of `slots`, as all fields below."""
     gap: NDArray[np.float32]
-    """Its logit less the wanted token's."""
+    """Its logit less that of the token `new` of `Stream.predictions`."""
     inverse_rms: NDArray[np.float64]
     answers: NDArray[np.bool_]
     """Whether the position predicts a token of an answer, or of text where nothing is one."""
@@ -56,14 +56,15 @@ class Stream:
         layers = record.layers("resid.post") if "resid.post" in record.sites else {}
         decoders = [layer for layer in model.layers if layer.stack not in ("vision", "projector")]
         last = decoders[-1].block
-        here = next((layer.layer for layer in decoders if layer.block == last and layer.layer in layers), None)
-        if here is None or "mlp.post" not in record.sites or not record.encoding.keeps_values:
+        final = next((layer.layer for layer in decoders if layer.block == last and layer.layer in layers), None)
+        if final is None or "mlp.post" not in record.sites or not record.encoding.keeps_values:
             raise InvalidInputError(
-                f"The least-norm form takes activations, the final norm's rms and logits from the store, and capture "
+                f"The least-norm form reads activations, the final norm's rms and logits from the store, and capture "
                 f"{record.name!r} holds {', '.join(record.sites)} at precision {record.precision}. Capture again with "
-                "--site mlp.post --site resid.post, and values: the last layer's resid.post gives rms and logits exactly."
+                '`sites=("mlp.post", "resid.post")`, and values: '
+                "the last layer's resid.post gives rms and logits exactly."
             )
-        self.layer: int = here
+        self.layer: int = final
         self.directions = WriteDirections.of_store(capture.folder)
         self.norm = self.directions.norm
         bias = read_weights(capture.folder, "final_norm").get("bias") if self.norm.is_there else None
@@ -88,7 +89,7 @@ class Stream:
         return shortest
 
     def along(self, v: Tensor) -> Tensor:
-        """What a unit of `v`, written to the stream, adds to every logit times rms [vocabulary]."""
+        """What one unit of `v`, written to the stream, adds to each logit × rms [vocabulary]."""
         written = v - v.mean() if self.norm.centres else v
         return (self.unembedding @ (self.gain * written.float())).float()
 
@@ -114,15 +115,15 @@ class Stream:
         return hidden if self._bias is None else hidden + self._bias, np.asarray(inverse.numpy())
 
     def logits(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, their logits [token, vocabulary]) of what `hidden` gave, a tile at a time."""
+        """(rows, their logits [token, vocabulary]) of the result of `hidden`, tile by tile."""
         step = max(1, _TILE_BYTES // (4 * len(self.unembedding)))
         for first in range(0, len(hidden), step):
             rows = slice(first, min(first + step, len(hidden)))
             yield rows, hidden[rows] @ self.unembedding.T
 
     def predictions(self, new: int, n_documents: int | None = None) -> list[BlockPredictions]:
-        """What every counted position predicts, of the first `n_documents` documents, and how far the token `new` is behind."""
-        found = []
+        """What every position of the first `n_documents` documents predicts, and how far the token `new` is behind."""
+        predictions = []
         for block in self.capture.blocks:
             plan = self.capture.block_plan(block)
             document = np.repeat(plan.windows["document"], plan.windows["n_slots"]).astype(np.int64)
@@ -138,5 +139,5 @@ class Stream:
                 best = logits.max(1)
                 top[rows], gap[rows] = best.indices.numpy(), (best.values - logits[:, new]).numpy()
             answers = answer_slots(plan, has_answers=self.has_answers)[slots]
-            found.append(BlockPredictions(block, slots, document[slots], top, gap, inverse, answers))
-        return found
+            predictions.append(BlockPredictions(block, slots, document[slots], top, gap, inverse, answers))
+        return predictions
