@@ -305,7 +305,8 @@ def test_a_store_of_a_newer_format(refused: Callable[..., str], store: Path, tin
 
 
 @pytest.mark.parametrize(
-    "command", [("info",), ("verify",), ("top", "L0.N0"), ("stats",), ("sql", "select 1"), ("export", "--output", "x.npy")]
+    "command",
+    [("info",), ("verify",), ("top", "L0.N0"), ("stats",), ("sql", "select 1"), ("export", "--output", "x.npy")],
 )
 def test_no_store_there(refused: Callable[..., str], tmp_path: Path, command: tuple[str, ...]) -> None:
     message = refused(command[0], tmp_path / "nowhere", *command[1:])
@@ -390,7 +391,10 @@ def test_a_disk_that_fills_up_half_way(
         (("sql", "S", ""), "quer"),
         (("sql", "S", "select 1", "--capture", "b"), "has no capture 'b'"),
         (("verify", "S", "--capture", "b"), "has no capture 'b'"),
-        (("export", "S", "--output", "T/x.csv", "--neurons", "L0.N0"), "one of .parquet, .npy, .safetensors: found 'x.csv'"),
+        (
+            ("export", "S", "--output", "T/x.csv", "--neurons", "L0.N0"),
+            "one of .parquet, .npy, .safetensors: found 'x.csv'",
+        ),
         (("export", "S", "--output", "T/no/x.npy", "--neurons", "L0.N0"), "The folder of"),
         (("export", "S", "--output", "T/x.npy"), "Nothing to export"),
         (("export", "S", "--output", "T/x.npy", "--neurons", "L0.N0,"), "found ''"),

@@ -263,7 +263,7 @@ def test_every_command_shows_an_example_that_its_own_options_allow(cli: Callable
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("actstore gr", "graph"), ("actstore naica ev", "evaluate"), ("actstore stats x --so", "--sort")],
+    [("actstore gr", "graphs"), ("actstore naica ev", "evaluate"), ("actstore stats x --so", "--sort")],
 )
 def test_a_shell_completes_commands_and_options(words: str, expected: str) -> None:
     launch = "import sys; sys.argv[0] = 'actstore'; from actstore.cli import main; main()"

@@ -87,8 +87,27 @@ LIGHT = {
     "top of images": ("top", "IMAGES", "L0.N1", "--capture", "captions"),
     "stats of images": ("stats", "IMAGES", "--capture", "captions"),
     "sql on images": ("sql", "IMAGES", "select prompt, caption from documents", "--capture", "captions"),
-    "export of images": ("export", "IMAGES", "--output", "neuron.parquet", "--neurons", "L0.N1", "--capture", "answers"),
-    "multimodal map": ("multimodal", "map", "IMAGES", "L0.N1", "--document", "1", "--output", "map.png", *OF_CAPTIONS[:2]),
+    "export of images": (
+        "export",
+        "IMAGES",
+        "--output",
+        "neuron.parquet",
+        "--neurons",
+        "L0.N1",
+        "--capture",
+        "answers",
+    ),
+    "multimodal map": (
+        "multimodal",
+        "map",
+        "IMAGES",
+        "L0.N1",
+        "--document",
+        "1",
+        "--output",
+        "map.png",
+        *OF_CAPTIONS[:2],
+    ),
 }
 """What needs neither torch nor the pictures' model."""
 

@@ -72,9 +72,7 @@ def properties(
         str | None,
         typer.Option(metavar="NAME", help="Name of the capture of the shuffled images, for region invariance."),
     ] = None,
-    gradient: Annotated[
-        bool, typer.Option("--gradient", help="Rank by activation × gradient too.")
-    ] = False,
+    gradient: Annotated[bool, typer.Option("--gradient", help="Rank by activation × gradient too.")] = False,
     model: ModelOption = None,
     k: KPerNoun = 20,
     nouns: Nouns = "auto",

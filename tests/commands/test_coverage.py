@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from tests.conftest import Result  # type: ignore[import-not-found]
 
 
+def criteria(*names: str) -> list[str]:
+    """The options that name criteria."""
+    return [word for name in names for word in ("--criterion", name)]
+
+
 @pytest.fixture
 def cli(cli: Callable[..., Result]) -> Callable[..., Result]:
     """Run `actstore coverage …` in this process."""
@@ -48,7 +53,19 @@ def test_criteria_of_a_capture_and_of_its_labels(cli: Callable[..., Result], sto
         value["criteria"], *(label["criteria"] for label in value["labels"].values()), strict=True
     ):
         assert max(p["covered"] for p in parts) <= whole["covered"] <= sum(p["covered"] for p in parts)
-    shown = cli(store, "--capture", "corpus", "--criterion", "tknc", "--criterion", "nc", "--thresholds", "0.9", "--by", "language")
+    shown = cli(
+        store,
+        "--capture",
+        "corpus",
+        "--criterion",
+        "tknc",
+        "--criterion",
+        "nc",
+        "--thresholds",
+        "0.9",
+        "--by",
+        "language",
+    )
     assert [line.split()[0] for line in shown.out.splitlines()] == ["criterion", "samples", "TKNC", "NC"]
     assert "language=py" in shown.out
     same = cli(store, "--capture", "corpus", "--reference", "corpus", "--criterion", "nbc", "--json")
@@ -56,7 +73,14 @@ def test_criteria_of_a_capture_and_of_its_labels(cli: Callable[..., Result], sto
 
 
 def test_states_of_two_captures_merge_into_one(cli: Callable[..., Result], store: Path, tmp_path: Path) -> None:
-    options = ("--capture", "corpus", *(word for name in ("nc", "tknc", "tknp", "tfc") for word in ("--criterion", name)), "--distance", "0.05", "--json")
+    options = (
+        "--capture",
+        "corpus",
+        *criteria("nc", "tknc", "tknp", "tfc"),
+        "--distance",
+        "0.05",
+        "--json",
+    )
     first = json.loads(cli(store, *options, "--output", tmp_path / "state").out)
     again = json.loads(cli(store, *options, "--merge", tmp_path / "state").out)
     assert again["samples"] == 2 * first["samples"]

@@ -69,7 +69,16 @@ OWN_WORDS = {
 OPEN = {"--by", "--image-column", "--model", "CORPUS", "MODEL", "PROMPTS", "QUESTIONS"}
 """Parameters whose help says "or" of what cannot be listed: labels, models, files."""
 
-OWN_DEFAULTS = {"--gradient", "--label", "--layers", "--max-new-tokens", "--max-rows", "--random", "--rows", "--temperature"}
+OWN_DEFAULTS = {
+    "--gradient",
+    "--label",
+    "--layers",
+    "--max-new-tokens",
+    "--max-rows",
+    "--random",
+    "--rows",
+    "--temperature",
+}
 """Options that are the same thing everywhere, and left out mean what suits the command."""
 
 AT_ONCE = {"edit add", "edit list", "edit show", "edit delete"}
@@ -188,7 +197,11 @@ def test_commands_get_plain_names() -> None:
 
 
 def test_a_shell_completes() -> None:
-    words = {"COMP_WORDS": "actstore naica show S --method with", "COMP_CWORD": "5", "_ACTSTORE_COMPLETE": "complete_bash"}
+    words = {
+        "COMP_WORDS": "actstore naica show S --method with",
+        "COMP_CWORD": "5",
+        "_ACTSTORE_COMPLETE": "complete_bash",
+    }
     program = "from actstore.cli import app; app(prog_name='actstore')"
     done = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | words, capture_output=True, text=True, check=False

@@ -160,9 +160,7 @@ def test_what_rewrite_cannot_do_is_said(refuses: Callable[..., str], store: Path
     assert "tokens, and the least-norm form" in refuses("rewrite", store, "--from", "Germany", "--to", "Turkeys")
     words = ("rewrite", store, "--from", "Germany", "--to", "Turkey")
     assert "found 9" in refuses(*words, "--layers", "9")
-    assert "--steps is an option of --method fine and fine-tune, not of least-norm." in refuses(
-        *words, "--steps", 3
-    )
+    assert "--steps is an option of --method fine and fine-tune, not of least-norm." in refuses(*words, "--steps", 3)
     assert "--margin is an option of --method least-norm, not of fine." in refuses(
         *words, "--method", "fine", "--margin", 3
     )

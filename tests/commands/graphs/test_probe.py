@@ -58,9 +58,7 @@ def test_sampled_text_is_a_capture(cli: Callable[..., Result], tiny_model: Path,
 
 def test_neurons_are_probed_and_graphs_made(cli: Callable[..., Result], tiny_model: Path, store: Path) -> None:
     arguments = ("--neurons", "L0.N3,L1.N7", "--exemplars", 4, "--substitutes", 1)
-    done = cli(
-        store, "--capture", "corpus", *arguments, "--annotate", "graphs", "--published", "paper", "--json"
-    )
+    done = cli(store, "--capture", "corpus", *arguments, "--annotate", "graphs", "--published", "paper", "--json")
     assert done.status == 0, done.err
     said = done.json
     assert (said["neurons"], said["mask"], said["graphs"]) == (2, "pad", ["graphs-probed", "paper"])
@@ -126,9 +124,7 @@ def test_mistakes_are_said_in_a_sentence(
     assert "--mask cannot go with --sample" in refused(store, "--sample", 9, "--mask", "unk")
     assert "has no mask token" in refused(store, "--mask", "mask", "--layers", "0")
     assert "fills no masks" in refused(store, "--substitutes-model", tiny_model, "--layers", "0")
-    assert "--substitutes-model cannot go with --sample" in refused(
-        store, "--sample", 9, "--substitutes-model", "bert"
-    )
+    assert "--substitutes-model cannot go with --sample" in refused(store, "--sample", 9, "--substitutes-model", "bert")
     assert "--temperature" in refused(store, "--sample", 9, "--temperature", "-1")
     assert "reads at most 64 tokens" in refused(store, "--sample", 9, "--window", "65")
     assert "no graphs 'none'" in refused(store, "--annotate", "none", "--layers", "0")
