@@ -1,4 +1,4 @@
-"""`actstore graphs similar` and `graphs repeats`: neurons compared by their graphs, and neurons that fire on repeated tokens."""
+"""`actstore graphs similar` and `graphs repeats`: neurons with similar graphs, and neurons that fire on repeated tokens."""
 
 from __future__ import annotations
 
