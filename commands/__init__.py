@@ -1,1 +1,1 @@
-"""The command line's commands, a file a family; `actstore.cli` puts them together."""
+"""The commands of the command line, one module or folder per command; `actstore.cli` puts them together."""

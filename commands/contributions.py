@@ -67,7 +67,7 @@ def contributions(
 
     Example: `actstore contributions gpt2.actstore --target " Paris" -k 10`
     """
-    from actstore.engine.contributions.rank import ContributionQuery, rank_contributions  # only here: it loads torch
+    from actstore.engine.contributions.rank import ContributionQuery, rank_contributions  # here, because it loads torch
 
     opened = Store(store)
     if fill_top_tokens:

@@ -54,11 +54,24 @@ Positions = Annotated[
         help="Which positions are read: counted are all but special tokens, predicting those that predict generated tokens."
     ),
 ]
-_NEURONS: Any = typer.Option("--neurons", metavar="NEURONS", help="Only these neurons, such as L3.N17,L4.N2.")
-Neurons = Annotated[str | None, _NEURONS]
-NamedNeurons = Annotated[str, _NEURONS]
+
+
+def neurons_option(panel: str | None = None) -> Any:
+    """The option --neurons, in a panel of the help."""
+    help_text = "Only these neurons, such as L3.N17,L4.N2."
+    return typer.Option("--neurons", metavar="NEURONS", help=help_text, rich_help_panel=panel)
+
+
+def layers_option(panel: str | None = None) -> Any:
+    """The option --layers, in a panel of the help."""
+    help_text = "Only these layers, such as 0,3-5."
+    return typer.Option("--layers", metavar="LAYERS", help=help_text, rich_help_panel=panel)
+
+
+Neurons = Annotated[str | None, neurons_option()]
+NamedNeurons = Annotated[str, neurons_option()]
 """The same where neurons must be named."""
-Layers = Annotated[str | None, typer.Option("--layers", metavar="LAYERS", help="Only these layers, such as 0,3-5.")]
+Layers = Annotated[str | None, layers_option()]
 Attribution = Annotated[AttributionKind, typer.Option(help="The score of a neuron for a prompt.")]
 PaperForm = Annotated[
     bool, typer.Option("--paper-form", help="Without the final norm's gain, as in Pan et al. (2024).")

@@ -306,7 +306,8 @@ def test_a_store_of_a_newer_format(refused: Callable[..., str], store: Path, tin
 
 
 @pytest.mark.parametrize(
-    "command", [("info",), ("verify",), ("top", "L0.N0"), ("stats",), ("sql", "select 1"), ("export", "x.npy")]
+    "command",
+    [("info",), ("verify",), ("top", "L0.N0"), ("stats",), ("sql", "select 1"), ("export", "--output", "x.npy")],
 )
 def test_no_store_there(refused: Callable[..., str], tmp_path: Path, command: tuple[str, ...]) -> None:
     message = refused(command[0], tmp_path / "nowhere", *command[1:])
@@ -385,21 +386,24 @@ def test_a_disk_that_fills_up_half_way(
         (("stats", "S", "--sort", "size"), "no column 'size' to sort by"),
         (("stats", "S", "--by", "language"), "no label 'language'. Its labels are: none"),
         (("stats", "S", "--site", "attn.out", "--json"), "has no site 'attn.out'"),
-        (("stats", "S", "--layer", "9"), "No neuron matches"),
+        (("stats", "S", "--layers", "9"), "No neuron matches"),
         (("sql", "S", "selekt 1"), "The query cannot be run: Parser Error"),
         (("sql", "S", "select * from nothing"), "nothing"),
         (("sql", "S", ""), "quer"),
         (("sql", "S", "select 1", "--capture", "b"), "has no capture 'b'"),
         (("verify", "S", "--capture", "b"), "has no capture 'b'"),
-        (("export", "S", "T/x.csv", "--neurons", "L0.N0"), "one of .parquet, .npy, .safetensors: found 'x.csv'"),
-        (("export", "S", "T/no/x.npy", "--neurons", "L0.N0"), "The folder of"),
-        (("export", "S", "T/x.npy"), "Nothing to export"),
-        (("export", "S", "T/x.npy", "--neurons", "L0.N0,"), "found ''"),
-        (("export", "S", "T/x.npy", "--neurons", "L0.N99"), "neurons 0 to 23"),
-        (("export", "S", "T/x.npy", "--layers", "5"), "no layer 5"),
-        (("export", "S", "T/x.npy", "--layers", "0", "--site", "mlp.up"), "has no site 'mlp.up'"),
-        (("export", "S", "T/x.npy", "--neurons", "L0.N0", "--site", "mlp.up"), "has no site 'mlp.up'"),
-        (("export", "S", "T/folder.npy", "--neurons", "L0.N0"), "Is a directory"),
+        (
+            ("export", "S", "--output", "T/x.csv", "--neurons", "L0.N0"),
+            "one of .parquet, .npy, .safetensors: found 'x.csv'",
+        ),
+        (("export", "S", "--output", "T/no/x.npy", "--neurons", "L0.N0"), "The folder of"),
+        (("export", "S", "--output", "T/x.npy"), "Nothing to export"),
+        (("export", "S", "--output", "T/x.npy", "--neurons", "L0.N0,"), "found ''"),
+        (("export", "S", "--output", "T/x.npy", "--neurons", "L0.N99"), "neurons 0 to 23"),
+        (("export", "S", "--output", "T/x.npy", "--layers", "5"), "no layer 5"),
+        (("export", "S", "--output", "T/x.npy", "--layers", "0", "--site", "mlp.up"), "has no site 'mlp.up'"),
+        (("export", "S", "--output", "T/x.npy", "--neurons", "L0.N0", "--site", "mlp.up"), "has no site 'mlp.up'"),
+        (("export", "S", "--output", "T/folder.npy", "--neurons", "L0.N0"), "Is a directory"),
     ],
 )
 def test_a_question_that_has_no_answer(
@@ -417,7 +421,7 @@ def test_a_neuron_that_a_narrower_site_has_not(
     assert cli("capture", tiny_model, corpus, store, *SMALL, "--site", "mlp.post", "--site", "resid.post").status == 0
     assert "found neuron 20" in refused("top", store, "L0.N20", "--site", "resid.post")
     assert "found neuron 20" in refused(
-        "export", store, tmp_path / "x.npy", "--neurons", "L0.N20", "--site", "resid.post"
+        "export", store, "--output", tmp_path / "x.npy", "--neurons", "L0.N20", "--site", "resid.post"
     )
 
 
@@ -426,7 +430,7 @@ def test_values_that_were_not_kept(
 ) -> None:
     store = tmp_path / "store"
     assert cli("capture", tiny_model, corpus, store, *SMALL, "--precision", "none").status == 0
-    assert "keeps statistics only" in refused("export", store, tmp_path / "x.npy", "--neurons", "L0.N0")
+    assert "keeps statistics only" in refused("export", store, "--output", tmp_path / "x.npy", "--neurons", "L0.N0")
     assert "keeps no values" in refused("verify", store, "--refill", 1)
     assert cli("top", store, "L0.N0").status == 0
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     "inspect", "capture", "info", "verify", "top", "stats", "sql", "export",
-    "contributions", "attribute", "naica", "knowledge", "selectivity", "change", "coverage", "graph",
+    "contributions", "attribute", "naica", "knowledge", "selectivity", "change", "coverage", "graphs",
     "multimodal", "edit",
 )  # fmt: skip
 SMALL = ("--context", "32", "--max-tokens", "600", "--memory", "40KB", "--label", "language")
@@ -76,7 +76,7 @@ def test_inspect_says_what_would_be_captured_without_weights(
     assert found["bytes_per_token"]["mlp.post"] == 48 * 4
     assert found["bytes_per_token"]["resid.post"] == 2 * 16 * 4
     shown = cli("inspect", tmp_path).out
-    assert "48 neurons; a token takes 192 B at mlp.post" in shown
+    assert "48 neurons; 192 B per token at mlp.post" in shown
     assert "model.layers.1.mlp.down_proj" in shown
 
 
@@ -159,7 +159,7 @@ def test_top_shows_where_a_neuron_is_highest(cli: Callable[..., Result], store: 
 
 
 def test_stats_sorts_filters_and_splits_by_label(cli: Callable[..., Result], store: Path) -> None:
-    rows = cli("stats", store, "--sort", "std", "-k", 5, "--layer", 1, "--json").json["neurons"]
+    rows = cli("stats", store, "--sort", "std", "-k", 5, "--layers", 1, "--json").json["neurons"]
     assert len(rows) == 5
     assert all(row["name"].startswith("L1.") for row in rows)
     assert sorted((row["std"] for row in rows), reverse=True) == [row["std"] for row in rows]
@@ -204,7 +204,7 @@ def test_export_writes_what_the_store_holds(
     cli: Callable[..., Result], store: Path, tmp_path: Path, suffix: str
 ) -> None:
     target = tmp_path / f"out{suffix}"
-    found = cli("export", store, target, "--neurons", "L0.N3,L1.N7", "--json").json
+    found = cli("export", store, "--output", target, "--neurons", "L0.N3,L1.N7", "--json").json
     capture = actstore.open(store).capture()
     expected = np.stack([capture.activations(0, 3), capture.activations(1, 7)])
     beside = {"tokens_file": str(tmp_path / "out.tokens.parquet")} if suffix != ".parquet" else {}
@@ -222,7 +222,7 @@ def test_export_writes_what_the_store_holds(
     else:
         values = load_file(target)["activations"]
     np.testing.assert_array_equal(values, expected)
-    assert "24 neurons over" in cli("export", store, target, "--layers", "1").out
+    assert "24 neurons over" in cli("export", store, "--output", target, "--layers", "1").out
 
 
 # Help
@@ -263,7 +263,7 @@ def test_every_command_shows_an_example_that_its_own_options_allow(cli: Callable
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("actstore gr", "graph"), ("actstore naica ev", "evaluate"), ("actstore stats x --so", "--sort")],
+    [("actstore gr", "graphs"), ("actstore naica ev", "evaluate"), ("actstore stats x --so", "--sort")],
 )
 def test_a_shell_completes_commands_and_options(words: str, expected: str) -> None:
     launch = "import sys; sys.argv[0] = 'actstore'; from actstore.cli import main; main()"
@@ -514,7 +514,7 @@ def test_integers_beyond_64_bits_are_refused(cli: Callable[..., Result], store: 
 
 @pytest.mark.parametrize("value", [2**62, 10**10, 0, -1])
 def test_absurd_numbers_are_refused(cli: Callable[..., Result], store: Path, value: int) -> None:
-    for line in (("coverage", store, "--top"), ("coverage", store, "--criteria", "kmnc", "--sections")):
+    for line in (("coverage", store, "--top"), ("coverage", store, "--criterion", "kmnc", "--sections")):
         done = cli(*line, value)
         assert (done.status, done.out) == (2, ""), done
         assert f"found {value}" in done.err
@@ -527,7 +527,7 @@ def test_a_seed_is_not_negative(cli: Callable[..., Result], store: Path) -> None
 
 
 def test_a_model_that_is_not_there_is_refused_by_probes(refused: Callable[..., str], store: Path) -> None:
-    assert "there is no folder '/nonexistent'" in refused("graphs", "probe", "/nonexistent", store)
+    assert "there is no folder '/nonexistent'" in refused("graphs", "probe", store, "--model", "/nonexistent")
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_what_makes_something_shows_names_as_they_are(
     model, corpus, store = hostile
     assert SHOWN in _checked(cli("capture", model, corpus, tmp_path / NAME, "--label", "topic"))
     (tmp_path / NAME).parent.mkdir(exist_ok=True)
-    assert SHOWN in _checked(cli("export", store, tmp_path / f"{NAME}.npy", "--neurons", "L0.N1"))
+    assert SHOWN in _checked(cli("export", store, "--output", tmp_path / f"{NAME}.npy", "--neurons", "L0.N1"))
     for line in (("build", "--neurons", "L0.N1"), ("show", "L0.N1"), ("search", "--activating", " one"), ("repeats",)):
         _checked(cli("graphs", line[0], store, *line[1:]))
     shutil.rmtree(store / "graphs")
@@ -94,7 +94,7 @@ def test_messages_about_what_is_inside_show_it_as_it_is(
         ("edit", "delete", store, NAME),
         ("top", store, "L0.N1", "--site", NAME), ("stats", store, "--by", NAME), ("graphs", "show", store, "L0.N1"),
         ("capture", model, corpus, store, "--name", NAME), ("capture", model, corpus, store / "x", "--label", NAME),
-        ("export", store, NAME), ("edit", "show", store, NAME), ("contributions", store, "--target", NAME),
+        ("export", store, "--output", NAME), ("edit", "show", store, NAME), ("contributions", store, "--target", NAME),
     ):  # fmt: skip
         assert "Error: " in _checked(cli(*line), status=2)
 

@@ -219,7 +219,9 @@ def test_from_capture_to_graphs(
         target = opened.token_text(run("sql", store, counted)["rows"][0]["id"])
         assert len(run("contributions", store, "--target", target, "-k", 8)["neurons"]) == 8
     else:
-        assert "has no head that turns its residual stream into tokens" in refused("contributions", store, "--next")
+        assert "has no head that turns its residual stream into tokens" in refused(
+            "contributions", store, "--next-tokens"
+        )
 
     names = [row["name"] for row in highest[:2]]
     run("graphs", "build", store, "--neurons", ",".join(names))

@@ -1,1 +1,1 @@
-"""`actstore capture` and what its dry run says."""
+"""`actstore capture` and the report of its dry run."""

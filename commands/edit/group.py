@@ -211,7 +211,7 @@ def list_(store: StorePath, as_json: Json = False) -> None:
         print_json({"edits": [describe_edit(record) for record in records]})
         return
     rows = [(r.name, r.form, r.kind, _count(r), _words(r), r.created) for r in records]
-    columns = ["edit", "form", "kind", ("neurons", "right"), "words", "made"]
+    columns = ["edit", "form", "kind", ("neurons", "right"), "words", "created"]
     terminal.out.print(terminal.table(None, columns, rows))
 
 

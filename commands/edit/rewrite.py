@@ -13,7 +13,6 @@ from actstore.commands.options import (
     Device,
     Force,
     Json,
-    Layers,
     ModelOption,
     Neurons,
     Quiet,
@@ -21,6 +20,7 @@ from actstore.commands.options import (
     TrustRemoteCode,
     captured_model,
     given,
+    layers_option,
     load,
     parse_layers,
     parse_neurons,
@@ -49,6 +49,7 @@ METHOD_OPTIONS = {
 
 LEAST_NORM = "Method least-norm"
 LEARNING = "Methods fine and fine-tune"
+SELECTING = "Methods least-norm and knowledge"
 
 EditName = Annotated[str, typer.Argument(metavar="EDIT", help="Name of an edit in STORE.")]
 EditToMake = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the new edit; a store holds many.")]
@@ -85,10 +86,10 @@ def rewrite(
             "-k",
             min=1,
             help="Number of neurons. [default: as few as suffice]",
-            rich_help_panel="Methods least-norm and knowledge",
+            rich_help_panel=SELECTING,
         ),
     ] = None,
-    layers: Layers = None,
+    layers: Annotated[str | None, layers_option(SELECTING)] = None,
     margin: Annotated[
         float | None,
         typer.Option(

@@ -1,4 +1,4 @@
-"""`actstore graphs similar` and `graphs repeats`: neurons beside each other, and neurons that look back for repetitions."""
+"""`actstore graphs similar` and `graphs repeats`: neurons with similar graphs, and neurons that fire on repeated tokens."""
 
 from __future__ import annotations
 

@@ -15,9 +15,7 @@ from actstore.commands.options import (
     Dtype,
     IgnoreDisk,
     Json,
-    Layers,
     ModelOption,
-    Neurons,
     Quiet,
     Resume,
     Seed,
@@ -27,6 +25,8 @@ from actstore.commands.options import (
     TrustRemoteCode,
     captured_model,
     given,
+    layers_option,
+    neurons_option,
     select_neurons,
 )
 from actstore.display import terminal
@@ -79,8 +79,8 @@ def probe(
         ),
     ] = None,
     seed: Seed = 0,
-    neurons: Neurons = None,
-    layers: Layers = None,
+    neurons: Annotated[str | None, neurons_option(PROBING_PANEL)] = None,
+    layers: Annotated[str | None, layers_option(PROBING_PANEL)] = None,
     n_exemplars: Annotated[
         int | None,
         typer.Option(

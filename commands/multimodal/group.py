@@ -202,8 +202,8 @@ def _print_foot(result: Multimodal, files: list[dict[str, Any]]) -> None:
     if files:
         folder = Path(files[0]["file"]).parent
         alone = sum(bool(file["note"]) for file in files)
-        said = f", {alone} without the image ({next(file['note'] for file in files if file['note'])})" if alone else ""
-        terminal.out.print(f"{len(files):,} maps in {folder}{said}", soft_wrap=True, markup=False)
+        note = f", {alone} without the image ({next(file['note'] for file in files if file['note'])})" if alone else ""
+        terminal.out.print(f"{len(files):,} maps in {folder}{note}", soft_wrap=True, markup=False)
 
 
 @group.command("map")

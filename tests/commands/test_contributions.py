@@ -115,7 +115,7 @@ def test_one_target_equals_hooks_on_the_model(cli: Callable[..., Result], path: 
 def test_next_tokens_by_label_equal_hooks_on_the_model(
     cli: Callable[..., Result], path: Path, reference: Reference
 ) -> None:
-    value = json.loads(cli(path, "--next", "--by", "language", "-k", "9", "--json").out)
+    value = json.loads(cli(path, "--next-tokens", "--by", "language", "-k", "9", "--json").out)
     assert set(value["labels"]) == set(reference.scores)
     for label, expected in reference.scores.items():
         check(value["labels"][label], expected)
@@ -204,9 +204,9 @@ def test_filling_in_top_tokens(cli: Callable[..., Result], path: Path, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "Name a --target, a place with --at, or ask for each position's own next token, --next."),
-        (("--next", "--target-id", "290"), "leave --target out"),
-        (("--next", "--at", "0:5"), "leave --at out"),
+        ((), "Name a target with --target, a position with --at, or take each position's own next token with --next-tokens."),
+        (("--next-tokens", "--target-id", "290"), "leave --target out"),
+        (("--next-tokens", "--at", "0:5"), "leave --at out"),
         (("--target", "quick brown"), "is not one token of"),
         (("--target", "\u4eac\u4eac"), "is not one token of"),
         (("--target", ""), "found an empty one"),
@@ -214,7 +214,7 @@ def test_filling_in_top_tokens(cli: Callable[..., Result], path: Path, tmp_path:
         (("--target-id", "290", "--by", "colour"), "has no label 'colour'. Its labels are: language. Mend --by."),
         (("--target-id", "290", "--capture", "nothing"), "has no capture 'nothing'"),
         (("--target-id", "290", "--at", "0:0", "--capture", "last"), "--positions last. Capture again with --positions all"),
-        (("--next", "--capture", "counted"), "(precision none)"),
+        (("--next-tokens", "--capture", "counted"), "(precision none)"),
         (("--target-id", "290", "--at", "900:0"), "has documents 0 to 24, found document 900."),
         (("--target-id", "290", "--at", "0:3:1"), "such as 3:17"),
     ],
@@ -251,7 +251,7 @@ def test_without_transformers_tokenizers_and_the_model(
 ) -> None:
     """In a process of its own that can import neither, on a store whose model's folder is unknown to it."""
     shutil.copytree(path, tmp_path / "store")
-    line = ("contributions", "store", "--next", "--by", "language", "-k", "2", "--json")
+    line = ("contributions", "store", "--next-tokens", "--by", "language", "-k", "2", "--json")
     done = run_without(("transformers", "tokenizers"), line)
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
@@ -276,7 +276,7 @@ def headless(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.mark.parametrize(
     "asked",
-    [("--target", " the"), ("--target", "no token"), ("--next",), ("--at", "0:1"), ("--target", " the", "--everywhere"),
+    [("--target", " the"), ("--target", "no token"), ("--next-tokens",), ("--at", "0:1"), ("--target", " the", "--everywhere"),
      ("--fill-top-tokens",)],
     ids=" ".join,
 )  # fmt: skip

@@ -18,6 +18,8 @@ from typer._click import Context
 from typer.core import TyperCommand
 
 from actstore import cli as command_line
+from actstore.commands.edit.rewrite import METHOD_OPTIONS
+from actstore.commands.graphs.probe import PROBING, SAMPLING
 from actstore.engine.coverage.criteria import CRITERIA
 from actstore.engine.edit.baselines import BASELINES
 from actstore.engine.edit.settings import FORMS
@@ -184,6 +186,16 @@ def test_a_closed_set_is_that_of_the_engine(name: str) -> None:
     path, _, option = name.rpartition(" ")
     (parameter,) = [p for p in COMMANDS[path].params if option in p.opts]
     assert completions(parameter) == list(CLOSED[name])
+
+
+def test_options_of_one_method_stand_in_a_panel_of_their_own() -> None:
+    of_one_method = {name for names in METHOD_OPTIONS.values() for name in names}
+    panels = {p.name: p.rich_help_panel for p in COMMANDS["edit rewrite"].params}
+    assert {name for name, panel in panels.items() if panel} == of_one_method
+    panels = {p.name: p.rich_help_panel for p in COMMANDS["graphs probe"].params}
+    assert {name for name, panel in panels.items() if panel} == PROBING | SAMPLING
+    panels = {p.name: p.rich_help_panel for p in COMMANDS["graphs build"].params}
+    assert {panels["probes"], panels["gain"], panels["leave_out"]} == {"Method published", "Method corpus"}
 
 
 def test_commands_get_plain_names() -> None:

@@ -81,16 +81,16 @@ def test_machines_are_told_how_many(cli: Callable[..., Result], stores: dict[str
 @pytest.mark.parametrize(
     "command",
     [
-        ("contributions", "STORE", "--next"),
+        ("contributions", "STORE", "--next-tokens"),
         ("coverage", "STORE"),
         ("change", "STORE", "STORE"),
         ("top", "STORE", NEURON),
         ("graphs", "build", "STORE", "--neurons", NEURON),
         ("graphs", "evaluate", "STORE", "--neurons", NEURON),
         ("graphs", "repeats", "STORE"),
-        ("export", "STORE", "out.npy", "--neurons", NEURON),
+        ("export", "STORE", "--output", "out.npy", "--neurons", NEURON),
     ],
-    ids=lambda command: " ".join(command[: 2 if command[0] == "graph" else 1]),
+    ids=lambda command: " ".join(command[: 2 if command[0] == "graphs" else 1]),
 )
 def test_whatever_computes_with_the_values_warns(
     cli: Callable[..., Result], stores: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
@@ -106,7 +106,7 @@ def test_scores_are_finite_and_other_neurons_warn_of_nothing(
     cli: Callable[..., Result], stores: dict[str, Path], tmp_path: Path
 ) -> None:
     store = stores["half"]
-    found = cli("contributions", store, "--next", "-k", 48, "--json").json
+    found = cli("contributions", store, "--next-tokens", "-k", 48, "--json").json
     assert np.isfinite([row["score"] for row in found["neurons"]]).all()
     assert SENTENCE not in cli("top", store, "L1.N4").err
-    assert SENTENCE not in cli("export", store, tmp_path / "other.npy", "--neurons", "L1.N4").err
+    assert SENTENCE not in cli("export", store, "--output", tmp_path / "other.npy", "--neurons", "L1.N4").err

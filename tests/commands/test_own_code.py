@@ -119,8 +119,8 @@ def test_every_command_that_runs_it_again_can_be_told_to_run_its_code(
         (*capture, "--resume"),
         ("verify", store, "--refill", 1),
         ("edit", "evaluate", store, "off"),
-        ("edit", "apply", own_model, store / "edits" / "off", "--output", edited),
-        ("edit", "revert", edited, store / "edits" / "off", "--in-place"),
+        ("edit", "apply", store, "off", "--output", edited),
+        ("edit", "revert", store, "off", "--model", edited, "--in-place"),
     ]
     for command in commands:
         said = refused(*command)

@@ -69,7 +69,6 @@ def test_the_changed_neurons_come_first_and_no_others_are_named(
         (("base-store", "tuned-store", "--share", "0"), "--share is a share of all neurons"),
         (("base-store", "tuned-store", "--site", "mlp.up"), "has no site 'mlp.up'. Its sites are: mlp.post"),
         (("base-store", "tuned-store", "--positions", "generated"), "holds no generated token"),
-        (("base-store", "tuned-store", "--positions", "here"), "Positions are one of counted"),
         (("base-store", "tuned-store", "--other-capture", "b"), "has no capture 'b'"),
         (("base-store", "base"), "There is no store at"),
     ],
@@ -86,8 +85,8 @@ def test_what_cannot_be_compared(
 def test_patching_the_changed_neurons_makes_the_model_the_other(
     cli: Callable[..., Result], made: dict[str, Path]
 ) -> None:
-    asked = ("patch", made["base"], made["tuned"], made["prompts"], "--store", made["base-store"], "--other",
-             made["tuned-store"], "--tokens", "6", "--scorer", "likelihood", "--random", "1", "--quiet")  # fmt: skip
+    asked = ("patch", made["base-store"], made["tuned-store"], made["prompts"], "--max-new-tokens", "6", "--scorer",
+             "likelihood", "--random", "1", "--quiet")  # fmt: skip
     done = cli(*asked, "--json")
     assert done.status == 0, done.err
     value = json.loads(done.out)
@@ -105,11 +104,11 @@ def test_patching_the_changed_neurons_makes_the_model_the_other(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--store": "tuned-store"}, "holds another model than"),
-        ({"--scorer": "taste"}, "The scorer is refusal, likelihood or regex:PATTERN, found 'taste'"),
-        ({"--scorer": "regex:("}, "cannot be read"),
-        ({"--tokens": "0"}, "--tokens must be at least 1"),
-        ({"--tokens": "100"}, "reads at most 64 tokens"),
+        ({"--other-model": "base"}, "holds another model than"),
+        ({"--scorer": "regex"}, "--scorer regex needs a regular expression. Name it with --pattern."),
+        ({"--pattern": "sorry"}, "--pattern is an option of --scorer regex, and --scorer is refusal."),
+        ({"--scorer": "regex", "--pattern": "("}, "cannot be read"),
+        ({"--max-new-tokens": "100"}, "reads at most 64 tokens"),
         ({"prompts": "absent"}, "There is no file"),
         ({"prompts": "empty"}, "holds no prompt"),
         ({"prompts": "wrong"}, "wrong.jsonl:2 should be an object with a text"),
@@ -121,10 +120,10 @@ def test_what_cannot_be_patched(
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "wrong.jsonl").write_text('{"text": "a"}\n{"texts": "b"}\n')
     files = {"absent": tmp_path / "absent", "empty": tmp_path / "empty.txt", "wrong": tmp_path / "wrong.jsonl"}
-    options = {"--store": "base-store", "--other": "tuned-store"} | {k: v for k, v in changes.items() if k != "prompts"}
+    options = {k: v for k, v in changes.items() if k != "prompts"}
     given = [part for key, value in options.items() for part in (key, made.get(value, value))]
     prompts = files[changes["prompts"]] if "prompts" in changes else made["prompts"]
-    done = cli("patch", made["base"], made["tuned"], prompts, *given, "--quiet")
+    done = cli("patch", made["base-store"], made["tuned-store"], prompts, *given, "--quiet")
     assert (done.status, done.out) == (2, "")
     assert message in done.err
 

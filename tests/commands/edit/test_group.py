@@ -61,13 +61,13 @@ def test_a_word_is_exchanged_without_a_model_applied_and_taken_out(
     assert "margin" in shown
     assert "L4.N" in shown
     out = tmp_path / "edited"
-    assert edit("apply", MODEL, store / "edits" / "both", "--output", out).status == 0
-    assert "already applied" in refuses("apply", out, store / "edits" / "both", "--output", tmp_path / "twice")
-    assert "already exists" in refuses("apply", MODEL, store / "edits" / "both", "--output", out)
+    assert edit("apply", store, "both", "--model", MODEL, "--output", out).status == 0
+    assert "already applied" in refuses("apply", store, "both", "--model", out, "--output", tmp_path / "twice")
+    assert "already exists" in refuses("apply", store, "both", "--output", out)
     window, position = edit("show", store, "both", "--json").json["predicted"]["targets"][0][:2]
     said = [_said(folder, _read(store, window)[: position + 1]) for folder in (MODEL, out)]
     assert said == [" Germany", " Turkey"]
-    assert edit("revert", out, store / "edits" / "both", "--in-place", "--json").json["reverted"] == ["both"]
+    assert edit("revert", store, "both", "--model", out, "--in-place", "--json").json["reverted"] == ["both"]
     assert (out / "model.safetensors").read_bytes() == (MODEL / "model.safetensors").read_bytes()
     assert edit("delete", store, "both").status == 0
     assert "its edits are: none" in refuses("show", store, "both").lower()
@@ -96,15 +96,14 @@ def test_suppress_and_boost_are_kept_as_weights_or_as_interventions(
     edit: Callable[..., Any], refuses: Callable[..., str], store: Path
 ) -> None:
     assert edit("suppress", store, "--neurons", "L3.N17,L4.N2", "--json").json["neurons"] == ["L3.N17", "L4.N2"]
-    one = edit("boost", store, "--neurons", "L3.N17", "--as", "intervention", "--positions", "0,-1", "--json").json
+    one = edit("boost", store, "--neurons", "L3.N17", "--kind", "intervention", "--positions", "0,-1", "--json").json
     assert (one["kind"], one["neurons"]) == ("intervention", ["L3.N17"])
-    assert "needs --as intervention" in refuses("boost", store, "--neurons", "L3.N17", "--positions", "last")
+    assert "needs --kind intervention" in refuses("boost", store, "--neurons", "L3.N17", "--positions", "last")
     assert "found neuron 999" in refuses("suppress", store, "--neurons", "L3.N999")
     assert "found layer 9" in refuses("suppress", store, "--neurons", "L9.N1")
-    assert "found 'both'" in refuses("suppress", store, "--neurons", "L3.N1", "--as", "both", "--name", "c")
     assert "already has an edit 'suppress'" in refuses("suppress", store, "--neurons", "L3.N1")
     assert edit("suppress", store, "--neurons", "L3.N1", "--force").status == 0
-    assert "is an intervention" in refuses("apply", MODEL, store / "edits" / "boost", "--output", "nowhere")
+    assert "is an intervention" in refuses("apply", store, "boost", "--output", "nowhere")
     assert {row["name"] for row in edit("list", store, "--json").json["edits"]} >= {"suppress", "boost"}
     judged = edit("evaluate", store, "suppress", "--max-windows", 4, "--json").json
     assert (judged["reliability"], judged["baselines"]) == (None, {})
@@ -135,7 +134,7 @@ def test_evaluate_judges_and_writes_a_table(
 ) -> None:
     edit("rewrite", store, "--from", "Germany", "--to", "Turkey", "--layers", 4, "-k", 40, "--name", "judged")
     table = tmp_path / "cases.parquet"
-    found = edit("evaluate", store, "judged", "--seeds", 1, "--table", table, "--perplexity", "corpus", "--json").json
+    found = edit("evaluate", store, "judged", "--seeds", 1, "--output", table, "--perplexity", "corpus", "--json").json
     assert found["reliability"] >= 0.9
     assert found["generality"] is None
     assert found["locality"] >= 0.95
@@ -147,7 +146,7 @@ def test_evaluate_judges_and_writes_a_table(
     assert "text-locality" in shown
     assert "correlation" in shown
     assert "random" not in shown
-    assert ".parquet or .jsonl" in refuses("evaluate", store, "judged", "--table", "rows.csv")
+    assert ".parquet or .jsonl" in refuses("evaluate", store, "judged", "--output", "rows.csv")
     assert "has no capture 'other'" in refuses("evaluate", store, "judged", "--capture", "other")
     assert "one of reliability" in refuses("evaluate", store, "judged", "--capture", "corpus=luck")
     assert "no edit" in refuses("evaluate", store, "judge").lower() or "an edit 'judge'" in refuses(
@@ -159,16 +158,11 @@ def test_evaluate_judges_and_writes_a_table(
 def test_what_rewrite_cannot_do_is_said(refuses: Callable[..., str], store: Path) -> None:
     assert "does not occur" in refuses("rewrite", store, "--from", "lithium", "--to", "sodium")
     assert "tokens, and the least-norm form" in refuses("rewrite", store, "--from", "Germany", "--to", "Turkeys")
-    assert "is one of least-norm, fine" in refuses(
-        "rewrite", store, "--from", "Germany", "--to", "Turkey", "--form", "magic"
-    )
     words = ("rewrite", store, "--from", "Germany", "--to", "Turkey")
     assert "found 9" in refuses(*words, "--layers", "9")
-    assert "--steps is an option of --form fine and fine-tune, and means nothing to least-norm." in refuses(
-        *words, "--steps", 3
-    )
-    assert "--margin is an option of --form least-norm, and means nothing to fine." in refuses(
-        *words, "--form", "fine", "--margin", 3
+    assert "--steps is an option of --method fine and fine-tune, not of least-norm." in refuses(*words, "--steps", 3)
+    assert "--margin is an option of --method least-norm, not of fine." in refuses(
+        *words, "--method", "fine", "--margin", 3
     )
 
 
@@ -185,7 +179,7 @@ def test_nothing_but_learning_and_judging_needs_transformers(run_without: Callab
     done = run_without(
         ["transformers", "tokenizers"],
         [*asked, "--layers", "4", "--name", "offline"],
-        [*asked, "--form", "knowledge", "--name", "off-k"],
+        [*asked, "--method", "knowledge", "--name", "off-k"],
         ["edit", "suppress", store, "--neurons", "L1.N1", "--name", "off-s"],
         ["edit", "list", store],
         ["edit", "show", store, "offline"],

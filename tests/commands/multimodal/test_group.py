@@ -64,26 +64,26 @@ def test_every_noun_of_every_caption(cli: Callable[..., Result], path: Path) -> 
 
 
 def test_forms_side_by_side(cli: Callable[..., Result], path: Path) -> None:
-    both = cli(path, *COMMON, "-k", "6", "--form", "both", "--json").json
+    both = cli(path, *COMMON, "-k", "6", "--activation", "both", "--json").json
     for form in ("post", "gate"):
-        alone = cli(path, *COMMON, "-k", "6", "--form", form, "--json").json
+        alone = cli(path, *COMMON, "-k", "6", "--activation", form, "--json").json
         for a, b in zip(both["captions"], alone["captions"], strict=True):
             assert [noun["forms"][form] for noun in a["nouns"]] == [noun["neurons"] for noun in b["nouns"]]
     noun = both["captions"][0]["nouns"][0]
     names = [{neuron["neuron"] for neuron in noun["forms"][form]} for form in ("post", "gate")]
     assert noun["overlap"] == len(names[0] & names[1]) / 6
-    paper = cli(path, *COMMON, "-k", "6", "--form", "gate", "--paper-form", "--json").json
+    paper = cli(path, *COMMON, "-k", "6", "--activation", "gate", "--paper-form", "--json").json
     assert paper["captions"] != alone["captions"]
     assert not paper["gain"]
 
 
 def test_nouns_put_together(cli: Callable[..., Result], path: Path) -> None:
-    value = cli(path, *COMMON, "-k", "3", "--by", "noun", "--json").json
+    value = cli(path, *COMMON, "-k", "3", "--by-noun", "--json").json
     assert [(noun["noun"], noun["captions"]) for noun in value["nouns"]] == [
         ("circle", 2), ("green", 2), ("red", 2), ("square", 2), ("star", 2), ("circles", 1),
     ]  # fmt: skip
     assert all(neuron["share"] in (0.5, 1) for noun in value["nouns"][:5] for neuron in noun["neurons"])
-    shown = cli(path, *COMMON, "-k", "3", "--by", "noun", "--rows", "1").out
+    shown = cli(path, *COMMON, "-k", "3", "--by-noun", "--rows", "1").out
     assert shown.startswith("circle: 2 captions")
     assert "… and 5 more nouns" in shown
 
@@ -99,7 +99,7 @@ def test_what_a_neuron_writes_follows_the_sign_of_its_activation(cli: Callable[.
     # Below zero everywhere: what reaches the stream is -w, whose tokens are those that w suppresses.
     path = tmp_path / "store"
     planted_captions.plant_captions(path, values=lambda values, site, layer: -np.abs(values))
-    value = cli(path, *COMMON, "-k", "3", "--by", "noun", "--json").json
+    value = cli(path, *COMMON, "-k", "3", "--by-noun", "--json").json
     rows = [(noun, row) for noun in value["nouns"] for row in noun["neurons"]]
     assert len(rows) > 10
     for noun, row in rows:
@@ -108,7 +108,7 @@ def test_what_a_neuron_writes_follows_the_sign_of_its_activation(cli: Callable[.
         assert row["activation"] < 0 < row["score"]
         assert (row["above_zero"], row["below_zero"]) == (0, round(row["share"] * noun["captions"]))
     noun, row = rows[0]
-    lines = cli(path, *COMMON, "-k", "3", "--by", "noun", "--rows", "1").out.splitlines()
+    lines = cli(path, *COMMON, "-k", "3", "--by-noun", "--rows", "1").out.splitlines()
     assert lines[1].split()[:5] == ["neuron", "score", "captions", "above", "zero"]
     shown = next(line for line in lines if line.startswith(row["neuron"]))
     assert f"0 of {row['below_zero']}" in shown
@@ -125,8 +125,8 @@ def test_what_a_neuron_writes_is_by_its_activation_whatever_its_gate(
     signs = {"mlp.gate": 1, "mlp.post": -1}
     both, alone = tmp_path / "both", tmp_path / "alone"
     planted_captions.plant_captions(both, values=lambda values, site, layer: signs[site] * np.abs(values))
-    asked = (*COMMON, "-k", "3", "--form", "gate")
-    for by in ((), ("--by", "noun")):
+    asked = (*COMMON, "-k", "3", "--activation", "gate")
+    for by in ((), ("--by-noun",)):
         value = cli(both, *asked, *by, "--json").json
         nouns = value["nouns"] if by else [noun for caption in value["captions"] for noun in caption["nouns"]]
         for row in (row for noun in nouns for row in noun["neurons"]):
@@ -134,15 +134,15 @@ def test_what_a_neuron_writes_is_by_its_activation_whatever_its_gate(
             assert row["writes"] == row["bottom_tokens"] == _own_tokens(both, row["neuron"])[1]
     # Where the capture lacks the activation, either side of zero is named.
     planted_captions.plant_captions(alone, sites=("mlp.gate",))
-    row = cli(alone, *asked, "--by", "noun", "--json").json["nouns"][0]["neurons"][0]
+    row = cli(alone, *asked, "--by-noun", "--json").json["nouns"][0]["neurons"][0]
     assert row["writes"] is None
     assert (row["tokens"], row["bottom_tokens"]) == _own_tokens(alone, row["neuron"])
-    assert "when above zero: " in cli(alone, *asked, "--by", "noun").out
+    assert "when above zero: " in cli(alone, *asked, "--by-noun").out
     assert "; when below: " in cli(alone, *asked).out
 
 
 def test_what_people_see(cli: Callable[..., Result], path: Path) -> None:
-    shown = cli(path, *COMMON, "-k", "2", "--document", "1", "--form", "both").out
+    shown = cli(path, *COMMON, "-k", "2", "--document", "1", "--activation", "both").out
     assert shown.splitlines()[0].endswith("001.png: there is a green circles with a green star")
     assert "circles (gate, " in shown
     assert "writes" in shown
@@ -153,7 +153,7 @@ def test_what_people_see(cli: Callable[..., Result], path: Path) -> None:
 
 
 def test_maps_of_every_noun(cli: Callable[..., Result], path: Path, tmp_path: Path) -> None:
-    value = cli(path, *COMMON, "-k", "2", "--heat-maps", tmp_path / "maps", "--json").json
+    value = cli(path, *COMMON, "-k", "2", "--output", tmp_path / "maps", "--json").json
     files = {Path(file["file"]).name: file for file in value["files"]}
     assert len(files) == 11
     assert set(files) == {file.name for file in (tmp_path / "maps").iterdir()}
@@ -161,7 +161,7 @@ def test_maps_of_every_noun(cli: Callable[..., Result], path: Path, tmp_path: Pa
     assert files["0000-red.png"]["note"].endswith("000.png no longer exists")
     with Image.open(tmp_path / "maps" / "0001-green.png") as picture:
         assert picture.format == "PNG"
-    line = ("--document", "0", "--heat-maps", tmp_path / "more", "--map-of", "activation")
+    line = ("--document", "0", "--output", tmp_path / "more", "--map-of", "activation")
     shown = cli(path, *COMMON, "-k", "2", *line).out
     assert (tmp_path / "more" / "0000-red.png").read_bytes() != (tmp_path / "maps" / "0000-red.png").read_bytes()
     assert f"4 maps in {tmp_path / 'more'}, 4 without the image" in shown
@@ -171,7 +171,7 @@ def test_the_map_of_chosen_neurons(cli: Callable[..., Result], path: Path, tmp_p
     from actstore.store.reader import Store
 
     out = tmp_path / "map.png"
-    line = ("map", path, "L1.N3", "L0.N2", "--document", "1", "--out", out, "--capture", "images")
+    line = ("map", path, "L1.N3", "L0.N2", "--document", "1", "--output", out, "--capture", "images")
     value = cli(*line, "--json").json
     assert (value["document"], value["neurons"], value["note"]) == (1, ["L1.N3", "L0.N2"], "")
     assert out.is_file()
@@ -198,7 +198,7 @@ def test_properties_beside_baselines(cli: Callable[..., Result], path: Path) -> 
 
 def test_shuffled_images_with_the_answers_of_a_capture(cli: Callable[..., Result], path: Path, tmp_path: Path) -> None:
     value = cli(
-        "shuffle", path.parent, tmp_path / "out", "--patch", "6", "--captions", path, *COMMON[:2], "--json"
+        "shuffle", path.parent, "--output", tmp_path / "out", "--patch", "6", "--captions", path, *COMMON[:2], "--json"
     ).json
     assert (value["images"], value["unreadable"]) == (1, [])
     (row,) = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
@@ -209,9 +209,8 @@ def test_shuffled_images_with_the_answers_of_a_capture(cli: Callable[..., Result
     ("arguments", "words"),
     [
         ((), "has no capture 'corpus'. Its captures are: images, shuffled."),
-        (("--capture", "images", "--form", "up"), "The form is one of post, gate, both: found 'up'."),
-        (("--capture", "images", "--by", "verb"), "put together by noun, found 'verb'"),
-        (("--capture", "images", "--nouns", "verbs.txt"), "'verbs.txt' is neither"),
+        (("--capture", "images", "--noun-file", "verbs.txt"), "'verbs.txt' is neither"),
+        (("--capture", "images", "--noun-file", "verbs.txt", "--nouns", "content"), "Leave one of them out"),
         (("--capture", "images", "--document", "7"), "has documents 0 to 4, found document 7."),
     ],
 )  # fmt: skip
@@ -223,10 +222,10 @@ def test_mistakes_are_one_sentence(
 
 def test_mistakes_of_maps(refused: Callable[..., str], path: Path, tmp_path: Path) -> None:
     line = ("map", path, "L0.N1", "--capture", "images")
-    assert "found 'map.jpg'" in refused(*line, "--document", "0", "--out", tmp_path / "map.jpg")
-    assert "documents 0 to 4, found document 5" in refused(*line, "--document", "5", "--out", tmp_path / "map.png")
+    assert "found 'map.jpg'" in refused(*line, "--document", "0", "--output", tmp_path / "map.jpg")
+    assert "documents 0 to 4, found document 5" in refused(*line, "--document", "5", "--output", tmp_path / "map.png")
     (tmp_path / "file").touch()
-    assert "is a file" in refused(path, "--capture", "images", "--heat-maps", tmp_path / "file")
+    assert "is a file" in refused(path, "--capture", "images", "--output", tmp_path / "file")
 
 
 def test_a_capture_of_text_holds_no_answers(
@@ -236,15 +235,15 @@ def test_a_capture_of_text_holds_no_answers(
 
     capture(str(tiny_model), corpus, tmp_path / "store", max_documents=2)
     assert "holds no answer to a prompt" in refused(tmp_path / "store")
-    line = ("map", tmp_path / "store", "L0.N1", "--document", "0", "--out", tmp_path / "map.png")
+    line = ("map", tmp_path / "store", "L0.N1", "--document", "0", "--output", tmp_path / "map.png")
     assert "is one of text" in refused(*line)
 
 
 def test_without_transformers_tokenizers_and_the_model(
     run_without: Callable[..., Any], path: Path, tmp_path: Path
 ) -> None:
-    shown = ("multimodal", path, *COMMON, "-k", "2", "--json", "--heat-maps", "maps")
-    drawn = ("multimodal", "map", path, "L0.N1", "--document", "1", "--out", "map.png", "--capture", "images")
+    shown = ("multimodal", path, *COMMON, "-k", "2", "--json", "--output", "maps")
+    drawn = ("multimodal", "map", path, "L0.N1", "--document", "1", "--output", "map.png", "--capture", "images")
     measured = ("multimodal", "properties", path, *COMMON, "-k", "3", "--shuffled", "shuffled")
     done = run_without(("transformers", "tokenizers"), shown, drawn, measured)
     assert done.returncode == 0, done.stderr

@@ -36,10 +36,10 @@ def cli(cli: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def test_the_tables_and_their_numbers_as_one_document(store: Path, cli: Callable[..., Result]) -> None:
-    arguments = (DEMO, store, "--seeds", 1, "--methods", "naica,random", "--device", "cpu")
+    arguments = (store, "--seeds", 1, "--method", "naica", "--method", "random", "--device", "cpu")
     shown = cli(*arguments)
     assert shown.status == 0, shown.err
-    for text in ("PCR boost", "QRNCA", "random neurons", "left out", "biology", "top neurons"):
+    for text in ("PCR boost", "QRNCA", "random neurons", "held-out", "biology", "top neurons"):
         assert text in shown.out
     value = json.loads(cli(*arguments, "--json").out)
     assert value["capture"] == "questions"
@@ -54,7 +54,7 @@ def test_the_tables_and_their_numbers_as_one_document(store: Path, cli: Callable
 
 def test_fewer_queries_and_one_protocol(store: Path, cli: Callable[..., Result]) -> None:
     found = cli(
-        DEMO, store, "--seeds", 1, "--protocol", "prompt", "--max-queries", 4, "--method", "qrnca", "--by",
+        store, "--seeds", 1, "--protocol", "prompt", "--max-queries", 4, "--method", "naica", "--by",
         "relation_name", "--json", "--device", "cpu",
     )  # fmt: skip
     value = json.loads(found.out)
@@ -66,8 +66,6 @@ def test_fewer_queries_and_one_protocol(store: Path, cli: Callable[..., Result])
     ("arguments", "message"),
     [
         (("--by", "colour"), "no label 'colour'. Their labels are: relation_name"),
-        (("--method", "best"), "among random, activation"),
-        (("--protocol", "best"), "among query, prompt"),
         (("--max-queries", "1"), "max_queries of 2 or more"),
         (("--capture", "corpus"), "no capture 'corpus'"),
         (("--dtype", "bfloat16", "--seeds", "1"), "holds another model"),
@@ -76,6 +74,6 @@ def test_fewer_queries_and_one_protocol(store: Path, cli: Callable[..., Result])
 def test_mistakes_are_one_sentence(
     store: Path, cli: Callable[..., Result], arguments: tuple[str, ...], message: str
 ) -> None:
-    found = cli(DEMO, store, *arguments)
+    found = cli(store, *arguments)
     assert (found.status, found.out) == (2, "")
     assert message in found.err.replace("\n", " ")

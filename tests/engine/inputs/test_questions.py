@@ -212,7 +212,7 @@ def test_bytes_that_are_no_text_a_missing_file_and_counts_of_nothing(tmp_path: P
         list(read_questions(path))
     with pytest.raises(InvalidInputError, match="--templates is at least 1, found 0"):
         QuestionOptions(templates=0)
-    with pytest.raises(InvalidInputError, match="--max-questions is at least 1"):
+    with pytest.raises(InvalidInputError, match="Expected `max_queries` of 1 or more"):
         QuestionOptions(max_queries=0)
 
 
