@@ -66,7 +66,7 @@ def test_the_changed_neurons_come_first_and_no_others_are_named(
     ("arguments", "message"),
     [
         (("base-store", "other-store"), "differ in the number of"),
-        (("base-store", "tuned-store", "--share", "0"), "--share is a share of all neurons"),
+        (("base-store", "tuned-store", "--share", "0"), "a share of all neurons, above 0"),
         (("base-store", "tuned-store", "--site", "mlp.up"), "has no site 'mlp.up'. Its sites are: mlp.post"),
         (("base-store", "tuned-store", "--positions", "generated"), "holds no generated token"),
         (("base-store", "tuned-store", "--positions", "here"), "Positions are one of counted"),
@@ -108,7 +108,7 @@ def test_patching_the_changed_neurons_makes_the_model_the_other(
         ({"--store": "tuned-store"}, "holds another model than"),
         ({"--scorer": "taste"}, "The scorer is refusal, likelihood or regex:PATTERN, found 'taste'"),
         ({"--scorer": "regex:("}, "cannot be read"),
-        ({"--tokens": "0"}, "--tokens must be at least 1"),
+        ({"--tokens": "0"}, "must be at least 1 and"),
         ({"--tokens": "100"}, "reads at most 64 tokens"),
         ({"prompts": "absent"}, "There is no file"),
         ({"prompts": "empty"}, "holds no prompt"),
