@@ -31,8 +31,8 @@ class AttributionKind:
 
     @property
     def requirement(self) -> str:
-        """What a capture without these scores has to be made with, as a phrase."""
-        return "`weights=True`" if self.uses_weights else "`gradients=True`"
+        """What `actstore attribute` has to be run with for these scores, as a phrase."""
+        return "weights in the store (without --no-weights)" if self.uses_weights else "--gradients"
 
 
 KINDS: Final[dict[str, AttributionKind]] = {

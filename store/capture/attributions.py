@@ -145,7 +145,7 @@ class Attributions(Answers):
             raise InvalidInputError(f"Scores are one of {', '.join(KINDS)}: found {kind!r}.")
         raise InvalidInputError(
             f"Capture {self.capture.record.name!r} has no scores of kind {kind!r}: it has {', '.join(self.kinds)}. "
-            f"Run `actstore attribute` again with {KINDS[kind].requirement}, under another `name`."
+            f"Run `actstore attribute` again with {KINDS[kind].requirement}, under another --name."
         )
 
     def _cached_scores(self, kind: str, block: int) -> NDArray[np.float32]:

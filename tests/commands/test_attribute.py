@@ -104,7 +104,7 @@ def test_cut_prompts_skipped_queries_and_merged_letters_are_told(cli: Callable[.
     [
         (["--layers", "9"], "has layers 0 to 4, found layer 9"),
         (["--layers", "x"], "Layers are numbers and ranges"),
-        (["--steps", "0"], "--steps is at least 1"),
+        (["--steps", "0"], "must be at least 1, found 0"),
         (["--max-queries", "0"], "Expected --max-queries of 1 or more, found 0"),
         (["--name", "a/b"], "A capture's name is letters"),
         (["--label", "colour"], "has a column 'colour'"),

@@ -113,21 +113,24 @@ def test_a_probe_for_each_layer(cli: Callable[..., Result], store: Path) -> None
     ("arguments", "message"),
     [
         (("S", "--criterion", "kmnc"), "compare values with the ranges of another capture"),
-        (("S", "--criterion", "tfc"), "give --distance"),
+        (("S", "--criterion", "tfc"), "needs the distance beyond which a vector is new"),
         (("S", "--by", "topic"), "has no label 'topic'. Its labels are: language"),
         (("S", "--thresholds", "1.5"), "--thresholds are numbers from 0"),
         (("S", "--capture", "training"), "statistics only"),
         (
             ("S", "--capture", "first", "--positions", "last"),
-            'Capture again with `positions="all"`, or with `positions="last"`',
+            "needs those that the windows end in. Capture again with",
         ),
         (("S", "--merge", "nowhere"), "There is no file nowhere"),
         (("S", "--reference", "b"), "has no capture 'b'"),
         (("S", "--output", "/nowhere/x"), "The folder of /nowhere/x does not exist"),
         (("probe", "S", "--by", "language", "--positive", "de"), "No document has language=de"),
-        (("probe", "S", "--by", "language", "--positive", "en", "--layers", "7"), "found 7 in --layers"),
-        (("probe", "S", "--by", "language", "--positive", "en", "--ridge", "0"), "--ridge must be above 0"),
-        (("probe", "S", "--by", "language", "--positive", "en", "--capture", "first"), "--positions last"),
+        (("probe", "S", "--by", "language", "--positive", "en", "--layers", "7"), ", found 7."),
+        (("probe", "S", "--by", "language", "--positive", "en", "--ridge", "0"), "must be above 0, found 0.0"),
+        (
+            ("probe", "S", "--by", "language", "--positive", "en", "--capture", "first"),
+            "needs those that the windows end in",
+        ),
     ],
 )
 def test_what_has_no_answer(cli: Callable[..., Result], store: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -66,7 +66,7 @@ def test_the_changed_neurons_come_first_and_no_others_are_named(
     ("arguments", "message"),
     [
         (("base-store", "other-store"), "differ in the number of"),
-        (("base-store", "tuned-store", "--share", "0"), "--share is a share of all neurons"),
+        (("base-store", "tuned-store", "--share", "0"), "a share of all neurons, above 0"),
         (("base-store", "tuned-store", "--site", "mlp.up"), "has no site 'mlp.up'. Its sites are: mlp.post"),
         (("base-store", "tuned-store", "--positions", "generated"), "holds no generated token"),
         (("base-store", "tuned-store", "--other-capture", "b"), "has no capture 'b'"),

@@ -66,7 +66,7 @@ def test_fewer_queries_and_one_protocol(store: Path, cli: Callable[..., Result])
     ("arguments", "message"),
     [
         (("--by", "colour"), "no label 'colour'. Their labels are: relation_name"),
-        (("--max-queries", "1"), "max_queries of 2 or more"),
+        (("--max-queries", "1"), "of 2 or more, found 1"),
         (("--capture", "corpus"), "no capture 'corpus'"),
         (("--dtype", "bfloat16", "--seeds", "1"), "holds another model"),
     ],

@@ -216,8 +216,8 @@ def test_too_few_queries_and_an_unfinished_run_are_warnings(
 
 def test_bad_input_is_one_sentence(refused: Callable[..., str], store: Path, tmp_path: Path) -> None:
     assert "no label 'colour'. Their labels are: relation_name." in refused(store, "--by", "colour")
-    assert "Expected t, a share" in refused(store, "--t", 1)
-    assert "Expected u, a share" in refused(store, "--u", 2)
+    assert "a share of a query's largest attribution" in refused(store, "--t", 1)
+    assert "a share of the queries, from 0 to 1" in refused(store, "--u", 2)
     assert "the number of neurons per query, to be 1 or more, found 0" in refused(store, "--v", 0)
     assert "ending in .svg or .html" in refused(store, "--output", tmp_path / "map.png")
     assert "folder of the heat map" in refused(store, "--output", tmp_path / "no" / "map.svg")

@@ -158,8 +158,8 @@ def test_lens_says_how_undecided_each_layer_is(
     assert [row["layer"] for row in found["layers"]] == [0, 1]
     assert all(0 < row["entropies"]["text"] < 6 for row in found["layers"])  # ln 400 = 5.99
     assert re.search(r"after layer\s+text\s+L0\s+\d", cli("lens", tmp_path / "stream").out)
-    assert "Capture with --site resid.post" in refused("lens", store, "--capture", "corpus")
-    assert "Mend --device" in refused("lens", tmp_path / "stream", "--device", "abacus")
+    assert "has no dense values of it" in refused("lens", store, "--capture", "corpus")
+    assert "Expected a device such as cpu" in refused("lens", tmp_path / "stream", "--device", "abacus")
 
 
 def test_the_lens_needs_no_transformers(
@@ -174,11 +174,11 @@ def test_the_lens_needs_no_transformers(
 def test_mistakes_are_one_sentence(refused: Callable[..., str], store: Path, tiny_model: Path, tmp_path: Path) -> None:
     by = ("--by", "language")
     assert "has no label 'domain'. Its labels are: language." in refused(store, "--by", "domain")
-    assert "Its labels are: none; capture with --label." in refused(store, *by, "--capture", "no-label")
-    assert "Capture with --gate-sign or --site mlp.gate" in refused(store, *by, "--capture", "no-sign")
+    assert "Its labels are: none; capture with" in refused(store, *by, "--capture", "no-label")
+    assert "has no gate signs of layer 0" in refused(store, *by, "--capture", "no-sign")
     assert "image tokens for none of 'language' only" in refused(store, *by, "--modality", "image")
-    assert "--share is a share" in refused(store, *by, "--share", "2")
-    assert "--max-tokens is at least 1" in refused("evaluate", store, *by, "--max-tokens", "0")
+    assert "a share of all neurons, above 0 and at most 1" in refused(store, *by, "--share", "2")
+    assert "must be at least 1, found 0" in refused("evaluate", store, *by, "--max-tokens", "0")
     assert "There is no file or folder" in refused("evaluate", store, tmp_path / "none.jsonl", *by)
     unlabelled = tmp_path / "unlabelled.jsonl"
     unlabelled.write_text('{"text": "the quick brown fox"}\n')

@@ -196,7 +196,7 @@ def test_without_gradients_there_are_activations_and_answers(
     assert list(plain.capture.record.sites) == ["mlp.post"]
     np.testing.assert_allclose(whole(plain, "activation"), whole(made, "activation"), rtol=1e-4, atol=1e-6)
     assert plain.prompts["predicted"] == made.prompts["predicted"]
-    with pytest.raises(InvalidInputError, match=r"no scores of kind 'ig': it has activation\. .*`gradients=True`"):
+    with pytest.raises(InvalidInputError, match=r"no scores of kind 'ig': it has activation\. .*--gradients"):
         next(plain.prompt_scores("ig"))
 
 
