@@ -309,7 +309,7 @@ class Run(ABC):
         before = f"Interrupted before the plan of capture {self.name!r} was complete"
         if is_kept:
             return (
-                f"{before}. What the model has answered so far is kept in {self.folder}: do the same again "
+                f"{before}. What the model has answered so far is kept in {self.folder}: run the same command "
                 "with `resume=True` to go on."
             )
         return f"{before}: nothing of it is kept. Run it again."
@@ -318,7 +318,7 @@ class Run(ABC):
         n_committed = len(committed_blocks(self.folder, self.name))
         return (
             f"{reason}: {n_committed} of {record.plan.n_blocks} blocks of capture {self.name!r} are in {self.folder}. "
-            "Do the same again with `resume=True` to fill the rest."
+            "Run the same command with `resume=True` to fill the rest."
         )
 
 

@@ -259,7 +259,7 @@ def test_a_full_disk_leaves_what_is_committed_and_the_run_resumes(
     if isinstance(caught.value, CaptureError):
         held, whole = actstore.open(store).capture(), actstore.open(undisturbed).capture()
         assert "is full" in str(caught.value)
-        assert "`resume=True`" in str(caught.value)
+        assert "resume" in str(caught.value)
         for block in held.blocks:
             np.testing.assert_array_equal(held.raw_block(0, block), whole.raw_block(0, block))
         assert verify_capture(held) == []
@@ -563,7 +563,7 @@ def test_without_a_tokenizer_ids_can_be_captured_and_text_cannot(
     assert done.record.plan.n_tokens == sum(4 * i + 3 for i in range(30))
     assert verify_capture(done) == []
     assert done.store.neuron(0, 0).exemplars(1).to_pylist()[0]["token"].startswith("<")
-    with pytest.raises(InvalidInputError, match="Name one with `tokenizer`"):
+    with pytest.raises(InvalidInputError, match="Name one with --tokenizer"):
         capture(str(bare), corpus, tmp_path / "text")
     assert not (tmp_path / "text").exists()
 
