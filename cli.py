@@ -136,7 +136,17 @@ _PARAMETER: Final = re.compile(r"`(?P<name>[a-z_]\w*)(?: ?= ?(?P<value>[^`]+))?`
 
 _QUOTES: Final = " \"'"
 
-_SYNONYMS: Final = {"form": "method", "forms": "activation"}
+_SYNONYMS: Final = {
+    "baselines": "baseline",
+    "captures": "capture",
+    "form": "method",
+    "forms": "activation",
+    "label": "by",
+    "methods": "method",
+    "n_random": "random",
+    "n_tokens": "max_new_tokens",
+    "protocols": "protocol",
+}
 """Parameter of the engine → the name of the option, where they differ."""
 
 

@@ -119,25 +119,20 @@ def test_a_model_without_weights(refused: Callable[..., str], tiny_model: Path, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--site", "mlp.middle"), "has no site 'mlp.middle'. Its sites are mlp.post, mlp.gate, mlp.up, resid.pre"),
         (("--layers", "7"), "has layers 0 to 1, found layer 7"),
         (("--layers", "one"), "Layers are numbers and ranges such as 0,3-5, found 'one'"),
         (("--layers", "-1"), "found '-1'"),
         (("--layers", "3-1"), "At least one layer must be captured"),
-        (("--precision", "float8"), "The precision is one of exact, half, int8, sparse, none: found 'float8'"),
         (("--keep", "0"), "--keep is a share above 0"),
         (("--context", "65"), "reads at most 64 tokens at once, found a context of 65. Lower --context"),
         (("--context", "0"), "found a context of 0"),
         (("--overlap", "64"), "The overlap must lie between 0 and the context less one"),
-        (("--begin", "maybe"), "--begin is one of auto, always, never: found 'maybe'"),
         (("--positions", "first"), "Positions are `all`, `last` or indices such as 0,5,-1, found 'first'"),
         (("--positions", "63", "--context", "32"), "no token to store"),
-        (("--dtype", "int3"), "--dtype is one of auto, float32, float16, bfloat16: found 'int3'"),
         (("--device", "abacus"), "Expected a device such as cpu, cuda or cuda:1, found 'abacus'"),
         (("--memory", "much"), "such as 2GB, found 'much'"),
         (("--memory", "inf"), "found 'inf'"),
         (("--memory", "-1GB"), "found '-1GB'"),
-        (("--errors", "ignore"), "--errors is one of strict, replace: found 'ignore'"),
         (("--max-documents", "0"), "--max-documents is at least 1"),
         (("--label", "tongue"), "has no label column 'tongue': its columns are 'text', 'language'"),
         (("--label", "language", "--label", "language"), "'language' is named twice"),
@@ -151,6 +146,27 @@ def test_an_option_that_cannot_be(
     refused: Callable[..., str], tiny_model: Path, corpus: Path, tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
     assert message in refused("capture", tiny_model, corpus, tmp_path / "store", *options)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--site", "mlp.middle"), "'mlp.middle' is not one of 'mlp.post', 'mlp.gate', 'mlp.up', 'resid.pre'"),
+        (("--precision", "float8"), "'float8' is not one of 'exact', 'half', 'int8', 'sparse', 'none'"),
+        (("--begin", "maybe"), "'maybe' is not one of 'auto', 'always', 'never'"),
+        (("--dtype", "int3"), "'int3' is not one of 'auto', 'float32', 'float16', 'bfloat16'"),
+        (("--errors", "ignore"), "'ignore' is not one of 'strict', 'replace'"),
+    ],
+)
+def test_a_value_outside_a_closed_set_is_bad_usage(
+    cli: Callable[..., Result], tiny_model: Path, corpus: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    done = cli("capture", tiny_model, corpus, tmp_path / "store", *options)
+    assert (done.status, done.out) == (2, "")
+    said = " ".join(done.err.replace("│", " ").split())
+    assert message in said
+    assert options[0] in said
     assert not (tmp_path / "store").exists()
 
 

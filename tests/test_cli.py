@@ -111,7 +111,7 @@ def test_verify_says_what_is_unfinished(cli: Callable[..., Result], store: Path,
     assert (found.status, found.json["ok"]) == (0, True)
     assert found.json["unfinished"] == [{"capture": "corpus", "blocks": planned - 1, "planned": planned}]
     assert (
-        f"capture 'corpus': unfinished, {planned - 1} of {planned} blocks are there"
+        f"capture 'corpus': unfinished, {planned - 1} of {planned} blocks are written"
         in cli("verify", tmp_path / "store").out
     )
 

@@ -78,6 +78,7 @@ def test_what_makes_something_shows_names_as_they_are(
     [
         ("info", NAME), ("capture", NAME, NAME, NAME), ("inspect", NAME), ("top", NAME, NAME), ("sql", NAME, NAME),
         (NAME,), ("graphs", NAME), ("naica", NAME), ("info", f"--{NAME}"), ("top", NAME, "L0.N1", "-k", NAME),
+        ("top", NAME, "L0.N1", "--site", NAME),
     ],
     ids=lambda line: "-".join(word for word in line if word != NAME).replace(NAME, "NAME") or "NAME",
 )  # fmt: skip
@@ -92,7 +93,7 @@ def test_messages_about_what_is_inside_show_it_as_it_is(
     for line in (
         ("info", store / NAME), ("top", store, NAME), ("top", store, "L0.N1", "--capture", NAME),
         ("edit", "delete", store, NAME),
-        ("top", store, "L0.N1", "--site", NAME), ("stats", store, "--by", NAME), ("graphs", "show", store, "L0.N1"),
+        ("stats", store, "--by", NAME), ("graphs", "show", store, "L0.N1"),
         ("capture", model, corpus, store, "--name", NAME), ("capture", model, corpus, store / "x", "--label", NAME),
         ("export", store, "--output", NAME), ("edit", "show", store, NAME), ("contributions", store, "--target", NAME),
     ):  # fmt: skip

@@ -59,6 +59,9 @@ def test_what_another_command_takes_stays_as_it_is() -> None:
     assert name_options("Check `precision`.", parameters("info")) == "Check `precision`."
     assert name_options("Check `form`.", parameters("edit", "rewrite")) == "Check --method."
     assert name_options("Check `form`.", parameters("capture")) == "Check `form`."
+    patch = name_options("Pass `n_tokens` of 1 or more, and `n_random=0`.", parameters("change", "patch"))
+    assert patch == "Pass --max-new-tokens of 1 or more, and --random 0."
+    assert name_options("Check `methods`.", parameters("naica", "evaluate")) == "Check --method."
 
 
 @given(st.text())
