@@ -6,7 +6,7 @@ Readers see committed blocks only; a block that is not committed is absent, neve
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.kernels.pack.statistics import Statistics
-    from actstore.store.capture.captures import Captures
     from actstore.store.capture.overflow import Overflow
     from actstore.store.files.arrays import BlockArraySpec
     from actstore.store.files.records import CaptureRecord
@@ -40,7 +39,14 @@ if TYPE_CHECKING:
     from actstore.store.model.root import Root
 
 
-def _reopen(store: Captures, name: str) -> Capture:
+class _Store(Protocol):
+    """A store that opens its captures, which this module does not know."""
+
+    def capture(self, name: str) -> Capture:
+        """A capture by name."""
+
+
+def _reopen(store: _Store, name: str) -> Capture:
     """The capture of an unpickled store."""
     return store.capture(name)
 
@@ -56,7 +62,7 @@ class Capture:
         self.blocks: tuple[int, ...] = ()
         self.refresh()
 
-    def __reduce__(self) -> tuple[Callable[[Captures, str], Capture], tuple[Root, str]]:
+    def __reduce__(self) -> tuple[Callable[[_Store, str], Capture], tuple[Root, str]]:
         """A pickled capture is its store and its name; unpickled, it has the blocks that are committed by then."""
         return _reopen, (self.store, self.record.name)
 

@@ -178,7 +178,7 @@ def test_what_cannot_be_exported(capture, tmp_path):
     for target, neurons, message in [
         ("a.csv", [(0, 0)], r"one of \.parquet, \.npy, \.safetensors: found 'a\.csv'"),
         ("nowhere/a.npy", [(0, 0)], "The folder of .*nowhere/a.npy does not exist"),
-        ("a.npy", [], "Nothing to export: name neurons"),
+        ("a.npy", [], "Nothing to export: pass `neurons`"),
         ("a.parquet", [(0, 0)] * 10_001, "at most 10000; found 10001 neurons"),
     ]:
         with pytest.raises(InvalidInputError, match=message):

@@ -135,7 +135,7 @@ def test_a_full_disk_keeps_what_was_committed(folder, record, monkeypatch, full_
         fill(folder, record, 4)
     assert str(caught.value) == (
         f"The disk of {folder} is full: block 2 of capture 'corpus' could not be written. Everything committed before it "
-        "stays readable; make room and run again with --resume."
+        "stays readable; make room and run again with `resume=True`."
     )
     assert committed_blocks(folder, "corpus") == [0, 1]
     assert list(damaged_shards(folder, "corpus", 1)) == []
