@@ -39,12 +39,21 @@ class Application(CommandGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
+        # What a message says of a capture, to be made anew, are options of other commands than the one that ran.
+        others = [parameter for name in ("capture", "attribute") for parameter in self.commands[name].params]
+
+        def phrase(sentence: str) -> str:
+            command = ctx.meta.get(COMMAND)
+            return sentence if command is None else name_options(sentence, [*command.params, *others])
+
+        terminal.phrase = phrase
         try:
             return super().invoke(ctx)
         except ActstoreError as error:
-            if (command := ctx.meta.get(COMMAND)) is not None:
-                error.args = (name_options(str(error), command.params),)
+            error.args = (phrase(str(error)),)
             raise
+        finally:
+            terminal.phrase = str
 
 
 app = typer.Typer(cls=Application, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -158,8 +167,8 @@ def name_options(message: str, parameters: Iterable[Any]) -> str:
     A name that is no option of the command stays as it is; that of an argument becomes what the usage calls it.
     """
     known: dict[str, Any] = {}
-    for parameter in parameters:
-        known[parameter.name] = parameter
+    for parameter in parameters:  # the command's own come first
+        known.setdefault(parameter.name, parameter)
         for option in parameter.opts:
             known.setdefault(option.lstrip("-").replace("-", "_"), parameter)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from actstore.store.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from pathlib import Path
 
     from actstore.api.models import ModelOptions
     from actstore.api.neurons import NeuronInput
@@ -42,9 +42,11 @@ class MultimodalMethod:
         *,
         k: int = 20,
         nouns: str = "auto",
-        form: str = "post",
+        activation: str = "post",
         gain: bool = True,
-        documents: Sequence[int] | None = None,
+        document: int | Sequence[int] | None = None,
+        output: str | Path | None = None,
+        map_of: str = "contribution",
         capture: str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Answer[Multimodal]:
@@ -52,9 +54,11 @@ class MultimodalMethod:
 
         - `k`: number of neurons per noun.
         - `nouns`: how nouns are told from other words: `auto`, `spacy`, `nltk`, `content`, or a file with a noun per line.
-        - `form`: what counts as activation: `post`, `gate` (the paper's code), or `both`.
+        - `activation`: what counts as activation: `post`, `gate` (the paper's code), or `both`.
         - `gain`: weigh by the final norm's gain; without, the paper's form.
-        - `documents`: numbers of the documents; all unless given.
+        - `document`: number of a document, or several; all unless given.
+        - `output`: a folder in which the image regions of each noun's neurons are drawn, one PNG per noun.
+        - `map_of`: what the pictures show: `contribution` (to the noun), or `activation`.
         - `progress`: called with the layers done and their number.
 
         Columns: document, noun, form, neuron, layer, index, score; best first.
@@ -65,16 +69,21 @@ class MultimodalMethod:
         from actstore.engine.multimodal.result import FORMS, FindSettings
         from actstore.store.capture.saturation import overflow_sentences
 
-        forms: Any = tuple(FORMS) if form == "both" else (form,)  # checked by the settings
+        forms: Any = tuple(FORMS) if activation == "both" else (activation,)  # checked by the settings
+        numbers = None if document is None else (document,) if isinstance(document, int) else tuple(document)
         settings = FindSettings(
             k,
             nouns,
             forms,
             gain,
-            documents=tuple(documents) if documents is not None else None,
+            documents=numbers,
         )
         opened = self._store.capture(capture)
         multimodal = find_multimodal(opened, settings, progress or (lambda done, n_layers: None))
+        if output is not None:
+            from actstore.display.patch_pictures import draw_nouns
+
+            list(draw_nouns(multimodal, Path(output), map_of))
         rows = [
             {
                 "document": multimodal.captions[noun.caption].document,
@@ -86,11 +95,11 @@ class MultimodalMethod:
                 "score": float(score),
             }
             for one, ranked in multimodal.ranked.items()
-            for noun, scores, numbers in zip(multimodal.nouns, ranked.values, ranked.tokens, strict=True)
+            for noun, scores, ids in zip(multimodal.nouns, ranked.values, ranked.tokens, strict=True)
             for score, name, (layer, index) in zip(
-                scores[numbers >= 0].tolist(),
-                multimodal.numbering.names(numbers[numbers >= 0]),
-                multimodal.numbering.pairs(numbers[numbers >= 0]),
+                scores[ids >= 0].tolist(),
+                multimodal.numbering.names(ids[ids >= 0]),
+                multimodal.numbering.pairs(ids[ids >= 0]),
                 strict=True,
             )
         ]
@@ -230,8 +239,6 @@ class MultimodalMethod:
         - `patch`: pixels of a patch, each way: the model's own, or a multiple.
         - `captions`: write the capture's answers as captions, so that the shuffled images are captured with them.
         """
-        from pathlib import Path
-
         from actstore.engine.multimodal.answers import answers_by_image
         from actstore.engine.multimodal.shuffle import shuffle_images
 

@@ -90,10 +90,14 @@ out = _Output(width=None if sys.stdout.isatty() else 1 << 16)
 err = Screen(stderr=True)
 
 
+phrase: Callable[[str], str] = str
+"""How a sentence is put; the command line names options in place of the Python parameters that it speaks of."""
+
+
 def say(*sentences: str) -> None:
     """Print sentences for the user on standard error, beside the answer."""
     for sentence in sentences:
-        err.print(sentence, soft_wrap=True)
+        err.print(phrase(sentence), soft_wrap=True)
 
 
 def warn(sentences: Iterable[str]) -> None:

@@ -1,8 +1,7 @@
 """The tries of neurons, compiled. Arguments were checked by `api`.
 
-Above, a node is an interval of ranks, counted by searching the sorted events; nothing is touched that does not fire. Below a
-branching that ignores tokens, a node is a list of ranks. What is kept grows on a stack of nodes, depth first, from which
-children that are not worth their cost are removed again. No function calls itself: numba's cache cannot keep such.
+Above a branching that ignores tokens, a node is an interval of ranks, counted by searching the sorted events; below, a list of
+ranks. Nodes grow on a stack, depth first; children not worth their cost are removed. Nothing recurses, for numba's cache.
 """
 
 from typing import TypeVar
@@ -17,11 +16,9 @@ from actstore.kernels.suffix_trie.skip import may_skip, skip_tokens, sort_list, 
 from actstore.kernels.suffix_trie.stack import NODE, Integer, Posterior, Stack, after, choose, end, keep, push_known
 from actstore.kernels.suffix_trie.trie import BOUNDARY, Nodes, Settings, Trie
 
-CAPACITY = 1 << 12
-"""Nodes that a stack has room for at first."""
+CAPACITY = 1 << 12  # nodes that a stack has room for at first
 
-Grown = tuple[NDArray[np.int64], Stack, NDArray[np.int32]]
-"""Nodes of each neuron, all of them one after another, and the parent of each."""
+Grown = tuple[NDArray[np.int64], Stack, NDArray[np.int32]]  # nodes per neuron; all nodes in order; the parent of each
 Array = TypeVar("Array", Stack, NDArray[np.int32])
 
 
