@@ -27,6 +27,7 @@ from actstore.commands.options import (
 )
 from actstore.display import terminal
 from actstore.display.reports import print_json
+from actstore.engine.edit.forms.table import FORMS
 from actstore.store.edits import check_name, edit_names, write_edit
 from actstore.store.errors import InvalidInputError
 from actstore.store.neurons import neuron_name
@@ -39,12 +40,7 @@ if TYPE_CHECKING:
     from actstore.store.edits import EditRecord
     from actstore.store.reader import Capture
 
-METHOD_OPTIONS = {
-    "least-norm": {"k", "layers", "margin", "control", "ridge"},
-    "knowledge": {"k", "layers"},
-    "fine": {"examples", "steps", "rate", "per_position", "leave_last", "seed"},
-    "fine-tune": {"examples", "steps", "rate", "per_position", "leave_last", "seed"},
-}
+METHOD_OPTIONS = {name: form.parameters for name, form in FORMS.items()}
 """Method → the options that belong to it and not to all."""
 
 LEAST_NORM = "Method least-norm"

@@ -26,23 +26,12 @@ from actstore.commands.options import (
 from actstore.display import terminal
 from actstore.display.reports import print_json
 from actstore.display.wide_tables import fitted_table
+from actstore.engine.naica.methods import METHODS
+from actstore.engine.naica.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from actstore.engine.naica.evaluation import NaicaEvaluation
 
-NAMES = {
-    "random": "random neurons",
-    "activation": "activation",
-    "kn": "knowledge neurons*",
-    "without-ica": "QRNCA without ICA",
-    "with-common": "QRNCA with common neurons",
-    "naica": "QRNCA",
-}
-TITLES = {
-    "query": "neurons tested on the prompts they were selected with (the paper's protocol)",
-    "prompt": "neurons tested on a held-out prompt of their query",
-    "label": "a label's neurons tested on the held-out half of its queries",
-}
 
 NOTE = (
     "Means over seeds ± standard deviation. PCR: mean change of P (percent of P) on related over that on unrelated queries, "
@@ -167,7 +156,7 @@ def tables(evaluation: NaicaEvaluation) -> list[tuple[str, list[Any], list[tuple
             both = [of_protocol[method, operation] for operation in ("boost", "suppress")]
             rows.append(
                 (
-                    NAMES[method],
+                    METHODS[method].label,
                     f"{both[0]['neurons']:.1f}",
                     *(_spread(row, "pcr") for row in both),
                     *(_changes(row, "percent") for row in both),
@@ -176,7 +165,7 @@ def tables(evaluation: NaicaEvaluation) -> list[tuple[str, list[Any], list[tuple
                 )
             )
         columns = ["method", *((name, "right") for name in COLUMNS)]
-        shown.append((f"{TITLES[protocol][0].upper()}{TITLES[protocol][1:]}", columns, rows))
+        shown.append((f"{PROTOCOLS[protocol].label[0].upper()}{PROTOCOLS[protocol].label[1:]}", columns, rows))
     if accuracy := evaluation.accuracy_summary():
         names = ("guess", "prompt", "neuron", "random", "pool_neuron", "pool_random")
         columns = ["label", *((name, "right") for name in ACCURACIES)]

@@ -221,12 +221,8 @@ def test_edits(copy: actstore.Store, cli: Cli) -> None:
 def test_export_and_verify(copy: actstore.Store, cli: Cli, tmp_path: Path) -> None:
     assert copy.verify() == []
     n_tokens = copy.export(tmp_path / "mine.parquet", ["L1.N3"], capture="corpus")
-    assert (
-        cli(
-            "export", copy.folder, "--output", tmp_path / "theirs.parquet", "--neurons", "L1.N3", "--capture", "corpus"
-        ).status
-        == 0
-    )
+    options = ("--output", tmp_path / "theirs.parquet", "--neurons", "L1.N3", "--capture", "corpus")
+    assert cli("export", copy.folder, *options).status == 0
     assert (tmp_path / "mine.parquet").read_bytes() == (tmp_path / "theirs.parquet").read_bytes()
     assert n_tokens == copy.capture("corpus").tokens().num_rows
     damaged = next((Path(str(copy.folder)) / "captures" / "corpus" / "values").rglob("c/0/0"))

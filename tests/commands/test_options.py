@@ -22,7 +22,7 @@ from actstore.commands.edit.rewrite import METHOD_OPTIONS
 from actstore.commands.graphs.probe import PROBING, SAMPLING
 from actstore.engine.coverage.criteria import CRITERIA
 from actstore.engine.edit.baselines import BASELINES
-from actstore.engine.edit.settings import FORMS
+from actstore.engine.edit.forms.table import FORMS
 from actstore.engine.models.names import DTYPES, SITES
 from actstore.engine.naica.methods import METHODS
 from actstore.engine.naica.protocols import PROTOCOLS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,13 +13,12 @@ import pytest
 
 from actstore.engine.coverage.criteria import CoverageSettings
 from actstore.engine.coverage.measure import measure_coverage
-from actstore.kernels.pack.statistics import NOT_KNOWN
 from actstore.store import layout
 from actstore.store.capture.positions import warnings_of
 from actstore.store.capture.saturation import overflow_sentences, saturated_maxima
+from actstore.store.errors import NotFoundError
 from actstore.store.export import export_activations
 from actstore.store.files.arrays import BlockArray
-from actstore.store.files.parquet import write_table
 from actstore.store.reader import Capture, Store
 from actstore.store.storage.folder import Folder
 from actstore.store.verify import verify_capture
@@ -45,23 +45,21 @@ def plant(**what: Any) -> Capture:
 
 
 def plant_as_earlier_versions_did(monkeypatch: pytest.MonkeyPatch, **what: Any) -> Capture:
-    """A store whose blocks, finished statistics and table know nothing of overflow."""
-    fill = planted_stores.fill
+    """A store whose record lists no statistics, and whose blocks, finished statistics and table have no overflow."""
+    fill, record = planted_stores.fill, planted_stores.capture_record
 
     def fill_without(*arguments: Any) -> Any:
         arrays, statistics = fill(*arguments)
         for of_layer in statistics.sites.values():
-            of_layer.overflow[:] = NOT_KNOWN  # which is left out on disk
+            of_layer.drop(["overflow"])
         return arrays, statistics
 
     with monkeypatch.context() as patch:
         patch.setattr(planted_stores, "fill", fill_without)
+        patch.setattr(planted_stores, "capture_record", lambda *arguments: replace(record(*arguments), statistics=()))
         where = plant(**what).folder.location
     folder = Folder(where, read_only=False)
     assert not folder.exists("captures/corpus/statistics/mlp.post/overflow/zarr.json")
-    key = layout.table_key("corpus", "neurons")
-    if folder.exists(key):
-        write_table(folder, key, Store(where).capture().neurons().drop_columns("overflow"))
     return Store(where).capture()
 
 
@@ -121,8 +119,8 @@ def test_what_is_said_names_neurons_counts_and_the_way_out() -> None:
     (sentence,) = overflow_sentences(capture)
     assert sentence == (
         "5 activations of 4 neurons (L0.N2, L1.N0, L1.N7, …) at mlp.post of capture 'corpus' lie beyond 65,504, the largest "
-        "float16, and are stored as infinite: such a value counts as 65,504 here. Capture with --precision exact to keep "
-        "every value."
+        "float16, and are stored as infinite: such a value counts as 65,504 here. Capture with "
+        '`precision="exact"` to keep every value.'
     )
     (sentence,) = overflow_sentences(capture, ["mlp.post"], "they are infinite", [(1, 7), (1, 8)])
     assert sentence.startswith("1 activation of 1 neuron (L1.N7) at mlp.post of capture 'corpus' lies beyond 65,504, ")
@@ -137,11 +135,11 @@ def test_a_store_of_earlier_versions_opens_and_its_overflow_is_not_known(
 ) -> None:
     capture = plant_as_earlier_versions_did(monkeypatch, finish=finish)
     assert verify_capture(capture) == []
-    assert (capture.layer_statistics(1, "mlp.post").overflow == NOT_KNOWN).all()
-    if finish:
-        assert "overflow" not in capture.neurons().column_names
-    else:
-        assert set(capture.neurons()["overflow"].to_pylist()) == {None}
+    assert "overflow" not in capture.neurons().column_names
+    with pytest.raises(
+        NotFoundError, match="This capture has no statistic 'overflow': it was made by a version of actstore"
+    ):
+        capture.layer_statistics(1, "mlp.post").overflow  # noqa: B018
     # The extremes, which are exact, tell of all but special tokens.
     assert capture.overflow["mlp.post"].names == ["L0.N2", "L1.N7", "L1.N39"]
     assert capture.overflow["mlp.post"].n_values is None
