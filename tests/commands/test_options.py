@@ -28,7 +28,7 @@ from actstore.engine.naica.methods import METHODS
 from actstore.engine.naica.protocols import PROTOCOLS
 from actstore.store.capture.attributions import KINDS as ATTRIBUTION_KINDS
 from actstore.store.capture.positions import POSITIONS
-from actstore.store.layout import PRECISIONS
+from actstore.store.files.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
