@@ -242,7 +242,7 @@ def test_attributions_without_gradients_name_the_flag_that_records_them(
     row = {"question": "Which is a colour?", "options": {"A": "red", "B": "seven"}, "answer": "A"}
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row | {"id": str(i)}) + "\n" for i in range(5)))
     attribute(str(DEMO), tmp_path / "q.jsonl", tmp_path / "store", gradients=False)
-    assert "`gradients=True`" in refused(tmp_path / "store")
+    assert "--gradients" in refused(tmp_path / "store")
     assert asked(tmp_path / "store", "--attribution", "contribution", "--u", 1)["queries"][0]["neurons"]
 
 
