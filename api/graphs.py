@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from actstore.engine.graphs.evaluate import Evaluation
     from actstore.engine.graphs.probes.evidence import Probes
     from actstore.engine.graphs.repeats import Repeats
-    from actstore.engine.graphs.search import Result
+    from actstore.engine.graphs.search import SearchResult
     from actstore.engine.graphs.similar import Pairs
     from actstore.store.capture.reader import Capture
     from actstore.store.graphs.reader import Graphs
@@ -126,7 +126,7 @@ class GraphsMethod:
         k: int = 20,
         paths: int = 3,
         name: str = "graphs",
-    ) -> Answer[Result]:
+    ) -> Answer[SearchResult]:
         """Neurons that fire on a token, or on it after another: those whose paths explain most firings first.
 
         - `activating`: the token at which a neuron fires, as text or id; one of several.
@@ -145,22 +145,22 @@ class GraphsMethod:
         tokens = [_listed(activating), _listed(context)]
         result = search(
             self._store, self.open(name), activating=tokens[0], context=tokens[1], match=match, silent=silent, k=k,
-            n_lines=paths,
+            n_paths=paths,
         )  # fmt: skip
         rows = [
             {
-                "neuron": found.neuron,
-                "score": found.score,
+                "neuron": matched.neuron,
+                "score": matched.score,
                 "path": "".join(
                     "…" if token == -1 else "" if token < 0 else self._store.token_text(token)
-                    for token in reversed(line.tokens)
+                    for token in reversed(path.tokens)
                 ),
-                "probability": line.probability,
-                "fires": line.fires,
-                "count": line.count,
+                "probability": path.probability,
+                "fires": path.fires,
+                "count": path.count,
             }
-            for found in result.neurons
-            for line in found.lines
+            for matched in result.neurons
+            for path in matched.paths
         ]
         kinds = (pa.string(), pa.float64(), pa.string(), pa.float64(), pa.int64(), pa.int64())
         names = ("neuron", "score", "path", "probability", "fires", "count")
@@ -272,12 +272,12 @@ class GraphsMethod:
         """
         from actstore.engine.graphs.build import GraphSettings
         from actstore.engine.graphs.evaluate import EvaluationSettings, describe_leak, evaluate
-        from actstore.engine.graphs.split import Protocol
+        from actstore.engine.graphs.split import SplitSettings
         from actstore.store.graphs.reader import Graphs
 
         asked = EvaluationSettings(
             GraphSettings(share, threshold, gain, kappa, max_depth),
-            Protocol(exemplars, ordinary, seed),
+            SplitSettings(exemplars, ordinary, seed),
             site,
             tuple(curve),
         )

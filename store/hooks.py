@@ -67,7 +67,7 @@ rank_contributions: RankContributions
 class GraphViews(Protocol):
     """Who answers what is asked of a `NeuronGraph`, whose methods say what is asked."""
 
-    def draw(self, graph: Any, *, lines: int, with_ignore: bool | None) -> Drawn:
+    def draw(self, graph: Any, *, paths: int, with_ignore: bool | None) -> Drawn:
         """The graph drawn."""
 
     def similar(self, graph: Any, k: int, *, normalise: bool) -> pa.Table:

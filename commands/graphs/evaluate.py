@@ -82,14 +82,14 @@ def evaluate(
     """
     from actstore.engine.graphs.build import GraphSettings
     from actstore.engine.graphs.evaluate import EvaluationSettings, describe_leak, evaluate
-    from actstore.engine.graphs.split import Protocol
+    from actstore.engine.graphs.split import SplitSettings
     from actstore.store.capture.saturation import overflow_sentences
     from actstore.store.graphs.reader import Graphs
     from actstore.store.reader import Store
 
     settings = EvaluationSettings(
         GraphSettings(**given(ctx, GraphSettings)),
-        Protocol(exemplars, ordinary, seed),
+        SplitSettings(exemplars, ordinary, seed),
         site,
         _gains(curve),
     )
@@ -119,7 +119,7 @@ def describe(evaluation: Evaluation, capture: Capture, settings: EvaluationSetti
         "capture": capture.record.name,
         "also": list(also),
         "site": settings.site,
-        "settings": asdict(settings.graph) | asdict(settings.protocol),
+        "settings": asdict(settings.graph) | asdict(settings.split),
         "neurons": len(evaluation.neurons),
         "failed": evaluation.method.n_failed,
         "never_fire": evaluation.never_fire,

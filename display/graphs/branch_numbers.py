@@ -1,7 +1,7 @@
 """What the numbers of a drawn graph are called: the same words in the terminal, on a page, in a picture.
 
-A line's probability is of the occurrences for which no longer line of the graph answers, so the counts beside it are of these
-occurrences, too; those of all occurrences, longer lines included, stand behind, and say so.
+A path's probability is of the occurrences for which no longer path of the graph answers, so the counts beside it are of these
+occurrences, too; those of all occurrences, longer paths included, stand behind, and say so.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from actstore.display.graphs.branches import Branch
 
-READING_P = "P: probability of firing where no longer line of the graph matches, smoothed"
-READING_COUNTS = "fired: times it fired there, of times seen there; in all: with the longer lines"
+READING_P = "P: probability of firing where no longer path of the graph matches, smoothed"
+READING_COUNTS = "fired: times it fired there, of times seen there; in all: with the longer paths"
 
 
 def probability_label(branch: Branch) -> str:
-    """The probability of the line that ends here; empty where none does."""
+    """The probability of the path that ends here; empty where none does."""
     return f"P {branch.probability:.2f}" if branch.ends else ""
 
 
@@ -24,7 +24,7 @@ def counts_label(branch: Branch) -> str:
     """How often the neuron fired, of how many occurrences: of those that the probability speaks of, then of all."""
     in_all = f"{branch.fires:,} of {branch.count:,}"
     if branch.ends and branch.own_count == 0:
-        return f"fired {in_all} in all, never seen without a longer line"
+        return f"fired {in_all} in all, never seen without a longer path"
     if branch.ends and (branch.own_fires, branch.own_count) != (branch.fires, branch.count):
         return f"fired {branch.own_fires:,} of {branch.own_count:,} ({in_all} in all)"
     return f"fired {in_all}"
@@ -43,7 +43,7 @@ def tooltip(branch: Branch) -> str:
     said = [f"{branch.label}: fired {branch.fires:,} times of {branch.count:,} in all"]
     if branch.ends:
         where = f", at {branch.own_fires:,} of {branch.own_count:,} such occurrences" if branch.own_count else ""
-        said.append(f"P of firing where no longer line matches {branch.probability:.3f}{where}")
+        said.append(f"P of firing where no longer path matches {branch.probability:.3f}{where}")
         said.append(f"expected activation {branch.value:.3f} of the maximum")
     if branch.importance == branch.importance:
         said.append(f"measured importance {branch.importance:.3f}")

@@ -1,4 +1,4 @@
-"""A neuron's graph as the tree that is drawn: the lines that say most, the rest counted.
+"""A neuron's graph as the tree that is drawn: the paths that say most, the rest counted.
 
 Knows nothing about terminals, pictures or pages.
 """
@@ -32,34 +32,34 @@ class Branch:
     skipped: int
     """How many tokens, whichever they are, lie between it and the one it hangs on."""
     probability: float
-    """Of firing where nothing below matches; NaN where no line ends here."""
+    """Of firing where nothing below matches; NaN where no path ends here."""
     value: float
     count: int
     fires: int
     own_count: int
-    """Of the occurrences, those for which no longer line of the graph answers: those that `probability` speaks of."""
+    """Of the occurrences, those for which no longer path of the graph answers: those that `probability` speaks of."""
     own_fires: int
     importance: float
     """As measured by masking; NaN where no probe did."""
     strength: float
     """0 to 1: its measured importance, else how far it changes the probability, or with what stands before it could."""
     is_silent: bool
-    """Whether a line ends here that says that the neuron does not fire."""
+    """Whether a path ends here that says that the neuron does not fire."""
     children: list[Branch] = field(default_factory=list)
 
     @property
     def ends(self) -> bool:
-        """Whether a line ends here."""
+        """Whether a path ends here."""
         return not math.isnan(self.probability)
 
     @property
     def fires_nowhere(self) -> bool:
-        """Whether no line here or below says that the neuron fires."""
+        """Whether no path here or below says that the neuron fires."""
         return (self.is_silent or not self.ends) and all(child.fires_nowhere for child in self.children)
 
     @property
     def highest(self) -> float:
-        """The largest probability of a line here or below."""
+        """The largest probability of a path here or below."""
         own = self.probability if self.ends else 0.0
         return max([own, *(child.highest for child in self.children)])
 
@@ -74,7 +74,7 @@ class Drawing:
     roots: tuple[Branch, ...]
     """A branch for each activating token, those that answer for most firings first."""
     n_nodes: int
-    n_lines: int
+    n_paths: int
     n_hidden: int
     """Lines left out."""
     caption: str = ""
@@ -85,19 +85,19 @@ class Drawing:
 
 
 def make_drawing(
-    graph: NeuronGraph, token_bytes: Callable[[int], bytes], *, lines: int = 40, with_ignore: bool = True
+    graph: NeuronGraph, token_bytes: Callable[[int], bytes], *, paths: int = 40, with_ignore: bool = True
 ) -> Drawing:
-    """The tree of a neuron's graph, of its `lines` lines that change its predictions most (0: all of them).
+    """The tree of a neuron's graph, of its `paths` paths that change its predictions most (0: all of them).
 
-    A line's weight is the occurrences that it alone answers for, times its probability or how far that lies from the one
+    A path's weight is the occurrences that it alone answers for, times its probability or how far that lies from the one
     without it, whichever is more: an exception ("unless 'not' came before") counts like a rule. Without `with_ignore`, tokens
-    that any token may stand for are left out, as in the published drawings, and lines that then read alike are one.
+    that any token may stand for are left out, as in the published drawings, and paths that then read alike are one.
     """
     forest = Forest.of_one(graph)
-    all_lines = np.flatnonzero(forest.ends)
-    weights = line_weights(forest)
-    order = all_lines[np.lexsort((all_lines, -weights[all_lines]))]
-    chosen = order[: lines or None]
+    all_paths = np.flatnonzero(forest.ends)
+    weights = path_weights(forest)
+    order = all_paths[np.lexsort((all_paths, -weights[all_paths]))]
+    chosen = order[: paths or None]
     marked = np.zeros(len(weights), bool)
     marked[chosen] = True
     drawn = forest.above(marked)
@@ -105,12 +105,12 @@ def make_drawing(
     subtree = np.array([weights[a:b].sum() for a, b in zip(range(len(weights)), forest.stop.tolist(), strict=True)])
     tree = _Tree(forest, drawn, subtree, token_bytes, with_ignore)
     roots = tree.branches([int(n) for n in forest.levels[0] if drawn[n]]) if forest.levels else []
-    status = graph.status or ("" if len(all_lines) else "has no line")
-    return Drawing(graph.name, status, tuple(roots), len(weights), len(all_lines), n_hidden)
+    status = graph.status or ("" if len(all_paths) else "has no path")
+    return Drawing(graph.name, status, tuple(roots), len(weights), len(all_paths), n_hidden)
 
 
-def line_weights(forest: Forest) -> NDArray[np.float64]:
-    """[node] how much a line matters to what is predicted; 0 where none ends."""
+def path_weights(forest: Forest) -> NDArray[np.float64]:
+    """[node] how much a path matters to what is predicted; 0 where none ends."""
     above = np.append(forest.probability, np.float32(0))[forest.end_above]
     change = np.maximum(forest.probability, np.abs(forest.probability - above)).astype(np.float64)
     return np.where(forest.ends, (forest.own_count + 0.5) * change, 0.0)
@@ -181,9 +181,9 @@ class _Tree:
 
 
 def _merged(branches: list[Branch]) -> list[Branch]:
-    """Branches of the same token as one, in the order of the first: what was seen added up, of two lines' ends the likelier.
+    """Branches of the same token as one, in the order of the first: what was seen added up, of two paths' ends the likelier.
 
-    `own_count` and `own_fires` stay with the likelier line's probability, which is of these occurrences.
+    `own_count` and `own_fires` stay with the likelier path's probability, which is of these occurrences.
     """
     by_token: dict[int, Branch] = {}
     for branch in branches:

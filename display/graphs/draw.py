@@ -41,7 +41,7 @@ def draw_dot(drawing: Drawing) -> str:
     for root in drawing.roots:
         _add_dot(lines, names, root, None)
     if drawing.n_hidden:
-        lines.append(f"  hidden [shape=plaintext, style=solid, label={_quoted(f'… {drawing.n_hidden:,} more lines')}];")
+        lines.append(f"  hidden [shape=plaintext, style=solid, label={_quoted(f'… {drawing.n_hidden:,} more paths')}];")
     return "\n".join([*lines, "}"]) + "\n"
 
 

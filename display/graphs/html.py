@@ -43,13 +43,13 @@ def draw_html(drawing: Drawing) -> str:
         body = _list(drawing.roots, 0)
         reading = (
             "Read from a token at which the neuron fires to the tokens before it (←); red: an activating token by P of its "
-            "likeliest line, blue: how much a "
+            "likeliest path, blue: how much a "
             f"context token matters, dashed: does not fire; … ×2: any two tokens; · a space. {READING_P}; {READING_COUNTS}."
         )
     else:
         body, reading = "", f"An empty graph: {drawing.name} {drawing.status}."
     hidden = (
-        f"<p>… {drawing.n_hidden:,} of {drawing.n_lines:,} lines, which matter less, are left out.</p>"
+        f"<p>… {drawing.n_hidden:,} of {drawing.n_paths:,} paths, which matter less, are left out.</p>"
         if drawing.n_hidden
         else ""
     )

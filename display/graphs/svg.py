@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from actstore.display.graphs.branches import Branch, Drawing
 
 FONT = "'DejaVu Sans', 'Noto Sans', system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
-INK, FAINT, PAPER, LINE = "#1a1a1a", "#5a5a5a", "#ffffff", "#9a9a9a"
+INK, FAINT, PAPER, GREY = "#1a1a1a", "#5a5a5a", "#ffffff", "#9a9a9a"
 RED, BLUE = (214, 39, 40), (65, 125, 215)
 MARGIN, HEAD, BOX, ROW, APART, GAP = 24, 84, 36, 44, 12, 34
 """Pixels: around the picture, above the first row, of a box's height, from row to row, between activating tokens, from
@@ -51,7 +51,7 @@ def draw_svg(drawing: Drawing) -> str:
     roots, width, bottom = _place(drawing)
     notes = [] if drawing.roots else [f"An empty graph: {drawing.name} {drawing.status}."]
     if drawing.n_hidden:
-        notes.append(f"… {drawing.n_hidden:,} of {drawing.n_lines:,} lines, which matter less, are not drawn.")
+        notes.append(f"… {drawing.n_hidden:,} of {drawing.n_paths:,} paths, which matter less, are not drawn.")
     width = max(width, 680.0, 2 * MARGIN + label_width(drawing.caption) * 12)
     height = bottom + 26 * len(notes) + (92 if drawing.roots else 12)
     parts = [
@@ -85,7 +85,7 @@ def ink_on(rgb: tuple[int, int, int]) -> str:
 
 
 def fill_of(branch: Branch, *, is_root: bool) -> tuple[int, int, int]:
-    """Red by the most probable line of an activating token, blue by how much a context token matters."""
+    """Red by the most probable path of an activating token, blue by how much a context token matters."""
     return mix(RED, branch.highest) if is_root else mix(BLUE, branch.strength)
 
 
@@ -141,7 +141,7 @@ def _edge(parent: Placed, child: Placed) -> str:
     )
     head = f"M{end - 6:.1f} {parent.y - 3.5:.1f}L{end:.1f} {parent.y:.1f}L{end - 6:.1f} {parent.y + 3.5:.1f}z"
     dashes = ' stroke-dasharray="3 3"' if child.branch.fires_nowhere else ""
-    return f'<path d="{path}" fill="none" stroke="{LINE}" stroke-width="1.2"{dashes}/><path d="{head}" fill="{LINE}"/>{text}'
+    return f'<path d="{path}" fill="none" stroke="{GREY}" stroke-width="1.2"{dashes}/><path d="{head}" fill="{GREY}"/>{text}'
 
 
 def _skip_label(branch: Branch) -> str:
@@ -149,12 +149,12 @@ def _skip_label(branch: Branch) -> str:
 
 
 def _box(placed: Placed) -> str:
-    """A token, its numbers, and at its left side a bar that is red by the probability of the line that ends there."""
+    """A token, its numbers, and at its left side a bar that is red by the probability of the path that ends there."""
     branch, x, y, width = placed.branch, placed.x, placed.y - BOX / 2, placed.width
     fill = fill_of(branch, is_root=placed.depth == 0)
     ink = ink_on(fill)
     silent = branch.fires_nowhere
-    border = f'stroke="{LINE}" stroke-dasharray="4 3"' if silent else 'stroke="#707070" stroke-width="0.8"'
+    border = f'stroke="{GREY}" stroke-dasharray="4 3"' if silent else 'stroke="#707070" stroke-width="0.8"'
     red, green, blue = fill
     parts = [
         f'<g><title>{escape(tooltip(branch))}</title><rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{BOX}" '
@@ -191,7 +191,7 @@ def _legend(y: float) -> list[str]:
         _text(
             MARGIN,
             y + 34,
-            "P: of firing where no longer line matches, smoothed (the bar at a box's left; an activating token is red by its",
+            "P: of firing where no longer path matches, smoothed (the bar at a box's left; an activating token is red by its",
             size=11,
             fill=FAINT,
         )
@@ -200,7 +200,7 @@ def _legend(y: float) -> list[str]:
         _text(
             MARGIN,
             y + 50,
-            "likeliest line); then times fired / seen there. Dashed: does not fire; … ×2: any two tokens between; ·: a space.",
+            "likeliest path); then times fired / seen there. Dashed: does not fire; … ×2: any two tokens between; ·: a space.",
             size=11,
             fill=FAINT,
         )

@@ -71,17 +71,17 @@ class DrawnGraph:
         write_picture(Path(path), self.drawing)
 
 
-def draw(graph: NeuronGraph, *, lines: int = 40, with_ignore: bool | None = None) -> DrawnGraph:
-    """The graph drawn: its `lines` lines that matter most, 0 for all.
+def draw(graph: NeuronGraph, *, paths: int = 40, with_ignore: bool | None = None) -> DrawnGraph:
+    """The graph drawn: its `paths` paths that matter most, 0 for all.
 
     Without `with_ignore` tokens that may be any are left out; None does what suits the graphs' method.
     """
-    if lines < 0:
-        raise InvalidInputError(f"A drawing has some lines, or 0 for all of them, found {lines}.")
+    if paths < 0:
+        raise InvalidInputError(f"`paths` must be 0 or more, where 0 draws all paths; found {paths}.")
     graphs = _checked(graph)
     if with_ignore is None:
         with_ignore = graphs.record.method != "published"
-    drawing = make_drawing(graph, graph.store.token_bytes, lines=lines, with_ignore=with_ignore)
+    drawing = make_drawing(graph, graph.store.token_bytes, paths=paths, with_ignore=with_ignore)
     return DrawnGraph(drawing.captioned(_caption(graphs, graph, drawing)))
 
 
@@ -89,7 +89,7 @@ def _caption(graphs: GraphSet, graph: NeuronGraph, drawing: Drawing) -> str:
     """What the neuron and its graph are, in a line."""
     settings = graphs.record.settings
     share = f"fires from {settings['share']:g} of its maximum {graph.maximum:.3g}" if "share" in settings else ""
-    parts = [share, f"fired at {graph.n_events:,} tokens", f"{drawing.n_nodes:,} nodes, {drawing.n_lines:,} lines",
+    parts = [share, f"fired at {graph.n_events:,} tokens", f"{drawing.n_nodes:,} nodes, {drawing.n_paths:,} paths",
              f"capture {graphs.record.capture}, method {graphs.record.method}"]  # fmt: skip
     return " · ".join(part for part in parts if part)
 

@@ -59,7 +59,7 @@ class GraphSettings(Typed):
     max_depth: int = MAX_DEPTH
     """Tokens before the activating one that a graph looks back."""
     max_skip: int = 3
-    """Most tokens in a row that a line may ignore."""
+    """Most tokens in a row that a path may ignore."""
     margin: float = 5.0
     """Nats by which ignoring tokens must be better than telling them apart."""
 

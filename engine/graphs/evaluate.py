@@ -18,7 +18,7 @@ from actstore.engine.graphs.build import Events, GraphSettings, grow
 from actstore.engine.graphs.lookup import Entries, Table, count_entries, find_entries, make_table
 from actstore.engine.graphs.samples import Reader, choose_neurons
 from actstore.engine.graphs.scores import Tally, score
-from actstore.engine.graphs.split import Protocol
+from actstore.engine.graphs.split import SplitSettings
 from actstore.kernels.jit import default_threads
 from actstore.kernels.suffix_trie.api import Nodes
 from actstore.store.arguments import Typed
@@ -51,7 +51,7 @@ class EvaluationSettings(Typed):
     """What is evaluated and how."""
 
     graph: GraphSettings = field(default_factory=GraphSettings)
-    protocol: Protocol = field(default_factory=Protocol)
+    split: SplitSettings = field(default_factory=SplitSettings)
     site: str = "mlp.post"
     gains: tuple[float, ...] = ()
     """Further values of the graphs' `gain`, for F1 against the number of nodes."""
@@ -131,7 +131,7 @@ class _Run:
         self.neurons = choose_neurons(captures, settings.site, neurons)
         self.reader = Reader(
             captures,
-            settings.protocol,
+            settings.split,
             site=settings.site,
             share=settings.graph.share,
             max_depth=settings.graph.max_depth,
@@ -170,7 +170,7 @@ class _Run:
         )
 
     def _count(self, samples: list[Sample]) -> None:
-        wanted = self.settings.protocol.n_exemplars
+        wanted = self.settings.split.n_exemplars
         self.few_exemplars += sum(sample.n_firing < wanted for sample in samples if sample.maximum > 0)
         self.never_fire += sum(sample.maximum == 0 for sample in samples)
 
@@ -238,20 +238,21 @@ class _Run:
 def describe_leak(graphs: Graphs, capture: Capture, settings: EvaluationSettings) -> str | None:
     """Why graphs of a set may know the test windows; None where they say that they left them out.
 
-    They say so by a setting `protocol`, the fields of the `Protocol` whose split they learned from, or, where they were built
+    They say so by a setting `protocol`, the fields of the `SplitSettings` whose split they learned from, or, where they were built
     from probes, by what was `asked`.
     """
-    record, protocol = graphs.record, dataclasses.asdict(settings.protocol)
+    record, tested = graphs.record, dataclasses.asdict(settings.split)
     if record.capture != capture.record.name or record.plan_fingerprint != capture.record.plan.fingerprint:
         return f"graphs {graphs.name!r} were built from another capture, {record.capture!r}."
-    said, asked = record.settings.get("protocol"), record.settings.get("asked")
-    if said is None and isinstance(asked, dict) and {"n_exemplars", "seed"} <= set(asked):
-        said = dataclasses.asdict(Protocol(n_exemplars=asked["n_exemplars"], seed=asked["seed"]))
-    if said == protocol:
+    # The words of the records: `protocol` is a split's settings, `asked` those of the probes.
+    held_out, probed = record.settings.get("protocol"), record.settings.get("asked")
+    if held_out is None and isinstance(probed, dict) and {"n_exemplars", "seed"} <= set(probed):
+        held_out = dataclasses.asdict(SplitSettings(n_exemplars=probed["n_exemplars"], seed=probed["seed"]))
+    if held_out == tested:
         return None
     return (
         f"graphs {graphs.name!r} may have learned from the windows that test them here: they "
-        f"{'left out none' if said is None else f'left out those of {said}'}, and the test is of {protocol}."
+        f"{'left out none' if held_out is None else f'left out those of {held_out}'}, and the test is of {tested}."
     )
 
 

@@ -77,7 +77,7 @@ def read_windows(capture: Capture, windows: Iterable[int]) -> Windows:
 
 
 def predict_windows(graphs: Graphs, rows: slice | int, windows: Windows, threads: int | None = None) -> Predictions:
-    """What the graphs in some rows of `graphs.neurons` predict over windows: [neuron, position] probability, value, line."""
+    """What the graphs in some rows of `graphs.neurons` predict over windows: [neuron, position] probability, value, path."""
     start, stop, _ = (slice(rows, rows + 1) if isinstance(rows, int) else rows).indices(len(graphs))
     return predict(graphs.tries(start, stop), windows.ids, windows.begins, threads)
 

@@ -164,19 +164,19 @@ def _compare(
     yield score
 
 
-def line_shares(graphs: Graphs) -> dict[tuple[int, int], float]:
-    """By (layer, neuron), of the firings that its lines explain, the share of lines in which the activating token recurs.
+def path_shares(graphs: Graphs) -> dict[tuple[int, int], float]:
+    """By (layer, neuron), of the firings that its paths explain, the share of paths in which the activating token recurs.
 
-    Neurons without firing lines are left out.
+    Neurons without firing paths are left out.
     """
     forest = Forest.of(graphs)
     token, is_root = forest.nodes["token"], forest.nodes["depth"] == 0
     recurs = forest.below((token == token[forest.root]) & ~is_root)
-    lines = np.flatnonzero(forest.fires)
-    explained = forest.nodes["probability"][lines] * forest.own_fires[lines]
+    paths = np.flatnonzero(forest.fires)
+    explained = forest.nodes["probability"][paths] * forest.own_fires[paths]
     n_neurons = len(graphs)
-    total = np.bincount(forest.neuron[lines], explained, minlength=n_neurons)
-    repeated = np.bincount(forest.neuron[lines], explained * recurs[lines], minlength=n_neurons)
+    total = np.bincount(forest.neuron[paths], explained, minlength=n_neurons)
+    repeated = np.bincount(forest.neuron[paths], explained * recurs[paths], minlength=n_neurons)
     layers, neurons = column(graphs.neurons, "layer"), column(graphs.neurons, "neuron")
     return {
         (int(layers[row]), int(neurons[row])): float(repeated[row] / total[row])

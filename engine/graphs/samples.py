@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.engine.graphs.contexts import Contexts
-    from actstore.engine.graphs.split import Protocol
+    from actstore.engine.graphs.split import SplitSettings
     from actstore.store.reader import Capture
 
 
@@ -77,13 +77,13 @@ class Reader:
     """Reads neurons of a capture, with further captures as evidence."""
 
     def __init__(
-        self, captures: Sequence[Capture], protocol: Protocol, *, site: str, share: float, max_depth: int
+        self, captures: Sequence[Capture], split: SplitSettings, *, site: str, share: float, max_depth: int
     ) -> None:
         """The first of `captures` is tested on; refuses captures whose contexts or values are not known."""
         check_captures(captures)
         self.captures, self.site, self.share = captures, site, share
         self.windows = Windows(captures)
-        self.split = Split(self.windows, protocol)
+        self.split = Split(self.windows, split)
         # Pairs of tokens are looked up whatever depth the graphs have.
         self.contexts = join_contexts(self.windows, max(1, max_depth))
         self.ordinary = HeldOut(self.windows, self.split.ordinary)

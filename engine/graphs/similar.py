@@ -56,12 +56,12 @@ class Pairs:
 class Similarity:
     """All neurons' graphs, ready to be compared.
 
-    *Tokens*: activating tokens are those of lines that say that the neuron fires, context tokens the others on such lines;
+    *Tokens*: activating tokens are those of paths that say that the neuron fires, context tokens the others on such paths;
     `classes` [token] makes one of tokens that differ in case and spaces only. *Prediction*: the cosine, over all positions
     of the corpus, of the probabilities that the two graphs predict. Positions need not be looked at: a graph's prediction
     changes only at its nodes, so that with D its change there, n the occurrences, and S the sum of n·D over a node and all
     below it, the sum over positions of both predictions is Σ D₁·S₂ + S₁·D₂ − n·D₁·D₂ over the nodes that both have. It is exact
-    but for ignored tokens, which count as tokens of their own. 0 for a neuron without lines.
+    but for ignored tokens, which count as tokens of their own. 0 for a neuron without paths.
     """
 
     def __init__(self, forest: Forest, classes: NDArray[np.int64] | None = None) -> None:
@@ -70,7 +70,7 @@ class Similarity:
 
     @cached_property
     def _tokens(self) -> tuple[Products, Products]:
-        """Activating and context tokens of each neuron's lines, as ones."""
+        """Activating and context tokens of each neuron's paths, as ones."""
         forest = self.forest
         used = forest.above(forest.fires)
         is_root = forest.nodes["depth"] == 0
@@ -116,10 +116,10 @@ class Similarity:
             # Of two empty sets each is all of the other; an empty one is a part of any.
             np.minimum(overlap, np.divide(shared, larger, out=np.ones(shape), where=larger > 0), out=overlap)
             np.minimum(subset, np.divide(shared, smaller, out=np.ones(shape), where=smaller > 0), out=subset)
-        without_lines = self._tokens[0].sizes == 0
+        without_paths = self._tokens[0].sizes == 0
         for measure in (overlap, subset):
-            measure[without_lines[first:stop]] = 0.0
-            measure[:, without_lines] = 0.0
+            measure[without_paths[first:stop]] = 0.0
+            measure[:, without_paths] = 0.0
         products, norms = self._predictions
         scale = norms[first:stop, None] * norms
         prediction = np.divide(products.rows(first, stop), scale, out=np.zeros(shape), where=scale > 0)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How many windows, and which draw of them."""
+class SplitSettings:
+    """How many windows test a graph, and which random draw of them."""
 
     n_exemplars: int = 20
     """Windows with a neuron's largest activations; half of them test, the odd one builds."""
@@ -103,7 +103,7 @@ class Windows:
 class Split:
     """The test windows of a capture: ordinary ones for all neurons, and exemplars for each."""
 
-    def __init__(self, windows: Windows, protocol: Protocol = Protocol()) -> None:
+    def __init__(self, windows: Windows, settings: SplitSettings = SplitSettings()) -> None:
         """Draw the ordinary windows from the first capture's; `InvalidInputError` where it has too few windows."""
         has_text = np.add.reduceat(np.append(windows.text, False), windows.start[:-1]) > 0
         index = np.arange(len(windows))
@@ -113,9 +113,9 @@ class Split:
                 f"An evaluation needs 4 or more different windows of text, found {len(usable)}. Capture more text, or "
                 "with a shorter --context."
             )
-        self.windows, self.protocol = windows, protocol
-        rng = np.random.default_rng([protocol.seed, 0])
-        n_ordinary = min(protocol.n_ordinary, len(usable) // 2)
+        self.windows, self.settings = windows, settings
+        rng = np.random.default_rng([settings.seed, 0])
+        n_ordinary = min(settings.n_ordinary, len(usable) // 2)
         self.ordinary: NDArray[np.int64] = np.sort(rng.choice(usable, n_ordinary, replace=False))
         """[window] the ordinary test windows."""
         self._pool = np.setdiff1d(usable, self.ordinary)
@@ -127,8 +127,8 @@ class Split:
         """
         counted = np.where(self.windows.text & np.isfinite(values), values, -np.inf).astype(np.float32)
         maxima = np.maximum.reduceat(counted, self.windows.start[:-1])[self._pool]
-        best = np.argsort(-maxima, kind="stable")[: self.protocol.n_exemplars]
+        best = np.argsort(-maxima, kind="stable")[: self.settings.n_exemplars]
         chosen = self._pool[best[np.isfinite(maxima[best])]]
-        shuffled = np.random.default_rng([self.protocol.seed, 1, layer, neuron]).permutation(chosen)
+        shuffled = np.random.default_rng([self.settings.seed, 1, layer, neuron]).permutation(chosen)
         n_test = len(shuffled) // 2
         return Exemplars(np.sort(shuffled[n_test:]), np.sort(shuffled[:n_test]))

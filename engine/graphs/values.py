@@ -1,7 +1,7 @@
-"""What a neuron does on average where it does not fire, token by token: part of what its graph's lines are worth.
+"""What a neuron does on average where it does not fire, token by token: part of what its graph's paths are worth.
 
-A line's value is p · mean activation where it fires + (1 - p) · mean activation where it does not. The latter differs more
-between tokens than between neurons. Knows nothing about which lines there are and why.
+A path's value is p · mean activation where it fires + (1 - p) · mean activation where it does not. The latter differs more
+between tokens than between neurons. Knows nothing about which paths there are and why.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def values_with(
     silent: NDArray[np.floating[Any]],
     rest: NDArray[np.float64],
 ) -> NDArray[np.float32]:
-    """[node] the values of lines with `silent`, the mean of their activating token, in the place of the neuron's `rest`.
+    """[node] the values of paths with `silent`, the mean of their activating token, in the place of the neuron's `rest`.
 
-    offsets: [neuron + 1] each neuron's events; fired, silent: [event] token and `silent_means`. Nodes that end no line keep
+    offsets: [neuron + 1] each neuron's events; fired, silent: [event] token and `silent_means`. Nodes that end no path keep
     what they have.
     """
     if not len(nodes.token):

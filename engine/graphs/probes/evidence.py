@@ -249,9 +249,9 @@ def _is_round(capture: Capture, kind: str) -> bool:
 
 
 def annotate(graph: NeuronGraph, probed: list[Probed], share: float = 0.5) -> NDArray[np.float32]:
-    """The importance of each node of a graph: the mean over the probes that its line matches; NaN where none does.
+    """The importance of each node of a graph: the mean over the probes that its path matches; NaN where none does.
 
-    A line is held against every token of the shortened exemplars at which the neuron has more than `share` of its maximum,
+    A path is held against every token of the shortened exemplars at which the neuron has more than `share` of its maximum,
     and a node's token counts as it was masked there. At depth 0 too; for `IGNORE`, the token that it stood for.
     """
     sums, counts = np.zeros(len(graph), np.float64), np.zeros(len(graph), np.int64)

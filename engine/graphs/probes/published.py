@@ -1,8 +1,8 @@
 """Graphs as Neuron to Graph makes them (Foote et al. 2023, arXiv 2305.19911), from probes in the store; no model runs.
 
 For every token of a shortened exemplar, or of a variant of it that keeps the activation, at which the neuron exceeds half of
-its maximum: a line from that token backwards, of the tokens whose masking takes more than three quarters of the activation,
-`IGNORE` for the others, cut after the last important one and ended by the activation. Two departures: lines that occur more
+its maximum: a path from that token backwards, of the tokens whose masking takes more than three quarters of the activation,
+`IGNORE` for the others, cut after the last important one and ended by the activation. Two departures: paths that occur more
 than once end with the mean of their activations, where the published code keeps the first it meets; and tokens are compared as
 they are, not by their text without case and spaces. Knows nothing about how graphs are predicted from.
 """
@@ -41,9 +41,9 @@ class PublishedSettings(Typed):
     """The paper's constants that are not the probes'."""
 
     threshold: float = 0.5
-    """Share of the maximum above which a token is given a line, and a line says that the neuron fires."""
+    """Share of the maximum above which a token is given a path, and a path says that the neuron fires."""
     importance: float = 0.75
-    """Above which a context token stays in the line."""
+    """Above which a context token stays in the path."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +54,7 @@ class PublishedSettings(Typed):
 
 
 @dataclass(frozen=True)
-class PublishedLine:
+class PublishedPath:
     """What one token of one probe says."""
 
     tokens: tuple[int, ...]
@@ -65,23 +65,23 @@ class PublishedLine:
     """Of each token."""
 
 
-def lines_of(probed: Sequence[Probed], share: float, settings: PublishedSettings) -> Iterator[PublishedLine]:
-    """The lines of a neuron's probes; `share` of the original's activation makes a variant a positive one.
+def paths_of(probed: Sequence[Probed], share: float, settings: PublishedSettings) -> Iterator[PublishedPath]:
+    """The paths of a neuron's probes; `share` of the original's activation makes a variant a positive one.
 
     A variant is as long as its original, and has the original's importance at each position.
     """
     for one in probed:
         if not one.importance.size:
             continue
-        yield from _lines(one.ids, one.values, one, settings)
+        yield from _paths(one.ids, one.values, one, settings)
         for variant in one.variants:
             if len(variant.ids) > one.pivot and variant.values[one.pivot] > share * one.values[one.pivot]:
-                yield from _lines(variant.ids, variant.values, one, settings)
+                yield from _paths(variant.ids, variant.values, one, settings)
 
 
-def _lines(
+def _paths(
     ids: NDArray[np.int32], values: NDArray[np.float32], one: Probed, settings: PublishedSettings
-) -> Iterator[PublishedLine]:
+) -> Iterator[PublishedPath]:
     for position in (np.flatnonzero(values[one.n_special :] > settings.threshold) + one.n_special).tolist():
         weight = one.importance[:position, position][::-1]
         # A token that fires in the variant only was never masked for: it stands alone.
@@ -90,44 +90,45 @@ def _lines(
         stays = set(kept.tolist())
         context = (int(ids[position - 1 - d]) if d in stays else IGNORE for d in range(depth))
         own = float(one.importance[position, position])
-        yield PublishedLine(
+        yield PublishedPath(
             (int(ids[position]), *context), float(values[position]), (own, *(float(w) for w in weight[:depth]))
         )
 
 
-def trie_of(lines: Sequence[PublishedLine], settings: PublishedSettings) -> tuple[Nodes, NDArray[np.float32]]:
-    """The lines as one neuron's nodes in canonical order, and the importance of each node.
+def trie_of(paths: Sequence[PublishedPath], settings: PublishedSettings) -> tuple[Nodes, NDArray[np.float32]]:
+    """The paths as one neuron's nodes in canonical order, and the importance of each node.
 
-    A line ends with the mean of its activations, summed in ascending order, so that the order of `lines` does not show.
+    A path ends with the mean of its activations, summed in ascending order, so that the order of `paths` does not show.
     """
     values: dict[tuple[int, ...], list[float]] = {}
     weights: dict[tuple[int, ...], list[float]] = {}
     n_through: dict[tuple[int, ...], int] = {}
-    for line in lines:
-        values.setdefault(line.tokens, []).append(line.value)
-        for length in range(1, len(line.tokens) + 1):
-            path = line.tokens[:length]
-            n_through[path] = n_through.get(path, 0) + 1
-            weight = line.importance[length - 1]
+    for path in paths:
+        values.setdefault(path.tokens, []).append(path.value)
+        for length in range(1, len(path.tokens) + 1):
+            prefix = path.tokens[:length]
+            n_through[prefix] = n_through.get(prefix, 0) + 1
+            weight = path.importance[length - 1]
             if np.isfinite(weight):
-                weights.setdefault(path, []).append(weight)
-    paths = sorted(n_through)
-    place = {path: i for i, path in enumerate(paths)}
-    ends = np.array([path in values for path in paths], bool)
-    value = np.array([_mean(values.get(path, [])) for path in paths], np.float32)
-    count = np.array([n_through[path] for path in paths], np.int32)
+                weights.setdefault(prefix, []).append(weight)
+    # Every prefix of a path is a node; sorted, they lie depth first with children by token, the canonical order.
+    prefixes = sorted(n_through)
+    node_of = {prefix: node for node, prefix in enumerate(prefixes)}
+    ends = np.array([prefix in values for prefix in prefixes], bool)
+    value = np.array([_mean(values.get(prefix, [])) for prefix in prefixes], np.float32)
+    count = np.array([n_through[prefix] for prefix in prefixes], np.int32)
     nodes = Nodes(
-        np.array([0, len(paths)], np.int64),
-        np.array([place.get(path[:-1], -1) for path in paths], np.int32),
-        np.array([path[-1] for path in paths], np.int32),
-        np.array([len(path) - 1 for path in paths], np.uint8),
+        np.array([0, len(prefixes)], np.int64),
+        np.array([node_of.get(prefix[:-1], -1) for prefix in prefixes], np.int32),
+        np.array([prefix[-1] for prefix in prefixes], np.int32),
+        np.array([len(prefix) - 1 for prefix in prefixes], np.uint8),
         ends,
         np.where(ends, value > settings.threshold, np.nan).astype(np.float32),
         value,
         count,
         count,
     )
-    return nodes, np.array([_mean(weights.get(path, [])) for path in paths], np.float32)
+    return nodes, np.array([_mean(weights.get(prefix, [])) for prefix in prefixes], np.float32)
 
 
 def _mean(values: list[float]) -> float:
@@ -162,10 +163,10 @@ def build_published(
             tries, statuses, counts = [], [], []
             for neuron in neurons:
                 probed = probes.of(layer, neuron)
-                lines = list(lines_of(probed, share, settings))
-                tries.append(trie_of(lines, settings))
-                statuses.append("" if lines else NOT_SHORTENED if probed else NEVER_FIRES)
-                counts.append(len(lines))
+                paths = list(paths_of(probed, share, settings))
+                tries.append(trie_of(paths, settings))
+                statuses.append("" if paths else NOT_SHORTENED if probed else NEVER_FIRES)
+                counts.append(len(paths))
             maximum = [max(probes.maximum(layer, neuron), 0.0) for neuron in neurons]
             writer.add(
                 layer, neurons, join([nodes for nodes, _ in tries]), maximum=maximum, n_events=counts,

@@ -29,7 +29,7 @@ from actstore.engine.graphs.probes.plan import (
 )
 from actstore.engine.graphs.probes.run import BLOCK_SLOTS, ProbeKept, ProbeRequest, capture_probes
 from actstore.engine.graphs.probes.substitutes import MaskedModel, MaskedSubstitutes
-from actstore.engine.graphs.split import Protocol, Split, Windows
+from actstore.engine.graphs.split import Split, SplitSettings, Windows
 from actstore.engine.models.load import inspect_model
 from actstore.engine.models.sources import ModelSource
 from actstore.store.capture.requests import REQUESTS, write_requests
@@ -260,7 +260,7 @@ class _Asking:
 
     @cached_property
     def _split(self) -> Split:
-        return Split(self._windows, Protocol(n_exemplars=self.settings.n_exemplars, seed=self.settings.seed))
+        return Split(self._windows, SplitSettings(n_exemplars=self.settings.n_exemplars, seed=self.settings.seed))
 
     @cached_property
     def _ends(self) -> Callable[[int], bool]:

@@ -42,7 +42,7 @@ def graphs(planting: Callable[..., Graphs]) -> Graphs:
 def test_a_drawing_is_text_and_pictures(graphs: Graphs, tmp_path: Path) -> None:
     drawn = graphs.graph(0, 0).draw()
     lines = str(drawn).splitlines()
-    assert lines[0].startswith("L0.N0  fires from 0.5 of its maximum 2.5 · fired at 9 tokens · 4 nodes, 3 lines")
+    assert lines[0].startswith("L0.N0  fires from 0.5 of its maximum 2.5 · fired at 9 tokens · 4 nodes, 3 paths")
     assert [re.sub(r"\s+", " ", line.strip("│├└─ ")) for line in lines[4:]] == [
         "·cat P 0.10 fired 0 of 82 (10 of 100 in all)", "← ·the P 0.90 fired 9 of 10", "← … ×1 ← ·black P 0.80 fired 7 of 8",
     ]  # fmt: skip
@@ -60,11 +60,11 @@ def test_a_drawing_is_text_and_pictures(graphs: Graphs, tmp_path: Path) -> None:
 
 def test_a_drawing_has_the_lines_that_are_asked_for(graphs: Graphs) -> None:
     graph = graphs.graph(0, 0)
-    assert str(graph.draw(lines=1)).endswith("… 1 more line that matters less (--lines 0 shows all)")
+    assert str(graph.draw(paths=1)).endswith("… 1 more path that matters less (paths = 0 draws all)")
     assert "…" not in str(graph.draw(with_ignore=False)).splitlines()[-1]
     assert "an empty graph: never fires" in str(graphs.graph(0, 1).draw())
     with pytest.raises(InvalidInputError, match="found -1"):
-        graph.draw(lines=-1)
+        graph.draw(paths=-1)
 
 
 def test_published_graphs_are_drawn_without_ignored_tokens(planting: Callable[..., Graphs]) -> None:

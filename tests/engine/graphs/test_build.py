@@ -82,7 +82,7 @@ def not_finite(ids: Ids) -> Ids:
     return values
 
 
-LINES: dict[Any, dict[tuple[int, ...], bool]] = {
+PATHS: dict[Any, dict[tuple[int, ...], bool]] = {
     on_token: {(B,): True},
     after: {(B,): False, (B, A): True},
     either: {(C,): True, (B,): True},
@@ -93,7 +93,7 @@ LINES: dict[Any, dict[tuple[int, ...], bool]] = {
     never: {},
     not_finite: {(B,): True},
 }
-LAYERS = [[*LINES], [after, never, skipping]]
+LAYERS = [[*PATHS], [after, never, skipping]]
 
 
 def somewhere() -> str:
@@ -114,8 +114,8 @@ def build(capture: Capture, **asked: Any) -> Graphs:
     return build_graphs(capture, Folder(capture.folder.location, read_only=False), **asked)
 
 
-def lines(graphs: Graphs, layer: int, neuron: int) -> dict[tuple[int, ...], bool]:
-    return {line.tokens: line.probability >= 0.5 for line in graphs.graph(layer, neuron).lines()}
+def paths(graphs: Graphs, layer: int, neuron: int) -> dict[tuple[int, ...], bool]:
+    return {path.tokens: path.probability >= 0.5 for path in graphs.graph(layer, neuron).paths()}
 
 
 def contents(graphs: Graphs) -> dict[str, bytes]:
@@ -127,18 +127,18 @@ def contents(graphs: Graphs) -> dict[str, bytes]:
 def test_planted_neurons_are_found_to_the_letter(windows: list[Any], capture: Capture, precision: str) -> None:
     layers = LAYERS
     if precision != "exact":
-        layers = [[*LINES]]
+        layers = [[*PATHS]]
         capture = plant_capture(somewhere(), windows, layers, precision=precision, block_slots=4096)
     graphs = build(capture, name=f"found-{precision}")
     for layer, planted in enumerate(layers):
         for neuron, rule in enumerate(planted):
-            assert lines(graphs, layer, neuron) == LINES[rule], rule.__name__
+            assert paths(graphs, layer, neuron) == PATHS[rule], rule.__name__
             graph = graphs.graph(layer, neuron)
             assert graph.status == ("never fires" if rule is never else "")
             if rule is not never:
                 assert graph.maximum == pytest.approx(2.5, rel=0.01)
-                firing = [line for line in graph.lines() if line.probability >= 0.5]
-                assert all(line.value == pytest.approx(1, abs=0.1) for line in firing)
+                firing = [path for path in graph.paths() if path.probability >= 0.5]
+                assert all(path.value == pytest.approx(1, abs=0.1) for path in firing)
 
 
 def too_large(ids: Ids) -> Ids:
@@ -167,10 +167,10 @@ def test_neurons_that_overflow_precision_half_fire_where_they_do_at_exact(window
         exact, half = (graphs[precision].graph(0, neuron) for precision in ("exact", "half"))
         assert half.status == exact.status == ""
         assert half.maximum == min(exact.maximum, 65504)
-        assert lines(graphs["half"], 0, neuron) == lines(graphs["exact"], 0, neuron)
-        for line in half.lines():
-            assert np.isfinite(line.value)
-            assert -2e5 / half.maximum <= line.value <= 1
+        assert paths(graphs["half"], 0, neuron) == paths(graphs["exact"], 0, neuron)
+        for path in half.paths():
+            assert np.isfinite(path.value)
+            assert -2e5 / half.maximum <= path.value <= 1
     contexts = read_contexts(capture)
     events = find_events(capture, contexts, 0, [0])
     values = np.clip(capture.activations(0, 0), -65504, 65504)
@@ -182,7 +182,7 @@ def test_neurons_that_overflow_precision_half_fire_where_they_do_at_exact(window
 def test_graphs_predict_new_text(capture: Capture) -> None:
     graphs = build(capture, name="predicting")
     for ids in make_windows(40, seed=9):
-        for neuron, rule in enumerate(LINES):
+        for neuron, rule in enumerate(PATHS):
             expected = np.where(ids == SPECIAL_TOKEN, -1, rule(ids))
             expected = (expected > 1) & np.isfinite(expected)
             np.testing.assert_array_equal(graphs.graph(0, neuron).fires(ids), expected, rule.__name__)
@@ -248,8 +248,8 @@ def test_a_killed_build_ends_with_the_same_bytes(tmp_path: Path, windows: list[A
 def test_windows_left_out_are_no_evidence(capture: Capture, windows: list[Any]) -> None:
     with_b = [number for number, ids in enumerate(windows) if (ids == B).any()]
     graphs = build(capture, name="left-out", neurons=[(0, 0)], leave_out=with_b[1:])
-    (line,) = graphs.graph(0, 0).lines()
-    assert line.count == line.fires == (windows[with_b[0]] == B).sum()
+    (path,) = graphs.graph(0, 0).paths()
+    assert path.count == path.fires == (windows[with_b[0]] == B).sum()
     assert graphs.graph(0, 0).n_events == sum((ids == B).sum() for ids in windows)
     assert graphs.record.settings["leave_out"] == with_b[1:]
     with pytest.raises(InvalidInputError, match="windows 0 to 699, found 700 to leave out"):

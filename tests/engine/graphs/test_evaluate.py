@@ -13,7 +13,7 @@ import pytest
 from actstore.engine.graphs.build import GraphSettings, build_graphs
 from actstore.engine.graphs.evaluate import Evaluation, EvaluationSettings, describe_leak, evaluate
 from actstore.engine.graphs.samples import Reader
-from actstore.engine.graphs.split import Protocol, Split, Windows
+from actstore.engine.graphs.split import Split, SplitSettings, Windows
 from actstore.store import layout
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
 from actstore.store.capture.writer import CaptureWriter, create_capture
@@ -184,11 +184,11 @@ def test_windows_of_the_same_tokens_are_never_evidence() -> None:
 def test_another_capture_is_evidence_and_no_test() -> None:
     where = somewhere()
     few, more = plant(where, make_windows(12)), plant(where, make_windows(100, seed=1), "more")
-    settings = EvaluationSettings(protocol=Protocol(4, 4), threads=1)
+    settings = EvaluationSettings(split=SplitSettings(4, 4), threads=1)
     alone = evaluate(few, neurons=[(0, 1)], settings=settings)
     helped = evaluate(few, neurons=[(0, 1)], also=[more], settings=settings)
     assert helped.method.ordinary.scores[0].fires == alone.method.ordinary.scores[0].fires
-    reader = Reader((few, more), settings.protocol, site="mlp.post", share=0.5, max_depth=12)
+    reader = Reader((few, more), settings.split, site="mlp.post", share=0.5, max_depth=12)
     fires = sum(int(after(w[0:], 7, 5)[1:].sum()) for w in make_windows(12) + make_windows(100, seed=1))
     sample = reader.read(0, 1)
     assert len(sample.ranks) == fires - int((sample.on_test >= 0.5).sum() + (sample.on_ordinary >= 0.5).sum())
@@ -196,7 +196,7 @@ def test_another_capture_is_evidence_and_no_test() -> None:
 
 def test_tests_are_disjoint_and_drawn_by_the_seed_and_exemplars_are_the_highest(capture: Capture) -> None:
     windows = Windows((capture,))
-    splits = [Split(windows, Protocol(seed=seed)) for seed in (0, 0, 1)]
+    splits = [Split(windows, SplitSettings(seed=seed)) for seed in (0, 0, 1)]
     assert splits[0].ordinary.tolist() == splits[1].ordinary.tolist() != splits[2].ordinary.tolist()
     values = np.zeros(len(windows.text), np.float32)
     best = np.setdiff1d(np.arange(160), splits[0].ordinary)[5:40]
@@ -212,7 +212,7 @@ def test_tests_are_disjoint_and_drawn_by_the_seed_and_exemplars_are_the_highest(
 
 def test_special_tokens_and_numbers_that_are_none_make_no_exemplar(capture: Capture) -> None:
     windows = Windows((capture,))
-    split = Split(windows, Protocol(4, 40))
+    split = Split(windows, SplitSettings(4, 40))
     values = np.full(len(windows.text), -np.inf, np.float32)
     pool = np.setdiff1d(np.arange(160), split.ordinary)
     values[windows.start[pool[0]]] = 9.0  # a special token
@@ -309,4 +309,4 @@ def test_what_cannot_be_evaluated_is_refused(capture: Capture) -> None:
     with pytest.raises(NotFoundError, match="no site"):
         evaluate(capture, settings=EvaluationSettings(site="mlp.gate"))
     with pytest.raises(InvalidInputError, match="--exemplars"):
-        Protocol(1)
+        SplitSettings(1)

@@ -10,7 +10,7 @@ import pytest
 
 from actstore.engine.capture import api as capture_run
 from actstore.engine.capture import corpus_run
-from actstore.engine.graphs.repeats import Repeats, line_shares, measure_repeats
+from actstore.engine.graphs.repeats import Repeats, measure_repeats, path_shares
 from actstore.store.errors import InvalidInputError
 from actstore.store.graphs.nodes import IGNORE
 from actstore.store.layout import SPECIAL
@@ -140,4 +140,4 @@ def test_lines_in_which_the_token_recurs_are_counted(planting: Callable[..., Gra
             (0, 2): [],
         }
     )
-    assert line_shares(graphs) == pytest.approx({(0, 0): 0.5, (0, 1): 0.0})
+    assert path_shares(graphs) == pytest.approx({(0, 0): 0.5, (0, 1): 0.0})

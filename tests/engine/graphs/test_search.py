@@ -1,4 +1,4 @@
-"""Searching graphs: what is found, in which order, and the same as a loop over all lines."""
+"""Searching graphs: what is found, in which order, and the same as a loop over all paths."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actstore.engine.graphs.search import search, search_lines
+from actstore.engine.graphs.search import search, search_paths
 from actstore.engine.graphs.token_sets import find_tokens, normal_classes
 from actstore.store.errors import InvalidInputError
 from actstore.store.graphs.forest import Forest
@@ -45,8 +45,8 @@ def test_neurons_that_fire_on_a_token(store: Store, graphs: Graphs) -> None:
     result = search(store, graphs, activating=[CAT])
     assert names(result) == ["L0.N0", "L0.N2", "L1.N0"]
     assert result.neurons[0].score == pytest.approx(0.9 * 90)
-    # The root's own line does not fire; each of the others answers for its own occurrences.
-    assert [line.tokens for line in result.neurons[1].lines] == [(CAT, THE), (CAT, IGNORE, BLACK)]
+    # The root's own path does not fire; each of the others answers for its own occurrences.
+    assert [path.tokens for path in result.neurons[1].paths] == [(CAT, THE), (CAT, IGNORE, BLACK)]
 
 
 def test_neurons_that_fire_on_a_token_after_another(store: Store, graphs: Graphs) -> None:
@@ -59,7 +59,7 @@ def test_neurons_that_fire_on_a_token_after_another(store: Store, graphs: Graphs
 def test_lines_on_which_a_neuron_does_not_fire_are_asked_for(store: Store, graphs: Graphs) -> None:
     assert names(search(store, graphs, activating=[CAT], context=[NOT])) == []
     (found,) = search(store, graphs, activating=[CAT], context=[NOT], silent=True).neurons
-    assert (found.neuron, found.score, found.lines[0].count) == ("L1.N0", 0.0, 40)
+    assert (found.neuron, found.score, found.paths[0].count) == ("L1.N0", 0.0, 40)
 
 
 def test_a_token_is_not_its_own_context(store: Store, graphs: Graphs) -> None:
@@ -67,8 +67,8 @@ def test_a_token_is_not_its_own_context(store: Store, graphs: Graphs) -> None:
 
 
 def test_only_so_many_are_named_and_all_are_counted(store: Store, graphs: Graphs) -> None:
-    result = search(store, graphs, activating=[CAT], k=1, n_lines=1)
-    assert (names(result), result.n_neurons, result.n_lines) == (["L0.N0"], 3, 4)
+    result = search(store, graphs, activating=[CAT], k=1, n_paths=1)
+    assert (names(result), result.n_neurons, result.n_paths) == (["L0.N0"], 3, 4)
 
 
 @pytest.mark.parametrize(
@@ -142,29 +142,29 @@ def test_it_finds_what_a_loop_over_all_lines_finds(
     if not activating and not context:
         return
     graphs = planted_model(
-        {(0, i): [(p, x, n, n // 2) for p, (x, n) in lines.items()] for i, lines in enumerate(neurons)}
+        {(0, i): [(p, x, n, n // 2) for p, (x, n) in paths.items()] for i, paths in enumerate(neurons)}
     )
-    rows, forest, nodes, _ = search_lines(
+    rows, forest, nodes, _ = search_paths(
         graphs, np.array(sorted(activating), np.int64), np.array(sorted(context), np.int64)
     )
     found = sorted((int(rows[forest.neuron[node]]), tuple(forest.path(int(node)))) for node in nodes)
     expected = sorted(
-        (row, line.tokens)
+        (row, path.tokens)
         for row, graph in enumerate(graphs)
-        for line in graph.lines()
-        if line.probability >= 0.4
-        and (not activating or line.tokens[0] in activating)
-        and (not context or context & set(line.tokens[1:]))
+        for path in graph.paths()
+        if path.probability >= 0.4
+        and (not activating or path.tokens[0] in activating)
+        and (not context or context & set(path.tokens[1:]))
     )
     assert found == expected
 
 
 def test_own_counts_are_of_no_longer_line(graphs: Graphs) -> None:
     forest = Forest.of(graphs)
-    lines = {
+    paths = {
         tuple(forest.path(n)): int(forest.own_count[n]) for n in np.flatnonzero(forest.neuron == 2) if forest.ends[n]
     }
-    assert lines == {(CAT,): 40, (CAT, THE): 50, (CAT, IGNORE, BLACK): 10}
+    assert paths == {(CAT,): 40, (CAT, THE): 50, (CAT, IGNORE, BLACK): 10}
 
 
 def test_sql_knows_nodes_and_lines(graphs: Graphs) -> None:

@@ -1,4 +1,4 @@
-"""What silent positions are worth to a line: against sums taken one by one."""
+"""What silent positions are worth to a path: against sums taken one by one."""
 
 from __future__ import annotations
 

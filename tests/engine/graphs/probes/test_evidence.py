@@ -312,7 +312,7 @@ def test_probes_end_with_the_round_that_has_nothing_to_ask(tiny_model: Path, sto
 def test_what_cannot_be_asked_is_refused(
     tiny_model: Path, store: Path, captured: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(NotFoundError, match="graph probe"):
+    with pytest.raises(NotFoundError, match="graphs probe"):
         Probes(Store(store))
     with pytest.raises(NotFoundError, match="no layer 9"):
         probe(str(tiny_model), store, neurons=[(9, 0)])
@@ -408,7 +408,7 @@ def test_a_node_has_the_mean_importance_of_the_tokens_it_matches() -> None:
     found = annotate(graph, [probed([4, 5, 9], [0.8, 0.6, 1.0]), probed([4, 7, 9], [0.4, 0.0, 1.0])])
     expected = {(9,): 1.0, (9, 5): 0.6, (9, 6): np.nan, (9, IGNORE): 0.3, (9, IGNORE, 4): 0.6}
     for node, value in enumerate(found.tolist()):
-        assert value == pytest.approx(expected[graph.line(node)], nan_ok=True)
+        assert value == pytest.approx(expected[graph.path(node)], nan_ok=True)
 
 
 def test_annotated_graphs_are_the_same_with_importance(probed_store: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The published method from planted probes: which lines there are, how they end, and that order does not show."""
+"""The published method from planted probes: which paths there are, how they end, and that order does not show."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from actstore.engine.graphs.probes.evidence import Probed, Variant
 from actstore.engine.graphs.probes.plan import ProbeSettings
 from actstore.engine.graphs.probes.published import (
     NOT_SHORTENED,
-    PublishedLine,
+    PublishedPath,
     PublishedSettings,
     build_published,
     join,
-    lines_of,
+    paths_of,
     trie_of,
 )
 from actstore.engine.graphs.probes.rounds import probe
@@ -46,7 +46,7 @@ def probed(ids: list[int], values: list[float], important: dict[tuple[int, int],
 
 
 def found(*given: Probed) -> list[tuple[tuple[int, ...], float]]:
-    return [(line.tokens, pytest.approx(line.value)) for line in lines_of(given, 0.5, SETTINGS)]
+    return [(path.tokens, pytest.approx(path.value)) for path in paths_of(given, 0.5, SETTINGS)]
 
 
 def test_a_line_goes_back_to_the_last_important_token() -> None:
@@ -81,13 +81,13 @@ def test_an_exemplar_that_was_not_masked_has_no_line() -> None:
     assert found(one) == []
 
 
-def line(tokens: tuple[int, ...], value: float) -> PublishedLine:
-    return PublishedLine(tokens, value, tuple(1.0 for _ in tokens))
+def path(tokens: tuple[int, ...], value: float) -> PublishedPath:
+    return PublishedPath(tokens, value, tuple(1.0 for _ in tokens))
 
 
 def test_a_line_met_twice_ends_with_the_mean() -> None:
-    for lines in ([line((5, 6), 0.6), line((5, 6), 0.9)], [line((5, 6), 0.9), line((5, 6), 0.6)]):
-        nodes, _ = trie_of(lines, SETTINGS)
+    for paths in ([path((5, 6), 0.6), path((5, 6), 0.9)], [path((5, 6), 0.9), path((5, 6), 0.6)]):
+        nodes, _ = trie_of(paths, SETTINGS)
         assert nodes.value[1] == pytest.approx(0.75)
         assert (nodes.count[1], nodes.probability[1], np.isnan(nodes.probability[0])) == (2, 1, True)
 
@@ -104,28 +104,28 @@ def test_a_line_met_twice_ends_with_the_mean() -> None:
     st.randoms(use_true_random=False),
 )
 def test_tries_are_canonical_whatever_the_order(drawn: list[tuple[list[int], int, float]], random: object) -> None:
-    lines = [line((root, *context), value) for context, root, value in drawn]
-    nodes, importance = trie_of(lines, SETTINGS)
+    paths = [path((root, *context), value) for context, root, value in drawn]
+    nodes, importance = trie_of(paths, SETTINGS)
     assert fault_of(nodes) is None
-    shuffled = lines[:]
+    shuffled = paths[:]
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     again, weights = trie_of(shuffled, SETTINGS)
     for a, b in zip((*nodes, importance), (*again, weights), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert int(nodes.ends.sum()) == len({one.tokens for one in lines})
+    assert int(nodes.ends.sum()) == len({one.tokens for one in paths})
 
 
 def test_prediction_tries_other_branches_where_the_exact_one_does_not_end() -> None:
     # A greedy walk takes 6 exactly, finds neither 7 nor 8 behind it, and predicts nothing.
-    nodes, _ = trie_of([line((5, 6, 7), 0.9), line((5, IGNORE, 8), 0.8)], SETTINGS)
+    nodes, _ = trie_of([path((5, 6, 7), 0.9), path((5, IGNORE, 8), 0.8)], SETTINGS)
     said = predict(nodes, np.array([8, 6, 5], np.int32))
     assert said.value[0].tolist() == pytest.approx([0, 0, 0.8])
 
 
 def test_tries_of_several_neurons_lie_one_after_another() -> None:
-    first, _ = trie_of([line((5, 6), 0.9)], SETTINGS)
+    first, _ = trie_of([path((5, 6), 0.9)], SETTINGS)
     nothing, _ = trie_of([], SETTINGS)
-    second, _ = trie_of([line((7,), 0.7)], SETTINGS)
+    second, _ = trie_of([path((7,), 0.7)], SETTINGS)
     joined = join([first, nothing, second])
     assert joined.offsets.tolist() == [0, 2, 2, 3]
     assert joined.token.tolist() == [5, 6, 7]
@@ -142,10 +142,10 @@ def test_graphs_of_a_store(tiny_model: Path, captured: Captured, tmp_path: Path)
     assert [(g.layer, g.neuron) for g in graphs] == neurons
     assert graphs.record.method == "published"
     for graph in graphs:
-        lines = list(lines_of(probes.of(graph.layer, graph.neuron), 0.5, SETTINGS))
-        assert {found.tokens for found in graph.lines()} == {found.tokens for found in lines}
-        assert graph.n_events == len(lines)
-        assert graph.status == ("" if lines else NOT_SHORTENED)
+        paths = list(paths_of(probes.of(graph.layer, graph.neuron), 0.5, SETTINGS))
+        assert {found.tokens for found in graph.paths()} == {found.tokens for found in paths}
+        assert graph.n_events == len(paths)
+        assert graph.status == ("" if paths else NOT_SHORTENED)
     again = build_published(probes, folder, name="again")
     assert again.nodes.equals(graphs.nodes) or _same(again.nodes, graphs.nodes)
     with pytest.raises(InvalidInputError, match="already has graphs"):
