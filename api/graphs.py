@@ -92,22 +92,23 @@ class GraphsMethod:
         >>> graphs = store.graphs.build(layers=[0, 1])
         """
         from actstore.engine.graphs.build import BuildOptions, GraphSettings, build_graphs
+        from actstore.engine.graphs.methods import METHODS, PUBLISHED
         from actstore.engine.graphs.probes.evidence import Probes
         from actstore.engine.graphs.probes.published import build_published
         from actstore.store.errors import InvalidInputError
         from actstore.store.storage.folder import Folder
 
         folder = Folder(self._store.folder.location, read_only=False)
-        if method == "published":
-            return build_published(Probes(self._store, probes), folder, name=name or "published")
-        if method != "corpus":
-            raise InvalidInputError(f"method is corpus or published, found {method!r}.")
+        if method not in METHODS:
+            raise InvalidInputError(f"`method` must be {' or '.join(METHODS)}, found {method!r}.")
+        if method == PUBLISHED:
+            return build_published(Probes(self._store, probes), folder, name=name or METHODS[method].set_name)
         opened = self._store.capture(capture)
         options = BuildOptions(memory, resume, progress=progress or (lambda done, n_neurons: None))
         return build_graphs(
             opened,
             folder,
-            name=name or "graphs",
+            name=name or METHODS[method].set_name,
             site=site,
             neurons=chosen_neurons(opened, site, neurons, layers),
             leave_out=leave_out,
@@ -184,7 +185,7 @@ class GraphsMethod:
         Columns: neuron, other, overlap (share of activating and context tokens in common, of the larger set), subset (of the
         smaller), prediction (cosine of the predicted probabilities).
         """
-        from actstore.engine.graphs.similar import Similarity, compare, same_tokens
+        from actstore.engine.graphs.similar import MEASURES, Similarity, compare, same_tokens
         from actstore.store.graphs.forest import Forest
 
         graphs = self.open(name)
@@ -198,7 +199,7 @@ class GraphsMethod:
         else:
             pairs = Similarity(Forest.of(graphs), classes).all(least)
             names, others = _names_of(graphs, pairs.first[:k]), _names_of(graphs, pairs.second[:k])
-        measures = {measure: getattr(pairs, measure)[:k] for measure in ("overlap", "subset", "prediction")}
+        measures = {measure: getattr(pairs, measure)[:k] for measure in MEASURES}
         columns = {"neuron": pa.array(names, pa.string()), "other": pa.array(others, pa.string())}
         return Answer(Table(pa.table(columns | measures)), pairs)
 
@@ -272,6 +273,7 @@ class GraphsMethod:
         """
         from actstore.engine.graphs.build import GraphSettings
         from actstore.engine.graphs.evaluate import EvaluationSettings, describe_leak, evaluate
+        from actstore.engine.graphs.scores import MEASURES as SCORE_MEASURES
         from actstore.engine.graphs.split import SplitSettings
         from actstore.store.graphs.reader import Graphs
 
@@ -292,10 +294,9 @@ class GraphsMethod:
             settings=asked,
             progress=progress or (lambda done, n_neurons: None),
         )
-        measures = ("precision", "recall", "f1", "correlation")
         rows = [
             {"method": method, "windows": windows}
-            | {measure: getattr(scores, windows).summary()[measure] for measure in measures}
+            | {measure: getattr(scores, windows).summary()[measure] for measure in SCORE_MEASURES}
             for method, scores in ({"graphs": evaluation.method} | evaluation.baselines).items()
             for windows in ("exemplars", "ordinary")
         ]

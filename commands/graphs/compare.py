@@ -128,11 +128,17 @@ def _names(graphs: Graphs, rows: Any) -> list[str]:
 
 
 def _measures(pairs: Pairs, k: int) -> list[dict[str, float]]:
-    columns = (pairs.overlap[:k].tolist(), pairs.subset[:k].tolist(), pairs.prediction[:k].tolist())
-    return [{"overlap": o, "subset": s, "prediction": p} for o, s, p in zip(*columns, strict=True)]
+    from actstore.engine.graphs.similar import MEASURES
+
+    columns = (getattr(pairs, name)[:k].tolist() for name in MEASURES)
+    return [dict(zip(MEASURES, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-_MEASURES = [("overlap", "right"), ("subset", "right"), ("prediction", "right")]
+def _columns(*names: str) -> list[Any]:
+    """The columns of a table of similar neurons."""
+    from actstore.engine.graphs.similar import MEASURES
+
+    return [*names, *((name, "right") for name in MEASURES)]
 
 
 def _print_similar(graphs: Graphs, graph: NeuronGraph, rows: Any, pairs: Pairs, k: int, as_json: bool) -> None:
@@ -146,14 +152,16 @@ def _print_similar(graphs: Graphs, graph: NeuronGraph, rows: Any, pairs: Pairs, 
         return
     shared = f"{len(rows):,} neuron{' shares' if len(rows) == 1 else 's share'} an activating token with {graph.name}."
     terminal.out.print(shared, style="bold")
-    terminal.out.print(terminal.table(None, ["neuron", *_MEASURES], [list(row.values()) for row in rows_shown]))
+    terminal.out.print(terminal.table(None, _columns("neuron"), [list(row.values()) for row in rows_shown]))
 
 
 def _print_pairs(graphs: Graphs, pairs: Pairs, k: int, least: float, as_json: bool) -> None:
+    from actstore.engine.graphs.similar import MEASURES
+
     first, second = _names(graphs, pairs.first[:k]), _names(graphs, pairs.second[:k])
     measured = zip(first, second, _measures(pairs, k), strict=True)
     rows: list[dict[str, Any]] = [{"neuron": a, "other": b} | m for a, b, m in measured]
-    counts = {name: int((getattr(pairs, name) >= least).sum()) for name in ("overlap", "subset", "prediction")}
+    counts = {name: int((getattr(pairs, name) >= least).sum()) for name in MEASURES}
     if as_json:
         print_json({"neurons": len(graphs), "least": least, "pairs": counts, "similar": rows})
         return
@@ -163,7 +171,7 @@ def _print_pairs(graphs: Graphs, pairs: Pairs, k: int, least: float, as_json: bo
         style="bold",
         soft_wrap=True,
     )
-    terminal.out.print(terminal.table(None, ["neuron", "other", *_MEASURES], [list(row.values()) for row in rows]))
+    terminal.out.print(terminal.table(None, _columns("neuron", "other"), [list(row.values()) for row in rows]))
 
 
 def _print_repeats(measured: Repeats, ranked: Any, shares: dict[tuple[int, int], float], k: int, as_json: bool) -> None:

@@ -24,12 +24,14 @@ from actstore.commands.options import (
 from actstore.display import terminal
 from actstore.display.reports import print_json
 from actstore.display.wide_tables import fitted_table
+from actstore.engine.graphs.scores import MEASURES
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from actstore.engine.graphs.evaluate import Evaluation, EvaluationSettings, Method
     from actstore.store.reader import Capture
 
+LABELS = {"f1": "F1"}
 KINDS = {"exemplars": "Held-out exemplars", "ordinary": "Ordinary text"}
 MAX_LAYERS = 12
 """With more layers, F1 by layer is only in the JSON: no terminal is wide enough."""
@@ -147,12 +149,12 @@ def _print(described: dict[str, Any]) -> None:
     for kind, title in KINDS.items():
         layers = [row["layer"] for row in described[kind]["by_layer"]]
         shown = layers if len(layers) <= MAX_LAYERS else []
-        columns = ["method", *((name, "right") for name in ("precision", "recall", "F1", "correlation", "nodes"))]
+        columns = ["method", *((LABELS.get(name, name), "right") for name in (*MEASURES, "nodes"))]
         columns += [(f"F1 L{layer}", "right") for layer in shown]
         rows = [
             (
                 name,
-                *(_number(method[kind][measure]) for measure in ("precision", "recall", "f1", "correlation")),
+                *(_number(method[kind][measure]) for measure in MEASURES),
                 f"{method['nodes']['median']:g}" if "nodes" in method else "",
                 *(_number(row["f1"]) for row in method[kind]["by_layer"] if shown),
             )

@@ -1,7 +1,4 @@
-"""A neuron's graph as a tree of text: activating tokens outermost, what comes before them branching from them.
-
-Knows nothing about stores.
-"""
+"""A neuron's graph as a tree of text: the activating tokens, and from each of them the tokens before it."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ READING = "Read from a token at which the neuron fires to the tokens before it (
 
 
 def draw_tree(drawing: Drawing) -> Tree:
-    """The tree, under a heading that says how to read it."""
+    """The tree under a heading that explains how to read it."""
     heading = Text(drawing.name, style="bold")
     if drawing.caption:
         heading.append(f"  {drawing.caption}", style="not bold dim")

@@ -1,4 +1,7 @@
-"""Neuron graphs as tables for SQL: a row per node, a row per path; the table of paths is called `graph_lines`, as it was when paths were lines. Knows nothing about SQL."""
+"""Neuron graphs as tables for SQL: one row per node, one row per path.
+
+The table of paths keeps the name `graph_lines`, from when paths were called lines. Knows nothing about SQL.
+"""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_like_neurons_are_a_table(graphs: Graphs) -> None:
     assert found.num_rows > graphs.graph(0, 0).similar(k=1).num_rows == 1
     assert graphs.graph(0, 0).similar(normalise=False)["neuron"].to_pylist() == ["L1.N3"]
     assert graphs.graph(0, 1).similar().num_rows == 0
-    with pytest.raises(InvalidInputError, match="At least one neuron"):
+    with pytest.raises(InvalidInputError, match="`k` must be 1 or more"):
         graphs.graph(0, 0).similar(k=0)
 
 

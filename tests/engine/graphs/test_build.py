@@ -268,11 +268,11 @@ def test_only_some_neurons(capture: Capture) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"share": 0.0}, "--share is a share above 0"),
-        ({"threshold": 2.0}, "--threshold is a probability"),
-        ({"kappa": -1.0}, "--kappa must be above 0"),
-        ({"max_depth": 300}, "--max-depth must be from 0 to 255"),
-        ({"margin": float("nan")}, "margin must be 0 or more"),
+        ({"share": 0.0}, "`share` must be above 0"),
+        ({"threshold": 2.0}, "`threshold` must be a probability"),
+        ({"kappa": -1.0}, "`kappa` must be above 0"),
+        ({"max_depth": 300}, "`max_depth` must be from 0 to 255"),
+        ({"margin": float("nan")}, "`max_skip` and `margin` must be 0 or more"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(asked: dict[str, float], message: str) -> None:

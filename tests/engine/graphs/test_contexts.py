@@ -57,7 +57,9 @@ def test_ranks_of_windows_are_those_of_their_text() -> None:
 
 def test_captures_of_some_positions_are_refused() -> None:
     capture = plant_capture(somewhere(), make_windows(3), [[zeros]], positions="last")
-    with pytest.raises(InvalidInputError, match=r"keeps --positions last\. Capture again with --positions all"):
+    with pytest.raises(
+        InvalidInputError, match=r"keeps only positions 'last'\. Capture again with `positions=\"all\"`"
+    ):
         read_contexts(capture)
 
 

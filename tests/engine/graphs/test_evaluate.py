@@ -12,7 +12,7 @@ import pytest
 
 from actstore.engine.graphs.build import GraphSettings, build_graphs
 from actstore.engine.graphs.evaluate import Evaluation, EvaluationSettings, describe_leak, evaluate
-from actstore.engine.graphs.samples import Reader
+from actstore.engine.graphs.samples import SampleReader
 from actstore.engine.graphs.split import Split, SplitSettings, Windows
 from actstore.store import layout
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
@@ -188,7 +188,7 @@ def test_another_capture_is_evidence_and_no_test() -> None:
     alone = evaluate(few, neurons=[(0, 1)], settings=settings)
     helped = evaluate(few, neurons=[(0, 1)], also=[more], settings=settings)
     assert helped.method.ordinary.scores[0].fires == alone.method.ordinary.scores[0].fires
-    reader = Reader((few, more), settings.split, site="mlp.post", share=0.5, max_depth=12)
+    reader = SampleReader((few, more), settings.split, site="mlp.post", share=0.5, max_depth=12)
     fires = sum(int(after(w[0:], 7, 5)[1:].sum()) for w in make_windows(12) + make_windows(100, seed=1))
     sample = reader.read(0, 1)
     assert len(sample.ranks) == fires - int((sample.on_test >= 0.5).sum() + (sample.on_ordinary >= 0.5).sum())
@@ -300,7 +300,7 @@ def test_pairs_are_looked_up_where_graphs_have_no_context(capture: Capture) -> N
 def test_what_cannot_be_evaluated_is_refused(capture: Capture) -> None:
     with pytest.raises(InvalidInputError, match="found 3"):
         evaluate(plant(somewhere(), make_windows(3)))
-    with pytest.raises(InvalidInputError, match="--positions last"):
+    with pytest.raises(InvalidInputError, match="keeps only positions 'last'"):
         evaluate(plant(somewhere(), make_windows(8), positions="last"))
     with pytest.raises(InvalidInputError, match="evidence already"):
         evaluate(capture, also=[capture])
@@ -308,5 +308,5 @@ def test_what_cannot_be_evaluated_is_refused(capture: Capture) -> None:
         evaluate(capture, neurons=[(0, 99)])
     with pytest.raises(NotFoundError, match="no site"):
         evaluate(capture, settings=EvaluationSettings(site="mlp.gate"))
-    with pytest.raises(InvalidInputError, match="--exemplars"):
+    with pytest.raises(InvalidInputError, match="`exemplars` must be 2 or more"):
         SplitSettings(1)

@@ -82,7 +82,7 @@ def test_predictions_of_rows_are_those_of_each_neuron(graphs: Graphs, windows: l
 
 def test_texts_are_cut_as_the_capture_cut_them(graphs: Graphs) -> None:
     capture = graphs.store.capture()
-    with pytest.raises(InvalidInputError, match="has no tokenizer: give token ids instead"):
+    with pytest.raises(InvalidInputError, match="has no tokenizer: pass token ids instead"):
         encode_as(capture, "w7")
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(10)}, unk_token="w9"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -115,7 +115,7 @@ def test_neurons_that_look_back_come_first(capture: Capture, monkeypatch: pytest
 
 
 def test_bad_input_is_refused(capture: Capture) -> None:
-    with pytest.raises(InvalidInputError, match="share of the maximum above 0"):
+    with pytest.raises(InvalidInputError, match="`share` must be above 0"):
         measure_repeats(capture, share=0)
     with pytest.raises(InvalidInputError, match=r"no site 'resid\.post'. Its sites are: mlp\.post"):
         measure_repeats(capture, site="resid.post")

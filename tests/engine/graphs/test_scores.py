@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actstore.engine.graphs.scores import Score, Tally, score
+from actstore.engine.graphs.scores import Score, ScoreList, score
 
 
 def test_counts_and_correlation_of_one_neuron() -> None:
@@ -30,7 +30,7 @@ def test_a_prediction_that_does_not_vary_says_nothing() -> None:
 
 
 def test_nothing_to_find_and_nothing_found_is_in_no_mean_and_a_failed_neuron_in_every_one() -> None:
-    tally = Tally()
+    tally = ScoreList()
     tally.add(0, Score(3, 4, 6, 0.5))
     tally.add(0, Score(0, 0, 0, math.nan))
     tally.add(2, Score(0, 5, 0, math.nan))
@@ -47,7 +47,7 @@ def test_nothing_to_find_and_nothing_found_is_in_no_mean_and_a_failed_neuron_in_
 
 
 def test_the_means_of_nothing_are_none() -> None:
-    assert Tally().summary() == {
+    assert ScoreList().summary() == {
         "precision": None, "recall": None, "f1": None, "correlation": None, "undefined": 0, "by_layer": [],
     }  # fmt: skip
 
@@ -56,7 +56,7 @@ def test_the_means_of_nothing_are_none() -> None:
 def test_f1_is_the_harmonic_mean_of_precision_and_recall(n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     said, truth = rng.random(n) < 0.4, rng.random(n).astype(np.float32)
-    tally = Tally()
+    tally = ScoreList()
     tally.add(0, score(said, rng.random(n), truth, 0.6))
     precision, recall, f1, _ = tally.measures()[:, 0]
     if not said.any() and not (truth >= np.float32(0.6)).any():

@@ -91,7 +91,7 @@ def test_what_is_written_comes_back(folder: Folder) -> None:
     assert np.isnan(graph.importance).all()
     empty = graphs.graph("L0.N4")
     assert (len(empty), empty.status, [*empty.paths()]) == (0, "never fires", [])
-    assert graphs.graph("L1.N0").line(0) == (7,)
+    assert graphs.graph("L1.N0").path(0) == (7,)
     assert [graph.name for graph in graphs] == ["L0.N1", "L0.N4", "L1.N0"]
     np.testing.assert_array_equal(graphs.tries(1, 3).offsets, [0, 0, 1])
     np.testing.assert_array_equal(graphs.tries().token, [3, IGNORE, BOUNDARY, 8, 7, 3, 7])
