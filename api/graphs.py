@@ -389,7 +389,7 @@ class GraphsMethod:
         - `prompt`: number of tokens that a window takes from the beginning of another.
         - `seed`: random seed.
         """
-        from actstore.engine.graphs.probes.run import sample_probes
+        from actstore.engine.graphs.probes.sampled import sample_probes
         from actstore.engine.graphs.probes.sampling import SampleSettings
         from actstore.engine.models.fingerprint import place_of
 

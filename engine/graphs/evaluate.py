@@ -10,7 +10,7 @@ import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -283,7 +283,7 @@ def _stored_graphs(graphs: Graphs, layer: int, samples: list[Sample]) -> tuple[N
     nodes = [one.nodes if one is not None else None for one in stored]
     sizes = [len(one.token) if one is not None else 0 for one in nodes]
     empty = graphs.tries(0, 0)
-    columns = (np.concatenate(parts) for parts in zip(*((one or empty)[1:] for one in nodes), strict=True))
+    columns: list[Any] = [np.concatenate(parts) for parts in zip(*((one or empty)[1:] for one in nodes), strict=True)]
     thresholds = np.array([one.threshold if one is not None else 1.0 for one in stored], np.float32)
     failed = [
         sample.maximum > 0 and (one is None or (one.status != "" and len(one) == 0))

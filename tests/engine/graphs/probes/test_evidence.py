@@ -14,18 +14,20 @@ import torch
 from actstore.engine.capture.run import RunOptions
 from actstore.engine.graphs.build import build_graphs
 from actstore.engine.graphs.probes import run as probe_run
-from actstore.engine.graphs.probes.evidence import Probed, Probes, annotate, annotate_graphs
+from actstore.engine.graphs.probes.corpus_substitutes import CorpusSubstitutes
+from actstore.engine.graphs.probes.evidence import ProbedExemplar, Probes, annotate, annotate_graphs
 from actstore.engine.graphs.probes.plan import (
     NO_TOKEN,
-    Arranged,
+    ArrangedWindows,
     ProbeSettings,
     Requests,
     Subject,
-    Substitutes,
     mask_token,
     shorten,
 )
 from actstore.engine.graphs.probes.rounds import probe
+from actstore.engine.graphs.probes.sampled import sample_probes
+from actstore.engine.graphs.probes.sampling import SampleSettings
 from actstore.engine.models.load import load_model
 from actstore.kernels.suffix_trie.api import IGNORE, Nodes
 from actstore.store.capture.requests import REQUESTS, read_requests
@@ -115,7 +117,7 @@ def test_the_pivot_is_a_text_token_and_the_largest_where_the_window_held(probed_
         for one in probes.of(layer, neuron):
             assert one.pivot >= one.n_special == 1
             assert one.ids[0] == 0
-            if one.held:
+            if one.is_shortened:
                 assert one.values[one.pivot] == one.values[1:].max() > 0.5 * one.whole
             else:
                 assert not one.importance.size, "nothing is asked of an exemplar that could not be shortened"
@@ -136,15 +138,15 @@ def test_no_window_runs_twice_and_none_is_padded(probed_store: Path) -> None:
         assert all(len(found) == 1 for found in lengths.values())
 
 
-def windows_of(arranged: Arranged) -> list[list[int]]:
+def windows_of(arranged: ArrangedWindows) -> list[list[int]]:
     return [w.tolist() for w in np.split(arranged.ids, np.cumsum(arranged.lengths)[:-1])]
 
 
 def test_requests_of_many_neurons_for_one_window_are_one_window() -> None:
     requests = Requests()
     for neuron in (5, 2, 5):
-        requests.ask(subject([0, 7, 8], 2)._replace(neuron=neuron, exemplar=neuron))
-    requests.ask(subject([0, 3], 1)._replace(neuron=2, exemplar=1), [1], [9])
+        requests.add(subject([0, 7, 8], 2)._replace(neuron=neuron, exemplar=neuron))
+    requests.add(subject([0, 3], 1)._replace(neuron=2, exemplar=1), [1], [9])
     arranged, table = requests.finish(64)
     assert windows_of(arranged) == [[0, 9], [0, 7, 8]]
     assert table["window"].to_pylist() == [0, 1, 1, 1]
@@ -159,7 +161,7 @@ def test_the_order_of_requests_does_not_show() -> None:
     for order in (asked, asked[::-1]):
         requests = Requests()
         for one in order:
-            requests.ask(one)
+            requests.add(one)
         found.append(requests.finish(64))
     assert windows_of(found[0][0]) == windows_of(found[1][0])
     assert found[0][1].equals(found[1][1])
@@ -169,7 +171,7 @@ def test_windows_that_begin_alike_share_a_block_and_none_is_too_long_for_it() ->
     requests, rng = Requests(), np.random.default_rng(0)
     for neuron in range(100):
         ids = [0, *rng.integers(1, 300, rng.integers(1, 6)).tolist()]
-        requests.ask(subject(ids, 1)._replace(neuron=neuron))
+        requests.add(subject(ids, 1)._replace(neuron=neuron))
     arranged, table = requests.finish(32)
     windows = windows_of(arranged)
     assert len({tuple(w) for w in windows}) == len(windows)
@@ -235,7 +237,7 @@ def test_the_mask_is_a_token_that_the_tokenizer_names(
 def test_a_mask_that_the_tokenizer_has_not_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="has no mask token"):
         mask_token({"pad": 3}, "mask", 77)
-    with pytest.raises(InvalidInputError, match="--mask"):
+    with pytest.raises(InvalidInputError, match="`mask` must be one of"):
         ProbeSettings(mask="the")
 
 
@@ -262,13 +264,13 @@ def test_substitutes_occur_in_the_same_place_then_come_from_the_embedding() -> N
     embedding = np.eye(20, 8, dtype=np.float32)
     embedding[15] = embedding[10 % 8] = [1, 0, 0, 0, 0, 0, 0, 0]
     embedding[10] = [1, 0.1, 0, 0, 0, 0, 0, 0]
-    given = Substitutes(iter(windows), frozenset({13}), embedding)
+    given = CorpusSubstitutes(iter(windows), frozenset({13}), embedding)
     ids = np.array([1, 10, 2], np.int32)
     assert given.of(ids, 1, 1) == [11]
     assert given.of(ids, 1, 2)[0] == 11
     assert 15 in given.of(ids, 1, 4)
     assert not {10, 13} & set(given.of(ids, 1, 10))
-    alone = Substitutes(iter(windows), frozenset(), None)
+    alone = CorpusSubstitutes(iter(windows), frozenset(), None)
     assert alone.of(np.array([9, 10], np.int32), 1, 5) == []
     assert alone.of(np.array([10, 2], np.int32), 0, 5) == []
 
@@ -290,7 +292,7 @@ def test_probes_that_were_killed_go_on_and_end_the_same(
             probe(str(tiny_model), store, neurons=NEURONS, settings=SETTINGS, precision="exact")
     with pytest.raises(InvalidInputError, match="interrupted"):
         Probes(Store(store))
-    with pytest.raises(InvalidInputError, match="--resume"):
+    with pytest.raises(InvalidInputError, match="`resume=True`"):
         probe(str(tiny_model), store, neurons=NEURONS, settings=SETTINGS, precision="exact")
     done = probe(
         str(tiny_model), store, neurons=NEURONS, settings=SETTINGS, precision="exact", options=RunOptions(resume=True)
@@ -318,7 +320,7 @@ def test_what_cannot_be_asked_is_refused(
         probe(str(tiny_model), store, neurons=[(9, 0)])
     last = tmp_path / "last"
     shutil.copytree(captured(positions="last", max_tokens=30).folder.location, last)
-    with pytest.raises(InvalidInputError, match="--positions all"):
+    with pytest.raises(InvalidInputError, match='positions="all"'):
         probe(str(tiny_model), last)
     nothing = tmp_path / "statistics"
     shutil.copytree(captured(precision="none").folder.location, nothing)
@@ -378,8 +380,8 @@ def test_requests_of_an_earlier_version_have_no_checksum_and_are_read(probed_sto
 
 
 def test_sampled_windows_beside_are_no_probes_of_neurons(tiny_model: Path, store: Path) -> None:
-    settings = probe_run.SampleSettings(n_tokens=40, window=12)
-    probe_run.sample_probes(str(tiny_model), store, settings=settings)
+    settings = SampleSettings(n_tokens=40, window=12)
+    sample_probes(str(tiny_model), store, settings=settings)
     with pytest.raises(NotFoundError, match="no probes"):
         Probes(Store(store))
 
@@ -398,11 +400,11 @@ def graph_of(paths: list[tuple[int, ...]]) -> NeuronGraph:
 
 
 def test_a_node_has_the_mean_importance_of_the_tokens_it_matches() -> None:
-    def probed(ids: list[int], lost: list[float]) -> Probed:
+    def probed(ids: list[int], lost: list[float]) -> ProbedExemplar:
         importance = np.full((3, 3), np.nan, np.float32)
         importance[:, 2] = lost
         values = np.array([0, 0.1, 0.9], np.float32)
-        return Probed(0, np.array(ids, np.int32), 0, 2, 1.0, values, True, importance)
+        return ProbedExemplar(0, np.array(ids, np.int32), 0, 2, 1.0, values, True, importance)
 
     graph = graph_of([(9,), (9, 5), (9, 6), (9, IGNORE), (9, IGNORE, 4)])
     found = annotate(graph, [probed([4, 5, 9], [0.8, 0.6, 1.0]), probed([4, 7, 9], [0.4, 0.0, 1.0])])

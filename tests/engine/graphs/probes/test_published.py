@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actstore.engine.graphs.probes.evidence import Probed, Variant
+from actstore.engine.graphs.probes.evidence import ProbedExemplar, Variant
 from actstore.engine.graphs.probes.plan import ProbeSettings
 from actstore.engine.graphs.probes.published import (
     NOT_SHORTENED,
@@ -35,17 +35,19 @@ if TYPE_CHECKING:
 SETTINGS = PublishedSettings()
 
 
-def probed(ids: list[int], values: list[float], important: dict[tuple[int, int], float], n_special: int = 1) -> Probed:
+def probed(
+    ids: list[int], values: list[float], important: dict[tuple[int, int], float], n_special: int = 1
+) -> ProbedExemplar:
     n = len(ids)
     importance = np.zeros((n, n), np.float32)
     for place, weight in important.items():
         importance[place] = weight
     pivot = int(np.argmax(values[n_special:])) + n_special
     held = np.array(values, np.float32)
-    return Probed(0, np.array(ids, np.int32), n_special, pivot, values[pivot], held, True, importance)
+    return ProbedExemplar(0, np.array(ids, np.int32), n_special, pivot, values[pivot], held, True, importance)
 
 
-def found(*given: Probed) -> list[tuple[tuple[int, ...], float]]:
+def found(*given: ProbedExemplar) -> list[tuple[tuple[int, ...], float]]:
     return [(path.tokens, pytest.approx(path.value)) for path in paths_of(given, 0.5, SETTINGS)]
 
 
@@ -161,7 +163,7 @@ def _same(a: object, b: object) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"), [({"threshold": 0.0}, "--threshold"), ({"importance": 1.0}, "--importance")]
+    ("wrong", "said"), [({"threshold": 0.0}, "`threshold`"), ({"importance": 1.0}, "`importance`")]
 )
 def test_constants_that_cannot_be_are_refused(wrong: dict[str, float], said: str) -> None:
     with pytest.raises(InvalidInputError, match=said):

@@ -15,7 +15,8 @@ import torch
 from actstore.engine.capture.run import RunOptions
 from actstore.engine.graphs.probes import run as probe_run
 from actstore.engine.graphs.probes import sampling
-from actstore.engine.graphs.probes.run import ProbeKept, sample_probes
+from actstore.engine.graphs.probes.run import ProbeOutput
+from actstore.engine.graphs.probes.sampled import sample_probes
 from actstore.engine.graphs.probes.sampling import Sampled, Sampler, SampleSettings, prompts_of, take_tokens
 from actstore.engine.models.load import load_model
 from actstore.store.errors import CaptureError, InvalidInputError, ModelError
@@ -127,7 +128,7 @@ def test_no_more_batches_are_drawn_than_hold_the_tokens(
 
 
 def test_samples_become_a_capture_of_the_store(tiny_model: Path, store: Path) -> None:
-    done = sample_probes(str(tiny_model), store, settings=SETTINGS, kept=ProbeKept(precision="exact"))
+    done = sample_probes(str(tiny_model), store, settings=SETTINGS, output=ProbeOutput(precision="exact"))
     assert (done.record.name, done.record.plan.n_tokens, done.is_complete) == ("probes-sampled", 270, True)
     assert max(done.windows()["n_inputs"].to_pylist()) <= 12
     assert not (store / "probes" / "probes-sampled").exists()
@@ -249,13 +250,13 @@ def test_a_model_that_does_not_continue_texts_is_refused(model: LoadedModel, cap
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"n_tokens": 0}, "--sample"),
-        ({"window": 1}, "--window"),
-        ({"temperature": 0.0}, "--temperature"),
-        ({"temperature": float("nan")}, "--temperature"),
-        ({"seed": -1}, "--seed"),
-        ({"prompt": 12}, "--prompt"),
-        ({"prompt": 0}, "--prompt"),
+        ({"n_tokens": 0}, "`sample`"),
+        ({"window": 1}, "`window`"),
+        ({"temperature": 0.0}, "`temperature`"),
+        ({"temperature": float("nan")}, "`temperature`"),
+        ({"seed": -1}, "`seed`"),
+        ({"prompt": 12}, "`prompt`"),
+        ({"prompt": 0}, "`prompt`"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, float], said: str) -> None:
@@ -264,5 +265,5 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, float], said: str)
 
 
 def test_prompts_longer_than_every_window_are_refused(captured: Captured) -> None:
-    with pytest.raises(InvalidInputError, match="--prompt"):
+    with pytest.raises(InvalidInputError, match="`prompt`"):
         prompts_of(captured(), 40)

@@ -1,4 +1,4 @@
-"""Substitutes by a masked language model: a tiny one whose likeliest words are planted, with a tokenizer of its own."""
+"""CorpusSubstitutes by a masked language model: a tiny one whose likeliest words are planted, with a tokenizer of its own."""
 
 from __future__ import annotations
 
