@@ -271,7 +271,8 @@ def _chunks(neurons: list[tuple[int, int]]) -> Iterator[tuple[int, list[int]]]:
 def _nodes_of(nodes: Nodes, neuron: int) -> Nodes:
     """The nodes of one neuron alone."""
     first, last = nodes.offsets[neuron : neuron + 2].tolist()
-    return Nodes(np.array([0, last - first]), *(column[first:last] for column in nodes[1:]))
+    columns: list[Any] = [column[first:last] for column in nodes[1:]]
+    return Nodes(np.array([0, last - first]), *columns)
 
 
 def _stored_graphs(graphs: Graphs, layer: int, samples: list[Sample]) -> tuple[Nodes, NDArray[np.float32], list[bool]]:
