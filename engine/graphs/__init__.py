@@ -2,8 +2,8 @@
 
 The graph of a neuron is a tree of contexts, after Neuron to Graph (N2G, Foote et al. 2023, arXiv 2305.19911). A node is a token
 and some tokens before it; with n occurrences in the corpus, f of them firing, and the prior p_parent of the shorter context,
-`p = (f + κ · p_parent) / (n + κ)`. The leave-one-out log-likelihood of a node is `L = f · ln p₁ + (n − f) · ln(1 − p₀)`, where p₁
-and p₀ are p without one occurrence that fires and without one that does not. The gain of a child is
+`p = (f + κ · p_parent) / (n + κ)`. The leave-one-out log-likelihood of a node is `L = f · ln p₁ + (n − f) · ln(1 − p₀)`, where
+p₁ and p₀ are p without one occurrence that fires and without one that does not. The gain of a child is
 `L(child) + L(others) − L(child and others)`, where `others` are the occurrences of the node that belong to no child in the
 graph; a child with a larger gain than `gain` nats becomes a node. The published method builds from probes of the model instead.
 

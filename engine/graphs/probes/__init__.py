@@ -10,9 +10,9 @@ importance of a token is `1 − a(masked) / a`, where a is the activation at the
 >>> probes.of(3, 17)[0].importance
 
 - A round: `questions` says what is requested of a neuron, `plan` has the settings, masks and requests, `corpus_substitutes` and
-  `substitutes` name other tokens, `rounds` plans and runs one round after another.
-- Running: `run` captures given windows, planned by `window_plan`; `prefixes` runs each shared prefix once, on the token-by-token
-  model of `stepping`.
+  `substitutes` predict other tokens, `rounds` plans and runs one round after another.
+- Running: `run` captures given windows, planned by `window_plan`; `prefixes` runs each shared prefix once, token by token with
+  `stepping`.
 - Sampled text: `sampled.sample_probes` captures windows that `sampling` draws from the model.
 - Results: `evidence` reads probes and adds importance to graphs, `published` builds the published graphs from them.
 """

@@ -17,7 +17,7 @@ from actstore.engine.graphs.probes.published import (
     PublishedPath,
     PublishedSettings,
     build_published,
-    join,
+    join_nodes,
     paths_of,
     trie_of,
 )
@@ -128,7 +128,7 @@ def test_tries_of_several_neurons_lie_one_after_another() -> None:
     first, _ = trie_of([path((5, 6), 0.9)], SETTINGS)
     nothing, _ = trie_of([], SETTINGS)
     second, _ = trie_of([path((7,), 0.7)], SETTINGS)
-    joined = join([first, nothing, second])
+    joined = join_nodes([first, nothing, second])
     assert joined.offsets.tolist() == [0, 2, 2, 3]
     assert joined.token.tolist() == [5, 6, 7]
     assert fault_of(joined) is None
