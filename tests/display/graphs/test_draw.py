@@ -55,7 +55,7 @@ def flat(branch: Branch) -> list[Branch]:
 
 
 def make_branch(label: str, *children: Branch, **given: Any) -> Branch:
-    """A branch as `make_drawing` makes them, with what a test does not care for filled in."""
+    """A branch as `make_drawing` makes them, with defaults for the fields that a test does not use."""
     numbers = {"probability": 0.5, "value": 0.5, "count": 9, "fires": 5, "own_count": 4, "own_fires": 2}
     rest = {"token": 0, "skipped": 0, "importance": math.nan, "strength": 0.5, "is_silent": False}
     return Branch(label=label, children=list(children), **numbers | rest | given)

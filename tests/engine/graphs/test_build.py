@@ -191,24 +191,24 @@ def test_graphs_predict_new_text(capture: Capture) -> None:
 def test_events_are_where_activations_reach_the_share(capture: Capture) -> None:
     contexts = read_contexts(capture)
     neurons = [1, 7, 6]
-    found = find_events(capture, contexts, 0, neurons, share=0.75, threads=2)
+    result = find_events(capture, contexts, 0, neurons, share=0.75, threads=2)
     table = capture.tokens()
     is_text = np.array([m == "text" for m in table["modality"].to_pylist()])
     for number, neuron in enumerate(neurons):
         values = capture.activations(0, neuron)
         fires = is_text & (values >= 0.75 * 2.5) if neuron != 7 else np.zeros(len(values), bool)
-        a, b = found.offsets[number : number + 2]
-        assert found.ranks[a:b].tolist() == sorted(contexts.rank[fires].tolist())
-        assert (found.values[a:b] == 1).all()
+        a, b = result.offsets[number : number + 2]
+        assert result.ranks[a:b].tolist() == sorted(contexts.rank[fires].tolist())
+        assert (result.values[a:b] == 1).all()
         if neuron != 7:
-            assert found.rest[number] == pytest.approx(-0.125 / 2.5, rel=1e-3)
+            assert result.rest[number] == pytest.approx(-0.125 / 2.5, rel=1e-3)
 
 
 def test_chunks_and_threads_do_not_change_a_byte(capture: Capture) -> None:
     expected = build(capture, name="whole", options=BuildOptions(threads=1))
     for number, memory in enumerate((1, 10**6)):
-        found = build(capture, name=f"chunked-{number}", options=BuildOptions(memory, threads=3))
-        assert contents(found) == contents(expected)
+        result = build(capture, name=f"chunked-{number}", options=BuildOptions(memory, threads=3))
+        assert contents(result) == contents(expected)
 
 
 def test_a_killed_build_ends_with_the_same_bytes(tmp_path: Path, windows: list[Any]) -> None:
@@ -261,8 +261,8 @@ def test_only_some_neurons(capture: Capture) -> None:
     assert [graph.name for graph in graphs] == ["L0.N3", "L1.N2"]
     whole = build(capture, name="all")
     for graph in graphs:
-        for found, expected in zip(graph.nodes, whole.graph(graph.layer, graph.neuron).nodes, strict=True):
-            np.testing.assert_array_equal(found, expected)
+        for result, expected in zip(graph.nodes, whole.graph(graph.layer, graph.neuron).nodes, strict=True):
+            np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize(
@@ -314,10 +314,10 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_the_command_says_what_it_built(tmp_path: Path, windows: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     path = str(tmp_path / "store")
     plant_capture(path, windows[:60], LAYERS)
-    said = json.loads(run(capsys, "build", path, "--json", "--quiet"))
+    described = json.loads(run(capsys, "build", path, "--json", "--quiet"))
     graphs = Graphs(Store(path))
-    assert (said["neurons"], said["nodes"], said["never_fire"]) == (12, graphs.record.n_nodes, 2)
-    assert said["seconds"] > 0
+    assert (described["neurons"], described["nodes"], described["never_fire"]) == (12, graphs.record.n_nodes, 2)
+    assert described["seconds"] > 0
     assert "12 neurons, 2 of which never fire" in run(capsys, "build", path, "--name", "again", "--quiet")
     with pytest.raises(InvalidInputError, match="already has graphs 'graphs'"):
         run(capsys, "build", path)
@@ -372,11 +372,11 @@ def test_a_further_capture_is_evidence_like_the_first(tmp_path: Path) -> None:
     assert whole.folder.path is not None
     assert part.folder.path is not None
     expected = build_graphs(whole, Folder(whole.folder.path, read_only=False))
-    found = build_graphs(part, Folder(part.folder.path, read_only=False), also=[more])
+    result = build_graphs(part, Folder(part.folder.path, read_only=False), also=[more])
     for column in ("parent", "token", "depth", "ends", "count", "fires", "probability"):
-        np.testing.assert_array_equal(found.nodes[column], expected.nodes[column], err_msg=column)
-    np.testing.assert_allclose(found.nodes["value"], expected.nodes["value"], rtol=1e-5, atol=1e-7)
-    assert found.record.settings["also"] == {"more": [more.record.plan.fingerprint, len(more.blocks)]}
+        np.testing.assert_array_equal(result.nodes[column], expected.nodes[column], err_msg=column)
+    np.testing.assert_allclose(result.nodes["value"], expected.nodes["value"], rtol=1e-5, atol=1e-7)
+    assert result.record.settings["also"] == {"more": [more.record.plan.fingerprint, len(more.blocks)]}
 
 
 def test_a_capture_is_not_evidence_twice(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def graphs(planting: Callable[..., Graphs]) -> Graphs:
 
 
 def names(result: Any) -> list[str]:
-    return [found.neuron for found in result.neurons]
+    return [matches.neuron for matches in result.neurons]
 
 
 def test_neurons_that_fire_on_a_token(store: Store, graphs: Graphs) -> None:
@@ -59,8 +59,8 @@ def test_neurons_that_fire_on_a_token_after_another(store: Store, graphs: Graphs
 
 def test_lines_on_which_a_neuron_does_not_fire_are_asked_for(store: Store, graphs: Graphs) -> None:
     assert names(search(store, graphs, activating=[CAT], context=[NOT])) == []
-    (found,) = search(store, graphs, activating=[CAT], context=[NOT], silent=True).neurons
-    assert (found.neuron, found.score, found.paths[0].count) == ("L1.N0", 0.0, 40)
+    (matches,) = search(store, graphs, activating=[CAT], context=[NOT], silent=True).neurons
+    assert (matches.neuron, matches.score, matches.paths[0].count) == ("L1.N0", 0.0, 40)
 
 
 def test_a_token_is_not_its_own_context(store: Store, graphs: Graphs) -> None:
@@ -73,7 +73,7 @@ def test_only_so_many_are_named_and_all_are_counted(store: Store, graphs: Graphs
 
 
 @pytest.mark.parametrize(
-    ("asked", "match", "found"),
+    ("text", "match", "matches"),
     [
         ("cat", "normalised", [0, 17, 18, 19]),
         (" cat", "exact", [0]),
@@ -84,12 +84,12 @@ def test_only_so_many_are_named_and_all_are_counted(store: Store, graphs: Graphs
         ("\\n \\N", "exact", [15]),
     ],
 )
-def test_texts_find_tokens(store: Store, asked: str, match: str, found: list[int]) -> None:
-    assert find_tokens(store, [asked], match).tolist() == found
+def test_texts_find_tokens(store: Store, text: str, match: str, matches: list[int]) -> None:
+    assert find_tokens(store, [text], match).tolist() == matches
 
 
 @pytest.mark.parametrize(
-    ("asked", "match", "said"),
+    ("text", "match", "message"),
     [
         ("dog", "normalised", "No token of planted matches 'dog' (`match=\"normalised\"`)"),
         ("cat", "exact", "No token of planted matches 'cat' (`match=\"exact\"`)"),
@@ -99,9 +99,9 @@ def test_texts_find_tokens(store: Store, asked: str, match: str, found: list[int
         (400, "exact", "go from 0 to 119, found 400"),
     ],
 )
-def test_what_is_no_token_is_refused(store: Store, asked: str | int, match: str, said: str) -> None:
-    with pytest.raises(InvalidInputError, match=re.escape(said)):
-        find_tokens(store, [asked], match)
+def test_what_is_no_token_is_refused(store: Store, text: str | int, match: str, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=re.escape(message)):
+        find_tokens(store, [text], match)
 
 
 def test_nothing_to_search_for_is_refused(store: Store, graphs: Graphs) -> None:
@@ -148,7 +148,7 @@ def test_it_finds_what_a_loop_over_all_lines_finds(
     rows, forest, nodes, _ = search_paths(
         graphs, np.array(sorted(activating), np.int64), np.array(sorted(context), np.int64)
     )
-    found = sorted((int(rows[forest.neuron[node]]), tuple(forest.path(int(node)))) for node in nodes)
+    matches = sorted((int(rows[forest.neuron[node]]), tuple(forest.path(int(node)))) for node in nodes)
     expected = sorted(
         (row, path.tokens)
         for row, graph in enumerate(graphs)
@@ -157,7 +157,7 @@ def test_it_finds_what_a_loop_over_all_lines_finds(
         and (not activating or path.tokens[0] in activating)
         and (not context or context & set(path.tokens[1:]))
     )
-    assert found == expected
+    assert matches == expected
 
 
 def test_own_counts_are_of_no_longer_line(graphs: Graphs) -> None:

@@ -1,4 +1,4 @@
-"""The published method from planted probes: which paths there are, how they end, and that order does not show."""
+"""The published method from planted probes: which paths there are, how they end, and that their order does not matter."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ def probed(
     return ProbedExemplar(0, np.array(ids, np.int32), n_special, pivot, values[pivot], held, True, importance)
 
 
-def found(*given: ProbedExemplar) -> list[tuple[tuple[int, ...], float]]:
+def path_values(*given: ProbedExemplar) -> list[tuple[tuple[int, ...], float]]:
     return [(path.tokens, pytest.approx(path.value)) for path in paths_of(given, 0.5, SETTINGS)]
 
 
 def test_a_line_goes_back_to_the_last_important_token() -> None:
     one = probed([0, 11, 12, 13, 14], [0, 0, 0, 0, 0.9], {(4, 4): 1, (2, 4): 0.8, (3, 4): 0.75, (1, 4): 0.2})
-    assert found(one) == [((14, IGNORE, 12), 0.9)]
+    assert path_values(one) == [((14, IGNORE, 12), 0.9)]
 
 
 def test_every_token_above_half_of_the_maximum_has_a_line() -> None:
     one = probed([0, 11, 12, 13], [0.99, 0.6, 0.5, 0.8], {(1, 3): 0.9})
     # The beginning of the text is no token to fire at, whatever its activation; half is not above half.
-    assert found(one) == [((11,), 0.6), ((13, IGNORE, 11), 0.8)]
+    assert path_values(one) == [((11,), 0.6), ((13, IGNORE, 11), 0.8)]
 
 
 def test_variants_that_keep_half_of_the_activation_have_lines_too() -> None:
@@ -68,19 +68,19 @@ def test_variants_that_keep_half_of_the_activation_have_lines_too() -> None:
     loses = Variant(np.array([0, 22, 12], np.int32), 1, np.array([0, 0.9, 0.44], np.float32))
     weak = Variant(np.array([0, 23, 12], np.int32), 1, np.array([0, 0, 0.46], np.float32))
     one.variants = [keeps, loses, weak]
-    assert found(one) == [((12, 11), 0.9), ((12, 21), 0.7)]
+    assert path_values(one) == [((12, 11), 0.9), ((12, 21), 0.7)]
 
 
 def test_a_token_that_was_never_masked_for_stands_alone() -> None:
     one = probed([0, 11, 12], [0, 0, 0.9], {})
     one.importance[:] = np.nan
-    assert found(one) == [((12,), 0.9)]
+    assert path_values(one) == [((12,), 0.9)]
 
 
 def test_an_exemplar_that_was_not_masked_has_no_line() -> None:
     one = probed([0, 11, 12], [0, 0, 0.9], {})
     one.importance = np.empty((0, 0), np.float32)
-    assert found(one) == []
+    assert path_values(one) == []
 
 
 def path(tokens: tuple[int, ...], value: float) -> PublishedPath:
@@ -120,8 +120,8 @@ def test_tries_are_canonical_whatever_the_order(drawn: list[tuple[list[int], int
 def test_prediction_tries_other_branches_where_the_exact_one_does_not_end() -> None:
     # A greedy walk takes 6 exactly, finds neither 7 nor 8 behind it, and predicts nothing.
     nodes, _ = trie_of([path((5, 6, 7), 0.9), path((5, IGNORE, 8), 0.8)], SETTINGS)
-    said = predict(nodes, np.array([8, 6, 5], np.int32))
-    assert said.value[0].tolist() == pytest.approx([0, 0, 0.8])
+    message = predict(nodes, np.array([8, 6, 5], np.int32))
+    assert message.value[0].tolist() == pytest.approx([0, 0, 0.8])
 
 
 def test_tries_of_several_neurons_lie_one_after_another() -> None:
@@ -145,7 +145,7 @@ def test_graphs_of_a_store(tiny_model: Path, captured: Captured, tmp_path: Path)
     assert graphs.record.method == "published"
     for graph in graphs:
         paths = list(paths_of(probes.of(graph.layer, graph.neuron), 0.5, SETTINGS))
-        assert {found.tokens for found in graph.paths()} == {found.tokens for found in paths}
+        assert {path_values.tokens for path_values in graph.paths()} == {path_values.tokens for path_values in paths}
         assert graph.n_events == len(paths)
         assert graph.status == ("" if paths else NOT_SHORTENED)
     again = build_published(probes, folder, name="again")
@@ -163,8 +163,8 @@ def _same(a: object, b: object) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"), [({"threshold": 0.0}, "`threshold`"), ({"importance": 1.0}, "`importance`")]
+    ("wrong", "message"), [({"threshold": 0.0}, "`threshold`"), ({"importance": 1.0}, "`importance`")]
 )
-def test_constants_that_cannot_be_are_refused(wrong: dict[str, float], said: str) -> None:
-    with pytest.raises(InvalidInputError, match=said):
+def test_constants_that_cannot_be_are_refused(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
         PublishedSettings(**wrong)

@@ -1,4 +1,4 @@
-"""Windows drawn from the model: what decides them, where they end, and that a run that was killed ends as one that was not."""
+"""Windows drawn from the model: what determines them, where they end, and that an interrupted run gives the same windows."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def test_a_model_that_does_not_continue_texts_is_refused(model: LoadedModel, cap
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"n_tokens": 0}, "`sample`"),
         ({"window": 1}, "`window`"),
@@ -259,8 +259,8 @@ def test_a_model_that_does_not_continue_texts_is_refused(model: LoadedModel, cap
         ({"prompt": 0}, "`prompt`"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(wrong: dict[str, float], said: str) -> None:
-    with pytest.raises(InvalidInputError, match=said):
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
         dataclasses.replace(SETTINGS, **wrong)
 
 
