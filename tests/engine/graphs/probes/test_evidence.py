@@ -208,11 +208,11 @@ def test_a_suffix_ends_with_its_sentence_and_keeps_the_special_tokens() -> None:
 def test_a_token_is_deleted_or_another_takes_its_place() -> None:
     whole = subject([5, 6, 7, 8], 3)
     deleted, replaced = Requests(), Requests()
-    deleted.ask(whole, range(4), NO_TOKEN)
+    deleted.add(whole, range(4), NO_TOKEN)
     assert windows_of(deleted.finish(64)[0]) == [[5, 6, 7], [5, 6, 8], [5, 7, 8], [6, 7, 8]]
-    replaced.ask(whole, [1, 3, 1], [9, 0, 4])
+    replaced.add(whole, [1, 3, 1], [9, 0, 4])
     assert windows_of(replaced.finish(64)[0]) == [[5, 4, 7, 8], [5, 6, 7, 0], [5, 9, 7, 8]]
-    replaced.ask(whole, [], [])
+    replaced.add(whole, [], [])
     assert len(replaced) == 3, "there is no request without a change"
     assert whole.ids.tolist() == [5, 6, 7, 8]
 
