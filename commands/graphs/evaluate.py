@@ -24,7 +24,6 @@ from actstore.commands.options import (
 from actstore.display import terminal
 from actstore.display.reports import print_json
 from actstore.display.wide_tables import fitted_table
-from actstore.engine.graphs.scores import MEASURES
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -145,6 +144,8 @@ def _method(method: Method) -> dict[str, Any]:
 
 
 def _print(described: dict[str, Any]) -> None:
+    from actstore.engine.graphs.scores import MEASURES
+
     methods = {"graphs": described} | described["baselines"]
     for kind, title in KINDS.items():
         layers = [row["layer"] for row in described[kind]["by_layer"]]
