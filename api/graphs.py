@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from actstore.engine.graphs.evaluate import Evaluation
     from actstore.engine.graphs.probes.evidence import Probes
     from actstore.engine.graphs.repeats import Repeats
-    from actstore.engine.graphs.search import Result
+    from actstore.engine.graphs.search import SearchResult
     from actstore.engine.graphs.similar import Pairs
     from actstore.store.capture.reader import Capture
     from actstore.store.graphs.reader import Graphs
@@ -92,22 +92,23 @@ class GraphsMethod:
         >>> graphs = store.graphs.build(layers=[0, 1])
         """
         from actstore.engine.graphs.build import BuildOptions, GraphSettings, build_graphs
+        from actstore.engine.graphs.methods import METHODS, PUBLISHED
         from actstore.engine.graphs.probes.evidence import Probes
         from actstore.engine.graphs.probes.published import build_published
         from actstore.store.errors import InvalidInputError
         from actstore.store.storage.folder import Folder
 
         folder = Folder(self._store.folder.location, read_only=False)
-        if method == "published":
-            return build_published(Probes(self._store, probes), folder, name=name or "published")
-        if method != "corpus":
-            raise InvalidInputError(f"method is corpus or published, found {method!r}.")
+        if method not in METHODS:
+            raise InvalidInputError(f"`method` must be {' or '.join(METHODS)}, found {method!r}.")
+        if method == PUBLISHED:
+            return build_published(Probes(self._store, probes), folder, name=name or METHODS[method].set_name)
         opened = self._store.capture(capture)
         options = BuildOptions(memory, resume, progress=progress or (lambda done, n_neurons: None))
         return build_graphs(
             opened,
             folder,
-            name=name or "graphs",
+            name=name or METHODS[method].set_name,
             site=site,
             neurons=chosen_neurons(opened, site, neurons, layers),
             leave_out=leave_out,
@@ -126,7 +127,7 @@ class GraphsMethod:
         k: int = 20,
         paths: int = 3,
         name: str = "graphs",
-    ) -> Answer[Result]:
+    ) -> Answer[SearchResult]:
         """Neurons that fire on a token, or on it after another: those whose paths explain most firings first.
 
         - `activating`: the token at which a neuron fires, as text or id; one of several.
@@ -145,22 +146,22 @@ class GraphsMethod:
         tokens = [_listed(activating), _listed(context)]
         result = search(
             self._store, self.open(name), activating=tokens[0], context=tokens[1], match=match, silent=silent, k=k,
-            n_lines=paths,
+            n_paths=paths,
         )  # fmt: skip
         rows = [
             {
-                "neuron": found.neuron,
-                "score": found.score,
+                "neuron": matched.neuron,
+                "score": matched.score,
                 "path": "".join(
                     "…" if token == -1 else "" if token < 0 else self._store.token_text(token)
-                    for token in reversed(line.tokens)
+                    for token in reversed(path.tokens)
                 ),
-                "probability": line.probability,
-                "fires": line.fires,
-                "count": line.count,
+                "probability": path.probability,
+                "fires": path.fires,
+                "count": path.count,
             }
-            for found in result.neurons
-            for line in found.lines
+            for matched in result.neurons
+            for path in matched.paths
         ]
         kinds = (pa.string(), pa.float64(), pa.string(), pa.float64(), pa.int64(), pa.int64())
         names = ("neuron", "score", "path", "probability", "fires", "count")
@@ -184,7 +185,7 @@ class GraphsMethod:
         Columns: neuron, other, overlap (share of activating and context tokens in common, of the larger set), subset (of the
         smaller), prediction (cosine of the predicted probabilities).
         """
-        from actstore.engine.graphs.similar import Similarity, compare, same_tokens
+        from actstore.engine.graphs.similar import MEASURES, Similarity, compare, same_tokens
         from actstore.store.graphs.forest import Forest
 
         graphs = self.open(name)
@@ -198,7 +199,7 @@ class GraphsMethod:
         else:
             pairs = Similarity(Forest.of(graphs), classes).all(least)
             names, others = _names_of(graphs, pairs.first[:k]), _names_of(graphs, pairs.second[:k])
-        measures = {measure: getattr(pairs, measure)[:k] for measure in ("overlap", "subset", "prediction")}
+        measures = {measure: getattr(pairs, measure)[:k] for measure in MEASURES}
         columns = {"neuron": pa.array(names, pa.string()), "other": pa.array(others, pa.string())}
         return Answer(Table(pa.table(columns | measures)), pairs)
 
@@ -272,12 +273,13 @@ class GraphsMethod:
         """
         from actstore.engine.graphs.build import GraphSettings
         from actstore.engine.graphs.evaluate import EvaluationSettings, describe_leak, evaluate
-        from actstore.engine.graphs.split import Protocol
+        from actstore.engine.graphs.scores import MEASURES as SCORE_MEASURES
+        from actstore.engine.graphs.split import SplitSettings
         from actstore.store.graphs.reader import Graphs
 
         asked = EvaluationSettings(
             GraphSettings(share, threshold, gain, kappa, max_depth),
-            Protocol(exemplars, ordinary, seed),
+            SplitSettings(exemplars, ordinary, seed),
             site,
             tuple(curve),
         )
@@ -292,10 +294,9 @@ class GraphsMethod:
             settings=asked,
             progress=progress or (lambda done, n_neurons: None),
         )
-        measures = ("precision", "recall", "f1", "correlation")
         rows = [
             {"method": method, "windows": windows}
-            | {measure: getattr(scores, windows).summary()[measure] for measure in measures}
+            | {measure: getattr(scores, windows).summary()[measure] for measure in SCORE_MEASURES}
             for method, scores in ({"graphs": evaluation.method} | evaluation.baselines).items()
             for windows in ("exemplars", "ordinary")
         ]
@@ -388,7 +389,7 @@ class GraphsMethod:
         - `prompt`: number of tokens that a window takes from the beginning of another.
         - `seed`: random seed.
         """
-        from actstore.engine.graphs.probes.run import sample_probes
+        from actstore.engine.graphs.probes.sampled import sample_probes
         from actstore.engine.graphs.probes.sampling import SampleSettings
         from actstore.engine.models.fingerprint import place_of
 

@@ -93,7 +93,7 @@ def main() -> None:
     run("sql", str(store), "select layer, count(*) as neurons, avg(positive) as positive, max(max) as highest "
         "from neurons group by layer order by layer")  # fmt: skip
     run("graphs", "build", str(store), "--resume")
-    run("graphs", "show", str(store), selective_neurons(opened.capture(), per_layer=1)[-1], "--lines", "12")
+    run("graphs", "show", str(store), selective_neurons(opened.capture(), per_layer=1)[-1], "--paths", "12")
     plan = opened.capture().record.plan
     terminal.out.print(
         f"\n{plan.n_tokens:,} tokens of {plan.n_documents} documents captured and shown in {time.monotonic() - began:.0f} s. "

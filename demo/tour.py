@@ -39,7 +39,7 @@ TOUR = (
         "And which contexts decide? A graph of every neuron from the stored corpus, one of them as a tree:",
         "actstore graphs build stdlib.actstore",
     ),
-    ("", "actstore graphs show stdlib.actstore {neuron} --lines 8"),
+    ("", "actstore graphs show stdlib.actstore {neuron} --paths 8"),
     (
         "Which neurons write a token? The direct part of each in the token's logit, and the tokens it writes in general:",
         'actstore contributions stdlib.actstore --target " return" -k 5',

@@ -72,7 +72,7 @@ rank_contributions: RankContributions
 class GraphViews(Protocol):
     """The functions behind the methods of `NeuronGraph`, with the same parameters."""
 
-    def draw(self, graph: Any, *, lines: int, with_ignore: bool | None) -> Drawn:
+    def draw(self, graph: Any, *, paths: int, with_ignore: bool | None) -> Drawn:
         """The graph drawn."""
 
     def similar(self, graph: Any, k: int, *, normalise: bool) -> pa.Table:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from actstore.engine.capture.run import RunOptions
 from actstore.engine.graphs.build import BuildOptions, build_graphs
 from actstore.engine.graphs.probes.rounds import probe
-from actstore.engine.graphs.probes.run import sample_probes
+from actstore.engine.graphs.probes.sampled import sample_probes
 from actstore.engine.graphs.probes.sampling import SampleSettings, one_core_each
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder

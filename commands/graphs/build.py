@@ -25,7 +25,7 @@ from actstore.commands.options import (
 )
 from actstore.display import terminal
 from actstore.display.reports import print_json
-from actstore.engine.graphs.methods import CORPUS, PUBLISHED
+from actstore.engine.graphs.methods import CORPUS, METHODS, PUBLISHED
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.graphs.record import NEVER_FIRES
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from actstore.store.graphs.reader import Graphs
 
-PANELS = {name: f"Method {name}" for name in (CORPUS, PUBLISHED)}
+PANELS = {name: f"Method {name}" for name in METHODS}
 """Panels of --help for the options of one method only."""
 
 # How graphs are built from a corpus, in `graphs evaluate` too: each is a field of `GraphSettings`.
@@ -157,7 +157,7 @@ def build(
         options = BuildOptions(parse_bytes(memory), resume, progress=advance)
         folder = Folder(store, read_only=False)
         graphs = build_graphs(
-            opened, folder, name=name or "graphs", site=site, neurons=selection, leave_out=_windows(leave_out),
+            opened, folder, name=name or METHODS[CORPUS].set_name, site=site, neurons=selection, leave_out=_windows(leave_out),
             settings=settings, also=others, options=options,
         )  # fmt: skip
     terminal.warn(s for one in (opened, *others) for s in overflow_sentences(one, [site], neurons=selection))

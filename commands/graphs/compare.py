@@ -91,12 +91,12 @@ def repeats(
 
     From the stored activations; no graph is needed. *Same tokens* compares each token with itself, because frequent tokens
     are both repeated and fired on more often; the score is the ratio of the two less two standard errors: a lower bound of
-    the factor by which repetition raises the probability of firing. Where the store has graphs, *lines* is the share of the
-    firings explained by lines in which the activating token occurs twice.
+    the factor by which repetition raises the probability of firing. Where the store has graphs, *paths* is the share of the
+    firings explained by paths in which the activating token occurs twice.
 
     Example: `actstore graphs repeats gpt2.actstore -k 10`
     """
-    from actstore.engine.graphs.repeats import line_shares, measure_repeats
+    from actstore.engine.graphs.repeats import measure_repeats, path_shares
     from actstore.store.graphs.reader import graph_names, open_graphs
 
     opened = Store(store)
@@ -105,7 +105,7 @@ def repeats(
         open_graphs(opened, name)  # raises, and names those that exist
     with terminal.spinner("counting repetitions", enabled=not quiet):
         measured = measure_repeats(opened.capture(capture), site=site, share=share)
-        shares = line_shares(open_graphs(opened, name)) if has_graphs else {}
+        shares = path_shares(open_graphs(opened, name)) if has_graphs else {}
     terminal.warn(overflow_sentences(opened.capture(capture), [site]))
     ranked = measured.ranked(least_fires)
     _print_repeats(measured, ranked, shares, k, as_json)
@@ -128,11 +128,17 @@ def _names(graphs: Graphs, rows: Any) -> list[str]:
 
 
 def _measures(pairs: Pairs, k: int) -> list[dict[str, float]]:
-    columns = (pairs.overlap[:k].tolist(), pairs.subset[:k].tolist(), pairs.prediction[:k].tolist())
-    return [{"overlap": o, "subset": s, "prediction": p} for o, s, p in zip(*columns, strict=True)]
+    from actstore.engine.graphs.similar import MEASURES
+
+    columns = (getattr(pairs, name)[:k].tolist() for name in MEASURES)
+    return [dict(zip(MEASURES, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-_MEASURES = [("overlap", "right"), ("subset", "right"), ("prediction", "right")]
+def _columns(*names: str) -> list[Any]:
+    """The columns of a table of similar neurons."""
+    from actstore.engine.graphs.similar import MEASURES
+
+    return [*names, *((name, "right") for name in MEASURES)]
 
 
 def _print_similar(graphs: Graphs, graph: NeuronGraph, rows: Any, pairs: Pairs, k: int, as_json: bool) -> None:
@@ -142,18 +148,20 @@ def _print_similar(graphs: Graphs, graph: NeuronGraph, rows: Any, pairs: Pairs, 
         return
     if not rows_shown:
         why = f": it {graph.status}" if graph.status else ""
-        terminal.out.print(f"No neuron shares a line with {graph.name}{why}.", markup=False)
+        terminal.out.print(f"No neuron shares a path with {graph.name}{why}.", markup=False)
         return
     shared = f"{len(rows):,} neuron{' shares' if len(rows) == 1 else 's share'} an activating token with {graph.name}."
     terminal.out.print(shared, style="bold")
-    terminal.out.print(terminal.table(None, ["neuron", *_MEASURES], [list(row.values()) for row in rows_shown]))
+    terminal.out.print(terminal.table(None, _columns("neuron"), [list(row.values()) for row in rows_shown]))
 
 
 def _print_pairs(graphs: Graphs, pairs: Pairs, k: int, least: float, as_json: bool) -> None:
+    from actstore.engine.graphs.similar import MEASURES
+
     first, second = _names(graphs, pairs.first[:k]), _names(graphs, pairs.second[:k])
     measured = zip(first, second, _measures(pairs, k), strict=True)
     rows: list[dict[str, Any]] = [{"neuron": a, "other": b} | m for a, b, m in measured]
-    counts = {name: int((getattr(pairs, name) >= least).sum()) for name in ("overlap", "subset", "prediction")}
+    counts = {name: int((getattr(pairs, name) >= least).sum()) for name in MEASURES}
     if as_json:
         print_json({"neurons": len(graphs), "least": least, "pairs": counts, "similar": rows})
         return
@@ -163,7 +171,7 @@ def _print_pairs(graphs: Graphs, pairs: Pairs, k: int, least: float, as_json: bo
         style="bold",
         soft_wrap=True,
     )
-    terminal.out.print(terminal.table(None, ["neuron", "other", *_MEASURES], [list(row.values()) for row in rows]))
+    terminal.out.print(terminal.table(None, _columns("neuron", "other"), [list(row.values()) for row in rows]))
 
 
 def _print_repeats(measured: Repeats, ranked: Any, shares: dict[tuple[int, int], float], k: int, as_json: bool) -> None:
@@ -180,7 +188,7 @@ def _print_repeats(measured: Repeats, ranked: Any, shares: dict[tuple[int, int],
                 "fires_first": int(measured.fires_first[row]),
                 "same_repeated": float(measured.same_repeated[row]),
                 "same_first": float(measured.same_first[row]),
-                "lines": shares.get((layer, neuron)),
+                "lines": shares.get((layer, neuron)),  # the JSON key stays; a line is a path
             }
         )
     if as_json:
@@ -194,5 +202,5 @@ def _print_repeats(measured: Repeats, ranked: Any, shares: dict[tuple[int, int],
     )
     columns = ["neuron", ("score", "right"), ("P(fires|repeated)", "right"), ("P(fires|first)", "right"),
                ("fired on repeated", "right"), ("on first", "right"), ("same tokens: repeated", "right"),
-               ("first", "right"), ("lines", "right")]  # fmt: skip
+               ("first", "right"), ("paths", "right")]  # fmt: skip
     terminal.out.print(terminal.table(None, columns, [list(row.values()) for row in rows]))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from actstore.engine.graphs.evaluate import Evaluation, EvaluationSettings, Method
     from actstore.store.reader import Capture
 
+LABELS = {"f1": "F1"}
 KINDS = {"exemplars": "Held-out exemplars", "ordinary": "Ordinary text"}
 MAX_LAYERS = 12
 """With more layers, F1 by layer is only in the JSON: no terminal is wide enough."""
@@ -82,14 +83,14 @@ def evaluate(
     """
     from actstore.engine.graphs.build import GraphSettings
     from actstore.engine.graphs.evaluate import EvaluationSettings, describe_leak, evaluate
-    from actstore.engine.graphs.split import Protocol
+    from actstore.engine.graphs.split import SplitSettings
     from actstore.store.capture.saturation import overflow_sentences
     from actstore.store.graphs.reader import Graphs
     from actstore.store.reader import Store
 
     settings = EvaluationSettings(
         GraphSettings(**given(ctx, GraphSettings)),
-        Protocol(exemplars, ordinary, seed),
+        SplitSettings(exemplars, ordinary, seed),
         site,
         _gains(curve),
     )
@@ -119,7 +120,7 @@ def describe(evaluation: Evaluation, capture: Capture, settings: EvaluationSetti
         "capture": capture.record.name,
         "also": list(also),
         "site": settings.site,
-        "settings": asdict(settings.graph) | asdict(settings.protocol),
+        "settings": asdict(settings.graph) | asdict(settings.split),
         "neurons": len(evaluation.neurons),
         "failed": evaluation.method.n_failed,
         "never_fire": evaluation.never_fire,
@@ -143,16 +144,18 @@ def _method(method: Method) -> dict[str, Any]:
 
 
 def _print(described: dict[str, Any]) -> None:
+    from actstore.engine.graphs.scores import MEASURES
+
     methods = {"graphs": described} | described["baselines"]
     for kind, title in KINDS.items():
         layers = [row["layer"] for row in described[kind]["by_layer"]]
         shown = layers if len(layers) <= MAX_LAYERS else []
-        columns = ["method", *((name, "right") for name in ("precision", "recall", "F1", "correlation", "nodes"))]
+        columns = ["method", *((LABELS.get(name, name), "right") for name in (*MEASURES, "nodes"))]
         columns += [(f"F1 L{layer}", "right") for layer in shown]
         rows = [
             (
                 name,
-                *(_number(method[kind][measure]) for measure in ("precision", "recall", "f1", "correlation")),
+                *(_number(method[kind][measure]) for measure in MEASURES),
                 f"{method['nodes']['median']:g}" if "nodes" in method else "",
                 *(_number(row["f1"]) for row in method[kind]["by_layer"] if shown),
             )

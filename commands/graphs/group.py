@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from actstore.display.graphs.branches import Drawing
-    from actstore.engine.graphs.search import Found, Line, Result
+    from actstore.engine.graphs.search import NeuronMatch, PathMatch, SearchResult
     from actstore.store.graphs.reader import Graphs, NeuronGraph
     from actstore.store.model.root import Root
 
@@ -45,8 +45,8 @@ def show(
     store: StorePath,
     neuron: NeuronName,
     name: GraphsName = "graphs",
-    lines: Annotated[
-        int, typer.Option(min=0, help="Maximum number of lines drawn, the most important first; 0 draws all.")
+    paths: Annotated[
+        int, typer.Option(min=0, help="Maximum number of paths drawn, the most important first; 0 draws all.")
     ] = 40,
     with_ignore: Annotated[
         bool | None,
@@ -82,11 +82,11 @@ def show(
         check_picture(path)
     with terminal.spinner("drawing", enabled=not quiet):
         _, graphs, graph = open_neuron(store, neuron, name)
-        drawn = draw(graph, lines=lines, with_ignore=with_ignore)
+        drawn = draw(graph, paths=paths, with_ignore=with_ignore)
         for path in pictures:
             drawn.save(path)
     if as_json:
-        print_json(_describe_graph(graphs, graph, lines) | {"files": [str(path) for path in pictures]})
+        print_json(_describe_graph(graphs, graph, paths) | {"files": [str(path) for path in pictures]})
         return
     if not pictures:
         terminal.out.print(drawn)
@@ -114,15 +114,15 @@ def search(
         MatchName, typer.Option(help="How texts match tokens; normalised ignores case and outer spaces.")
     ] = "normalised",
     silent: Annotated[
-        bool, typer.Option("--silent", help="Also lines that predict that the neuron does not fire.")
+        bool, typer.Option("--silent", help="Also paths that predict that the neuron does not fire.")
     ] = False,
     name: GraphsName = "graphs",
     k: K = 20,
-    lines: Annotated[int, typer.Option(min=1, help="Maximum number of lines shown per neuron.")] = 3,
+    paths: Annotated[int, typer.Option(min=1, help="Maximum number of paths shown per neuron.")] = 3,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Neurons that fire on a token, or on it after another; those whose lines explain most firings first.
+    """Neurons that fire on a token, or on it after another; those whose paths explain most firings first.
 
     Example: `actstore graphs search gpt2.actstore --activating York --context New`
     """
@@ -140,13 +140,13 @@ def search(
             match=match,
             silent=silent,
             k=k,
-            n_lines=lines,
+            n_paths=paths,
         )
     if as_json:
         print_json(_describe_search(opened, result))
         return
     terminal.out.print(
-        f"{terminal.plural(result.n_neurons, 'neuron')} in {terminal.plural(result.n_lines, 'line')}; "
+        f"{terminal.plural(result.n_neurons, 'neuron')} in {terminal.plural(result.n_paths, 'path')}; "
         f"{_named(opened, 'firing on', result.activating)}{_named(opened, 'after', result.context)}.",
         style="bold",
         soft_wrap=True,
@@ -154,7 +154,7 @@ def search(
     )
     rows = [row for neuron in result.neurons for row in _search_rows(opened, neuron)]
     if rows:
-        columns = ["neuron", ("score", "right"), "line", ("P", "right"), ("fired", "right"), ("seen", "right")]
+        columns = ["neuron", ("score", "right"), "path", ("P", "right"), ("fired", "right"), ("seen", "right")]
         terminal.out.print(terminal.table(None, columns, rows))
 
 
@@ -167,20 +167,20 @@ graph_probe.register(group)
 def _summary(drawing: Drawing) -> str:
     if not drawing.roots:
         return f"{drawing.name} {drawing.status}: an empty graph."
-    shown = drawing.n_lines - drawing.n_hidden
-    hidden = f" of {drawing.n_lines:,}" if drawing.n_hidden else ""
-    return f"{drawing.name}, {shown:,}{hidden} line{'s' * (drawing.n_lines != 1)}."
+    shown = drawing.n_paths - drawing.n_hidden
+    hidden = f" of {drawing.n_paths:,}" if drawing.n_hidden else ""
+    return f"{drawing.name}, {shown:,}{hidden} path{'s' * (drawing.n_paths != 1)}."
 
 
-def _describe_graph(graphs: Graphs, graph: NeuronGraph, n_lines: int) -> dict[str, Any]:
-    """The JSON document of `show`: lines that matter most first."""
+def _describe_graph(graphs: Graphs, graph: NeuronGraph, n_paths: int) -> dict[str, Any]:
+    """The JSON document of `show`: paths that matter most first."""
     import numpy as np
 
-    from actstore.display.graphs.branches import line_weights
+    from actstore.display.graphs.branches import path_weights
     from actstore.store.graphs.forest import Forest
 
     forest = Forest.of_one(graph)
-    ends, weights = np.flatnonzero(forest.ends), line_weights(forest)
+    ends, weights = np.flatnonzero(forest.ends), path_weights(forest)
     order = ends[np.lexsort((ends, -weights[ends]))]
     nodes = forest.nodes
     described = [
@@ -194,7 +194,7 @@ def _describe_graph(graphs: Graphs, graph: NeuronGraph, n_lines: int) -> dict[st
             "own_fires": int(forest.own_fires[node]),
             "importance": float(nodes["importance"][node]),
         }
-        for node in order[: n_lines or None].tolist()
+        for node in order[: n_paths or None].tolist()
     ]
     record = graphs.record
     return {
@@ -208,13 +208,13 @@ def _describe_graph(graphs: Graphs, graph: NeuronGraph, n_lines: int) -> dict[st
         "status": graph.status,
         "events": graph.n_events,
         "nodes": len(graph),
-        "lines": described,
+        "lines": described,  # JSON keys stay what they were when paths were called lines
         "hidden": len(ends) - len(described),
     }
 
 
 def _describe_tokens(store: Root, tokens: Sequence[int]) -> dict[str, Any]:
-    """A line's tokens, the activating one first, as ids and labels."""
+    """A path's tokens, the activating one first, as ids and labels."""
     return {"tokens": list(tokens), "texts": _labels(store, tokens)}
 
 
@@ -224,22 +224,22 @@ def _labels(store: Root, tokens: Sequence[int]) -> list[str]:
     return [token_label(t, store.token_bytes(t) if t >= 0 else b"") for t in tokens]
 
 
-def _reading(store: Root, line: Line) -> Text:
-    """A line in reading order, the activating token last and red."""
+def _reading(store: Root, path: PathMatch) -> Text:
+    """A path in reading order, the activating token last and red."""
     from actstore.display.graphs.labels import cut_label
 
-    *context, activating = [cut_label(label, 24) for label in reversed(_labels(store, line.tokens))]
+    *context, activating = [cut_label(label, 24) for label in reversed(_labels(store, path.tokens))]
     text = Text(" ".join([*context, ""]))
-    return text.append(f" {activating} ", style=f"white on rgb({int(70 + 130 * min(1.0, line.probability))},25,25)")
+    return text.append(f" {activating} ", style=f"white on rgb({int(70 + 130 * min(1.0, path.probability))},25,25)")
 
 
-def _search_rows(store: Root, neuron: Found) -> list[list[Any]]:
+def _search_rows(store: Root, neuron: NeuronMatch) -> list[list[Any]]:
     rows: list[list[Any]] = []
-    for i, line in enumerate(neuron.lines):
+    for i, path in enumerate(neuron.paths):
         name_and_score = [neuron.neuron, f"{neuron.score:.1f}"] if i == 0 else ["", ""]
-        rows.append([*name_and_score, _reading(store, line), f"{line.probability:.2f}", line.own_fires, line.own_count])
-    if neuron.n_lines > len(neuron.lines):
-        rows.append(["", "", Text(f"… {neuron.n_lines - len(neuron.lines):,} more", style="dim"), "", "", ""])
+        rows.append([*name_and_score, _reading(store, path), f"{path.probability:.2f}", path.own_fires, path.own_count])
+    if neuron.n_paths > len(neuron.paths):
+        rows.append(["", "", Text(f"… {neuron.n_paths - len(neuron.paths):,} more", style="dim"), "", "", ""])
     return rows
 
 
@@ -251,8 +251,8 @@ def _named(store: Root, relation: str, tokens: Sequence[int]) -> str:
     return f" {relation} {labels}{more}"
 
 
-def _describe_search(store: Root, result: Result) -> dict[str, Any]:
-    def line(item: Line) -> dict[str, Any]:
+def _describe_search(store: Root, result: SearchResult) -> dict[str, Any]:
+    def describe(item: PathMatch) -> dict[str, Any]:
         numbers = {"probability": item.probability, "value": item.value, "count": item.count, "fires": item.fires}
         own = {"own_count": item.own_count, "own_fires": item.own_fires}
         return _describe_tokens(store, item.tokens) | numbers | own | {"score": item.score}
@@ -262,7 +262,7 @@ def _describe_search(store: Root, result: Result) -> dict[str, Any]:
         "context": list(result.context),
         "matching": result.n_neurons,
         "neurons": [
-            {"neuron": n.neuron, "score": n.score, "n_lines": n.n_lines, "lines": [line(item) for item in n.lines]}
+            {"neuron": n.neuron, "score": n.score, "n_lines": n.n_paths, "lines": [describe(item) for item in n.paths]}
             for n in result.neurons
         ],
     }

@@ -188,7 +188,8 @@ def _check_given(ctx: typer.Context, *, sampled: bool) -> None:
 
 def _sample(ctx: typer.Context, model: str, store: str, options: RunOptions) -> Capture:
     """The capture of text sampled from the model."""
-    from actstore.engine.graphs.probes.run import SAMPLED, ProbeKept, sample_probes
+    from actstore.engine.graphs.probes.run import ProbeOutput
+    from actstore.engine.graphs.probes.sampled import SAMPLED, sample_probes
     from actstore.engine.graphs.probes.sampling import SampleSettings
 
     options_given = ctx.params
@@ -196,7 +197,7 @@ def _sample(ctx: typer.Context, model: str, store: str, options: RunOptions) -> 
     with terminal.CaptureBar(enabled=not options_given["quiet"]) as bar:
         return sample_probes(
             model, store, name=options_given["name"] or SAMPLED, capture=options_given["capture"], settings=settings,
-            kept=ProbeKept(options_given["site"], options_given["precision"]), options=options, progress=bar,
+            output=ProbeOutput(options_given["site"], options_given["precision"]), options=options, progress=bar,
         )  # fmt: skip
 
 
@@ -258,7 +259,7 @@ def _describe_sampled(capture: Capture) -> dict[str, Any]:
 
 def _describe(probes: Probes, graphs: list[str]) -> dict[str, Any]:
     plans = {name: probes.store.capture(name).record.plan for name in probes.captures}
-    shortened = [[probed.held for probed in probes.of(*neuron)] for neuron in probes.neurons]
+    shortened = [[probed.is_shortened for probed in probes.of(*neuron)] for neuron in probes.neurons]
     return {
         "store": probes.store.folder.location,
         "captures": [{"capture": name, "windows": p.n_windows, "tokens": p.n_tokens} for name, p in plans.items()],

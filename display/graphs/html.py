@@ -1,7 +1,4 @@
-"""A neuron's graph as one page: a tree that folds, numbers under the pointer. Needs nothing from the network, no script.
-
-Knows nothing about stores.
-"""
+"""A neuron's graph as one HTML page: a tree that folds, with all numbers in tooltips; no script and no other file is needed."""
 
 from __future__ import annotations
 
@@ -43,13 +40,13 @@ def draw_html(drawing: Drawing) -> str:
         body = _list(drawing.roots, 0)
         reading = (
             "Read from a token at which the neuron fires to the tokens before it (←); red: an activating token by P of its "
-            "likeliest line, blue: how much a "
-            f"context token matters, dashed: does not fire; … ×2: any two tokens; · a space. {READING_P}; {READING_COUNTS}."
+            "likeliest path, blue: importance of a "
+            f"context token, dashed: does not fire; … ×2: any two tokens; · a space. {READING_P}; {READING_COUNTS}."
         )
     else:
         body, reading = "", f"An empty graph: {drawing.name} {drawing.status}."
     hidden = (
-        f"<p>… {drawing.n_hidden:,} of {drawing.n_lines:,} lines, which matter less, are left out.</p>"
+        f"<p>… {drawing.n_hidden:,} of {drawing.n_paths:,} paths, of smaller weight, are left out.</p>"
         if drawing.n_hidden
         else ""
     )
@@ -62,7 +59,7 @@ def draw_html(drawing: Drawing) -> str:
 
 
 def _list(branches: Sequence[Branch], depth: int) -> str:
-    """The branches of one depth as a list; only a list within a list is indented, so that a branch lies below its own token."""
+    """The branches of one depth as a list; only a list within a list is indented, so that a branch is below its own token."""
     items = "\n".join(f"<li>{_branch(branch, depth)}</li>" for branch in branches)
     return f"<ul>\n{items}\n</ul>"
 

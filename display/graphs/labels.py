@@ -1,6 +1,6 @@
-"""Tokens as labels: one line of printable text, whatever the token, fit for a terminal, a picture or a page.
+"""Tokens as labels: one line of printable text for any token.
 
-Knows nothing about where a label is drawn; who writes XML or DOT escapes what these have a meaning for.
+Labels are not escaped for XML or DOT: the modules that write these formats do that.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from actstore.store.graphs.nodes import BOUNDARY, IGNORE
 
 SIGNS = {"\n": "↵", "\t": "→"}
 LONGEST = 32
-"""Characters of a label where it is cut; the whole of it stands in its tooltip."""
+"""Maximum number of characters of a label; its tooltip has the whole text."""
 
 
 def token_label(token: int, text: bytes) -> str:
     r"""A token's label; `text` are the bytes it stands for.
 
-    Bytes that are no whole character and control characters show as \xE2 and \x1B, line breaks and tabs as signs, what cannot
-    be seen (direction marks, unassigned characters) as \u202E, and spaces at either end, or several in a row, as ·. A mark
-    that would sit on the character before it gets a circle to sit on.
+    Bytes of incomplete characters and control characters are written as \xE2 and \x1B, line breaks and tabs as signs, invisible
+    characters (direction marks, unassigned characters) as \u202E, and outer spaces, or several in a row, as ·. A combining
+    mark at the beginning is placed on a dotted circle.
     """
     if token < 0:
         return {IGNORE: "…", BOUNDARY: "(start)"}[token]
-    decoded = text.decode(errors="surrogateescape")  # what is no character becomes U+DC80 to U+DCFF
+    decoded = text.decode(errors="surrogateescape")  # bytes of incomplete characters become U+DC80 to U+DCFF
     if not decoded:
         return "(empty)"
-    body = decoded.strip(" ")
+    core = decoded.strip(" ")
     left = len(decoded) - len(decoded.lstrip(" "))
-    shown = re.sub("  +", lambda spaces: "·" * len(spaces[0]), "".join(map(_visible, body)))
+    shown = re.sub("  +", lambda spaces: "·" * len(spaces[0]), "".join(map(_visible, core)))
     if shown and unicodedata.category(shown[0]).startswith("M"):
         shown = "◌" + shown
-    return "·" * left + shown + "·" * (len(decoded) - left - len(body))
+    return "·" * left + shown + "·" * (len(decoded) - left - len(core))
 
 
 def cut_label(label: str, longest: int = LONGEST) -> str:
-    """A label's beginning and end where it is longer than there is room for."""
+    """The label, or its beginning and end where it is longer than `longest`."""
     if len(label) <= longest:
         return label
     end = longest // 3
@@ -44,7 +44,7 @@ def cut_label(label: str, longest: int = LONGEST) -> str:
 
 
 def label_width(label: str) -> float:
-    """About how many ems a label takes, Chinese and its like being wider."""
+    """Approximate width of a label in ems; Chinese, Japanese and Korean characters are wider."""
     return sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.64 for c in label)
 
 

@@ -1,7 +1,7 @@
 """A neuron's graph as an SVG image: context from the left, activating tokens on the right.
 
-Written by hand, so that it needs no plotting library and no Graphviz, and the same graph gives the same bytes. It brings its
-own light background and is readable on dark pages, too. Knows nothing about stores.
+No plotting library and no Graphviz is needed, and the same graph gives the same bytes. The background is light, so that the
+image is readable on dark pages, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from actstore.display.graphs.branches import Branch, Drawing
 
 FONT = "'DejaVu Sans', 'Noto Sans', system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
-INK, FAINT, PAPER, LINE = "#1a1a1a", "#5a5a5a", "#ffffff", "#9a9a9a"
+INK, FAINT, PAPER, GREY = "#1a1a1a", "#5a5a5a", "#ffffff", "#9a9a9a"
 RED, BLUE = (214, 39, 40), (65, 125, 215)
 MARGIN, HEAD, BOX, ROW, APART, GAP = 24, 84, 36, 44, 12, 34
 """Pixels: around the picture, above the first row, of a box's height, from row to row, between activating tokens, from
@@ -30,7 +30,7 @@ LABEL, SMALL = 13, 10.5
 
 @dataclass
 class Placed:
-    """A branch and where it lies."""
+    """A branch and its position in the image, in pixels."""
 
     branch: Branch
     depth: int
@@ -40,18 +40,18 @@ class Placed:
     children: list[Placed] = field(default_factory=list)
 
     def all(self) -> Iterator[Placed]:
-        """Itself and all below."""
+        """The branch and all below it."""
         yield self
         for child in self.children:
             yield from child.all()
 
 
 def draw_svg(drawing: Drawing) -> str:
-    """The image: red the more probable firing is, blue the more a context token matters, dashed where it does not fire."""
+    """The image: red by the probability of firing, blue by the importance of a context token, dashed where it does not fire."""
     roots, width, bottom = _place(drawing)
     notes = [] if drawing.roots else [f"An empty graph: {drawing.name} {drawing.status}."]
     if drawing.n_hidden:
-        notes.append(f"… {drawing.n_hidden:,} of {drawing.n_lines:,} lines, which matter less, are not drawn.")
+        notes.append(f"… {drawing.n_hidden:,} of {drawing.n_paths:,} paths, of smaller weight, are not drawn.")
     width = max(width, 680.0, 2 * MARGIN + label_width(drawing.caption) * 12)
     height = bottom + 26 * len(notes) + (92 if drawing.roots else 12)
     parts = [
@@ -85,24 +85,24 @@ def ink_on(rgb: tuple[int, int, int]) -> str:
 
 
 def fill_of(branch: Branch, *, is_root: bool) -> tuple[int, int, int]:
-    """Red by the most probable line of an activating token, blue by how much a context token matters."""
+    """Red by the most probable path of an activating token, blue by the importance of a context token."""
     return mix(RED, branch.highest) if is_root else mix(BLUE, branch.strength)
 
 
 def _place(drawing: Drawing) -> tuple[list[Placed], float, float]:
-    """Every branch with its place, the width of all, and where the last row ends."""
+    """The branches with their positions, the width of the image, and the lower edge of the last row."""
     y = HEAD + BOX / 2
 
     def rows(branch: Branch, depth: int) -> Placed:
         nonlocal y
         text = max(label_width(cut_label(branch.label)) * LABEL, label_width(short_numbers(branch)) * SMALL)
-        here = Placed(branch, depth, max(44.0, text + 20))
-        here.children = [rows(child, depth + 1) for child in branch.children]
-        if here.children:
-            here.y = (here.children[0].y + here.children[-1].y) / 2
+        placed = Placed(branch, depth, max(44.0, text + 20))
+        placed.children = [rows(child, depth + 1) for child in branch.children]
+        if placed.children:
+            placed.y = (placed.children[0].y + placed.children[-1].y) / 2
         else:
-            here.y, y = y, y + ROW
-        return here
+            placed.y, y = y, y + ROW
+        return placed
 
     roots = []
     for root in drawing.roots:
@@ -141,7 +141,7 @@ def _edge(parent: Placed, child: Placed) -> str:
     )
     head = f"M{end - 6:.1f} {parent.y - 3.5:.1f}L{end:.1f} {parent.y:.1f}L{end - 6:.1f} {parent.y + 3.5:.1f}z"
     dashes = ' stroke-dasharray="3 3"' if child.branch.fires_nowhere else ""
-    return f'<path d="{path}" fill="none" stroke="{LINE}" stroke-width="1.2"{dashes}/><path d="{head}" fill="{LINE}"/>{text}'
+    return f'<path d="{path}" fill="none" stroke="{GREY}" stroke-width="1.2"{dashes}/><path d="{head}" fill="{GREY}"/>{text}'
 
 
 def _skip_label(branch: Branch) -> str:
@@ -149,12 +149,12 @@ def _skip_label(branch: Branch) -> str:
 
 
 def _box(placed: Placed) -> str:
-    """A token, its numbers, and at its left side a bar that is red by the probability of the line that ends there."""
+    """A token, its numbers, and at its left side a bar that is red by the probability of the path that ends there."""
     branch, x, y, width = placed.branch, placed.x, placed.y - BOX / 2, placed.width
     fill = fill_of(branch, is_root=placed.depth == 0)
     ink = ink_on(fill)
     silent = branch.fires_nowhere
-    border = f'stroke="{LINE}" stroke-dasharray="4 3"' if silent else 'stroke="#707070" stroke-width="0.8"'
+    border = f'stroke="{GREY}" stroke-dasharray="4 3"' if silent else 'stroke="#707070" stroke-width="0.8"'
     red, green, blue = fill
     parts = [
         f'<g><title>{escape(tooltip(branch))}</title><rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{BOX}" '
@@ -173,9 +173,9 @@ def _box(placed: Placed) -> str:
 
 
 def _legend(y: float) -> list[str]:
-    """What colours, dashes and dots stand for."""
+    """The meaning of colours, dashes and dots."""
     parts, x = [], float(MARGIN)
-    for rgb, text in ((RED, "P of firing, 0 to 1"), (BLUE, "how much a context token matters, 0 to 1")):
+    for rgb, text in ((RED, "P of firing, 0 to 1"), (BLUE, "importance of a context token, 0 to 1")):
         n, width = 24, 4
         for i in range(n):
             r, g, b = mix(rgb, i / (n - 1))
@@ -191,7 +191,7 @@ def _legend(y: float) -> list[str]:
         _text(
             MARGIN,
             y + 34,
-            "P: of firing where no longer line matches, smoothed (the bar at a box's left; an activating token is red by its",
+            "P: of firing where no longer path matches, smoothed (the bar at a box's left; an activating token is red by its",
             size=11,
             fill=FAINT,
         )
@@ -200,7 +200,7 @@ def _legend(y: float) -> list[str]:
         _text(
             MARGIN,
             y + 50,
-            "likeliest line); then times fired / seen there. Dashed: does not fire; … ×2: any two tokens between; ·: a space.",
+            "likeliest path); then times fired / seen there. Dashed: does not fire; … ×2: any two tokens between; ·: a space.",
             size=11,
             fill=FAINT,
         )

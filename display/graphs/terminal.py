@@ -1,7 +1,4 @@
-"""A neuron's graph as a tree of text: activating tokens outermost, what comes before them branching from them.
-
-Knows nothing about stores.
-"""
+"""A neuron's graph as a tree of text: the activating tokens, and from each of them the tokens before it."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ READING = "Read from a token at which the neuron fires to the tokens before it (
 
 
 def draw_tree(drawing: Drawing) -> Tree:
-    """The tree, under a heading that says how to read it."""
+    """The tree under a heading that explains how to read it."""
     heading = Text(drawing.name, style="bold")
     if drawing.caption:
         heading.append(f"  {drawing.caption}", style="not bold dim")
@@ -32,14 +29,14 @@ def draw_tree(drawing: Drawing) -> Tree:
     for root in drawing.roots:
         _add(tree, root, is_root=True)
     if drawing.n_hidden:
-        tree.add(Text(hidden_lines(drawing), style="dim italic"))
+        tree.add(Text(hidden_paths(drawing), style="dim italic"))
     return tree
 
 
-def hidden_lines(drawing: Drawing) -> str:
-    """The sentence on lines left out."""
-    what = "line that matters" if drawing.n_hidden == 1 else "lines that matter"
-    return f"… {drawing.n_hidden:,} more {what} less (--lines 0 shows all)"
+def hidden_paths(drawing: Drawing) -> str:
+    """The sentence on the paths left out."""
+    what = "path that matters" if drawing.n_hidden == 1 else "paths that matter"
+    return f"… {drawing.n_hidden:,} more {what} less (paths = 0 draws all)"
 
 
 def _add(tree: Tree, branch: Branch, *, is_root: bool = False) -> None:

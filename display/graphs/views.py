@@ -1,7 +1,4 @@
-"""A neuron's graph as its user asks for it: drawn, beside the graphs of others, with the tokens of a text.
-
-Reads the store. Knows nothing about the command line, nor about how graphs are drawn and compared.
-"""
+"""The views of a graph that its methods open: drawings, similar neurons, and a text as tokens for a prediction."""
 
 from __future__ import annotations
 
@@ -18,8 +15,9 @@ from actstore.display.graphs.draw import draw_dot, write_picture
 from actstore.display.graphs.html import draw_html
 from actstore.display.graphs.svg import draw_svg
 from actstore.display.graphs.terminal import draw_tree
+from actstore.engine.graphs.methods import METHODS
 from actstore.engine.graphs.predict import encode_as
-from actstore.engine.graphs.similar import compare, same_tokens
+from actstore.engine.graphs.similar import MEASURES, compare, same_tokens
 from actstore.store.errors import InvalidInputError
 from actstore.store.graphs.reader import check_tokens
 from actstore.store.neurons import neuron_names
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class DrawnGraph:
-    """A neuron's graph, drawn."""
+    """The drawing of a neuron's graph: as text, in a notebook, or written to a file."""
 
     drawing: Drawing
 
@@ -60,11 +58,11 @@ class DrawnGraph:
         return draw_svg(self.drawing)
 
     def html(self) -> str:
-        """The tree as a page that folds."""
+        """The tree as an HTML page whose branches fold."""
         return draw_html(self.drawing)
 
     def dot(self) -> str:
-        """The graph in Graphviz's language."""
+        """The graph in the language of Graphviz."""
         return draw_dot(self.drawing)
 
     def save(self, path: str | Path) -> None:
@@ -72,34 +70,36 @@ class DrawnGraph:
         write_picture(Path(path), self.drawing)
 
 
-def draw(graph: NeuronGraph, *, lines: int = 40, with_ignore: bool | None = None) -> DrawnGraph:
-    """The graph drawn: its `lines` lines that matter most, 0 for all.
+def draw(graph: NeuronGraph, *, paths: int = 40, with_ignore: bool | None = None) -> DrawnGraph:
+    """The drawing of a graph: its `paths` paths of largest weight, or all for 0.
 
-    Without `with_ignore` tokens that may be any are left out; None does what suits the graphs' method.
+    with_ignore: show positions at which any token may stand; None takes the default of the graphs' method.
     """
-    if lines < 0:
-        raise InvalidInputError(f"A drawing has some lines, or 0 for all of them, found {lines}.")
-    graphs = _checked(graph)
+    if paths < 0:
+        raise InvalidInputError(f"`paths` must be 0 or more, where 0 draws all paths; found {paths}.")
+    graphs = _checked_set(graph)
     if with_ignore is None:
-        with_ignore = graphs.record.method != "published"
-    drawing = make_drawing(graph, graph.store.token_bytes, lines=lines, with_ignore=with_ignore)
+        # Graphs of a method that this version does not know are drawn with all that they have.
+        method = METHODS.get(graphs.record.method)
+        with_ignore = method is None or method.draws_ignored
+    drawing = make_drawing(graph, graph.store.token_bytes, paths=paths, with_ignore=with_ignore)
     return DrawnGraph(drawing.captioned(_caption(graphs, graph, drawing)))
 
 
 def _caption(graphs: GraphSet, graph: NeuronGraph, drawing: Drawing) -> str:
-    """What the neuron and its graph are, in a line."""
+    """One line of text about the neuron and its graph."""
     settings = graphs.record.settings
     share = f"fires from {settings['share']:g} of its maximum {graph.maximum:.3g}" if "share" in settings else ""
-    parts = [share, f"fired at {graph.n_events:,} tokens", f"{drawing.n_nodes:,} nodes, {drawing.n_lines:,} lines",
+    parts = [share, f"fired at {graph.n_events:,} tokens", f"{drawing.n_nodes:,} nodes, {drawing.n_paths:,} paths",
              f"capture {graphs.record.capture}, method {graphs.record.method}"]  # fmt: skip
     return " · ".join(part for part in parts if part)
 
 
 def similar(graph: NeuronGraph, k: int = 10, *, normalise: bool = True) -> pa.Table:
-    """The k neurons that share most with a neuron, likest first; see `engine.graph.similar` for the measures."""
+    """The k neurons that are most similar to a neuron; `engine.graphs.similar` defines the measures."""
     if k < 1:
-        raise InvalidInputError(f"At least one neuron must be asked for, found {k}.")
-    graphs = _checked(graph)
+        raise InvalidInputError(f"`k` must be 1 or more, found {k}.")
+    graphs = _checked_set(graph)
     rows, pairs = compare(graphs, graph.layer, graph.neuron, same_tokens(graph.store) if normalise else None)
     layers, indices = (graphs.neurons[name].to_numpy()[rows[pairs.second[:k]]] for name in ("layer", "neuron"))
     return pa.table(
@@ -107,21 +107,21 @@ def similar(graph: NeuronGraph, k: int = 10, *, normalise: bool = True) -> pa.Ta
             "neuron": pa.array(neuron_names(layers, indices), pa.string()),
             "layer": layers,
             "index": indices,
-            "overlap": pairs.overlap[:k],
-            "subset": pairs.subset[:k],
-            "prediction": pairs.prediction[:k],
+            **{name: getattr(pairs, name)[:k] for name in MEASURES},
         }
     )
 
 
 def encode(graph: NeuronGraph, text: str) -> NDArray[np.int32]:
-    """The tokens of a text, as the capture that the graph was made of has them."""
-    return encode_as(graph.store.capture(_checked(graph).record.capture), text)
+    """The tokens of a text, tokenised as in the capture of the graph."""
+    return encode_as(graph.store.capture(_checked_set(graph).record.capture), text)
 
 
-def _checked(graph: NeuronGraph) -> GraphSet:
-    """The set a graph is of; refuses one of other tokens than the store's."""
+def _checked_set(graph: NeuronGraph) -> GraphSet:
+    """The set of a graph; `InvalidInputError` where it has none, or its tokenizer is not the store's."""
     if graph.graphs is None:
-        raise InvalidInputError(f"The graph of {graph.name} is of no store's. Ask for it: store.graph({graph.name!r}).")
+        raise InvalidInputError(
+            f"The graph of {graph.name} does not come from a store. Open it with store.graph({graph.name!r})."
+        )
     check_tokens(graph.store, graph.graphs)
     return graph.graphs

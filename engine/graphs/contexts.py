@@ -1,7 +1,8 @@
-"""The contexts of a capture's positions in one order, shared by all of its neurons.
+"""The contexts of a capture's positions in one order, which is the same for all of its neurons.
 
-A position's context is what the model read in its window up to it, special tokens included, backwards. Positions of text are
-evidence; special tokens and images are only context. Knows nothing about activations.
+The context of a position is the sequence of tokens that the model read in the window up to it, special tokens included, read
+backwards. Positions of text are evidence; special tokens and images are context only. Sorted, contexts that end with the same
+tokens are neighbours, so that a node of a graph, whatever the neuron, is a range of ranks.
 """
 
 from __future__ import annotations
@@ -26,61 +27,65 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contexts:
-    """A capture's positions of text in the order of their contexts. Some 65 bytes a token, 130 while they are sorted."""
+    """A capture's positions of text in the order of their contexts: about 65 bytes per token, 130 while they are sorted."""
 
     trie: Trie
     rank: NDArray[np.int32]
-    """[token] rank of each committed token, in the order of `Capture.activations`; -1 where it is not text."""
+    """[token] the rank of each committed token, in the order of `Capture.activations`; -1 where it is not text."""
     window: NDArray[np.int32]
-    """[token] the window of each, ascending."""
+    """[token] the window of each token, ascending."""
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
-        """[token] each committed token; 0 where it is not text."""
-        found = np.zeros(len(self.rank), np.int64)
-        found[self.rank >= 0] = self.trie.ids[self.trie.input_index[self.rank[self.rank >= 0]]]
-        return found
+        """[token] the token id of each committed token; 0 where it is not text."""
+        ids = np.zeros(len(self.rank), np.int64)
+        is_text = self.rank >= 0
+        ids[is_text] = self.trie.ids[self.trie.input_index[self.rank[is_text]]]
+        return ids
 
-    def counted(self, held_out: NDArray[np.int32] | None = None) -> NDArray[np.bool_]:
-        """[token] whether it is text, and its rank none of `held_out`."""
-        counted: NDArray[np.bool_] = self.rank >= 0
+    def is_evidence(self, held_out: NDArray[np.int32] | None = None) -> NDArray[np.bool_]:
+        """[token] whether it is text and its rank is none of `held_out`."""
+        is_evidence: NDArray[np.bool_] = self.rank >= 0
         if held_out is not None and len(held_out):
-            held = np.zeros(self.n_positions, np.bool_)
-            held[held_out] = True
-            counted &= ~held[self.rank]
-        return counted
+            is_held_out = np.zeros(self.n_positions, np.bool_)
+            is_held_out[held_out] = True
+            # Rank -1, which is no text, reads the last entry; those tokens are no evidence already.
+            is_evidence &= ~is_held_out[self.rank]
+        return is_evidence
 
     @property
     def n_positions(self) -> int:
-        """Positions of text."""
+        """Number of positions of text."""
         return len(self.trie.input_index)
 
     def ranks_of_windows(self, windows: Iterable[int]) -> NDArray[np.int32]:
-        """The ranks of all positions of some windows, ascending; windows without a committed token have none."""
-        wanted = np.unique(np.fromiter(windows, np.int64))
-        starts, stops = np.searchsorted(self.window, wanted), np.searchsorted(self.window, wanted, "right")
+        """The ranks of all positions of some windows, ascending; a window without a committed token has none."""
+        numbers = np.unique(np.fromiter(windows, np.int64))
+        # Tokens lie in the order of their windows: a window is a range of them.
+        starts, stops = np.searchsorted(self.window, numbers), np.searchsorted(self.window, numbers, "right")
         parts = [self.rank[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
         ranks = np.concatenate([np.empty(0, np.int32), *parts])
         return np.sort(ranks[ranks >= 0])
 
 
 def read_contexts(capture: Capture, max_depth: int = MAX_DEPTH, also: Sequence[Capture] = ()) -> Contexts:
-    """The contexts of a capture's committed positions, up to `max_depth` tokens before each; behind them those of `also`.
+    """The contexts of the committed positions of a capture, followed by those of `also`, up to `max_depth` tokens before each.
 
-    Windows of `also` are numbered on from the capture's. `InvalidInputError` where a capture is named twice, or keeps some
-    positions only: what its neurons do at the others is not known.
+    The numbers of the windows of `also` continue those of the capture. `InvalidInputError` where a capture is given twice, or
+    keeps only some positions: the activations at the others are unknown.
     """
     captures = (capture, *also)
     check_captures(captures)
-    ids, places, reaches, texts, windows = [], [], [], [], []
+    ids, positions, reaches, texts, windows = [], [], [], [], []
     n_inputs = n_windows = 0
     for one in captures:
         for block in one.blocks:
             plan = one.plan.block(block)
             n_slots = plan.windows["n_slots"]
+            # `input_start` counts from the beginning of the capture; here from the first block that is read.
             starts = plan.windows["input_start"] - plan.windows["input_start"][0] + n_inputs
             ids.append(plan.inputs)
-            places.append(np.repeat(starts, n_slots) + plan.position)
+            positions.append(np.repeat(starts, n_slots) + plan.position)
             reaches.append(plan.position)
             texts.append((plan.modality == TEXT) | (plan.modality == GENERATED))
             windows.append(np.repeat(plan.windows["window"] + n_windows, n_slots).astype(np.int32))
@@ -88,7 +93,7 @@ def read_contexts(capture: Capture, max_depth: int = MAX_DEPTH, also: Sequence[C
         n_windows += one.record.plan.n_windows
     return order_contexts(
         np.concatenate(ids),
-        np.concatenate(places),
+        np.concatenate(positions),
         np.concatenate(reaches),
         np.concatenate(texts),
         np.concatenate(windows),
@@ -98,44 +103,45 @@ def read_contexts(capture: Capture, max_depth: int = MAX_DEPTH, also: Sequence[C
 
 def order_contexts(
     ids: NDArray[np.int32],
-    places: NDArray[np.integer],
+    positions: NDArray[np.integer],
     reaches: NDArray[np.int32],
     text: NDArray[np.bool_],
     windows: NDArray[np.int32],
     max_depth: int,
 ) -> Contexts:
-    """The contexts of tokens [token] that stand at `places` among the `ids` read, each with `reaches` tokens before it.
+    """The contexts of tokens [token] at `positions` in the sequence `ids` that was read, with `reaches` tokens before each.
 
-    text: which tokens are evidence. windows: what each token's window is called in `Contexts.window`, ascending.
+    text: [token] whether it is evidence. windows: [token] its window, for `Contexts.window`; ascending.
     """
     tokens = np.flatnonzero(text)
-    trie = suffix_trie(ids, places[tokens], reaches[tokens], max_depth)
+    trie = suffix_trie(ids, positions[tokens], reaches[tokens], max_depth)
     rank = np.full(len(text), -1, np.int32)
+    # The trie is of the tokens of text alone; its order is turned round into the rank of each.
     rank[tokens[trie.order]] = np.arange(len(tokens), dtype=np.int32)
     return Contexts(trie, rank, windows)
 
 
 def check_captures(captures: Sequence[Capture]) -> None:
-    """Refuse captures that are no evidence together: some positions only, nothing committed, one of them twice."""
+    """Refuse captures that cannot be evidence: with some positions only, with nothing committed, or given twice."""
     names = [capture.record.name for capture in captures]
     for capture, name in zip(captures, names, strict=True):
         if (positions := capture.record.plan.settings.get("positions", "all")) != "all":
             raise InvalidInputError(
-                f"Graphs need every position of a text, but capture {name!r} keeps --positions {positions}. "
-                "Capture again with --positions all."
+                f"Graphs need every position of a text, but capture {name!r} keeps only positions {positions!r}. "
+                'Capture again with `positions="all"`.'
             )
         if capture.record.of_tower:
             raise InvalidInputError(
                 f"Graphs are of the contexts of text, but capture {name!r} is of {capture.record.part}, whose positions are "
-                "patches. Name a capture of the language model with --capture."
+                "patches. Pass a capture of the language model as `capture`."
             )
         if not capture.blocks:
             raise InvalidInputError(f"Capture {name!r} has no committed block to learn from. Resume it first.")
         if names.count(name) > 1:
-            raise InvalidInputError(f"Capture {name!r} is evidence already. Name another with --also.")
+            raise InvalidInputError(f"Capture {name!r} is evidence already. Pass another as `also`.")
         kind = (capture.record.settings.get("probes") or {}).get("kind", "sampled")
         if kind != "sampled":
             raise InvalidInputError(
-                f"Capture {name!r} holds probes made of neurons' exemplars ({kind}), which tell of the windows that test them. "
-                "Only sampled probes are evidence for graphs."
+                f"Capture {name!r} holds probes made of neurons' exemplars ({kind}), which come from windows that test them. "
+                "Only sampled probes are evidence for graphs. Check `also`."
             )

@@ -1,7 +1,7 @@
-"""What a table of tokens, or of pairs of tokens, predicts of a neuron: the baselines of its graph.
+"""Predictions by a lookup table of tokens, or of pairs of tokens: the baselines of graphs.
 
-A table holds for each token, or each token after another, how often it occurs in the evidence and how often the neuron fires
-there. Knows nothing about graphs.
+For each token, or each pair of consecutive tokens, a table has the number of its occurrences in the evidence and the number of
+those at which the neuron fires.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ if TYPE_CHECKING:
 
 
 class Entries(NamedTuple):
-    """What the positions of a corpus are looked up by."""
+    """The entry of a lookup table that belongs to each position of a corpus."""
 
     of_rank: NDArray[np.int64]
     """[rank] the entry of each position of text."""
     counts: NDArray[np.int64]
-    """[entry] positions that have it."""
+    """[entry] number of its positions."""
 
 
 def find_entries(trie: Trie, length: int) -> Entries:
-    """An entry for each run of `length` tokens that ends at a position; a window's beginning is a token like others."""
-    different = np.zeros(len(trie.input_index), bool)
-    different[:1] = True
+    """One entry per sequence of `length` tokens that ends at a position; the beginning of a window counts as a token."""
+    is_new = np.zeros(len(trie.input_index), bool)
+    is_new[:1] = True
     for depth in range(length):
         reaches = trie.reach >= depth
         token = np.where(reaches, trie.ids[np.maximum(trie.input_index - depth, 0)], BOUNDARY)
-        different[1:] |= token[1:] != token[:-1]
-    # Ranks follow contexts: positions with the same last tokens lie side by side.
-    of_rank = np.cumsum(different) - 1
+        is_new[1:] |= token[1:] != token[:-1]
+    # Ranks are in the order of contexts: positions with the same last tokens are neighbours.
+    of_rank = np.cumsum(is_new) - 1
     return Entries(of_rank, np.bincount(of_rank))
 
 
 class Table(NamedTuple):
-    """What a neuron did at the entries of a lookup."""
+    """The predictions of one neuron at the entries of a lookup table."""
 
     probability: NDArray[np.float64]
-    """[entry] of firing: the share of its positions in the evidence that fire; 0 where it has none."""
+    """[entry] the share of its positions in the evidence that fire; 0 where it has none."""
     value: NDArray[np.float64]
-    """[entry] their mean activation in shares of the maximum, 0 where the neuron does not fire."""
+    """[entry] their mean activation as a share of the maximum, where positions that do not fire count as 0."""
 
 
 def make_table(
@@ -54,16 +54,17 @@ def make_table(
 ) -> Table:
     """The table of a neuron.
 
-    fires: [event] ranks in the evidence at which it fires, values: [event] how much; counts: [entry] positions in the evidence.
+    fires: [event] ranks in the evidence at which it fires. values: [event] its activation there. counts: [entry] number of
+    positions in the evidence.
     """
     n = np.maximum(counts, 1)
-    which = entries.of_rank[fires]
+    entry = entries.of_rank[fires]
     return Table(
-        np.bincount(which, minlength=len(n)) / n,
-        np.bincount(which, values, minlength=len(n)) / n,
+        np.bincount(entry, minlength=len(n)) / n,
+        np.bincount(entry, values, minlength=len(n)) / n,
     )
 
 
 def count_entries(entries: Entries, ranks: NDArray[np.int32]) -> NDArray[np.int64]:
-    """How many of some positions have each entry; shape [entry]."""
+    """[entry] the number of its positions among `ranks`."""
     return np.bincount(entries.of_rank[ranks], minlength=len(entries.counts))

@@ -1,7 +1,4 @@
-"""What graphs predict over the windows of a capture, beside what the neurons did there.
-
-Reads the store. Knows nothing about how graphs are found, nor how predictions are judged.
-"""
+"""The predictions of graphs over the windows of a capture, and texts as tokens of a capture."""
 
 from __future__ import annotations
 
@@ -26,35 +23,35 @@ if TYPE_CHECKING:
 
 
 class Windows(NamedTuple):
-    """Some windows of a capture, one after another: all that the model read in them."""
+    """Some windows of a capture, one after another, with all tokens that the model read in them."""
 
     ids: NDArray[np.int32]
     """[position]"""
     begins: NDArray[np.int64]
-    """[window] where each begins."""
+    """[window] the index of its first position."""
     token: NDArray[np.int64]
-    """[position] where the position's activation is in the order of `Capture.activations`; -1 where none is kept."""
+    """[position] the index of its activation in `Capture.activations`; -1 where none is stored."""
     text: NDArray[np.bool_]
-    """[position] whether the position is of text, and its activation kept: predictions are judged there."""
+    """[position] whether it is text whose activation is stored: predictions are tested there."""
 
 
 def read_windows(capture: Capture, windows: Iterable[int]) -> Windows:
-    """The windows in the order given; `InvalidInputError` for one that there is not, or that is not committed yet."""
+    """The windows in the given order; `InvalidInputError` for one that does not exist or is not committed yet."""
     table = capture.windows()
     columns = {name: table[name].to_numpy() for name in ("block", "input_start", "n_inputs", "slot_start", "n_slots")}
-    wanted = np.fromiter(windows, np.int64)
+    numbers = np.fromiter(windows, np.int64)
     n_windows = table.num_rows
-    for window in wanted[(wanted < 0) | (wanted >= n_windows)]:
+    for window in numbers[(numbers < 0) | (numbers >= n_windows)]:
         raise InvalidInputError(f"Capture {capture.record.name!r} has windows 0 to {n_windows - 1}, found {window}.")
-    for window in wanted[~np.isin(columns["block"][wanted], capture.blocks)]:
+    for window in numbers[~np.isin(columns["block"][numbers], capture.blocks)]:
         raise InvalidInputError(
-            f"Window {window} of capture {capture.record.name!r} is not committed yet: resume it first."
+            f"Window {window} of capture {capture.record.name!r} is not committed yet. Resume the capture first."
         )
     size, before = capture.record.plan.block_slots, np.zeros(capture.record.plan.n_blocks, np.int64)
     before[list(capture.blocks)] = np.cumsum(capture.used_slots[list(capture.blocks)])
     before -= capture.used_slots * (before > 0)
     ids, tokens, texts = [], [], []
-    for window in wanted.tolist():
+    for window in numbers.tolist():
         block, n, slot = (int(columns[name][window]) for name in ("block", "n_inputs", "slot_start"))
         plan = capture.block_plan(block)
         n_slots, offset = int(columns["n_slots"][window]), slot - block * size
@@ -67,7 +64,7 @@ def read_windows(capture: Capture, windows: Iterable[int]) -> Windows:
         ids.append(plan.inputs[start : start + n])
         tokens.append(token)
         texts.append(text)
-    lengths = [len(part) for part in ids]
+    lengths = [len(window_ids) for window_ids in ids]
     return Windows(
         np.concatenate([np.empty(0, np.int32), *ids]),
         np.cumsum([0, *lengths])[:-1] if lengths else np.zeros(1, np.int64),
@@ -77,26 +74,26 @@ def read_windows(capture: Capture, windows: Iterable[int]) -> Windows:
 
 
 def predict_windows(graphs: Graphs, rows: slice | int, windows: Windows, threads: int | None = None) -> Predictions:
-    """What the graphs in some rows of `graphs.neurons` predict over windows: [neuron, position] probability, value, line."""
+    """Probability, value and path that the graphs in some rows of `graphs.neurons` predict; shape [neuron, position]."""
     start, stop, _ = (slice(rows, rows + 1) if isinstance(rows, int) else rows).indices(len(graphs))
     return predict(graphs.tries(start, stop), windows.ids, windows.begins, threads)
 
 
 def encode_as(capture: Capture, text: str) -> NDArray[np.int32]:
-    """The tokens of a text, those before it that open a window of the capture; those that would close it are left out.
+    """The tokens of a text, after the special tokens that begin a window of the capture; those at its end are left out.
 
-    Cut by the library tokenizers where it is installed, else by `store.cutting`. `InvalidInputError` where the store knows no
-    tokenizer, or neither knows it.
+    Tokenised by the library tokenizers where it is installed, else by the store. `InvalidInputError` where the store has no
+    tokenizer, or has one that neither can run.
     """
     store = capture.store
     if store.vocabulary is None or not store.folder.exists(TOKENIZER_KEY):
-        raise InvalidInputError(f"{store.folder} has no tokenizer: give token ids instead of a text.")
-    return np.array([*_opening(capture), *_cut(store, text)], np.int32)
+        raise InvalidInputError(f"{store.folder} has no tokenizer: pass token ids instead of a text.")
+    return np.array([*_leading_tokens(capture), *_tokenise(store, text)], np.int32)
 
 
-def _cut(store: Root, text: str) -> list[int]:
+def _tokenise(store: Root, text: str) -> list[int]:
     try:
-        from tokenizers import Tokenizer  # only here: token ids need none
+        from tokenizers import Tokenizer  # not installed for reading alone, and token ids do not need it
     except ImportError:
         assert store.vocabulary is not None
         return StoredTokenizer(store.folder, store.vocabulary).encode(text)
@@ -105,12 +102,12 @@ def _cut(store: Root, text: str) -> list[int]:
         tokenizer = Tokenizer.from_str(state)
     except Exception as error:  # the library raises nothing narrower
         raise FormatError(f"{store.folder}/{TOKENIZER_KEY} is damaged: {' '.join(str(error).split())}.") from None
-    found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    return found
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
 
 
-def _opening(capture: Capture) -> list[int]:
-    """The special tokens at the beginning of the capture's first window that is one of text."""
+def _leading_tokens(capture: Capture) -> list[int]:
+    """The special tokens at the beginning of the capture's first window of text."""
     plan = capture.block_plan(0)
     text = np.flatnonzero((plan.modality == TEXT) | (plan.modality == GENERATED))
     if not len(text):
@@ -121,15 +118,15 @@ def _opening(capture: Capture) -> list[int]:
     special = plan.modality[first : text[0]] == SPECIAL
     n = len(special) if special.all() else int(np.argmin(special))
     start = int(plan.windows["input_start"][window] - plan.windows["input_start"][0])
-    opening: list[int] = plan.inputs[start : start + n].tolist()
-    return opening
+    tokens: list[int] = plan.inputs[start : start + n].tolist()
+    return tokens
 
 
 def check_same_tokens(graphs: Graphs, capture: Capture) -> None:
-    """`InvalidInputError` where graphs were made of other tokens than a capture's."""
+    """`InvalidInputError` where graphs were built with another tokenizer than the capture's."""
     ours, theirs = graphs.record.tokenizer_fingerprint, capture.record.plan.tokenizer_fingerprint
     if ours != theirs:
         raise InvalidInputError(
-            f"Graphs {graphs.name!r} were made with the tokenizer {ours[:12]}, but capture {capture.record.name!r} has "
+            f"Graphs {graphs.name!r} were built with the tokenizer {ours[:12]}, but capture {capture.record.name!r} has "
             f"tokenizer {theirs[:12]}: their tokens are not the same. Build graphs from this capture."
         )

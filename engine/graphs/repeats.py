@@ -1,6 +1,6 @@
 """In-context neurons: those that fire on a token because it occurred before in the same window.
 
-Reads stored activations block by block, one layer in memory at a time; no graph, no model. Knows nothing about presentation.
+From stored activations, one block of one layer in memory at a time; neither graphs nor a model are needed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Repeats:
-    """Neurons by how much more they fire on repeated tokens; each column has shape [neuron]."""
+    """How often neurons fire on repeated tokens and on first occurrences; each column has shape [neuron]."""
 
     layer: NDArray[np.int32]
     neuron: NDArray[np.int32]
@@ -38,18 +38,20 @@ class Repeats:
     fires_repeated: NDArray[np.int64]
     fires_first: NDArray[np.int64]
     same_repeated: NDArray[np.float64]
-    """The first two among equal tokens: means over the tokens that the neuron ever fires on and that occur both ways, by
-    Mantel and Haenszel's weights. NaN where there is no such token."""
+    """`repeated` with each token compared with itself: the mean, with the weights of Mantel and Haenszel, over the tokens on
+    which the neuron fires and that occur in both ways. NaN where there is no such token."""
     same_first: NDArray[np.float64]
+    """`first` in the same way."""
     score: NDArray[np.float64]
-    """At least how many times as likely a repeated token is to fire it than the same token for the first time: the Mantel-
-    Haenszel ratio of the two, less two standard errors of its logarithm. NaN where there is no such token."""
+    """Lower bound of the factor by which repetition of a token raises the probability of firing: the Mantel-Haenszel ratio of
+    the two, less two standard errors of its logarithm. NaN where there is no such token."""
     n_repeated: int
-    """Positions whose token occurred before."""
+    """Number of positions whose token occurred before in the window."""
     n_first: int
+    """Number of positions whose token occurs for the first time."""
 
     def ranked(self, least_fires: int = 10) -> NDArray[np.int64]:
-        """Rows of the neurons that fired at least so often, largest score first, ties to the smaller neuron."""
+        """Rows of the neurons that fired at `least_fires` or more positions, largest score first, ties to the smaller row."""
         rows = np.flatnonzero((self.fires_repeated + self.fires_first >= least_fires) & (self.score == self.score))
         return rows[np.lexsort((rows, -self.score[rows]))]
 
@@ -59,13 +61,11 @@ def measure_repeats(capture: Capture, *, site: str = "mlp.post", share: float = 
 
     Firing is an activation of at least `share` of the neuron's maximum over the capture. Frequent tokens are repeated more
     often than rare ones, so a neuron that fires on "the" fires on repeated tokens without looking back: `same_repeated` and
-    `same_first` compare each token with itself only. Special tokens are neither evidence nor repetitions of one another.
-    Takes one block of one layer, and 16 bytes for every pair of a neuron and a token that it fires on in that layer.
+    `same_first` compare each token with itself only. Special tokens are not evidence.
+    Memory: one block of one layer, and 16 bytes per pair of a neuron of the layer and a token that it fires on.
     """
     if not 0 < share <= 1:
-        raise InvalidInputError(
-            f"Firing is a share of the maximum above 0 and at most 1, found {share}. Mend --firing."
-        )
+        raise InvalidInputError(f"`share` must be above 0 and at most 1, found {share}.")
     if site not in capture.record.sites:
         raise InvalidInputError(
             f"Capture {capture.record.name!r} has no site {site!r}. Its sites are: {', '.join(capture.record.sites)}."
@@ -101,9 +101,9 @@ class _Block:
         repeated = np.ones(len(keys), bool)
         repeated[np.unique(keys, return_index=True)[1]] = False
         begins = np.cumsum(n_inputs) - n_inputs
-        place = np.repeat(begins, plan.windows["n_slots"]) + plan.position
+        index = np.repeat(begins, plan.windows["n_slots"]) + plan.position
         slots = np.flatnonzero((plan.modality == TEXT) | (plan.modality == GENERATED))
-        return cls(block, slots, plan.inputs[place[slots]].astype(np.int64), repeated[place[slots]])
+        return cls(block, slots, plan.inputs[index[slots]].astype(np.int64), repeated[index[slots]])
 
     def counts(self, n_tokens: int) -> NDArray[np.int64]:
         """First and repeated occurrences of each token; shape [2, token]."""
@@ -114,25 +114,26 @@ class _Block:
 def _count_layer(
     capture: Capture, site: str, layer: int, blocks: list[_Block], share: float, n_tokens: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs neuron · n_tokens + token, ascending, and how often the neuron fired at first and repeated ones [2, pair]."""
+    """Keys neuron · n_tokens + token, ascending, and the number of firings at first and at repeated occurrences [2, key]."""
     maximum = saturated_maxima(capture, layer, site)
     # A neuron whose maximum is not above zero never fires.
     limit = np.where(np.isfinite(maximum) & (maximum > 0), share * maximum, np.inf)[:, None].astype(np.float32)
     keys, counts = np.empty(0, np.int64), np.empty((2, 0), np.int64)
     for block in blocks:
         values = capture.block_values(layer, block.block, site, saturated=True)
-        neuron, at = np.nonzero(values[:, block.slots] >= limit)
-        here = np.concatenate([keys, neuron * n_tokens + block.ids[at]])
-        weights = np.concatenate([counts, np.stack([~block.repeated[at], block.repeated[at]]).astype(np.int64)], axis=1)
-        keys, which = np.unique(here, return_inverse=True)
-        counts = np.stack([np.bincount(which, row, minlength=len(keys)) for row in weights]).astype(np.int64)
+        neuron, column_index = np.nonzero(values[:, block.slots] >= limit)
+        all_keys = np.concatenate([keys, neuron * n_tokens + block.ids[column_index]])
+        repeated = block.repeated[column_index]
+        weights = np.concatenate([counts, np.stack([~repeated, repeated]).astype(np.int64)], axis=1)
+        keys, key_index = np.unique(all_keys, return_inverse=True)
+        counts = np.stack([np.bincount(key_index, row, minlength=len(keys)) for row in weights]).astype(np.int64)
     return keys, counts
 
 
 def _compare(
     layer: int, width: int, keys: NDArray[np.int64], fires: NDArray[np.int64], n_by_token: NDArray[np.int64]
 ) -> Iterator[NDArray[Any]]:
-    """The columns of `Repeats` of one layer."""
+    """The columns of `Repeats` for one layer, in the order of its fields."""
     n_tokens = n_by_token.shape[1]
     neuron, token = keys // n_tokens, keys % n_tokens
     total = n_by_token.sum(axis=1)
@@ -144,10 +145,10 @@ def _compare(
     n = n_first + n_repeated
     both = (n_first > 0) & (n_repeated > 0)
     weights = by_neuron(np.where(both, n_first * n_repeated / n, 0.0))
-    # Sums over tokens of what fired, weighted by the other side's share (Greenland and Robins 1985).
+    # Sums over tokens of the firings of one kind, weighted by the share of the other kind (Greenland and Robins 1985).
     repeated, first = by_neuron(both * fires[1] * n_first / n), by_neuron(both * fires[0] * n_repeated / n)
     spread = by_neuron(both * (fires.sum(axis=0) * n_first * n_repeated / n**2 - fires[0] * fires[1] / n))
-    # One more token, seen once each way and fired on half of the time, keeps the ratio of rare events near 1.
+    # A pseudo-count of one token that occurs once in each way and fires half of the time keeps ratios of rare events near 1.
     r, s = repeated + 0.25, first + 0.25
     with np.errstate(invalid="ignore", divide="ignore"):
         score = np.where(weights > 0, r / s * np.exp(-2 * np.sqrt((spread + 0.125) / (r * s))), np.nan)
@@ -164,19 +165,19 @@ def _compare(
     yield score
 
 
-def line_shares(graphs: Graphs) -> dict[tuple[int, int], float]:
-    """By (layer, neuron), of the firings that its lines explain, the share of lines in which the activating token recurs.
+def path_shares(graphs: Graphs) -> dict[tuple[int, int], float]:
+    """(layer, neuron) → of the firings explained by its paths, the share of those in which the activating token occurs twice.
 
-    Neurons without firing lines are left out.
+    Neurons without a path that predicts firing are left out.
     """
     forest = Forest.of(graphs)
     token, is_root = forest.nodes["token"], forest.nodes["depth"] == 0
     recurs = forest.below((token == token[forest.root]) & ~is_root)
-    lines = np.flatnonzero(forest.fires)
-    explained = forest.nodes["probability"][lines] * forest.own_fires[lines]
+    paths = np.flatnonzero(forest.fires)
+    explained = forest.nodes["probability"][paths] * forest.own_fires[paths]
     n_neurons = len(graphs)
-    total = np.bincount(forest.neuron[lines], explained, minlength=n_neurons)
-    repeated = np.bincount(forest.neuron[lines], explained * recurs[lines], minlength=n_neurons)
+    total = np.bincount(forest.neuron[paths], explained, minlength=n_neurons)
+    repeated = np.bincount(forest.neuron[paths], explained * recurs[paths], minlength=n_neurons)
     layers, neurons = column(graphs.neurons, "layer"), column(graphs.neurons, "neuron")
     return {
         (int(layers[row]), int(neurons[row])): float(repeated[row] / total[row])

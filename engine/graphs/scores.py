@@ -1,34 +1,35 @@
-"""How well firing was predicted: counts for each neuron, means over neurons. Knows nothing about what predicts."""
+"""How well firing was predicted: counts per neuron, and means over neurons."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MEASURES = ("precision", "recall", "f1", "correlation")
+MEASURES: Final = ("precision", "recall", "f1", "correlation")
+"""The measures of a prediction, in the order of `ScoreList.measures`."""
 
 
 class Score(NamedTuple):
-    """One neuron over its test windows."""
+    """The counts of one neuron over its test windows."""
 
     hits: int
-    """Tokens at which it fires and is predicted to."""
+    """Number of tokens at which it fires and is predicted to fire."""
     predicted: int
     fires: int
     correlation: float
-    """Of predicted and true activations; NaN where the true ones do not vary, 0 where only the predicted ones do not."""
+    """Of predicted and true activations; NaN where the true ones are constant, 0 where only the predicted ones are."""
 
 
-def score(predicted: NDArray[np.bool_], value: NDArray[Any], truth: NDArray[np.float32], share: float) -> Score:
-    """What a prediction is worth at some tokens.
+def score(predicted: NDArray[np.bool_], value: NDArray[np.floating], truth: NDArray[np.float32], share: float) -> Score:
+    """The score of a prediction at some tokens.
 
-    predicted: [token] whether the neuron is said to fire. value: [token] its predicted activation. truth: [token] its
-    activation, in shares of its maximum; tokens where it is not finite are left out.
+    predicted: [token] whether the neuron is predicted to fire. value: [token] its predicted activation. truth: [token] its
+    activation, as a share of its maximum; tokens where it is not finite are left out.
     """
     known = np.isfinite(truth)
     predicted, value, truth = predicted[known], value[known].astype(np.float64), truth[known]
@@ -41,37 +42,37 @@ def score(predicted: NDArray[np.bool_], value: NDArray[Any], truth: NDArray[np.f
 
 
 @dataclass
-class Tally:
+class ScoreList:
     """The scores of many neurons by one method on one kind of test windows."""
 
     scores: list[Score] = field(default_factory=list)
     layers: list[int] = field(default_factory=list)
     failed: list[bool] = field(default_factory=list)
 
-    def add(self, layer: int, found: Score, *, failed: bool = False) -> None:
-        """Count a neuron of a layer; one whose graph failed scores 0."""
-        self.scores.append(found)
+    def add(self, layer: int, score: Score, *, failed: bool = False) -> None:
+        """Add the score of a neuron of a layer; the measures of a failed graph are 0."""
+        self.scores.append(score)
         self.layers.append(layer)
         self.failed.append(failed)
 
     def measures(self) -> NDArray[np.float64]:
         """Precision, recall, F1 and correlation of each neuron; shape [measure, neuron].
 
-        Where nothing fires and nothing is predicted, the first three are NaN. Where only one of the two is so, all are 0.
+        Precision, recall and F1 are NaN where the neuron neither fires nor is predicted to; they are 0 where only one is so.
         """
         rows = np.array(self.scores, np.float64).reshape(-1, 4)
         hits, predicted, fires, correlation = rows.T
         empty = predicted + fires == 0
         with np.errstate(invalid="ignore"):
-            all_three = [hits / np.maximum(n, 1) for n in (predicted, fires, (predicted + fires) / 2)]
-        found = np.array([*(np.where(empty, np.nan, m) for m in all_three), correlation])
-        found[:, np.array(self.failed, bool)] = 0.0
-        return found
+            ratios = [hits / np.maximum(n, 1) for n in (predicted, fires, (predicted + fires) / 2)]
+        measures = np.array([*(np.where(empty, np.nan, ratio) for ratio in ratios), correlation])
+        measures[:, np.array(self.failed, bool)] = 0.0
+        return measures
 
     def summary(self) -> dict[str, Any]:
-        """Means over the neurons for which a measure is defined, in all and by layer.
+        """The mean of each measure over the neurons for which it is defined, in total and by layer.
 
-        `undefined` counts neurons that neither fire in their test windows nor are predicted to: no mean has them.
+        `undefined` is the number of neurons that neither fire in their test windows nor are predicted to.
         """
         measures, layers = self.measures(), np.array(self.layers, np.int64)
         by_layer = [{"layer": int(layer), **_means(measures[:, layers == layer])} for layer in np.unique(layers)]

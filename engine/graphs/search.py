@@ -1,6 +1,6 @@
-"""Which neurons fire on a token, or on it after another: a search through the lines of all graphs of a model.
+"""Which neurons fire on a token, or on a token after another: a search through the paths of all graphs of a model.
 
-Arrays over all nodes; nothing is read twice and nothing is kept beside the graphs. Knows nothing about how graphs are built.
+It works on the columns of all nodes at once; there is no index beside the graphs.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line that a search found."""
+class PathMatch:
+    """A path that matches a search."""
 
     tokens: tuple[int, ...]
     """The activating token, then those before it, backwards."""
@@ -37,33 +37,38 @@ class Line:
     fires: int
     score: float
     own_count: int
-    """Of the occurrences, those for which no longer line answers: those that `probability` speaks of."""
+    """Number of occurrences at which no longer path matches: those to which `probability` applies."""
     own_fires: int
+    """Number of these at which the neuron fires."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A neuron that a search found."""
+class NeuronMatch:
+    """A neuron whose paths match a search."""
 
     neuron: str
     score: float
-    """The sum of its lines'."""
-    lines: tuple[Line, ...]
-    """The best of them, best first."""
-    n_lines: int
+    """The sum of the scores of all its paths that match."""
+    paths: tuple[PathMatch, ...]
+    """The paths of highest score, highest first."""
+    n_paths: int
+    """Number of all its paths that match."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a search found."""
+class SearchResult:
+    """The result of a search."""
 
-    neurons: tuple[Found, ...]
-    """The best of them, best first."""
+    neurons: tuple[NeuronMatch, ...]
+    """The neurons of highest score, highest first."""
     n_neurons: int
-    n_lines: int
+    """Number of all neurons with a path that matches."""
+    n_paths: int
+    """Number of all paths that match."""
     activating: tuple[int, ...]
-    """The tokens that were searched for."""
+    """The ids of the activating tokens that were searched for."""
     context: tuple[int, ...]
+    """The ids of the context tokens that were searched for."""
 
 
 def search(
@@ -75,51 +80,52 @@ def search(
     match: str = "normalised",
     silent: bool = False,
     k: int = 20,
-    n_lines: int = 5,
-) -> Result:
-    """The k neurons whose lines have one of the `activating` tokens and, before it, one of the `context` tokens.
+    n_paths: int = 5,
+) -> SearchResult:
+    """The k neurons whose paths have one of the `activating` tokens and, before it, one of the `context` tokens.
 
-    Texts or ids; texts match as `find_tokens` says. Lines that say that the neuron does not fire count with `silent` only.
-    A line's score is its probability times the firings that it alone answers for (not a longer line): nearly the firings it
-    explains. A neuron's is the sum over the lines that match. Ties go to the line with more probability, then to the
-    smaller neuron and the earlier node. `InvalidInputError` where nothing is asked, or a text is no token.
+    activating, context: texts, which match as `match` says (`find_tokens`), or token ids. silent: include paths that predict
+    that the neuron does not fire. The score of a path is its probability times the number of firings at which no longer path
+    matches: about the number of firings that it explains. The score of a neuron is the sum over its paths that match. Ties go
+    to the higher probability, then to the smaller neuron and the earlier node. `InvalidInputError` where neither `activating`
+    nor `context` is given, or a text matches no token.
     """
     if not activating and not context:
-        raise InvalidInputError("Nothing to search for: name an --activating token, a --context token, or both.")
+        raise InvalidInputError("Nothing to search for: pass `activating`, `context` or both.")
     if k < 1:
-        raise InvalidInputError(f"At least one neuron must be asked for, found {k}. Mend -k.")
-    wanted = find_tokens(store, activating, match), find_tokens(store, context, match)
-    rows, forest, lines, scores = search_lines(graphs, *wanted, silent=silent)
-    neuron = forest.neuron[lines]
+        raise InvalidInputError(f"`k` must be 1 or more, found {k}.")
+    tokens = find_tokens(store, activating, match), find_tokens(store, context, match)
+    rows, forest, paths, scores = search_paths(graphs, *tokens, silent=silent)
+    neuron = forest.neuron[paths]
     totals = np.bincount(neuron, scores, minlength=len(rows))
     likeliest = np.zeros(len(rows))
-    np.maximum.at(likeliest, neuron, forest.nodes["probability"][lines])
-    with_lines = np.unique(neuron)
-    best = with_lines[np.lexsort((with_lines, -likeliest[with_lines], -totals[with_lines]))]
-    order = np.lexsort((lines, -forest.nodes["probability"][lines], -scores, neuron))
+    np.maximum.at(likeliest, neuron, forest.nodes["probability"][paths])
+    with_paths = np.unique(neuron)
+    ranking = with_paths[np.lexsort((with_paths, -likeliest[with_paths], -totals[with_paths]))]
+    order = np.lexsort((paths, -forest.nodes["probability"][paths], -scores, neuron))
     starts = np.searchsorted(neuron[order], np.arange(len(rows) + 1))
     layers, indices = column(graphs.neurons, "layer")[rows], column(graphs.neurons, "neuron")[rows]
-    found = tuple(
-        Found(
+    neurons = tuple(
+        NeuronMatch(
             neuron_name(layers[n], indices[n]),
             float(totals[n]),
-            tuple(_line(forest, int(lines[i]), scores[i]) for i in order[starts[n] : starts[n + 1]][:n_lines]),
+            tuple(_match_path(forest, int(paths[i]), scores[i]) for i in order[starts[n] : starts[n + 1]][:n_paths]),
             int(starts[n + 1] - starts[n]),
         )
-        for n in best[:k]
+        for n in ranking[:k]
     )
-    return Result(found, len(best), len(lines), tuple(wanted[0].tolist()), tuple(wanted[1].tolist()))
+    return SearchResult(neurons, len(ranking), len(paths), tuple(tokens[0].tolist()), tuple(tokens[1].tolist()))
 
 
-def search_lines(
+def search_paths(
     graphs: Graphs, activating: NDArray[np.int64], context: NDArray[np.int64], *, silent: bool = False
 ) -> tuple[NDArray[np.int64], Forest, NDArray[np.int64], NDArray[np.float64]]:
-    """Rows of the neurons looked at, their forest, the nodes in it where matching lines end, and the lines' scores."""
+    """Rows of the neurons that were searched, their forest, the nodes in it at which matching paths end, and their scores."""
     hits = find_nodes(graphs, context if len(context) else activating, is_root=not len(context))
     first = column(graphs.neurons, "first_node")
     rows = np.searchsorted(first, hits, side="right") - 1
     if len(context) and len(activating):
-        # Only neurons that have both: one look-up of far fewer nodes.
+        # Only neurons that have both tokens: the forest, which is copied, becomes far smaller.
         with_root = np.searchsorted(first, find_nodes(graphs, activating, is_root=True), side="right") - 1
         rows = np.intersect1d(rows, with_root)
     rows = np.unique(rows)
@@ -130,14 +136,14 @@ def search_lines(
         matching = matching & np.isin(tokens, activating)[forest.root]
     if len(context):
         matching = matching & forest.below(np.isin(tokens, context) & (forest.nodes["depth"] > 0))
-    lines = np.flatnonzero(matching)
-    scores = forest.nodes["probability"][lines].astype(np.float64) * forest.own_fires[lines]
-    return rows, forest, lines, scores
+    paths = np.flatnonzero(matching)
+    scores = forest.nodes["probability"][paths].astype(np.float64) * forest.own_fires[paths]
+    return rows, forest, paths, scores
 
 
-def _line(forest: Forest, node: int, score: float) -> Line:
+def _match_path(forest: Forest, node: int, score: float) -> PathMatch:
     nodes = forest.nodes
-    return Line(
+    return PathMatch(
         tuple(forest.path(node)),
         float(nodes["probability"][node]),
         float(nodes["value"][node]),

@@ -1,7 +1,7 @@
-"""Products of sparse matrices [neuron, column] with each other's transpose, a block of rows at a time.
+"""Products of sparse matrices [neuron, column] with each other's transpose, one block of rows at a time.
 
-Columns that many neurons share go through a dense product, the rest through sorted lists: a pair of entries costs 50 ns in a
-list, a column of a dense product 3 ms for ten thousand neurons squared. Knows nothing about graphs.
+Columns that many neurons have go through a dense product, the others through sorted lists: a pair of entries costs 50 ns in a
+list; a column of a dense product costs 3 ms for ten thousand neurons squared.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DENSE: Final = 1 / 40
-"""A column is multiplied densely where more than this share of the neurons has it."""
+"""Columns that more than this share of the neurons have are multiplied densely."""
 DENSE_BYTES: Final = 1 << 28
-"""What the dense columns may take; the most shared ones go first."""
+"""Maximum number of bytes of the dense columns; those of most neurons are taken first."""
 _PAIRS: Final = 1 << 22
-"""Pairs of entries listed at once."""
+"""Number of pairs of entries in memory at once."""
 
 
 class Products:
-    """The sum over terms of left[term] · right[term]ᵀ, shape [neuron, neuron], of matrices with entries in the same places."""
+    """The sum over terms of left[term] · right[term]ᵀ, shape [neuron, neuron], of matrices with entries in the same cells."""
 
     def __init__(
         self,
@@ -32,19 +32,19 @@ class Products:
         left: NDArray[np.float64],
         right: NDArray[np.float64],
     ) -> None:
-        """Entries of neuron i are offsets[i]:offsets[i + 1] of `columns` [entry], `left` and `right` [term, entry]."""
+        """The entries of neuron i are offsets[i]:offsets[i + 1] of `columns` [entry], `left` and `right` [term, entry]."""
         self._offsets, self._columns, self._left, self._right = offsets, columns, left, right
         self.n_neurons = len(offsets) - 1
         degree = np.bincount(columns)
         shared = np.flatnonzero(degree > max(2.0, DENSE * self.n_neurons))
-        room = DENSE_BYTES // max(1, 8 * len(left) * self.n_neurons)
-        shared = shared[np.argsort(-degree[shared], kind="stable")][:room]
+        n_dense = DENSE_BYTES // max(1, 8 * len(left) * self.n_neurons)
+        shared = shared[np.argsort(-degree[shared], kind="stable")][:n_dense]
         self._dense = np.full(len(degree), -1)
         self._dense[shared] = np.arange(len(shared))
 
     @property
     def sizes(self) -> NDArray[np.int64]:
-        """How many entries each neuron has."""
+        """[neuron] the number of its entries."""
         return np.diff(self._offsets)
 
     def rows(self, first: int, stop: int) -> NDArray[np.float64]:
@@ -60,7 +60,7 @@ class Products:
     def _spread(
         self, n_rows: int, row: NDArray[np.int64], columns: NDArray[np.int64], values: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """The dense columns of some rows, term after term; shape [row, term · column]."""
+        """The dense columns of some rows, one term after another; shape [row, term · column]."""
         n_terms, width = len(values), int(self._dense.max(initial=-1)) + 1
         spread = np.zeros((n_rows, n_terms, width))
         for term in range(n_terms):
@@ -81,7 +81,7 @@ class Products:
 
     @cached_property
     def _lists(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-        """Where each column's list begins, and the neurons and `right` values of the lists."""
+        """The start of each column's list, and the neurons and `right` values of all lists."""
         listed = np.flatnonzero(self._dense[self._columns] < 0)
         order = listed[np.argsort(self._columns[listed], kind="stable")]
         starts = np.searchsorted(self._columns[order], np.arange(len(self._dense) + 1))
@@ -93,15 +93,15 @@ class Products:
     ) -> None:
         starts, neuron, right = self._lists
         n = starts[columns + 1] - starts[columns]
-        # Entries in runs that meet about _PAIRS others.
+        # Runs of entries with about _PAIRS pairs each.
         borders = np.flatnonzero(np.diff(np.cumsum(n) // _PAIRS)) + 1
         for first, stop in zip([0, *borders.tolist()], [*borders.tolist(), len(n)], strict=True):
-            part, ends = slice(first, stop), np.cumsum(n[first:stop])
+            run, ends = slice(first, stop), np.cumsum(n[first:stop])
             if not len(ends) or not ends[-1]:
                 continue
-            met = np.repeat(starts[columns[part]] - ends + n[part], n[part]) + np.arange(ends[-1])
-            products = np.zeros(len(met))
+            partners = np.repeat(starts[columns[run]] - ends + n[run], n[run]) + np.arange(ends[-1])
+            products = np.zeros(len(partners))
             for term in range(len(left)):
-                products += np.repeat(left[term, part], n[part]) * right[term, met]
-            cells = np.repeat(row[part] * self.n_neurons, n[part]) + neuron[met]
+                products += np.repeat(left[term, run], n[run]) * right[term, partners]
+            cells = np.repeat(row[run] * self.n_neurons, n[run]) + neuron[partners]
             out += np.bincount(cells, products, minlength=out.size).reshape(out.shape)

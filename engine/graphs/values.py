@@ -1,12 +1,12 @@
-"""What a neuron does on average where it does not fire, token by token: part of what its graph's lines are worth.
+"""The mean activation of a neuron where it does not fire, per token, which is a part of the value of a path.
 
-A line's value is p · mean activation where it fires + (1 - p) · mean activation where it does not. The latter differs more
-between tokens than between neurons. Knows nothing about which lines there are and why.
+The value of a path is p · mean activation where the neuron fires + (1 − p) · mean activation where it does not. The latter
+differs more between tokens than between neurons.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,51 +16,52 @@ if TYPE_CHECKING:
     from actstore.kernels.suffix_trie.api import Nodes
 
 PSEUDO_COUNT = 1.0
-"""Positions that a neuron's mean over all tokens counts for in that of one."""
+"""Number of positions as which the mean over all tokens counts in the mean of one token."""
 
 
 def silent_means(
-    ids: NDArray[np.integer[Any]],
-    values: NDArray[np.floating[Any]],
+    ids: NDArray[np.integer],
+    values: NDArray[np.floating],
     silent: NDArray[np.bool_],
-    wanted: NDArray[np.integer[Any]],
+    tokens: NDArray[np.integer],
     rest: float,
 ) -> NDArray[np.float64]:
-    """[wanted] the mean activation of one neuron where it does not fire at each of the wanted tokens.
+    """The mean activation of one neuron at the occurrences of each of `tokens` at which it does not fire; shape of `tokens`.
 
-    ids, values, silent: [position] the tokens, the neuron's activations, and where it does not fire and that is evidence.
-    `rest`, its mean over all of these, counts as `PSEUDO_COUNT` positions more. What is not finite is left out.
+    ids, values: [position] the tokens and the neuron's activations. silent: [position] whether it is evidence and does not
+    fire. rest: the mean over all of these, which counts as `PSEUDO_COUNT` further positions. Values that are not finite are
+    left out.
     """
-    n_tokens = int(max(ids.max(initial=-1), wanted.max(initial=-1))) + 1
-    is_wanted = np.zeros(n_tokens, np.bool_)
-    is_wanted[wanted] = True
-    at = np.flatnonzero(is_wanted[ids] & silent)  # few: of the other tokens nobody asks
-    ids, values = ids[at], values[at].astype(np.float64)
+    n_tokens = int(max(ids.max(initial=-1), tokens.max(initial=-1))) + 1
+    is_listed = np.zeros(n_tokens, np.bool_)
+    is_listed[tokens] = True
+    positions = np.flatnonzero(is_listed[ids] & silent)  # few: a neuron fires on a small part of the vocabulary
+    ids, values = ids[positions], values[positions].astype(np.float64)
     known = np.isfinite(values)
     counts, sums = np.bincount(ids[known], minlength=n_tokens), np.bincount(ids[known], values[known], n_tokens)
-    means: NDArray[np.float64] = (sums[wanted] + PSEUDO_COUNT * rest) / (counts[wanted] + PSEUDO_COUNT)
+    means: NDArray[np.float64] = (sums[tokens] + PSEUDO_COUNT * rest) / (counts[tokens] + PSEUDO_COUNT)
     return means
 
 
 def values_with(
     nodes: Nodes,
     offsets: NDArray[np.int64],
-    fired: NDArray[np.integer[Any]],
-    silent: NDArray[np.floating[Any]],
+    tokens: NDArray[np.integer],
+    silent: NDArray[np.floating],
     rest: NDArray[np.float64],
 ) -> NDArray[np.float32]:
-    """[node] the values of lines with `silent`, the mean of their activating token, in the place of the neuron's `rest`.
+    """[node] the values of paths, with `silent` of their activating token in place of the neuron's `rest`.
 
-    offsets: [neuron + 1] each neuron's events; fired, silent: [event] token and `silent_means`. Nodes that end no line keep
-    what they have.
+    offsets: [neuron + 1] the events of each neuron. tokens, silent: [event] the token, and its `silent_means`. Nodes at which
+    no path ends keep their values.
     """
     if not len(nodes.token):
         return nodes.value
     neuron = np.repeat(np.arange(len(rest)), np.diff(nodes.offsets))
     of_event = np.repeat(np.arange(len(rest)), np.diff(offsets))
-    keys, first = np.unique(of_event << 32 | fired.astype(np.int64), return_index=True)
-    # Nodes lie depth first: a node's root is the latest before it.
+    keys, first = np.unique(of_event << 32 | tokens.astype(np.int64), return_index=True)
+    # Nodes are stored depth first: the root of a node is the last one before it.
     root = np.maximum.accumulate(np.where(nodes.depth == 0, np.arange(len(nodes.token)), 0))
-    own = silent[first[np.searchsorted(keys, neuron << 32 | nodes.token[root].astype(np.int64))]]
-    changed = nodes.value + (1 - nodes.probability) * (own - rest[neuron])
+    token_silent = silent[first[np.searchsorted(keys, neuron << 32 | nodes.token[root].astype(np.int64))]]
+    changed = nodes.value + (1 - nodes.probability) * (token_silent - rest[neuron])
     return np.where(nodes.ends, changed, nodes.value).astype(np.float32)

@@ -1,4 +1,4 @@
-"""One neuron's graph: its lines, what it predicts, and what can be derived from it."""
+"""One neuron's graph: its paths, what it predicts, and what can be derived from it."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class GraphSet:
     """One row per node, as `record.NODES`."""
 
 
-class Line(NamedTuple):
-    """A line of a graph that ends."""
+class GraphPath(NamedTuple):
+    """A path of a graph that ends."""
 
     tokens: tuple[int, ...]
     """From the token at which the neuron fires backwards."""
     probability: float
-    """Of firing where no longer line of the graph matches."""
+    """Of firing where no longer path of the graph matches."""
     value: float
     count: int  # type: ignore[assignment]
-    """Of all occurrences, those included for which a longer line answers."""
+    """Of all occurrences, those included for which a longer path answers."""
     fires: int
     """How often it fired at these."""
 
@@ -98,7 +98,7 @@ class NeuronGraph:
         """The text of a node's token; `…` for any token, `^` for a window's beginning."""
         return {IGNORE: "…", BOUNDARY: "^"}.get(token) or self.store.token_text(token)
 
-    def line(self, node: int) -> tuple[int, ...]:
+    def path(self, node: int) -> tuple[int, ...]:
         """The tokens from depth 0 to a node."""
         tokens: list[int] = []
         while node >= 0:
@@ -106,12 +106,12 @@ class NeuronGraph:
             node = int(self.nodes.parent[node])
         return tuple(reversed(tokens))
 
-    def lines(self) -> Iterator[Line]:
-        """Every line that ends, in the order of the nodes."""
+    def paths(self) -> Iterator[GraphPath]:
+        """Every path that ends, in the order of the nodes."""
         n = self.nodes
         for node in np.flatnonzero(n.ends).tolist():
-            yield Line(
-                self.line(node),
+            yield GraphPath(
+                self.path(node),
                 float(n.probability[node]),
                 float(n.value[node]),
                 int(n.count[node]),
@@ -123,7 +123,7 @@ class NeuronGraph:
     @overload
     def predict(self, window: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]: ...
     def predict(self, window: str | Sequence[int] | NDArray[Any]) -> Table | NDArray[np.float32]:
-        """The expected activation at each token of one window, in shares of the neuron's maximum; 0 where no line matches.
+        """The expected activation at each token of one window, in shares of the neuron's maximum; 0 where no path matches.
 
         Of token ids, an array [position]. Of a text, a table with one row per token: token, text, value, probability, fires.
         The text is tokenised as those of the graphs' capture were, special tokens before it included; `InvalidInputError`
@@ -148,7 +148,7 @@ class NeuronGraph:
         return Table(table)
 
     def fires(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.bool_]:
-        """Whether the neuron fires at each token: where the line's probability is at least the graph's threshold."""
+        """Whether the neuron fires at each token: where the path's probability is at least the graph's threshold."""
         return self._fires(predict(self.nodes, _checked(ids), threads=1))
 
     def _fires(self, predictions: Predictions) -> NDArray[np.bool_]:
@@ -157,16 +157,16 @@ class NeuronGraph:
         )
         return fires
 
-    def draw(self, *, lines: int = 40, with_ignore: bool | None = None) -> Drawn:
-        """The graph drawn as a tree: its `lines` lines that matter most, 0 for all.
+    def draw(self, *, paths: int = 40, with_ignore: bool | None = None) -> Drawn:
+        """The graph drawn as a tree: its `paths` paths that matter most, 0 for all.
 
         `print` shows it as text, rich in colours, a notebook as a picture; `.svg()`, `.html()` and `.dot()` give these, and
         `.save("l3n17.svg")` writes one. Without `with_ignore` tokens that may be any are left out; unless told, they are for
         graphs of the published method.
 
-        >>> print(store.graph(3, 17).draw(lines=8))
+        >>> print(store.graph(3, 17).draw(paths=8))
         """
-        return hooks.open_graph_views().draw(self, lines=lines, with_ignore=with_ignore)
+        return hooks.open_graph_views().draw(self, paths=paths, with_ignore=with_ignore)
 
     def similar(self, k: int = 10, *, normalise: bool = True) -> Table:
         """The k neurons with the most similar graphs: neuron, layer, index, overlap, subset, prediction; best prediction first.

@@ -15,7 +15,7 @@ import pyarrow as pa
 from actstore.kernels.suffix_trie.api import Nodes
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.files.shards import checksum
-from actstore.store.graphs.graph import GraphSet, Line, NeuronGraph
+from actstore.store.graphs.graph import GraphPath, GraphSet, NeuronGraph
 from actstore.store.graphs.nodes import BOUNDARY, IGNORE
 from actstore.store.graphs.record import NEURONS, NODES, GraphRecord, fault_of, graph_names, read_record
 from actstore.store.layout import graphs_key
@@ -28,7 +28,17 @@ if TYPE_CHECKING:
 
     from actstore.store.capture.captures import Captures
 
-__all__ = ["BOUNDARY", "IGNORE", "GraphRecord", "Graphs", "Line", "NeuronGraph", "Nodes", "graph_names", "read_record"]
+__all__ = [
+    "BOUNDARY",
+    "IGNORE",
+    "GraphPath",
+    "GraphRecord",
+    "Graphs",
+    "NeuronGraph",
+    "Nodes",
+    "graph_names",
+    "read_record",
+]
 
 
 class Graphs(GraphSet):

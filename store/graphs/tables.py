@@ -1,4 +1,7 @@
-"""Neuron graphs as tables for SQL: one row per node, and one row per line."""
+"""Neuron graphs as tables for SQL: one row per node, and one row per path.
+
+The table of paths keeps the name `graph_lines`, from when paths were called lines.
+"""
 
 from __future__ import annotations
 

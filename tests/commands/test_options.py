@@ -42,7 +42,7 @@ OWN_WORDS = {
     "--generate": "answers to be captured, or to be evaluated",
     "--k": "the number of what",
     "--keep": "values of sparse precision, or scores of a prompt",
-    "--lines": "of one graph, or of every neuron",
+    "--paths": "of one graph, or of every neuron",
     "--max-documents": "to be captured, or to be learned from",
     "--max-queries": "to be read, or to be tested on",
     "--max-tokens": "of a corpus, a label, a modality",

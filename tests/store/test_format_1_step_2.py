@@ -92,7 +92,7 @@ def test_values_at_every_precision(text):
 
 def test_graphs_questions_and_words(text):
     graph = text.graph(0, 2)
-    assert [line.tokens for line in graph.lines()][:2] == [(270,), (281,)]
+    assert [path.tokens for path in graph.paths()][:2] == [(270,), (281,)]
     np.testing.assert_allclose(graph.predict([0, 383, 331, 371]), [0, 0.35275924, 0, 0], rtol=1e-6)
     asked = text.sql("select query, n_correct, probability from questions.queries").to_pylist()
     assert asked[0] == {"query": "1", "n_correct": 1, "probability": 0.0024604661157354712}

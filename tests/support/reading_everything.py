@@ -244,7 +244,7 @@ def _graph_set(graphs: list[actstore.NeuronGraph]) -> dict[str, Json]:
         "record": {field: plain(getattr(made.record, field)) for field in fields},
         "neurons": of_table(made.neurons),
         "nodes": of_table(made.nodes),
-        "drawn": str(first.draw(lines=6)).splitlines(),
+        "drawn": str(first.draw(paths=6)).splitlines(),
         "similar": first.similar(3).to_pylist(),
         "predicted of a text": of_table(first.predict("the quick brown fox")),
     }
@@ -252,7 +252,7 @@ def _graph_set(graphs: list[actstore.NeuronGraph]) -> dict[str, Json]:
     for graph in graphs:
         found[graph.name] = {
             "numbers": [graph.maximum, graph.threshold, graph.n_events, graph.status, len(graph)],
-            "lines": digest(json.dumps(list(graph.lines()))),
+            "lines": digest(json.dumps(list(graph.paths()))),
             "importance": of_array(graph.importance),
             "predicted": of_array(graph.predict(ids)),
             "fires": of_array(graph.fires(ids)),

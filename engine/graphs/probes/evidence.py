@@ -1,7 +1,6 @@
-"""What a model did where exemplars of neurons were shortened, masked or substituted, read from the store.
+"""The results of probes, read from the store: activations where exemplars were shortened, masked or substituted.
 
-Knows nothing about running models (`probe_rounds` asks them), nor about graphs but where to note the importance of their
-tokens (`annotate`).
+`annotate` adds the measured importance of tokens to the nodes of graphs. No model is needed.
 """
 
 from __future__ import annotations
@@ -29,11 +28,14 @@ if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
 
 PROBES: Final = "probes"
+"""Name of probes, by default."""
+ROUNDS: Final = ("suffix", "mask", "substitute")
+"""The kinds of rounds, each after those from whose results it is planned; `suffix` has one round per length."""
 
 
 @dataclass
-class Probed:
-    """An exemplar of a neuron, shortened, and what became of the neuron as its tokens were masked and substituted.
+class ProbedExemplar:
+    """A shortened exemplar of a neuron, and the neuron's activations where its tokens were masked and substituted.
 
     All values are shares of the neuron's maximum over the capture.
     """
@@ -43,20 +45,21 @@ class Probed:
     ids: NDArray[np.int32]
     """[position] the shortened window."""
     n_special: int
-    """Special tokens at its beginning."""
+    """Number of special tokens at its beginning."""
     pivot: int
+    """Position of the largest activation."""
     whole: float
-    """At the pivot in the exemplar itself."""
+    """Activation at the pivot in the whole exemplar."""
     values: NDArray[np.float32]
     """[position]"""
-    held: bool
-    """Whether the window kept enough of the activation, the pivot's still the largest; nothing more was asked where not."""
+    is_shortened: bool
+    """Whether the window kept enough of the activation, with the largest still at the pivot; only then are tokens masked."""
     importance: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
-    """[masked position, position] 1 - a(masked) / a; NaN where it was not asked. Empty where nothing was masked."""
+    """[masked position, position] 1 - a(masked) / a; NaN where it was not measured. Empty where nothing was masked."""
     variants: list[Variant] = field(default_factory=list)
 
     def last_firing(self, share: float) -> int:
-        """The last position with more than `share` of the maximum, not before the pivot."""
+        """The last position with more than `share` of the maximum; at least the pivot."""
         firing = np.flatnonzero(self.values[self.n_special :] > share) + self.n_special
         return max(self.pivot, int(firing[-1]) if len(firing) else 0)
 
@@ -71,7 +74,7 @@ class Variant:
 
 
 class _Round:
-    """One capture of probes, and who asked what in it."""
+    """One round: a capture of probes, and the table of the requests that it answers."""
 
     def __init__(self, capture: Capture) -> None:
         self.capture = capture
@@ -83,8 +86,8 @@ class _Round:
         self._starts, self._inputs = windows["input_start"].to_numpy(), capture.plan.array("inputs/ids")
         self._tokens = np.searchsorted(capture.slots(), windows["slot_start"].to_numpy())
 
-    def rows(self, layer: int, neuron: int) -> dict[str, NDArray[Any]]:
-        """The requests of a neuron: [request] of each column."""
+    def requests(self, layer: int, neuron: int) -> dict[str, NDArray[Any]]:
+        """The requests of a neuron: column → values [request]."""
         key = layer << 32 | neuron
         a, b = np.searchsorted(self._keys, [key, key + 1])
         return {name: values[a:b] for name, values in self._columns.items()}
@@ -94,8 +97,8 @@ class _Round:
         ids: NDArray[np.int32] = self._inputs[self._starts[window] :][: self._lengths[window]]
         return ids
 
-    def values(self, layer: int, neuron: int, site: str, windows: NDArray[Any]) -> list[NDArray[np.float32]]:
-        """What a neuron did over some windows, each [position]."""
+    def values(self, layer: int, neuron: int, site: str, windows: NDArray[np.integer]) -> list[NDArray[np.float32]]:
+        """The activations of a neuron over some windows, each [position]."""
         if not len(windows):
             return []
         row = self.capture.activations(layer, neuron, site, saturated=True)
@@ -104,12 +107,12 @@ class _Round:
 
 
 class Probes:
-    """All that was asked and answered under one name. Needs no model."""
+    """The results of all rounds of one name."""
 
     def __init__(self, store: Store, name: str = PROBES, *, partial: bool = False) -> None:
-        """Those called `name`; `NotFoundError` where there are none, `InvalidInputError` where some are not finished.
+        """The probes called `name`; `NotFoundError` where there are none, `InvalidInputError` where a round is not finished.
 
-        With `partial`, those that are finished.
+        partial: read the finished rounds only, instead of an error.
         """
         self.store, self.name = store, name
         captures = {n.removeprefix(f"{name}-"): store.capture(n) for n in store.captures if n.startswith(f"{name}-")}
@@ -120,7 +123,7 @@ class Probes:
             if not capture.is_complete:
                 raise InvalidInputError(
                     f"Probes {capture.record.name!r} of {store.folder} were interrupted: {len(capture.blocks)} of "
-                    f"{capture.record.plan.n_blocks} blocks are there. Continue them: actstore graphs probe --resume."
+                    f"{capture.record.plan.n_blocks} blocks are filled. Continue them: actstore graphs probe --resume."
                 )
         if "mask" not in captures and not partial:
             raise InvalidInputError(
@@ -128,131 +131,135 @@ class Probes:
                 "probe --resume."
             )
         self._rounds = {kind: _Round(captures[kind]) for kind in sorted(captures)}
-        asked: dict[str, Any] = next((c.record.settings["probes"] for c in captures.values()), {})
-        self.settings = asked
-        """What was asked, as `probe` recorded it."""
+        settings: dict[str, Any] = next((c.record.settings["probes"] for c in captures.values()), {})
+        self.settings = settings
+        """The settings of a round, as its record has them."""
         self.captures: tuple[str, ...] = tuple(f"{name}-{kind}" for kind in self._rounds)
-        if asked:
-            self.capture = store.capture(asked["capture"])
-            """The capture whose neurons' exemplars were asked about."""
-            if self.capture.record.plan.fingerprint != asked["plan"]:
+        if settings:
+            self.capture = store.capture(settings["capture"])
+            """The capture whose exemplars were probed."""
+            if self.capture.record.plan.fingerprint != settings["plan"]:
                 raise InvalidInputError(
-                    f"Probes {name!r} ask about another capture {asked['capture']!r} than the one there is now. Probe it again."
+                    f"Probes {name!r} are of another capture {settings['capture']!r} than the one that is in the store now. "
+                    "Probe it again."
                 )
 
     @property
     def neurons(self) -> list[tuple[int, int]]:
-        """(layer, index) of the neurons that were asked about."""
+        """(layer, index) of the neurons that were probed."""
         widths = self.capture.record.layers(self.settings["site"])
-        chosen = self.settings["neurons"]
+        neurons = self.settings["neurons"]
         return [
             (int(layer), index)
-            for layer, indices in sorted(chosen.items(), key=lambda item: int(item[0]))
+            for layer, indices in sorted(neurons.items(), key=lambda item: int(item[0]))
             for index in (range(widths[int(layer)]) if indices == "all" else indices)
         ]
 
     def maximum(self, layer: int, neuron: int) -> float:
-        """A neuron's largest activation over the capture that was asked about, as far as what was answered can reach it."""
+        """A neuron's largest activation over the capture, saturated where values of the capture or of a round were."""
         site = self.settings["site"]
-        captures = [self.capture, *(asked.capture for asked in self._rounds.values())]
+        captures = [self.capture, *(one.capture for one in self._rounds.values())]
         largest = saturated_maxima(self.capture, layer, site, overflows_in_any(captures, layer, site))
         return float(largest[neuron])
 
-    def of(self, layer: int, neuron: int) -> list[Probed]:
-        """A neuron's exemplars in the order of windows; none where it was not asked about, or never fires."""
-        found: dict[int, Probed] = {}
+    def of(self, layer: int, neuron: int) -> list[ProbedExemplar]:
+        """The exemplars of a neuron in the order of windows; none where it was not probed or never fires."""
+        exemplars: dict[int, ProbedExemplar] = {}
         for kind in sorted(self._rounds, key=_order):
-            self.add(kind, layer, neuron, found)
-        return [found[exemplar] for exemplar in sorted(found)]
+            self.add_round(kind, layer, neuron, exemplars)
+        return [exemplars[window] for window in sorted(exemplars)]
 
-    def add(self, kind: str, layer: int, neuron: int, found: dict[int, Probed]) -> None:
-        """Add what a neuron was asked in one round to what earlier rounds `found`, by exemplar."""
-        asked, maximum = self._rounds[kind], self.maximum(layer, neuron)
-        rows = asked.rows(layer, neuron)
+    def add_round(self, kind: str, layer: int, neuron: int, exemplars: dict[int, ProbedExemplar]) -> None:
+        """Add the results of one round for a neuron to `exemplars`, window → exemplar as of the rounds before it."""
+        one, maximum = self._rounds[kind], self.maximum(layer, neuron)
+        rows = one.requests(layer, neuron)
         if not len(rows["window"]) or not 0 < maximum < np.inf:
             return
         if kind == "mask":
-            self._add_importance(found, asked, rows, maximum)
+            self._add_importance(exemplars, one, rows, maximum)
         elif kind == "substitute":
-            self._add_variants(found, asked, rows, maximum)
+            self._add_variants(exemplars, one, rows, maximum)
         else:
-            self._add_suffixes(found, asked, rows, maximum)
+            self._add_suffixes(exemplars, one, rows, maximum)
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The rounds that are there, each after those that it was planned from."""
+        """The rounds in the store, each after those from whose results it was planned."""
         return tuple(sorted(self._rounds, key=_order))
 
     def _add_suffixes(
-        self, found: dict[int, Probed], asked: _Round, rows: dict[str, NDArray[Any]], maximum: float
+        self, exemplars: dict[int, ProbedExemplar], one: _Round, rows: dict[str, NDArray[Any]], maximum: float
     ) -> None:
         columns = zip(
             *(rows[name].tolist() for name in ("exemplar", "window", "pivot", "n_special", "whole")), strict=True
         )
         for (exemplar, window, pivot, n_special, whole), values in zip(
-            columns, self._answers(asked, rows, maximum), strict=True
+            columns, self._values(one, rows, maximum), strict=True
         ):
-            if exemplar in found and found[exemplar].held:
+            if exemplar in exemplars and exemplars[exemplar].is_shortened:
                 continue
-            # Where answers overflow, the maximum is the largest that they can be, and the exemplar's own may be larger.
+            # Where values of probes overflow, the maximum is the largest that they can be; the whole exemplar's may be larger.
             share, text = min(whole, max(maximum, LARGEST)) / maximum, values[n_special:]
             largest = int(np.argmax(np.where(np.isfinite(text), text, -np.inf))) + n_special
-            held = bool(largest == pivot and values[pivot] > self.settings["share"] * share)
-            found[exemplar] = Probed(exemplar, asked.ids(window), n_special, pivot, share, values, held)
+            is_shortened = bool(largest == pivot and values[pivot] > self.settings["share"] * share)
+            exemplars[exemplar] = ProbedExemplar(
+                exemplar, one.ids(window), n_special, pivot, share, values, is_shortened
+            )
 
-    def _answers(self, asked: _Round, rows: dict[str, NDArray[Any]], maximum: float) -> list[NDArray[np.float32]]:
-        """What was answered to each request of a neuron, in shares of its maximum."""
+    def _values(self, one: _Round, rows: dict[str, NDArray[Any]], maximum: float) -> list[NDArray[np.float32]]:
+        """The activations of a neuron over the window of each request, as shares of its maximum."""
         layer, neuron = int(rows["layer"][0]), int(rows["neuron"][0])
-        found = asked.values(layer, neuron, self.settings["site"], rows["window"])
-        return [values / np.float32(maximum) for values in found]
+        activations = one.values(layer, neuron, self.settings["site"], rows["window"])
+        return [values / np.float32(maximum) for values in activations]
 
     def _add_importance(
-        self, found: dict[int, Probed], asked: _Round, rows: dict[str, NDArray[Any]], maximum: float
+        self, exemplars: dict[int, ProbedExemplar], one: _Round, rows: dict[str, NDArray[Any]], maximum: float
     ) -> None:
-        values = self._answers(asked, rows, maximum)
+        values = self._values(one, rows, maximum)
         borders = np.flatnonzero(np.diff(rows["exemplar"], prepend=-1, append=-1))
         for start, stop in itertools.pairwise(borders.tolist()):
-            probed, at = found[int(rows["exemplar"][start])], rows["position"][start:stop]
+            probed, position = exemplars[int(rows["exemplar"][start])], rows["position"][start:stop]
             n = len(probed.ids)
             probed.importance = np.full((n, n), np.nan, np.float32)
-            # All maskings of an exemplar are as long as one another.
+            # All maskings of an exemplar have the same length.
             masked = np.stack(values[start:stop])
             if rows["token"][start] == NO_TOKEN:
-                places = np.arange(masked.shape[1] + 1)
-                masked = np.take_along_axis(masked, np.maximum(places - (places >= at[:, None]), 0), axis=1)
-                masked[np.arange(len(at)), at] = np.nan
+                # A deletion moves the positions behind it: the values are put back to where the tokens were.
+                column = np.arange(masked.shape[1] + 1)
+                masked = np.take_along_axis(masked, np.maximum(column - (column >= position[:, None]), 0), axis=1)
+                masked[np.arange(len(position)), position] = np.nan
             masked = masked[:, :n]
-            own = probed.values[: masked.shape[1]]
+            unmasked = probed.values[: masked.shape[1]]
             with np.errstate(divide="ignore", invalid="ignore"):
-                lost = 1 - masked / own
-            lost[:, own <= 0] = np.nan
+                importance = 1 - masked / unmasked
+            importance[:, unmasked <= 0] = np.nan
             if self.settings["causal"]:
-                lost[np.arange(masked.shape[1]) < at[:, None]] = np.nan
-            probed.importance[at, : masked.shape[1]] = lost
+                importance[np.arange(masked.shape[1]) < position[:, None]] = np.nan
+            probed.importance[position, : masked.shape[1]] = importance
 
     def _add_variants(
-        self, found: dict[int, Probed], asked: _Round, rows: dict[str, NDArray[Any]], maximum: float
+        self, exemplars: dict[int, ProbedExemplar], one: _Round, rows: dict[str, NDArray[Any]], maximum: float
     ) -> None:
         columns = zip(*(rows[name].tolist() for name in ("exemplar", "window", "position")), strict=True)
-        answers = self._answers(asked, rows, maximum)
-        for (exemplar, window, position), values in zip(columns, answers, strict=True):
-            found[exemplar].variants.append(Variant(asked.ids(window), position, values))
+        activations = self._values(one, rows, maximum)
+        for (exemplar, window, position), values in zip(columns, activations, strict=True):
+            exemplars[exemplar].variants.append(Variant(one.ids(window), position, values))
 
 
 def _order(kind: str) -> tuple[int, str]:
-    return ("suffix", "mask", "substitute").index(kind.partition("-")[0]), kind
+    return ROUNDS.index(kind.partition("-")[0]), kind
 
 
 def _is_round(capture: Capture, kind: str) -> bool:
-    asked = capture.record.settings.get("probes", {}).get("kind")
-    return asked == kind and (kind.startswith("suffix-") or kind in ("mask", "substitute"))
+    recorded = capture.record.settings.get("probes", {}).get("kind")
+    return recorded == kind and (kind.startswith("suffix-") or kind in ROUNDS[1:])
 
 
-def annotate(graph: NeuronGraph, probed: list[Probed], share: float = 0.5) -> NDArray[np.float32]:
-    """The importance of each node of a graph: the mean over the probes that its line matches; NaN where none does.
+def annotate(graph: NeuronGraph, probed: list[ProbedExemplar], share: float = 0.5) -> NDArray[np.float32]:
+    """The importance of each node of a graph: the mean over the probes that its path matches; NaN where none does.
 
-    A line is held against every token of the shortened exemplars at which the neuron has more than `share` of its maximum,
-    and a node's token counts as it was masked there. At depth 0 too; for `IGNORE`, the token that it stood for.
+    A path is compared with every token of the shortened exemplars at which the neuron has more than `share` of its maximum, and
+    the importance of a node is that of the token which it matches there, at depth 0 too.
     """
     sums, counts = np.zeros(len(graph), np.float64), np.zeros(len(graph), np.int64)
     tokens = graph.nodes.token
@@ -262,42 +269,42 @@ def annotate(graph: NeuronGraph, probed: list[Probed], share: float = 0.5) -> ND
         for position in (np.flatnonzero(one.values[one.n_special :] > share) + one.n_special).tolist():
             level, depth = [-1], 0
             while level and depth <= position:
-                here = int(one.ids[position - depth])
-                level = [n for p in level for n in graph.children.get(p, ()) if tokens[n] in (here, IGNORE)]
-                lost = one.importance[position - depth, position]
-                if np.isfinite(lost):
-                    sums[level] += lost
+                token = int(one.ids[position - depth])
+                level = [n for p in level for n in graph.children.get(p, ()) if tokens[n] in (token, IGNORE)]
+                importance = one.importance[position - depth, position]
+                if np.isfinite(importance):
+                    sums[level] += importance
                     counts[level] += 1
                 depth += 1
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).astype(np.float32)
 
 
 def annotate_graphs(graphs: Graphs, probes: Probes, folder: Folder, name: str) -> Graphs:
-    """The same graphs under another name, with the importance of their tokens as the probes measured it."""
+    """A copy of a set of graphs under another name, with the importance of tokens that the probes measured."""
     record = graphs.record
-    if record.tokenizer_fingerprint != (theirs := probes.capture.record.plan.tokenizer_fingerprint):
+    if record.tokenizer_fingerprint != (fingerprint := probes.capture.record.plan.tokenizer_fingerprint):
         raise InvalidInputError(
-            f"Graphs {graphs.name!r} were made with the tokenizer {record.tokenizer_fingerprint[:12]}, and probes "
-            f"{probes.name!r} with {theirs[:12]}: their tokens are not the same. Probe the capture that the graphs are of."
+            f"Graphs {graphs.name!r} were built with the tokenizer {record.tokenizer_fingerprint[:12]}, and probes "
+            f"{probes.name!r} with {fingerprint[:12]}: their tokens are not the same. Probe the capture that the graphs are of."
         )
-    asked = GraphRecord(
+    copy = GraphRecord(
         **{k: getattr(record, k) for k in ("method", "model_fingerprint", "tokenizer_fingerprint", "capture", "site")},
         name=name, written_by=written_by(), plan_fingerprint=record.plan_fingerprint, n_neurons=record.n_neurons,
         settings=record.settings | {"probes": probes.name},
     )  # fmt: skip
-    writer = GraphWriter(folder, asked)
-    share, wanted = float(probes.settings["share"]), set(probes.neurons)
+    writer = GraphWriter(folder, copy)
+    share, probed_neurons = float(probes.settings["share"]), set(probes.neurons)
     layers = graphs.neurons["layer"].to_numpy()
     borders = [0, *(np.flatnonzero(np.diff(layers)) + 1).tolist(), len(graphs)]
     for start, stop in itertools.pairwise(borders):
-        part = graphs.neurons.slice(start, stop - start).to_pydict()
+        rows = graphs.neurons.slice(start, stop - start).to_pydict()
         weights = [np.empty(0, np.float32)]
         for graph in map(graphs.row, range(start, stop)):
-            asked_about = (graph.layer, graph.neuron) in wanted
-            weights.append(annotate(graph, probes.of(graph.layer, graph.neuron) if asked_about else [], share))
+            is_probed = (graph.layer, graph.neuron) in probed_neurons
+            weights.append(annotate(graph, probes.of(graph.layer, graph.neuron) if is_probed else [], share))
         writer.add(
-            part["layer"], part["neuron"], graphs.tries(start, stop), maximum=part["maximum"], n_events=part["n_events"],
-            threshold=part["threshold"], status=part["status"], importance=np.concatenate(weights),
+            rows["layer"], rows["neuron"], graphs.tries(start, stop), maximum=rows["maximum"], n_events=rows["n_events"],
+            threshold=rows["threshold"], status=rows["status"], importance=np.concatenate(weights),
         )  # fmt: skip
     writer.close()
     return Graphs(graphs.store, name)

@@ -1,7 +1,7 @@
-"""What to ask a model about neurons' exemplars: requests of every neuron, each window of tokens asked for once.
+"""The windows of probes: requests of every neuron, in which each distinct window runs once.
 
-Windows are those of the published method (Foote et al. 2023): suffixes that end soon after the token with the largest
-activation, suffixes with one token masked, suffixes with one token substituted. Knows nothing about models or captures.
+The windows are those of the published method (Foote et al. 2023): suffixes of exemplars that end soon after the token of the
+largest activation, the suffixes with one token masked, and the suffixes with one token substituted.
 """
 
 from __future__ import annotations
@@ -18,52 +18,77 @@ from actstore.store.capture.requests import REQUESTS
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import ArrayLike, NDArray
 
     from actstore.store.model.root import Root
 
-MASKS: Final = ("auto", "mask", "unk", "pad", "typical", "delete")
+
+@dataclass(frozen=True)
+class Mask:
+    """What replaces a masked token."""
+
+    help: str
+    is_role: bool = False
+    """Whether it is a special token of this name that a tokenizer may have."""
+
+
+MASKS: Final = {
+    "auto": Mask("the first of mask, unk and pad that the tokenizer has, else typical"),
+    "mask": Mask("the mask token", is_role=True),
+    "unk": Mask("the unknown token", is_role=True),
+    "pad": Mask("the padding token", is_role=True),
+    "typical": Mask("the most frequent token of the captured text"),
+    "delete": Mask("nothing: the token is left out"),
+}
+"""Name → what replaces a masked token."""
+MASK_ROLES: Final = tuple(name for name, mask in MASKS.items() if mask.is_role)
+"""The special tokens that may be masks, in the order in which `auto` takes them."""
 NO_TOKEN: Final = -1
+"""Token id of a deletion, and the position of no change."""
 SENTENCE_ENDS: Final = (b".", b"!", b"?", b"\n")
+"""A sentence ends in a token that contains one of these bytes."""
 
 
 @dataclass(frozen=True)
 class ProbeSettings(Typed):
-    """What is asked of every neuron; the numbers are the published ones."""
+    """Which windows are run for every neuron; the defaults are those of the paper."""
 
     n_exemplars: int = 20
-    """Windows with the neuron's largest activations; half of them, drawn by `seed`, are asked about, as `evaluate` does."""
+    """Number of windows with the neuron's largest activations; the half that `evaluate` does not test on is probed."""
     seed: int = 0
+    """Random seed of the exemplars."""
     share: float = 0.5
-    """Part of its activation that a shortened, or changed, exemplar must keep; and of the neuron's maximum, to fire."""
+    """Minimum share of its activation in a shortened or changed exemplar, and of the neuron's maximum where it fires."""
     step: int = 5
     longest: int = 30
-    """Suffixes of `step`, 2 · `step` … `longest` tokens are tried."""
+    """Suffixes of `step`, 2 · `step`, …, `longest` tokens are tried."""
     after: int = 5
-    """Tokens of the same sentence that stay behind the pivot."""
+    """Maximum number of tokens of the same sentence after the pivot."""
     important: float = 0.8
-    """Importance on the pivot from which a token is substituted; the pivot always is."""
+    """Minimum importance to the pivot of a token that is substituted; the pivot always is."""
     n_substitutes: int = 5
+    """Number of substitutes per token."""
     mask: str = "auto"
-    """What stands for a masked token: see `mask_token`."""
+    """What replaces a masked token: a name of `MASKS`."""
     substitutes_model: str | None = None
-    """Folder or Hub id of a masked language model whose substitutes are taken; None takes the capture's own."""
+    """Folder or Hub id of a masked language model that predicts substitutes; by default they come from the captured text."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mask not in MASKS:
-            raise InvalidInputError(f"--mask is one of {', '.join(MASKS)}, found {self.mask!r}.")
+            raise InvalidInputError(f"`mask` must be one of {', '.join(MASKS)}, found {self.mask!r}.")
         if self.n_exemplars < 2:
-            raise InvalidInputError(f"--exemplars must be 2 or more, found {self.n_exemplars}.")
+            raise InvalidInputError(f"`n_exemplars` must be 2 or more, found {self.n_exemplars}.")
         if not 0 < self.step <= self.longest:
             raise InvalidInputError(
-                f"Suffixes grow from {self.step} to {self.longest} tokens, which cannot be. Mend them."
+                f"`step` must be 1 or more and at most `longest`, found {self.step} and {self.longest}."
             )
         if self.after < 0 or self.n_substitutes < 0 or not 0 < self.share < 1:
             raise InvalidInputError(
-                "Tokens after the pivot and substitutes are 0 or more, a share lies between 0 and 1."
+                "`after` and `n_substitutes` must be 0 or more and `share` between 0 and 1, found "
+                f"{self.after}, {self.n_substitutes} and {self.share}."
             )
 
     def lengths(self) -> range:
@@ -72,23 +97,26 @@ class ProbeSettings(Typed):
 
 
 class Subject(NamedTuple):
-    """An exemplar of a neuron."""
+    """An exemplar of a neuron, or what is left of it in a probe."""
 
     layer: int
     neuron: int
     exemplar: int
     ids: NDArray[np.int32]
-    """[position] what the model read."""
+    """[position] its tokens."""
     pivot: int
+    """Position of the token with the largest activation."""
     n_special: int
+    """Number of special tokens at its beginning."""
     whole: float
+    """Activation at the pivot in the whole exemplar."""
 
 
-class Arranged(NamedTuple):
-    """Different windows in the order in which they run."""
+class ArrangedWindows(NamedTuple):
+    """Distinct windows in the order in which they run."""
 
     ids: NDArray[np.int32]
-    """All windows, one after another."""
+    """The tokens of all windows, one after another."""
     lengths: NDArray[np.int64]
     """[window]"""
     blocks: NDArray[np.int64]
@@ -96,7 +124,7 @@ class Arranged(NamedTuple):
 
 
 class Requests:
-    """Who asks for which window; windows of the same tokens are one."""
+    """The windows that are requested for neurons; windows with the same tokens are one."""
 
     def __init__(self) -> None:
         self._ids: list[NDArray[np.int32]] = []
@@ -106,33 +134,33 @@ class Requests:
     def __len__(self) -> int:
         return sum(map(len, self._ids))
 
-    def ask(self, subject: Subject, positions: ArrayLike = (NO_TOKEN,), tokens: ArrayLike = (NO_TOKEN,)) -> None:
-        """Ask what the subject's neuron does over the subject's tokens, changed in one way after another.
+    def add(self, subject: Subject, positions: ArrayLike = (NO_TOKEN,), tokens: ArrayLike = (NO_TOKEN,)) -> None:
+        """Request the activations of the subject's neuron over the subject's tokens, once for each of some changes.
 
-        positions, tokens: [change] another token at a position, or without that position where the token is `NO_TOKEN`, which
-        goes for all changes or for none. A position of `NO_TOKEN` changes nothing.
+        positions, tokens: [change] the position that is changed, and its new token. The token `NO_TOKEN` deletes the position,
+        in all changes or in none. The position `NO_TOKEN` changes nothing.
         """
-        at, put = np.broadcast_arrays(np.atleast_1d(positions), np.atleast_1d(tokens))
-        if not len(at):
+        position, token = np.broadcast_arrays(np.atleast_1d(positions), np.atleast_1d(tokens))
+        if not len(position):
             return
-        ids = np.repeat(subject.ids[None], len(at), axis=0)
-        if (changed := at != NO_TOKEN).any():
-            if (put[changed] == NO_TOKEN).any():
-                place = np.arange(ids.shape[1] - 1)
-                ids = np.take_along_axis(ids, place + (place >= at[:, None]), axis=1)
+        ids = np.repeat(subject.ids[None], len(position), axis=0)
+        if (is_change := position != NO_TOKEN).any():
+            if (token[is_change] == NO_TOKEN).any():
+                column = np.arange(ids.shape[1] - 1)
+                ids = np.take_along_axis(ids, column + (column >= position[:, None]), axis=1)
             else:
-                ids[np.flatnonzero(changed), at[changed]] = put[changed]
+                ids[np.flatnonzero(is_change), position[is_change]] = token[is_change]
         self._ids.append(ids)
-        self._changes.append((at, put))
+        self._changes.append((position, token))
         self._subjects.append(
             (subject.layer, subject.neuron, subject.exemplar, subject.pivot, subject.n_special, subject.whole)
         )
 
-    def finish(self, block_slots: int) -> tuple[Arranged, pa.Table]:
+    def finish(self, block_slots: int) -> tuple[ArrangedWindows, pa.Table]:
         """The windows, in blocks of at most `block_slots` tokens, and the table of requests in the order of neurons.
 
-        Windows that begin alike share a block; in it, windows of one length follow one another, so that they may run together
-        without padding.
+        Windows with the same first tokens are in one block, and within a block windows of one length are neighbours, so that
+        they can run together without padding.
         """
         lengths = np.repeat([ids.shape[1] for ids in self._ids], [len(ids) for ids in self._ids])
         padded = np.zeros((len(lengths), lengths.max()), ">u4")
@@ -140,17 +168,17 @@ class Requests:
         for ids in self._ids:
             padded[first : first + len(ids), : ids.shape[1]] = ids.astype(np.int64) + 1
             first += len(ids)
-        # Bytes, the largest first, sort as the tokens do.
+        # Big-endian numbers sort as bytes in the same order as the tokens do; the end of a window is 0, before every token.
         keys = padded.view(np.dtype((np.void, 4 * padded.shape[1])))[:, 0]
-        _, asked, window = np.unique(keys, return_index=True, return_inverse=True)
-        lengths = lengths[asked]
+        _, first_request, window = np.unique(keys, return_index=True, return_inverse=True)
+        lengths = lengths[first_request]
         blocks = _blocks(lengths, block_slots)
-        order = np.lexsort((np.arange(len(asked)), lengths, blocks))
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order))
-        tokens = padded[asked[order]].astype(np.int64)
+        order = np.lexsort((np.arange(len(first_request)), lengths, blocks))
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order))
+        tokens = padded[first_request[order]].astype(np.int64)
         flat = (tokens[tokens > 0] - 1).astype(np.int32)
-        return Arranged(flat, lengths[order], blocks[order]), self._table(place[window])
+        return ArrangedWindows(flat, lengths[order], blocks[order]), self._table(rank[window])
 
     def _table(self, window: NDArray[np.int64]) -> pa.Table:
         counts = [len(ids) for ids in self._ids]
@@ -166,7 +194,7 @@ class Requests:
 
 
 def _blocks(lengths: NDArray[np.int64], block_slots: int) -> NDArray[np.int64]:
-    """The block of each window, in order, as many as fit in each."""
+    """[window] its block: windows in order, as many per block as fit."""
     ends, blocks, first = np.cumsum(lengths), np.empty(len(lengths), np.int64), 0
     for block in itertools.count():
         if first == len(lengths):
@@ -180,21 +208,21 @@ def _blocks(lengths: NDArray[np.int64], block_slots: int) -> NDArray[np.int64]:
 def shorten(
     subject: Subject, length: int, after: int, context: int | None, ends: Callable[[int], bool]
 ) -> Subject | None:
-    """The subject with the `length` tokens that end at its pivot, special tokens before, and the rest of the sentence behind.
+    """The subject reduced to its special tokens, the `length` tokens up to its pivot, and the rest of the sentence.
 
-    None where a shorter suffix had all of them, or where the model's context has no room for it. `ends` says of a token
-    whether a sentence ends in it.
+    None where there is no text before the pivot, or where it does not fit in the model's context. after: maximum number of
+    tokens after the pivot. ends: whether a sentence ends in a token.
     """
     n_text = subject.pivot + 1 - subject.n_special
     if n_text <= 0 or (context is not None and subject.n_special + min(length, n_text) > context):
         return None
     start = max(subject.n_special, subject.pivot + 1 - length)
     stop = subject.pivot + 1
-    room = context if context is not None else len(subject.ids) + 1
+    limit = context if context is not None else len(subject.ids) + 1
     while (
         stop < len(subject.ids)
         and stop - subject.pivot <= after
-        and subject.n_special + stop - start < room
+        and subject.n_special + stop - start < limit
         and not ends(int(subject.ids[stop - 1]))
     ):
         stop += 1
@@ -203,102 +231,30 @@ def shorten(
 
 
 def mask_token(known: Mapping[str, int], kind: str, typical: int) -> tuple[str, int]:
-    """What stands for a masked token: its kind's name and its id, `NO_TOKEN` for deletion.
+    """The name and the id of the token that replaces a masked one; `NO_TOKEN` for deletion.
 
-    known: "mask", "unk", "pad" → id, those that the tokenizer names. "auto" is the first of them, else `typical`, the capture's
-    most frequent token, under that name: never an id that is some other tokenizer's. `InvalidInputError` where the tokenizer
-    has none of the kind asked for.
+    known: role → id, for those of `MASK_ROLES` that the tokenizer has. kind: a name of `MASKS`. typical: the most frequent
+    token of the capture. `InvalidInputError` where the tokenizer has no token of that role.
     """
     if kind == "delete":
         return kind, NO_TOKEN
     if kind == "typical":
         return kind, typical
-    for name in ("mask", "unk", "pad") if kind == "auto" else (kind,):
+    for name in MASK_ROLES if kind == "auto" else (kind,):
         if name in known:
             return name, known[name]
     if kind == "auto":
         return "typical", typical
     raise InvalidInputError(
-        f"The tokenizer has no {kind} token to mask with; it has: {', '.join(known) or 'none'}. Choose another --mask."
+        f"The tokenizer has no {kind} token to mask with; it has: {', '.join(known) or 'none'}. Choose another `mask`."
     )
 
 
 def sentence_ends(store: Root) -> Callable[[int], bool]:
-    """Whether a sentence ends in a token; never, where the store knows no text."""
+    """A function that says whether a sentence ends in a token; never where the store has no text."""
     if store.vocabulary is None:
         return lambda token: False
     ending = np.array(
         [any(end in content for end in SENTENCE_ENDS) for content in store.vocabulary["bytes"].to_pylist()]
     )
     return lambda token: token < len(ending) and bool(ending[token])
-
-
-class Substitutes:
-    """Tokens that may stand in another's place: those that occur between the same two tokens, then the nearest embeddings."""
-
-    def __init__(
-        self, windows: Iterator[NDArray[np.int32]], excluded: frozenset[int], embedding: NDArray[np.float32] | None
-    ) -> None:
-        """Learn what follows what from `windows`; tokens of `excluded` never stand in; `embedding` is [token, d_model]."""
-        left, right = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for ids in windows:
-            left.append(ids[:-1].astype(np.int64))
-            right.append(ids[1:].astype(np.int64))
-        self._pairs, self._counts = np.unique(np.concatenate(left) << 32 | np.concatenate(right), return_counts=True)
-        self._excluded = np.array(sorted(excluded), np.int64)
-        if embedding is not None:
-            norm = np.linalg.norm(embedding, axis=1, keepdims=True)
-            embedding = (embedding / np.where(norm > 0, norm, 1)).astype(np.float32)
-        self._embedding = embedding
-        self._nearest: dict[int, NDArray[np.int64]] = {}
-        self._known: dict[tuple[int, int, int, int], list[int]] = {}
-
-    def of(self, ids: NDArray[np.int32], position: int, k: int) -> list[int]:
-        """The k likeliest substitutes, best first; ties go to the smaller id."""
-        before = int(ids[position - 1]) if position > 0 else NO_TOKEN
-        following = int(ids[position + 1]) if position + 1 < len(ids) else NO_TOKEN
-        key = before, int(ids[position]), following, k
-        if key not in self._known:
-            self._known[key] = self._between(*key)
-        return self._known[key]
-
-    def of_all(self, asked: Sequence[tuple[NDArray[np.int32], int]], k: int) -> list[list[int]]:
-        """The same for several (window, position)."""
-        return [self.of(ids, position, k) for ids, position in asked]
-
-    def _between(self, before: int, original: int, following: int, k: int) -> list[int]:
-        follows, counts = self._after(before) if before != NO_TOKEN else (np.empty(0, np.int64),) * 2
-        score = counts.astype(np.float64)
-        if following != NO_TOKEN and len(follows):
-            score = score * self._likelihoods(follows, following)
-        kept = (score > 0) & (follows != original) & ~np.isin(follows, self._excluded)
-        order = np.lexsort((follows[kept], -score[kept]))
-        chosen: list[int] = follows[kept][order[:k]].tolist()
-        if len(chosen) < k and self._embedding is not None and original < len(self._embedding):
-            chosen += [t for t in self._near(original, 2 * k).tolist() if t not in chosen][: k - len(chosen)]
-        return chosen
-
-    def _after(self, token: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        a, b = np.searchsorted(self._pairs, [token << 32, (token + 1) << 32])
-        return self._pairs[a:b] & 0xFFFFFFFF, self._counts[a:b]
-
-    def _likelihoods(self, tokens: NDArray[np.int64], following: int) -> NDArray[np.float64]:
-        """How often `following` comes after each of `tokens`, as a share of what comes after it."""
-        starts, stops = np.searchsorted(self._pairs, tokens << 32), np.searchsorted(self._pairs, (tokens + 1) << 32)
-        sums = np.concatenate([[0], np.cumsum(self._counts)])
-        totals = sums[stops] - sums[starts]
-        wanted = tokens << 32 | following
-        at = np.minimum(np.searchsorted(self._pairs, wanted), len(self._pairs) - 1)
-        found = np.where(self._pairs[at] == wanted, self._counts[at], 0)
-        shares: NDArray[np.float64] = found / np.maximum(totals, 1)
-        return shares
-
-    def _near(self, token: int, k: int) -> NDArray[np.int64]:
-        if token not in self._nearest:
-            assert self._embedding is not None
-            cosine = self._embedding @ self._embedding[token]
-            cosine[token] = -np.inf
-            cosine[self._excluded[self._excluded < len(cosine)]] = -np.inf
-            order = np.argsort(-cosine, kind="stable")[:k]
-            self._nearest[token] = order[np.isfinite(cosine[order])]
-        return self._nearest[token]

@@ -1,12 +1,12 @@
-"""Fills blocks of windows of which many begin alike: every beginning runs through the model once.
+"""Fills blocks of windows that share prefixes: every distinct prefix runs through the model once.
 
-The windows of a block make a tree of their beginnings, which a causal model reads depth by depth; a token's activations are
-those of its node. Knows nothing about why the windows are asked for.
+The prefixes of a block's windows are a tree. A causal model reads it one depth at a time, and the activations of a token are
+those of the node of its prefix.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -34,45 +34,46 @@ if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
 
 LARGEST: Final = 1 << 29
-"""Bytes of keys and values, and of activations, up to which a block is read as a tree."""
+"""Maximum number of bytes of keys and values, and of activations, of a block that is read as a tree."""
 
 
 class PrefixTree(NamedTuple):
-    """Different beginnings of windows, by length."""
+    """The distinct prefixes of windows, by length."""
 
     ids: list[NDArray[np.int64]]
-    """The last token of each beginning of a length; a list by length, shortest first."""
+    """The last token of each prefix: one array per length, shortest first."""
     parents: list[NDArray[np.int64]]
-    """Which beginning of the length before it continues; shape of `ids`, zeros for the first."""
+    """The index, among the prefixes shorter by one, of the one that it continues; shape of `ids`, zeros for the first."""
     nodes: NDArray[np.int64]
-    """[input] the beginning that ends there, numbered through all lengths."""
+    """[input] the prefix that ends there, numbered over all lengths."""
 
     @property
     def n_nodes(self) -> int:
-        """Different beginnings."""
+        """Number of distinct prefixes."""
         return sum(map(len, self.ids))
 
 
-def prefix_tree(inputs: NDArray[np.int32], lengths: NDArray[Any]) -> PrefixTree:
-    """The beginnings of windows whose tokens follow one another in `inputs` [input]; none may be empty."""
+def prefix_tree(inputs: NDArray[np.int32], lengths: NDArray[np.integer]) -> PrefixTree:
+    """The prefixes of windows of `lengths` [window], whose tokens are concatenated in `inputs` [input]; none may be empty."""
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[:-1]
     nodes = np.empty(len(inputs), np.int64)
     ids, parents = [], []
     before, first, depth = np.zeros(len(lengths), np.int64), 0, 0
     while (longer := np.flatnonzero(lengths > depth)).size:
-        places = starts[longer] + depth
-        keys = before[longer] << 32 | inputs[places]
-        different, which = np.unique(keys, return_inverse=True)
-        ids.append(different & 0xFFFFFFFF)
-        parents.append(different >> 32)
-        nodes[places] = first + which
-        before[longer] = which
-        first, depth = first + len(different), depth + 1
+        index = starts[longer] + depth
+        # A prefix is its parent and its last token: one key of both.
+        keys = before[longer] << 32 | inputs[index]
+        prefixes, prefix = np.unique(keys, return_inverse=True)
+        ids.append(prefixes & 0xFFFFFFFF)
+        parents.append(prefixes >> 32)
+        nodes[index] = first + prefix
+        before[longer] = prefix
+        first, depth = first + len(prefixes), depth + 1
     return PrefixTree(ids, parents, nodes)
 
 
 class PrefixFiller:
-    """Fills blocks as `BlockFiller` does, to rounding, in less time where windows begin alike."""
+    """Fills blocks as `BlockFiller` does, but for rounding, in less time where windows share prefixes."""
 
     def __init__(self, model: LoadedModel, record: CaptureRecord, buffers: BufferPool[Buffers]) -> None:
         """Capture what `record` says; `buffers` as for `BlockFiller`. Only for what `fits`."""
@@ -82,7 +83,7 @@ class PrefixFiller:
 
     @staticmethod
     def fits(model: LoadedModel, record: CaptureRecord) -> bool:
-        """Whether a model's activations can be read token by token on a CPU."""
+        """Whether the record's activations of a model can be read token by token on a CPU."""
         only_post = list(record.sites) == ["mlp.post"] and not record.gate_sign
         return only_post and model.device.type == "cpu" and keeps_everything(model) and taps_of(model) is not None
 
@@ -103,10 +104,10 @@ class PrefixFiller:
 
     def _nbytes(self, tree: PrefixTree) -> int:
         spec, itemsize = self._model.spec, self._model.dtype.itemsize
-        # Keys and values as they were and as they go on; as if there were as many heads of keys as of queries.
+        # Keys and values of one depth and of the next; an upper bound, as if there were as many key heads as query heads.
         largest = max(len(ids) * (depth + 1) for depth, ids in enumerate(tree.ids))
-        kept = 4 * len({layer.block for layer in spec.layers}) * spec.d_model * largest
-        return itemsize * max(kept, tree.n_nodes * sum(layer.neurons for layer in spec.layers))
+        cache_values = 4 * len({layer.block for layer in spec.layers}) * spec.d_model * largest
+        return itemsize * max(cache_values, tree.n_nodes * sum(layer.neurons for layer in spec.layers))
 
     def _columns(self, plan: BlockPlan, tree: PrefixTree) -> Columns:
         n_inputs, n_slots = plan.windows["n_inputs"], plan.windows["n_slots"]
@@ -129,10 +130,10 @@ class PrefixFiller:
             for layer in model.spec.part_layers("language")
         }
 
-        def keep(layer: int, _site: str, found: Tensor, _rows: Tensor | None) -> None:
-            values[layer][first : first + len(found)] = found
+        def store(layer: int, _site: str, activations: Tensor, _rows: Tensor | None) -> None:
+            values[layer][first : first + len(activations)] = activations
 
-        steps = Steps(model, sink=keep)
+        steps = Steps(model, sink=store)
         for depth, (ids, parents) in enumerate(zip(tree.ids, tree.parents, strict=True)):
             steps.read(torch.from_numpy(ids)[:, None], torch.from_numpy(parents) if depth else None)
             first += len(ids)

@@ -1,10 +1,10 @@
-"""Graphs as Neuron to Graph makes them (Foote et al. 2023, arXiv 2305.19911), from probes in the store; no model runs.
+"""Graphs by the published method, Neuron to Graph (Foote et al. 2023, arXiv 2305.19911), from probes in the store.
 
-For every token of a shortened exemplar, or of a variant of it that keeps the activation, at which the neuron exceeds half of
-its maximum: a line from that token backwards, of the tokens whose masking takes more than three quarters of the activation,
-`IGNORE` for the others, cut after the last important one and ended by the activation. Two departures: lines that occur more
-than once end with the mean of their activations, where the published code keeps the first it meets; and tokens are compared as
-they are, not by their text without case and spaces. Knows nothing about how graphs are predicted from.
+Each token of a shortened exemplar, or of a variant that keeps the activation, at which the neuron exceeds half of its maximum
+gives a path: the token, then backwards the tokens whose masking removes more than three quarters of the activation, `IGNORE`
+for the others, up to the last important one. The path ends with the activation. Two departures from the published code: a path
+that occurs more than once ends with the mean of its activations instead of the first, and tokens are compared by their ids
+instead of their texts without case and spaces. No model runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -30,104 +30,107 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actstore.engine.graphs.probes.evidence import Probed, Probes
+    from actstore.engine.graphs.probes.evidence import ProbedExemplar, Probes
     from actstore.store.storage.folder import Folder
 
-NOT_SHORTENED = "no exemplar could be shortened"
+NOT_SHORTENED: Final = "no exemplar could be shortened"
+"""Status of a neuron without a path."""
 
 
 @dataclass(frozen=True)
 class PublishedSettings(Typed):
-    """The paper's constants that are not the probes'."""
+    """The constants of the paper that the probes do not depend on."""
 
     threshold: float = 0.5
-    """Share of the maximum above which a token is given a line, and a line says that the neuron fires."""
+    """Share of the maximum above which a token gives a path, and a path predicts firing."""
     importance: float = 0.75
-    """Above which a context token stays in the line."""
+    """Importance above which a context token stays in the path."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.threshold < 1:
-            raise InvalidInputError(f"--threshold is a share between 0 and 1, found {self.threshold}.")
+            raise InvalidInputError(f"`threshold` must be between 0 and 1, found {self.threshold}.")
         if not self.importance < 1:
-            raise InvalidInputError(f"--importance is a number below 1, found {self.importance}.")
+            raise InvalidInputError(f"`importance` must be below 1, found {self.importance}.")
 
 
 @dataclass(frozen=True)
-class PublishedLine:
-    """What one token of one probe says."""
+class PublishedPath:
+    """The path of one token of one probe."""
 
     tokens: tuple[int, ...]
-    """The activating one first."""
+    """The activating token, then those before it, backwards."""
     value: float
-    """Share of the maximum."""
+    """Activation, as a share of the maximum."""
     importance: tuple[float, ...]
-    """Of each token."""
+    """[token] its importance."""
 
 
-def lines_of(probed: Sequence[Probed], share: float, settings: PublishedSettings) -> Iterator[PublishedLine]:
-    """The lines of a neuron's probes; `share` of the original's activation makes a variant a positive one.
+def paths_of(probed: Sequence[ProbedExemplar], share: float, settings: PublishedSettings) -> Iterator[PublishedPath]:
+    """The paths of a neuron's probes, and of their variants with more than `share` of the original activation at the pivot.
 
-    A variant is as long as its original, and has the original's importance at each position.
+    A variant has the length of its original, and takes the original's importance at each position.
     """
     for one in probed:
         if not one.importance.size:
             continue
-        yield from _lines(one.ids, one.values, one, settings)
+        yield from _paths(one.ids, one.values, one, settings)
         for variant in one.variants:
             if len(variant.ids) > one.pivot and variant.values[one.pivot] > share * one.values[one.pivot]:
-                yield from _lines(variant.ids, variant.values, one, settings)
+                yield from _paths(variant.ids, variant.values, one, settings)
 
 
-def _lines(
-    ids: NDArray[np.int32], values: NDArray[np.float32], one: Probed, settings: PublishedSettings
-) -> Iterator[PublishedLine]:
+def _paths(
+    ids: NDArray[np.int32], values: NDArray[np.float32], one: ProbedExemplar, settings: PublishedSettings
+) -> Iterator[PublishedPath]:
     for position in (np.flatnonzero(values[one.n_special :] > settings.threshold) + one.n_special).tolist():
         weight = one.importance[:position, position][::-1]
-        # A token that fires in the variant only was never masked for: it stands alone.
-        kept = np.flatnonzero(weight > settings.importance)
-        depth = int(kept[-1]) + 1 if len(kept) else 0
-        stays = set(kept.tolist())
-        context = (int(ids[position - 1 - d]) if d in stays else IGNORE for d in range(depth))
+        # At a token that fires in the variant only, no importance was measured: its path is that token alone.
+        important = np.flatnonzero(weight > settings.importance)
+        depth = int(important[-1]) + 1 if len(important) else 0
+        important_depths = set(important.tolist())
+        context = (int(ids[position - 1 - d]) if d in important_depths else IGNORE for d in range(depth))
         own = float(one.importance[position, position])
-        yield PublishedLine(
+        yield PublishedPath(
             (int(ids[position]), *context), float(values[position]), (own, *(float(w) for w in weight[:depth]))
         )
 
 
-def trie_of(lines: Sequence[PublishedLine], settings: PublishedSettings) -> tuple[Nodes, NDArray[np.float32]]:
-    """The lines as one neuron's nodes in canonical order, and the importance of each node.
+def trie_of(paths: Sequence[PublishedPath], settings: PublishedSettings) -> tuple[Nodes, NDArray[np.float32]]:
+    """The paths of one neuron as nodes in canonical order, and the importance of each node.
 
-    A line ends with the mean of its activations, summed in ascending order, so that the order of `lines` does not show.
+    A path ends with the mean of its activations. They are summed in ascending order, so that the result does not depend on the
+    order of `paths`.
     """
     values: dict[tuple[int, ...], list[float]] = {}
     weights: dict[tuple[int, ...], list[float]] = {}
     n_through: dict[tuple[int, ...], int] = {}
-    for line in lines:
-        values.setdefault(line.tokens, []).append(line.value)
-        for length in range(1, len(line.tokens) + 1):
-            path = line.tokens[:length]
-            n_through[path] = n_through.get(path, 0) + 1
-            weight = line.importance[length - 1]
+    for path in paths:
+        values.setdefault(path.tokens, []).append(path.value)
+        for length in range(1, len(path.tokens) + 1):
+            prefix = path.tokens[:length]
+            n_through[prefix] = n_through.get(prefix, 0) + 1
+            weight = path.importance[length - 1]
             if np.isfinite(weight):
-                weights.setdefault(path, []).append(weight)
-    paths = sorted(n_through)
-    place = {path: i for i, path in enumerate(paths)}
-    ends = np.array([path in values for path in paths], bool)
-    value = np.array([_mean(values.get(path, [])) for path in paths], np.float32)
-    count = np.array([n_through[path] for path in paths], np.int32)
+                weights.setdefault(prefix, []).append(weight)
+    # Every prefix of a path is a node; sorted, they lie depth first with children by token, the canonical order.
+    prefixes = sorted(n_through)
+    node_of = {prefix: node for node, prefix in enumerate(prefixes)}
+    ends = np.array([prefix in values for prefix in prefixes], bool)
+    value = np.array([_mean(values.get(prefix, [])) for prefix in prefixes], np.float32)
+    count = np.array([n_through[prefix] for prefix in prefixes], np.int32)
     nodes = Nodes(
-        np.array([0, len(paths)], np.int64),
-        np.array([place.get(path[:-1], -1) for path in paths], np.int32),
-        np.array([path[-1] for path in paths], np.int32),
-        np.array([len(path) - 1 for path in paths], np.uint8),
+        np.array([0, len(prefixes)], np.int64),
+        np.array([node_of.get(prefix[:-1], -1) for prefix in prefixes], np.int32),
+        np.array([prefix[-1] for prefix in prefixes], np.int32),
+        np.array([len(prefix) - 1 for prefix in prefixes], np.uint8),
         ends,
         np.where(ends, value > settings.threshold, np.nan).astype(np.float32),
         value,
         count,
         count,
     )
-    return nodes, np.array([_mean(weights.get(path, [])) for path in paths], np.float32)
+    return nodes, np.array([_mean(weights.get(prefix, [])) for prefix in prefixes], np.float32)
 
 
 def _mean(values: list[float]) -> float:
@@ -137,12 +140,12 @@ def _mean(values: list[float]) -> float:
 def build_published(
     probes: Probes, folder: Folder, *, name: str = PUBLISHED, settings: PublishedSettings = PublishedSettings()
 ) -> Graphs:
-    """The published graphs of all neurons that were asked about, written into the store opened for writing as `folder`.
+    """The published graphs of all probed neurons, written into the store opened for writing as `folder`.
 
-    They come from the half of the exemplars that `graphs evaluate` does not test with the same seed and number. A neuron none
-    of whose exemplars could be shortened has an empty graph that says so.
+    They come from the half of the exemplars on which an evaluation with the same seed and number of exemplars does not test. A
+    neuron none of whose exemplars could be shortened has an empty graph with that status.
     """
-    asked, corpus = probes.settings, probes.capture.record
+    settings_of_probes, corpus = probes.settings, probes.capture.record
     record = GraphRecord(
         name=name,
         method=PUBLISHED,
@@ -151,31 +154,31 @@ def build_published(
         tokenizer_fingerprint=corpus.plan.tokenizer_fingerprint,
         capture=corpus.name,
         plan_fingerprint=corpus.plan.fingerprint,
-        site=asked["site"],
-        settings=dataclasses.asdict(settings) | {"probes": probes.name, "asked": asked},
+        site=settings_of_probes["site"],
+        settings=dataclasses.asdict(settings) | {"probes": probes.name, "asked": settings_of_probes},
         n_neurons=len(probes.neurons),
     )
     with GraphWriter(folder, record) as writer:
-        share = float(asked["share"])
+        share = float(settings_of_probes["share"])
         for layer, of_layer in itertools.groupby(probes.neurons, key=lambda neuron: neuron[0]):
             neurons = [neuron for _, neuron in of_layer]
             tries, statuses, counts = [], [], []
             for neuron in neurons:
                 probed = probes.of(layer, neuron)
-                lines = list(lines_of(probed, share, settings))
-                tries.append(trie_of(lines, settings))
-                statuses.append("" if lines else NOT_SHORTENED if probed else NEVER_FIRES)
-                counts.append(len(lines))
+                paths = list(paths_of(probed, share, settings))
+                tries.append(trie_of(paths, settings))
+                statuses.append("" if paths else NOT_SHORTENED if probed else NEVER_FIRES)
+                counts.append(len(paths))
             maximum = [max(probes.maximum(layer, neuron), 0.0) for neuron in neurons]
             writer.add(
-                layer, neurons, join([nodes for nodes, _ in tries]), maximum=maximum, n_events=counts,
+                layer, neurons, join_nodes([nodes for nodes, _ in tries]), maximum=maximum, n_events=counts,
                 threshold=settings.threshold, status=statuses, importance=np.concatenate([weight for _, weight in tries]),
             )  # fmt: skip
         writer.close()
     return Graphs(probes.store, name)
 
 
-def join(tries: Sequence[Nodes]) -> Nodes:
+def join_nodes(tries: Sequence[Nodes]) -> Nodes:
     """The nodes of several neurons as one."""
     sizes = np.array([len(nodes.token) for nodes in tries], np.int64)
     columns = (np.concatenate(column) for column in zip(*(nodes[1:] for nodes in tries), strict=True))

@@ -1,112 +1,54 @@
-"""Probes as captures of their store: token ids that somebody chose, planned, run through the store's model, kept.
+"""Probes as captures of their store: given windows of token ids, run through the store's model.
 
-Knows nothing about which ids are worth asking for (`sampling`, `probe_plan`).
+`rounds` and `sampled` make the windows.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import io
-import itertools
-import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
-
-import numpy as np
 
 from actstore.engine.capture.block_filler import fill_blocks
 from actstore.engine.capture.plan import PlanSettings, TextPlanner, block_size
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.capture.run import Run, RunOptions, check_options, check_target
 from actstore.engine.capture.settings import CaptureSettings
-from actstore.engine.graphs.probes.plan import Arranged
+from actstore.engine.graphs.probes.plan import ArrangedWindows
 from actstore.engine.graphs.probes.prefixes import PrefixFiller, fill_by_prefix
-from actstore.engine.graphs.probes.sampling import Sampled, Sampler, SampleSettings, prompts_of, take_tokens
-from actstore.engine.inputs.documents import Document
+from actstore.engine.graphs.probes.window_plan import write_arranged
 from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.engine.models.sources import ModelSource
 from actstore.engine.models.tokenizer.load import TextTokenizer
 from actstore.engine.models.tokenizer.special_tokens import configured_special_ids
 from actstore.kernels.pack.statistics import STATISTICS
 from actstore.store.arguments import Typed
-from actstore.store.capture.plan import PlannedWindow, PlanWriter
 from actstore.store.errors import CaptureError, InvalidInputError
 from actstore.store.files.precision import PRECISIONS
 from actstore.store.files.records import CaptureRecord, PlanRecord
-from actstore.store.layout import SPECIAL, TEXT
 from actstore.store.model import root
 from actstore.store.reader import Store
-from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from pathlib import Path
 
+    from actstore.engine.inputs.documents import Document
     from actstore.engine.models.load import LoadedModel
     from actstore.engine.models.tokenizer.load import TextTokenizer
     from actstore.store.capture.writer import CaptureWriter
     from actstore.store.reader import Capture
+    from actstore.store.storage.folder import Folder
 
 BLOCK_SLOTS: Final = 16_384
+"""Number of tokens per block, by default."""
 BATCH_TOKENS: Final = 4096
-SAMPLED: Final = "probes-sampled"
 
 
 @dataclass(frozen=True)
-class ProbeKept(Typed):
-    """What a capture of probes keeps."""
+class ProbeOutput(Typed):
+    """What a capture of probes stores."""
 
     site: str = "mlp.post"
     precision: str = "half"
-
-
-def sample_probes(
-    model: str,
-    store: str | Path,
-    *,
-    name: str = SAMPLED,
-    capture: str | None = None,
-    settings: SampleSettings | None = None,
-    kept: ProbeKept | None = None,
-    options: RunOptions | None = None,
-    progress: CaptureProgress | None = None,
-) -> Capture:
-    """Draw windows from `model` and capture them into its store under `name`; the finished capture, open for reading.
-
-    `capture` is the one whose windows' beginnings they begin with. An interrupted run goes on with `options.resume`; windows
-    drawn before the plan was complete are kept beside the capture until it is, and used again by a run with the same settings.
-    Errors: `InvalidInputError`, `ModelError`, `NotFoundError` before anything is written; `CaptureError` where it stopped
-    half-way.
-
-    >>> sample_probes("gpt2", "gpt2.actstore", settings=SampleSettings(n_tokens=600_000))
-    """
-    settings, progress = settings or SampleSettings(), progress or CaptureProgress()
-    corpus = Store(store).capture(capture)
-    prompts = prompts_of(corpus, settings.prompt)
-    what = {
-        "kind": "sampled", "capture": corpus.record.name, "plan": corpus.record.plan.fingerprint,
-        **dataclasses.asdict(settings),
-    }  # fmt: skip
-    folder = Folder(store, read_only=False)
-
-    def windows(loaded: LoadedModel, tokenizer: TextTokenizer | None) -> Iterable[Document]:
-        ends = (
-            tokenizer.special_ids if tokenizer else configured_special_ids(*_configs(loaded), roles=("eos_token_id",))
-        )
-        sampler = Sampler(loaded, prompts, ends, settings)
-        drafts = _Drafts(folder, name, what | {"batch_size": sampler.batch_size, "model": fingerprint_of(loaded)})
-        n_tokens = 0
-        for number, ids in enumerate(take_tokens(sampler.batches(drafts.load, drafts.save), settings.n_tokens)):
-            n_tokens += len(ids)
-            progress.planned(number + 1, n_tokens)
-            yield Document(source=f"sample {number}", ids=ids.astype(np.int64))
-
-    finished = capture_probes(
-        model, folder, ProbeRequest(name, what, settings.window, windows, kept or ProbeKept()), options, progress
-    )
-    _Drafts.remove(folder, name)
-    return finished
 
 
 @dataclass(frozen=True)
@@ -114,16 +56,16 @@ class ProbeRequest:
     """One capture of probes."""
 
     name: str
-    what: dict[str, Any]
-    """What decides the windows: a resumed run must repeat it."""
+    settings: dict[str, Any]
+    """The settings that determine the windows, as the record has them; those of a resumed run must be the same."""
     context: int
-    """The longest window."""
-    windows: Arranged | Callable[[LoadedModel, TextTokenizer | None], Iterable[Document]] | None
-    """The windows in their order; or as documents of ids, made once the model is there. None where they are planned."""
-    kept: ProbeKept = ProbeKept()
+    """Length of the longest window."""
+    windows: ArrangedWindows | Callable[[LoadedModel, TextTokenizer | None], Iterable[Document]] | None
+    """The windows in their order, or a function of the loaded model that makes them; None where they are planned already."""
+    output: ProbeOutput = ProbeOutput()
     block_slots: int = BLOCK_SLOTS
     on_plan: Callable[[], None] = lambda: None
-    """Called before a plan is written, when nothing has been found wrong."""
+    """Called before a plan is written, once all checks have passed."""
 
 
 def capture_probes(
@@ -134,28 +76,28 @@ def capture_probes(
     progress: CaptureProgress | None = None,
     models: dict[str, LoadedModel] | None = None,
 ) -> Capture:
-    """Run the windows of `request` through `model`, which must be the one of the store at `folder`, and keep them there.
+    """The capture of the windows of `request`, run through `model`, which must be the model of the store at `folder`.
 
-    `models`, by dtype, holds what earlier calls have loaded.
+    models: dtype → model loaded by an earlier call; a model that is loaded here is added.
     """
     options, progress = options or RunOptions(), progress or CaptureProgress()
     check_options(request.name, options)
     source = ModelSource(model)
     spec = source.inspect(trust_remote_code=options.trust_remote_code)
     if not root.is_store(folder):
-        raise InvalidInputError(f"{folder} is no store yet, and probes ask about one. Make it with actstore capture.")
+        raise InvalidInputError(f"Expected a store to probe, found none at {folder}. Make it with actstore capture.")
     check_target(folder, request.name, spec, options.resume)
     run = _ProbeRun(
         folder, request.name, spec, f"probes of {folder}", options, progress, request, {} if models is None else models,
         source=source,
     )  # fmt: skip
-    run.carry_out(request.what)
+    run.carry_out(request.settings)
     return Store(folder).capture(request.name)
 
 
 @dataclass
 class _ProbeRun(Run):
-    """One call of `capture_probes`."""
+    """The run of one call of `capture_probes`."""
 
     command: ClassVar[str] = "graph probe"
 
@@ -168,8 +110,8 @@ class _ProbeRun(Run):
         return self.models[dtype]
 
     def _begin(self, requested: Mapping[str, Any]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
-        kept, known = self.request.kept, root.read_root(self.folder)
-        chosen = {"sites": (kept.site,), "precision": kept.precision, "gate_sign": False, "exemplars": 0}
+        output, known = self.request.output, root.read_root(self.folder)
+        chosen = {"sites": (output.site,), "precision": output.precision, "gate_sign": False, "exemplars": 0}
         settings = CaptureSettings.resolve(chosen | {"context": self.request.context}, self.spec)
         tokenizer = self._tokenizer()
         model = self._load(self.options.dtype if self.options.dtype != "auto" else known.dtype)
@@ -194,14 +136,16 @@ class _ProbeRun(Run):
 
     def _write_plan(self, model: LoadedModel, tokenizer: TextTokenizer | None) -> PlanRecord:
         request, context = self.request, self.request.context
-        # Arranged windows may be shorter than any multiple of the longest.
+        # Blocks of arranged windows need not be a multiple of the longest window.
         slots = (
-            request.block_slots if isinstance(request.windows, Arranged) else block_size(context, request.block_slots)
+            request.block_slots
+            if isinstance(request.windows, ArrangedWindows)
+            else block_size(context, request.block_slots)
         )
         settings = PlanSettings(context, batch_tokens=BATCH_TOKENS, block_slots=slots)
         request.on_plan()
-        special_ids = tokenizer.special_ids if tokenizer else configured_special_ids(*_configs(model))
-        if isinstance(request.windows, Arranged):
+        special_ids = tokenizer.special_ids if tokenizer else configured_special_ids(*configs_of(model))
+        if isinstance(request.windows, ArrangedWindows):
             fingerprint = tokenizer.fingerprint if tokenizer else ""
             return write_arranged(
                 request.windows, self.folder, self.name, settings, self.corpus, fingerprint, special_ids
@@ -217,119 +161,40 @@ class _ProbeRun(Run):
             ) from None
 
     def _tokenizer(self) -> TextTokenizer | None:
-        """The model's tokenizer, which must be the store's; none where the store has captures of ids only."""
+        """The tokenizer of the model, which must be that of the store; None where the store has captures of token ids only."""
         known = root.read_vocabulary(self.folder)
         if known is None and self.options.tokenizer is None:
             return None
         tokenizer = self._load_tokenizer()
-        # What the pieces mean may have been written by an earlier version, which read some of them otherwise.
+        # The texts of the pieces are not compared: an earlier version decoded some of them differently.
         same = ["token", "piece"]
         if known is not None and not known.select(same).equals(tokenizer.vocabulary().select(same)):
             raise InvalidInputError(
                 f"The tokenizer of {self.options.tokenizer or self.spec.name} has another vocabulary than the one in "
-                f"{self.folder}. Name the one that the store was captured with, by --tokenizer."
+                f"{self.folder}. Pass as `tokenizer` the one that the store was captured with."
             )
         return tokenizer
 
     def _check_same(self, record: CaptureRecord, requested: Mapping[str, Any]) -> LoadedModel:
-        begun = record.settings["probes"]
-        keys = dict.fromkeys([*begun, *requested])
+        stored = record.settings["probes"]
+        keys = dict.fromkeys([*stored, *requested])
         self._refuse(
             [
-                f"{k} is {begun.get(k)} there and {requested.get(k)} now"
+                f"{k} is {stored.get(k)} there and {requested.get(k)} now"
                 for k in keys
-                if begun.get(k) != requested.get(k)
+                if stored.get(k) != requested.get(k)
             ]
-            + [f"the precision is {record.precision} there"] * (record.precision != self.request.kept.precision)
+            + [f"the precision is {record.precision} there"] * (record.precision != self.request.output.precision)
         )
         return self._load_again(record)
 
     def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
-        # Whether windows begin alike is a matter of how they were planned, also where they are resumed.
-        asked = record.settings["probes"]["kind"] != "sampled"
-        fill = fill_by_prefix if asked and PrefixFiller.fits(model, record) else fill_blocks
+        # Windows of a round share their first tokens; sampled ones do not. The record says so also where a run is resumed.
+        share_prefixes = record.settings["probes"]["kind"] != "sampled"
+        fill = fill_by_prefix if share_prefixes and PrefixFiller.fits(model, record) else fill_blocks
         fill(self.folder, record, model, writer, blocks, self.progress)
 
 
-def write_arranged(
-    arranged: Arranged,
-    folder: Folder,
-    name: str,
-    settings: PlanSettings,
-    corpus: str,
-    tokenizer_fingerprint: str,
-    special_ids: frozenset[int],
-) -> PlanRecord:
-    """Write the plan of windows that are in their order already, as one document; its record.
-
-    Batches are windows of one length, and of a block; `special_ids` are no text.
-    """
-    specials = np.array(sorted(special_ids), np.int32)
-    modality = np.where(np.isin(arranged.ids, specials), SPECIAL, TEXT).astype(np.uint8)
-    positions = np.arange(settings.context, dtype=np.int32)
-    ends = np.cumsum(arranged.lengths)
-    per_batch = np.maximum(1, settings.batch_tokens // arranged.lengths)
-    as_json = dataclasses.asdict(settings)
-    writer = PlanWriter(folder, name, settings.block_slots, as_json)
-    digest = hashlib.sha256(np.ascontiguousarray(arranged.ids).tobytes()).hexdigest()
-    try:
-        document = writer.add_document({"source": name, "sha256": digest, "n_tokens": len(arranged.ids)})
-
-        def window(number: int) -> PlannedWindow:
-            length = int(arranged.lengths[number])
-            where = slice(int(ends[number]) - length, int(ends[number]))
-            return PlannedWindow(document, arranged.ids[where], positions[:length], modality[where], ())
-
-        of_block = np.flatnonzero(np.diff(arranged.blocks, prepend=-1, append=-1)).tolist()
-        for start, stop in itertools.pairwise(of_block):
-            changes = np.flatnonzero(np.diff(arranged.lengths[start:stop], prepend=-1, append=-1)) + start
-            batches = [
-                [window(number) for number in range(first, min(first + int(per_batch[a]), b))]
-                for a, b in itertools.pairwise(changes.tolist())
-                for first in range(a, b, int(per_batch[a]))
-            ]
-            writer.add_block(batches)
-        fingerprint = writer.close(())
-    except BaseException:
-        writer.abandon()
-        raise
-    return PlanRecord(
-        fingerprint, corpus, digest, tokenizer_fingerprint, as_json, (), (), writer.n_documents,
-        writer.n_windows, writer.n_tokens, settings.block_slots, writer.n_blocks,
-    )  # fmt: skip
-
-
-class _Drafts:
-    """Batches of sampled windows on disk, until the plan that holds them is complete; of one set of settings at a time."""
-
-    def __init__(self, folder: Folder, name: str, what: dict[str, Any]) -> None:
-        self._folder, self._key = folder, f"probes/{name}"
-        settings = f"{self._key}/settings.json"
-        if not folder.exists(settings) or folder.read_json(settings) != what:
-            folder.delete(self._key)
-            folder.write_json(settings, what)
-
-    def load(self, number: int) -> Sampled | None:
-        """A batch that was saved; None where it was not, or not whole."""
-        if not self._folder.exists(key := f"{self._key}/{number}.npz"):
-            return None
-        try:
-            with np.load(io.BytesIO(self._folder.read(key)), allow_pickle=False) as found:
-                return Sampled(found["ids"], found["lengths"])
-        except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile):
-            return None
-
-    def save(self, number: int, batch: Sampled) -> None:
-        """Keep a batch."""
-        buffer = io.BytesIO()
-        np.savez(buffer, ids=batch.ids, lengths=batch.lengths)
-        self._folder.write(f"{self._key}/{number}.npz", buffer.getvalue())
-
-    @staticmethod
-    def remove(folder: Folder, name: str) -> None:
-        """Take away the batches of a capture that is finished."""
-        folder.delete(f"probes/{name}")
-
-
-def _configs(model: LoadedModel) -> tuple[Any, Any]:
+def configs_of(model: LoadedModel) -> tuple[Any, Any]:
+    """The configuration of a model, and its configuration of generation or None."""
     return model.model.config, getattr(model.model, "generation_config", None)

@@ -1,9 +1,8 @@
-"""Windows of text drawn from the model itself: the cheapest way to more contexts in which neurons fire or do not.
+"""Windows of text drawn from a model: the cheapest way to more contexts in which neurons fire or do not.
 
-A window begins with the first tokens of a window of a capture, drawn at random, and goes on as the model predicts, until it
-is full or a special token ends it. Its tokens follow from the seed and its number: a window's random numbers are its own, and
-windows run in batches of a fixed size, so that a run that was interrupted ends as one that was not. Knows nothing about what
-is made of the windows.
+A window begins with the first tokens of a random window of a capture, and continues with tokens drawn from the model's
+predictions until it is full or a special token ends it. Its tokens depend only on the seed and its number: each window has
+random numbers of its own, and windows run in batches of a fixed size, so that an interrupted run ends with the same windows.
 """
 
 from __future__ import annotations
@@ -34,41 +33,42 @@ if TYPE_CHECKING:
     from actstore.store.reader import Capture
 
 BATCH_NBYTES: Final = 1 << 28
-"""Bytes of keys, values and logits that a batch may take."""
+"""Maximum number of bytes of keys, values and logits per batch."""
 MAX_BATCH: Final = 1024
+"""Maximum number of windows per batch."""
 SHORTER: Final = 0.05
-"""Share of tokens by which windows are expected to end early, so that no batch is drawn for a rest."""
+"""Expected share of tokens that are missing because windows end early: without it a further batch would often be needed."""
 SMALL_PRODUCT: Final = 1 << 18
-"""Weights of a projection up to which a batch runs on one core, beside others."""
+"""Maximum number of weights of a projection for which a batch runs on one core, in parallel with other batches."""
 
 
 @dataclass(frozen=True)
 class SampleSettings(Typed):
-    """Everything that decides which tokens are drawn."""
+    """The settings that determine which tokens are drawn."""
 
     n_tokens: int = 300_000
-    """Windows are drawn until they hold so many."""
+    """Number of tokens of all windows."""
     window: int = 128
-    """Longest window. On a small model, windows of 256 cost twice as much a token, for .003 of F1."""
+    """Maximum number of tokens per window. On a small model, 256 cost twice as much per token and gain 0.003 of F1."""
     temperature: float = 1.0
     seed: int = 0
+    """Random seed."""
     prompt: int = 2
-    """Tokens that a window takes over from the beginning of one of the capture's, special ones included."""
+    """Number of tokens that a window takes from the beginning of one of the capture's, special tokens included."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_tokens < 1:
-            raise InvalidInputError(f"--sample is a number of tokens, at least 1, found {self.n_tokens}.")
+            raise InvalidInputError(f"`sample` must be 1 token or more, found {self.n_tokens}.")
         if self.window < 2:
-            raise InvalidInputError(f"A sampled window holds at least 2 tokens, found {self.window}. Raise --window.")
+            raise InvalidInputError(f"`window` must be 2 tokens or more, found {self.window}.")
         if not 0 < self.temperature < np.inf:
-            raise InvalidInputError(f"--temperature is a number above 0, found {self.temperature}.")
+            raise InvalidInputError(f"`temperature` must be above 0 and finite, found {self.temperature}.")
         if not 0 <= self.seed < 1 << 64:
-            raise InvalidInputError(f"--seed is a whole number, 0 or more, found {self.seed}.")
+            raise InvalidInputError(f"`seed` must be 0 or more and below 2**64, found {self.seed}.")
         if not 0 < self.prompt < self.window:
             raise InvalidInputError(
-                f"A window of {self.window} begins with 1 to {self.window - 1} given tokens, found "
-                f"{self.prompt}. Mend --prompt."
+                f"`prompt` must be from 1 to {self.window - 1} for windows of {self.window} tokens, found {self.prompt}."
             )
 
 
@@ -76,19 +76,19 @@ class Sampled(NamedTuple):
     """A batch of sampled windows."""
 
     ids: NDArray[np.int32]
-    """[window, position]; what lies behind a window's end means nothing."""
+    """[window, position]; values behind the end of a window are undefined."""
     lengths: NDArray[np.int32]
     """[window]"""
 
 
 def prompts_of(capture: Capture, length: int) -> NDArray[np.int32]:
-    """The first `length` tokens of every window of a capture that has as many; shape [window, position]."""
+    """The first `length` tokens of every window of a capture with as many or more; shape [window, position]."""
     windows, inputs = capture.windows(), capture.plan.array("inputs/ids")
     starts = windows["input_start"].to_numpy()[windows["n_inputs"].to_numpy() >= length]
     if not len(starts):
         raise InvalidInputError(
-            f"No window of capture {capture.record.name!r} has the {length} tokens with which sampled windows are to begin. "
-            "Lower --prompt."
+            f"No window of capture {capture.record.name!r} has the {length} tokens with which sampled windows begin. "
+            "Pass a smaller `prompt`."
         )
     prompts: NDArray[np.int32] = inputs[starts[:, None] + np.arange(length)]
     return prompts
@@ -100,9 +100,9 @@ class Sampler:
     def __init__(
         self, model: LoadedModel, prompts: NDArray[np.int32], ends: frozenset[int], settings: SampleSettings
     ) -> None:
-        """Windows begin with one of `prompts` [prompt, position]; a token of `ends` ends one and is no part of it.
+        """Windows begin with one of `prompts` [prompt, position]; a token of `ends` ends a window and is not part of it.
 
-        `ModelError` for a model that does not continue a text.
+        `ModelError` for a model that does not predict the next token.
         """
         spec = model.spec
         if spec.kind != "causal" or not spec.causal:
@@ -112,47 +112,48 @@ class Sampler:
             )
         if spec.context is not None and settings.window > spec.context:
             raise InvalidInputError(
-                f"{spec.name} reads at most {spec.context} tokens at once, found a window of {settings.window}. Lower --window."
+                f"{spec.name} reads at most {spec.context} tokens at once, found `window` {settings.window}. "
+                "Pass a smaller one."
             )
         self._model, self._prompts, self._settings = model, prompts, settings
         self._ends = torch.tensor(sorted(ends), dtype=torch.int64, device=model.device)
         self.batch_size = _batch_size(model, settings)
-        """Windows of a batch; it changes their rounding, and with it what is drawn."""
+        """Number of windows per batch; it changes the rounding of logits, and with it the tokens that are drawn."""
         self._small = model.device.type == "cpu" and all(s.neurons * s.d_model <= SMALL_PRODUCT for s in spec.layers)
 
     def batches(self, load: Callable[[int], Sampled | None], save: Callable[[int, Sampled], None]) -> Iterator[Sampled]:
-        """Batch after batch, in order, until they hold the tokens wanted: loaded where an earlier run saved it, else drawn.
+        """The batches in order, until they have `n_tokens` tokens: loaded where an earlier run saved them, else drawn.
 
-        What is drawn is saved. Of a small model on a CPU, as many batches as there are cores run at once, each on one, and
-        none of which it is sure that it will not be needed.
+        What is drawn is saved. Of a small model on a CPU, as many batches as there are cores run in parallel, each on one core;
+        no batch is begun that is certain not to be needed.
         """
 
         def make(number: int) -> Sampled:
-            if (known := load(number)) is not None:
-                return known
-            drawn = self.draw(number)
-            save(number, drawn)
-            return drawn
+            if (saved := load(number)) is not None:
+                return saved
+            batch = self.draw(number)
+            save(number, batch)
+            return batch
 
-        wanted, numbers = self._settings.n_tokens, itertools.count()
+        n_missing, numbers = self._settings.n_tokens, itertools.count()
         with narrow_attention(self._model):
             if not self._small:
-                while wanted > 0:
+                while n_missing > 0:
                     yield (batch := make(next(numbers)))
-                    wanted -= int(batch.lengths.sum())
+                    n_missing -= int(batch.lengths.sum())
                 return
             n_threads = default_threads()
             with one_core_each(), ThreadPoolExecutor(n_threads, thread_name_prefix="actstore-sample") as pool:
-                waiting: deque[Future[Sampled]] = deque()
+                pending: deque[Future[Sampled]] = deque()
                 full = self.batch_size * self._settings.window
                 try:
-                    while wanted > 0:
-                        while len(waiting) < min(n_threads, -(-wanted // full)):
-                            waiting.append(pool.submit(make, next(numbers)))
-                        yield (batch := waiting.popleft().result())
-                        wanted -= int(batch.lengths.sum())
+                    while n_missing > 0:
+                        while len(pending) < min(n_threads, -(-n_missing // full)):
+                            pending.append(pool.submit(make, next(numbers)))
+                        yield (batch := pending.popleft().result())
+                        n_missing -= int(batch.lengths.sum())
                 finally:
-                    for future in waiting:
+                    for future in pending:
                         future.cancel()
 
     def draw(self, number: int) -> Sampled:
@@ -163,68 +164,68 @@ class Sampler:
             np.random.Generator(np.random.Philox(key=[settings.seed, window]))
             for window in range(first, first + self.batch_size)
         ]
-        chosen = np.array([int(stream.integers(len(self._prompts))) for stream in streams])
+        prompt_index = np.array([int(stream.integers(len(self._prompts))) for stream in streams])
         uniform = np.stack([stream.random(settings.window - settings.prompt) for stream in streams])
         thresholds = torch.from_numpy(uniform).to(device)
         ids = np.zeros((self.batch_size, settings.window), np.int32)
-        ids[:, : settings.prompt] = self._prompts[chosen]
+        ids[:, : settings.prompt] = self._prompts[prompt_index]
         lengths = np.full(self.batch_size, settings.window, np.int32)
-        rows, left = np.arange(self.batch_size), None
-        given = torch.from_numpy(ids[:, : settings.prompt].astype(np.int64)).to(device)
+        rows, selection = np.arange(self.batch_size), None  # the windows that have not ended
+        new_tokens = torch.from_numpy(ids[:, : settings.prompt].astype(np.int64)).to(device)
         steps = Steps(self._model, settings.window, threads=1 if self._small else None)
         with torch.inference_mode():
             for position in range(settings.prompt, settings.window):
-                logits = steps.step(given, left).float()
+                logits = steps.step(new_tokens, selection).float()
                 tokens = _pick(logits / settings.temperature, thresholds[rows, position - settings.prompt])
                 ends = torch.isin(tokens, self._ends).cpu().numpy()
                 lengths[rows[ends]] = position
                 ids[rows, position] = tokens.cpu().numpy()
-                alive, left = lengths[rows] > position, None
-                if not alive.any():
+                is_open, selection = lengths[rows] > position, None
+                if not is_open.any():
                     break
-                # Leaving rows out costs a copy of all keys and values.
-                if alive.sum() < 0.75 * len(rows):
-                    left = torch.from_numpy(np.flatnonzero(alive)).to(device)
-                    rows, tokens = rows[alive], tokens[left]
-                given = tokens[:, None]
+                # To leave out windows that ended, all keys and values are copied: only where that is worth it.
+                if is_open.sum() < 0.75 * len(rows):
+                    selection = torch.from_numpy(np.flatnonzero(is_open)).to(device)
+                    rows, tokens = rows[is_open], tokens[selection]
+                new_tokens = tokens[:, None]
         return Sampled(ids, lengths)
 
 
 def take_tokens(batches: Iterator[Sampled], n_tokens: int) -> Iterator[NDArray[np.int32]]:
-    """The windows of the batches, the last one cut, that hold `n_tokens` together; windows of nothing but a prompt count."""
-    left = n_tokens
+    """The windows of the batches up to `n_tokens` tokens, the last one cut; windows of a prompt alone count, too."""
+    n_missing = n_tokens
     for batch in batches:
         for row, length in zip(batch.ids, batch.lengths.tolist(), strict=True):
-            yield row[: min(length, left)]
-            left -= length
-            if left <= 0:
+            yield row[: min(length, n_missing)]
+            n_missing -= length
+            if n_missing <= 0:
                 return
 
 
 def _pick(logits: Tensor, uniform: Tensor) -> Tensor:
-    """The token [window] at which the summed probability first passes `uniform` [window], in double precision."""
-    summed = torch.softmax(logits.double(), -1).cumsum(-1)
-    return torch.searchsorted(summed, uniform[:, None] * summed[:, -1:], right=True)[:, 0].clamp(
+    """[window] the first token at which the cumulative probability exceeds `uniform` [window], in double precision."""
+    cumulative = torch.softmax(logits.double(), -1).cumsum(-1)
+    return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0].clamp(
         max=logits.shape[1] - 1
     )
 
 
 def _batch_size(model: LoadedModel, settings: SampleSettings) -> int:
-    """Windows of a batch: as many in each as there must be, whose keys, values and last logits fit `BATCH_NBYTES`.
+    """Number of windows per batch, the same in each, so that their keys, values and last logits fit in `BATCH_NBYTES`.
 
-    As if there were as many heads of keys as of queries.
+    An upper bound of the memory: as if there were as many key heads as query heads.
     """
     n_blocks = len({spec.block for spec in model.spec.layers})
-    kept = 2 * n_blocks * model.spec.d_model * settings.window * model.dtype.itemsize
-    fitting = BATCH_NBYTES // (kept + 24 * (model.spec.n_vocabulary or 0))
-    largest = max(1, min(MAX_BATCH, fitting))
-    wanted = math.ceil((1 + SHORTER) * settings.n_tokens / settings.window)
-    return math.ceil(wanted / math.ceil(wanted / largest))
+    cache_nbytes = 2 * n_blocks * model.spec.d_model * settings.window * model.dtype.itemsize
+    n_fitting = BATCH_NBYTES // (cache_nbytes + 24 * (model.spec.n_vocabulary or 0))
+    largest = max(1, min(MAX_BATCH, n_fitting))
+    n_windows = math.ceil((1 + SHORTER) * settings.n_tokens / settings.window)
+    return math.ceil(n_windows / math.ceil(n_windows / largest))
 
 
 @contextmanager
 def one_core_each() -> Iterator[None]:
-    """While open, every thread's products run on one core."""
+    """Within the context, matrix products of each thread run on one core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -73,19 +73,19 @@ def test_show_as_json_names_the_lines_that_matter_first(cli: Callable[..., Resul
     }  # fmt: skip
     assert found["lines"][-1]["importance"] is None
     assert len(found["lines"]) == 4
-    assert cli("show", store, "L1.N0", "--lines", 5, "--json").json["hidden"] == 55
+    assert cli("show", store, "L1.N0", "--paths", 5, "--json").json["hidden"] == 55
 
 
 def test_show_draws_a_tree(cli: Callable[..., Result], store: Path) -> None:
     done = cli("show", store, "L0.N0")
     assert done.status == 0
-    assert "fires from 0.5 of its maximum 2.5 · fired at 9 tokens · 6 nodes, 4 lines · capture corpus" in done.out
+    assert "fires from 0.5 of its maximum 2.5 · fired at 9 tokens · 6 nodes, 4 paths · capture corpus" in done.out
     assert re.search(
         r"└──  ·cat   P 0\.12  fired 110 of 550 \(210 of 900 in all\)\n.*← {2}·the   P 0\.05  fired 3 of 200", done.out
     )
     assert "← … ×2 ←  not " in done.out
     assert "… ×2 ←" not in cli("show", store, "L0.N0", "--without-ignore").out
-    assert "more lines that matter less" in cli("show", store, "L1.N0", "--lines", 5).out
+    assert "more paths that matter less" in cli("show", store, "L1.N0", "--paths", 5).out
     assert "an empty graph: never fires" in cli("show", store, "L0.N1").out
 
 
@@ -118,12 +118,12 @@ def test_search(cli: Callable[..., Result], store: Path) -> None:
     line = found["neurons"][0]["lines"][0]
     assert (line["tokens"], line["fires"], line["score"]) == ([CAT, THE, BLACK], 97, pytest.approx(0.97 * 97))
     assert cli("search", store, "--activating-id", CAT, "--context-id", BLACK, "--json").json["matching"] == 2
-    shown = cli("search", store, "--activating", "cat", "--lines", 1)
-    assert shown.out.startswith("3 neurons in 6 lines;  firing on ·cat, ·Cat, cat·, CAT.\n")
+    shown = cli("search", store, "--activating", "cat", "--paths", 1)
+    assert shown.out.startswith("3 neurons in 6 paths;  firing on ·cat, ·Cat, cat·, CAT.\n")
     assert re.search(r"L0\.N0 +94\.1 +·black ·the +·cat +0\.97 +97 +100", shown.out)
     assert "… 3 more" in shown.out
-    # A probability stands beside the counts that it is of: those for which no longer line answers.
-    silent = cli("search", store, "--activating", "cat", "--silent", "--lines", 9)
+    # A probability stands beside the counts that it is of: those for which no longer path answers.
+    silent = cli("search", store, "--activating", "cat", "--silent", "--paths", 9)
     assert re.search(r" ·cat +0\.12 +110 +550\n", silent.out)
     lines = cli("search", store, "--activating-id", CAT, "--silent", "--json").json["neurons"][0]["lines"]
     root = next(line for line in lines if line["tokens"] == [CAT])
@@ -139,7 +139,7 @@ def test_similar(cli: Callable[..., Result], store: Path) -> None:
     assert (found["neurons"][0]["overlap"], found["neurons"][0]["subset"]) == (1.0, 1.0)
     assert 0.8 < found["neurons"][0]["prediction"] < 1
     assert "L0.N2" in cli("similar", store, "L0.N0").out
-    assert cli("similar", store, "L0.N1").out == "No neuron shares a line with L0.N1: it never fires.\n"
+    assert cli("similar", store, "L0.N1").out == "No neuron shares a path with L0.N1: it never fires.\n"
     found = cli("similar", store, "--json").json
     assert found["pairs"] == {"overlap": 1, "subset": 3, "prediction": 1}
     assert next((row["neuron"], row["other"]) for row in found["similar"]) == ("L0.N0", "L0.N2")

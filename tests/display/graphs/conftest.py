@@ -1,4 +1,4 @@
-"""Neuron graphs planted line by line into a store without a capture."""
+"""Neuron graphs planted path by path into a store without a capture."""
 
 from planted_graph_fixtures import planted_model, planting, store
 

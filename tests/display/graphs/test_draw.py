@@ -55,7 +55,7 @@ def flat(branch: Branch) -> list[Branch]:
 
 
 def make_branch(label: str, *children: Branch, **given: Any) -> Branch:
-    """A branch as `make_drawing` makes them, with what a test does not care for filled in."""
+    """A branch as `make_drawing` makes them, with defaults for the fields that a test does not use."""
     numbers = {"probability": 0.5, "value": 0.5, "count": 9, "fires": 5, "own_count": 4, "own_fires": 2}
     rest = {"token": 0, "skipped": 0, "importance": math.nan, "strength": 0.5, "is_silent": False}
     return Branch(label=label, children=list(children), **numbers | rest | given)
@@ -63,7 +63,7 @@ def make_branch(label: str, *children: Branch, **given: Any) -> Branch:
 
 @pytest.fixture
 def drawn(planting: Callable[..., Graphs], store: Store) -> Callable[..., Drawing]:
-    """drawn(lines, **options): the drawing of one planted neuron."""
+    """drawn(paths, **options): the drawing of one planted neuron."""
 
     def draw(planted: Any, **options: Any) -> Drawing:
         graphs = planting({(1, 17): planted}, name=f"g{np.random.default_rng().integers(1 << 60)}")
@@ -92,34 +92,34 @@ def test_blue_is_the_measured_importance_or_what_the_token_could_change(drawn: C
 
 
 def test_without_ignore_skipped_tokens_are_left_out_and_like_lines_are_one(drawn: Callable[..., Drawing]) -> None:
-    lines = [
+    paths = [
         ((CAT,), 0.1, 99, 9),
         ((CAT, THE), 0.3, 9, 3),
         ((CAT, IGNORE, THE), 0.8, 8, 6),
         ((CAT, IGNORE, THE, NOT), 0.9, 4, 4),
     ]
-    (root,) = drawn(lines, with_ignore=False).roots
+    (root,) = drawn(paths, with_ignore=False).roots
     (the,) = root.children
     assert (the.label, the.skipped, the.count, the.fires) == ("·the", 0, 17, 9)
     assert round(the.probability, 2) == 0.8
     assert [c.label for c in the.children] == ["not"]
-    (root,) = drawn(lines, with_ignore=True).roots
+    (root,) = drawn(paths, with_ignore=True).roots
     assert sorted((c.label, c.skipped) for c in root.children) == [("·the", 0), ("·the", 1)]
 
 
 def test_the_lines_that_matter_are_drawn_and_the_rest_counted(drawn: Callable[..., Drawing]) -> None:
-    lines = [((t,), 0.9, 10 * (t + 1), 9 * (t + 1)) for t in range(20)]
-    drawing = drawn(lines, lines=3)
+    paths = [((t,), 0.9, 10 * (t + 1), 9 * (t + 1)) for t in range(20)]
+    drawing = drawn(paths, paths=3)
     assert [root.count for root in drawing.roots] == [200, 190, 180]
-    assert (drawing.n_lines, drawing.n_hidden) == (20, 17)
+    assert (drawing.n_paths, drawing.n_hidden) == (20, 17)
     for said in (text_of(drawing), draw_svg(drawing), draw_html(drawing), draw_dot(drawing)):
         assert "17" in said
-    assert drawn(lines, lines=0).n_hidden == 0
+    assert drawn(paths, paths=0).n_hidden == 0
 
 
 def test_an_exception_is_drawn_before_a_rule_that_matters_less(drawn: Callable[..., Drawing]) -> None:
-    lines = [((CAT,), 0.9, 1000, 800), ((CAT, NOT), 0.0, 100, 0), ((CAT, THE), 0.95, 5, 5)]
-    labels = [b.label for b in flat(drawn(lines, lines=2).roots[0])]
+    paths = [((CAT,), 0.9, 1000, 800), ((CAT, NOT), 0.0, 100, 0), ((CAT, THE), 0.95, 5, 5)]
+    labels = [b.label for b in flat(drawn(paths, paths=2).roots[0])]
     assert labels == ["·cat", "not"]
 
 
@@ -146,7 +146,7 @@ def test_the_terminal_tree_reads_outwards_in(drawn: Callable[..., Drawing]) -> N
 
 
 def test_a_probability_and_the_counts_beside_it_are_of_the_same_occurrences(drawn: Callable[..., Drawing]) -> None:
-    # Of 4,664 occurrences almost all are answered for by a longer line, in which the neuron does not fire.
+    # Of 4,664 occurrences almost all are answered for by a longer path, in which the neuron does not fire.
     drawing = drawn([((CAT,), 0.96, 4664, 126), ((CAT, NOT), 0.0, 4530, 2), ((CAT, THE), 0.3, 9, 3)])
     (root,) = drawing.roots
     assert (root.own_fires, root.own_count, root.fires, root.count) == (121, 125, 126, 4664)
@@ -156,19 +156,19 @@ def test_a_probability_and_the_counts_beside_it_are_of_the_same_occurrences(draw
         assert "P 0.96 · 121/125" in picture
         assert "126/4,664" not in picture
         assert (
-            "fired 126 times of 4,664 in all; P of firing where no longer line matches 0.960, at 121 of 125" in picture
+            "fired 126 times of 4,664 in all; P of firing where no longer path matches 0.960, at 121 of 125" in picture
         )
 
 
 def test_where_longer_lines_answer_for_all_the_counts_are_those_of_all(drawn: Callable[..., Drawing]) -> None:
     drawing = drawn([((CAT,), 0.5, 20, 10), ((CAT, THE), 0.9, 10, 9), ((CAT, NOT), 0.1, 10, 1)])
-    assert "P 0.50  fired 10 of 20 in all, never seen without a longer line" in text_of(drawing)
+    assert "P 0.50  fired 10 of 20 in all, never seen without a longer path" in text_of(drawing)
     assert "P 0.50 · 10/20" in draw_svg(drawing)
 
 
 def test_lines_drawn_as_one_keep_a_probability_and_its_counts_together(drawn: Callable[..., Drawing]) -> None:
-    lines = [((CAT,), 0.1, 99, 9), ((CAT, THE), 0.3, 9, 3), ((CAT, IGNORE, THE), 0.8, 8, 6)]
-    assert "P 0.80  fired 6 of 8 (9 of 17 in all)" in text_of(drawn(lines, with_ignore=False))
+    paths = [((CAT,), 0.1, 99, 9), ((CAT, THE), 0.3, 9, 3), ((CAT, IGNORE, THE), 0.8, 8, 6)]
+    assert "P 0.80  fired 6 of 8 (9 of 17 in all)" in text_of(drawn(paths, with_ignore=False))
 
 
 def test_a_neuron_that_never_fires_is_an_empty_graph_that_says_so(drawn: Callable[..., Drawing]) -> None:
@@ -257,16 +257,16 @@ def test_no_token_breaks_a_picture(texts: list[bytes]) -> None:
 
 def test_nothing_lies_on_anything_else(drawn: Callable[..., Drawing]) -> None:
     rng = np.random.default_rng(0)
-    lines = {
+    paths = {
         tuple(path[: n + 1]): (tuple(path[: n + 1]), float(rng.random()), 50, 20)
         for path in rng.integers(0, 9, (40, 4)).tolist()
         for n in range(4)
     }
-    svg = ElementTree.fromstring(draw_svg(drawn([*lines.values(), ((CAT, IGNORE, NOT), 0.4, 9, 3)], lines=0)))
+    svg = ElementTree.fromstring(draw_svg(drawn([*paths.values(), ((CAT, IGNORE, NOT), 0.4, 9, 3)], paths=0)))
     width, height = float(svg.attrib["width"]), float(svg.attrib["height"])
     boxes = [[float(r.attrib[a]) for a in ("x", "y", "width", "height")] for r in svg.iter("{http://www.w3.org/2000/svg}rect")
              if r.attrib.get("rx") == "6" and "x" in r.attrib]  # fmt: skip
-    assert len(boxes) == len(lines) + 1
+    assert len(boxes) == len(paths) + 1
     assert all(x >= 0 and y >= 0 and x + w <= width and y + h <= height for x, y, w, h in boxes)
     for i, (x, y, w, h) in enumerate(boxes):
         for other_x, other_y, other_w, other_h in boxes[:i]:

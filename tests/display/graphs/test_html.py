@@ -1,4 +1,4 @@
-"""The page of a graph: where each branch stands, as the page's elements nest and as its style indents them."""
+"""The page of a graph: the position of each branch, by the nesting of elements and by the indentation of the style."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def branch(label: str, *children: Branch) -> Branch:
 
 
 def chain(depth: int) -> Branch:
-    found = branch(f"d{depth}")
+    result = branch(f"d{depth}")
     for level in reversed(range(depth)):
-        found = branch(f"d{level}", found)
-    return found
+        result = branch(f"d{level}", result)
+    return result
 
 
 TREES: dict[str, tuple[Branch, ...]] = {
@@ -86,16 +86,16 @@ def left_edge(path: list[Element]) -> float:
 
 def _style(path: list[Element]) -> dict[str, float]:
     """What the style says of the left side of the last element: the most specific selector wins, then the later one."""
-    found: dict[str, tuple[tuple[int, int, int], float]] = {}
+    result: dict[str, tuple[tuple[int, int, int], float]] = {}
     for order, (selectors, body) in enumerate(re.findall(r"([^{}]+)\{([^{}]*)\}", STYLE)):
         for selector in selectors.strip().split(","):
             if not _matches(re.findall(r">|[^\s>]+", selector), path):
                 continue
             weight = (selector.count("."), len(re.findall(r"(?:^|[\s>])[a-z]", selector)), order)
             for name, value in _left(body):
-                if name not in found or weight >= found[name][0]:
-                    found[name] = (weight, value)
-    return {name: value for name, (_, value) in found.items()}
+                if name not in result or weight >= result[name][0]:
+                    result[name] = (weight, value)
+    return {name: value for name, (_, value) in result.items()}
 
 
 def _matches(selector: list[str], path: list[Element]) -> bool:
@@ -112,17 +112,17 @@ def _matches(selector: list[str], path: list[Element]) -> bool:
 
 
 def _left(body: str) -> list[tuple[str, float]]:
-    found = []
+    result = []
     for declaration in filter(None, body.replace("\n", "").split(";")):
         name, value = declaration.split(":", 1)
         if name in ("margin-left", "padding-left", "border-left"):
-            found.append((name, _pixels(value.split()[0])))
+            result.append((name, _pixels(value.split()[0])))
         elif name in ("margin", "padding"):
             sides = value.split()
-            found.append((f"{name}-left", _pixels(sides[3 if len(sides) > 3 else 1 if len(sides) > 1 else 0])))
+            result.append((f"{name}-left", _pixels(sides[3 if len(sides) > 3 else 1 if len(sides) > 1 else 0])))
         elif name == "border":
-            found.append(("border-left", _pixels(value.split()[0])))
-    return found
+            result.append(("border-left", _pixels(value.split()[0])))
+    return result
 
 
 def _pixels(length: str) -> float:
@@ -142,9 +142,9 @@ def test_every_branch_lies_below_its_own_token_and_roots_stand_at_the_margin(nam
 
     for root in roots:
         walk(root, None, 0)
-    found = Page(draw_html(Drawing("L0.N0", "", roots, len(expected), len(expected), 0))).found
-    assert [(label, above) for label, above, _ in found] == [(label, above) for label, above, _ in expected]
-    edges = [edge for _, _, edge in found]
+    result = Page(draw_html(Drawing("L0.N0", "", roots, len(expected), len(expected), 0))).found
+    assert [(label, above) for label, above, _ in result] == [(label, above) for label, above, _ in expected]
+    edges = [edge for _, _, edge in result]
     by_depth: dict[int, set[float]] = {}
     for (_, _, depth), edge in zip(expected, edges, strict=True):
         by_depth.setdefault(depth, set()).add(edge)

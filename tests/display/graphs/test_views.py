@@ -1,4 +1,4 @@
-"""What a user asks of `store.graph(…)`: the drawing, like neurons, predictions of a text; here and without model libraries."""
+"""The methods of `store.graph(…)`: drawings, similar neurons, predictions of a text; also without model libraries."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def graphs(planting: Callable[..., Graphs]) -> Graphs:
 def test_a_drawing_is_text_and_pictures(graphs: Graphs, tmp_path: Path) -> None:
     drawn = graphs.graph(0, 0).draw()
     lines = str(drawn).splitlines()
-    assert lines[0].startswith("L0.N0  fires from 0.5 of its maximum 2.5 · fired at 9 tokens · 4 nodes, 3 lines")
+    assert lines[0].startswith("L0.N0  fires from 0.5 of its maximum 2.5 · fired at 9 tokens · 4 nodes, 3 paths")
     assert [re.sub(r"\s+", " ", line.strip("│├└─ ")) for line in lines[4:]] == [
         "·cat P 0.10 fired 0 of 82 (10 of 100 in all)", "← ·the P 0.90 fired 9 of 10", "← … ×1 ← ·black P 0.80 fired 7 of 8",
     ]  # fmt: skip
@@ -60,11 +60,11 @@ def test_a_drawing_is_text_and_pictures(graphs: Graphs, tmp_path: Path) -> None:
 
 def test_a_drawing_has_the_lines_that_are_asked_for(graphs: Graphs) -> None:
     graph = graphs.graph(0, 0)
-    assert str(graph.draw(lines=1)).endswith("… 1 more line that matters less (--lines 0 shows all)")
+    assert str(graph.draw(paths=1)).endswith("… 1 more path that matters less (paths = 0 draws all)")
     assert "…" not in str(graph.draw(with_ignore=False)).splitlines()[-1]
     assert "an empty graph: never fires" in str(graphs.graph(0, 1).draw())
     with pytest.raises(InvalidInputError, match="found -1"):
-        graph.draw(lines=-1)
+        graph.draw(paths=-1)
 
 
 def test_published_graphs_are_drawn_without_ignored_tokens(planting: Callable[..., Graphs]) -> None:
@@ -74,16 +74,16 @@ def test_published_graphs_are_drawn_without_ignored_tokens(planting: Callable[..
 
 
 def test_like_neurons_are_a_table(graphs: Graphs) -> None:
-    found = graphs.graph(0, 0).similar()
-    assert found.column_names == ["neuron", "layer", "index", "overlap", "subset", "prediction"]
+    result = graphs.graph(0, 0).similar()
+    assert result.column_names == ["neuron", "layer", "index", "overlap", "subset", "prediction"]
     # " Cat" is " cat" but for case.
-    assert sorted(found["neuron"].to_pylist()) == ["L0.N2", "L1.N3"]
-    prediction = found["prediction"].to_numpy()
+    assert sorted(result["neuron"].to_pylist()) == ["L0.N2", "L1.N3"]
+    prediction = result["prediction"].to_numpy()
     assert (np.diff(prediction) <= 0).all()
-    assert found.num_rows > graphs.graph(0, 0).similar(k=1).num_rows == 1
+    assert result.num_rows > graphs.graph(0, 0).similar(k=1).num_rows == 1
     assert graphs.graph(0, 0).similar(normalise=False)["neuron"].to_pylist() == ["L1.N3"]
     assert graphs.graph(0, 1).similar().num_rows == 0
-    with pytest.raises(InvalidInputError, match="At least one neuron"):
+    with pytest.raises(InvalidInputError, match="`k` must be 1 or more"):
         graphs.graph(0, 0).similar(k=0)
 
 
@@ -109,14 +109,14 @@ def test_a_text_is_predicted_as_the_window_that_it_is(captured: Path, tiny_model
     ids = capture.block_plan(0).inputs[: capture.windows()["n_inputs"][0].as_py()]
     text = store.text(ids[1:])
     graph = store.graph(1, 7)
-    found = graph.predict(text)
-    assert found.column_names == ["token", "text", "value", "probability", "fires"]
-    assert found["token"].to_pylist() == ids.tolist()
-    assert found["token"].to_pylist() == AutoTokenizer.from_pretrained(tiny_model)(text)["input_ids"]
-    assert "".join(found["text"].to_pylist()[1:]) == text
-    assert found["value"].to_pylist() == graph.predict(ids).tolist()
-    assert found["fires"].to_pylist() == graph.fires(ids).tolist()
-    assert 0 < sum(found["fires"].to_pylist()) < len(ids)
+    result = graph.predict(text)
+    assert result.column_names == ["token", "text", "value", "probability", "fires"]
+    assert result["token"].to_pylist() == ids.tolist()
+    assert result["token"].to_pylist() == AutoTokenizer.from_pretrained(tiny_model)(text)["input_ids"]
+    assert "".join(result["text"].to_pylist()[1:]) == text
+    assert result["value"].to_pylist() == graph.predict(ids).tolist()
+    assert result["fires"].to_pylist() == graph.fires(ids).tolist()
+    assert 0 < sum(result["fires"].to_pylist()) < len(ids)
 
 
 ASK = """
@@ -141,7 +141,7 @@ def test_no_model_library_is_needed(captured: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", ASK, str(captured)], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = actstore.open(captured).graph("L1.N7").predict("The fox jumps over the dog, doesn't it?")
+    result = actstore.open(captured).graph("L1.N7").predict("The fox jumps over the dog, doesn't it?")
     said, others = done.stdout.splitlines()
-    assert said == f"{found['token'].to_pylist()} {found['value'].to_pylist()}"
+    assert said == f"{result['token'].to_pylist()} {result['value'].to_pylist()}"
     assert others.split()[1:] == ["True", "<svg"]

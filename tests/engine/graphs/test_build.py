@@ -82,7 +82,7 @@ def not_finite(ids: Ids) -> Ids:
     return values
 
 
-LINES: dict[Any, dict[tuple[int, ...], bool]] = {
+PATHS: dict[Any, dict[tuple[int, ...], bool]] = {
     on_token: {(B,): True},
     after: {(B,): False, (B, A): True},
     either: {(C,): True, (B,): True},
@@ -93,7 +93,7 @@ LINES: dict[Any, dict[tuple[int, ...], bool]] = {
     never: {},
     not_finite: {(B,): True},
 }
-LAYERS = [[*LINES], [after, never, skipping]]
+LAYERS = [[*PATHS], [after, never, skipping]]
 
 
 def somewhere() -> str:
@@ -114,8 +114,8 @@ def build(capture: Capture, **asked: Any) -> Graphs:
     return build_graphs(capture, Folder(capture.folder.location, read_only=False), **asked)
 
 
-def lines(graphs: Graphs, layer: int, neuron: int) -> dict[tuple[int, ...], bool]:
-    return {line.tokens: line.probability >= 0.5 for line in graphs.graph(layer, neuron).lines()}
+def paths(graphs: Graphs, layer: int, neuron: int) -> dict[tuple[int, ...], bool]:
+    return {path.tokens: path.probability >= 0.5 for path in graphs.graph(layer, neuron).paths()}
 
 
 def contents(graphs: Graphs) -> dict[str, bytes]:
@@ -127,18 +127,18 @@ def contents(graphs: Graphs) -> dict[str, bytes]:
 def test_planted_neurons_are_found_to_the_letter(windows: list[Any], capture: Capture, precision: str) -> None:
     layers = LAYERS
     if precision != "exact":
-        layers = [[*LINES]]
+        layers = [[*PATHS]]
         capture = plant_capture(somewhere(), windows, layers, precision=precision, block_slots=4096)
     graphs = build(capture, name=f"found-{precision}")
     for layer, planted in enumerate(layers):
         for neuron, rule in enumerate(planted):
-            assert lines(graphs, layer, neuron) == LINES[rule], rule.__name__
+            assert paths(graphs, layer, neuron) == PATHS[rule], rule.__name__
             graph = graphs.graph(layer, neuron)
             assert graph.status == ("never fires" if rule is never else "")
             if rule is not never:
                 assert graph.maximum == pytest.approx(2.5, rel=0.01)
-                firing = [line for line in graph.lines() if line.probability >= 0.5]
-                assert all(line.value == pytest.approx(1, abs=0.1) for line in firing)
+                firing = [path for path in graph.paths() if path.probability >= 0.5]
+                assert all(path.value == pytest.approx(1, abs=0.1) for path in firing)
 
 
 def too_large(ids: Ids) -> Ids:
@@ -167,10 +167,10 @@ def test_neurons_that_overflow_precision_half_fire_where_they_do_at_exact(window
         exact, half = (graphs[precision].graph(0, neuron) for precision in ("exact", "half"))
         assert half.status == exact.status == ""
         assert half.maximum == min(exact.maximum, 65504)
-        assert lines(graphs["half"], 0, neuron) == lines(graphs["exact"], 0, neuron)
-        for line in half.lines():
-            assert np.isfinite(line.value)
-            assert -2e5 / half.maximum <= line.value <= 1
+        assert paths(graphs["half"], 0, neuron) == paths(graphs["exact"], 0, neuron)
+        for path in half.paths():
+            assert np.isfinite(path.value)
+            assert -2e5 / half.maximum <= path.value <= 1
     contexts = read_contexts(capture)
     events = find_events(capture, contexts, 0, [0])
     values = np.clip(capture.activations(0, 0), -65504, 65504)
@@ -182,7 +182,7 @@ def test_neurons_that_overflow_precision_half_fire_where_they_do_at_exact(window
 def test_graphs_predict_new_text(capture: Capture) -> None:
     graphs = build(capture, name="predicting")
     for ids in make_windows(40, seed=9):
-        for neuron, rule in enumerate(LINES):
+        for neuron, rule in enumerate(PATHS):
             expected = np.where(ids == SPECIAL_TOKEN, -1, rule(ids))
             expected = (expected > 1) & np.isfinite(expected)
             np.testing.assert_array_equal(graphs.graph(0, neuron).fires(ids), expected, rule.__name__)
@@ -191,24 +191,24 @@ def test_graphs_predict_new_text(capture: Capture) -> None:
 def test_events_are_where_activations_reach_the_share(capture: Capture) -> None:
     contexts = read_contexts(capture)
     neurons = [1, 7, 6]
-    found = find_events(capture, contexts, 0, neurons, share=0.75, threads=2)
+    result = find_events(capture, contexts, 0, neurons, share=0.75, threads=2)
     table = capture.tokens()
     is_text = np.array([m == "text" for m in table["modality"].to_pylist()])
     for number, neuron in enumerate(neurons):
         values = capture.activations(0, neuron)
         fires = is_text & (values >= 0.75 * 2.5) if neuron != 7 else np.zeros(len(values), bool)
-        a, b = found.offsets[number : number + 2]
-        assert found.ranks[a:b].tolist() == sorted(contexts.rank[fires].tolist())
-        assert (found.values[a:b] == 1).all()
+        a, b = result.offsets[number : number + 2]
+        assert result.ranks[a:b].tolist() == sorted(contexts.rank[fires].tolist())
+        assert (result.values[a:b] == 1).all()
         if neuron != 7:
-            assert found.rest[number] == pytest.approx(-0.125 / 2.5, rel=1e-3)
+            assert result.rest[number] == pytest.approx(-0.125 / 2.5, rel=1e-3)
 
 
 def test_chunks_and_threads_do_not_change_a_byte(capture: Capture) -> None:
     expected = build(capture, name="whole", options=BuildOptions(threads=1))
     for number, memory in enumerate((1, 10**6)):
-        found = build(capture, name=f"chunked-{number}", options=BuildOptions(memory, threads=3))
-        assert contents(found) == contents(expected)
+        result = build(capture, name=f"chunked-{number}", options=BuildOptions(memory, threads=3))
+        assert contents(result) == contents(expected)
 
 
 def test_a_killed_build_ends_with_the_same_bytes(tmp_path: Path, windows: list[Any]) -> None:
@@ -248,8 +248,8 @@ def test_a_killed_build_ends_with_the_same_bytes(tmp_path: Path, windows: list[A
 def test_windows_left_out_are_no_evidence(capture: Capture, windows: list[Any]) -> None:
     with_b = [number for number, ids in enumerate(windows) if (ids == B).any()]
     graphs = build(capture, name="left-out", neurons=[(0, 0)], leave_out=with_b[1:])
-    (line,) = graphs.graph(0, 0).lines()
-    assert line.count == line.fires == (windows[with_b[0]] == B).sum()
+    (path,) = graphs.graph(0, 0).paths()
+    assert path.count == path.fires == (windows[with_b[0]] == B).sum()
     assert graphs.graph(0, 0).n_events == sum((ids == B).sum() for ids in windows)
     assert graphs.record.settings["leave_out"] == with_b[1:]
     with pytest.raises(InvalidInputError, match="windows 0 to 699, found 700 to leave out"):
@@ -261,18 +261,18 @@ def test_only_some_neurons(capture: Capture) -> None:
     assert [graph.name for graph in graphs] == ["L0.N3", "L1.N2"]
     whole = build(capture, name="all")
     for graph in graphs:
-        for found, expected in zip(graph.nodes, whole.graph(graph.layer, graph.neuron).nodes, strict=True):
-            np.testing.assert_array_equal(found, expected)
+        for result, expected in zip(graph.nodes, whole.graph(graph.layer, graph.neuron).nodes, strict=True):
+            np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"share": 0.0}, "--share is a share above 0"),
-        ({"threshold": 2.0}, "--threshold is a probability"),
-        ({"kappa": -1.0}, "--kappa must be above 0"),
-        ({"max_depth": 300}, "--max-depth must be from 0 to 255"),
-        ({"margin": float("nan")}, "margin must be 0 or more"),
+        ({"share": 0.0}, "`share` must be above 0"),
+        ({"threshold": 2.0}, "`threshold` must be a probability"),
+        ({"kappa": -1.0}, "`kappa` must be above 0"),
+        ({"max_depth": 300}, "`max_depth` must be from 0 to 255"),
+        ({"margin": float("nan")}, "`max_skip` and `margin` must be 0 or more"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(asked: dict[str, float], message: str) -> None:
@@ -314,10 +314,10 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_the_command_says_what_it_built(tmp_path: Path, windows: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     path = str(tmp_path / "store")
     plant_capture(path, windows[:60], LAYERS)
-    said = json.loads(run(capsys, "build", path, "--json", "--quiet"))
+    described = json.loads(run(capsys, "build", path, "--json", "--quiet"))
     graphs = Graphs(Store(path))
-    assert (said["neurons"], said["nodes"], said["never_fire"]) == (12, graphs.record.n_nodes, 2)
-    assert said["seconds"] > 0
+    assert (described["neurons"], described["nodes"], described["never_fire"]) == (12, graphs.record.n_nodes, 2)
+    assert described["seconds"] > 0
     assert "12 neurons, 2 of which never fire" in run(capsys, "build", path, "--name", "again", "--quiet")
     with pytest.raises(InvalidInputError, match="already has graphs 'graphs'"):
         run(capsys, "build", path)
@@ -372,11 +372,11 @@ def test_a_further_capture_is_evidence_like_the_first(tmp_path: Path) -> None:
     assert whole.folder.local_path() is not None
     assert part.folder.local_path() is not None
     expected = build_graphs(whole, Folder(whole.folder.local_path(), read_only=False))
-    found = build_graphs(part, Folder(part.folder.local_path(), read_only=False), also=[more])
+    result = build_graphs(part, Folder(part.folder.local_path(), read_only=False), also=[more])
     for column in ("parent", "token", "depth", "ends", "count", "fires", "probability"):
-        np.testing.assert_array_equal(found.nodes[column], expected.nodes[column], err_msg=column)
-    np.testing.assert_allclose(found.nodes["value"], expected.nodes["value"], rtol=1e-5, atol=1e-7)
-    assert found.record.settings["also"] == {"more": [more.record.plan.fingerprint, len(more.blocks)]}
+        np.testing.assert_array_equal(result.nodes[column], expected.nodes[column], err_msg=column)
+    np.testing.assert_allclose(result.nodes["value"], expected.nodes["value"], rtol=1e-5, atol=1e-7)
+    assert result.record.settings["also"] == {"more": [more.record.plan.fingerprint, len(more.blocks)]}
 
 
 def test_a_capture_is_not_evidence_twice(tmp_path: Path) -> None:

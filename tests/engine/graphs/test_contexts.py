@@ -37,8 +37,8 @@ def test_text_counts_and_everything_read_is_context(overlap: int, commit: int | 
         if rank >= 0:
             ids = windows[window].tolist()
             context = [ids[position - d] if d <= position else BOUNDARY for d in range(7)]
-            place, reach = trie.input_index[rank], min(int(trie.reach[rank]), 6)
-            assert trie.ids[place - reach : place + 1].tolist() == ids[position - reach : position + 1]
+            index, reach = trie.input_index[rank], min(int(trie.reach[rank]), 6)
+            assert trie.ids[index - reach : index + 1].tolist() == ids[position - reach : position + 1]
             assert reach == min(position, 6)
             met.append((rank, context))
     assert [context for _, context in sorted(met)] == sorted(context for _, context in met)
@@ -48,16 +48,18 @@ def test_ranks_of_windows_are_those_of_their_text() -> None:
     capture = plant_capture(somewhere(), make_windows(30), [[zeros]], commit=2)
     contexts = read_contexts(capture)
     table = capture.tokens()
-    chosen = [7, 3, 7, 29]  # the last is in a block that is not committed
-    of_chosen = np.isin(table["window"].to_numpy(), chosen)
-    ranks = contexts.ranks_of_windows(chosen)
+    windows_taken = [7, 3, 7, 29]  # the last is in a block that is not committed
+    of_chosen = np.isin(table["window"].to_numpy(), windows_taken)
+    ranks = contexts.ranks_of_windows(windows_taken)
     assert ranks.tolist() == sorted(r for r in contexts.rank[of_chosen].tolist() if r >= 0)
     assert len(contexts.ranks_of_windows([])) == 0
 
 
 def test_captures_of_some_positions_are_refused() -> None:
     capture = plant_capture(somewhere(), make_windows(3), [[zeros]], positions="last")
-    with pytest.raises(InvalidInputError, match=r"keeps --positions last\. Capture again with --positions all"):
+    with pytest.raises(
+        InvalidInputError, match=r"keeps only positions 'last'\. Capture again with `positions=\"all\"`"
+    ):
         read_contexts(capture)
 
 

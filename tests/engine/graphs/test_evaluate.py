@@ -12,8 +12,8 @@ import pytest
 
 from actstore.engine.graphs.build import GraphSettings, build_graphs
 from actstore.engine.graphs.evaluate import Evaluation, EvaluationSettings, describe_leak, evaluate
-from actstore.engine.graphs.samples import Reader
-from actstore.engine.graphs.split import Protocol, Split, Windows
+from actstore.engine.graphs.samples import SampleReader
+from actstore.engine.graphs.split import Split, SplitSettings, Windows
 from actstore.store import layout
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
 from actstore.store.capture.writer import CaptureWriter, create_capture
@@ -126,39 +126,39 @@ def capture() -> Capture:
 
 
 @pytest.fixture(scope="module")
-def found(capture: Capture) -> Evaluation:
+def result(capture: Capture) -> Evaluation:
     return evaluate(capture, settings=EvaluationSettings(gains=(-1.0, 50.0), threads=1))
 
 
 def f1(evaluation: Evaluation, method: str | None, kind: str, neuron: int) -> float:
-    chosen = evaluation.method if method is None else evaluation.baselines[method]
-    return float(getattr(chosen, kind).measures()[2, neuron])
+    selection = evaluation.method if method is None else evaluation.baselines[method]
+    return float(getattr(selection, kind).measures()[2, neuron])
 
 
 @pytest.mark.parametrize("kind", ["exemplars", "ordinary"])
-def test_what_context_decides_graphs_find_and_tables_find_up_to_their_length(found: Evaluation, kind: str) -> None:
+def test_what_context_decides_graphs_find_and_tables_find_up_to_their_length(result: Evaluation, kind: str) -> None:
     token, pair = "token lookup, corpus, most", "bigram lookup, corpus, most"
     for neuron in (0, 1, 2, 4):
-        assert f1(found, None, kind, neuron) == 1
-        assert f1(found, pair, kind, neuron) == 1
-    assert f1(found, token, kind, 0) == 1
-    assert f1(found, token, kind, 1) == 0
-    assert 0 < f1(found, "token lookup, corpus, any", kind, 1) < 0.5
-    assert f1(found, "token lookup, exemplars, any", kind, 0) == 1
-    assert f1(found, "bigram lookup, exemplars, any", kind, 1) == 1
+        assert f1(result, None, kind, neuron) == 1
+        assert f1(result, pair, kind, neuron) == 1
+    assert f1(result, token, kind, 0) == 1
+    assert f1(result, token, kind, 1) == 0
+    assert 0 < f1(result, "token lookup, corpus, any", kind, 1) < 0.5
+    assert f1(result, "token lookup, exemplars, any", kind, 0) == 1
+    assert f1(result, "bigram lookup, exemplars, any", kind, 1) == 1
 
 
-def test_a_neuron_that_never_fires_is_in_no_mean(found: Evaluation) -> None:
-    assert found.never_fire == 1
-    assert np.isnan(f1(found, None, "ordinary", 3))
-    assert found.method.exemplars.summary()["undefined"] == 1
-    assert found.method.n_failed == 0
+def test_a_neuron_that_never_fires_is_in_no_mean(result: Evaluation) -> None:
+    assert result.never_fire == 1
+    assert np.isnan(f1(result, None, "ordinary", 3))
+    assert result.method.exemplars.summary()["undefined"] == 1
+    assert result.method.n_failed == 0
 
 
-def test_fewer_nodes_at_a_larger_gain_and_the_curve_has_the_method_itself(found: Evaluation) -> None:
-    nodes = {gain: sum(method.n_nodes) for gain, method in found.curve.items()}
+def test_fewer_nodes_at_a_larger_gain_and_the_curve_has_the_method_itself(result: Evaluation) -> None:
+    nodes = {gain: sum(method.n_nodes) for gain, method in result.curve.items()}
     assert nodes[-1.0] > nodes[0.5] > nodes[50.0]
-    assert found.curve[0.5] is found.method
+    assert result.curve[0.5] is result.method
 
 
 def test_windows_of_the_same_tokens_are_never_evidence() -> None:
@@ -184,11 +184,11 @@ def test_windows_of_the_same_tokens_are_never_evidence() -> None:
 def test_another_capture_is_evidence_and_no_test() -> None:
     where = somewhere()
     few, more = plant(where, make_windows(12)), plant(where, make_windows(100, seed=1), "more")
-    settings = EvaluationSettings(protocol=Protocol(4, 4), threads=1)
+    settings = EvaluationSettings(split=SplitSettings(4, 4), threads=1)
     alone = evaluate(few, neurons=[(0, 1)], settings=settings)
     helped = evaluate(few, neurons=[(0, 1)], also=[more], settings=settings)
     assert helped.method.ordinary.scores[0].fires == alone.method.ordinary.scores[0].fires
-    reader = Reader((few, more), settings.protocol, site="mlp.post", share=0.5, max_depth=12)
+    reader = SampleReader((few, more), settings.split, site="mlp.post", share=0.5, max_depth=12)
     fires = sum(int(after(w[0:], 7, 5)[1:].sum()) for w in make_windows(12) + make_windows(100, seed=1))
     sample = reader.read(0, 1)
     assert len(sample.ranks) == fires - int((sample.on_test >= 0.5).sum() + (sample.on_ordinary >= 0.5).sum())
@@ -196,12 +196,12 @@ def test_another_capture_is_evidence_and_no_test() -> None:
 
 def test_tests_are_disjoint_and_drawn_by_the_seed_and_exemplars_are_the_highest(capture: Capture) -> None:
     windows = Windows((capture,))
-    splits = [Split(windows, Protocol(seed=seed)) for seed in (0, 0, 1)]
+    splits = [Split(windows, SplitSettings(seed=seed)) for seed in (0, 0, 1)]
     assert splits[0].ordinary.tolist() == splits[1].ordinary.tolist() != splits[2].ordinary.tolist()
     values = np.zeros(len(windows.text), np.float32)
     best = np.setdiff1d(np.arange(160), splits[0].ordinary)[5:40]
-    for place, window in enumerate(best):
-        values[windows.start[window] + 3] = 1 + (place < 10)
+    for index, window in enumerate(best):
+        values[windows.start[window] + 3] = 1 + (index < 10)
     build, test = splits[0].exemplars(values, 0, 0)
     assert sorted([*build, *test]) == best[:20].tolist()
     assert len(build) == len(test) == 10
@@ -212,7 +212,7 @@ def test_tests_are_disjoint_and_drawn_by_the_seed_and_exemplars_are_the_highest(
 
 def test_special_tokens_and_numbers_that_are_none_make_no_exemplar(capture: Capture) -> None:
     windows = Windows((capture,))
-    split = Split(windows, Protocol(4, 40))
+    split = Split(windows, SplitSettings(4, 40))
     values = np.full(len(windows.text), -np.inf, np.float32)
     pool = np.setdiff1d(np.arange(160), split.ordinary)
     values[windows.start[pool[0]]] = 9.0  # a special token
@@ -241,19 +241,19 @@ def test_graphs_of_a_set_are_evaluated_as_they_stand_and_those_that_lack_fail(tm
     build_graphs(capture, folder, name="two", neurons=[(0, 0), (0, 3)])
     graphs = Graphs(capture.store, "two")
     settings = EvaluationSettings(threads=1)
-    found = evaluate(capture, neurons=[(0, 0), (0, 1), (0, 3)], graphs=[graphs], settings=settings)
-    assert f1(found, "two", "ordinary", 0) == 1
-    assert f1(found, "two", "ordinary", 1) == 0
-    assert np.isnan(f1(found, "two", "ordinary", 2))
-    assert found.baselines["two"].n_failed == 1
+    result = evaluate(capture, neurons=[(0, 0), (0, 1), (0, 3)], graphs=[graphs], settings=settings)
+    assert f1(result, "two", "ordinary", 0) == 1
+    assert f1(result, "two", "ordinary", 1) == 0
+    assert np.isnan(f1(result, "two", "ordinary", 2))
+    assert result.baselines["two"].n_failed == 1
     assert "left out none" in str(describe_leak(graphs, capture, settings))
-    for said, warns in (
+    for recorded, warns in (
         ({"protocol": {"n_exemplars": 20, "n_ordinary": 40, "seed": 0}}, False),
         ({"protocol": {"n_exemplars": 20, "n_ordinary": 40, "seed": 1}}, True),
         ({"asked": {"n_exemplars": 20, "seed": 0}}, False),
         ({"asked": {"n_exemplars": 10, "seed": 0}}, True),
     ):
-        graphs.record = replace(graphs.record, settings=said)
+        graphs.record = replace(graphs.record, settings=recorded)
         assert (describe_leak(graphs, capture, settings) is not None) is warns
     graphs.record = replace(graphs.record, capture="other")
     assert "from another capture" in str(describe_leak(graphs, capture, settings))
@@ -267,10 +267,10 @@ def overflows(ids: NDArray[np.int32]) -> NDArray[np.float32]:
 def test_what_overflowed_is_neither_evidence_nor_a_test() -> None:
     windows = make_windows(60)
     capture = plant(somewhere(), windows, rules=(on_token, overflows))
-    found = evaluate(capture, neurons=[(0, 0), (0, 1)], settings=EvaluationSettings(threads=1))
-    plain, cut = found.method.ordinary.scores
-    chosen = Split(Windows((capture,))).ordinary
-    unknown = sum(int(after(windows[window], 1, 3)[1:].sum()) for window in chosen)
+    result = evaluate(capture, neurons=[(0, 0), (0, 1)], settings=EvaluationSettings(threads=1))
+    plain, cut = result.method.ordinary.scores
+    selection = Split(Windows((capture,))).ordinary
+    unknown = sum(int(after(windows[window], 1, 3)[1:].sum()) for window in selection)
     assert unknown > 0
     assert (plain.fires, plain.predicted) == (cut.fires + unknown, cut.predicted + unknown)
     assert (plain.hits, cut.hits) == (plain.fires, cut.fires)
@@ -283,24 +283,24 @@ def test_what_overflowed_a_precision_is_evidence_and_a_test_like_the_largest_val
     windows = make_windows(60)
     capture = plant(somewhere(), windows, rules=(on_token, large), precision="half")
     assert np.isinf(capture.activations(0, 1)).any()
-    found = evaluate(capture, neurons=[(0, 0), (0, 1)], settings=EvaluationSettings(threads=1))
-    assert found.never_fire == 0
-    plain, saturated = found.method.ordinary.scores
+    result = evaluate(capture, neurons=[(0, 0), (0, 1)], settings=EvaluationSettings(threads=1))
+    assert result.never_fire == 0
+    plain, saturated = result.method.ordinary.scores
     assert (plain.fires, plain.predicted, plain.hits) == (saturated.fires, saturated.predicted, saturated.hits)
 
 
 def test_pairs_are_looked_up_where_graphs_have_no_context(capture: Capture) -> None:
     settings = EvaluationSettings(GraphSettings(max_depth=0), threads=1)
-    found = evaluate(capture, neurons=[(0, 0), (0, 1)], settings=settings)
-    assert f1(found, None, "ordinary", 0) == 1
-    assert f1(found, None, "ordinary", 1) < 1
-    assert f1(found, "bigram lookup, corpus, most", "ordinary", 1) == 1
+    result = evaluate(capture, neurons=[(0, 0), (0, 1)], settings=settings)
+    assert f1(result, None, "ordinary", 0) == 1
+    assert f1(result, None, "ordinary", 1) < 1
+    assert f1(result, "bigram lookup, corpus, most", "ordinary", 1) == 1
 
 
 def test_what_cannot_be_evaluated_is_refused(capture: Capture) -> None:
     with pytest.raises(InvalidInputError, match="found 3"):
         evaluate(plant(somewhere(), make_windows(3)))
-    with pytest.raises(InvalidInputError, match="--positions last"):
+    with pytest.raises(InvalidInputError, match="keeps only positions 'last'"):
         evaluate(plant(somewhere(), make_windows(8), positions="last"))
     with pytest.raises(InvalidInputError, match="evidence already"):
         evaluate(capture, also=[capture])
@@ -308,5 +308,5 @@ def test_what_cannot_be_evaluated_is_refused(capture: Capture) -> None:
         evaluate(capture, neurons=[(0, 99)])
     with pytest.raises(NotFoundError, match="no site"):
         evaluate(capture, settings=EvaluationSettings(site="mlp.gate"))
-    with pytest.raises(InvalidInputError, match="--exemplars"):
-        Protocol(1)
+    with pytest.raises(InvalidInputError, match="`exemplars` must be 2 or more"):
+        SplitSettings(1)

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 def runs(ids: NDArray[np.int64], lengths: list[int], size: int) -> list[tuple[int, ...]]:
     """The last `size` tokens of each position, -2 before its window."""
-    found, begin = [], 0
+    result, begin = [], 0
     for length in lengths:
         padded = [-2] * size + ids[begin : begin + length].tolist()
-        found += [tuple(padded[i + 1 : i + 1 + size]) for i in range(length)]
+        result += [tuple(padded[i + 1 : i + 1 + size]) for i in range(length)]
         begin += length
-    return found
+    return result
 
 
 @given(
@@ -38,9 +38,9 @@ def test_a_table_counts_what_a_dictionary_counts(
 ) -> None:
     rng = np.random.default_rng(seed)
     n = sum(lengths)
-    ids, place = rng.integers(0, n_tokens, n), np.arange(n)
+    ids, index = rng.integers(0, n_tokens, n), np.arange(n)
     reach = np.concatenate([np.arange(length) for length in lengths])
-    trie = suffix_trie(ids, place, reach, max_depth)
+    trie = suffix_trie(ids, index, reach, max_depth)
     evidence, fires = rng.random(n) < 0.7, rng.random(n) < 0.3
     values = rng.random(n).astype(np.float32)
     rank = np.empty(n, np.int64)

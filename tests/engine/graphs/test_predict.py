@@ -48,17 +48,17 @@ def graphs(windows: list[Any]) -> Graphs:
 @pytest.mark.parametrize(("overlap", "commit"), [(0, None), (4, None), (0, 3)])
 def test_windows_are_all_that_the_model_read(windows: list[Any], overlap: int, commit: int | None) -> None:
     capture = plant(windows, overlap=overlap, commit=commit)
-    chosen = [21, 0, 13]
-    found = read_windows(capture, chosen)
+    selection = [21, 0, 13]
+    result = read_windows(capture, selection)
     values = capture.activations(0, 1)
-    for window, begin, ids in zip(chosen, found.begins, [windows[w] for w in chosen], strict=True):
-        here = slice(begin, begin + len(ids))
-        assert found.ids[here].tolist() == ids.tolist()
-        kept = [p == 0 or p > overlap for p in range(len(ids))]
-        assert ((found.token[here] >= 0) == kept).all()
-        assert (found.text[here] == (kept & (ids != SPECIAL_TOKEN))).all()
-        token = found.token[here][kept]
-        assert values[token].tolist() == np.flatnonzero(kept).tolist()
+    for window, begin, ids in zip(selection, result.begins, [windows[w] for w in selection], strict=True):
+        in_window = slice(begin, begin + len(ids))
+        assert result.ids[in_window].tolist() == ids.tolist()
+        is_stored = [p == 0 or p > overlap for p in range(len(ids))]
+        assert ((result.token[in_window] >= 0) == is_stored).all()
+        assert (result.text[in_window] == (is_stored & (ids != SPECIAL_TOKEN))).all()
+        token = result.token[in_window][is_stored]
+        assert values[token].tolist() == np.flatnonzero(is_stored).tolist()
         assert (capture.tokens()["window"].to_numpy()[token] == window).all()
     if commit is not None:
         with pytest.raises(InvalidInputError, match="Window 119 of capture 'corpus' is not committed yet"):
@@ -68,21 +68,21 @@ def test_windows_are_all_that_the_model_read(windows: list[Any], overlap: int, c
 
 
 def test_predictions_of_rows_are_those_of_each_neuron(graphs: Graphs, windows: list[Any]) -> None:
-    found = read_windows(graphs.store.capture(), range(40))
-    together = predict_windows(graphs, slice(None), found)
+    result = read_windows(graphs.store.capture(), range(40))
+    together = predict_windows(graphs, slice(None), result)
     for row, graph in enumerate(graphs):
-        alone = predict_windows(graphs, row, found)
+        alone = predict_windows(graphs, row, result)
         for a, b in zip(alone, together, strict=True):
             np.testing.assert_array_equal(a[0], b[row])
         one_by_one = np.concatenate([graph.predict(windows[w]) for w in range(40)])
         np.testing.assert_array_equal(together.value[row], one_by_one)
-    fires = (together.probability[0] >= 0.4) & found.text
-    np.testing.assert_array_equal(fires, (found.ids == 7) & found.text)
+    fires = (together.probability[0] >= 0.4) & result.text
+    np.testing.assert_array_equal(fires, (result.ids == 7) & result.text)
 
 
 def test_texts_are_cut_as_the_capture_cut_them(graphs: Graphs) -> None:
     capture = graphs.store.capture()
-    with pytest.raises(InvalidInputError, match="has no tokenizer: give token ids instead"):
+    with pytest.raises(InvalidInputError, match="has no tokenizer: pass token ids instead"):
         encode_as(capture, "w7")
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(10)}, unk_token="w9"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -10,7 +10,7 @@ import pytest
 
 from actstore.engine.capture import api as capture_run
 from actstore.engine.capture import corpus_run
-from actstore.engine.graphs.repeats import Repeats, line_shares, measure_repeats
+from actstore.engine.graphs.repeats import Repeats, measure_repeats, path_shares
 from actstore.store.errors import InvalidInputError
 from actstore.store.graphs.nodes import IGNORE
 from actstore.store.layout import SPECIAL
@@ -53,26 +53,26 @@ def read(capture: Capture) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
 
 
 def test_it_counts_what_a_loop_counts(capture: Capture) -> None:
-    found = measure_repeats(capture, share=0.3)
+    result = measure_repeats(capture, share=0.3)
     ids, repeated, counts = read(capture)
     assert len(capture.blocks) > 2
-    assert (found.n_repeated, found.n_first) == (int((repeated & counts).sum()), int((~repeated & counts).sum()))
+    assert (result.n_repeated, result.n_first) == (int((repeated & counts).sum()), int((~repeated & counts).sum()))
     for row in (0, 7, 30, 47):
-        layer, neuron = int(found.layer[row]), int(found.neuron[row])
+        layer, neuron = int(result.layer[row]), int(result.neuron[row])
         values = capture.activations(layer, neuron)
         fires = (values >= np.float32(0.3) * values[counts].max()) & counts
-        assert int(found.fires_repeated[row]) == int((fires & repeated).sum())
-        assert int(found.fires_first[row]) == int((fires & ~repeated).sum())
-        assert found.repeated[row] == pytest.approx((fires & repeated).sum() / found.n_repeated)
+        assert int(result.fires_repeated[row]) == int((fires & repeated).sum())
+        assert int(result.fires_first[row]) == int((fires & ~repeated).sum())
+        assert result.repeated[row] == pytest.approx((fires & repeated).sum() / result.n_repeated)
         weights, parts = [], []
         for token in np.unique(ids[fires]):
-            here = (ids == token) & counts
-            n1, n0 = (here & repeated).sum(), (here & ~repeated).sum()
+            in_block = (ids == token) & counts
+            n1, n0 = (in_block & repeated).sum(), (in_block & ~repeated).sum()
             if n1 and n0:
                 weights.append(n1 * n0 / (n1 + n0))
-                parts.append(((fires & here & repeated).sum() / n1, (fires & here & ~repeated).sum() / n0))
+                parts.append(((fires & in_block & repeated).sum() / n1, (fires & in_block & ~repeated).sum() / n0))
         expected = np.average(np.array(parts), axis=0, weights=weights)
-        assert (found.same_repeated[row], found.same_first[row]) == pytest.approx(tuple(expected))
+        assert (result.same_repeated[row], result.same_first[row]) == pytest.approx(tuple(expected))
 
 
 def test_neurons_that_look_back_come_first(capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +94,8 @@ def test_neurons_that_look_back_come_first(capture: Capture, monkeypatch: pytest
 
     def block_values(layer: int, block: int, site: str, *, saturated: bool) -> NDArray[np.float32]:
         values = np.full((24, size), np.nan, np.float32)
-        here = slots // size == block
-        values[:6, slots[here] % size] = planted[:, here]
+        in_block = slots // size == block
+        values[:6, slots[in_block] % size] = planted[:, in_block]
         return values
 
     class Statistics:
@@ -103,19 +103,19 @@ def test_neurons_that_look_back_come_first(capture: Capture, monkeypatch: pytest
 
     monkeypatch.setattr(capture, "block_values", block_values)
     monkeypatch.setattr(capture, "layer_statistics", lambda layer, site: Statistics)
-    found = measure_repeats(capture)
-    ranked = [int(row) for row in found.ranked() if found.layer[row] == 0]
+    result = measure_repeats(capture)
+    ranked = [int(row) for row in result.ranked() if result.layer[row] == 0]
     assert ranked[:2] == [0, 4]
     assert ranked[-1] == 2
     assert 5 not in ranked
-    assert found.score[0] > 10
-    assert found.score[1] < 1 < found.repeated[1] / found.first[1]
-    assert found.score[3] < 1
-    assert (found.same_repeated[0], found.same_first[0]) == pytest.approx((1.0, 0.0))
+    assert result.score[0] > 10
+    assert result.score[1] < 1 < result.repeated[1] / result.first[1]
+    assert result.score[3] < 1
+    assert (result.same_repeated[0], result.same_first[0]) == pytest.approx((1.0, 0.0))
 
 
 def test_bad_input_is_refused(capture: Capture) -> None:
-    with pytest.raises(InvalidInputError, match="share of the maximum above 0"):
+    with pytest.raises(InvalidInputError, match="`share` must be above 0"):
         measure_repeats(capture, share=0)
     with pytest.raises(InvalidInputError, match=r"no site 'resid\.post'. Its sites are: mlp\.post"):
         measure_repeats(capture, site="resid.post")
@@ -124,12 +124,12 @@ def test_bad_input_is_refused(capture: Capture) -> None:
 def test_ties_go_to_the_smaller_neuron_and_unknown_scores_are_left_out() -> None:
     n = 4
     ones = np.ones(n)
-    found = Repeats(
+    result = Repeats(
         np.zeros(n, np.int32), np.arange(n, dtype=np.int32), ones, ones, np.array([9, 9, 9, 1]), np.array([9, 9, 9, 1]),
         ones, ones, np.array([2.0, 2.0, np.nan, 9.0]), n_repeated=5, n_first=5,
     )  # fmt: skip
-    assert found.ranked().tolist() == [0, 1]
-    assert found.ranked(least_fires=1).tolist() == [3, 0, 1]
+    assert result.ranked().tolist() == [0, 1]
+    assert result.ranked(least_fires=1).tolist() == [3, 0, 1]
 
 
 def test_lines_in_which_the_token_recurs_are_counted(planting: Callable[..., Graphs]) -> None:
@@ -140,4 +140,4 @@ def test_lines_in_which_the_token_recurs_are_counted(planting: Callable[..., Gra
             (0, 2): [],
         }
     )
-    assert line_shares(graphs) == pytest.approx({(0, 0): 0.5, (0, 1): 0.0})
+    assert path_shares(graphs) == pytest.approx({(0, 0): 0.5, (0, 1): 0.0})

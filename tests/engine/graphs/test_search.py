@@ -1,7 +1,8 @@
-"""Searching graphs: what is found, in which order, and the same as a loop over all lines."""
+"""Searching graphs: what is found, in which order, and the same as a loop over all paths."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actstore.engine.graphs.search import search, search_lines
+from actstore.engine.graphs.search import search, search_paths
 from actstore.engine.graphs.token_sets import find_tokens, normal_classes
 from actstore.store.errors import InvalidInputError
 from actstore.store.graphs.forest import Forest
@@ -38,15 +39,15 @@ def graphs(planting: Callable[..., Graphs]) -> Graphs:
 
 
 def names(result: Any) -> list[str]:
-    return [found.neuron for found in result.neurons]
+    return [matches.neuron for matches in result.neurons]
 
 
 def test_neurons_that_fire_on_a_token(store: Store, graphs: Graphs) -> None:
     result = search(store, graphs, activating=[CAT])
     assert names(result) == ["L0.N0", "L0.N2", "L1.N0"]
     assert result.neurons[0].score == pytest.approx(0.9 * 90)
-    # The root's own line does not fire; each of the others answers for its own occurrences.
-    assert [line.tokens for line in result.neurons[1].lines] == [(CAT, THE), (CAT, IGNORE, BLACK)]
+    # The root's own path does not fire; each of the others answers for its own occurrences.
+    assert [path.tokens for path in result.neurons[1].paths] == [(CAT, THE), (CAT, IGNORE, BLACK)]
 
 
 def test_neurons_that_fire_on_a_token_after_another(store: Store, graphs: Graphs) -> None:
@@ -58,8 +59,8 @@ def test_neurons_that_fire_on_a_token_after_another(store: Store, graphs: Graphs
 
 def test_lines_on_which_a_neuron_does_not_fire_are_asked_for(store: Store, graphs: Graphs) -> None:
     assert names(search(store, graphs, activating=[CAT], context=[NOT])) == []
-    (found,) = search(store, graphs, activating=[CAT], context=[NOT], silent=True).neurons
-    assert (found.neuron, found.score, found.lines[0].count) == ("L1.N0", 0.0, 40)
+    (matches,) = search(store, graphs, activating=[CAT], context=[NOT], silent=True).neurons
+    assert (matches.neuron, matches.score, matches.paths[0].count) == ("L1.N0", 0.0, 40)
 
 
 def test_a_token_is_not_its_own_context(store: Store, graphs: Graphs) -> None:
@@ -67,12 +68,12 @@ def test_a_token_is_not_its_own_context(store: Store, graphs: Graphs) -> None:
 
 
 def test_only_so_many_are_named_and_all_are_counted(store: Store, graphs: Graphs) -> None:
-    result = search(store, graphs, activating=[CAT], k=1, n_lines=1)
-    assert (names(result), result.n_neurons, result.n_lines) == (["L0.N0"], 3, 4)
+    result = search(store, graphs, activating=[CAT], k=1, n_paths=1)
+    assert (names(result), result.n_neurons, result.n_paths) == (["L0.N0"], 3, 4)
 
 
 @pytest.mark.parametrize(
-    ("asked", "match", "found"),
+    ("text", "match", "matches"),
     [
         ("cat", "normalised", [0, 17, 18, 19]),
         (" cat", "exact", [0]),
@@ -83,30 +84,30 @@ def test_only_so_many_are_named_and_all_are_counted(store: Store, graphs: Graphs
         ("\\n \\N", "exact", [15]),
     ],
 )
-def test_texts_find_tokens(store: Store, asked: str, match: str, found: list[int]) -> None:
-    assert find_tokens(store, [asked], match).tolist() == found
+def test_texts_find_tokens(store: Store, text: str, match: str, matches: list[int]) -> None:
+    assert find_tokens(store, [text], match).tolist() == matches
 
 
 @pytest.mark.parametrize(
-    ("asked", "match", "said"),
+    ("text", "match", "message"),
     [
-        ("dog", "normalised", r"No token of planted matches 'dog' \(--match normalised\)"),
-        ("cat", "exact", r"No token of planted matches 'cat' \(--match exact\)"),
+        ("dog", "normalised", "No token of planted matches 'dog' (`match=\"normalised\"`)"),
+        ("cat", "exact", "No token of planted matches 'cat' (`match=\"exact\"`)"),
         ("(", "regex", "is no regular expression: missing"),
         ("cat", "fuzzy", "normalised, exact, contains or regex, found 'fuzzy'"),
         ("", "exact", "empty text"),
         (400, "exact", "go from 0 to 119, found 400"),
     ],
 )
-def test_what_is_no_token_is_refused(store: Store, asked: str | int, match: str, said: str) -> None:
-    with pytest.raises(InvalidInputError, match=said):
-        find_tokens(store, [asked], match)
+def test_what_is_no_token_is_refused(store: Store, text: str | int, match: str, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=re.escape(message)):
+        find_tokens(store, [text], match)
 
 
 def test_nothing_to_search_for_is_refused(store: Store, graphs: Graphs) -> None:
-    with pytest.raises(InvalidInputError, match="name an --activating token"):
+    with pytest.raises(InvalidInputError, match="pass `activating`, `context` or both"):
         search(store, graphs)
-    with pytest.raises(InvalidInputError, match="At least one neuron"):
+    with pytest.raises(InvalidInputError, match="`k` must be 1 or more"):
         search(store, graphs, activating=[CAT], k=0)
 
 
@@ -142,29 +143,29 @@ def test_it_finds_what_a_loop_over_all_lines_finds(
     if not activating and not context:
         return
     graphs = planted_model(
-        {(0, i): [(p, x, n, n // 2) for p, (x, n) in lines.items()] for i, lines in enumerate(neurons)}
+        {(0, i): [(p, x, n, n // 2) for p, (x, n) in paths.items()] for i, paths in enumerate(neurons)}
     )
-    rows, forest, nodes, _ = search_lines(
+    rows, forest, nodes, _ = search_paths(
         graphs, np.array(sorted(activating), np.int64), np.array(sorted(context), np.int64)
     )
-    found = sorted((int(rows[forest.neuron[node]]), tuple(forest.path(int(node)))) for node in nodes)
+    matches = sorted((int(rows[forest.neuron[node]]), tuple(forest.path(int(node)))) for node in nodes)
     expected = sorted(
-        (row, line.tokens)
+        (row, path.tokens)
         for row, graph in enumerate(graphs)
-        for line in graph.lines()
-        if line.probability >= 0.4
-        and (not activating or line.tokens[0] in activating)
-        and (not context or context & set(line.tokens[1:]))
+        for path in graph.paths()
+        if path.probability >= 0.4
+        and (not activating or path.tokens[0] in activating)
+        and (not context or context & set(path.tokens[1:]))
     )
-    assert found == expected
+    assert matches == expected
 
 
 def test_own_counts_are_of_no_longer_line(graphs: Graphs) -> None:
     forest = Forest.of(graphs)
-    lines = {
+    paths = {
         tuple(forest.path(n)): int(forest.own_count[n]) for n in np.flatnonzero(forest.neuron == 2) if forest.ends[n]
     }
-    assert lines == {(CAT,): 40, (CAT, THE): 50, (CAT, IGNORE, BLACK): 10}
+    assert paths == {(CAT,): 40, (CAT, THE): 50, (CAT, IGNORE, BLACK): 10}
 
 
 def test_sql_knows_nodes_and_lines(graphs: Graphs) -> None:

@@ -26,7 +26,7 @@ CAT, THE, BLACK, NOT = range(4)
 
 
 def named(graphs: Graphs, layer: int, neuron: int, **options: Any) -> dict[int, tuple[float, float, float]]:
-    """What a neuron compares to: by row (overlap, subset, prediction)."""
+    """Row → (overlap, subset, prediction) of a neuron's pairs."""
     rows, pairs = compare(graphs, layer, neuron, **options)
     columns = (pairs.overlap, pairs.subset, pairs.prediction)
     return {int(rows[n]): tuple(float(c[i]) for c in columns) for i, n in enumerate(pairs.second)}
@@ -42,10 +42,10 @@ def test_overlap_and_subset_are_the_published_ones(planting: Callable[..., Graph
             (0, 4): [],
         }
     )
-    found = named(graphs, 0, 0)
-    assert found[1][:2] == (0.5, 1.0)  # the same activating token; one of two context tokens
-    assert found[2][:2] == (0.5, 1.0)  # one of two activating tokens; a line that does not fire has none
-    assert set(found) == {1, 2}
+    result = named(graphs, 0, 0)
+    assert result[1][:2] == (0.5, 1.0)  # the same activating token; one of two context tokens
+    assert result[2][:2] == (0.5, 1.0)  # one of two activating tokens; a path that does not fire has none
+    assert set(result) == {1, 2}
     assert [named(graphs, 0, 2)[n][:2] for n in (0, 1)] == [(0.5, 1.0), (0.5, 1.0)]
 
 
@@ -60,10 +60,10 @@ def test_like_predictions_are_alike_however_they_are_written(planting: Callable[
     split = [((CAT,), 0.8, 100, 80), ((CAT, THE), 0.8, 40, 32)]
     other = [((CAT,), 0.0, 100, 48), ((CAT, THE), 0.8, 40, 32)]
     graphs = planting({(0, 0): plain, (0, 1): split, (0, 2): other, (0, 3): [((NOT,), 0.8, 9, 9)]})
-    found = named(graphs, 0, 0)
-    assert found[1][2] == pytest.approx(1.0)
-    assert found[2][2] == pytest.approx(np.sqrt(0.4), abs=1e-6)  # 40 of 100 occurrences
-    assert set(found) == {1, 2}
+    result = named(graphs, 0, 0)
+    assert result[1][2] == pytest.approx(1.0)
+    assert result[2][2] == pytest.approx(np.sqrt(0.4), abs=1e-6)  # 40 of 100 occurrences
+    assert set(result) == {1, 2}
 
 
 def test_a_neuron_that_is_not_there_is_named(planting: Callable[..., Graphs]) -> None:
@@ -78,9 +78,9 @@ def test_a_neuron_that_is_not_there_is_named(planting: Callable[..., Graphs]) ->
 ALPHABET, LENGTH = 3, 3
 
 
-def predicted(lines: dict[tuple[int, ...], float]) -> np.ndarray[Any, Any]:
+def predicted(paths: dict[tuple[int, ...], float]) -> np.ndarray[Any, Any]:
     contexts = np.stack(np.meshgrid(*[range(ALPHABET)] * LENGTH, indexing="ij"), -1).reshape(-1, LENGTH).tolist()
-    return np.array([next((lines[tuple(c[:n])] for n in (3, 2, 1) if tuple(c[:n]) in lines), 0.0) for c in contexts])
+    return np.array([next((paths[tuple(c[:n])] for n in (3, 2, 1) if tuple(c[:n]) in paths), 0.0) for c in contexts])
 
 
 path = st.lists(st.integers(0, ALPHABET - 1), min_size=1, max_size=LENGTH).map(tuple)
@@ -93,12 +93,12 @@ def test_predictions_are_compared_as_over_all_positions(
     planted_model: Callable[..., Graphs], tries: list[dict[tuple[int, ...], float]]
 ) -> None:
     # A path that ends nowhere has the occurrences of its context all the same.
-    whole = [{p: (0, 0) for line in t for p in [line[:n] for n in range(1, len(line) + 1)]} for t in tries]
-    lines = [
+    whole = [{p: (0, 0) for path in t for p in [path[:n] for n in range(1, len(path) + 1)]} for t in tries]
+    paths = [
         [(p, t.get(p), ALPHABET ** (LENGTH - len(p)), 1) for p in sorted(paths)]
         for t, paths in zip(tries, whole, strict=True)
     ]
-    graphs = planted_model({(0, i): rows for i, rows in enumerate(lines)})
+    graphs = planted_model({(0, i): rows for i, rows in enumerate(paths)})
     _, _, prediction = Similarity(Forest.of(graphs)).rows(0, len(tries))
     values = np.stack([predicted(t) for t in tries])
     norms = np.linalg.norm(values, axis=1)
@@ -128,25 +128,25 @@ def test_sparse_products_are_dense_ones(
         patch.setattr(sparse, "_PAIRS", pairs)
         products = Products(offsets, columns, left[:, row, columns], right[:, row, columns])
         first, stop = sorted(rng.integers(0, shape[0] + 1, 2).tolist())
-        found = products.rows(first, stop)
+        result = products.rows(first, stop)
     expected = sum(left[t] @ right[t].T for t in range(n_terms))[first:stop]
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(result, expected, atol=1e-12)
 
 
 def test_all_pairs_are_those_of_each_neuron(planting: Callable[..., Graphs], monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    lines = {
+    paths = {
         (0, n): [(tuple(rng.integers(0, 4, rng.integers(1, 4)).tolist()), float(rng.random()), 20, 9) for _ in range(6)]
         for n in range(12)
     }
-    graphs = planting({key: list({line[0]: line for line in rows}.values()) for key, rows in lines.items()})
+    graphs = planting({key: list({path[0]: path for path in rows}.values()) for key, rows in paths.items()})
     monkeypatch.setattr("actstore.engine.graphs.similar._CELLS", 30)  # blocks of two rows
     pairs = Similarity(Forest.of(graphs)).all(0.3)
-    found = {(int(a), int(b)): p for a, b, p in zip(pairs.first, pairs.second, pairs.prediction, strict=True)}
-    assert all(a < b for a, b in found)
+    result = {(int(a), int(b)): p for a, b, p in zip(pairs.first, pairs.second, pairs.prediction, strict=True)}
+    assert all(a < b for a, b in result)
     assert (np.diff(pairs.prediction) <= 0).all()
     for n in range(12):
         for other, (overlap, subset, prediction) in named(graphs, 0, n).items():
             key = (min(n, other), max(n, other))
-            assert (key in found) == (max(overlap, subset, prediction) >= 0.3)
-            assert found.get(key, prediction) == pytest.approx(prediction, abs=2e-6)
+            assert (key in result) == (max(overlap, subset, prediction) >= 0.3)
+            assert result.get(key, prediction) == pytest.approx(prediction, abs=2e-6)

@@ -1,4 +1,4 @@
-"""What silent positions are worth to a line: against sums taken one by one."""
+"""The part of silent positions in the value of a path, compared with sums position by position."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ FEW = st.sampled_from([0.0, 0.25, -0.5, 3.0, np.nan, np.inf])
     st.lists(st.integers(0, 7), max_size=9),
     FEW,
 )
-def test_means_are_those_of_silent_positions_of_the_same_token(rows: list[Any], wanted: list[int], rest: float) -> None:
+def test_means_are_those_of_silent_positions_of_the_same_token(rows: list[Any], tokens: list[int], rest: float) -> None:
     rest = rest if np.isfinite(rest) else 0.125
     ids, values, silent = (
         np.array([row[i] for row in rows], t) for i, t in enumerate((np.int64, np.float32, np.bool_))
     )
-    found = silent_means(ids, values, silent, np.array(wanted, np.int64), rest)
-    for token, mean in zip(wanted, found.tolist(), strict=True):
+    result = silent_means(ids, values, silent, np.array(tokens, np.int64), rest)
+    for token, mean in zip(tokens, result.tolist(), strict=True):
         own = [float(v) for t, v, s in rows if t == token and s and np.isfinite(v)]
         assert mean == pytest.approx((sum(own) + rest) / (len(own) + 1))
 
@@ -45,10 +45,10 @@ def test_a_line_is_worth_what_its_activating_token_does_silently() -> None:
     )
     offsets, fired = np.array([0, 2, 2, 5]), np.array([4, 4, 4, 2, 4])
     silent, rest = np.array([0.5, 0.5, 0.25, 9.0, 0.25]), np.array([0.1, 0.2, 0.125])
-    found = values_with(nodes, offsets, fired, silent, rest)
+    result = values_with(nodes, offsets, fired, silent, rest)
     expected = [0.5 + 0.75 * (0.5 - 0.1), nan, 0.75 + 0.5 * (0.5 - 0.1), 0.875, 0.125 + 1.0 * (0.25 - 0.125)]
-    np.testing.assert_allclose(found, np.array(expected), rtol=1e-6)
-    assert found.dtype == np.float32
+    np.testing.assert_allclose(result, np.array(expected), rtol=1e-6)
+    assert result.dtype == np.float32
     none = nodes._replace(
         **{name: getattr(nodes, name)[:0] for name in Nodes._fields[1:]}, offsets=np.zeros(4, np.int64)
     )

@@ -90,8 +90,8 @@ def test_what_is_written_comes_back(folder: Folder) -> None:
         np.testing.assert_array_equal(found, expected)
     assert np.isnan(graph.importance).all()
     empty = graphs.graph("L0.N4")
-    assert (len(empty), empty.status, [*empty.lines()]) == (0, "never fires", [])
-    assert graphs.graph("L1.N0").line(0) == (7,)
+    assert (len(empty), empty.status, [*empty.paths()]) == (0, "never fires", [])
+    assert graphs.graph("L1.N0").path(0) == (7,)
     assert [graph.name for graph in graphs] == ["L0.N1", "L0.N4", "L1.N0"]
     np.testing.assert_array_equal(graphs.tries(1, 3).offsets, [0, 0, 1])
     np.testing.assert_array_equal(graphs.tries().token, [3, IGNORE, BOUNDARY, 8, 7, 3, 7])
@@ -112,7 +112,7 @@ def test_a_store_gives_the_graph_of_a_neuron(folder: Folder) -> None:
 
 def test_lines_and_texts(folder: Folder) -> None:
     graph = write(folder).graph(0, 1)
-    lines = [*graph.lines()]
+    lines = [*graph.paths()]
     assert [line.tokens for line in lines] == [(3,), (3, IGNORE, BOUNDARY), (3, IGNORE, 8), (7,), (7, 3)]
     assert [(line.probability, line.value, line.count, line.fires) for line in lines][2] == (0.5, 0.25, 18, 2)
     assert [graph.text(t) for t in (3, IGNORE, BOUNDARY)] == [" w3", "…", "^"]

@@ -1,4 +1,4 @@
-"""Probes of exemplars: what is asked, that the answers are the model's, that nothing is asked twice, and what is refused."""
+"""Probes of exemplars: which windows run, once each; that the results are the model's; and what is refused."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ import torch
 from actstore.engine.capture.run import RunOptions
 from actstore.engine.graphs.build import build_graphs
 from actstore.engine.graphs.probes import run as probe_run
-from actstore.engine.graphs.probes.evidence import Probed, Probes, annotate, annotate_graphs
+from actstore.engine.graphs.probes.corpus_substitutes import CorpusSubstitutes
+from actstore.engine.graphs.probes.evidence import ProbedExemplar, Probes, annotate, annotate_graphs
 from actstore.engine.graphs.probes.plan import (
     NO_TOKEN,
-    Arranged,
+    ArrangedWindows,
     ProbeSettings,
     Requests,
     Subject,
-    Substitutes,
     mask_token,
     shorten,
 )
 from actstore.engine.graphs.probes.rounds import probe
+from actstore.engine.graphs.probes.sampled import sample_probes
+from actstore.engine.graphs.probes.sampling import SampleSettings
 from actstore.engine.models.load import load_model
 from actstore.kernels.suffix_trie.api import IGNORE, Nodes
 from actstore.store.capture.requests import REQUESTS, read_requests
@@ -63,7 +65,7 @@ def probed_store(captured: Captured, tiny_model: Path, tmp_path_factory: pytest.
 
 @pytest.fixture(scope="module")
 def activation(tiny_model: Path) -> Callable[..., np.ndarray]:
-    """activation(ids, layer, neuron): what the model does over a window of its own."""
+    """activation(ids, layer, neuron): the activations over a window that runs alone."""
     model = load_model(tiny_model, device="cpu")
 
     def run(ids: np.ndarray, layer: int, neuron: int) -> np.ndarray:
@@ -97,9 +99,9 @@ def test_answers_are_what_the_model_does(probed_store: Path, activation: Callabl
             np.testing.assert_allclose(one.values, own, atol=1e-5)
             for position in np.flatnonzero(np.isfinite(one.importance).any(1) if one.importance.size else []):
                 masked = activation(changed(one.ids, int(position), mask), layer, neuron) / maximum
-                asked = np.isfinite(one.importance[position])
-                lost = (1 - masked / own)[asked]
-                np.testing.assert_allclose(one.importance[position][asked], lost, atol=1e-3, rtol=1e-3)
+                requested = np.isfinite(one.importance[position])
+                lost = (1 - masked / own)[requested]
+                np.testing.assert_allclose(one.importance[position][requested], lost, atol=1e-3, rtol=1e-3)
                 n_masked += 1
             for variant in one.variants:
                 np.testing.assert_allclose(variant.values, activation(variant.ids, layer, neuron) / maximum, atol=1e-5)
@@ -115,10 +117,10 @@ def test_the_pivot_is_a_text_token_and_the_largest_where_the_window_held(probed_
         for one in probes.of(layer, neuron):
             assert one.pivot >= one.n_special == 1
             assert one.ids[0] == 0
-            if one.held:
+            if one.is_shortened:
                 assert one.values[one.pivot] == one.values[1:].max() > 0.5 * one.whole
             else:
-                assert not one.importance.size, "nothing is asked of an exemplar that could not be shortened"
+                assert not one.importance.size, "an exemplar that could not be shortened is not probed further"
 
 
 def test_no_window_runs_twice_and_none_is_padded(probed_store: Path) -> None:
@@ -133,18 +135,18 @@ def test_no_window_runs_twice_and_none_is_padded(probed_store: Path) -> None:
         lengths: dict[tuple[int, int], set[int]] = {}
         for w in windows:
             lengths.setdefault((w["block"], w["batch"]), set()).add(w["n_inputs"])
-        assert all(len(found) == 1 for found in lengths.values())
+        assert all(len(result) == 1 for result in lengths.values())
 
 
-def windows_of(arranged: Arranged) -> list[list[int]]:
+def windows_of(arranged: ArrangedWindows) -> list[list[int]]:
     return [w.tolist() for w in np.split(arranged.ids, np.cumsum(arranged.lengths)[:-1])]
 
 
 def test_requests_of_many_neurons_for_one_window_are_one_window() -> None:
     requests = Requests()
     for neuron in (5, 2, 5):
-        requests.ask(subject([0, 7, 8], 2)._replace(neuron=neuron, exemplar=neuron))
-    requests.ask(subject([0, 3], 1)._replace(neuron=2, exemplar=1), [1], [9])
+        requests.add(subject([0, 7, 8], 2)._replace(neuron=neuron, exemplar=neuron))
+    requests.add(subject([0, 3], 1)._replace(neuron=2, exemplar=1), [1], [9])
     arranged, table = requests.finish(64)
     assert windows_of(arranged) == [[0, 9], [0, 7, 8]]
     assert table["window"].to_pylist() == [0, 1, 1, 1]
@@ -154,22 +156,22 @@ def test_requests_of_many_neurons_for_one_window_are_one_window() -> None:
 
 
 def test_the_order_of_requests_does_not_show() -> None:
-    asked = [subject([0, i % 3, i], 2)._replace(neuron=i) for i in range(9)]
-    found = []
-    for order in (asked, asked[::-1]):
+    requested = [subject([0, i % 3, i], 2)._replace(neuron=i) for i in range(9)]
+    result = []
+    for order in (requested, requested[::-1]):
         requests = Requests()
         for one in order:
-            requests.ask(one)
-        found.append(requests.finish(64))
-    assert windows_of(found[0][0]) == windows_of(found[1][0])
-    assert found[0][1].equals(found[1][1])
+            requests.add(one)
+        result.append(requests.finish(64))
+    assert windows_of(result[0][0]) == windows_of(result[1][0])
+    assert result[0][1].equals(result[1][1])
 
 
 def test_windows_that_begin_alike_share_a_block_and_none_is_too_long_for_it() -> None:
     requests, rng = Requests(), np.random.default_rng(0)
     for neuron in range(100):
         ids = [0, *rng.integers(1, 300, rng.integers(1, 6)).tolist()]
-        requests.ask(subject(ids, 1)._replace(neuron=neuron))
+        requests.add(subject(ids, 1)._replace(neuron=neuron))
     arranged, table = requests.finish(32)
     windows = windows_of(arranged)
     assert len({tuple(w) for w in windows}) == len(windows)
@@ -180,10 +182,10 @@ def test_windows_that_begin_alike_share_a_block_and_none_is_too_long_for_it() ->
         assert sum(map(len, block)) <= 32 < sum(map(len, block)) + len(min(later)), "a block is as full as it can be"
         assert max(block) < min(later)
         assert [len(w) for w in block] == sorted(len(w) for w in block)
-    asked = {n: w for n, w in zip(table["neuron"].to_pylist(), table["window"].to_pylist(), strict=True)}
+    requested = {n: w for n, w in zip(table["neuron"].to_pylist(), table["window"].to_pylist(), strict=True)}
     rng = np.random.default_rng(0)
     for neuron in range(100):
-        assert windows[asked[neuron]] == [0, *rng.integers(1, 300, rng.integers(1, 6)).tolist()]
+        assert windows[requested[neuron]] == [0, *rng.integers(1, 300, rng.integers(1, 6)).tolist()]
 
 
 def test_a_suffix_ends_with_its_sentence_and_keeps_the_special_tokens() -> None:
@@ -206,12 +208,12 @@ def test_a_suffix_ends_with_its_sentence_and_keeps_the_special_tokens() -> None:
 def test_a_token_is_deleted_or_another_takes_its_place() -> None:
     whole = subject([5, 6, 7, 8], 3)
     deleted, replaced = Requests(), Requests()
-    deleted.ask(whole, range(4), NO_TOKEN)
+    deleted.add(whole, range(4), NO_TOKEN)
     assert windows_of(deleted.finish(64)[0]) == [[5, 6, 7], [5, 6, 8], [5, 7, 8], [6, 7, 8]]
-    replaced.ask(whole, [1, 3, 1], [9, 0, 4])
+    replaced.add(whole, [1, 3, 1], [9, 0, 4])
     assert windows_of(replaced.finish(64)[0]) == [[5, 4, 7, 8], [5, 6, 7, 0], [5, 9, 7, 8]]
-    replaced.ask(whole, [], [])
-    assert len(replaced) == 3, "nothing is asked where nothing changes"
+    replaced.add(whole, [], [])
+    assert len(replaced) == 3, "there is no request without a change"
     assert whole.ids.tolist() == [5, 6, 7, 8]
 
 
@@ -235,13 +237,13 @@ def test_the_mask_is_a_token_that_the_tokenizer_names(
 def test_a_mask_that_the_tokenizer_has_not_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="has no mask token"):
         mask_token({"pad": 3}, "mask", 77)
-    with pytest.raises(InvalidInputError, match="--mask"):
+    with pytest.raises(InvalidInputError, match="`mask` must be one of"):
         ProbeSettings(mask="the")
 
 
 def test_the_tiny_tokenizer_masks_with_its_padding(probed_store: Path) -> None:
-    asked = Probes(Store(probed_store)).settings
-    assert (asked["mask_kind"], asked["mask_token"]) == ("pad", 1)
+    requested = Probes(Store(probed_store)).settings
+    assert (requested["mask_kind"], requested["mask_token"]) == ("pad", 1)
 
 
 def test_deletion_keeps_each_value_at_its_token(
@@ -262,13 +264,13 @@ def test_substitutes_occur_in_the_same_place_then_come_from_the_embedding() -> N
     embedding = np.eye(20, 8, dtype=np.float32)
     embedding[15] = embedding[10 % 8] = [1, 0, 0, 0, 0, 0, 0, 0]
     embedding[10] = [1, 0.1, 0, 0, 0, 0, 0, 0]
-    given = Substitutes(iter(windows), frozenset({13}), embedding)
+    given = CorpusSubstitutes(iter(windows), frozenset({13}), embedding)
     ids = np.array([1, 10, 2], np.int32)
     assert given.of(ids, 1, 1) == [11]
     assert given.of(ids, 1, 2)[0] == 11
     assert 15 in given.of(ids, 1, 4)
     assert not {10, 13} & set(given.of(ids, 1, 10))
-    alone = Substitutes(iter(windows), frozenset(), None)
+    alone = CorpusSubstitutes(iter(windows), frozenset(), None)
     assert alone.of(np.array([9, 10], np.int32), 1, 5) == []
     assert alone.of(np.array([10, 2], np.int32), 0, 5) == []
 
@@ -290,7 +292,7 @@ def test_probes_that_were_killed_go_on_and_end_the_same(
             probe(str(tiny_model), store, neurons=NEURONS, settings=SETTINGS, precision="exact")
     with pytest.raises(InvalidInputError, match="interrupted"):
         Probes(Store(store))
-    with pytest.raises(InvalidInputError, match="--resume"):
+    with pytest.raises(InvalidInputError, match="`resume=True`"):
         probe(str(tiny_model), store, neurons=NEURONS, settings=SETTINGS, precision="exact")
     done = probe(
         str(tiny_model), store, neurons=NEURONS, settings=SETTINGS, precision="exact", options=RunOptions(resume=True)
@@ -312,13 +314,13 @@ def test_probes_end_with_the_round_that_has_nothing_to_ask(tiny_model: Path, sto
 def test_what_cannot_be_asked_is_refused(
     tiny_model: Path, store: Path, captured: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(NotFoundError, match="graph probe"):
+    with pytest.raises(NotFoundError, match="graphs probe"):
         Probes(Store(store))
     with pytest.raises(NotFoundError, match="no layer 9"):
         probe(str(tiny_model), store, neurons=[(9, 0)])
     last = tmp_path / "last"
     shutil.copytree(captured(positions="last", max_tokens=30).folder.location, last)
-    with pytest.raises(InvalidInputError, match="--positions all"):
+    with pytest.raises(InvalidInputError, match='positions="all"'):
         probe(str(tiny_model), last)
     nothing = tmp_path / "statistics"
     shutil.copytree(captured(precision="none").folder.location, nothing)
@@ -342,9 +344,9 @@ def test_a_damaged_table_of_requests_is_named(probed_store: Path, tmp_path: Path
     with pytest.raises(FormatError, match=r"probes-mask/requests\.arrow is damaged"):
         Probes(Store(tmp_path / "store"))
     path.unlink()
-    found = [(d.key, d.what) for d in verify_capture(Store(tmp_path / "store").capture("probes-mask"))]
-    assert [key for key, _ in found] == ["requests.arrow"], found
-    assert "missing" in found[0][1]
+    result = [(d.key, d.what) for d in verify_capture(Store(tmp_path / "store").capture("probes-mask"))]
+    assert [key for key, _ in result] == ["requests.arrow"], result
+    assert "missing" in result[0][1]
 
 
 def test_a_changed_number_among_the_requests_is_found_by_its_checksum(probed_store: Path, tmp_path: Path) -> None:
@@ -378,8 +380,8 @@ def test_requests_of_an_earlier_version_have_no_checksum_and_are_read(probed_sto
 
 
 def test_sampled_windows_beside_are_no_probes_of_neurons(tiny_model: Path, store: Path) -> None:
-    settings = probe_run.SampleSettings(n_tokens=40, window=12)
-    probe_run.sample_probes(str(tiny_model), store, settings=settings)
+    settings = SampleSettings(n_tokens=40, window=12)
+    sample_probes(str(tiny_model), store, settings=settings)
     with pytest.raises(NotFoundError, match="no probes"):
         Probes(Store(store))
 
@@ -398,17 +400,17 @@ def graph_of(paths: list[tuple[int, ...]]) -> NeuronGraph:
 
 
 def test_a_node_has_the_mean_importance_of_the_tokens_it_matches() -> None:
-    def probed(ids: list[int], lost: list[float]) -> Probed:
+    def probed(ids: list[int], lost: list[float]) -> ProbedExemplar:
         importance = np.full((3, 3), np.nan, np.float32)
         importance[:, 2] = lost
         values = np.array([0, 0.1, 0.9], np.float32)
-        return Probed(0, np.array(ids, np.int32), 0, 2, 1.0, values, True, importance)
+        return ProbedExemplar(0, np.array(ids, np.int32), 0, 2, 1.0, values, True, importance)
 
     graph = graph_of([(9,), (9, 5), (9, 6), (9, IGNORE), (9, IGNORE, 4)])
-    found = annotate(graph, [probed([4, 5, 9], [0.8, 0.6, 1.0]), probed([4, 7, 9], [0.4, 0.0, 1.0])])
+    result = annotate(graph, [probed([4, 5, 9], [0.8, 0.6, 1.0]), probed([4, 7, 9], [0.4, 0.0, 1.0])])
     expected = {(9,): 1.0, (9, 5): 0.6, (9, 6): np.nan, (9, IGNORE): 0.3, (9, IGNORE, 4): 0.6}
-    for node, value in enumerate(found.tolist()):
-        assert value == pytest.approx(expected[graph.line(node)], nan_ok=True)
+    for node, value in enumerate(result.tolist()):
+        assert value == pytest.approx(expected[graph.path(node)], nan_ok=True)
 
 
 def test_annotated_graphs_are_the_same_with_importance(probed_store: Path, tmp_path: Path) -> None:
@@ -426,10 +428,10 @@ def test_annotated_graphs_are_the_same_with_importance(probed_store: Path, tmp_p
     measured = np.isfinite(done.nodes["importance"].to_numpy())
     assert measured.any()
     first = done.neurons["first_node"].to_numpy()
-    asked = {(layer, neuron) for layer, neuron in NEURONS}
+    requested = {(layer, neuron) for layer, neuron in NEURONS}
     for row in range(len(done)):
         graph = done.row(row)
-        if (graph.layer, graph.neuron) not in asked:
+        if (graph.layer, graph.neuron) not in requested:
             assert not measured[first[row] : first[row] + len(graph)].any()
 
 

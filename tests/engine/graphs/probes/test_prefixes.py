@@ -1,4 +1,4 @@
-"""Windows that begin alike: every beginning is read once, and says what a pass over whole windows says."""
+"""Windows that share prefixes: every prefix is read once, with the results of a pass over whole windows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def model(tiny_model: Path) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def masked(captured: Captured, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Capture:
-    """A capture of masked windows, many of which begin alike."""
+    """A capture of masked windows, many of which share a prefix."""
     folder = tmp_path_factory.mktemp("masked") / "store"
     shutil.copytree(captured().folder.location, folder)
     settings = ProbeSettings(n_exemplars=6, n_substitutes=0)
@@ -83,10 +83,10 @@ def test_a_block_read_as_a_tree_is_what_whole_windows_give(
 
     whole = fill(BlockFiller(model, record, buffers()), masked)
     with narrow_attention(model):
-        found = fill(PrefixFiller(model, record, buffers()), masked)
+        result = fill(PrefixFiller(model, record, buffers()), masked)
     tree = prefix_tree(masked.plan.block(0).inputs, masked.plan.block(0).windows["n_inputs"])
     assert tree.n_nodes < 0.8 * len(tree.nodes), "there is something to share"
-    for one, other in zip(whole, found, strict=True):
+    for one, other in zip(whole, result, strict=True):
         for key in one:
             np.testing.assert_allclose(other[key], one[key], atol=1e-5, err_msg=key)
 
@@ -104,14 +104,14 @@ def test_steps_are_what_one_pass_over_the_windows_gives(model: LoadedModel, room
         steps.step(ids[:, :2])
         for position in range(2, 8):
             logits = steps.step(ids[:, position : position + 1])
-        chosen = torch.tensor([3, 3, 0])
-        again = steps.step(ids[chosen, 8:9], chosen)
+        rows = torch.tensor([3, 3, 0])
+        again = steps.step(ids[rows, 8:9], rows)
     assert calls, "the narrow kernel was used"
     assert model.model.config._attn_implementation == "sdpa"
     with torch.inference_mode():
         expected = model.model(ids).logits
     torch.testing.assert_close(logits, expected[:, 7], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(again, expected[chosen, 8], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(again, expected[rows, 8], atol=1e-4, rtol=1e-4)
     whole: dict[int, torch.Tensor] = {}
     model.forward(ids, sink=lambda layer, _s, values, _r: whole.update({layer: values.clone()}))
     for layer, values in whole.items():

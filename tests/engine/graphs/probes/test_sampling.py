@@ -1,4 +1,4 @@
-"""Windows drawn from the model: what decides them, where they end, and that a run that was killed ends as one that was not."""
+"""Windows drawn from the model: what determines them, where they end, and that an interrupted run gives the same windows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import torch
 from actstore.engine.capture.run import RunOptions
 from actstore.engine.graphs.probes import run as probe_run
 from actstore.engine.graphs.probes import sampling
-from actstore.engine.graphs.probes.run import ProbeKept, sample_probes
+from actstore.engine.graphs.probes.run import ProbeOutput
+from actstore.engine.graphs.probes.sampled import SavedBatches, sample_probes
 from actstore.engine.graphs.probes.sampling import Sampled, Sampler, SampleSettings, prompts_of, take_tokens
 from actstore.engine.models.load import load_model
 from actstore.store.errors import CaptureError, InvalidInputError, ModelError
@@ -127,7 +128,7 @@ def test_no_more_batches_are_drawn_than_hold_the_tokens(
 
 
 def test_samples_become_a_capture_of_the_store(tiny_model: Path, store: Path) -> None:
-    done = sample_probes(str(tiny_model), store, settings=SETTINGS, kept=ProbeKept(precision="exact"))
+    done = sample_probes(str(tiny_model), store, settings=SETTINGS, output=ProbeOutput(precision="exact"))
     assert (done.record.name, done.record.plan.n_tokens, done.is_complete) == ("probes-sampled", 270, True)
     assert max(done.windows()["n_inputs"].to_pylist()) <= 12
     assert not (store / "probes" / "probes-sampled").exists()
@@ -180,24 +181,26 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     np.testing.assert_array_equal(done.activations(0, 3), whole.activations(0, 3))
 
 
-def test_a_draft_of_other_settings_is_not_used(tiny_model: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saved_batches_of_other_settings_are_not_used(
+    tiny_model: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = Folder(store, read_only=False)
-    drafts = probe_run._Drafts(folder, "probes-sampled", {"seed": 8})
+    saved = SavedBatches(folder, "probes-sampled", {"seed": 8})
     wrong = Sampled(np.full((8, 12), 7, np.int32), np.full(8, 12, np.int32))
-    drafts.save(0, wrong)
+    saved.save(0, wrong)
     done = sample_probes(str(tiny_model), store, settings=SETTINGS)
     assert (done.plan.array("inputs/ids") != 7).any()
 
 
-def test_half_a_draft_is_drawn_again(store: Path) -> None:
+def test_an_incomplete_batch_is_drawn_again(store: Path) -> None:
     folder = Folder(store, read_only=False)
-    drafts = probe_run._Drafts(folder, "some", {"seed": 8})
-    drafts.save(0, Sampled(np.zeros((2, 3), np.int32), np.zeros(2, np.int32)))
+    saved = SavedBatches(folder, "some", {"seed": 8})
+    saved.save(0, Sampled(np.zeros((2, 3), np.int32), np.zeros(2, np.int32)))
     path = store / "probes" / "some" / "0.npz"
     path.write_bytes(path.read_bytes()[:100])
-    assert drafts.load(0) is None
+    assert saved.load(0) is None
     path.write_bytes(b"")
-    assert drafts.load(0) is None
+    assert saved.load(0) is None
 
 
 def test_another_model_is_refused(tiny_model: Path, store: Path, tmp_path: Path) -> None:
@@ -247,22 +250,22 @@ def test_a_model_that_does_not_continue_texts_is_refused(model: LoadedModel, cap
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
-        ({"n_tokens": 0}, "--sample"),
-        ({"window": 1}, "--window"),
-        ({"temperature": 0.0}, "--temperature"),
-        ({"temperature": float("nan")}, "--temperature"),
-        ({"seed": -1}, "--seed"),
-        ({"prompt": 12}, "--prompt"),
-        ({"prompt": 0}, "--prompt"),
+        ({"n_tokens": 0}, "`sample`"),
+        ({"window": 1}, "`window`"),
+        ({"temperature": 0.0}, "`temperature`"),
+        ({"temperature": float("nan")}, "`temperature`"),
+        ({"seed": -1}, "`seed`"),
+        ({"prompt": 12}, "`prompt`"),
+        ({"prompt": 0}, "`prompt`"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(wrong: dict[str, float], said: str) -> None:
-    with pytest.raises(InvalidInputError, match=said):
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
         dataclasses.replace(SETTINGS, **wrong)
 
 
 def test_prompts_longer_than_every_window_are_refused(captured: Captured) -> None:
-    with pytest.raises(InvalidInputError, match="--prompt"):
+    with pytest.raises(InvalidInputError, match="`prompt`"):
         prompts_of(captured(), 40)

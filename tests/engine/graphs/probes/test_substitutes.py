@@ -65,9 +65,9 @@ def save_bert(folder: Path, *, uncased: bool = False) -> Path:
     return folder
 
 
-def plant_bias(bias: torch.Tensor, vocabulary: dict[str, int], wanted: dict[str, float]) -> None:
+def plant_bias(bias: torch.Tensor, vocabulary: dict[str, int], expected: dict[str, float]) -> None:
     with torch.no_grad():
-        for piece, value in wanted.items():
+        for piece, value in expected.items():
             bias[vocabulary[piece]] = value
 
 
@@ -129,9 +129,9 @@ def test_many_are_answered_as_one(filler: MaskedModel) -> None:
         (texts[i].rindex(word), texts[i].rindex(word) + len(word))
         for i, word in enumerate(["sat", "the", "cat", "black", "black"])
     ]
-    found = filler.substitutes(texts, spans, 4)
-    assert found == [filler.substitutes([text], [span], 4)[0] for text, span in zip(texts, spans, strict=True)]
-    assert all(len(one) == 4 for one in found)
+    result = filler.substitutes(texts, spans, 4)
+    assert result == [filler.substitutes([text], [span], 4)[0] for text, span in zip(texts, spans, strict=True)]
+    assert all(len(one) == 4 for one in result)
 
 
 def test_an_uncased_model_keeps_the_text_s_capitals(tmp_path: Path) -> None:
@@ -171,19 +171,19 @@ def test_a_byte_level_model_knows_spaces(tmp_path: Path) -> None:
 
 def test_substitutes_are_tokens_of_the_other_model(filler: MaskedModel, store: Store) -> None:
     # Its tokens: " cat" 0, " the" 1, " black" 2, "not" 3, "cat " 18, " w30" 30, … and no " dog".
-    found = MaskedSubstitutes(filler, store, frozenset({31}))
+    result = MaskedSubstitutes(filler, store, frozenset({31}))
     ids = np.array([1, 2, 40], np.int32)
-    assert found.of(ids, 1, 3) == [0, 30, 32]  # neither the excluded 31 nor " dog", which is no token
-    assert found.of(ids, 1, 1) == [0]
-    assert found.of_all([(ids, 1), (ids, 0), (ids, 1)], 2) == [[0, 30], [0, 30], [0, 30]]
-    assert found.of(np.array([1, 4, 2], np.int32), 1, 3) == []  # half a character
-    assert found.of(np.array([31, 2], np.int32), 0, 2) == [0, 30]
+    assert result.of(ids, 1, 3) == [0, 30, 32]  # neither the excluded 31 nor " dog", which is no token
+    assert result.of(ids, 1, 1) == [0]
+    assert result.of_all([(ids, 1), (ids, 0), (ids, 1)], 2) == [[0, 30], [0, 30], [0, 30]]
+    assert result.of(np.array([1, 4, 2], np.int32), 1, 3) == []  # half a character
+    assert result.of(np.array([31, 2], np.int32), 0, 2) == [0, 30]
     special = pa.array([i == 5 for i in range(store.vocabulary.num_rows)])
     at = store.vocabulary.schema.get_field_index("special")
     store.__dict__["vocabulary"] = store.vocabulary.set_column(at, "special", special)
-    found = MaskedSubstitutes(filler, store, frozenset())
-    assert found._text(np.array([5, 1, 0], np.int32), 2) == (" the cat", 4, 8)
-    assert found.of(np.array([5, 1, 0], np.int32), 0, 3) == []  # a special token is no text
+    result = MaskedSubstitutes(filler, store, frozenset())
+    assert result._text(np.array([5, 1, 0], np.int32), 2) == (" the cat", 4, 8)
+    assert result.of(np.array([5, 1, 0], np.int32), 0, 3) == []  # a special token is no text
 
 
 def test_probes_take_them_where_a_model_is_named(tiny_model: Path, corpus: Path, bert: Path, tmp_path: Path) -> None:
