@@ -28,7 +28,17 @@ if TYPE_CHECKING:
 
     from actstore.store.capture.captures import Captures
 
-__all__ = ["BOUNDARY", "IGNORE", "GraphPath", "GraphRecord", "Graphs", "NeuronGraph", "Nodes", "graph_names", "read_record"]
+__all__ = [
+    "BOUNDARY",
+    "IGNORE",
+    "GraphPath",
+    "GraphRecord",
+    "Graphs",
+    "NeuronGraph",
+    "Nodes",
+    "graph_names",
+    "read_record",
+]
 
 
 class Graphs(GraphSet):
