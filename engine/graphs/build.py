@@ -158,6 +158,14 @@ def find_events(
     n_threads = min(threads or default_threads(), max(1, len(indices)))
     with ThreadPoolExecutor(n_threads, thread_name_prefix="actstore-events") as pool:
         neuron_events = list(pool.map(find_firing, range(len(indices))))
+    return _join_events(neuron_events, maximum)
+
+
+def _join_events(
+    neuron_events: list[tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], float]],
+    maximum: NDArray[np.float32],
+) -> Events:
+    """The events of neurons one after another, from the ranks, values, silent means and rest of each."""
     return Events(
         np.cumsum([0, *(len(ranks) for ranks, *_ in neuron_events)], dtype=np.int64),
         np.concatenate([np.empty(0, np.int32), *(ranks for ranks, *_ in neuron_events)]),
