@@ -1,12 +1,15 @@
 """actstore: run the model once; ask forever.
 
-Writing: `actstore.capture` runs a model over a corpus of text or images and keeps what its neurons did; `actstore.estimate`
-says what a capture would take (a `CaptureEstimate`), and writes nothing; `actstore.attribute` asks a model multiple-choice
-questions and keeps what each neuron did for the answers; `RunOptions` say how a run is carried out (device, memory, resuming).
-Reading: `actstore.open` gives a `Store`, a store its captures (`Capture`), neurons (`Neuron`) and their graphs (`NeuronGraph`);
-its methods are the commands of the command line, under the same names. `actstore.inspect` says what of a model would be
-captured.
-Questions are answered with tables (`Table`): Arrow tables that print as tables.
+Writing: `actstore.capture` runs a model over a corpus of text or images and stores the activations of its neurons;
+`actstore.estimate` gives the size and time of a capture (a `CaptureEstimate`) and writes nothing; `actstore.attribute` lets a
+model answer multiple-choice questions and stores every neuron's attribution to the answers. `RunOptions` say how a run is
+carried out: device, memory, resuming. `actstore.inspect` describes what of a model would be captured (a `ModelSpec`).
+
+Reading: `actstore.open` gives a `Store`, a store its captures (`Capture`), neurons (`Neuron`) and their graphs (`NeuronGraph`).
+The methods of a store are the commands of the command line, under the same names. They return a `Table`, which is an Arrow
+table that prints as one, or an `Answer`: a table, the method's own object, and warnings. `ModelOptions` say how a method that
+runs a model loads it.
+
 What goes wrong is one of `actstore.errors`, all of them `actstore.errors.ActstoreError`.
 
 >>> store = actstore.open("gpt2.actstore")

@@ -98,7 +98,7 @@ def test_show_writes_pictures(cli: Callable[..., Result], store: Path, tmp_path:
     files = {kind: tmp_path / f"g.{kind}" for kind in ("svg", "html", "dot")}
     done = cli("show", store, "L0.N0", *(part for path in files.values() for part in ("--output", path)))
     assert done.status == 0
-    assert done.out.splitlines() == [f"{path}: L0.N0, 4 lines." for path in files.values()]
+    assert done.out.splitlines() == [f"{path}: L0.N0, 4 paths." for path in files.values()]
     ElementTree.parse(files["svg"])
     assert files["html"].read_text().startswith("<!doctype html>")
     assert files["dot"].read_text().startswith("digraph {")
@@ -173,7 +173,7 @@ def test_repeats(cli: Callable[..., Result], captured: Path) -> None:
         ),
         (("show", "STORE", "L0.N0", "--name", "foreign"), r"built with another tokenizer than the store's"),
         (("show", "none", "L0.N0"), r"There is no store at none"),
-        (("search", "STORE"), r"name an --activating token, a --context token, or both"),
+        (("search", "STORE"), r"pass --activating, --context or both"),
         (("search", "STORE", "--activating", "dog"), r"No token of planted matches 'dog'"),
         (("similar", "STORE", "L1.N7"), r"hold none of L1\.N7"),
         (("similar", "STORE", "--least", "0"), r"--least is a share above 0, at most 1, found 0"),

@@ -288,7 +288,7 @@ def test_probes_that_were_killed_go_on_and_end_the_same(
 
     with monkeypatch.context() as patch:
         patch.setattr(probe_run, "fill_by_prefix", dies)
-        with pytest.raises(CaptureError, match="--resume"):
+        with pytest.raises(CaptureError, match="`resume=True`"):
             probe(str(tiny_model), store, neurons=NEURONS, settings=SETTINGS, precision="exact")
     with pytest.raises(InvalidInputError, match="interrupted"):
         Probes(Store(store))
