@@ -11,7 +11,7 @@ from actstore.api.results import Answer
 from actstore.store.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from actstore.engine.coverage.coverage import Coverage
@@ -75,20 +75,7 @@ class CoverageMethod:
             merge_coverages(coverages, other)
         if output is not None:
             write_coverage(output, coverages)
-        rows = [
-            {
-                by or "population": name or "all",
-                "criterion": row.criterion,
-                "parameter": row.parameter,
-                "covered": row.covered,
-                "of": row.of,
-                "share": row.share,
-                "samples": coverage.n_samples,
-            }
-            for name, coverage in coverages.items()
-            for row in coverage.results()
-        ]
-        return Answer(Table(pa.Table.from_pylist(rows)), coverages, tuple(warnings_of(opened, site)))
+        return Answer(_table(coverages, by), coverages, tuple(warnings_of(opened, site)))
 
     def probe(
         self,
@@ -121,3 +108,20 @@ class CoverageMethod:
         rows = [{name: getattr(row, name) for name in names} for row in probe.results]
         schema = pa.schema([("layer", pa.int32()), *((name, pa.float64()) for name in names[1:])])
         return Answer(Table(pa.Table.from_pylist(rows, schema)), probe, tuple(probe.warnings))
+
+
+def _table(coverages: Mapping[str, Coverage], by: str | None) -> Table:
+    rows = [
+        {
+            by or "population": name or "all",
+            "criterion": row.criterion,
+            "parameter": row.parameter,
+            "covered": row.covered,
+            "of": row.of,
+            "share": row.share,
+            "samples": coverage.n_samples,
+        }
+        for name, coverage in coverages.items()
+        for row in coverage.results()
+    ]
+    return Table(pa.Table.from_pylist(rows))

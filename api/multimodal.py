@@ -84,29 +84,9 @@ class MultimodalMethod:
             from actstore.display.patch_pictures import draw_nouns
 
             list(draw_nouns(multimodal, Path(output), map_of))
-        rows = [
-            {
-                "document": multimodal.captions[noun.caption].document,
-                "noun": noun.word,
-                "form": one,
-                "neuron": name,
-                "layer": layer,
-                "index": index,
-                "score": float(score),
-            }
-            for one, ranked in multimodal.ranked.items()
-            for noun, scores, ids in zip(multimodal.nouns, ranked.values, ranked.tokens, strict=True)
-            for score, name, (layer, index) in zip(
-                scores[ids >= 0].tolist(),
-                multimodal.numbering.names(ids[ids >= 0]),
-                multimodal.numbering.pairs(ids[ids >= 0]),
-                strict=True,
-            )
-        ]
-        kinds = (pa.int32(), pa.string(), pa.string(), pa.string(), pa.int32(), pa.int32(), pa.float32())
-        names = ("document", "noun", "form", "neuron", "layer", "index", "score")
-        table = pa.Table.from_pylist(rows, pa.schema(list(zip(names, kinds, strict=True))))
-        return Answer(Table(table), multimodal, tuple(overflow_sentences(opened, [FORMS[one].site for one in forms])))
+        return Answer(
+            _table(multimodal), multimodal, tuple(overflow_sentences(opened, [FORMS[one].site for one in forms]))
+        )
 
     def map(
         self,
@@ -280,3 +260,29 @@ def rankings_of(
         first = rankings["contribution"]
         rankings["gradient"] = rank_by_gradient(first, replay, choose(first) if choose else None)
     return rankings
+
+
+def _table(multimodal: Multimodal) -> Table:
+    rows = [
+        {
+            "document": multimodal.captions[noun.caption].document,
+            "noun": noun.word,
+            "form": one,
+            "neuron": name,
+            "layer": layer,
+            "index": index,
+            "score": float(score),
+        }
+        for one, ranked in multimodal.ranked.items()
+        for noun, scores, ids in zip(multimodal.nouns, ranked.values, ranked.tokens, strict=True)
+        for score, name, (layer, index) in zip(
+            scores[ids >= 0].tolist(),
+            multimodal.numbering.names(ids[ids >= 0]),
+            multimodal.numbering.pairs(ids[ids >= 0]),
+            strict=True,
+        )
+    ]
+    kinds = (pa.int32(), pa.string(), pa.string(), pa.string(), pa.int32(), pa.int32(), pa.float32())
+    names = ("document", "noun", "form", "neuron", "layer", "index", "score")
+    table = pa.Table.from_pylist(rows, pa.schema(list(zip(names, kinds, strict=True))))
+    return Table(table)

@@ -70,7 +70,7 @@ class NaicaMethod:
         from actstore.display.heat_map import check_picture, write_picture
         from actstore.engine.naica.baselines import choose_neurons
         from actstore.engine.naica.naica import NaicaSettings
-        from actstore.engine.naica.selection import count_by_layer, label_of_queries, pool_by_label
+        from actstore.engine.naica.selection import count_by_layer, label_of_queries
         from actstore.store.capture.attributions import open_attributions
 
         settings = NaicaSettings(attribution=attribution, t=t, u=u, v=v, ica=ica)
@@ -83,18 +83,7 @@ class NaicaMethod:
             layers = count_by_layer(selection, attributions.capture.record.layers("mlp.post"), by)
             about = f"{self._store.model.name}, capture {attributions.capture.record.name}: {method}, {attribution}"
             write_picture(Path(output), layers, "Query-relevant neurons by layer", about)
-        if by is None:
-            rows = np.repeat(np.arange(selection.queries.num_rows), selection.n_neurons)
-            keys = selection.queries["query"].take(pa.array(rows))
-            table = _table("query", keys, attributions, selection.neurons, selection.scores)
-        else:
-            pooled = pool_by_label(selection, by, k)
-            names = [name for name, neurons in pooled.items() for _ in neurons]
-            pairs = [pair for neurons in pooled.values() for pair in neurons]
-            flat = np.array([neuron for neuron, _ in pairs], np.int64)
-            scores = np.array([score for _, score in pairs], np.float64)
-            table = _table(by, pa.array(names, pa.string()), attributions, flat, scores)
-        return Answer(table, selection, tuple(selection.warnings))
+        return Answer(_selection_table(attributions, selection, by, k), selection, tuple(selection.warnings))
 
     def evaluate(
         self,
@@ -188,3 +177,18 @@ def _columns(key: str, keys: pa.Array, attributions: Attributions, flat: np.ndar
 
 def _table(key: str, keys: pa.Array, attributions: Attributions, flat: np.ndarray, scores: np.ndarray) -> Table:
     return Table(pa.table(_columns(key, keys, attributions, flat) | {"score": scores}))
+
+
+def _selection_table(attributions: Attributions, selection: SelectedNeurons, by: str | None, k: int) -> Table:
+    from actstore.engine.naica.selection import pool_by_label
+
+    if by is None:
+        rows = np.repeat(np.arange(selection.queries.num_rows), selection.n_neurons)
+        keys = selection.queries["query"].take(pa.array(rows))
+        return _table("query", keys, attributions, selection.neurons, selection.scores)
+    pooled = pool_by_label(selection, by, k)
+    names = [name for name, neurons in pooled.items() for _ in neurons]
+    pairs = [pair for neurons in pooled.values() for pair in neurons]
+    flat = np.array([neuron for neuron, _ in pairs], np.int64)
+    scores = np.array([score for _, score in pairs], np.float64)
+    return _table(by, pa.array(names, pa.string()), attributions, flat, scores)

@@ -152,7 +152,9 @@ def test_modules_and_functions_are_of_a_size_that_can_be_read() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno is not None
-                body = node.body[1:] if node.name in actstore.__all__ else []
+                # A declaration of the public API is long for its parameters, as that of a command is for its options.
+                is_declaration = node.name in actstore.__all__ or layer_of(module) == "api"
+                body = node.body[1:] if is_declaration else []
                 first = body[0] if body else node
                 assert node.end_lineno - first.lineno < 60, f"{path}:{node.lineno}: {node.name}"
 
