@@ -9,6 +9,7 @@ marks that begin with `output-`, run as a session of their own.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import json
@@ -29,6 +30,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import actstore
+from actstore.api.light import READING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^( *)```([^\n`]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 RUN = ("python", "sh", "console")
 """Info strings of blocks that run."""
@@ -363,6 +365,23 @@ def test_the_page_of_the_interface_names_all_that_is_public() -> None:
         members = [found] if not inspect.ismodule(found) else [e for e in vars(found).values() if inspect.isclass(e)]
         for one in members:
             assert f"::: {one.__module__}.{one.__qualname__}\n" in page
+    generator = load_generator()
+    attributes = [name for name, member in vars(actstore.Store).items() if isinstance(member, functools.cached_property)]
+    assert sorted(generator.METHODS.values()) == sorted(f"store.{name}" for name in attributes)
+    for name in generator.METHODS:
+        assert f"::: actstore.{name}\n" in page
+
+
+def test_the_light_installation_is_what_reading_takes() -> None:
+    line = f"pip install {' '.join(READING)}\n"
+    assert line in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert line in (DOCS / "install.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_is_an_overview() -> None:
+    text = (ROOT / "README.md").read_bytes()
+    assert len(text) <= 15_000
+    assert text.count(b"](docs/pictures/") == 1
 
 
 @pytest.mark.slow

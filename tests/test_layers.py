@@ -138,7 +138,7 @@ def test_every_folder_is_in_the_table() -> None:
 
 
 def test_modules_and_functions_are_of_a_size_that_can_be_read() -> None:
-    """At most 350 lines a module, 60 a function; kernels and declarations of commands, whose options are lines, aside."""
+    """At most 350 lines per module, 60 per function; kernels and declarations of commands, whose options are lines, aside."""
     for module, path in PATHS.items():
         text = path.read_text(encoding="utf-8")
         assert text.count("\n") <= 350, f"{path}: {text.count(chr(10))} lines"
