@@ -58,7 +58,9 @@ CAPTURE_CAPTIONS = (
 MAP_PICTURE = ("maps/0000-star.png", "map.png", "The picture, the map of a noun's neurons over it, and the map's mask")
 
 SIX_STEPS = (
-    Step("**1. Capture** a model over a folder of text (`make demo` left one), here at one byte per value:", CAPTURE_CODE),
+    Step(
+        "**1. Capture** a model over a folder of text (`make demo` left one), here at one byte per value:", CAPTURE_CODE
+    ),
     Step("**2. Which neurons stand out?** Tables are Parquet and Arrow, the query language is SQL:", STAND_OUT),
     Step(
         "**3. What does one of them look for?** Its exemplars, with the highest activation in « »:",

@@ -3,7 +3,7 @@
 A page's blocks run in order in a folder of their own that holds what pages name: `gpt2`, `tuned` and `Qwen/Qwen3-0.6B` are
 tiny models, as a name stands for the folder that is called so; `demo` has the embedded models, `build/demo/stdlib` less of the
 corpus that `make demo` makes there. What a command prints is not compared. A block that is not to run has a comment before it,
-`<!-- not run: the reason -->`, which ends in the line before the block. Examples that `demo/tour.py` writes into a page, between
+`<!-- not run: the reason -->`, which ends in the line before the block. Examples that `demo/tour.py` writes into a page, in
 marks that begin with `output-`, run as a session of their own.
 """
 
@@ -366,7 +366,9 @@ def test_the_page_of_the_interface_names_all_that_is_public() -> None:
         for one in members:
             assert f"::: {one.__module__}.{one.__qualname__}\n" in page
     generator = load_generator()
-    attributes = [name for name, member in vars(actstore.Store).items() if isinstance(member, functools.cached_property)]
+    attributes = [
+        name for name, member in vars(actstore.Store).items() if isinstance(member, functools.cached_property)
+    ]
     assert sorted(generator.METHODS.values()) == sorted(f"store.{name}" for name in attributes)
     for name in generator.METHODS:
         assert f"::: actstore.{name}\n" in page

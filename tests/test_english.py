@@ -35,9 +35,10 @@ UNIT = (
 )
 PER = (
     r"(?:answer|batch|bit|block|byte|call|caption|capture|case|cell|chunk|column|core|corpus|criterion|document|domain|draw|edit|"
-    r"element|entry|expert|family|file|folder|forward pass|graph|group|image|item|key|label|layer|line|model|module|neuron|node|"
-    r"noun|object|operation|option|page|pair|pass|patch|picture|position|precision|process|processor|program|prompt|query|question|"
-    r"record|row|run|sample|seed|shard|site|slot|statistic|step|store|task|test|text|thread|token|trie|value|vector|warp|window|word)"
+    r"element|entry|expert|family|file|folder|forward pass|graph|group|image|item|key|label|layer|line|model|module|neuron|"
+    r"node|noun|object|operation|option|page|pair|pass|patch|picture|position|precision|process|processor|program|prompt|query|"
+    r"question|record|row|run|sample|seed|shard|site|slot|statistic|step|store|task|test|text|thread|token|trie|value|vector|"
+    r"warp|window|word)"
 )
 OUT = {
     r"\bmend(?:s|ed|ing)?\b": "fix, check",
@@ -109,7 +110,9 @@ def texts_of(path: Path) -> Iterator[tuple[int, str]]:
 def prose_of(page: Path) -> Iterator[tuple[int, str]]:
     """The paragraphs of a page without code, with their lines."""
     text = page.read_text(encoding="utf-8")
-    text = re.sub(r"^( *)```.*?^\1```$", lambda match: "\n" * match[0].count("\n"), text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(
+        r"^( *)```.*?^\1```$", lambda match: "\n" * match[0].count("\n"), text, flags=re.MULTILINE | re.DOTALL
+    )
     text = re.sub(r"`[^`\n]*`", "`…`", text)
     line = 1
     for paragraph in re.split(r"(\n\s*\n)", text):
@@ -198,4 +201,7 @@ def test_texts_of_a_module_are_its_strings_and_comments(tmp_path: Path) -> None:
     ] == ["One\nrow.", "so ", " many", "a row\na neuron\nso"]
     page = tmp_path / "page.md"
     page.write_text("One `so many`\n\n```sh\nmend\n```\n\nlast\nline\n")
-    assert [(line, text.strip()) for line, text in prose_of(page) if text.strip()] == [(1, "One `…`"), (7, "last\nline")]
+    assert [(line, text.strip()) for line, text in prose_of(page) if text.strip()] == [
+        (1, "One `…`"),
+        (7, "last\nline"),
+    ]

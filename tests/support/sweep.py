@@ -169,7 +169,9 @@ def as_markdown(outcomes: list[Outcome]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--markdown", action="store_true", help="print the table of docs/architecture.md instead of one line per type")
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the table of docs/architecture.md instead of one line per type"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)  # tiny products: threads only wait for each other
     warnings.simplefilter("ignore")
