@@ -12,8 +12,8 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 
 
-def rewrite(mark: str, text: str, root: Path = ROOT) -> Path:
-    """Replace the text between the marks, which must occur once in README.md and docs/; returns the file that has them."""
+def page_with(mark: str, root: Path = ROOT) -> Path:
+    """The one page, of README.md and docs/, that has the marks."""
     pages = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
     marked = [page for page in pages if f"<!-- {mark} -->\n" in page.read_text()]
     if len(marked) != 1:
@@ -21,7 +21,12 @@ def rewrite(mark: str, text: str, root: Path = ROOT) -> Path:
         raise SystemExit(
             f"Expected one page with <!-- {mark} --> and <!-- /{mark} -->, found {names}: add or remove marks."
         )
-    page = marked[0]
+    return marked[0]
+
+
+def rewrite(mark: str, text: str, root: Path = ROOT) -> Path:
+    """Replace the text between the marks, which must occur once in README.md and docs/; returns the file that has them."""
+    page = page_with(mark, root)
     pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
     page.write_text(pattern.sub(lambda match: f"{match[1]}{text.rstrip()}\n{match[2]}", page.read_text()))
     return page

@@ -22,7 +22,9 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # loading a model draws a bar
 import torch  # noqa: E402
 
 from actstore.display import terminal  # noqa: E402
+from benchmarks import readme_rows  # noqa: E402
 from benchmarks.marked import rewrite  # noqa: E402
+from benchmarks.readme_rows import seconds as _seconds  # noqa: E402
 from benchmarks.registry import Measurement, choose, measure  # noqa: E402
 from benchmarks.rows import (  # noqa: E402 - the checkout must be importable first
     attribution,
@@ -96,13 +98,6 @@ def markdown(measurements: list[Measurement], where: str) -> str:
     return "\n".join([*lines, "", note, ""])
 
 
-def _seconds(value: str | float) -> str:
-    seconds = float(value)
-    if seconds < 1e-4:
-        return f"{1e6 * seconds:.1f} µs"
-    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
-
-
 def _ratio(value: str | float) -> str:
     ratio = float(value)
     return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2f}" if ratio >= 0.01 else f"{ratio:.1g}"
@@ -140,6 +135,7 @@ def main() -> None:
         return
     write_csv(measurements, where)
     rewrite("benchmark", markdown(measurements, where))
+    rewrite("benchmark-rows", readme_rows.markdown(described_lines(measurements, where)))
     if sizes_measured is not None:
         rewrite("sizes", sizes.markdown(sizes_measured))
 
@@ -175,9 +171,14 @@ def show_sizes(measured: list[sizes.Size]) -> None:
     terminal.out.print(terminal.table("Store size", columns, [size.cells() for size in measured]))
 
 
-def write_csv(measurements: list[Measurement], where: str) -> None:
+def described_lines(measurements: list[Measurement], where: str) -> list[dict[str, str | float]]:
     """Every line with the machine and the commit."""
-    lines = [line | {"machine": where} for measurement in measurements for line in measurement.lines()]
+    return [line | {"machine": where} for measurement in measurements for line in measurement.lines()]
+
+
+def write_csv(measurements: list[Measurement], where: str) -> None:
+    """Write the lines of every measurement."""
+    lines = described_lines(measurements, where)
     with (HERE / "results" / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()

@@ -103,7 +103,7 @@ def main() -> None:
     command = os.path.relpath(Path(sys.executable).with_name("actstore"))
     for rest in (
         f"top {store} L2.N17",
-        f"graph search {store} --activating return",
+        f"graphs search {store} --activating return",
         f"contributions {store} --target ' return'",
         f"verify {store} --refill 1",
     ):

@@ -25,6 +25,16 @@ if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
 
+METHODS = {
+    "api.naica.NaicaMethod": "store.naica",
+    "api.selectivity.SelectivityMethod": "store.selectivity",
+    "api.change.ChangeMethod": "store.change",
+    "api.coverage.CoverageMethod": "store.coverage",
+    "api.graphs.GraphsMethod": "store.graphs",
+    "api.multimodal.MultimodalMethod": "store.multimodal",
+    "api.edit.EditsMethod": "store.edits",
+}
+"""The classes behind a store's methods, and how a user reaches them."""
 GIVEN = {
     "What a store gives": (
         "actstore.store.capture.attributions.Attributions",
@@ -37,17 +47,18 @@ GIVEN = {
         "actstore.engine.attribution.question_plan.AttributeSettings",
     ),
 }
-"""Beside the public names, by heading: what their users hold in their hands."""
+"""Beside the public names, by heading: what their callers get or give."""
 
 _INTRODUCTION = """# Python API
 
-`import actstore` loads neither torch nor transformers; reading a store needs neither. `actstore.capture` and its kin
-load both when they are first called. Tables are Arrow tables, which pandas, polars and DuckDB take as they are.
+`import actstore` loads neither torch nor transformers; reading a store needs neither. `actstore.capture` and what else runs a
+model load both when they are first called. Tables are Arrow tables, which pandas, polars and DuckDB take as they are. Every
+method of a store answers with an `Answer`, and is on [the page of its method](methods/index.md) with an example.
 """
 
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("commands", "engine", "kernels", "store")
+SOURCES = ("api", "commands", "display", "engine", "kernels", "store")
 
 
 def on_pre_build(config: MkDocsConfig) -> None:
@@ -93,7 +104,12 @@ def _api_lines() -> Iterator[str]:
     public = [getattr(actstore, name) for name in actstore.__all__]
     for found in sorted(public, key=inspect.isclass):
         if inspect.isclass(found) or inspect.isfunction(found):
-            yield f"::: {found.__module__}.{found.__qualname__}\n"
+            options = "    options:\n      inherited_members: true\n" if found is actstore.Store else ""
+            yield f"::: {found.__module__}.{found.__qualname__}\n{options}"
+    yield "## The methods of a store\n"
+    for name, attribute in METHODS.items():
+        yield f"### `{attribute}`\n"
+        yield f"::: actstore.{name}\n    options:\n      heading_level: 4\n"
     for heading, names in GIVEN.items():
         yield f"## {heading}\n"
         yield from (f"::: {name}\n" for name in names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import sys
 from contextlib import contextmanager
@@ -144,12 +145,37 @@ def test_the_text_between_marks_is_replaced_wherever_it_stands_once(tmp_path: Pa
         marked.rewrite("one", "new", tmp_path)
 
 
-@pytest.mark.parametrize("mark", ["benchmark", "sizes"])
+@pytest.mark.parametrize("mark", ["benchmark", "benchmark-rows", "sizes"])
 def test_the_documentation_has_a_place_for_what_is_measured(mark: str) -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     assert (
         sum(f"<!-- {mark} -->\n" in page.read_text() and f"<!-- /{mark} -->" in page.read_text() for page in pages) == 1
     )
+
+
+def test_the_rows_in_the_readme_are_those_of_the_results() -> None:
+    readme_rows = load("readme_rows")
+    with readme_rows.RESULTS.open(newline="") as file:
+        table = readme_rows.markdown(csv.DictReader(file))
+    assert table.count("\n| ") == len(readme_rows.ROWS) == 6
+    assert "Not measured" not in table
+    assert f"<!-- benchmark-rows -->\n{table}\n<!-- /benchmark-rows -->" in (ROOT / "README.md").read_text()
+
+
+def test_a_row_that_was_not_measured_is_named_and_not_shown() -> None:
+    readme_rows = load("readme_rows")
+    lines = [
+        {"row": "graphs of a model, demo", "candidate": "actstore, all", "median_s": 2e-5, "machine": "a machine"},
+        {"row": "graphs of a model, demo", "candidate": "as published: many", "median_s": 300.0},
+        {"row": "capture, 6 layers", "candidate": "actstore, float16", "median_s": 1.0},
+    ]
+    table = readme_rows.markdown(lines)
+    assert "| graphs of 2,688 neurons | 20.0 µs | as published: many: 300.00 s |" in table
+    capture, *others = [short.title for short in readme_rows.ROWS if short.title != "graphs of 2,688 neurons"]
+    assert f"| {capture} | 1.00 s |  |" in table
+    assert table.endswith(f"Medians on a machine. Not measured, or not whole: {'; '.join([capture, *others])}.")
+    with pytest.raises(ValueError, match="begins with 'actstore', found actstore, one, actstore, two"):
+        readme_rows.only_name(["actstore, one", "actstore, two"], "actstore")
 
 
 def test_made_up_stores_hold_what_their_source_says(tmp_path: Path) -> None:

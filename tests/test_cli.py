@@ -153,7 +153,7 @@ def test_top_shows_where_a_neuron_is_highest(cli: Callable[..., Result], store: 
     assert first["activations"][first["pivot"]] == first["value"]
     shown = cli("top", store, "L1.N7", "-k", 3).out.splitlines()
     assert shown[0].startswith("L1.N7: mean ")
-    assert re.fullmatch(r" *-?[\d.e-]+  .*«.+».*", shown[1]), "one exemplar a line, its token marked"
+    assert re.fullmatch(r" *-?[\d.e-]+  .*«.+».*", shown[1]), "one exemplar per line, its token marked"
     assert sum("«" in line for line in shown) == 3
     assert any("█" in line for line in shown)
 

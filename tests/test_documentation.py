@@ -3,11 +3,13 @@
 A page's blocks run in order in a folder of their own that holds what pages name: `gpt2`, `tuned` and `Qwen/Qwen3-0.6B` are
 tiny models, as a name stands for the folder that is called so; `demo` has the embedded models, `build/demo/stdlib` less of the
 corpus that `make demo` makes there. What a command prints is not compared. A block that is not to run has a comment before it,
-`<!-- not run: the reason -->`, which ends in the line before the block.
+`<!-- not run: the reason -->`, which ends in the line before the block. Examples that `demo/tour.py` writes into a page, in
+marks that begin with `output-`, run as a session of their own.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import json
@@ -28,6 +30,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import actstore
+from actstore.api.light import READING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,14 +39,16 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^( *)```([^\n`]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 RUN = ("python", "sh", "console")
 """Info strings of blocks that run."""
 SHOWN = ("text", "json", "sql")
 """Info strings of blocks that show something. A tree or a formula may also have none."""
-SLOW = ("README", "capture", "naica", "graphs", "multimodal", "editing")
-"""Pages that take more than a few seconds."""
+SLOW = ("README", "capture", "naica", "graphs", "multimodal", "edit", "first-store", "facts", "captions")
+"""Pages that take more than a few seconds; so does every session of a tour."""
+TOUR = re.compile(r"^<!-- (output-[\w-]+) -->\n(.*?)^<!-- /\1 -->$", re.MULTILINE | re.DOTALL)
+METHODS = sorted(page for page in (DOCS / "methods").glob("*.md") if page.stem != "index")
 N_PICTURES = 120
 """Of those that a page has drawn."""
 N_QUESTIONS = 3
@@ -59,6 +64,8 @@ class Block:
     kind: str
     text: str
     skipped: bool
+    tour: str = ""
+    """The tour that the block is a part of, if it is to run apart from its page."""
 
     @property
     def where(self) -> str:
@@ -74,13 +81,15 @@ class Block:
 
 def blocks_of(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
+    tours = [(match.start(), match.end(), match[1]) for match in TOUR.finditer(text)]
     found = []
     for match in FENCE.finditer(text):
         before = text[: match.start()].rstrip()
         comment = before.rpartition("<!--")[2] if before.endswith("-->") else ""
         line = text.count("\n", 0, match.start()) + 2
         body = re.sub(rf"^{match[1]}", "", match[3], flags=re.MULTILINE)
-        found.append(Block(page, line, match[2].strip(), body, comment.strip().startswith("not run: ")))
+        tour = next((name for start, end, name in tours if start < match.start() < end), "")
+        found.append(Block(page, line, match[2].strip(), body, comment.strip().startswith("not run: "), tour))
     return found
 
 
@@ -215,23 +224,29 @@ def execute(cli: Callable[..., Result]) -> Callable[[str, str], None]:
     return run
 
 
+SESSIONS = {
+    f"{page.stem}-{tour}".rstrip("-"): [block for block in blocks if block.tour == tour and block.kind in RUN]
+    for page, blocks in BLOCKS.items()
+    for tour in dict.fromkeys(block.tour for block in blocks if block.kind in RUN)
+}
+"""Blocks that run in one folder, in their order: those of a page, and those of each tour on it."""
 RUNNING = [
-    pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in SLOW else [])
-    for page in PAGES
-    if any(block.kind in RUN for block in BLOCKS[page])
+    pytest.param(blocks, id=name, marks=[pytest.mark.slow] if blocks[0].tour or name in SLOW else [])
+    for name, blocks in SESSIONS.items()
 ]
 
 
-@pytest.mark.parametrize("page", RUNNING)
+@pytest.mark.parametrize("blocks", RUNNING)
 def test_every_block_of_a_page_runs(
-    page: Path, workplace: Path, execute: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+    blocks: list[Block], workplace: Path, execute: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    page = blocks[0].page
     # A module that can be found: numba keeps the name of a function's module with its machine code.
-    module = types.ModuleType(f"page_{page.stem}")
+    module = types.ModuleType(f"page_{page.stem}".replace("-", "_"))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     names = vars(module)
-    for block in BLOCKS[page]:
-        if block.skipped or block.kind not in RUN:
+    for block in blocks:
+        if block.skipped:
             continue
         if block.kind == "python":
             # Line numbers of a traceback are those of the page.
@@ -248,6 +263,20 @@ def test_every_block_says_what_it_is_and_few_are_not_run() -> None:
     assert not unknown
     assert sum(block.kind in RUN for block in blocks) > 40
     assert sum(block.skipped for block in blocks) <= 5
+    assert sum(map(len, SESSIONS.values())) == sum(block.kind in RUN for block in blocks)
+
+
+@pytest.mark.parametrize("page", METHODS, ids=lambda page: page.stem)
+def test_a_page_of_a_method_has_commands_their_output_python_and_limits(page: Path) -> None:
+    kinds = {block.kind for block in BLOCKS[page] if not block.tour and not block.skipped}
+    assert {"sh", "python", "text"} <= kinds or page.stem == "coverage"  # whose formulas are a table
+    outputs = [block for block in BLOCKS[page] if block.tour == f"output-{page.stem}"]
+    assert any(not line.startswith("$ ") for block in outputs for line in block.text.splitlines())
+    text = page.read_text(encoding="utf-8")
+    assert "\n## In Python\n" in text
+    assert "\n## Limits\n" in text
+    python = "".join(block.text for block in BLOCKS[page] if block.kind == "python")
+    assert "actstore.open(" in python
 
 
 def test_a_block_that_fails_is_not_passed_over(workplace: Path, execute: Callable[[str, str], None]) -> None:
@@ -336,6 +365,25 @@ def test_the_page_of_the_interface_names_all_that_is_public() -> None:
         members = [found] if not inspect.ismodule(found) else [e for e in vars(found).values() if inspect.isclass(e)]
         for one in members:
             assert f"::: {one.__module__}.{one.__qualname__}\n" in page
+    generator = load_generator()
+    attributes = [
+        name for name, member in vars(actstore.Store).items() if isinstance(member, functools.cached_property)
+    ]
+    assert sorted(generator.METHODS.values()) == sorted(f"store.{name}" for name in attributes)
+    for name in generator.METHODS:
+        assert f"::: actstore.{name}\n" in page
+
+
+def test_the_light_installation_is_what_reading_takes() -> None:
+    line = f"pip install {' '.join(READING)}\n"
+    assert line in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert line in (DOCS / "install.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_is_an_overview() -> None:
+    text = (ROOT / "README.md").read_bytes()
+    assert len(text) <= 15_000
+    assert text.count(b"](docs/pictures/") == 1
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The evaluation of query-relevant neurons on the demo fact model: benchmarks/results/naica.csv and the README's tables.
+"""The evaluation of query-relevant neurons on the demo fact model: benchmarks/results/naica.csv and the documentation's tables.
 
 python benchmarks/tables/naica.py [--seeds 5] [--store STORE]
 """
@@ -29,7 +29,7 @@ MODEL = ROOT / "demo" / "models" / "fact-llama"
 
 
 def markdown(title: str, columns: list[str | tuple[str, str]], rows: list[tuple[str, ...]]) -> str:
-    """One table of the README under its title."""
+    """One table of the documentation under its title."""
     names = [column if isinstance(column, str) else column[0] for column in columns]
     right = ["---" if isinstance(column, str) else "---:" for column in columns]
     lines = ["| " + " | ".join(cells) + " |" for cells in (names, right, *rows)]

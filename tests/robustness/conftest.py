@@ -164,7 +164,7 @@ def every_kind(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> di
 
 @pytest.fixture(scope="session")
 def whole_store(every_kind: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the store of every kind on disk: whoever damages a file mends it."""
+    """A copy of the store of every kind on disk: a test that damages a file restores it."""
     path = tmp_path_factory.mktemp("to-be-damaged") / "store"
     for key, data in every_kind.items():
         (path / key).parent.mkdir(parents=True, exist_ok=True)

@@ -190,10 +190,10 @@ class Damage:
 
 
 def is_like(key: str, other: str) -> bool:
-    """Whether another file of the store may come to stand in a file's place.
+    """Whether a test may put another file of the store in the place of a file.
 
     Of two captures the tables of the same name are alike, for a capture may be copied. The tables of blocks and the rows of
-    edits are sealed elsewhere: by their records.
+    edits have their checksums elsewhere, in records.
     """
     name = "/".join(key.split("/")[2:]) if key.startswith("captures/") else key
     same = key.startswith("captures/") and other.endswith(f"/{name}") and other.count("/") == key.count("/")
@@ -229,7 +229,7 @@ def whatever_verify_finds(path: Path) -> list[Any]:
 
 @contextmanager
 def damaged(path: Path, key: str, data: bytes | None) -> Iterator[None]:
-    """The file as `data`, gone where None; mended afterwards."""
+    """The file as `data`, gone where None; restored afterwards."""
     file = path / key
     before = file.read_bytes()
     try:

@@ -73,7 +73,7 @@ class Machine(RuleBasedStateMachine):
         """Keys below the capture, of shards."""
 
     def write(self, blocks: list[int], killed_after: int | None = None) -> None:
-        """Fill blocks; with `killed_after`, the writer dies before it commits the block after so many."""
+        """Fill blocks; with `killed_after`, the writer dies before it commits the next block after this number of them."""
         with CaptureWriter(self.folder, self.record, n_threads=1, overlap=False) as writer:
             for number, block in enumerate(blocks):
                 arrays, statistics = self.filled[block]
@@ -90,7 +90,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(blocks=BLOCKS)
     def fill(self, blocks: list[int]) -> None:
-        """Blocks in any order, some of them again: filling is idempotent, and mends."""
+        """Blocks in any order, some of them again: filling is idempotent, and repairs."""
         self.write(blocks)
 
     @rule(blocks=BLOCKS, data=st.data())

@@ -66,7 +66,7 @@ def batches(draw: st.DrawFn, n_tokens: Sequence[int], n_neurons: Sequence[int]) 
 
 @st.composite
 def blocks(draw: st.DrawFn, n_neurons: int, n_slots: Sequence[int]) -> NDArray[Any]:
-    """Of at most so many neurons, in every format and of one magnitude, with zeros and ties."""
+    """Of at most `n_neurons` neurons, in every format and of one magnitude, with zeros and ties."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     shape = (draw(st.integers(0, n_neurons)), draw(st.sampled_from(n_slots)))
     values = rng.standard_normal(shape) * 10.0 ** draw(st.integers(-45, 37))

@@ -227,7 +227,7 @@ def _fill(
 def _write_patches(
     folder: Folder, name: str, plan: Plan, record: PlanRecord, patches: list[list[int]], box: Any
 ) -> str:
-    """As the engine writes them: a row group a block."""
+    """As the engine writes them: one row group per block."""
     writer = PatchesWriter(folder, name)
     for block in range(record.n_blocks):
         here, rows = plan.block(block), []

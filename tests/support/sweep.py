@@ -150,7 +150,7 @@ def sweep() -> Iterator[Outcome]:
 
 
 def as_markdown(outcomes: list[Outcome]) -> str:
-    """The README's table: types that behave alike share a row."""
+    """The table of docs/architecture.md: types that behave alike share a row."""
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for outcome in outcomes:
         missing = [site for site in ("mlp.gate", "resid.pre", "resid.mid", "attn.out") if site not in outcome.sites]
@@ -169,7 +169,9 @@ def as_markdown(outcomes: list[Outcome]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--markdown", action="store_true", help="print the README's table instead of one line per type")
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the table of docs/architecture.md instead of one line per type"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)  # tiny products: threads only wait for each other
     warnings.simplefilter("ignore")

@@ -90,8 +90,8 @@ def test_the_table_groups_types_that_behave_alike() -> None:
     assert len(lines) == 4
 
 
-def test_the_readme_lists_every_type() -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
-    table = readme.partition("<!-- architectures -->")[2].partition("<!-- /architectures -->")[0]
+def test_the_documentation_lists_every_type() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- architectures -->")[2].partition("<!-- /architectures -->")[0]
     if transformers.__version__.startswith(NEWEST):
         assert [name for name in CAUSAL if f"`{name}`" not in table] == []
