@@ -338,14 +338,14 @@ class GraphsMethod:
         from actstore.engine.graphs.probes.evidence import annotate_graphs
         from actstore.engine.graphs.probes.plan import ProbeSettings
         from actstore.engine.graphs.probes.rounds import probe
-        from actstore.engine.models.fingerprint import place_of
+        from actstore.engine.models.fingerprint import location_of
         from actstore.store.graphs.reader import Graphs
         from actstore.store.storage.folder import Folder
 
         opened = self._store.capture(capture)
         graphs = Graphs(self._store, annotate) if annotate is not None else None  # refused before the model runs
         probes = probe(
-            place_of(self._store.model) if model is None else model,
+            location_of(self._store.model) if model is None else model,
             self._store.folder.location,
             name=name,
             capture=capture,
@@ -390,9 +390,9 @@ class GraphsMethod:
         """
         from actstore.engine.graphs.probes.run import sample_probes
         from actstore.engine.graphs.probes.sampling import SampleSettings
-        from actstore.engine.models.fingerprint import place_of
+        from actstore.engine.models.fingerprint import location_of
 
-        place = place_of(self._store.model) if model is None else model
+        place = location_of(self._store.model) if model is None else model
         return sample_probes(
             place, self._store.folder.location, name=name, capture=capture,
             settings=SampleSettings(sample, window, temperature, seed, prompt), options=options, progress=progress,

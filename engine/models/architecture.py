@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from actstore.engine.models.provenance import HANDED_ON, Path, Product, Provenance
 from actstore.engine.models.residual import ResidualStream
-from actstore.engine.models.sites import Tap
+from actstore.engine.models.sites import HookPoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ class Block:
     run: int
     width: int
     projections: list[Projection]
-    taps: dict[str, Tap]
+    hook_points: dict[str, HookPoint]
     is_between: bool = False  # outside of any list, and not mixing positions: a projector between two stacks
 
 
@@ -108,7 +108,7 @@ class _Walk:
         self._depth = 0  # of list elements being run
         self._claimed: set[Product] = set()
         self._inner: list[tuple[_Call, tuple[int | str | None, Tensor], list[Product]]] = []
-        self._handed: dict[int, list[Tap]] = {}
+        self._handed: dict[int, list[HookPoint]] = {}
         self._before_norm: dict[int, Tensor] = {}
         self._last_output: Tensor | None = None
 
@@ -126,9 +126,9 @@ class _Walk:
         self.found.has_attention = self.provenance.has_attention
         return self.found
 
-    def taps_of(self, tensor: Tensor) -> Iterator[Tap]:
+    def hook_points_of(self, tensor: Tensor) -> Iterator[HookPoint]:
         """Every place where a module hands a tensor over, arguments first."""
-        yield from sorted(self._handed.get(id(tensor), ()), key=lambda tap: tap.side)
+        yield from sorted(self._handed.get(id(tensor), ()), key=lambda point: point.side)
 
     def before_norm(self, tensor: Tensor) -> Tensor | None:
         """What a module without matrices (a norm, a dropout) made a tensor of."""
@@ -147,7 +147,7 @@ class _Walk:
             given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
             inputs = [(place, value) for place, value in given if isinstance(value, Tensor)]
             for place, value in inputs:
-                self._handed.setdefault(id(value), []).append(Tap(path, "input", place, run))
+                self._handed.setdefault(id(value), []).append(HookPoint(path, "input", place, run))
             self._calls.append(_Call(path, run, inputs, len(self.provenance.products)))
 
         return hook
@@ -160,7 +160,7 @@ class _Walk:
             call = self._calls.pop()
             results = _results(output)
             for place, value in results:
-                self._handed.setdefault(id(value), []).append(Tap(path, "output", place, call.run))
+                self._handed.setdefault(id(value), []).append(HookPoint(path, "output", place, call.run))
             if not has_matrices and len(results) == 1 and call.inputs:
                 source = call.inputs[0][1]
                 self._before_norm[id(results[0][1])] = source
@@ -217,21 +217,23 @@ class _Walk:
             return
         self._claimed.update(found)
         one_stream = found[-1].n_out == output.shape[-1] and output.dim() <= 3
-        taps = self._stream_taps(call, place, output, set(found)) if one_stream else {}
+        hook_points = self._stream_hook_points(call, place, output, set(found)) if one_stream else {}
         projections = [self._describe(product) for product in found]
         is_between = call.module in self._between and not any(_mixes(product) for product in products)
-        self.found.blocks.append(Block(call.module, call.run, output.shape[-1], projections, taps, is_between))
+        self.found.blocks.append(Block(call.module, call.run, output.shape[-1], projections, hook_points, is_between))
 
-    def _stream_taps(self, call: _Call, place: int | str | None, output: Tensor, found: set[Product]) -> dict[str, Tap]:
+    def _stream_hook_points(
+        self, call: _Call, place: int | str | None, output: Tensor, found: set[Product]
+    ) -> dict[str, HookPoint]:
         """Where the block's residual sites are read; none where its output is no sum with its input."""
         for index, entry in call.inputs:
             if entry.shape == output.shape and entry.is_floating_point():
                 stream = ResidualStream(self, entry, output, found)
                 if stream.sums:
                     return {
-                        "resid.pre": Tap(call.module, "input", index, call.run),
-                        "resid.post": Tap(call.module, "output", place, call.run),
-                        **stream.taps(),
+                        "resid.pre": HookPoint(call.module, "input", index, call.run),
+                        "resid.post": HookPoint(call.module, "output", place, call.run),
+                        **stream.hook_points(),
                     }
         return {}
 

@@ -87,7 +87,7 @@ def _refuse_parts(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def unchanged(model: PreTrainedModel) -> Iterator[None]:
+def in_evaluation(model: PreTrainedModel) -> Iterator[None]:
     """While open, the model evaluates, uncompiled and its experts one by one; afterwards it is as it was.
 
     A compiled module ignores hooks that are set after it was compiled. A configuration that names no architecture names the

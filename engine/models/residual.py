@@ -16,7 +16,7 @@ from actstore.engine.models.provenance import HANDED_ON, Path, Product, Provenan
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from actstore.engine.models.sites import Tap
+    from actstore.engine.models.sites import HookPoint
 
 
 class Handovers(Protocol):
@@ -24,7 +24,7 @@ class Handovers(Protocol):
 
     provenance: Provenance
 
-    def taps_of(self, tensor: Tensor) -> Iterator[Tap]:
+    def hook_points_of(self, tensor: Tensor) -> Iterator[HookPoint]:
         """Every place where a module hands the tensor over, arguments first."""
 
     def before_norm(self, tensor: Tensor) -> Tensor | None:
@@ -47,28 +47,28 @@ class ResidualStream:
         self._entry = entry
         self.sums = self._find(output)
 
-    def taps(self) -> Mapping[str, Tap]:
+    def hook_points(self) -> Mapping[str, HookPoint]:
         """Where `attn.out` and `resid.mid` are read; only those that exist and that a module hands over."""
         sums = self.sums or []
         place = next((i for i, entry in enumerate(sums) if any(map(self._is_attention, self._terms(entry.term)))), None)
         if place is None:
             return {}
-        taps = {}
+        hook_points = {}
         mixing = [term for term in self._terms(sums[place].term) if self._is_attention(term)]
         if len(mixing) == 1:
-            taps["attn.out"] = self._tap(mixing[0], outputs_only=True)
+            hook_points["attn.out"] = self._hook_point(mixing[0], outputs_only=True)
         entered = next((later.stream for later in sums[place + 1 :] if self._is_feed_forward(later.term)), None)
         if entered is not None and not self._is_feed_forward(sums[place].term):
-            taps["resid.mid"] = self._tap(entered)
-        return {site: tap for site, tap in taps.items() if tap is not None}
+            hook_points["resid.mid"] = self._hook_point(entered)
+        return {site: point for site, point in hook_points.items() if point is not None}
 
-    def _tap(self, tensor: Tensor, outputs_only: bool = False) -> Tap | None:
+    def _hook_point(self, tensor: Tensor, outputs_only: bool = False) -> HookPoint | None:
         """Where a module hands a tensor over, as it is or before a multiplication by a number."""
         scale = None
         while True:
-            for tap in self._walk.taps_of(tensor):
-                if tap.side == "output" or not outputs_only:
-                    return replace(tap, scale=scale)
+            for point in self._walk.hook_points_of(tensor):
+                if point.side == "output" or not outputs_only:
+                    return replace(point, scale=scale)
             step = self._walk.provenance.origin(tensor).step
             if step is None or not step.arguments or not isinstance(step.arguments[0], Tensor):
                 return None

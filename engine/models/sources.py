@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from actstore.engine.models.checkpoints import load_config
-from actstore.engine.models.in_memory import plain_model, unchanged
+from actstore.engine.models.in_memory import in_evaluation, plain_model
 from actstore.engine.models.load import LoadedModel, inspect_model, load_model
 from actstore.engine.models.tokenizer.load import TextTokenizer
 from actstore.engine.models.tokenizer.special_tokens import configured_special_ids, special_ids_of_files
@@ -61,7 +61,7 @@ class ModelSource:
     @cached_property
     def _loaded(self) -> LoadedModel:
         assert self.model is not None
-        with unchanged(self.model):
+        with in_evaluation(self.model):
             return LoadedModel(self.model, name=self.name)
 
     def load(self, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
@@ -94,9 +94,9 @@ class ModelSource:
             return configured_special_ids(self.model.config, self.model.generation_config)
         return special_ids_of_files(self.name, trust_remote_code=trust_remote_code)
 
-    def as_it_is(self) -> AbstractContextManager[None]:
+    def ready_to_run(self) -> AbstractContextManager[None]:
         """While open, a model in memory is fit to run; afterwards it is as it was."""
-        return nullcontext() if self.model is None else unchanged(self.model)
+        return nullcontext() if self.model is None else in_evaluation(self.model)
 
     def load_tokenizer(self, given: TokenizerInput = None, *, trust_remote_code: bool = False) -> TextTokenizer:
         """The tokenizer `given` by name or in memory, else the model's own; `InvalidInputError` where there is none."""

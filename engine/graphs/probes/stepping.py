@@ -19,8 +19,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from actstore.engine.models import families
-from actstore.engine.models.cache import keeping, kept_by
-from actstore.engine.models.sites import Sink, Tap, tapped
+from actstore.engine.models.cache import cache_arguments, cache_of
+from actstore.engine.models.sites import HookPoint, Sink, reading_sites
 from actstore.kernels.decode_attention.api import decode_attention
 from actstore.store.errors import ModelError
 
@@ -44,12 +44,12 @@ class Steps:
     ) -> None:
         """No window yet, and room for `n_positions` in each; for more, room is made as it is needed, at the cost of copies.
 
-        sink: is handed `mlp.post` of the tokens of each step (`taps_of` must find it), as `LoadedModel.forward` says.
+        sink: is handed `mlp.post` of the tokens of each step (`hook_points_of` must find it), as `LoadedModel.forward` says.
         threads: those of the attention. `ModelError` by `step` for a model that does not keep keys and values.
         """
         self._model, self._sink, self._threads = model, sink, threads
         self._cache = _roomy_cache(model, n_positions, threads)
-        self._taps = taps_of(model) if sink is not None else None
+        self._hook_points = hook_points_of(model) if sink is not None else None
 
     def step(self, ids: Tensor, rows: Tensor | None = None) -> Tensor:
         """The logits [window, vocabulary] behind the next tokens of all windows.
@@ -71,10 +71,10 @@ class Steps:
         if "use_cache" not in arguments:
             raise self._keeps_nothing()
         with torch.inference_mode(), ExitStack() as open_:
-            if self._taps is not None and self._sink is not None:
-                open_.enter_context(tapped(self._model.model, self._taps, self._sink))
-            found = module(**arguments | keeping(module, self._cache))
-        self._cache = kept_by(found)
+            if self._hook_points is not None and self._sink is not None:
+                open_.enter_context(reading_sites(self._model.model, self._hook_points, self._sink))
+            found = module(**arguments | cache_arguments(module, self._cache))
+        self._cache = cache_of(found)
         if self._cache is None:
             raise self._keeps_nothing()
         return found
@@ -86,7 +86,7 @@ class Steps:
         )
 
 
-def taps_of(model: LoadedModel) -> dict[Tap, list[tuple[int, str]]] | None:
+def hook_points_of(model: LoadedModel) -> dict[HookPoint, list[tuple[int, str]]] | None:
     """Where `mlp.post` of every layer that reads text is the input of a module of its own; None where some layer's is not.
 
     Nor where a step's rows would not be its tokens.
@@ -95,7 +95,7 @@ def taps_of(model: LoadedModel) -> dict[Tap, list[tuple[int, str]]] | None:
     modules = {spec.module for spec in layers if spec.expert is None and "[" not in spec.module}
     if len(modules) < len(layers) or model.spec.model_type in families.TOKEN_POSITIONS:
         return None
-    return {Tap(spec.module, "input"): [(spec.layer, "mlp.post")] for spec in layers}
+    return {HookPoint(spec.module, "input"): [(spec.layer, "mlp.post")] for spec in layers}
 
 
 def keeps_everything(model: LoadedModel) -> bool:
