@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from actstore.engine.models.adapters import refuse_attached_adapters
 from actstore.engine.models.families import run_experts_eagerly
-from actstore.engine.models.quantised import refuse_quantised_weights
+from actstore.engine.models.quantised import refuse_number_types
 from actstore.store.errors import InvalidInputError, ModelError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def plain_model(given: object) -> PreTrainedModel:
             "the transformers model that it holds, if it does."
         )
     _refuse_parts(model)
-    refuse_quantised_weights(model)
+    refuse_number_types(model)
     return model
 
 

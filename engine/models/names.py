@@ -42,4 +42,6 @@ DTYPES: Final[Mapping[str, str]] = {
     "float16": "16 bits, 10 of them mantissa: overflows above 65,504",
     "bfloat16": "16 bits, 7 of them mantissa, with the range of float32",
 }
-"""What a model can compute in → what it is. No precision of a capture holds more bits than float32."""
+"""What a model can compute in → what it is. No precision of a capture holds more than float32."""
+
+NUMBER_TYPES: Final = tuple(name for name in DTYPES if name != "auto")

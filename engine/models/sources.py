@@ -17,6 +17,7 @@ import torch
 from actstore.engine.models.checkpoints import load_config
 from actstore.engine.models.in_memory import in_evaluation, plain_model
 from actstore.engine.models.load import LoadedModel, inspect_model, load_model
+from actstore.engine.models.quantised import refuse_float64
 from actstore.engine.models.tokenizer.load import TextTokenizer
 from actstore.engine.models.tokenizer.special_tokens import configured_special_ids, special_ids_of_files
 from actstore.store.errors import InvalidInputError
@@ -52,11 +53,16 @@ class ModelSource:
         name = model.name_or_path or type(model).__name__
         return cls(name, model, None if given is model else getattr(given, "tokenizer", None))
 
-    def inspect(self, *, trust_remote_code: bool = False) -> ModelSpec:
-        """The model's specification; of one to be loaded without its weights."""
-        if self.model is None:
-            return inspect_model(self.name, trust_remote_code=trust_remote_code)
-        return self._loaded.spec
+    def inspect(self, *, dtype: str = "auto", trust_remote_code: bool = False) -> ModelSpec:
+        """The model's specification, read without its weights where it is to be loaded.
+
+        Raises `ModelError` where it would run in a number type that no capture stores, with `dtype` as for `load`.
+        """
+        if self.model is not None:
+            return self._loaded.spec
+        spec = inspect_model(self.name, trust_remote_code=trust_remote_code)
+        refuse_float64(self.name, spec.dtype if dtype == "auto" else dtype)
+        return spec
 
     @cached_property
     def _loaded(self) -> LoadedModel:
@@ -67,7 +73,9 @@ class ModelSource:
     def load(self, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
         """The model, loaded, or as it is in memory: there `dtype` and `device` are to be its own or "auto"."""
         if self.model is None:
-            return load_model(self.name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+            loaded = load_model(self.name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+            refuse_float64(self.name, loaded.spec.dtype)  # a configuration need not say what the weights are in
+            return loaded
         own = str(self._loaded.dtype).removeprefix("torch.")
         if dtype not in ("auto", own):
             raise InvalidInputError(
