@@ -270,7 +270,7 @@ class EditsMethod:
     def _in_folder(
         self, names: str | Sequence[str], output: str | Path | None, model: str | Path | None, *, in_place: bool
     ) -> tuple[str, list[Edit], str | Path | None]:
-        from actstore.engine.models.fingerprint import place_of
+        from actstore.engine.models.fingerprint import location_of
         from actstore.store.errors import InvalidInputError
 
         if (output is None) != in_place:
@@ -278,7 +278,7 @@ class EditsMethod:
                 "Say where the model is written: `output`, a new folder, or `in_place=True`, one of the two."
             )
         edits = [self[name] for name in ([names] if isinstance(names, str) else names)]
-        return str(place_of(self._store.model) if model is None else model), edits, output
+        return str(location_of(self._store.model) if model is None else model), edits, output
 
     def delete(self, name: str) -> None:
         """Removes an edit from the store; models it was applied to stay as they are."""

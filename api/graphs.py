@@ -190,14 +190,14 @@ class GraphsMethod(GraphQueries):
         from actstore.engine.graphs.probes.evidence import annotate_graphs
         from actstore.engine.graphs.probes.plan import ProbeSettings
         from actstore.engine.graphs.probes.rounds import probe
-        from actstore.engine.models.fingerprint import place_of
+        from actstore.engine.models.fingerprint import location_of
         from actstore.store.graphs.reader import Graphs
         from actstore.store.storage.folder import Folder
 
         opened = self._store.capture(capture)
         graphs = Graphs(self._store, annotate) if annotate is not None else None  # refused before the model runs
         probes = probe(
-            place_of(self._store.model) if model is None else model,
+            location_of(self._store.model) if model is None else model,
             self._store.folder.location,
             name=name,
             capture=capture,
@@ -242,9 +242,9 @@ class GraphsMethod(GraphQueries):
         """
         from actstore.engine.graphs.probes.sampled import sample_probes
         from actstore.engine.graphs.probes.sampling import SampleSettings
-        from actstore.engine.models.fingerprint import place_of
+        from actstore.engine.models.fingerprint import location_of
 
-        place = place_of(self._store.model) if model is None else model
+        place = location_of(self._store.model) if model is None else model
         return sample_probes(
             place, self._store.folder.location, name=name, capture=capture,
             settings=SampleSettings(sample, window, temperature, seed, prompt), options=options, progress=progress,

@@ -36,15 +36,15 @@ def open_model(
 
     `dtype` stands in for an option that is `auto`. A model in memory is afterwards as it was.
     """
-    from actstore.engine.models.fingerprint import place_of
+    from actstore.engine.models.fingerprint import location_of
     from actstore.engine.models.sources import ModelSource
 
     options = options or ModelOptions()
-    source = ModelSource.of(place_of(root.model) if model is None else model)
+    source = ModelSource.of(location_of(root.model) if model is None else model)
     wanted = options.dtype
     if wanted == "auto" and source.model is None:
         wanted = dtype
-    with source.as_it_is():
+    with source.ready_to_run():
         loaded = source.load(dtype=wanted, device=options.device, trust_remote_code=options.trust_remote_code)
         yield loaded, source.name
 

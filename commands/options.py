@@ -227,9 +227,9 @@ def load(model: str, *, device: str, trust_remote_code: bool, quiet: bool, dtype
 
 def captured_model(store: Root, model: str | None) -> str:
     """Where the model of a store is loaded from: what --model names, or else where it was captured from."""
-    from actstore.engine.models.fingerprint import place_of
+    from actstore.engine.models.fingerprint import location_of
 
-    return model or place_of(store.model)
+    return model or location_of(store.model)
 
 
 def parse_neurons(text: str) -> list[tuple[int, int]]:

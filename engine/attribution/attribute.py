@@ -109,7 +109,7 @@ def _given_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _inspect(source: ModelSource, options: RunOptions) -> ModelSpec:
     """What is known of the model without loading it; `InvalidInputError` unless it predicts the next token."""
-    spec = source.inspect(trust_remote_code=options.trust_remote_code)
+    spec = source.inspect(dtype=options.dtype, trust_remote_code=options.trust_remote_code)
     if spec.kind != "causal" or not spec.causal:
         raise InvalidInputError(
             f"{spec.name} is not a model that continues a text ({spec.kind}), and only such a model answers a prompt with the "

@@ -15,7 +15,7 @@ import torch
 from actstore.engine.attribution.integrated_gradients import PathSettings, integrated_gradients
 from actstore.engine.capture.packing import HostPacker
 from actstore.engine.models import families
-from actstore.engine.models.patching import at_position, head_hook, hooked, places_of
+from actstore.engine.models.patching import at_position, head_hook, hooked, patch_points
 from actstore.kernels.pack.api import Columns
 from actstore.store.capture.answers import ANSWERS
 from actstore.store.capture.attribution_kinds import GRADIENT, IG
@@ -129,7 +129,7 @@ def one_thread_where_faster(model: LoadedModel) -> Iterator[None]:
 
 def last_activations(model: LoadedModel, ids: NDArray[np.int32], layers: Sequence[int]) -> ByLayer:
     """The activations [neuron] of each layer at the last position, in float32, from one pass of the whole model."""
-    places = {(place.owner, place.run): place.layer for place in places_of(model, layers)}
+    places = {(place.owner, place.run): place.layer for place in patch_points(model, layers)}
     n_positions = len(ids)
     activations: ByLayer = {}
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from actstore.engine.models.cache import cache_argument, keeping
+from actstore.engine.models.cache import cache_argument, cache_arguments
 from actstore.engine.models.patching import (
-    Place,
+    PatchPoint,
     Rows,
     Sums,
     at_position,
@@ -68,7 +68,7 @@ class FrozenLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformer
 
 
 def cached_sums(
-    model: LoadedModel, ids: Tensor, target: int, places: Sequence[Place], n_steps: int, max_rows: int
+    model: LoadedModel, ids: Tensor, target: int, places: Sequence[PatchPoint], n_steps: int, max_rows: int
 ) -> Sums:
     """P, ā and the summed gradients of every place at the last position of `ids` [1, position].
 
@@ -116,7 +116,7 @@ def prefill(model: LoadedModel, ids: Tensor) -> tuple[Tensor, list[tuple[Tensor,
     cache = Cache(layer_class_to_replicate=DynamicLayer)
     n_positions = ids.shape[1]
     with hooked(model.model, head_hook(model, n_positions - 1, n_positions)):
-        output = model.model(input_ids=ids, **keeping(model.model, cache))
+        output = model.model(input_ids=ids, **cache_arguments(model.model, cache))
     layers = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
     complete = [
         (k, v) for k, v in layers if k is not None and v is not None and k.shape[-2] == v.shape[-2] == n_positions
@@ -202,7 +202,7 @@ class GrowingPass:
         """The logits [row, vocabulary]."""
         n_rows = self._slices[-1].stop
         with hooked(self.model.model, {**self._block_hooks(), **self._patch_hooks()}):
-            output = self.model.model(input_ids=last_token, **keeping(self.model.model, frozen))
+            output = self.model.model(input_ids=last_token, **cache_arguments(self.model.model, frozen))
         logits = as_rows(output.logits)
         if len(logits) != n_rows or len(self._leaves) != len(self.chunk):
             raise CannotCacheError(f"the pass returned {len(logits)} rows of logits instead of {n_rows}")
@@ -211,23 +211,23 @@ class GrowingPass:
     def _block_hooks(self) -> dict[str, Hook]:
         """Before each block the rows of its layers join; from the first block with rows on, masks separate them."""
         by_module: dict[str, dict[int, int]] = {}
-        text_blocks = {self.model._find(layer).position for layer in self.model.spec.part_layers("language")}
+        text_blocks = {self.model.layer(layer).position for layer in self.model.spec.part_layers("language")}
         for number in sorted(text_blocks):
-            block = self.model._architecture.blocks[number]
+            block = self.model.architecture.blocks[number]
             by_module.setdefault(block.module, {})[block.run] = number
         return {path: self._grow(path, numbers) for path, numbers in by_module.items()}
 
     def _grow(self, path: str, numbers: dict[int, int]) -> Hook:
-        block = self.model._architecture.blocks[min(numbers.values())]
+        block = self.model.architecture.blocks[min(numbers.values())]
         names = list(inspect.signature(self.model.model.get_submodule(path).forward).parameters)
-        stream = block.taps["resid.pre"].index if "resid.pre" in block.taps else 0
+        stream = block.hook_points["resid.pre"].index if "resid.pre" in block.hook_points else 0
         if "attention_mask" not in names:
             raise CannotCacheError(f"{path} takes no attention_mask")
 
         def hook(run: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
             arguments = _BlockArguments(names, list(args), kwargs)
             hidden = arguments.read(stream)  # [window, row, d_model]
-            if joining := sum(len(rows) for rows in self.chunk if rows.place.block == numbers.get(run)):
+            if joining := sum(len(rows) for rows in self.chunk if rows.point.block == numbers.get(run)):
                 # Detached: the path of a row begins at its own layer, and gradients below it are not needed.
                 hidden = torch.cat([hidden, hidden[:, :1].detach().expand(-1, joining, -1)], 1)
                 arguments.write(stream, hidden)
@@ -267,7 +267,7 @@ class GrowingPass:
         """Before each layer's output projection, its rows are replaced by the path from 0 to the clean row's ā."""
         by_module: dict[str, dict[int, int]] = {}
         for number, rows in enumerate(self.chunk):
-            by_module.setdefault(rows.place.owner, {})[rows.place.run] = number
+            by_module.setdefault(rows.point.owner, {})[rows.point.run] = number
         return {path: self._patch(numbers) for path, numbers in by_module.items()}
 
     def _patch(self, numbers: dict[int, int]) -> Hook:
@@ -279,7 +279,7 @@ class GrowingPass:
             # ā is taken from row 0 of this very pass: no pass of its own, and the last step reproduces it exactly.
             leaf = rows.scaled(values[0])
             self._leaves[numbers[run]] = leaf
-            self.activations[rows.place.layer] = values[0].detach().clone()
+            self.activations[rows.point.layer] = values[0].detach().clone()
             patched = torch.cat([values[: positions.start], leaf.to(values.dtype), values[positions.stop :]])
             return (patched.reshape(args[0].shape), *args[1:]), kwargs
 

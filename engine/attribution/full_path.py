@@ -15,7 +15,7 @@ from torch import Tensor
 
 from actstore.engine.models import families
 from actstore.engine.models.patching import (
-    Place,
+    PatchPoint,
     Sums,
     at_position,
     head_hook,
@@ -45,7 +45,7 @@ class FullPath:
     def __init__(self, model: LoadedModel, ids: Tensor, position: int, target: int) -> None:
         self._model, self._ids, self._position, self._target = model, ids, position, target
 
-    def sums(self, places: Sequence[Place], n_steps: int, max_rows: int) -> Sums:
+    def sums(self, places: Sequence[PatchPoint], n_steps: int, max_rows: int) -> Sums:
         """P, ā and the summed gradients of every place; a pass has at most `max_rows` tokens, or one window."""
         activations: dict[int, Tensor] = {}
         with torch.no_grad():
@@ -63,7 +63,7 @@ class FullPath:
             "random, or its positions are not its tokens. Name a deterministic model with one position per token."
         )
 
-    def _add(self, sums: Sums, place: Place, n_steps: int, n_windows: int, clean: float) -> bool:
+    def _add(self, sums: Sums, place: PatchPoint, n_steps: int, n_windows: int, clean: float) -> bool:
         """Add a place's rows, `n_windows` at a time; False where a row that ends at ā differs from the clean pass."""
         for (rows,) in split_rows([place], n_steps, n_windows):
             leaf = rows.scaled(sums.activations[place.layer])
@@ -79,7 +79,7 @@ class FullPath:
                 return False
         return True
 
-    def _run(self, n_windows: int, edits: Mapping[Place, Edit]) -> Tensor:
+    def _run(self, n_windows: int, edits: Mapping[PatchPoint, Edit]) -> Tensor:
         """The log probability of the target [window] in a pass with `edits[place]` applied to the input of each place."""
         model, n_positions = self._model, self._ids.shape[1]
         hooks = {**head_hook(model, self._position, n_positions), **_by_module(edits)}
@@ -98,7 +98,7 @@ class FullPath:
     def _at_position(self, values: Tensor, n_windows: int) -> Tensor:
         return at_position(values, n_windows, self._position, self._ids.shape[1], self._model.spec.model_type)
 
-    def _reading(self, place: Place, activations: dict[int, Tensor]) -> Edit:
+    def _reading(self, place: PatchPoint, activations: dict[int, Tensor]) -> Edit:
         def read(values: Tensor) -> Tensor:
             activations[place.layer] = self._at_position(values, 1)[0].clone()
             return values
@@ -114,7 +114,7 @@ class FullPath:
         return write
 
 
-def _by_module(edits: Mapping[Place, Edit]) -> dict[str, Hook]:
+def _by_module(edits: Mapping[PatchPoint, Edit]) -> dict[str, Hook]:
     """One hook per module, of which several places may be runs."""
     by_run: dict[str, dict[int, Edit]] = {}
     for place, edit in edits.items():

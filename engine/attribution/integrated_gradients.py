@@ -20,7 +20,7 @@ import torch
 
 from actstore.engine.attribution.cached_path import CannotCacheError, cached_sums
 from actstore.engine.attribution.full_path import PATHS, FullPath, Path
-from actstore.engine.models.patching import places_of, weights_without_gradients
+from actstore.engine.models.patching import patch_points, weights_without_gradients
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from actstore.engine.models.load import LoadedModel
-    from actstore.engine.models.patching import Place, Sums
+    from actstore.engine.models.patching import PatchPoint, Sums
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def integrated_gradients(
     """
     settings = settings or PathSettings()
     ids, at = _check(model, input_ids, target, position)
-    places = places_of(model, settings.layers)
+    places = patch_points(model, settings.layers)
     reason = None if settings.path == "full" else _why_not_cached(model, ids, at)
     with weights_without_gradients(model.model), torch.enable_grad():
         if settings.path != "full" and reason is None:
@@ -120,7 +120,7 @@ def integrated_gradients(
         return _result(sums, places, settings, "full", reason)
 
 
-def _cached(model: LoadedModel, ids: Tensor, target: int, places: list[Place], settings: PathSettings) -> Sums:
+def _cached(model: LoadedModel, ids: Tensor, target: int, places: list[PatchPoint], settings: PathSettings) -> Sums:
     try:
         return cached_sums(model, ids, target, places, settings.steps, settings.max_rows)
     # A warning that was turned into an error is the caller's wish, and no sign of the cached path.
@@ -166,7 +166,7 @@ def _check(
 
 
 def _result(
-    sums: Sums, places: list[Place], settings: PathSettings, path: Literal["cached", "full"], fallback: str | None
+    sums: Sums, places: list[PatchPoint], settings: PathSettings, path: Literal["cached", "full"], fallback: str | None
 ) -> Attribution:
     attributions, activations, gradients = {}, {}, {}
     for place in places:

@@ -27,7 +27,7 @@ from actstore.engine.attribution.cached_path import (
 from actstore.engine.attribution.full_path import PATHS
 from actstore.engine.models import families
 from actstore.engine.models.intervene import intervened
-from actstore.engine.models.patching import Rows, at_position, head_hook, hooked, places_of, tolerance
+from actstore.engine.models.patching import Rows, at_position, head_hook, hooked, patch_points, tolerance
 from actstore.store.errors import InvalidInputError, ModelError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from actstore.engine.models.intervene import Change
     from actstore.engine.models.load import LoadedModel
-    from actstore.engine.models.patching import Hook, Place
+    from actstore.engine.models.patching import Hook, PatchPoint
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class LastPosition:
         if max_rows < 1:
             raise InvalidInputError(f"Expected `max_rows` to be at least 1, found {max_rows}.")
         self._model, self._max_rows, self._path = model, max_rows, path
-        self._places = places_of(model, layers)
+        self._places = patch_points(model, layers)
         self._starts = np.cumsum([0, *(place.neurons for place in self._places)])
         self.layers = tuple(place.layer for place in self._places)
         self.n_neurons = int(self._starts[-1])
@@ -210,7 +210,7 @@ class LastPosition:
 
     def _entries(
         self, variants: Variants, chunk: NDArray[np.int64]
-    ) -> Iterator[tuple[Place, NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
+    ) -> Iterator[tuple[PatchPoint, NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
         """For every layer that a chunk changes: rows, neurons of the layer and factors, all of shape [entry]."""
         sets = [variants.neurons[variants.offsets[i] : variants.offsets[i + 1]] for i in chunk]
         lengths = [len(neurons) for neurons in sets]

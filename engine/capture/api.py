@@ -166,7 +166,7 @@ def open_run(
     name = request.name
     check_options(name, options)
     source, documents = ModelSource.of(request.model), as_corpus(request.corpus)
-    spec = source.inspect(trust_remote_code=options.trust_remote_code)
+    spec = source.inspect(dtype=options.dtype, trust_remote_code=options.trust_remote_code)
     folder = Folder(request.store, read_only=read_only)
     begun = read_capture(folder, name) if options.resume else None
     run: ImageRun | CorpusRun

@@ -161,7 +161,7 @@ def estimate(
             "A dry run says what a whole capture takes. Leave `resume` out; `actstore info` says how far a capture is."
         )
     check_unowned(run.folder, name)
-    with run.source.as_it_is():
+    with run.source.ready_to_run():
         return _measured(run, requested)
 
 

@@ -153,7 +153,7 @@ class Run(ABC):
         plan was not completed is removed.
         """
         try:
-            with own(self.folder, self.name), self.source.as_it_is():
+            with own(self.folder, self.name), self.source.ready_to_run():
                 yield
         except BaseException as error:
             record = read_capture(self.folder, self.name)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actstore.engine.models.cache import keeping, kept_by
+from actstore.engine.models.cache import cache_arguments, cache_of
 from actstore.engine.models.intervene import intervened, replace
 from actstore.engine.models.patching import head_hook, hooked
 from actstore.store.arguments import Typed
@@ -149,7 +149,7 @@ class _GrowingText:
         self._ids += new
         ids = torch.tensor([new if self.reads_new_only else self._ids], device=self._model.device)
         n_positions = ids.shape[1]
-        arguments = keeping(self._model.model, self._cache) if self._cached else {"use_cache": False}
+        arguments = cache_arguments(self._model.model, self._cache) if self._cached else {"use_cache": False}
         with (
             torch.inference_mode(),
             intervened(self._model, changes),
@@ -157,7 +157,7 @@ class _GrowingText:
         ):
             output = self._model.model(input_ids=ids, **arguments)
         if self._cached:  # None for a model without a cache, which then reads the whole text at every step
-            self._cache = kept_by(output)
+            self._cache = cache_of(output)
         logits: Tensor = output.logits[0, -1]
         return logits.float()
 

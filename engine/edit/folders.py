@@ -171,7 +171,7 @@ class _ModelFiles:
         """
         model = self._model
         parameter, shape = self._parameter(rows.layer)
-        if model._find(rows.layer).projection.n_matrices > 1:
+        if model.layer(rows.layer).projection.n_matrices > 1:
             raise InvalidInputError(
                 f"Layer {rows.layer} of {model.spec.name} is one of several experts in a parameter. Save the edited model "
                 "with save_pretrained instead."
@@ -201,14 +201,14 @@ class _ModelFiles:
 
     def _parameter(self, layer: int) -> tuple[str, tuple[int, ...]]:
         """Name and shape of the parameter that holds a layer's write vectors."""
-        parameter = self._model._find(layer).parameter
+        parameter = self._model.layer(layer).parameter
         return parameter, tuple(self._model.model.get_parameter(parameter).shape)
 
     def _matching_patch(self, entry: TensorEntry, edit: Edit, rows: EditedRows, *, is_revert: bool) -> RowPatch | None:
         """The patch of a tensor of the file, if the tensor holds the rows that the edit replaces."""
         old, new = edit.rows[rows.layer][::-1] if is_revert else edit.rows[rows.layer]
         dtype = DTYPES[entry.dtype]
-        by_column = self._model._find(rows.layer).projection.transposed
+        by_column = self._model.layer(rows.layer).projection.transposed
         patch = RowPatch(entry, rows.neurons, by_column, new.to(dtype))
         present = read_patched_rows(self._folder, patch)
         for i, neuron in enumerate(rows.neurons):

@@ -35,7 +35,7 @@ def check_editable(model: LoadedModel, neurons: Mapping[int, Sequence[int]]) -> 
     spec = model.spec
     check_neurons(neurons, {layer.layer: layer.neurons for layer in spec.layers}, spec.name)
     for layer in neurons:
-        source = model._find(layer)
+        source = model.layer(layer)
         weight = model.model.get_parameter(source.parameter)
         if not weight.is_floating_point() or weight.element_size() < 2:
             raise InvalidInputError(
@@ -44,7 +44,7 @@ def check_editable(model: LoadedModel, neurons: Mapping[int, Sequence[int]]) -> 
             )
         names = [n for n, p in model.model.named_parameters(remove_duplicate=False) if p is weight]
         others = [
-            n for n, other in enumerate(model._layers)
+            n for n, other in enumerate(model.layers)
             if n != layer and (other.parameter, other.matrix) == (source.parameter, source.matrix)
         ]  # fmt: skip
         if others or len(names) > 1:

@@ -3,7 +3,7 @@
 A neuron is one input of a feed-forward's output projection. The projection is recognised by what it does, not by its name: a
 product with a parameter matrix, inside a block, whose input came from other products of that block through functions of
 single values only (attention, convolutions and scans mix positions), at least one of them nonlinear, and whose output has the
-width of the residual stream and reaches the block's output. Knows nothing about weights' values, stores or corpora.
+width of the residual stream and reaches the block's output.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from actstore.engine.models.provenance import HANDED_ON, Path, Product, Provenance
+from actstore.engine.models.provenance import PASS_THROUGH, Path, Product, Provenance
 from actstore.engine.models.residual import ResidualStream
-from actstore.engine.models.sites import Tap
+from actstore.engine.models.sites import HookPoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 NOT_FEED_FORWARD = re.compile(r"adapter")
-"""Parameters that look like a feed-forward and are not: small trainable bottlenecks beside one (X-MOD)."""
+"""Parameters that look like a feed-forward and are not: small trainable bottlenecks next to one (X-MOD)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Projection:
     routed: bool  # only selected rows reach it
     hooked: bool  # the owner is called with the input as its argument
     gate: int | None  # which factor of the product that made the input is the activated gate
-    expert: int | None = None  # its place in a list of expert modules
+    expert: int | None = None  # its index in a list of expert modules
 
 
 @dataclass
@@ -53,16 +53,16 @@ class Block:
     run: int
     width: int
     projections: list[Projection]
-    taps: dict[str, Tap]
-    is_between: bool = False  # outside of any list, and not mixing positions: a projector between two stacks
+    hook_points: dict[str, HookPoint]
+    is_between: bool = False  # a projector between two stacks: outside of any list, and not mixing positions
 
 
 @dataclass
 class Architecture:
-    """What a walk found; blocks without a feed-forward are left out."""
+    """The blocks of a model that have a feed-forward, and its final norm."""
 
     blocks: list[Block] = field(default_factory=list)
-    final_norm: str | None = None  # the module that norms the last block's output
+    final_norm: str | None = None  # the module that normalises the last block's output
     has_attention: bool = False
 
 
@@ -82,7 +82,7 @@ def walk(model: nn.Module, call: Callable[[], object], *, between: bool = False)
     Blocks are elements of the model's lists; with `between`, feed-forwards outside of any list count too (projectors).
     """
     n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # operations on a few rows: threads only wait for each other
+    torch.set_num_threads(1)  # operations on a few rows, for which starting threads takes longer than the work
     try:
         return _Walk(model, between).run(call)
     finally:
@@ -95,7 +95,7 @@ class _Walk:
     def __init__(self, model: nn.Module, between: bool) -> None:
         self.model = model
         self.provenance = Provenance(model)
-        self.found = Architecture()
+        self.architecture = Architecture()
         self._elements = {
             f"{path}.{name}".lstrip(".")
             for path, module in model.named_modules()
@@ -106,9 +106,11 @@ class _Walk:
         self._runs: Counter[str] = Counter()
         self._calls: list[_Call] = []
         self._depth = 0  # of list elements being run
-        self._claimed: set[Product] = set()
+        self._claimed: set[Product] = set()  # feed-forwards that belong to a block already
+        # Modules inside an element that hold attention and are no elements themselves: candidates for blocks.
         self._inner: list[tuple[_Call, tuple[int | str | None, Tensor], list[Product]]] = []
-        self._handed: dict[int, list[Tap]] = {}
+        # Both by id(tensor): ids are unique while the provenance keeps the tensors alive, until the next block begins.
+        self._handed: dict[int, list[HookPoint]] = {}
         self._before_norm: dict[int, Tensor] = {}
         self._last_output: Tensor | None = None
 
@@ -123,12 +125,12 @@ class _Walk:
         finally:
             for handle in handles:
                 handle.remove()
-        self.found.has_attention = self.provenance.has_attention
-        return self.found
+        self.architecture.has_attention = self.provenance.has_attention
+        return self.architecture
 
-    def taps_of(self, tensor: Tensor) -> Iterator[Tap]:
-        """Every place where a module hands a tensor over, arguments first."""
-        yield from sorted(self._handed.get(id(tensor), ()), key=lambda tap: tap.side)
+    def hook_points_of(self, tensor: Tensor) -> Iterator[HookPoint]:
+        """Every point where a module hands a tensor over, arguments first."""
+        yield from sorted(self._handed.get(id(tensor), ()), key=lambda point: point.side)
 
     def before_norm(self, tensor: Tensor) -> Tensor | None:
         """What a module without matrices (a norm, a dropout) made a tensor of."""
@@ -137,17 +139,18 @@ class _Walk:
     def _before(self, path: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             starts = path in self._elements or path in self._between
-            if starts and not self._depth:  # a block: what it is given counts as coming from outside
+            # An outermost block begins: what it reads counts as coming from outside, so that sources name its own products.
+            if starts and not self._depth:
                 self.provenance.forget()
                 self._handed.clear()
                 self._before_norm.clear()
             self._depth += path in self._elements
             run = self._runs[path]
             self._runs[path] += 1
-            given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-            inputs = [(place, value) for place, value in given if isinstance(value, Tensor)]
-            for place, value in inputs:
-                self._handed.setdefault(id(value), []).append(Tap(path, "input", place, run))
+            arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+            inputs = [(index, value) for index, value in arguments if isinstance(value, Tensor)]
+            for index, value in inputs:
+                self._handed.setdefault(id(value), []).append(HookPoint(path, "input", index, run))
             self._calls.append(_Call(path, run, inputs, len(self.provenance.products)))
 
         return hook
@@ -159,13 +162,14 @@ class _Walk:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             call = self._calls.pop()
             results = _results(output)
-            for place, value in results:
-                self._handed.setdefault(id(value), []).append(Tap(path, "output", place, call.run))
+            for index, value in results:
+                self._handed.setdefault(id(value), []).append(HookPoint(path, "output", index, call.run))
             if not has_matrices and len(results) == 1 and call.inputs:
                 source = call.inputs[0][1]
                 self._before_norm[id(results[0][1])] = source
+                # The norm after the last block so far; a later stack overwrites that of an earlier one.
                 if source is self._last_output and weight is not None and not self._depth:
-                    self.found.final_norm = path
+                    self.architecture.final_norm = path
             for product in self.provenance.products[call.first_product :]:
                 if not product.owner:  # made in this module's own forward
                     product.owner, product.run = path, call.run
@@ -181,9 +185,9 @@ class _Walk:
     def _close(self, call: _Call, results: list[tuple[int | str | None, Tensor]]) -> None:
         """Claim the feed-forwards of a module that has just run, once it is known to be a whole block.
 
-        The innermost element of a list that mixes positions beside the feed-forward is the block (T5 nests its sub-layers in a
-        second list). Where none does it is the innermost module of any kind that does (Zamba shares a transformer block
-        among its layers), or else the outermost element itself.
+        The block is the innermost element of a list that mixes positions as well as holding the feed-forward (T5 nests its
+        sub-layers in a second list); where no element does, the innermost module of any kind that does (Zamba shares a
+        transformer block among its layers); or else the outermost element itself.
         """
         if not results:
             return
@@ -202,36 +206,41 @@ class _Walk:
             self._claim(call, results[0], products)
 
     def _claim(self, call: _Call, result: tuple[int | str | None, Tensor], products: list[Product]) -> None:
-        """Make a block of a call that holds feed-forwards which no block has claimed."""
-        place, output = result
+        """Make a block of a call that holds feed-forwards which belong to no block yet."""
+        index, output = result
         reached = self.provenance.origin(output).sources
-        found = [
+        feed_forwards = [
             product
             for product in products
             if product not in self._claimed
             and product in reached
-            and Path.ACTIVATED not in reached[product]  # what is squashed on the way is a gate, not a contribution
+            and Path.ACTIVATED not in reached[product]  # what goes through a nonlinearity is a gate, not a contribution
             and self._is_feed_forward(product, output.shape[-1])
         ]
-        if not found:
+        if not feed_forwards:
             return
-        self._claimed.update(found)
-        one_stream = found[-1].n_out == output.shape[-1] and output.dim() <= 3
-        taps = self._stream_taps(call, place, output, set(found)) if one_stream else {}
-        projections = [self._describe(product) for product in found]
+        self._claimed.update(feed_forwards)
+        # Blocks that keep several streams side by side, or axes of their own, have no [position, d_model] to read.
+        one_stream = feed_forwards[-1].n_out == output.shape[-1] and output.dim() <= 3
+        hook_points = self._stream_hook_points(call, index, output, set(feed_forwards)) if one_stream else {}
+        projections = [self._describe(product) for product in feed_forwards]
         is_between = call.module in self._between and not any(_mixes(product) for product in products)
-        self.found.blocks.append(Block(call.module, call.run, output.shape[-1], projections, taps, is_between))
+        self.architecture.blocks.append(
+            Block(call.module, call.run, output.shape[-1], projections, hook_points, is_between)
+        )
 
-    def _stream_taps(self, call: _Call, place: int | str | None, output: Tensor, found: set[Product]) -> dict[str, Tap]:
-        """Where the block's residual sites are read; none where its output is no sum with its input."""
+    def _stream_hook_points(
+        self, call: _Call, result: int | str | None, output: Tensor, feed_forwards: set[Product]
+    ) -> dict[str, HookPoint]:
+        """Where the block's sites are read; none where its output is no sum with its input."""
         for index, entry in call.inputs:
             if entry.shape == output.shape and entry.is_floating_point():
-                stream = ResidualStream(self, entry, output, found)
+                stream = ResidualStream(self, entry, output, feed_forwards)
                 if stream.sums:
                     return {
-                        "resid.pre": Tap(call.module, "input", index, call.run),
-                        "resid.post": Tap(call.module, "output", place, call.run),
-                        **stream.taps(),
+                        "resid.pre": HookPoint(call.module, "input", index, call.run),
+                        "resid.post": HookPoint(call.module, "output", result, call.run),
+                        **stream.hook_points(),
                     }
         return {}
 
@@ -257,7 +266,7 @@ class _Walk:
             if step.name == "mul" and len(tensors) == 2:
                 left, right = tensors
                 return (left, right) if left.shape == right.shape and left.shape[-1] == product.n_in else None
-            if step.name not in HANDED_ON | {"split", "split_with_sizes"} or not tensors:
+            if step.name not in PASS_THROUGH | {"split", "split_with_sizes"} or not tensors:
                 return None
             tensor = tensors[0]
         return None
@@ -273,7 +282,7 @@ class _Walk:
             return None
         left, right = (self.provenance.origin(factor).sources for factor in factors)
         if set(left) == set(right) and all(source.n_out == product.n_in for source in left):
-            return None  # a plain activation written as a product, such as x·σ(x)
+            return None  # a plain activation that is written as a product, such as x·σ(x)
         activated = [any(Path.ACTIVATED in path for path in side.values()) for side in (left, right)]
         return activated.index(True) if any(activated) else None
 
@@ -294,7 +303,7 @@ class _Walk:
             routed=routed,
             hooked=not routed and product.owner == owner and product.is_argument,
             gate=self._gate(product),
-            expert=_place_in_list(product.parameter) if routed and product.n_matrices == 1 else None,
+            expert=_index_in_list(product.parameter) if routed and product.n_matrices == 1 else None,
         )
 
 
@@ -304,26 +313,26 @@ def _mixes(product: Product) -> bool:
 
 
 def _outside_lists(model: nn.Module, elements: set[str]) -> set[str]:
-    """The largest modules that hold two matrices or more and have nothing to do with lists: poolers, projectors."""
-    found: set[str] = set()
+    """The largest modules that hold two matrices or more, and are neither in a list nor hold one: poolers, projectors."""
+    outside: set[str] = set()
     for path, module in model.named_modules():
         above = {path[:at] for at, letter in enumerate(path) if letter == "."} | {path}
         holds_list = any(element.startswith(f"{path}.") or not path for element in elements)
         n_matrices = sum(value.dim() > 1 for value in module.parameters())
-        if not holds_list and n_matrices > 1 and not above & (elements | found):
-            found.add(path)
-    return found
+        if not holds_list and n_matrices > 1 and not above & (elements | outside):
+            outside.add(path)
+    return outside
 
 
 def _results(output: Any) -> list[tuple[int | str | None, Tensor]]:
-    """The tensors a module returned, with their places."""
+    """The tensors that a module returned, with their index or key."""
     if isinstance(output, dict):
         results: list[tuple[int | str | None, Any]] = list(output.items())
     elif isinstance(output, (tuple, list)):
         results = list(enumerate(output))
     else:
         results = [(None, output)]
-    return [(place, value) for place, value in results if isinstance(value, Tensor)]
+    return [(index, value) for index, value in results if isinstance(value, Tensor)]
 
 
 def _same_rows(left: Tensor, right: Tensor | None) -> bool:
@@ -333,7 +342,7 @@ def _same_rows(left: Tensor, right: Tensor | None) -> bool:
     return left.data_ptr() == right.data_ptr() and left.numel() == right.numel() and left.shape[-1] == right.shape[-1]
 
 
-def _place_in_list(parameter: str) -> int | None:
-    """The last number in a parameter's path: its module's place in the innermost list."""
+def _index_in_list(parameter: str) -> int | None:
+    """The last number in a parameter's path: the index of its module in the innermost list."""
     numbers = re.findall(r"(?:^|[._])(\d+)(?=\.)", parameter)
     return int(numbers[-1]) if numbers else None

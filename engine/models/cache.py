@@ -49,7 +49,7 @@ def _named_forwards(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     yield from (module for module in model.modules() if isinstance(module, PreTrainedModel) and module is not model)
 
 
-def keeping(model: PreTrainedModel, cache: Any = None) -> dict[str, Any]:
+def cache_arguments(model: PreTrainedModel, cache: Any = None) -> dict[str, Any]:
     """The arguments of a pass that keeps keys and values, and goes on from `cache` where there is one.
 
     `ModelError` for a model that takes no cache.
@@ -65,7 +65,7 @@ def keeping(model: PreTrainedModel, cache: Any = None) -> dict[str, Any]:
     return {"use_cache": True, name: cache}
 
 
-def kept_by(output: Any) -> Any:
+def cache_of(output: Any) -> Any:
     """The cache in the output of a pass; None where it holds none."""
     fields = dict(output.items()) if isinstance(output, Mapping) else {}
     return next((fields[name] for name in NAMES if fields.get(name) is not None), None)

@@ -1,6 +1,6 @@
-"""Families: which transformers class a configuration stands for, how that reads its input, and what it is fed.
+"""Families: which transformers class a configuration stands for, how that reads its input, and with what it is called.
 
-Knows the Auto classes, configuration fields and input names of the transformers library; nothing about where neurons are.
+The one module, with `vision`, that knows the Auto classes, configuration fields and input names of the transformers library.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions", 
 
 
 TOKEN_POSITIONS: dict[str, Literal["first", "last"]] = {
-    "cpmant": "last",  # prompt positions come before the window's own
-    "prophetnet": "first",  # predicting streams come behind the main one
+    "cpmant": "last",  # positions of the prompt come before those of the tokens
+    "prophetnet": "first",  # predicting streams come after the main one
     # long windows are padded at the end to whole attention blocks
     **dict.fromkeys(("big_bird", "bigbird_pegasus", "led", "longformer", "reformer"), "first"),
 }
-"""Types whose layers hold more positions than a window has tokens: which of them are the tokens'."""
+"""Model type whose layers hold more positions than a window has tokens → which of the positions are the tokens'."""
 
 
 def model_class(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> type[PreTrainedModel]:
@@ -40,24 +40,26 @@ def model_class(config: PreTrainedConfig, *, trust_remote_code: bool = False) ->
 
     Raises `ModelError` where transformers has no class for the type.
     """
-    own = getattr(config, "auto_map", None) or {}
+    remote_classes = getattr(config, "auto_map", None) or {}
     for auto_name in ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM", "AutoModel"):
-        if trust_remote_code and auto_name in own:
+        if trust_remote_code and auto_name in remote_classes:
             try:
-                remote: type[PreTrainedModel] = get_class_from_dynamic_module(own[auto_name], config._name_or_path)
+                remote: type[PreTrainedModel] = get_class_from_dynamic_module(
+                    remote_classes[auto_name], config._name_or_path
+                )
             except Warning:  # an error only where the user asked for that
                 raise
             except Exception as error:  # a model's own code may raise anything
                 raise ModelError(
-                    f"the code of {config._name_or_path!r}, {own[auto_name]}, cannot be run: {first_line(error)}"
+                    f"the code of {config._name_or_path!r}, {remote_classes[auto_name]}, cannot be run: {first_line(error)}"
                 ) from error
             return remote
     entries = [config.architectures, *(table.get(config.model_type) for table in _tables(config))]
     for entry in entries:
         for name in (entry,) if isinstance(entry, str) else entry or ():
-            named = getattr(transformers, name, None)
-            if inspect.isclass(named) and issubclass(named, PreTrainedModel):
-                return named
+            candidate = getattr(transformers, name, None)
+            if inspect.isclass(candidate) and issubclass(candidate, PreTrainedModel):
+                return candidate
     raise ModelError(f"transformers {transformers.__version__} has no model class for the type {config.model_type!r}")
 
 
@@ -86,13 +88,13 @@ def kind_of(model: PreTrainedModel) -> str:
 
 
 def context_of(model: PreTrainedModel) -> int | None:
-    """The most positions a window may have; None where the configuration sets no bound."""
+    """The maximum number of positions in a window; None where the configuration sets no bound."""
     config = model.config.get_text_config()
     for name in _POSITIONS:
         positions = getattr(config, name, None)
         if isinstance(positions, int) and positions > 0:
             table = next((m for p, m in model.named_modules() if p.endswith("embeddings.position_embeddings")), None)
-            # RoBERTa and its kin number positions from the padding id on, so their first two rows are never used
+            # RoBERTa and its relatives number positions from the padding id on, so their first two rows are never used
             padding = getattr(table, "padding_idx", None)
             return positions if padding is None else positions - padding - 1
     return None
@@ -105,7 +107,7 @@ def vocabulary_of(model: PreTrainedModel) -> int | None:
 
 
 def headless(model: PreTrainedModel) -> PreTrainedModel:
-    """The model without its head: unembedding what nobody reads is wasted work."""
+    """The model without its head: the unembedding is wasted work where nothing reads the logits."""
     base = model.base_model
     return base if isinstance(base, PreTrainedModel) and model.main_input_name in _accepted(base) else model
 
@@ -120,36 +122,36 @@ def arguments_for(
     attention_mask: Tensor | None,
     extra: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """What a forward pass is called with.
+    """The keyword arguments of a forward pass.
 
     An encoder-decoder gets the window twice, as the encoder's input and as the decoder's, so that row t of every layer is the
-    token read at position t; where the encoder hears or sees (`extra`), the window goes to the decoder only.
+    token read at position t; where the encoder reads audio or images (`extra`), the window goes to the decoder only.
     """
     accepted = _accepted(model)
-    given: dict[str, Any] = dict(extra or {})
+    arguments: dict[str, Any] = dict(extra or {})
     if input_ids is not None:
         encoder_takes_ids = "input_ids" in accepted
         if encoder_takes_ids:
-            given.setdefault("input_ids", input_ids)
+            arguments.setdefault("input_ids", input_ids)
         if model.config.is_encoder_decoder and "decoder_input_ids" in accepted:
-            given.setdefault("decoder_input_ids", input_ids)
+            arguments.setdefault("decoder_input_ids", input_ids)
         if attention_mask is not None and encoder_takes_ids:
-            given["attention_mask"] = attention_mask
-        if attention_mask is not None and "decoder_input_ids" in given and "decoder_attention_mask" in accepted:
-            given["decoder_attention_mask"] = attention_mask
+            arguments["attention_mask"] = attention_mask
+        if attention_mask is not None and "decoder_input_ids" in arguments and "decoder_attention_mask" in accepted:
+            arguments["decoder_attention_mask"] = attention_mask
     if "use_cache" in accepted:
-        given["use_cache"] = False
-    return given
+        arguments["use_cache"] = False
+    return arguments
 
 
 def example_ids(model: PreTrainedModel) -> Tensor:
-    """A few token ids [window, position]; as many windows as a music model reads codebooks at once."""
+    """A few token ids [window, position]: as many windows as a music model reads codebooks at once, else two."""
     count = getattr(model.config, "num_codebooks", 2)
     return torch.arange(8 * count).view(count, 8) % 7 + 4
 
 
 def example_inputs(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """Token ids and further inputs of the smallest kind a model runs on, for a walk without weights."""
+    """The smallest token ids and further inputs that a model runs on, for a walk without weights."""
     accepted = _accepted(model)
     extra: dict[str, Tensor] = {}
     required = {
@@ -170,11 +172,11 @@ def example_inputs(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor | None, 
 
 
 _DUAL = frozenset(auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES)
-"""Types with a text and an image tower that are called together (CLIP and its kin)."""
+"""Types with a text and an image tower that are called together (CLIP and its relatives)."""
 
 
 def run_experts_eagerly(model: nn.Module) -> None:
-    """Let every mixture run its experts one by one, in the library's reference form, where their activations can be seen."""
+    """Make every mixture run its experts one by one, in the library's reference form, where their activations can be read."""
     for module in model.modules():
         config = getattr(module, "config", None)
         if isinstance(config, PreTrainedConfig) and config._experts_implementation != "eager":
@@ -182,7 +184,7 @@ def run_experts_eagerly(model: nn.Module) -> None:
 
 
 def build_weightless(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """The model on the meta device: its modules and shapes in float32, without memory."""
+    """The model on the meta device: its modules and shapes in float32, without memory for the weights."""
     build: Callable[..., PreTrainedModel] = kind._from_config
     try:
         with torch.device("meta"):
@@ -197,34 +199,34 @@ def build_weightless(kind: type[PreTrainedModel], config: PreTrainedConfig) -> P
 def stack_of(model: PreTrainedModel, module: str, *, is_between: bool = False) -> str:
     """The stack a block belongs to: "vision", "projector", "encoder" or "decoder", by the sub-models that hold it.
 
-    What a generating model with a vision tower holds in neither that nor its language model is its projector; so is what
-    `is_between` stacks.
+    In a generating model with a vision tower, modules that are in neither the tower nor the language model are the projector;
+    so is a block that `is_between` two stacks.
     """
     path, above = module, []
     while path:
         path = path.rpartition(".")[0]
-        part = model.get_submodule(path)
-        above += [part] if isinstance(part, PreTrainedModel) else []
+        parent = model.get_submodule(path)
+        above += [parent] if isinstance(parent, PreTrainedModel) else []
     tower = getattr(model.config, "vision_config", None)
-    sees = any(
-        (tower is not None and type(part.config) is type(tower))
-        or (part.main_input_name == "pixel_values" and "input_ids" not in _accepted(part))
-        for part in above
+    in_vision = any(
+        (tower is not None and type(parent.config) is type(tower))
+        or (parent.main_input_name == "pixel_values" and "input_ids" not in _accepted(parent))
+        for parent in above
     )
     kind, text = kind_of(model), model.config.get_text_config()
     if kind == "causal" and tower is not None and text is not model.config:
-        reads = any(type(part.config) is type(text) for part in above)
-        if is_between or not (sees or reads):
+        in_text = any(type(parent.config) is type(text) for parent in above)
+        if is_between or not (in_vision or in_text):
             return "projector"
-    if sees:
+    if in_vision:
         return "vision"
     if model.config.is_encoder_decoder:
         return "encoder" if "encoder" in module.split(".") else "decoder"
-    return {"causal": "decoder"}.get(kind, "encoder")
+    return "decoder" if kind == "causal" else "encoder"
 
 
-def part_for(model: PreTrainedModel, arguments: Mapping[str, Any]) -> nn.Module:
-    """The sub-model that runs on the given inputs alone: one tower of a dual encoder, or the whole model."""
+def sub_model_for(model: PreTrainedModel, arguments: Mapping[str, Any]) -> nn.Module:
+    """The sub-model that runs on these arguments alone: one tower of a dual encoder, or the whole model."""
     if model.config.model_type not in _DUAL or {"input_ids", "pixel_values"} <= arguments.keys():
         return model
     main = "input_ids" if "input_ids" in arguments else "pixel_values"

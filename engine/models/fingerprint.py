@@ -55,7 +55,7 @@ def model_record(model: LoadedModel, fingerprint: str) -> ModelRecord:
     )
 
 
-def place_of(model: ModelRecord) -> str:
+def location_of(model: ModelRecord) -> str:
     """Where the model of a store is to be loaded from, whatever folder this is run in.
 
     Raises `InvalidInputError` where its own folder is gone: the Hub is not asked for a stranger's model of the same name.

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from actstore.engine.models.adapters import refuse_attached_adapters
 from actstore.engine.models.families import run_experts_eagerly
-from actstore.engine.models.quantised import refuse_quantised_weights
+from actstore.engine.models.quantised import refuse_number_types
 from actstore.store.errors import InvalidInputError, ModelError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def plain_model(given: object) -> PreTrainedModel:
             "the transformers model that it holds, if it does."
         )
     _refuse_parts(model)
-    refuse_quantised_weights(model)
+    refuse_number_types(model)
     return model
 
 
@@ -87,7 +87,7 @@ def _refuse_parts(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def unchanged(model: PreTrainedModel) -> Iterator[None]:
+def in_evaluation(model: PreTrainedModel) -> Iterator[None]:
     """While open, the model evaluates, uncompiled and its experts one by one; afterwards it is as it was.
 
     A compiled module ignores hooks that are set after it was compiled. A configuration that names no architecture names the

@@ -1,7 +1,6 @@
-"""Layers: numbers what a walk found, and says of each layer how wide it is, where it sits and which sites it has.
+"""Layers: numbers what a walk over a model found, and says how wide each layer is, which module it is and which sites it has.
 
-The public records `LayerSpec` and `ModelSpec`, and the private `Layer` that ties a number to a projection. Knows nothing about
-running models.
+The public records `LayerSpec` and `ModelSpec`, and `Layer`, which ties a layer's number to its projection and hook points.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from actstore.engine.models import families
-from actstore.engine.models.names import BLOCK_SITES, SITES
+from actstore.engine.models.names import BLOCK_SITES, MLP_SITES, SITES
 from actstore.store.errors import ModelError
 from actstore.store.files.records import APART, PARTS, part_of
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from actstore.engine.models.architecture import Architecture, Block, Projection
-    from actstore.engine.models.sites import Tap
+    from actstore.engine.models.sites import HookPoint
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class LayerSpec:
 
     @property
     def part(self) -> str | None:
-        """The one of `PARTS` that it belongs to: where its rows are."""
+        """The part of `PARTS` that it belongs to; layers of one part have rows for the same positions."""
         return part_of(self.stack)
 
 
@@ -55,42 +54,42 @@ class ModelSpec:
     kind: str  # "causal", "encoder", "encoder-decoder" or "vision"
     d_model: int  # of the last stack of the first part
     n_vocabulary: int | None
-    context: int | None  # the most positions of a window; None where nothing bounds it
+    context: int | None  # the maximum number of positions in a window; None where nothing bounds it
     layers: tuple[LayerSpec, ...]
-    sites: tuple[str, ...]  # those that at least one layer has
+    sites: tuple[str, ...]  # those that one layer or more has
     dtype: str  # of the weights: the checkpoint's, or the one a model was loaded in
     causal: bool  # whether a position sees earlier ones only, in the last stack
     site_layers: tuple[tuple[int, ...], ...]  # for each of `sites`, the layers that have it
 
     def width(self, layer: int, site: str) -> int:
         """The length of one row of `values` of a site in a layer."""
-        found = self.layers[layer]
-        return found.neurons if site.startswith("mlp.") else found.d_model
+        spec = self.layers[layer]
+        return spec.neurons if SITES[site].axis == "neuron" else spec.d_model
 
     def layers_of(self, site: str) -> tuple[int, ...]:
         """The layers that have a site. Residual sites belong to the first layer of each block."""
         return self.site_layers[self.sites.index(site)] if site in self.sites else ()
 
     def part_layers(self, part: str = "language") -> tuple[int, ...]:
-        """The layers of one of `PARTS`, ascending: those whose rows are the same positions; empty where it has none."""
+        """The layers of one of `PARTS`, ascending, which have rows for the same positions; empty where there are none."""
         return tuple(spec.layer for spec in self.layers if spec.part == part)
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Those of `PARTS` that have layers."""
+        """The parts, of `PARTS`, that have layers."""
         return tuple(part for part in PARTS if self.part_layers(part))
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's projection and taps."""
+    """A layer's projection and hook_points."""
 
     projection: Projection
     parameter: str
-    matrix: int  # its place in the parameter, where that holds several matrices
+    matrix: int  # its index in the parameter, where that holds several matrices
     expert: int | None
     position: int  # of its block, in order of execution
-    taps: dict[str, Tap]
+    hook_points: dict[str, HookPoint]
     sites: tuple[str, ...]
 
 
@@ -101,11 +100,11 @@ def list_layers(
     blocks = _number_blocks(model, architecture)
     layers: list[Layer] = []
     for position, block in enumerate(architecture.blocks):
-        for number, (projection, parameter, matrix, expert) in enumerate(_of_block(model, block)):
-            taps = block.taps if number == 0 else {}
-            mlp = ("mlp.post", "mlp.gate", "mlp.up") if projection.gate is not None else ("mlp.post",)
-            sites = (*mlp, *(site for site in BLOCK_SITES if site in taps))
-            layers.append(Layer(projection, parameter, matrix, expert, position, taps, sites))
+        for number, (projection, parameter, matrix, expert) in enumerate(_layers_of_block(model, block)):
+            hook_points = block.hook_points if number == 0 else {}
+            mlp = MLP_SITES if projection.gate is not None else ("mlp.post",)
+            sites = (*mlp, *(site for site in BLOCK_SITES if site in hook_points))
+            layers.append(Layer(projection, parameter, matrix, expert, position, hook_points, sites))
             _check_shape(model, layers[-1])
     stacks = _stacks_of(layers, blocks)
     order = sorted(range(len(layers)), key=lambda i: _rank(stacks[i]))
@@ -135,18 +134,18 @@ def list_layers(
 def check_structure(model: PreTrainedModel, twin: PreTrainedModel) -> None:
     """Raise `ModelError` where a model's blocks are not built as its class builds them: wrapped, replaced or left out.
 
-    What is read of a block is found in `twin`, which the class has built, and holds for no other.
+    Hook points are found in `twin`, which the class has built, and are right only for a model of the same modules.
     """
-    expected, found = (
+    expected, actual = (
         {name for name, _ in each.named_parameters(remove_duplicate=False) if re.search(r"\.\d+\.", name)}
         for each in (twin, model)
     )
-    if expected != found:
-        name = min(expected ^ found)
+    if expected != actual:
+        name = min(expected ^ actual)
         what = "is missing" if name in expected else "is added"
         raise ModelError(
             f"expected the blocks of this {type(model).__name__} as its configuration says, and {name} {what}: parts of it were"
-            " replaced, wrapped or compiled; give the model without that"
+            " replaced, wrapped or compiled; pass the model without that"
         )
 
 
@@ -163,28 +162,28 @@ def _check_shape(model: PreTrainedModel, layer: Layer) -> None:
 
 
 def _stacks_of(layers: Sequence[Layer], blocks: Sequence[tuple[str, int]]) -> list[str]:
-    """The stack of every layer: its block's, or `APART` where it has other rows than the first layer of a later part."""
+    """The stack of every layer: its block's, or `APART` where its rows are not those of the part's first layer."""
     n_rows: dict[str, int] = {}
     stacks = []
     for layer in layers:
         stack = blocks[layer.position][0]
-        own = layer.projection.n_rows
-        strays = stack in PARTS and not layer.projection.routed and own != n_rows.setdefault(stack, own)
-        stacks.append(APART if strays else stack)
+        n = layer.projection.n_rows
+        is_apart = stack in PARTS and not layer.projection.routed and n != n_rows.setdefault(stack, n)
+        stacks.append(APART if is_apart else stack)
     return stacks
 
 
 def _rank(stack: str) -> int:
-    """Where layers of a stack are numbered: those of the first part first."""
+    """The rank by which the layers of a stack are numbered: those of the first part first."""
     later = (*PARTS[1:], APART)
     return 1 + later.index(stack) if stack in later else 0
 
 
 def _specify(number: int, layer: Layer, stack: str, block: int) -> LayerSpec:
-    several = layer.projection.n_matrices > 1
+    is_shared = layer.projection.n_matrices > 1
     path, _, name = layer.parameter.rpartition(".")
     path = layer.projection.owner if layer.projection.hooked else path
-    module = f"{layer.parameter}[{layer.matrix}]" if several else path if name == "weight" else layer.parameter
+    module = f"{layer.parameter}[{layer.matrix}]" if is_shared else path if name == "weight" else layer.parameter
     return LayerSpec(
         layer=number,
         neurons=layer.projection.neurons,
@@ -197,7 +196,7 @@ def _specify(number: int, layer: Layer, stack: str, block: int) -> LayerSpec:
     )
 
 
-def _of_block(model: nn.Module, block: Block) -> Iterator[tuple[Projection, str, int, int | None]]:
+def _layers_of_block(model: nn.Module, block: Block) -> Iterator[tuple[Projection, str, int, int | None]]:
     """(projection, parameter, matrix, expert) of a block's layers: dense ones as they run, then experts by index."""
     seen = set()
     for projection in block.projections:
@@ -222,21 +221,21 @@ def _siblings(model: nn.Module, parameter: str) -> list[tuple[int, str]]:
     """(number, parameter) of the same projection in every module of a list of experts."""
     head, tail = re.fullmatch(r"(.*(?:^|[._]))\d+(\..*)", parameter).groups()  # type: ignore[union-attr]
     pattern = re.compile(re.escape(head) + r"(\d+)" + re.escape(tail))
-    found = (pattern.fullmatch(name) for name, _ in model.named_parameters(remove_duplicate=False))
-    return sorted((int(match[1]), match[0]) for match in found if match)
+    matches = (pattern.fullmatch(name) for name, _ in model.named_parameters(remove_duplicate=False))
+    return sorted((int(match[1]), match[0]) for match in matches if match)
 
 
 def _number_blocks(model: PreTrainedModel, architecture: Architecture) -> list[tuple[str, int]]:
-    """(stack, number) of every block: its place in the model's own list, or in order of execution where runs repeat."""
+    """(stack, number) of every block: its index in the model's own list, or in order of execution where runs repeat."""
     stacks = [families.stack_of(model, block.module, is_between=block.is_between) for block in architecture.blocks]
-    places: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for stack, block in zip(stacks, architecture.blocks, strict=True):
-        places.setdefault(stack, []).append(block.module.rpartition(".")[2])
+        names.setdefault(stack, []).append(block.module.rpartition(".")[2])
     counter: Counter[str] = Counter()
     numbers = []
     for stack in stacks:
-        own = places[stack]
-        listed = all(place.isdigit() for place in own) and len(set(own)) == len(own)
-        numbers.append((stack, int(own[counter[stack]]) if listed else counter[stack]))
+        of_stack = names[stack]
+        is_list = all(name.isdigit() for name in of_stack) and len(set(of_stack)) == len(of_stack)
+        numbers.append((stack, int(of_stack[counter[stack]]) if is_list else counter[stack]))
         counter[stack] += 1
     return numbers

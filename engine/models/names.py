@@ -1,18 +1,47 @@
-"""Names of a model's sites and of the number types it computes in; importing them does not load torch."""
+"""The closed sets of a model's sites and number types, each as one table; importing them does not load torch."""
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
 
-MLP_SITES: Final = ("mlp.post", "mlp.gate", "mlp.up")
-BLOCK_SITES: Final = ("resid.pre", "resid.mid", "resid.post", "attn.out")
-SITES: Final = (*MLP_SITES, *BLOCK_SITES)
-"""Every site there is.
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-`mlp.post` is A_post, the input of the MLP's output projection; `mlp.gate` (after the activation) and `mlp.up` are its factors.
-`resid.pre` enters the block, `resid.mid` enters the MLP branch after attention, `resid.post` leaves the block; `attn.out` is
-what the (first) attention or other position-mixing sub-layer adds to the stream.
+
+@dataclass(frozen=True)
+class Site:
+    """A named position in a transformer block where activations are read."""
+
+    axis: Literal["neuron", "d_model"]
+    """What one row of its values has an entry for."""
+    description: str
+
+
+SITES: Final[Mapping[str, Site]] = {
+    "mlp.post": Site("neuron", "A_post, the input of the MLP's output projection"),
+    "mlp.gate": Site("neuron", "the activated factor of A_post in a gated MLP"),
+    "mlp.up": Site("neuron", "the other factor of A_post in a gated MLP"),
+    "resid.pre": Site("d_model", "the residual stream that enters the block"),
+    "resid.mid": Site("d_model", "the residual stream that enters the MLP branch, after attention"),
+    "resid.post": Site("d_model", "the residual stream that leaves the block"),
+    "attn.out": Site("d_model", "what the (first) attention or other position-mixing sub-layer adds to the stream"),
+}
+"""Site → what it is, in the order in which records and `inspect` list sites.
+
+Sites of neurons are those of `layers.py`; for the others a walk finds hook points in `residual.py`.
 """
 
-DTYPES: Final = ("auto", "float32", "float16", "bfloat16")
-"""What a model can compute in; `auto` is the number type of its weights."""
+MLP_SITES: Final = tuple(name for name, site in SITES.items() if site.axis == "neuron")
+BLOCK_SITES: Final = tuple(name for name, site in SITES.items() if site.axis == "d_model")
+"""Read once per block, under its first layer."""
+
+DTYPES: Final[Mapping[str, str]] = {
+    "auto": "the number type of the weights, float32 for float16 weights on the CPU",
+    "float32": "32 bits",
+    "float16": "16 bits, 10 of them mantissa: overflows above 65,504",
+    "bfloat16": "16 bits, 7 of them mantissa, with the range of float32",
+}
+"""What a model can compute in → what it is. No precision of a capture holds more than float32."""
+
+NUMBER_TYPES: Final = tuple(name for name in DTYPES if name != "auto")

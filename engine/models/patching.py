@@ -1,7 +1,7 @@
-"""Patching: where a layer's activations enter its output projection, and passes in which chosen rows of them are replaced.
+"""Patching: where a layer's activations enter its output projection, and passes in which rows of them are replaced.
 
-What the two paths share: the places to hook, which rows run together, and the sums of their gradients. Knows how a
-`LoadedModel` names its modules; nothing about caches, and nothing about what the gradients are used for.
+What the cached and the full path of integrated gradients share: the modules to hook, which rows run together, and the sums of
+their gradients.
 """
 
 from __future__ import annotations
@@ -35,44 +35,45 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 @dataclass(frozen=True)
-class Place:
+class PatchPoint:
     """Where the activations of one layer can be replaced, and the block they belong to."""
 
     layer: int
     neurons: int
     owner: str  # the module that is called with them
     run: int  # in which of its runs in a pass
-    block: int  # its place in `LoadedModel`'s blocks, in order of execution
+    block: int  # its index among the architecture's blocks, in order of execution
 
 
-def places_of(model: LoadedModel, layers: Sequence[int] | None) -> list[Place]:
-    """The places of `layers`, ascending; of all layers of the text stack where None.
+def patch_points(model: LoadedModel, layers: Sequence[int] | None) -> list[PatchPoint]:
+    """The patch points of `layers`, ascending; of all layers of the text stack where None.
 
     Raises `InvalidInputError` for layers that do not exist, and for those whose activations no module is handed: routed
     experts see the tokens routed to them only, so that the path from 0 to ā is not one function of their neurons.
     """
     specs = model.spec.layers
-    chosen = model.spec.part_layers("language") if layers is None else sorted(set(layers))
-    places = []
-    for layer in chosen:
-        found = model._find(layer)
-        if not found.projection.hooked:
-            kind = "a routed expert" if specs[layer].expert is not None else "a projection inside another module"
-            dense = [spec.layer for spec in specs if model._find(spec.layer).projection.hooked]
+    numbers = model.spec.part_layers("language") if layers is None else sorted(set(layers))
+    points = []
+    for number in numbers:
+        layer = model.layer(number)
+        if not layer.projection.hooked:
+            kind = "a routed expert" if specs[number].expert is not None else "a projection inside another module"
+            dense = [spec.layer for spec in specs if model.layer(spec.layer).projection.hooked]
             raise InvalidInputError(
-                f"expected layers with a dense output projection of their own, and layer {layer} of {model.spec.name}"
-                f" ({specs[layer].module}) is {kind}; " + (f"choose among {dense}" if dense else "choose another model")
+                f"expected layers with a dense output projection of their own, and layer {number} of {model.spec.name}"
+                f" ({specs[number].module}) is {kind}; "
+                + (f"choose `layers` among {dense}" if dense else "choose another model")
             )
-        projection = found.projection
-        places.append(Place(layer, projection.neurons, projection.owner, projection.run, found.position))
-    return places
+        projection = layer.projection
+        points.append(PatchPoint(number, projection.neurons, projection.owner, projection.run, layer.position))
+    return points
 
 
 @dataclass(frozen=True)
 class Rows:
     """The rows of one layer in a pass: steps `first` … `last` (1-based, inclusive) of `n_steps` from 0 to ā."""
 
-    place: Place
+    point: PatchPoint
     first: int
     last: int
     n_steps: int
@@ -86,21 +87,21 @@ class Rows:
         return self.last == self.n_steps
 
     def scaled(self, activations: Tensor) -> Tensor:
-        """The rows [step, neuron] `(k / n_steps) · ā` in float32 (or float64), a leaf whose gradient is asked for."""
+        """The rows [step, neuron] `(k / n_steps) · ā` in float32 (or float64), a leaf whose gradient can be taken."""
         wide = activations.detach().to(torch.promote_types(activations.dtype, torch.float32))
         steps = torch.arange(self.first, self.last + 1, dtype=wide.dtype, device=wide.device) / self.n_steps
         return (steps[:, None] * wide).requires_grad_()
 
 
-def split_rows(places: Sequence[Place], n_steps: int, max_rows: int) -> Iterator[list[Rows]]:
-    """All (layer, step) rows in that order, cut into passes of at most `max_rows`."""
+def split_rows(points: Sequence[PatchPoint], n_steps: int, max_rows: int) -> Iterator[list[Rows]]:
+    """All (layer, step) rows in that order, divided into passes of at most `max_rows`."""
     chunk: list[Rows] = []
     free = max_rows
-    for place in places:
+    for point in points:
         step = 1
         while step <= n_steps:
             last = min(n_steps, step + free - 1)
-            chunk.append(Rows(place, step, last, n_steps))
+            chunk.append(Rows(point, step, last, n_steps))
             free -= last - step + 1
             step = last + 1
             if not free:
@@ -125,11 +126,11 @@ class Sums:
         Rows do not see one another, so one backward pass over a sum over rows gives each its own gradient. It is taken of
         log P and multiplied by P afterwards: in half precision the gradient of a small probability would vanish on its way.
         """
-        found = torch.autograd.grad(log_p.sum(), list(leaves))
+        gradients = torch.autograd.grad(log_p.sum(), list(leaves))
         probabilities = torch.split(log_p.detach().exp(), [len(entry) for entry in rows])
-        for entry, gradient, p in zip(rows, found, probabilities, strict=True):
+        for entry, gradient, p in zip(rows, gradients, probabilities, strict=True):
             gradient = gradient * p[:, None].to(gradient.dtype)
-            layer = entry.place.layer
+            layer = entry.point.layer
             total = gradient.sum(0)
             self.gradients[layer] = self.gradients[layer] + total if layer in self.gradients else total
             if entry.ends:
@@ -166,7 +167,7 @@ def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[Counter[str]
 
 @contextmanager
 def weights_without_gradients(model: nn.Module) -> Iterator[None]:
-    """While open, no parameter asks for a gradient: a pass then keeps nothing that only weight gradients need."""
+    """While open, no parameter requires a gradient: a pass then keeps nothing that only weight gradients need."""
     changed = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in changed:
         parameter.requires_grad_(False)
@@ -195,5 +196,6 @@ def at_position(values: Tensor, n_windows: int, position: int, n_positions: int,
     by_window = values.reshape(n_windows, -1, values.shape[-1])
     if by_window.shape[1] == 1:
         return by_window[:, 0]
+    # A model may keep positions of its own before the tokens of a window, such as prompts.
     before = by_window.shape[1] - n_positions if families.TOKEN_POSITIONS.get(model_type) == "last" else 0
     return by_window[:, before + position]

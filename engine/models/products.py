@@ -3,8 +3,8 @@
 Experts that share one 3-D parameter have no inner module to hook, and a gated MLP multiplies its gate and its up projection
 inside its own forward. Both are read where they are used: a product with an output projection's matrix is recognised by the
 memory of its weight (which also tells the expert), its rows by the last selection made from the block's rows, its gate and up
-by the elementwise product that made its input. Models are run as they are, nothing is recomputed. Knows nothing about model
-families; experts must run in their library's eager form.
+by the elementwise product that made its input. Models are run as they are, and nothing is recomputed; experts must run in their
+library's eager form.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 _LINEAR = {"linear": 0, "matmul": 0, "__matmul__": 0, "mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
-"""Function name: the place of the activations among the arguments; the weight follows."""
+"""Function name → index of the activations among its arguments; the weight is the argument after them."""
 _PRODUCT = {"mul", "__mul__", "__rmul__", "mul_", "multiply", "__imul__"}
-_HANDED_ON = {"to", "type_as", "dropout", "contiguous", "view", "reshape", "float", "half", "bfloat16"}
+_PASS_THROUGH = {"to", "type_as", "dropout", "contiguous", "view", "reshape", "float", "half", "bfloat16"}
 _SELECT = {"__getitem__", "index_select"}
 
 
 @dataclass(frozen=True)
-class Watched:
-    """An output projection to watch: which layers its matrices are (by run, or by expert) and what is wanted of each."""
+class WatchedProjection:
+    """An output projection to watch: which layers its matrices are (by run, or by expert) and which sites to read of each."""
 
     weight: nn.Parameter
     n_matrices: int
     routed: bool
     gate: int | None  # the activated factor of the product that makes the input
     layers: tuple[int, ...]  # by expert; by run where the parameter is one matrix
-    wanted: Mapping[int, Iterable[str]]  # layer: sites
+    sites: Mapping[int, Iterable[str]]  # by layer
 
 
 @dataclass
@@ -50,79 +50,79 @@ class _Factors:
     factors: tuple[Tensor, Tensor]
 
 
-class Watch(TorchFunctionMode):
-    """While active, hands the wanted sites of the watched projections to `sink` as the model multiplies by them."""
+class ProductWatch(TorchFunctionMode):
+    """While active, hands the sites of the watched projections to `sink` as the model multiplies by them."""
 
-    def __init__(self, watched: Iterable[Watched], sink: Sink) -> None:
+    def __init__(self, watched: Iterable[WatchedProjection], sink: Sink) -> None:
         super().__init__()
         self._watched = sorted(watched, key=lambda entry: entry.weight.data_ptr())
         self._starts = [entry.weight.data_ptr() for entry in self._watched]
-        self._widths = {entry.weight.shape[axis] for entry in self._watched for axis in (-1, -2)}
         self._sink = sink
         self._runs: Counter[int] = Counter()
         self._product: _Factors | None = None
         self._selected: Tensor | None = None
         self._taken = 0
-        self._deaf = False
+        self._is_paused = False
 
-    def deafen(self, sink: Sink) -> Sink:
-        """The same sink, whose own torch calls are not taken for the model's."""
+    def pausing(self, sink: Sink) -> Sink:
+        """The same sink, which pauses the watch: its own torch calls are not taken for the model's."""
 
-        def quiet(layer: int, site: str, values: Tensor, rows: Tensor | None) -> None:
-            self._deaf = True
+        def paused_sink(layer: int, site: str, values: Tensor, rows: Tensor | None) -> None:
+            self._is_paused = True
             try:
                 sink(layer, site, values, rows)
             finally:
-                self._deaf = False
+                self._is_paused = False
 
-        return quiet
+        return paused_sink
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self._deaf:
+        if self._is_paused:
             return func(*args, **kwargs)
         name = func.__name__
         if name in _LINEAR:
-            self._see_linear(args, _LINEAR[name])
+            self._on_linear(args, _LINEAR[name])
         output = func(*args, **kwargs)
         if name in _PRODUCT:
-            self._see_product(args, output)
+            self._on_product(args, output)
         elif name in _SELECT:
-            self._see_selection(args)
-        elif name in _HANDED_ON and self._product is not None and args and args[0] is self._product.output:
+            self._on_selection(args)
+        elif name in _PASS_THROUGH and self._product is not None and args and args[0] is self._product.output:
             self._product.output = output
         return output
 
-    def _see_product(self, args: tuple[Any, ...], output: Tensor) -> None:
+    def _on_product(self, args: tuple[Any, ...], output: Tensor) -> None:
         left, right = args[:2]
         if isinstance(left, Tensor) and isinstance(right, Tensor) and left.shape == right.shape and left.dim() > 1:
             self._product = _Factors(output, (left, right))
 
-    def _see_selection(self, args: tuple[Any, ...]) -> None:
+    def _on_selection(self, args: tuple[Any, ...]) -> None:
         base, index = args[0], args[-1]
         if isinstance(index, tuple):
-            chosen = [entry for entry in index if isinstance(entry, Tensor)]
-            if len(chosen) != 1 or any(isinstance(entry, int) for entry in index):
+            tensors = [entry for entry in index if isinstance(entry, Tensor)]
+            if len(tensors) != 1 or any(isinstance(entry, int) for entry in index):
                 return
-            index = chosen[0]
+            index = tensors[0]
         if not (isinstance(index, Tensor) and index.dim() == 1 and base.dim() == 2 and base.is_floating_point()):
             return
         self._selected = index.nonzero().flatten() if index.dtype == torch.bool else index
         self._taken = 0
 
-    def _see_linear(self, args: tuple[Any, ...], first: int) -> None:
+    def _on_linear(self, args: tuple[Any, ...], first: int) -> None:
         if len(args) < first + 2:
             return
         values, weight = args[first], args[first + 1]
         if not (isinstance(values, Tensor) and isinstance(weight, Tensor)):
             return
-        place = bisect_right(self._starts, weight.data_ptr()) - 1
-        if place < 0:
+        # The last watched weight that begins at or before this one: the one that it is a view of, if of any.
+        index = bisect_right(self._starts, weight.data_ptr()) - 1
+        if index < 0:
             return
-        watched = self._watched[place]
-        offset = (weight.data_ptr() - self._starts[place]) // weight.element_size()
+        watched = self._watched[index]
+        offset = (weight.data_ptr() - self._starts[index]) // weight.element_size()
         if offset >= watched.weight.numel():
             return
         if weight.dim() == 3:
@@ -131,8 +131,8 @@ class Watch(TorchFunctionMode):
             expert = offset // (watched.weight.numel() // watched.n_matrices)
             self._emit(watched, watched.layers[expert], as_rows(values), self._rows(len(as_rows(values))))
         else:
-            run = self._runs[place]
-            self._runs[place] += 1
+            run = self._runs[index]
+            self._runs[index] += 1
             rows = self._rows(len(as_rows(values))) if watched.routed else None
             if run < len(watched.layers):
                 self._emit(watched, watched.layers[run], as_rows(values), rows)
@@ -140,39 +140,37 @@ class Watch(TorchFunctionMode):
     def _rows(self, count: int) -> Tensor:
         """The rows a routed projection works on: the next `count` of the last selection."""
         if self._selected is None or self._taken + count > len(self._selected):
-            raise RuntimeError(
-                f"an expert was given {count} rows, and no selection of that many rows was seen before it"
-            )
+            raise RuntimeError(f"an expert was given {count} rows, and no selection of {count} rows came before it")
         rows = self._selected[self._taken : self._taken + count]
         self._taken += count
         return rows
 
-    def _emit(self, watched: Watched, layer: int, values: Tensor, rows: Tensor | None) -> None:
-        for site in watched.wanted.get(layer, ()):
+    def _emit(self, watched: WatchedProjection, layer: int, values: Tensor, rows: Tensor | None) -> None:
+        for site in watched.sites.get(layer, ()):
             if site == "mlp.post":
                 self._sink(layer, site, values, rows)
             elif watched.gate is not None:
                 factor = watched.gate if site == "mlp.gate" else 1 - watched.gate
                 self._sink(layer, site, self._factor(values, factor), rows)
 
-    def _emit_all_experts(self, watched: Watched, values: Tensor) -> None:
+    def _emit_all_experts(self, watched: WatchedProjection, values: Tensor) -> None:
         """One batched product over all experts, each over all rows (Llama 4): an expert's rows are those not all zero."""
         for expert, layer in enumerate(watched.layers):
             rows = values[expert].any(-1).nonzero().flatten()
-            for site in watched.wanted.get(layer, ()):
-                part = values
+            for site in watched.sites.get(layer, ()):
+                rows_of_all = values
                 if site != "mlp.post":
                     if watched.gate is None:
                         continue
-                    part = self._factor(values, watched.gate if site == "mlp.gate" else 1 - watched.gate)
-                self._sink(layer, site, part.reshape(values.shape)[expert][rows], rows)
+                    rows_of_all = self._factor(values, watched.gate if site == "mlp.gate" else 1 - watched.gate)
+                self._sink(layer, site, rows_of_all.reshape(values.shape)[expert][rows], rows)
 
     def _factor(self, values: Tensor, which: int) -> Tensor:
         """The rows of one factor of the product that made `values`."""
-        seen = self._product
-        if seen is None or seen.output.untyped_storage().data_ptr() != values.untyped_storage().data_ptr():
+        product = self._product
+        if product is None or product.output.untyped_storage().data_ptr() != values.untyped_storage().data_ptr():
             raise RuntimeError("a gated projection's input was not the last elementwise product before it")
-        rows = as_rows(seen.factors[which])
-        start = (values.data_ptr() - seen.output.data_ptr()) // (values.element_size() * values.shape[-1])
+        rows = as_rows(product.factors[which])
+        start = (values.data_ptr() - product.output.data_ptr()) // (values.element_size() * values.shape[-1])
         count = values.numel() // values.shape[-1]
         return rows[start : start + count]

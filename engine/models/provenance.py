@@ -3,7 +3,7 @@
 The model's parameters live on torch's meta device (shapes and strides, no memory), its activations are small real tensors on
 the CPU. An operation that reads a parameter is given random numbers of the right shape instead of being computed; every other
 one is run, so that data-dependent control flow (routing, masks, loops over the experts that were hit) takes a real path. A
-model of any size is walked in seconds (405 billion weights: 1.7 s). Knows nothing about blocks, feed-forwards or families.
+model of any size is walked in seconds (405 billion weights: 1.7 s).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Path(Flag):
     ACTIVATED = 2  # a nonlinear function of single values
 
 
-HANDED_ON = {
+PASS_THROUGH = {
     *("view", "_unsafe_view", "reshape", "_to_copy", "clone", "alias", "detach", "native_dropout", "_reshape_alias"),
     *("squeeze", "unsqueeze", "expand", "contiguous"),
 }
-"""Operations that hand their first argument's numbers on unchanged."""
+"""Operations whose result has the numbers of their first argument."""
 
 
 @dataclass(eq=False)
@@ -47,7 +47,7 @@ class Product:
     n_matrices: int  # matrices of this shape in the parameter: the experts of a 3-D one
     order: int
     n_rows: int
-    input: Tensor | None  # while its block is being run
+    input: Tensor | None  # until the next block begins
     sources: dict[Product, Path]  # of the input
     routed: bool  # the input holds selected rows only
     run: int = 0  # the parameter's n-th use among uses by other calls of its module
@@ -57,7 +57,7 @@ class Product:
 
 @dataclass(eq=False)
 class Step:
-    """The operation that made a tensor; of one in place, the first argument is the tensor as it was before."""
+    """The operation that made a tensor; of one in place, the first argument is the tensor before it."""
 
     name: str
     arguments: tuple[Any, ...]
@@ -66,7 +66,7 @@ class Step:
 
 @dataclass
 class Origin:
-    """What is known of one tensor."""
+    """From which products, and by which operation, one tensor was computed."""
 
     sources: dict[Product, Path] = field(default_factory=dict)
     routed: bool = False
@@ -74,6 +74,8 @@ class Origin:
     base: Tensor | None = None  # the tensor this one is a view of
 
 
+# Sets of ATen operations by what they do to positions and values. An operation in none of them that torch does not tag as
+# pointwise counts as mixing positions, so that an unknown operation hides a feed-forward rather than inventing one.
 _MATRIX_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear", "mv", "addmv", "_grouped_mm"}
 _ACTIVATIONS = {
     *("relu", "gelu", "silu", "sigmoid", "tanh", "erf", "exp", "expm1", "softplus", "elu", "leaky_relu", "hardswish"),
@@ -95,7 +97,7 @@ _REDUCTIONS = {"mean", "sum", "amax", "amin", "var", "var_mean", "std", "linalg_
 
 
 def is_weightless(tensor: object) -> bool:
-    """Whether a value is one of the parameters (or made of them only), which have a shape and no numbers."""
+    """Whether a value is a parameter, or computed from parameters only: it has a shape and no numbers."""
     return isinstance(tensor, Tensor) and tensor.device.type == "meta"
 
 
@@ -105,8 +107,10 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.products: list[Product] = []
+        # By id(tensor): `_alive` keeps the tensors, so that no id is used again for another tensor.
         self._origins: dict[int, Origin] = {}
         self._alive: dict[int, Tensor] = {}
+        # By storage: a view or transpose of a parameter is that parameter. `_storages` keeps storages of casts alive likewise.
         self._parameters = {value.untyped_storage()._cdata: (name, value) for name, value in named_parameters(model)}
         self._random = torch.Generator().manual_seed(0)
         self._storages: list[Any] = []
@@ -114,7 +118,7 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.embedding_widths: set[int] = set()
 
     def origin(self, tensor: Tensor) -> Origin:
-        """What is known of a tensor; an empty record for one that came from outside."""
+        """The origin of a tensor; an empty one for a tensor that came from outside."""
         return self._origins.get(id(tensor)) or Origin()
 
     def forget(self) -> None:
@@ -128,9 +132,9 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if "attention" in func._schema.name:  # checks devices itself
+        if "attention" in func._schema.name:  # fused attention checks that its arguments are on one device
             args, kwargs = tree_map(self._fill, (args, kwargs))
-        with self:  # inference mode shows composite operations whole: take them apart
+        with self:  # in inference mode composite operations arrive whole: decompose them into those known here
             output = func.decompose(*args, **kwargs)
         if output is not NotImplemented:
             return output
@@ -155,7 +159,7 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _run_weights(
         self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], weights: list[Tensor]
     ) -> Any:
-        """An operation among parameters only: done on shapes, or on random numbers where numbers are asked for."""
+        """An operation among parameters only: done on shapes, or on random numbers where it needs numbers."""
         if name == "_to_copy" and "device" in kwargs:
             kwargs.pop("device")
             return self._fill(func(*args, **kwargs))
@@ -166,16 +170,15 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         for leaf in tree_flatten(output)[0]:
             if is_weightless(leaf) and len(weights) == 1 and leaf.numel() == weights[0].numel():
-                known = self._parameters.get(weights[0].untyped_storage()._cdata)
-                if known:  # a cast copy of a parameter still is that parameter
-                    self._parameters.setdefault(leaf.untyped_storage()._cdata, known)
+                parameter = self._parameters.get(weights[0].untyped_storage()._cdata)
+                if parameter:  # a cast copy of a parameter still is that parameter
+                    self._parameters.setdefault(leaf.untyped_storage()._cdata, parameter)
                     self._storages.append(leaf)
         return output
 
     def _run_without_numbers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An operation of activations with parameters: random numbers of the shape it would have given."""
-        written = func._schema.is_mutable
-        if written:
+        """An operation of activations with parameters: random numbers of the shape that its result would have."""
+        if func._schema.is_mutable:
             return args[0] if isinstance(args[0], Tensor) else tree_map(self._fill, args[0])
         try:
             shaped = tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, (args, kwargs))
@@ -190,8 +193,8 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not is_weightless(leaf):
             return leaf
         if leaf.is_floating_point():
-            # positive, so that roots, logarithms and thresholds in routers have something to work on; the same in every
-            # row, so that a router sends all tokens to the same few experts
+            # Positive, so that roots and logarithms are finite and thresholds in routers are reached; the same in every row,
+            # so that a router sends all tokens to the same few experts.
             row = torch.rand(leaf.shape[-1:], generator=self._random) + 0.1
             return row.to(leaf.dtype).expand(leaf.shape).contiguous()
         return (torch.ones if leaf.dtype == torch.bool else torch.zeros)(leaf.shape, dtype=leaf.dtype)
@@ -210,12 +213,14 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
             merged: dict[Product, Path] = {}
             for tensor in inputs:
                 if bare in _REDUCTIONS and Path.MIXED not in flag:
-                    continue  # one number a row, such as a norm divides by: not the product's values any more
+                    continue  # one number per row, such as a norm divides by: no longer the product's values
                 for source, path in self.origin(tensor).sources.items():
                     merged[source] = merged.get(source, Path.PLAIN) | path | flag
             origin = Origin(merged, self._is_routed(bare, args, inputs), self._step(bare, func, args))
         for result in results:
-            if any(result is tensor for tensor in inputs):
+            if any(
+                result is tensor for tensor in inputs
+            ):  # an operation that returns its argument, in place or as it is
                 if not func._schema.is_mutable:
                     continue
                 base = self.origin(result).base
@@ -229,22 +234,24 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _step(self, name: str, func: Any, args: tuple[Any, ...]) -> Step:
         if not (func._schema.is_mutable and args and isinstance(args[0], Tensor)):
             return Step(name, args)
+        # A view with an id of its own stands for the tensor before the operation, whose own record is about to be replaced.
         before = args[0].detach()
         self._origins[id(before)], self._alive[id(before)] = self.origin(args[0]), before
         return Step(name, (before, *args[1:]), in_place=True)
 
     def _write_through(self, view: Tensor, origin: Origin) -> None:
-        """Writing a part of a tensor: the whole came from what was written too, and its rows were mixed."""
-        written = self.origin(view).base
-        while written is not None:
-            known = self._origins.setdefault(id(written), Origin())
-            self._alive[id(written)] = written
-            mixed = Path.MIXED if written.numel() != view.numel() else Path.PLAIN
+        """Record a write into a view: the whole tensor now comes from what was written too, with its rows mixed."""
+        base = self.origin(view).base
+        while base is not None:
+            before = self._origins.setdefault(id(base), Origin())
+            self._alive[id(base)] = base
+            mixed = Path.MIXED if base.numel() != view.numel() else Path.PLAIN
             sources = {source: path | mixed for source, path in origin.sources.items()}
-            self._origins[id(written)] = Origin({**known.sources, **sources}, known.routed, None, known.base)
-            written = known.base
+            self._origins[id(base)] = Origin({**before.sources, **sources}, before.routed, None, before.base)
+            base = before.base
 
     def _is_routed(self, name: str, args: tuple[Any, ...], inputs: list[Tensor]) -> bool:
+        """Whether a result holds selected rows only: selecting by one index of rows begins it, writing back ends it."""
         if name in {"index_add", "index_put", "scatter", "scatter_add", "index_copy", "masked_scatter"}:
             return self.origin(inputs[0]).routed
         if name in {"index", "index_select"} and inputs[0].is_floating_point():
@@ -261,17 +268,17 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         left, right = args[1:3] if name.startswith(("add", "badd")) else args[0:2]
         if is_weightless(left) or not is_weightless(right):
             return None
-        known = self._parameters.get(right.untyped_storage()._cdata)
-        if known is None or right.dim() < 2:
+        parameter = self._parameters.get(right.untyped_storage()._cdata)
+        if parameter is None or right.dim() < 2:
             return None
         weight = right.t() if name == "linear" else right
         n_in, n_out = weight.shape[-2:]
         product = Product(
-            parameter=known[0],
+            parameter=parameter[0],
             n_in=n_in,
             n_out=n_out,
             strides=(weight.stride(-2), weight.stride(-1)),
-            n_matrices=known[1].numel() // (n_in * n_out),
+            n_matrices=parameter[1].numel() // (n_in * n_out),
             order=len(self.products),
             n_rows=left.numel() // n_in,
             input=left,

@@ -1,6 +1,7 @@
-"""Quantised checkpoints, which are refused: what runs is a kernel on packed integers, and shows no neuron's activation.
+"""Weights of number types that are refused: quantised ones, and float64.
 
-Knows what transformers records of a quantisation; nothing about any one method.
+What runs on quantised weights is a kernel on packed integers, which shows no neuron's activation. float64 activations would be
+rounded to float32 without a word, as no precision of a capture holds them.
 """
 
 from __future__ import annotations
@@ -8,10 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
+
+from actstore.engine.models.names import NUMBER_TYPES
 from actstore.store.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import nn
     from transformers import PreTrainedConfig
@@ -19,6 +23,20 @@ if TYPE_CHECKING:
 _FIELDS: Final = ("quantization_config", "compression_config")
 _FILES: Final = ("quantize_config.json", "quant_config.json", "quantization_config.json")
 """What older tools write beside the weights instead."""
+
+
+def one_of(names: Sequence[str]) -> str:
+    """Names for a message: "a, b or c"."""
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def refuse_float64(name: str, dtype: str) -> None:
+    """Raise `ModelError` where the weights of a model to be loaded are float64, and are not converted as they are loaded."""
+    if dtype not in NUMBER_TYPES:
+        raise ModelError(
+            f"expected weights in {one_of(NUMBER_TYPES)}, and those of {name!r} are {dtype}, which no precision of a capture"
+            ' stores: pass `dtype="float32"`'
+        )
 
 
 def refuse_quantised_checkpoint(name: str, config: PreTrainedConfig) -> None:
@@ -37,19 +55,24 @@ def _methods(config: PreTrainedConfig) -> Iterator[str]:
     parts = [config, *(value for value in vars(config).values() if hasattr(value, "model_type"))]
     for part in parts:
         for field in _FIELDS:
-            found: Any = getattr(part, field, None)
-            if found:
-                settings = found if isinstance(found, dict) else vars(found)
+            recorded: Any = getattr(part, field, None)
+            if recorded:
+                settings = recorded if isinstance(recorded, dict) else vars(recorded)
                 method = settings.get("quant_method") or field
                 yield str(getattr(method, "value", method))
 
 
-def refuse_quantised_weights(model: nn.Module) -> None:
-    """Raise `ModelError` where a model in memory holds weights of integers, or of floating-point numbers of one byte."""
+def refuse_number_types(model: nn.Module) -> None:
+    """Raise `ModelError` where a model in memory holds weights in anything else than one of `NUMBER_TYPES`."""
     for name, weight in model.named_parameters():
+        if weight.dtype == torch.float64:
+            raise ModelError(
+                f"expected weights in {one_of(NUMBER_TYPES)}, and {name} of this {type(model).__name__} holds float64, which no"
+                " precision of a capture stores: convert the model first, model.float()"
+            )
         if not weight.is_floating_point() or weight.element_size() < 2:
             raise ModelError(
-                f"expected weights in float32, float16 or bfloat16, and {name} of this {type(model).__name__} holds"
+                f"expected weights in {one_of(NUMBER_TYPES)}, and {name} of this {type(model).__name__} holds"
                 f" {str(weight.dtype).removeprefix('torch.')}: quantised weights are not supported, so load the model without"
                 " quantisation, or pass what model.dequantize() returns"
             )

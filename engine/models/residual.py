@@ -1,7 +1,7 @@
 """The residual stream of one block: by which sums its sub-layers add to it, and where modules hand those tensors over.
 
-Walks back from the block's output to its input over additions, norms and dropouts, and sorts what was added into attention
-(what mixes positions) and feed-forward. Works on the records of one block's run on the meta device; knows no family by name.
+Follows the block's output back to its input over additions, norms and dropouts, and sorts what was added into attention (what
+mixes positions) and feed-forward. Works on the records of one block's run without weights, and names no model family.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from actstore.engine.models.provenance import HANDED_ON, Path, Product, Provenance
+from actstore.engine.models.provenance import PASS_THROUGH, Path, Product, Provenance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from actstore.engine.models.sites import Tap
+    from actstore.engine.models.sites import HookPoint
 
 
-class Handovers(Protocol):
-    """What a walk remembers of the modules' calls."""
+class CallRecords(Protocol):
+    """What a walk records of the modules' calls."""
 
     provenance: Provenance
 
-    def taps_of(self, tensor: Tensor) -> Iterator[Tap]:
-        """Every place where a module hands the tensor over, arguments first."""
+    def hook_points_of(self, tensor: Tensor) -> Iterator[HookPoint]:
+        """Every point where a module hands the tensor over, arguments first."""
 
     def before_norm(self, tensor: Tensor) -> Tensor | None:
         """What a module without matrices (a norm, a dropout) made the tensor of."""
@@ -42,68 +42,75 @@ class Sum:
 class ResidualStream:
     """The sums on the way from one input of a block to its output; `sums` is None where there is no such way."""
 
-    def __init__(self, walk: Handovers, entry: Tensor, output: Tensor, feed_forward: set[Product]) -> None:
-        self._walk, self._feed_forward = walk, feed_forward
+    def __init__(self, records: CallRecords, entry: Tensor, output: Tensor, feed_forward: set[Product]) -> None:
+        self._records, self._feed_forward = records, feed_forward
         self._entry = entry
-        self.sums = self._find(output)
+        self.sums = self._sums_to(output)
 
-    def taps(self) -> Mapping[str, Tap]:
+    def hook_points(self) -> Mapping[str, HookPoint]:
         """Where `attn.out` and `resid.mid` are read; only those that exist and that a module hands over."""
         sums = self.sums or []
-        place = next((i for i, entry in enumerate(sums) if any(map(self._is_attention, self._terms(entry.term)))), None)
-        if place is None:
+        # The first sum with attention: encoder-decoders have a second, cross-attention, whose output is no site.
+        first = next((i for i, entry in enumerate(sums) if any(map(self._is_attention, self._terms(entry.term)))), None)
+        if first is None:
             return {}
-        taps = {}
-        mixing = [term for term in self._terms(sums[place].term) if self._is_attention(term)]
-        if len(mixing) == 1:
-            taps["attn.out"] = self._tap(mixing[0], outputs_only=True)
-        entered = next((later.stream for later in sums[place + 1 :] if self._is_feed_forward(later.term)), None)
-        if entered is not None and not self._is_feed_forward(sums[place].term):
-            taps["resid.mid"] = self._tap(entered)
-        return {site: tap for site, tap in taps.items() if tap is not None}
+        hook_points = {}
+        mixing = [term for term in self._terms(sums[first].term) if self._is_attention(term)]
+        if len(mixing) == 1:  # with several mixers side by side, no tensor is what attention alone adds
+            hook_points["attn.out"] = self._hook_point(mixing[0], outputs_only=True)
+        entered = next((later.stream for later in sums[first + 1 :] if self._is_feed_forward(later.term)), None)
+        # Where attention and MLP run in parallel there is no stream between them.
+        if entered is not None and not self._is_feed_forward(sums[first].term):
+            hook_points["resid.mid"] = self._hook_point(entered)
+        return {site: point for site, point in hook_points.items() if point is not None}
 
-    def _tap(self, tensor: Tensor, outputs_only: bool = False) -> Tap | None:
-        """Where a module hands a tensor over, as it is or before a multiplication by a number."""
+    def _hook_point(self, tensor: Tensor, outputs_only: bool = False) -> HookPoint | None:
+        """Where a module hands a tensor over, as it is or before a multiplication by a number.
+
+        `outputs_only`: a sum that a later module reads as its argument is not what one sub-layer returned.
+        """
         scale = None
         while True:
-            for tap in self._walk.taps_of(tensor):
-                if tap.side == "output" or not outputs_only:
-                    return replace(tap, scale=scale)
-            step = self._walk.provenance.origin(tensor).step
+            for point in self._records.hook_points_of(tensor):
+                if point.side == "output" or not outputs_only:
+                    return replace(point, scale=scale)
+            step = self._records.provenance.origin(tensor).step
             if step is None or not step.arguments or not isinstance(step.arguments[0], Tensor):
                 return None
             if step.name == "mul" and isinstance(step.arguments[1], (int, float)) and scale is None:
                 scale = float(step.arguments[1])
-            elif step.name not in HANDED_ON:
+            elif step.name not in PASS_THROUGH:
                 return None
             tensor = step.arguments[0]
 
-    def _find(self, tensor: Tensor) -> list[Sum] | None:
+    def _sums_to(self, tensor: Tensor) -> list[Sum] | None:
         """The sums between the entry and `tensor`, first to last; None if `tensor` is not on the stream."""
         if tensor is self._entry:
             return []
-        step = self._walk.provenance.origin(tensor).step
+        step = self._records.provenance.origin(tensor).step
         if step is not None and step.name == "add":
             sides = [value for value in step.arguments[:2] if isinstance(value, Tensor)]
             for stream in sides:
-                found = self._find(stream)
-                if found is not None:
-                    return [*found, *(Sum(stream, term) for term in sides if term is not stream)]
-        inner = self._walk.before_norm(tensor)
+                sums = self._sums_to(stream)
+                if sums is not None:
+                    return [*sums, *(Sum(stream, term) for term in sides if term is not stream)]
+        # Post-norm blocks norm the sum, and the stream goes on through the norm.
+        inner = self._records.before_norm(tensor)
         if inner is not None and inner is not tensor:
-            return self._find(inner)
-        if step is not None and (step.name in HANDED_ON or step.name == "mul"):
+            return self._sums_to(inner)
+        if step is not None and (step.name in PASS_THROUGH or step.name == "mul"):
+            # A scaled stream; what it is scaled by is a parameter, on the meta device, or of another shape.
             for value in step.arguments:
                 if isinstance(value, Tensor) and value.shape[-1:] == tensor.shape[-1:] and value.device.type == "cpu":
-                    return self._find(value)
+                    return self._sums_to(value)
         return None
 
     def _terms(self, tensor: Tensor) -> Iterator[Tensor]:
-        """The parts of a contribution, where it is itself a sum of sub-layers (parallel attention and MLP)."""
-        inner, step = tensor, self._walk.provenance.origin(tensor).step
-        while step is not None and step.name in HANDED_ON:
+        """The terms of a contribution, where it is itself a sum of sub-layers (parallel attention and MLP)."""
+        inner, step = tensor, self._records.provenance.origin(tensor).step
+        while step is not None and step.name in PASS_THROUGH:
             inner = step.arguments[0]
-            step = self._walk.provenance.origin(inner).step
+            step = self._records.provenance.origin(inner).step
         sides = [value for value in step.arguments[:2] if isinstance(value, Tensor)] if step else []
         if step is not None and step.name == "add" and len(sides) == 2 and all(map(self._is_sub_layer, sides)):
             for side in sides:
@@ -115,9 +122,9 @@ class ResidualStream:
         return self._is_feed_forward(tensor) or self._is_attention(tensor)
 
     def _is_feed_forward(self, tensor: Tensor) -> bool:
-        return any(product in self._feed_forward for product in self._walk.provenance.origin(tensor).sources)
+        return any(product in self._feed_forward for product in self._records.provenance.origin(tensor).sources)
 
     def _is_attention(self, tensor: Tensor) -> bool:
-        sources = self._walk.provenance.origin(tensor).sources
+        sources = self._records.provenance.origin(tensor).sources
         mixed = any(Path.MIXED in path for product in sources for path in product.sources.values())
         return mixed and not self._is_feed_forward(tensor)

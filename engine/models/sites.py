@@ -1,8 +1,7 @@
-"""Sites: named places in a transformer block where activations are read, and hooks that read them during a forward pass.
+"""Sites: named positions in a transformer block where activations are read, and hooks that read them during a forward pass.
 
-A *tap* is where a module hands a site's tensor over: one of its arguments or results, in its n-th run of the pass. What no
-module hands over (the factors of a gated product, the rows of one routed expert) is read by `actstore.engine.models.products`.
-Knows nothing about model families, weights or stores.
+A *hook point* is where a module hands a site's tensor over: one of its arguments or results, in its n-th run of the pass. What
+no module hands over (the factors of a gated product, the rows of one routed expert) is read by `engine.models.products`.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ Sink = Callable[[int, str, Tensor, "Tensor | None"], None]
 
 
 @dataclass(frozen=True)
-class Tap:
+class HookPoint:
     """Where a tensor is read: an argument (`side` "input") or a result ("output") of `module` in its run `run` of a pass.
 
-    `index` is the position or keyword of the argument, or the place in the results; None is the only result. The tensor is
-    multiplied by `scale` where a block scales what a module returned before adding it (Granite).
+    `index` is the position or keyword of the argument, or the index or key of the result; None where there is one result. The
+    tensor is multiplied by `scale` where a block scales what a module returned before adding it (Granite).
     """
 
     module: str
@@ -45,7 +44,7 @@ class Tap:
 
 
 class LastLayerReached(Exception):
-    """Raised inside a forward pass when nothing that follows is wanted."""
+    """Raised inside a forward pass when no site that follows is to be read."""
 
 
 def as_rows(values: Tensor) -> Tensor:
@@ -53,33 +52,33 @@ def as_rows(values: Tensor) -> Tensor:
     return values.reshape(-1, values.shape[-1])
 
 
-def tokens_only(sink: Sink, n_windows: int, n_positions: int, where: Literal["first", "last"]) -> Sink:
-    """A sink that is handed the rows of tokens only, where a model keeps positions of its own before or behind a window's."""
+def tokens_only(sink: Sink, n_windows: int, n_positions: int, token_rows: Literal["first", "last"]) -> Sink:
+    """A sink that gets the rows of tokens only, where a model adds positions of its own before or after a window's."""
 
     def select(layer: int, site: str, values: Tensor, rows: Tensor | None) -> None:
         if rows is None and len(values) != n_windows * n_positions:
             by_window = values.reshape(n_windows, -1, values.shape[-1])
-            values = as_rows(by_window[:, :n_positions] if where == "first" else by_window[:, -n_positions:])
+            values = as_rows(by_window[:, :n_positions] if token_rows == "first" else by_window[:, -n_positions:])
         sink(layer, site, values, rows)
 
     return select
 
 
 @contextmanager
-def tapped(
+def reading_sites(
     model: nn.Module,
-    taps: Mapping[Tap, Iterable[tuple[int, str]]],
+    hook_points: Mapping[HookPoint, Iterable[tuple[int, str]]],
     sink: Sink,
     stop: tuple[str, int] | None = None,
 ) -> Iterator[None]:
-    """While open, a forward pass hands the tensors at `taps` to `sink` under their (layer, site) names.
+    """While open, a forward pass hands the tensors at `hook_points` to `sink` under their (layer, site) names.
 
-    After the run `stop` (module, run) has ended, the pass is broken off by `LastLayerReached`. One pass per opening: runs are
-    counted from there.
+    After the run `stop` (module, run) has ended, the pass is ended by `LastLayerReached`. One pass per opening: runs are
+    counted from it.
     """
-    by_module: dict[str, dict[Tap, Iterable[tuple[int, str]]]] = {}
-    for tap, names in taps.items():
-        by_module.setdefault(tap.module, {})[tap] = names
+    by_module: dict[str, dict[HookPoint, Iterable[tuple[int, str]]]] = {}
+    for point, names in hook_points.items():
+        by_module.setdefault(point.module, {})[point] = names
     handles = []
     try:
         for path in by_module.keys() | ({stop[0]} if stop else set()):
@@ -96,12 +95,14 @@ def tapped(
 class _Reader:
     """The pair of hooks of one module; counts its runs."""
 
-    def __init__(self, taps: Mapping[Tap, Iterable[tuple[int, str]]], sink: Sink, stop_after: int | None) -> None:
-        self._taps: dict[tuple[str, int], list[tuple[Tap, list[tuple[int, str]]]]] = {}
-        for tap, names in taps.items():
-            self._taps.setdefault((tap.side, tap.run), []).append((tap, list(names)))
+    def __init__(
+        self, hook_points: Mapping[HookPoint, Iterable[tuple[int, str]]], sink: Sink, stop_after: int | None
+    ) -> None:
+        self._hook_points: dict[tuple[str, int], list[tuple[HookPoint, list[tuple[int, str]]]]] = {}
+        for point, names in hook_points.items():
+            self._hook_points.setdefault((point.side, point.run), []).append((point, list(names)))
         self._sink, self._stop_after = sink, stop_after
-        self._begun: Counter[str] = Counter()
+        self._runs: Counter[str] = Counter()
 
     def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._read("input", args, kwargs, None)
@@ -111,10 +112,10 @@ class _Reader:
             raise LastLayerReached
 
     def _read(self, side: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
-        run = self._begun[side]
-        self._begun[side] += 1
-        for tap, names in self._taps.get((side, run), ()):
-            values = tap.read(args, kwargs, output)
+        run = self._runs[side]
+        self._runs[side] += 1
+        for point, names in self._hook_points.get((side, run), ()):
+            values = point.read(args, kwargs, output)
             for layer, site in names:
                 self._sink(layer, site, values, None)
         return run

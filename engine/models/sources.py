@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from actstore.engine.models.checkpoints import load_config
-from actstore.engine.models.in_memory import plain_model, unchanged
+from actstore.engine.models.in_memory import in_evaluation, plain_model
 from actstore.engine.models.load import LoadedModel, inspect_model, load_model
+from actstore.engine.models.quantised import refuse_float64
 from actstore.engine.models.tokenizer.load import TextTokenizer
 from actstore.engine.models.tokenizer.special_tokens import configured_special_ids, special_ids_of_files
 from actstore.store.errors import InvalidInputError
@@ -52,22 +53,29 @@ class ModelSource:
         name = model.name_or_path or type(model).__name__
         return cls(name, model, None if given is model else getattr(given, "tokenizer", None))
 
-    def inspect(self, *, trust_remote_code: bool = False) -> ModelSpec:
-        """The model's specification; of one to be loaded without its weights."""
-        if self.model is None:
-            return inspect_model(self.name, trust_remote_code=trust_remote_code)
-        return self._loaded.spec
+    def inspect(self, *, dtype: str = "auto", trust_remote_code: bool = False) -> ModelSpec:
+        """The model's specification, read without its weights where it is to be loaded.
+
+        Raises `ModelError` where it would run in a number type that no capture stores, with `dtype` as for `load`.
+        """
+        if self.model is not None:
+            return self._loaded.spec
+        spec = inspect_model(self.name, trust_remote_code=trust_remote_code)
+        refuse_float64(self.name, spec.dtype if dtype == "auto" else dtype)
+        return spec
 
     @cached_property
     def _loaded(self) -> LoadedModel:
         assert self.model is not None
-        with unchanged(self.model):
+        with in_evaluation(self.model):
             return LoadedModel(self.model, name=self.name)
 
     def load(self, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
         """The model, loaded, or as it is in memory: there `dtype` and `device` are to be its own or "auto"."""
         if self.model is None:
-            return load_model(self.name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+            loaded = load_model(self.name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+            refuse_float64(self.name, loaded.spec.dtype)  # a configuration need not say what the weights are in
+            return loaded
         own = str(self._loaded.dtype).removeprefix("torch.")
         if dtype not in ("auto", own):
             raise InvalidInputError(
@@ -94,9 +102,9 @@ class ModelSource:
             return configured_special_ids(self.model.config, self.model.generation_config)
         return special_ids_of_files(self.name, trust_remote_code=trust_remote_code)
 
-    def as_it_is(self) -> AbstractContextManager[None]:
+    def ready_to_run(self) -> AbstractContextManager[None]:
         """While open, a model in memory is fit to run; afterwards it is as it was."""
-        return nullcontext() if self.model is None else unchanged(self.model)
+        return nullcontext() if self.model is None else in_evaluation(self.model)
 
     def load_tokenizer(self, given: TokenizerInput = None, *, trust_remote_code: bool = False) -> TextTokenizer:
         """The tokenizer `given` by name or in memory, else the model's own; `InvalidInputError` where there is none."""

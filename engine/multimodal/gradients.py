@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from actstore.engine.models.patching import hooked, places_of, weights_without_gradients
+from actstore.engine.models.patching import hooked, patch_points, weights_without_gradients
 from actstore.kernels.top_k.api import TopK, top_k
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from actstore.engine.models.patching import Hook, Place
+    from actstore.engine.models.patching import Hook, PatchPoint
     from actstore.engine.multimodal.replay import Replay
     from actstore.engine.multimodal.result import Multimodal
 
@@ -38,7 +38,7 @@ def rank_by_gradient(
     One forward pass per caption, one backward pass per noun. Raises `InvalidInputError` as `Replay.encode` does, and for
     routed experts.
     """
-    places = places_of(replay.model, result.numbering.layers.tolist())
+    places = patch_points(replay.model, result.numbering.layers.tolist())
     by_caption: dict[int, list[int]] = defaultdict(list)
     for i in range(len(result.nouns)) if numbers is None else numbers:
         by_caption[result.nouns[i].caption].append(i)
@@ -67,13 +67,13 @@ def _at(values: Tensor, position: int) -> NDArray[np.float32]:
     return values.detach().reshape(-1, values.shape[-1])[position].float().cpu().numpy()
 
 
-def _hooks(places: list[Place], activations: dict[int, Tensor]) -> dict[str, Hook]:
+def _hooks(places: list[PatchPoint], activations: dict[int, Tensor]) -> dict[str, Hook]:
     """Hooks that store the input of each layer's output projection in `activations`; the first one begins the graph."""
-    by_owner: dict[str, dict[int, Place]] = defaultdict(dict)
+    by_owner: dict[str, dict[int, PatchPoint]] = defaultdict(dict)
     for place in places:
         by_owner[place.owner][place.run] = place
 
-    def hook_of(runs: dict[int, Place]) -> Hook:
+    def hook_of(runs: dict[int, PatchPoint]) -> Hook:
         def hook(run: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if run not in runs:
                 return None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from actstore.engine.models.patching import places_of
+from actstore.engine.models.patching import patch_points
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -82,7 +82,7 @@ def noisy_windows(model: LoadedModel, noises: Sequence[Noise]) -> Iterator[None]
     drawn = [noise.by_layer(model) for noise in noises]
     layers = sorted(set().union(*drawn)) if drawn else []
     with ExitStack() as stack:
-        for place in places_of(model, layers) if layers else ():
+        for place in patch_points(model, layers) if layers else ():
             of_windows = [by_layer.get(place.layer) for by_layer in drawn]
             rows, deltas = _padded(of_windows, model.write_vectors(place.layer))
 

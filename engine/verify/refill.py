@@ -11,7 +11,7 @@ from actstore.engine.attribution.block_filler import AttributionFiller
 from actstore.engine.capture.block_filler import BlockFiller
 from actstore.engine.capture.buffers import block_buffers
 from actstore.engine.capture.progress import CaptureProgress
-from actstore.engine.models.fingerprint import check_model, fingerprint_of, place_of
+from actstore.engine.models.fingerprint import check_model, fingerprint_of, location_of
 from actstore.engine.models.sources import ModelSource
 from actstore.store import layout
 from actstore.store.capture.answers import has_attributions
@@ -56,8 +56,8 @@ def refill_blocks(
         raise InvalidInputError(
             f"Capture {record.name!r} keeps no values (precision none), so there is nothing to compare."
         )
-    source = ModelSource.of(place_of(capture.store.model) if model is None else model)
-    with source.as_it_is():
+    source = ModelSource.of(location_of(capture.store.model) if model is None else model)
+    with source.ready_to_run():
         loaded = source.load(dtype=record.dtype, device=device, trust_remote_code=trust_remote_code)
         check_model(capture.folder, record.model_fingerprint, fingerprint_of(loaded), loaded.spec.name)
         blocks = spread([b for b in capture.blocks if b not in without], n)

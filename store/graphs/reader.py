@@ -140,10 +140,14 @@ class Graphs(GraphSet):
             raise self._damaged(file, "its checksum does not match")
         try:
             table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(data))).read_all()
-        except (pa.ArrowException, OSError) as error:
+            is_expected = table.schema.equals(schema)
+            columns = ", ".join(table.schema.names)
+        except (pa.ArrowException, OSError, ValueError) as error:  # names and metadata that are no UTF-8 are a ValueError
             raise self._damaged(file, " ".join(str(error).split())) from None
-        if not table.schema.equals(schema):
-            raise self._damaged(file, f"its columns are {', '.join(table.schema.names)}")
+        if not is_expected:
+            raise self._damaged(file, f"its columns are {columns}")
+        if any(column.null_count for column in table.columns):
+            raise self._damaged(file, "it has null values")
         return table
 
     def _damaged(self, file: str, what: str) -> FormatError:

@@ -54,7 +54,7 @@ def language_layers(reader: Reader) -> list[int]:
         spec.layer
         for spec in model.spec.layers
         if spec.stack not in ("vision", "projector", "encoder") and spec.expert is None
-        if model._find(spec.layer).projection.hooked
+        if model.layer(spec.layer).projection.hooked
     ]
 
 
@@ -164,7 +164,7 @@ def _edited_parameters(reader: Reader, deltas: Mapping[int, Tensor], neurons: Ne
     """
     parameters: dict[str, Tensor] = {}
     for layer, delta in deltas.items():
-        source = reader.model._find(layer)
+        source = reader.model.layer(layer)
         weight = reader.model.model.get_parameter(source.parameter).detach()
         indices = torch.tensor(neurons[layer], device=weight.device)
         by_column = source.projection.transposed

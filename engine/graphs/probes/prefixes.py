@@ -13,7 +13,7 @@ import torch
 
 from actstore.engine.capture.block_filler import BlockFiller, packer_for, submit_blocks
 from actstore.engine.capture.buffers import block_buffers
-from actstore.engine.graphs.probes.stepping import Steps, keeps_everything, narrow_attention, taps_of
+from actstore.engine.graphs.probes.stepping import Steps, hook_points_of, keeps_everything, narrow_attention
 from actstore.kernels.pack.columns import Columns
 from actstore.store import layout
 from actstore.store.capture.plan import Plan
@@ -85,7 +85,9 @@ class PrefixFiller:
     def fits(model: LoadedModel, record: CaptureRecord) -> bool:
         """Whether the record's activations of a model can be read token by token on a CPU."""
         only_post = list(record.sites) == ["mlp.post"] and not record.gate_sign
-        return only_post and model.device.type == "cpu" and keeps_everything(model) and taps_of(model) is not None
+        return (
+            only_post and model.device.type == "cpu" and keeps_everything(model) and hook_points_of(model) is not None
+        )
 
     def fill(self, plans: Iterable[BlockPlan], progress: CaptureProgress) -> Iterator[FilledBlock]:
         """The blocks of the plans, filled, each to be released by its taker."""

@@ -83,7 +83,7 @@ def capture_probes(
     options, progress = options or RunOptions(), progress or CaptureProgress()
     check_options(request.name, options)
     source = ModelSource(model)
-    spec = source.inspect(trust_remote_code=options.trust_remote_code)
+    spec = source.inspect(dtype=options.dtype, trust_remote_code=options.trust_remote_code)
     if not root.is_store(folder):
         raise InvalidInputError(f"Expected a store to probe, found none at {folder}. Make it with actstore capture.")
     check_target(folder, request.name, spec, options.resume)

@@ -19,8 +19,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from actstore.engine.models import families
-from actstore.engine.models.cache import keeping, kept_by
-from actstore.engine.models.sites import Sink, Tap, tapped
+from actstore.engine.models.cache import cache_arguments, cache_of
+from actstore.engine.models.sites import HookPoint, Sink, reading_sites
 from actstore.kernels.decode_attention.api import decode_attention
 from actstore.store.errors import ModelError
 
@@ -45,13 +45,13 @@ class Steps:
     ) -> None:
         """Begin without windows, with memory for `n_positions` per window; more positions cost copies of keys and values.
 
-        sink: called with `mlp.post` of the tokens of each step, as by `LoadedModel.forward`; `taps_of` must not be None.
+        sink: called with `mlp.post` of the tokens of each step, as by `LoadedModel.forward`; `hook_points_of` must not be None.
         threads: number of threads of the attention. `step` raises `ModelError` for a model that does not cache keys and values.
         """
         self._model, self._sink, self._threads = model, sink, threads
         # The model's own cache, where ours does not fit; its class differs between models.
         self._cache: Any = _preallocated_cache(model, n_positions, threads)
-        self._taps = taps_of(model) if sink is not None else None
+        self._hook_points = hook_points_of(model) if sink is not None else None
 
     def step(self, ids: Tensor, rows: Tensor | None = None) -> Tensor:
         """The logits [window, vocabulary] after the next tokens of all windows.
@@ -73,10 +73,10 @@ class Steps:
         if "use_cache" not in arguments:
             raise self._no_cache_error()
         with torch.inference_mode(), ExitStack() as stack:
-            if self._taps is not None and self._sink is not None:
-                stack.enter_context(tapped(self._model.model, self._taps, self._sink))
-            output = module(**arguments | keeping(module, self._cache))
-        self._cache = kept_by(output)
+            if self._hook_points is not None and self._sink is not None:
+                stack.enter_context(reading_sites(self._model.model, self._hook_points, self._sink))
+            output = module(**arguments | cache_arguments(module, self._cache))
+        self._cache = cache_of(output)
         if self._cache is None:
             raise self._no_cache_error()
         return output
@@ -88,7 +88,7 @@ class Steps:
         )
 
 
-def taps_of(model: LoadedModel) -> dict[Tap, list[tuple[int, str]]] | None:
+def hook_points_of(model: LoadedModel) -> dict[HookPoint, list[tuple[int, str]]] | None:
     """The hook points of `mlp.post` of every layer that reads text: each the input of a module of its own.
 
     None where it is not for some layer, or where the rows that a module reads are not the tokens of the step.
@@ -97,7 +97,7 @@ def taps_of(model: LoadedModel) -> dict[Tap, list[tuple[int, str]]] | None:
     modules = {spec.module for spec in layers if spec.expert is None and "[" not in spec.module}
     if len(modules) < len(layers) or model.spec.model_type in families.TOKEN_POSITIONS:
         return None
-    return {Tap(spec.module, "input"): [(spec.layer, "mlp.post")] for spec in layers}
+    return {HookPoint(spec.module, "input"): [(spec.layer, "mlp.post")] for spec in layers}
 
 
 def keeps_everything(model: LoadedModel) -> bool:

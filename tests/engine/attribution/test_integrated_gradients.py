@@ -337,7 +337,7 @@ class TestRefusals:
     def test_routed_experts(self) -> None:
         with pytest.raises(InvalidInputError, match=r"layer 0 of mixtral .* is a routed expert; choose another model"):
             attribute(make("mixtral"))
-        with pytest.raises(InvalidInputError, match=r"is a routed expert; choose among \[0, 1"):
+        with pytest.raises(InvalidInputError, match=r"is a routed expert; choose `layers` among \[0, 1"):
             attribute(make("deepseek_v3"))
 
     def test_models_that_do_not_predict_text_in_one_stack(self) -> None:

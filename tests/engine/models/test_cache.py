@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from actstore.engine.edit.interventions import intervening
 from actstore.engine.edit.specification import Operation
-from actstore.engine.models.cache import NAMES, cache_argument, keeping, kept_by, past_length
+from actstore.engine.models.cache import NAMES, cache_argument, cache_arguments, cache_of, past_length
 from actstore.engine.models.load import LoadedModel
 from actstore.store.errors import ModelError
 
@@ -39,15 +39,15 @@ class Naming(torch.nn.Module):
 def test_the_argument_has_the_name_that_forward_gives_it(name: str) -> None:
     module: Any = Naming(name)
     assert cache_argument(module) == name
-    assert keeping(module, "kept") == {"use_cache": True, name: "kept"}
-    assert keeping(module) == {"use_cache": True}
+    assert cache_arguments(module, "kept") == {"use_cache": True, name: "kept"}
+    assert cache_arguments(module) == {"use_cache": True}
 
 
 def test_a_forward_without_one_is_refused_in_a_sentence() -> None:
     module: Any = Naming(None)
     assert cache_argument(module) is None
     with pytest.raises(ModelError, match="one of cache, past_key_values, and its forward has no such argument"):
-        keeping(module, "kept")
+        cache_arguments(module, "kept")
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "opt"])
@@ -56,11 +56,11 @@ def test_the_library_warns_of_nothing_and_gives_back_what_it_kept(model_type: st
     model = LoadedModel(scatter_weights(_of_type(model_type))).model
     ids = random_ids(1, 6)
     with torch.inference_mode():
-        first = model(ids[:, :4], **keeping(model))
-        second = model(ids[:, 4:], **keeping(model, kept_by(first)))
+        first = model(ids[:, :4], **cache_arguments(model))
+        second = model(ids[:, 4:], **cache_arguments(model, cache_of(first)))
         whole = model(ids, use_cache=False)
-    assert kept_by(second).get_seq_length() == 6
-    assert kept_by(whole) is None
+    assert cache_of(second).get_seq_length() == 6
+    assert cache_of(whole) is None
     torch.testing.assert_close(second.logits, whole.logits[:, 4:], rtol=1e-4, atol=1e-4)
 
 
@@ -124,7 +124,7 @@ class Renamed(LlamaForCausalLM):
         kept = memory.kept if isinstance(memory, Memory) else memory
         kwargs = {name: value for name, value in kwargs.items() if name not in NAMES}
         found = super().forward(input_ids, **kwargs, **keeping_of_llama(kept))
-        kept = kept_by(found)
+        kept = cache_of(found)
         output = CausalLMOutputWithPast(logits=found.logits)
         output["memory"] = Memory(kept) if self.opaque else kept
         return output

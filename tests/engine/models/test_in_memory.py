@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -258,6 +259,10 @@ REFUSED: dict[str, tuple[Callable[[PreTrainedModel], object], str]] = {
         quantise,
         r"up_proj\.weight of this LlamaForCausalLM holds int8: quantised weights are not supported",
     ),
+    "float64": (
+        lambda m: m.double(),
+        r"expected weights in float32, float16 or bfloat16, and .* holds float64, .*: convert the model first, model.float\(\)",
+    ),
     "quantised by transformers": (lambda m: setattr(m, "is_quantized", True), "is quantised, which is not supported"),
     "offloaded": (
         lambda m: m.model.layers[1].mlp.to("meta"),
@@ -277,6 +282,21 @@ class TestRefused:
             with pytest.raises(ModelError, match=message):
                 call()
         assert not (tmp_path / "store").exists()
+
+    @pytest.mark.parametrize("is_in_config", [True, False])
+    def test_a_checkpoint_in_float64(
+        self, model: PreTrainedModel, tiny_model: Path, corpus: Path, tmp_path: Path, is_in_config: bool
+    ) -> None:
+        folder, store = tmp_path / "double", tmp_path / "store"
+        shutil.copytree(tiny_model, folder)
+        model.double().save_pretrained(folder)
+        if not is_in_config:
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "dtype"}))
+        with pytest.raises(ModelError, match=r"those of '.*double' are float64, .*: pass `dtype=\"float32\"`$"):
+            capture(folder, corpus, store, **SMALL)
+        assert not store.exists()
+        assert capture(folder, corpus, store, options=RunOptions(dtype="float32"), **SMALL).record.dtype == "float32"
 
     def test_several_devices(self, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
         class Elsewhere:

@@ -90,7 +90,7 @@ class TestInspect:
         assert spec.layers[1].module == "model.layers.1.mlp.down_proj"
         assert spec.layers[1].gated
         assert (spec.layers[2].block, spec.layers[2].stack, spec.layers[2].expert) == (2, "decoder", None)
-        assert spec.sites == SITES
+        assert spec.sites == tuple(SITES)
         assert (spec.width(0, "mlp.up"), spec.width(0, "resid.mid")) == (24, 16)
 
     def test_agrees_with_the_loaded_model(self, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ class TestForward:
 
     def test_sites_read_together_equal_sites_read_alone(self) -> None:
         loaded = LoadedModel(make_llama())
-        together = read(loaded, sites=SITES)
+        together = read(loaded, sites=tuple(SITES))
         for site in SITES:
             alone = read(loaded, sites=(site,))
             assert alone.keys() == {(layer, site) for layer in range(3)}
@@ -219,7 +219,7 @@ class TestForward:
         assert torch.allclose(masked[2, "mlp.post"][0][:10], whole[2, "mlp.post"][0][:10], atol=1e-6)
         assert len(masked[2, "mlp.post"][0]) == 12
 
-    @pytest.mark.parametrize("sites", [("mlp.post",), SITES])
+    @pytest.mark.parametrize("sites", [("mlp.post",), tuple(SITES)])
     def test_hooks_are_gone_after_a_sink_fails(self, sites: tuple[str, ...]) -> None:
         model = make_llama()
         loaded = LoadedModel(model)
@@ -235,14 +235,14 @@ class TestForward:
 
     def test_a_sink_may_compute_without_disturbing_what_is_read(self) -> None:
         loaded = LoadedModel(make_llama())
-        expected = read(loaded, sites=SITES)
+        expected = read(loaded, sites=tuple(SITES))
         found = {}
 
         def sink(layer: int, site: str, values: Tensor, _: Tensor | None) -> None:
             found[layer, site] = values.clone()
             (values * values).reshape(-1)[torch.tensor([0])] * 2  # products and selections of its own
 
-        loaded.forward(IDS, sites=SITES, sink=sink)
+        loaded.forward(IDS, sites=tuple(SITES), sink=sink)
         assert all(torch.equal(found[key], expected[key][0]) for key in expected)
 
     def test_an_expert_sees_each_routed_token_once(self) -> None:

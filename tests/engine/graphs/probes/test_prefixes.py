@@ -19,7 +19,7 @@ from actstore.engine.graphs.probes import prefixes, stepping
 from actstore.engine.graphs.probes.plan import ProbeSettings
 from actstore.engine.graphs.probes.prefixes import PrefixFiller, prefix_tree
 from actstore.engine.graphs.probes.rounds import probe
-from actstore.engine.graphs.probes.stepping import Steps, keeps_everything, narrow_attention, taps_of
+from actstore.engine.graphs.probes.stepping import Steps, hook_points_of, keeps_everything, narrow_attention
 from actstore.engine.models.load import load_model
 from actstore.store.reader import Store
 
@@ -123,4 +123,4 @@ def test_a_model_in_half_precision_keeps_the_librarys_attention(tiny_model: Path
     with narrow_attention(half):
         assert half.model.config._attn_implementation == "sdpa"
     assert keeps_everything(half)
-    assert taps_of(half) is not None
+    assert hook_points_of(half) is not None
