@@ -188,7 +188,8 @@ def read_selection(array: zarr.Array[Any], selection: Any = ...) -> NDArray[Any]
     """Part of an opened plain array; `FormatError` where its chunks cannot be decoded."""
     try:
         return np.asarray(array[selection])
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError, SystemError) as error:
+        # SystemError: numcodecs, of a Blosc header that says a negative size.
         if isinstance(error, OSError) and error.errno is not None:
             raise  # an error of the disk or the network, which says nothing about the chunk
         raise FormatError(f"{array.store_path} is damaged: {' '.join(str(error).split())}.") from None
