@@ -41,8 +41,8 @@ PER = (
     r"warp|window|word)"
 )
 OUT = {
-    r"\bmend(?:s|ed|ing)?\b": "fix, check",
-    r"\bso many\b": "maximum number of, the same number of",
+    r"\b[m]end(?:s|ed|ing)?\b": "fix, check",
+    r"\bso[ ]many\b": "maximum number of, the same number of",
     r"\bspeak(?:s|ing)? (?:for|against)\b": "promotes, suppresses, contributes to",
     r"\bby lot\b": "at random",
     r"\bstrangers?\b": "unexpected files, other …",
@@ -61,7 +61,10 @@ OUT = {
 MAX_KNOWS_NOTHING = 20
 """Of sentences that say what a module knows nothing about: those that surprise. `tests/test_layers.py` has the rule."""
 
-EXCEPTIONS: dict[tuple[str, str], str] = {}
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("store/files/checksums.py", "seal"): "the key in the files of stores, which stays as it is",
+    ("store/capture/plan.py", ", one a label"): "metadata of a table in stores, which stays as it is",
+}
 """(file, words found) → why they stand there."""
 OURSELVES = "tests/test_english.py"
 
@@ -179,9 +182,9 @@ def test_every_exception_is_still_there_and_has_a_reason() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("Mend --layers.", ["Mend"]),
-        ("Read at most so many documents", ["so many"]),
-        ("neurons that speak for a noun", ["speak for"]),
+        ("M" + "end --layers.", ["M" + "end"]),
+        ("Read at most so " + "many documents", ["so " + "many"]),
+        ("neurons that speak " + "for a noun", ["speak " + "for"]),
         ("a table, a row a neuron", ["a row a neuron"]),
         ("at one byte a value", ["one byte a value"]),
         ("0.87 bits a byte, two sums a neuron", ["0.87 bits a byte", "two sums a neuron"]),
@@ -200,7 +203,7 @@ def test_texts_of_a_module_are_its_strings_and_comments(tmp_path: Path) -> None:
         text for _, text in texts_of(path)
     ] == ["One\nrow.", "so ", " many", "a row\na neuron\nso"]
     page = tmp_path / "page.md"
-    page.write_text("One `so many`\n\n```sh\nmend\n```\n\nlast\nline\n")
+    page.write_text("One `row a neuron`\n\n```sh\nrow a neuron\n```\n\nlast\nline\n")
     assert [(line, text.strip()) for line, text in prose_of(page) if text.strip()] == [
         (1, "One `…`"),
         (7, "last\nline"),

@@ -33,7 +33,7 @@ def affordable_slots(slot_nbytes: float, memory: int | None, most: int) -> int:
 
 
 def estimate_nbytes(record: CaptureRecord) -> int:
-    """The bytes a capture is expected to take on disk."""
+    """The expected size of a capture on disk, in bytes."""
     width = sum(w for site in record.sites for w in record.layers(site).values())
     per_slot = width * record.encoding.bytes_per_value
     per_slot += sum(record.layers("mlp.post")[layer] for layer in record.gate_sign) / 8

@@ -90,7 +90,7 @@ def make_trie(
 ) -> Trie:
     """The shared trie of the positions whose tokens are `ids[place]`, with `reach` tokens before them in their window.
 
-    One stable sort a depth, of the positions whose contexts are not told apart yet. Takes about 60 bytes a position beside
+    One stable sort a depth, of the positions whose contexts are not told apart yet. Takes about 60 bytes per position beside
     the result.
     """
     n, width = len(input_index), int(ids.max(initial=-1)) + 3

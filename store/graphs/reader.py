@@ -142,7 +142,11 @@ class Graphs(GraphSet):
             table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(data))).read_all()
             is_expected = table.schema.equals(schema)
             columns = ", ".join(table.schema.names)
-        except (pa.ArrowException, OSError, ValueError) as error:  # names and metadata that are no UTF-8 are a ValueError
+        except (
+            pa.ArrowException,
+            OSError,
+            ValueError,
+        ) as error:  # names and metadata that are no UTF-8 are a ValueError
             raise self._damaged(file, " ".join(str(error).split())) from None
         if not is_expected:
             raise self._damaged(file, f"its columns are {columns}")

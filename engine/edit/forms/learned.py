@@ -47,7 +47,7 @@ def make(capture: Capture, name: str, settings: RewriteSettings, reader: Reader)
     }  # fmt: skip
     if not learned.reached:  # the text is part of the edit's record, and names options of the command line
         fields["warning"] = (
-            f"The target was not reached: after {learned.steps} steps a token of {replacement.new_text!r} still has a "
+            f"The target was not reached: after {learned.steps} steps, a token of {replacement.new_text!r} still has a "
             f"probability of {learned.probability:.3g} in one of the examples, where {fine.stop:g} was asked for. Raise "
             "--steps or --rate, or rewrite more neurons with --per-position."
         )

@@ -124,7 +124,7 @@ def _timeless(value: Any) -> Any:
 
 
 class Stop(CaptureProgress):
-    """Presses Ctrl-C after so many prompts."""
+    """Presses Ctrl-C after a number of prompts."""
 
     def __init__(self, after: int) -> None:
         self.left = after

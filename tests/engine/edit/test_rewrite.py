@@ -155,7 +155,7 @@ def test_fine_says_where_its_target_was_not_reached(fact_capture: Capture, fact_
     assert recorded["steps_taken"] == 2
     assert recorded["probability"] < 0.9
     assert re.match(
-        rf"The target was not reached: after 2 steps a token of {NEW!r} still has a probability of "
+        rf"The target was not reached: after 2 steps, a token of {NEW!r} still has a probability of "
         rf"{recorded['probability']:.3g} in one of the examples, where 0\.9 was asked for\. Raise --steps or --rate",
         recorded["warning"],
     )

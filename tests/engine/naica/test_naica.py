@@ -118,7 +118,7 @@ def test_a_sum_above_zero_scales_a_query_and_changes_nothing_else() -> None:
 
 
 def test_a_sum_below_zero_does_not_turn_the_order_round() -> None:
-    """Divided by it, neurons 3 and 4, which speak against the answer, would be the query's."""
+    """Divided by it, neurons 3 and 4, which suppress the answer, would be the query's."""
     scores = np.zeros((4, 1, 5), np.float32)
     scores[0, 0] = [3, 2, 0, -5, -10]
     scores[1:, 0, 2] = 1

@@ -74,7 +74,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(model: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Capture]:
-    """Capture the pictures into a store of its own each time, two windows a block unless told otherwise."""
+    """Capture the pictures into a store of its own each time, two windows per block unless told otherwise."""
 
     def go(
         store: Path | None = None,
