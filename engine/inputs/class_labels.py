@@ -1,6 +1,6 @@
 """Names of classes, as Hugging Face `datasets` keeps them beside a table: its features, in JSON.
 
-Columns of type ClassLabel hold the index of a name, or -1 for none. Knows nothing about files.
+Columns of type ClassLabel hold the index of a name, or -1 for none.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ NO_CLASS = -1
 def features_in(metadata: Mapping[bytes, bytes] | None) -> Features:
     """The features in the metadata of an Arrow schema; none where `datasets` did not write it."""
     try:
-        found = json.loads((metadata or {}).get(_METADATA, b"{}"))["info"]["features"]
+        features = json.loads((metadata or {}).get(_METADATA, b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return features if isinstance(features, dict) else {}
 
 
 def class_columns(features: Features) -> dict[str, object]:
-    """The features in which there is a class, at whatever depth."""
+    """The features that contain a class, at any depth."""
     return {column: feature for column, feature in features.items() if _has_class(feature)}
 
 
 def name_classes(value: object, feature: object, source: str, column: str) -> object:
-    """The value with names in place of the classes' indices, at whatever depth; None stands for no class.
+    """The value with names in place of the classes' indices, at any depth; None stands for no class.
 
     Raises `InvalidInputError`, naming `source`, for an index without a name.
     """
@@ -71,5 +71,5 @@ def _has_class(feature: object) -> bool:
 
 
 def _inner(feature: object) -> object:
-    """What a sequence is a sequence of; of a sequence of objects, which `datasets` keeps as an object of lists, its fields."""
+    """The feature of a sequence's items; of a sequence of objects (in `datasets`, an object of lists) its fields."""
     return feature["feature"] if isinstance(feature, dict) and "_type" in feature and "feature" in feature else feature

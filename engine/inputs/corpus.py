@@ -1,8 +1,7 @@
 """Documents in: a text, a folder, a glob, JSON lines, CSV, Parquet, Arrow, a saved dataset or standard input, one at a time.
 
 Decides which files a location means; they are read in `textfiles`, `csvfiles` and `tables`. The order is always the same:
-by path, and by place within a file. Never more than one document, one chunk of bytes or one small batch is in memory. Knows
-nothing about tokenizers, windows or models.
+by path, and by position within a file. At most one document, one chunk of bytes or one small batch is in memory.
 """
 
 import glob
@@ -37,20 +36,20 @@ __all__ = ["BINARY", "EMPTY", "CorpusDigest", "CorpusOptions", "CorpusReport", "
 
 STDIN = "-"
 EMPTY = "the document is empty"
-"""Why an empty document is passed over; why a file is may begin with `BINARY`."""
+"""Why an empty document is skipped; the reason for a skipped file may begin with `BINARY`."""
 _STDIN_SOURCE = "<stdin>"
 _PYCACHE = "__pycache__"
 _EVERY_FILE = CorpusOptions.pattern
-_MAX_NAME_WORDS, _MAX_NAME_LENGTH = 3, 255  # of a file; what has more of either is probably a text
+_MAX_NAME_WORDS, _MAX_NAME_LENGTH = 3, 255  # of a file; a string with more of either is probably a text
 _SHOWN_LENGTH = 60
 
 
 @dataclass
 class CorpusReport:
-    """What reading has met so far: documents given out, and what was passed over.
+    """Counts of a corpus so far: documents read, and files, documents and images skipped.
 
-    `on_skip(source, reason)` hears of every file and document passed over, as it happens; `on_warning(sentence)` of what
-    makes the corpus other than it seems, before the model runs. Where nobody listens, it is a Python warning.
+    `on_skip(source, reason)` is called for every file and document that is skipped; `on_warning(sentence)` for what makes the
+    corpus differ from what it seems, before the model runs. Without it, that is a Python warning.
     """
 
     n_documents: int = 0
@@ -60,14 +59,14 @@ class CorpusReport:
     n_animated_images: int = 0
     """Images of which the first frame was taken."""
     n_uncaptioned_images: int = 0
-    """Images captured with their prompt alone: nothing is said of them, and nothing was generated."""
+    """Images captured with their prompt alone: they have no caption, and nothing was generated."""
     layers_left_out: tuple[int, ...] = ()
-    """Layers of the part that hold other rows than its first layer does, and were not asked for by name."""
+    """Layers of the part whose rows differ from those of its first layer, and that were not selected by number."""
     on_skip: Callable[[str, str], None] | None = None
     on_warning: Callable[[str], None] | None = None
 
     def warn(self, sentence: str) -> None:
-        """Tell whoever runs the capture."""
+        """Hand a sentence to `on_warning`, or else to Python's warnings."""
         if self.on_warning is not None:
             self.on_warning(sentence)
         else:
@@ -94,10 +93,10 @@ class CorpusReport:
 
 @dataclass(frozen=True)
 class _File:
-    """A file to read; `chosen` where its name was asked for, so that passing over it would be wrong."""
+    """A file to read; `is_named` where the location or pattern names it, so that skipping it would be wrong."""
 
     path: Path
-    chosen: bool
+    is_named: bool
     split: str | None = None
     in_dataset: bool = False
     features: Features | None = None
@@ -108,13 +107,13 @@ def read_corpus(
 ) -> Iterator[Document]:
     """The documents of a corpus in a fixed order, each read when it is asked for.
 
-    `location` is a file (what it is goes by its suffix, with or without .gz, .bz2, .xz or .zst; anything unknown is one
-    text), a folder, a glob, a folder made by `save_to_disk` of `datasets` or one of its splits, or "-" for standard input.
-    In a folder, hidden files and __pycache__ are left out, and so are, with the default pattern, files that are no text by
-    their first bytes or a NUL. Empty documents are left out. `report` counts what was.
+    `location` is a file (read by its suffix, with or without .gz, .bz2, .xz or .zst; any other file is one text), a folder,
+    a glob, a folder made by `save_to_disk` of `datasets` or one of its splits, or "-" for standard input. In a folder, hidden
+    files and __pycache__ are skipped, and so are, with the default pattern, files whose first bytes or NUL bytes show that
+    they are no text. Empty documents are skipped. `report` counts what was.
 
-    A location that does not exist is a NotFoundError at once; whatever is wrong inside is an InvalidInputError when
-    reading comes to it, at the end for a corpus without documents or a label column that no record has.
+    A location that does not exist is a `NotFoundError` at once; a fault inside it is an `InvalidInputError` when it is read,
+    at the end for a corpus without documents or a label column that no record has.
 
     >>> for document in read_corpus("corpus.jsonl", CorpusOptions(label_columns=("language",))): ...
     """
@@ -128,7 +127,7 @@ def read_corpus(
 
 
 def describe(location: str | Path | MemoryCorpus) -> str:
-    """A few words for a location, for messages: "folder 'data'", "standard input", "files matching 'data/*.md'"."""
+    """A location in words, for messages: "folder 'data'", "standard input", "files matching 'data/*.md'"."""
     if isinstance(location, MemoryCorpus):
         return f"the corpus {location}"
     if str(location) == STDIN:
@@ -180,10 +179,10 @@ def _read_stdin(records: RecordReader) -> Iterator[Document]:
 def _read_file(file: _File, records: RecordReader, report: CorpusReport) -> Iterator[Document]:
     path, source = file.path, _name(file.path)
     kind = file_type(path)
-    if kind.compression is not None and kind.format in ("parquet", "arrow"):
+    if kind.is_unreadable:
         raise InvalidInputError(
-            f"{source} is a table compressed as a whole, and Parquet and Arrow are read from any place: decompress it, or "
-            "leave it out with --pattern."
+            f"{source} is a table compressed as a whole, and Parquet and Arrow are read from any position: decompress it, or "
+            "leave it out with `pattern`."
         )
     if file.in_dataset or kind.format == "arrow":
         yield from read_arrow(path, source, records, file.split, file.features)
@@ -196,7 +195,7 @@ def _read_file(file: _File, records: RecordReader, report: CorpusReport) -> Iter
                 with open_bytes(path) as stream:
                     yield from read(stream, source, records)
         except BinaryFileError as error:
-            if file.chosen or kind.format != "text":
+            if file.is_named or kind.format != "text":
                 raise
             report.skip_file(path, error.reason)
 
@@ -217,20 +216,20 @@ def _list_files(location: str, options: CorpusOptions, report: CorpusReport) -> 
     if path.is_dir():
         yield from _list_folder(path, options.pattern, report, named=True)
     elif path.exists():
-        yield _File(path, chosen=True)
+        yield _File(path, is_named=True)
     else:
         matches = map(Path, glob.iglob(os.path.expanduser(location), recursive=True))
         yield from (
-            _File(match, chosen=True) for match in sorted(matches) if match.is_file() and _PYCACHE not in match.parts
+            _File(match, is_named=True) for match in sorted(matches) if match.is_file() and _PYCACHE not in match.parts
         )
 
 
 def _list_folder(folder: Path, pattern: str, report: CorpusReport, named: bool = False) -> Iterator[_File]:
-    """The files in a folder by path; links to folders are not followed, as they may lead round in a circle."""
+    """The files in a folder by path; links to folders are not followed, as they may form a cycle."""
     if is_saved_dataset(folder):
         for file in list_dataset_files(folder):
             if named or fnmatchcase(file.path.name, pattern):
-                yield _File(file.path, chosen=True, split=file.split, in_dataset=True, features=file.features)
+                yield _File(file.path, is_named=True, split=file.split, in_dataset=True, features=file.features)
         return
     with reading(_name(folder)), os.scandir(folder) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
@@ -244,7 +243,7 @@ def _list_folder(folder: Path, pattern: str, report: CorpusReport, named: bool =
             report.skip_file(path, "a link to a folder")
         elif fnmatchcase(entry.name, pattern):
             if entry.is_file():
-                yield _File(path, chosen=pattern != _EVERY_FILE)
+                yield _File(path, is_named=pattern != _EVERY_FILE)
             else:
                 report.skip_file(path, "not a file: a broken link, a pipe or a device")
 
@@ -271,13 +270,12 @@ def _check_exists(location: str) -> None:
 
 
 def _show(location: str) -> tuple[str, str]:
-    """A location for a message, and what to do where it looks like a text in place of one."""
+    """A location for a message, and advice where it looks like a text instead."""
     if "\n" not in location and len(location.split()) <= _MAX_NAME_WORDS and len(location) <= _MAX_NAME_LENGTH:
         return repr(location), ""
     shown = f"{location[:_SHOWN_LENGTH]}…" if len(location) > _SHOWN_LENGTH else location
-    return repr(
-        shown
-    ), " To capture a text itself, pass a list of texts from Python, or pipe it in and name - as the corpus."
+    advice = " To capture a text itself, pass a list of texts from Python, or pipe it in and name - as the corpus."
+    return repr(shown), advice
 
 
 def _no_documents(location: str | MemoryCorpus, options: CorpusOptions, n_empty: int) -> InvalidInputError:
@@ -301,5 +299,5 @@ def _capital(location: str | MemoryCorpus) -> str:
 
 
 def _name(path: Path) -> str:
-    """The path as text that UTF-8 can hold, whatever bytes the file system has in it."""
+    """The path as text that is valid UTF-8, whatever bytes are in the name."""
     return os.fsencode(path).decode("utf-8", "replace")

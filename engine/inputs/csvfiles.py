@@ -1,6 +1,6 @@
-"""Tables in CSV and TSV: a header row that names the columns, and rows of strings, quoted as RFC 4180 has it.
+"""Tables in CSV and TSV: a header row that names the columns, and rows of strings, quoted as in RFC 4180.
 
-One row is in memory at a time. Knows nothing about what the columns mean, but that a corpus has text in one of them.
+One row is in memory at a time.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 from typing import IO, TYPE_CHECKING, Final
 
+from actstore.engine.inputs.filetypes import FORMATS
 from actstore.engine.inputs.textfiles import decode_chunks, split_lines
 from actstore.engine.inputs.value_names import name_columns
 from actstore.store.errors import InvalidInputError
@@ -18,17 +19,17 @@ if TYPE_CHECKING:
     from actstore.engine.inputs.documents import Document
     from actstore.engine.inputs.records import RecordReader
 
-DELIMITERS: Final = {"csv": ",", "tsv": "\t"}
-"""By format."""
+DELIMITERS: Final = {name: form.delimiter for name, form in FORMATS.items() if form.delimiter}
+"""Format → what separates its fields."""
 _MAX_FIELD: Final = (1 << 31) - 1
-"""Characters of one field, which may be a whole book; Python's own bound is 131,072."""
+"""Maximum number of characters in a field, which may be a whole book; Python's own maximum is 131,072."""
 
 
 class CsvRows:
-    """The rows of one file, in order; its columns are known before the first is read."""
+    """The rows of one file, in order; its columns are known before the first row is read."""
 
     def __init__(self, stream: IO[bytes], source: str, errors: str, delimiter: str) -> None:
-        """Read the header of `stream`; `columns` is empty where there is none, for the file is empty.
+        """Read the header of `stream`; `columns` is empty where the file is.
 
         Raises `InvalidInputError` where two columns have one name, and for what is not UTF-8.
         """
@@ -44,7 +45,7 @@ class CsvRows:
                 )
 
     def __iter__(self) -> Iterator[dict[str, str]]:
-        """Each row by column; `InvalidInputError`, naming the line, for wrong quoting and for another number of fields."""
+        """Each row by column; `InvalidInputError`, naming the line, for wrong quoting and a wrong number of fields."""
         while (fields := self._next()) is not None:
             if len(fields) != len(self.columns):
                 raise InvalidInputError(
@@ -68,7 +69,7 @@ class CsvRows:
 
 
 def _with_line_ends(lines: Iterator[str]) -> Iterator[str]:
-    """The same lines, each with the line feed that it ended in, which the last may lack."""
+    """The same lines, each with its line feed, which the last line may lack."""
     before = next(lines)
     for line in lines:
         yield f"{before}\n"

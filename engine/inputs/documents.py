@@ -1,7 +1,6 @@
 """Documents, how a corpus is to be read, and the fingerprint of a whole corpus.
 
-A document is text, or token ids that somebody made beforehand, with its labels and the place it came from. Knows
-nothing about files, tokenizers or models.
+A document is text, or token ids, with its labels and the source it came from.
 """
 
 import hashlib
@@ -47,7 +46,7 @@ class Document:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is not one character or token in it; white space counts as content."""
+        """Whether it has no character and no token; white space counts as content."""
         return not self.text if self.ids is None else self.ids.size == 0
 
     @cached_property
@@ -59,11 +58,11 @@ class Document:
 
 @dataclass(frozen=True)
 class CorpusOptions(Typed):
-    """What to take from a corpus, and what to do where it is not clean.
+    """What to read of a corpus, and how to treat faults in it.
 
-    `pattern` chooses files by name in a folder; the default takes every file and passes over those that hold NUL bytes.
+    `pattern` selects files by name in a folder; the default reads every file and skips those that hold NUL bytes.
     A record that has both columns is read as text unless `prefer_ids`. With errors="replace", bytes that are not UTF-8
-    become U+FFFD; "strict" stops there. Reading ends after `max_documents` that are not empty.
+    become U+FFFD; "strict" stops at them. Reading ends after `max_documents` that are not empty.
     """
 
     text_column: str = "text"
@@ -80,16 +79,16 @@ class CorpusOptions(Typed):
         for name, allowed in (("errors", DecodingErrors), ("stdin_format", StdinFormat)):
             value, choices = getattr(self, name), get_args(allowed)
             if value not in choices:
-                raise InvalidInputError(f"--{name.replace('_', '-')} is one of {', '.join(choices)}: found {value!r}.")
+                raise InvalidInputError(f"`{name}` is one of {', '.join(choices)}: found {value!r}.")
         if self.max_documents is not None and self.max_documents < 1:
-            raise InvalidInputError(f"--max-documents is at least 1, found {self.max_documents}.")
+            raise InvalidInputError(f"`max_documents` is at least 1, found {self.max_documents}.")
 
 
 class CorpusDigest:
     """A fingerprint of documents in their order, built one document at a time.
 
-    Content and labels count; sources do not, so a corpus that was moved keeps its fingerprint. The same
-    tokens as text and as ids differ.
+    It depends on content and labels, not on sources, so that a corpus that was moved keeps its fingerprint. Text and
+    token ids of the same tokens differ.
     """
 
     def __init__(self) -> None:

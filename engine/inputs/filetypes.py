@@ -1,6 +1,6 @@
 """What a file of a corpus is: its format and compression by its name, and what else it may be by its first bytes.
 
-Knows nothing about how any of it is read, but that a compressed file is opened decompressed.
+`open_bytes` opens a compressed file decompressed; everything else about reading a format is in the module of that format.
 """
 
 from __future__ import annotations
@@ -16,39 +16,51 @@ from typing import IO, TYPE_CHECKING, Final, Literal, cast
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from _typeshed import WriteableBuffer
 
 Format = Literal["text", "json lines", "json", "csv", "tsv", "parquet", "arrow"]
 
-_FORMATS: Final[dict[str, Format]] = {
-    ".jsonl": "json lines",
-    ".ndjson": "json lines",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
+
+@dataclass(frozen=True)
+class RecordFormat:
+    """A format that a file of documents or images may have."""
+
+    suffixes: tuple[str, ...]
+    """By which it is known, in lower case."""
+    holds_rows: bool = True
+    """Whether each row or line is a record with named columns."""
+    is_seekable: bool = False
+    """Whether it is read from any position, so that a file compressed as a whole cannot be read."""
+    delimiter: str = ""
+    """Between the fields of a line."""
+
+
+FORMATS: Final[Mapping[Format, RecordFormat]] = {
+    "text": RecordFormat((), holds_rows=False),
+    "json lines": RecordFormat((".jsonl", ".ndjson")),
+    "json": RecordFormat((".json",), holds_rows=False),  # a list of records, JSON lines, or any text
+    "csv": RecordFormat((".csv",), delimiter=","),
+    "tsv": RecordFormat((".tsv",), delimiter="\t"),
+    "parquet": RecordFormat((".parquet", ".pq"), is_seekable=True),
+    "arrow": RecordFormat((".arrow", ".feather", ".ipc"), is_seekable=True),
 }
-_COMPRESSIONS: Final = {
-    ".gz": "gzip",
-    ".tgz": "gzip",
-    ".bz2": "bzip2",
-    ".tbz2": "bzip2",
-    ".xz": "xz",
-    ".txz": "xz",
-    ".lzma": "xz",
-    ".zst": "zstd",
-    ".zstd": "zstd",
-    ".tzst": "zstd",
+"""Name → format. A file without any of the suffixes is a text."""
+
+COMPRESSIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "gzip": (".gz", ".tgz"),
+    "bzip2": (".bz2", ".tbz2"),
+    "xz": (".xz", ".txz", ".lzma"),
+    "zstd": (".zst", ".zstd", ".tzst"),
 }
-COMPRESSED_SUFFIXES: Final = (".gz", ".bz2", ".xz", ".zst")
+"""Name → suffixes, the usual one first."""
+
+COMPRESSED_SUFFIXES: Final = tuple(suffixes[0] for suffixes in COMPRESSIONS.values())
 """For messages."""
+_FORMAT_OF: Final = {suffix: name for name, form in FORMATS.items() for suffix in form.suffixes}
+_COMPRESSION_OF: Final = {suffix: name for name, suffixes in COMPRESSIONS.items() for suffix in suffixes}
 _MARKS: Final = (
     (0, b"PK\x03\x04", "a ZIP archive"),
     (0, b"PK\x05\x06", "a ZIP archive"),
@@ -86,18 +98,23 @@ class FileType:
     format: Format
     compression: str | None
 
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether it is a table that is read from any position, compressed as a whole."""
+        return self.compression is not None and FORMATS[self.format].is_seekable
+
 
 def file_type(path: Path) -> FileType:
-    """The type of a file by its suffixes, in upper or lower case; what has none that is known is a text."""
+    """The type of a file by its suffixes, in upper or lower case; a text where it has none of `FORMATS`."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    compression = _COMPRESSIONS.get(suffixes[-1]) if suffixes else None
+    compression = _COMPRESSION_OF.get(suffixes[-1]) if suffixes else None
     inner = suffixes[-2:-1] if compression else suffixes[-1:]
     suffix = inner[0] if inner else ""
-    return FileType(_FORMATS.get(suffix, "text"), compression)
+    return FileType(_FORMAT_OF.get(suffix, "text"), compression)
 
 
 def recognise(start: bytes) -> str | None:
-    """What the first bytes of a file say it is, where that is no text in UTF-8; None where they say nothing."""
+    """What a file is by its first bytes, where that is no text in UTF-8; None where they do not show it."""
     for offset, mark, kind in _MARKS:
         if start.startswith(mark, offset):
             return kind
@@ -105,7 +122,7 @@ def recognise(start: bytes) -> str | None:
 
 
 def wide_encoding(start: bytes) -> str | None:
-    """UTF-16 or UTF-32, where a file's first bytes are a text in it with a byte order mark."""
+    """UTF-16 or UTF-32, where a file's first bytes are a byte order mark and text in that encoding; else None."""
     for mark, name in _WIDE_MARKS:
         if start.startswith(mark):
             try:
@@ -119,8 +136,8 @@ def wide_encoding(start: bytes) -> str | None:
 def open_bytes(path: Path) -> IO[bytes]:
     """The bytes of a file, decompressed as its name says; several compressed parts in a row are read as one.
 
-    A file that is cut short, or that goes on with something else, raises `OSError`, `EOFError`, `zlib.error` or
-    `lzma.LZMAError` where reading comes to it.
+    A file that is truncated, or that continues with anything else, raises `OSError`, `EOFError`, `zlib.error` or
+    `lzma.LZMAError` when that position is read.
     """
     compression = file_type(path).compression
     file = path.open("rb")
@@ -145,7 +162,7 @@ def _decompressed(file: io.BufferedReader, compression: str) -> IO[bytes]:
 
 
 class _Gzip(gzip.GzipFile):
-    """A gzip file that closes what it reads from."""
+    """A gzip file that closes the file it reads from."""
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(fileobj=file, mode="rb")
@@ -157,7 +174,7 @@ class _Gzip(gzip.GzipFile):
 
 
 class _ArrowStream(io.RawIOBase):
-    """A stream that pyarrow decompresses, as Python's own; it closes what it reads from."""
+    """A stream that pyarrow decompresses, as a Python stream that closes the file it reads from."""
 
     def __init__(self, file: IO[bytes], compression: str) -> None:
         self._file = file
@@ -178,7 +195,7 @@ class _ArrowStream(io.RawIOBase):
 
 
 class _Parts(io.RawIOBase):
-    """Compressed parts in a row, decompressed; unlike the standard library's files, what follows them must be one more."""
+    """Compressed parts in a row, decompressed; unlike in the standard library's files, only another part may follow a part."""
 
     def __init__(
         self, file: IO[bytes], new: Callable[[], bz2.BZ2Decompressor] | Callable[[], lzma.LZMADecompressor]
@@ -205,7 +222,7 @@ class _Parts(io.RawIOBase):
         return len(content)
 
     def _next_part(self) -> bytes:
-        """Where one part has ended, the beginning of the next; empty at the end. Zeros may stand between, as xz allows."""
+        """The beginning of the part after one that has ended; empty at the end. Zeros may lie between parts, as xz allows."""
         compressed = self._decompressor.unused_data.lstrip(b"\0")
         while not compressed and (chunk := self._file.read(_CHUNK_NBYTES)):
             compressed = chunk.lstrip(b"\0")

@@ -1,6 +1,6 @@
-"""Image files: bytes, their fingerprint, and the picture in them as RGB, upright, however they spell it.
+"""Image files: their bytes, their fingerprint, and the picture in them as upright RGB, whatever the format.
 
-One that cannot be opened is an `ImageError` that names it. Knows nothing about where images come from.
+One that cannot be opened is an `ImageError` that names it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,28 @@ import numpy as np
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from PIL import Image
 
-SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg"),
+    "WebP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+}
+"""Format → suffixes of its files."""
+SUFFIXES: Final = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+_PILLOW_FORMATS: Final = tuple(name.upper() for name in FORMATS)
 MAX_PIXELS: Final = 89_478_485
-"""Pillow's own bound: a quarter of a gigabyte as RGB. A larger image is taken for a decompression bomb."""
+"""Pillow's own limit: a quarter of a gigabyte as RGB. A larger image is taken for a decompression bomb."""
 
 
 class ImageError(InvalidInputError):
-    """An image that cannot be had: missing, unreadable, broken, or too large."""
+    """An image that cannot be used: missing, unreadable, damaged, or too large."""
 
     def __init__(self, source: str, reason: str) -> None:
         super().__init__(f"{source} {reason}.")
@@ -42,12 +52,12 @@ class ImageFile:
     source: str
     """For messages."""
     name: str = ""
-    """The path, as far as one is known."""
+    """The path; "" where none is known."""
     path: Path | None = None
     content: bytes | None = field(default=None, repr=False)
 
     def read(self) -> bytes:
-        """The file's bytes; `ImageError` where there are none."""
+        """The file's bytes; `ImageError` where it cannot be read or is empty."""
         if self.content is not None:
             content = self.content
         elif self.path is None:
@@ -71,36 +81,38 @@ class ImageFile:
             return ""
 
     def open(self) -> Image.Image:
-        """The image in RGB, upright by its EXIF orientation; of an animated one the first frame. `ImageError` if broken."""
+        """The image in RGB, upright by its EXIF orientation; of an animated one the first frame. `ImageError` if damaged."""
         return decode(self.read(), self.source)[0]
 
 
 def decode(content: bytes, source: str) -> tuple[Image.Image, int]:
-    """The image in RGB that a file's bytes hold, and how many frames there are, of which it is the first.
+    """The image in a file's bytes as RGB, the first frame of an animated one, and the number of frames.
 
-    What is transparent becomes white; 16 bits a channel become 8. Raises `ImageError` naming `source`.
+    Transparent pixels become white; 16 bits per channel become 8. Raises `ImageError` naming `source`.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            warnings.simplefilter("ignore")  # of bombs, which are refused here, and of metadata, which is not needed
+        with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=_PILLOW_FORMATS) as opened:
+            warnings.simplefilter(
+                "ignore"
+            )  # about large images, which are refused here, and about metadata, which is not needed
             _check_size(source, *opened.size)
             n_frames = int(getattr(opened, "n_frames", 1)) if opened.format != "MPO" else 1
             opened.seek(0)
             opened.load()
             try:
                 upright = ImageOps.exif_transpose(opened)
-            except Exception:  # EXIF that cannot be read says nothing of the pixels
+            except Exception:  # EXIF that cannot be read does not change the pixels
                 upright = opened
             return _to_rgb(upright, source), n_frames
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(source, "is not an image that can be read (PNG, JPEG, WebP, BMP, GIF, TIFF)") from None
+        raise ImageError(source, f"is not an image that can be read ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise ImageError(source, f"is too large (more than {2 * MAX_PIXELS:,} pixels)") from None
-    except Exception as error:  # decoders raise whatever they meet in broken bytes
+    except Exception as error:  # decoders may raise anything on damaged bytes
         raise ImageError(source, f"is damaged ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 

@@ -1,7 +1,6 @@
 """Images in: files, folders, JSON lines, CSV, Parquet, Arrow and saved datasets, one document at a time, none opened.
 
-Decides which files a location means, and what a record says of an image: prompt, caption, labels. Knows nothing about
-processors or models, nor about what is in an image file (`image_files`).
+Decides which files a location means, and which columns of a record are an image's prompt, caption and labels.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ if TYPE_CHECKING:
 __all__ = ["ImageDigest", "ImageDocument", "ImageError", "ImageFile", "ImageOptions", "find_images", "read_images"]
 
 LISTS: Final = ("images.jsonl", "metadata.jsonl", "metadata.csv")
-"""Files that say which images a folder holds, and what of them; the first that is there is read, and no other image."""
+"""Files that list a folder's images, with prompts and labels; the first that exists is read, and no other image."""
 FOLDER_LABEL: Final = "folder"
-"""Label column of images that lie in plain folders: the sub-folder."""
-_FILE_COLUMN: Final = "file_name"  # as datasets call it in metadata.jsonl,
-_TEXT_COLUMN: Final = "text"  # and what they say of it there
+"""Label column of images in plain folders: the sub-folder."""
+_FILE_COLUMN: Final = "file_name"  # the column of paths in metadata.jsonl of `datasets`,
+_TEXT_COLUMN: Final = "text"  # and that of captions
 
 
 @dataclass(frozen=True, eq=False)
 class ImageDocument:
-    """One image with what is said of it; `prompt` and `caption` are None where nothing is."""
+    """One image with its prompt, caption and labels; None where it has no prompt or caption."""
 
     source: str
     """For people: a path, `path:line` in JSON lines (from 1), `path:row` in tables (from 0)."""
@@ -57,7 +56,7 @@ class ImageDocument:
 
 @dataclass(frozen=True)
 class ImageOptions(Typed):
-    """What to take from a location: columns of its records, names of its files, and at most so many documents."""
+    """What to read of a location: columns of its records, names of its files, and the maximum number of documents."""
 
     image_column: str = "image"
     prompt_column: str = "prompt"
@@ -70,11 +69,11 @@ class ImageOptions(Typed):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_documents is not None and self.max_documents < 1:
-            raise InvalidInputError(f"--max-documents is at least 1, found {self.max_documents}.")
+            raise InvalidInputError(f"`max_documents` is at least 1, found {self.max_documents}.")
 
 
 class ImageDigest:
-    """A fingerprint of image documents in their order: images, prompts, captions, labels; not where they lie."""
+    """A fingerprint of image documents in their order: images, prompts, captions, labels; not their location."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256(b"actstore images 1\n")
@@ -90,14 +89,14 @@ class ImageDigest:
 
 
 def read_images(location: str | Path, options: ImageOptions | None = None) -> Iterator[ImageDocument]:
-    """The documents of a location in a fixed order, by path and by place in a file; no image is opened.
+    """The documents of a location in a fixed order, by path and by position in a file; no image is opened.
 
     `location` is an image, a folder of images, JSON lines, CSV, Parquet or Arrow with a column of images (paths, relative to
     the file's folder, or `{bytes, path}` as `datasets` writes them), a folder with images.jsonl, metadata.jsonl or
-    metadata.csv, a folder made by `save_to_disk`, or a glob. Hidden files and files of other kinds in a folder are left out.
+    metadata.csv, a folder made by `save_to_disk`, or a glob. Hidden files and files of other kinds in a folder are skipped.
 
-    A location that is not there is a `NotFoundError`; a record that is wrong, an image named by a URL, a label column that no
-    record has and a location without images are an `InvalidInputError`. A missing or broken image is met on opening it.
+    A location that does not exist is a `NotFoundError`; an invalid record, an image named by a URL, a label column that no
+    record has and a location without images are an `InvalidInputError`. A missing or damaged image fails when it is opened.
 
     >>> for document in read_images("pictures/images.jsonl"): document.image.open()
     """
@@ -122,7 +121,7 @@ def find_images(
 ) -> Literal["none", "some", "only"]:
     """Whether a location holds images: none, some among other things, or nothing that could be read as text.
 
-    `text_columns` are the columns by which a record is a text too. Looks at names, and into the first table of each kind.
+    `text_columns` are the columns by which a record is a text too. Reads names of files, and the first table of each kind.
     """
     if str(location) == "-":
         return "none"
@@ -149,23 +148,23 @@ class _Reader:
                 yield from self._table(path)
 
     def kinds(self, text_columns: tuple[str, ...]) -> Literal["none", "some", "only"]:
-        found: set[str] = set()
-        looked_into: set[FileType] = set()
+        kinds: set[str] = set()
+        types_read: set[FileType] = set()
         for path in self._paths(others=True):
             kind = file_type(path)
             if path.is_dir():
-                found.add(self._kind_of_table(next((f.path for f in list_dataset_files(path)), None), text_columns))
+                kinds.add(self._kind_of_table(next((f.path for f in list_dataset_files(path)), None), text_columns))
             elif path.suffix.lower() in SUFFIXES:
-                found.add("only")
-            elif kind not in looked_into:
-                looked_into.add(kind)
-                found.add(self._kind_of_table(path, text_columns))
-            if found >= {"only", "none"} or "some" in found:
+                kinds.add("only")
+            elif kind not in types_read:
+                types_read.add(kind)
+                kinds.add(self._kind_of_table(path, text_columns))
+            if kinds >= {"only", "none"} or "some" in kinds:
                 return "some"
-        return "only" if found == {"only"} else "none"
+        return "only" if kinds == {"only"} else "none"
 
     def check_columns(self) -> None:
-        """Raise for a label column, and for a named column of prompts or captions, that no record has had."""
+        """Raise for a label column, or a named column of prompts or captions, that occurred in no record."""
         for label in self._options.label_columns:
             if label not in self._records.labels_found:
                 raise missing_label(self._location, label, self._records.columns)
@@ -174,17 +173,17 @@ class _Reader:
             if column != getattr(ImageOptions, f"{kind}_column") and column not in self._texts_found:
                 raise InvalidInputError(
                     f"{self._location} has no column {column!r} with {kind}s: its columns are "
-                    f"{name_columns(self._records.columns) or 'none'}. Mend --{kind}-column."
+                    f"{name_columns(self._records.columns) or 'none'}. Check `{kind}_column`."
                 )
 
     def _paths(self, others: bool = False) -> Iterator[Path]:
         """Images, tables of images and saved datasets (folders), in order; with `others`, files of every kind."""
         path = Path(os.path.expanduser(self._location))
         try:
-            found = path.exists()
+            exists = path.exists()
         except (OSError, ValueError):
-            found = False
-        if found:
+            exists = False
+        if exists:
             yield from self._walk(path, others) if path.is_dir() else iter((path,))
             return
         matches = sorted(map(Path, glob.iglob(str(path), recursive=True))) if "\0" not in self._location else []
@@ -196,9 +195,9 @@ class _Reader:
         if is_saved_dataset(folder):
             yield folder
             return
-        listed = next((folder / name for name in LISTS if (folder / name).is_file()), None)
-        if listed is not None:
-            yield listed
+        list_file = next((folder / name for name in LISTS if (folder / name).is_file()), None)
+        if list_file is not None:
+            yield list_file
             return
         with reading(str(folder)), os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
@@ -209,7 +208,7 @@ class _Reader:
             if entry.is_dir(follow_symlinks=False):
                 yield from self._walk(path, others)
             elif not entry.is_dir() and fnmatchcase(entry.name, self._options.pattern):
-                # A CSV beside pictures may hold anything; one that is meant is named, or called metadata.csv.
+                # A CSV among pictures may hold anything; one that lists them is the location itself, or called metadata.csv.
                 is_list = is_table(path) and file_type(path).format not in DELIMITERS
                 yield from (path,) if others or is_list or path.suffix.lower() in SUFFIXES else ()
 
@@ -238,20 +237,20 @@ class _Reader:
 
     def _table(self, path: Path, split: str | None = None, features: Features | None = None) -> Iterator[ImageDocument]:
         name = _name(path)
-        for place, record in read_rows(path, name, features):
+        for source, record in read_rows(path, name, features):
             self._records.columns = self._records.columns or tuple(record)
             column = self._column(tuple(record))
             if column is None:
                 raise InvalidInputError(
-                    f"{place} has no column {self._options.image_column!r} with an image: its columns are "
-                    f"{name_columns(tuple(record))}; name one with --image-column."
+                    f"{source} has no column {self._options.image_column!r} with an image: its columns are "
+                    f"{name_columns(tuple(record))}; name one with `image_column`."
                 )
             yield ImageDocument(
-                place,
-                _image(place, column, record[column], path.parent),
-                self._text(place, self._options.prompt_column, record),
-                self._text(place, self._caption_column(record, column), record),
-                self._records.labels(place, record, split),
+                source,
+                _image(source, column, record[column], path.parent),
+                self._text(source, self._options.prompt_column, record),
+                self._text(source, self._caption_column(record, column), record),
+                self._records.labels(source, record, split),
             )
 
     def _caption_column(self, record: Mapping[str, Any], image_column: str) -> str:
@@ -259,7 +258,7 @@ class _Reader:
         as_datasets = image_column == _FILE_COLUMN and named == ImageOptions.caption_column and named not in record
         return _TEXT_COLUMN if as_datasets and _TEXT_COLUMN in record else named
 
-    def _text(self, place: str, column: str, record: Mapping[str, Any]) -> str | None:
+    def _text(self, source: str, column: str, record: Mapping[str, Any]) -> str | None:
         if column in record:
             self._texts_found.add(column)
         value = record.get(column)
@@ -268,36 +267,38 @@ class _Reader:
         if not isinstance(value, str):
             option = "prompt" if column == self._options.prompt_column else "caption"
             raise InvalidInputError(
-                f"{place}: column {column!r} must hold text, found {describe_value(value)}; name another with "
-                f"--{option}-column."
+                f"{source}: column {column!r} must hold text, found {describe_value(value)}; name another with "
+                f"`{option}_column`."
             )
-        return re.sub("[\ud800-\udfff]", "\ufffd", value)  # half a surrogate pair: JSON can spell it, UTF-8 cannot
+        return re.sub(
+            "[\ud800-\udfff]", "\ufffd", value
+        )  # half a surrogate pair, which JSON can write and UTF-8 cannot
 
 
-def _image(place: str, column: str, value: Any, base: Path) -> ImageFile:
+def _image(source: str, column: str, value: Any, base: Path) -> ImageFile:
     if isinstance(value, bytes):
-        return ImageFile(place, content=value)
+        return ImageFile(source, content=value)
     if isinstance(value, dict):
         content, path = value.get("bytes"), value.get("path")
         if isinstance(content, bytes):
-            return ImageFile(f"{place} ({path})" if path else place, str(path or ""), content=content)
+            return ImageFile(f"{source} ({path})" if path else source, str(path or ""), content=content)
         value = path
     if value is None:
-        return ImageFile(place)
+        return ImageFile(source)
     if not isinstance(value, str):
         raise InvalidInputError(
-            f"{place}: column {column!r} must hold a path, or an image's bytes, found {describe_value(value)}; name another "
-            "with --image-column."
+            f"{source}: column {column!r} must hold a path, or an image's bytes, found {describe_value(value)}; name another "
+            "with `image_column`."
         )
     if re.match(r"(https?|ftp|s3|gs|data):", value):
         raise InvalidInputError(
-            f"{place} names its image by a URL ({value[:60]}), and images are read from files only. Download them, and give "
+            f"{source} names its image by a URL ({value[:60]}), and images are read from files only. Download them, and give "
             "their paths."
         )
     path = base / os.path.expanduser(value)
-    return ImageFile(f"{place} ({_name(path)})", _name(path), path)
+    return ImageFile(f"{source} ({_name(path)})", _name(path), path)
 
 
 def _name(path: Path) -> str:
-    """The path as text that UTF-8 can hold, whatever bytes the file system has in it."""
+    """The path as text that is valid UTF-8, whatever bytes are in the name."""
     return os.fsencode(path).decode("utf-8", "replace")

@@ -1,7 +1,7 @@
-"""Corpora in memory: texts or records in a list, tables with an Arrow interface, and what looks like a `datasets.Dataset`.
+"""Corpora in memory: texts or records in a list, tables with an Arrow interface, and objects like a `datasets.Dataset`.
 
-Each is read again from its beginning whenever it is asked for, as a file is; an iterator, which can be read once, is refused.
-`datasets`, pandas and polars are known by what they offer and never imported. Knows nothing about files.
+Each is read from its beginning every time, as a file is; an iterator, which can be read once, is refused. `datasets`, pandas
+and polars are recognised by their interfaces and never imported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from actstore.engine.inputs.records import RecordReader
 
 BATCH_ROWS: Final = 128
-"""Rows of a dataset that are Python's at a time."""
+"""Rows of a dataset that are Python objects at a time."""
 _EXPECTED: Final = (
     "A corpus is a path, or in memory a list of texts or of records, a datasets.Dataset, or a table of pyarrow, pandas or "
     "polars"
@@ -31,7 +31,7 @@ _EXPECTED: Final = (
 
 
 class ArrowTable(Protocol):
-    """What pyarrow, pandas and polars have in common."""
+    """The interface that tables of pyarrow, pandas and polars share."""
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
 
@@ -41,7 +41,7 @@ Corpus = str | os.PathLike[str] | Iterable[str] | Iterable[Mapping[str, object]]
 
 
 class MemoryCorpus(ABC):
-    """A corpus that is not in files; `str` of it is its name in messages and in the plan, such as `<list of 3 texts>`."""
+    """A corpus that is not in files; its `str` is its name in messages and in the plan, such as `<list of 3 texts>`."""
 
     def __init__(self, kind: str, contents: str = "") -> None:
         """Of a type called `kind`, which also begins the sources of its documents: `<list>:0`."""
@@ -53,18 +53,18 @@ class MemoryCorpus(ABC):
 
     @property
     def image_columns(self) -> tuple[str, ...]:
-        """Its columns that hold images, as far as it says so."""
+        """Its columns that are declared to hold images."""
         return ()
 
     @abstractmethod
     def read(self, records: RecordReader) -> Iterator[Document]:
-        """Its documents in their order, from the first; `InvalidInputError` naming what is no document."""
+        """Its documents in their order, from the first; `InvalidInputError` names an item that is no document."""
 
 
 def as_corpus(corpus: object) -> str | MemoryCorpus:
     """The location that `corpus` names, or the corpus in memory that it is.
 
-    Raises `InvalidInputError` for what can be read once only, for what has no order, and for what holds no documents.
+    Raises `InvalidInputError` for objects that can be read only once, have no order, or hold no documents.
     """
     if isinstance(corpus, str):
         return corpus
@@ -82,7 +82,8 @@ def _of_mapping(corpus: Mapping[Any, Any]) -> MemoryCorpus:
     if corpus and all(map(_is_dataset, corpus.values())):
         return _Splits(corpus)
     raise InvalidInputError(
-        f"{_EXPECTED}; found {_found(corpus)}. Put a single record into a list, or make a table of columns with pyarrow.table."
+        f"{_EXPECTED}; found {_in_words(corpus)}. Put a single record into a list, or make a table of columns with "
+        "pyarrow.table."
     )
 
 
@@ -95,7 +96,7 @@ def _of_table(corpus: object) -> MemoryCorpus | None:
             pa.RecordBatchReader.from_stream(corpus)
             return _Table(corpus, corpus)
         except (pa.ArrowException, TypeError, ValueError) as error:
-            if is_frame:  # else a column by itself, which is a list of texts
+            if is_frame:  # otherwise a single column, which is a list of texts
                 reason = " ".join(str(error).split())[:200]
                 raise InvalidInputError(
                     f"The corpus <{_type_name(corpus)}> cannot be read as a table ({reason}). Give each column one type."
@@ -103,7 +104,7 @@ def _of_table(corpus: object) -> MemoryCorpus | None:
     elif hasattr(corpus, "iloc") and is_frame:  # pandas before 2.2
         return _Table(corpus, pa.Table.from_pandas(corpus))
     elif is_frame:
-        raise InvalidInputError(f"{_EXPECTED}; found {_found(corpus)}.")
+        raise InvalidInputError(f"{_EXPECTED}; found {_in_words(corpus)}.")
     return None
 
 
@@ -112,8 +113,10 @@ def _of_items(corpus: object) -> MemoryCorpus:
         raise InvalidInputError(f"A corpus has an order, and a {_type_name(corpus)} has none: pass a list.")
     is_sequence = hasattr(corpus, "__len__") and hasattr(corpus, "__getitem__")
     if isinstance(corpus, bytes | bytearray | memoryview) or not (isinstance(corpus, Iterable) or is_sequence):
-        raise InvalidInputError(f"{_EXPECTED}; found {_found(corpus)}.")
-    if isinstance(corpus, Iterable) and iter(corpus) is iter(corpus):  # an iterator, or what has only one
+        raise InvalidInputError(f"{_EXPECTED}; found {_in_words(corpus)}.")
+    if isinstance(corpus, Iterable) and iter(corpus) is iter(
+        corpus
+    ):  # an iterator, or an object that returns the same one each time
         raise InvalidInputError(
             f"A corpus is read more than once, and a {_type_name(corpus)} can be read only once: pass a list of its items, "
             "list(…), or write them to a file of JSON lines."
@@ -141,26 +144,26 @@ class _Items(MemoryCorpus):
 
     def read(self, records: RecordReader) -> Iterator[Document]:
         items = self._items
-        given_items = items if isinstance(items, Iterable) else map(items.__getitem__, range(len(items)))
-        for index, given in enumerate(given_items):
-            item = given.as_py() if isinstance(given, pa.Scalar) else given
-            place = f"{self.source}:{index}"
+        iterable = items if isinstance(items, Iterable) else map(items.__getitem__, range(len(items)))
+        for index, value in enumerate(iterable):
+            item = value.as_py() if isinstance(value, pa.Scalar) else value
+            source = f"{self.source}:{index}"
             if isinstance(item, str):
-                yield records.read_text(place, item)
+                yield records.read_text(source, item)
             elif isinstance(item, Mapping):
-                yield records.read(place, item)
+                yield records.read(source, item)
             else:
                 raise InvalidInputError(
-                    f"{self} holds {_found(item)} at index {index}: expected texts, or records such as "
+                    f"{self} holds {_in_words(item)} at index {index}: expected texts, or records such as "
                     f"{{{records.options.text_column!r}: '...'}}."
                 )
 
 
 class _Table(MemoryCorpus):
-    """A table that gives its rows as Arrow batches."""
+    """A table whose rows are read as Arrow batches."""
 
-    def __init__(self, given: object, table: object) -> None:
-        super().__init__(_type_name(given), _count(len(given), "row") if hasattr(given, "__len__") else "")
+    def __init__(self, original: object, table: object) -> None:
+        super().__init__(_type_name(original), _count(len(original), "row") if hasattr(original, "__len__") else "")
         self._table = table
 
     def read(self, records: RecordReader) -> Iterator[Document]:
@@ -170,7 +173,7 @@ class _Table(MemoryCorpus):
 
 
 class _Dataset(MemoryCorpus):
-    """What has features and rows, as a `Dataset` and an `IterableDataset` of `datasets` do."""
+    """An object with features and rows, such as a `Dataset` or an `IterableDataset` of `datasets`."""
 
     def __init__(self, dataset: Any, split: str | None = None) -> None:
         super().__init__(_type_name(dataset), _count(len(dataset), "row") if hasattr(dataset, "__len__") else "")
@@ -189,21 +192,23 @@ class _Dataset(MemoryCorpus):
         rows, features = self._rows(records)
         classes = class_columns({column: features.get(column) for column in records.options.label_columns})
         for row, values in enumerate(rows):
-            place = f"{self.source}:{row}"
+            source = f"{self.source}:{row}"
             if not isinstance(values, Mapping):
-                raise InvalidInputError(f"{place} is {_found(values)}: expected a record, values by column.")
-            named = {column: name_classes(values.get(column), kind, place, column) for column, kind in classes.items()}
-            yield records.read(place, {**values, **named}, self._split)
+                raise InvalidInputError(f"{source} is {_in_words(values)}: expected a record, values by column.")
+            labels = {
+                column: name_classes(values.get(column), kind, source, column) for column, kind in classes.items()
+            }
+            yield records.read(source, {**values, **labels}, self._split)
 
     def _rows(self, records: RecordReader) -> tuple[Iterable[Any], Features]:
-        """Its rows, of the columns that are read where they are known, and the features of the columns."""
+        """Its rows, reduced to the columns that are read where columns are known, and the features of the columns."""
         dataset = self._dataset
-        form = getattr(dataset, "format", None)
-        shown: dict[str, Any] = form if isinstance(form, dict) else {}
-        if shown.get("type") == "custom":  # a function of the user's makes the rows, and may make other columns
+        format_ = getattr(dataset, "format", None)
+        output: dict[str, Any] = format_ if isinstance(format_, dict) else {}
+        if output.get("type") == "custom":  # a function of the user makes the rows, and may add columns
             return dataset, {}
         names = getattr(dataset, "column_names", None)
-        columns = names if shown.get("output_all_columns") else shown.get("columns", names)
+        columns = names if output.get("output_all_columns") else output.get("columns", names)
         if columns is None:
             return dataset, self._features
         if not set(columns) & set(records.content_columns) and self.image_columns:
@@ -211,11 +216,11 @@ class _Dataset(MemoryCorpus):
                 f"{self} holds images, in its column {self.image_columns[0]!r}, and no text; images are read from files only: "
                 "save it with save_to_disk, and give the folder."
             )
-        wanted = list(records.check_schema(str(self), columns))
-        if shown.get("type") is not None or columns != names:
+        selected = list(records.check_schema(str(self), columns))
+        if output.get("type") is not None or columns != names:
             dataset = dataset.with_format(None)
         if hasattr(dataset, "select_columns"):  # images and audio are decoded where they are read
-            dataset = dataset.select_columns(wanted)
+            dataset = dataset.select_columns(selected)
         return (_batched(dataset) if hasattr(dataset, "iter") else dataset), self._features
 
 
@@ -248,8 +253,8 @@ def _is_dataset(value: object) -> bool:
     return (features is None or isinstance(features, Mapping)) and hasattr(value, "__iter__")
 
 
-def _found(value: object) -> str:
-    """A value of the wrong type for a message, in Python's words."""
+def _in_words(value: object) -> str:
+    """A value of the wrong type for a message, as Python writes it."""
     return repr(value) if value is None or isinstance(value, int | float) else _type_name(value)
 
 
@@ -258,6 +263,6 @@ def _count(n: int, word: str) -> str:
 
 
 def _type_name(value: object) -> str:
-    """The type of a value as its users know it: `list`, `datasets.Dataset`."""
+    """The name of a value's type, with the package: `list`, `datasets.Dataset`."""
     package = type(value).__module__.partition(".")[0]
     return type(value).__name__ if package in ("builtins", "__main__") else f"{package}.{type(value).__name__}"

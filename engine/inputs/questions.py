@@ -1,10 +1,10 @@
 """Questions files: multiple-choice queries, each with the prompts that ask it.
 
 Three forms are read, compressed where the name says so. Prepared JSON (Chen et al. 2025): an object of queries, name →
-`sentences`, the prompts, with `obj_label`, the letter of each one's right answer, and whatever columns more; which options
-there are is read from the prompts' own lines ` A. …`. Plain rows, in JSON lines or a JSON array: `question`, `options` (a list,
+`sentences`, the prompts, with `obj_label`, the letter of each one's right answer, and any other columns; the options
+are read from the prompts' own lines ` A. …`. Plain rows, in JSON lines or a JSON array: `question`, `options` (a list,
 or an object by letter) and `answer` (a letter, or an option's text), put into templates with shuffled options. And rows with
-`prompts` and `answers` as they shall be. Other columns are labels. Knows nothing about tokens or models.
+`prompts` and `answers`, used as they are. Other columns are labels.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PROMPT_KEYS: Final = {"sentences", "obj_label", "prompts", "answers", "question
 
 @dataclass(frozen=True)
 class Query:
-    """One query: what is asked, in one or more prompts, with what is right in each."""
+    """One question in one or more prompts, with the right option of each."""
 
     name: str
     prompts: tuple[str, ...]
@@ -61,9 +61,9 @@ class QuestionOptions(Typed):
     """How a questions file is to be read."""
 
     templates: int | None = None
-    """Prompts a query: so many from templates, by default 3; of prompts that are there, the first so many, by default all."""
+    """Number of prompts per query: made from templates, by default 3; of given prompts the first ones, by default all."""
     seed: int = 0
-    """Decides, with a query's name and the template's number, in what order options stand."""
+    """Random seed: decides, with a query's name and the template's number, the order of the options."""
     max_queries: int | None = None
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class QuestionOptions(Typed):
 def read_questions(path: str | Path, options: QuestionOptions | None = None) -> Iterator[Query]:
     """The queries of a file in their order, read as they are asked for where the file is JSON lines.
 
-    Raises `NotFoundError` where there is no such file, and `InvalidInputError`, naming the entry or line, for what is not a
+    Raises `NotFoundError` where there is no such file, and `InvalidInputError`, naming the entry or line, where it is no
     questions file: not JSON, no query at all, a missing option, a letter twice, an answer not among the options, a query
     without prompts or with more prompts than answers, a name twice.
 
@@ -87,20 +87,22 @@ def read_questions(path: str | Path, options: QuestionOptions | None = None) -> 
     if not path.is_file():
         raise NotFoundError(f"There is no questions file {path}: expected JSON or JSON lines. Check the path.")
     names: set[str] = set()
-    for place, name, row in _rows(path):
-        query = _query(place, name, row, options)
+    for source, name, row in _rows(path):
+        query = _query(source, name, row, options)
         if query.name in names:
-            raise InvalidInputError(f"{place} has the name {query.name!r}, as has an earlier query. Give each its own.")
+            raise InvalidInputError(
+                f"{source} has the name {query.name!r}, as has an earlier query. Give each its own."
+            )
         names.add(query.name)
         yield query
         if len(names) == options.max_queries:
             return
     if not names:
-        raise InvalidInputError(f"{path} holds no question. Expected an object of queries, or a row a question.")
+        raise InvalidInputError(f"{path} holds no question. Expected an object of queries, or one row per question.")
 
 
 def fingerprint(queries: Iterator[Query], label_columns: tuple[str, ...]) -> str:
-    """The SHA-256, in hexadecimal, of all that of queries goes into a capture with these label columns."""
+    """The SHA-256, in hexadecimal, of everything in queries that a capture with these label columns depends on."""
     digest = hashlib.sha256(b"actstore questions 1\n")
     for query in queries:
         labels = [query.labels.get(column, "") for column in label_columns]
@@ -110,7 +112,7 @@ def fingerprint(queries: Iterator[Query], label_columns: tuple[str, ...]) -> str
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str | None, Any]]:
-    """(place for messages, name if the file gives one, row) of every query."""
+    """(source for messages, name or None where the file has none, row) of every query."""
     if (kind := file_type(path).format) not in ("text", "json", "json lines"):
         raise InvalidInputError(f"Questions are JSON, or JSON lines, and {path} is {kind} by its suffix. Convert it.")
     try:
@@ -118,7 +120,7 @@ def _rows(path: Path) -> Iterator[tuple[str, str | None, Any]]:
             with _open_text(path) as file:
                 first = next((line for line in file if line.strip()), "")
             if not first:
-                raise InvalidInputError(f"{path} is empty. Expected an object of queries, or a row a question.")
+                raise InvalidInputError(f"{path} is empty. Expected an object of queries, or one row per question.")
             row = _parse(first)
             is_lines = isinstance(row, dict) and _is_row(row)
             with _open_text(path) as file:
@@ -143,11 +145,11 @@ def _is_row(value: dict[str, Any]) -> bool:
 def _lines(path: Path, file: Any) -> Iterator[tuple[str, str | None, Any]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
-            place = f"{path}:{number}"
-            row = _parse(line, place)
+            source = f"{path}:{number}"
+            row = _parse(line, source)
             if row is None:
-                raise InvalidInputError(f"{place} is not JSON. Expected one object a line: {line.strip()[:60]!r}.")
-            yield place, str(number), row
+                raise InvalidInputError(f"{source} is not JSON. Expected one object per line: {line.strip()[:60]!r}.")
+            yield source, str(number), row
 
 
 def _whole(path: Path, text: str) -> Iterator[tuple[str, str | None, Any]]:
@@ -160,19 +162,19 @@ def _whole(path: Path, text: str) -> Iterator[tuple[str, str | None, Any]]:
             yield f"{path}, entry {number},", str(number), row
     else:
         what = "not JSON" if rows is None else f"JSON, but {type(rows).__name__} and no object"
-        raise InvalidInputError(f"{path} is {what}. Expected an object of queries, or an object a line.")
+        raise InvalidInputError(f"{path} is {what}. Expected an object of queries, or one object per line.")
 
 
-def _parse(text: str, place: str | None = None) -> Any:
-    """The JSON value in `text`, or None where it is none; an object with a key twice is refused where `place` is named."""
+def _parse(text: str, source: str | None = None) -> Any:
+    """The JSON value in `text`, or None where it is none; an object with a key twice is refused where `source` is given."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if place is not None and len(found) < len(pairs):
+        value = dict(pairs)
+        if source is not None and len(value) < len(pairs):
             keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise InvalidInputError(f"{place} has {twice!r} twice in one object. Keep one of them.")
-        return found
+            repeated = next(key for key in keys if keys.count(key) > 1)
+            raise InvalidInputError(f"{source} has {repeated!r} twice in one object. Keep one of them.")
+        return value
 
     try:
         return json.loads(text, object_pairs_hook=unique)
@@ -180,9 +182,9 @@ def _parse(text: str, place: str | None = None) -> Any:
         return None
 
 
-def _query(place: str, name: str | None, row: Any, options: QuestionOptions) -> Query:
+def _query(source: str, name: str | None, row: Any, options: QuestionOptions) -> Query:
     if not isinstance(row, dict):
-        raise InvalidInputError(f"{place} should be an object, found {type(row).__name__}.")
+        raise InvalidInputError(f"{source} should be an object, found {type(row).__name__}.")
     name = str(row["id"]) if isinstance(row.get("id"), str | int) else str(name)
     labels = {
         key: str(value)
@@ -191,51 +193,51 @@ def _query(place: str, name: str | None, row: Any, options: QuestionOptions) -> 
     }
     for prompts_key, answers_key in (("sentences", "obj_label"), ("prompts", "answers")):
         if prompts_key in row:
-            prompts, answers, letters = _given(place, row, prompts_key, answers_key, options.templates)
+            prompts, answers, letters = _own_prompts(source, row, prompts_key, answers_key, options.templates)
             return Query(name, prompts, answers, letters, labels, prepared=prompts_key == "sentences")
     if "question" not in row:
-        found = ", ".join(map(repr, row)) or "nothing"
+        columns = ", ".join(map(repr, row)) or "nothing"
         raise InvalidInputError(
-            f"{place} asks nothing. Expected 'sentences' with 'obj_label', 'prompts' with 'answers', or 'question' with "
-            f"'options' and 'answer'; found {found}."
+            f"{source} asks nothing. Expected 'sentences' with 'obj_label', 'prompts' with 'answers', or 'question' with "
+            f"'options' and 'answer'; found {columns}."
         )
     question = row["question"]
     if not isinstance(question, str) or not question.strip():
-        raise InvalidInputError(f"{place} has no text for its 'question', found {question!r}.")
-    texts, right = _choices(place, row)
+        raise InvalidInputError(f"{source} has no text for its 'question', found {question!r}.")
+    texts, right = _choices(source, row)
     n_templates = options.templates or DEFAULT_TEMPLATES
-    made = [_fill(question.strip(), texts, right, f"{options.seed}\0{name}", number) for number in range(n_templates)]
+    filled = [_fill(question.strip(), texts, right, f"{options.seed}\0{name}", number) for number in range(n_templates)]
     shuffled = (tuple(string.ascii_uppercase[: len(texts)]),) * n_templates
-    return Query(name, tuple(p for p, _ in made), tuple(a for _, a in made), shuffled, labels)
+    return Query(name, tuple(p for p, _ in filled), tuple(a for _, a in filled), shuffled, labels)
 
 
-def _given(
-    place: str, row: dict[str, Any], prompts_key: str, answers_key: str, n_prompts: int | None
+def _own_prompts(
+    source: str, row: dict[str, Any], prompts_key: str, answers_key: str, n_prompts: int | None
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Prompts that are there, their right letters, and the letters of their options."""
-    prompts, answers = (_texts(place, row, key) for key in (prompts_key, answers_key))
+    """The prompts of a row, their right letters, and the letters of their options."""
+    prompts, answers = (_texts(source, row, key) for key in (prompts_key, answers_key))
     if not prompts:
-        raise InvalidInputError(f"{place} has no prompts: {prompts_key!r} is empty.")
+        raise InvalidInputError(f"{source} has no prompts: {prompts_key!r} is empty.")
     if len(prompts) != len(answers):
         raise InvalidInputError(
-            f"{place} has {len(prompts)} {prompts_key} and {len(answers)} {answers_key}. Each prompt needs one right letter."
+            f"{source} has {len(prompts)} {prompts_key} and {len(answers)} {answers_key}. Each prompt needs one right letter."
         )
     letters = []
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), start=1):
-        found = _letters(f"{place} prompt {number}", prompt)
-        if _letter(answer) not in found:
+        options = _letters(f"{source} prompt {number}", prompt)
+        if _letter(answer) not in options:
             raise InvalidInputError(
-                f"{place} prompt {number} has the answer {answer!r}, not among its options {', '.join(found)}."
+                f"{source} prompt {number} has the answer {answer!r}, not among its options {', '.join(options)}."
             )
-        letters.append(found)
-    chosen = slice(n_prompts)
-    return tuple(prompts[chosen]), tuple(map(_letter, answers[chosen])), tuple(letters[chosen])
+        letters.append(options)
+    first = slice(n_prompts)
+    return tuple(prompts[first]), tuple(map(_letter, answers[first])), tuple(letters[first])
 
 
-def _texts(place: str, row: dict[str, Any], key: str) -> list[str]:
+def _texts(source: str, row: dict[str, Any], key: str) -> list[str]:
     value = row.get(key)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise InvalidInputError(f"{place} should have a list of texts as {key!r}, found {value!r:.60}.")
+        raise InvalidInputError(f"{source} should have a list of texts as {key!r}, found {value!r:.60}.")
     return value
 
 
@@ -243,7 +245,7 @@ def _letter(answer: str) -> str:
     return answer.strip().rstrip(".):").strip()
 
 
-def _letters(place: str, prompt: str) -> tuple[str, ...]:
+def _letters(source: str, prompt: str) -> tuple[str, ...]:
     """The letters of a prompt's options: its lines ` A. …`, or `A. …` where none is indented, from the first A on."""
     for pattern in (_INDENTED, _FLUSH):
         # A question may have lines that look like options, such as initials; options begin with A.
@@ -254,20 +256,20 @@ def _letters(place: str, prompt: str) -> tuple[str, ...]:
     letters = [letter for letter, _ in lines]
     if len(letters) < 2:
         raise InvalidInputError(
-            f"{place} has {len(letters)} options. Expected two lines or more such as ' A. …', ' B. …'."
+            f"{source} has {len(letters)} options. Expected two lines or more such as ' A. …', ' B. …'."
         )
     for number, (letter, text) in enumerate(lines):
         expected = string.ascii_uppercase[number] if number < 26 else None
         if letter in letters[:number]:
-            raise InvalidInputError(f"{place} has the option {letter} twice. Give each option its own letter.")
+            raise InvalidInputError(f"{source} has the option {letter} twice. Give each option its own letter.")
         if letter != expected:
-            raise InvalidInputError(f"{place} lacks the option {expected}: its options are {', '.join(letters)}.")
+            raise InvalidInputError(f"{source} lacks the option {expected}: its options are {', '.join(letters)}.")
         if not text.strip():
-            raise InvalidInputError(f"{place} has nothing after the option {letter}.")
+            raise InvalidInputError(f"{source} has nothing after the option {letter}.")
     return tuple(letters)
 
 
-def _choices(place: str, row: dict[str, Any]) -> tuple[list[str], str]:
+def _choices(source: str, row: dict[str, Any]) -> tuple[list[str], str]:
     """The texts of a plain question's options, and which of them is right."""
     options, answer = row.get("options"), row.get("answer")
     if isinstance(options, dict):
@@ -275,30 +277,32 @@ def _choices(place: str, row: dict[str, Any]) -> tuple[list[str], str]:
         if sorted(options) != expected:
             missing = next((letter for letter in expected if letter not in options), expected[-1:])
             raise InvalidInputError(
-                f"{place} lacks the option {missing}: its options are {', '.join(map(repr, options))}."
+                f"{source} lacks the option {missing}: its options are {', '.join(map(repr, options))}."
             )
         options = [options[letter] for letter in expected]
     if not isinstance(options, list) or not 2 <= len(options) <= 26:
-        found = f"{len(options)}" if isinstance(options, list) else f"{options!r:.60}"
-        raise InvalidInputError(f"{place} should have 2 to 26 'options', a list or an object by letter; found {found}.")
+        actual = f"{len(options)}" if isinstance(options, list) else f"{options!r:.60}"
+        raise InvalidInputError(
+            f"{source} should have 2 to 26 'options', a list or an object by letter; found {actual}."
+        )
     texts = [str(option).strip() if isinstance(option, str | int | float) else "" for option in options]
     for letter, text in zip(string.ascii_uppercase, texts, strict=False):
         if not text:
-            raise InvalidInputError(f"{place} has no text for the option {letter}.")
+            raise InvalidInputError(f"{source} has no text for the option {letter}.")
         if texts.count(text) > 1:
-            raise InvalidInputError(f"{place} has the option {text!r} twice. Which one is right could not be told.")
-    wanted = str(answer).strip() if isinstance(answer, str | int | float) else ""
-    by_letter = dict(zip(string.ascii_uppercase, texts, strict=False)).get(_letter(wanted) if wanted else "")
-    by_text = wanted if wanted in texts else None
+            raise InvalidInputError(f"{source} has the option {text!r} twice. Which one is right could not be told.")
+    answer_text = str(answer).strip() if isinstance(answer, str | int | float) else ""
+    by_letter = dict(zip(string.ascii_uppercase, texts, strict=False)).get(_letter(answer_text) if answer_text else "")
+    by_text = answer_text if answer_text in texts else None
     if by_letter is not None and by_text is not None and by_letter != by_text:
         raise InvalidInputError(
-            f"{place} has the answer {wanted!r}, which is the letter of {by_letter!r} and the text of another option. "
+            f"{source} has the answer {answer_text!r}, which is the letter of {by_letter!r} and the text of another option. "
             "Give the text of the right option another form."
         )
     right = by_letter or by_text
     if right is None:
         raise InvalidInputError(
-            f"{place} has the answer {answer!r}, not among its options {', '.join(map(repr, texts))}."
+            f"{source} has the answer {answer!r}, not among its options {', '.join(map(repr, texts))}."
         )
     return texts, right
 

@@ -1,6 +1,6 @@
 """Records (a JSON object, a row of a table) made into documents, with every value checked.
 
-Knows columns and values; knows nothing about the files they were read from.
+One rule for every source of records: which column is read, and how labels become strings.
 """
 
 import json
@@ -17,10 +17,10 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class RecordReader:
-    """Makes documents of one corpus's records by its options, and remembers which label columns it has met.
+    """Makes documents of one corpus's records by its options, and keeps which label columns occurred.
 
     `labels_found` and `columns` (those of the first record) serve the check that no label column was misspelt: a JSON
-    record may leave a label out, so only the end of the corpus can tell.
+    record may leave a label out, so only the end of the corpus shows it.
     """
 
     def __init__(self, options: CorpusOptions) -> None:
@@ -35,7 +35,7 @@ class RecordReader:
         return columns[::-1] if self.options.prefer_ids else columns
 
     def read(self, source: str, record: Mapping[str, object], split: str | None = None) -> Document:
-        """The document in a record; `source` says where the record stands, in messages too.
+        """The document in a record; `source` is where the record is, for messages too.
 
         Null in place of text or ids is an empty document. `split` becomes a label, unless the record has a label column of
         that name.
@@ -48,36 +48,36 @@ class RecordReader:
         return Document(source, text=self._text(source, column, record[column]), labels=labels)
 
     def read_text(self, source: str, text: str) -> Document:
-        """The document of a text that is no record."""
+        """The document of a text without a record."""
         text = self._clean(source, self.options.text_column, text)
         return Document(source, text=str(text), labels=self.labels(source, {}))
 
     def content_column(self, source: str, columns: Iterable[str]) -> str:
-        """The one of the text and ids columns to read; InvalidInputError names the columns where neither is there."""
+        """The column to read, text or ids; `InvalidInputError` names the columns where there is neither."""
         columns = tuple(columns)
         for column in self.content_columns:
             if column in columns:
                 return column
         raise InvalidInputError(
             f"{source} has no column {self.options.text_column!r} with text, nor {self.options.ids_column!r} with "
-            f"token ids: its columns are {name_columns(columns)}; name one with --text-column, or of images with "
-            "--image-column."
+            f"token ids: its columns are {name_columns(columns)}; name one with `text_column`, or of images with "
+            "`image_column`."
         )
 
     def check_schema(self, source: str, columns: Iterable[str]) -> tuple[str, ...]:
-        """The columns to read from a table that has these; InvalidInputError where one asked for is missing."""
+        """The columns to read from a table with these; `InvalidInputError` where one that the options name is missing."""
         columns = tuple(columns)
         self.columns = self.columns or columns
         content = self.content_column(source, columns)
         for label in self.options.label_columns:
             if label not in columns and label != SPLIT:
                 raise missing_label(source, label, columns)
-        beside = MODEL_INPUTS if content != self.options.text_column else ()
-        wanted = (content, *beside, *self.options.label_columns)
-        return tuple(dict.fromkeys(column for column in wanted if column in columns))
+        inputs = MODEL_INPUTS if content != self.options.text_column else ()
+        selected = (content, *inputs, *self.options.label_columns)
+        return tuple(dict.fromkeys(column for column in selected if column in columns))
 
     def labels(self, source: str, record: Mapping[str, object], split: str | None = None) -> dict[str, str]:
-        """The labels of a record as strings: missing and null are "", other values than strings their JSON."""
+        """The labels of a record as strings: "" where missing or null, JSON where the value is no string."""
         labels = {}
         for column in self.options.label_columns:
             if column in record:
@@ -94,37 +94,37 @@ class RecordReader:
         if not isinstance(value, str):
             raise InvalidInputError(
                 f"{source}: column {column!r} must hold text, found {describe_value(value)}; "
-                "name another with --text-column."
+                "name another with `text_column`."
             )
         return self._clean(source, column, value)
 
     def _clean(self, source: str, column: str, value: str) -> str:
-        """The text with no lone surrogates: JSON can spell them, UTF-8 cannot hold them."""
+        """The text without lone surrogates, which JSON can write and UTF-8 cannot."""
         if value.isascii():
             return value
-        found = _SURROGATES.search(value)
-        if found is None:
+        surrogate = _SURROGATES.search(value)
+        if surrogate is None:
             return value
         if self.options.errors == "replace":
             return _SURROGATES.sub("\ufffd", value)
         raise InvalidInputError(
-            f"{source}: column {column!r} has half a surrogate pair (\\u{ord(found[0]):04x}) at character "
-            f"{found.start()}, which no UTF-8 text can hold; fix it, or pass --errors replace to read on with U+FFFD "
+            f"{source}: column {column!r} has half a surrogate pair (\\u{ord(surrogate[0]):04x}) at character "
+            f'{surrogate.start()}, which no UTF-8 text can hold; fix it, or pass `errors="replace"` to read on with U+FFFD '
             "in its place."
         )
 
 
 def missing_label(source: str, label: str, columns: Iterable[str]) -> InvalidInputError:
-    """The error for a label column that is not there; plain texts have no columns at all."""
+    """The error for a label column that does not exist; plain texts have no columns at all."""
     columns = tuple(columns)
     if not columns:
         return InvalidInputError(
-            f"{source} is plain text, which has no label column {label!r}: leave --label out, or read JSON lines or a "
+            f"{source} is plain text, which has no label column {label!r}: leave `label_columns` out, or read JSON lines or a "
             "table."
         )
     return InvalidInputError(
         f"{source} has no label column {label!r}: its columns are {name_columns(columns)}; name one of them with "
-        "--label."
+        "`label_columns`."
     )
 
 

@@ -1,7 +1,6 @@
 """Documents from tables: Parquet, Arrow files and streams, and folders saved by Hugging Face `datasets`.
 
-pyarrow reads them all, one small batch at a time and only the columns asked for. Knows nothing about text files or
-about which files to read.
+pyarrow reads them all, one small batch at a time and only the columns that are needed.
 """
 
 import json
@@ -24,7 +23,7 @@ from actstore.store.errors import InvalidInputError
 
 BATCH_ROWS = 128
 # With read-ahead (pre_buffer) or without this buffer, the column of a whole row group is in memory before its first row
-# comes out: 50 MB instead of 15, for 48 MB of text in pages of 12 MB.
+# is read: 50 MB instead of 15, for 48 MB of text in pages of 12 MB.
 _PARQUET_BUFFER_NBYTES = 1 << 20
 _ARROW_FILE_MAGIC = b"ARROW1"
 _DATASET_FILES = ("state.json", "dataset_info.json")
@@ -38,11 +37,11 @@ class DatasetFile:
     path: Path
     split: str | None
     features: Features | None
-    """Of its columns, as dataset_info.json has them."""
+    """Those of its columns, as in dataset_info.json."""
 
 
 def read_parquet(path: Path, source: str, records: RecordReader) -> Iterator[Document]:
-    """A document for every row of a Parquet file; the row in its source counts from 0."""
+    """A document for every row of a Parquet file; rows in sources count from 0."""
     with reading(source), arrow_faults(source, "Parquet"), pa.OSFile(os.fspath(path)) as stream:
         file = pq.ParquetFile(stream, buffer_size=_PARQUET_BUFFER_NBYTES, pre_buffer=False)
         columns = records.check_schema(source, file.schema_arrow.names)
@@ -141,11 +140,11 @@ def _bad_dataset(path: Path, expected: str) -> InvalidInputError:
 
 @contextmanager
 def arrow_faults(source: str, kind: str) -> Iterator[None]:
-    """Turn what pyarrow says of a damaged file into an `InvalidInputError` that names it and what it should be."""
+    """Turn pyarrow's errors about a damaged file into an `InvalidInputError` that names it and its format."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the file system's own word
+        if isinstance(error, OSError) and error.errno is not None:  # from the file system, and explained elsewhere
             raise
         reason = str(error).partition("\n")[0].rstrip(".")
         raise InvalidInputError(
@@ -167,19 +166,19 @@ def read_batches(
     for batch in batches:
         arrays = [batch.column(batch.schema.names.index(column)) for column in columns]
         for index in range(batch.num_rows):
-            place = f"{source}:{row}"
+            source_row = f"{source}:{row}"
             values = {
-                column: _python_value(array[index], place, column, records.options)
+                column: _python_value(array[index], source_row, column, records.options)
                 for column, array in zip(columns, arrays, strict=True)
             }
             for column, feature in classes.items():
-                values[column] = name_classes(values.get(column), feature, place, column)
-            yield records.read(place, values, split)
+                values[column] = name_classes(values.get(column), feature, source_row, column)
+            yield records.read(source_row, values, split)
             row += 1
 
 
-def _python_value(scalar: pa.Scalar, place: str, column: str, options: CorpusOptions) -> object:
-    """The value as Python's, but integers per token as a numpy array: a Python list takes many times as long."""
+def _python_value(scalar: pa.Scalar, source_row: str, column: str, options: CorpusOptions) -> object:
+    """The value as a Python object, but integers per token as a numpy array: a Python list takes many times as long."""
     if column in (options.ids_column, *MODEL_INPUTS) and isinstance(scalar, pa.ListScalar) and scalar.is_valid:
         items = scalar.values
         if items.null_count == 0 and _is_number(items.type):
@@ -187,12 +186,12 @@ def _python_value(scalar: pa.Scalar, place: str, column: str, options: CorpusOpt
     try:
         return scalar.as_py()
     except UnicodeDecodeError as error:
-        # Arrow promises UTF-8 in strings and checks nothing.
+        # Arrow strings are UTF-8 by definition, which nothing has checked.
         if options.errors == "replace":
             return error.object.decode("utf-8", "replace")
         raise InvalidInputError(
-            f"{place}: column {column!r} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start} "
-            "of the value; convert it, or pass --errors replace to read on with U+FFFD in its place."
+            f"{source_row}: column {column!r} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start} "
+            'of the value; convert it, or pass `errors="replace"` to read on with U+FFFD in its place.'
         ) from None
 
 

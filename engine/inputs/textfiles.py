@@ -1,6 +1,6 @@
-"""Documents from text, JSON lines and JSON lists: streams of bytes decoded as UTF-8 with the place of every fault.
+"""Documents from text, JSON lines and JSON lists: streams of bytes decoded as UTF-8, with the position of every fault.
 
-Holds one document and one chunk of bytes at a time. Knows nothing about folders, tables or which files to read.
+Holds one document and one chunk of bytes at a time.
 """
 
 import codecs
@@ -29,20 +29,20 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class BinaryFileError(InvalidInputError):
-    """A file that is no text where text was expected; a walk through a folder may pass over it."""
+    """A file that is no text where text was expected; a walk through a folder may skip it."""
 
-    def __init__(self, source: str, kind: str, place: str = "") -> None:
-        what = f"{kind} ({place})" if place else kind
+    def __init__(self, source: str, kind: str, position: str = "") -> None:
+        what = f"{kind} ({position})" if position else kind
         super().__init__(
             f"{source} is {what}: expected UTF-8 text, JSON lines, CSV, Parquet or Arrow, which may be compressed where the "
-            f"name says so ({', '.join(COMPRESSED_SUFFIXES)}); convert it, or leave it out with --pattern."
+            f"name says so ({', '.join(COMPRESSED_SUFFIXES)}); convert it, or leave it out with `pattern`."
         )
-        self.reason = f"{kind}: {place}" if place else kind
+        self.reason = f"{kind}: {position}" if position else kind
 
 
 @contextmanager
 def reading(source: str) -> Iterator[None]:
-    """A context in which whatever the file system or a decompressor objects to becomes one sentence that names the file."""
+    """While open, any error of the file system or a decompressor becomes one sentence that names the file."""
     try:
         yield
     except PermissionError:
@@ -55,9 +55,9 @@ def reading(source: str) -> Iterator[None]:
 
 
 def decode_chunks(stream: IO[bytes], source: str, errors: str) -> Iterator[str]:
-    """The stream's text piece by piece, exactly as it stands but for a byte order mark at the start.
+    """The stream's text in pieces, unchanged but for a byte order mark at the start, which is removed.
 
-    BinaryFileError where it begins as another kind of file does, and at the first NUL byte; InvalidInputError for UTF-16
+    `BinaryFileError` where it begins as another kind of file does, and at the first NUL byte; `InvalidInputError` for UTF-16
     and UTF-32, and at the first byte that is not UTF-8 if errors is "strict".
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
@@ -76,7 +76,7 @@ def decode_chunks(stream: IO[bytes], source: str, errors: str) -> Iterator[str]:
             fault = offset - n_pending + error.start
             raise InvalidInputError(
                 f"{source} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {fault}; "
-                "convert the file, or pass --errors replace to read on with U+FFFD in its place."
+                'convert the file, or pass `errors="replace"` to read on with U+FFFD in its place.'
             ) from None
         if at_start and text:
             text = text.removeprefix("\ufeff")
@@ -93,7 +93,7 @@ def _check_start(start: bytes, source: str) -> None:
     if (encoding := wide_encoding(start)) is not None:
         raise InvalidInputError(
             f"{source} is text in {encoding}, and text is read as UTF-8; convert it (iconv -f {encoding} -t UTF-8), or leave "
-            "it out with --pattern."
+            "it out with `pattern`."
         )
 
 
@@ -160,7 +160,7 @@ def _sniff(chunks: Iterator[str], records: RecordReader) -> StreamReader:
 
 def _list_objects(chunks: Iterator[str], source: str) -> Iterator[dict[str, object]]:
     cursor = _ListCursor(chunks, source)
-    cursor.take()  # the [ by which it was known for a list
+    cursor.take()  # the [ by which it was recognised as a list
     if cursor.peek() == "]":
         cursor.take()
     else:
@@ -177,33 +177,33 @@ def _list_objects(chunks: Iterator[str], source: str) -> Iterator[dict[str, obje
 
 
 class _ListCursor:
-    """A place in a JSON text of which only a part is in memory."""
+    """A position in a JSON text of which only a part is in memory."""
 
     def __init__(self, chunks: Iterator[str], source: str) -> None:
         self._chunks = chunks
         self._source = source
         self._decoder = json.JSONDecoder()
         self._text = ""
-        self._at = 0
+        self._at = 0  # index into _text
         self._line = 1  # of the first character of _text
 
     def peek(self) -> str:
         """The next character that is not white space, or "" at the end."""
         while True:
-            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]  # it matches nothing, too
+            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]  # it also matches the empty string
             if self._at < len(self._text):
                 return self._text[self._at]
             if not self._fill():
                 return ""
 
     def take(self) -> str:
-        """The same, moving past it."""
+        """The same character, after which the position is behind it."""
         mark = self.peek()
         self._at += len(mark)
         return mark
 
     def take_object(self) -> dict[str, object]:
-        """The object that starts here, reading on until it is whole."""
+        """The object that starts at the position, reading on until it is complete."""
         while True:
             try:
                 value, self._at = self._decoder.raw_decode(self._text, self._at)
@@ -218,12 +218,12 @@ class _ListCursor:
                 return cast("dict[str, object]", value)
 
     def fault(self, reason: str, line: int | None = None) -> InvalidInputError:
-        """The error for what stands here, or on the line given."""
+        """The error at the position, or on the given line."""
         line = line or self._line + self._text.count("\n", 0, self._at)
         return InvalidInputError(f"{self._source}:{line} is not valid JSON ({reason}): expected a list of objects.")
 
     def _fill(self) -> bool:
-        """Read on, by at least as much as is left, so that a long object is decoded again only a few times."""
+        """Read on, by at least as much as remains, so that a long object is decoded again only a few times."""
         self._line += self._text.count("\n", 0, self._at)
         pieces = [self._text[self._at :]]
         self._at = 0

@@ -1,8 +1,8 @@
 """Token ids of a record, without the padding that its attention mask names.
 
 A tokenised data set holds what its tokenizer returned: ids, and columns that say how a model is to read them. The mask is
-applied; a column that asks for anything else than what a capture does (one segment, positions from 0) is refused, as it would
-change the activations. Knows nothing about files or text.
+applied; a column that differs from what a capture does (one segment, positions from 0) is refused, as it would change the
+activations.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,22 +27,22 @@ Integers = npt.NDArray[np.integer]
 def read_token_ids(source: str, column: str, record: Mapping[str, object]) -> npt.NDArray[np.int64]:
     """The ids in `column` that the record's attention mask keeps, int64 `[token]`; null is no ids.
 
-    Raises `InvalidInputError`, naming `source`, for what are no token ids, for a mask that is not one 0 or 1 per id or that
-    masks a token between two that it keeps, and for token types, positions or global attention that the model is not run with.
+    Raises `InvalidInputError`, naming `source`, for values that are no token ids, for a mask that is not one 0 or 1 per id or
+    that masks a token between two it keeps, and for token types, positions or global attention that the model is not run with.
     """
     ids = _token_ids(source, column, record[column])
-    kept = _kept(source, record, ids.size)
+    span = _unmasked(source, record, ids.size)
     for name in _ALL_ZERO:
-        _expect(source, name, record, kept, np.zeros_like(ids))
-    _expect(source, POSITIONS, record, kept, np.arange(ids.size) - (kept.start or 0))
-    return ids[kept]
+        _expect(source, name, record, span, np.zeros_like(ids))
+    _expect(source, POSITIONS, record, span, np.arange(ids.size) - (span.start or 0))
+    return ids[span]
 
 
 def _token_ids(source: str, column: str, value: object) -> npt.NDArray[np.int64]:
     def wrong(found: str) -> InvalidInputError:
         return InvalidInputError(
             f"{source}: column {column!r} must hold token ids (integers from 0), found {found}; "
-            "fix the row, or name another with --ids-column."
+            "fix the row, or name another with `ids_column`."
         )
 
     array = _array([] if value is None else value, wrong, truth_values=False)
@@ -55,7 +55,7 @@ def _token_ids(source: str, column: str, value: object) -> npt.NDArray[np.int64]
     return ids
 
 
-def _kept(source: str, record: Mapping[str, object], n_ids: int) -> slice:
+def _unmasked(source: str, record: Mapping[str, object], n_ids: int) -> slice:
     """The run of positions that the mask keeps; all of them where there is no mask."""
     mask = _integers(source, MASK, record, n_ids, ZERO_OR_ONE)
     if mask is None:
@@ -65,22 +65,22 @@ def _kept(source: str, record: Mapping[str, object], n_ids: int) -> slice:
         return slice(0, 0)
     start, stop = int(ones[0]), int(ones[-1]) + 1
     if ones.size != stop - start:
-        hole = start + int(np.argmin(mask[start:stop]))
+        gap = start + int(np.argmin(mask[start:stop]))
         raise InvalidInputError(
-            f"{source}: column {MASK!r} masks position {hole}, between tokens that it keeps, and only padding before and "
+            f"{source}: column {MASK!r} masks position {gap}, between tokens that it keeps, and only padding before and "
             "after a document can be left out; split the record there, or leave the column out."
         )
     return slice(start, stop)
 
 
-def _expect(source: str, column: str, record: Mapping[str, object], kept: slice, expected: Integers) -> None:
-    """Refuse a column that holds, where ids are kept, anything else than what the model is run with."""
+def _expect(source: str, column: str, record: Mapping[str, object], span: slice, expected: Integers) -> None:
+    """Refuse a column that differs, within the unmasked span, from what the model is run with."""
     values = _integers(source, column, record, expected.size, "integer")
     if values is None:
         return
-    differs = np.flatnonzero(values[kept] != expected[kept])
+    differs = np.flatnonzero(values[span] != expected[span])
     if differs.size:
-        position = int(differs[0]) + (kept.start or 0)
+        position = int(differs[0]) + (span.start or 0)
         raise InvalidInputError(
             f"{source}: column {column!r} holds {values[position]} at position {position}, and a capture runs the model with "
             f"{expected[position]} there, so its activations would be others; leave the column out to capture the ids "

@@ -1,4 +1,4 @@
-"""Values and columns in words, for messages about records. Knows nothing about where they come from."""
+"""Values and columns in words, for messages about records."""
 
 import json
 from collections.abc import Iterable
@@ -26,6 +26,6 @@ def describe_value(value: object) -> str:
 def name_columns(columns: Iterable[str]) -> str:
     """The columns' names for a message: the first twelve, and how many more."""
     columns = tuple(columns)
-    named = ", ".join(repr(column) for column in columns[:_MAX_COLUMNS_NAMED])
+    names = ", ".join(repr(column) for column in columns[:_MAX_COLUMNS_NAMED])
     more = len(columns) - _MAX_COLUMNS_NAMED
-    return (f"{named} and {more} more" if more > 0 else named) or "none"
+    return (f"{names} and {more} more" if more > 0 else names) or "none"

@@ -1,4 +1,4 @@
-"""A loaded model as a store knows it: its fingerprint and its record."""
+"""A loaded model as a store records it: its fingerprint and its record."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def fingerprint_of(model: LoadedModel) -> str:
-    """The fingerprint by which stores know a loaded model."""
+    """The fingerprint by which stores identify a loaded model."""
     return root.model_fingerprint(_config(model), model.fingerprint())
 
 
@@ -26,17 +26,17 @@ def _config(model: LoadedModel) -> dict[str, Any]:
     return config
 
 
-def check_model(folder: Folder, expected: str, found: str, name: str) -> None:
+def check_model(folder: Folder, expected: str, actual: str, name: str) -> None:
     """Raise `InvalidInputError` where two fingerprints differ."""
-    if expected != found:
+    if expected != actual:
         raise InvalidInputError(
-            f"{folder} holds another model than {name}: its fingerprint is {expected[:12]}…, found {found[:12]}…. The weights, "
-            "the configuration or --dtype differ. One store has one model: name another store."
+            f"{folder} holds another model than {name}: its fingerprint is {expected[:12]}…, found {actual[:12]}…. The "
+            "weights, the configuration or `dtype` differ. One store has one model: name another store."
         )
 
 
 def model_record(model: LoadedModel, fingerprint: str) -> ModelRecord:
-    """The record by which a store knows its model, whose `fingerprint_of` is given."""
+    """The record of a model in a store; `fingerprint` is its `fingerprint_of`."""
     spec = model.spec
     return ModelRecord(
         name=spec.name,
@@ -56,17 +56,17 @@ def model_record(model: LoadedModel, fingerprint: str) -> ModelRecord:
 
 
 def location_of(model: ModelRecord) -> str:
-    """Where the model of a store is to be loaded from, whatever folder this is run in.
+    """The folder or Hub id from which a store's model is to be loaded, whatever the working directory.
 
-    Raises `InvalidInputError` where its own folder is gone: the Hub is not asked for a stranger's model of the same name.
+    Raises `InvalidInputError` where its own folder is gone: a model of the same name on the Hub may be another one.
     """
     if model.folder is None and model.name in (model.config.get("architectures") or ()):
         raise InvalidInputError(
             f"The model was captured from memory, as a {model.name} without a name or path. Save it with save_pretrained, and "
-            "name that folder with --model."
+            "pass that folder as `model`."
         )
     if model.folder is None or Path(model.folder).is_dir():
         return model.folder or model.name
     raise InvalidInputError(
-        f"The model {model.name} was captured from {model.folder}, where no folder is any more. Name its place with --model."
+        f"The model {model.name} was captured from {model.folder}, which no longer exists. Pass its location as `model`."
     )

@@ -110,7 +110,7 @@ def _answer(
     if n_new < 1:
         raise InvalidInputError(
             f"A prompt of {n_positions} tokens leaves no room for an answer in {model.spec.name}'s context of "
-            f"{model.spec.context}. Shorten --prompt."
+            f"{model.spec.context}. Shorten `prompt`."
         )
     given: dict[str, Any] = {
         key: value.to(model.device, model.dtype if value.is_floating_point() else None) for key, value in extra.items()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from actstore.engine.inputs.image_files import SUFFIXES
 from actstore.engine.inputs.image_tables import read_rows
 from actstore.engine.inputs.images import LISTS
 from actstore.store.errors import InvalidInputError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
 NAMES: Final = ("image", "file_name", "image_path", "path")
 """Keys under which such lists name an image's file."""
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-_ADVICE: Final = "Name one with --tokenizer, or capture a corpus of token ids (--ids-column)."
+_ADVICE: Final = "Pass one as `tokenizer`, or capture a corpus of token ids (`ids_column`)."
 
 
 class TextTokenizer:

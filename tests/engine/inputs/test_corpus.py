@@ -259,14 +259,16 @@ def test_a_label_may_be_missing_from_records_but_not_from_all(tmp_path):
     path.write_text('{"text": "a"}\n{"text": "b", "lang": "en"}\n')
     labels = [document.labels for document in read_corpus(path, CorpusOptions(label_columns=("lang",)))]
     assert labels == [{"lang": ""}, {"lang": "en"}]
-    expected = f"File '{path}' has no label column 'lnag': its columns are 'text'; name one of them with --label."
+    expected = (
+        f"File '{path}' has no label column 'lnag': its columns are 'text'; name one of them with `label_columns`."
+    )
     assert message(path, label_columns=("lang", "lnag")) == expected
     assert message(path, label_columns=("lnag",), max_documents=1) == expected
 
 
 def test_labels_of_plain_text(folder):
     assert message(folder / "a.txt", label_columns=("lang",)) == (
-        f"File '{folder}/a.txt' is plain text, which has no label column 'lang': leave --label out, "
+        f"File '{folder}/a.txt' is plain text, which has no label column 'lang': leave `label_columns` out, "
         "or read JSON lines or a table."
     )
 

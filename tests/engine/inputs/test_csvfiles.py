@@ -52,16 +52,16 @@ def test_another_text_column(tmp_path: Path) -> None:
     assert [document.text for document in read(path, text_column="body")] == ["one", "two"]
     assert message(path) == (
         f"{path} has no column 'text' with text, nor 'input_ids' with token ids: its columns are 'id', 'body'; "
-        "name one with --text-column, or of images with --image-column."
+        "name one with `text_column`, or of images with `image_column`."
     )
     assert message(path, text_column="body", label_columns=("lang",)) == (
-        f"{path} has no label column 'lang': its columns are 'id', 'body'; name one of them with --label."
+        f"{path} has no label column 'lang': its columns are 'id', 'body'; name one of them with `label_columns`."
     )
 
 
 def test_semicolons_are_no_delimiters(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text;lang\none;en\n")
-    assert "its columns are 'text;lang'; name one with --text-column" in message(tmp_path)
+    assert "its columns are 'text;lang'; name one with `text_column`" in message(tmp_path)
 
 
 def test_a_field_may_be_longer_than_python_allows_by_default(tmp_path: Path) -> None:

@@ -47,9 +47,9 @@ def test_only_a_document_of_length_nothing_is_empty():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"errors": "ignore"}, "--errors is one of strict, replace: found 'ignore'."),
-        ({"stdin_format": "csv"}, "--stdin-format is one of text, jsonl: found 'csv'."),
-        ({"max_documents": 0}, "--max-documents is at least 1, found 0."),
+        ({"errors": "ignore"}, "`errors` is one of strict, replace: found 'ignore'."),
+        ({"stdin_format": "csv"}, "`stdin_format` is one of text, jsonl: found 'csv'."),
+        ({"max_documents": 0}, "`max_documents` is at least 1, found 0."),
     ],
 )
 def test_options_refuse_values_that_mean_nothing(wrong, message):

@@ -137,8 +137,8 @@ def test_tables_compressed_as_a_whole_are_refused(tmp_path: Path, suffix: str, n
     path.write_bytes(COMPRESS[suffix](b"PAR1\x15" + bytes(99)))
     for location in (path, tmp_path):
         assert message(location) == (
-            f"{path} is a table compressed as a whole, and Parquet and Arrow are read from any place: decompress it, or leave "
-            "it out with --pattern."
+            f"{path} is a table compressed as a whole, and Parquet and Arrow are read from any position: decompress it, or "
+            "leave it out with `pattern`."
         )
 
 
@@ -228,7 +228,7 @@ def test_wide_text_is_refused_by_its_encoding(tmp_path: Path, name: str, encodin
         for errors in ("strict", "replace"):
             assert message(location, errors=errors) == (
                 f"{path} is text in {expected}, and text is read as UTF-8; convert it (iconv -f {expected} -t UTF-8), or "
-                "leave it out with --pattern."
+                "leave it out with `pattern`."
             )
 
 
@@ -236,7 +236,7 @@ def test_latin_1_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("naïve".encode("latin-1"))
     assert message(tmp_path).startswith(
-        f"{path} is not UTF-8: byte 0xef at offset 2; convert the file, or pass --errors"
+        f"{path} is not UTF-8: byte 0xef at offset 2; convert the file, or pass `errors="
     )
 
 

@@ -342,14 +342,14 @@ def test_the_digest_knows_images_prompts_captions_and_labels_not_places(folder: 
         ('{"image": "data:image/png;base64,AA"}', "by a URL"),
         (
             '{"image": 7}',
-            r":2: column 'image' must hold a path, or an image's bytes, found an integer \(7\).*--image-column",
+            r":2: column 'image' must hold a path, or an image's bytes, found an integer \(7\).*`image_column`",
         ),
-        ('{"picture": "b.png"}', r":2 has no column 'image' with an image: its columns are 'picture'.*--image-column"),
+        ('{"picture": "b.png"}', r":2 has no column 'image' with an image: its columns are 'picture'.*`image_column`"),
         (
             '{"image": "b.png", "caption": ["a", "b"]}',
-            r":2: column 'caption' must hold text, found a list.*--caption-column",
+            r":2: column 'caption' must hold text, found a list.*`caption_column`",
         ),
-        ('{"image": "b.png", "prompt": 5}', "--prompt-column"),
+        ('{"image": "b.png", "prompt": 5}', "`prompt_column`"),
         ('{"image": ', r"images\.jsonl:2 is not valid JSON"),
         ("[1]", r":2 holds a list: expected one object on each line"),
     ],
@@ -372,12 +372,12 @@ def test_nothing_there(folder: Path, tmp_path: Path) -> None:
         list(read_images(folder, ImageOptions(label_columns=("kind",))))
     (folder / "images.jsonl").write_text('{"image": "b.png", "caption": "one"}')
     for kind in ("prompt", "caption"):
-        with pytest.raises(InvalidInputError, match=rf"no column 'x' with {kind}s: .*'caption'. Mend --{kind}-column"):
+        with pytest.raises(InvalidInputError, match=rf"no column 'x' with {kind}s: .*'caption'. Check `{kind}_column`"):
             list(read_images(folder, ImageOptions(**{f"{kind}_column": "x"})))
     (folder / "x.parquet").write_bytes(b"PAR1 and nothing else")
     with pytest.raises(InvalidInputError, match=r"x\.parquet is not readable as a table"):
         list(read_images(folder / "x.parquet"))
-    with pytest.raises(InvalidInputError, match=r"--max-documents is at least 1, found 0"):
+    with pytest.raises(InvalidInputError, match="`max_documents` is at least 1, found 0"):
         ImageOptions(max_documents=0)
 
 

@@ -180,7 +180,8 @@ def test_options_are_those_of_files() -> None:
         "<list>:0 has no column 'text' with text, nor 'input_ids' with token ids: its columns are 'body', 'ids';"
     )
     assert message([{"text": "a"}], label_columns=("lnag",)) == (
-        "The corpus <list of 1 record> has no label column 'lnag': its columns are 'text'; name one of them with --label."
+        "The corpus <list of 1 record> has no label column 'lnag': its columns are 'text'; name one of them with "
+        "`label_columns`."
     )
     assert message(["a"], label_columns=("lang",)).startswith(
         "The corpus <list of 1 text> is plain text, which has no label"

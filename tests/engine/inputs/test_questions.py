@@ -210,7 +210,7 @@ def test_bytes_that_are_no_text_a_missing_file_and_counts_of_nothing(tmp_path: P
     path.write_bytes(b'{"a": "\xff"}')
     with pytest.raises(InvalidInputError, match=r"in UTF-8: .* is neither .* at byte 7"):
         list(read_questions(path))
-    with pytest.raises(InvalidInputError, match="Expected `templates` of 1 or more, found 0"):
+    with pytest.raises(InvalidInputError, match="`templates` of 1 or more, found 0"):
         QuestionOptions(templates=0)
     with pytest.raises(InvalidInputError, match="Expected `max_queries` of 1 or more"):
         QuestionOptions(max_queries=0)

@@ -75,7 +75,7 @@ def test_split_is_a_label_unless_the_record_has_its_own():
 def test_missing_text_column_names_those_there_are():
     assert message({"body": "a", "id": 1}) == (
         "f:3 has no column 'text' with text, nor 'input_ids' with token ids: its columns are 'body', 'id'; "
-        "name one with --text-column, or of images with --image-column."
+        "name one with `text_column`, or of images with `image_column`."
     )
 
 
@@ -93,7 +93,7 @@ def test_many_columns_are_not_all_named():
 )
 def test_text_of_another_type_is_refused(value, found):
     assert message({"text": value}) == (
-        f"f:3: column 'text' must hold text, found {found}; name another with --text-column."
+        f"f:3: column 'text' must hold text, found {found}; name another with `text_column`."
     )
 
 
@@ -114,7 +114,7 @@ def test_text_of_another_type_is_refused(value, found):
 def test_ids_that_are_no_token_ids_are_refused(value, found):
     assert message({"input_ids": value}) == (
         f"f:3: column 'input_ids' must hold token ids (integers from 0), found {found}; "
-        "fix the row, or name another with --ids-column."
+        "fix the row, or name another with `ids_column`."
     )
 
 
@@ -128,7 +128,7 @@ def test_ids_are_copied_out_of_the_batch():
 def test_half_a_surrogate_pair_is_refused_or_replaced():
     assert message({"text": "né\ud83d!"}) == (
         "f:3: column 'text' has half a surrogate pair (\\ud83d) at character 2, which no UTF-8 text can hold; "
-        "fix it, or pass --errors replace to read on with U+FFFD in its place."
+        'fix it, or pass `errors="replace"` to read on with U+FFFD in its place.'
     )
     document = read({"text": "né\ud83d!", "l": "\udc00"}, errors="replace", label_columns=("l",))
     assert (document.text, document.labels) == ("né\ufffd!", {"l": "\ufffd"})

@@ -123,14 +123,14 @@ def test_ids_that_are_no_token_ids_name_the_row(write, ids, row, found):
     path = write({"input_ids": ids})
     assert message(path) == (
         f"{path}:{row}: column 'input_ids' must hold token ids (integers from 0), found {found}; "
-        "fix the row, or name another with --ids-column."
+        "fix the row, or name another with `ids_column`."
     )
 
 
 def test_text_of_another_type_names_the_row(write):
     path = write({"text": [4, 5]})
     assert message(path) == (
-        f"{path}:0: column 'text' must hold text, found an integer (4); name another with --text-column."
+        f"{path}:0: column 'text' must hold text, found an integer (4); name another with `text_column`."
     )
 
 
@@ -138,7 +138,7 @@ def test_missing_text_column(write):
     path = write({"body": ["a"], "id": [1]})
     assert message(path) == (
         f"{path} has no column 'text' with text, nor 'input_ids' with token ids: its columns are 'body', 'id'; "
-        "name one with --text-column, or of images with --image-column."
+        "name one with `text_column`, or of images with `image_column`."
     )
     assert read(path, text_column="body")[0].text == "a"
 
@@ -148,7 +148,7 @@ def test_missing_label_column_is_found_before_the_first_row(write):
     with pytest.raises(InvalidInputError) as caught:
         next(read_corpus(path, CorpusOptions(label_columns=("lang",))))
     assert str(caught.value) == (
-        f"{path} has no label column 'lang': its columns are 'text', 'language'; name one of them with --label."
+        f"{path} has no label column 'lang': its columns are 'text', 'language'; name one of them with `label_columns`."
     )
 
 
@@ -157,7 +157,7 @@ def test_strings_that_are_not_utf8(write):
     path = write({"text": pa.Array.from_buffers(pa.string(), 2, [None, offsets, content])})
     assert message(path) == (
         f"{path}:1: column 'text' is not UTF-8: byte 0xff at offset 1 of the value; "
-        "convert it, or pass --errors replace to read on with U+FFFD in its place."
+        'convert it, or pass `errors="replace"` to read on with U+FFFD in its place.'
     )
     assert [document.text for document in read(path, errors="replace")] == ["a", "a\ufffdb"]
 

@@ -64,7 +64,7 @@ def test_invalid_utf8_is_placed_to_the_byte(write, tiny_chunks, n_before):
     path = write("a.txt", b"\xc3\xa9" * n_before + b"\xff.")
     assert message(path) == (
         f"{path} is not UTF-8: byte 0xff at offset {2 * n_before}; "
-        "convert the file, or pass --errors replace to read on with U+FFFD in its place."
+        'convert the file, or pass `errors="replace"` to read on with U+FFFD in its place.'
     )
 
 
@@ -80,7 +80,7 @@ def test_a_named_binary_is_refused_with_the_place_of_its_first_nul(write, tiny_c
     path = write("a.txt", b"abcdefg\0\0")
     assert message(path, errors="replace") == (
         f"{path} is binary (NUL byte at offset 7): expected UTF-8 text, JSON lines, CSV, Parquet or Arrow, "
-        "which may be compressed where the name says so (.gz, .bz2, .xz, .zst); convert it, or leave it out with --pattern."
+        "which may be compressed where the name says so (.gz, .bz2, .xz, .zst); convert it, or leave it out with `pattern`."
     )
 
 
