@@ -172,7 +172,7 @@ TOURS = {
         Step(
             "",
             "actstore capture demo/models/language-llama demo/models/language-llama/texts.jsonl.xz languages.actstore "
-            "--label language --precision none",
+            "--label language --precision int8",
         ),
         Step("", "actstore selectivity languages.actstore --by language"),
     ),

@@ -13,14 +13,16 @@ import functools
 import importlib.util
 import inspect
 import json
+import lzma
 import re
 import shlex
 import subprocess
 import sys
 import types
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import planted_stores
@@ -33,9 +35,11 @@ import actstore
 from actstore.api.light import READING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from conftest import Result
+
+Item = TypeVar("Item")
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -53,6 +57,8 @@ N_PICTURES = 120
 """Of those that a page has drawn."""
 N_QUESTIONS = 3
 """Of each kind in the fact model's questions."""
+N_MESSAGES = 20
+"""Of each language in the language model's texts."""
 
 
 @dataclass(frozen=True)
@@ -155,25 +161,36 @@ def save_corpora(folder: Path) -> None:
     (folder / "prompts.txt").write_text("the capital of\nla capitale de\n", encoding="utf-8")
 
 
+def _first_of_each(items: Iterable[Item], kind: Callable[[Item], str], n: int) -> list[Item]:
+    """The first n items of each kind, in their order."""
+    seen: Counter[str] = Counter()
+    first = []
+    for item in items:
+        seen[kind(item)] += 1
+        if seen[kind(item)] <= n:
+            first.append(item)
+    return first
+
+
 def save_demo(folder: Path) -> None:
-    """The embedded models, the fact model with few of its questions, and a little of the standard library."""
-    (folder / "demo" / "models").mkdir(parents=True)
+    """The embedded models, two of them with few of their questions and texts, and a little of the standard library."""
+    (folder / "demo").mkdir()
     (folder / "demo" / "data").symlink_to(ROOT / "demo" / "data")
     for model in (ROOT / "demo" / "models").iterdir():
-        if model.name != "fact-llama":
-            (folder / "demo" / "models" / model.name).symlink_to(model)
-    facts = folder / "demo" / "models" / "fact-llama"
-    facts.mkdir()
-    for file in (ROOT / "demo" / "models" / "fact-llama").iterdir():
-        (facts / file.name).symlink_to(file)
-    questions = json.loads((facts / "questions.json").read_text(encoding="utf-8"))
-    kept: dict[str, Any] = {}
-    for name, query in questions.items():
-        like = [other for other in kept.values() if other["relation_name"] == query["relation_name"]]
-        if len(like) < N_QUESTIONS:
-            kept[name] = query
-    (facts / "questions.json").unlink()
-    (facts / "questions.json").write_text(json.dumps(kept), encoding="utf-8")
+        (folder / "demo" / "models" / model.name).mkdir(parents=True)
+        for file in model.iterdir():
+            (folder / "demo" / "models" / model.name / file.name).symlink_to(file)
+    asked = folder / "demo" / "models" / "fact-llama" / "questions.json"
+    questions = json.loads(asked.read_text(encoding="utf-8"))
+    few = _first_of_each(questions.items(), lambda item: item[1]["relation_name"], N_QUESTIONS)
+    asked.unlink()
+    asked.write_text(json.dumps(dict(few)), encoding="utf-8")
+    messages = folder / "demo" / "models" / "language-llama" / "texts.jsonl.xz"
+    with lzma.open(messages, "rt", encoding="utf-8") as lines:
+        few_lines = _first_of_each(lines, lambda line: json.loads(line)["language"], N_MESSAGES)
+    messages.unlink()
+    with lzma.open(messages, "wt", encoding="utf-8") as file:
+        file.writelines(few_lines)
     library = folder / "build" / "demo" / "stdlib"
     library.mkdir(parents=True)
     for module in ("bisect", "fnmatch", "keyword", "linecache", "reprlib", "shlex"):
