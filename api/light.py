@@ -21,7 +21,6 @@ READING: Final = (
     "numba",
     "numcodecs",
     "numpy",
-    "pillow",
     "psutil",
     "pyarrow",
     "rich",
@@ -63,9 +62,9 @@ def explained(function: Callable[Parameters, Result]) -> Callable[Parameters, Re
 
 
 def explains(kind: Class) -> Class:
-    """The class, all of whose own public methods are `explained`."""
-    for name, member in vars(kind).items():
-        if inspect.isfunction(member) and (name == "__call__" or not name.startswith("_")):
+    """The class, all of whose public methods are `explained`, inherited ones too."""
+    for name, member in inspect.getmembers(kind, inspect.isfunction):
+        if (name == "__call__" or not name.startswith("_")):
             wrapped: Any = explained(member)
             setattr(kind, name, wrapped)
     return kind
