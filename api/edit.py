@@ -95,7 +95,7 @@ class EditsMethod:
     def _scale(
         self, form: str, neurons: Any, factor: float, name: str, kind: str, positions: str, *, force: bool
     ) -> Edit:
-        from actstore.engine.edit.passes import parse_positions
+        from actstore.engine.edit.positions import parse_positions
         from actstore.engine.edit.scaling import scaled_edit
         from actstore.engine.edit.specification import Operation
 

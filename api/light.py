@@ -64,7 +64,7 @@ def explained(function: Callable[Parameters, Result]) -> Callable[Parameters, Re
 def explains(kind: Class) -> Class:
     """The class, all of whose public methods are `explained`, inherited ones too."""
     for name, member in inspect.getmembers(kind, inspect.isfunction):
-        if (name == "__call__" or not name.startswith("_")):
+        if name == "__call__" or not name.startswith("_"):
             wrapped: Any = explained(member)
             setattr(kind, name, wrapped)
     return kind

@@ -112,7 +112,7 @@ def _scaled(
     opened: Store, neurons: str, name: str, change: tuple[str, float], target: tuple[str, str], quiet: bool
 ) -> Edit:
     """An edit that multiplies neurons: `change` is its form and factor, `target` its kind and positions."""
-    from actstore.engine.edit.passes import parse_positions
+    from actstore.engine.edit.positions import parse_positions
     from actstore.engine.edit.specification import Operation, check_neurons
 
     (form, factor), (kind, positions) = change, target

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 
-from actstore.engine.edit.passes import check_positions
+from actstore.engine.edit.positions import check_positions
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.records import Record
@@ -50,6 +49,8 @@ class OperationKind:
 
 
 def _suppress(operation: Operation, target: Target, activations: Tensor) -> Tensor:
+    import torch  # only here: what a specification says is read without it
+
     return torch.zeros_like(activations)
 
 
@@ -58,6 +59,8 @@ def _boost(operation: Operation, target: Target, activations: Tensor) -> Tensor:
 
 
 def _set(operation: Operation, target: Target, activations: Tensor) -> Tensor:
+    import torch  # only here: what a specification says is read without it
+
     return torch.full_like(activations, operation.value)
 
 
@@ -66,6 +69,8 @@ def _add_noise(operation: Operation, target: Target, activations: Tensor) -> Ten
 
 
 def _patch(operation: Operation, target: Target, activations: Tensor) -> Tensor:
+    import torch  # only here: what a specification says is read without it
+
     assert target.source is not None
     source = torch.from_numpy(target.source).to(activations)
     if source.dim() == 1:
@@ -82,6 +87,8 @@ def _normal_numbers(seed: int, target: Target, like: Tensor) -> Tensor:
 
     Not on how many positions a pass reads: with a cache and without one, a position gets the same noise.
     """
+    import torch
+
     n_windows, n_positions, n = like.shape
     now = target.passes.present()
     is_whole = now.position.shape == (n_windows, n_positions)

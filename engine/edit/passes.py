@@ -14,31 +14,10 @@ from torch import Tensor
 
 from actstore.engine.edit.positions import POSITIONS, Pass
 from actstore.engine.models.cache import past_length
-from actstore.store.errors import InvalidInputError, ModelError
+from actstore.store.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-
-def check_positions(positions: str | Sequence[int]) -> None:
-    """Raise `InvalidInputError` unless positions are a key of `POSITIONS` or a list of numbers."""
-    if isinstance(positions, str):
-        if positions not in POSITIONS:
-            raise InvalidInputError(
-                f"Positions are one of {', '.join(POSITIONS)}, or numbers such as 0,3,-1: found {positions!r}."
-            )
-    elif not positions or any(isinstance(p, bool) or not isinstance(p, int) for p in positions):
-        raise InvalidInputError(f"Positions are a name or at least one number, found {list(positions)!r}.")
-
-
-def parse_positions(text: str) -> str | tuple[int, ...]:
-    """The positions in a text: a key of `POSITIONS`, or numbers such as 0,3,-1; `InvalidInputError` for anything else."""
-    text = text.strip()
-    parts = text.split(",")
-    if all(part.strip().removeprefix("-").isdigit() for part in parts):
-        return tuple(int(part) for part in parts)
-    check_positions(text)
-    return text
 
 
 class Passes:

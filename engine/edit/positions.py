@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -56,3 +56,24 @@ POSITIONS: Final = {
     ),
     "image": PositionSet("the prompt's image positions", _is_image),
 }
+
+
+def check_positions(positions: str | Sequence[int]) -> None:
+    """Raise `InvalidInputError` unless positions are a key of `POSITIONS` or a list of numbers."""
+    if isinstance(positions, str):
+        if positions not in POSITIONS:
+            raise InvalidInputError(
+                f"Positions are one of {', '.join(POSITIONS)}, or numbers such as 0,3,-1: found {positions!r}."
+            )
+    elif not positions or any(isinstance(p, bool) or not isinstance(p, int) for p in positions):
+        raise InvalidInputError(f"Positions are a name or at least one number, found {list(positions)!r}.")
+
+
+def parse_positions(text: str) -> str | tuple[int, ...]:
+    """The positions in a text: a key of `POSITIONS`, or numbers such as 0,3,-1; `InvalidInputError` for anything else."""
+    text = text.strip()
+    parts = text.split(",")
+    if all(part.strip().removeprefix("-").isdigit() for part in parts):
+        return tuple(int(part) for part in parts)
+    check_positions(text)
+    return text

@@ -12,8 +12,7 @@ from tiny import random_ids, scatter_weights, tiny_config
 from transformers import AutoModelForCausalLM
 
 from actstore.engine.edit.interventions import intervening
-from actstore.engine.edit.passes import parse_positions
-from actstore.engine.edit.positions import POSITIONS
+from actstore.engine.edit.positions import POSITIONS, parse_positions
 from actstore.engine.edit.specification import Operation, Specification
 from actstore.engine.models.load import LoadedModel
 from actstore.store.errors import FormatError, InvalidInputError
