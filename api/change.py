@@ -81,6 +81,7 @@ class ChangeMethod:
         other_model: ModelInput | None = None,
         share: float = 0.05,
         scorer: str = "refusal",
+        pattern: str | None = None,
         max_new_tokens: int = 32,
         random: int = 3,
         seed: int = 0,
@@ -95,7 +96,7 @@ class ChangeMethod:
 
         - `prompts`: texts that are continued.
         - `model`: this store's model, by name, path or loaded; `other_model` the other's; the stores' own unless given.
-        - `scorer`: `refusal`, `regex:PATTERN` (whether the generation matches), or `likelihood` (mean log p under the other).
+        - `scorer`: `refusal`, `regex` (whether the generation matches `pattern`), or `likelihood` (mean log p under the other).
         - `max_new_tokens`: maximum number of generated tokens.
         - `random`: number of draws of as many random neurons of the same layers.
         - `seed`: random seed.
@@ -123,7 +124,7 @@ class ChangeMethod:
                 first,
                 Donor(second, change.by_layer(change.top(share))),
                 ids,
-                make_scorer(scorer, second, self._store),
+                make_scorer(scorer, pattern, second, self._store),
                 PatchingSettings(max_new_tokens, random, seed, stop),
             )
         rows = [

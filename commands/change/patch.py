@@ -37,9 +37,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actstore.engine.change.activation_patching import PatchedScores, PatchingEvaluation, Scorer
+    from actstore.engine.change.activation_patching import PatchedScores, PatchingEvaluation
     from actstore.engine.change.change import Change
-    from actstore.engine.models.load import LoadedModel
     from actstore.store.model.root import Root
 
 OtherStore = Annotated[
@@ -104,6 +103,7 @@ def patch(
     Example: `actstore change patch base.actstore tuned.actstore prompts.txt --scorer regex --pattern '(?i)sorry'`
     """
     from actstore.engine.change.activation_patching import Donor, PatchingSettings, evaluate_patching
+    from actstore.engine.change.prompts import encode_prompts, make_scorer
     from actstore.engine.models.fingerprint import check_model, fingerprint_of
 
     settings = PatchingSettings(max_new_tokens, random, seed)
@@ -119,9 +119,9 @@ def patch(
     for source, one in zip(sources, captures, strict=True):
         loaded.append(load(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet))
         check_model(one.store.folder, one.store.model.fingerprint, fingerprint_of(loaded[-1]), source)
-    ids, stop = _encode(texts, sources[0], sources[1], loaded[0], trust_remote_code)
+    ids, stop = encode_prompts(texts, sources[0], sources[1], loaded[0], trust_remote_code=trust_remote_code)
     settings = PatchingSettings(max_new_tokens, random, seed, stop)
-    score = _scorer(scorer, pattern, loaded[1], captures[0].store)
+    score = make_scorer(scorer, pattern, loaded[1], captures[0].store)
     donor = Donor(loaded[1], change.by_layer(selection))
     with terminal.counting_bar("prompts", enabled=not quiet) as advance:
         result = evaluate_patching(loaded[0], donor, ids, score, settings, on_prompt=advance)
@@ -190,32 +190,6 @@ def _read_prompts(path: str, max_prompts: int | None) -> list[str]:
     if not prompts:
         raise InvalidInputError(f"{path} holds no prompt: expected one per line.")
     return prompts
-
-
-def _encode(
-    texts: Sequence[str], model: str, other: str, loaded: LoadedModel, trust_remote_code: bool
-) -> tuple[list[list[int]], tuple[int, ...]]:
-    """Token ids of every prompt, with the tokenizer's special tokens in front, and the tokens that end a generation."""
-    from actstore.engine.models.tokenizer.load import TextTokenizer
-
-    tokenizer, others = (TextTokenizer.load(name, trust_remote_code=trust_remote_code) for name in (model, other))
-    if tokenizer.fingerprint != others.fingerprint:
-        raise InvalidInputError(
-            f"{model} and {other} have different tokenizers: their token ids differ in meaning. Name a model and its "
-            "fine-tuned copy."
-        )
-    config = getattr(loaded.model, "generation_config", None) or loaded.model.config
-    end = getattr(config, "eos_token_id", None)
-    stop = tuple(end) if isinstance(end, list) else () if end is None else (int(end),)
-    return [[*tokenizer.prefix, *ids.tolist()] for ids in tokenizer.encode(list(texts))], stop
-
-
-def _scorer(name: str, pattern: str | None, other: LoadedModel, store: Root) -> Scorer:
-    from actstore.engine.change.activation_patching import REFUSALS, Contains, LogLikelihood
-
-    if name == "likelihood":
-        return LogLikelihood(other)
-    return Contains(REFUSALS if pattern is None else pattern, store.text)
 
 
 def _describe(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path  # noqa: TC003  (Typer reads the annotations)
 from textwrap import wrap
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -35,9 +35,6 @@ from actstore.store.errors import InvalidInputError
 from actstore.store.neurons import neuron_name
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
-
-if TYPE_CHECKING:
-    from actstore.engine.edit.specification import Operation
 
 Kind = Annotated[
     EditKind,
@@ -113,51 +110,16 @@ def _scaled(
 ) -> Edit:
     """An edit that multiplies neurons: `change` is its form and factor, `target` its kind and positions."""
     from actstore.engine.edit.positions import parse_positions
-    from actstore.engine.edit.specification import Operation, check_neurons
+    from actstore.engine.edit.scaling import scaled_edit
+    from actstore.engine.edit.specification import Operation
 
     (form, factor), (kind, positions) = change, target
     selection = parse_neurons(neurons)
     operation = Operation(
         form, tuple(neuron_name(a, b) for a, b in selection), parse_positions(positions), factor=factor
     )
-    widths = {layer.layer: layer.neurons for layer in opened.model.layers}
-    check_neurons(operation.by_layer(), widths, opened.model.name)
-    if kind == "intervention":
-        return _intervention(opened, name, form, (operation,))
-    if positions != "all":
-        raise InvalidInputError(
-            f"Weights are the same at every position: --positions {positions} needs --kind intervention."
-        )
     with terminal.spinner("scaling neurons", enabled=not quiet):
-        return _scaled_weights(opened, name, form, operation)
-
-
-def _scaled_weights(store: Store, name: str, form: str, operation: Operation) -> Edit:
-    from actstore.engine.edit.rows import make_edit, scaled_rows
-    from actstore.store.model.weights import read_rows
-
-    neurons = operation.by_layer()
-    experts = [n for n in neurons if store.model.layers[n].expert is not None]
-    if experts:
-        raise InvalidInputError(
-            f"Layer {experts[0]} is a routed expert, whose rows cannot be edited as weights. Choose other neurons."
-        )
-    before = {n: read_rows(store.folder, f"layer-{n}", "write_vectors", indices) for n, indices in neurons.items()}
-    rows = scaled_rows(neurons, before, operation.factor)
-    return make_edit(name, form, store.model, rows, settings={"factor": operation.factor})
-
-
-def _intervention(store: Store, name: str, form: str, operations: tuple[Operation, ...]) -> Edit:
-    from actstore.engine.edit.specification import Specification
-    from actstore.store.model import root
-
-    model = store.model
-    specification = json.loads(json.dumps(Specification(operations).to_json()))
-    record = EditRecord(
-        name=name, kind="intervention", form=form, written_by=root.written_by(), created=root.now(), model=model.name,
-        model_fingerprint=model.fingerprint, dtype=model.dtype, settings={}, specification=specification,
-    )  # fmt: skip
-    return Edit(record, {})
+        return scaled_edit(opened, name, operation, kind)
 
 
 def _write(store: Store, edit: Edit, force: bool, as_json: bool) -> None:
@@ -186,6 +148,7 @@ def add(
 
     Example: `actstore edit add gpt2.actstore louder.json --name louder`
     """
+    from actstore.engine.edit.scaling import intervention
     from actstore.engine.edit.specification import Specification, check_neurons
 
     opened = Store(store)
@@ -196,7 +159,7 @@ def add(
     parsed = Specification.from_json(value, str(specification))
     widths = {layer.layer: layer.neurons for layer in opened.model.layers}
     check_neurons(parsed.neurons(), widths, opened.model.name)
-    _write(opened, _intervention(opened, name, "intervention", parsed.operations), force, as_json)
+    _write(opened, intervention(opened, name, "intervention", parsed.operations), force, as_json)
 
 
 @group.command("list")

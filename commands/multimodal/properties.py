@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -255,9 +255,10 @@ def shuffle(
 
     Example: `actstore multimodal shuffle pictures --output shuffled --patch 8 --captions captions.actstore`
     """
+    from actstore.engine.multimodal.answers import answers_by_image
     from actstore.engine.multimodal.shuffle import shuffle_images
 
-    answers = _answers(Store(captions).capture(capture)) if captions is not None else None
+    answers = answers_by_image(Store(captions).capture(capture)) if captions is not None else None
     with terminal.spinner("shuffling patches", enabled=not quiet):
         written = shuffle_images(images, output, patch=patch, seed=seed, captions=answers)
     if as_json:
@@ -266,20 +267,3 @@ def shuffle(
     terminal.out.print(f"{output}: {written.images:,} images", soft_wrap=True, markup=False)
     if written.unreadable:
         terminal.say(f"{len(written.unreadable)} files are not images: {', '.join(written.unreadable[:5])}")
-
-
-def _answers(capture: Capture) -> dict[str, dict[str, Any]]:
-    """File name without suffix → prompt and caption of a capture's document."""
-    from actstore.engine.multimodal.captions import read_captions
-    from actstore.engine.multimodal.describe import plain
-
-    rows = capture.documents().to_pylist()
-    answers = {}
-    for caption in read_captions(capture):
-        if caption.image is None:
-            raise InvalidInputError(
-                f"Capture {capture.record.name!r} holds no images. Name a capture of images with --capture."
-            )
-        row = rows[caption.document]
-        answers[Path(caption.image).stem] = {"prompt": row.get("prompt"), "caption": plain(caption.text)}
-    return answers

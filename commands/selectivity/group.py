@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.api.selectivity import held_out_windows
 from actstore.commands.choices import FiringSiteName, ModalityName
 from actstore.commands.options import (
     By,
@@ -135,7 +136,9 @@ def evaluate(
     result = _measure(opened, SelectivitySettings(by, site, modality, share, activation_quantile), quiet)
     source = captured_model(opened.store, model)
     with terminal.spinner("reading the text", enabled=not quiet):
-        windows = _windows(opened, result, corpus, max_tokens, tokenizer or source, trust_remote_code)
+        windows = held_out_windows(
+            opened, result, corpus, max_tokens, tokenizer or source, trust_remote_code=trust_remote_code
+        )
     loaded = load(source, dtype=opened.record.dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     neurons = {label: by_layer(result.firing.locate(flat)) for label, flat in result.neurons.items()}
     with terminal.counting_bar("tokens", enabled=not quiet) as report:
@@ -156,22 +159,6 @@ def _measure(capture: Capture, settings: SelectivitySettings, quiet: bool) -> Se
         result = find_selectivity(capture, settings)
     terminal.warn(result.warnings)
     return result
-
-
-def _windows(
-    capture: Capture, result: Selectivity, corpus: str | None, max_tokens: int, tokenizer: str, trust_remote_code: bool
-) -> list[Any]:
-    from actstore.engine.inputs.corpus import read_corpus
-    from actstore.engine.models.tokenizer.load import TextTokenizer
-    from actstore.engine.selectivity.mask_matrix import corpus_options, windows_of_capture, windows_of_corpus
-
-    by, labels = result.settings.by, result.firing.labels
-    if corpus is None:
-        return list(windows_of_capture(capture, by, labels, max_tokens))
-    documents = read_corpus(corpus, corpus_options(capture, by))
-    with_text = capture.record.plan.tokenizer_fingerprint or tokenizer != capture.store.model.name
-    loaded = TextTokenizer.load(tokenizer, trust_remote_code=trust_remote_code) if with_text else None
-    return list(windows_of_corpus(documents, capture, by, labels, max_tokens, loaded))
 
 
 def _describe(capture: Capture, result: Selectivity) -> dict[str, Any]:

@@ -29,14 +29,16 @@ def scaled_edit(store: Root, name: str, operation: Operation, kind: str) -> Edit
     if kind == "intervention":
         return intervention(store, name, operation.kind, (operation,))
     if kind != "weights":
-        raise InvalidInputError(f"kind is weights or intervention, found {kind!r}.")
+        raise InvalidInputError(f"`kind` is weights or intervention, found {kind!r}.")
     if operation.positions != "all":
         raise InvalidInputError(
-            f"Weights are the same at every position, found positions {operation.positions!r}. Make the edit an intervention."
+            f'Weights are the same at every position: `positions={operation.positions!r}` needs `kind="intervention"`.'
         )
     experts = [layer for layer in neurons if store.model.layers[layer].expert is not None]
     if experts:
-        raise InvalidInputError(f"Layer {experts[0]} is a routed expert, whose rows no edit can export. Choose others.")
+        raise InvalidInputError(
+            f"Layer {experts[0]} is a routed expert, whose rows cannot be edited as weights. Choose other neurons."
+        )
     before = {layer: read_rows(store.folder, f"layer-{layer}", "write_vectors", of) for layer, of in neurons.items()}
     rows = scaled_rows(neurons, before, operation.factor)
     return make_edit(name, operation.kind, store.model, rows, settings={"factor": operation.factor})
