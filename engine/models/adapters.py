@@ -30,7 +30,7 @@ _PARAMETER: Final = re.compile(
 
 
 def refuse_adapter_files(name: str, config: PreTrainedConfig | None = None) -> None:
-    """Raise `ModelError` where a model folder or Hub id holds an adapter, alone or beside the weights.
+    """Raise `ModelError` where a model folder or Hub id holds an adapter, alone or next to the weights.
 
     `config` is the model's, where it has one: the Hub is then asked for the revision that it came from.
     """

@@ -22,7 +22,7 @@ def load_processor(name: str, config: Any, *, trust_remote_code: bool = False) -
         return kind.from_args_and_dict(parts, settings)
     except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
         raise InvalidInputError(
-            f"expected {name!r} to hold a processor for images (preprocessor_config.json or processor_config.json, beside the"
+            f"expected {name!r} to hold a processor for images (preprocessor_config.json or processor_config.json, next to the"
             f" tokenizer's files), and none can be used: {first_line(error)}"
         ) from error
 
