@@ -80,7 +80,7 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise InvalidInputError(
-            f"expected `device` to be such as cpu, cuda or cuda:1, found {name!r}: {checkpoints.first_line(error)}"
+            f"expected a device such as cpu, cuda or cuda:1, found {name!r}: {checkpoints.first_line(error)}"
         ) from error
 
 
