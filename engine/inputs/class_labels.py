@@ -1,4 +1,4 @@
-"""Names of classes, as Hugging Face `datasets` keeps them beside a table: its features, in JSON.
+"""Names of classes, as Hugging Face `datasets` stores them with a table: its features, in JSON.
 
 Columns of type ClassLabel hold the index of a name, or -1 for none.
 """

@@ -114,9 +114,8 @@ def _of_items(corpus: object) -> MemoryCorpus:
     is_sequence = hasattr(corpus, "__len__") and hasattr(corpus, "__getitem__")
     if isinstance(corpus, bytes | bytearray | memoryview) or not (isinstance(corpus, Iterable) or is_sequence):
         raise InvalidInputError(f"{_EXPECTED}; found {_in_words(corpus)}.")
-    if isinstance(corpus, Iterable) and iter(corpus) is iter(
-        corpus
-    ):  # an iterator, or an object that returns the same one each time
+    # An iterator, or an object that returns the same iterator each time.
+    if isinstance(corpus, Iterable) and iter(corpus) is iter(corpus):
         raise InvalidInputError(
             f"A corpus is read more than once, and a {_type_name(corpus)} can be read only once: pass a list of its items, "
             "list(…), or write them to a file of JSON lines."

@@ -16,7 +16,7 @@ import re
 import string
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from actstore.engine.inputs.filetypes import file_type, open_bytes
 from actstore.engine.inputs.textfiles import reading
@@ -24,7 +24,7 @@ from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 TEMPLATES: Final = (
     "Choose the right answer and give its letter only.\nQuestion: {question}\n{options}\n\nAnswer:",
@@ -111,7 +111,7 @@ def fingerprint(queries: Iterator[Query], label_columns: tuple[str, ...]) -> str
     return digest.hexdigest()
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str | None, Any]]:
+def _rows(path: Path) -> Iterator[tuple[str, str | None, object]]:
     """(source for messages, name or None where the file has none, row) of every query."""
     if (kind := file_type(path).format) not in ("text", "json", "json lines"):
         raise InvalidInputError(f"Questions are JSON, or JSON lines, and {path} is {kind} by its suffix. Convert it.")
@@ -137,12 +137,12 @@ def _open_text(path: Path) -> io.TextIOWrapper:
     return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig")
 
 
-def _is_row(value: dict[str, Any]) -> bool:
+def _is_row(value: dict[str, object]) -> bool:
     """Whether an object on the first line is a row; a prepared file on one line is an object of objects."""
     return bool(value.keys() & _PROMPT_KEYS) or bool(value and not any(isinstance(v, dict) for v in value.values()))
 
 
-def _lines(path: Path, file: Any) -> Iterator[tuple[str, str | None, Any]]:
+def _lines(path: Path, file: Iterable[str]) -> Iterator[tuple[str, str | None, object]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
             source = f"{path}:{number}"
@@ -152,7 +152,7 @@ def _lines(path: Path, file: Any) -> Iterator[tuple[str, str | None, Any]]:
             yield source, str(number), row
 
 
-def _whole(path: Path, text: str) -> Iterator[tuple[str, str | None, Any]]:
+def _whole(path: Path, text: str) -> Iterator[tuple[str, str | None, object]]:
     rows = _parse(text, str(path))
     if isinstance(rows, dict):
         for name, row in rows.items():
@@ -165,10 +165,10 @@ def _whole(path: Path, text: str) -> Iterator[tuple[str, str | None, Any]]:
         raise InvalidInputError(f"{path} is {what}. Expected an object of queries, or one object per line.")
 
 
-def _parse(text: str, source: str | None = None) -> Any:
+def _parse(text: str, source: str | None = None) -> object:
     """The JSON value in `text`, or None where it is none; an object with a key twice is refused where `source` is given."""
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         value = dict(pairs)
         if source is not None and len(value) < len(pairs):
             keys = [key for key, _ in pairs]
@@ -182,7 +182,7 @@ def _parse(text: str, source: str | None = None) -> Any:
         return None
 
 
-def _query(source: str, name: str | None, row: Any, options: QuestionOptions) -> Query:
+def _query(source: str, name: str | None, row: object, options: QuestionOptions) -> Query:
     if not isinstance(row, dict):
         raise InvalidInputError(f"{source} should be an object, found {type(row).__name__}.")
     name = str(row["id"]) if isinstance(row.get("id"), str | int) else str(name)
@@ -212,7 +212,7 @@ def _query(source: str, name: str | None, row: Any, options: QuestionOptions) ->
 
 
 def _own_prompts(
-    source: str, row: dict[str, Any], prompts_key: str, answers_key: str, n_prompts: int | None
+    source: str, row: dict[str, object], prompts_key: str, answers_key: str, n_prompts: int | None
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """The prompts of a row, their right letters, and the letters of their options."""
     prompts, answers = (_texts(source, row, key) for key in (prompts_key, answers_key))
@@ -234,7 +234,7 @@ def _own_prompts(
     return tuple(prompts[first]), tuple(map(_letter, answers[first])), tuple(letters[first])
 
 
-def _texts(source: str, row: dict[str, Any], key: str) -> list[str]:
+def _texts(source: str, row: dict[str, object], key: str) -> list[str]:
     value = row.get(key)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise InvalidInputError(f"{source} should have a list of texts as {key!r}, found {value!r:.60}.")
@@ -269,7 +269,7 @@ def _letters(source: str, prompt: str) -> tuple[str, ...]:
     return tuple(letters)
 
 
-def _choices(source: str, row: dict[str, Any]) -> tuple[list[str], str]:
+def _choices(source: str, row: dict[str, object]) -> tuple[list[str], str]:
     """The texts of a plain question's options, and which of them is right."""
     options, answer = row.get("options"), row.get("answer")
     if isinstance(options, dict):

@@ -17,7 +17,7 @@ MASK = "attention_mask"
 POSITIONS = "position_ids"
 _ALL_ZERO = ("token_type_ids", "global_attention_mask")
 MODEL_INPUTS = (MASK, *_ALL_ZERO, POSITIONS)
-"""Columns beside the ids that are read with them: one integer per token."""
+"""Columns that are read together with the ids: one integer per token."""
 
 ZERO_OR_ONE = "0 or 1"
 

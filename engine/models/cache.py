@@ -1,8 +1,8 @@
-"""Keys and values that a model keeps from pass to pass: the argument's name, what a pass gives back, how many tokens it holds.
+"""The cache of keys and values that a model keeps between passes: its argument, what a pass returns, its number of tokens.
 
 transformers renames the argument `past_key_values` to `cache` (both from 5.24 on, the old one gone in 5.40), and models with
-code of their own keep the name that they were written with. Whatever here passes, reads or measures a cache does it through
-these functions. Knows nothing about what runs over a cache.
+code of their own keep the name that they were written with. Everything that passes, reads or measures a cache does it through
+these functions.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAMES: Final = ("cache", "past_key_values")
-"""What forward calls the argument, and its output the result; the newer name first."""
+"""Names of the argument of `forward`, and of the field of its output; the newer name first."""
 _STATES: Final = (*NAMES, "cache_params", "state", "mems", "past_buckets_states", "past")
-"""Every name under which models of transformers are handed what earlier passes left."""
+"""Every argument of transformers models that holds the state of earlier passes."""
 _NO_STATE: Final = ("encoder_outputs", "attention_mask", "decoder_attention_mask")
-"""Arguments that may be objects or nested tuples and say nothing of earlier passes of the same text."""
+"""Arguments that may be objects or nested tuples and hold no state of earlier passes of the same text."""
 
 
 def cache_argument(model: PreTrainedModel) -> str | None:
     """The name under which `model.forward` takes a cache; None where it takes none.
 
-    A head that hands its arguments on without naming them takes what the model inside it does.
+    A head that passes its arguments on without naming them takes those of the model inside it.
     """
     for module in _named_forwards(model):
         parameters = inspect.signature(module.forward).parameters
@@ -43,14 +43,14 @@ def cache_argument(model: PreTrainedModel) -> str | None:
 
 
 def _named_forwards(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    from transformers import PreTrainedModel  # only here: who measures a cache needs no transformers
+    from transformers import PreTrainedModel  # here, because measuring a cache needs no transformers
 
     yield model
     yield from (module for module in model.modules() if isinstance(module, PreTrainedModel) and module is not model)
 
 
 def cache_arguments(model: PreTrainedModel, cache: Any = None) -> dict[str, Any]:
-    """The arguments of a pass that keeps keys and values, and goes on from `cache` where there is one.
+    """The arguments of a pass that returns its keys and values, and continues from `cache` where there is one.
 
     `ModelError` for a model that takes no cache.
     """
@@ -72,10 +72,10 @@ def cache_of(output: Any) -> Any:
 
 
 def past_length(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """How many tokens of its text a model has read before the pass that it is called for with these arguments.
+    """The number of tokens that a model has read before the pass that these arguments call.
 
-    A cache is known by what it is, under whatever name it comes. `ModelError` where the arguments hold something that may
-    stand for earlier tokens and does not say for how many.
+    A cache is recognised by its methods, whatever its argument is called. `ModelError` where the arguments hold something that
+    may be the state of earlier tokens and does not say of how many.
     """
     lengths: set[int] = set()
     for name, value in [*(("", value) for value in args), *kwargs.items()]:
@@ -101,5 +101,5 @@ def _may_be_state(name: str, value: Any) -> bool:
     if name in _STATES:
         return not isinstance(value, bool)
     if isinstance(value, tuple | list):
-        return any(isinstance(part, tuple | list) and any(isinstance(v, Tensor) for v in part) for part in value)
+        return any(isinstance(item, tuple | list) and any(isinstance(v, Tensor) for v in item) for item in value)
     return hasattr(value, "__dict__") and not isinstance(value, Tensor | Mapping) and not callable(value)

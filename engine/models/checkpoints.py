@@ -1,6 +1,6 @@
-"""Checkpoints: reads configurations and weights by folder or Hub id, and says in one sentence what is wrong where it cannot.
+"""Checkpoints: configurations and weights by folder or Hub id; where they cannot be read, one sentence says why.
 
-Knows how the transformers library names its failures; nothing about what a model is made of.
+The module that interprets the errors of the transformers library.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 def load_config(name: str, *, trust_remote_code: bool) -> PreTrainedConfig:
     """The configuration of a model folder or Hub id.
 
-    Raises `ModelError` where there is no such folder or id, the Hub cannot be reached, transformers does not know the type, an
-    adapter lies there, or the weights are quantised: each is known from the small files alone.
+    Raises `ModelError` where there is no such folder or id, the Hub cannot be reached, transformers does not know the type, it
+    holds an adapter, or the weights are quantised: the small files alone show each of these.
     """
     if not os.path.isdir(name) and not _HUB_ID.fullmatch(name):
         raise ModelError(
@@ -44,7 +44,7 @@ def load_config(name: str, *, trust_remote_code: bool) -> PreTrainedConfig:
         )
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Warning:  # an error only where the user asked for that
+    except Warning:  # raised only where the user turned warnings into errors
         raise
     except Exception as error:  # a model's own code may raise anything
         if os.path.isdir(name) or "does not appear to have a file named" in str(error):
@@ -56,7 +56,7 @@ def load_config(name: str, *, trust_remote_code: bool) -> PreTrainedConfig:
 
 
 def _explain(name: str, error: Exception, *, trusted: bool) -> str:
-    """What went wrong with a name, as one sentence."""
+    """Why a name cannot be read, as one sentence."""
     causes: list[str] = []
     cause: BaseException | None = error
     while cause is not None and len(causes) < 10:
@@ -99,7 +99,7 @@ def load_weights(
                 use_safetensors=pickled is None,
                 weights_only=True,
             )
-    except Warning:  # an error only where the user asked for that
+    except Warning:  # raised only where the user turned warnings into errors
         raise
     except Exception as error:  # damaged pickles and a model's own code may raise anything
         raise ModelError(_explain_weights(kind, name, pickled, error)) from error
@@ -137,13 +137,13 @@ def _has_file(name: str, file: str) -> bool:
 
     try:
         return bool(has_file(name, file))
-    except Exception:  # the Hub cannot be asked, as loading says better
+    except Exception:  # the Hub cannot be reached: loading explains that better
         return bool(has_file(name, file, local_files_only=True))
 
 
 @contextmanager
 def _without_conversion() -> Iterator[None]:
-    """Keep transformers from asking the Hub for a converted copy: it lies in a pull request, not in the model."""
+    """Keep transformers from asking the Hub for a converted copy: that is in a pull request, not in the model."""
     before = os.environ.get(_CONVERSION)
     os.environ[_CONVERSION] = "1"
     try:
@@ -170,5 +170,5 @@ def _explain_weights(kind: type[PreTrainedModel], name: str, pickled: str | None
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it has none."""
+    """The first line of an error's message, or its class where it has none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -47,7 +47,7 @@ def model_class(config: PreTrainedConfig, *, trust_remote_code: bool = False) ->
                 remote: type[PreTrainedModel] = get_class_from_dynamic_module(
                     remote_classes[auto_name], config._name_or_path
                 )
-            except Warning:  # an error only where the user asked for that
+            except Warning:  # raised only where the user turned warnings into errors
                 raise
             except Exception as error:  # a model's own code may raise anything
                 raise ModelError(

@@ -1,7 +1,7 @@
-"""Models in memory: the plain transformers model inside what a caller holds, and its state kept as it was.
+"""Models in memory: the plain transformers model inside the caller's object, whose state is restored after use.
 
-Takes a `PreTrainedModel`, one inside torch.compile, DataParallel, DistributedDataParallel or a pipeline. What would not run as
-its weights say, or is not here as a whole, is refused. Knows nothing about layers or stores.
+Takes a `PreTrainedModel`, one inside torch.compile, DataParallel, DistributedDataParallel or a pipeline. A model that would not
+run as its weights say, or of which a part is not in the memory of this process, is refused.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     import transformers
 
     ModelInput: TypeAlias = str | Path | nn.Module | transformers.Pipeline
-    """What a model may be given as: a Hub id, a folder, or a transformers model in memory."""
+    """A model as callers pass it: a Hub id, a folder, or a transformers model in memory."""
 
 
 def plain_model(given: object) -> PreTrainedModel:
-    """The transformers model that a caller holds, itself or inside what wraps it.
+    """The transformers model that `given` is or wraps.
 
-    `InvalidInputError` for what is no such model; `ModelError` where it runs an adapter, is quantised, or is only partly in the
-    memory of one device.
+    `InvalidInputError` for any other object; `ModelError` where the model runs an adapter, is quantised or in float64, or is
+    only partly in the memory of one device.
     """
     model = _unwrap(given)
     if not isinstance(model, nn.Module):
@@ -51,7 +51,7 @@ def plain_model(given: object) -> PreTrainedModel:
 
 
 def _unwrap(given: object) -> object:
-    base = sys.modules.get("transformers.pipelines.base")  # loaded where there is a pipeline
+    base = sys.modules.get("transformers.pipelines.base")  # imported wherever a pipeline exists
     if base is not None and isinstance(given, base.Pipeline):
         given = given.model
     while isinstance(given, nn.Module):
@@ -65,7 +65,7 @@ def _unwrap(given: object) -> object:
 
 
 def _refuse_parts(model: PreTrainedModel) -> None:
-    """Raise `ModelError` where weights are not here, on several devices, or sharded over processes."""
+    """Raise `ModelError` where weights are not in memory, on several devices, or sharded over processes."""
     kind, devices = type(model).__name__, set()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
@@ -88,10 +88,10 @@ def _refuse_parts(model: PreTrainedModel) -> None:
 
 @contextmanager
 def in_evaluation(model: PreTrainedModel) -> Iterator[None]:
-    """While open, the model evaluates, uncompiled and its experts one by one; afterwards it is as it was.
+    """While open, the model is in evaluation mode, uncompiled, and runs its experts one by one; afterwards it is restored.
 
-    A compiled module ignores hooks that are set after it was compiled. A configuration that names no architecture names the
-    model's class, as it does once it is saved: so the model has the same fingerprint in memory and from its folder.
+    A compiled module ignores hooks that are set after it was compiled. A configuration that names no architecture gets the name
+    of the model's class, as saving does: the model then has the same fingerprint in memory and from its folder.
     """
     with ExitStack() as restored:
         for module in model.modules():
@@ -116,14 +116,14 @@ def in_evaluation(model: PreTrainedModel) -> Iterator[None]:
 
 def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
     """Every configuration of a model and its parts, once."""
-    found: dict[int, PreTrainedConfig] = {}
-    left = [
+    by_id: dict[int, PreTrainedConfig] = {}
+    pending = [
         config for module in model.modules() if isinstance(config := getattr(module, "config", None), PreTrainedConfig)
     ]
-    while left:
-        config = left.pop()
-        if id(config) not in found:
-            found[id(config)] = config
+    while pending:
+        config = pending.pop()
+        if id(config) not in by_id:
+            by_id[id(config)] = config
             parts = (getattr(config, key, None) for key in config.sub_configs)
-            left += [part for part in parts if isinstance(part, PreTrainedConfig)]
-    return list(found.values())
+            pending += [part for part in parts if isinstance(part, PreTrainedConfig)]
+    return list(by_id.values())

@@ -80,7 +80,7 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise InvalidInputError(
-            f"expected `device` to be such as cpu, cuda or cuda:1, found {name!r}: {checkpoints.first_line(error)}"
+            f"expected a device such as cpu, cuda or cuda:1, found {name!r}: {checkpoints.first_line(error)}"
         ) from error
 
 
@@ -101,7 +101,7 @@ def _explore_image(kind: type[PreTrainedModel], example: ExampleImage) -> tuple[
         base = families.headless(twin)
         arguments = families.arguments_for(base, example.ids, None, example.extra)
         architecture = walk(twin, lambda: base(**arguments), between=True)
-    except Warning:  # an error only where the user asked for that, and no reason to leave the image out
+    except Warning:  # raised only where the user turned warnings into errors, and no reason to leave the image out
         raise
     except Exception:
         return None

@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from torch._ops import OpOverload
+
 
 class Path(Flag):
     """What lies between a matrix product and a tensor that came from it."""
@@ -113,7 +115,7 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # By storage: a view or transpose of a parameter is that parameter. `_storages` keeps storages of casts alive likewise.
         self._parameters = {value.untyped_storage()._cdata: (name, value) for name, value in named_parameters(model)}
         self._random = torch.Generator().manual_seed(0)
-        self._storages: list[Any] = []
+        self._storages: list[Tensor] = []
         self.has_attention = False
         self.embedding_widths: set[int] = set()
 
@@ -129,7 +131,7 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive.clear()
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
         if "attention" in func._schema.name:  # fused attention checks that its arguments are on one device
@@ -157,7 +159,7 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return output
 
     def _run_weights(
-        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], weights: list[Tensor]
+        self, func: OpOverload, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], weights: list[Tensor]
     ) -> Any:
         """An operation among parameters only: done on shapes, or on random numbers where it needs numbers."""
         if name == "_to_copy" and "device" in kwargs:
@@ -176,7 +178,7 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._storages.append(leaf)
         return output
 
-    def _run_without_numbers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_without_numbers(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operation of activations with parameters: random numbers of the shape that its result would have."""
         if func._schema.is_mutable:
             return args[0] if isinstance(args[0], Tensor) else tree_map(self._fill, args[0])
@@ -200,7 +202,13 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return (torch.ones if leaf.dtype == torch.bool else torch.zeros)(leaf.shape, dtype=leaf.dtype)
 
     def _record(
-        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor], output: Any
+        self,
+        func: OpOverload,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: list[Tensor],
+        output: Any,
     ) -> None:
         inputs = [tensor for tensor in tensors if not is_weightless(tensor)]
         results = [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
@@ -231,7 +239,7 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func._schema.is_mutable and inputs:
             self._write_through(inputs[0], origin)
 
-    def _step(self, name: str, func: Any, args: tuple[Any, ...]) -> Step:
+    def _step(self, name: str, func: OpOverload, args: tuple[Any, ...]) -> Step:
         if not (func._schema.is_mutable and args and isinstance(args[0], Tensor)):
             return Step(name, args)
         # A view with an id of its own stands for the tensor before the operation, whose own record is about to be replaced.
@@ -289,7 +297,7 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return product
 
 
-def _flag(func: Any, name: str, args: tuple[Any, ...], inputs: list[Tensor]) -> Path:
+def _flag(func: OpOverload, name: str, args: tuple[Any, ...], inputs: list[Tensor]) -> Path:
     """What an operation puts between its inputs' products and its output."""
     if name in _ACTIVATIONS:
         return Path.ACTIVATED

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _FIELDS: Final = ("quantization_config", "compression_config")
 _FILES: Final = ("quantize_config.json", "quant_config.json", "quantization_config.json")
-"""What older tools write beside the weights instead."""
+"""What older tools write next to the weights instead."""
 
 
 def one_of(names: Sequence[str]) -> str:
@@ -40,7 +40,7 @@ def refuse_float64(name: str, dtype: str) -> None:
 
 
 def refuse_quantised_checkpoint(name: str, config: PreTrainedConfig) -> None:
-    """Raise `ModelError` where a configuration, or a file beside it, says that the weights are quantised."""
+    """Raise `ModelError` where a configuration, or a file next to it, says that the weights are quantised."""
     method = next(_methods(config), None)
     if method is None:
         method = next((file for file in _FILES if (Path(name) / file).is_file()), None)

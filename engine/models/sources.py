@@ -1,7 +1,6 @@
-"""Where a run's model comes from: a name or folder that is loaded, or a model that is in memory already.
+"""Where a run's model comes from: a name or folder to be loaded, or a model in memory.
 
-What the two have in common for a run: a specification before anything is loaded, the loaded model, its tokenizer. Knows nothing
-about what is run.
+What both offer a run: a specification before anything is loaded, the loaded model, its tokenizer.
 """
 
 from __future__ import annotations
@@ -35,18 +34,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model as it was given."""
+    """A model as the caller passed it."""
 
     name: str
-    """As stores know it; of a model in memory where it was loaded from, else its class."""
+    """Its name in stores; of a model in memory where it was loaded from, else its class."""
     model: PreTrainedModel | None = None
     """None where it is to be loaded."""
     tokenizer: PreTrainedTokenizerBase | None = None
-    """The one of a pipeline."""
+    """That of a pipeline."""
 
     @classmethod
     def of(cls, given: ModelInput) -> ModelSource:
-        """What `plain_model` finds in it, or the name or path that it is; `InvalidInputError` and `ModelError` as there."""
+        """The source of a name, a path, or a model in memory; `InvalidInputError` and `ModelError` as `plain_model` raises."""
         if isinstance(given, str | os.PathLike):
             return cls(os.fspath(given))
         model = plain_model(given)
@@ -71,7 +70,7 @@ class ModelSource:
             return LoadedModel(self.model, name=self.name)
 
     def load(self, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
-        """The model, loaded, or as it is in memory: there `dtype` and `device` are to be its own or "auto"."""
+        """The model, loaded or from memory; in memory `dtype` and `device` must be its own or "auto"."""
         if self.model is None:
             loaded = load_model(self.name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
             refuse_float64(self.name, loaded.spec.dtype)  # a configuration need not say what the weights are in
@@ -80,13 +79,13 @@ class ModelSource:
         if dtype not in ("auto", own):
             raise InvalidInputError(
                 f"Expected the model in memory in {dtype}, found {own}. Convert it first, model.to(torch.{dtype}), or leave "
-                "dtype out."
+                "`dtype` out."
             )
-        place = self._loaded.device
-        if device != "auto" and not _is_on(place, device):
+        actual = self._loaded.device
+        if device != "auto" and not _is_on(actual, device):
             raise InvalidInputError(
-                f"Expected the model in memory on {device}, found it on {place}. Move it first, model.to({device!r}), or "
-                "leave device out."
+                f"Expected the model in memory on {device}, found it on {actual}. Move it first, model.to({device!r}), or "
+                "leave `device` out."
             )
         return self._loaded
 
@@ -97,42 +96,42 @@ class ModelSource:
         return load_config(self.name, trust_remote_code=trust_remote_code)
 
     def special_ids(self, *, trust_remote_code: bool = False) -> frozenset[int]:
-        """The tokens that stand for no text by the model's configurations alone, for ids of which there is no tokenizer."""
+        """The special tokens by the model's configurations alone, for a corpus of ids without a tokenizer."""
         if self.model is not None:
             return configured_special_ids(self.model.config, self.model.generation_config)
         return special_ids_of_files(self.name, trust_remote_code=trust_remote_code)
 
     def ready_to_run(self) -> AbstractContextManager[None]:
-        """While open, a model in memory is fit to run; afterwards it is as it was."""
+        """While open, a model in memory is ready to run; afterwards it is restored."""
         return nullcontext() if self.model is None else in_evaluation(self.model)
 
     def load_tokenizer(self, given: TokenizerInput = None, *, trust_remote_code: bool = False) -> TextTokenizer:
         """The tokenizer `given` by name or in memory, else the model's own; `InvalidInputError` where there is none."""
-        chosen = self.tokenizer if given is None else given
-        if chosen is None:
+        source = self.tokenizer if given is None else given
+        if source is None:
             if self.model is not None and not self.model.name_or_path:
                 raise InvalidInputError(
-                    f"This {self.name} in memory has no name or path by which to find its tokenizer. Give it, by name or as a "
-                    "loaded tokenizer, with RunOptions(tokenizer=…), or capture a corpus of token ids."
+                    f"This {self.name} in memory has no name or path by which to find its tokenizer. Pass it as `tokenizer`, "
+                    "by name or loaded, or capture a corpus of token ids."
                 )
-            chosen = self.name
-        if isinstance(chosen, str | os.PathLike):
-            return TextTokenizer.load(os.fspath(chosen), trust_remote_code=trust_remote_code)
+            source = self.name
+        if isinstance(source, str | os.PathLike):
+            return TextTokenizer.load(os.fspath(source), trust_remote_code=trust_remote_code)
         from transformers import PreTrainedTokenizerBase
 
-        if not isinstance(chosen, PreTrainedTokenizerBase):
+        if not isinstance(source, PreTrainedTokenizerBase):
             raise InvalidInputError(
-                f"Expected tokenizer to be a name, a folder or a loaded tokenizer of transformers, found "
-                f"{type(chosen).__name__}."
+                f"Expected `tokenizer` to be a name, a folder or a loaded tokenizer of transformers, found "
+                f"{type(source).__name__}."
             )
-        tokenizer = TextTokenizer(chosen)
-        tokenizer.check(chosen.name_or_path or type(chosen).__name__)
+        tokenizer = TextTokenizer(source)
+        tokenizer.check(source.name_or_path or type(source).__name__)
         return tokenizer
 
 
-def _is_on(place: torch.device, wanted: str) -> bool:
+def _is_on(actual: torch.device, name: str) -> bool:
     try:
-        device = torch.device(wanted)
+        device = torch.device(name)
     except RuntimeError:
         return False
-    return device.type == place.type and device.index in (None, place.index)
+    return device.type == actual.type and device.index in (None, actual.index)

@@ -1,7 +1,7 @@
 """The bytes that each token of a fast tokenizer stands for, by its own state: normaliser, pre-tokenizer, model and decoder.
 
 The bytes of a document's tokens, one after another, are the document, but for what the tokenizer itself changes or drops.
-Knows nothing about tokenizers written in Python (`slow_token_bytes`).
+`slow_bytes` is the counterpart for tokenizers written in Python.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
 N_PAIRS: Final = 64
-"""Pairs of words tried to learn whether words need a space between them."""
+"""Pairs of words tried to find out whether words need a space between them."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Spelling:
     byte_fallback: bool
     """`<0xNN>` is a byte."""
     replacements: tuple[tuple[str, str], ...]
-    """What pieces write, and what it stands for, such as "\u2581" for a space."""
+    """What pieces contain, and what it stands for, such as "\u2581" for a space."""
     prefix: str
     """How pieces begin that continue a word; "" where none is marked so."""
     suffix: str
@@ -60,14 +60,14 @@ def fast_token_bytes(
     special_ids: Collection[int],
     encode: Callable[[str], list[int]],
 ) -> list[bytes]:
-    """The bytes of each token, by its id; special tokens are their own text, and a missing piece is none.
+    """The bytes of each token, by its id; special tokens are their own text, and a missing piece has none.
 
-    `state` is that of tokenizer.json. Tokens added to the vocabulary are plain text, whatever the pieces of the model are
-    written in; those that the model itself puts together too are the model's.
+    `state` is that of tokenizer.json. Tokens added to the vocabulary are plain text, however the pieces of the model are
+    spelled; those that the model itself merges too are spelled as the model's.
     """
     added = {int(item["id"]): item for item in state.get("added_tokens") or ()}
     spelling = find_spelling(state, [p for i, p in enumerate(pieces) if p and i not in added], encode)
-    own = _pieces_of_the_model(state["model"])
+    model_pieces = _pieces_of_the_model(state["model"])
     blanks = tuple(written for written, meant in spelling.replacements if meant == " ")
     normalise = _blank_before(state, blanks)
     contents: list[bytes] = []
@@ -77,7 +77,7 @@ def fast_token_bytes(
             contents.append(b"")
         elif token in special_ids:
             contents.append(str(item["content"] if item else piece).encode())
-        elif item is not None and piece not in own:
+        elif item is not None and piece not in model_pieces:
             before = " " if spelling.separate or (item["normalized"] and normalise(item["content"])) else ""
             contents.append((before + item["content"]).encode())
         else:
@@ -124,7 +124,7 @@ def needs_spaces(words: Sequence[str], encode: Callable[[str], list[int]]) -> bo
 
 
 def _pieces_of_the_model(model: Mapping[str, Any]) -> frozenset[str]:
-    """Pieces that the model puts together itself; of a BPE model characters and what its merges make."""
+    """Pieces that the model itself produces; of a BPE model its characters and the results of its merges."""
     vocabulary = model.get("vocab") or ()
     if model.get("type") == "Unigram":
         return frozenset(piece for piece, _ in vocabulary)
@@ -134,8 +134,8 @@ def _pieces_of_the_model(model: Mapping[str, Any]) -> frozenset[str]:
         return frozenset(vocabulary)
     prefix = model.get("continuing_subword_prefix") or ""
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or ())
-    made = {left + right.removeprefix(prefix) for left, right in pairs}
-    return frozenset(made.union(piece for piece in vocabulary if len(piece) == 1))
+    merged = {left + right.removeprefix(prefix) for left, right in pairs}
+    return frozenset(merged.union(piece for piece in vocabulary if len(piece) == 1))
 
 
 def _blank_before(state: Mapping[str, Any], blanks: Collection[str]) -> Callable[[str], bool]:

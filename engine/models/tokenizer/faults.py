@@ -1,7 +1,7 @@
-"""What makes a tokenizer unfit for every text: a vocabulary that was made up, or of which most cannot be reached.
+"""Why a tokenizer can read no text: a default vocabulary, or one of which most pieces are never produced.
 
-transformers makes up a tokenizer where a folder has a config.json and none of the tokenizer's files. Such a one knows special
-tokens alone, and perhaps a mark for spaces or one sign: every word is unknown to it, or gives no token.
+transformers returns a default tokenizer where a folder has a config.json and none of the tokenizer's files. It has special
+tokens only, and perhaps a mark for spaces or one symbol: every word is unknown, or gives no token.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MIN_TEXTS: Final = 2
-"""A vocabulary with fewer tokens that stand for different texts is none: made-up ones hold up to one, real ones four
-(nucleotides), twenty (amino acids) or more."""
+"""A vocabulary with fewer tokens for different texts is a default one: those hold at most one, real ones four (nucleotides),
+twenty (amino acids) or more."""
 
 
 def find_fault(vocabulary: pa.Table, unknown: int | None, state: Mapping[str, Any] | None) -> str:
-    """What is wrong, as the end of a sentence; "" where nothing is.
+    """What is wrong, as the end of a sentence; "" where nothing is wrong.
 
     `unknown` is the id of the unknown token, `state` that of tokenizer.json; None where there is none.
     """
@@ -32,7 +32,7 @@ def _empty(vocabulary: pa.Table, unknown: int | None) -> str:
         *(vocabulary[n].to_pylist() for n in ("token", "bytes", "special")), strict=True
     ):
         by_kind[special or token == unknown].add(content.strip())
-    # Made-up vocabularies may name a special token twice, of which one is marked.
+    # Default vocabularies may hold a special token twice, one of them marked special.
     usable = by_kind[0] - by_kind[1] - {b""}
     if len(usable) >= MIN_TEXTS:
         return ""

@@ -1,7 +1,7 @@
 """Text to token ids and back: the model's tokenizer, its special tokens, its vocabulary as a table.
 
-The one place that loads a transformers tokenizer; what it writes into a store (`tokenizer.json`, the vocabulary) is all
-that readers need. Knows nothing about windows or models.
+The only module that loads a transformers tokenizer; readers need only what a store holds of it (`tokenizer.json` and the
+vocabulary).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ADVICE: Final = "Pass one as `tokenizer`, or capture a corpus of token ids (`id
 
 
 class TextTokenizer:
-    """A Hugging Face tokenizer with its policy on special tokens made explicit."""
+    """A Hugging Face tokenizer whose special tokens are explicit."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Wrap `tokenizer`."""
@@ -51,18 +51,20 @@ class TextTokenizer:
                 f"No usable tokenizer was found with {name_or_path} ({reason}). {_ADVICE}"
             ) from None
         if tokenizer is None:
-            raise InvalidInputError(f"The {type(loaded).__name__} found with {name_or_path} is several. {_ADVICE}")
+            raise InvalidInputError(
+                f"The {type(loaded).__name__} found with {name_or_path} is no single tokenizer. {_ADVICE}"
+            )
         tokenizer.check(name_or_path)
         return tokenizer
 
     def check(self, name_or_path: str) -> None:
-        """Raise `InvalidInputError` where it can read no text, having been made up or lacking a part of its files."""
+        """Raise `InvalidInputError` where it can read no text: a default one, or one of which files are missing."""
         if self.fault:
             raise InvalidInputError(f"The tokenizer found with {name_or_path} reads no text: {self.fault}. {_ADVICE}")
 
     @cached_property
     def fault(self) -> str:
-        """What makes it unfit for every text, as the end of a sentence; "" where nothing does."""
+        """Why it can read no text, as the end of a sentence; "" where it can."""
         return find_fault(self.vocabulary(), self.unknown, self._state)
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
@@ -99,7 +101,7 @@ class TextTokenizer:
 
     @property
     def named_tokens(self) -> object:
-        """What has `pad_token_id`, `eos_token_id` and the like: the library's tokenizer."""
+        """The library's tokenizer, with `pad_token_id`, `eos_token_id` and the like."""
         return self._tokenizer
 
     def named_id(self, kind: str) -> int | None:
@@ -109,18 +111,18 @@ class TextTokenizer:
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Tokens that stand for no text; the unknown token stands for some."""
+        """Tokens that stand for no text; the unknown token stands for text."""
         return special_ids(self._tokenizer)
 
     @property
     def unknown(self) -> int | None:
-        """The token that stands for text which the vocabulary cannot spell."""
+        """The token for text that the vocabulary cannot spell."""
         token = self._tokenizer.unk_token_id
         return None if token is None else int(token)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the vocabulary and, of a fast tokenizer, everything else that shapes its ids."""
+        """SHA-256 over the vocabulary and, of a fast tokenizer, everything else that its ids depend on."""
         content = self.to_json() or json.dumps(sorted(self._tokenizer.get_vocab().items()))
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -133,12 +135,12 @@ class TextTokenizer:
         if not self._tokenizer.is_fast:
             return None
         state: dict[str, Any] = json.loads(self._tokenizer._tokenizer.to_str())
-        # Padding and truncation are switched by mere use, and `encode` applies neither.
+        # Padding and truncation change with every call of the library, and `encode` applies neither.
         state["padding"] = state["truncation"] = None
         return state
 
     def vocabulary(self) -> pa.Table:
-        """A row per token id: `token`, its `piece` in the vocabulary, the `text` and `bytes` it stands for, `special`.
+        """One row per token id: `token`, its `piece` in the vocabulary, the `text` and `bytes` it stands for, `special`.
 
         The bytes of a text's tokens, one after another, are those of the text, but for what the tokenizer itself changes:
         see the page on the store's format.
@@ -171,7 +173,7 @@ class TextTokenizer:
         return fast_token_bytes(self._state, pieces, self.special_ids, encode)
 
     def _pieces(self) -> list[Any]:
-        """The piece of each id; None where there is none, bytes where the tokenizer has such."""
+        """The piece of each id; None where there is none, bytes where the tokenizer's pieces are bytes."""
         tokenizer = self._tokenizer
         vocabulary = tokenizer.get_vocab()
         n = max(len(tokenizer), 1 + max(vocabulary.values(), default=-1))

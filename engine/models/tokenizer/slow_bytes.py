@@ -1,7 +1,7 @@
-"""The bytes that each token of a tokenizer written in Python stands for, by what the tokenizer makes of its pieces.
+"""The bytes that each token of a tokenizer written in Python stands for, by decoding its pieces.
 
-Such a tokenizer says nowhere how its pieces spell text; what it makes of a piece between two others shows it. Knows nothing
-about the tokenizers of the `tokenizers` library (`token_bytes`).
+Such a tokenizer does not state how its pieces spell text; decoding a piece between two others shows it. `fast_bytes` is the
+counterpart for the `tokenizers` library.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _SPELLINGS: Final[tuple[Callable[[int], str], ...]] = (
 )
 """How a piece may write a byte."""
 _PROBE: Final = "ꙮ"
-"""A rare character of three bytes, of which GPT-2's alphabet and Latin-1 write two differently."""
+"""A rare character of three bytes, two of which GPT-2's alphabet and Latin-1 write differently."""
 
 
 def slow_token_bytes(
     tokenizer: Any, pieces: Sequence[Any], special_ids: Collection[int], encode: Callable[[str], list[int]]
 ) -> list[bytes]:
-    """The bytes of each token, by its id; special and added tokens are their own text, and a missing piece is none."""
+    """The bytes of each token, by its id; special and added tokens are their own text, and a missing piece has none."""
     added = {int(token): str(item) for token, item in _added(tokenizer).items()}
     own = [p for i, p in enumerate(pieces) if isinstance(p, str) and i not in special_ids and i not in added]
     spell = _find_spelling(tokenizer, own, encode)
@@ -78,10 +78,10 @@ def _find_spelling(tokenizer: Any, own: Sequence[str], encode: Callable[[str], l
 
 
 def _pieces_of(tokenizer: Any, text: str) -> list[Any]:
-    """What the tokenizer cuts a text into; nothing where it cannot."""
+    """The pieces of a text; none where the tokenizer raises."""
     try:
         return list(tokenizer.tokenize(text))
-    except Exception:  # a class may raise anything at a text that it was not made for
+    except Exception:  # a class may raise anything on a text of a kind that it does not expect
         return []
 
 
@@ -92,14 +92,14 @@ def _has_byte_pieces(processor: Any) -> bool:
 
 
 def _joiner(tokenizer: Any) -> Callable[[list[str]], str]:
-    """What the tokenizer makes of pieces in a row; "" where it makes nothing of them."""
+    """The text that the tokenizer decodes a sequence of pieces to; "" where it cannot."""
 
     def join(pieces: list[str]) -> str:
         try:
-            made = tokenizer.convert_tokens_to_string(pieces)
-        except Exception:  # a class may raise anything at pieces that are not its own
+            decoded = tokenizer.convert_tokens_to_string(pieces)
+        except Exception:  # a class may raise anything on pieces that are not its own
             return ""
-        text = made.get("text", "") if isinstance(made, dict) else made
+        text = decoded.get("text", "") if isinstance(decoded, dict) else decoded
         return text if isinstance(text, str) else ""
 
     return join
@@ -108,37 +108,37 @@ def _joiner(tokenizer: Any) -> Callable[[list[str]], str]:
 def _in_context(
     join: Callable[[list[str]], str], own: Sequence[str], encode: Callable[[str], list[int]]
 ) -> Callable[[str], bytes]:
-    """What a piece adds between two others, the space that belongs to these left out."""
+    """The text that a piece adds between two others, without the space that belongs to these."""
     anchors = list(itertools.islice((piece for piece in own if join([piece]).strip().isalpha()), 2))
     if len(anchors) < 2:
         return _encoded
     if join([anchors[0], *own, anchors[0]]) == "".join([anchors[0], *own, anchors[0]]):
         return _encoded  # every piece is its own text
     texts = {anchor: join([anchor]).strip() for anchor in anchors}
-    said: dict[str, str | None] = {}
+    middle_of: dict[str, str | None] = {}
     for piece in own:
         anchor = anchors[piece == anchors[0]]
-        said[piece] = _between(texts[anchor], join([anchor, piece, anchor]).strip())
-    middles = [middle for middle in said.values() if middle]
+        middle_of[piece] = _between(texts[anchor], join([anchor, piece, anchor]).strip())
+    middles = [middle for middle in middle_of.values() if middle]
     before, after = all(m[0] == " " for m in middles), all(m[-1] == " " and len(m) > 1 for m in middles)
     if not middles or not (before or after):
         trim: Callable[[str], str] = str
     elif before and after:
-        # Spaces stand between all pieces: they are the text's where it is read so, and none where pieces are characters.
+        # Spaces are between all pieces: part of the text where words are read with them, not where pieces are characters.
         words = [m.strip() for m in middles]
         between = " " if needs_spaces(words, encode) else ""
-        return lambda piece: _encoded(between + (said.get(piece) or f" {piece} ")[1:-1])
+        return lambda piece: _encoded(between + (middle_of.get(piece) or f" {piece} ")[1:-1])
     else:
         trim = (lambda middle: middle[1:]) if before else (lambda middle: middle[:-1])
-    return lambda piece: _encoded(trim(middle) if (middle := said.get(piece)) is not None else piece)
+    return lambda piece: _encoded(trim(middle) if (middle := middle_of.get(piece)) is not None else piece)
 
 
 def _between(around: str, whole: str) -> str | None:
-    """The text between the same text at both ends; None where it does not stand there."""
+    """The text between the same text at both ends; None where the ends differ."""
     fits = whole.startswith(around) and whole.endswith(around) and len(whole) >= 2 * len(around)
     return whole[len(around) : len(whole) - len(around)] if fits else None
 
 
 def _encoded(piece: str) -> bytes:
-    """A piece as UTF-8; nothing where it is a half of a surrogate pair, which no text holds."""
+    """A piece as UTF-8; nothing where it is half a surrogate pair, which no text contains."""
     return piece.encode(errors="ignore")

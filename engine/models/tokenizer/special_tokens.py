@@ -1,7 +1,6 @@
-"""Which token ids stand for no text: those that a tokenizer marks special, or, without one, those that a model's files name.
+"""Token ids that stand for no text: those that a tokenizer marks special, or, without one, those that a model's files name.
 
-The one source of them; everything else asks here, or reads the `special` column of a store's vocabulary. Knows nothing about
-windows.
+Everything else takes them from here, or from the `special` column of a store's vocabulary.
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROLES: Final = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
-"""What makes a token stand for no text though it is the unknown one too. Padding does not."""
+"""Roles in which a token stands for no text even if it is the unknown token. Padding is none of them."""
 CONFIGURED: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Tokens that stand for no text: the tokenizer's named ones and all that it marks special in the vocabulary.
 
-    The unknown token stands for text that the vocabulary has not, and is none of them, unless it has another role too: GPT-2
-    calls its end of text unknown. Nor is the token that speech models write between words.
+    The unknown token, which stands for text outside the vocabulary, is not among them unless it has another role: GPT-2 uses
+    its end-of-text token as the unknown one. Nor is the token that speech models write between words.
     """
     marked = {int(token) for token, item in _added_tokens(tokenizer).items() if getattr(item, "special", False)}
     roles = {getattr(tokenizer, role, None) for role in _ROLES}
@@ -32,13 +31,13 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 def configured_special_ids(*configs: Any, roles: tuple[str, ...] = CONFIGURED) -> frozenset[int]:
     """The ids that a model's configurations name for begin of text, end of text and padding; None is no configuration."""
     parts = [c.get_text_config(decoder=True) if hasattr(c, "get_text_config") else c for c in configs]
-    found = [getattr(config, role, None) for config in (*configs, *parts) for role in roles]
-    ids = [value if isinstance(value, (list, tuple)) else [value] for value in found]
+    values = [getattr(config, role, None) for config in (*configs, *parts) for role in roles]
+    ids = [value if isinstance(value, (list, tuple)) else [value] for value in values]
     return frozenset(token for group in ids for token in group if isinstance(token, int) and token >= 0)
 
 
 def special_ids_of_files(name_or_path: str, *, trust_remote_code: bool = False) -> frozenset[int]:
-    """The same of the config.json and, where there is one, the generation_config.json saved with a model."""
+    """The same for the config.json and, where there is one, the generation_config.json saved with a model."""
     from transformers import GenerationConfig
 
     from actstore.engine.models.checkpoints import load_config

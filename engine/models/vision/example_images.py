@@ -1,7 +1,6 @@
 """Example images: the smallest window with an image that a vision-language model runs on, for a walk without weights.
 
-The model is made smaller for it, where that leaves its feed-forwards as they are: fewer patches an image. Knows the inputs
-of each family; nothing about what a walk looks for.
+The model is made smaller for it where that does not change its feed-forwards: fewer patches per image.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _SIDE = 4
-"""Patches along a side of an example image."""
+"""Number of patches along a side of an example image."""
 
 
 @dataclass(frozen=True)
 class ExampleImage:
-    """What a walk is made with."""
+    """The configuration and inputs of a walk."""
 
     config: PreTrainedConfig
     ids: Tensor  # [window, position]
     extra: dict[str, Tensor]
 
 
-Made = tuple[int, dict[str, "Tensor"]]
-"""How many image placeholders a window has, and the further inputs of one window."""
+ExampleInputs = tuple[int, dict[str, "Tensor"]]
+"""The number of image placeholders in a window, and the further inputs of one window."""
 
 
 def example_image(config: PreTrainedConfig) -> ExampleImage | None:
@@ -61,18 +60,18 @@ _TOKEN_KINDS = {
     "qwen2_5_vl": "mm_token_type_ids",
     "gemma3": "token_type_ids",
 }
-"""Types that are told which of their tokens are the image's, and by which input."""
+"""Model type → the input that marks the tokens of the image."""
 
 
 def _small(config: Any) -> int:
-    """Make the images of a fixed size few patches; the side in pixels."""
+    """Reduce the fixed size of images to a few patches; returns the side in pixels."""
     vision = config.vision_config
     patch = vision.patch_size
     vision.image_size = _SIDE * patch if isinstance(patch, int) else [_SIDE * side for side in patch]
     return _SIDE * (patch if isinstance(patch, int) else patch[0])
 
 
-def _one_picture(config: Any) -> Made:
+def _one_picture(config: Any) -> ExampleInputs:
     side = _small(config)
     begins = 1 if getattr(config, "vision_feature_select_strategy", None) == "full" and _is_clip(config) else 0
     return _SIDE**2 + begins, {"pixel_values": torch.zeros(1, 3, side, side)}
@@ -82,7 +81,7 @@ def _is_clip(config: Any) -> bool:
     return bool(config.vision_config.model_type == "clip_vision_model")
 
 
-def _any_resolution(config: Any) -> Made:
+def _any_resolution(config: Any) -> ExampleInputs:
     side = _small(config)
     config.image_grid_pinpoints = [[side, side]]  # so that two pictures are seen: all of it, and the one tile
     begins = 1 if config.vision_feature_select_strategy == "full" and _is_clip(config) else 0
@@ -90,41 +89,41 @@ def _any_resolution(config: Any) -> Made:
     return _SIDE**2 + begins + _SIDE * (_SIDE + 1), extra
 
 
-def _qwen(config: Any) -> Made:
+def _qwen(config: Any) -> ExampleInputs:
     vision = config.vision_config
     depth = getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2
     side = 2 * vision.spatial_merge_size
     return 4, {"pixel_values": torch.zeros(side**2, depth), "image_grid_thw": torch.tensor([[1, side, side]])}
 
 
-def _queries(config: Any) -> Made:
+def _queries(config: Any) -> ExampleInputs:
     side = _small(config)
     extra = {"pixel_values": torch.zeros(1, 3, side, side)}
     if config.model_type == "instructblip":
-        # Not as many as there are queries, which tells the two kinds of rows apart.
+        # Another number than that of the queries, so that the two kinds of rows can be told apart.
         extra["qformer_input_ids"] = torch.full((1, config.num_query_tokens + 1), 4)
         extra["qformer_attention_mask"] = torch.ones_like(extra["qformer_input_ids"])
     return config.num_query_tokens, extra
 
 
-def _idefics(config: Any) -> Made:
+def _idefics(config: Any) -> ExampleInputs:
     side = config.vision_config.patch_size * 2 * config.scale_factor
-    # A picture that is black altogether counts as none.
+    # An image that is all zero counts as padding.
     return 4, {"pixel_values": torch.ones(1, 1, 3, side, side)}
 
 
-def _gemma(config: Any) -> Made:
+def _gemma(config: Any) -> ExampleInputs:
     side = _small(config)
     config.mm_tokens_per_image = 4
     return 4, {"pixel_values": torch.zeros(1, 3, side, side)}
 
 
-def _internvl(config: Any) -> Made:
+def _internvl(config: Any) -> ExampleInputs:
     side = _small(config)
     return int(_SIDE * config.downsample_ratio) ** 2, {"pixel_values": torch.zeros(1, 3, side, side)}
 
 
-def _mllama(config: Any) -> Made:
+def _mllama(config: Any) -> ExampleInputs:
     side, tiles = _small(config), config.vision_config.max_num_tiles
     seen = torch.zeros(1, 1, tiles, dtype=torch.long)
     seen[..., 0] = 1
@@ -136,7 +135,7 @@ def _mllama(config: Any) -> Made:
     return 1, extra
 
 
-_EXAMPLES: dict[str, Callable[[Any], Made]] = {
+_EXAMPLES: dict[str, Callable[[Any], ExampleInputs]] = {
     "llava": _one_picture,
     "llava_next": _any_resolution,
     "llava_onevision": _any_resolution,
@@ -151,4 +150,4 @@ _EXAMPLES: dict[str, Callable[[Any], Made]] = {
     "internvl": _internvl,
     "mllama": _mllama,
 }
-"""By model type: what makes the configuration small, and returns the example."""
+"""Model type → the function that makes the configuration small and returns the example."""

@@ -1,7 +1,6 @@
-"""Images and prompts in: the model's own processor, what it makes of an image and a prompt, and where the patches lie.
+"""Images and prompts as model inputs, by the model's own processor, and the patch of each image position.
 
-The one place that loads a transformers processor. Knows the families' plain prompts and how windows are put together; which
-patch a position holds is read from `models.vision.layouts`. Knows nothing about corpora, plans or running models.
+Holds the families' plain prompts and how windows are put together; `layouts` says which patch each position holds.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ PLAIN_PROMPTS: dict[str, str] = {
     "internvl": _CHAT,
     "mllama": "{image}{begin}{prompt}",
 }
-"""How families are asked where the processor brings no chat template; {image} is the slot, {begin} the token that begins."""
+"""Model type → prompt where the processor has no chat template; {image} is the slot, {begin} the begin-of-text token."""
 
 SLOTLESS = frozenset({"instructblip", "blip-2"})
-"""Families whose processor puts the image before the prompt by itself."""
+"""Families whose processor itself puts the image before the prompt."""
 
 _PER_TOKEN = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask")
-"""Inputs with an entry for each token of the window (axis 1)."""
+"""Inputs with one entry per token of the window (axis 1)."""
 
 _PADDED = (*_PER_TOKEN, "qformer_input_ids", "qformer_attention_mask")
 """Inputs whose axis 1 may differ between windows that run together."""
@@ -63,12 +62,12 @@ _PADDED = (*_PER_TOKEN, "qformer_input_ids", "qformer_attention_mask")
 _UNUSED = frozenset({"input_ids", "attention_mask", "labels", "num_crops", "num_patches", "rows", "cols"})
 
 _NAMES = frozenset({"processor_class", "auto_map", "transformers_version", "tokenizer", "video_processor"})
-"""Of a processor's settings, those that say who wrote them, and those of parts that see no image."""
+"""Settings of a processor that do not affect images and prompts."""
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedPrompt:
-    """One window: a prompt with its image, and what follows it."""
+    """One window: a prompt with its image, and the answer."""
 
     ids: NDArray[np.int32]  # [position]; image placeholders expanded, as the model reads them
     modality: NDArray[np.uint8]  # [position]; TEXT, SPECIAL, IMAGE or, of the answer's tokens, GENERATED
@@ -79,7 +78,7 @@ class EncodedPrompt:
 
 
 class VisionProcessor:
-    """A model's processor: images and prompts to inputs, and back to places in the image."""
+    """A model's processor: images and prompts to inputs, and input positions to patches of the image."""
 
     def __init__(self, processor: Any, config: Any, name: str) -> None:
         """Wrap `processor`, of a model with this configuration."""
@@ -93,13 +92,13 @@ class VisionProcessor:
         self.tokenizer = TextTokenizer(processor.tokenizer)
 
     def _complete(self) -> None:
-        """Tell the processor what older files of processors leave to the model's configuration."""
-        known = {
+        """Set what older processor files leave to the model's configuration."""
+        defaults = {
             "patch_size": getattr(self._config.vision_config, "patch_size", None),
             "vision_feature_select_strategy": getattr(self._config, "vision_feature_select_strategy", None),
             "num_query_tokens": getattr(self._config, "num_query_tokens", None),
         }
-        for name, value in known.items():
+        for name, value in defaults.items():
             if getattr(self._processor, name, value) is None:
                 setattr(self._processor, name, value)
 
@@ -120,7 +119,7 @@ class VisionProcessor:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of what it does with images and prompts: sizes, means, chat template; not the tokenizer."""
+        """SHA-256, in hexadecimal, of its settings for images and prompts: sizes, means, chat template; not the tokenizer."""
         settings = {k: v for k, v in self._processor.to_dict().items() if k not in _NAMES}
         template = getattr(self._processor, "chat_template", None)
         return hashlib.sha256(json.dumps([settings, template], sort_keys=True, default=str).encode()).hexdigest()
@@ -128,49 +127,49 @@ class VisionProcessor:
     def encode(
         self, image: PIL.Image.Image | None, prompt: str, answer: str | Sequence[int] = "", *, prefix: str = ""
     ) -> EncodedPrompt:
-        """One window of an image, a prompt about it and an answer (text, or token ids as the model gave them).
+        """One window of an image, a prompt about it and an answer (text, or token ids that the model generated).
 
         The prompt goes through the processor's chat template where it has one, else into the family's plain prompt; a slot in
-        it (`<image>`, or as the processor calls it) says where the image goes, else it goes first. `prefix` is the beginning
-        of the answer that is given, not generated: it counts as prompt. Prefix and answer are tokenised on their own.
+        it (`<image>`, or as the processor calls it) says where the image goes, else it goes first. `prefix` is a given
+        beginning of the answer, which counts as part of the prompt. Prefix and answer are tokenised on their own.
 
         Raises `InvalidInputError` for a prompt whose rendering has no slot for the image, or a slot and no image.
         """
         text = self._render(prompt, image is not None)
         inputs = self._process(image, text)
         prompt_ids = inputs["input_ids"][0].numpy()
-        given = self._tokenize(prefix)
-        answered = self._tokenize(answer) if isinstance(answer, str) else np.asarray(answer, np.int32)
-        ids = np.concatenate([prompt_ids, given, answered]).astype(np.int32)
-        n_prompt = len(prompt_ids) + len(given)
+        prefix_ids = self._tokenize(prefix)
+        answer_ids = self._tokenize(answer) if isinstance(answer, str) else np.asarray(answer, np.int32)
+        ids = np.concatenate([prompt_ids, prefix_ids, answer_ids]).astype(np.int32)
+        n_prompt = len(prompt_ids) + len(prefix_ids)
         extra = {key: value for key, value in inputs.items() if key not in _UNUSED}
         for key in _PER_TOKEN:
             if key in extra:
                 extra[key] = self._lengthened(key, extra[key], len(ids))
-        found = None
-        at = np.flatnonzero(ids[: len(prompt_ids)] == self._image_token_id)
+        layout = None
+        image_positions = np.flatnonzero(ids[: len(prompt_ids)] == self._image_token_id)
         if image is not None:
             view = View(image.height, image.width)
             image_processor = self._processor.image_processor
-            found = LAYOUTS[self._config.model_type](image_processor, self._config, view, extra)
-            if len(found.language) != len(at):
+            layout = LAYOUTS[self._config.model_type](image_processor, self._config, view, extra)
+            if len(layout.language) != len(image_positions):
                 raise InvalidInputError(
-                    f"expected {len(found.language)} image positions in a window of {self._name}, and its processor made"
-                    f" {len(at)}: the processor's files and config.json do not fit together"
+                    f"expected {len(layout.language)} image positions in a window of {self._name}, and its processor made"
+                    f" {len(image_positions)}: the processor's files and config.json do not fit together"
                 )
         return EncodedPrompt(
             ids=ids,
-            modality=self._modality(ids, at, n_prompt),
+            modality=self._modality(ids, image_positions, n_prompt),
             n_prompt=n_prompt,
             extra=extra,
-            patches=Patches.nowhere(0) if found is None else found.language.at(at),
-            layout=found,
+            patches=Patches.nowhere(0) if layout is None else layout.language.at(image_positions),
+            layout=layout,
         )
 
-    def _modality(self, ids: NDArray[np.int32], at: NDArray[np.int64], n_prompt: int) -> NDArray[np.uint8]:
+    def _modality(self, ids: NDArray[np.int32], image_positions: NDArray[np.int64], n_prompt: int) -> NDArray[np.uint8]:
         special = np.isin(ids, list(self.tokenizer.special_ids))
         modality: NDArray[np.uint8] = np.where(special, stored.SPECIAL, stored.TEXT).astype(np.uint8)
-        modality[at] = stored.IMAGE
+        modality[image_positions] = stored.IMAGE
         modality[n_prompt:] = stored.GENERATED
         return modality
 
@@ -179,7 +178,7 @@ class VisionProcessor:
 
     @cached_property
     def _slot(self) -> str:
-        """What stands for the image in a prompt."""
+        """The placeholder of the image in a prompt."""
         slot = getattr(self._processor, "image_token", None) or "<image>"
         return str(getattr(slot, "content", slot))
 
@@ -190,31 +189,31 @@ class VisionProcessor:
                 return int(getattr(self._config, name))
         return int(self._processor.tokenizer.convert_tokens_to_ids(self._slot))
 
-    def _render(self, prompt: str, sees: bool) -> str:
-        """The prompt as the model is asked it, with the image's slot in it."""
+    def _render(self, prompt: str, has_image: bool) -> str:
+        """The prompt in the chat template or plain form, with the image's slot in it."""
         before, slot, after = prompt.partition(self._slot)
-        if self._slot in after or (slot and not sees):
+        if self._slot in after or (slot and not has_image):
             raise InvalidInputError(
                 f"expected one image for each slot {self._slot!r} of the prompt {prompt!r}, and there is"
-                f" {'one image' if sees else 'none'}: leave one slot, or none and it goes first"
+                f" {'one image' if has_image else 'none'}: leave one slot, or none and it goes first"
             )
         if getattr(self._processor, "chat_template", None):
-            rendered = self._from_template(before.strip("\n"), after.lstrip("\n") if slot else "", sees)
+            rendered = self._from_template(before.strip("\n"), after.lstrip("\n") if slot else "", has_image)
         else:
             form = PLAIN_PROMPTS[self._config.model_type] if not slot else "{prompt}"
             begin = self._processor.tokenizer.bos_token or ""
-            rendered = form.format(image=self._slot if sees else "", prompt=prompt, begin=begin)
-        if sees and self._slot not in rendered and self._config.model_type not in SLOTLESS:
+            rendered = form.format(image=self._slot if has_image else "", prompt=prompt, begin=begin)
+        if has_image and self._slot not in rendered and self._config.model_type not in SLOTLESS:
             raise InvalidInputError(
                 f"expected the prompt {prompt!r} to have the image slot {self._slot!r} once it is in the chat template of"
-                f" {self._name}, found {rendered!r}: write the slot into the prompt, or mend the template"
+                f" {self._name}, found {rendered!r}: write the slot into the prompt, or fix the template"
             )
         return rendered
 
-    def _from_template(self, before: str, after: str, sees: bool) -> str:
+    def _from_template(self, before: str, after: str, has_image: bool) -> str:
         content = [{"type": "text", "text": before}] if before else []
-        # A prompt without a slot is the text before none: the image goes first.
-        slot = [{"type": "image"}] if sees else []
+        # Without a slot, the whole prompt is `before`, and the image goes first.
+        slot = [{"type": "image"}] if has_image else []
         content = [*content, *slot, {"type": "text", "text": after}] if after else [*slot, *content]
         rendered: str = self._processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
@@ -223,17 +222,17 @@ class VisionProcessor:
 
     def _process(self, image: PIL.Image.Image | None, text: str) -> Mapping[str, Tensor]:
         begin = self._processor.tokenizer.bos_token
-        # What a template has written is not to be written twice.
+        # A begin-of-text token that the template has written is not to be added again.
         keywords: dict[str, Any] = {"add_special_tokens": False} if begin and begin in text else {}
         if image is None:
-            found = self._processor.tokenizer(text, return_tensors="np", **keywords)
+            outputs = self._processor.tokenizer(text, return_tensors="np", **keywords)
         else:
-            found = self._processor(images=image.convert("RGB"), text=text, return_tensors="np", **keywords)
-        arrays = {key: np.asarray(value) for key, value in found.items() if key not in _UNUSED - {"input_ids"}}
+            outputs = self._processor(images=image.convert("RGB"), text=text, return_tensors="np", **keywords)
+        arrays = {key: np.asarray(value) for key, value in outputs.items() if key not in _UNUSED - {"input_ids"}}
         return {key: torch.from_numpy(value) for key, value in arrays.items()}
 
     def _lengthened(self, key: str, values: Tensor, length: int) -> Tensor:
-        """An input [1, token, …] with entries for the tokens of prefix and answer, as generating would go on."""
+        """An input [1, token, …] with entries for the tokens of prefix and answer, as generation would append them."""
         missing = length - values.shape[1]
         if not missing:
             return values
@@ -260,26 +259,26 @@ class VisionProcessor:
         return ids, None if bool(mask.all()) else mask, extra
 
     def tower_patches(self, encoded: EncodedPrompt, n_rows: int | None = None) -> Patches:
-        """What each row of the vision tower's layers shows, of one window."""
+        """The patch of each row of the vision tower's layers, for one window."""
         return self.part_patches(encoded, "vision", n_rows)
 
     def part_patches(self, encoded: EncodedPrompt, part: str, n_rows: int | None = None) -> Patches:
-        """What each row of a part's layers ("vision", "projector") shows, of one window; the image positions of "language".
+        """The patch of each row of a part's layers ("vision", "projector") for one window; the image positions of "language".
 
         Raises `InvalidInputError` where the part has another number of rows than `n_rows`.
         """
-        found = encoded.patches
+        patches = encoded.patches
         if part != "language":
-            found = getattr(encoded.layout, part) if encoded.layout is not None else Patches.nowhere(0)
-        if n_rows is not None and len(found) != n_rows:
+            patches = getattr(encoded.layout, part) if encoded.layout is not None else Patches.nowhere(0)
+        if n_rows is not None and len(patches) != n_rows:
             raise InvalidInputError(
-                f"expected {len(found)} rows of {self._name}'s {part} part for one window, found {n_rows}"
+                f"expected {len(patches)} rows of {self._name}'s {part} part for one window, found {n_rows}"
             )
-        return found
+        return patches
 
 
 def _concatenated(parts: Sequence[Tensor], key: str) -> Tensor:
-    """The windows' inputs one after another, those with an entry a token filled with zeros to the longest."""
+    """The windows' inputs one after another; those with one entry per token are padded with zeros to the longest."""
     if key in _PADDED:
         longest = max(part.shape[1] for part in parts)
         parts = [

@@ -1,7 +1,7 @@
 """Image layouts: for each vision-language family, which patch of which picture each position of its parts holds.
 
 A layout function is given the image processor, the model's configuration, the original image as a `View` and what the
-processor made of it; it retraces the processor's geometry with the library's own functions. Knows nothing about prompts.
+processor made of it; it repeats the processor's geometry with the library's own functions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Inputs = Mapping[str, "Tensor"]
 
 @dataclass(frozen=True)
 class Layout:
-    """What the positions of each part show of one image, in the order in which the part holds them."""
+    """The patches of one image at the positions of each part, in the part's order."""
 
     language: Patches  # the image placeholders among the token ids
     vision: Patches  # rows of the vision tower's layers
@@ -36,7 +36,7 @@ LayOut = Callable[[Any, Any, View, Inputs], Layout]
 
 
 def _sized(image: View, size: Any) -> View:
-    """What the library's plain `resize` makes of an image."""
+    """An image after the library's plain `resize`."""
     from transformers.image_transforms import get_resize_output_image_size
     from transformers.image_utils import ChannelDimension
 
@@ -50,7 +50,7 @@ def _sized(image: View, size: Any) -> View:
 
 
 def _prepared(processor: Any, image: View) -> View:
-    """Squared, resized and cropped, where the image processor does each."""
+    """An image after the steps that the image processor does: padding to a square, resizing, cropping."""
     if getattr(processor, "do_pad", None) and hasattr(processor, "pad_to_square"):
         image = image.squared()
     if processor.do_resize:
@@ -67,7 +67,7 @@ def _side(vision: Any) -> int:
 
 
 def _tower(views: list[View], vision: Any, begins: int = 0) -> list[Patches]:
-    """The rows of a tower that is given the views one by one: `begins` tokens of its own (a class token), then the patches."""
+    """The rows of a tower that reads the views one by one: `begins` tokens of its own (a class token), then the patches."""
     side = _side(vision)
     return [Patches.join([Patches.nowhere(begins), Patches.cut(view, side, tile)]) for tile, view in enumerate(views)]
 
@@ -80,7 +80,7 @@ def _lay_out_tiles(views: list[View], config: Any, begins: int, merge: int = 1) 
 
 
 def _n_begins(config: Any) -> int:
-    """Tokens that a tower of LLaVA's and its kin puts before the patches: CLIP's class token."""
+    """Number of tokens that the tower of a LLaVA model puts before the patches: CLIP's class token."""
     return 1 if config.vision_config.model_type == "clip_vision_model" else 0
 
 
@@ -93,8 +93,8 @@ def _selected(tower: Patches, config: Any) -> Patches:
 def lay_out_llava(processor: Any, config: Any, image: View, inputs: Inputs) -> Layout:
     """LLaVA: one picture."""
     (tower,) = _tower([_prepared(processor, image)], config.vision_config, _n_begins(config))
-    chosen = _selected(tower, config)
-    return Layout(chosen, tower, chosen)
+    selected = _selected(tower, config)
+    return Layout(selected, tower, selected)
 
 
 def lay_out_any_resolution(processor: Any, config: Any, image: View, inputs: Inputs) -> Layout:
@@ -115,18 +115,18 @@ def lay_out_any_resolution(processor: Any, config: Any, image: View, inputs: Inp
     canvas = fitted.cropped(-((best[0] - fitted.height) // 2), -((best[1] - fitted.width) // 2), *best)
     rows, columns = best[0] // side, best[1] // side
     tower = _tower([image.resized(side, side), *canvas.tiles(rows, columns)], config.vision_config, _n_begins(config))
-    chosen = [_selected(tile, config) for tile in tower]
-    whole = _put_together(chosen[1:], canvas, image, config, (rows, columns))
-    return Layout(Patches.join([chosen[0], whole]), Patches.join(tower), Patches.join(chosen))
+    selected = [_selected(tile, config) for tile in tower]
+    whole = _put_together(selected[1:], canvas, image, config, (rows, columns))
+    return Layout(Patches.join([selected[0], whole]), Patches.join(tower), Patches.join(selected))
 
 
 def _put_together(tiles: list[Patches], canvas: View, image: View, config: Any, grid: tuple[int, int]) -> Patches:
-    """The patches of tiles as one picture, less the rows or columns that its padding takes; a newline token after each row."""
+    """The patches of tiles as one picture, without the rows or columns of its padding; a newline token after each row."""
     a_side = math.isqrt(len(tiles[0]))
     blocks = np.arange(len(tiles) * a_side**2).reshape(*grid, a_side, a_side).transpose(0, 2, 1, 3)
     order: NDArray[np.int64] = blocks.reshape(grid[0] * a_side, grid[1] * a_side)
     n_rows, n_columns = len(order), len(order[0])
-    # As the model rounds, which unpads in patches what its processor padded in pixels.
+    # Rounded as the model does, which removes in patches what its processor padded in pixels.
     above = beside = 0
     if image.width / image.height > n_columns / n_rows:
         above = (n_rows - int(round(image.height * (n_columns / image.width), 7))) // 2
@@ -135,9 +135,9 @@ def _put_together(tiles: list[Patches], canvas: View, image: View, config: Any, 
     order = order[above : n_rows - above, beside : n_columns - beside]
     whole = Patches.join(tiles).arranged(order, tile=1)
     rows, columns = len(order), len(order[0])
-    most = getattr(config, "vision_aspect_ratio", None)
-    if most is not None:  # OneVision shrinks what is more than so many tiles, by interpolation
-        ratio = math.sqrt(rows * columns / (int(most.removeprefix("anyres_max_")) * a_side**2))
+    max_tiles = getattr(config, "vision_aspect_ratio", None)
+    if max_tiles is not None:  # OneVision shrinks pictures of more tiles, by interpolation
+        ratio = math.sqrt(rows * columns / (int(max_tiles.removeprefix("anyres_max_")) * a_side**2))
         if ratio > 1.1:
             unpadded = canvas.resized(n_rows, n_columns).cropped(above, beside, rows, columns)
             rows, columns = int(rows // ratio), int(columns // ratio)
@@ -163,7 +163,7 @@ def lay_out_qwen(processor: Any, config: Any, image: View, inputs: Inputs) -> La
 
 
 def lay_out_queries(processor: Any, config: Any, image: View, inputs: Inputs) -> Layout:
-    """InstructBLIP and BLIP-2: query tokens read one picture, so that only the vision tower's patches have places."""
+    """InstructBLIP and BLIP-2: query tokens read one picture, so that only the vision tower's rows have a patch."""
     (tower,) = _tower([_prepared(processor, image)], config.vision_config, begins=1)
     queries = Patches.nowhere(config.num_query_tokens)
     return Layout(queries, tower, queries)
@@ -233,11 +233,11 @@ def lay_out_internvl(processor: Any, config: Any, image: View, inputs: Inputs) -
 
 
 def lay_out_mllama(processor: Any, config: Any, image: View, inputs: Inputs) -> Layout:
-    """mllama: tiles of a padded canvas, seen through cross-attention: only the vision tower's patches have places."""
+    """mllama: tiles of a padded canvas, seen through cross-attention: only the vision tower's rows have a patch."""
     from transformers.models.mllama import image_processing_pil_mllama as library
 
-    side, most = processor.size["height"], processor.max_image_tiles
-    height, width = library.get_optimal_tiled_canvas(image.height, image.width, most, side)
+    side, max_tiles = processor.size["height"], processor.max_image_tiles
+    height, width = library.get_optimal_tiled_canvas(image.height, image.width, max_tiles, side)
     fitted = library.get_image_size_fit_to_canvas(image.height, image.width, height, width, side)
     canvas = image.resized(*fitted).cropped(0, 0, height, width)
     views = canvas.tiles(int(height) // side, int(width) // side)
@@ -263,4 +263,4 @@ LAYOUTS: dict[str, LayOut] = {
     "internvl": lay_out_internvl,
     "mllama": lay_out_mllama,
 }
-"""Layout functions by model type."""
+"""Model type → layout function."""

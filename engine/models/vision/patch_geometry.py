@@ -1,7 +1,7 @@
 """Patch geometry: which part of the original image every patch shows, through any chain of resizing, cropping and padding.
 
-A `View` is a raster of pixels that shows a rectangle of the original image; all that image processors do to one is to resize
-it and to cut a rectangle out of it (which pads where the rectangle is larger). Knows nothing about models or processors.
+A `View` is a raster of pixels that shows a rectangle of the original image; image processors only resize views and cut
+rectangles out of them (which pads where the rectangle is larger).
 """
 
 from __future__ import annotations
@@ -62,18 +62,18 @@ class View:
         return [self.cropped(r * height, c * width, height, width) for r in range(rows) for c in range(columns)]
 
 
-def _centre(length: int, wanted: int) -> int:
-    """Where the middle `wanted` of `length` pixels begin; negative where that pads."""
-    return (length - wanted) // 2
+def _centre(length: int, cropped: int) -> int:
+    """The first of the middle `cropped` pixels of `length`; negative where that pads."""
+    return (length - cropped) // 2
 
 
 @dataclass(frozen=True, eq=False)
 class Patches:
-    """One entry for each image position of a part of the model, in the order of its positions.
+    """One entry per image position of a part of the model, in the order of its positions.
 
     `tile`, `row` and `column` are -1 and `box` is NaN where a position shows no part of the image: query tokens, class tokens,
-    newline tokens, padding. `box` holds left, top, right and bottom as shares of the original image, what crops cut away left
-    out. A tile is one picture that the vision tower was given; where the model puts tiles together again, they are one.
+    newline tokens, padding. `box` holds left, top, right and bottom as shares of the original image, without what was cropped
+    away. A tile is one picture that the vision tower was given; where the model puts tiles together again, they are one.
     """
 
     position: NDArray[np.int32]  # [patch]
@@ -87,7 +87,7 @@ class Patches:
 
     @classmethod
     def nowhere(cls, count: int) -> Patches:
-        """Positions without a place."""
+        """Positions that show no part of the image."""
         none = np.full(count, -1, np.int16)
         return cls(np.arange(count, dtype=np.int32), none, none, none, np.full((count, 4), np.nan, np.float32))
 
@@ -110,7 +110,7 @@ class Patches:
 
     @classmethod
     def cut(cls, view: View, side: int, tile: int = 0) -> Patches:
-        """The whole patches of `side` × `side` pixels in a view, row by row; what is left of it at its end is in none."""
+        """The whole patches of `side` × `side` pixels in a view, row by row; pixels that remain at the edges are in none."""
         rows, columns = view.height // side, view.width // side
         return cls.grid(view.cropped(0, 0, rows * side, columns * side), rows, columns, tile)
 

@@ -1,7 +1,4 @@
-"""Processors: a model's image processor and tokenizer in one, loaded without torchvision.
-
-Knows how transformers names processors and their parts; nothing about what they return.
-"""
+"""Processors: a model's image processor and tokenizer in one, loaded without torchvision."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from actstore.store.errors import InvalidInputError
 
 
 def load_processor(name: str, config: Any, *, trust_remote_code: bool = False) -> Any:
-    """The processor of a model, its image processor the one of PIL whatever else is installed.
+    """The processor of a model, with the image processor based on PIL whatever else is installed.
 
     Raises `InvalidInputError` where the model has no usable processor, naming the files that would hold it.
     """
@@ -25,29 +22,29 @@ def load_processor(name: str, config: Any, *, trust_remote_code: bool = False) -
         return kind.from_args_and_dict(parts, settings)
     except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
         raise InvalidInputError(
-            f"expected {name!r} to hold a processor for images (preprocessor_config.json or processor_config.json, beside the"
+            f"expected {name!r} to hold a processor for images (preprocessor_config.json or processor_config.json, next to the"
             f" tokenizer's files), and none can be used: {first_line(error)}"
         ) from error
 
 
 def _reading_images(kind: Any) -> Any:
-    """A processor's class as it can be made without what videos need: torchvision, num2words."""
+    """A processor's class that can be constructed without the packages that videos need: torchvision, num2words."""
     import transformers
 
     if kind.__name__ == "SmolVLMProcessor":
-        return transformers.Idefics3Processor  # does the same with images
+        return transformers.Idefics3Processor  # the same for images
     if "video_processor" not in kind.get_attributes():
         return kind
 
-    def accept(_self: Any, _name: str, part: Any) -> type:
+    def accept(_self: Any, _name: str, part: object) -> type:
         return type(part)
 
-    # The check of a part's class looks up the classes of all video processors, which are not there.
+    # The check of a part's class looks up the classes of all video processors, which cannot be imported.
     return type(kind.__name__, (kind,), {"check_argument_for_proper_class": accept})
 
 
 def _part(name: str, attribute: str, trust_remote_code: bool) -> Any:
-    """One of the parts that a processor's class asks for; none to read videos."""
+    """One of the parts that a processor's class takes; None for videos."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
     if attribute == "image_processor":

@@ -563,7 +563,7 @@ def test_without_a_tokenizer_ids_can_be_captured_and_text_cannot(
     assert done.record.plan.n_tokens == sum(4 * i + 3 for i in range(30))
     assert verify_capture(done) == []
     assert done.store.neuron(0, 0).exemplars(1).to_pylist()[0]["token"].startswith("<")
-    with pytest.raises(InvalidInputError, match="Name one with --tokenizer"):
+    with pytest.raises(InvalidInputError, match="Pass one as `tokenizer`"):
         capture(str(bare), corpus, tmp_path / "text")
     assert not (tmp_path / "text").exists()
 

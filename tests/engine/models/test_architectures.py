@@ -11,6 +11,8 @@ import pytest
 import transformers
 from sweep import CAUSAL, OTHERS, NotBuiltError, Outcome, as_markdown, prove
 
+from actstore.engine.models.names import SITES
+
 pytestmark = [
     # models announce deprecated arguments of their own, and torch's of theirs, on being built and run
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -81,7 +83,7 @@ def test_nearly_all_causal_types_are_expected_to_pass() -> None:
 
 
 def test_the_table_groups_types_that_behave_alike() -> None:
-    every = ("mlp.post", "mlp.gate", "mlp.up", "resid.pre", "resid.mid", "resid.post", "attn.out")
+    every = tuple(SITES)
     alike = [Outcome(name, "pass", "", "causal", "gated", "dense", every) for name in ("llama", "qwen2")]
     refused = Outcome("mamba", "refused", "it is a state-space model")
     lines = as_markdown([*alike, refused]).splitlines()

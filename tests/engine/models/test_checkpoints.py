@@ -53,9 +53,9 @@ class TestAdapters:
     ) -> None:
         (folder / "adapter_config.json").write_text(json.dumps(ADAPTER))
         beside = (
-            r"holds an adapter beside the weights \(adapter_config\.json\), which is not merged into them: "
+            r"holds an adapter next to the weights \(adapter_config\.json\), which is not merged into them: "
             + MERGE
-            + r", or take adapter_config\.json away to run the weights beside it alone$"
+            + r", or remove adapter_config\.json to run the weights next to it alone$"
         )
         store = tmp_path / "store"
         questions = tmp_path / "questions.json"
@@ -81,7 +81,7 @@ class TestAdapters:
     @pytest.mark.parametrize("file", ["adapter_model.bin", "adapter_model.safetensors", "pytorch_adapter.bin"])
     def test_weights_without_their_configuration_are_one_too(self, folder: Path, file: str) -> None:
         (folder / file).write_bytes(b"")
-        with pytest.raises(ModelError, match=rf"an adapter beside the weights \({file}\).*from_pretrained\(base\)"):
+        with pytest.raises(ModelError, match=rf"an adapter next to the weights \({file}\).*from_pretrained\(base\)"):
             inspect_model(folder)
 
     @pytest.mark.parametrize("has_model", [True, False])
@@ -104,7 +104,7 @@ class TestAdapters:
 
         monkeypatch.setattr("actstore.engine.models.checkpoints.AutoConfig.from_pretrained", read_config)
         monkeypatch.setattr("transformers.utils.peft_utils.find_adapter_config_file", find)
-        with pytest.raises(ModelError, match="beside the weights" if has_model else "an adapter and no model"):
+        with pytest.raises(ModelError, match="next to the weights" if has_model else "an adapter and no model"):
             inspect_model("someone/tuned")
         assert asked == [("someone/tuned", "abc" if has_model else None)]
 

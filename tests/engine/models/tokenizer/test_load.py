@@ -96,7 +96,7 @@ def test_truncation_and_padding_saved_with_a_tokenizer_do_not_shorten_texts(tiny
 
 def test_a_folder_without_a_tokenizer_is_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(InvalidInputError, match="Name one with --tokenizer") as caught:
+    with pytest.raises(InvalidInputError, match="Pass one as `tokenizer`") as caught:
         TextTokenizer.load(str(tmp_path))
     assert "\n" not in str(caught.value)
 

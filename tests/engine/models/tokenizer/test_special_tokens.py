@@ -44,7 +44,7 @@ def modality(done: Capture) -> list[tuple[int, int]]:
 
 def test_a_text_without_a_tokenizer_is_refused_before_anything_is_written(without_files: Path, tmp_path: Path) -> None:
     texts = write_lines(tmp_path / "texts.jsonl", {"text": "the quick brown fox"})
-    with pytest.raises(InvalidInputError, match="Name one with --tokenizer"):
+    with pytest.raises(InvalidInputError, match="Pass one as `tokenizer`"):
         capture(str(without_files), texts, tmp_path / "store")
     assert not list((tmp_path / "store").rglob("*.parquet"))
 
@@ -91,5 +91,5 @@ def test_a_doubled_begin_is_said_before_the_model_runs(tiny_model: Path, tmp_pat
 
 def test_in_python_it_is_a_warning(tiny_model: Path, tmp_path: Path) -> None:
     texts = write_lines(tmp_path / "texts.jsonl", {"text": "<s>the quick fox"})
-    with pytest.warns(UserWarning, match="stands there twice"):
+    with pytest.warns(UserWarning, match="it is there twice"):
         capture(str(tiny_model), texts, tmp_path / "store", options=RunOptions(weights=False))
