@@ -66,7 +66,8 @@ QUICK_TESTS = (
     "tests/kernels/test_coactivation.py",
     "tests/store/test_reader.py",
 )
-"""The tests of a quick run, of those that its rows name: all of them take minutes, and `make test` runs them."""
+"""Tests of every quick run, beside those of kernels that its rows name: all of them take minutes, and `make test` runs them."""
+KERNEL_TESTS = "tests/kernels/"
 
 
 def machine() -> str:
@@ -115,7 +116,10 @@ def main() -> None:
     if not rows and not with_sizes:
         sys.exit(f"No row's name contains {arguments.only!r}. Rows: {'; '.join(row.name for row in ROWS)}; sizes.")
     if not arguments.no_tests:
-        run_tests([test for row in rows for test in row.tests] + list(sizes.TESTS), quick=arguments.quick)
+        tests = [test for row in rows for test in row.tests]
+        if with_sizes and not arguments.quick:  # minutes
+            tests += sizes.TESTS
+        run_tests(tests, quick=arguments.quick)
     for skipped in SKIPPED:
         terminal.err.print(f"not measured: {skipped}")
     where = machine()
@@ -140,9 +144,14 @@ def main() -> None:
         rewrite("sizes", sizes.markdown(sizes_measured))
 
 
+def test_files(tests: list[str], *, quick: bool) -> list[str]:
+    """What pytest is given: the `tests` of what is measured; in a quick run those of kernels alone, and `QUICK_TESTS`."""
+    return sorted({*QUICK_TESTS, *(test for test in tests if test.startswith(KERNEL_TESTS))} if quick else set(tests))
+
+
 def run_tests(tests: list[str], *, quick: bool) -> None:
     """Run the tests; exit if one fails."""
-    files = QUICK_TESTS if quick else sorted(set(tests))
+    files = test_files(tests, quick=quick)
     parallel = ("--numprocesses", "auto", "--maxprocesses", "4", "--dist", "loadfile")
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *parallel, *files]
     if subprocess.run(command, cwd=HERE.parent, check=False).returncode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,6 +116,39 @@ def test_every_row_has_a_name_of_its_own_and_tests_that_are_there() -> None:
         assert (ROOT / test).exists(), test
     named = {test for one in run.ROWS for test in one.tests}
     assert all(any(test.startswith(other) for other in named) for test in run.QUICK_TESTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tested"),
+    [
+        (["--quick", "--only", "a kernel"], ["tests/kernels/test_new.py"]),
+        (["--quick", "--only", "sizes"], []),
+        (["--only", "sizes"], ["tests/kernels/test_pack_lossy.py", "tests/store"]),
+        (["--only", "a kernel"], ["tests/engine/naica", "tests/kernels/test_new.py"]),
+    ],
+    ids=["quick", "quick, sizes", "whole, sizes", "whole"],
+)
+def test_a_run_tests_what_it_measures(arguments: list[str], tested: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run, commands = load("run"), []
+    rows = [
+        load("registry").Row(name, lambda quick: None, tests)
+        for name, tests in {
+            "a kernel": ("tests/kernels/test_new.py", "tests/engine/naica"),
+            "another": ("tests/kernels/test_other.py",),
+        }.items()
+    ]
+
+    def fail(command: list[str], **settings: Any) -> Any:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(run, "ROWS", tuple(rows))
+    monkeypatch.setattr(run.subprocess, "run", fail)
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+    with pytest.raises(SystemExit, match="The tests failed, so nothing was measured"):
+        run.main()
+    files = {word for word in commands[0] if word.startswith("tests/")}
+    assert files == {*tested, *(run.QUICK_TESTS if "--quick" in arguments else ())}
 
 
 def test_the_table_names_a_row_once_and_shows_small_times_and_ratios() -> None:

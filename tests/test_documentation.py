@@ -3,7 +3,9 @@
 A page's blocks run in order in a folder of their own that holds what pages name: `gpt2`, `tuned` and `Qwen/Qwen3-0.6B` are
 tiny models, as a name stands for the folder that is called so; `demo` has the embedded models, `build/demo/stdlib` less of the
 corpus that `make demo` makes there. What a command prints is not compared. A block that is not to run has a comment before it,
-`<!-- not run: the reason -->`, which ends in the line before the block. Examples that `demo/tour.py` writes into a page, in
+`<!-- not run: the reason -->`, which ends in the line before the block. A block of Python whose first line names a file of the
+package, `# kernels/…/api.py`, runs as that module, so that later blocks import from it; one that names a file of tests has its
+tests run. Examples that `demo/tour.py` writes into a page, in
 marks that begin with `output-`, run as a session of their own.
 """
 
@@ -51,6 +53,8 @@ SHOWN = ("text", "json", "sql")
 """Info strings of blocks that show something. A tree or a formula may also have none."""
 SLOW = ("README", "capture", "naica", "graphs", "multimodal", "edit", "first-store", "facts", "captions")
 """Pages that take more than a few seconds; so does every session of a tour."""
+FILE = re.compile(r"# ((?:kernels|tests|benchmarks)/[\w/]+)\.py\n")
+"""The first line of a block that is a file."""
 TOUR = re.compile(r"^<!-- (output-[\w-]+) -->\n(.*?)^<!-- /\1 -->$", re.MULTILINE | re.DOTALL)
 METHODS = sorted(page for page in (DOCS / "methods").glob("*.md") if page.stem != "index")
 N_PICTURES = 120
@@ -241,6 +245,38 @@ def execute(cli: Callable[..., Result]) -> Callable[[str, str], None]:
     return run
 
 
+def load_fixtures(names: tuple[str, ...]) -> list[Any]:
+    """Fixtures of tests/kernels/conftest.py, which pytest otherwise gives to tests of that folder alone."""
+    spec = importlib.util.spec_from_file_location("kernel_fixtures", ROOT / "tests" / "kernels" / "conftest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return [getattr(module, name) for name in names]
+
+
+device, on_device = load_fixtures(("device", "on_device"))
+
+
+def module_of(block: Block, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType | None:
+    """The new module, in a package that may be new too, that a block of the package is; else None."""
+    match = FILE.match(block.text)
+    if match is None or not match[1].startswith("kernels/"):
+        return None
+    if match[1].endswith("/gpu"):
+        pytest.importorskip("actstore.kernels.gpu", exc_type=ImportError)
+    name = "actstore." + match[1].replace("/", ".")
+    package_name, _, child = name.rpartition(".")
+    if package_name not in sys.modules:
+        package = types.ModuleType(package_name)
+        package.__path__ = []
+        monkeypatch.setitem(sys.modules, package_name, package)
+    module = types.ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(sys.modules[package_name], child, module, raising=False)
+    return module
+
+
 SESSIONS = {
     f"{page.stem}-{tour}".rstrip("-"): [block for block in blocks if block.tour == tour and block.kind in RUN]
     for page, blocks in BLOCKS.items()
@@ -255,9 +291,14 @@ RUNNING = [
 
 @pytest.mark.parametrize("blocks", RUNNING)
 def test_every_block_of_a_page_runs(
-    blocks: list[Block], workplace: Path, execute: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+    blocks: list[Block],
+    workplace: Path,
+    execute: Callable[[str, str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     page = blocks[0].page
+    monkeypatch.syspath_prepend(ROOT)  # `benchmarks` is a folder of the checkout
     # A module that can be found: numba keeps the name of a function's module with its machine code.
     module = types.ModuleType(f"page_{page.stem}".replace("-", "_"))
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -268,7 +309,11 @@ def test_every_block_of_a_page_runs(
         if block.kind == "python":
             # Line numbers of a traceback are those of the page.
             code = "\n" * (block.line - 1) + block.text
-            exec(compile(code, str(page), "exec"), names)
+            own = module_of(block, monkeypatch)
+            exec(compile(code, str(page), "exec"), names if own is None else vars(own))
+            if block.text.startswith("# tests/"):
+                for test in [names.pop(name) for name in list(names) if name.startswith("test_")]:
+                    test(**{name: request.getfixturevalue(name) for name in inspect.signature(test).parameters})
         else:
             for command in block.commands():
                 execute(command, block.where)
