@@ -22,7 +22,7 @@ from actstore.engine.graphs.token_sets import MATCHES
 from actstore.engine.inputs.documents import DecodingErrors, StdinFormat
 from actstore.engine.models.names import DTYPES, SITES
 from actstore.engine.multimodal.noun_maps import MAPS
-from actstore.engine.multimodal.nouns import NOUN_FINDERS
+from actstore.engine.multimodal.nouns import AUTO, NOUN_FINDERS
 from actstore.engine.multimodal.result import FORMS as ACTIVATIONS
 from actstore.engine.naica.methods import METHODS as SELECTION_METHODS
 from actstore.engine.naica.protocols import PROTOCOLS
@@ -87,7 +87,7 @@ else:
     MaskName = closed_set("MaskName", MASKS)
     MatchName = closed_set("MatchName", MATCHES)
     ModalityName = closed_set("ModalityName", COUNTABLE)
-    NounFinderName = closed_set("NounFinderName", NOUN_FINDERS)
+    NounFinderName = closed_set("NounFinderName", (AUTO, *NOUN_FINDERS))
     PartName = closed_set("PartName", get_args(Part))
     PositionSetName = closed_set("PositionSetName", POSITIONS)
     PrecisionName = closed_set("PrecisionName", PRECISIONS)

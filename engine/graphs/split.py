@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import GENERATED, TEXT
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SplitSettings:
+class SplitSettings(Typed):
     """How many windows test a graph, and which random draw of them."""
 
     n_exemplars: int = 20
@@ -34,6 +35,7 @@ class SplitSettings:
     """Random seed."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_exemplars < 2:
             raise InvalidInputError(f"`exemplars` must be 2 or more, to build and to test, found {self.n_exemplars}.")
         if self.n_ordinary < 0:

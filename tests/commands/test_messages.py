@@ -75,11 +75,9 @@ def test_the_command_that_ran_decides(
     cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: type[Exception]
 ) -> None:
     def refuse(*arguments: object) -> None:
-        raise error('There is no such thing. Check `rows`, or pass `method="kn"`; `precision` is no option here.')
+        raise error('There is no such thing. Check `rows`, or pass `method="kn"`; `scale` is no option here.')
 
     monkeypatch.setattr("actstore.commands.naica.group.Store", refuse)
     done = cli("naica", tmp_path)
     assert (done.status, done.out) == (2, "")
-    assert (
-        done.err == "Error: There is no such thing. Check --rows, or pass --method kn; `precision` is no option here.\n"
-    )
+    assert done.err == "Error: There is no such thing. Check --rows, or pass --method kn; `scale` is no option here.\n"

@@ -276,3 +276,12 @@ def test_no_option_is_passed_over(path: str) -> None:
             settings = getattr(importlib.import_module(homes[kind] or ""), kind)
             used |= {field.name for field in dataclasses.fields(settings)}
     assert set(inspect.signature(function).parameters) - used == set()
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_the_default_of_a_closed_set_is_in_it(name: str) -> None:
+    path, _, option = name.rpartition(" ")
+    (parameter,) = [p for p in COMMANDS[path].params if option in p.opts]
+    default = parameter.default
+    for value in default if isinstance(default, list | tuple) else [default]:
+        assert value is None or str(value) in completions(parameter)

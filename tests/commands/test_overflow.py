@@ -50,7 +50,7 @@ def test_a_capture_says_what_overflowed_and_what_to_do(
     assert done.status == 0
     told = (
         SENTENCE
-        + 'infinite: they are counted in the column overflow. Capture with `precision="exact"` to keep every value.'
+        + "infinite: they are counted in the column overflow. Capture with --precision exact to keep every value."
     )
     assert (told in done.err) == (precision == "half")
     assert ("Warning" in done.err) == (precision == "half")

@@ -79,17 +79,24 @@ def test_pictures_without_captions_are_captured_with_a_word_about_it(
     assert done.status == 0
     assert done.err == (
         "Images without a caption, captured with their prompt alone: 3. --generate lets the model answer, "
-        "--caption-column names where captions are.\n"
+        "--caption-column names the column of captions.\n"
     )
 
 
 def test_mistakes_end_in_a_sentence(
-    refused: Callable[..., str], model: Path, pictures: Path, tiny_model: Path, tmp_path: Path
+    cli: Callable[..., Result],
+    refused: Callable[..., str],
+    model: Path,
+    pictures: Path,
+    tiny_model: Path,
+    tmp_path: Path,
 ) -> None:
     store = tmp_path / "store"
     assert "3.png is not an image" in refused("capture", model, pictures, store, "--strict")
     assert "reads text only" in refused("capture", tiny_model, pictures, store)
-    assert "--part is one of language, vision, projector" in refused("capture", model, pictures, store, "--part", "x")
+    done = cli("capture", model, pictures, store, "--part", "x")
+    assert (done.status, done.out) == (2, "")
+    assert "'x' is not one of 'language', 'vision', 'projector'" in " ".join(done.err.replace("│", " ").split())
     (pictures / "images.jsonl").write_text(json.dumps({"image": "http://example.org/a.png"}))
     assert "names its image by a URL" in refused("capture", model, pictures, store)
     assert not store.exists()

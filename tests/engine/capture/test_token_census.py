@@ -69,9 +69,7 @@ def test_ids_count_for_what_is_unknown_and_not_for_what_they_begin_with(tokenize
 def test_texts_that_hold_the_templates_tokens_are_counted(tokenizer: TextTokenizer) -> None:
     documents = texts("<s> the fox", "the hat", "<s> the fox </s>")
     begin, end = said(tokenizer, documents)
-    assert begin.startswith(
-        "2 of 3 texts already begin with '<s>', which is put before every text: it stands there twice."
-    )
+    assert begin.startswith("2 of 3 texts already begin with '<s>', which is put before every text: it is there twice.")
     assert begin.endswith('Pass `begin="never"` to add no special tokens.')
     assert end.startswith("1 of 3 texts already end with '</s>', which is put behind every text")
     assert said(tokenizer, documents, around=False) == []

@@ -149,7 +149,7 @@ def test_other_layers_widths_sites_and_values_are_refused() -> None:
     for sites, message in (
         ({"mlp.post": {"0": 5}}, "layers 0, 1 at mlp.post, and .* layers 0: every layer"),
         ({"mlp.post": {"0": 5, "1": 41}}, "Layer 1 has 40 neurons at mlp.post in .* and 41"),
-        ({"mlp.gate": {"0": 5, "1": 40}}, "has no site 'mlp.post'. Its sites are: mlp.gate. Capture again with --site"),
+        ({"mlp.gate": {"0": 5, "1": 40}}, "has no site 'mlp.post'. Its sites are: mlp.gate. Capture again with `sites"),
     ):
         other = Capture(second.store, replace(second.record, sites=sites))
         with pytest.raises(InvalidInputError, match=message):
