@@ -74,7 +74,7 @@ def actstore(
     """Run a transformer once; ask its neurons forever.
 
     Every command has --json for machines. Exit status 1: the run stopped half-way, or `verify` found damage; 2: something
-    must be fixed first, and the message says what; 130: interrupted.
+    must be fixed first, and the message says what; 130: interrupted, with nothing to resume.
     """
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.api.light import explains
+from actstore.api.method import Method
 from actstore.api.models import open_model
 from actstore.api.results import Answer
 from actstore.store.table import Table
@@ -24,11 +25,8 @@ if TYPE_CHECKING:
 
 
 @explains
-class ChangeMethod:
+class ChangeMethod(Method):
     """Safety neurons by change scores (Chen et al. 2024): `store.change(other)`."""
-
-    def __init__(self, store: Captures) -> None:
-        self._store = store
 
     def __call__(
         self,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from actstore.api.light import explains
+from actstore.api.method import Method
 from actstore.api.results import Answer
 from actstore.store.table import Table
 
@@ -16,15 +17,11 @@ if TYPE_CHECKING:
 
     from actstore.engine.coverage.coverage import Coverage
     from actstore.engine.coverage.probe import Probe
-    from actstore.store.capture.captures import Captures
 
 
 @explains
-class CoverageMethod:
+class CoverageMethod(Method):
     """Coverage criteria (Zhou et al., arXiv 2408.15207): `store.coverage(…)`, `store.coverage.probe(…)`."""
-
-    def __init__(self, store: Captures) -> None:
-        self._store = store
 
     def __call__(
         self,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from actstore.api.light import explains
+from actstore.api.method import Method
 from actstore.api.models import open_reader
 from actstore.api.neurons import neuron_pairs
 from actstore.api.results import Answer
@@ -22,15 +23,11 @@ if TYPE_CHECKING:
     from actstore.engine.edit.evaluate import Evaluation
     from actstore.engine.models.in_memory import ModelInput
     from actstore.store.edits import Edit
-    from actstore.store.reader import Store
 
 
 @explains
-class EditsMethod:
+class EditsMethod(Method):
     """The edits of a store, by name: `store.edits["suppress"]`, `list(store.edits)`, `store.edits.rewrite(…)`."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
 
     def __iter__(self) -> Iterator[str]:
         from actstore.store.edits import edit_names

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.api.light import explains
+from actstore.api.method import Method
 from actstore.api.neurons import neuron_pairs
 from actstore.api.results import Answer
 from actstore.store.neurons import neuron_names
@@ -22,17 +23,13 @@ if TYPE_CHECKING:
     from actstore.engine.graphs.similar import Pairs
     from actstore.store.graphs.reader import Graphs
     from actstore.store.model.root import Root
-    from actstore.store.reader import Store
 
     Progress = Callable[[int, int], None]
 
 
 @explains
-class GraphQueries:
+class GraphQueries(Method):
     """Questions that neuron graphs answer."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
 
     @property
     def names(self) -> tuple[str, ...]:

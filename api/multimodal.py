@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.api.light import explains
+from actstore.api.method import Method
 from actstore.api.models import open_model
 from actstore.api.neurons import neuron_pairs
 from actstore.api.results import Answer
@@ -27,15 +28,11 @@ if TYPE_CHECKING:
     from actstore.engine.multimodal.replay import Replay
     from actstore.engine.multimodal.result import FindSettings, Multimodal
     from actstore.store.capture.reader import Capture
-    from actstore.store.reader import Store
 
 
 @explains
-class MultimodalMethod:
+class MultimodalMethod(Method):
     """Multi-modal neurons (Pan et al. 2024, arXiv 2311.07470): `store.multimodal(…)`, `.map`, `.properties`, `.causal`."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
 
     def __call__(
         self,

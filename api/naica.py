@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.api.light import explains
+from actstore.api.method import Method
 from actstore.api.models import open_model
 from actstore.api.results import Answer
 from actstore.store.table import Table
@@ -25,11 +26,8 @@ if TYPE_CHECKING:
 
 
 @explains
-class NaicaMethod:
+class NaicaMethod(Method):
     """NA-ICA, published as QRNCA (Chen, Dejl and Toni, arXiv 2406.10868): `store.naica(…)`, `store.naica.evaluate(…)`."""
-
-    def __init__(self, store: Captures) -> None:
-        self._store = store
 
     def __call__(
         self,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from actstore.api.light import explains
+from actstore.api.method import Method
 from actstore.api.models import open_model
 from actstore.api.results import Answer
 from actstore.store.table import Table
@@ -17,17 +18,13 @@ if TYPE_CHECKING:
     from actstore.engine.selectivity.logit_lens import Lens
     from actstore.engine.selectivity.mask_matrix import MaskMatrix
     from actstore.engine.selectivity.selectivity import Selectivity, SelectivitySettings
-    from actstore.store.capture.captures import Captures
     from actstore.store.capture.plan import PlannedWindow
     from actstore.store.capture.reader import Capture
 
 
 @explains
-class SelectivityMethod:
+class SelectivityMethod(Method):
     """Label-selective neurons (LAPE, Tang et al. 2024; DAPE): `store.selectivity(by=…)`, `.evaluate(…)`, `.lens(…)`."""
-
-    def __init__(self, store: Captures) -> None:
-        self._store = store
 
     def __call__(
         self,

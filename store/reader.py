@@ -77,7 +77,7 @@ class Store(Captures):
     ) -> Table:
         """The k neurons that contribute most to a target token, over all layers together: neuron, layer, index, score, ….
 
-        Needs torch, and a store that keeps the weights. `rank_contributions` says what scores mean, `Answer.table` which
+        Needs torch, and a store that keeps the weights. `engine.contributions.rank` says what scores mean and which
         columns the table has.
 
         - `target`: the text or id of one token, or several; None asks each position about its own next token

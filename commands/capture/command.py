@@ -109,7 +109,7 @@ def capture(
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens per forward pass. [default: 4096]")] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(help="Number of tokens after which no further document is read; the last one is kept whole."),
+        typer.Option(help="Number of tokens after which reading ends; the last window is kept whole."),
     ] = None,
     max_documents: Annotated[int | None, typer.Option(help="Maximum number of documents to read.")] = None,
     label_columns: Annotated[

@@ -111,7 +111,7 @@ def test_a_model_that_is_gone_is_not_looked_for_elsewhere(
     assert refill_blocks(held, 1)[1] == []
     shutil.rmtree(copy)
     with pytest.raises(
-        InvalidInputError, match=r"model was captured from .*here/model, where no folder is any more.*--model"
+        InvalidInputError, match=r"model was captured from .*here/model, which no longer exists.*`model`"
     ):
         refill_blocks(held, 1)
 
