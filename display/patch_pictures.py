@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from actstore.engine.multimodal.describe import plain
 from actstore.engine.multimodal.noun_maps import map_nouns
 from actstore.engine.multimodal.patch_maps import PERCENTILE, mask_of
 from actstore.engine.multimodal.source_images import find_image
@@ -111,6 +110,8 @@ class NounPicture(NamedTuple):
 
 def draw_nouns(result: Multimodal, folder: Path, kind: str = "contribution") -> list[NounPicture]:
     """Write a map for every noun of every caption, `folder/<document>-<noun>.png`; `kind`: a key of `noun_maps.MAPS`."""
+    from actstore.engine.multimodal.describe import plain  # only here: it loads torch
+
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for number, patch_map in map_nouns(result, kind):

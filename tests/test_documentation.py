@@ -375,7 +375,9 @@ def test_the_example_reader_reads_what_actstore_reads(workplace: Path, precision
         np.testing.assert_array_equal(found, capture.activations(layer, neuron))
         gates = np.concatenate([capture.gate_signs(layer, b)[neuron, : capture.used_slots[b]] for b in capture.blocks])
         np.testing.assert_array_equal(reader["read_gate_signs"]("s.actstore", "corpus", layer, neuron), gates)
-    assert reader["read_tokens"]("s.actstore", "corpus").equals(capture.tokens().select(["id", "position", "window"]))
+    assert reader["read_tokens"]("s.actstore", "corpus").equals(
+        capture.tokens().select(["id", "position", "window"]).to_arrow()
+    )
 
 
 def test_the_example_reader_reads_infinities_of_int8(tmp_path: Path) -> None:
