@@ -328,7 +328,7 @@ def test_resume_names_what_differs(
     refused(run, store, "precision is int8 there and half now", precision="half")
     refused(run, store, "exemplars is 20 there and 3 now; context is 16 there and 32 now", context=32, exemplars=3)
     refused(run, store, "another model than .* The weights, the configuration or `dtype` differ", model=other_model)
-    refused(run, store, "another model .* --dtype differ", dtype="bfloat16")
+    refused(run, store, "another model .* `dtype` differ", dtype="bfloat16")
     changed = tmp_path / "changed.jsonl"
     changed.write_text("".join([lines[0].replace("quick", "slow"), *lines[1:]]))
     refused(run, store, "the corpus .*changed.jsonl is not what was planned from .*corpus.jsonl", corpus=changed)
