@@ -53,16 +53,14 @@ class CoverageMethod(Method):
 
         Columns: population (the label's value, or `all`), criterion, parameter, covered, of, share, samples.
         """
-        from actstore.engine.coverage.criteria import CRITERIA, CoverageSettings
+        from actstore.engine.coverage.criteria import CoverageSettings, applicable_criteria
         from actstore.engine.coverage.files import merge_coverages, read_coverage, write_coverage
         from actstore.engine.coverage.measure import measure_coverage
         from actstore.store.capture.positions import warnings_of
 
-        names = tuple(criteria) if criteria is not None else tuple(
-            name
-            for name, criterion in CRITERIA.items()
-            if (reference is not None or not criterion.needs_reference) and (distance is not None or name != "tfc")
-        )  # fmt: skip
+        names = applicable_criteria(has_reference=reference is not None, has_distance=distance is not None)
+        if criteria is not None:
+            names = tuple(criteria)
         settings = CoverageSettings(names, tuple(thresholds), sections, top, distance, site, positions)
         opened = self._store.capture(capture)
         against = self._store.capture(reference) if reference is not None else None

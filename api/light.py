@@ -62,9 +62,9 @@ def explained(function: Callable[Parameters, Result]) -> Callable[Parameters, Re
 
 
 def explains(kind: Class) -> Class:
-    """The class, all of whose public methods are `explained`, inherited ones too."""
-    for name, member in inspect.getmembers(kind, inspect.isfunction):
-        if name == "__call__" or not name.startswith("_"):
+    """The class, all of whose own public methods are `explained`; inherited ones may lie on a hot path, like `token_text`."""
+    for name, member in list(vars(kind).items()):
+        if inspect.isfunction(member) and (name == "__call__" or not name.startswith("_")):
             wrapped: Any = explained(member)
             setattr(kind, name, wrapped)
     return kind

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from actstore.store.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from actstore.api.models import ModelOptions
     from actstore.api.neurons import NeuronInput
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from actstore.engine.multimodal.replay import Replay
     from actstore.engine.multimodal.result import FindSettings, Multimodal
     from actstore.store.capture.reader import Capture
+
+    Progress = Callable[[int, int], None]
 
 
 @explains
@@ -243,19 +246,27 @@ def rankings_of(
     settings: FindSettings,
     replay: Replay | None,
     choose: Callable[[Multimodal], list[int]] | None = None,
+    progress: Callable[[str], AbstractContextManager[Progress]] = lambda _: nullcontext(lambda done, total: None),
 ) -> dict[str, Multimodal]:
-    """The nouns' neurons by every ranking; by gradient, which needs `replay`, those of the chosen nouns only."""
+    """The nouns' neurons by every ranking; by gradient, which needs `replay`, those of the nouns that `choose` selects.
+
+    `progress`: opened with the name of what is counted for each ranking, gives what is called with the number done and in all.
+    """
     from dataclasses import replace
 
     from actstore.engine.multimodal.find import find_multimodal
     from actstore.engine.multimodal.rankings import FROM_STORE
 
-    rankings = {name: find_multimodal(capture, replace(settings, by=name)) for name in FROM_STORE}
+    rankings = {}
+    for name in FROM_STORE:
+        with progress(f"layers, by {name}") as advance:
+            rankings[name] = find_multimodal(capture, replace(settings, by=name), advance)
     if replay is not None:
         from actstore.engine.multimodal.gradients import rank_by_gradient
 
         first = rankings["contribution"]
-        rankings["gradient"] = rank_by_gradient(first, replay, choose(first) if choose else None)
+        with progress("captions, by gradient") as advance:
+            rankings["gradient"] = rank_by_gradient(first, replay, choose(first) if choose else None, advance)
     return rankings
 
 

@@ -9,7 +9,7 @@ from actstore.api.change import ChangeMethod
 from actstore.api.coverage import CoverageMethod
 from actstore.api.edit import EditsMethod
 from actstore.api.graphs import GraphsMethod
-from actstore.api.light import explains
+from actstore.api.light import explained, explains
 from actstore.api.multimodal import MultimodalMethod
 from actstore.api.naica import NaicaMethod, knowledge_neurons
 from actstore.api.neurons import chosen_neurons
@@ -38,6 +38,9 @@ class Store(reader.Store):
     >>> store.selectivity(by="language").table            # the neurons of a label
     >>> store.graphs.build(); store.graph("L3.N17").draw()
     """
+
+    contributions = explained(reader.Store.contributions)
+    graph = explained(reader.Store.graph)
 
     @cached_property
     def naica(self) -> NaicaMethod:

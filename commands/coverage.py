@@ -23,7 +23,6 @@ from actstore.commands.options import (
 from actstore.display import terminal
 from actstore.display.reports import print_json
 from actstore.display.wide_tables import fitted_table
-from actstore.engine.coverage.criteria import CRITERIA
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
@@ -100,18 +99,18 @@ def show(
 
     Example: `actstore coverage gpt2.actstore --capture prompts --reference corpus --by kind`
     """
-    from actstore.engine.coverage.criteria import CoverageSettings
+    from actstore.engine.coverage.criteria import CoverageSettings, applicable_criteria
     from actstore.engine.coverage.files import merge_coverages, read_coverage, write_coverage
     from actstore.engine.coverage.measure import measure_coverage
     from actstore.store.capture.positions import warnings_of
 
     opened = Store(store)
     selected_capture = opened.capture(capture)
-    selected = tuple(dict.fromkeys(criteria)) if criteria else tuple(
-        name
-        for name, criterion in CRITERIA.items()
-        if (reference is not None or not criterion.needs_reference) and (distance is not None or name != "tfc")
-    )  # fmt: skip
+    selected = tuple(
+        dict.fromkeys(
+            criteria or applicable_criteria(has_reference=reference is not None, has_distance=distance is not None)
+        )
+    )
     settings = CoverageSettings(selected, _thresholds(thresholds), sections, top, distance, site, positions)
     others = [read_coverage(path) for path in merge or ()]
     ranges = opened.capture(reference) if reference is not None else None

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from actstore.api.multimodal import rankings_of
 from actstore.commands.choices import NounFinderName
 from actstore.commands.options import (
     CaptureName,
@@ -31,14 +32,11 @@ from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from actstore.engine.multimodal.properties import Summary
     from actstore.engine.multimodal.replay import Replay
-    from actstore.engine.multimodal.result import FindSettings, Multimodal
+    from actstore.engine.multimodal.result import Multimodal
     from actstore.store.reader import Capture
 
-RANKINGS: Final = ("contribution", "activation", "random")
 
 Nouns = Annotated[
     NounFinderName,
@@ -103,11 +101,12 @@ def properties(
     settings = FindSettings(k, noun_source(nouns, noun_file), gain=not paper_form, seed=seed)
     source = captured_model(opened, model) if gradient else None
     replay = partial(_replay, source, device=device, dtype=dtype, trust_remote_code=trust_remote_code, quiet=quiet)
-    first = _rankings(first_capture, settings, replay(first_capture), quiet)
+    bar = partial(terminal.counting_bar, enabled=not quiet)
+    first = rankings_of(first_capture, settings, replay(first_capture), progress=bar)
     second: dict[str, Multimodal] = {}
     if other is not None:
         # Another draw on the other capture: what two draws share is chance.
-        second = _rankings(other, replace(settings, seed=seed + 1), replay(other), quiet)
+        second = rankings_of(other, replace(settings, seed=seed + 1), replay(other), progress=bar)
     measured = {name: measure(ranked, second.get(name)) for name, ranked in first.items()}
     ranking = first["contribution"]
     about = {"capture": first_capture.record.name, "shuffled": shuffled, "k": k, "nouns_by": ranking.found_by}
@@ -130,29 +129,6 @@ def properties(
 
 def _summaries(measured: dict[str, Summary]) -> dict[str, dict[str, float]]:
     return {name: {"mean": one.mean, "sd": one.sd, "n": one.n} for name, one in measured.items()}
-
-
-def _rankings(
-    capture: Capture,
-    settings: FindSettings,
-    replay: Replay | None,
-    quiet: bool,
-    choose: Callable[[Multimodal], list[int]] | None = None,
-) -> dict[str, Multimodal]:
-    """The nouns' neurons by every ranking; by gradient, with a `replay`, those of the nouns that `choose` selects."""
-    from actstore.engine.multimodal.find import find_multimodal
-
-    rankings = {}
-    for name in RANKINGS:
-        with terminal.counting_bar(f"layers, by {name}", enabled=not quiet) as advance:
-            rankings[name] = find_multimodal(capture, replace(settings, by=name), advance)
-    if replay is not None:
-        from actstore.engine.multimodal.gradients import rank_by_gradient
-
-        first = rankings["contribution"]
-        with terminal.counting_bar("captions, by gradient", enabled=not quiet) as advance:
-            rankings["gradient"] = rank_by_gradient(first, replay, choose(first) if choose else None, advance)
-    return rankings
 
 
 def _replay(
@@ -212,8 +188,12 @@ def causal(
     )
     assert replay is not None
     found_with = FindSettings(k, noun_source(nouns, noun_file), seed=seed)
-    rankings = _rankings(
-        selected_capture, found_with, replay if gradient else None, quiet, lambda first: choose_nouns(first, settings)
+    rankings = rankings_of(
+        selected_capture,
+        found_with,
+        replay if gradient else None,
+        lambda first: choose_nouns(first, settings),
+        partial(terminal.counting_bar, enabled=not quiet),
     )
     with terminal.counting_bar("captions, with noise", enabled=not quiet) as advance:
         effects = causal_effect(rankings, replay, settings, advance)

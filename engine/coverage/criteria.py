@@ -208,3 +208,12 @@ class CoverageSettings(Typed):
             raise InvalidInputError(
                 "The criterion tfc needs the distance beyond which a vector is new: set `distance`, above 0."
             )
+
+
+def applicable_criteria(*, has_reference: bool, has_distance: bool) -> tuple[str, ...]:
+    """The criteria that can be measured, in the order of the table: without a reference, or a distance, fewer."""
+    return tuple(
+        name
+        for name, criterion in CRITERIA.items()
+        if (has_reference or not criterion.needs_reference) and (has_distance or name != "tfc")
+    )
