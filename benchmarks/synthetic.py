@@ -67,7 +67,7 @@ def write_capture(source: Source, path: Path, name: str, n_tokens: int) -> None:
         {"mlp.post": {str(i): source.n_neurons for i in range(source.n_layers)}}, (), None, 0, {},
         PlanRecord(fingerprint, "synthetic", "", "", {}, (), (), 1, plan.n_windows, plan.n_tokens, BLOCK, n_blocks),
     )  # fmt: skip
-    create_capture(folder, record)
+    record = create_capture(folder, record)
     with CaptureWriter(folder, record, n_threads=2, overlap=False) as writer:
         for block, n in enumerate(sizes):
             _write_block(source, writer, block, source.windows(n, block))

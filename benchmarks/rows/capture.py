@@ -117,7 +117,7 @@ class Bench:
                 fingerprint, "synthetic", "", "", {}, ("half",), LABELS, 1, plan.n_windows, plan.n_tokens, block, n_blocks
             ),
         )  # fmt: skip
-        create_capture(folder, record)
+        record = create_capture(folder, record)
         return folder, record
 
     def capture(self, precision: str) -> Callable[[], None]:

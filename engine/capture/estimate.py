@@ -221,7 +221,7 @@ def measure(run: CorpusRun, record: CaptureRecord, model: LoadedModel, batch: li
             n_blocks=1,
         )
         one_block = replace(record, plan=plan)
-        create_capture(folder, one_block)
+        one_block = create_capture(folder, one_block)
         overlap = model.device.type != "cpu"
         began_s = time.monotonic()
         with CaptureWriter(folder, one_block, n_threads=run.n_encoders(overlap), overlap=overlap) as capture_writer:

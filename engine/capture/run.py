@@ -181,8 +181,7 @@ class Run(ABC):
         record, self._loaded, tokenizer = self._begin(requested)
         self._check_disk(record)
         self._write_root(self._loaded, record, tokenizer)
-        create_capture(self.folder, record)
-        return record
+        return create_capture(self.folder, record)
 
     def missing_blocks(self) -> list[int]:
         """The blocks of the plan that are not committed, ascending."""

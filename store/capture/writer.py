@@ -7,6 +7,7 @@ by all of them before the next begins: encoders beside a forward pass take cores
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from actstore.store.errors import CaptureError
 from actstore.store.files.arrays import BlockArraySpec, create_block_array
 from actstore.store.files.records import CommitRecord, with_checksum
 from actstore.store.files.shards import checksum, shard_parts, write_parts
+from actstore.store.model.root import read_root_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -33,14 +35,19 @@ if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
 
 
-def create_capture(folder: Folder, record: CaptureRecord) -> None:
-    """Write the metadata of every block array, then the capture's own record: from here on the capture exists."""
+def create_capture(folder: Folder, record: CaptureRecord) -> CaptureRecord:
+    """Write the metadata of every block array, then the capture's own record: from here on the capture exists.
+
+    The record as written: bound to the store's root, and with its identity.
+    """
+    record = dataclasses.replace(record, root=read_root_id(folder), identity=record.identity_of())
     for spec in block_arrays(record):
         create_block_array(folder, spec, record.plan.n_blocks)
     folder.write_json(
         f"{layout.capture_key(record.name)}/zarr.json",
         {"zarr_format": 3, "node_type": "group", "attributes": {"actstore_capture": with_checksum(record.to_json())}},
     )
+    return record
 
 
 def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
@@ -159,7 +166,15 @@ class CaptureWriter:
             for key, data in {**statistics, **job.files}.items():
                 self._folder.write(key, data)
                 shards[key.removeprefix(prefix)] = len(data), checksum(data)
-            record = CommitRecord(job.number, shards, seconds=round(time.monotonic() - job.began, 3)).with_checksum()
+            record = CommitRecord(
+                job.number,
+                shards,
+                seconds=round(time.monotonic() - job.began, 3),
+                capture=self.record.name,
+                plan=self.record.plan.fingerprint,
+                model=self.record.model_fingerprint,
+                identity=self.record.identity,
+            ).with_checksum()
             self._folder.write_json(layout.commit_key(self.record.name, job.number), record.to_json())
             self.on_commit(job.number)
         except OSError as error:

@@ -6,6 +6,7 @@ A field that is missing or of another type is a `FormatError` that names it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, get_args, get_origin, get_type_hints
@@ -197,17 +198,36 @@ class CaptureRecord(Record):
     statistics: tuple[str, ...] = ()
     """The statistics of each neuron that its blocks are gathered with; records of earlier versions list none."""
 
+    root: str = ""
+    """The id of the store's root, whose model it ran; empty in records of earlier versions."""
+
+    identity: str = ""
+    """`identity_of` this record, to which the checksums of rows, plan arrays and statistics are bound.
+
+    Empty in a capture of an earlier version, which has no such checksums.
+    """
+
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON-ready values; the last three fields are left out where they say nothing.
+        """The record as JSON-ready values; the last five fields are left out where they say nothing.
 
         `FormatError` for a record that `from_json` would refuse: it would make the whole store unreadable.
         """
         value = super().to_json()
         self.from_json(value, "The CaptureRecord to be written")
-        for name in ("float_dtype", "patches_sha256", "statistics"):
+        for name in ("float_dtype", "patches_sha256", "statistics", "root", "identity"):
             if not value[name]:
                 del value[name]
         return value
+
+    def identity_of(self) -> str:
+        """What tells this capture from every other: SHA-256, 32 digits, of all that decides its values, and of its name.
+
+        Two runs of the same capture have the same one, in whatever store and at whatever time.
+        """
+        decisive = super().to_json()
+        for name in ("created", "written_by", "root", "identity"):
+            del decisive[name]
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
     def of_images(self) -> bool:
@@ -261,6 +281,22 @@ class CommitRecord(Record):
     seconds: float = 0.0
     """Wall time from the block's first forward pass to its commit."""
     checksum: str = field(default="")
+    capture: str = ""
+    """The capture's name; this and the next three are empty in records of earlier versions."""
+    plan: str = ""
+    """The plan's fingerprint."""
+    model: str = ""
+    """The model's fingerprint."""
+    identity: str = ""
+    """The capture's identity."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON-ready values, without what it does not say."""
+        value = super().to_json()
+        for name in ("capture", "plan", "model", "identity"):
+            if not value[name]:
+                del value[name]
+        return value
 
     def with_checksum(self) -> CommitRecord:
         """The same record with its own checksum set."""

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import uuid
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -54,7 +55,13 @@ def now() -> str:
 def write_root(folder: Folder, model: ModelRecord) -> None:
     """Make the folder a store of `model`; written last, after weights and tokenizer."""
     attributes = with_checksum(
-        {"format": FORMAT, "written_by": written_by(), "created": now(), "model": model.to_json()}
+        {
+            "format": FORMAT,
+            "written_by": written_by(),
+            "created": now(),
+            "id": uuid.uuid4().hex,
+            "model": model.to_json(),
+        }
     )
     folder.write_json("zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {_ATTRIBUTE: attributes}})
 
@@ -91,6 +98,15 @@ def read_root(folder: Folder) -> ModelRecord:
         )
     verify_checksum(attributes, f"{folder}/zarr.json")
     return ModelRecord.from_json(attributes.get("model"), f"{folder}/zarr.json: model")
+
+
+def read_root_id(folder: Folder) -> str:
+    """The id of the store's root, by which its captures know it; empty where there is none, or of an earlier version."""
+    try:
+        attributes = _attributes(folder)
+    except NotFoundError:
+        return ""
+    return str(attributes.get("id", "")) if isinstance(attributes, dict) else ""
 
 
 def write_tokenizer(folder: Folder, tokenizer_json: str | None, vocabulary: pa.Table, fingerprint: str) -> None:

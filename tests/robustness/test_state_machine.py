@@ -60,7 +60,7 @@ class Machine(RuleBasedStateMachine):
         self.record = self.planting.capture_record("corpus", plan, what)
         root.write_neurons(self.folder, self.planting.model_record(), None)
         root.write_root(self.folder, self.planting.model_record())
-        create_capture(self.folder, self.record)
+        self.record = create_capture(self.folder, self.record)
         self.blocks = Plan(self.folder, "corpus", plan)
         rng = np.random.default_rng(seed)
         self.filled: list[tuple[dict[str, Any], CaptureStatistics]] = []

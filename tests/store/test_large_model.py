@@ -43,7 +43,7 @@ def fill(path: Path, n_blocks: int) -> None:
             plan.close(()), "synthetic", "", "", {}, (), (), 1, plan.n_windows, plan.n_tokens, SLOTS, n_blocks
         ),
     )  # fmt: skip
-    create_capture(folder, record)
+    record = create_capture(folder, record)
     batch = np.random.default_rng(0).standard_normal((SLOTS, NEURONS), np.float32).astype(np.float16)
     with CaptureWriter(folder, record, n_threads=1, overlap=False) as writer:
         for block in range(n_blocks):

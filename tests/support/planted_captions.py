@@ -122,7 +122,7 @@ def plant_captions(where: str | Path, name: str = "images", **what: Any) -> tupl
     plan = Plan(folder, name, plan_record)
     digest = _write_patches(folder, name, plan, plan_record, patches, asked.box)
     record = replace(stores.capture_record(name, plan_record, planted), sites=sites, patches_sha256=digest)
-    create_capture(folder, record)
+    record = create_capture(folder, record)
     values = _fill(folder, record, plan, asked)
     return Store(where).capture(name), weights | {"values": values}
 

@@ -100,7 +100,7 @@ def plant_capture(
     )
     root.write_tokenizer(folder, None, vocabulary, "t" * 64)
     root.write_root(folder, replace(model, layers=of_model))
-    create_capture(folder, record)
+    record = create_capture(folder, record)
     plan = Plan(folder, "corpus", plan_record)
     with CaptureWriter(folder, record, n_threads=1, overlap=False) as out:
         for number, block in enumerate(blocks[:commit]):

@@ -129,7 +129,7 @@ def begin(folder: Folder, name: str, what: Planted) -> tuple[CaptureRecord, Plan
     record = capture_record(name, plan_record, what)
     root.write_neurons(folder, model_record(), None)
     root.write_root(folder, model_record())
-    create_capture(folder, record)
+    record = create_capture(folder, record)
     return record, Plan(folder, name, plan_record)
 
 

@@ -103,7 +103,7 @@ def plant(
     model = planted_stores.model_record()
     layers = tuple(replace(one, neurons=len(by_layer[one.layer])) for one in model.layers)
     root.write_root(folder, replace(model, layers=layers))
-    create_capture(folder, record)
+    record = create_capture(folder, record)
     plan = Plan(folder, name, plan_record)
     with CaptureWriter(folder, record, n_threads=1, overlap=False) as out:
         for number, block in enumerate(blocks):

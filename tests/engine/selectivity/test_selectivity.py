@@ -75,7 +75,7 @@ def plant(seed: int = 0, **what: Any) -> tuple[Capture, dict[int, NDArray[Any]],
     record = planted_stores.capture_record("corpus", plan_record, planted_stores.Planted(**what))
     root.write_neurons(folder, planted_stores.model_record(), None)
     root.write_root(folder, planted_stores.model_record())
-    create_capture(folder, record)
+    record = create_capture(folder, record)
     rng = np.random.default_rng(seed + 1)
     values = {
         layer: rng.standard_normal((width, len(modality)), np.float32)

@@ -45,8 +45,18 @@ CAPTURE = CaptureRecord(
     "float32",
     "e" * 64,
     ("count", "mean"),
+    "r" * 32,
+    "i" * 32,
 )
-COMMIT = CommitRecord(7, {"values/mlp.post/3/c/0/7": (123, "0a1b2c3d")}, 1.5).with_checksum()
+COMMIT = CommitRecord(
+    7,
+    {"values/mlp.post/3/c/0/7": (123, "0a1b2c3d")},
+    1.5,
+    capture="corpus",
+    plan="p" * 64,
+    model="f" * 64,
+    identity="i" * 32,
+).with_checksum()
 RECORDS = [LAYER, MODEL, PLAN, CAPTURE, COMMIT]
 FIELDS = [
     pytest.param(record, field, id=f"{type(record).__name__}.{field.name}")
