@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from actstore.engine.models import families
-from actstore.engine.models.names import BLOCK_SITES, MLP_SITES, SITES
+from actstore.engine.models.names import BLOCK_SITES, PRODUCT_SITES, SITES
 from actstore.store.errors import ModelError
 from actstore.store.files.records import APART, PARTS, part_of
 
@@ -102,7 +102,7 @@ def list_layers(
     for position, block in enumerate(architecture.blocks):
         for number, (projection, parameter, matrix, expert) in enumerate(_layers_of_block(model, block)):
             hook_points = block.hook_points if number == 0 else {}
-            mlp = MLP_SITES if projection.gate is not None else ("mlp.post",)
+            mlp = PRODUCT_SITES if projection.gate is not None else ("mlp.post",)
             sites = (*mlp, *(site for site in BLOCK_SITES if site in hook_points))
             layers.append(Layer(projection, parameter, matrix, expert, position, hook_points, sites))
             _check_shape(model, layers[-1])

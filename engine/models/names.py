@@ -29,10 +29,11 @@ SITES: Final[Mapping[str, Site]] = {
 }
 """Site → what it is, in the order in which records and `inspect` list sites.
 
-Sites of neurons are those of `layers.py`; for the others a walk finds hook points in `residual.py`.
+Sites of neurons are those of `PRODUCT_SITES`; for the others a walk finds hook points in `residual.py`.
 """
 
-MLP_SITES: Final = tuple(name for name, site in SITES.items() if site.axis == "neuron")
+PRODUCT_SITES: Final = ("mlp.post", "mlp.gate", "mlp.up")
+"""What a gated layer has: its product and the two factors, as `products.py` reads them. Other layers have the first."""
 BLOCK_SITES: Final = tuple(name for name, site in SITES.items() if site.axis == "d_model")
 """Read once per block, under its first layer."""
 

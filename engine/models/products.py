@@ -50,6 +50,11 @@ class _Factors:
     factors: tuple[Tensor, Tensor]
 
 
+def factor_of(site: str, gate: int) -> int:
+    """Which factor of the product that makes A_post a site is; `gate` is the activated one. KeyError for another site."""
+    return {"mlp.gate": gate, "mlp.up": 1 - gate}[site]
+
+
 class ProductWatch(TorchFunctionMode):
     """While active, hands the sites of the watched projections to `sink` as the model multiplies by them."""
 
@@ -150,8 +155,7 @@ class ProductWatch(TorchFunctionMode):
             if site == "mlp.post":
                 self._sink(layer, site, values, rows)
             elif watched.gate is not None:
-                factor = watched.gate if site == "mlp.gate" else 1 - watched.gate
-                self._sink(layer, site, self._factor(values, factor), rows)
+                self._sink(layer, site, self._factor(values, factor_of(site, watched.gate)), rows)
 
     def _emit_all_experts(self, watched: WatchedProjection, values: Tensor) -> None:
         """One batched product over all experts, each over all rows (Llama 4): an expert's rows are those not all zero."""
@@ -162,7 +166,7 @@ class ProductWatch(TorchFunctionMode):
                 if site != "mlp.post":
                     if watched.gate is None:
                         continue
-                    rows_of_all = self._factor(values, watched.gate if site == "mlp.gate" else 1 - watched.gate)
+                    rows_of_all = self._factor(values, factor_of(site, watched.gate))
                 self._sink(layer, site, rows_of_all.reshape(values.shape)[expert][rows], rows)
 
     def _factor(self, values: Tensor, which: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from actstore.engine.models import families
-from actstore.engine.models.names import BLOCK_SITES, MLP_SITES
+from actstore.engine.models.names import BLOCK_SITES, PRODUCT_SITES
 from actstore.engine.models.products import ProductWatch, WatchedProjection
 from actstore.engine.models.sites import HookPoint, LastLayerReached, Sink, reading_sites, tokens_only
 
@@ -115,4 +115,4 @@ class SiteReader:
 
 
 def _is_watched(layer: Layer, site: str) -> bool:
-    return site in MLP_SITES and not (site == "mlp.post" and layer.projection.hooked)
+    return site in PRODUCT_SITES and not (site == "mlp.post" and layer.projection.hooked)

@@ -199,8 +199,19 @@ def check_factors(loaded: LoadedModel, found: Values) -> int:
     return checked
 
 
+SCALED_STREAM = {
+    "beam": "gates the stream before it adds attention",
+    "minimax": "scales the stream before it adds attention",
+    "rwkv": "norms the stream before its first block's sum",
+}
+"""Types where resid.mid is neither resid.pre + attn.out nor its norm, and why."""
+
+
 def check_stream(loaded: LoadedModel, found: Values) -> dict[str, int]:
-    """How blocks add to the stream: pre + attention = mid (or its norm), and where a block's output is the next one's input."""
+    """How blocks add to the stream: pre + attention = mid (or its norm), and where a block's output is the next one's input.
+
+    A decoder that reads an encoder adds its cross-attention before resid.mid as well; the types of `SCALED_STREAM` are let off.
+    """
     counts: dict[str, int] = defaultdict(int)
     blocks = [layer for layer in loaded.spec.layers_of("resid.pre") if (layer, "resid.pre") in found]
     for layer in blocks:
@@ -208,6 +219,8 @@ def check_stream(loaded: LoadedModel, found: Values) -> dict[str, int]:
         if (layer, "resid.mid") in found and (layer, "attn.out") in found:
             summed, mid = pre + found[layer, "attn.out"][0], found[layer, "resid.mid"][0]
             counts["sequential" if close(summed, mid) else "normed" if _norms(loaded, summed, mid) else "other"] += 1
+    if loaded.spec.kind != "encoder-decoder" and loaded.spec.model_type not in SCALED_STREAM:
+        assert "other" not in counts, "resid.pre + attn.out is neither resid.mid nor made it by a norm"
     for layer, following in itertools.pairwise(blocks):
         here, there = loaded.spec.layers[layer], loaded.spec.layers[following]
         if (here.stack, here.block + 1) == (there.stack, there.block):

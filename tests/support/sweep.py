@@ -1,6 +1,6 @@
-"""Sweeps over all model types: builds a tiny random one of each and proves its sites; a script that prints the table.
+"""Sweeps over all model types: builds a tiny random one of each and proves its sites; a script that prints or writes the table.
 
-    python tests/support/sweep.py --markdown
+    python tests/support/sweep.py --write
 
 Not a test module.
 """
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +28,7 @@ from actstore.store.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from proofs import (
     check_effect,
     check_experts,
@@ -37,6 +40,8 @@ from proofs import (
     recorded,
 )
 from tiny import scatter_weights, tiny_config
+
+from benchmarks.marked import rewrite
 
 CAUSAL = tuple(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 OTHERS: dict[str, str] = {
@@ -173,9 +178,7 @@ def as_markdown(outcomes: list[Outcome]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--markdown", action="store_true", help="print the table of docs/architecture.md instead of one line per type"
-    )
+    parser.add_argument("--write", action="store_true", help="write the table of docs/architecture.md")
     options = parser.parse_args()
     torch.set_num_threads(1)  # tiny products: threads only wait for each other
     warnings.simplefilter("ignore")
@@ -183,7 +186,7 @@ def main() -> None:
     outcomes = []
     for outcome in sweep():
         outcomes.append(outcome)
-        if not options.markdown:
+        if not options.write:
             print(
                 outcome.result,
                 outcome.name,
@@ -194,8 +197,8 @@ def main() -> None:
                 outcome.notes,
                 flush=True,
             )
-    if options.markdown:
-        print(as_markdown(outcomes))
+    if options.write:
+        print(rewrite("architectures", as_markdown(outcomes)))
     else:
         print(
             {result: sum(o.result == result for o in outcomes) for result in ("pass", "refused", "not built", "failed")}

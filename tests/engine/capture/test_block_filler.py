@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 from actstore.engine.capture.api import RunOptions
 from actstore.engine.capture.api import capture as run_capture
 from actstore.engine.capture.block_filler import batches_of, routed_columns
+from actstore.engine.models.names import SITES
 from actstore.kernels.pack.api import Columns
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES
 from actstore.store import layout
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from actstore.store.reader import Capture
-
-SITES = ("mlp.post", "mlp.gate", "mlp.up", "resid.pre", "resid.mid", "resid.post", "attn.out")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +85,7 @@ def test_exact_is_a_plain_hooks_values_bit_for_bit(captured: Any, plain_run: Any
 
 
 def test_every_site_is_what_a_plain_hook_sees_there(captured: Any, plain: dict[tuple[str, int], Tensor]) -> None:
-    capture = captured(sites=SITES)
+    capture = captured(sites=tuple(SITES))
     used = used_slots(capture)
     for site in SITES:
         for layer in (0, 1):
