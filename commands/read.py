@@ -22,6 +22,7 @@ from actstore.commands.options import (
     Site,
     StorePath,
     complete,
+    parse_bytes,
     parse_layers,
     select_neurons,
 )
@@ -31,6 +32,7 @@ from actstore.display.wide_tables import fitted_table
 from actstore.store.capture.saturation import overflow_sentences
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
+from actstore.store.sandbox import TIMEOUT_S
 
 if TYPE_CHECKING:
     from actstore.store.reader import Capture
@@ -167,15 +169,27 @@ def sql(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="DuckDB SQL on the store's tables.")],
     capture: CaptureName = None,
     rows: Rows = 200,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory that the query may take, such as 2GB. [default: half of the machine's]"
+        ),
+    ] = None,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0.001, metavar="SECONDS", help="Time that the query may run.")
+    ] = TIMEOUT_S,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Query STORE in SQL: tables neurons, documents, windows, tokens of a capture; vocabulary and model of the store.
 
+    The query reads the store's tables and nothing else: no other file, no network, and it writes nothing.
+
     Example: `actstore sql gpt2.actstore "select layer, avg(positive) from neurons group by layer order by layer"`
     """
     with terminal.spinner("querying", enabled=not quiet):
-        result = Store(store).sql(query, capture)
+        nbytes = parse_bytes(memory) if memory is not None else None
+        result = Store(store).sql(query, capture, memory=nbytes, timeout_s=timeout_s)
     if as_json:
         print_json({"columns": result.column_names, "rows": result.to_pylist()})
         return

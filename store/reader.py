@@ -12,6 +12,7 @@ from actstore.store.capture.record import read_capture
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.neuron import Neuron
 from actstore.store.neurons import parse_neuron
+from actstore.store.sandbox import TIMEOUT_S
 from actstore.store.sql import run_sql
 from actstore.store.table import Table
 
@@ -59,9 +60,18 @@ class Store(Captures):
         """One row per site and neuron of a capture: moments, quantiles, shares of positive values, the top exemplar."""
         return self.capture(capture).neurons()
 
-    def sql(self, query: str, capture: str | None = None) -> Table:
-        """The result of a DuckDB query over the tables `neurons`, `documents`, `windows`, `tokens`, `vocabulary`, `model`."""
-        return Table(run_sql(self, argument("query", query, str), capture))
+    def sql(
+        self, query: str, capture: str | None = None, *, memory: int | None = None, timeout_s: float = TIMEOUT_S
+    ) -> Table:
+        """The result of a DuckDB query over the tables `neurons`, `documents`, `windows`, `tokens`, `vocabulary`, `model`.
+
+        It reads the store's tables and nothing else: no other file, no network, no extension, and it writes nothing.
+
+        - `memory`: bytes that the query may take [half of the machine's]
+        - `timeout_s`: seconds that it may run
+        """
+        memory, timeout_s = argument("memory", memory, int | None), argument("timeout_s", timeout_s, float)
+        return Table(run_sql(self, argument("query", query, str), capture, memory=memory, timeout_s=timeout_s))
 
     def contributions(
         self,

@@ -1,4 +1,4 @@
-"""SQL over a store: DuckDB on its Parquet tables, read in place.
+"""SQL over a store: DuckDB on its Parquet tables, read in place, and on nothing else (`sandbox`).
 
 Views `neurons`, `documents`, `windows`, `tokens` are those of the chosen capture; a capture's own schema holds them under
 its name (`corpus.neurons`; a name that DuckDB keeps for itself, or that differs from another only in capital letters, gets
@@ -9,11 +9,14 @@ set of neuron graphs. A query makes what it names, and nothing else is read.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import duckdb
 
+from actstore.store import sandbox
 from actstore.store.capture.answers import answer_tables, has_attributions
 from actstore.store.capture.record import read_capture
 from actstore.store.errors import FormatError, InvalidInputError
@@ -23,20 +26,21 @@ from actstore.store.graphs.tables import graph_tables
 from actstore.store.layout import VOCABULARY_KEY, table_key
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa
 
     from actstore.store.capture.captures import Captures
     from actstore.store.capture.reader import Capture
-    from actstore.store.model.root import Root
 
 
-READING: Final = {"SELECT", "EXPLAIN", "MULTI"}
-"""Kinds of statements that write nothing; the last is how DuckDB calls a pivot."""
 CAPTURE_TABLES: Final = ("documents", "windows", "patches", "neurons", "prompts", "queries", "tokens")
 GRAPH_TABLES: Final = ("graph_nodes", "graph_lines")
 RESERVED_SCHEMAS: Final = ("main", "temp", "system", "pg_catalog", "information_schema")
 _CATALOGS: Final = ("information_schema", "duckdb_", "pg_", "sqlite_", "show", "describe", "pragma")
 """One of these is in every query that may ask which tables there are."""
+_COMPOSING: Final = ("query", 'u&"')
+"""One of these is in every query that may name a table otherwise than by its letters: `query_table('neu' || 'rons')`."""
 
 
 class _Query:
@@ -45,10 +49,11 @@ class _Query:
     def __init__(self, text: str) -> None:
         self._text = text.lower()
         self._lists_tables = any(word in self._text for word in _CATALOGS)
+        self._is_composed = any(word in self._text for word in _COMPOSING)
 
     def contains(self, name: str) -> bool:
-        """Whether the table or capture is named."""
-        return name.lower() in self._text
+        """Whether the table or capture is named, or may be."""
+        return self._is_composed or name.lower() in self._text
 
     def needs(self, name: str) -> bool:
         """Whether the query may see that there is a table or capture of this name."""
@@ -58,22 +63,31 @@ class _Query:
 _ALL_TABLES: Final = _Query("show tables")
 
 
-def run_sql(store: Captures, query: str, capture: str | None) -> pa.Table:
+def run_sql(
+    store: Captures, query: str, capture: str | None, *, memory: int | None = None, timeout_s: float = sandbox.TIMEOUT_S
+) -> pa.Table:
     """The result of one query; `InvalidInputError` with DuckDB's reason where it cannot be run."""
-    with duckdb.connect() as connection:
-        _add_views(connection, store, capture, _Query(query))
+    if memory is not None and memory <= 0:
+        raise InvalidInputError(f"`memory` is a number of bytes above 0, found {memory}.")
+    if not 0 < timeout_s <= threading.TIMEOUT_MAX:
+        raise InvalidInputError(f"`timeout_s` is a number of seconds above 0, found {timeout_s:g}.")
+    with sandbox.open_connection(memory) as connection:
+        views = _Views(connection, store, _Query(query))
+        views.add_all(capture)
+        sandbox.close_up(connection, views.paths)
         try:
-            kinds = {statement.type.name for statement in connection.extract_statements(query)}
-            if kinds - READING:
-                raise InvalidInputError(
-                    f"A query only reads, and this is one of {', '.join(sorted(kinds - READING))}: begin it with select. "
-                    "To write a result, use `export`, or write the table that a query returns."
-                )
-            result = connection.sql(query)
-            if result is not None:
-                return result.to_arrow_table()
+            sandbox.check_reads_only(connection, query)
+            with sandbox.limited(connection, timeout_s):
+                result = connection.sql(query)
+                if result is not None:
+                    return result.to_arrow_table()
+        except duckdb.PermissionException as error:
+            raise InvalidInputError(
+                f"The query cannot be run: it reads the store's tables and nothing else, no other file, no network, and "
+                f"changes no setting ({_reason(error)})."
+            ) from None
         except duckdb.Error as error:
-            reason = " ".join(str(error).split("\n\n")[0].split("Did you mean")[0].split())
+            reason = _reason(error)
             if "Table with name" in reason:
                 tables = ", ".join(_tables(store, capture))
                 reason += f" Tables: {tables}; of a capture by name, NAME.tokens and so on."
@@ -81,31 +95,87 @@ def run_sql(store: Captures, query: str, capture: str | None) -> pa.Table:
     raise InvalidInputError('The query gives no table. Ask something, such as "select * from neurons limit 5".')
 
 
-def _add_views(connection: duckdb.DuckDBPyConnection, store: Captures, capture: str | None, query: _Query) -> None:
-    """Show the store's tables that the query needs."""
-    names = [name for name in store.folder.names("captures") if query.needs(name)]
-    names = [name for name in names if read_capture(store.folder, name) is not None]
-    taken = Counter([*RESERVED_SCHEMAS, *(name.lower() for name in names)])
-    for name in names:
-        if taken[name.lower()] == 1:  # SQL does not tell capital letters from small ones
-            connection.execute(f"CREATE SCHEMA {_quoted(name)}")
-            _add_capture(connection, store.capture(name), _quoted(name) + ".", query)
-    if capture is not None:
-        _add_capture(connection, store.capture(capture), "", query)
-    elif any(map(query.needs, CAPTURE_TABLES)) and (default := store.default_capture()) is not None:
-        _add_capture(connection, store.capture(default), "", query)
-    _add_table(connection, store, "vocabulary", VOCABULARY_KEY, query)
-    _add_table(connection, store, "model", table_key(None, "neurons"), query)
-    for table in GRAPH_TABLES:
-        if query.contains(table):
-            for rows in graph_tables(store, table):
-                _add_arrow(connection, table, rows)
+def _reason(error: duckdb.Error) -> str:
+    """The first paragraph of DuckDB's message, in one line."""
+    return " ".join(str(error).split("\n\n")[0].split("Did you mean")[0].split())
+
+
+@dataclass
+class _Views:
+    """The store's tables that a query needs, shown in a connection."""
+
+    connection: duckdb.DuckDBPyConnection
+    store: Captures
+    query: _Query
+    paths: list[Path] = field(default_factory=list)
+    """The files that they are read from."""
+
+    def add_all(self, capture: str | None) -> None:
+        """Those of the store, and of `capture` or else the default one."""
+        store, query = self.store, self.query
+        names = [name for name in store.folder.names("captures") if query.needs(name)]
+        names = [name for name in names if read_capture(store.folder, name) is not None]
+        taken = Counter([*RESERVED_SCHEMAS, *(name.lower() for name in names)])
+        for name in names:
+            if taken[name.lower()] == 1:  # SQL does not tell capital letters from small ones
+                self.connection.execute(f"CREATE SCHEMA {_quoted(name)}")
+                self._add_capture(store.capture(name), _quoted(name) + ".")
+        if capture is not None:
+            self._add_capture(store.capture(capture), "")
+        elif any(map(query.needs, CAPTURE_TABLES)) and (default := store.default_capture()) is not None:
+            self._add_capture(store.capture(default), "")
+        self._add_table("vocabulary", VOCABULARY_KEY)
+        self._add_table("model", table_key(None, "neurons"))
+        for table in GRAPH_TABLES:
+            if query.contains(table):
+                for rows in graph_tables(store, table):
+                    self._add_arrow(table, rows)
+
+    def _add_capture(self, capture: Capture, prefix: str) -> None:
+        for table in ("documents", "windows", "patches"):
+            self._add_table(f"{prefix}{table}", table_key(capture.record.name, table))
+        if capture.is_finished:
+            self._add_table(f"{prefix}neurons", table_key(capture.record.name, "neurons"))
+        elif self.query.needs("neurons"):
+            self._add_arrow(f"{prefix}neurons", capture.neurons().to_arrow())
+        if has_attributions(capture) and (self.query.needs("prompts") or self.query.needs("queries")):
+            for table, rows in answer_tables(capture).items():
+                self._add_arrow(f"{prefix}{table}", rows)
+        if self.query.contains("tokens"):
+            self._add_arrow(f"{prefix}tokens", capture.tokens().to_arrow())
+
+    def _add_table(self, view: str, key: str) -> None:
+        """Show the table under `key`; where the query names it, every byte is checked first, as DuckDB does not."""
+        folder, table = self.store.folder, view.rpartition(".")[2]
+        if not self.query.needs(table) or not folder.exists(key):
+            return
+        local_path = folder.local_path(key)
+        if local_path is None:
+            self._add_arrow(view, read_table(folder, key))
+            return
+        is_named = self.query.contains(table)
+        if is_named:
+            check_table(folder, key)
+        path = local_path.absolute()
+        pattern = sandbox.quoted_text(sandbox.escaped(path))
+        try:
+            self.connection.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet({pattern})")
+        except (duckdb.Error, RuntimeError) as error:
+            if is_named:  # what nobody asks about may be damaged
+                raise FormatError(f"{folder}/{key} is damaged: {' '.join(str(error).split())}.") from None
+        else:
+            self.paths.append(path)
+
+    def _add_arrow(self, view: str, table: pa.Table) -> None:
+        hidden = f"_arrow_{id(table)}"  # the connection keeps the table alive, so no other will have its id
+        self.connection.register(hidden, table)
+        self.connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {hidden}")
 
 
 def _tables(store: Captures, capture: str | None) -> list[str]:
     """The tables that a query can name without a capture's name, those included that are made when one is named."""
-    with duckdb.connect() as connection:
-        _add_views(connection, store, capture, _ALL_TABLES)
+    with sandbox.open_connection() as connection:
+        _Views(connection, store, _ALL_TABLES).add_all(capture)
         query = "select table_name from information_schema.tables where table_schema = 'main'"
         made = {name for (name,) in connection.execute(query).fetchall() if not name.startswith("_arrow_")}
     return sorted(made | {"tokens"} | (set(GRAPH_TABLES) if graph_names(store.folder) else set()))
@@ -113,43 +183,3 @@ def _tables(store: Captures, capture: str | None) -> list[str]:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def _add_capture(connection: duckdb.DuckDBPyConnection, capture: Capture, prefix: str, query: _Query) -> None:
-    for table in ("documents", "windows", "patches"):
-        _add_table(connection, capture.store, f"{prefix}{table}", table_key(capture.record.name, table), query)
-    if capture.is_finished:
-        _add_table(connection, capture.store, f"{prefix}neurons", table_key(capture.record.name, "neurons"), query)
-    elif query.needs("neurons"):
-        _add_arrow(connection, f"{prefix}neurons", capture.neurons().to_arrow())
-    if has_attributions(capture) and (query.needs("prompts") or query.needs("queries")):
-        for table, rows in answer_tables(capture).items():
-            _add_arrow(connection, f"{prefix}{table}", rows)
-    if query.contains("tokens"):
-        _add_arrow(connection, f"{prefix}tokens", capture.tokens().to_arrow())
-
-
-def _add_table(connection: duckdb.DuckDBPyConnection, store: Root, view: str, key: str, query: _Query) -> None:
-    """Show the table under `key` as `view`; where the query names it, every byte is checked first, as DuckDB does not."""
-    table = view.rpartition(".")[2]
-    if not query.needs(table) or not store.folder.exists(key):
-        return
-    local_path = store.folder.local_path(key)
-    if local_path is None:
-        _add_arrow(connection, view, read_table(store.folder, key))
-        return
-    is_named = query.contains(table)
-    if is_named:
-        check_table(store.folder, key)
-    path = str(local_path.absolute()).replace("'", "''")
-    try:
-        connection.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet('{path}')")
-    except (duckdb.Error, RuntimeError) as error:
-        if is_named:  # what nobody asks about may be damaged
-            raise FormatError(f"{store.folder}/{key} is damaged: {' '.join(str(error).split())}.") from None
-
-
-def _add_arrow(connection: duckdb.DuckDBPyConnection, view: str, table: pa.Table) -> None:
-    hidden = f"_arrow_{id(table)}"  # the connection keeps the table alive, so no other will have its id
-    connection.register(hidden, table)
-    connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {hidden}")

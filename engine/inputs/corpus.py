@@ -18,6 +18,7 @@ from actstore.engine.inputs.class_labels import Features
 from actstore.engine.inputs.csvfiles import DELIMITERS, read_csv
 from actstore.engine.inputs.documents import CorpusDigest, CorpusOptions, Document
 from actstore.engine.inputs.filetypes import FileType, file_type, open_bytes
+from actstore.engine.inputs.globs import matching_paths
 from actstore.engine.inputs.memory_corpus import MemoryCorpus
 from actstore.engine.inputs.records import RecordReader, missing_label
 from actstore.engine.inputs.tables import is_saved_dataset, list_dataset_files, read_arrow, read_parquet
@@ -218,10 +219,8 @@ def _list_files(location: str, options: CorpusOptions, report: CorpusReport) -> 
     elif path.exists():
         yield _File(path, is_named=True)
     else:
-        matches = map(Path, glob.iglob(os.path.expanduser(location), recursive=True))
-        yield from (
-            _File(match, is_named=True) for match in sorted(matches) if match.is_file() and _PYCACHE not in match.parts
-        )
+        matches = matching_paths(location)
+        yield from (_File(match, is_named=True) for match in matches if match.is_file() and _PYCACHE not in match.parts)
 
 
 def _list_folder(folder: Path, pattern: str, report: CorpusReport, named: bool = False) -> Iterator[_File]:
@@ -259,7 +258,7 @@ def _check_exists(location: str) -> None:
                 f"There is no file or folder {shown}: name a text, a folder, a glob, JSON lines, CSV, Parquet, Arrow, "
                 f"a saved dataset, or - for standard input.{advice}"
             ) from None
-        if next(glob.iglob(path, recursive=True), None) is None:
+        if not matching_paths(path):
             raise NotFoundError(
                 f"No file matches {shown}: check the folder it starts from, and quote it.{advice}"
             ) from None

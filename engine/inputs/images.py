@@ -5,7 +5,6 @@ Decides which files a location means, and which columns of a record are an image
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from actstore.engine.inputs.csvfiles import DELIMITERS
 from actstore.engine.inputs.documents import CorpusOptions
 from actstore.engine.inputs.filetypes import FileType, file_type
+from actstore.engine.inputs.globs import matching_paths
 from actstore.engine.inputs.image_files import SUFFIXES, ImageError, ImageFile
 from actstore.engine.inputs.image_tables import is_table, read_columns, read_rows
 from actstore.engine.inputs.records import RecordReader, missing_label
@@ -186,7 +186,7 @@ class _Reader:
         if exists:
             yield from self._walk(path, others) if path.is_dir() else iter((path,))
             return
-        matches = sorted(map(Path, glob.iglob(str(path), recursive=True))) if "\0" not in self._location else []
+        matches = matching_paths(str(path)) if "\0" not in self._location else []
         if not matches:
             raise NotFoundError(f"There is no file or folder {self._location!r}: name images, a folder, or a table.")
         yield from (match for match in matches if match.is_file())
