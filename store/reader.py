@@ -75,7 +75,7 @@ class Store(Captures):
         gain: bool = True,
         logits: bool = False,
     ) -> Table:
-        """The k neurons that contribute most to a target token, over all layers together: neuron, layer, index, score, ….
+        """The k neurons that contribute most to a target token, over all layers together: name, layer, neuron, score, ….
 
         Needs torch, and a store that keeps the weights. `engine.contributions.rank` says what scores mean and which
         columns the table has.

@@ -82,6 +82,10 @@ class Attributions(Answers):
             if all(site in sites for site in kind.sites) and (has_weights or not kind.uses_weights)
         )
 
+    def locate(self, flat: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Layers, and indices in them, of neurons by their place among all attributed ones."""
+        return self._numbering.locate(flat)
+
     def neuron_names(self, flat: NDArray[np.int64]) -> list[str]:
         """The names, such as L3.N17, of neurons by their place among all attributed ones."""
         return self._numbering.names(flat)
