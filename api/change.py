@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 class ChangeMethod(Method):
     """Safety neurons by change scores (Chen et al. 2024): `store.change(other)`."""
 
+    _reached_as = "store.change"
+
     def __call__(
         self,
         other: Captures | str | Path,

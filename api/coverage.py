@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class CoverageMethod(Method):
     """Coverage criteria (Zhou et al., arXiv 2408.15207): `store.coverage(…)`, `store.coverage.probe(…)`."""
 
+    _reached_as = "store.coverage"
+
     def __call__(
         self,
         *,

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 class GraphQueries(Method):
     """Questions that neuron graphs answer."""
 
+    _reached_as = "store.graphs"
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the sets of graphs that the store holds."""

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 class MultimodalMethod(Method):
     """Multi-modal neurons (Pan et al. 2024, arXiv 2311.07470): `store.multimodal(…)`, `.map`, `.properties`, `.causal`."""
 
+    _reached_as = "store.multimodal"
+
     def __call__(
         self,
         *,

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 class NaicaMethod(Method):
     """NA-ICA, published as QRNCA (Chen, Dejl and Toni, arXiv 2406.10868): `store.naica(…)`, `store.naica.evaluate(…)`."""
 
+    _reached_as = "store.naica"
+
     def __call__(
         self,
         *,

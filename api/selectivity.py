@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 class SelectivityMethod(Method):
     """Label-selective neurons (LAPE, Tang et al. 2024; DAPE): `store.selectivity(by=…)`, `.evaluate(…)`, `.lens(…)`."""
 
+    _reached_as = "store.selectivity"
+
     def __call__(
         self,
         by: str,

@@ -34,7 +34,7 @@ class Store(reader.Store):
     >>> store = actstore.open("gpt2.actstore")
     >>> store.neurons()                                   # statistics, one row per neuron
     >>> store.neuron("L3.N17").show()                     # exemplars
-    >>> store.contributions(" Paris").table               # the neurons that write a token
+    >>> store.contributions(" Paris")                     # the neurons that write a token
     >>> store.selectivity(by="language").table            # the neurons of a label
     >>> store.graphs.build(); store.graph("L3.N17").draw()
     """

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from actstore.store import hooks
 from actstore.store.arguments import argument
+from actstore.store.calls import checks
 from actstore.store.capture.captures import Captures
 from actstore.store.capture.reader import Capture
 from actstore.store.capture.record import read_capture
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Capture", "Store", "read_capture"]
 
 
+@checks
 class Store(Captures):
     """One model's captures. `actstore.open` gives one."""
 

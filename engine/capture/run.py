@@ -23,6 +23,7 @@ from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.engine.models.names import DTYPES
 from actstore.store import layout
 from actstore.store.arguments import Typed, argument
+from actstore.store.calls import checks
 from actstore.store.capture.commits import committed_blocks
 from actstore.store.capture.neuron_table import write_finished
 from actstore.store.capture.statistics import RunningStatistics, is_finished
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
 
 
+@checks
 @dataclass(frozen=True)
 class RunOptions(Typed):
     """How a capture is carried out; nothing here changes what ends up in it, but `dtype` and `tokenizer`."""

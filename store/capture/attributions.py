@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from actstore.store.calls import checks
 from actstore.store.capture.answers import Answers, has_attributions
 from actstore.store.capture.attribution_kinds import KINDS
 from actstore.store.capture.statistics import layer_offsets
@@ -46,6 +47,7 @@ def open_attributions(store: Captures, name: str | None = None) -> Attributions:
     return Attributions(store.capture(made[0]))
 
 
+@checks
 class Attributions(Answers):
     """The attributions of a capture that `actstore attribute` made, beside its answers: of what is committed of it."""
 

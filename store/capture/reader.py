@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from actstore.store import hooks, layout
 from actstore.store.arguments import argument
+from actstore.store.calls import checks
 from actstore.store.capture.commits import committed_blocks
 from actstore.store.capture.neuron_table import neuron_table
 from actstore.store.capture.overflow import OVERFLOW_COLUMNS, can_overflow, find_overflow, saturate
@@ -51,6 +52,7 @@ def _reopen(store: _Store, name: str) -> Capture:
     return store.capture(name)
 
 
+@checks
 class Capture:
     """One corpus through the model."""
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.kernels.suffix_trie.api import Nodes
+from actstore.store.calls import checks
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.files.shards import checksum
 from actstore.store.graphs.graph import GraphPath, GraphSet, NeuronGraph
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 
+@checks
 class Graphs(GraphSet):
     """The graphs of many neurons. They stay on disk; opening them reads the table of neurons."""
 
