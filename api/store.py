@@ -129,6 +129,16 @@ class Store(reader.Store):
         pairs = chosen_neurons(opened, site, neurons, layers) or []
         return export_activations(opened, output, neurons=pairs, site=site)
 
+    def fill_top_tokens(self) -> int:
+        """Adds the tokens that each neuron promotes and suppresses to the table `model` of SQL; the number of neurons.
+
+        For stores whose capture left them out because they were too costly there. Needs torch, and the stored weights.
+        """
+        from actstore.store.model.top_tokens import fill_top_tokens
+        from actstore.store.storage.folder import Folder
+
+        return fill_top_tokens(Folder(self.folder.location, read_only=False))
+
     def verify(
         self,
         capture: str | None = None,

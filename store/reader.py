@@ -99,7 +99,7 @@ class Store(Captures):
         return Table(hooks.rank_contributions(self, target, query))
 
     def graph(self, layer: int | str, neuron: int | None = None, name: str = "graphs") -> NeuronGraph:
-        """The graph of a neuron, of those that `actstore graphs build` made as `name`: `store.graph(3, 17)`."""
+        """The graph of a neuron, of those that `store.graphs.build()` made as `name`: `store.graph(3, 17)`."""
         from actstore.store.graphs.reader import Graphs  # only here: it loads the compiler
 
         name = argument("name", name, str)

@@ -160,7 +160,7 @@ def estimate(
         )
     if run.options.resume:
         raise InvalidInputError(
-            "A dry run says what a whole capture takes. Leave `resume` out; `actstore info` says how far a capture is."
+            "A dry run says what a whole capture takes. Leave `resume` out; `store.info()` says how far a capture is."
         )
     check_unowned(run.folder, name)
     with run.source.ready_to_run():

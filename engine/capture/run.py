@@ -254,7 +254,7 @@ class Run(ABC):
         begun_by = record.settings.get("command", "capture")
         if begun_by != self.command:
             raise InvalidInputError(
-                f"Capture {self.name!r} of {self.folder} was begun by `actstore {begun_by}`, not `actstore {self.command}`. "
+                f"Capture {self.name!r} of {self.folder} was begun by {_call(begun_by)}, not {_call(self.command)}. "
                 "Resume it with that, or give this capture another `name`."
             )
 
@@ -328,3 +328,8 @@ def _add_up(statistics: RunningStatistics, block: int) -> None:
     """Add up what is committed now and then, so that finishing need not read every block again."""
     if block % 64 == 63:
         statistics.advance(checkpoint=True)
+
+
+def _call(command: str) -> str:
+    """The call that makes captures as the command of a record does."""
+    return f"`{'store.graphs.probe' if command == 'graph probe' else f'actstore.{command}'}(…)`"

@@ -45,7 +45,7 @@ class Answers:
         if not has_attributions(capture):
             raise InvalidInputError(
                 f"Capture {capture.record.name!r} of {capture.folder} has no attributions. Make them with "
-                "`actstore attribute MODEL QUESTIONS STORE`, and name that capture with `capture`."
+                "`actstore.attribute(model, questions, store)`, and name that capture with `capture`."
             )
         self.capture: Capture = capture
         self.store: Root = capture.store

@@ -41,7 +41,7 @@ def open_attributions(store: Captures, name: str | None = None) -> Attributions:
     made = [known for known in store.captures if has_attributions(store.capture(known))]
     if len(made) != 1:
         what = f"captures of questions {', '.join(made)}: choose one with `capture`" if made else (
-            "no attributions. Make them with `actstore attribute MODEL QUESTIONS STORE`"
+            "no attributions. Make them with `actstore.attribute(model, questions, store)`"
         )  # fmt: skip
         raise InvalidInputError(f"{store.folder} holds {what}.")
     return Attributions(store.capture(made[0]))
@@ -151,7 +151,7 @@ class Attributions(Answers):
             raise InvalidInputError(f"Scores are one of {', '.join(KINDS)}: found {kind!r}.")
         raise InvalidInputError(
             f"Capture {self.capture.record.name!r} has no scores of kind {kind!r}: it has {', '.join(self.kinds)}. "
-            f"Run `actstore attribute` again with {KINDS[kind].requirement}, under another --name."
+            f"Run `actstore.attribute(…)` again with {KINDS[kind].requirement}, under another `name`."
         )
 
     def _cached_scores(self, kind: str, block: int) -> NDArray[np.float32]:

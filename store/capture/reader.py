@@ -144,8 +144,8 @@ class Capture:
     def _check_images(self) -> None:
         if not self.record.of_images:
             raise NotFoundError(
-                f"Capture {self.record.name!r} is one of text, which has no patches. Capture images: `actstore capture MODEL "
-                "IMAGES STORE`."
+                f"Capture {self.record.name!r} is one of text, which has no patches. Capture images: "
+                "`actstore.capture(model, images, store)`."
             )
 
     @cached_property
