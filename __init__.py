@@ -86,6 +86,7 @@ _LATER = {
 """Where the names are that load torch, transformers or the compiler: reading a store should not wait for them."""
 
 
+@explained
 def open(location: str | Path) -> Store:
     """The store at a path or URL, for reading.
 

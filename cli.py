@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
 import warnings
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from actstore.commands.capture import command as capture
 from actstore.commands.change import group as change
 from actstore.commands.edit import group as edit
 from actstore.commands.graphs import group as graphs
+from actstore.commands.messages import name_commands, name_options
 from actstore.commands.multimodal import group as multimodal
 from actstore.commands.naica import group as naica
 from actstore.commands.options import COMMAND, CommandGroup
@@ -31,11 +31,11 @@ from actstore.display import terminal
 from actstore.store.errors import ActstoreError, CaptureError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 
 class Application(CommandGroup):
-    """The command line itself: in the messages of errors, Python parameters become the options of the command that ran."""
+    """The command line itself: in messages, Python calls become commands, and parameters the options of the one that ran."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -44,6 +44,7 @@ class Application(CommandGroup):
 
         def phrase(sentence: str) -> str:
             command = ctx.meta.get(COMMAND)
+            sentence = name_commands(sentence, self)
             return sentence if command is None else name_options(sentence, [*command.params, *others])
 
         terminal.phrase = phrase
@@ -138,56 +139,6 @@ def _system_error(error: OSError) -> str:
     if error.errno in _TOO_MANY_FILES:
         return _sentence(f"{error.strerror}{files and f': {files}'}; raise the limit with `ulimit -n 4096`")
     return _sentence(f"{error.strerror}: {files or 'a file or a disk that the system does not name'}")
-
-
-_PARAMETER: Final = re.compile(r"`(?P<name>[a-z_]\w*)(?: ?= ?(?P<value>[^`]+))?`")
-"""A parameter that a message names, and the value that it should have: `layers`, `precision="exact"`, `weights=False`."""
-
-_QUOTES: Final = " \"'"
-
-_SYNONYMS: Final = {
-    "baselines": "baseline",
-    "captures": "capture",
-    "form": "method",
-    "forms": "activation",
-    "label": "by",
-    "methods": "method",
-    "n_random": "random",
-    "n_tokens": "max_new_tokens",
-    "protocols": "protocol",
-}
-"""Parameter of the engine → the name of the option, where they differ."""
-
-
-def name_options(message: str, parameters: Iterable[Any]) -> str:
-    """A message with the options of a command in place of the Python parameters that it names.
-
-    `layers` becomes --layers, `precision="exact"` --precision exact, `resume=True` --resume, `weights=False` --no-weights, and
-    `sites=["mlp.post", "mlp.gate"]` --site mlp.post --site mlp.gate.
-    A name that is no option of the command stays as it is; that of an argument becomes what the usage calls it.
-    """
-    known: dict[str, Any] = {}
-    for parameter in parameters:  # the command's own come first
-        known.setdefault(parameter.name, parameter)
-        for option in parameter.opts:
-            known.setdefault(option.lstrip("-").replace("-", "_"), parameter)
-
-    def option_for(match: re.Match[str]) -> str:
-        name, value = match["name"], match["value"]
-        parameter = known.get(name) or known.get(_SYNONYMS.get(name, ""))
-        if parameter is None:
-            return match[0]
-        if parameter.param_type_name == "argument":
-            return str(parameter.metavar or parameter.name.upper())
-        flag = next(option for option in parameter.opts if option.startswith("--"))
-        if value is None or value == "True":
-            return str(flag)
-        if value == "False" and parameter.secondary_opts:
-            return str(parameter.secondary_opts[0])
-        values = value.strip("[]()").split(",") if value[0] in "[(" else [value]
-        return " ".join(f"{flag} {one.strip(_QUOTES)}" for one in values if one.strip())
-
-    return _PARAMETER.sub(option_for, message)
 
 
 def _sentence(text: str) -> str:

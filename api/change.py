@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 
 from actstore.api.light import explains
 from actstore.api.method import Method
 from actstore.api.models import open_model
 from actstore.api.results import Answer
+from actstore.store.neurons import neuron_columns
 from actstore.store.table import Table
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 @explains
 class ChangeMethod(Method):
     """Safety neurons by change scores (Chen et al. 2024): `store.change(other)`."""
+
+    _reached_as = "store.change"
 
     def __call__(
         self,
@@ -47,7 +49,7 @@ class ChangeMethod(Method):
         - `positions`: which positions count, one of `store.capture.positions.POSITIONS`.
         - `capture`: name of the capture; `other_capture` of the other store's, the same unless given.
 
-        Columns: neuron, layer, index, score; largest first.
+        Columns: name, layer, neuron, score; largest first.
 
         >>> store.change("tuned.actstore", share=0.05).table
         """
@@ -61,12 +63,7 @@ class ChangeMethod(Method):
         )
         selected = change.top(share)[:k]
         table = pa.table(
-            {
-                "neuron": pa.array(change.names(selected), pa.string()),
-                "layer": change.layer[selected].astype(np.int32),
-                "index": change.neuron[selected].astype(np.int32),
-                "score": change.scores[selected],
-            }
+            neuron_columns(change.layer[selected], change.neuron[selected]) | {"score": change.scores[selected]}
         )
         return Answer(Table(table), change, tuple(change.warnings))
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from actstore.api.light import explains
 from actstore.api.method import Method
+from actstore.api.neurons import label_column
 from actstore.api.results import Answer
 from actstore.store.table import Table
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 @explains
 class CoverageMethod(Method):
     """Coverage criteria (Zhou et al., arXiv 2408.15207): `store.coverage(…)`, `store.coverage.probe(…)`."""
+
+    _reached_as = "store.coverage"
 
     def __call__(
         self,
@@ -106,9 +109,11 @@ class CoverageMethod(Method):
 
 
 def _table(coverages: Mapping[str, Coverage], by: str | None) -> Table:
+    others = ("criterion", "parameter", "covered", "of", "share", "samples")
+    population = label_column(by or "population", others)
     rows = [
         {
-            by or "population": name or "all",
+            population: name or "all",
             "criterion": row.criterion,
             "parameter": row.parameter,
             "covered": row.covered,

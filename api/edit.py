@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 class EditsMethod(Method):
     """The edits of a store, by name: `store.edits["suppress"]`, `list(store.edits)`, `store.edits.rewrite(…)`."""
 
+    _reached_as = "store.edits"
+
     def __iter__(self) -> Iterator[str]:
         from actstore.store.edits import edit_names
 

@@ -11,7 +11,7 @@ from actstore.api.light import explains
 from actstore.api.method import Method
 from actstore.api.neurons import neuron_pairs
 from actstore.api.results import Answer
-from actstore.store.neurons import neuron_names
+from actstore.store.neurons import neuron_columns, parse_neuron
 from actstore.store.table import Table
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from actstore.api.neurons import NeuronInput
     from actstore.engine.graphs.repeats import Repeats
-    from actstore.engine.graphs.search import SearchResult
+    from actstore.engine.graphs.search import PathMatch, SearchResult
     from actstore.engine.graphs.similar import Pairs
     from actstore.store.graphs.reader import Graphs
     from actstore.store.model.root import Root
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 @explains
 class GraphQueries(Method):
     """Questions that neuron graphs answer."""
+
+    _reached_as = "store.graphs"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,7 +66,7 @@ class GraphQueries(Method):
         - `k`: maximum number of neurons.
         - `paths`: maximum number of paths per neuron.
 
-        Columns: neuron, score (of the neuron), path (its text), probability, fires, count.
+        Columns: name, layer, neuron, score (of the neuron), path (its text), probability, fires, count.
 
         >>> store.graphs.search("York", context="New").table
         """
@@ -92,10 +94,10 @@ class GraphQueries(Method):
         - `least`: of pairs, the least overlap, subset or prediction, a share.
         - `normalise`: tokens that differ in case and outer spaces only count as one.
 
-        Columns: neuron, other, overlap (share of activating and context tokens in common, of the larger set), subset (of the
-        smaller), prediction (cosine of the predicted probabilities).
+        Columns: name, layer, neuron; other_name, other_layer, other_neuron; overlap (share of activating and context tokens in
+        common, of the larger set), subset (of the smaller), prediction (cosine of the predicted probabilities).
         """
-        from actstore.engine.graphs.similar import MEASURES, Similarity, compare, same_tokens
+        from actstore.engine.graphs.similar import MEASURES, Similarity, compare, find_row, same_tokens
         from actstore.store.graphs.forest import Forest
 
         graphs = self.open(name)
@@ -103,14 +105,13 @@ class GraphQueries(Method):
         if neuron is not None:
             ((layer, index),) = neuron_pairs(neuron)
             rows, pairs = compare(graphs, layer, index, classes)
-            first = np.full(len(pairs.second[:k]), rows[pairs.first[0]] if len(pairs.first) else 0)
-            names = [f"L{layer}.N{index}"] * len(first)
-            others = _names_of(graphs, rows[pairs.second[:k]])
+            others = rows[pairs.second[:k]]
+            neurons = np.full(len(others), find_row(graphs, layer, index))
         else:
             pairs = Similarity(Forest.of(graphs), classes).all(least)
-            names, others = _names_of(graphs, pairs.first[:k]), _names_of(graphs, pairs.second[:k])
+            neurons, others = pairs.first[:k], pairs.second[:k]
         measures = {measure: getattr(pairs, measure)[:k] for measure in MEASURES}
-        columns = {"neuron": pa.array(names, pa.string()), "other": pa.array(others, pa.string())}
+        columns = _columns_of(graphs, neurons) | _columns_of(graphs, others, "other_")
         return Answer(Table(pa.table(columns | measures)), pairs)
 
     def repeats(
@@ -127,7 +128,7 @@ class GraphQueries(Method):
         - `share`: a neuron fires from this share of its maximum.
         - `least_fires`: leave out neurons that fire less often.
 
-        Columns: neuron, layer, index, score (how many times as likely repetition makes firing, at the least), probabilities
+        Columns: name, layer, neuron, score (how many times as likely repetition makes firing, at the least), probabilities
         of firing on repeated and on first occurrences.
         """
         from actstore.engine.graphs.repeats import measure_repeats
@@ -138,41 +139,34 @@ class GraphQueries(Method):
         rows = repeats.ranked(least_fires)[:k]
         layers, indices = repeats.layer[rows], repeats.neuron[rows]
         names = ("score", "repeated", "first", "fires_repeated", "fires_first", "same_repeated", "same_first")
-        table = pa.table(
-            {
-                "neuron": pa.array(neuron_names(layers.tolist(), indices.tolist()), pa.string()),
-                "layer": layers,
-                "index": indices,
-                **{name: getattr(repeats, name)[rows] for name in names},
-            }
-        )
+        measures = {name: getattr(repeats, name)[rows] for name in names}
+        table = pa.table(neuron_columns(layers, indices) | measures)
         return Answer(Table(table), repeats, tuple(overflow_sentences(opened, [site])))
 
 
 def _path_table(store: Root, result: SearchResult) -> Table:
-    rows = [
-        {
-            "neuron": matched.neuron,
-            "score": matched.score,
-            "path": "".join(
-                "…" if token == -1 else "" if token < 0 else store.token_text(token) for token in reversed(path.tokens)
-            ),
-            "probability": path.probability,
-            "fires": path.fires,
-            "count": path.count,
-        }
-        for matched in result.neurons
-        for path in matched.paths
-    ]
-    kinds = (pa.string(), pa.float64(), pa.string(), pa.float64(), pa.int64(), pa.int64())
-    names = ("neuron", "score", "path", "probability", "fires", "count")
-    return Table(pa.Table.from_pylist(rows, pa.schema(list(zip(names, kinds, strict=True)))))
+    matches = [(matched, path) for matched in result.neurons for path in matched.paths]
+    pairs = [parse_neuron(matched.neuron) for matched, _ in matches]
+    columns = {
+        **neuron_columns([layer for layer, _ in pairs], [index for _, index in pairs]),
+        "score": pa.array([matched.score for matched, _ in matches], pa.float64()),
+        "path": pa.array([_path_text(store, path) for _, path in matches], pa.string()),
+        "probability": pa.array([path.probability for _, path in matches], pa.float64()),
+        "fires": pa.array([path.fires for _, path in matches], pa.int64()),
+        "count": pa.array([path.count for _, path in matches], pa.int64()),
+    }
+    return Table(pa.table(columns))
+
+
+def _path_text(store: Root, path: PathMatch) -> str:
+    texts = ("…" if token == -1 else "" if token < 0 else store.token_text(token) for token in reversed(path.tokens))
+    return "".join(texts)
 
 
 def _listed(tokens: str | int | Sequence[str | int]) -> list[str | int]:
     return [tokens] if isinstance(tokens, str | int) else list(tokens)
 
 
-def _names_of(graphs: Graphs, rows: np.ndarray) -> list[str]:
-    layers, indices = (graphs.neurons[column].to_numpy()[rows].tolist() for column in ("layer", "neuron"))
-    return neuron_names(layers, indices)
+def _columns_of(graphs: Graphs, rows: np.ndarray, prefix: str = "") -> dict[str, pa.Array]:
+    layers, indices = (graphs.neurons[column].to_numpy()[rows] for column in ("layer", "neuron"))
+    return neuron_columns(layers, indices, prefix)

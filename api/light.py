@@ -6,6 +6,7 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
+from actstore.store.calls import checked, is_public
 from actstore.store.errors import MissingPackageError
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def missing(error: ModuleNotFoundError) -> MissingPackageError | None:
 
 
 def explained(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """The function, in which a missing package of ours is a `MissingPackageError`."""
+    """The function, in which a missing package of ours is a `MissingPackageError`; `checked`, too."""
+    function = checked(function)
 
     @functools.wraps(function)
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -64,7 +66,7 @@ def explained(function: Callable[Parameters, Result]) -> Callable[Parameters, Re
 def explains(kind: Class) -> Class:
     """The class, all of whose own public methods are `explained`; inherited ones may lie on a hot path, like `token_text`."""
     for name, member in list(vars(kind).items()):
-        if inspect.isfunction(member) and (name == "__call__" or not name.startswith("_")):
+        if inspect.isfunction(member) and is_public(name):
             wrapped: Any = explained(member)
             setattr(kind, name, wrapped)
     return kind

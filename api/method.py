@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from actstore.store.reader import Store
@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 class Method:
     """A method of a store, which may be called itself and may have further ones."""
+
+    _reached_as: ClassVar[str]
+    """How users reach it, such as `store.naica`; messages name it so."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

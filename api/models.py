@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from actstore.store.calls import checks
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from actstore.store.model.root import Root
 
 
+@checks
 @dataclass(frozen=True)
 class ModelOptions:
     """How a model is loaded. Of a loaded model nothing is changed."""

@@ -14,6 +14,7 @@ from actstore.api.method import Method
 from actstore.api.models import open_model
 from actstore.api.neurons import neuron_pairs
 from actstore.api.results import Answer
+from actstore.store.neurons import neuron_columns
 from actstore.store.table import Table
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 @explains
 class MultimodalMethod(Method):
     """Multi-modal neurons (Pan et al. 2024, arXiv 2311.07470): `store.multimodal(…)`, `.map`, `.properties`, `.causal`."""
+
+    _reached_as = "store.multimodal"
 
     def __call__(
         self,
@@ -61,7 +64,7 @@ class MultimodalMethod(Method):
         - `map_of`: what the pictures show: `contribution` (to the noun), or `activation`.
         - `progress`: called with the layers done and their number.
 
-        Columns: document, noun, form, neuron, layer, index, score; best first.
+        Columns: document, noun, form, name, layer, neuron, score; best first.
 
         >>> store.multimodal(k=5).table
         """
@@ -271,26 +274,20 @@ def rankings_of(
 
 
 def _table(multimodal: Multimodal) -> Table:
-    rows = [
-        {
-            "document": multimodal.captions[noun.caption].document,
-            "noun": noun.word,
-            "form": one,
-            "neuron": name,
-            "layer": layer,
-            "index": index,
-            "score": float(score),
-        }
-        for one, ranked in multimodal.ranked.items()
-        for noun, scores, ids in zip(multimodal.nouns, ranked.values, ranked.tokens, strict=True)
-        for score, name, (layer, index) in zip(
-            scores[ids >= 0].tolist(),
-            multimodal.numbering.names(ids[ids >= 0]),
-            multimodal.numbering.pairs(ids[ids >= 0]),
-            strict=True,
-        )
-    ]
-    kinds = (pa.int32(), pa.string(), pa.string(), pa.string(), pa.int32(), pa.int32(), pa.float32())
-    names = ("document", "noun", "form", "neuron", "layer", "index", "score")
-    table = pa.Table.from_pylist(rows, pa.schema(list(zip(names, kinds, strict=True))))
-    return Table(table)
+    documents, nouns, forms, scores, numbers = [], [], [], [], []
+    for form, ranked in multimodal.ranked.items():
+        for noun, values, ids in zip(multimodal.nouns, ranked.values, ranked.tokens, strict=True):
+            named = ids[ids >= 0]
+            documents += [multimodal.captions[noun.caption].document] * len(named)
+            nouns += [noun.word] * len(named)
+            forms += [form] * len(named)
+            scores += values[ids >= 0].tolist()
+            numbers += named.tolist()
+    columns = {
+        "document": pa.array(documents, pa.int32()),
+        "noun": pa.array(nouns, pa.string()),
+        "form": pa.array(forms, pa.string()),
+        **neuron_columns(*multimodal.numbering.locate(np.array(numbers, np.int64))),
+        "score": pa.array(scores, pa.float32()),
+    }
+    return Table(pa.table(columns))

@@ -11,7 +11,9 @@ import pyarrow as pa
 from actstore.api.light import explains
 from actstore.api.method import Method
 from actstore.api.models import open_model
+from actstore.api.neurons import label_column
 from actstore.api.results import Answer
+from actstore.store.neurons import neuron_columns
 from actstore.store.table import Table
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 @explains
 class NaicaMethod(Method):
     """NA-ICA, published as QRNCA (Chen, Dejl and Toni, arXiv 2406.10868): `store.naica(…)`, `store.naica.evaluate(…)`."""
+
+    _reached_as = "store.naica"
 
     def __call__(
         self,
@@ -61,7 +65,7 @@ class NaicaMethod(Method):
         - `output`: a picture of labels by layers, .svg or .html.
         - `capture`: the capture of questions; the only one unless given.
 
-        Columns: query (or the label), neuron, layer, index, score; best first.
+        Columns: query (or the label), name, layer, neuron, score; best first.
 
         >>> store.naica(by="domain", k=5).table
         """
@@ -162,15 +166,8 @@ def knowledge_neurons(
 
 
 def _columns(key: str, keys: pa.Array, attributions: Attributions, flat: np.ndarray) -> dict[str, pa.Array]:
-    names = attributions.neuron_names(flat)
-    layers = [int(name[1 : name.index(".")]) for name in names]
-    indices = [int(name[name.index("N") + 1 :]) for name in names]
-    return {
-        key: keys,
-        "neuron": pa.array(names, pa.string()),
-        "layer": pa.array(layers, pa.int32()),
-        "index": pa.array(indices, pa.int32()),
-    }
+    neurons = neuron_columns(*attributions.locate(flat))
+    return {label_column(key, (*neurons, "score")): keys} | neurons
 
 
 def _table(key: str, keys: pa.Array, attributions: Attributions, flat: np.ndarray, scores: np.ndarray) -> Table:

@@ -32,6 +32,11 @@ def neuron_pairs(neurons: NeuronInput | Iterable[NeuronInput]) -> list[tuple[int
     return list(dict.fromkeys(pairs))
 
 
+def label_column(by: str, others: Iterable[str]) -> str:
+    """The name of a table's column of values of the label `by`: the label's, or `label` where another column has that."""
+    return "label" if by in others else by
+
+
 def chosen_neurons(
     capture: Capture, site: str, neurons: NeuronInput | Iterable[NeuronInput] | None, layers: Sequence[int] | None
 ) -> list[tuple[int, int]] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -26,4 +27,5 @@ class Answer(Generic[Details]):
         return "\n".join([str(self.table), *(f"Warning: {warning}" for warning in self.warnings)])
 
     def _repr_html_(self) -> str:
-        return self.table._repr_html_()
+        warnings = (f"<div>Warning: {escape(warning)}</div>" for warning in self.warnings)
+        return "".join([self.table._repr_html_(), *warnings])

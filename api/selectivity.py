@@ -9,7 +9,9 @@ import pyarrow as pa
 from actstore.api.light import explains
 from actstore.api.method import Method
 from actstore.api.models import open_model
+from actstore.api.neurons import label_column
 from actstore.api.results import Answer
+from actstore.store.neurons import neuron_columns
 from actstore.store.table import Table
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 @explains
 class SelectivityMethod(Method):
     """Label-selective neurons (LAPE, Tang et al. 2024; DAPE): `store.selectivity(by=…)`, `.evaluate(…)`, `.lens(…)`."""
+
+    _reached_as = "store.selectivity"
 
     def __call__(
         self,
@@ -45,7 +49,7 @@ class SelectivityMethod(Method):
         - `modality`: count tokens of this modality only: `text`, `image` or `generated`.
         - `capture`: name of the capture.
 
-        Columns: the label, neuron, layer, index, entropy (nats), probability of firing for the label; most selective first.
+        Columns: the label, name, layer, neuron, entropy (nats), probability of firing for the label; most selective first.
 
         >>> store.selectivity(by="language").table
         """
@@ -60,32 +64,20 @@ class SelectivityMethod(Method):
 
         selective = find_selectivity(capture, settings)
         firing = selective.firing
-        probabilities = firing.probabilities
-        rows = [
-            {
-                settings.by: label,
-                "neuron": name,
-                "layer": layer,
-                "index": index,
-                "entropy": float(selective.selection.entropies[number]),
-                "probability": float(probabilities[number, column]),
-            }
-            for column, (label, numbers) in enumerate(selective.neurons.items())
-            for number, name, (layer, index) in zip(
-                numbers.tolist(), firing.names(numbers), firing.locate(numbers), strict=True
-            )
-        ]
-        schema = pa.schema(
-            [
-                (settings.by, pa.string()),
-                ("neuron", pa.string()),
-                ("layer", pa.int32()),
-                ("index", pa.int32()),
-                ("entropy", pa.float64()),
-                ("probability", pa.float64()),
-            ]
-        )
-        return Answer(Table(pa.Table.from_pylist(rows, schema)), selective, tuple(selective.warnings))
+        labels, layers, indices, entropies, probabilities = [], [], [], [], []
+        for column, (label, numbers) in enumerate(selective.neurons.items()):
+            pairs = firing.locate(numbers)
+            labels += [label] * len(pairs)
+            layers += [layer for layer, _ in pairs]
+            indices += [index for _, index in pairs]
+            entropies += selective.selection.entropies[numbers].tolist()
+            probabilities += firing.probabilities[numbers, column].tolist()
+        columns = neuron_columns(layers, indices) | {
+            "entropy": pa.array(entropies, pa.float64()),
+            "probability": pa.array(probabilities, pa.float64()),
+        }
+        table = pa.table({label_column(settings.by, columns): pa.array(labels, pa.string())} | columns)
+        return Answer(Table(table), selective, tuple(selective.warnings))
 
     def evaluate(
         self,
@@ -130,6 +122,7 @@ class SelectivityMethod(Method):
                 opened, selective, corpus, max_tokens, tokenizer or name, trust_remote_code=trusted
             )
             matrix = measure_masks(loaded, opened, neurons, windows, settings, lambda done, total: None)
+        by = label_column(by, ("off", "neurons", "tokens", "change", "random_change"))
         rows = [
             {
                 "off": off,

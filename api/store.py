@@ -34,7 +34,7 @@ class Store(reader.Store):
     >>> store = actstore.open("gpt2.actstore")
     >>> store.neurons()                                   # statistics, one row per neuron
     >>> store.neuron("L3.N17").show()                     # exemplars
-    >>> store.contributions(" Paris").table               # the neurons that write a token
+    >>> store.contributions(" Paris")                     # the neurons that write a token
     >>> store.selectivity(by="language").table            # the neurons of a label
     >>> store.graphs.build(); store.graph("L3.N17").draw()
     """
@@ -100,7 +100,7 @@ class Store(reader.Store):
         - `share`: share of the prompts that must keep a neuron, to begin with.
         - `at_least`: fewer neurons lower the share; `at_most`: more neurons raise it.
 
-        Columns: query, neuron, layer, index, n_prompts (that keep it), share.
+        Columns: query, name, layer, neuron, n_prompts (that keep it), share.
         """
         return knowledge_neurons(self, attribution, keep, share, at_least, at_most, capture)
 
@@ -128,6 +128,16 @@ class Store(reader.Store):
         opened = self.capture(capture)
         pairs = chosen_neurons(opened, site, neurons, layers) or []
         return export_activations(opened, output, neurons=pairs, site=site)
+
+    def fill_top_tokens(self) -> int:
+        """Adds the tokens that each neuron promotes and suppresses to the table `model` of SQL; the number of neurons.
+
+        For stores whose capture left them out because they were too costly there. Needs torch, and the stored weights.
+        """
+        from actstore.store.model.top_tokens import fill_top_tokens
+        from actstore.store.storage.folder import Folder
+
+        return fill_top_tokens(Folder(self.folder.location, read_only=False))
 
     def verify(
         self,

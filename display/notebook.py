@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import singledispatch
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Group
 from rich.text import Text
 
 from actstore.display import terminal
 from actstore.display.reports import exemplar_line, neuron_summary, state_of, summarise_capture
-from actstore.display.tables import shown_rows, size_of, table_columns
+from actstore.display.tables import shortened, shown_rows, size_of, table_columns
 from actstore.store.capture.reader import Capture
 from actstore.store.errors import ActstoreError
 from actstore.store.neuron import Neuron
@@ -72,8 +72,14 @@ def _capture_html(capture: Capture) -> str:
 
 @html.register
 def _table_html(table: Table) -> str:
-    """A table: its rows, all columns, and its size."""
-    return _box("", size_of(table), _table(table_columns(table), shown_rows(table)))
+    """A table: its first and last rows, all columns, and its size, in a box of its own that scrolls; long cells shortened."""
+    first, last = shown_rows(table)
+    columns = [(_short(name), justify) for name, justify in table_columns(table)]
+    more = table.num_rows - len(first) - len(last)
+    between = f"… {terminal.plural(more, 'more row')}" if more else None
+    rows = [[_short(text) for text in row] for row in (*first, *last)]
+    shown = _table(columns, rows, wraps=False, note=(len(first), between) if between else None)
+    return _box("", size_of(table), f"<div style='overflow-x:auto;max-width:100%'>{shown}</div>")
 
 
 @dataclass(frozen=True, repr=False)
@@ -140,17 +146,29 @@ def _box(title: str, about: str, *parts: str) -> str:
     return f"<div style='font-size:13px;line-height:1.5'>{heading}{''.join(parts)}</div>"
 
 
-def _table(columns: Sequence[str | Sequence[str]] | None, rows: Sequence[Sequence[object]]) -> str:
-    """A table like those of the terminal; without columns, a list of names and what they stand for."""
+def _table(
+    columns: Sequence[str | Sequence[str]] | None,
+    rows: Sequence[Sequence[object]],
+    *,
+    wraps: bool = True,
+    note: tuple[int, str] | None = None,
+) -> str:
+    """A table like those of the terminal; without columns, a list of names and what they stand for.
+
+    `wraps`: whether long cells go on in another line. `note`: a row of one text, before the row of this number.
+    """
     given = [(c, "left") if isinstance(c, str) else tuple(c) for c in columns or ("", "")]
-    aligned = [f"text-align:{justify};vertical-align:top;padding:1px 10px 1px 0" for _, justify in given]
+    style = "vertical-align:top;padding:1px 10px 1px 0" + ("" if wraps else ";white-space:nowrap")
+    aligned = [f"text-align:{justify};{style}" for _, justify in given]
     lines = []
     if columns is not None:
         heads = (
-            f"<th style='{how};opacity:.75'>{_text(name)}</th>" for (name, _), how in zip(given, aligned, strict=True)
+            f"<th style='{how};opacity:.75'>{_cell(name)}</th>" for (name, _), how in zip(given, aligned, strict=True)
         )
         lines.append(f"<tr>{''.join(heads)}</tr>")
-    for row in rows:
+    for number, row in enumerate(rows):
+        if note is not None and note[0] == number:
+            lines.append(f"<tr><td colspan='{len(given)}' style='{style};opacity:.75'>{_text(note[1])}</td></tr>")
         cells = (f"<td style='{how}'>{_cell(value)}</td>" for value, how in zip(row, aligned, strict=True))
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table style='border-collapse:collapse'>{''.join(lines)}</table>"
@@ -158,6 +176,19 @@ def _table(columns: Sequence[str | Sequence[str]] | None, rows: Sequence[Sequenc
 
 def _cell(value: object) -> str:
     return value if isinstance(value, Html) else _text(terminal.cell(value))
+
+
+_TITLE_LENGTH: Final = 2000
+"""Characters of a pointer's text at most: lists may hold a number per token."""
+
+
+def _short(text: str) -> Html:
+    """A text that fits into a cell, and where it is shortened the whole at the pointer."""
+    short, whole = shortened(terminal.visible(text)), terminal.visible(text)
+    if short == whole:
+        return Html(_text(text))
+    title = whole if len(whole) <= _TITLE_LENGTH else f"{whole[:_TITLE_LENGTH]}…"
+    return Html(f"<span title='{escape(title)}'>{escape(short)}</span>")
 
 
 def _text(text: str) -> str:

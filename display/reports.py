@@ -26,7 +26,9 @@ _ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *range(0xD80
 
 
 def print_json(value: object) -> None:
-    """Write one JSON document; what JSON cannot say (NaN, infinities) becomes null."""
+    """Write one JSON document; what JSON cannot say (NaN, infinities) becomes null. Warnings name options, as on the screen."""
+    if isinstance(value, dict) and isinstance(value.get("warnings"), list | tuple):
+        value = value | {"warnings": [terminal.phrase(warning) for warning in value["warnings"]]}
     document = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
     try:
         sys.stdout.write(document.translate(_ESCAPED) + "\n")

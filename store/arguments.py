@@ -70,10 +70,16 @@ def given_fields(settings: type, given: Mapping[str, object], what: str) -> dict
     known = field_types(settings)
     for name in given:
         if name not in known:
-            meant = get_close_matches(name, known, n=1)
-            guess = f" Did you mean {meant[0]!r}?" if meant else ""
-            raise InvalidInputError(f"{what} has no setting {name!r}.{guess} Its settings: {', '.join(known)}.")
+            raise InvalidInputError(
+                f"{what} has no setting {name!r}.{did_you_mean(name, known)} Its settings: {', '.join(known)}."
+            )
     return {name: argument(name, value, known[name]) for name, value in given.items() if value is not None}
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The sentence that offers the known name which is most like `name`, after a space; empty where none is like it."""
+    meant = get_close_matches(name, list(known), n=1)
+    return f" Did you mean {meant[0]!r}?" if meant else ""
 
 
 class _MismatchError(Exception):

@@ -3,6 +3,7 @@
     ActstoreError
     ├── NotFoundError (KeyError)        no such store, capture, layer, neuron, document: name one that exists
     ├── InvalidInputError (ValueError)  an argument or a file is not what it must be: correct it
+    │   └── CallError (TypeError)       a parameter that there is not, or one too many or too few: correct the call
     ├── ReadOnlyError                   another process is writing there: wait, or name another
     ├── FormatError                     a store's bytes contradict its records: verify, refill, or update actstore
     ├── CaptureError                    a run stopped before its end (disk full, interrupted): resume
@@ -25,6 +26,10 @@ class NotFoundError(ActstoreError, KeyError):
 
 class InvalidInputError(ActstoreError, ValueError):
     """An argument, corpus or questions file that is not what it must be."""
+
+
+class CallError(InvalidInputError, TypeError):
+    """A function of the API that is called with other parameters than it has."""
 
 
 class ReadOnlyError(ActstoreError):

@@ -11,6 +11,7 @@ import pyarrow as pa
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES
 from actstore.store import hooks
 from actstore.store.arguments import argument
+from actstore.store.calls import checks
 from actstore.store.capture.patches import patch_texts
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SPECIAL
@@ -49,6 +50,7 @@ EXEMPLARS = pa.schema(
 )
 
 
+@checks
 class Neuron:
     """Neuron `index` of `layer`, in every capture of a store."""
 

@@ -6,11 +6,13 @@ import re
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from actstore.store.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -23,6 +25,22 @@ def neuron_name(layer: int, index: int) -> str:
 def neuron_names(layers: Iterable[int], indices: Iterable[int]) -> list[str]:
     """The name of each neuron."""
     return [neuron_name(layer, index) for layer, index in zip(layers, indices, strict=True)]
+
+
+def neuron_columns(
+    layers: Sequence[int] | NDArray[np.integer], indices: Sequence[int] | NDArray[np.integer], prefix: str = ""
+) -> dict[str, pa.Array]:
+    """The columns by which every table names its neurons: `name` (`L3.N17`), `layer` and `neuron`, the index in its layer.
+
+    `prefix` begins their names where a row names a second neuron.
+    """
+    layer, neuron = pa.array(layers, pa.int32()), pa.array(indices, pa.int32())
+    texts = [pa.scalar("L"), layer.cast(pa.string()), pa.scalar(".N"), neuron.cast(pa.string()), pa.scalar("")]
+    return {
+        f"{prefix}name": pc.binary_join_element_wise(*texts),
+        f"{prefix}layer": layer,
+        f"{prefix}neuron": neuron,
+    }
 
 
 def parse_neuron(name: str) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from actstore.store import hooks
 from actstore.store.arguments import argument
+from actstore.store.calls import checks
 from actstore.store.capture.captures import Captures
 from actstore.store.capture.reader import Capture
 from actstore.store.capture.record import read_capture
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Capture", "Store", "read_capture"]
 
 
+@checks
 class Store(Captures):
     """One model's captures. `actstore.open` gives one."""
 
@@ -85,7 +87,7 @@ class Store(Captures):
         gain: bool = True,
         logits: bool = False,
     ) -> Table:
-        """The k neurons that contribute most to a target token, over all layers together: neuron, layer, index, score, ….
+        """The k neurons that contribute most to a target token, over all layers together: name, layer, neuron, score, ….
 
         Needs torch, and a store that keeps the weights. `engine.contributions.rank` says what scores mean and which
         columns the table has.
@@ -107,7 +109,7 @@ class Store(Captures):
         return Table(hooks.rank_contributions(self, target, query))
 
     def graph(self, layer: int | str, neuron: int | None = None, name: str = "graphs") -> NeuronGraph:
-        """The graph of a neuron, of those that `actstore graphs build` made as `name`: `store.graph(3, 17)`."""
+        """The graph of a neuron, of those that `store.graphs.build()` made as `name`: `store.graph(3, 17)`."""
         from actstore.store.graphs.reader import Graphs  # only here: it loads the compiler
 
         name = argument("name", name, str)

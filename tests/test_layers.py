@@ -21,7 +21,7 @@ LAYERS = ("kernels", "store", "engine", "display", "api", "commands", "cli")
 
 # Parts of the store, from below. A module of `store/` itself belongs to the part that BELONGS names, or else to the last.
 STORE = ("basics", "storage", "files", "model", "capture", "graphs", "reader")
-BELONGS = {name: "basics" for name in ("arguments", "errors", "hooks", "layout", "neurons", "table")}
+BELONGS = {name: "basics" for name in ("arguments", "calls", "errors", "hooks", "layout", "neurons", "table")}
 
 # Parts of the engine → the other parts that they may import.
 FOUNDATIONS = {"inputs": set(), "models": set(), "contributions": set(), "capture": {"inputs", "models"}}

@@ -211,7 +211,7 @@ def describe_edit(record: EditRecord) -> dict[str, Any]:
     if "from" in record.settings:
         described |= {key: record.settings[key] for key in ("from", "to", "capture")}
     if "warning" in record.settings:
-        described["warning"] = record.settings["warning"]
+        described["warning"] = terminal.phrase(record.settings["warning"])
     if record.predicted:
         described["predicted"] = {key: record.predicted[key] for key in ("won", "kept")}
     return described

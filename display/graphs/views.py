@@ -20,7 +20,7 @@ from actstore.engine.graphs.predict import encode_as
 from actstore.engine.graphs.similar import MEASURES, compare, same_tokens
 from actstore.store.errors import InvalidInputError
 from actstore.store.graphs.reader import check_tokens
-from actstore.store.neurons import neuron_names
+from actstore.store.neurons import neuron_columns
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,14 +102,7 @@ def similar(graph: NeuronGraph, k: int = 10, *, normalise: bool = True) -> pa.Ta
     graphs = _checked_set(graph)
     rows, pairs = compare(graphs, graph.layer, graph.neuron, same_tokens(graph.store) if normalise else None)
     layers, indices = (graphs.neurons[name].to_numpy()[rows[pairs.second[:k]]] for name in ("layer", "neuron"))
-    return pa.table(
-        {
-            "neuron": pa.array(neuron_names(layers, indices), pa.string()),
-            "layer": layers,
-            "index": indices,
-            **{name: getattr(pairs, name)[:k] for name in MEASURES},
-        }
-    )
+    return pa.table(neuron_columns(layers, indices) | {name: getattr(pairs, name)[:k] for name in MEASURES})
 
 
 def encode(graph: NeuronGraph, text: str) -> NDArray[np.int32]:

@@ -21,6 +21,7 @@ from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.engine.models.sources import ModelSource
 from actstore.kernels.pack.statistics import STATISTICS
 from actstore.store.arguments import argument, given_fields
+from actstore.store.calls import checked
 from actstore.store.capture.answers import write_answers
 from actstore.store.capture.attribution_kinds import GRADIENT, IG
 from actstore.store.capture.attributions import Attributions
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["AttributeReport", "AttributeSettings", "attribute"]
 
 
+@checked
 def attribute(
     model: ModelInput,
     questions: str | Path,

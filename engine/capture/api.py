@@ -18,6 +18,7 @@ from actstore.engine.inputs.images import ImageOptions, find_images
 from actstore.engine.inputs.memory_corpus import MemoryCorpus, as_corpus
 from actstore.engine.models.sources import ModelSource
 from actstore.store.arguments import argument, given_fields
+from actstore.store.calls import checked
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.reader import Store, read_capture
 from actstore.store.storage.folder import Folder
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["RunOptions", "capture"]
 
 
+@checked
 def capture(
     model: ModelInput,
     corpus: Corpus,

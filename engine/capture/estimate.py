@@ -19,6 +19,7 @@ from actstore.engine.capture.corpus_run import CorpusRun
 from actstore.engine.capture.plan_count import PlanCount
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.capture.sizes import estimate_nbytes
+from actstore.store.calls import checked
 from actstore.store.capture.plan import PlanWriter
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.errors import InvalidInputError
@@ -99,6 +100,7 @@ class CaptureEstimate:
         return asdict(self) | {"nbytes": self.nbytes, "total_s": self.total_s, "fits": self.fits}
 
 
+@checked
 def estimate(
     model: ModelInput,
     corpus: Corpus,
@@ -158,7 +160,7 @@ def estimate(
         )
     if run.options.resume:
         raise InvalidInputError(
-            "A dry run says what a whole capture takes. Leave `resume` out; `actstore info` says how far a capture is."
+            "A dry run says what a whole capture takes. Leave `resume` out; `store.info()` says how far a capture is."
         )
     check_unowned(run.folder, name)
     with run.source.ready_to_run():

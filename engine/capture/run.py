@@ -23,6 +23,7 @@ from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.engine.models.names import DTYPES
 from actstore.store import layout
 from actstore.store.arguments import Typed, argument
+from actstore.store.calls import checks
 from actstore.store.capture.commits import committed_blocks
 from actstore.store.capture.neuron_table import write_finished
 from actstore.store.capture.statistics import RunningStatistics, is_finished
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
 
 
+@checks
 @dataclass(frozen=True)
 class RunOptions(Typed):
     """How a capture is carried out; nothing here changes what ends up in it, but `dtype` and `tokenizer`."""
@@ -251,7 +253,7 @@ class Run(ABC):
         begun_by = record.settings.get("command", "capture")
         if begun_by != self.command:
             raise InvalidInputError(
-                f"Capture {self.name!r} of {self.folder} was begun by `actstore {begun_by}`, not `actstore {self.command}`. "
+                f"Capture {self.name!r} of {self.folder} was begun by {_call(begun_by)}, not {_call(self.command)}. "
                 "Resume it with that, or give this capture another `name`."
             )
 
@@ -325,3 +327,8 @@ def _add_up(statistics: RunningStatistics, block: int) -> None:
     """Add up what is committed now and then, so that finishing need not read every block again."""
     if block % 64 == 63:
         statistics.advance(checkpoint=True)
+
+
+def _call(command: str) -> str:
+    """The call that makes captures as the command of a record does."""
+    return f"`{'store.graphs.probe' if command == 'graph probe' else f'actstore.{command}'}(…)`"

@@ -45,8 +45,8 @@ class Answer:
     def table(self) -> pa.Table:
         """One row per neuron, best first, ranking after ranking.
 
-        Columns: target (its text) and token (its id), null where each position had its own; label, null without one; neuron
-        (its name), layer, index; score, the mean contribution over the `tokens` positions looked at; total, their sum.
+        Columns: target (its text) and token (its id), null where each position had its own; label, null without one; name,
+        layer, neuron; score, the mean contribution over the `tokens` positions looked at; total, their sum.
         """
         columns: dict[str, list[Any]] = {name: [] for name in TABLE.names}
         for (target, label), ranked in zip(self.rows, self.ranking.rows(), strict=True):
@@ -54,9 +54,9 @@ class Answer:
             columns["target"] += [target.text if target else None] * n
             columns["token"] += [target.token if target else None] * n
             columns["label"] += [label] * n
-            columns["neuron"] += ranked.names()
+            columns["name"] += ranked.names()
             columns["layer"] += ranked.layers.tolist()
-            columns["index"] += ranked.neurons.tolist()
+            columns["neuron"] += ranked.neurons.tolist()
             columns["score"] += ranked.scores.tolist()
             columns["total"] += ranked.totals.tolist()
             columns["tokens"] += [ranked.n_tokens] * n
@@ -68,9 +68,9 @@ TABLE = pa.schema(
         ("target", pa.string()),
         ("token", pa.int32()),
         ("label", pa.string()),
-        ("neuron", pa.string()),
+        ("name", pa.string()),
         ("layer", pa.int32()),
-        ("index", pa.int32()),
+        ("neuron", pa.int32()),
         ("score", pa.float64()),
         ("total", pa.float64()),
         ("tokens", pa.int64()),

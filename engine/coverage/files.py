@@ -51,13 +51,13 @@ def write_coverage(path: str | Path, coverages: Mapping[str, Coverage]) -> None:
 def read_coverage(path: str | Path) -> dict[str, Coverage]:
     """What `write_coverage` wrote; `NotFoundError` where there is no file, `FormatError` where it is another kind of file."""
     if not Path(path).is_file():
-        raise NotFoundError(f"There is no file {path}: expected one written by `actstore coverage --output`.")
+        raise NotFoundError(f"There is no file {path}: expected one written by `store.coverage(output=…)`.")
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {}).get("actstore_coverage", "{}"))
             if about.get("format") != FORMAT:
                 raise FormatError(
-                    f"{path} is not a coverage of format {FORMAT}: expected a file written by `actstore coverage --output`."
+                    f"{path} is not a coverage of format {FORMAT}: expected a file written by `store.coverage(output=…)`."
                 )
             fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["settings"].items()}
             widths = {int(layer): int(width) for layer, width in about["widths"].items()}

@@ -77,8 +77,7 @@ def _own_tokens(result: Multimodal) -> dict[tuple[int, bool], list[int]]:
         )
         if any(ids is None for ids in listed):
             raise InvalidInputError(
-                f"{result.capture.folder} lacks the top tokens of neurons. Add them: actstore contributions STORE "
-                "--fill-top-tokens."
+                f"{result.capture.folder} lacks the top tokens of neurons. Add them: `store.fill_top_tokens()`."
             )
         tokens |= {(number, below): ids for number, ids in zip(numbers.tolist(), listed, strict=True)}
     return tokens
@@ -105,8 +104,8 @@ def region_invariance(result: Multimodal, shuffled: Multimodal) -> NDArray[np.fl
             raise InvalidInputError(
                 f"The answers to {caption.image or caption.document} differ: {caption.text!r} in "
                 f"{result.capture.record.name!r} and {shuffled.captions[other].text!r} in {shuffled.capture.record.name!r}. "
-                "Capture the shuffled images with the first capture's captions, as `actstore multimodal shuffle --captions "
-                "STORE` writes them."
+                "Capture the shuffled images with the first capture's captions, as "
+                "`store.multimodal.shuffle(…, captions=True)` writes them."
             )
         pairs[i] = other
     if not pairs:

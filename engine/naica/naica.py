@@ -152,7 +152,7 @@ def _read_clusters(
 def _warnings(attributions: Attributions, totals: NDArray[np.float64], settings: NaicaSettings) -> tuple[str, ...]:
     n = len(totals)
     if not n:
-        return ("No query has all its prompts stored. Finish `actstore attribute`.",)
+        return ("No query has all its prompts stored. Finish `actstore.attribute(…)` with `resume=True`.",)
     warnings = [_warn_of_few_queries(n, settings), _warn_of_guessing(attributions.prompts)]
     if n_below := int((totals < 0).sum()):
         warnings.append(

@@ -110,7 +110,7 @@ def count_firing(capture: Capture, by: str, *, site: str | None = None, modality
     if not capture.is_complete:
         raise InvalidInputError(
             f"Selectivity needs a complete capture, and {len(capture.blocks)} of {record.plan.n_blocks} blocks of "
-            f"{record.name!r} are filled. Finish it with `actstore capture … --resume`."
+            f"{record.name!r} are filled. Finish it with `resume=True`."
         )
     sources = _sources(capture, site)
     # The empty string stands for a document without a value, and is not a label.

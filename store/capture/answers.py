@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
+from actstore.store.calls import checks
 from actstore.store.capture.commits import check_file
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.files.parquet import read_table, undamaged, write_table
@@ -35,6 +36,7 @@ def has_attributions(capture: Capture) -> bool:
     return capture.record.settings.get("command") == "attribute"
 
 
+@checks
 class Answers:
     """What is committed of the answers in a capture that `actstore attribute` made."""
 
@@ -43,7 +45,7 @@ class Answers:
         if not has_attributions(capture):
             raise InvalidInputError(
                 f"Capture {capture.record.name!r} of {capture.folder} has no attributions. Make them with "
-                "`actstore attribute MODEL QUESTIONS STORE`, and name that capture with `capture`."
+                "`actstore.attribute(model, questions, store)`, and name that capture with `capture`."
             )
         self.capture: Capture = capture
         self.store: Root = capture.store

@@ -31,8 +31,8 @@ class AttributionKind:
 
     @property
     def requirement(self) -> str:
-        """What `actstore attribute` has to be run with for these scores, as a phrase."""
-        return "weights in the store (without --no-weights)" if self.uses_weights else "--gradients"
+        """What `actstore.attribute` has to be called with for these scores, as a phrase."""
+        return "weights in the store (without `weights=False`)" if self.uses_weights else "`gradients=True`"
 
 
 KINDS: Final[dict[str, AttributionKind]] = {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from actstore.store.calls import checks
 from actstore.store.capture.answers import Answers, has_attributions
 from actstore.store.capture.attribution_kinds import KINDS
 from actstore.store.capture.statistics import layer_offsets
@@ -40,12 +41,13 @@ def open_attributions(store: Captures, name: str | None = None) -> Attributions:
     made = [known for known in store.captures if has_attributions(store.capture(known))]
     if len(made) != 1:
         what = f"captures of questions {', '.join(made)}: choose one with `capture`" if made else (
-            "no attributions. Make them with `actstore attribute MODEL QUESTIONS STORE`"
+            "no attributions. Make them with `actstore.attribute(model, questions, store)`"
         )  # fmt: skip
         raise InvalidInputError(f"{store.folder} holds {what}.")
     return Attributions(store.capture(made[0]))
 
 
+@checks
 class Attributions(Answers):
     """The attributions of a capture that `actstore attribute` made, beside its answers: of what is committed of it."""
 
@@ -81,6 +83,10 @@ class Attributions(Answers):
             for name, kind in KINDS.items()
             if all(site in sites for site in kind.sites) and (has_weights or not kind.uses_weights)
         )
+
+    def locate(self, flat: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Layers, and indices in them, of neurons by their place among all attributed ones."""
+        return self._numbering.locate(flat)
 
     def neuron_names(self, flat: NDArray[np.int64]) -> list[str]:
         """The names, such as L3.N17, of neurons by their place among all attributed ones."""
@@ -145,7 +151,7 @@ class Attributions(Answers):
             raise InvalidInputError(f"Scores are one of {', '.join(KINDS)}: found {kind!r}.")
         raise InvalidInputError(
             f"Capture {self.capture.record.name!r} has no scores of kind {kind!r}: it has {', '.join(self.kinds)}. "
-            f"Run `actstore attribute` again with {KINDS[kind].requirement}, under another --name."
+            f"Run `actstore.attribute(…)` again with {KINDS[kind].requirement}, under another `name`."
         )
 
     def _cached_scores(self, kind: str, block: int) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from actstore.store import layout
 from actstore.store.arguments import argument
+from actstore.store.calls import checks
 from actstore.store.capture.reader import Capture
 from actstore.store.capture.record import read_capture
 from actstore.store.errors import NotFoundError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
 
 
+@checks
 class Captures(Root):
     """One model and its captures."""
 

@@ -39,7 +39,7 @@ def check_file(folder: Folder, capture: str, block: int, key: str) -> None:
     short = key.removeprefix(f"{prefix}/")
     shards = read_commit(folder, capture, block).shards
     for _, what in damaged_files(folder, prefix, {short: shards[short]} if short in shards else {}):
-        raise FormatError(f"{folder}/{key} is damaged: {what}. Run `actstore verify` to find every damage.")
+        raise FormatError(f"{folder}/{key} is damaged: {what}. Run `store.verify()` to find every damage.")
 
 
 def damaged_shards(folder: Folder, capture: str, block: int) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from actstore.store import hooks, layout
 from actstore.store.arguments import argument
+from actstore.store.calls import checks
 from actstore.store.capture.commits import committed_blocks
 from actstore.store.capture.neuron_table import neuron_table
 from actstore.store.capture.overflow import OVERFLOW_COLUMNS, can_overflow, find_overflow, saturate
@@ -51,6 +52,7 @@ def _reopen(store: _Store, name: str) -> Capture:
     return store.capture(name)
 
 
+@checks
 class Capture:
     """One corpus through the model."""
 
@@ -142,8 +144,8 @@ class Capture:
     def _check_images(self) -> None:
         if not self.record.of_images:
             raise NotFoundError(
-                f"Capture {self.record.name!r} is one of text, which has no patches. Capture images: `actstore capture MODEL "
-                "IMAGES STORE`."
+                f"Capture {self.record.name!r} is one of text, which has no patches. Capture images: "
+                "`actstore.capture(model, images, store)`."
             )
 
     @cached_property

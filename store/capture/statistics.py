@@ -168,7 +168,7 @@ class CaptureStatistics:
             gates = {layer: arrays[f"{GATE_SIGN}/{layer}/positives"].astype(np.int64) for layer in record.gate_sign}
             return cls(sites, gates, arrays["label_tokens"].astype(np.int64)), int(arrays["n_blocks"][0])
         except (SafetensorError, RuntimeError, ValueError, KeyError, IndexError) as error:
-            raise FormatError(f"The statistics {where} are damaged ({error}). Run `actstore verify`.") from None
+            raise FormatError(f"The statistics {where} are damaged ({error}). Run `store.verify()`.") from None
 
 
 def _present(record: CaptureRecord, has_arrays: Callable[[str], bool]) -> list[str]:

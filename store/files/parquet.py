@@ -196,7 +196,7 @@ def _verify_checksums(folder: Folder, key: str, source: Source, *, whole: bool) 
     if _checksum(key, source, at + _CHECKSUMS.size, end) != after or (
         whole and _checksum(key, source, 0, at) != before
     ):
-        raise FormatError(f"{folder}/{key} is damaged: checksum mismatch. Run `actstore verify` to find every damage.")
+        raise FormatError(f"{folder}/{key} is damaged: checksum mismatch. Run `store.verify()` to find every damage.")
 
 
 def _checksum(key: str, source: Source, start: int, stop: int) -> int:

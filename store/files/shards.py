@@ -115,7 +115,7 @@ class Shard:
         self._frames: dict[tuple[int, int], _Frame] = {}
 
     def _damaged(self, what: str) -> FormatError:
-        return FormatError(f"{self._name} is damaged: {what}. Run `actstore verify` to find every damaged block.")
+        return FormatError(f"{self._name} is damaged: {what}. Run `store.verify()` to find every damaged block.")
 
     def _read(self, start: int, stop: int) -> bytes:
         try:

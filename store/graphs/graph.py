@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
 
 from actstore.kernels.suffix_trie.api import predict
 from actstore.store import hooks
+from actstore.store.calls import checks
 from actstore.store.errors import InvalidInputError
 from actstore.store.graphs.nodes import BOUNDARY, IGNORE
 from actstore.store.neurons import neuron_name
@@ -53,9 +54,12 @@ class GraphPath(NamedTuple):
     """How often it fired at these."""
 
 
+@checks
 @dataclass(frozen=True, eq=False)
 class NeuronGraph:
     """What makes one neuron fire."""
+
+    _reached_as: ClassVar[str] = "graph"
 
     store: Captures
     layer: int

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.kernels.suffix_trie.api import Nodes
+from actstore.store.calls import checks
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.files.shards import checksum
 from actstore.store.graphs.graph import GraphPath, GraphSet, NeuronGraph
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 
+@checks
 class Graphs(GraphSet):
     """The graphs of many neurons. They stay on disk; opening them reads the table of neurons."""
 
@@ -50,10 +52,8 @@ class Graphs(GraphSet):
         if record is None:
             known = ", ".join(graph_names(store.folder))
             held = f"{name!r}, only: {known}" if known else "yet"
-            raise NotFoundError(
-                f"{store.folder} has no graphs {held}. Make them: actstore graphs build {store.folder}"
-                f"{'' if name == 'graphs' else f' --name {name}'}."
-            )
+            named = "" if name == "graphs" else f"name={name!r}"
+            raise NotFoundError(f"{store.folder} has no graphs {held}. Make them: `store.graphs.build({named})`.")
         self.store, self.name, self.record = store, name, record
         self.neurons = self._open("neurons.arrow", NEURONS)
         self.nodes = self._open("nodes.arrow", NODES)
@@ -173,5 +173,5 @@ def check_tokens(store: Captures, graphs: GraphSet) -> None:
     if known.decode() != graphs.record.tokenizer_fingerprint:
         raise InvalidInputError(
             f"Graphs {graphs.name!r} of {store.folder} were built with another tokenizer than the store's, so that their "
-            "tokens mean other texts. Build them again from a capture of this store: actstore graphs build."
+            "tokens mean other texts. Build them again from a capture of this store: `store.graphs.build()`."
         )

@@ -86,7 +86,7 @@ def read_root(folder: Folder) -> ModelRecord:
         attributes = _attributes(folder)
     except NotFoundError:
         raise NotFoundError(
-            f"There is no store at {folder}: expected a folder written by `actstore capture`. Check the path."
+            f"There is no store at {folder}: expected a folder written by `actstore.capture(…)`. Check the path."
         ) from None
     if not isinstance(attributes, dict):
         raise FormatError(f"{folder} is a Zarr hierarchy, but not one written by actstore.")

@@ -129,7 +129,7 @@ def test_naica(text: actstore.Store, cli: Cli) -> None:
     expected = cli("naica", text.folder, "--u", 1, "--no-ica", "--method", "without-ica", "--json").json
     of_query: dict[Any, list[tuple[str, float]]] = {}
     for row in answer.table.to_pylist():
-        of_query.setdefault(row["query"], []).append((row["neuron"], row["score"]))
+        of_query.setdefault(row["query"], []).append((row["name"], row["score"]))
     assert of_query
     for query in expected["queries"]:
         assert of_query.get(query["query"], []) == [(one["neuron"], one["score"]) for one in query["neurons"]]
@@ -139,7 +139,7 @@ def test_naica(text: actstore.Store, cli: Cli) -> None:
 def test_knowledge(text: actstore.Store, cli: Cli) -> None:
     rows = text.knowledge().to_pylist()
     expected = cli("knowledge", text.folder, "--json").json["queries"]
-    found = [(row["query"], row["neuron"], row["n_prompts"], row["share"]) for row in rows]
+    found = [(row["query"], row["name"], row["n_prompts"], row["share"]) for row in rows]
     assert found == [
         (query["query"], neuron, n, query["share"])
         for query in expected
@@ -154,7 +154,7 @@ def test_selectivity(text: actstore.Store, cli: Cli) -> None:
     expected = cli("selectivity", text.folder, *asked, "--json").json
     of_label: dict[str, list[Any]] = {}
     for row in answer.table.to_pylist():
-        of_label.setdefault(row["language"], []).append((row["neuron"], row["entropy"], row["probability"]))
+        of_label.setdefault(row["language"], []).append((row["name"], row["entropy"], row["probability"]))
     assert of_label
     for label, neurons in expected["neurons_by_label"].items():
         assert of_label.get(label, []) == [(n["neuron"], n["entropy"], n["probability"]) for n in neurons]
@@ -182,11 +182,11 @@ def test_graphs_are_searched_and_compared(text: actstore.Store, cli: Cli) -> Non
     assert {"graphs", "published"} <= set(text.graphs.names)
     fox = text.graphs.search(context="the", k=5)
     expected = cli("graphs", "search", text.folder, "--context", "the", "-k", 5, "--json").json
-    names = list(dict.fromkeys(row["neuron"] for row in fox.table.to_pylist()))
+    names = list(dict.fromkeys(row["name"] for row in fox.table.to_pylist()))
     assert names == [neuron["neuron"] for neuron in expected["neurons"]]
     similar = text.graphs.similar("L1.N3", k=3)
     expected = cli("graphs", "similar", text.folder, "L1.N3", "-k", 3, "--json").json
-    rows = [(row["other"], row["overlap"], row["prediction"]) for row in similar.table.to_pylist()]
+    rows = [(row["other_name"], row["overlap"], row["prediction"]) for row in similar.table.to_pylist()]
     assert rows == [(row["neuron"], row["overlap"], row["prediction"]) for row in expected["neurons"]]
 
 
@@ -266,4 +266,4 @@ def test_images(cli: Cli) -> None:
         for noun in caption["nouns"]
         for neuron in noun["neurons"]
     ]
-    assert [(row["noun"], row["neuron"], row["score"]) for row in answer.table.to_pylist()] == told
+    assert [(row["noun"], row["name"], row["score"]) for row in answer.table.to_pylist()] == told

@@ -257,7 +257,7 @@ def test_without_transformers_tokenizers_and_the_model(
     value = json.loads(done.stdout)
     table = Store(path).contributions(k=2, by="language", capture="corpus")
     rows = [row for rows in value["labels"].values() for row in rows]
-    assert [row["neuron"] for row in rows] == table["neuron"].to_pylist()
+    assert [row["neuron"] for row in rows] == table["name"].to_pylist()
     assert [row["score"] for row in rows] == table["score"].to_pylist()
 
 

@@ -97,7 +97,7 @@ def test_graphs_questions_and_words(text):
     asked = text.sql("select query, n_correct, probability from questions.queries").to_pylist()
     assert asked[0] == {"query": "1", "n_correct": 1, "probability": 0.0024604661157354712}
     best = text.contributions(" fox", 2, capture="corpus", at="0:3")
-    assert best["neuron"].to_pylist() == ["L1.N8", "L1.N6"]
+    assert best["name"].to_pylist() == ["L1.N8", "L1.N6"]
     np.testing.assert_allclose(best["score"], [0.03520369157195091, 0.021786905825138092], rtol=1e-4)
 
 

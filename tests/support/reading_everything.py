@@ -245,7 +245,8 @@ def _graph_set(graphs: list[actstore.NeuronGraph]) -> dict[str, Json]:
         "neurons": of_table(made.neurons),
         "nodes": of_table(made.nodes),
         "drawn": str(first.draw(paths=6)).splitlines(),
-        "similar": first.similar(3).to_pylist(),
+        # Under the names that these columns had when what is expected was written down.
+        "similar": first.similar(3).rename_columns({"name": "neuron", "neuron": "index"}).to_pylist(),
         "predicted of a text": of_table(first.predict("the quick brown fox")),
     }
     ids = first.store.capture(made.record.capture).plan.array("inputs/ids")

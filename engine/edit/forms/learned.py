@@ -45,11 +45,11 @@ def make(capture: Capture, name: str, settings: RewriteSettings, reader: Reader)
         "documents": documents, "examples": len(examples), "steps_taken": learned.steps, "probability": learned.probability,
         "loss": learned.loss,
     }  # fmt: skip
-    if not learned.reached:  # the text is part of the edit's record, and names options of the command line
+    if not learned.reached:
         fields["warning"] = (
             f"The target was not reached: after {learned.steps} steps, a token of {replacement.new_text!r} still has a "
             f"probability of {learned.probability:.3g} in one of the examples, where {fine.stop:g} was asked for. Raise "
-            "--steps or --rate, or rewrite more neurons with --per-position."
+            "`steps` or `rate`, or rewrite more neurons with `per_position`."
         )
     return make_edit(name, settings.form, capture.store.model, rows, settings=fields)
 

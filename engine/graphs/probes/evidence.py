@@ -118,17 +118,17 @@ class Probes:
         captures = {n.removeprefix(f"{name}-"): store.capture(n) for n in store.captures if n.startswith(f"{name}-")}
         captures = {k: c for k, c in captures.items() if _is_round(c, k) and (c.is_complete or not partial)}
         if not captures and not partial:
-            raise NotFoundError(f"{store.folder} has no probes {name!r}. Make them: actstore graphs probe.")
+            raise NotFoundError(f"{store.folder} has no probes {name!r}. Make them: `store.graphs.probe()`.")
         for capture in captures.values():
             if not capture.is_complete:
                 raise InvalidInputError(
                     f"Probes {capture.record.name!r} of {store.folder} were interrupted: {len(capture.blocks)} of "
-                    f"{capture.record.plan.n_blocks} blocks are filled. Continue them: actstore graphs probe --resume."
+                    f"{capture.record.plan.n_blocks} blocks are filled. Continue them with `resume=True`."
                 )
         if "mask" not in captures and not partial:
             raise InvalidInputError(
-                f"Probes {name!r} of {store.folder} were interrupted before tokens were masked. Continue them: actstore graphs "
-                "probe --resume."
+                f"Probes {name!r} of {store.folder} were interrupted before tokens were masked. Continue them with "
+                "`resume=True`."
             )
         self._rounds = {kind: _Round(captures[kind]) for kind in sorted(captures)}
         settings: dict[str, Any] = next((c.record.settings["probes"] for c in captures.values()), {})

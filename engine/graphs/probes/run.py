@@ -85,7 +85,9 @@ def capture_probes(
     source = ModelSource(model)
     spec = source.inspect(dtype=options.dtype, trust_remote_code=options.trust_remote_code)
     if not root.is_store(folder):
-        raise InvalidInputError(f"Expected a store to probe, found none at {folder}. Make it with actstore capture.")
+        raise InvalidInputError(
+            f"Expected a store to probe, found none at {folder}. Make it with `actstore.capture(…)`."
+        )
     check_target(folder, request.name, spec, options.resume)
     run = _ProbeRun(
         folder, request.name, spec, f"probes of {folder}", options, progress, request, {} if models is None else models,

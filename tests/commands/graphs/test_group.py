@@ -196,9 +196,9 @@ def test_png_needs_graphviz(
 
 
 def test_a_store_without_graphs_says_what_makes_them(refused: Callable[..., str], captured: Path) -> None:
-    assert "Make them: actstore graphs build" in refused("show", captured, "L0.N0")
-    assert "Make them: actstore graphs build" in refused("search", captured, "--activating", "the")
-    assert "Make them: actstore graphs build" in refused("repeats", captured, "--name", "other")
+    assert "Make them: `actstore graphs build STORE`" in refused("show", captured, "L0.N0")
+    assert "Make them: `actstore graphs build STORE`" in refused("search", captured, "--activating", "the")
+    assert "Make them: `actstore graphs build STORE --name other`" in refused("repeats", captured, "--name", "other")
 
 
 def test_no_model_library_is_needed(

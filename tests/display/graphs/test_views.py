@@ -75,13 +75,13 @@ def test_published_graphs_are_drawn_without_ignored_tokens(planting: Callable[..
 
 def test_like_neurons_are_a_table(graphs: Graphs) -> None:
     result = graphs.graph(0, 0).similar()
-    assert result.column_names == ["neuron", "layer", "index", "overlap", "subset", "prediction"]
+    assert result.column_names == ["name", "layer", "neuron", "overlap", "subset", "prediction"]
     # " Cat" is " cat" but for case.
-    assert sorted(result["neuron"].to_pylist()) == ["L0.N2", "L1.N3"]
+    assert sorted(result["name"].to_pylist()) == ["L0.N2", "L1.N3"]
     prediction = result["prediction"].to_numpy()
     assert (np.diff(prediction) <= 0).all()
     assert result.num_rows > graphs.graph(0, 0).similar(k=1).num_rows == 1
-    assert graphs.graph(0, 0).similar(normalise=False)["neuron"].to_pylist() == ["L1.N3"]
+    assert graphs.graph(0, 0).similar(normalise=False)["name"].to_pylist() == ["L1.N3"]
     assert graphs.graph(0, 1).similar().num_rows == 0
     with pytest.raises(InvalidInputError, match="`k` must be 1 or more"):
         graphs.graph(0, 0).similar(k=0)

@@ -166,7 +166,7 @@ def test_a_run_resumes_only_as_it_was_begun(made: Attributions, tiny_model: Path
     other = questions(tmp_path / "other.jsonl", answers=["A", "B", "A"])
     with pytest.raises(InvalidInputError, match=r"the questions in .*other\.jsonl are not those planned"):
         attribute(str(tiny_model), other, store, options=resume)
-    with pytest.raises(InvalidInputError, match="was begun by `actstore attribute`, not `actstore capture`"):
+    with pytest.raises(InvalidInputError, match=r"was begun by `actstore.attribute\(…\)`, not `actstore.capture\(…\)`"):
         capture(str(tiny_model), path, store, name="questions", options=resume)
 
 
@@ -196,7 +196,7 @@ def test_without_gradients_there_are_activations_and_answers(
     assert list(plain.capture.record.sites) == ["mlp.post"]
     np.testing.assert_allclose(whole(plain, "activation"), whole(made, "activation"), rtol=1e-4, atol=1e-6)
     assert plain.prompts["predicted"] == made.prompts["predicted"]
-    with pytest.raises(InvalidInputError, match=r"no scores of kind 'ig': it has activation\. .*--gradients"):
+    with pytest.raises(InvalidInputError, match=r"no scores of kind 'ig': it has activation\. .*`gradients=True`"):
         next(plain.prompt_scores("ig"))
 
 

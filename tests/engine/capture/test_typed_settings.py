@@ -118,8 +118,9 @@ def test_every_setting_is_a_parameter_of_capture_and_of_estimate() -> None:
 
 
 @pytest.mark.parametrize("function", [capture, estimate])
-def test_a_setting_that_is_none_is_a_wrong_argument(function: Any, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="unexpected keyword argument 'precison'"):
+def test_a_misspelt_setting_is_refused_with_the_one_that_was_meant(function: Any, tmp_path: Path) -> None:
+    expected = rf"^actstore\.{function.__name__} has no parameter 'precison'\. Did you mean 'precision'\?$"
+    with pytest.raises(InvalidInputError, match=expected):
         function("nowhere", "nothing", tmp_path / "store", precison="half")
 
 

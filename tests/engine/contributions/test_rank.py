@@ -96,7 +96,7 @@ def expected_ranking(scores: list[NDArray[np.float64]], k: int) -> tuple[list[st
 def check(table: Any, scores: list[NDArray[np.float64]], k: int = 45) -> None:
     """The table's neurons are those with the largest scores, in their order."""
     names, expected = expected_ranking(scores, k)
-    assert table["neuron"].to_pylist() == names
+    assert table["name"].to_pylist() == names
     np.testing.assert_allclose(table["score"].to_numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -112,7 +112,7 @@ def test_at_one_place(make: Any, gain: bool, centres: bool) -> None:
         check(table, [layer[:, token] for layer in scores])
         assert set(table["target"].to_pylist()) == {" w33"}
         assert table["total"].to_pylist() == table["score"].to_pylist()
-        assert table["layer"].to_pylist() == [int(name[1]) for name in table["neuron"].to_pylist()]
+        assert table["layer"].to_pylist() == [int(name[1]) for name in table["name"].to_pylist()]
 
 
 def test_at_one_place_without_a_target_it_is_the_token_that_comes(make: Any) -> None:
@@ -245,10 +245,10 @@ def test_what_is_not_finite_is_left_out(make: Any) -> None:
     ]
     for by in (None, "language"):
         table = store.contributions(61, 45, everywhere=True, by=by)
-        assert not {"L0.N3", "L1.N3"} & set(table["neuron"].to_pylist())
+        assert not {"L0.N3", "L1.N3"} & set(table["name"].to_pylist())
         assert np.isfinite(table["score"].to_numpy()).all()
     check(store.contributions(61, 45, everywhere=True), means)
-    at_spoiled = store.contributions(61, 45, at="0:5@0")["neuron"].to_pylist()
+    at_spoiled = store.contributions(61, 45, at="0:5@0")["name"].to_pylist()
     assert len(at_spoiled) == 45 - 2 * 2 - 2 * (5 % 3 == 0)
     assert not {"L0.N1", "L1.N1", "L0.N3", "L1.N3"} & set(at_spoiled)
 

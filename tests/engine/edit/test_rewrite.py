@@ -156,7 +156,7 @@ def test_fine_says_where_its_target_was_not_reached(fact_capture: Capture, fact_
     assert recorded["probability"] < 0.9
     assert re.match(
         rf"The target was not reached: after 2 steps, a token of {NEW!r} still has a probability of "
-        rf"{recorded['probability']:.3g} in one of the examples, where 0\.9 was asked for\. Raise --steps or --rate",
+        rf"{recorded['probability']:.3g} in one of the examples, where 0\.9 was asked for\. Raise `steps` or `rate`",
         recorded["warning"],
     )
 
@@ -188,7 +188,7 @@ def test_the_first_located_neuron_contributes_most(fact_capture: Capture, fact_r
     position = f"{row['document']}:{int(task.positions[0])}"
     table = fact_capture.store.contributions(OLD, at=position, k=2000).to_pylist()
     best = next(r for r in table if r["layer"] < 3)
-    assert located == {best["layer"]: [best["index"]]}
+    assert located == {best["layer"]: [best["neuron"]]}
 
 
 def test_one_step_of_fine_tuning_goes_down_the_gradient(fact_capture: Capture, fact_reader: Reader) -> None:

@@ -143,7 +143,7 @@ def test_summaries_leave_nan_out() -> None:
 
 def test_a_store_without_top_tokens(tmp_path: Path) -> None:
     capture, _ = plant_captions(tmp_path / "store", top_tokens=False)
-    with pytest.raises(InvalidInputError, match="--fill-top-tokens"):
+    with pytest.raises(InvalidInputError, match="fill_top_tokens"):
         sensitivity(find_multimodal(capture, FindSettings(k=3)))
 
 

@@ -101,7 +101,9 @@ def test_one_query_and_very_many_go_through() -> None:
 def test_without_queries_there_is_an_empty_result_and_a_reason() -> None:
     found = find(PlantedAttributions(ig=np.empty((0, 3, 5))))
     assert found.offsets.tolist() == [0]
-    assert found.warnings == ("No query has all its prompts stored. Finish `actstore attribute`.",)
+    assert found.warnings == (
+        "No query has all its prompts stored. Finish `actstore.attribute(…)` with `resume=True`.",
+    )
     assert pool_by_label(found, "domain", 3) == {}
 
 

@@ -289,7 +289,7 @@ class TestFinding:
         capture = Store(location).capture()
         n_blocks = capture.record.plan.n_blocks
         with pytest.raises(
-            InvalidInputError, match=f"1 of {n_blocks} blocks of 'corpus' are filled. Finish it with .* --resume"
+            InvalidInputError, match=f"1 of {n_blocks} blocks of 'corpus' are filled. Finish it with `resume=True`"
         ):
             find_selectivity(capture, SelectivitySettings("language"))
 

@@ -160,7 +160,7 @@ def test_of_a_half_written_capture_only_whole_queries_are_read(store: Path, made
 def test_what_is_not_there_is_said(store: Path, made: Attributions) -> None:
     opened = Store(store)
     with pytest.raises(
-        InvalidInputError, match=r"'corpus' .* has no attributions\. Make them with `actstore attribute"
+        InvalidInputError, match=r"'corpus' .* has no attributions\. Make them with `actstore\.attribute"
     ):
         Attributions(opened.capture("corpus"))
     with pytest.raises(InvalidInputError, match="Scores are one of ig, gradient, activation, contribution: found 'x'"):
@@ -178,7 +178,7 @@ def test_attributions_are_found_where_one_capture_has_some(
     assert open_attributions(Store(store), "questions").n_neurons == 48
     other = tmp_path / "other"
     capture(str(tiny_model), corpus, other, max_documents=3, options=RunOptions(weights=False))
-    with pytest.raises(InvalidInputError, match=r"holds no attributions\. Make them with `actstore attribute"):
+    with pytest.raises(InvalidInputError, match=r"holds no attributions\. Make them with `actstore\.attribute"):
         open_attributions(Store(other))
     for name in ("one", "two"):
         attribute(str(tiny_model), questions, other, name=name, max_queries=2, gradients=False)

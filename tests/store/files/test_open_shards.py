@@ -102,7 +102,7 @@ def test_a_shard_that_is_cut_short_under_its_reader_is_damaged(
     shard = BlockArray(Folder(tmp_path), "values").shard(0)
     path = tmp_path / shard_key("values", 0)
     os.truncate(path, int(share * path.stat().st_size))
-    with pytest.raises(FormatError, match=r"is damaged: it ends at byte \d+\. Run `actstore verify`"):
+    with pytest.raises(FormatError, match=r"is damaged: it ends at byte \d+\. Run `store\.verify"):
         read(shard)
 
 

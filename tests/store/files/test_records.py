@@ -208,7 +208,7 @@ def test_no_store(folder):
     with pytest.raises(NotFoundError) as caught:
         read_root(folder)
     assert str(caught.value) == (
-        f"There is no store at {folder}: expected a folder written by `actstore capture`. Check the path."
+        f"There is no store at {folder}: expected a folder written by `actstore.capture(…)`. Check the path."
     )
 
 

@@ -120,7 +120,7 @@ def test_a_flipped_byte_is_an_error_or_found_by_the_checksum(shape, dtype, kind,
         read_everything(bytes(damaged), grid, values.dtype)
     except FormatError as error:
         assert str(error).startswith("the shard is damaged: ")  # noqa: PT017 - reading on is as good
-        assert "actstore verify" in str(error)  # noqa: PT017
+        assert "store.verify()" in str(error)  # noqa: PT017
 
 
 @pytest.mark.parametrize("compression", [FAST, SMALL], ids=["fast", "small"])

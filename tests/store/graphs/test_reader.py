@@ -102,7 +102,7 @@ def test_a_store_gives_the_graph_of_a_neuron(folder: Folder) -> None:
     write(folder, "mine")
     store = Store(folder.location)
     assert store.graph(0, 1, name="mine").name == store.graph("L0.N1", name="mine").name == "L0.N1"
-    with pytest.raises(NotFoundError, match=r"no graphs 'graphs', only: mine\. Make them: actstore graphs build"):
+    with pytest.raises(NotFoundError, match=r"no graphs 'graphs', only: mine\. Make them: `store\.graphs\.build"):
         store.graph(0, 1)
     with pytest.raises(NotFoundError, match=r"hold none of L0\.N2"):
         store.graph(0, 2, name="mine")

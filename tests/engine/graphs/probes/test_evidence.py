@@ -314,7 +314,7 @@ def test_probes_end_with_the_round_that_has_nothing_to_ask(tiny_model: Path, sto
 def test_what_cannot_be_asked_is_refused(
     tiny_model: Path, store: Path, captured: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(NotFoundError, match="graphs probe"):
+    with pytest.raises(NotFoundError, match=r"graphs\.probe"):
         Probes(Store(store))
     with pytest.raises(NotFoundError, match="no layer 9"):
         probe(str(tiny_model), store, neurons=[(9, 0)])
