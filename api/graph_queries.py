@@ -105,10 +105,10 @@ class GraphQueries(Method):
             rows, pairs = compare(graphs, layer, index, classes)
             first = np.full(len(pairs.second[:k]), rows[pairs.first[0]] if len(pairs.first) else 0)
             names = [f"L{layer}.N{index}"] * len(first)
-            others = _names_of(graphs, rows[pairs.second[:k]])
+            others = graphs.names(rows[pairs.second[:k]])
         else:
             pairs = Similarity(Forest.of(graphs), classes).all(least)
-            names, others = _names_of(graphs, pairs.first[:k]), _names_of(graphs, pairs.second[:k])
+            names, others = graphs.names(pairs.first[:k]), graphs.names(pairs.second[:k])
         measures = {measure: getattr(pairs, measure)[:k] for measure in MEASURES}
         columns = {"neuron": pa.array(names, pa.string()), "other": pa.array(others, pa.string())}
         return Answer(Table(pa.table(columns | measures)), pairs)
@@ -171,8 +171,3 @@ def _path_table(store: Root, result: SearchResult) -> Table:
 
 def _listed(tokens: str | int | Sequence[str | int]) -> list[str | int]:
     return [tokens] if isinstance(tokens, str | int) else list(tokens)
-
-
-def _names_of(graphs: Graphs, rows: np.ndarray) -> list[str]:
-    layers, indices = (graphs.neurons[column].to_numpy()[rows].tolist() for column in ("layer", "neuron"))
-    return neuron_names(layers, indices)

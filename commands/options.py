@@ -19,14 +19,12 @@ from typer.core import TyperGroup
 from actstore.commands.choices import AttributionKind, DtypeName, PositionSetName, SiteName
 from actstore.display import terminal
 from actstore.store.errors import InvalidInputError
-from actstore.store.neurons import parse_neuron
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from actstore.engine.models.load import LoadedModel
     from actstore.store.model.root import Root
-    from actstore.store.reader import Capture
 
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="A folder written by `actstore capture`.")]
 NewStore = Annotated[str, typer.Argument(metavar="STORE", help="The folder of the store; it may exist already.")]
@@ -230,24 +228,6 @@ def captured_model(store: Root, model: str | None) -> str:
     from actstore.engine.models.fingerprint import location_of
 
     return model or location_of(store.model)
-
-
-def parse_neurons(text: str) -> list[tuple[int, int]]:
-    """Layer and index of the neurons in a text such as L3.N17,L4.N2, without repetition."""
-    return list(dict.fromkeys(parse_neuron(name) for name in text.split(",")))
-
-
-def select_neurons(
-    capture: Capture, site: str, neurons: str | None, layers: str | None
-) -> list[tuple[int, int]] | None:
-    """Layer and index of the neurons that --neurons and --layers name together; None where neither is given."""
-    if neurons is None and layers is None:
-        return None
-    selected = parse_neurons(neurons) if neurons is not None else []
-    for layer in parse_layers(layers) or ():
-        capture.check_neuron(layer, 0, site)  # raises, and names the layers that exist
-        selected += [(layer, neuron) for neuron in range(capture.record.layers(site)[layer])]
-    return selected
 
 
 MAX_LAYERS: Final = 1 << 20

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import pyarrow as pa
 import typer
 
+from actstore.api.neurons import chosen_neurons
 from actstore.commands.choices import SiteName  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
     CaptureName,
@@ -23,7 +24,6 @@ from actstore.commands.options import (
     StorePath,
     complete,
     parse_layers,
-    select_neurons,
 )
 from actstore.display import terminal
 from actstore.display.reports import print_json, print_neuron, print_rows
@@ -212,7 +212,7 @@ def export(
 
     opened = Store(store)
     opened_capture = opened.capture(capture)
-    selection = select_neurons(opened_capture, site, neurons, layers) or []
+    selection = chosen_neurons(opened_capture, site, neurons, parse_layers(layers)) or []
     done = 0
     with terminal.counting_bar("blocks", enabled=not quiet) as advance:
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.api.neurons import neuron_pairs
 from actstore.commands.choices import RewriteMethod  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
     SEED_HELP,
@@ -23,7 +24,6 @@ from actstore.commands.options import (
     layers_option,
     load,
     parse_layers,
-    parse_neurons,
 )
 from actstore.display import terminal
 from actstore.display.reports import print_json
@@ -150,7 +150,7 @@ def rewrite(
 
     settings = RewriteSettings(
         **given(ctx, RewriteSettings)
-        | {"form": method, "neurons": tuple(parse_neurons(neurons)) if neurons is not None else None},
+        | {"form": method, "neurons": tuple(neuron_pairs(neurons)) if neurons is not None else None},
         least_norm=LeastNormSettings(
             **given(ctx, LeastNormSettings) | {"neurons": None, "layers": parse_layers(layers)}
         ),
