@@ -6,9 +6,7 @@ name for either side.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import fields
-from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -17,11 +15,12 @@ import typer
 from typer.core import TyperGroup
 
 from actstore.commands.choices import AttributionKind, DtypeName, PositionSetName, SiteName
+from actstore.commands.usage import called, suggestion
 from actstore.display import terminal
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from actstore.engine.models.load import LoadedModel
     from actstore.store.model.root import Root
@@ -133,7 +132,7 @@ COMMAND: Final = "actstore.command"
 
 
 class CommandGroup(TyperGroup):
-    """Commands whose integers fit in 64 bits, and whose errors make control characters visible."""
+    """Commands whose integers fit in 64 bits, and whose names of closed sets are plain text."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A command by name; None where there is none."""
@@ -148,16 +147,6 @@ class CommandGroup(TyperGroup):
         ctx.meta[COMMAND] = resolved[1]
         return resolved
 
-    def make_context(self, *arguments: Any, **settings: Any) -> Any:
-        """Read the group's own part of a command line."""
-        with _visible_errors():
-            return super().make_context(*arguments, **settings)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Read the rest, and run the command."""
-        with _visible_errors():
-            return super().invoke(ctx)
-
 
 def _check_value(ctx: Any, parameter: Any, value: Any) -> Any:
     """The value of an option as its command gets it: names of closed sets are plain text."""
@@ -166,22 +155,10 @@ def _check_value(ctx: Any, parameter: Any, value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
-        raise typer.BadParameter(f"an integer has at most 64 bits, found {value}.", ctx, parameter)
+        raise InvalidInputError(f"{called(parameter)} takes a whole number of at most 64 bits, found {value}.")
     if parameter.name == "seed" and value is not None and value < 0:
-        raise typer.BadParameter(f"a random seed is 0 or more, found {value}.", ctx, parameter)
+        raise InvalidInputError(f"{called(parameter)} takes a whole number of 0 or more, found {value}.")
     return value
-
-
-@contextmanager
-def _visible_errors() -> Iterator[None]:
-    """Make control characters visible in what an error quotes of the command line: Typer prints it on a console of its own."""
-    try:
-        yield
-    except Exception as error:
-        # Click's error, which some versions of Typer take from Click and others bring along.
-        if isinstance(message := getattr(error, "message", None), str) and hasattr(error, "format_message"):
-            error.message = terminal.visible(message)  # type: ignore[attr-defined]
-        raise
 
 
 class GroupWithDefault(CommandGroup):
@@ -190,9 +167,9 @@ class GroupWithDefault(CommandGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put `show` in front where the first argument is neither a subcommand, nor nearly one, nor --help."""
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            similar = get_close_matches(args[0], self.commands, n=1)
+            similar = suggestion(args[0], list(self.commands))
             if similar and not Path(args[0]).exists():
-                ctx.fail(f"No such command {args[0]!r}, and no such store. Did you mean {similar[0]!r}?")
+                ctx.fail(f"No such command {args[0]!r}, and no such store.{similar}")
             args = ["show", *args]
         return super().parse_args(ctx, args)
 

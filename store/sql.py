@@ -89,17 +89,22 @@ def _add_views(connection: duckdb.DuckDBPyConnection, store: Captures, capture: 
     for name in names:
         if taken[name.lower()] == 1:  # SQL does not tell capital letters from small ones
             connection.execute(f"CREATE SCHEMA {_quoted(name)}")
-            _add_capture(connection, store.capture(name), _quoted(name) + ".", query)
+            _add_capture(connection, _open(store, name, query), _quoted(name) + ".", query)
     if capture is not None:
-        _add_capture(connection, store.capture(capture), "", query)
+        _add_capture(connection, _open(store, capture, query), "", query)
     elif any(map(query.needs, CAPTURE_TABLES)) and (default := store.default_capture()) is not None:
-        _add_capture(connection, store.capture(default), "", query)
+        _add_capture(connection, _open(store, default, query), "", query)
     _add_table(connection, store, "vocabulary", VOCABULARY_KEY, query)
     _add_table(connection, store, "model", table_key(None, "neurons"), query)
     for table in GRAPH_TABLES:
         if query.contains(table):
             for rows in graph_tables(store, table):
                 _add_arrow(connection, table, rows)
+
+
+def _open(store: Captures, name: str, query: _Query) -> Capture:
+    """A capture by name; that it is unfinished matters where one of its tables is read."""
+    return store.capture(name) if any(map(query.contains, CAPTURE_TABLES)) else store.peek(name)
 
 
 def _tables(store: Captures, capture: str | None) -> list[str]:

@@ -25,6 +25,7 @@ from actstore.commands.options import (
 from actstore.display import terminal
 from actstore.display.reports import print_json, print_rows
 from actstore.display.wide_tables import WIDTH, folded_lists
+from actstore.store.capture.unfinished import unfinished_sentence
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ def show(
     layers = count_by_layer(selection, attributions.capture.record.layers("mlp.post"), by)
     if output is not None:
         write_picture(output, layers, "Query-relevant neurons by layer", _subtitle(attributions, method, described))
-    warnings = [*_incomplete(attributions), *selection.warnings]
+    unfinished = unfinished_sentence(attributions.capture)
+    warnings = [*([] if unfinished is None else [unfinished]), *selection.warnings]
     terminal.warn(warnings)
     if as_json:
         print_json(
@@ -146,16 +148,6 @@ def layer_table(layers: LayerCounts, rows: int, width: int) -> Any:
     groups = [layers.layers[start : start + step] for start in starts]
     heads = [(f"L{cell[0]}" + (f"–{cell[-1]}" if len(cell) > 1 else ""), "right") for cell in groups]
     return terminal.table("Neurons by layer, % of the row", [layers.label or "queries", *heads], lines)
-
-
-def _incomplete(attributions: Attributions) -> list[str]:
-    capture = attributions.capture
-    if capture.is_complete:
-        return []
-    return [
-        f"Capture {capture.record.name!r} is not finished ({len(capture.blocks):,} of {capture.record.plan.n_blocks:,} "
-        "blocks): the queries written so far are shown. Run `actstore attribute` again with --resume."
-    ]
 
 
 def _neurons(attributions: Attributions, neurons: Any, scores: Any) -> list[dict[str, Any]]:
