@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 class Application(CommandGroup):
     """The command line itself: in the messages of errors, Python parameters become the options of the command that ran."""
 
-    def main(self, *arguments: Any, prog_name: str | None = None, **settings: Any) -> Any:
+    def main(self, *arguments: Any, **settings: Any) -> Any:
         """Run a command line; messages call the program `actstore`, however Python was told to run it."""
-        return super().main(*arguments, prog_name=prog_name or "actstore", **settings)
+        return super().main(*arguments, **{"prog_name": "actstore"} | settings)
 
     def make_context(self, *arguments: Any, **settings: Any) -> Any:
         """Read the options before the command."""

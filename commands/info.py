@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.commands import completion
 from actstore.commands.options import (  # noqa: TC001  (Typer reads them)
     Device,
     Json,
@@ -55,7 +56,10 @@ def info(store: StorePath, quiet: Quiet = False, as_json: Json = False) -> None:
 def verify(
     store: StorePath,
     capture: Annotated[
-        str | None, typer.Option("--capture", metavar="NAME", help="Only this capture. [default: all]")
+        str | None,
+        typer.Option(
+            "--capture", metavar="NAME", help="Only this capture. [default: all]", autocompletion=completion.captures
+        ),
     ] = None,
     refill: Annotated[int, typer.Option(min=0, help="Number of blocks to recompute with the model and compare.")] = 0,
     model: ModelOption = None,

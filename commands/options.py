@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
+from actstore.commands import completion
 from actstore.commands.choices import AttributionKind, DtypeName, PositionSetName, SiteName
 from actstore.commands.usage import called, suggestion
 from actstore.display import terminal
@@ -28,12 +29,19 @@ if TYPE_CHECKING:
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="A folder written by `actstore capture`.")]
 NewStore = Annotated[str, typer.Argument(metavar="STORE", help="The folder of the store; it may exist already.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A Hub id or the path of a model folder.")]
-NeuronName = Annotated[str, typer.Argument(metavar="NEURON", help="A neuron, such as L3.N17.")]
+NeuronName = Annotated[
+    str, typer.Argument(metavar="NEURON", help="A neuron, such as L3.N17.", autocompletion=completion.neurons)
+]
 
 # What is read
 CaptureName = Annotated[
     str | None,
-    typer.Option("--capture", metavar="NAME", help="Name of the capture. [default: the only one, or corpus]"),
+    typer.Option(
+        "--capture",
+        metavar="NAME",
+        help="Name of the capture. [default: the only one, or corpus]",
+        autocompletion=completion.captures,
+    ),
 ]
 QuestionsName = Annotated[
     str | None,
@@ -41,10 +49,19 @@ QuestionsName = Annotated[
         "--capture",
         metavar="NAME",
         help="Name of the capture of questions. [default: the only one with attributions]",
+        autocompletion=completion.captures,
     ),
 ]
-By = Annotated[str, typer.Option("--by", metavar="LABEL", help="The label column, such as language or domain.")]
-Site = Annotated[SiteName, typer.Option("--site", help="Where in the layer activations were captured.")]
+By = Annotated[
+    str,
+    typer.Option(
+        "--by", metavar="LABEL", help="The label column, such as language or domain.", autocompletion=completion.labels
+    ),
+]
+Site = Annotated[
+    SiteName,
+    typer.Option("--site", help="Where in the layer activations were captured.", autocompletion=completion.sites),
+]
 Positions = Annotated[
     PositionSetName,
     typer.Option(
@@ -56,7 +73,9 @@ Positions = Annotated[
 def neurons_option(panel: str | None = None) -> Any:
     """The option --neurons, in a panel of the help."""
     help_text = "Only these neurons, such as L3.N17,L4.N2."
-    return typer.Option("--neurons", metavar="NEURONS", help=help_text, rich_help_panel=panel)
+    return typer.Option(
+        "--neurons", metavar="NEURONS", help=help_text, rich_help_panel=panel, autocompletion=completion.neurons
+    )
 
 
 def layers_option(panel: str | None = None) -> Any:
@@ -172,6 +191,13 @@ class GroupWithDefault(CommandGroup):
                 ctx.fail(f"No such command {args[0]!r}, and no such store.{similar}")
             args = ["show", *args]
         return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The help, with the names of the options that the group takes in its short form."""
+        options = [f"`{called(one)}`" for one in self.commands["show"].params if one.param_type_name == "option"]
+        short, full = f"{ctx.command_path} STORE", f"{ctx.command_path} show --help"
+        self.epilog = f"Options of `{short}`, explained by `{full}`: {', '.join(options)}."
+        super().format_help(ctx, formatter)
 
 
 def family(summary: str, group: type[CommandGroup] = GroupWithDefault) -> typer.Typer:

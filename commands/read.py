@@ -10,6 +10,7 @@ import pyarrow as pa
 import typer
 
 from actstore.api.neurons import chosen_neurons
+from actstore.commands import completion
 from actstore.commands.choices import SiteName  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
     CaptureName,
@@ -76,10 +77,15 @@ def top(
 def stats(
     store: StorePath,
     capture: CaptureName = None,
-    site: Annotated[SiteName | None, typer.Option(help="Only this site.")] = None,
+    site: Annotated[SiteName | None, typer.Option(help="Only this site.", autocompletion=completion.sites)] = None,
     layers: Layers = None,
     by: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="Share of positive activations for each value of this label.")
+        str | None,
+        typer.Option(
+            metavar="LABEL",
+            help="Share of positive activations for each value of this label.",
+            autocompletion=completion.labels,
+        ),
     ] = None,
     sort: Annotated[
         str, typer.Option(metavar="COLUMN", help="Column to sort by, largest first.", autocompletion=complete(COLUMNS))

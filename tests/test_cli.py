@@ -158,6 +158,12 @@ def test_top_shows_where_a_neuron_is_highest(cli: Callable[..., Result], store: 
     assert any("█" in line for line in shown)
 
 
+def test_a_neuron_named_twice_is_one(cli: Callable[..., Result], store: Path, tmp_path: Path) -> None:
+    for line in (("--neurons", "L0.N3,l0.n3", "--layers", 0), ("--layers", "0,0")):
+        done = cli("export", store, "--output", tmp_path / "out.parquet", *line, "--json")
+        assert done.json["neurons"] == 24, "the neurons of layer 0"
+
+
 def test_stats_sorts_filters_and_splits_by_label(cli: Callable[..., Result], store: Path) -> None:
     rows = cli("stats", store, "--sort", "std", "-k", 5, "--layers", 1, "--json").json["neurons"]
     assert len(rows) == 5

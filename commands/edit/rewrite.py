@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore.api.neurons import neuron_pairs
+from actstore.commands import completion
 from actstore.commands.choices import RewriteMethod  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
     SEED_HELP,
@@ -47,7 +48,9 @@ LEAST_NORM = "Method least-norm"
 LEARNING = "Methods fine and fine-tune"
 SELECTING = "Methods least-norm and knowledge"
 
-EditName = Annotated[str, typer.Argument(metavar="EDIT", help="Name of an edit in STORE.")]
+EditName = Annotated[
+    str, typer.Argument(metavar="EDIT", help="Name of an edit in STORE.", autocompletion=completion.edits)
+]
 EditToMake = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the new edit; a store holds many.")]
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.commands import completion
 from actstore.commands.graphs.build import Share  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import CaptureName, Json, K, Quiet, Site, StorePath  # noqa: TC001  (Typer reads them)
 from actstore.display import terminal
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from actstore.engine.graphs.similar import Pairs
     from actstore.store.graphs.reader import Graphs, NeuronGraph
 
-GraphsName = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the graphs in the store.")]
+GraphsName = Annotated[
+    str,
+    typer.Option("--name", metavar="NAME", help="Name of the graphs in the store.", autocompletion=completion.graphs),
+]
 
 
 def register(group: typer.Typer) -> None:
@@ -34,7 +38,9 @@ def similar(
     neuron: Annotated[
         str | None,
         typer.Argument(
-            metavar="NEURON", help="A neuron, such as L3.N17; without it, all pairs of neurons are compared."
+            metavar="NEURON",
+            help="A neuron, such as L3.N17; without it, all pairs of neurons are compared.",
+            autocompletion=completion.neurons,
         ),
     ] = None,
     name: GraphsName = "graphs",

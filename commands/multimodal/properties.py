@@ -12,6 +12,7 @@ import typer
 
 from actstore.api.models import ModelOptions
 from actstore.api.multimodal import open_replay, rankings_of
+from actstore.commands import completion
 from actstore.commands.choices import NounFinderName
 from actstore.commands.options import (
     CaptureName,
@@ -68,7 +69,11 @@ def properties(
     capture: CaptureName = None,
     shuffled: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Name of the capture of the shuffled images, for region invariance."),
+        typer.Option(
+            metavar="NAME",
+            help="Name of the capture of the shuffled images, for region invariance.",
+            autocompletion=completion.captures,
+        ),
     ] = None,
     gradient: Annotated[bool, typer.Option("--gradient", help="Rank by activation × gradient too.")] = False,
     model: ModelOption = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from actstore.commands import completion
 from actstore.commands.choices import SelectionMethod  # noqa: TC001  (Typer reads it)
 from actstore.commands.naica import evaluate as naica_evaluate
 from actstore.commands.naica.evaluate import ClusterShare, CommonShare, MaxNeurons  # noqa: TC001  (Typer reads them)
@@ -64,7 +65,10 @@ def show(
     ] = "naica",
     seed: Seed = 0,
     by: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="Pool the queries of each value of this label.")
+        str | None,
+        typer.Option(
+            metavar="LABEL", help="Pool the queries of each value of this label.", autocompletion=completion.labels
+        ),
     ] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Maximum number of neurons per query, or per label.")] = 10,
     rows: Rows = 20,

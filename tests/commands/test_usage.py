@@ -60,3 +60,11 @@ def test_a_group_without_a_command_still_prints_its_help(cli: Callable[..., Resu
     assert done.status == 2
     assert "rewrite" in done.out + done.err
     assert "Error" not in done.err
+
+
+@pytest.mark.parametrize("group", ["naica", "selectivity", "change", "coverage", "multimodal"])
+def test_the_help_of_a_group_names_the_options_of_its_short_form(cli: Callable[..., Result], group: str) -> None:
+    shown = " ".join(cli(group, "--help").out.split())
+    assert f"Options of actstore {group} STORE, explained by actstore {group} show --help: --" in shown
+    assert "--capture, " in shown
+    assert "--quiet, --json." in shown
