@@ -21,6 +21,7 @@ from actstore.api.multimodal import MultimodalMethod
 from actstore.api.naica import NaicaMethod
 from actstore.api.selectivity import SelectivityMethod
 from actstore.cli import app
+from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
