@@ -175,7 +175,7 @@ def test_coverage(text: actstore.Store, cli: Cli, tmp_path: Path) -> None:
 def test_change(text: actstore.Store, tmp_path: Path) -> None:
     """Of a store from its copy nothing changed: no neuron is selected. From itself it is not compared."""
     with pytest.raises(
-        actstore.InvalidInputError, match=r"Both are capture 'corpus' of .*, and a comparison needs two captures"
+        InvalidInputError, match=r"Both are capture 'corpus' of .*, and a comparison needs two captures"
     ):
         text.change(text, share=0.5, capture="corpus")
     answer = text.change(shutil.copytree(text.folder.location, tmp_path / "copy"), share=0.5, capture="corpus")
