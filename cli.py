@@ -8,6 +8,7 @@ commands that need them.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import warnings
@@ -27,6 +28,7 @@ from actstore.commands.multimodal import group as multimodal
 from actstore.commands.naica import group as naica
 from actstore.commands.options import COMMAND, CommandGroup
 from actstore.commands.selectivity import group as selectivity
+from actstore.commands.usage import as_sentences
 from actstore.display import terminal
 from actstore.store.errors import ActstoreError, CaptureError
 
@@ -37,8 +39,17 @@ if TYPE_CHECKING:
 class Application(CommandGroup):
     """The command line itself: in messages, Python calls become commands, and parameters the options of the one that ran."""
 
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        """Run a command line; messages call the program `actstore`, however Python was told to run it."""
+        return super().main(*arguments, **{"prog_name": "actstore"} | settings)
+
+    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+        """Read the options before the command."""
+        with as_sentences():
+            return super().make_context(*arguments, **settings)
+
     def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
+        """Read the rest of the command line, and run the command."""
         # What a message says of a capture, to be made anew, are options of other commands than the one that ran.
         others = [parameter for name in ("capture", "attribute") for parameter in self.commands[name].params]
 
@@ -49,7 +60,8 @@ class Application(CommandGroup):
 
         terminal.phrase = phrase
         try:
-            return super().invoke(ctx)
+            with as_sentences():
+                return super().invoke(ctx)
         except ActstoreError as error:
             error.args = (phrase(str(error)),)
             raise
@@ -101,6 +113,17 @@ INTERRUPTED: Final = 130
 
 
 def _run(command: Callable[[], Any]) -> int:
+    terminal.warned.clear()
+    logger, warnings_on_terminal = logging.getLogger("actstore"), terminal.WarningsOnTerminal()
+    logger.addHandler(warnings_on_terminal)
+    try:
+        return _status_of(command)
+    finally:
+        logger.removeHandler(warnings_on_terminal)
+
+
+def _status_of(command: Callable[[], Any]) -> int:
+    """Run a command; its exit status, after a sentence about what went wrong."""
     try:
         command()
     except ActstoreError as error:

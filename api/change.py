@@ -65,7 +65,8 @@ class ChangeMethod(Method):
         table = pa.table(
             neuron_columns(change.layer[selected], change.neuron[selected]) | {"score": change.scores[selected]}
         )
-        return Answer(Table(table), change, tuple(change.warnings))
+        warnings = (*change.warnings, *([change.nothing_differs] if change.nothing_differs else []))
+        return Answer(Table(table), change, warnings)
 
     def patch(
         self,
@@ -107,6 +108,7 @@ class ChangeMethod(Method):
         opened = other if isinstance(other, Captures) else Captures(other)
         answer = self(opened, share=share, positions=positions, capture=capture, other_capture=other_capture)
         change = answer.details
+        change.check_difference()
         trusted = options is not None and options.trust_remote_code
         with (
             open_model(self._store, model, options) as (first, name),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,12 +145,12 @@ class MultimodalMethod(Method):
 
         opened = self._store.capture(capture)
         settings = FindSettings(k, nouns, gain=gain, seed=seed)
-        with self._replay(opened, model if gradient else None, options, wanted=gradient) as replay:
+        with open_replay(opened, model, options) if gradient else nullcontext() as replay:
             first = rankings_of(opened, settings, replay)
         second: dict[str, Multimodal] = {}
         if shuffled is not None:
             other = self._store.capture(shuffled)
-            with self._replay(other, model if gradient else None, options, wanted=gradient) as replay:
+            with open_replay(other, model, options) if gradient else nullcontext() as replay:
                 second = rankings_of(other, replace(settings, seed=seed + 1), replay)
         measured = {name: measure(found, second.get(name)) for name, found in first.items()}
         rows = [
@@ -187,8 +187,7 @@ class MultimodalMethod(Method):
 
         settings = CausalSettings(sigma, seed, max_nouns)
         opened = self._store.capture(capture)
-        with self._replay(opened, model, options, wanted=True) as replay:
-            assert replay is not None
+        with open_replay(opened, model, options) as replay:
             rankings = rankings_of(
                 opened,
                 FindSettings(k, nouns, seed=seed),
@@ -228,20 +227,27 @@ class MultimodalMethod(Method):
         answers = answers_by_image(self._store.capture(capture)) if captions else None
         return list(shuffle_images(Path(images), Path(output), patch=patch, seed=seed, captions=answers).unreadable)
 
-    @contextmanager
-    def _replay(
-        self, capture: Capture, model: ModelInput | None, options: ModelOptions | None, *, wanted: bool
-    ) -> Iterator[Replay | None]:
-        """The capture's model, ready to read its images again; None where it is not wanted."""
-        if not wanted:
-            yield None
-            return
-        from actstore.engine.models.vision.inputs import VisionProcessor
-        from actstore.engine.multimodal.replay import Replay
 
-        trusted = options is not None and options.trust_remote_code
-        with open_model(capture.store, model, options, dtype=capture.record.dtype) as (loaded, name):
-            yield Replay(loaded, VisionProcessor.load(name, trust_remote_code=trusted), capture)
+@contextmanager
+def open_replay(
+    capture: Capture,
+    model: ModelInput | None = None,
+    options: ModelOptions | None = None,
+    *,
+    loading: AbstractContextManager[None] | None = None,
+) -> Iterator[Replay]:
+    """The model of a capture of images, ready to read them again; that of the store where `model` is None.
+
+    `loading` is entered while the model is loaded.
+    """
+    from actstore.engine.models.vision.inputs import VisionProcessor
+    from actstore.engine.multimodal.replay import Replay
+
+    trusted = options is not None and options.trust_remote_code
+    with ExitStack() as opened:
+        with loading or nullcontext():
+            loaded, name = opened.enter_context(open_model(capture.store, model, options, dtype=capture.record.dtype))
+        yield Replay(loaded, VisionProcessor.load(name, trust_remote_code=trusted), capture)
 
 
 def rankings_of(

@@ -158,7 +158,7 @@ class Store(reader.Store):
         """
         from actstore.store.verify import verify_capture, verify_graphs, verify_root
 
-        captures = [self.capture(name) for name in ([capture] if capture else self.captures)]
+        captures = [self.peek(name) for name in ([capture] if capture else self.captures)]
         damage = [] if capture else list(verify_root(self.folder))
         for opened in captures:
             damage += verify_capture(opened)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from actstore.commands import completion
 from actstore.commands.options import CaptureName, Json, K, PaperForm, Quiet, StorePath, as_rows
 from actstore.display import terminal
 from actstore.display.reports import print_json, token_list
@@ -43,7 +44,10 @@ def contributions(
     everywhere: Annotated[
         bool, typer.Option("--everywhere", help="All positions of text, not only those that the target follows.")
     ] = False,
-    by: Annotated[str | None, typer.Option(metavar="LABEL", help="A ranking for each value of this label.")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="LABEL", help="A ranking for each value of this label.", autocompletion=completion.labels),
+    ] = None,
     capture: CaptureName = None,
     paper_form: PaperForm = False,
     logits: Annotated[

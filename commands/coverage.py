@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.commands import completion
 from actstore.commands.choices import CriterionName  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
     By,
@@ -67,7 +68,10 @@ def show(
         ),
     ] = None,
     by: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="One column of results per value of this label.")
+        str | None,
+        typer.Option(
+            metavar="LABEL", help="One column of results per value of this label.", autocompletion=completion.labels
+        ),
     ] = None,
     site: Site = "mlp.post",
     positions: Positions = "counted",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.commands import completion
 from actstore.commands.options import (  # noqa: TC001  (Typer reads them)
     Device,
     Json,
@@ -43,7 +44,7 @@ def info(store: StorePath, quiet: Quiet = False, as_json: Json = False) -> None:
     with terminal.spinner("adding up sizes", enabled=not quiet):
         opened = Store(store)
         described = describe_store(opened)
-        finished = [one for one in map(opened.capture, opened.captures) if one.is_finished]
+        finished = [one for one in map(opened.peek, opened.captures) if one.is_finished]
         warnings = [sentence for one in finished for sentence in overflow_sentences(one, consequence=SEE)]
     if as_json:
         print_json(described)
@@ -55,7 +56,10 @@ def info(store: StorePath, quiet: Quiet = False, as_json: Json = False) -> None:
 def verify(
     store: StorePath,
     capture: Annotated[
-        str | None, typer.Option("--capture", metavar="NAME", help="Only this capture. [default: all]")
+        str | None,
+        typer.Option(
+            "--capture", metavar="NAME", help="Only this capture. [default: all]", autocompletion=completion.captures
+        ),
     ] = None,
     refill: Annotated[int, typer.Option(min=0, help="Number of blocks to recompute with the model and compare.")] = 0,
     model: ModelOption = None,
@@ -76,7 +80,7 @@ def verify(
     from actstore.store.verify import verify_graphs, verify_root
 
     opened = Store(store)
-    captures = [opened.capture(name) for name in ([capture] if capture else opened.captures)]
+    captures = [opened.peek(name) for name in ([capture] if capture else opened.captures)]
     damage: list[Damage] = []
     if not capture:
         with terminal.spinner("checking the store's own files", enabled=not quiet):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from actstore.commands.usage import called
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -46,11 +48,9 @@ def name_options(message: str, parameters: Iterable[Any]) -> str:
         parameter = known.get(name) or known.get(_SYNONYMS.get(name, ""))
         if parameter is None:
             return match[0]
-        if parameter.param_type_name == "argument":
-            return str(parameter.metavar or parameter.name.upper())
-        flag = next(option for option in parameter.opts if option.startswith("--"))
-        if value is None or value == "True":
-            return str(flag)
+        flag = called(parameter)
+        if parameter.param_type_name == "argument" or value is None or value == "True":
+            return flag
         if value == "False" and parameter.secondary_opts:
             return str(parameter.secondary_opts[0])
         values = value.strip("[]()").split(",") if value[0] in "[(" else [value]

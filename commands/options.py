@@ -6,9 +6,7 @@ name for either side.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import fields
-from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -16,27 +14,34 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
+from actstore.commands import completion
 from actstore.commands.choices import AttributionKind, DtypeName, PositionSetName, SiteName
+from actstore.commands.usage import called, suggestion
 from actstore.display import terminal
 from actstore.store.errors import InvalidInputError
-from actstore.store.neurons import parse_neuron
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from actstore.engine.models.load import LoadedModel
     from actstore.store.model.root import Root
-    from actstore.store.reader import Capture
 
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="A folder written by `actstore capture`.")]
 NewStore = Annotated[str, typer.Argument(metavar="STORE", help="The folder of the store; it may exist already.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A Hub id or the path of a model folder.")]
-NeuronName = Annotated[str, typer.Argument(metavar="NEURON", help="A neuron, such as L3.N17.")]
+NeuronName = Annotated[
+    str, typer.Argument(metavar="NEURON", help="A neuron, such as L3.N17.", autocompletion=completion.neurons)
+]
 
 # What is read
 CaptureName = Annotated[
     str | None,
-    typer.Option("--capture", metavar="NAME", help="Name of the capture. [default: the only one, or corpus]"),
+    typer.Option(
+        "--capture",
+        metavar="NAME",
+        help="Name of the capture. [default: the only one, or corpus]",
+        autocompletion=completion.captures,
+    ),
 ]
 QuestionsName = Annotated[
     str | None,
@@ -44,10 +49,19 @@ QuestionsName = Annotated[
         "--capture",
         metavar="NAME",
         help="Name of the capture of questions. [default: the only one with attributions]",
+        autocompletion=completion.captures,
     ),
 ]
-By = Annotated[str, typer.Option("--by", metavar="LABEL", help="The label column, such as language or domain.")]
-Site = Annotated[SiteName, typer.Option("--site", help="Where in the layer activations were captured.")]
+By = Annotated[
+    str,
+    typer.Option(
+        "--by", metavar="LABEL", help="The label column, such as language or domain.", autocompletion=completion.labels
+    ),
+]
+Site = Annotated[
+    SiteName,
+    typer.Option("--site", help="Where in the layer activations were captured.", autocompletion=completion.sites),
+]
 Positions = Annotated[
     PositionSetName,
     typer.Option(
@@ -59,7 +73,9 @@ Positions = Annotated[
 def neurons_option(panel: str | None = None) -> Any:
     """The option --neurons, in a panel of the help."""
     help_text = "Only these neurons, such as L3.N17,L4.N2."
-    return typer.Option("--neurons", metavar="NEURONS", help=help_text, rich_help_panel=panel)
+    return typer.Option(
+        "--neurons", metavar="NEURONS", help=help_text, rich_help_panel=panel, autocompletion=completion.neurons
+    )
 
 
 def layers_option(panel: str | None = None) -> Any:
@@ -135,7 +151,7 @@ COMMAND: Final = "actstore.command"
 
 
 class CommandGroup(TyperGroup):
-    """Commands whose integers fit in 64 bits, and whose errors make control characters visible."""
+    """Commands whose integers fit in 64 bits, and whose names of closed sets are plain text."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A command by name; None where there is none."""
@@ -150,16 +166,6 @@ class CommandGroup(TyperGroup):
         ctx.meta[COMMAND] = resolved[1]
         return resolved
 
-    def make_context(self, *arguments: Any, **settings: Any) -> Any:
-        """Read the group's own part of a command line."""
-        with _visible_errors():
-            return super().make_context(*arguments, **settings)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Read the rest, and run the command."""
-        with _visible_errors():
-            return super().invoke(ctx)
-
 
 def _check_value(ctx: Any, parameter: Any, value: Any) -> Any:
     """The value of an option as its command gets it: names of closed sets are plain text."""
@@ -168,22 +174,10 @@ def _check_value(ctx: Any, parameter: Any, value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
-        raise typer.BadParameter(f"an integer has at most 64 bits, found {value}.", ctx, parameter)
+        raise InvalidInputError(f"{called(parameter)} takes a whole number of at most 64 bits, found {value}.")
     if parameter.name == "seed" and value is not None and value < 0:
-        raise typer.BadParameter(f"a random seed is 0 or more, found {value}.", ctx, parameter)
+        raise InvalidInputError(f"{called(parameter)} takes a whole number of 0 or more, found {value}.")
     return value
-
-
-@contextmanager
-def _visible_errors() -> Iterator[None]:
-    """Make control characters visible in what an error quotes of the command line: Typer prints it on a console of its own."""
-    try:
-        yield
-    except Exception as error:
-        # Click's error, which some versions of Typer take from Click and others bring along.
-        if isinstance(message := getattr(error, "message", None), str) and hasattr(error, "format_message"):
-            error.message = terminal.visible(message)  # type: ignore[attr-defined]
-        raise
 
 
 class GroupWithDefault(CommandGroup):
@@ -192,11 +186,18 @@ class GroupWithDefault(CommandGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put `show` in front where the first argument is neither a subcommand, nor nearly one, nor --help."""
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            similar = get_close_matches(args[0], self.commands, n=1)
+            similar = suggestion(args[0], list(self.commands))
             if similar and not Path(args[0]).exists():
-                ctx.fail(f"No such command {args[0]!r}, and no such store. Did you mean {similar[0]!r}?")
+                ctx.fail(f"No such command {args[0]!r}, and no such store.{similar}")
             args = ["show", *args]
         return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The help, with the names of the options that the group takes in its short form."""
+        options = [f"`{called(one)}`" for one in self.commands["show"].params if one.param_type_name == "option"]
+        short, full = f"{ctx.command_path} STORE", f"{ctx.command_path} show --help"
+        self.epilog = f"Options of `{short}`, explained by `{full}`: {', '.join(options)}."
+        super().format_help(ctx, formatter)
 
 
 def family(summary: str, group: type[CommandGroup] = GroupWithDefault) -> typer.Typer:
@@ -230,24 +231,6 @@ def captured_model(store: Root, model: str | None) -> str:
     from actstore.engine.models.fingerprint import location_of
 
     return model or location_of(store.model)
-
-
-def parse_neurons(text: str) -> list[tuple[int, int]]:
-    """Layer and index of the neurons in a text such as L3.N17,L4.N2, without repetition."""
-    return list(dict.fromkeys(parse_neuron(name) for name in text.split(",")))
-
-
-def select_neurons(
-    capture: Capture, site: str, neurons: str | None, layers: str | None
-) -> list[tuple[int, int]] | None:
-    """Layer and index of the neurons that --neurons and --layers name together; None where neither is given."""
-    if neurons is None and layers is None:
-        return None
-    selected = parse_neurons(neurons) if neurons is not None else []
-    for layer in parse_layers(layers) or ():
-        capture.check_neuron(layer, 0, site)  # raises, and names the layers that exist
-        selected += [(layer, neuron) for neuron in range(capture.record.layers(site)[layer])]
-    return selected
 
 
 MAX_LAYERS: Final = 1 << 20

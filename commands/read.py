@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import pyarrow as pa
 import typer
 
+from actstore.api.neurons import chosen_neurons
+from actstore.commands import completion
 from actstore.commands.choices import SiteName  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
     CaptureName,
@@ -24,7 +26,6 @@ from actstore.commands.options import (
     complete,
     parse_bytes,
     parse_layers,
-    select_neurons,
 )
 from actstore.display import terminal
 from actstore.display.reports import print_json, print_neuron, print_rows
@@ -78,10 +79,15 @@ def top(
 def stats(
     store: StorePath,
     capture: CaptureName = None,
-    site: Annotated[SiteName | None, typer.Option(help="Only this site.")] = None,
+    site: Annotated[SiteName | None, typer.Option(help="Only this site.", autocompletion=completion.sites)] = None,
     layers: Layers = None,
     by: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="Share of positive activations for each value of this label.")
+        str | None,
+        typer.Option(
+            metavar="LABEL",
+            help="Share of positive activations for each value of this label.",
+            autocompletion=completion.labels,
+        ),
     ] = None,
     sort: Annotated[
         str, typer.Option(metavar="COLUMN", help="Column to sort by, largest first.", autocompletion=complete(COLUMNS))
@@ -226,7 +232,7 @@ def export(
 
     opened = Store(store)
     opened_capture = opened.capture(capture)
-    selection = select_neurons(opened_capture, site, neurons, layers) or []
+    selection = chosen_neurons(opened_capture, site, neurons, parse_layers(layers)) or []
     done = 0
     with terminal.counting_bar("blocks", enabled=not quiet) as advance:
 

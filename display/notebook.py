@@ -15,6 +15,7 @@ from rich.console import Group
 from rich.text import Text
 
 from actstore.display import terminal
+from actstore.display.highlight import strength
 from actstore.display.reports import exemplar_line, neuron_summary, state_of, summarise_capture
 from actstore.display.tables import shortened, shown_rows, size_of, table_columns
 from actstore.store.capture.reader import Capture
@@ -48,7 +49,7 @@ def html(subject: object) -> str:
 @html.register
 def _store_html(store: Store) -> str:
     """A store: its model, one row per capture."""
-    captures = [summarise_capture(store.capture(name)) for name in store.captures]
+    captures = [summarise_capture(store.peek(name)) for name in store.captures]
     rows = [
         (held["name"], held["tokens"], held["documents"], held["sites"], held["precision"], state_of(held))
         for held in captures
@@ -204,8 +205,8 @@ def _exemplar(exemplar: dict[str, Any], scale: float) -> Html:
         style = "unicode-bidi:isolate"
         if i == exemplar["pivot"]:
             style += ";font-weight:bold;text-decoration:underline"
-        if strength := terminal.strength(value, scale):
-            style += f";background:rgba({RED if strength > 0 else BLUE},{abs(strength):.2f})"
+        if share := strength(value, scale):
+            style += f";background:rgba({RED if share > 0 else BLUE},{abs(share):.2f})"
         title = "" if value is None else f" title='{value:.4g}'"
         parts.append(f"<span style='{style}'{title}>{_text(token)}</span>")
     return Html(f"<span style='white-space:pre-wrap;font-family:monospace'>{''.join(parts)}</span>")

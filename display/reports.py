@@ -13,6 +13,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from actstore.display import terminal
+from actstore.display.highlight import highlighted, marked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +106,7 @@ def describe_store(store: Store) -> dict[str, Any]:
     """What `info` prints."""
     captures = {}
     for name in store.captures:
-        captures[name] = _describe_capture(store.capture(name)) | {
+        captures[name] = _describe_capture(store.peek(name)) | {
             "bytes": sum(size for _, size in store.folder.sizes(f"captures/{name}"))
         }
     model = store.model
@@ -199,19 +200,30 @@ def neuron_summary(name: str, statistics: dict[str, Any], has_exemplars: bool) -
     )
 
 
-def exemplar_line(exemplar: dict[str, Any], scale: float, *, colours: bool) -> Text:
-    """An exemplar's value and tokens: highlighted in colours, else with the token of the value marked."""
-    if colours:
-        shown = terminal.highlighted(exemplar["tokens"], exemplar["activations"], exemplar["pivot"], scale)
-    else:
-        shown = Text(terminal.marked(exemplar["tokens"], exemplar["pivot"]))
-    return Text(f"{exemplar['value']:9.4g}  ") + shown
+_LEAST_ROOM = 20
+"""Cells beside an exemplar's value; where there are fewer, the tokens stand below it."""
+
+
+def exemplar_line(exemplar: dict[str, Any], scale: float, *, colours: bool, width: int | None = None) -> Text:
+    """An exemplar's value and tokens: highlighted in colours, else with the token of the value marked.
+
+    `width`: cells of a line; the tokens farthest from that of the value are left out.
+    """
+    value = f"{exemplar['value']:9.4g}  "
+    if not colours:
+        return Text(value + marked(exemplar["tokens"], exemplar["pivot"]))
+    room = None if width is None else width - len(value)
+    if room is not None and room < _LEAST_ROOM:
+        value, room = f"{value.strip()}\n", width
+    shown = highlighted(exemplar["tokens"], exemplar["activations"], exemplar["pivot"], scale, room)
+    return Text(value) + shown
 
 
 def print_neuron(name: str, statistics: dict[str, Any], exemplars: Sequence[dict[str, Any]]) -> None:
     """A neuron's line of statistics and its exemplars."""
     terminal.out.print(neuron_summary(name, statistics, bool(exemplars)), style="bold" if exemplars else None)
     scale = max((abs(e["value"]) for e in exemplars), default=0.0)
+    on_terminal = terminal.out.is_terminal
     for exemplar in exemplars:
-        line = exemplar_line(exemplar, scale, colours=terminal.out.is_terminal)
-        terminal.out.print(line, no_wrap=True, overflow="ellipsis", crop=terminal.out.is_terminal, soft_wrap=True)
+        line = exemplar_line(exemplar, scale, colours=on_terminal, width=terminal.out.width if on_terminal else None)
+        terminal.out.print(line, soft_wrap=True)

@@ -6,6 +6,7 @@ as it is, without markup, and control characters as signs, so that no name can m
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from contextlib import contextmanager
@@ -100,9 +101,27 @@ def say(*sentences: str) -> None:
         err.print(phrase(sentence), soft_wrap=True)
 
 
+warned: set[str] = set()
+"""What `warn` has said since the command began."""
+
+
 def warn(sentences: Iterable[str]) -> None:
-    """The same for what may make the answer misleading."""
-    say(*(f"Warning: {sentence}" for sentence in sentences))
+    """The same for what may make the answer misleading; a sentence that several parts of a command have to say, once."""
+    for sentence in sentences:
+        if sentence not in warned:
+            warned.add(sentence)
+            say(f"Warning: {sentence}")
+
+
+class WarningsOnTerminal(logging.Handler):
+    """Says what the logger `actstore` warns of, as `warn` does."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say one message."""
+        warn([record.getMessage()])
 
 
 def percent(share: float) -> str:
@@ -151,32 +170,6 @@ def cell(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(": ".join(map(cell, item)) if isinstance(item, tuple) else cell(item) for item in value)
     return visible(str(value))
-
-
-def strength(value: float | None, scale: float) -> float:
-    """How strongly a token is coloured, -1 to 1: its activation as a share of `scale`; 0 where it is too little to see."""
-    if value is None or not scale > 0 or not abs(value) >= 0.08 * scale:
-        return 0.0
-    return max(-1.0, min(1.0, value / scale))
-
-
-def highlighted(tokens: Sequence[str], activations: Sequence[float | None] | None, pivot: int, scale: float) -> Text:
-    """Tokens on a background that grows redder with the activation, bluer below zero; the pivot underlined."""
-    text = Text()
-    for i, token in enumerate(tokens):
-        value = activations[i] if activations is not None else None
-        style = "underline bold " if i == pivot else ""
-        if share := strength(value, scale):
-            # Dark to bright, so that the text stays readable in white on either theme.
-            level = int(60 + 150 * abs(share))
-            style += f"white on rgb({level},30,30)" if share > 0 else f"white on rgb(30,30,{level})"
-        text.append(visible(token), style=style.strip() or None)
-    return text
-
-
-def marked(tokens: Sequence[str], pivot: int) -> str:
-    """The same without colours: the pivot between « and »."""
-    return "".join(f"«{visible(t)}»" if i == pivot else visible(t) for i, t in enumerate(tokens))
 
 
 def merged_bins(counts: NDArray[np.int64], edges: NDArray[np.float32]) -> list[tuple[int, float, float]]:

@@ -119,17 +119,22 @@ class _Views:
         for name in names:
             if taken[name.lower()] == 1:  # SQL does not tell capital letters from small ones
                 self.connection.execute(f"CREATE SCHEMA {_quoted(name)}")
-                self._add_capture(store.capture(name), _quoted(name) + ".")
+                self._add_capture(self._open(name), _quoted(name) + ".")
         if capture is not None:
-            self._add_capture(store.capture(capture), "")
+            self._add_capture(self._open(capture), "")
         elif any(map(query.needs, CAPTURE_TABLES)) and (default := store.default_capture()) is not None:
-            self._add_capture(store.capture(default), "")
+            self._add_capture(self._open(default), "")
         self._add_table("vocabulary", VOCABULARY_KEY)
         self._add_table("model", table_key(None, "neurons"))
         for table in GRAPH_TABLES:
             if query.contains(table):
                 for rows in graph_tables(store, table):
                     self._add_arrow(table, rows)
+
+    def _open(self, name: str) -> Capture:
+        """A capture by name; that it is unfinished matters where one of its tables is read."""
+        is_read = any(map(self.query.contains, CAPTURE_TABLES))
+        return self.store.capture(name) if is_read else self.store.peek(name)
 
     def _add_capture(self, capture: Capture, prefix: str) -> None:
         for table in ("documents", "windows", "patches"):

@@ -158,6 +158,12 @@ def test_top_shows_where_a_neuron_is_highest(cli: Callable[..., Result], store: 
     assert any("█" in line for line in shown)
 
 
+def test_a_neuron_named_twice_is_one(cli: Callable[..., Result], store: Path, tmp_path: Path) -> None:
+    for line in (("--neurons", "L0.N3,l0.n3", "--layers", 0), ("--layers", "0,0")):
+        done = cli("export", store, "--output", tmp_path / "out.parquet", *line, "--json")
+        assert done.json["neurons"] == 24, "the neurons of layer 0"
+
+
 def test_stats_sorts_filters_and_splits_by_label(cli: Callable[..., Result], store: Path) -> None:
     rows = cli("stats", store, "--sort", "std", "-k", 5, "--layers", 1, "--json").json["neurons"]
     assert len(rows) == 5
@@ -509,7 +515,11 @@ def test_integers_beyond_64_bits_are_refused(cli: Callable[..., Result], store: 
     for line in (("top", store, "L0.N1", "-k"), ("coverage", store, "--top"), ("coverage", store, "--sections")):
         done = cli(*line, value)
         assert (done.status, done.out) == (2, "")
-        assert "Invalid value for" in done.err
+        # A number below the least is refused for that.
+        expected = "1 or more" if line[-1] == "-k" and value < 0 else "at most 64 bits"
+        assert (
+            done.err == f"Error: {line[-1].replace('-k', '--k')} takes a whole number of {expected}, found {value}.\n"
+        )
 
 
 @pytest.mark.parametrize("value", [2**62, 10**10, 0, -1])
@@ -523,7 +533,7 @@ def test_absurd_numbers_are_refused(cli: Callable[..., Result], store: Path, val
 def test_a_seed_is_not_negative(cli: Callable[..., Result], store: Path) -> None:
     done = cli("graphs", "evaluate", store, "--seed", -1)
     assert done.status == 2
-    assert "a random seed is 0 or more, found -1" in done.err
+    assert done.err == "Error: --seed takes a whole number of 0 or more, found -1.\n"
 
 
 def test_a_model_that_is_not_there_is_refused_by_probes(refused: Callable[..., str], store: Path) -> None:

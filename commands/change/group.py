@@ -56,6 +56,7 @@ def show(
     """
     change, selection = find_changed((store, other), (capture, other_capture or capture), site, positions, share, quiet)
     terminal.warn(change.warnings)
+    nothing_differs = change.nothing_differs
     layers = {int(layer): len(neurons) for layer, neurons in change.by_layer(selection).items()}
     if as_json:
         listed = selection[:k] if k is not None else selection
@@ -71,9 +72,12 @@ def show(
                     {"layer": layer, "neurons": width, "selected": layers.get(layer, 0), "mean": mean}
                     for layer, width, mean in _layers(change)
                 ],
-                "warnings": list(change.warnings),
+                "warnings": [*change.warnings, *([nothing_differs] if nothing_differs else [])],
             }
         )
+        return
+    if nothing_differs is not None:
+        terminal.out.print(nothing_differs, style="bold", soft_wrap=True)
         return
     terminal.out.print(
         f"{len(selection):,} of {len(change.scores):,} neurons ({100 * share:g} %) changed most, over {change.n_positions:,} "

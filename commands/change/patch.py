@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.commands import completion
 from actstore.commands.choices import ScorerName  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
     CaptureName,
@@ -46,7 +47,12 @@ OtherStore = Annotated[
     typer.Argument(metavar="OTHER", help="A store of another model over the same corpus, such as a fine-tuned copy."),
 ]
 OtherCapture = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Name of the capture in OTHER. [default: as --capture]")
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Name of the capture in OTHER. [default: as --capture]",
+        autocompletion=completion.other_captures,
+    ),
 ]
 Share = Annotated[float, typer.Option(help="Number of neurons to select, as a share of all.")]
 
@@ -113,6 +119,7 @@ def patch(
         (store, other), (capture, other_capture or capture), "mlp.post", positions, share, quiet
     )
     terminal.warn(change.warnings)
+    change.check_difference()
     captures = Store(store).capture(capture), Store(other).capture(other_capture or capture)
     sources = [captured_model(one.store, name) for one, name in zip(captures, (model, other_model), strict=True)]
     loaded = []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from actstore.commands import completion
 from actstore.commands.options import (
     Force,
     Json,
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
     from actstore.store.edits import Edit
 
 EditNames = Annotated[
-    list[str], typer.Argument(metavar="EDIT…", help="Names of edits in STORE, in the order in which they are applied.")
+    list[str],
+    typer.Argument(
+        metavar="EDIT…",
+        help="Names of edits in STORE, in the order in which they are applied.",
+        autocompletion=completion.edits,
+    ),
 ]
 EditedModel = Annotated[str, typer.Option("--model", metavar="MODEL", help="The folder of the model with the edits.")]
 Output = Annotated[Path | None, typer.Option(metavar="FOLDER", help="The model folder to write.")]

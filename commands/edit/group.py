@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from actstore.api.neurons import neuron_pairs
 from actstore.commands.choices import EditKind
 from actstore.commands.edit import apply as edit_apply
 from actstore.commands.edit import evaluate as edit_evaluate
@@ -24,7 +25,6 @@ from actstore.commands.options import (
     StorePath,
     complete,
     family,
-    parse_neurons,
 )
 from actstore.display import terminal
 from actstore.display.reports import print_json
@@ -114,7 +114,7 @@ def _scaled(
     from actstore.engine.edit.specification import Operation
 
     (form, factor), (kind, positions) = change, target
-    selection = parse_neurons(neurons)
+    selection = neuron_pairs(neurons)
     operation = Operation(
         form, tuple(neuron_name(a, b) for a, b in selection), parse_positions(positions), factor=factor
     )

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.api.neurons import neuron_pairs
+from actstore.commands import completion
 from actstore.commands.choices import RewriteMethod  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
     SEED_HELP,
@@ -23,7 +25,6 @@ from actstore.commands.options import (
     layers_option,
     load,
     parse_layers,
-    parse_neurons,
 )
 from actstore.display import terminal
 from actstore.display.reports import print_json
@@ -47,7 +48,9 @@ LEAST_NORM = "Method least-norm"
 LEARNING = "Methods fine and fine-tune"
 SELECTING = "Methods least-norm and knowledge"
 
-EditName = Annotated[str, typer.Argument(metavar="EDIT", help="Name of an edit in STORE.")]
+EditName = Annotated[
+    str, typer.Argument(metavar="EDIT", help="Name of an edit in STORE.", autocompletion=completion.edits)
+]
 EditToMake = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the new edit; a store holds many.")]
 
 
@@ -150,7 +153,7 @@ def rewrite(
 
     settings = RewriteSettings(
         **given(ctx, RewriteSettings)
-        | {"form": method, "neurons": tuple(parse_neurons(neurons)) if neurons is not None else None},
+        | {"form": method, "neurons": tuple(neuron_pairs(neurons)) if neurons is not None else None},
         least_norm=LeastNormSettings(
             **given(ctx, LeastNormSettings) | {"neurons": None, "layers": parse_layers(layers)}
         ),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from actstore.api.neurons import chosen_neurons
 from actstore.commands.choices import GraphMethod  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
     CaptureName,
@@ -21,7 +22,7 @@ from actstore.commands.options import (
     StorePath,
     given,
     parse_bytes,
-    select_neurons,
+    parse_layers,
 )
 from actstore.display import terminal
 from actstore.display.reports import print_json
@@ -150,7 +151,7 @@ def build(
     whole = Store(store)
     opened = whole.capture(capture)
     settings = GraphSettings(**given(ctx, GraphSettings))
-    selection = select_neurons(opened, site, neurons, layers)
+    selection = chosen_neurons(opened, site, neurons, parse_layers(layers))
     others = [whole.capture(one) for one in also or ()]
     began = time.monotonic()
     with terminal.counting_bar("neurons", enabled=not quiet) as advance:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.commands import completion
 from actstore.commands.graphs.build import Share  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import CaptureName, Json, K, Quiet, Site, StorePath  # noqa: TC001  (Typer reads them)
 from actstore.display import terminal
 from actstore.display.reports import print_json
 from actstore.store.capture.saturation import overflow_sentences
 from actstore.store.errors import InvalidInputError
-from actstore.store.neurons import neuron_name, neuron_names, parse_neuron
+from actstore.store.neurons import neuron_name, parse_neuron
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from actstore.engine.graphs.similar import Pairs
     from actstore.store.graphs.reader import Graphs, NeuronGraph
 
-GraphsName = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the graphs in the store.")]
+GraphsName = Annotated[
+    str,
+    typer.Option("--name", metavar="NAME", help="Name of the graphs in the store.", autocompletion=completion.graphs),
+]
 
 
 def register(group: typer.Typer) -> None:
@@ -34,7 +38,9 @@ def similar(
     neuron: Annotated[
         str | None,
         typer.Argument(
-            metavar="NEURON", help="A neuron, such as L3.N17; without it, all pairs of neurons are compared."
+            metavar="NEURON",
+            help="A neuron, such as L3.N17; without it, all pairs of neurons are compared.",
+            autocompletion=completion.neurons,
         ),
     ] = None,
     name: GraphsName = "graphs",
@@ -122,11 +128,6 @@ def open_neuron(store: str, neuron: str, name: str) -> tuple[Store, Graphs, Neur
     return opened, graphs, graphs.graph(layer, index)
 
 
-def _names(graphs: Graphs, rows: Any) -> list[str]:
-    layers, neurons = (graphs.neurons[name].to_numpy()[rows].tolist() for name in ("layer", "neuron"))
-    return neuron_names(layers, neurons)
-
-
 def _measures(pairs: Pairs, k: int) -> list[dict[str, float]]:
     from actstore.engine.graphs.similar import MEASURES
 
@@ -142,7 +143,7 @@ def _columns(*names: str) -> list[Any]:
 
 
 def _print_similar(graphs: Graphs, graph: NeuronGraph, rows: Any, pairs: Pairs, k: int, as_json: bool) -> None:
-    rows_shown = [{"neuron": n} | m for n, m in zip(_names(graphs, rows[:k]), _measures(pairs, k), strict=True)]
+    rows_shown = [{"neuron": n} | m for n, m in zip(graphs.names(rows[:k]), _measures(pairs, k), strict=True)]
     if as_json:
         print_json({"neuron": graph.name, "sharing": len(rows), "neurons": rows_shown})
         return
@@ -158,7 +159,7 @@ def _print_similar(graphs: Graphs, graph: NeuronGraph, rows: Any, pairs: Pairs, 
 def _print_pairs(graphs: Graphs, pairs: Pairs, k: int, least: float, as_json: bool) -> None:
     from actstore.engine.graphs.similar import MEASURES
 
-    first, second = _names(graphs, pairs.first[:k]), _names(graphs, pairs.second[:k])
+    first, second = graphs.names(pairs.first[:k]), graphs.names(pairs.second[:k])
     measured = zip(first, second, _measures(pairs, k), strict=True)
     rows: list[dict[str, Any]] = [{"neuron": a, "other": b} | m for a, b, m in measured]
     counts = {name: int((getattr(pairs, name) >= least).sum()) for name in MEASURES}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from actstore.api.neurons import chosen_neurons
 from actstore.commands.graphs.build import Also, Gain, Kappa, MaxDepth, Share, Threshold  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     CaptureName,
@@ -19,7 +20,7 @@ from actstore.commands.options import (
     Site,
     StorePath,
     given,
-    select_neurons,
+    parse_layers,
 )
 from actstore.display import terminal
 from actstore.display.reports import print_json
@@ -101,7 +102,7 @@ def evaluate(
     for one in sets:
         if (warning := describe_leak(one, main, settings)) is not None:
             terminal.warn([warning])
-    selection = select_neurons(main, site, neurons, layers)
+    selection = chosen_neurons(main, site, neurons, parse_layers(layers))
     with terminal.counting_bar("neurons", enabled=not quiet) as advance:
         evaluation = evaluate(main, neurons=selection, also=others, graphs=sets, settings=settings, progress=advance)
     terminal.warn(s for one in (main, *others) for s in overflow_sentences(one, [site], neurons=selection))

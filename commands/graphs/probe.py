@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from actstore.api.neurons import chosen_neurons
 from actstore.commands.choices import MaskName, PrecisionName  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     CaptureName,
@@ -27,7 +28,7 @@ from actstore.commands.options import (
     given,
     layers_option,
     neurons_option,
-    select_neurons,
+    parse_layers,
 )
 from actstore.display import terminal
 from actstore.display.reports import print_json
@@ -210,8 +211,8 @@ def _probe(ctx: typer.Context, model: str, store: str, options: RunOptions) -> P
     options_given = ctx.params
     opened = Store(store)
     selected_capture = opened.capture(options_given["capture"])
-    selection = select_neurons(
-        selected_capture, options_given["site"], options_given["neurons"], options_given["layers"]
+    selection = chosen_neurons(
+        selected_capture, options_given["site"], options_given["neurons"], parse_layers(options_given["layers"])
     )
     _check_graphs(opened, options_given["annotate"], options_given["published"])
     with terminal.CaptureBar(enabled=not options_given["quiet"]) as bar:

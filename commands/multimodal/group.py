@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from actstore.commands import completion
 from actstore.commands.choices import ALL_ACTIVATIONS, ActivationName, MapName
 from actstore.commands.multimodal import properties as multimodal_properties
 from actstore.commands.multimodal.properties import KPerNoun, NounFile, Nouns, noun_source
@@ -210,7 +211,12 @@ def _print_foot(result: Multimodal, files: list[dict[str, Any]]) -> None:
 def draw_neurons(
     store: StorePath,
     neurons: Annotated[
-        list[str], typer.Argument(metavar="NEURON…", help="Neurons, such as L3.N17; of several, the mean is drawn.")
+        list[str],
+        typer.Argument(
+            metavar="NEURON…",
+            help="Neurons, such as L3.N17; of several, the mean is drawn.",
+            autocompletion=completion.neurons,
+        ),
     ],
     document: Annotated[int, typer.Option(min=0, help="Number of the document with the image.")],
     output: Annotated[Path, typer.Option(metavar="FILE", help="Draw into FILE.png.")],

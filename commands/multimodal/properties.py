@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from actstore.api.multimodal import rankings_of
+from actstore.api.models import ModelOptions
+from actstore.api.multimodal import open_replay, rankings_of
+from actstore.commands import completion
 from actstore.commands.choices import NounFinderName
 from actstore.commands.options import (
     CaptureName,
@@ -23,7 +26,6 @@ from actstore.commands.options import (
     StorePath,
     TrustRemoteCode,
     captured_model,
-    load,
 )
 from actstore.display import terminal
 from actstore.display.reports import print_json
@@ -33,8 +35,7 @@ from actstore.store.reader import Store
 
 if TYPE_CHECKING:
     from actstore.engine.multimodal.properties import Summary
-    from actstore.engine.multimodal.replay import Replay
-    from actstore.engine.multimodal.result import Multimodal
+    from actstore.engine.multimodal.result import FindSettings, Multimodal
     from actstore.store.reader import Capture
 
 
@@ -68,7 +69,11 @@ def properties(
     capture: CaptureName = None,
     shuffled: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Name of the capture of the shuffled images, for region invariance."),
+        typer.Option(
+            metavar="NAME",
+            help="Name of the capture of the shuffled images, for region invariance.",
+            autocompletion=completion.captures,
+        ),
     ] = None,
     gradient: Annotated[bool, typer.Option("--gradient", help="Rank by activation × gradient too.")] = False,
     model: ModelOption = None,
@@ -99,14 +104,16 @@ def properties(
     first_capture = opened.capture(capture)
     other = opened.capture(shuffled) if shuffled is not None else None
     settings = FindSettings(k, noun_source(nouns, noun_file), gain=not paper_form, seed=seed)
-    source = captured_model(opened, model) if gradient else None
-    replay = partial(_replay, source, device=device, dtype=dtype, trust_remote_code=trust_remote_code, quiet=quiet)
-    bar = partial(terminal.counting_bar, enabled=not quiet)
-    first = rankings_of(first_capture, settings, replay(first_capture), progress=bar)
-    second: dict[str, Multimodal] = {}
-    if other is not None:
-        # Another draw on the other capture: what two draws share is chance.
-        second = rankings_of(other, replace(settings, seed=seed + 1), replay(other), progress=bar)
+    source, options = captured_model(opened, model), ModelOptions(dtype, device, trust_remote_code)
+
+    def rank(images: Capture, settings: FindSettings) -> dict[str, Multimodal]:
+        loading = terminal.spinner(f"loading {source}", enabled=not quiet)
+        with open_replay(images, source, options, loading=loading) if gradient else nullcontext() as replay:
+            return rankings_of(images, settings, replay, progress=partial(terminal.counting_bar, enabled=not quiet))
+
+    first = rank(first_capture, settings)
+    # Another draw on the other capture: what two draws share is chance.
+    second = rank(other, replace(settings, seed=seed + 1)) if other is not None else {}
     measured = {name: measure(ranked, second.get(name)) for name, ranked in first.items()}
     ranking = first["contribution"]
     about = {"capture": first_capture.record.name, "shuffled": shuffled, "k": k, "nouns_by": ranking.found_by}
@@ -129,19 +136,6 @@ def properties(
 
 def _summaries(measured: dict[str, Summary]) -> dict[str, dict[str, float]]:
     return {name: {"mean": one.mean, "sd": one.sd, "n": one.n} for name, one in measured.items()}
-
-
-def _replay(
-    model: str | None, capture: Capture, *, device: str, dtype: str, trust_remote_code: bool, quiet: bool
-) -> Replay | None:
-    if model is None:
-        return None
-    from actstore.engine.models.vision.inputs import VisionProcessor
-    from actstore.engine.multimodal.replay import Replay
-
-    number_type = capture.record.dtype if dtype == "auto" else dtype
-    loaded = load(model, dtype=number_type, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
-    return Replay(loaded, VisionProcessor.load(model, trust_remote_code=trust_remote_code), capture)
 
 
 def causal(
@@ -178,25 +172,18 @@ def causal(
     settings = CausalSettings(sigma, seed, max_nouns or None)
     opened = Store(store)
     selected_capture = opened.capture(capture)
-    replay = _replay(
-        captured_model(opened, model),
-        selected_capture,
-        device=device,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        quiet=quiet,
-    )
-    assert replay is not None
-    found_with = FindSettings(k, noun_source(nouns, noun_file), seed=seed)
-    rankings = rankings_of(
-        selected_capture,
-        found_with,
-        replay if gradient else None,
-        lambda first: choose_nouns(first, settings),
-        partial(terminal.counting_bar, enabled=not quiet),
-    )
-    with terminal.counting_bar("captions, with noise", enabled=not quiet) as advance:
-        effects = causal_effect(rankings, replay, settings, advance)
+    source, options = captured_model(opened, model), ModelOptions(dtype, device, trust_remote_code)
+    loading = terminal.spinner(f"loading {source}", enabled=not quiet)
+    with open_replay(selected_capture, source, options, loading=loading) as replay:
+        rankings = rankings_of(
+            selected_capture,
+            FindSettings(k, noun_source(nouns, noun_file), seed=seed),
+            replay if gradient else None,
+            lambda first: choose_nouns(first, settings),
+            partial(terminal.counting_bar, enabled=not quiet),
+        )
+        with terminal.counting_bar("captions, with noise", enabled=not quiet) as advance:
+            effects = causal_effect(rankings, replay, settings, advance)
     n = len(next(iter(effects.values())).gone)
     if as_json:
         value = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.commands import completion
 from actstore.commands.choices import ProtocolName, SelectionMethod  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     Attribution,
@@ -65,7 +66,12 @@ def evaluate(
     model: ModelOption = None,
     capture: QuestionsName = None,
     by: Annotated[
-        str, typer.Option(metavar="LABEL", help="The label whose other values are unrelated queries.")
+        str,
+        typer.Option(
+            metavar="LABEL",
+            help="The label whose other values are unrelated queries.",
+            autocompletion=completion.labels,
+        ),
     ] = "relation_name",
     method: Annotated[
         list[SelectionMethod] | None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from actstore.commands import completion
 from actstore.commands.choices import SelectionMethod  # noqa: TC001  (Typer reads it)
 from actstore.commands.naica import evaluate as naica_evaluate
 from actstore.commands.naica.evaluate import ClusterShare, CommonShare, MaxNeurons  # noqa: TC001  (Typer reads them)
@@ -25,6 +26,7 @@ from actstore.commands.options import (
 from actstore.display import terminal
 from actstore.display.reports import print_json, print_rows
 from actstore.display.wide_tables import WIDTH, folded_lists
+from actstore.store.capture.unfinished import unfinished_sentence
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -63,7 +65,10 @@ def show(
     ] = "naica",
     seed: Seed = 0,
     by: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="Pool the queries of each value of this label.")
+        str | None,
+        typer.Option(
+            metavar="LABEL", help="Pool the queries of each value of this label.", autocompletion=completion.labels
+        ),
     ] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Maximum number of neurons per query, or per label.")] = 10,
     rows: Rows = 20,
@@ -98,7 +103,8 @@ def show(
     layers = count_by_layer(selection, attributions.capture.record.layers("mlp.post"), by)
     if output is not None:
         write_picture(output, layers, "Query-relevant neurons by layer", _subtitle(attributions, method, described))
-    warnings = [*_incomplete(attributions), *selection.warnings]
+    unfinished = unfinished_sentence(attributions.capture)
+    warnings = [*([] if unfinished is None else [unfinished]), *selection.warnings]
     terminal.warn(warnings)
     if as_json:
         print_json(
@@ -146,16 +152,6 @@ def layer_table(layers: LayerCounts, rows: int, width: int) -> Any:
     groups = [layers.layers[start : start + step] for start in starts]
     heads = [(f"L{cell[0]}" + (f"–{cell[-1]}" if len(cell) > 1 else ""), "right") for cell in groups]
     return terminal.table("Neurons by layer, % of the row", [layers.label or "queries", *heads], lines)
-
-
-def _incomplete(attributions: Attributions) -> list[str]:
-    capture = attributions.capture
-    if capture.is_complete:
-        return []
-    return [
-        f"Capture {capture.record.name!r} is not finished ({len(capture.blocks):,} of {capture.record.plan.n_blocks:,} "
-        "blocks): the queries written so far are shown. Run `actstore attribute` again with --resume."
-    ]
 
 
 def _neurons(attributions: Attributions, neurons: Any, scores: Any) -> list[dict[str, Any]]:

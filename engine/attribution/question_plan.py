@@ -123,6 +123,8 @@ class QuestionPlanner:
             while block := list(itertools.islice(windows, BLOCK_PROMPTS)):
                 writer.add_block([[window] for window in block])
             self._expect_prompts(writer.n_windows)
+            if self.settings.label_columns is not None:  # else columns are kept that nobody asked for
+                labels.warn_of_single_values(self.questions)
             plan_fingerprint = writer.close(tuple(labels.ids))
         except BaseException:
             writer.abandon()

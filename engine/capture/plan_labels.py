@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from actstore.store.errors import InvalidInputError
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.engine.inputs.documents import Document
+
+logger = logging.getLogger("actstore")
 
 MAX_LABELS_PER_COLUMN: Final = 1024
 """Statistics are kept for every label; a column with more distinct values is no label but data."""
@@ -35,7 +38,7 @@ class Labels:
         self.of(document.labels)
 
     def conclude(self, corpus: str, n_documents: int) -> tuple[str, ...]:
-        """Nothing to warn of; raises as `check` does."""
+        """As `check`."""
         self.check(corpus, n_documents)
         return ()
 
@@ -46,14 +49,31 @@ class Labels:
     def check(self, corpus: str, n_documents: int) -> None:
         """Raise `InvalidInputError` for a column of which no planned document has a value.
 
-        Reading to the end refuses a misspelt column; planning may stop long before.
+        Reading to the end refuses a misspelt column; planning may stop long before. Then warns as `warn_of_single_values`.
         """
         for column in self.columns:
-            if all(value == "" for named, value in self.ids if named == column):
+            if not self._values(column):
                 raise InvalidInputError(
                     f"None of the {n_documents:,} documents planned from {corpus} has a value in the label column {column!r}. "
                     "Check `label_columns`, or plan more documents."
                 )
+        self.warn_of_single_values(corpus)
+
+    def warn_of_single_values(self, corpus: str) -> None:
+        """Warn, through the logger, of columns that have one value only: nothing can be compared by them."""
+        for column in self.columns:
+            if len(values := self._values(column)) == 1:
+                logger.warning(
+                    "Every labelled document of %s has the value %r in the label column %r: statistics per label cannot tell "
+                    "labels apart.",
+                    corpus,
+                    *values,
+                    column,
+                )
+
+    def _values(self, column: str) -> list[str]:
+        """The values of a column; the empty one stands for none."""
+        return [value for named, value in self.ids if named == column and value]
 
     def _id(self, column: str, value: str) -> int:
         if (column, value) not in self.ids:

@@ -14,6 +14,7 @@ import numpy as np
 from actstore.store.capture.plan import TOKEN_ARRAYS
 from actstore.store.capture.positions import blocks_with, check_positions, check_values, warnings_of
 from actstore.store.errors import InvalidInputError
+from actstore.store.layout import capture_key
 from actstore.store.neurons import neuron_names
 
 if TYPE_CHECKING:
@@ -84,6 +85,20 @@ class Change:
     sums: ChangeSums
     warnings: tuple[str, ...] = ()
 
+    @property
+    def nothing_differs(self) -> str | None:
+        """The sentence that says so where every value compared is the same in both; None where one differs, or none is."""
+        if np.nanmax(self.scores, initial=0.0) > 0 or np.isnan(self.scores).all():
+            return None
+        return (
+            f"No neuron differs: both captures have the same activations at all {self.n_positions:,} tokens compared."
+        )
+
+    def check_difference(self) -> None:
+        """Raise `InvalidInputError` where nothing differs, and there is nothing to patch."""
+        if (sentence := self.nothing_differs) is not None:
+            raise InvalidInputError(f"{sentence} There is nothing to patch.")
+
     def ranking(self) -> NDArray[np.int64]:
         """Flat ids by score, largest first; ties to the earlier neuron, neurons without a score left out."""
         order = np.argsort(-self.scores, kind="stable")
@@ -123,11 +138,12 @@ def change_scores(
     `positions` is a key of `positions.POSITIONS`; the paper uses `predicting`, on a capture of M₁'s own generation.
     Only blocks that both captures have are compared, and one layer of one block is in memory at a time.
 
-    Raises `InvalidInputError` where plans (naming the difference), sites, layers or widths differ, and where a capture has no
-    values or no such positions.
+    Raises `InvalidInputError` where both are one capture, where plans (naming the difference), sites, layers or widths differ,
+    and where a capture has no values or no such positions.
 
     >>> change_scores(base.capture("prompts"), tuned.capture("prompts"), positions="predicting").top(0.05)
     """
+    _check_two(first, second)
     for capture in (first, second):
         check_values(capture, site)
     check_same_plan(first, second)
@@ -169,6 +185,20 @@ def check_share(share: float) -> None:
     """Raise `InvalidInputError` unless `share` is above 0 and at most 1."""
     if not 0 < share <= 1:
         raise InvalidInputError(f"Expected `share`, a share of all neurons, above 0 and at most 1, found {share}.")
+
+
+def _check_two(first: Capture, second: Capture) -> None:
+    """Raise `InvalidInputError` where both are the same capture of the same store, whatever the paths say."""
+    key = capture_key(first.record.name)
+    places = [one.folder.local_path(key) for one in (first, second)]
+    is_same = first.folder.location == second.folder.location or (
+        places[0] is not None and places[1] is not None and places[0].resolve() == places[1].resolve()
+    )
+    if is_same and first.record.name == second.record.name:
+        raise InvalidInputError(
+            f"Both are {_name(first)}, and a comparison needs two captures: name the store of the other model, or with "
+            "`other_capture` another capture."
+        )
 
 
 def _name(capture: Capture) -> str:

@@ -38,7 +38,7 @@ def open_attributions(store: Captures, name: str | None = None) -> Attributions:
     """
     if name is not None:
         return Attributions(store.capture(name))
-    made = [known for known in store.captures if has_attributions(store.capture(known))]
+    made = [known for known in store.captures if has_attributions(store.peek(known))]
     if len(made) != 1:
         what = f"captures of questions {', '.join(made)}: choose one with `capture`" if made else (
             "no attributions. Make them with `actstore.attribute(model, questions, store)`"

@@ -9,6 +9,7 @@ from actstore.store.arguments import argument
 from actstore.store.calls import checks
 from actstore.store.capture.reader import Capture
 from actstore.store.capture.record import read_capture
+from actstore.store.capture.unfinished import logger, unfinished_sentence
 from actstore.store.errors import NotFoundError
 from actstore.store.model.root import Root
 
@@ -27,6 +28,7 @@ class Captures(Root):
         """As `Root`."""
         super().__init__(location)
         self._complete: dict[str, Capture] = {}
+        self._warned_of: set[str] = set()
 
     @property
     def captures(self) -> tuple[str, ...]:
@@ -34,7 +36,19 @@ class Captures(Root):
         return tuple(name for name in self._names() if self._record(name) is not None)
 
     def capture(self, name: str | None = None) -> Capture:
-        """A capture by name; without one, the only capture or else the one called `corpus`."""
+        """A capture by name; without one, the only capture or else the one called `corpus`.
+
+        That it is unfinished, the logger `actstore` warns of the first time.
+        """
+        capture = self.peek(name)
+        sentence = unfinished_sentence(capture)
+        if sentence is not None and capture.record.name not in self._warned_of:
+            self._warned_of.add(capture.record.name)
+            logger.warning(sentence)
+        return capture
+
+    def peek(self, name: str | None = None) -> Capture:
+        """As `capture`, without a warning: for what looks at captures to choose one, or itself says how far they are."""
         name = argument("name", name, str | None)
         if name is None:
             name = self.default_capture() or layout.DEFAULT_CAPTURE

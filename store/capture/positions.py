@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from actstore.store.capture.saturation import overflow_sentences
+from actstore.store.capture.unfinished import unfinished_sentence
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import GENERATED, IMAGE, MODALITIES, SPECIAL, TEXT
 
@@ -157,11 +158,8 @@ def check_values(capture: Capture, site: str) -> None:
 
 def warnings_of(capture: Capture, site: str) -> list[str]:
     """What a reader of a capture's values at a site should know, in sentences."""
-    record, sentences = capture.record, []
-    if not capture.is_complete:
-        sentences.append(
-            f"Capture {record.name!r} is not complete: {len(capture.blocks)} of {record.plan.n_blocks} blocks are read."
-        )
+    record, unfinished = capture.record, unfinished_sentence(capture)
+    sentences = [] if unfinished is None else [unfinished]
     if not record.encoding.keeps_every_value:
         sentences.append(
             f"Capture {record.name!r} has precision {record.precision}: values that it dropped are read as 0."

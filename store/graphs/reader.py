@@ -20,7 +20,7 @@ from actstore.store.graphs.graph import GraphPath, GraphSet, NeuronGraph
 from actstore.store.graphs.nodes import BOUNDARY, IGNORE
 from actstore.store.graphs.record import NEURONS, NODES, GraphRecord, fault_of, graph_names, read_record
 from actstore.store.layout import graphs_key
-from actstore.store.neurons import neuron_name, parse_neuron
+from actstore.store.neurons import neuron_name, neuron_names, parse_neuron
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,6 +95,11 @@ class Graphs(GraphSet):
                 f"Graphs {self.name!r} of {self.store.folder} hold none of {neuron_name(layer, neuron)}."
             )
         return self.row(row)
+
+    def names(self, rows: NDArray[np.integer]) -> list[str]:
+        """The names, such as L3.N17, of the neurons in some rows of `neurons`."""
+        layers, indices = (self.neurons[column].to_numpy()[rows].tolist() for column in ("layer", "neuron"))
+        return neuron_names(layers, indices)
 
     def row(self, row: int) -> NeuronGraph:
         """The graph in a row of `neurons`."""

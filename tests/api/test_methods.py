@@ -21,6 +21,7 @@ from actstore.api.multimodal import MultimodalMethod
 from actstore.api.naica import NaicaMethod
 from actstore.api.selectivity import SelectivityMethod
 from actstore.cli import app
+from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -171,9 +172,13 @@ def test_coverage(text: actstore.Store, cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "state.safetensors").stat().st_size > 0
 
 
-def test_change(text: actstore.Store) -> None:
-    """Of a store from itself nothing changed: no neuron is selected."""
-    answer = text.change(text, share=0.5, capture="corpus")
+def test_change(text: actstore.Store, tmp_path: Path) -> None:
+    """Of a store from its copy nothing changed: no neuron is selected. From itself it is not compared."""
+    with pytest.raises(
+        InvalidInputError, match=r"Both are capture 'corpus' of .*, and a comparison needs two captures"
+    ):
+        text.change(text, share=0.5, capture="corpus")
+    answer = text.change(shutil.copytree(text.folder.location, tmp_path / "copy"), share=0.5, capture="corpus")
     assert answer.table.num_rows == 0
     assert answer.details.n_positions > 0
 

@@ -115,7 +115,7 @@ class Probes:
         partial: read the finished rounds only, instead of an error.
         """
         self.store, self.name = store, name
-        captures = {n.removeprefix(f"{name}-"): store.capture(n) for n in store.captures if n.startswith(f"{name}-")}
+        captures = {n.removeprefix(f"{name}-"): store.peek(n) for n in store.captures if n.startswith(f"{name}-")}
         captures = {k: c for k, c in captures.items() if _is_round(c, k) and (c.is_complete or not partial)}
         if not captures and not partial:
             raise NotFoundError(f"{store.folder} has no probes {name!r}. Make them: `store.graphs.probe()`.")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import actstore
 from actstore.engine.capture.api import RunOptions, capture
 
 if TYPE_CHECKING:
@@ -80,6 +81,35 @@ def test_what_cannot_be_compared(
     assert (done.status, done.out) == (2, "")
     assert message in done.err
     assert done.err.count("\n") == 1
+
+
+def test_a_capture_is_not_compared_with_itself(
+    cli: Callable[..., Result], made: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(made["base-store"])
+    for other in (made["base-store"], f"{made['base-store']}/", tmp_path / "link"):
+        for line in ((made["base-store"], other), ("patch", made["base-store"], other, made["prompts"])):
+            done = cli(*line)
+            assert (done.status, done.out) == (2, "")
+            assert done.err == (
+                f"Error: Both are capture 'corpus' of {made['base-store']}, and a comparison needs two captures: name the "
+                "store of the other model, or with --other-capture another capture.\n"
+            )
+
+
+def test_that_nothing_differs_is_an_answer(cli: Callable[..., Result], made: dict[str, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(made["base-store"], tmp_path / "copy")
+    n_tokens = json.loads(cli(made["base-store"], copy, "--json").out)["tokens"]
+    sentence = f"No neuron differs: both captures have the same activations at all {n_tokens:,} tokens compared."
+    done = cli(made["base-store"], copy)
+    assert (done.status, done.out, done.err) == (0, f"{sentence}\n", "")
+    value = json.loads(cli(made["base-store"], copy, "--json").out)
+    assert (value["selected"], value["neurons"], value["warnings"]) == (0, [], [sentence])
+    refused = cli("patch", made["base-store"], copy, made["prompts"])
+    assert (refused.status, refused.err) == (2, f"Error: {sentence} There is nothing to patch.\n")
+    answer = actstore.open(made["base-store"]).change(copy)
+    assert (answer.table.num_rows, answer.warnings) == (0, (sentence,))
+    assert actstore.open(made["base-store"]).change(made["tuned-store"]).warnings == ()
 
 
 def test_patching_the_changed_neurons_makes_the_model_the_other(
