@@ -23,7 +23,7 @@ from actstore.store.edits import Edit, EditedRows, EditRecord, RowPair, row_dige
 from actstore.store.files.records import PlanRecord
 from actstore.store.graphs.writer import GraphRecord, GraphWriter
 from actstore.store.layout import IMAGE, block_answers_key
-from actstore.store.model.root import read_root, write_root, write_tokenizer
+from actstore.store.model.root import write_neurons, write_root, write_tokenizer
 from actstore.store.model.weights import write_weights
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
@@ -152,13 +152,14 @@ def every_kind(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> di
     planted_stores.plant("memory://for-its-vocabulary")
     vocabulary = Store("memory://for-its-vocabulary").vocabulary
     write_tokenizer(folder, (tiny_model / "tokenizer.json").read_text(), vocabulary, "t" * 64)
+    write_neurons(folder, planted_stores.model_record(), None)
+    write_root(folder, dataclasses.replace(planted_stores.model_record(), weights=parts))
     planted_stores.plant(path)
     planted_stores.plant(path, "unfinished", planted_stores.Planted(blocks=(0, 2), finish=False))
     _plant_questions(folder)
     _plant_images(folder)
     _plant_graphs(folder)
     _plant_edit(folder)
-    write_root(folder, dataclasses.replace(read_root(folder), weights=parts))
     return {key: folder.read(key) for key, _ in folder.sizes() if not key.endswith(".lock")}
 
 

@@ -127,8 +127,9 @@ def begin(folder: Folder, name: str, what: Planted) -> tuple[CaptureRecord, Plan
     """The record and the plan of a planted capture, without a block yet; the store's root is written too."""
     plan_record, _ = plan_windows(folder, name, what)
     record = capture_record(name, plan_record, what)
-    root.write_neurons(folder, model_record(), None)
-    root.write_root(folder, model_record())
+    if not root.is_store(folder):
+        root.write_neurons(folder, model_record(), None)
+        root.write_root(folder, model_record())
     record = create_capture(folder, record)
     return record, Plan(folder, name, plan_record)
 

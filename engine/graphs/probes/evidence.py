@@ -290,6 +290,7 @@ def annotate_graphs(graphs: Graphs, probes: Probes, folder: Folder, name: str) -
     copy = GraphRecord(
         **{k: getattr(record, k) for k in ("method", "model_fingerprint", "tokenizer_fingerprint", "capture", "site")},
         name=name, written_by=written_by(), plan_fingerprint=record.plan_fingerprint, n_neurons=record.n_neurons,
+        capture_identity=record.capture_identity,
         settings=record.settings | {"probes": probes.name},
     )  # fmt: skip
     writer = GraphWriter(folder, copy)
