@@ -67,12 +67,14 @@ class Captures(Root):
         `NotFoundError` where there is none, `FormatError` where its record is damaged, lost, or another store's.
         """
         name = argument("name", name, str | None)
+        record = None
         if name is None:
-            name = self.default_capture() or layout.DEFAULT_CAPTURE
+            name, record = self._find_default() or (layout.DEFAULT_CAPTURE, None)
         if name in self._complete:
             return self._complete[name]
         is_plain = _PLAIN_NAME.fullmatch(name) is not None and name != "zarr.json"
-        record = self._record(name) if is_plain or name in self._names() else None
+        if record is None and (is_plain or name in self._names()):
+            record = self._record(name)
         if record is None:
             raise NotFoundError(
                 f"{self.folder} has no capture {name!r}. Its captures are: {', '.join(self.captures) or 'none'}."
@@ -81,18 +83,22 @@ class Captures(Root):
 
     def default_capture(self) -> str | None:
         """The name of the capture that is meant where none is named; None where that is not clear."""
-        if layout.DEFAULT_CAPTURE in self._complete:
-            return layout.DEFAULT_CAPTURE
-        names = self._names()
+        found = self._find_default()
+        return found and found[0]
+
+    def _find_default(self) -> tuple[str, CaptureRecord] | None:
+        """Name and record of the capture that is meant where none is named; None where that is not clear."""
         # The others are read only where there is no capture of the default name.
-        if layout.DEFAULT_CAPTURE in names and self._record(layout.DEFAULT_CAPTURE) is not None:
-            return layout.DEFAULT_CAPTURE
-        planned: list[str] = []
-        for name in names:
+        if (record := self._record(layout.DEFAULT_CAPTURE)) is not None:
+            return layout.DEFAULT_CAPTURE, record
+        planned: list[tuple[str, CaptureRecord]] = []
+        for name in self._names():
             try:
-                planned += [name] * (self._record(name) is not None)
+                record = self._record(name)
             except FormatError:
-                planned.append(name)  # it may have been the one that is meant
+                return None  # it may be the one that is meant
+            if record is not None:
+                planned.append((name, record))
             if len(planned) > 1:
                 return None
         return planned[0] if planned else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from actstore.store import layout
@@ -19,16 +20,15 @@ def read_capture(folder: Folder, name: str) -> CaptureRecord | None:
     `FormatError` where it is damaged, is another capture's, or is lost while blocks of the capture are there.
     """
     key = f"{layout.capture_key(name)}/zarr.json"
-    try:
-        group = folder.read_json(key)
-    except NotFoundError:
-        _check_not_lost(folder, name, "is missing")
-        return None
-    # Zarr makes the group as soon as the plan's first array is written; only a finished plan puts the record there.
-    attributes = group.get("attributes")
-    value = attributes.get("actstore_capture") if isinstance(attributes, dict) else None
+    what = "is missing"
+    value = None
+    with suppress(NotFoundError):
+        # Zarr makes the group as soon as the plan's first array is written; only a finished plan puts the record there.
+        attributes = folder.read_json(key).get("attributes")
+        value = attributes.get("actstore_capture") if isinstance(attributes, dict) else None
+        what = "lacks the attribute 'actstore_capture'"
     if value is None:
-        _check_not_lost(folder, name, "lacks the attribute 'actstore_capture'")
+        _check_not_lost(folder, name, what)
         return None
     if isinstance(value, dict):
         verify_checksum(value, f"{folder}/{key}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.layout import LOCK_NAME, capture_key, graphs_key
+from actstore.store.layout import LOCK_NAME, capture_key, edits_key, graphs_key
 from actstore.store.storage.lock import is_unlocked
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _ARRAYS: Final = ("values", "gate_sign", "scale", "threshold", "dropped")
 """Folders of a capture's sharded arrays. Their metadata comes before the record, their shards after it."""
 
-_FINISHED: Final = ("statistics", "neurons.parquet", "prompts.parquet", "queries.parquet")
+_FINISHED: Final = ("neurons.parquet", "prompts.parquet", "queries.parquet")
 
 _BEFORE_ROOT: Final = ("tokenizer", "weights", "neurons.parquet")
 """What a first capture writes at the root before the root's own record."""
@@ -35,20 +35,20 @@ def part_of_lost_capture(folder: Folder, capture: str) -> str | None:
         return f"{prefix}/{finished[0]}"
     if "blocks" in names and (blocks := folder.names(f"{prefix}/blocks")):
         return f"{prefix}/blocks/{blocks[0]}"
-    for array in sorted(names.intersection(_ARRAYS)):
+    for array in sorted(names.intersection((*_ARRAYS, "statistics"))):
         for key, _ in folder.sizes(f"{prefix}/{array}"):
-            if "/c/" in key:
+            if "/c/" in key or array == "statistics":
                 return key
     return None
 
 
 def part_of_lost_store(folder: Folder) -> str | None:
     """The key of something that is written only after a store's root; None where there is nothing of the kind."""
-    for name in folder.names("graphs"):
-        if folder.exists(key := graphs_key(name, "graph.json")):
+    records = [graphs_key(name, "graph.json") for name in folder.names("graphs")]
+    records += [edits_key(name, "edit.json") for name in folder.names("edits")]
+    for key in records:
+        if folder.exists(key):
             return key
-    if edits := folder.names("edits"):
-        return f"edits/{edits[0]}"
     for name in _captures(folder):
         key = f"{capture_key(name)}/zarr.json"
         try:

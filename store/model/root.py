@@ -121,7 +121,7 @@ def _attributes(folder: Folder) -> Any:  # JSON of any kind
 
 def _check_not_lost(folder: Folder, what: str) -> None:
     if (part := part_of_lost_store(folder)) is not None:
-        raise FormatError(f"{folder}/{_KEY} {what}, and {part} is there: the store's root is lost. {_RESTORE}")
+        raise FormatError(f"{folder}/{_KEY} {what}, and {part} is there: the store's root is lost. {_RESTORE}") from None
 
 
 def is_store(folder: Folder) -> bool:
@@ -279,7 +279,9 @@ def write_neurons(
 
 def read_neurons(folder: Folder) -> pa.Table:
     """The root's table of neurons, one row per neuron, layers ascending; older stores lack the columns `TOP_TOKENS`."""
-    return read_table(folder, table_key(None, "neurons"), ("layer", "neuron", "name", "module", "write_norm"))
+    key = table_key(None, "neurons")
+    check_beside_root(folder, key, read_root_record(folder))
+    return read_table(folder, key, ("layer", "neuron", "name", "module", "write_norm"))
 
 
 def _without(config: dict[str, Any], keys: set[str]) -> dict[str, Any]:

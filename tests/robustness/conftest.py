@@ -110,8 +110,9 @@ def _plant_images(folder: Folder) -> None:
 
 def _plant_graphs(folder: Folder) -> None:
     """Two neurons' graphs, each of two nodes."""
+    plan_fingerprint = Store(folder).capture("corpus").record.plan.fingerprint
     record = GraphRecord(
-        "graphs", "corpus", "actstore 0", "f" * 64, "t" * 64, "corpus", "p" * 64, "mlp.post", {}, n_neurons=2
+        "graphs", "corpus", "actstore 0", "f" * 64, "t" * 64, "corpus", plan_fingerprint, "mlp.post", {}, n_neurons=2
     )
     column = np.tile([-1, 0], 2).astype(np.int32)
     probability = np.array([0.25, 0.75, 0.5, 1], np.float32)
