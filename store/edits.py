@@ -129,7 +129,7 @@ def write_edit(folder: Folder, edit: Edit, *, replace: bool = False) -> EditReco
 
     check_name(edit.name)
     if (what := _other_model(folder, edit.record)) is not None:
-        raise InvalidInputError(f"The edit is {what}, {folder}. Keep it in a store of that model.")
+        raise InvalidInputError(f"This is {what}. Keep it in a store of that model, not in {folder}.")
     key = edits_key(edit.name, RECORD)
     if folder.exists(key):
         if not replace:
@@ -173,8 +173,8 @@ def read_record(folder: Folder, name: str | None = None) -> EditRecord:
         )
     verify_checksum(value, f"{folder}/{key}")
     record = EditRecord.from_json(value, f"{folder}/{key}")
-    if name is not None and (what := _other_model(folder, record)) is not None:
-        raise FormatError(f"{folder}/{key} is {what}. Make the edit again, or restore it from a copy.")
+    if name is not None and (foreign := _other_model(folder, record)) is not None:
+        raise FormatError(f"{folder}/{key} is {foreign}. Make the edit again, or restore it from a copy.")
     return record
 
 

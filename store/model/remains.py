@@ -71,9 +71,12 @@ def is_beginning(folder: Folder) -> bool:
 
 def unexpected_entry(folder: Folder) -> str | None:
     """The name of something that no first capture leaves in a folder without a root; None where there is none."""
-    is_begun = _is_begun(folder)
-    others = [name for name in folder.names("") if not is_begun or not (name in _OWN or _is_temporary(name))]
-    return others[0] if others else None
+    names = folder.names("")  # before it is asked what was begun: another process may be at it
+    if _is_begun(folder):
+        names = [name for name in names if not (name in _OWN or _is_temporary(name))]
+    elif not any(folder.names(capture_key(name)) for name in _captures(folder)):
+        names = [name for name in names if name != "captures"]  # another process has made it, and not its lock yet
+    return names[0] if names else None
 
 
 def remove_beginning(folder: Folder) -> None:

@@ -121,7 +121,9 @@ def _attributes(folder: Folder) -> Any:  # JSON of any kind
 
 def _check_not_lost(folder: Folder, what: str) -> None:
     if (part := part_of_lost_store(folder)) is not None:
-        raise FormatError(f"{folder}/{_KEY} {what}, and {part} is there: the store's root is lost. {_RESTORE}") from None
+        raise FormatError(
+            f"{folder}/{_KEY} {what}, and {part} is there: the store's root is lost. {_RESTORE}"
+        ) from None
 
 
 def is_store(folder: Folder) -> bool:

@@ -124,7 +124,7 @@ def capture_record(name: str, plan: PlanRecord, what: Planted) -> CaptureRecord:
 
 
 def change_root(folder: Folder, **changes: Any) -> None:
-    """Write the root of a store with other values, its checksum made good; None takes a value out, as earlier versions had it."""
+    """Write the root of a store with other values, its checksum made good; None takes a value out."""
     group = folder.read_json("zarr.json")
     values = group["attributes"]["actstore"] | changes
     group["attributes"]["actstore"] = with_checksum({key: value for key, value in values.items() if value is not None})

@@ -15,8 +15,7 @@ from transformers import AutoTokenizer
 
 from actstore.engine.capture.api import RunOptions, capture
 from actstore.engine.capture.run import Run
-from actstore.store.errors import ActstoreError, FormatError, InvalidInputError
-from actstore.store.model import root
+from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
 from actstore.store.verify import open_captures, verify_capture, verify_root
@@ -132,7 +131,9 @@ def test_a_root_that_another_process_has_written_meanwhile_is_read_again(
 
 def contents(store: Path, *below: str) -> dict[str, bytes]:
     """Every file of a store but locks, or those below some keys."""
-    files = {str(file.relative_to(store)): file for file in store.rglob("*") if file.is_file() and file.suffix != ".lock"}
+    files = {
+        str(file.relative_to(store)): file for file in store.rglob("*") if file.is_file() and file.suffix != ".lock"
+    }
     return {key: file.read_bytes() for key, file in files.items() if key.startswith(below or ("",))}
 
 
@@ -230,5 +231,7 @@ def test_contributions_of_other_weights_are_refused(tiny_model: Path, corpus: Pa
     store.contributions(5, everywhere=True)
     file = tmp_path / "store/weights/layer-1.safetensors"
     save_file({name: tensor * 2 for name, tensor in load_file(file).items()}, file)
-    with pytest.raises(FormatError, match="layer-1.safetensors is damaged: it is another file than the store was written"):
+    with pytest.raises(
+        FormatError, match=r"layer-1.safetensors is damaged: it is another file than the store was written"
+    ):
         store.contributions(5, everywhere=True)

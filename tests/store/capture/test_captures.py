@@ -69,7 +69,9 @@ def test_whatever_comes_after_a_record_proves_that_there_was_one(path: Path, lef
     shutil.rmtree(path / "captures/second")
     (path / "captures/second" / left).parent.mkdir(parents=True)
     (path / "captures/second" / left).write_bytes(data)
-    with pytest.raises(FormatError, match="the record of capture 'second' is lost. Restore it from a copy, or delete "):
+    with pytest.raises(
+        FormatError, match=r"the record of capture 'second' is lost. Restore it from a copy, or delete "
+    ):
         Store(path).capture("second")
 
 
@@ -81,11 +83,13 @@ def test_a_plan_that_was_not_finished_is_no_lost_capture(path: Path) -> None:
     (path / "captures/second/neurons.parquet").unlink()
     (path / "captures/second/zarr.json").unlink()
     assert [file.name for file in (path / "captures/second/values/mlp.post/1").iterdir()] == ["zarr.json"]
-    with pytest.raises(NotFoundError, match="has no capture 'second'. Its captures are: corpus."):
+    with pytest.raises(NotFoundError, match=r"has no capture 'second'. Its captures are: corpus."):
         Store(path).capture("second")
 
 
-@pytest.mark.parametrize("name", ["../store/captures/corpus", "", ".", "..", "zarr.json", "a/b", "x" * 300, "a\0b", "\ud800"])
+@pytest.mark.parametrize(
+    "name", ["../store/captures/corpus", "", ".", "..", "zarr.json", "a/b", "x" * 300, "a\0b", "\ud800"]
+)
 def test_a_name_that_is_none_is_not_found(path: Path, name: str) -> None:
     with pytest.raises(NotFoundError, match="has no capture"):
         Store(path).capture(name)
@@ -99,7 +103,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         original = getattr(Folder, method)
 
         def counted(self: Folder, key: str, *rest: Any, _original: Any = original) -> Any:
-            if key == "captures" or (key.startswith("captures/") and key.endswith("/zarr.json") and key.count("/") == 2):
+            if key == "captures" or (
+                key.startswith("captures/") and key.endswith("/zarr.json") and key.count("/") == 2
+            ):
                 counts[key] += 1
             return _original(self, key, *rest)
 

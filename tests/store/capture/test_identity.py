@@ -66,7 +66,9 @@ def test_a_capture_of_another_model_is_refused_in_stores_of_any_version(path: Pa
     model = dataclasses.replace(planted_stores.model_record(), fingerprint="e" * 64)
     planted_stores.change_root(folder, model=model.to_json(), id=None, files=None)
     change_record(path, root=None, identity=None)
-    with pytest.raises(FormatError, match=r"is a capture of another model \(fingerprint ffffffffffff…\) than that of the store"):
+    with pytest.raises(
+        FormatError, match=r"is a capture of another model \(fingerprint ffffffffffff…\) than that of the store"
+    ):
         Store(path).capture()
 
 
@@ -96,7 +98,9 @@ def test_a_block_of_another_capture_is_refused(path: Path, tmp_path: Path, what:
     (path / "captures/corpus/neurons.parquet").unlink()
     name = "plan" if "seed" in what else "identity"
     capture = Store(path).capture("corpus")
-    with pytest.raises(FormatError, match=f"blocks/1.json belongs to another capture: its {name} is [0-9a-f]{{12}}, expected"):
+    with pytest.raises(
+        FormatError, match=f"blocks/1.json belongs to another capture: its {name} is [0-9a-f]{{12}}, expected"
+    ):
         capture.statistics()
     assert "blocks/1.json" in [damage.key for damage in verify_capture(capture)]
 

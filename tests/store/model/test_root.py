@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import planted_stores
 import pytest
@@ -55,7 +55,9 @@ def test_a_root_that_is_damaged_or_lost_is_not_absent(path: Path, damage: str) -
     assert {key: Folder(path).read(key) for key, _ in Folder(path).sizes()} == before
 
 
-@pytest.mark.parametrize("rest", ["captures/corpus/blocks/0.json", "captures/corpus/neurons.parquet", "edits/a/edit.json"])
+@pytest.mark.parametrize(
+    "rest", ["captures/corpus/blocks/0.json", "captures/corpus/neurons.parquet", "edits/a/edit.json"]
+)
 def test_whatever_comes_after_the_root_proves_that_there_was_one(tmp_path: Path, rest: str) -> None:
     (tmp_path / rest).parent.mkdir(parents=True)
     (tmp_path / rest).write_text("{}")
@@ -117,16 +119,14 @@ def test_a_part_of_another_models_weights_is_refused(weighted: Callable[[str, fl
     (damage, _) = verify_root(ours)
     assert damage.key == "weights/layer-1.safetensors"
     assert damage.what.startswith("it is another file than the store was written with")
-    with pytest.raises(FormatError, match="layer-1.safetensors is damaged: it is another file than the store"):
+    with pytest.raises(FormatError, match=r"layer-1.safetensors is damaged: it is another file than the store"):
         read_weights(ours, "layer-1")
-    with pytest.raises(FormatError, match="unembedding.safetensors is damaged: it is another file than the store"):
+    with pytest.raises(FormatError, match=r"unembedding.safetensors is damaged: it is another file than the store"):
         read_rows(ours, "unembedding", "weight", [3])
     assert expected[1, 0] == 8
 
 
-def test_weights_that_a_store_was_made_without_are_refused(
-    weighted: Callable[[str, float], Path], path: Path
-) -> None:
+def test_weights_that_a_store_was_made_without_are_refused(weighted: Callable[[str, float], Path], path: Path) -> None:
     shutil.copytree(weighted("other", 2.0) / "weights", path / "weights")
     with pytest.raises(FormatError, match="the store was written without it"):
         read_weights(Folder(path), "layer-0")

@@ -140,9 +140,12 @@ def test_the_root_is_waited_for(folder, caplog):
 
 
 def test_waiting_for_the_root_is_bounded(folder):
-    with own_root(folder), pytest.raises(ReadOnlyError, match="^The root of .* is being written by process"):
-        with own_root(folder, timeout_s=0.3):
-            pass
+    with (
+        own_root(folder),
+        pytest.raises(ReadOnlyError, match=r"^The root of .* is being written by process"),
+        own_root(folder, timeout_s=0.3),
+    ):
+        pass
 
 
 def test_a_lock_whose_file_was_removed_is_taken_again(folder, tmp_path):
