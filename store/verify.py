@@ -39,7 +39,7 @@ from actstore.store.layout import (
     weights_key,
 )
 from actstore.store.model.root import (
-    bound_seal,
+    bound_checksums,
     check_beside_root,
     read_neurons,
     read_root_record,
@@ -156,7 +156,7 @@ def _check_vocabulary(folder: Folder) -> None:
 
 
 def _check_weights(folder: Folder, part: str) -> None:
-    verify_checksums(part, folder.read(weights_key(part)), whole=True, bound_to=bound_seal(folder, part))
+    verify_checksums(part, folder.read(weights_key(part)), whole=True, bound_to=bound_checksums(folder, part))
 
 
 def _check_edit(folder: Folder, name: str) -> None:

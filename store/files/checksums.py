@@ -26,8 +26,8 @@ def checksum_metadata(name: str, data: bytes) -> dict[str, str]:
 
 def read_checksums(header: bytes) -> str | None:
     """The checksums that a file's header says it has; None where it has none, as files of earlier versions."""
-    seal = json.loads(header[8 : _header_size(header)]).get("__metadata__", {}).get("seal")
-    return None if seal is None else str(seal)
+    found = json.loads(header[8 : _header_size(header)]).get("__metadata__", {}).get("seal")
+    return None if found is None else str(found)
 
 
 def verify_checksums(name: str, data: bytes, *, whole: bool, bound_to: str | None = None) -> None:

@@ -142,7 +142,7 @@ class RootRecord:
     id: str = ""
     """By which captures know it; empty in roots of earlier versions."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """Key → checksum of what the root was written with: tables by their bytes, weights by their seal; empty as `id`."""
+    """Key → checksum of what the root was written with: of tables by their bytes, of weights those in their own metadata."""
 
 
 def read_root_record(folder: Folder) -> RootRecord:
@@ -198,7 +198,7 @@ def check_beside_root(folder: Folder, key: str, root: RootRecord) -> None:
         )
 
 
-def bound_seal(folder: Folder, part: str) -> str | None:
+def bound_checksums(folder: Folder, part: str) -> str | None:
     """The checksums by which the store's root knows a part of the weights; None in a store of an earlier version.
 
     `ValueError` where the root knows no such part.
