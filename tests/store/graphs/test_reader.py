@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from planted_stores import Planted, plan_windows
 
 from actstore.kernels.suffix_trie.api import BOUNDARY, IGNORE, Nodes
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError, ReadOnlyError
@@ -53,13 +52,9 @@ def make_nodes(*graphs: Sequence[Row]) -> Nodes:
     )
 
 
-PLAN: str = plan_windows(Folder("memory://the-planted-plan", read_only=False), "corpus", Planted())[0].fingerprint
-"""The fingerprint of the plan that planted stores have."""
-
-
 def make_record(name: str = "graphs", n_neurons: int = 3, **changes: Any) -> GraphRecord:
     record = GraphRecord(
-        name, "corpus", "actstore 0", "f" * 64, "t" * 64, "corpus", PLAN, "mlp.post", {"gain": 0.5}, n_neurons
+        name, "corpus", "actstore 0", "f" * 64, "t" * 64, "gone", "p" * 64, "mlp.post", {"gain": 0.5}, n_neurons
     )
     return dataclasses.replace(record, **changes)
 
