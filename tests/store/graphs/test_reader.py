@@ -161,7 +161,7 @@ def test_finished_graphs_are_not_overwritten(folder: Folder) -> None:
         GraphWriter(folder, make_record())
     with pytest.raises(InvalidInputError, match=r"begun with gain 0\.5, now 2\.0: resume them as they were begun"):
         GraphWriter(folder, make_record(settings={"gain": 2.0}), resume=True)
-    with pytest.raises(InvalidInputError, match="begun with capture 'corpus', now 'other'"):
+    with pytest.raises(InvalidInputError, match="begun with capture 'gone', now 'other'"):
         GraphWriter(folder, make_record(capture="other"), resume=True)
     writer = GraphWriter(folder, make_record(), resume=True)
     assert writer.is_finished
