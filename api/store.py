@@ -156,10 +156,10 @@ class Store(reader.Store):
         - `model`: where the model is, if not where it was.
         - `images`: where captured images are now.
         """
-        from actstore.store.verify import verify_capture, verify_graphs, verify_root
+        from actstore.store.verify import open_captures, verify_capture, verify_graphs, verify_root
 
-        captures = [self.peek(name) for name in ([capture] if capture else self.captures)]
-        damage = [] if capture else list(verify_root(self.folder))
+        captures, damage = open_captures(self, capture)
+        damage += [] if capture else verify_root(self.folder)
         for opened in captures:
             damage += verify_capture(opened)
         if refill:

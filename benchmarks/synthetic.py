@@ -53,7 +53,8 @@ class Source(Protocol):
 def write_capture(source: Source, path: Path, name: str, n_tokens: int) -> None:
     """A capture of whole windows in the store at `path`, which is made where there is none."""
     folder = Folder(path, read_only=False)
-    root.write_root(folder, model_record(source.n_layers, source.n_neurons, source.n_vocabulary))
+    if not root.is_store(folder):
+        root.write_root(folder, model_record(source.n_layers, source.n_neurons, source.n_vocabulary))
     n_blocks = -(-n_tokens // BLOCK)
     sizes = [min(BLOCK, n_tokens - block * BLOCK) // WINDOW for block in range(n_blocks)]
     plan = PlanWriter(folder, name, BLOCK, {})

@@ -44,7 +44,7 @@ def info(store: StorePath, quiet: Quiet = False, as_json: Json = False) -> None:
     with terminal.spinner("adding up sizes", enabled=not quiet):
         opened = Store(store)
         described = describe_store(opened)
-        finished = [one for one in map(opened.peek, opened.captures) if one.is_finished]
+        finished = [one for one in opened.read_captures()[0].values() if one.is_finished]
         warnings = [sentence for one in finished for sentence in overflow_sentences(one, consequence=SEE)]
     if as_json:
         print_json(described)
@@ -77,11 +77,10 @@ def verify(
 
     Example: `actstore verify gpt2.actstore --refill 2`
     """
-    from actstore.store.verify import verify_graphs, verify_root
+    from actstore.store.verify import open_captures, verify_graphs, verify_root
 
     opened = Store(store)
-    captures = [opened.peek(name) for name in ([capture] if capture else opened.captures)]
-    damage: list[Damage] = []
+    captures, damage = open_captures(opened, capture)
     if not capture:
         with terminal.spinner("checking the store's own files", enabled=not quiet):
             damage += verify_root(opened.folder)

@@ -49,11 +49,13 @@ def html(subject: object) -> str:
 @html.register
 def _store_html(store: Store) -> str:
     """A store: its model, one row per capture."""
-    captures = [summarise_capture(store.peek(name)) for name in store.captures]
+    opened, damaged = store.read_captures()
+    captures = [summarise_capture(capture) for capture in opened.values()]
     rows = [
         (held["name"], held["tokens"], held["documents"], held["sites"], held["precision"], state_of(held))
         for held in captures
     ]
+    rows += [(name, "", "", "", "", f"damaged: {reason}") for name, reason in damaged.items()]
     columns = ["capture", ("tokens", "right"), ("documents", "right"), "sites", "precision", "state"]
     model = store.model
     n_neurons = sum(layer.neurons for layer in model.layers)

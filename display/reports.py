@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, set_cell_size
@@ -104,11 +105,13 @@ def describe_model(spec: ModelSpec) -> dict[str, Any]:
 
 def describe_store(store: Store) -> dict[str, Any]:
     """What `info` prints."""
-    captures = {}
-    for name in store.captures:
-        captures[name] = _describe_capture(store.peek(name)) | {
-            "bytes": sum(size for _, size in store.folder.sizes(f"captures/{name}"))
-        }
+    captures, reasons = store.read_captures()
+    nbytes: Counter[str] = Counter()
+    for key, size in store.folder.sizes():
+        nbytes[""] += size
+        if key.startswith("captures/"):
+            nbytes[key.split("/")[1]] += size
+    described = {name: _describe_capture(capture) | {"bytes": nbytes[name]} for name, capture in captures.items()}
     model = store.model
     return {
         "store": store.folder.location,
@@ -116,8 +119,9 @@ def describe_store(store: Store) -> dict[str, Any]:
         "model_type": model.model_type,
         "layers": len(model.layers),
         "neurons": sum(layer.neurons for layer in model.layers),
-        "bytes": sum(size for _, size in store.folder.sizes()),
-        "captures": captures,
+        "bytes": nbytes[""],
+        "captures": described,
+        "damaged": reasons,
     }
 
 
@@ -187,7 +191,10 @@ def print_store(value: dict[str, Any]) -> None:
         for held in (_summary(name, held) for name, held in value["captures"].items())
     ]
     columns = ["capture", ("tokens", "right"), ("documents", "right"), "sites", "precision", ("size", "right"), "state"]
+    rows += [(name, "", "", "", "", "", "damaged") for name in value["damaged"]]
     terminal.out.print(terminal.table(None, columns, rows))
+    for name, reason in value["damaged"].items():
+        terminal.out.print(f"{name}: damaged: {reason}", style="red", soft_wrap=True, markup=False)
 
 
 def neuron_summary(name: str, statistics: dict[str, Any], has_exemplars: bool) -> str:

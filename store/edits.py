@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -17,6 +18,7 @@ from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.files.records import Record, verify_checksum, with_checksum
 from actstore.store.files.shards import checksum
 from actstore.store.layout import edits_key
+from actstore.store.model.root import read_root
 from actstore.store.neurons import neuron_name
 from actstore.store.storage.folder import Folder
 
@@ -126,6 +128,8 @@ def write_edit(folder: Folder, edit: Edit, *, replace: bool = False) -> EditReco
     from safetensors.torch import save
 
     check_name(edit.name)
+    if (what := _other_model(folder, edit.record)) is not None:
+        raise InvalidInputError(f"This is {what}. Keep it in a store of that model, not in {folder}.")
     key = edits_key(edit.name, RECORD)
     if folder.exists(key):
         if not replace:
@@ -168,7 +172,24 @@ def read_record(folder: Folder, name: str | None = None) -> EditRecord:
             f"{folder}/{key} has format {value.get('format')}; this actstore reads edits up to {FORMAT}. Update actstore."
         )
     verify_checksum(value, f"{folder}/{key}")
-    return EditRecord.from_json(value, f"{folder}/{key}")
+    record = EditRecord.from_json(value, f"{folder}/{key}")
+    if name is not None and (foreign := _other_model(folder, record)) is not None:
+        raise FormatError(f"{folder}/{key} is {foreign}. Make the edit again, or restore it from a copy.")
+    return record
+
+
+def _other_model(folder: Folder, record: EditRecord) -> str | None:
+    """What to say of an edit whose model is another than that of the store it lies in; None where it is the same."""
+    try:
+        model = read_root(folder)
+    except NotFoundError:
+        return None  # a folder of edits without a store
+    if record.model_fingerprint == model.fingerprint:
+        return None
+    return (
+        f"an edit of another model, {record.model} (fingerprint {record.model_fingerprint[:12]}…), than the store's, "
+        f"{model.name} (fingerprint {model.fingerprint[:12]}…)"
+    )
 
 
 def read_edit(folder: Folder | str | Path, name: str | None = None) -> Edit:
@@ -195,8 +216,9 @@ def read_edit(folder: Folder | str | Path, name: str | None = None) -> Edit:
 
 
 def delete_edit(folder: Folder, name: str) -> None:
-    """Remove a store's edit; `NotFoundError` where there is none."""
-    read_record(folder, name)
+    """Remove a store's edit, whatever its state; `NotFoundError` where there is none."""
+    with suppress(FormatError):
+        read_record(folder, name)
     folder.delete(edits_key(name, RECORD))
     folder.delete(edits_key(name, "").rstrip("/"))
 

@@ -17,6 +17,7 @@ from actstore.store.capture.answers import damaged_answers, has_attributions
 from actstore.store.capture.commits import damaged_files, damaged_shards
 from actstore.store.capture.neuron_table import neuron_table
 from actstore.store.capture.patches import patches_sha256
+from actstore.store.capture.record import read_capture
 from actstore.store.capture.requests import has_requests, read_requests
 from actstore.store.capture.statistics import CaptureStatistics, read_block_statistics, sum_statistics
 from actstore.store.capture.writer import block_arrays
@@ -25,7 +26,8 @@ from actstore.store.edits import read_record as read_edit_record
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import BlockArray
 from actstore.store.files.checksums import verify_checksums
-from actstore.store.graphs.record import read_record
+from actstore.store.files.parquet import read_metadata
+from actstore.store.graphs.record import check_belongs, read_record
 from actstore.store.layout import (
     GATE_SIGN,
     TOKENIZER_KEY,
@@ -36,11 +38,19 @@ from actstore.store.layout import (
     table_key,
     weights_key,
 )
-from actstore.store.model.root import read_neurons, read_root, read_tokenizer, read_vocabulary
+from actstore.store.model.root import (
+    bound_checksums,
+    check_beside_root,
+    read_neurons,
+    read_root_record,
+    read_tokenizer,
+    read_vocabulary,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from actstore.store.capture.captures import Captures
     from actstore.store.reader import Capture
     from actstore.store.storage.folder import Folder
 
@@ -75,7 +85,7 @@ def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda bl
     name, folder = capture.record.name, capture.folder
     damage = []
     for block in capture.blocks:
-        damage += [_damage(name, block, key, what) for key, what in damaged_shards(folder, name, block)]
+        damage += [_damage(name, block, key, what) for key, what in damaged_shards(folder, capture.record, block)]
         on_block(block)
     # The table of neurons is written when every block is committed: from then on, none may lack its record.
     if folder.exists(table_key(name, "neurons")):
@@ -88,13 +98,31 @@ def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda bl
     return damage
 
 
+def open_captures(store: Captures, name: str | None = None) -> tuple[list[Capture], list[Damage]]:
+    """The captures to be verified, of all or of one name, and those that cannot be: damaged, lost, or from elsewhere.
+
+    `NotFoundError` where there is none of that name.
+    """
+    if name is None:
+        captures, reasons = store.read_captures()
+    else:
+        captures, reasons = {}, {}
+        try:
+            captures[name] = store.capture(name)
+        except FormatError as error:
+            reasons[name] = str(error)
+    return [*captures.values()], [Damage(one, None, None, None, "zarr.json", what) for one, what in reasons.items()]
+
+
 def verify_root(folder: Folder) -> list[Damage]:
     """Everything damaged in what belongs to the store as a whole: its tables, tokenizer, weights and edits."""
+    root = read_root_record(folder)
     parts = [name.removesuffix(".safetensors") for name in folder.names("weights") if name.endswith(".safetensors")]
-    missing = [part for part in read_root(folder).weights if part not in parts]
+    missing = [part for part in root.model.weights if part not in parts]
+    tables = (table_key(None, "neurons"), VOCABULARY_KEY)
     checks: dict[str, Callable[[], object]] = {
         table_key(None, "neurons"): lambda: read_neurons(folder),
-        VOCABULARY_KEY: lambda: read_vocabulary(folder),
+        VOCABULARY_KEY: lambda: _check_vocabulary(folder),
         TOKENIZER_KEY: lambda: read_tokenizer(folder),
     }
     checks |= {weights_key(part): partial(_check_weights, folder, part) for part in parts}
@@ -103,15 +131,32 @@ def verify_root(folder: Folder) -> list[Damage]:
     damage = [Damage(None, None, None, None, weights_key(part), "missing; restore it from a copy") for part in missing]
     for key, check in checks.items():
         try:
+            if key in tables:
+                check_beside_root(folder, key, root)
             check()
         except (FormatError, NotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if folder.exists(key):
+            if folder.exists(key) or key in root.files:
                 damage.append(Damage(None, None, None, None, key, str(error)))
     return damage
 
 
+def _check_vocabulary(folder: Folder) -> None:
+    read_vocabulary(folder)
+    fingerprint = read_metadata(folder, VOCABULARY_KEY).get(b"fingerprint", b"").decode()
+    for name in folder.names("captures"):
+        try:
+            record = read_capture(folder, name)
+        except FormatError:
+            continue  # reported as that capture's damage
+        if record is not None and record.plan.tokenizer_fingerprint not in ("", fingerprint):
+            raise FormatError(
+                f"it is of another tokenizer (fingerprint {fingerprint[:12]}…) than the one of capture {name!r} (fingerprint "
+                f"{record.plan.tokenizer_fingerprint[:12]}…); restore it from a copy"
+            )
+
+
 def _check_weights(folder: Folder, part: str) -> None:
-    verify_checksums(part, folder.read(weights_key(part)), whole=True)
+    verify_checksums(part, folder.read(weights_key(part)), whole=True, bound_to=bound_checksums(folder, part))
 
 
 def _check_edit(folder: Folder, name: str) -> None:
@@ -125,7 +170,7 @@ def verify_graphs(folder: Folder, capture: str | None = None) -> tuple[list[str]
 
     All of a store's, or those of one capture; graphs whose record cannot be read may be any capture's.
     """
-    names, damage = [], []
+    names, damage, root = [], [], read_root_record(folder)
     for name in folder.names("graphs"):
         try:
             record = read_record(folder, name)
@@ -139,6 +184,10 @@ def verify_graphs(folder: Folder, capture: str | None = None) -> tuple[list[str]
             found = [("graph.json", "missing")]
             if record is not None:
                 found = list(damaged_files(folder, f"graphs/{name}", record.files))
+                try:
+                    check_belongs(folder, record, root)
+                except FormatError as error:
+                    found.append(("graph.json", str(error)))
         names.append(name)
         damage += [Damage(None, None, None, None, graphs_key(name, file), what, name) for file, what in found]
     return names, damage

@@ -17,7 +17,7 @@ from actstore.engine.capture.buffers import block_buffers
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.capture.run import Run, RunOptions, check_options, check_target
 from actstore.engine.inputs.questions import fingerprint, read_questions
-from actstore.engine.models.fingerprint import check_model, fingerprint_of
+from actstore.engine.models.fingerprint import check_root, fingerprint_of
 from actstore.engine.models.sources import ModelSource
 from actstore.kernels.pack.statistics import STATISTICS
 from actstore.store.arguments import argument, given_fields
@@ -152,8 +152,7 @@ class _AttributeRun(Run):
             statistics=tuple(STATISTICS),
             float_dtype="float32",
         )
-        if root.is_store(self.folder):
-            check_model(self.folder, root.read_root(self.folder).fingerprint, record.model_fingerprint, self.spec.name)
+        check_root(self.folder, record.model_fingerprint, self.spec.name)
         return record, model, tokenizer
 
     def _check_same(self, record: CaptureRecord, requested: Mapping[str, Any]) -> LoadedModel:

@@ -17,7 +17,7 @@ from actstore.engine.capture.run import Run
 from actstore.engine.capture.settings import CaptureSettings
 from actstore.engine.capture.sizes import affordable_slots, bytes_per_slot
 from actstore.engine.inputs.corpus import STDIN, CorpusDigest, CorpusOptions, CorpusReport, read_corpus
-from actstore.engine.models.fingerprint import check_model, fingerprint_of
+from actstore.engine.models.fingerprint import check_root, fingerprint_of
 from actstore.engine.models.tokenizer.load import TextTokenizer
 from actstore.kernels.pack.statistics import STATISTICS
 from actstore.store.errors import InvalidInputError
@@ -71,8 +71,7 @@ class CorpusRun(Run):
         plan = self._write_plan(settings, widths, tokenizer, count)
         model = self._load(self.options.dtype)
         record = capture_record(self.name, self.spec, model, fingerprint_of(model), settings, widths, plan)
-        if root.is_store(self.folder):
-            check_model(self.folder, root.read_root(self.folder).fingerprint, record.model_fingerprint, self.spec.name)
+        check_root(self.folder, record.model_fingerprint, self.spec.name)
         return record, model, tokenizer
 
     def _write_plan(

@@ -19,19 +19,21 @@ from transformers import PreTrainedTokenizerBase  # noqa: TC002
 
 from actstore.engine.capture.root import write_store_root
 from actstore.engine.capture.sizes import estimate_nbytes
-from actstore.engine.models.fingerprint import check_model, fingerprint_of
+from actstore.engine.models.fingerprint import check_model, check_root, fingerprint_of
 from actstore.engine.models.names import DTYPES
 from actstore.store import layout
 from actstore.store.arguments import Typed, argument
 from actstore.store.calls import checks
 from actstore.store.capture.commits import committed_blocks
+from actstore.store.capture.identity import check_belongs
 from actstore.store.capture.neuron_table import write_finished
 from actstore.store.capture.statistics import RunningStatistics, is_finished
 from actstore.store.capture.writer import CaptureWriter, create_capture
-from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError
+from actstore.store.errors import CaptureError, FormatError, InvalidInputError, NotFoundError, ReadOnlyError
 from actstore.store.model import root
+from actstore.store.model.remains import remove_beginning, remove_empty_store, unexpected_entry
 from actstore.store.reader import read_capture
-from actstore.store.storage.lock import is_unlocked, own
+from actstore.store.storage.lock import own, own_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,29 +93,25 @@ def check_target(folder: Folder, name: str, spec: ModelSpec, resume: bool) -> No
             raise InvalidInputError(
                 f"{folder} already has a capture {name!r}. Continue it with `resume=True`, or name the new one with `name`."
             )
-    elif folder.local_path() is not None:
-        # A first capture that was killed before the store's root was written leaves files that may be overwritten.
-        begun = any(folder.exists(f"captures/{other}/{layout.LOCK_NAME}") for other in folder.names("captures"))
-        own_names = {"captures", "tokenizer", "weights", "neurons.parquet", "zarr.json"} if begun else set()
-        unexpected = sorted({entry.removesuffix(".partial") for entry in folder.names("")} - own_names)
-        if unexpected:
-            raise InvalidInputError(
-                f"{folder} is a folder with other content ({unexpected[0]}, …). Name a new path for the store."
-            )
+    elif folder.local_path() is not None and (entry := unexpected_entry(folder)) is not None:
+        raise InvalidInputError(f"{folder} is a folder with other content ({entry}, …). Name a new path for the store.")
 
 
 def _remove_unplanned(folder: Folder, name: str) -> bool:
     """Remove a capture that failed before its plan was recorded, and the store with it if it was to be its first.
 
-    What a model has answered meanwhile is kept: it took a forward pass per token. Returns whether something is kept.
+    It must be owned. What a model has answered meanwhile is kept: it took a forward pass per token. Returns whether something
+    is kept.
     """
     if folder.names(layout.generated_prefix(name)):
         return True
-    if folder.local_path() is not None and is_unlocked(folder, name):
-        with suppress(OSError):
+    if folder.local_path() is not None:
+        # Who waits for the root is making a store of the folder.
+        with suppress(OSError, ReadOnlyError):
             folder.delete(layout.capture_key(name))
-            if not root.is_store(folder) and not set(folder.names("captures")) - {"zarr.json"}:
-                folder.delete("")
+            with own_root(folder, timeout_s=0):
+                if not root.is_store(folder):
+                    remove_empty_store(folder)
     return False
 
 
@@ -154,17 +152,25 @@ class Run(ABC):
         What stops a step from outside is a `CaptureError` that says how to go on, and what was committed stays. A capture whose
         plan was not completed is removed.
         """
+        with own(self.folder, self.name):
+            try:
+                with self.source.ready_to_run():
+                    yield
+            except BaseException as error:
+                record, is_kept = self._left_by_failure()
+                if isinstance(error, KeyboardInterrupt):
+                    raise CaptureError(self._interrupted(record, is_kept=is_kept)) from None
+                if record is not None and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise CaptureError(self._stopped(record, f"The disk of {self.folder} is full")) from None
+                raise
+
+    def _left_by_failure(self) -> tuple[CaptureRecord | None, bool]:
+        """The capture's record, and whether anything of the capture is kept, after removing one that was not planned."""
         try:
-            with own(self.folder, self.name), self.source.ready_to_run():
-                yield
-        except BaseException as error:
             record = read_capture(self.folder, self.name)
-            is_kept = record is not None or _remove_unplanned(self.folder, self.name)
-            if isinstance(error, KeyboardInterrupt):
-                raise CaptureError(self._interrupted(record, is_kept=is_kept)) from None
-            if record is not None and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise CaptureError(self._stopped(record, f"The disk of {self.folder} is full")) from None
-            raise
+            return record, record is not None or _remove_unplanned(self.folder, self.name)
+        except FormatError:
+            return None, True  # what is damaged, or lost, is not ours to remove
 
     def plan(self, requested: Mapping[str, object]) -> CaptureRecord:
         """Write the plan, the store's root and the capture's record, or check those that are there: the record.
@@ -177,6 +183,7 @@ class Run(ABC):
                 raise InvalidInputError(
                     f"{self.folder} already has a capture {self.name!r}. Continue it with `resume=True`."
                 )
+            check_belongs(self.folder, record, root.read_root_record(self.folder))
             self._check_command(record)
             self._loaded = self._check_same(record, requested)
             return record
@@ -283,10 +290,17 @@ class Run(ABC):
             )
 
     def _write_root(self, model: LoadedModel, record: CaptureRecord, tokenizer: TextTokenizer | None) -> None:
-        if tokenizer is not None:
-            root.write_tokenizer(self.folder, tokenizer.to_json(), tokenizer.vocabulary(), tokenizer.fingerprint)
-        if not root.is_store(self.folder):
-            write_store_root(self.folder, model, record.model_fingerprint, weights=self.options.weights)
+        """Write the root where there is none yet; `InvalidInputError` where another process has made it of another model."""
+        with own_root(self.folder):
+            is_first = not root.is_store(self.folder)
+            if is_first:
+                remove_beginning(self.folder)
+            else:
+                check_root(self.folder, record.model_fingerprint, self.spec.name)
+            if tokenizer is not None:
+                root.write_tokenizer(self.folder, tokenizer.to_json(), tokenizer.vocabulary(), tokenizer.fingerprint)
+            if is_first:
+                write_store_root(self.folder, model, record.model_fingerprint, weights=self.options.weights)
 
     def _refuse(self, differences: list[str]) -> None:
         """Raise where something differs from what the capture was begun with."""

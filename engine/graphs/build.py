@@ -291,6 +291,7 @@ def _describe(
         tokenizer_fingerprint=plan.tokenizer_fingerprint,
         capture=capture.record.name,
         plan_fingerprint=plan.fingerprint,
+        capture_identity=capture.record.identity,
         site=site,
         settings=dataclasses.asdict(settings)
         | {"neurons": neurons, "leave_out": windows, "blocks": len(capture.blocks)}

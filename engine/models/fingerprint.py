@@ -35,6 +35,18 @@ def check_model(folder: Folder, expected: str, actual: str, name: str) -> None:
         )
 
 
+def check_root(folder: Folder, actual: str, name: str) -> None:
+    """Raise `InvalidInputError` where a store, if there is one, has another model than that of a fingerprint."""
+    if not root.is_store(folder):
+        return
+    held = root.read_root(folder)
+    if held.fingerprint != actual:
+        raise InvalidInputError(
+            f"{folder} holds another model than {name}: {held.name}, whose fingerprint is {held.fingerprint[:12]}…, found "
+            f"{actual[:12]}…. The weights, the configuration or `dtype` differ. One store has one model: name another store."
+        )
+
+
 def model_record(model: LoadedModel, fingerprint: str) -> ModelRecord:
     """The record of a model in a store; `fingerprint` is its `fingerprint_of`."""
     spec = model.spec

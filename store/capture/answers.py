@@ -134,7 +134,7 @@ class Answers:
         of_documents: list[Any] = [None] * self._documents.num_rows
         for block in self.capture.blocks:
             key = block_answers_key(name, block)
-            check_file(folder, name, block, key)
+            check_file(folder, self.capture.record, block, key)
             with undamaged(folder, key):
                 table = read_table(folder, key)
                 for document, values in zip(*(table[c].to_pylist() for c in ANSWERS.names), strict=True):

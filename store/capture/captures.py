@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 from actstore.store import layout
 from actstore.store.arguments import argument
 from actstore.store.calls import checks
+from actstore.store.capture.identity import check_belongs
 from actstore.store.capture.reader import Capture
 from actstore.store.capture.record import read_capture
 from actstore.store.capture.unfinished import logger, unfinished_sentence
-from actstore.store.errors import NotFoundError
+from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.model.root import Root
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
+
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
+"""Names that can be looked up without listing the folder of captures: those that a capture can be given."""
 
 
 @checks
@@ -28,17 +33,40 @@ class Captures(Root):
         """As `Root`."""
         super().__init__(location)
         self._complete: dict[str, Capture] = {}
+        self._reported: set[str] = set()
         self._warned_of: set[str] = set()
 
     @property
     def captures(self) -> tuple[str, ...]:
-        """The names of the captures that have a plan."""
-        return tuple(name for name in self._names() if self._record(name) is not None)
+        """The names of the captures that have a plan; one that cannot be read is left out, with a warning in the log."""
+        names = []
+        for name in self._names():
+            try:
+                names += [name] * (self._record(name) is not None)
+            except FormatError as error:
+                if name not in self._reported:
+                    logger.warning("Capture %r is left out, as it cannot be read: %s", name, error)
+                    self._reported.add(name)
+        return tuple(names)
+
+    def read_captures(self) -> tuple[dict[str, Capture], dict[str, str]]:
+        """All captures by name, and of those whose record cannot be read the reason; each record is read once."""
+        captures, reasons = {}, {}
+        for name in self._names():
+            try:
+                record = self._record(name)
+            except FormatError as error:
+                reasons[name] = str(error)
+            else:
+                if record is not None:
+                    captures[name] = self._open(name, record)
+        return captures, reasons
 
     def capture(self, name: str | None = None) -> Capture:
         """A capture by name; without one, the only capture or else the one called `corpus`.
 
-        That it is unfinished, the logger `actstore` warns of the first time.
+        That it is unfinished, the logger `actstore` warns of the first time. `NotFoundError` where there is none, `FormatError`
+        where its record is damaged, lost, or another store's.
         """
         capture = self.peek(name)
         sentence = unfinished_sentence(capture)
@@ -50,34 +78,63 @@ class Captures(Root):
     def peek(self, name: str | None = None) -> Capture:
         """As `capture`, without a warning: for what looks at captures to choose one, or itself says how far they are."""
         name = argument("name", name, str | None)
+        record = None
         if name is None:
-            name = self.default_capture() or layout.DEFAULT_CAPTURE
+            name, record = self._find_default() or (layout.DEFAULT_CAPTURE, None)
         if name in self._complete:
             return self._complete[name]
-        record = self._record(name) if name in self._names() else None
+        is_plain = _PLAIN_NAME.fullmatch(name) is not None and name != "zarr.json"
+        if record is None and (is_plain or name in self._names()):
+            record = self._record(name)
         if record is None:
             raise NotFoundError(
                 f"{self.folder} has no capture {name!r}. Its captures are: {', '.join(self.captures) or 'none'}."
             )
+        return self._open(name, record)
+
+    def default_capture(self) -> str | None:
+        """The name of the capture that is meant where none is named; None where that is not clear."""
+        found = self._find_default()
+        return found and found[0]
+
+    def _find_default(self) -> tuple[str, CaptureRecord] | None:
+        """Name and record of the capture that is meant where none is named; None where that is not clear."""
+        # The others are read only where there is no capture of the default name.
+        if (record := self._record(layout.DEFAULT_CAPTURE)) is not None:
+            return layout.DEFAULT_CAPTURE, record
+        planned: list[tuple[str, CaptureRecord]] = []
+        for name in self._names():
+            try:
+                record = self._record(name)
+            except FormatError:
+                return None  # it may be the one that is meant
+            if record is not None:
+                planned.append((name, record))
+            if len(planned) > 1:
+                return None
+        return planned[0] if planned else None
+
+    def _open(self, name: str, record: CaptureRecord) -> Capture:
+        if name in self._complete:
+            return self._complete[name]
         capture = Capture(self, record)
         if capture.is_complete:
             # Nothing will be added to it, so what one question read (statistics, mapped shards) serves the next.
             self._complete[name] = capture
         return capture
 
-    def default_capture(self) -> str | None:
-        """The name of the capture that is meant where none is named; None where that is not clear."""
-        names = self._names()
-        # The others are read only where there is no capture of the default name.
-        if layout.DEFAULT_CAPTURE in names and self._record(layout.DEFAULT_CAPTURE) is not None:
-            return layout.DEFAULT_CAPTURE
-        planned = [name for name in names if self._record(name) is not None]
-        return planned[0] if len(planned) == 1 else None
-
     def _names(self) -> list[str]:
         """What lies in the folder of captures, with a plan or without."""
         return [name for name in self.folder.names("captures") if name != "zarr.json"]
 
     def _record(self, name: str) -> CaptureRecord | None:
-        """The record of a capture, read now: another process may have added it; None where its plan is not finished."""
-        return self._complete[name].record if name in self._complete else read_capture(self.folder, name)
+        """The record of a capture, read now: another process may have added it; None where its plan is not finished.
+
+        `FormatError` where it is damaged or lost, and where the capture is another store's.
+        """
+        if name in self._complete:
+            return self._complete[name].record
+        record = read_capture(self.folder, name)
+        if record is not None:
+            check_belongs(self.folder, record, self.root_record)
+        return record

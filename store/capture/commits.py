@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from actstore.store.capture.identity import check_commit
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.records import CommitRecord
 from actstore.store.files.shards import source_checksum
@@ -12,6 +13,7 @@ from actstore.store.layout import capture_key, commit_key
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
 
 
@@ -21,35 +23,36 @@ def committed_blocks(folder: Folder, capture: str) -> list[int]:
     return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
 
 
-def read_commit(folder: Folder, capture: str, block: int) -> CommitRecord:
-    """The commit record of a block; `FormatError` where it is damaged."""
-    key = commit_key(capture, block)
+def read_commit(folder: Folder, capture: CaptureRecord, block: int) -> CommitRecord:
+    """The commit record of a block; `FormatError` where it is damaged, or of another capture."""
+    key = commit_key(capture.name, block)
     where = f"{folder}/{key}"
     record = CommitRecord.from_json(folder.read_json(key), where)
     if record.block != block or record.with_checksum().checksum != record.checksum:
         raise FormatError(
             f"{where} is damaged: its checksum does not match. Delete it and resume the capture with `resume=True`."
         )
+    check_commit(folder, record, capture)
     return record
 
 
-def check_file(folder: Folder, capture: str, block: int, key: str) -> None:
+def check_file(folder: Folder, capture: CaptureRecord, block: int, key: str) -> None:
     """Raise `FormatError` where the small file `key` of a block is not what the block's commit record says."""
-    prefix = capture_key(capture)
+    prefix = capture_key(capture.name)
     short = key.removeprefix(f"{prefix}/")
     shards = read_commit(folder, capture, block).shards
     for _, what in damaged_files(folder, prefix, {short: shards[short]} if short in shards else {}):
         raise FormatError(f"{folder}/{key} is damaged: {what}. Run `store.verify()` to find every damage.")
 
 
-def damaged_shards(folder: Folder, capture: str, block: int) -> Iterator[tuple[str, str]]:
+def damaged_shards(folder: Folder, capture: CaptureRecord, block: int) -> Iterator[tuple[str, str]]:
     """(key below the capture, reason) of every shard of a block that does not match its commit record."""
     try:
         record = read_commit(folder, capture, block)
     except FormatError as error:
-        yield commit_key(capture, block).removeprefix(f"{capture_key(capture)}/"), str(error)
+        yield commit_key(capture.name, block).removeprefix(f"{capture_key(capture.name)}/"), str(error)
         return
-    yield from damaged_files(folder, capture_key(capture), record.shards)
+    yield from damaged_files(folder, capture_key(capture.name), record.shards)
 
 
 def damaged_files(folder: Folder, prefix: str, files: Mapping[str, tuple[int, str]]) -> Iterator[tuple[str, str]]:

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from actstore.store import layout
-from actstore.store.errors import NotFoundError
+from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.records import CaptureRecord, verify_checksum
+from actstore.store.model.remains import part_of_lost_capture
 
 if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
 
 
 def read_capture(folder: Folder, name: str) -> CaptureRecord | None:
-    """The record of a planned capture; None where there is none."""
+    """The record of a planned capture; None where there is none, and never was.
+
+    `FormatError` where it is damaged, is another capture's, or is lost while blocks of the capture are there.
+    """
     key = f"{layout.capture_key(name)}/zarr.json"
-    try:
-        group = folder.read_json(key)
-    except NotFoundError:
+    what = "is missing"
+    value = None
+    with suppress(NotFoundError):
+        # Zarr makes the group as soon as the plan's first array is written; only a finished plan puts the record there.
+        attributes = folder.read_json(key).get("attributes")
+        value = attributes.get("actstore_capture") if isinstance(attributes, dict) else None
+        what = "lacks the attribute 'actstore_capture'"
+    if value is None:
+        _check_not_lost(folder, name, what)
         return None
-    # Zarr makes the group as soon as the plan's first array is written; only a finished plan puts the record there.
-    attributes = group.get("attributes")
-    record = attributes.get("actstore_capture") if isinstance(attributes, dict) else None
-    if record is None:
-        return None
-    if isinstance(record, dict):
-        verify_checksum(record, f"{folder}/{key}")
-    return CaptureRecord.from_json(record, f"{folder}/{key}")
+    if isinstance(value, dict):
+        verify_checksum(value, f"{folder}/{key}")
+    record = CaptureRecord.from_json(value, f"{folder}/{key}")
+    if record.name != name:
+        raise FormatError(
+            f"{folder}/{key} is the record of a capture {record.name!r}, which lies in the folder of {name!r}. Rename the "
+            f"folder to {record.name!r}, or restore it from a copy."
+        )
+    return record
+
+
+def _check_not_lost(folder: Folder, name: str, what: str) -> None:
+    if (part := part_of_lost_capture(folder, name)) is not None:
+        prefix = f"{folder}/{layout.capture_key(name)}"
+        raise FormatError(
+            f"{prefix}/zarr.json {what}, and {part.removeprefix(layout.capture_key(name))[1:]} is there: the record of capture "
+            f"{name!r} is lost. Restore it from a copy, or delete {prefix} to discard the capture."
+        )

@@ -215,7 +215,7 @@ class RunningStatistics:
 def read_block_statistics(folder: Folder, record: CaptureRecord, block: int) -> CaptureStatistics:
     """One committed block's own statistics."""
     key = block_statistics_key(record.name, block)
-    check_file(folder, record.name, block, key)
+    check_file(folder, record, block, key)
     return CaptureStatistics.decode(folder.read(key), record, f"{folder}/{key}")[0]
 
 

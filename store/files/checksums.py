@@ -24,14 +24,24 @@ def checksum_metadata(name: str, data: bytes) -> dict[str, str]:
     return {"seal": f"{_header_checksum(name, json.loads(data[8:n_header]))} {checksum(data[n_header:])}"}
 
 
-def verify_checksums(name: str, data: bytes, *, whole: bool) -> None:
+def read_checksums(header: bytes) -> str | None:
+    """The checksums that a file's header says it has; None where it has none, as files of earlier versions."""
+    found = json.loads(header[8 : _header_size(header)]).get("__metadata__", {}).get("seal")
+    return None if found is None else str(found)
+
+
+def verify_checksums(name: str, data: bytes, *, whole: bool, bound_to: str | None = None) -> None:
     """Raise `ValueError` where a file does not match its checksums; `data` is its header, or the `whole` of it.
 
-    A file of an earlier version has none.
+    A file of an earlier version has none. `bound_to`: the checksums that whoever refers to the file knows it by.
     """
     n_header = _header_size(data)
     header = json.loads(data[8:n_header])
     expected = header.get("__metadata__", {}).get("seal")
+    if bound_to is not None and expected != bound_to:
+        raise ValueError(
+            f"it is another file than the store was written with: checksums {expected}, expected {bound_to}"
+        )
     if expected is None:
         return
     of_header, _, of_tensors = str(expected).partition(" ")

@@ -18,7 +18,7 @@ from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.files.shards import checksum
 from actstore.store.graphs.graph import GraphPath, GraphSet, NeuronGraph
 from actstore.store.graphs.nodes import BOUNDARY, IGNORE
-from actstore.store.graphs.record import NEURONS, NODES, GraphRecord, fault_of, graph_names, read_record
+from actstore.store.graphs.record import NEURONS, NODES, GraphRecord, check_belongs, fault_of, graph_names, read_record
 from actstore.store.layout import graphs_key
 from actstore.store.neurons import neuron_name, neuron_names, parse_neuron
 
@@ -54,6 +54,7 @@ class Graphs(GraphSet):
             held = f"{name!r}, only: {known}" if known else "yet"
             named = "" if name == "graphs" else f"name={name!r}"
             raise NotFoundError(f"{store.folder} has no graphs {held}. Make them: `store.graphs.build({named})`.")
+        check_belongs(store.folder, record, store.root_record)
         self.store, self.name, self.record = store, name, record
         self.neurons = self._open("neurons.arrow", NEURONS)
         self.nodes = self._open("nodes.arrow", NODES)

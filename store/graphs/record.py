@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
+from actstore.store.capture.record import read_capture
 from actstore.store.errors import FormatError
 from actstore.store.files.records import Record, verify_checksum
 from actstore.store.graphs.nodes import BOUNDARY
@@ -15,6 +16,7 @@ from actstore.store.layout import graphs_key
 
 if TYPE_CHECKING:
     from actstore.kernels.suffix_trie.api import Nodes
+    from actstore.store.model.root import RootRecord
     from actstore.store.storage.folder import Folder
 
 FORMAT: Final = 1
@@ -81,6 +83,8 @@ class GraphRecord(Record):
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
     """File → (bytes, CRC-32C)."""
     format: int = FORMAT
+    capture_identity: str = ""
+    """The identity of `capture`; empty in graphs of earlier versions, and of captures without one."""
 
 
 def graph_names(folder: Folder) -> tuple[str, ...]:
@@ -101,6 +105,33 @@ def read_record(folder: Folder, name: str) -> GraphRecord | None:
         )
     verify_checksum(value, f"{folder}/{key}")
     return GraphRecord.from_json(value, f"{folder}/{key}")
+
+
+def check_belongs(folder: Folder, record: GraphRecord, root: RootRecord) -> None:
+    """`FormatError` where graphs are of another model than the store's, or of another capture than the one of its name.
+
+    They outlive their capture: one that is not there, or cannot be read, is not compared.
+    """
+    if record.model_fingerprint != root.model.fingerprint:
+        raise _foreign(folder, record, "model", record.model_fingerprint, root.model.fingerprint)
+    try:
+        capture = read_capture(folder, record.capture)
+    except FormatError:
+        return
+    if capture is None:
+        return
+    if record.plan_fingerprint != capture.plan.fingerprint:
+        what = f"capture {record.capture!r}, by its plan"
+        raise _foreign(folder, record, what, record.plan_fingerprint, capture.plan.fingerprint)
+    if record.capture_identity and record.capture_identity != capture.identity:
+        raise _foreign(folder, record, f"capture {record.capture!r}", record.capture_identity, capture.identity)
+
+
+def _foreign(folder: Folder, record: GraphRecord, what: str, found: str, expected: str) -> FormatError:
+    return FormatError(
+        f"Graphs {record.name!r} of {folder} are of another {what}: fingerprint {found[:12]}…, expected {expected[:12]}…. "
+        "Build them again, or restore them from a copy."
+    )
 
 
 def fault_of(nodes: Nodes) -> str | None:

@@ -96,6 +96,8 @@ class GraphWriter:
             if item.name in ("written_by", "n_nodes", "files"):
                 continue
             before, now = getattr(earlier, item.name), getattr(self.record, item.name)
+            if item.name == "capture_identity" and not before:
+                continue  # begun by an earlier version
             if item.name == "settings":
                 changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
                 what = ", ".join(f"{k} {before.get(k)!r}, now {now.get(k)!r}" for k in changed)

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import uuid
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.files.checksums import read_checksums
 from actstore.store.files.parquet import read_metadata, read_table, undamaged, write_table
 from actstore.store.files.records import ModelRecord, verify_checksum, with_checksum
 from actstore.store.files.shards import checksum
@@ -22,7 +24,9 @@ from actstore.store.layout import (
     TOKENIZER_KEY,
     VOCABULARY_KEY,
     table_key,
+    weights_key,
 )
+from actstore.store.model.remains import is_beginning, part_of_lost_store
 from actstore.store.neurons import neuron_names
 from actstore.store.storage.folder import Folder
 
@@ -32,7 +36,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_ATTRIBUTE = "actstore"
+_ATTRIBUTE: Final = "actstore"
+_KEY: Final = "zarr.json"
+_RESTORE: Final = (
+    "Restore zarr.json from a copy of the store, or capture into a new folder; nothing is written into this one."
+)
 
 TOP_TOKENS: Final = {
     f"{side}_{column}": pa.list_(kind)
@@ -53,7 +61,10 @@ def now() -> str:
 
 
 def write_root(folder: Folder, model: ModelRecord) -> None:
-    """Make the folder a store of `model`; written last, after weights and tokenizer."""
+    """Make the folder a store of `model`; written last, after weights and tokenizer, and once.
+
+    It is bound to what stands beside it then. `InvalidInputError` where the folder has a root already.
+    """
     attributes = with_checksum(
         {
             "format": FORMAT,
@@ -61,27 +72,81 @@ def write_root(folder: Folder, model: ModelRecord) -> None:
             "created": now(),
             "id": uuid.uuid4().hex,
             "model": model.to_json(),
+            "files": _beside_root(folder),
         }
     )
-    folder.write_json("zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {_ATTRIBUTE: attributes}})
+    root = {"zarr_format": 3, "node_type": "group", "attributes": {_ATTRIBUTE: attributes}}
+    data = (json.dumps(root, ensure_ascii=False, indent=1) + "\n").encode()
+    try:
+        folder.create(_KEY, data)
+    except FileExistsError:
+        if is_store(folder):
+            raise InvalidInputError(
+                f"{folder} is a store already: its root is written once. Name another path."
+            ) from None
+        folder.write(_KEY, data)  # in place of the group that Zarr makes above its first array
+
+
+def _beside_root(folder: Folder) -> dict[str, str]:
+    """Key → checksum of the tables at the root, and of the parts of the weights, whose own checksums cover all their bytes."""
+    tables = [key for key in (table_key(None, "neurons"), VOCABULARY_KEY) if folder.exists(key)]
+    checksums: dict[str, str | None] = {key: checksum(folder.view(key)) for key in tables}
+    for name in folder.names("weights"):
+        if (part := name.removesuffix(".safetensors")) != name:
+            key = weights_key(part)
+            n_header = 8 + int.from_bytes(folder.read(key, 0, 8), "little")
+            checksums[key] = read_checksums(folder.read(key, 0, n_header))
+    return {key: found for key, found in checksums.items() if found is not None}
 
 
 def _attributes(folder: Folder) -> Any:  # JSON of any kind
-    """The value of actstore's attribute in the root's metadata; None where it has none."""
-    attributes = folder.read_json("zarr.json").get("attributes")
-    return attributes.get(_ATTRIBUTE) if isinstance(attributes, dict) else None
+    """The value of actstore's attribute in the root's metadata; None where it has none.
+
+    `NotFoundError` where there is no root and never was one; `FormatError` where it is damaged, or lost.
+    """
+    try:
+        attributes = folder.read_json(_KEY).get("attributes")
+    except FormatError as error:
+        if is_beginning(folder):
+            return None
+        raise FormatError(f"{str(error).removesuffix('.')}: the store's root is damaged. {_RESTORE}") from None
+    except NotFoundError:
+        _check_not_lost(folder, "is missing")
+        raise
+    found = attributes.get(_ATTRIBUTE) if isinstance(attributes, dict) else None
+    if found is None:
+        _check_not_lost(folder, f"lacks the attribute {_ATTRIBUTE!r}")
+    return found
+
+
+def _check_not_lost(folder: Folder, what: str) -> None:
+    if (part := part_of_lost_store(folder)) is not None:
+        raise FormatError(
+            f"{folder}/{_KEY} {what}, and {part} is there: the store's root is lost. {_RESTORE}"
+        ) from None
 
 
 def is_store(folder: Folder) -> bool:
-    """Whether the folder is a store, of whatever format."""
+    """Whether the folder is a store, of whatever format; `FormatError` where it is one whose root is damaged or lost."""
     try:
         return _attributes(folder) is not None
-    except (NotFoundError, FormatError):
+    except NotFoundError:
         return False
 
 
-def read_root(folder: Folder) -> ModelRecord:
-    """The model of the store; `NotFoundError` where there is no store, `FormatError` for a newer or damaged one."""
+@dataclass(frozen=True)
+class RootRecord:
+    """What a store's root says."""
+
+    model: ModelRecord
+    id: str = ""
+    """By which captures know it; empty in roots of earlier versions."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Key → checksum of what the root was written with: of tables by their bytes, of weights those in their own metadata."""
+
+
+def read_root_record(folder: Folder) -> RootRecord:
+    """The root; `NotFoundError` where there is no store, `FormatError` for one that is newer, damaged or lost."""
     try:
         attributes = _attributes(folder)
     except NotFoundError:
@@ -96,17 +161,55 @@ def read_root(folder: Folder) -> ModelRecord:
             f"{folder} has store format {version}, written by {attributes.get('written_by', 'an unknown program')}; this "
             f"actstore reads formats up to {FORMAT}. Update actstore."
         )
-    verify_checksum(attributes, f"{folder}/zarr.json")
-    return ModelRecord.from_json(attributes.get("model"), f"{folder}/zarr.json: model")
+    verify_checksum(attributes, f"{folder}/{_KEY}")
+    model = ModelRecord.from_json(attributes.get("model"), f"{folder}/{_KEY}: model")
+    root_id, files = attributes.get("id", ""), attributes.get("files", {})
+    if not isinstance(root_id, str) or not isinstance(files, dict):
+        raise FormatError(f"{folder}/{_KEY} is damaged: its id or its files are of another type. {_RESTORE}")
+    return RootRecord(model, root_id, files)
+
+
+def read_root(folder: Folder) -> ModelRecord:
+    """The model of the store; errors as of `read_root_record`."""
+    return read_root_record(folder).model
 
 
 def read_root_id(folder: Folder) -> str:
     """The id of the store's root, by which its captures know it; empty where there is none, or of an earlier version."""
     try:
-        attributes = _attributes(folder)
+        return read_root_record(folder).id
     except NotFoundError:
         return ""
-    return str(attributes.get("id", "")) if isinstance(attributes, dict) else ""
+
+
+def check_beside_root(folder: Folder, key: str, root: RootRecord) -> None:
+    """`FormatError` where a table at the root is not the one that the root was written with; older roots do not say."""
+    expected = root.files.get(key)
+    if expected is None:
+        return
+    try:
+        found = f"checksum {checksum(folder.view(key))}"
+    except NotFoundError:
+        found = "nothing"
+    if found != f"checksum {expected}":
+        raise FormatError(
+            f"{folder}/{key} is not what the store's root was written with: expected checksum {expected}, found {found}. It "
+            "is damaged, or another store's. Restore it from a copy."
+        )
+
+
+def bound_checksums(folder: Folder, part: str) -> str | None:
+    """The checksums by which the store's root knows a part of the weights; None in a store of an earlier version.
+
+    `ValueError` where the root knows no such part.
+    """
+    try:
+        root = read_root_record(folder)
+    except NotFoundError:
+        return None  # a root is written after its weights
+    if root.files and weights_key(part) not in root.files:
+        raise ValueError("the store was written without it, so that it must be another store's")
+    return root.files.get(weights_key(part))
 
 
 def write_tokenizer(folder: Folder, tokenizer_json: str | None, vocabulary: pa.Table, fingerprint: str) -> None:
@@ -178,7 +281,9 @@ def write_neurons(
 
 def read_neurons(folder: Folder) -> pa.Table:
     """The root's table of neurons, one row per neuron, layers ascending; older stores lack the columns `TOP_TOKENS`."""
-    return read_table(folder, table_key(None, "neurons"), ("layer", "neuron", "name", "module", "write_norm"))
+    key = table_key(None, "neurons")
+    check_beside_root(folder, key, read_root_record(folder))
+    return read_table(folder, key, ("layer", "neuron", "name", "module", "write_norm"))
 
 
 def _without(config: dict[str, Any], keys: set[str]) -> dict[str, Any]:
@@ -202,7 +307,8 @@ class Root:
     def __init__(self, location: str | Path | Folder) -> None:
         """Open the store at a path or URL; `NotFoundError` where there is none, `FormatError` for a newer one."""
         self.folder = location if isinstance(location, Folder) else Folder(location)
-        self.model: ModelRecord = read_root(self.folder)
+        self.root_record: RootRecord = read_root_record(self.folder)
+        self.model: ModelRecord = self.root_record.model
 
     def __reduce__(self) -> tuple[type[Root], tuple[Folder]]:
         """A store is pickled by its location, and opened again where it is unpickled."""
@@ -211,6 +317,7 @@ class Root:
     @cached_property
     def vocabulary(self) -> pa.Table | None:
         """One row per token id: token, piece, text, bytes, special; None where the store has no tokenizer."""
+        check_beside_root(self.folder, VOCABULARY_KEY, self.root_record)
         return read_vocabulary(self.folder)
 
     @cached_property

@@ -18,7 +18,7 @@ from safetensors.torch import save as save_safetensors
 from actstore.store.errors import ActstoreError, FormatError, NotFoundError
 from actstore.store.files.checksums import checksum_metadata, verify_checksums
 from actstore.store.layout import weights_key
-from actstore.store.model.root import read_root
+from actstore.store.model.root import bound_checksums, read_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -68,7 +68,7 @@ def read_weights(folder: Folder, part: str) -> dict[str, Tensor]:
     except NotFoundError:
         raise _missing(folder, part) from None
     with _reading(folder, part):
-        verify_checksums(part, data, whole=True)
+        verify_checksums(part, data, whole=True, bound_to=bound_checksums(folder, part))
         tensors = load_safetensors(data)
         if (required := _REQUIRED.get(part.partition("-")[0])) is not None and required not in tensors:
             raise ValueError(f"it lacks the tensor {required!r}")
@@ -95,7 +95,7 @@ def _opened(folder: Folder, part: str) -> Iterator[Any]:
     with _reading(folder, part):
         key = weights_key(part)
         n_header = 8 + int.from_bytes(folder.read(key, 0, 8), "little")
-        verify_checksums(part, folder.read(key, 0, n_header), whole=False)
+        verify_checksums(part, folder.read(key, 0, n_header), whole=False, bound_to=bound_checksums(folder, part))
         path = folder.local_path(key)
         assert path is not None
         with safe_open(path, framework="pt") as file:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,23 @@ class Folder:
         """Replace what is under `key`, so that a reader sees the old bytes or the new, never a part."""
         self._check_writable()
         self.storage.write(key, data)
+
+    def create(self, key: str, data: Bytes) -> None:
+        """Write what is under no key yet; `FileExistsError` where something is there already."""
+        self._check_writable()
+        path = self.local_path(key)
+        if path is None:
+            if self.exists(key):
+                raise FileExistsError(key)
+            self.storage.write(key, data)
+            return
+        # A link is made only where there is nothing, and appears whole.
+        written = f"{key}.{uuid.uuid4().hex}.partial"
+        self.storage.write(written, data)
+        try:
+            path.hardlink_to(self.storage.local_path(written) or path)
+        finally:
+            self.storage.delete(written)
 
     def writer(self, key: str) -> KeyWriter:
         """A binary file whose bytes appear under `key` when it is closed, unless it is left by an exception."""

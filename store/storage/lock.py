@@ -6,18 +6,29 @@ Storages without local files have no such lock: there the operator must see to i
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final
 
 from actstore.store.errors import ReadOnlyError
 from actstore.store.layout import LOCK_NAME, capture_key, graphs_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from actstore.store.storage.folder import Folder
+
+ROOT_TIMEOUT_S: Final = 1800.0
+"""How long to wait for another process that writes a store's root: the weights of a large model take minutes."""
+
+_GRACE_S: Final = 0.2
+"""How long a lock that is taken is tried again: whoever asks whether a capture is owned has it for a moment."""
+
+logger = logging.getLogger("actstore")
 
 
 @contextmanager
@@ -33,7 +44,10 @@ def check_unowned(folder: Folder, capture: str) -> None:
     path = folder.local_path(f"{capture_key(capture)}/{LOCK_NAME}")
     if path is not None and path.is_file():
         what = f"Capture {capture!r} of {folder} is"
-        with _own(folder, f"{capture_key(capture)}/{LOCK_NAME}", what, "name another capture", mark=False):
+        with (
+            suppress(FileNotFoundError),  # its owner has removed it
+            _own(folder, f"{capture_key(capture)}/{LOCK_NAME}", what, "name another capture", mark=False),
+        ):
             pass
 
 
@@ -47,6 +61,16 @@ def is_unlocked(folder: Folder, capture: str) -> bool:
 
 
 @contextmanager
+def own_root(folder: Folder, *, timeout_s: float = ROOT_TIMEOUT_S) -> Iterator[None]:
+    """Own the root of a store for writing: tokenizer, weights, table of neurons and the root's record.
+
+    Waits while another process has it, and logs that it does; `ReadOnlyError` where that takes longer than `timeout_s`.
+    """
+    with _own(folder, LOCK_NAME, f"The root of {folder} is", "name another store", timeout_s=timeout_s):
+        yield
+
+
+@contextmanager
 def own_graphs(folder: Folder, name: str) -> Iterator[None]:
     """Own the graphs called `name` for writing while the context lasts; `ReadOnlyError` as with `own`."""
     with _own(folder, graphs_key(name, LOCK_NAME), f"Graphs {name!r} of {folder} are", "name other graphs"):
@@ -54,23 +78,58 @@ def own_graphs(folder: Folder, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _own(folder: Folder, key: str, what: str, instead: str, *, mark: bool = True) -> Iterator[None]:
+def _own(
+    folder: Folder, key: str, what: str, instead: str, *, mark: bool = True, timeout_s: float = _GRACE_S
+) -> Iterator[None]:
     path = folder.local_path(key)
     if path is None:
         yield
         return
-    if mark:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT if mark else os.O_RDONLY, 0o644)
+    descriptor = _lock(path, mark=mark, timeout_s=timeout_s, what=what, instead=instead)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
-            raise ReadOnlyError(f"{what} being written by {owner}. Wait for it, or {instead}.") from None
         if mark:
             os.truncate(descriptor, 0)
             os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(path: Path, *, mark: bool, timeout_s: float, what: str, instead: str) -> int:
+    """The descriptor of the locked file at `path`, which is made where it is missing, if it is to be marked."""
+    deadline, is_announced = time.monotonic() + timeout_s, timeout_s <= _GRACE_S
+    while True:
+        try:
+            if mark:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT if mark else os.O_RDONLY, 0o644)
+        except FileNotFoundError:  # whoever had it has just removed the folder
+            if mark and time.monotonic() < deadline:
+                time.sleep(0.001)
+                continue
+            raise
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever had the lock before may have removed the file: this is then the lock of nothing.
+            if not mark or _is_at(path, descriptor):
+                return descriptor
+        except BlockingIOError:
+            owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                raise ReadOnlyError(f"{what} being written by {owner}. Wait for it, or {instead}.") from None
+            if not is_announced:
+                logger.warning("%s being written by %s: waiting for it.", what, owner)
+                is_announced = True
+            time.sleep(0.02)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -23,7 +23,7 @@ from actstore.store.edits import Edit, EditedRows, EditRecord, RowPair, row_dige
 from actstore.store.files.records import PlanRecord
 from actstore.store.graphs.writer import GraphRecord, GraphWriter
 from actstore.store.layout import IMAGE, block_answers_key
-from actstore.store.model.root import read_root, write_root, write_tokenizer
+from actstore.store.model.root import write_neurons, write_root, write_tokenizer
 from actstore.store.model.weights import write_weights
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
@@ -110,8 +110,9 @@ def _plant_images(folder: Folder) -> None:
 
 def _plant_graphs(folder: Folder) -> None:
     """Two neurons' graphs, each of two nodes."""
+    plan_fingerprint = Store(folder).capture("corpus").record.plan.fingerprint
     record = GraphRecord(
-        "graphs", "corpus", "actstore 0", "f" * 64, "t" * 64, "corpus", "p" * 64, "mlp.post", {}, n_neurons=2
+        "graphs", "corpus", "actstore 0", "f" * 64, "t" * 64, "corpus", plan_fingerprint, "mlp.post", {}, n_neurons=2
     )
     column = np.tile([-1, 0], 2).astype(np.int32)
     probability = np.array([0.25, 0.75, 0.5, 1], np.float32)
@@ -152,13 +153,14 @@ def every_kind(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> di
     planted_stores.plant("memory://for-its-vocabulary")
     vocabulary = Store("memory://for-its-vocabulary").vocabulary
     write_tokenizer(folder, (tiny_model / "tokenizer.json").read_text(), vocabulary, "t" * 64)
+    write_neurons(folder, planted_stores.model_record(), None)
+    write_root(folder, dataclasses.replace(planted_stores.model_record(), weights=parts))
     planted_stores.plant(path)
     planted_stores.plant(path, "unfinished", planted_stores.Planted(blocks=(0, 2), finish=False))
     _plant_questions(folder)
     _plant_images(folder)
     _plant_graphs(folder)
     _plant_edit(folder)
-    write_root(folder, dataclasses.replace(read_root(folder), weights=parts))
     return {key: folder.read(key) for key, _ in folder.sizes() if not key.endswith(".lock")}
 
 

@@ -73,6 +73,10 @@ def _corpus(path: Path) -> Any:
     return [capture.activations(layer, 2) for layer in (0, 1)], capture.gate_signs(1, 0), capture.tokens()
 
 
+def _commit(path: Path) -> Any:
+    return read_commit(Folder(path), Store(path).capture("corpus").record, 1).to_json()
+
+
 READERS: dict[str, list[Callable[[Path], Any]]] = {
     "zarr.json": [lambda path: Store(path).model.to_json()],
     "neurons.parquet": [lambda path: root.read_neurons(Folder(path)), _table("model")],
@@ -86,7 +90,9 @@ READERS: dict[str, list[Callable[[Path], Any]]] = {
         lambda path: encode_as(Store(path).capture("corpus"), "the quick"),
     ],
     "captures/corpus/zarr.json": [lambda path: Store(path).capture("corpus").record.to_json(), _corpus],
-    "captures/corpus/blocks/1.json": [lambda path: read_commit(Folder(path), "corpus", 1).to_json()],
+    "captures/corpus/blocks/1.json": [
+        lambda path: read_commit(Folder(path), Store(path).capture("corpus").record, 1).to_json()
+    ],
     "captures/unfinished/blocks/0.statistics.safetensors.zst": [
         lambda path: read_block_statistics(Folder(path), Store(path).capture("unfinished").record, 0).encode(),
         lambda path: Store(path).neurons("unfinished"),

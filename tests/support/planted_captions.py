@@ -116,7 +116,8 @@ def plant_captions(where: str | Path, name: str = "images", **what: Any) -> tupl
         sum(len(w.kept) for w in windows), asked.block_slots, len(blocks),
     )  # fmt: skip
     weights = make_weights(asked.seed)
-    _write_root(folder, weights, asked)
+    if not root.is_store(folder):
+        _write_root(folder, weights, asked)
     sites = {site: {str(i): n for i, n in enumerate((*LANGUAGE, VISION))} for site in asked.sites}
     planted = stores.Planted(gate_sign=False, precision=asked.precision)
     plan = Plan(folder, name, plan_record)

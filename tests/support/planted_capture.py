@@ -99,7 +99,8 @@ def plant_capture(
         }
     )
     root.write_tokenizer(folder, None, vocabulary, "t" * 64)
-    root.write_root(folder, replace(model, layers=of_model))
+    if not root.is_store(folder):
+        root.write_root(folder, replace(model, layers=of_model))
     record = create_capture(folder, record)
     plan = Plan(folder, "corpus", plan_record)
     with CaptureWriter(folder, record, n_threads=1, overlap=False) as out:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.kernels.suffix_trie.api import Nodes
+from actstore.store.capture.record import read_capture
 from actstore.store.files.records import LayerRecord, ModelRecord
 from actstore.store.graphs.reader import GraphRecord, Graphs
 from actstore.store.graphs.writer import GraphWriter
@@ -81,6 +82,8 @@ def plant_graphs(store: Store, neurons: dict[tuple[int, int], Sequence[Line]], *
         "settings": {"share": 0.5, "threshold": 0.4}, "n_neurons": len(neurons),
     }  # fmt: skip
     folder = Folder(store.folder.location, read_only=False)
+    if (capture := read_capture(folder, "corpus")) is not None:
+        described["plan_fingerprint"] = capture.plan.fingerprint
     writer = GraphWriter(folder, GraphRecord(**described | record))
     for layer in sorted({layer for layer, _ in neurons}):
         indices = sorted(n for of, n in neurons if of == layer)

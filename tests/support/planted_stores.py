@@ -20,7 +20,7 @@ from actstore.store.capture.neuron_table import write_finished
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
 from actstore.store.capture.statistics import CaptureStatistics, RunningStatistics
 from actstore.store.capture.writer import CaptureWriter, block_arrays, create_capture
-from actstore.store.files.records import CaptureRecord, LayerRecord, ModelRecord, PlanRecord
+from actstore.store.files.records import CaptureRecord, LayerRecord, ModelRecord, PlanRecord, with_checksum
 from actstore.store.model import root
 from actstore.store.reader import Capture, Store
 from actstore.store.storage.folder import Folder
@@ -123,12 +123,36 @@ def capture_record(name: str, plan: PlanRecord, what: Planted) -> CaptureRecord:
     )
 
 
+def change_root(folder: Folder, **changes: Any) -> None:
+    """Write the root of a store with other values, its checksum made good; None takes a value out."""
+    group = folder.read_json("zarr.json")
+    values = group["attributes"]["actstore"] | changes
+    group["attributes"]["actstore"] = with_checksum({key: value for key, value in values.items() if value is not None})
+    folder.write_json("zarr.json", group)
+
+
+def write_vocabulary(folder: Folder, mark: object = "") -> None:
+    """Write the vocabulary of planted stores; with a `mark`, one of other texts under the same fingerprint."""
+    texts = [f"{piece}{mark}" for piece in VOCABULARY]
+    pieces = pa.table(
+        {
+            "token": pa.array(range(len(VOCABULARY)), pa.int32()),
+            "piece": texts,
+            "text": texts,
+            "bytes": [text.encode() for text in texts],
+            "special": [False] * len(VOCABULARY),
+        }
+    )
+    root.write_tokenizer(folder, None, pieces, "t" * 64)
+
+
 def begin(folder: Folder, name: str, what: Planted) -> tuple[CaptureRecord, Plan]:
     """The record and the plan of a planted capture, without a block yet; the store's root is written too."""
     plan_record, _ = plan_windows(folder, name, what)
     record = capture_record(name, plan_record, what)
-    root.write_neurons(folder, model_record(), None)
-    root.write_root(folder, model_record())
+    if not root.is_store(folder):
+        root.write_neurons(folder, model_record(), None)
+        root.write_root(folder, model_record())
     record = create_capture(folder, record)
     return record, Plan(folder, name, plan_record)
 
@@ -137,16 +161,7 @@ def plant(location: str | Path, name: str = "corpus", what: Planted | None = Non
     """The values [neuron, token] by layer, in the order of the tokens table, that now stand in a capture at `location`."""
     what = what or Planted()
     folder = Folder(location, read_only=False)
-    pieces = pa.table(
-        {
-            "token": pa.array(range(len(VOCABULARY)), pa.int32()),
-            "piece": VOCABULARY,
-            "text": VOCABULARY,
-            "bytes": [piece.encode() for piece in VOCABULARY],
-            "special": [False] * len(VOCABULARY),
-        }
-    )
-    root.write_tokenizer(folder, None, pieces, "t" * 64)
+    write_vocabulary(folder)
     record, plan = begin(folder, name, what)
     rng = np.random.default_rng(what.seed + 1)
     values = {

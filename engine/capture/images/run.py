@@ -22,13 +22,12 @@ from actstore.engine.capture.run import Run
 from actstore.engine.capture.settings import ImageSettings
 from actstore.engine.capture.sizes import affordable_slots, bytes_per_slot
 from actstore.engine.inputs.images import ImageDigest, ImageOptions, read_images
-from actstore.engine.models.fingerprint import check_model, fingerprint_of
+from actstore.engine.models.fingerprint import check_root, fingerprint_of
 from actstore.engine.models.generate import AnswerFile, GenerationSettings, answers_key
 from actstore.engine.models.vision.inputs import VisionProcessor
 from actstore.store.capture.plan import Plan
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SLOT_MULTIPLE
-from actstore.store.model import root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -101,8 +100,7 @@ class ImageRun(Run):
             "processor_fingerprint": processor.fingerprint,
         }
         record = dataclasses.replace(record, settings={**record.settings, **further}, patches_sha256=patches_sha256)
-        if root.is_store(self.folder):
-            check_model(self.folder, root.read_root(self.folder).fingerprint, record.model_fingerprint, self.spec.name)
+        check_root(self.folder, record.model_fingerprint, self.spec.name)
         return record, self._model, processor.tokenizer
 
     @cached_property

@@ -15,7 +15,7 @@ from actstore.engine.graphs.probes.plan import NO_TOKEN
 from actstore.store.capture.overflow import LARGEST
 from actstore.store.capture.requests import REQUESTS, read_requests
 from actstore.store.capture.saturation import overflows_in_any, saturated_maxima
-from actstore.store.errors import InvalidInputError, NotFoundError
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.graphs.reader import IGNORE, GraphRecord, Graphs
 from actstore.store.graphs.writer import GraphWriter
 from actstore.store.model.root import written_by
@@ -115,7 +115,10 @@ class Probes:
         partial: read the finished rounds only, instead of an error.
         """
         self.store, self.name = store, name
-        captures = {n.removeprefix(f"{name}-"): store.peek(n) for n in store.captures if n.startswith(f"{name}-")}
+        opened, damaged = store.read_captures()
+        if unreadable := [n for n in damaged if n.startswith(f"{name}-")]:
+            raise FormatError(damaged[unreadable[0]])  # without this round, what the others say would be another answer
+        captures = {n.removeprefix(f"{name}-"): one for n, one in opened.items() if n.startswith(f"{name}-")}
         captures = {k: c for k, c in captures.items() if _is_round(c, k) and (c.is_complete or not partial)}
         if not captures and not partial:
             raise NotFoundError(f"{store.folder} has no probes {name!r}. Make them: `store.graphs.probe()`.")
@@ -290,6 +293,7 @@ def annotate_graphs(graphs: Graphs, probes: Probes, folder: Folder, name: str) -
     copy = GraphRecord(
         **{k: getattr(record, k) for k in ("method", "model_fingerprint", "tokenizer_fingerprint", "capture", "site")},
         name=name, written_by=written_by(), plan_fingerprint=record.plan_fingerprint, n_neurons=record.n_neurons,
+        capture_identity=record.capture_identity,
         settings=record.settings | {"probes": probes.name},
     )  # fmt: skip
     writer = GraphWriter(folder, copy)

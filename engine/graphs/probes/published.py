@@ -154,6 +154,7 @@ def build_published(
         tokenizer_fingerprint=corpus.plan.tokenizer_fingerprint,
         capture=corpus.name,
         plan_fingerprint=corpus.plan.fingerprint,
+        capture_identity=corpus.identity,
         site=settings_of_probes["site"],
         settings=dataclasses.asdict(settings) | {"probes": probes.name, "asked": settings_of_probes},
         n_neurons=len(probes.neurons),

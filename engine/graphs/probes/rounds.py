@@ -23,7 +23,7 @@ from actstore.engine.models.load import inspect_model
 from actstore.store.capture.requests import REQUESTS, write_requests
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SLOT_MULTIPLE
-from actstore.store.reader import Store
+from actstore.store.reader import Store, read_capture
 from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class ProbeSession:
         name = f"{self.name}-{kind}"
         folder = Folder(capture.store.folder.location, read_only=False)
         store = Store(folder)
-        is_begun = name in store.captures
+        is_begun = read_capture(folder, name) is not None
         if is_begun and not options.resume:
             raise InvalidInputError(
                 f"{folder} already has probes {name!r}. Continue them with `resume=True`, or choose another name with `probes`."

@@ -60,7 +60,7 @@ def contents(store: Path) -> dict[str, Any]:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if k not in ("created", "checksum")}
+        return {k: _timeless(v) for k, v in value.items() if k not in ("created", "checksum", "id", "root")}
     return value
 
 

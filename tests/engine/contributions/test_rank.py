@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import planted_stores
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 from actstore.engine.contributions.next_tokens import NextTokens, Place, find_slot
 from actstore.engine.contributions.ranking import Ranking
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
-from actstore.store.model.root import write_root
 from actstore.store.model.weights import write_weights
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
@@ -45,6 +45,7 @@ def keep_weights(
     norm = {"weight": tensors["gain"], "epsilon": torch.tensor(0.0), "centres": torch.tensor(centres)}
     folder = Folder(location, read_only=False)
     write_weights(folder, layers, {"unembedding": {"weight": tensors["unembedding"]}, "final_norm": norm})
+    planted_stores.change_root(folder, files=None)  # which were none when the root was written
     return Store(location)
 
 
@@ -340,7 +341,8 @@ def test_a_final_norm_that_was_lost_is_not_taken_for_none(make: Any) -> None:
     folder.delete("weights/final_norm.safetensors")
     assert store.contributions(8, k=3).to_pylist() != scores, "a store of an earlier version does not say what it had"
     assert verify_root(folder) == []
-    write_root(folder, dataclasses.replace(store.model, weights=("layer-0", "layer-1", "unembedding", "final_norm")))
+    model = dataclasses.replace(store.model, weights=("layer-0", "layer-1", "unembedding", "final_norm"))
+    planted_stores.change_root(folder, model=model.to_json())
     lost = Store(folder.location)
     with pytest.raises(FormatError, match=r"weights/final_norm\.safetensors is missing, a part of the weights"):
         lost.contributions(8, k=3)

@@ -102,7 +102,8 @@ def plant(
     )
     model = planted_stores.model_record()
     layers = tuple(replace(one, neurons=len(by_layer[one.layer])) for one in model.layers)
-    root.write_root(folder, replace(model, layers=layers))
+    if not root.is_store(folder):
+        root.write_root(folder, replace(model, layers=layers))
     record = create_capture(folder, record)
     plan = Plan(folder, name, plan_record)
     with CaptureWriter(folder, record, n_threads=1, overlap=False) as out:

@@ -16,6 +16,11 @@ from actstore.store.verify import verify_capture
 
 
 @pytest.fixture
+def record(record):
+    return dataclasses.replace(record, identity=record.identity_of())
+
+
+@pytest.fixture
 def folder(somewhere, record):
     folder = Folder(somewhere, read_only=False)
     create_capture(folder, record)
@@ -62,13 +67,13 @@ def test_a_block_appears_with_its_commit_record_and_not_before(folder, record):
             # The latest stays in flight while the next is filled; the ones before are there.
             assert committed_blocks(folder, "corpus") == list(range(block))
     assert seen == [(0, [0]), (1, [0, 1]), (2, [0, 1, 2])]
-    assert all(list(damaged_shards(folder, "corpus", block)) == [] for block in range(3))
+    assert all(list(damaged_shards(folder, read_capture(folder, "corpus"), block)) == [] for block in range(3))
 
 
 def test_the_commit_record_lists_every_shard(folder, record):
     with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
         writer.submit(2, arrays_of(record, 1), lambda: b"statistics", began=0.0)
-    commit = read_commit(folder, "corpus", 2)
+    commit = read_commit(folder, read_capture(folder, "corpus"), 2)
     expected = {shard_key(spec.key, 2) for spec in block_arrays(record)}
     expected.add("captures/corpus/blocks/2.statistics.safetensors.zst")
     assert {f"captures/corpus/{key}" for key in commit.shards} == expected
@@ -139,7 +144,7 @@ def test_a_full_disk_keeps_what_was_committed(folder, record, monkeypatch, full_
         "stays readable; make room and run again with `resume=True`."
     )
     assert committed_blocks(folder, "corpus") == [0, 1]
-    assert list(damaged_shards(folder, "corpus", 1)) == []
+    assert list(damaged_shards(folder, read_capture(folder, "corpus"), 1)) == []
 
 
 def test_a_disk_that_is_full_for_what_follows_a_commit(folder, record):
@@ -181,7 +186,7 @@ def test_damage_of_a_block_is_told(folder, record):
     folder.write("captures/corpus/blocks/1.statistics.safetensors.zst", b"statistigs")
     key = shard_key(values_key("corpus", "mlp.post", 0), 2)
     folder.write(key, folder.read(key)[:-1])
-    damage = [list(damaged_shards(folder, "corpus", block)) for block in range(3)]
+    damage = [list(damaged_shards(folder, read_capture(folder, "corpus"), block)) for block in range(3)]
     assert damage[0] == [("gate_sign/1/c/0/0", "missing")]
     assert damage[1][0][0] == "blocks/1.statistics.safetensors.zst"
     assert damage[1][0][1].startswith("checksum ")
@@ -195,7 +200,7 @@ def test_a_commit_record_of_another_block_is_damage(folder, record):
         writer.submit(0, arrays_of(record, 3), lambda: b"statistics", began=0.0)
     folder.write(commit_key("corpus", 1), folder.read(commit_key("corpus", 0)))
     with pytest.raises(FormatError, match=r"blocks/1\.json is damaged: its checksum does not match"):
-        read_commit(folder, "corpus", 1)
+        read_commit(folder, read_capture(folder, "corpus"), 1)
 
 
 @pytest.mark.parametrize("precision", ["exact", "half", "int8", "sparse", "none"])

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -246,7 +247,8 @@ def test_another_zarr_hierarchy_is_no_store(folder, root):
 def test_any_root_is_a_format_error(tmp_path_factory, value):
     folder = Folder(tmp_path_factory.getbasetemp() / "roots", read_only=False)
     folder.write("zarr.json", json.dumps(value).encode())
-    is_store(folder)
+    with suppress(FormatError):
+        is_store(folder)
     with pytest.raises(FormatError):
         read_root(folder)
     folder.write("captures/c/zarr.json", json.dumps({"attributes": value}).encode())

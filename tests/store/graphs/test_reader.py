@@ -54,7 +54,7 @@ def make_nodes(*graphs: Sequence[Row]) -> Nodes:
 
 def make_record(name: str = "graphs", n_neurons: int = 3, **changes: Any) -> GraphRecord:
     record = GraphRecord(
-        name, "corpus", "actstore 0", "f" * 64, "t" * 64, "corpus", "p" * 64, "mlp.post", {"gain": 0.5}, n_neurons
+        name, "corpus", "actstore 0", "f" * 64, "t" * 64, "gone", "p" * 64, "mlp.post", {"gain": 0.5}, n_neurons
     )
     return dataclasses.replace(record, **changes)
 
@@ -161,7 +161,7 @@ def test_finished_graphs_are_not_overwritten(folder: Folder) -> None:
         GraphWriter(folder, make_record())
     with pytest.raises(InvalidInputError, match=r"begun with gain 0\.5, now 2\.0: resume them as they were begun"):
         GraphWriter(folder, make_record(settings={"gain": 2.0}), resume=True)
-    with pytest.raises(InvalidInputError, match="begun with capture 'corpus', now 'other'"):
+    with pytest.raises(InvalidInputError, match="begun with capture 'gone', now 'other'"):
         GraphWriter(folder, make_record(capture="other"), resume=True)
     writer = GraphWriter(folder, make_record(), resume=True)
     assert writer.is_finished

@@ -1,13 +1,16 @@
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
 from actstore.store.errors import ReadOnlyError
 from actstore.store.storage.folder import Folder
-from actstore.store.storage.lock import check_unowned, is_unlocked, own, own_graphs
+from actstore.store.storage.lock import check_unowned, is_unlocked, own, own_graphs, own_root
 
 HOLD = """
 import sys
@@ -110,3 +113,57 @@ def test_graphs_are_owned_in_the_same_words(holder, folder):
     holder.wait()
     with own_graphs(folder, "graphs"):
         pass
+
+
+def test_the_root_is_waited_for(folder, caplog):
+    """Whoever comes second waits, says so, and has it once the first is done."""
+    held, done = threading.Event(), []
+
+    def hold():
+        with own_root(folder):
+            held.set()
+            while not caplog.messages:
+                time.sleep(0.01)
+            done.append("first")
+
+    first = threading.Thread(target=hold)
+    with caplog.at_level(logging.WARNING, "actstore"):
+        first.start()
+        held.wait()
+        with own_root(folder, timeout_s=60):
+            done.append("second")
+        first.join()
+    assert done == ["first", "second"]
+    assert caplog.messages == [
+        f"The root of {folder} is being written by process {os.getpid()} on {os.uname().nodename}: waiting for it."
+    ]
+
+
+def test_waiting_for_the_root_is_bounded(folder):
+    with (
+        own_root(folder),
+        pytest.raises(ReadOnlyError, match=r"^The root of .* is being written by process"),
+        own_root(folder, timeout_s=0.3),
+    ):
+        pass
+
+
+def test_a_lock_whose_file_was_removed_is_taken_again(folder, tmp_path):
+    """A first capture that fails removes its folder, with the lock that another process has just opened."""
+    opened = os.open
+
+    def open_then_remove(path, *rest):
+        descriptor = opened(path, *rest)
+        if removed.pop():
+            os.unlink(path)
+        return descriptor
+
+    removed = [False, True]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", open_then_remove)
+        with own(folder, "corpus"):
+            assert removed == []
+            assert (tmp_path / "captures/corpus/writer.lock").is_file()
+            patch.undo()
+            with pytest.raises(ReadOnlyError), own(folder, "corpus"):
+                pass

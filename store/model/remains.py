@@ -1,0 +1,122 @@
+"""What a folder holds whose root, or whose capture's record, is not there: the rest of what was lost, or a beginning.
+
+A store is made in this order: the plan of its first capture, tokenizer, weights, table of neurons, root, the capture's record,
+blocks. What comes later proves that what comes before it was there, and must not be written over. What proves nothing was left
+by a first capture that was killed, and may be overwritten.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.layout import LOCK_NAME, capture_key, edits_key, graphs_key
+from actstore.store.storage.lock import is_unlocked
+
+if TYPE_CHECKING:
+    from actstore.store.storage.folder import Folder
+
+_ARRAYS: Final = ("values", "gate_sign", "scale", "threshold", "dropped")
+"""Folders of a capture's sharded arrays. Their metadata comes before the record, their shards after it."""
+
+_FINISHED: Final = ("neurons.parquet", "prompts.parquet", "queries.parquet")
+
+_BEFORE_ROOT: Final = ("tokenizer", "weights", "neurons.parquet")
+"""What a first capture writes at the root before the root's own record."""
+
+_OWN: Final = frozenset({"captures", LOCK_NAME, "zarr.json", *_BEFORE_ROOT})
+
+
+def part_of_lost_capture(folder: Folder, capture: str) -> str | None:
+    """The key of something that is written only after a capture's record; None where there is nothing of the kind."""
+    prefix = capture_key(capture)
+    names = set(folder.names(prefix))
+    if finished := sorted(names.intersection(_FINISHED)):
+        return f"{prefix}/{finished[0]}"
+    if "blocks" in names and (blocks := folder.names(f"{prefix}/blocks")):
+        return f"{prefix}/blocks/{blocks[0]}"
+    for array in sorted(names.intersection((*_ARRAYS, "statistics"))):
+        for key, _ in folder.sizes(f"{prefix}/{array}"):
+            if "/c/" in key or array == "statistics":
+                return key
+    return None
+
+
+def part_of_lost_store(folder: Folder) -> str | None:
+    """The key of something that is written only after a store's root; None where there is nothing of the kind."""
+    records = [graphs_key(name, "graph.json") for name in folder.names("graphs")]
+    records += [edits_key(name, "edit.json") for name in folder.names("edits")]
+    for key in records:
+        if folder.exists(key):
+            return key
+    for name in _captures(folder):
+        key = f"{capture_key(name)}/zarr.json"
+        try:
+            attributes = folder.read_json(key).get("attributes")
+        except NotFoundError:
+            attributes = None
+        except FormatError:
+            return key
+        if isinstance(attributes, dict) and attributes.get("actstore_capture") is not None:
+            return key
+        if (part := part_of_lost_capture(folder, name)) is not None:
+            return part
+    return None
+
+
+def is_beginning(folder: Folder) -> bool:
+    """Whether a first capture was begun in the folder, and no part of a store ever came to be there."""
+    return _is_begun(folder) and part_of_lost_store(folder) is None
+
+
+def unexpected_entry(folder: Folder) -> str | None:
+    """The name of something that no first capture leaves in a folder without a root; None where there is none."""
+    names = folder.names("")  # before it is asked what was begun: another process may be at it
+    if _is_begun(folder):
+        names = [name for name in names if not (name in _OWN or _is_temporary(name))]
+    elif not any(folder.names(capture_key(name)) for name in _captures(folder)):
+        names = [name for name in names if name != "captures"]  # another process has made it, and not its lock yet
+    return names[0] if names else None
+
+
+def remove_beginning(folder: Folder) -> None:
+    """Remove what first captures that were killed have left outside their own folders; the root is owned, and not there."""
+    # Listed before it is asked whether anybody writes: while a plan is in the making, Zarr may have such files of its own.
+    temporary = [
+        f"{group}{name}" for group in ("", "captures/") for name in folder.names(group[:-1]) if _is_temporary(name)
+    ]
+    for key in _BEFORE_ROOT:
+        folder.delete(key)
+    # One capture is being written: that whose owner asks.
+    if temporary and sum(not is_unlocked(folder, name) for name in _captures(folder)) <= 1:
+        for key in temporary:
+            folder.delete(key)
+
+
+def remove_empty_store(folder: Folder) -> None:
+    """Remove a folder on a local disk in which no capture was begun, or none is left; its root is owned, and not there."""
+    path = folder.local_path()
+    if path is None or [name for name in _captures(folder) if not _is_temporary(name)]:
+        return
+    remove_beginning(folder)
+    # A folder that is not empty, as another capture has just been begun there, is an OSError, and stays.
+    (path / "captures" / "zarr.json").unlink(missing_ok=True)
+    (path / "captures").rmdir()
+    if not set(folder.names("")) - {"zarr.json", LOCK_NAME}:
+        (path / "zarr.json").unlink(missing_ok=True)
+        (path / LOCK_NAME).unlink(missing_ok=True)
+        path.rmdir()
+
+
+def _captures(folder: Folder) -> list[str]:
+    return [name for name in folder.names("captures") if name != "zarr.json"]
+
+
+def _is_begun(folder: Folder) -> bool:
+    return any(folder.exists(f"{capture_key(name)}/{LOCK_NAME}") for name in _captures(folder))
+
+
+def _is_temporary(name: str) -> bool:
+    """Whether we, or Zarr, were writing the file, to put it in the place of one at the root."""
+    stems = {entry.partition(".")[0] for entry in _OWN}
+    return name.endswith(".partial") and name.lstrip(".").partition(".")[0] in stems
