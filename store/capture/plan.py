@@ -21,8 +21,8 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from actstore.store.errors import FormatError
-from actstore.store.files.arrays import open_array, read_selection
 from actstore.store.files.parquet import TableWriter, open_table, undamaged
+from actstore.store.files.plain_arrays import open_array, read_selection
 from actstore.store.layout import FAST, PADDING, missing_value, plan_key, table_key
 
 if TYPE_CHECKING:

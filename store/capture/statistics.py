@@ -19,7 +19,7 @@ from safetensors.numpy import save as save_safetensors
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES, STATISTICS, Statistics
 from actstore.store.capture.commits import check_file, committed_blocks
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.files.arrays import read_array, write_array
+from actstore.store.files.plain_arrays import read_array, write_array
 from actstore.store.layout import (
     GATE_SIGN,
     block_statistics_key,

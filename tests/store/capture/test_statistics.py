@@ -8,7 +8,7 @@ from actstore.store.capture.commits import committed_blocks
 from actstore.store.capture.neuron_table import QUANTILES, neuron_table, write_finished
 from actstore.store.capture.statistics import CaptureStatistics, RunningStatistics, is_finished, sum_statistics
 from actstore.store.errors import FormatError
-from actstore.store.files.arrays import read_array
+from actstore.store.files.plain_arrays import read_array
 from actstore.store.files.records import CommitRecord
 from actstore.store.layout import block_statistics_key, commit_key, folded_statistics_key
 from actstore.store.reader import Store, read_capture
