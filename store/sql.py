@@ -16,6 +16,7 @@ import duckdb
 
 from actstore.store.capture.answers import answer_tables, has_attributions
 from actstore.store.capture.record import read_capture
+from actstore.store.capture.tables import expected_of
 from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.files.parquet import check_table, read_table
 from actstore.store.graphs.record import graph_names
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from actstore.store.capture.captures import Captures
     from actstore.store.capture.reader import Capture
+    from actstore.store.files.records import CaptureRecord
     from actstore.store.model.root import Root
 
 
@@ -117,9 +119,18 @@ def _quoted(name: str) -> str:
 
 def _add_capture(connection: duckdb.DuckDBPyConnection, capture: Capture, prefix: str, query: _Query) -> None:
     for table in ("documents", "windows", "patches"):
-        _add_table(connection, capture.store, f"{prefix}{table}", table_key(capture.record.name, table), query)
+        _add_table(
+            connection, capture.store, f"{prefix}{table}", table_key(capture.record.name, table), query, capture.record
+        )
     if capture.is_finished:
-        _add_table(connection, capture.store, f"{prefix}neurons", table_key(capture.record.name, "neurons"), query)
+        _add_table(
+            connection,
+            capture.store,
+            f"{prefix}neurons",
+            table_key(capture.record.name, "neurons"),
+            query,
+            capture.record,
+        )
     elif query.needs("neurons"):
         _add_arrow(connection, f"{prefix}neurons", capture.neurons().to_arrow())
     if has_attributions(capture) and (query.needs("prompts") or query.needs("queries")):
@@ -129,18 +140,29 @@ def _add_capture(connection: duckdb.DuckDBPyConnection, capture: Capture, prefix
         _add_arrow(connection, f"{prefix}tokens", capture.tokens().to_arrow())
 
 
-def _add_table(connection: duckdb.DuckDBPyConnection, store: Root, view: str, key: str, query: _Query) -> None:
-    """Show the table under `key` as `view`; where the query names it, every byte is checked first, as DuckDB does not."""
+def _add_table(
+    connection: duckdb.DuckDBPyConnection,
+    store: Root,
+    view: str,
+    key: str,
+    query: _Query,
+    record: CaptureRecord | None = None,
+) -> None:
+    """Show the table under `key`, one of the capture of a record where there is one, as `view`.
+
+    Where the query names it, every byte is checked first, as DuckDB does not.
+    """
     table = view.rpartition(".")[2]
     if not query.needs(table) or not store.folder.exists(key):
         return
     local_path = store.folder.local_path(key)
     if local_path is None:
-        _add_arrow(connection, view, read_table(store.folder, key))
+        expected = {} if record is None else expected_of(record, table)
+        _add_arrow(connection, view, read_table(store.folder, key, **expected))
         return
     is_named = query.contains(table)
     if is_named:
-        check_table(store.folder, key)
+        check_table(store.folder, key, **({} if record is None else expected_of(record, table)))
     path = str(local_path.absolute()).replace("'", "''")
     try:
         connection.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet('{path}')")

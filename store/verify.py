@@ -111,7 +111,7 @@ def verify_root(folder: Folder) -> list[Damage]:
 
 
 def _check_weights(folder: Folder, part: str) -> None:
-    verify_checksums(part, folder.read(weights_key(part)), whole=True)
+    verify_checksums(part, folder.source(weights_key(part)))
 
 
 def _check_edit(folder: Folder, name: str) -> None:
@@ -200,7 +200,7 @@ def _requests(capture: Capture) -> Iterator[tuple[str, str]]:
     """Whether the table of requests of a capture of probes is the one that was written."""
     if has_requests(capture.record):
         try:
-            read_requests(capture.folder, capture.record.name)
+            read_requests(capture.folder, capture.record.name, capture.record.plan_files.get("requests.arrow", ""))
         except FormatError as error:
             yield "requests.arrow", str(error)
 

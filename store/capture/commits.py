@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 from actstore.store.errors import FormatError, NotFoundError
@@ -12,6 +13,7 @@ from actstore.store.layout import capture_key, commit_key
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
 
 
@@ -31,6 +33,14 @@ def read_commit(folder: Folder, capture: str, block: int) -> CommitRecord:
             f"{where} is damaged: its checksum does not match. Delete it and resume the capture with `resume=True`."
         )
     return record
+
+
+def digest_commits(folder: Folder, record: CaptureRecord, n_blocks: int) -> bytes:
+    """SHA-256 over the capture's identity and the commit records of its first blocks: other blocks have another."""
+    digest = hashlib.sha256(f"{record.identity} {record.name}".encode())
+    for block in range(n_blocks):
+        digest.update(read_commit(folder, record.name, block).checksum.encode())
+    return digest.digest()
 
 
 def check_file(folder: Folder, capture: str, block: int, key: str) -> None:

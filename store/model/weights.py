@@ -17,8 +17,10 @@ from safetensors.torch import save as save_safetensors
 
 from actstore.store.errors import ActstoreError, FormatError, NotFoundError
 from actstore.store.files.checksums import checksum_metadata, verify_checksums
+from actstore.store.files.first_use import check_at_first_use
 from actstore.store.layout import weights_key
 from actstore.store.model.root import read_root
+from actstore.store.storage.pieces import MemorySource
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -68,7 +70,7 @@ def read_weights(folder: Folder, part: str) -> dict[str, Tensor]:
     except NotFoundError:
         raise _missing(folder, part) from None
     with _reading(folder, part):
-        verify_checksums(part, data, whole=True)
+        verify_checksums(part, MemorySource(data))
         tensors = load_safetensors(data)
         if (required := _REQUIRED.get(part.partition("-")[0])) is not None and required not in tensors:
             raise ValueError(f"it lacks the tensor {required!r}")
@@ -91,11 +93,10 @@ def _reading(folder: Folder, part: str) -> Iterator[None]:
 
 @contextmanager
 def _opened(folder: Folder, part: str) -> Iterator[Any]:
-    """A part on a local disk, to read some rows of: its header is verified, its tensors are not."""
+    """A part on a local disk, to read some rows of: it is verified whole when it is first used."""
     with _reading(folder, part):
         key = weights_key(part)
-        n_header = 8 + int.from_bytes(folder.read(key, 0, 8), "little")
-        verify_checksums(part, folder.read(key, 0, n_header), whole=False)
+        check_at_first_use(folder, key, lambda: verify_checksums(part, folder.source(key)))
         path = folder.local_path(key)
         assert path is not None
         with safe_open(path, framework="pt") as file:
@@ -129,7 +130,7 @@ def check_part(folder: Folder, part: str) -> None:
 
 
 def read_rows(folder: Folder, part: str, name: str, rows: Sequence[int]) -> Tensor:
-    """Some rows of a matrix among the weights, in the given order; on a local disk nothing else is read.
+    """Some rows of a matrix among the weights, in the given order; on a local disk nothing else is read, once it is verified.
 
     `NotFoundError` as `read_weights`; `IndexError` for a row out of range.
     """

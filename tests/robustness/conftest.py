@@ -45,7 +45,7 @@ def planting() -> ModuleType:
 def _fill(folder: Folder, record: CaptureRecord, files: dict[str, bytes]) -> None:
     """Random values in every block, `files` committed with the first."""
     record = create_capture(folder, record)
-    plan = Plan(folder, record.name, record.plan)
+    plan = Plan(folder, record.name, record.plan, record.plan_files)
     rng = np.random.default_rng(7)
     with CaptureWriter(folder, record, n_threads=1, overlap=False) as writer:
         for block in range(record.plan.n_blocks):
