@@ -26,16 +26,20 @@ def checksum_metadata(name: str, data: bytes) -> dict[str, str]:
     return {"seal": f"{_header_checksum(name, json.loads(data[8:n_header]))} {checksum(data[n_header:])}"}
 
 
-def verify_checksums(name: str, source: Source) -> None:
+def verify_checksums(name: str, source: Source, *, bound_to: str | None = None) -> None:
     """Raise `ValueError` where a file does not match its checksums; all of it is read, piece by piece.
 
-    A file of an earlier version has none.
+    A file of an earlier version has none. `bound_to`: the checksums that whoever refers to the file knows it by.
     """
     if source.nbytes < 8:
         raise ValueError(f"it has {source.nbytes} bytes")
     n_header = min(_header_size(bytes(source.read(0, 8))), source.nbytes)
     header = json.loads(bytes(source.read(8, n_header)))
     expected = header.get("__metadata__", {}).get("seal")
+    if bound_to is not None and expected != bound_to:
+        raise ValueError(
+            f"it is another file than the store was written with: checksums {expected}, expected {bound_to}"
+        )
     if expected is None:
         return
     of_header, _, of_tensors = str(expected).partition(" ")

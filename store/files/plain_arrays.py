@@ -113,8 +113,8 @@ class PlainArray:
         self._array = _open(folder, key)
         self._folder, self._key, self._may_lack_chunks = folder, key, may_lack_chunks
         self.shape, self.dtype = self._array.shape, self._array.dtype
-        attributes = dict(self._array.attrs)
-        self._checksums = attributes.get(CHECKSUMS)
+        attributes: dict[str, Any] = dict(self._array.attrs)
+        self._checksums: list[str] | None = attributes.get(CHECKSUMS)
         self.digest = array_digest(key, self.shape, self._array.chunks, self.dtype, attributes, identity)
         if digest:
             is_expected = self.digest == digest

@@ -30,8 +30,12 @@ if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
 
 
-_REQUIRED: Final = {"layer": "write_vectors", "unembedding": "weight"}
-"""The tensor that a part of the weights must have."""
+_REQUIRED: Final = {
+    "layer": ("write_vectors",),
+    "unembedding": ("weight",),
+    "final_norm": ("weight", "bias", "epsilon", "centres"),
+}
+"""The tensors of which a part of the weights must have one."""
 
 
 def write_weights(
@@ -72,8 +76,9 @@ def read_weights(folder: Folder, part: str) -> dict[str, Tensor]:
     with _reading(folder, part):
         verify_checksums(part, MemorySource(data))
         tensors = load_safetensors(data)
-        if (required := _REQUIRED.get(part.partition("-")[0])) is not None and required not in tensors:
-            raise ValueError(f"it lacks the tensor {required!r}")
+        required = _REQUIRED.get(part.partition("-")[0])
+        if required is not None and not tensors.keys() & {*required}:
+            raise ValueError(f"it lacks the tensor {required[0]!r}")
         return tensors
 
 

@@ -153,7 +153,7 @@ def every_kind(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> di
     vocabulary = Store("memory://for-its-vocabulary").vocabulary
     write_tokenizer(folder, (tiny_model / "tokenizer.json").read_text(), vocabulary, "t" * 64)
     planted_stores.plant(path)
-    planted_stores.plant(path, "unfinished", planted_stores.Planted(blocks=(0, 2), finish=False))
+    planted_stores.plant(path, "unfinished", planted_stores.Planted(seed=5, blocks=(0, 2), finish=False))
     _plant_questions(folder)
     _plant_images(folder)
     _plant_graphs(folder)
