@@ -134,7 +134,7 @@ class PlainArray:
         return self._checksums is not None
 
     def read(self, selection: Any = ...) -> NDArray[Any]:
-        """The array, whole or in part, as a copy; `FormatError` where a chunk is not what was written there."""
+        """The array, whole or in part, as a copy; `FormatError` where a chunk does not match its checksum."""
         if isinstance(selection, slice) and len(self.shape) == 1 and selection.step in (None, 1):
             start, stop, _ = selection.indices(self.shape[0])
             return self._read_range(start, max(start, stop))

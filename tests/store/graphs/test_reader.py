@@ -375,3 +375,18 @@ def test_graphs_on_an_object_store(planting: Callable[..., Any], somewhere: str)
     planting(somewhere)
     graphs = write(Folder(somewhere, read_only=False))
     assert [len(graph) for graph in graphs] == [6, 0, 1]
+
+
+@pytest.mark.parametrize("table", ["nodes", "neurons"])
+def test_a_damaged_part_is_built_again(folder: Folder, table: str) -> None:
+    """A part is joined into what gets a checksum of its own: damage in it would be sealed."""
+    expected = contents(write(folder, "undisturbed"))
+    with GraphWriter(folder, make_record()) as writer:
+        writer.add(0, [1], make_nodes(SMALL), maximum=1, n_events=1)
+        key = f"graphs/graphs/parts/0.{table}.arrow"
+        data = bytearray(folder.read(key))
+        data[data.index(np.float32(1).tobytes() if table == "neurons" else np.int32(-1).tobytes())] ^= 1
+        folder.write(key, bytes(data))
+    with GraphWriter(folder, make_record(), resume=True) as writer:
+        assert writer.n_done == 0
+    assert contents(write(folder)) == expected
