@@ -124,7 +124,7 @@ class GraphWriter:
         if not (self._folder.exists(key) and self._folder.exists(self._key(_SUMS.format(number)))):
             raise FormatError(f"{self._folder}/{key} is missing.")
         data = self._folder.view(key)
-        # What is damaged here would be joined, and sealed as if it were right.
+        # What is damaged here would be joined, and get a checksum as if it were right.
         if self._folder.read_json(self._key(_SUMS.format(number))).get(table) != checksum(data):
             raise FormatError(
                 f"{self._folder}/{key} is damaged: its checksum does not match. Resume the build once more."

@@ -379,7 +379,7 @@ def test_graphs_on_an_object_store(planting: Callable[..., Any], somewhere: str)
 
 @pytest.mark.parametrize("table", ["nodes", "neurons"])
 def test_a_damaged_part_is_built_again(folder: Folder, table: str) -> None:
-    """A part is joined into what gets a checksum of its own: damage in it would be sealed."""
+    """A part is joined into what gets a checksum of its own: damage in it would have one too."""
     expected = contents(write(folder, "undisturbed"))
     with GraphWriter(folder, make_record()) as writer:
         writer.add(0, [1], make_nodes(SMALL), maximum=1, n_events=1)
