@@ -19,11 +19,13 @@ import duckdb
 from actstore.store import sandbox
 from actstore.store.capture.answers import answer_tables, has_attributions
 from actstore.store.capture.record import read_capture
+from actstore.store.capture.tables import expected_of
 from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.files.parquet import check_table, read_table
 from actstore.store.graphs.record import graph_names
 from actstore.store.graphs.tables import graph_tables
 from actstore.store.layout import VOCABULARY_KEY, table_key
+from actstore.store.model.root import check_beside_root
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from actstore.store.capture.captures import Captures
     from actstore.store.capture.reader import Capture
+    from actstore.store.files.records import CaptureRecord
 
 
 CAPTURE_TABLES: Final = ("documents", "windows", "patches", "neurons", "prompts", "queries", "tokens")
@@ -137,11 +140,10 @@ class _Views:
         return self.store.capture(name) if is_read else self.store.peek(name)
 
     def _add_capture(self, capture: Capture, prefix: str) -> None:
-        for table in ("documents", "windows", "patches"):
-            self._add_table(f"{prefix}{table}", table_key(capture.record.name, table))
-        if capture.is_finished:
-            self._add_table(f"{prefix}neurons", table_key(capture.record.name, "neurons"))
-        elif self.query.needs("neurons"):
+        stored = ("documents", "windows", "patches", *(["neurons"] if capture.is_finished else []))
+        for table in stored:
+            self._add_table(f"{prefix}{table}", table_key(capture.record.name, table), capture.record)
+        if not capture.is_finished and self.query.needs("neurons"):
             self._add_arrow(f"{prefix}neurons", capture.neurons().to_arrow())
         if has_attributions(capture) and (self.query.needs("prompts") or self.query.needs("queries")):
             for table, rows in answer_tables(capture).items():
@@ -149,18 +151,23 @@ class _Views:
         if self.query.contains("tokens"):
             self._add_arrow(f"{prefix}tokens", capture.tokens().to_arrow())
 
-    def _add_table(self, view: str, key: str) -> None:
-        """Show the table under `key`; where the query names it, every byte is checked first, as DuckDB does not."""
+    def _add_table(self, view: str, key: str, record: CaptureRecord | None = None) -> None:
+        """Show the table under `key`, one of the root or of the capture of a record.
+
+        Where the query names it, every byte is checked first, as DuckDB does not.
+        """
         folder, table = self.store.folder, view.rpartition(".")[2]
         if not self.query.needs(table) or not folder.exists(key):
             return
-        local_path = folder.local_path(key)
+        local_path, expected = folder.local_path(key), {} if record is None else expected_of(record, table)
         if local_path is None:
-            self._add_arrow(view, read_table(folder, key))
+            self._check_root_table(key, record)
+            self._add_arrow(view, read_table(folder, key, **expected))
             return
         is_named = self.query.contains(table)
         if is_named:
-            check_table(folder, key)
+            self._check_root_table(key, record)
+            check_table(folder, key, **expected)
         path = local_path.absolute()
         pattern = sandbox.quoted_text(sandbox.escaped(path))
         try:
@@ -170,6 +177,10 @@ class _Views:
                 raise FormatError(f"{folder}/{key} is damaged: {' '.join(str(error).split())}.") from None
         else:
             self.paths.append(path)
+
+    def _check_root_table(self, key: str, record: CaptureRecord | None) -> None:
+        if record is None:
+            check_beside_root(self.store.folder, key, self.store.root_record)
 
     def _add_arrow(self, view: str, table: pa.Table) -> None:
         hidden = f"_arrow_{id(table)}"  # the connection keeps the table alive, so no other will have its id

@@ -156,7 +156,7 @@ def _check_vocabulary(folder: Folder) -> None:
 
 
 def _check_weights(folder: Folder, part: str) -> None:
-    verify_checksums(part, folder.read(weights_key(part)), whole=True, bound_to=bound_checksums(folder, part))
+    verify_checksums(part, folder.source(weights_key(part)), bound_to=bound_checksums(folder, part))
 
 
 def _check_edit(folder: Folder, name: str) -> None:
@@ -249,7 +249,7 @@ def _requests(capture: Capture) -> Iterator[tuple[str, str]]:
     """Whether the table of requests of a capture of probes is the one that was written."""
     if has_requests(capture.record):
         try:
-            read_requests(capture.folder, capture.record.name)
+            read_requests(capture.folder, capture.record.name, capture.record.plan_files.get("requests.arrow", ""))
         except FormatError as error:
             yield "requests.arrow", str(error)
 

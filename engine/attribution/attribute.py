@@ -172,7 +172,7 @@ class _AttributeRun(Run):
         return self._load_again(record)
 
     def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
-        plan = Plan(self.folder, record.name, record.plan)
+        plan = Plan(self.folder, record.name, record.plan, record.plan_files)
         buffers = block_buffers(record, writer.n_blocks_in_use)
         filler = AttributionFiller(model, record, buffers, plan.table("documents"))
         submit_blocks(filler.fill(map(plan.block, blocks), self.progress), writer)

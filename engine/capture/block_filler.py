@@ -171,7 +171,7 @@ def fill_blocks(
     batches: Batches = batches_of,
 ) -> None:
     """Run the model over `blocks` and commit each."""
-    plan = Plan(folder, record.name, record.plan)
+    plan = Plan(folder, record.name, record.plan, record.plan_files)
     filler = BlockFiller(model, record, block_buffers(record, writer.n_blocks_in_use), batches)
     submit_blocks(filler.fill(map(plan.block, blocks), progress), writer)
 

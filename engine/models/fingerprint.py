@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,22 @@ if TYPE_CHECKING:
 
 def fingerprint_of(model: LoadedModel) -> str:
     """The fingerprint by which stores identify a loaded model."""
-    return root.model_fingerprint(_config(model), model.fingerprint())
+    return model_fingerprint(_config(model), model.fingerprint())
+
+
+def _without(config: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    """A configuration without some keys, also in nested configurations."""
+    return {
+        key: _without(value, keys) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in keys
+    }
+
+
+def model_fingerprint(config: dict[str, Any], weights: str) -> str:
+    """The identity of a model: the fingerprint of its weights and of the configuration that determines what they compute."""
+    relevant = _without(config, {"_name_or_path", "transformers_version", "name_or_path", "dtype", "torch_dtype"})
+    return hashlib.sha256((json.dumps(relevant, sort_keys=True, default=str) + weights).encode()).hexdigest()
 
 
 def _config(model: LoadedModel) -> dict[str, Any]:

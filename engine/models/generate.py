@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 
 from actstore.store.arguments import Typed
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.files.records import verify_checksum, with_checksum
 from actstore.store.layout import generated_key, generated_prefix
 
 if TYPE_CHECKING:
@@ -179,19 +180,22 @@ class AnswerFile:
             self.remove()
 
     def read(self, group: int, documents: Sequence[str]) -> list[Ids] | None:
-        """The stored answers of a group; None where there are none for these documents (their SHA-256)."""
+        """The stored answers of a group; None where there are none for these documents (their SHA-256), or damaged ones."""
+        key = generated_key(self._capture, group)
         try:
-            stored = self._folder.read_json(generated_key(self._capture, group))
+            stored = self._folder.read_json(key)
+            verify_checksum(stored, f"{self._folder}/{key}")
         except (NotFoundError, FormatError):
             return None
-        if stored.get("key") != self._key or stored.get("documents") != list(documents):
+        # Those of an earlier version have no checksum: they are generated again.
+        if "checksum" not in stored or stored.get("key") != self._key or stored.get("documents") != list(documents):
             return None
         return [np.array(ids, np.int32) for ids in stored["answers"]]
 
     def write(self, group: int, documents: Sequence[str], answers: Sequence[Ids]) -> None:
         """Store the answers of a group."""
         value = {"key": self._key, "documents": list(documents), "answers": [ids.tolist() for ids in answers]}
-        self._folder.write(generated_key(self._capture, group), json.dumps(value).encode())
+        self._folder.write(generated_key(self._capture, group), json.dumps(with_checksum(value)).encode())
 
     def remove(self) -> None:
         """Remove all stored answers."""

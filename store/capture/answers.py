@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from actstore.store.calls import checks
 from actstore.store.capture.commits import check_file
+from actstore.store.capture.tables import read_capture_table, write_capture_table
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
-from actstore.store.files.parquet import read_table, undamaged, write_table
+from actstore.store.files.parquet import read_table, undamaged
 from actstore.store.layout import block_answers_key, table_key
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def answer_tables(capture: Capture) -> dict[str, pa.Table]:
     """
     folder, name = capture.folder, capture.record.name
     if capture.is_finished and all(folder.exists(table_key(name, table)) for table in _TABLES):
-        return {table: read_table(folder, table_key(name, table)) for table in _TABLES}
+        return {table: read_capture_table(folder, capture.record, table) for table in _TABLES}
     return _answer_tables(Answers(capture))
 
 
@@ -200,15 +201,14 @@ def _answer_tables(answers: Answers) -> dict[str, pa.Table]:
 def write_answers(capture: Capture) -> None:
     """Write the `prompts` and `queries` tables into a capture whose blocks are committed, for other programs to read."""
     for table, rows in _answer_tables(Answers(capture)).items():
-        write_table(capture.folder, table_key(capture.record.name, table), rows)
+        write_capture_table(capture.folder, capture.record, table, rows)
 
 
 def damaged_answers(capture: Capture) -> Iterator[tuple[str, str]]:
     """(file below the capture, what is wrong) of every written table that is not what documents and blocks say."""
     for table, expected in _answer_tables(Answers(capture)).items():
-        key = table_key(capture.record.name, table)
         try:
-            found = read_table(capture.folder, key)
+            found = read_capture_table(capture.folder, capture.record, table)
         except (FormatError, NotFoundError) as error:
             yield f"{table}.parquet", str(error)
             continue

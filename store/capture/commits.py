@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 from actstore.store.capture.identity import check_commit
@@ -34,6 +35,14 @@ def read_commit(folder: Folder, capture: CaptureRecord, block: int) -> CommitRec
         )
     check_commit(folder, record, capture)
     return record
+
+
+def digest_commits(folder: Folder, record: CaptureRecord, n_blocks: int) -> bytes:
+    """SHA-256 over the capture's identity and the commit records of its first blocks: other blocks have another."""
+    digest = hashlib.sha256(f"{record.identity} {record.name}".encode())
+    for block in range(n_blocks):
+        digest.update(read_commit(folder, record, block).checksum.encode())
+    return digest.digest()
 
 
 def check_file(folder: Folder, capture: CaptureRecord, block: int, key: str) -> None:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from actstore.store.files.parquet import TableWriter, open_table, undamaged
+from actstore.store.capture.tables import open_capture_table
+from actstore.store.files.parquet import TableWriter, undamaged
 from actstore.store.layout import table_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
 
 PATCHES = pa.schema(
@@ -60,11 +62,10 @@ class PatchesWriter:
         self._writer.abandon()
 
 
-def read_patches(folder: Folder, capture: str, blocks: Iterable[int] | None = None) -> pa.Table:
+def read_patches(folder: Folder, record: CaptureRecord, blocks: Iterable[int] | None = None) -> pa.Table:
     """The rows of some blocks, in their order, or of all; see `PATCHES`."""
-    key = table_key(capture, "patches")
-    file = open_table(folder, key, whole=blocks is None)
-    with undamaged(folder, key):
+    file = open_capture_table(folder, record, "patches", whole=blocks is None)
+    with undamaged(folder, table_key(record.name, "patches")):
         selected = list(range(file.num_row_groups) if blocks is None else blocks)
         return file.read_row_groups(selected).select(PATCHES.names) if selected else PATCHES.empty_table()
 

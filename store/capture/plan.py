@@ -10,23 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
-import zarr
-from zarr.codecs import BloscCodec
 
 from actstore.store.errors import FormatError
-from actstore.store.files.arrays import open_array, read_selection
 from actstore.store.files.parquet import TableWriter, open_table, undamaged
-from actstore.store.layout import FAST, PADDING, missing_value, plan_key, table_key
+from actstore.store.files.plain_arrays import ArrayAppender, PlainArray
+from actstore.store.layout import PADDING, plan_key, table_key
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pyarrow.parquet as pq
     from numpy.typing import NDArray
@@ -72,41 +70,6 @@ class PlannedWindow:
     labels: tuple[int, ...]
 
 
-class _GrowingArray:
-    """A one-dimensional Zarr array appended to chunk by chunk."""
-
-    def __init__(self, folder: Folder, key: str, dtype: str, dimension: str) -> None:
-        self._array = zarr.create_array(
-            store=folder.zarr,
-            name=key,
-            shape=(0,),
-            chunks=(_CHUNK,),
-            dtype=dtype,
-            fill_value=missing_value(np.dtype(dtype)),
-            compressors=BloscCodec(typesize=np.dtype(dtype).itemsize, **asdict(FAST)),
-            dimension_names=(dimension,),
-            overwrite=True,
-        )
-        self._dtype = dtype
-        self._pending: list[NDArray[Any]] = []
-        self._n_pending = 0
-        self.length = 0
-
-    def extend(self, values: NDArray[np.integer[Any]]) -> None:
-        self._pending.append(values.astype(self._dtype, copy=False))
-        self._n_pending += len(values)
-        self.length += len(values)
-        if self._n_pending >= _CHUNK:
-            values_so_far = np.concatenate(self._pending)
-            n_chunks = len(values_so_far) // _CHUNK * _CHUNK
-            self._array.append(values_so_far[:n_chunks])
-            self._pending, self._n_pending = [values_so_far[n_chunks:]], len(values_so_far) - n_chunks
-
-    def close(self) -> None:
-        if self._n_pending:
-            self._array.append(np.concatenate(self._pending))
-
-
 class _Fingerprint:
     """Adds up a plan, the same way as it is written and as it is read."""
 
@@ -138,9 +101,9 @@ class PlanWriter:
         """Start over in `capture`; earlier plan files there are replaced."""
         self._block_slots = block_slots
         self._fingerprint = _Fingerprint(settings)
-        self._inputs = _GrowingArray(folder, plan_key(capture, "inputs/ids"), "int32", "input")
+        self._inputs = ArrayAppender(folder, plan_key(capture, "inputs/ids"), "int32", "input", _CHUNK)
         self._tokens = {
-            name: _GrowingArray(folder, plan_key(capture, f"tokens/{name}"), dtype, "token")
+            name: ArrayAppender(folder, plan_key(capture, f"tokens/{name}"), dtype, "token", _CHUNK)
             for name, dtype in TOKEN_ARRAYS.items()
         }
         self._folder, self._capture = folder, capture
@@ -254,10 +217,13 @@ class BlockPlan:
 
 
 class Plan:
-    """Reads a finished plan."""
+    """Reads a finished plan, every part of it checked."""
 
-    def __init__(self, folder: Folder, capture: str, record: PlanRecord) -> None:
-        self._folder, self._capture, self.record = folder, capture, record
+    def __init__(
+        self, folder: Folder, capture: str, record: PlanRecord, files: Mapping[str, str] | None = None
+    ) -> None:
+        """The plan of a capture; `files` are the `plan_files` of the capture's record, to which arrays and tables are held."""
+        self._folder, self._capture, self.record, self._expected = folder, capture, record, files or {}
         # pyarrow's ParquetFile reads for one thread at a time: others make it crash, or find the table damaged.
         self._reading = threading.Lock()
 
@@ -266,7 +232,7 @@ class Plan:
 
     def _file(self, table: str) -> pq.ParquetFile:
         if table not in self._files:
-            file = open_table(self._folder, self._key(table), whole=True)
+            file = open_table(self._folder, self._key(table), whole=True, digest=self._digest(f"{table}.parquet"))
             expected = self.record.n_windows if table == "windows" else self.record.n_documents
             if file.metadata.num_rows != expected:
                 raise FormatError(
@@ -303,14 +269,24 @@ class Plan:
 
     def array(self, name: str, selection: slice | int = slice(None)) -> NDArray[Any]:
         """A plan array by name (`inputs/ids`, `tokens/ids`, …), whole or in part."""
-        return read_selection(self._open(name), selection)
+        return self._open(name).read(selection)
 
-    def _open(self, name: str) -> zarr.Array[Any]:
+    def _digest(self, file: str) -> str:
+        """What the capture's record has of a file of the plan; empty where it has nothing of the plan's files."""
+        if self._expected and file not in self._expected:
+            raise FormatError(
+                f"The record of capture {self._capture!r} of {self._folder} does not list {file} of its plan."
+            )
+        return self._expected.get(file, "")
+
+    def _open(self, name: str) -> PlainArray:
         if name not in self._arrays:
             key = plan_key(self._capture, name)
-            array = open_array(self._folder, key)
+            array = PlainArray(
+                self._folder, key, digest=self._digest(name), may_lack_chunks=lambda: self._is_without_chunks
+            )
             of_tokens = name.removeprefix("tokens/") in TOKEN_ARRAYS
-            shape = (self.record.n_blocks * self.record.block_slots,) if of_tokens else (array.size,)
+            shape = (self.record.n_blocks * self.record.block_slots,) if of_tokens else array.shape[:1]
             dtype = TOKEN_ARRAYS.get(name.removeprefix("tokens/"), "int32")
             if array.shape != shape or array.dtype != dtype:
                 raise FormatError(
@@ -320,8 +296,15 @@ class Plan:
         return self._arrays[name]
 
     @cached_property
-    def _arrays(self) -> dict[str, zarr.Array[Any]]:
+    def _arrays(self) -> dict[str, PlainArray]:
         return {}
+
+    @cached_property
+    def _is_without_chunks(self) -> bool:
+        """Whether the plan is whole although an array without checksums lacks chunks: they had the fill value alone."""
+        plan = Plan(self._folder, self._capture, self.record)
+        plan.__dict__["_is_without_chunks"] = True
+        return plan.fingerprint() == self.record.fingerprint
 
     def table(self, name: str) -> pa.Table:
         """The `windows` or `documents` table."""

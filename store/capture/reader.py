@@ -20,10 +20,11 @@ from actstore.store.capture.overflow import OVERFLOW_COLUMNS, can_overflow, find
 from actstore.store.capture.patches import read_patches
 from actstore.store.capture.plan import Plan
 from actstore.store.capture.statistics import CaptureStatistics, is_finished, sum_statistics
+from actstore.store.capture.tables import open_capture_table, read_capture_table
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import BlockArray
-from actstore.store.files.parquet import open_table, read_table
+from actstore.store.files.parquet import undamaged
 from actstore.store.table import Table
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Capture:
     def __init__(self, store: Root, record: CaptureRecord) -> None:
         self.store, self.record = store, record
         self.folder = store.folder
-        self.plan = Plan(store.folder, record.name, record.plan)
+        self.plan = Plan(store.folder, record.name, record.plan, record.plan_files)
         self.block_plan = lru_cache(maxsize=16)(self.plan.block)
         self.blocks: tuple[int, ...] = ()
         self.refresh()
@@ -139,7 +140,7 @@ class Capture:
         See `store.patches.PATCHES`. `NotFoundError` where the capture is not one of images.
         """
         self._check_images()
-        return Table(read_patches(self.folder, self.record.name, self.blocks))
+        return Table(read_patches(self.folder, self.record, self.blocks))
 
     def _check_images(self) -> None:
         if not self.record.of_images:
@@ -152,7 +153,7 @@ class Capture:
     def block_patches(self) -> Callable[[int], pa.Table]:
         """The rows of `patches` of one block, by its number."""
         self._check_images()
-        return lru_cache(maxsize=16)(lambda block: read_patches(self.folder, self.record.name, [block]))
+        return lru_cache(maxsize=16)(lambda block: read_patches(self.folder, self.record, [block]))
 
     def document_source(self, document: int) -> str:
         """Where a document came from: a path, a path and line, or standard input."""
@@ -180,7 +181,7 @@ class Capture:
     def neurons(self) -> Table:
         """One row per site and neuron, over the committed blocks."""
         if self.is_finished:
-            table = read_table(self.folder, layout.table_key(self.record.name, "neurons"))
+            table = read_capture_table(self.folder, self.record, "neurons")
             expected = sum(sum(self.record.layers(site).values()) for site in self.record.sites)
             if table.num_rows != expected:
                 raise FormatError(
@@ -209,8 +210,9 @@ class Capture:
             return {}
         if not self.is_finished:
             return find_overflow(self.neurons().to_arrow(), self.record)
-        file = open_table(self.folder, layout.table_key(self.record.name, "neurons"))
-        table = file.read(columns=[name for name in OVERFLOW_COLUMNS if name in file.schema_arrow.names])
+        file = open_capture_table(self.folder, self.record, "neurons")
+        with undamaged(self.folder, layout.table_key(self.record.name, "neurons")):
+            table = file.read(columns=[name for name in OVERFLOW_COLUMNS if name in file.schema_arrow.names])
         return find_overflow(table, self.record)
 
     def has_overflow(self, layer: int, site: str = "mlp.post") -> NDArray[np.bool_]:

@@ -62,16 +62,24 @@ def write_requests(folder: Folder, capture: str, table: pa.Table) -> None:
     folder.write(requests_key(capture), sink.getvalue().to_pybytes())
 
 
-def read_requests(folder: Folder, capture: str) -> pa.Table:
+def requests_digest(folder: Folder, capture: str) -> str:
+    """The checksum of the table of requests, as it says it itself."""
+    with pa.ipc.open_file(pa.py_buffer(folder.read(requests_key(capture)))) as file:
+        return str((file.schema.metadata or {}).get(_CHECKSUM, b"").decode())
+
+
+def read_requests(folder: Folder, capture: str, digest: str = "") -> pa.Table:
     """The table of requests of a capture of probes; `FormatError` where it is missing, or not what was written.
 
-    One of an earlier version has no checksum.
+    `digest`: as the capture's record has it among its `plan_files`. One of an earlier version has no checksum.
     """
     key = requests_key(capture)
     try:
         table = pa.ipc.open_file(pa.py_buffer(folder.read(key))).read_all().select(REQUESTS.names)
-        stored = (table.schema.metadata or {}).get(_CHECKSUM)
-        what = "" if stored in (None, _checksum(table).encode()) else "its checksum does not match"
+        stored, found = (table.schema.metadata or {}).get(_CHECKSUM), _checksum(table)
+        what = "" if stored in (None, found.encode()) else "its checksum does not match"
+        if digest and digest != found:
+            what = "it is that of another capture"
     except (pa.ArrowException, NotFoundError, ValueError, KeyError, OSError) as error:
         what = " ".join(str(error).split()).rstrip(".")
     if what:

@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numcodecs import Zstd
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
-from safetensors.numpy import save as save_safetensors
 
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES, STATISTICS, Statistics
-from actstore.store.capture.commits import check_file, committed_blocks
+from actstore.store.capture.commits import check_file, committed_blocks, digest_commits
+from actstore.store.capture.tensors import damaged_tensors, decode_tensors, encode_tensors
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.files.arrays import read_array, write_array
+from actstore.store.files.plain_arrays import PlainArray, write_array
 from actstore.store.layout import (
     GATE_SIGN,
     block_statistics_key,
@@ -51,6 +48,8 @@ UNLISTED: Final = (
 """The statistics of every capture whose record lists none, as records of earlier versions do."""
 UNLISTED_OPTIONAL: Final = ("overflow",)
 """Those that such a capture has where its arrays are there."""
+_COMMITS: Final = "commits"
+"""The tensor of a checkpoint that says which blocks it covers: `digest_commits` of them."""
 CHECKPOINT_BLOCKS = 64
 """A resumed run reads at most this many blocks' own statistics before it continues adding."""
 
@@ -129,12 +128,8 @@ class CaptureStatistics:
         """Values that are NaN or infinite, over all sites."""
         return sum(int(s.non_finite.sum()) for s in self.sites.values())
 
-    def encode(self, n_blocks: int = 1) -> bytes:
-        """As zstandard-compressed safetensors; `n_blocks` says how many blocks they cover.
-
-        Integers are kept as narrow as they allow: a block's histogram of a 7B model takes 70 MB instead of 280 before it is
-        compressed.
-        """
+    def encode(self, n_blocks: int = 1, commits: bytes = b"") -> bytes:
+        """As zstandard-compressed safetensors; `n_blocks` says how many blocks they cover, `commits` which."""
         arrays: dict[str, NDArray[Any]] = {
             f"{site}/{layer}/{name}": array
             for (site, layer), statistics in self.sites.items()
@@ -143,11 +138,9 @@ class CaptureStatistics:
         arrays |= {f"{GATE_SIGN}/{layer}/positives": array for layer, array in self.gate_positives.items()}
         arrays["label_tokens"] = self.label_tokens
         arrays["n_blocks"] = np.array([n_blocks])
-        return bytes(
-            Zstd(level=1, checksum=True).encode(
-                save_safetensors({k: np.ascontiguousarray(_narrowed(v)) for k, v in arrays.items()})
-            )
-        )
+        if commits:
+            arrays[_COMMITS] = np.frombuffer(commits, np.uint8)
+        return encode_tensors(arrays)
 
     @classmethod
     def decode(cls, data: bytes, record: CaptureRecord, where: str) -> tuple[CaptureStatistics, int]:
@@ -155,8 +148,13 @@ class CaptureStatistics:
 
         Statistics that the record does not list are passed over: a later version may gather them in resuming the capture.
         """
+        return cls._decoded(decode_tensors(data, where), record, where)
+
+    @classmethod
+    def _decoded(
+        cls, arrays: Mapping[str, NDArray[Any]], record: CaptureRecord, where: str
+    ) -> tuple[CaptureStatistics, int]:
         try:
-            arrays = load_safetensors(bytes(Zstd().decode(data)))
             empty = cls.empty(record)
             names = _present(
                 record, lambda name: all(f"{site}/{layer}/{name}" in arrays for site, layer in empty.sites)
@@ -167,8 +165,29 @@ class CaptureStatistics:
             }
             gates = {layer: arrays[f"{GATE_SIGN}/{layer}/positives"].astype(np.int64) for layer in record.gate_sign}
             return cls(sites, gates, arrays["label_tokens"].astype(np.int64)), int(arrays["n_blocks"][0])
-        except (SafetensorError, RuntimeError, ValueError, KeyError, IndexError) as error:
-            raise FormatError(f"The statistics {where} are damaged ({error}). Run `store.verify()`.") from None
+        except (ValueError, KeyError, IndexError) as error:
+            raise damaged_tensors(where, error) from None
+
+    @classmethod
+    def checkpoint(
+        cls, folder: Folder, record: CaptureRecord, blocks: Collection[int]
+    ) -> tuple[CaptureStatistics, int]:
+        """What a checkpoint has, and the number of blocks it covers; nothing, of no block, unless it covers only `blocks`.
+
+        It is a short way, and the blocks' own statistics are there: one that is damaged, of another capture, or of a block
+        that was committed anew since, is not used.
+        """
+        key = folded_statistics_key(record.name)
+        try:
+            arrays = decode_tensors(folder.read(key), f"{folder}/{key}")
+            total, n_blocks = cls._decoded(arrays, record, f"{folder}/{key}")
+            if set(blocks).issuperset(range(n_blocks)):
+                commits = digest_commits(folder, record, n_blocks)
+                if _COMMITS in arrays and arrays[_COMMITS].tobytes() == commits:
+                    return total, n_blocks
+        except (FormatError, NotFoundError):
+            pass
+        return cls.empty(record), 0
 
 
 def _present(record: CaptureRecord, has_arrays: Callable[[str], bool]) -> list[str]:
@@ -177,30 +196,14 @@ def _present(record: CaptureRecord, has_arrays: Callable[[str], bool]) -> list[s
     return [name for name in statistic_names(record) if name not in optional or has_arrays(name)]
 
 
-def _narrowed(array: NDArray[Any]) -> NDArray[Any]:
-    """`array` in the narrowest integer type that holds its values; floats as they are."""
-    if array.dtype.kind == "i" and array.size:
-        for dtype in (np.uint8, np.uint16, np.int32):
-            if np.iinfo(dtype).min <= array.min() and array.max() <= np.iinfo(dtype).max:
-                return array.astype(dtype)
-    return array
-
-
 class RunningStatistics:
     """Adds up blocks in their order as they are committed, whatever order they are committed in."""
 
     def __init__(self, folder: Folder, record: CaptureRecord, blocks: Collection[int] | None = None) -> None:
         """Continue from the last checkpoint that covers only `blocks`, all committed ones unless told, or from nothing."""
         self._folder, self._record = folder, record
-        key = folded_statistics_key(record.name)
-        if folder.exists(key):
-            self.total, self.n_blocks = CaptureStatistics.decode(folder.read(key), record, f"{folder}/{key}")
-            if set(committed_blocks(folder, record.name) if blocks is None else blocks).issuperset(
-                range(self.n_blocks)
-            ):
-                return
-        # Without a checkpoint, or with one that covers a block whose commit record has been taken away since.
-        self.total, self.n_blocks = CaptureStatistics.empty(record), 0
+        blocks = committed_blocks(folder, record.name) if blocks is None else blocks
+        self.total, self.n_blocks = CaptureStatistics.checkpoint(folder, record, blocks)
 
     def advance(self, *, checkpoint: bool = False) -> None:
         """Add every committed block that follows what is added already; with `checkpoint`, write one now and then."""
@@ -209,7 +212,8 @@ class RunningStatistics:
             self.total.merge(read_block_statistics(self._folder, self._record, self.n_blocks))
             self.n_blocks += 1
             if checkpoint and self.n_blocks % CHECKPOINT_BLOCKS == 0:
-                self._folder.write(folded_statistics_key(self._record.name), self.total.encode(self.n_blocks))
+                commits = digest_commits(self._folder, self._record, self.n_blocks)
+                self._folder.write(folded_statistics_key(self._record.name), self.total.encode(self.n_blocks, commits))
 
 
 def read_block_statistics(folder: Folder, record: CaptureRecord, block: int) -> CaptureStatistics:
@@ -267,36 +271,48 @@ def write_finished_arrays(folder: Folder, record: CaptureRecord, total: CaptureS
                 np.concatenate(of_layers, axis=dimensions.index("neuron")),
                 dimensions,
                 attributes | extra,
+                identity=record.identity,
             )
     for layer, positives in total.gate_positives.items():
-        write_array(
-            folder, statistics_key(record.name, GATE_SIGN, f"{layer}/positives"), positives, ("label", "neuron")
-        )
-    write_array(folder, statistics_key(record.name, "tokens", "by_label"), total.label_tokens, ("label",))
+        key = statistics_key(record.name, GATE_SIGN, f"{layer}/positives")
+        write_array(folder, key, positives, ("label", "neuron"), identity=record.identity)
+    key = statistics_key(record.name, "tokens", "by_label")
+    write_array(folder, key, total.label_tokens, ("label",), identity=record.identity)
 
 
 def _read_finished(folder: Folder, record: CaptureRecord) -> CaptureStatistics:
     def has_arrays(name: str) -> bool:
         return all(folder.exists(f"{statistics_key(record.name, site, name)}/zarr.json") for site in record.sites)
 
+    def read(site: str, name: str) -> NDArray[Any]:
+        # Without checksums, as of earlier versions, the one statistic whose chunks may be left out for being -1 throughout.
+        key, may_lack = statistics_key(record.name, site, name), name == "exemplar_tokens"
+        return PlainArray(folder, key, identity=record.identity, may_lack_chunks=lambda: may_lack).read()
+
     names = _present(record, has_arrays)
     try:
         sites, empty = {}, CaptureStatistics.empty(record).sites
         for site in record.sites:
-            arrays = {name: read_array(folder, statistics_key(record.name, site, name)) for name in names}
+            arrays = {name: read(site, name) for name in names}
+            _check_exemplars(arrays)
             for layer, rows in layer_offsets(record, site).items():
                 of_layer = {
                     n: a[:, rows] if STATISTICS[n].dimensions[0] == "label" else a[rows] for n, a in arrays.items()
                 }
                 _check_like(of_layer, empty[site, layer].arrays())
                 sites[site, layer] = StoredStatistics.from_arrays(of_layer)
-        gates = {
-            layer: read_array(folder, statistics_key(record.name, GATE_SIGN, f"{layer}/positives"))
-            for layer in record.gate_sign
-        }
-        return CaptureStatistics(sites, gates, read_array(folder, statistics_key(record.name, "tokens", "by_label")))
-    except (NotFoundError, ValueError, RuntimeError) as error:
-        raise FormatError(f"The statistics of capture {record.name!r} of {folder} are damaged: {error}.") from None
+        gates = {layer: read(GATE_SIGN, f"{layer}/positives") for layer in record.gate_sign}
+        return CaptureStatistics(sites, gates, read("tokens", "by_label"))
+    except (FormatError, NotFoundError, ValueError, RuntimeError) as error:
+        raise FormatError(f"The statistics of capture {record.name!r} of {folder} are damaged: {error}") from None
+
+
+def _check_exemplars(arrays: dict[str, NDArray[Any]]) -> None:
+    """Raise ValueError where there are exemplars without their tokens."""
+    if "exemplar_tokens" in arrays and "exemplar_values" in arrays:
+        tokens, values = arrays["exemplar_tokens"], arrays["exemplar_values"]
+        if tokens.shape == values.shape and (np.isfinite(values) & (tokens < 0)).any():
+            raise ValueError("exemplar_tokens lacks tokens of exemplars.")
 
 
 def _check_like(arrays: dict[str, NDArray[Any]], expected: dict[str, NDArray[Any]]) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from actstore.store import layout
+from actstore.store.capture.plan_files import read_plan_files
 from actstore.store.capture.statistics import check_can_gather
 from actstore.store.errors import CaptureError
 from actstore.store.files.arrays import BlockArraySpec, create_block_array
@@ -38,9 +39,11 @@ if TYPE_CHECKING:
 def create_capture(folder: Folder, record: CaptureRecord) -> CaptureRecord:
     """Write the metadata of every block array, then the capture's own record: from here on the capture exists.
 
-    The record as written: bound to the store's root, and with its identity.
+    The record as written: bound to the store's root and to the files of its plan, and with its identity.
     """
-    record = dataclasses.replace(record, root=read_root_id(folder), identity=record.identity_of())
+    record = dataclasses.replace(
+        record, root=read_root_id(folder), identity=record.identity_of(), plan_files=read_plan_files(folder, record)
+    )
     for spec in block_arrays(record):
         create_block_array(folder, spec, record.plan.n_blocks)
     folder.write_json(

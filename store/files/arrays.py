@@ -1,4 +1,4 @@
-"""Zarr arrays of a store: sharded [neuron, …] arrays filled block by block, and small plain ones.
+"""Sharded [neuron, …] arrays of a store, filled block by block.
 
 Metadata is Zarr's own; the shards' bytes come from `shards`. Commit records are not checked here: readers of a block must have
 read its record first.
@@ -13,18 +13,15 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
-import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.shards import Shard
-from actstore.store.layout import FAST, ShardGrid, missing_value, shard_grid, shard_key
+from actstore.store.layout import FAST, ShardGrid, shard_grid, shard_key
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
+    import numpy as np
 
     from actstore.store.layout import Compression
     from actstore.store.storage.folder import Folder
@@ -142,54 +139,3 @@ class BlockArray:
             _opened[ref(self), block] = None
             _close_oldest(_affordable_shards())
         self._open[block] = shard
-
-
-def write_array(
-    folder: Folder,
-    key: str,
-    values: NDArray[Any],
-    dimensions: Sequence[str],
-    attributes: dict[str, Any] | None = None,
-    chunks: tuple[int, ...] | None = None,
-) -> None:
-    """Write a plain array whole, replacing what was there."""
-    array = zarr.create_array(
-        store=folder.zarr,
-        name=key,
-        shape=values.shape,
-        chunks=chunks or tuple(max(1, min(n, 1 << 20)) for n in values.shape),
-        dtype=values.dtype,
-        fill_value=missing_value(values.dtype),
-        compressors=BloscCodec(typesize=values.dtype.itemsize, **asdict(FAST)),
-        dimension_names=tuple(dimensions),
-        attributes=attributes or {},
-        overwrite=True,
-    )
-    if values.size:
-        array[...] = values
-
-
-def open_array(folder: Folder, key: str) -> zarr.Array[Any]:
-    """The Zarr array under `key`, for slicing; `NotFoundError` where there is none."""
-    try:
-        return zarr.open_array(store=folder.zarr, path=key, mode="r")
-    except FileNotFoundError:
-        raise NotFoundError(f"{folder} has no array {key}.") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"The metadata of {folder}/{key} cannot be read: {error}.") from None
-
-
-def read_array(folder: Folder, key: str, selection: Any = ...) -> NDArray[Any]:
-    """A plain array, whole or in part."""
-    return read_selection(open_array(folder, key), selection)
-
-
-def read_selection(array: zarr.Array[Any], selection: Any = ...) -> NDArray[Any]:
-    """Part of an opened plain array; `FormatError` where its chunks cannot be decoded."""
-    try:
-        return np.asarray(array[selection])
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError, SystemError) as error:
-        # SystemError: numcodecs, of a Blosc header that says a negative size.
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # an error of the disk or the network, which says nothing about the chunk
-        raise FormatError(f"{array.store_path} is damaged: {' '.join(str(error).split())}.") from None

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from actstore.store.files.shards import checksum
+from actstore.store.files.shards import checksum, source_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from actstore.store.storage.pieces import Source
 
 
 def checksum_metadata(name: str, data: bytes) -> dict[str, str]:
@@ -30,13 +32,15 @@ def read_checksums(header: bytes) -> str | None:
     return None if found is None else str(found)
 
 
-def verify_checksums(name: str, data: bytes, *, whole: bool, bound_to: str | None = None) -> None:
-    """Raise `ValueError` where a file does not match its checksums; `data` is its header, or the `whole` of it.
+def verify_checksums(name: str, source: Source, *, bound_to: str | None = None) -> None:
+    """Raise `ValueError` where a file does not match its checksums; all of it is read, piece by piece.
 
     A file of an earlier version has none. `bound_to`: the checksums that whoever refers to the file knows it by.
     """
-    n_header = _header_size(data)
-    header = json.loads(data[8:n_header])
+    if source.nbytes < 8:
+        raise ValueError(f"it has {source.nbytes} bytes")
+    n_header = min(_header_size(bytes(source.read(0, 8))), source.nbytes)
+    header = json.loads(bytes(source.read(8, n_header)))
     expected = header.get("__metadata__", {}).get("seal")
     if bound_to is not None and expected != bound_to:
         raise ValueError(
@@ -47,7 +51,7 @@ def verify_checksums(name: str, data: bytes, *, whole: bool, bound_to: str | Non
     of_header, _, of_tensors = str(expected).partition(" ")
     if of_header != _header_checksum(name, header):
         raise ValueError("checksum mismatch in its header")
-    if whole and of_tensors != checksum(data[n_header:]):
+    if of_tensors != source_checksum(source, n_header):
         raise ValueError("checksum mismatch in its tensors")
 
 

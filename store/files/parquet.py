@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 import google_crc32c
@@ -16,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actstore.store.errors import ActstoreError, FormatError
+from actstore.store.files.first_use import check_at_first_use
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from typing_extensions import Buffer
 
@@ -146,32 +148,53 @@ def undamaged(folder: Folder, key: str) -> Iterator[None]:
         raise FormatError(f"{folder}/{key} is damaged: {' '.join(str(error).split())}.") from None
 
 
-def open_table(folder: Folder, key: str, *, whole: bool = False) -> pq.ParquetFile:
-    """The table under `key`, to read row groups of; with `whole`, for readers of all of it, every byte is verified first.
+def open_table(
+    folder: Folder, key: str, *, whole: bool = False, digest: str = "", owner: Mapping[str, str] | None = None
+) -> pq.ParquetFile:
+    """The table under `key`, to read row groups of, every byte verified before.
 
-    `NotFoundError` where there is none, `FormatError` where it is damaged.
+    With `whole`, for readers of all of it, each time; else once for as long as the file is the same. `digest`: the
+    `table_digest` that it must have; `owner`: what its metadata must say of whose it is. `NotFoundError` where there is none,
+    `FormatError` where it is damaged or another table than that.
     """
     source = folder.source(key)
     with undamaged(folder, key):
-        _verify_checksums(folder, key, source, whole=whole)
+        trailer = _read_trailer(source)
+        if digest and (trailer is None or trailer.digest != digest):
+            raise _mismatch(folder, key)
+        if trailer is not None:
+            _verify_footer(folder, key, source, trailer)
+            if whole:
+                _verify_body(folder, key, source, trailer)
+            else:
+                check_at_first_use(folder, key, lambda: _verify_body(folder, key, source, trailer))
         # Read, not mapped: a file that is truncated later is then an error, not the end of the process.
         path = folder.local_path(key)
         file = pa.BufferReader(pa.py_buffer(source.read(0, source.nbytes))) if path is None else pa.OSFile(str(path))
-        return pq.ParquetFile(file, page_checksum_verification=True)
+        table = pq.ParquetFile(file, page_checksum_verification=True)
+        metadata = table.schema_arrow.metadata or {}
+        if any(metadata.get(name.encode()) != value.encode() for name, value in (owner or {}).items()):
+            raise FormatError(
+                f"{folder}/{key} is not the table that was written there, but one of another capture or store. Run `actstore "
+                "verify` to find every damage."
+            )
+        return table
 
 
-def read_table(folder: Folder, key: str, needs: Sequence[str] = ()) -> pa.Table:
+def read_table(
+    folder: Folder, key: str, needs: Sequence[str] = (), *, digest: str = "", owner: Mapping[str, str] | None = None
+) -> pa.Table:
     """The whole table under `key`; errors as of `open_table`, and `FormatError` where it lacks a column of `needs`."""
-    file = open_table(folder, key, whole=True)
+    file = open_table(folder, key, whole=True, digest=digest, owner=owner)
     with undamaged(folder, key):
         if missing := [name for name in needs if name not in file.schema_arrow.names]:
             raise FormatError(f"{folder}/{key} is damaged: it lacks the column {missing[0]!r}.")
         return file.read()
 
 
-def check_table(folder: Folder, key: str) -> None:
+def check_table(folder: Folder, key: str, *, digest: str = "", owner: Mapping[str, str] | None = None) -> None:
     """Verify every byte of a table that another library will read in place; errors as of `open_table`."""
-    open_table(folder, key, whole=True)
+    open_table(folder, key, whole=True, digest=digest, owner=owner)
 
 
 def read_metadata(folder: Folder, key: str) -> dict[bytes, bytes]:
@@ -181,22 +204,51 @@ def read_metadata(folder: Folder, key: str) -> dict[bytes, bytes]:
         return file.schema_arrow.metadata or {}
 
 
-def _verify_checksums(folder: Folder, key: str, source: Source, *, whole: bool) -> None:
+def table_digest(folder: Folder, key: str) -> str:
+    """What a table's bytes come down to, by its own checksums; empty for one of an earlier version."""
+    trailer = _read_trailer(folder.source(key))
+    return "" if trailer is None else trailer.digest
+
+
+@dataclass(frozen=True)
+class _Trailer:
+    """The checksums before a table's footer."""
+
+    at: int
+    """Where they stand."""
+    before: int
+    after: int
+
+    @property
+    def digest(self) -> str:
+        return f"{self.before:08x}{self.after:08x}"
+
+
+def _read_trailer(source: Source) -> _Trailer | None:
+    """None of a table of an earlier version; and of what is no Parquet file, where the library has the better message."""
     end = source.nbytes
     tail = source.read(max(0, end - _TAIL.size), end)
     n_footer = _TAIL.unpack(tail)[0] if len(tail) == _TAIL.size else end
     at = end - _TAIL.size - n_footer - _CHECKSUMS.size
     if at < 0:
-        return  # not a Parquet file: the library has the better message
+        return None
     mark, before, after = _CHECKSUMS.unpack(source.read(at, at + _CHECKSUMS.size))
-    if mark != _MARK:
-        return
-    if whole:
-        source.will_need()
-    if _checksum(key, source, at + _CHECKSUMS.size, end) != after or (
-        whole and _checksum(key, source, 0, at) != before
-    ):
-        raise FormatError(f"{folder}/{key} is damaged: checksum mismatch. Run `store.verify()` to find every damage.")
+    return _Trailer(at, before, after) if mark == _MARK else None
+
+
+def _verify_footer(folder: Folder, key: str, source: Source, trailer: _Trailer) -> None:
+    if _checksum(key, source, trailer.at + _CHECKSUMS.size, source.nbytes) != trailer.after:
+        raise _mismatch(folder, key)
+
+
+def _verify_body(folder: Folder, key: str, source: Source, trailer: _Trailer) -> None:
+    source.will_need()
+    if _checksum(key, source, 0, trailer.at) != trailer.before:
+        raise _mismatch(folder, key)
+
+
+def _mismatch(folder: Folder, key: str) -> FormatError:
+    return FormatError(f"{folder}/{key} is damaged: checksum mismatch. Run `store.verify()` to find every damage.")
 
 
 def _checksum(key: str, source: Source, start: int, stop: int) -> int:

@@ -42,13 +42,13 @@ def checksum(data: Bytes) -> str:
     return f"{google_crc32c.value(data if isinstance(data, bytes) else bytes(data)):08x}"
 
 
-def source_checksum(source: Source) -> str:
-    """`checksum` of all bytes of `source`, read piece by piece; "cut short" where the file has been truncated."""
+def source_checksum(source: Source, start: int = 0) -> str:
+    """`checksum` of all bytes of `source` from `start` on, read piece by piece; "cut short" where the file was truncated."""
     source.will_need()
     crc = 0
     try:
-        for start in range(0, source.nbytes, _PIECE):
-            crc = google_crc32c.extend(crc, bytes(source.read(start, min(start + _PIECE, source.nbytes))))
+        for at in range(start, source.nbytes, _PIECE):
+            crc = google_crc32c.extend(crc, bytes(source.read(at, min(at + _PIECE, source.nbytes))))
     except EOFError:
         return "cut short"
     return f"{crc:08x}"

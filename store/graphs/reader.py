@@ -15,6 +15,7 @@ import pyarrow as pa
 from actstore.kernels.suffix_trie.api import Nodes
 from actstore.store.calls import checks
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.files.first_use import check_at_first_use
 from actstore.store.files.shards import checksum
 from actstore.store.graphs.graph import GraphPath, GraphSet, NeuronGraph
 from actstore.store.graphs.nodes import BOUNDARY, IGNORE
@@ -141,9 +142,13 @@ class Graphs(GraphSet):
         nbytes, expected = self.record.files.get(file, (-1, ""))
         if len(data) != nbytes:
             raise self._damaged(file, f"it has {len(data)} bytes, expected {nbytes}")
-        # That of nodes may be large, and is mapped; what is wrong in it shows where it is read, or to `actstore verify`.
-        if schema is NEURONS and checksum(data) != expected:
-            raise self._damaged(file, "its checksum does not match")
+
+        # That of nodes may be large, and is mapped: it is checked once, as long as it stays the same.
+        def check() -> None:
+            if checksum(data) != expected:
+                raise self._damaged(file, "its checksum does not match")
+
+        check_at_first_use(self.store.folder, key, check)
         try:
             table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(data))).read_all()
             is_expected = table.schema.equals(schema)

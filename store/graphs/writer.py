@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 ROWS_PER_BATCH: Final = 1 << 20
 _DRAFT: Final = "parts/graph.json"
+_SUMS: Final = "parts/{}.sums.json"
+"""CRC-32C of a part's two tables."""
 
 
 class GraphWriter:
@@ -121,10 +123,16 @@ class GraphWriter:
 
     def _read(self, number: int, table: str, schema: pa.Schema) -> pa.Table:
         key = self._key(f"parts/{number}.{table}.arrow")
-        if not self._folder.exists(key):
+        if not (self._folder.exists(key) and self._folder.exists(self._key(_SUMS.format(number)))):
             raise FormatError(f"{self._folder}/{key} is missing.")
+        data = self._folder.view(key)
+        # What is damaged here would be joined, and get a checksum as if it were right.
+        if self._folder.read_json(self._key(_SUMS.format(number))).get(table) != checksum(data):
+            raise FormatError(
+                f"{self._folder}/{key} is damaged: its checksum does not match. Resume the build once more."
+            )
         try:
-            found = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._folder.view(key)))).read_all()
+            found = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(data))).read_all()
         except (pa.ArrowException, OSError) as error:
             raise FormatError(f"{self._folder}/{key} is damaged: {' '.join(str(error).split())}.") from None
         if not found.schema.equals(schema):
@@ -169,9 +177,13 @@ class GraphWriter:
             importance = np.full(len(nodes.token), np.nan, np.float32)
         of_nodes = dict(zip(nodes._fields[1:], nodes[1:], strict=True)) | {"importance": importance}
         number = len(self._parts)
-        # The neurons last: a part is whole exactly when they are there.
-        self._write(f"parts/{number}.nodes.arrow", NODES, iter([_table(of_nodes, NODES)]))
-        self._write(f"parts/{number}.neurons.arrow", NEURONS, iter([_table(columns, NEURONS)]))
+        # The checksums last: a part is whole exactly when they are there.
+        sums = {}
+        for table, schema, rows in (("nodes", NODES, of_nodes), ("neurons", NEURONS, columns)):
+            file = f"parts/{number}.{table}.arrow"
+            self._write(file, schema, iter([_table(rows, schema)]))
+            sums[table] = checksum(self._folder.view(self._key(file)))
+        self._folder.write_json(self._key(_SUMS.format(number)), sums)
         self._parts.append((number, n, len(nodes.token)))
         self.n_done += n
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import importlib.metadata
 import json
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -29,9 +29,10 @@ from actstore.store.layout import (
 from actstore.store.model.remains import is_beginning, part_of_lost_store
 from actstore.store.neurons import neuron_names
 from actstore.store.storage.folder import Folder
+from actstore.store.storage.lock import own_root
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -279,26 +280,33 @@ def write_neurons(
     write_table(folder, table_key(None, "neurons"), pa.concat_tables(tables).unify_dictionaries())
 
 
+@contextmanager
+def replacing_table(folder: Folder, key: str) -> Iterator[None]:
+    """Own the root while the table `key` beside it is written anew inside, and bind it to the root again.
+
+    Where this is interrupted, the table's own checksums remain.
+    """
+    with own_root(folder):
+        _rewrite_files(folder, lambda files: {other: found for other, found in files.items() if other != key})
+        yield
+        _rewrite_files(folder, lambda files: {**files, key: checksum(folder.view(key))})
+
+
+def _rewrite_files(folder: Folder, changed: Callable[[dict[str, str]], dict[str, str]]) -> None:
+    """Replace what the root says of files beside it; a root of an earlier version, which says nothing, stays as it is."""
+    group = folder.read_json(_KEY)
+    attributes = group["attributes"][_ATTRIBUTE]
+    if attributes.get("files"):
+        attributes["files"] = changed(attributes["files"])
+        group["attributes"][_ATTRIBUTE] = with_checksum(attributes)
+        folder.write_json(_KEY, group)
+
+
 def read_neurons(folder: Folder) -> pa.Table:
     """The root's table of neurons, one row per neuron, layers ascending; older stores lack the columns `TOP_TOKENS`."""
     key = table_key(None, "neurons")
     check_beside_root(folder, key, read_root_record(folder))
     return read_table(folder, key, ("layer", "neuron", "name", "module", "write_norm"))
-
-
-def _without(config: dict[str, Any], keys: set[str]) -> dict[str, Any]:
-    """A configuration without some keys, also in nested configurations."""
-    return {
-        key: _without(value, keys) if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key not in keys
-    }
-
-
-def model_fingerprint(config: dict[str, Any], weights: str) -> str:
-    """The identity of a model: the fingerprint of its weights and of the configuration that determines what they compute."""
-    relevant = _without(config, {"_name_or_path", "transformers_version", "name_or_path", "dtype", "torch_dtype"})
-    return hashlib.sha256((json.dumps(relevant, sort_keys=True, default=str) + weights).encode()).hexdigest()
 
 
 class Root:

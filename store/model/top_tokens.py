@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from actstore.kernels.vocabulary_top_k.api import VocabularyTopK, vocabulary_top_k
 from actstore.store.errors import NotFoundError
+from actstore.store.layout import table_key
 from actstore.store.model import root
 from actstore.store.model.directions import WriteDirections
 from actstore.store.model.weights import read_rows
@@ -92,7 +93,8 @@ def fill_top_tokens(folder: Folder, on_layer: Callable[[int, int], None] = lambd
             top_tokens[layer.layer] = find_top_tokens(vectors, unembedding, directions.gain)
         on_layer(done + 1, n_layers)
     columns = {n: top_columns(top, token_names(folder)) for n, top in top_tokens.items()}
-    root.write_neurons(folder, model, by_layer, columns)
+    with root.replacing_table(folder, table_key(None, "neurons")):
+        root.write_neurons(folder, model, by_layer, columns)
     return sum(len(top.largest.values) for top in top_tokens.values())
 
 

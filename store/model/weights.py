@@ -17,8 +17,10 @@ from safetensors.torch import save as save_safetensors
 
 from actstore.store.errors import ActstoreError, FormatError, NotFoundError
 from actstore.store.files.checksums import checksum_metadata, verify_checksums
+from actstore.store.files.first_use import check_at_first_use
 from actstore.store.layout import weights_key
 from actstore.store.model.root import bound_checksums, read_root
+from actstore.store.storage.pieces import MemorySource
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -28,8 +30,12 @@ if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
 
 
-_REQUIRED: Final = {"layer": "write_vectors", "unembedding": "weight"}
-"""The tensor that a part of the weights must have."""
+_REQUIRED: Final = {
+    "layer": ("write_vectors",),
+    "unembedding": ("weight",),
+    "final_norm": ("weight", "bias", "epsilon", "centres"),
+}
+"""The tensors of which a part of the weights must have one."""
 
 
 def write_weights(
@@ -68,10 +74,11 @@ def read_weights(folder: Folder, part: str) -> dict[str, Tensor]:
     except NotFoundError:
         raise _missing(folder, part) from None
     with _reading(folder, part):
-        verify_checksums(part, data, whole=True, bound_to=bound_checksums(folder, part))
+        verify_checksums(part, MemorySource(data), bound_to=bound_checksums(folder, part))
         tensors = load_safetensors(data)
-        if (required := _REQUIRED.get(part.partition("-")[0])) is not None and required not in tensors:
-            raise ValueError(f"it lacks the tensor {required!r}")
+        required = _REQUIRED.get(part.partition("-")[0])
+        if required is not None and not tensors.keys() & {*required}:
+            raise ValueError(f"it lacks the tensor {required[0]!r}")
         return tensors
 
 
@@ -89,13 +96,16 @@ def _reading(folder: Folder, part: str) -> Iterator[None]:
         ) from None
 
 
+def _verify(folder: Folder, part: str) -> None:
+    verify_checksums(part, folder.source(weights_key(part)), bound_to=bound_checksums(folder, part))
+
+
 @contextmanager
 def _opened(folder: Folder, part: str) -> Iterator[Any]:
-    """A part on a local disk, to read some rows of: its header is verified, its tensors are not."""
+    """A part on a local disk, to read some rows of: it is verified whole when it is first used."""
     with _reading(folder, part):
         key = weights_key(part)
-        n_header = 8 + int.from_bytes(folder.read(key, 0, 8), "little")
-        verify_checksums(part, folder.read(key, 0, n_header), whole=False, bound_to=bound_checksums(folder, part))
+        check_at_first_use(folder, key, lambda: _verify(folder, part))
         path = folder.local_path(key)
         assert path is not None
         with safe_open(path, framework="pt") as file:
@@ -129,7 +139,7 @@ def check_part(folder: Folder, part: str) -> None:
 
 
 def read_rows(folder: Folder, part: str, name: str, rows: Sequence[int]) -> Tensor:
-    """Some rows of a matrix among the weights, in the given order; on a local disk nothing else is read.
+    """Some rows of a matrix among the weights, in the given order; on a local disk nothing else is read, once it is verified.
 
     `NotFoundError` as `read_weights`; `IndexError` for a row out of range.
     """

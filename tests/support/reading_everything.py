@@ -171,7 +171,9 @@ def _capture(capture: actstore.Capture) -> dict[str, Json]:
     if record.of_images:
         found["patches"] = of_table(capture.patches())
     if has_requests(record):
-        found["requests"] = of_table(read_requests(capture.folder, record.name))
+        found["requests"] = of_table(
+            read_requests(capture.folder, record.name, record.plan_files.get("requests.arrow", ""))
+        )
     if "attribution.ig" in record.sites:
         found["attributions"] = _attributions(capture)
     return found

@@ -187,7 +187,7 @@ class ImageRun(Run):
     def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
         # The plan has the answers now.
         AnswerFile(self.folder, self.name, "", resume=True).remove()
-        documents = Plan(self.folder, record.name, record.plan).table("documents")
+        documents = Plan(self.folder, record.name, record.plan, record.plan_files).table("documents")
         batches = image_batches(record, documents, self._processor, (self.corpus,))
         fill_blocks(self.folder, record, model, writer, blocks, self.progress, batches)
 

@@ -78,7 +78,7 @@ class _Round:
 
     def __init__(self, capture: Capture) -> None:
         self.capture = capture
-        table = read_requests(capture.folder, capture.record.name)
+        table = read_requests(capture.folder, capture.record.name, capture.record.plan_files.get("requests.arrow", ""))
         self._columns = {column: table[column].to_numpy() for column in REQUESTS.names}
         self._keys = self._columns["layer"].astype(np.int64) << 32 | self._columns["neuron"]
         windows = capture.windows()

@@ -151,7 +151,7 @@ def fill_by_prefix(
     progress: CaptureProgress,
 ) -> None:
     """Run the model over `blocks` and commit each."""
-    plan = Plan(folder, record.name, record.plan)
+    plan = Plan(folder, record.name, record.plan, record.plan_files)
     filler = PrefixFiller(model, record, block_buffers(record, writer.n_blocks_in_use))
     with narrow_attention(model):
         submit_blocks(filler.fill(map(plan.block, blocks), progress), writer)

@@ -49,7 +49,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, listed: Iterable[str], **what: Any) -
 def resume(capture: Capture) -> Capture:
     """The same capture, its missing blocks filled with 0 and finished."""
     folder, record = Folder(capture.folder.location, read_only=False), capture.record
-    plan = Plan(folder, record.name, record.plan)
+    plan = Plan(folder, record.name, record.plan, record.plan_files)
     with CaptureWriter(folder, record, n_threads=1, overlap=False) as writer:
         for block in set(range(record.plan.n_blocks)) - set(capture.blocks):
             n = len(plan.block(block).position)

@@ -3,13 +3,16 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import planted_stores
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
 
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
+from actstore.store.capture.plan_files import read_plan_files
 from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files.records import PlanRecord
 from actstore.store.layout import PADDING, SPECIAL
 from actstore.store.storage.folder import Folder
 
@@ -79,9 +82,21 @@ def test_another_plan_has_another_fingerprint(tmp_path, planned):
     assert len({record.fingerprint for record in records}) == len(whats)
 
 
-@pytest.mark.parametrize("array", ["inputs/ids", "tokens/ids", "tokens/position", "tokens/window", "tokens/modality"])
+ARRAYS = ["inputs/ids", "tokens/ids", "tokens/position", "tokens/window", "tokens/modality"]
+
+
+def without_checksums(folder, array):
+    """The array as earlier versions wrote it."""
+    key = f"captures/corpus/{array}/zarr.json"
+    metadata = folder.read_json(key)
+    metadata["attributes"] = {}
+    folder.write_json(key, metadata)
+
+
+@pytest.mark.parametrize("array", ARRAYS)
 def test_the_fingerprint_covers_every_array(folder, planned, array):
     record, _ = planned(folder)
+    without_checksums(folder, array)
     stored = zarr.open_array(store=folder.zarr, path=f"captures/corpus/{array}", mode="r+")
     for at in (0, 5, stored.shape[0] - 1):
         original = stored[at]
@@ -91,13 +106,73 @@ def test_the_fingerprint_covers_every_array(folder, planned, array):
     assert Plan(folder, "corpus", record).fingerprint() == record.fingerprint
 
 
-@pytest.mark.parametrize("array", ["inputs/ids", "tokens/ids", "tokens/position", "tokens/window", "tokens/modality"])
-def test_a_missing_chunk_reads_as_no_token(folder, planned, array):
-    """Read as zeros it would pass for the first token of the vocabulary."""
+@pytest.mark.parametrize("has_checksums", [True, False])
+@pytest.mark.parametrize("array", ARRAYS)
+def test_a_missing_chunk_is_an_error(folder, planned, array, has_checksums):
+    """And never the fill value, also where an earlier version wrote no checksums."""
     record, _ = planned(folder)
+    if not has_checksums:
+        without_checksums(folder, array)
     folder.delete(f"captures/corpus/{array}/c/0")
-    assert set(Plan(folder, "corpus", record).array(array).tolist()) == {PADDING if "modality" in array else -1}
-    assert Plan(folder, "corpus", record).fingerprint() != record.fingerprint
+    for selection in (slice(None), slice(2, 5), slice(3, None), ...):
+        with pytest.raises(FormatError, match=rf"captures/corpus/{array} is damaged: chunk 0 is missing"):
+            Plan(folder, "corpus", record).array(array, selection)
+
+
+def test_a_chunk_of_the_fill_value_alone_may_be_left_out(folder):
+    """The ids of a model that reads pixels are all -1, and Zarr wrote no chunk of them, nor a checksum in earlier versions."""
+    writer = PlanWriter(folder, "corpus", 64, {})
+    writer.add_document({"source": "", "sha256": "", "n_tokens": 0})
+    every = np.arange(60, dtype=np.int32)
+    writer.add_block([[PlannedWindow(0, np.full(60, -1, np.int32), every, np.ones(60, np.uint8), ())]])
+    fingerprint = writer.close(())
+    record = PlanRecord(fingerprint, "", "", "", {}, (), (), 1, 1, 60, 64, 1)
+    assert not folder.exists("captures/corpus/inputs/ids/c/0")
+    assert set(Plan(folder, "corpus", record).array("inputs/ids").tolist()) == {-1}
+    without_checksums(folder, "inputs/ids")
+    without_checksums(folder, "tokens/ids")
+    assert set(Plan(folder, "corpus", record).array("inputs/ids").tolist()) == {-1}
+
+
+@pytest.mark.parametrize("array", ARRAYS)
+def test_a_plan_array_of_another_capture_is_an_error(tmp_path, planned, array):
+    """Whole and with its own checksums, it is not the one that the capture's record lists."""
+    folder, other = (Folder(tmp_path / name, read_only=False) for name in "ab")
+    record, _ = planned(folder)
+    planned(other, seed=1, lengths=(20, 30, 40, 9, 8))
+    files = plan_files(folder, record)
+    for name in ("zarr.json", "c/0"):
+        key = f"captures/corpus/{array}/{name}"
+        folder.write(key, other.read(key))
+    with pytest.raises(FormatError, match="its metadata are not those that were written there"):
+        Plan(folder, "corpus", record, files).array(array)
+
+
+def plan_files(folder, record):
+    return read_plan_files(folder, planted_stores.capture_record("corpus", record, planted_stores.Planted()))
+
+
+@pytest.mark.parametrize("table", ["windows", "documents"])
+def test_a_table_of_another_capture_is_an_error(tmp_path, planned, table):
+    folder, other = (Folder(tmp_path / name, read_only=False) for name in "ab")
+    record, _ = planned(folder, lengths=(20, 30, 40, 9, 7))
+    planned(other, lengths=(20, 30, 40, 7, 9))
+    files = plan_files(folder, record)
+    assert Plan(folder, "corpus", record, files).table(table).num_rows > 0
+    if table == "documents":  # of which both have the same
+        rewrite(other, table, lambda row: row.update(source="elsewhere"))
+    folder.write(f"captures/corpus/{table}.parquet", other.read(f"captures/corpus/{table}.parquet"))
+    with pytest.raises(FormatError, match=rf"{table}.parquet is damaged: checksum mismatch"):
+        Plan(folder, "corpus", record, files).table(table)
+
+
+def test_a_file_of_the_plan_that_the_record_does_not_list_is_an_error(folder, planned):
+    record, _ = planned(folder)
+    files = plan_files(folder, record)
+    assert set(files) == {*ARRAYS, "windows.parquet", "documents.parquet"}
+    del files["tokens/ids"]
+    with pytest.raises(FormatError, match="does not list tokens/ids"):
+        Plan(folder, "corpus", record, files).array("tokens/ids")
 
 
 def rewrite(folder, table, change):
@@ -170,6 +245,28 @@ def test_arrays_longer_than_their_chunk(folder, monkeypatch):
     writer.close(())
     inputs = zarr.open_array(str(folder.local_path()), path="captures/corpus/inputs/ids", mode="r")
     np.testing.assert_array_equal(inputs[...], np.concatenate(windows))
+    record = PlanRecord("", "", "", "", {}, (), (), 1, 9, 540, 64, 9)
+    plan, expected = Plan(folder, "corpus", record), np.concatenate(windows)
+    for start, stop in [
+        (0, 540),
+        (99, 101),
+        (100, 200),
+        (150, 160),
+        (160, 170),
+        (530, 540),
+        (7, 7),
+        (300, 200),
+        (-9, None),
+    ]:
+        np.testing.assert_array_equal(plan.array("inputs/ids", slice(start, stop)), expected[start:stop])
+    for chunk in (2, 5):
+        data = folder.read(f"captures/corpus/inputs/ids/c/{chunk}")
+        folder.delete(f"captures/corpus/inputs/ids/c/{chunk}")
+        plan = Plan(folder, "corpus", record)
+        with pytest.raises(FormatError, match=f"chunk {chunk} is missing"):
+            plan.array("inputs/ids", slice(chunk * 100 + 30, chunk * 100 + 31))
+        np.testing.assert_array_equal(plan.array("inputs/ids", slice(0, 200)), expected[:200])
+        folder.write(f"captures/corpus/inputs/ids/c/{chunk}", data)
 
 
 def test_an_abandoned_plan_leaves_no_table(folder):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from numcodecs import Zstd
@@ -8,7 +10,7 @@ from actstore.store.capture.commits import committed_blocks
 from actstore.store.capture.neuron_table import QUANTILES, neuron_table, write_finished
 from actstore.store.capture.statistics import CaptureStatistics, RunningStatistics, is_finished, sum_statistics
 from actstore.store.errors import FormatError
-from actstore.store.files.arrays import read_array
+from actstore.store.files.plain_arrays import write_array
 from actstore.store.files.records import CommitRecord
 from actstore.store.layout import block_statistics_key, commit_key, folded_statistics_key
 from actstore.store.reader import Store, read_capture
@@ -167,15 +169,72 @@ def test_finished_statistics_stand_only_for_all_blocks(folder, record, statistic
     assert same(sum_statistics(folder, record), plain_sum(record, blocks[1:]))
 
 
+@pytest.mark.parametrize("has_checksums", [True, False])
 @pytest.mark.parametrize(
-    ("name", "expected"), [("mean", np.nan), ("minimum", np.nan), ("count", -1), ("non_finite", -1)]
+    "name", ["mean", "minimum", "count", "non_finite", "histogram", "positives", "exemplar_tokens"]
 )
-def test_a_missing_chunk_of_finished_statistics_is_no_zero(folder, record, statistics_of, name, expected):
-    write_finished(folder, record, plain_sum(record, [statistics_of(0)]))
+def test_a_missing_chunk_of_finished_statistics_is_an_error(folder, record, statistics_of, name, has_checksums):
+    """Also of exemplars' tokens, which may be -1 throughout, and where an earlier version wrote no checksums."""
+    finish(folder, record, statistics_of)
     key = f"captures/{record.name}/statistics/mlp.post/{name}"
-    assert not np.isin(expected, read_array(folder, key))
-    folder.delete(f"{key}/c/0")
-    np.testing.assert_array_equal(read_array(folder, key), np.full(45, expected))
+    if not has_checksums:
+        metadata = folder.read_json(f"{key}/zarr.json")
+        del metadata["attributes"]["checksums"], metadata["attributes"]["digest"]
+        folder.write_json(f"{key}/zarr.json", metadata)
+        sum_statistics(folder, record)
+    (chunk,) = [file for file, _ in folder.sizes(f"{key}/c")]
+    folder.delete(chunk)
+    with pytest.raises(FormatError, match=rf"statistics of capture 'corpus' of .* are damaged: .*{name}"):
+        sum_statistics(folder, record)
+
+
+def finish(folder, record, statistics_of):
+    """Commit every block, and write the finished statistics."""
+    blocks = [statistics_of(number) for number in range(record.plan.n_blocks)]
+    for number, block in enumerate(blocks):
+        commit(folder, record, number, block)
+    write_finished(folder, record, plain_sum(record, blocks))
+
+
+@pytest.mark.parametrize("file", ["mean", "m2"])
+def test_finished_statistics_of_another_capture_are_an_error(folder, record, statistics_of, file):
+    """They are whole and of the same shape; also in the place of another statistic of the same capture."""
+    record = dataclasses.replace(record, identity="1" * 32)
+    finish(folder, record, statistics_of)
+    sum_statistics(folder, record)
+    key = f"captures/{record.name}/statistics/mlp.post/{file}"
+    other = dataclasses.replace(record, identity="2" * 32) if file == "mean" else record
+    write_array(folder, key.replace("m2", "mean"), np.zeros(45), ("neuron",), identity=other.identity)
+    if file == "m2":
+        for name in ("zarr.json", "c/0"):
+            folder.write(f"{key}/{name}", folder.read(f"{key.replace('m2', 'mean')}/{name}"))
+    with pytest.raises(FormatError, match=rf"are damaged: .*{file} is damaged: its metadata"):
+        sum_statistics(folder, record)
+
+
+@pytest.mark.parametrize("damage", ["recommitted", "another capture's", "flipped", "cut", "of an earlier version"])
+def test_a_stale_or_damaged_checkpoint_is_not_used(folder, record, statistics_of, monkeypatch, damage):
+    monkeypatch.setattr(statistics, "CHECKPOINT_BLOCKS", 2)
+    record = dataclasses.replace(record, identity="1" * 32)
+    blocks = [statistics_of(number) for number in range(3)]
+    for number, block in enumerate(blocks):
+        commit(folder, record, number, block)
+    writer = dataclasses.replace(record, identity="2" * 32) if damage == "another capture's" else record
+    RunningStatistics(folder, writer).advance(checkpoint=True)
+    key = folded_statistics_key(record.name)
+    data = folder.read(key)
+    if damage == "recommitted":  # by another device, say, whose sums differ
+        blocks[1] = statistics_of(7)
+        folder.write(block_statistics_key(record.name, 1), blocks[1].encode())
+        folder.write_json(commit_key(record.name, 1), CommitRecord(1, {}, seconds=1.0).with_checksum().to_json())
+    elif damage == "flipped":
+        folder.write(key, data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    elif damage == "cut":
+        folder.write(key, data[:100])
+    elif damage == "of an earlier version":
+        folder.write(key, plain_sum(record, blocks[1:]).encode(2))
+    assert RunningStatistics(folder, record).n_blocks == 0
+    assert same(sum_statistics(folder, record), plain_sum(record, blocks))
 
 
 def test_damaged_finished_statistics_are_named(folder, record, statistics_of):

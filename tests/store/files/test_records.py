@@ -48,6 +48,7 @@ CAPTURE = CaptureRecord(
     ("count", "mean"),
     "r" * 32,
     "i" * 32,
+    {"tokens/ids": "d" * 32},
 )
 COMMIT = CommitRecord(
     7,
@@ -101,6 +102,9 @@ def test_a_missing_field_is_named(record, field):
     del value[field.name]
     if field.default is not dataclasses.MISSING:
         assert getattr(type(record).from_json(value, "here"), field.name) == field.default
+        return
+    if field.default_factory is not dataclasses.MISSING:
+        assert getattr(type(record).from_json(value, "here"), field.name) == field.default_factory()
         return
     with pytest.raises(FormatError) as caught:
         type(record).from_json(value, "S/zarr.json")

@@ -17,6 +17,8 @@ import pytest
 
 from actstore.kernels.suffix_trie.api import BOUNDARY, IGNORE, Nodes
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError, ReadOnlyError
+from actstore.store.files.records import with_checksum
+from actstore.store.files.shards import checksum
 from actstore.store.graphs import writer as graph_writer
 from actstore.store.graphs.reader import GraphRecord, Graphs, graph_names
 from actstore.store.graphs.writer import GraphWriter
@@ -344,6 +346,12 @@ def test_damage_inside_a_graph_is_found_where_it_is_read(folder: Folder) -> None
     at = data.index(parents)
     data[at : at + len(parents)] = np.array([-1, 0, 1, 3, -1, 4, -1], np.int32).tobytes()
     folder.write(key, bytes(data))
+    with pytest.raises(FormatError, match=r"nodes\.arrow is damaged: its checksum does not match"):
+        Graphs(Store(folder.location))
+    # As if it had been written so.
+    record = folder.read_json("graphs/graphs/graph.json")
+    record["files"]["nodes.arrow"][1] = checksum(bytes(data))
+    folder.write_json("graphs/graphs/graph.json", with_checksum(record))
     graphs = Graphs(Store(folder.location))
     assert len(graphs.graph(1, 0)) == 1
     with pytest.raises(FormatError, match=r"in L0\.N1, a parent is not where"):
@@ -367,3 +375,18 @@ def test_graphs_on_an_object_store(planting: Callable[..., Any], somewhere: str)
     planting(somewhere)
     graphs = write(Folder(somewhere, read_only=False))
     assert [len(graph) for graph in graphs] == [6, 0, 1]
+
+
+@pytest.mark.parametrize("table", ["nodes", "neurons"])
+def test_a_damaged_part_is_built_again(folder: Folder, table: str) -> None:
+    """A part is joined into what gets a checksum of its own: damage in it would have one too."""
+    expected = contents(write(folder, "undisturbed"))
+    with GraphWriter(folder, make_record()) as writer:
+        writer.add(0, [1], make_nodes(SMALL), maximum=1, n_events=1)
+        key = f"graphs/graphs/parts/0.{table}.arrow"
+        data = bytearray(folder.read(key))
+        data[data.index(np.float32(1).tobytes() if table == "neurons" else np.int32(-1).tobytes())] ^= 1
+        folder.write(key, bytes(data))
+    with GraphWriter(folder, make_record(), resume=True) as writer:
+        assert writer.n_done == 0
+    assert contents(write(folder)) == expected

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.files.arrays import read_array, write_array
+from actstore.store.files.plain_arrays import read_array, write_array
 from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:

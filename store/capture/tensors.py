@@ -1,0 +1,49 @@
+"""Tensors of statistics as bytes: safetensors, compressed with zstandard, whose own checksum covers them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numcodecs import Zstd
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from actstore.store.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+
+def encode_tensors(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """The arrays by name, integers as narrow as they allow.
+
+    A block's histogram of a 7B model takes 70 MB instead of 280 before it is compressed.
+    """
+    tensors = {name: np.ascontiguousarray(_narrowed(array)) for name, array in arrays.items()}
+    return bytes(Zstd(level=1, checksum=True).encode(save_safetensors(tensors)))
+
+
+def decode_tensors(data: bytes, where: str) -> dict[str, NDArray[Any]]:
+    """What `encode_tensors` wrote; `FormatError` naming `where` if damaged."""
+    try:
+        return load_safetensors(bytes(Zstd().decode(data)))
+    except (SafetensorError, RuntimeError, ValueError, KeyError, IndexError) as error:
+        raise damaged_tensors(where, error) from None
+
+
+def damaged_tensors(where: str, error: Exception) -> FormatError:
+    """The error of statistics that are not what was written."""
+    return FormatError(f"The statistics {where} are damaged ({error}). Run `actstore verify`.")
+
+
+def _narrowed(array: NDArray[Any]) -> NDArray[Any]:
+    """`array` in the narrowest integer type that holds its values; floats as they are."""
+    if array.dtype.kind == "i" and array.size:
+        for dtype in (np.uint8, np.uint16, np.int32):
+            if np.iinfo(dtype).min <= array.min() and array.max() <= np.iinfo(dtype).max:
+                return array.astype(dtype)
+    return array
