@@ -30,7 +30,7 @@ from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError
 from actstore.store.model import root
 from actstore.store.reader import read_capture
-from actstore.store.storage.lock import is_unlocked, own
+from actstore.store.storage.lock import own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,6 +61,8 @@ class RunOptions(Typed):
     """Whether write vectors and unembedding are copied into the store."""
     ignore_disk: bool = False
     """Start although the estimate says that the disk is too small."""
+    sync: bool = True
+    """Whether a block counts only once the disk has it; without, a power cut may damage what was written in the last minute."""
     trust_remote_code: bool = False
     strict: bool = False
     """Stop at the first image that cannot be used, instead of skipping it."""
@@ -101,13 +103,13 @@ def check_target(folder: Folder, name: str, spec: ModelSpec, resume: bool) -> No
 
 
 def _remove_unplanned(folder: Folder, name: str) -> bool:
-    """Remove a capture that failed before its plan was recorded, and the store with it if it was to be its first.
+    """Remove a capture, which must be owned, that failed before its plan was recorded, and the store if it was to be its first.
 
     What a model has answered meanwhile is kept: it took a forward pass per token. Returns whether something is kept.
     """
     if folder.names(layout.generated_prefix(name)):
         return True
-    if folder.local_path() is not None and is_unlocked(folder, name):
+    if folder.local_path() is not None:
         with suppress(OSError):
             folder.delete(layout.capture_key(name))
             if not root.is_store(folder) and not set(folder.names("captures")) - {"zarr.json"}:
@@ -152,17 +154,18 @@ class Run(ABC):
         What stops a step from outside is a `CaptureError` that says how to go on, and what was committed stays. A capture whose
         plan was not completed is removed.
         """
-        try:
-            with own(self.folder, self.name), self.source.ready_to_run():
-                yield
-        except BaseException as error:
-            record = read_capture(self.folder, self.name)
-            is_kept = record is not None or _remove_unplanned(self.folder, self.name)
-            if isinstance(error, KeyboardInterrupt):
-                raise CaptureError(self._interrupted(record, is_kept=is_kept)) from None
-            if record is not None and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise CaptureError(self._stopped(record, f"The disk of {self.folder} is full")) from None
-            raise
+        with own(self.folder, self.name):
+            try:
+                with self.source.ready_to_run():
+                    yield
+            except BaseException as error:
+                record = read_capture(self.folder, self.name)
+                is_kept = record is not None or _remove_unplanned(self.folder, self.name)
+                if isinstance(error, KeyboardInterrupt):
+                    raise CaptureError(self._interrupted(record, is_kept=is_kept)) from None
+                if record is not None and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise CaptureError(self._stopped(record, f"The disk of {self.folder} is full")) from None
+                raise
 
     def plan(self, requested: Mapping[str, object]) -> CaptureRecord:
         """Write the plan, the store's root and the capture's record, or check those that are there: the record.

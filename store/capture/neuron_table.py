@@ -30,6 +30,7 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 def write_finished(folder: Folder, record: CaptureRecord, total: CaptureStatistics) -> None:
     """Write the arrays of all sites, then the table of neurons, which says that they are complete."""
+    folder.delete(table_key(record.name, "neurons"))
     write_finished_arrays(folder, record, total)
     write_table(folder, table_key(record.name, "neurons"), neuron_table(record, total))
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from actstore.store.errors import InvalidInputError
+from actstore.store.storage.disk import sync_file, sync_folder, temporary_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,16 +27,18 @@ def check_room(path: Path, nbytes: int, otherwise: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to that becomes `path` on success, and is removed otherwise.
+    """A path to write to that becomes `path` on success, safe from power cuts, and is removed otherwise.
 
     An `OSError` that names no file, as that of a full disk, names `path` from then on.
     """
     if path.is_dir():  # before anything is written: only the renaming would fail
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    partial = path.with_name(f".{path.name}.partial")
+    partial = temporary_path(path)
     try:
         yield partial
+        sync_file(partial)
         partial.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         error.filename = str(path)
         raise

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from zarr.abc.store import Store as ZarrStore
 
+    from actstore.store.storage.batch import Batch
     from actstore.store.storage.pieces import Bytes, Source
     from actstore.store.storage.protocol import Storage
     from actstore.store.storage.writers import KeyWriter
@@ -28,18 +29,21 @@ if TYPE_CHECKING:
 class Folder:
     """Keys and bytes of one store, at a local path or a URL."""
 
-    def __init__(self, location: str | Path, *, read_only: bool = True) -> None:
-        """Point at `location`; nothing is created until something is written."""
+    def __init__(self, location: str | Path, *, read_only: bool = True, sync: bool = True) -> None:
+        """Point at `location`; nothing is created until something is written.
+
+        Without `sync`, writing does not wait for the disk: faster, and safe from kills, but not from power cuts.
+        """
         self.location: str = argument("location", location, str | Path)
-        self.read_only = read_only
-        self.storage: Storage = open_storage(self.location, read_only=read_only)
+        self.read_only, self.sync = read_only, sync
+        self.storage: Storage = open_storage(self.location, read_only=read_only, sync=sync)
 
     def __str__(self) -> str:
         return self.location
 
-    def __reduce__(self) -> tuple[Callable[[str, bool], Folder], tuple[str, bool]]:
+    def __reduce__(self) -> tuple[Callable[[str, bool, bool], Folder], tuple[str, bool, bool]]:
         """Where it is: that is what another process needs."""
-        return _reopen, (self.storage.address(), self.read_only)
+        return _reopen, (self.storage.address(), self.read_only, self.sync)
 
     def __copy__(self) -> Folder:
         return self  # nothing in it changes
@@ -72,10 +76,21 @@ class Folder:
         self._check_writable()
         self.storage.write(key, data)
 
-    def writer(self, key: str) -> KeyWriter:
-        """A binary file whose bytes appear under `key` when it is closed, unless it is left by an exception."""
+    def create(self, key: str, data: Bytes) -> None:
+        """Write under `key` where there is nothing, else `FileExistsError`; of two that try at once, one succeeds.
+
+        On an object store that depends on its driver, and both may.
+        """
         self._check_writable()
-        return self.storage.writer(key)
+        self.storage.create(key, data)
+
+    def writer(self, key: str, batch: Batch | None = None) -> KeyWriter:
+        """A binary file whose bytes appear under `key` when it is closed, unless it is left by an exception.
+
+        With a `batch`, closing it need not wait for the disk: its bytes appear at the latest when `batch.sync` returns.
+        """
+        self._check_writable()
+        return self.storage.writer(key, batch)
 
     def exists(self, key: str) -> bool:
         """Whether there are bytes under `key`."""
@@ -85,6 +100,11 @@ class Folder:
         """Remove `key`, and everything below it; nothing happens where there is nothing."""
         self._check_writable()
         self.storage.delete(key)
+
+    def remove_leftovers(self, prefix: str) -> None:
+        """Remove the temporary files of killed writers below `prefix`, which the caller must own for writing."""
+        self._check_writable()
+        self.storage.remove_leftovers(prefix)
 
     def names(self, prefix: str) -> list[str]:
         """The names directly below `prefix`, sorted."""
@@ -129,5 +149,5 @@ class Folder:
             raise ReadOnlyError(f"{self.location} was opened for reading, and cannot be written to.")
 
 
-def _reopen(location: str, read_only: bool) -> Folder:
-    return Folder(location, read_only=read_only)
+def _reopen(location: str, read_only: bool, sync: bool) -> Folder:
+    return Folder(location, read_only=read_only, sync=sync)
