@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actstore.store.errors import InvalidInputError
@@ -13,7 +14,6 @@ from actstore.store.storage.disk import sync_file, sync_folder, temporary_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 def check_room(path: Path, nbytes: int, otherwise: str) -> None:
@@ -23,6 +23,14 @@ def check_room(path: Path, nbytes: int, otherwise: str) -> None:
         raise InvalidInputError(
             f"{path} takes {nbytes / 1e6:,.1f} MB, and its disk has {free / 1e6:,.1f} MB free. Make room, or {otherwise}."
         )
+
+
+def sync_tree(folder: Path) -> None:
+    """Have the disk keep every file below a folder, before the folder takes the place of another."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            sync_file(Path(place) / name)
+        sync_folder(Path(place))
 
 
 @contextmanager
