@@ -43,7 +43,7 @@ TINY_BLOCKS = 32_000
 
 
 def contents(store: Path) -> dict[str, Any]:
-    """Every file of a store by name, without what may differ between runs: times, checkpoints, lock, leftovers."""
+    """Every file of a store by name, without what may differ between runs: times, ids, checkpoints, lock, leftovers."""
     found: dict[str, Any] = {}
     for path in sorted(p for p in store.rglob("*") if p.is_file()):
         name = str(path.relative_to(store))
@@ -60,7 +60,7 @@ def contents(store: Path) -> dict[str, Any]:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if k not in ("created", "checksum")}
+        return {k: _timeless(v) for k, v in value.items() if k not in ("created", "checksum", "id", "root")}
     return value
 
 
