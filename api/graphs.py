@@ -47,6 +47,7 @@ class GraphsMethod(GraphQueries):
         max_depth: int = 12,
         memory: int = 1 << 30,
         resume: bool = False,
+        sync: bool = True,
         site: str = "mlp.post",
         capture: str | None = None,
         progress: Progress | None = None,
@@ -66,6 +67,7 @@ class GraphsMethod(GraphQueries):
         - `max_depth`: maximum number of tokens before the activating one.
         - `memory`: bytes for the activations of neurons that are built together.
         - `resume`: go on with an interrupted build.
+        - `sync`: wait for the disk, so that nothing is lost in a power cut.
         - `progress`: called with the neurons done and their number.
 
         >>> graphs = store.graphs.build(layers=[0, 1])
@@ -77,7 +79,7 @@ class GraphsMethod(GraphQueries):
         from actstore.store.errors import InvalidInputError
         from actstore.store.storage.folder import Folder
 
-        folder = Folder(self._store.folder.location, read_only=False)
+        folder = Folder(self._store.folder.location, read_only=False, sync=sync)
         if method not in METHODS:
             raise InvalidInputError(f"`method` must be {' or '.join(METHODS)}, found {method!r}.")
         if method == PUBLISHED:
@@ -215,7 +217,8 @@ class GraphsMethod(GraphQueries):
             progress=progress,
         )
         if graphs is not None:
-            annotate_graphs(graphs, probes, Folder(self._store.folder.location, read_only=False), f"{annotate}-probed")
+            folder = Folder(self._store.folder.location, read_only=False, sync=options is None or options.sync)
+            annotate_graphs(graphs, probes, folder, f"{annotate}-probed")
         return probes
 
     def sample(

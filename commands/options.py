@@ -136,6 +136,13 @@ Weights = Annotated[
     bool, typer.Option("--weights/--no-weights", help="Copy write vectors and unembedding into a new store.")
 ]
 IgnoreDisk = Annotated[bool, typer.Option("--ignore-disk", help="Start even if the free disk space looks too small.")]
+Sync = Annotated[
+    bool,
+    typer.Option(
+        "--sync/--no-sync",
+        help="Wait for the disk; with --no-sync, a power cut may damage what was written in the minute before.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists already.")]
 
 # How results are shown

@@ -21,6 +21,7 @@ from actstore.store.layout import edits_key
 from actstore.store.model.root import read_root
 from actstore.store.neurons import neuron_name
 from actstore.store.storage.folder import Folder
+from actstore.store.storage.lock import own_edit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -124,32 +125,40 @@ def check_name(name: str) -> None:
 
 
 def write_edit(folder: Folder, edit: Edit, *, replace: bool = False) -> EditRecord:
-    """Keep an edit in a store, its record last; the record as written. `InvalidInputError` where the name is taken."""
-    from safetensors.torch import save
+    """Keep an edit in a store, its record last; the record as written. `InvalidInputError` where the name is taken.
 
+    `ReadOnlyError` while another process writes an edit of the name.
+    """
     check_name(edit.name)
     if (what := _other_model(folder, edit.record)) is not None:
         raise InvalidInputError(f"This is {what}. Keep it in a store of that model, not in {folder}.")
-    key = edits_key(edit.name, RECORD)
-    if folder.exists(key):
-        if not replace:
-            raise InvalidInputError(
-                f"{folder} already has an edit {edit.name!r}. Choose another `name`, or replace it with `force=True`."
-            )
-        folder.delete(key)
-    files: dict[str, tuple[int, str]] = {}
-    if edit.rows:
-        tensors = {
-            f"layer-{layer}.{side}": getattr(pair, side).detach().cpu().contiguous()
-            for layer, pair in sorted(edit.rows.items())
-            for side in RowPair._fields
-        }
-        data = save(tensors)
-        folder.write(edits_key(edit.name, DELTA), data)
-        files[DELTA] = (len(data), checksum(data))
-    record = dataclasses.replace(edit.record, files=files)
-    folder.write_json(key, with_checksum(json.loads(json.dumps(record.to_json()))))
+    with own_edit(folder, edit.name):
+        key = edits_key(edit.name, RECORD)
+        if folder.exists(key):
+            if not replace:
+                raise InvalidInputError(
+                    f"{folder} already has an edit {edit.name!r}. Choose another `name`, or replace it with `force=True`."
+                )
+            folder.delete(key)
+        record = dataclasses.replace(edit.record, files=_write_rows(folder, edit))
+        folder.write_json(key, with_checksum(json.loads(json.dumps(record.to_json()))))
     return record
+
+
+def _write_rows(folder: Folder, edit: Edit) -> dict[str, tuple[int, str]]:
+    """Write the rows of an edit of weights: file → (bytes, CRC-32C)."""
+    from safetensors.torch import save
+
+    if not edit.rows:
+        return {}
+    tensors = {
+        f"layer-{layer}.{side}": getattr(pair, side).detach().cpu().contiguous()
+        for layer, pair in sorted(edit.rows.items())
+        for side in RowPair._fields
+    }
+    data = save(tensors)
+    folder.write(edits_key(edit.name, DELTA), data)
+    return {DELTA: (len(data), checksum(data))}
 
 
 def read_record(folder: Folder, name: str | None = None) -> EditRecord:
@@ -216,11 +225,15 @@ def read_edit(folder: Folder | str | Path, name: str | None = None) -> Edit:
 
 
 def delete_edit(folder: Folder, name: str) -> None:
-    """Remove a store's edit, whatever its state; `NotFoundError` where there is none."""
+    """Remove a store's edit, whatever its state.
+
+    `NotFoundError` where there is none, `ReadOnlyError` while another process writes it.
+    """
     with suppress(FormatError):
         read_record(folder, name)
-    folder.delete(edits_key(name, RECORD))
-    folder.delete(edits_key(name, "").rstrip("/"))
+    with own_edit(folder, name):
+        folder.delete(edits_key(name, RECORD))  # first, and for good: a kill leaves no edit, or all of it
+        folder.delete(edits_key(name, "").rstrip("/"))
 
 
 def _key(name: str | None, file: str) -> str:

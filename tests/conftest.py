@@ -16,6 +16,7 @@ if not torch.cuda.is_available():  # Triton decides when it is first imported, b
     os.environ["TRITON_INTERPRET"] = "1"
 
 from hypothesis import HealthCheck, settings
+from recorded_disk import RecordedDisk
 from rich.measure import Measurement
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -109,6 +110,12 @@ class Result(NamedTuple):
     def json(self) -> Any:
         """Standard output as the one JSON document that it must be."""
         return json.loads(self.out)
+
+
+@pytest.fixture
+def recorded_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecordedDisk:
+    """What this process asks of the disk from here on; looked at below `tmp_path`."""
+    return RecordedDisk(tmp_path, monkeypatch)
 
 
 @pytest.fixture

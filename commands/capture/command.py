@@ -26,6 +26,7 @@ from actstore.commands.options import (
     NewStore,
     Quiet,
     Resume,
+    Sync,
     TrustRemoteCode,
     Weights,
     complete,
@@ -220,6 +221,7 @@ def capture(
     ] = None,
     weights: Weights = True,
     ignore_disk: IgnoreDisk = False,
+    sync: Sync = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Estimate the size and the time of the capture; write nothing.")
     ] = False,

@@ -20,6 +20,7 @@ from actstore.commands.options import (
     Resume,
     Site,
     StorePath,
+    Sync,
     given,
     parse_bytes,
     parse_layers,
@@ -124,6 +125,7 @@ def build(
         ),
     ] = "1GB",
     resume: Resume = False,
+    sync: Sync = True,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -135,10 +137,10 @@ def build(
     Example: `actstore graphs build gpt2.actstore --layers 0-3`
     """
     if method == PUBLISHED:
-        _check_given(ctx, ("store", "name", "method", "probes", "quiet", "as_json"))
+        _check_given(ctx, ("store", "name", "method", "probes", "sync", "quiet", "as_json"))
         began = time.monotonic()
         with terminal.spinner("building graphs", enabled=not quiet):
-            graphs = _build_published(store, name, probes)
+            graphs = _build_published(store, name, probes, sync=sync)
         _report(graphs, time.monotonic() - began, as_json=as_json)
         return
     if probes is not None:
@@ -156,7 +158,7 @@ def build(
     began = time.monotonic()
     with terminal.counting_bar("neurons", enabled=not quiet) as advance:
         options = BuildOptions(parse_bytes(memory), resume, progress=advance)
-        folder = Folder(store, read_only=False)
+        folder = Folder(store, read_only=False, sync=sync)
         graphs = build_graphs(
             opened, folder, name=name or METHODS[CORPUS].set_name, site=site, neurons=selection, leave_out=_windows(leave_out),
             settings=settings, also=others, options=options,
@@ -176,7 +178,7 @@ def _check_given(ctx: typer.Context, allowed: Sequence[str]) -> None:
             )
 
 
-def _build_published(store: str, name: str | None, probes: str | None) -> Graphs:
+def _build_published(store: str, name: str | None, probes: str | None, *, sync: bool) -> Graphs:
     """The published graphs; `InvalidInputError` says how to make probes where there are none."""
     from actstore.engine.graphs.probes.evidence import PROBES, Probes
     from actstore.engine.graphs.probes.published import build_published
@@ -192,7 +194,7 @@ def _build_published(store: str, name: str | None, probes: str | None) -> Graphs
             f"The published method builds from probes, and {opened.folder} has none called {probes or PROBES!r}. Probe "
             f"the model first: actstore graphs probe {opened.folder}{of}"
         ) from None
-    return build_published(evidence, Folder(store, read_only=False), name=name or PUBLISHED)
+    return build_published(evidence, Folder(store, read_only=False, sync=sync), name=name or PUBLISHED)
 
 
 def _report(graphs: Graphs, seconds: float, *, as_json: bool) -> None:

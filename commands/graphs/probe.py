@@ -22,6 +22,7 @@ from actstore.commands.options import (
     Seed,
     Site,
     StorePath,
+    Sync,
     TokenizerName,
     TrustRemoteCode,
     captured_model,
@@ -135,6 +136,7 @@ def probe(
     resume: Resume = False,
     tokenizer: TokenizerName = None,
     ignore_disk: IgnoreDisk = False,
+    sync: Sync = True,
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
@@ -162,7 +164,7 @@ def probe(
     else:
         probes = _probe(ctx, source, store, options)
         with terminal.spinner("building graphs", enabled=not quiet):
-            graphs = _make_graphs(probes, store, annotate, published)
+            graphs = _make_graphs(probes, store, annotate, published, sync=sync)
         captures = [probes.store.capture(name) for name in probes.captures]
         described = _describe(probes, graphs)
     terminal.warn(sentence for capture in captures for sentence in overflow_sentences(capture))
@@ -235,14 +237,14 @@ def _check_graphs(store: Store, annotate: str | None, published: str | None) -> 
             raise InvalidInputError(f"{store.folder} already has graphs {name!r}. Delete them, or choose another name.")
 
 
-def _make_graphs(probes: Probes, store: str, annotate: str | None, published: str | None) -> list[str]:
+def _make_graphs(probes: Probes, store: str, annotate: str | None, published: str | None, *, sync: bool) -> list[str]:
     """The names of the graphs that were built from the probes."""
     from actstore.engine.graphs.probes.evidence import annotate_graphs
     from actstore.engine.graphs.probes.published import build_published
     from actstore.store.graphs.reader import Graphs
     from actstore.store.storage.folder import Folder
 
-    folder, names = Folder(store, read_only=False), []
+    folder, names = Folder(store, read_only=False, sync=sync), []
     if annotate is not None:
         names.append(annotate_graphs(Graphs(probes.store, annotate), probes, folder, f"{annotate}-probed").name)
     if published is not None:

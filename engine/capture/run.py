@@ -65,6 +65,8 @@ class RunOptions(Typed):
     """Whether write vectors and unembedding are copied into the store."""
     ignore_disk: bool = False
     """Start although the estimate says that the disk is too small."""
+    sync: bool = True
+    """Whether a block counts only once the disk has it; without, a power cut may damage what was written in the last minute."""
     trust_remote_code: bool = False
     strict: bool = False
     """Stop at the first image that cannot be used, instead of skipping it."""
@@ -98,10 +100,9 @@ def check_target(folder: Folder, name: str, spec: ModelSpec, resume: bool) -> No
 
 
 def _remove_unplanned(folder: Folder, name: str) -> bool:
-    """Remove a capture that failed before its plan was recorded, and the store with it if it was to be its first.
+    """Remove a capture, which must be owned, that failed before its plan was recorded, and the store if it was to be its first.
 
-    It must be owned. What a model has answered meanwhile is kept: it took a forward pass per token. Returns whether something
-    is kept.
+    What a model has answered meanwhile is kept: it took a forward pass per token. Returns whether something is kept.
     """
     if folder.names(layout.generated_prefix(name)):
         return True

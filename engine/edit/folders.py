@@ -26,7 +26,8 @@ from actstore.engine.edit.weights import EditedModel
 from actstore.engine.models.load import load_model
 from actstore.store.edits import Edit, RowPair, read_edit
 from actstore.store.errors import InvalidInputError
-from actstore.store.storage.atomic import check_room
+from actstore.store.storage.atomic import check_room, sync_tree
+from actstore.store.storage.disk import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -233,9 +234,11 @@ def _write_copy(folder: Path, target: Path, patches: Sequence[RowPatch]) -> None
         for file in copy.rglob("*"):
             file.chmod(file.stat().st_mode | 0o200)
         write_patches(copy, patches)
+        sync_tree(copy)
         if target.exists():
             target.rename(Path(scratch) / "replaced")
         copy.rename(target)
+        sync_folder(target.parent)
 
 
 def _left_out(_folder: str, names: list[str]) -> set[str]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from actstore.kernels.pack.statistics import STATISTICS, quantiles
 from actstore.store.capture.statistics import write_finished_arrays
 from actstore.store.capture.tables import write_capture_table
+from actstore.store.layout import table_key
 from actstore.store.neurons import neuron_names
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 def write_finished(folder: Folder, record: CaptureRecord, total: CaptureStatistics) -> None:
     """Write the arrays of all sites, then the table of neurons, which says that they are complete."""
+    folder.delete(table_key(record.name, "neurons"))
     write_finished_arrays(folder, record, total)
     write_capture_table(folder, record, "neurons", neuron_table(record, total))
 

@@ -1,8 +1,11 @@
-"""Fills a planned capture: block buffers out to encoder threads, shards to disk, a commit record last.
+"""Fills a planned capture: block buffers out to encoder threads, shards to the system, then to the disk, a commit record last.
 
 Where the model computes elsewhere, two sets of block buffers alternate: encoding overlaps the next block's forward passes,
 and memory stays bounded, because the faster side waits for the other. Where it computes on the same cores, a block is encoded
 by all of them before the next begins: encoders beside a forward pass take cores from threads that wait for one another.
+
+Either way the disk is waited for in the background, where a thread only sleeps: a block's buffers are free once the system has
+its bytes, and while the next block is computed, its files are synced, then their folders, then its commit record.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ import dataclasses
 import errno
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -24,6 +28,7 @@ from actstore.store.files.arrays import BlockArraySpec, create_block_array
 from actstore.store.files.records import CommitRecord, with_checksum
 from actstore.store.files.shards import checksum, shard_parts, write_parts
 from actstore.store.model.root import read_root_id
+from actstore.store.storage.batch import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +39,9 @@ if TYPE_CHECKING:
 
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
+
+SYNCING_THREADS: Final = 4
+"""A disk that is asked to sync several files at once writes its journal once for all of them."""
 
 
 def create_capture(folder: Folder, record: CaptureRecord) -> CaptureRecord:
@@ -89,6 +97,8 @@ class _Block:
     number: int
     began: float
     statistics: Future[bytes]
+    batch: Batch
+    """Of its shards, on their way to the disk."""
     shards: dict[str, Future[tuple[int, str]]] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
     release: Callable[[], None] = lambda: None
@@ -103,9 +113,15 @@ class CaptureWriter:
         self._folder, self.record = folder, record
         self._specs = {spec.key: spec for spec in block_arrays(record)}
         self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="actstore-encoder")
-        self._in_flight: _Block | None = None
+        self._syncing = ThreadPoolExecutor(SYNCING_THREADS, thread_name_prefix="actstore-sync")
+        self._committing = ThreadPoolExecutor(1, thread_name_prefix="actstore-commit")
+        self._encoding: _Block | None = None
+        """The block that is being encoded, with `overlap` while the next is filled."""
+        self._commit: tuple[int, Future[None]] | None = None
+        """The block before that, on its way to the disk."""
         self._overlap = overlap
         self.on_commit: Callable[[int], None] = lambda block: None
+        """Told, in the thread that submits blocks, of each block once its commit record counts."""
 
     def __enter__(self) -> Self:
         return self
@@ -113,9 +129,16 @@ class CaptureWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.drain()
-        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+        is_whole = False
+        try:
+            if kind is None:
+                self.drain()
+                is_whole = True
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=not is_whole)
+            # What the system has got is brought to the disk even after an error: it may be a whole block.
+            self._committing.shutdown(wait=True)
+            self._syncing.shutdown(wait=True)
 
     @property
     def n_blocks_in_use(self) -> int:
@@ -131,59 +154,85 @@ class CaptureWriter:
         files: Mapping[str, bytes] | None = None,
         release: Callable[[], None] = lambda: None,
     ) -> None:
-        """Hand over a filled block; returns when it, or with `overlap` the one before it, is committed.
+        """Hand over a filled block; returns when it, or with `overlap` the one before it, is encoded and with the system.
 
-        `files` are further objects of the block, key → bytes, committed with it. `release` is called, in this thread, when
-        `arrays` and `statistics` are not read any more.
+        The block before that is committed then. `files` are further objects of the block, key → bytes, committed with it.
+        `release` is called, in this thread, when `arrays` and `statistics` are not read any more.
         """
-        job = _Block(block, began, self._pool.submit(statistics), files=files or {}, release=release)
+        statistics_bytes = self._pool.submit(statistics)
+        job = _Block(block, began, statistics_bytes, Batch(self._syncing), files=files or {}, release=release)
         for key, values in arrays.items():
-            job.shards[key] = self._pool.submit(self._write_shard, key, block, values)
-        previous, self._in_flight = self._in_flight, job
+            job.shards[key] = self._pool.submit(self._write_shard, key, block, values, job.batch)
+        previous, self._encoding = self._encoding, job
         if previous is not None:
-            self._commit(previous)
+            self._hand_over(previous)
         if not self._overlap:
-            self.drain()
+            self._encoding = None
+            self._hand_over(job)
 
     def drain(self) -> None:
         """Commit what is in flight."""
-        job, self._in_flight = self._in_flight, None
+        job, self._encoding = self._encoding, None
         if job is not None:
-            self._commit(job)
+            self._hand_over(job)
+        self._await_commit()
 
-    def _write_shard(self, key: str, block: int, values: NDArray[Any]) -> tuple[int, str]:
+    def _hand_over(self, job: _Block) -> None:
+        """Wait until a block is encoded, and have it committed in the background once the one before it is."""
+        with self._block_errors(job.number):
+            files = {key: future.result() for key, future in job.shards.items()}
+            statistics = job.statistics.result()
+        job.release()
+        self._await_commit()
+        self._commit = job.number, self._committing.submit(self._write_commit, job, files, statistics)
+
+    def _await_commit(self) -> None:
+        """Wait until the block in the background is committed, and tell of it."""
+        if self._commit is not None:
+            (number, future), self._commit = self._commit, None
+            with self._block_errors(number):
+                future.result()
+                self.on_commit(number)
+
+    def _write_shard(self, key: str, block: int, values: NDArray[Any], batch: Batch) -> tuple[int, str]:
         spec = self._specs[key]
         parts = shard_parts(values, layout.shard_grid(spec.rows, spec.columns), spec.compression)
-        with self._folder.writer(layout.shard_key(key, block)) as file:
+        with self._folder.writer(layout.shard_key(key, block), batch) as file:
             return write_parts(parts, file.write)
 
-    def _commit(self, job: _Block) -> None:
-        prefix = layout.capture_key(self.record.name) + "/"
+    def _write_commit(self, job: _Block, files: Mapping[str, tuple[int, str]], statistics: bytes) -> None:
+        """Bring a block to the disk, its commit record last."""
+        name = self.record.name
+        prefix = layout.capture_key(name) + "/"
+        shards = {layout.shard_key(key, job.number).removeprefix(prefix): size for key, size in files.items()}
+        for key, data in {layout.block_statistics_key(name, job.number): statistics, **job.files}.items():
+            self._folder.write(key, data)
+            shards[key.removeprefix(prefix)] = len(data), checksum(data)
+        job.batch.sync()
+        record = CommitRecord(
+            job.number,
+            shards,
+            seconds=round(time.monotonic() - job.began, 3),
+            capture=name,
+            plan=self.record.plan.fingerprint,
+            model=self.record.model_fingerprint,
+            identity=self.record.identity,
+        ).with_checksum()
+        self._folder.write_json(layout.commit_key(name, job.number), record.to_json())
+
+    @contextmanager
+    def _block_errors(self, block: int) -> Iterator[None]:
+        """A disk that is full, or that fails, stops the capture, which can be resumed."""
         try:
-            shards = {
-                layout.shard_key(key, job.number).removeprefix(prefix): future.result()
-                for key, future in job.shards.items()
-            }
-            statistics = {layout.block_statistics_key(self.record.name, job.number): job.statistics.result()}
-            job.release()
-            for key, data in {**statistics, **job.files}.items():
-                self._folder.write(key, data)
-                shards[key.removeprefix(prefix)] = len(data), checksum(data)
-            record = CommitRecord(
-                job.number,
-                shards,
-                seconds=round(time.monotonic() - job.began, 3),
-                capture=self.record.name,
-                plan=self.record.plan.fingerprint,
-                model=self.record.model_fingerprint,
-                identity=self.record.identity,
-            ).with_checksum()
-            self._folder.write_json(layout.commit_key(self.record.name, job.number), record.to_json())
-            self.on_commit(job.number)
+            yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                reason, remedy = f"The disk of {self._folder} is full", "make room"
+            elif error.errno == errno.EIO:
+                reason, remedy = f"The disk of {self._folder} fails ({error.strerror})", "check the disk"
+            else:
                 raise
             raise CaptureError(
-                f"The disk of {self._folder} is full: block {job.number} of capture {self.record.name!r} could not be "
-                "written. Everything committed before it stays readable; make room and run again with `resume=True`."
+                f"{reason}: block {block} of capture {self.record.name!r} could not be written. Everything committed before "
+                f"it stays readable; {remedy} and run again with `resume=True`."
             ) from None

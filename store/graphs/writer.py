@@ -81,6 +81,8 @@ class GraphWriter:
         if earlier is not None:
             self._check_same(earlier)
         else:
+            # The draft first: parts that a kill leaves behind must not be taken for parts of the next draft.
+            folder.delete(self._key(_DRAFT))
             folder.delete(self._key("parts"))
             folder.write_json(self._key(_DRAFT), self.record.to_json())
         return finished is not None
@@ -111,14 +113,21 @@ class GraphWriter:
                 )
 
     def _whole_parts(self) -> list[tuple[int, int, int]]:
-        """(number, neurons, nodes) of the parts, up to the first that is not whole."""
-        parts = []
-        for number in range(len(self._folder.names(self._key("parts")))):
+        """(number, neurons, nodes) of the parts, up to the first that is not whole; those after it are removed.
+
+        What is built again need not end where the part before ended, and what followed that must not be taken for what follows.
+        """
+        parts, names = [], self._folder.names(self._key("parts"))
+        for number in range(len(names)):
             try:
                 neurons, nodes = self._read(number, "neurons", NEURONS), self._read(number, "nodes", NODES)
             except FormatError:
                 break
             parts.append((number, neurons.num_rows, nodes.num_rows))
+        for name in names:  # sorted, so the neurons of a part first, which say that it is whole
+            number_of, _, table = name.partition(".")
+            if table.endswith(".arrow") and number_of.isdigit() and int(number_of) >= len(parts):
+                self._folder.delete(self._key(f"parts/{name}"))
         return parts
 
     def _read(self, number: int, table: str, schema: pa.Schema) -> pa.Table:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.layout import LOCK_NAME, capture_key, edits_key, graphs_key
-from actstore.store.storage.lock import is_unlocked
 
 if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
@@ -73,7 +72,7 @@ def unexpected_entry(folder: Folder) -> str | None:
     """The name of something that no first capture leaves in a folder without a root; None where there is none."""
     names = folder.names("")  # before it is asked what was begun: another process may be at it
     if _is_begun(folder):
-        names = [name for name in names if not (name in _OWN or _is_temporary(name))]
+        names = [name for name in names if name not in _OWN]
     elif not any(folder.names(capture_key(name)) for name in _captures(folder)):
         names = [name for name in names if name != "captures"]  # another process has made it, and not its lock yet
     return names[0] if names else None
@@ -81,22 +80,14 @@ def unexpected_entry(folder: Folder) -> str | None:
 
 def remove_beginning(folder: Folder) -> None:
     """Remove what first captures that were killed have left outside their own folders; the root is owned, and not there."""
-    # Listed before it is asked whether anybody writes: while a plan is in the making, Zarr may have such files of its own.
-    temporary = [
-        f"{group}{name}" for group in ("", "captures/") for name in folder.names(group[:-1]) if _is_temporary(name)
-    ]
     for key in _BEFORE_ROOT:
         folder.delete(key)
-    # One capture is being written: that whose owner asks.
-    if temporary and sum(not is_unlocked(folder, name) for name in _captures(folder)) <= 1:
-        for key in temporary:
-            folder.delete(key)
 
 
 def remove_empty_store(folder: Folder) -> None:
     """Remove a folder on a local disk in which no capture was begun, or none is left; its root is owned, and not there."""
     path = folder.local_path()
-    if path is None or [name for name in _captures(folder) if not _is_temporary(name)]:
+    if path is None or _captures(folder):
         return
     remove_beginning(folder)
     # A folder that is not empty, as another capture has just been begun there, is an OSError, and stays.
@@ -114,9 +105,3 @@ def _captures(folder: Folder) -> list[str]:
 
 def _is_begun(folder: Folder) -> bool:
     return any(folder.exists(f"{capture_key(name)}/{LOCK_NAME}") for name in _captures(folder))
-
-
-def _is_temporary(name: str) -> bool:
-    """Whether we, or Zarr, were writing the file, to put it in the place of one at the root."""
-    stems = {entry.partition(".")[0] for entry in _OWN}
-    return name.endswith(".partial") and name.lstrip(".").partition(".")[0] in stems

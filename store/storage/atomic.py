@@ -6,13 +6,14 @@ import errno
 import os
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actstore.store.errors import InvalidInputError
+from actstore.store.storage.disk import sync_file, sync_folder, temporary_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 def check_room(path: Path, nbytes: int, otherwise: str) -> None:
@@ -24,18 +25,28 @@ def check_room(path: Path, nbytes: int, otherwise: str) -> None:
         )
 
 
+def sync_tree(folder: Path) -> None:
+    """Have the disk keep every file below a folder, before the folder takes the place of another."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            sync_file(Path(place) / name)
+        sync_folder(Path(place))
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to that becomes `path` on success, and is removed otherwise.
+    """A path to write to that becomes `path` on success, safe from power cuts, and is removed otherwise.
 
     An `OSError` that names no file, as that of a full disk, names `path` from then on.
     """
     if path.is_dir():  # before anything is written: only the renaming would fail
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    partial = path.with_name(f".{path.name}.partial")
+    partial = temporary_path(path)
     try:
         yield partial
+        sync_file(partial)
         partial.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         error.filename = str(path)
         raise

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from zarr.abc.store import Store as ZarrStore
 
+    from actstore.store.storage.batch import Batch
     from actstore.store.storage.pieces import Bytes, Source
     from actstore.store.storage.protocol import Storage
     from actstore.store.storage.writers import KeyWriter
@@ -29,18 +29,21 @@ if TYPE_CHECKING:
 class Folder:
     """Keys and bytes of one store, at a local path or a URL."""
 
-    def __init__(self, location: str | Path, *, read_only: bool = True) -> None:
-        """Point at `location`; nothing is created until something is written."""
+    def __init__(self, location: str | Path, *, read_only: bool = True, sync: bool = True) -> None:
+        """Point at `location`; nothing is created until something is written.
+
+        Without `sync`, writing does not wait for the disk: faster, and safe from kills, but not from power cuts.
+        """
         self.location: str = argument("location", location, str | Path)
-        self.read_only = read_only
-        self.storage: Storage = open_storage(self.location, read_only=read_only)
+        self.read_only, self.sync = read_only, sync
+        self.storage: Storage = open_storage(self.location, read_only=read_only, sync=sync)
 
     def __str__(self) -> str:
         return self.location
 
-    def __reduce__(self) -> tuple[Callable[[str, bool], Folder], tuple[str, bool]]:
+    def __reduce__(self) -> tuple[Callable[[str, bool, bool], Folder], tuple[str, bool, bool]]:
         """Where it is: that is what another process needs."""
-        return _reopen, (self.storage.address(), self.read_only)
+        return _reopen, (self.storage.address(), self.read_only, self.sync)
 
     def __copy__(self) -> Folder:
         return self  # nothing in it changes
@@ -74,26 +77,20 @@ class Folder:
         self.storage.write(key, data)
 
     def create(self, key: str, data: Bytes) -> None:
-        """Write what is under no key yet; `FileExistsError` where something is there already."""
-        self._check_writable()
-        path = self.local_path(key)
-        if path is None:
-            if self.exists(key):
-                raise FileExistsError(key)
-            self.storage.write(key, data)
-            return
-        # A link is made only where there is nothing, and appears whole.
-        written = f"{key}.{uuid.uuid4().hex}.partial"
-        self.storage.write(written, data)
-        try:
-            path.hardlink_to(self.storage.local_path(written) or path)
-        finally:
-            self.storage.delete(written)
+        """Write under `key` where there is nothing, else `FileExistsError`; of two that try at once, one succeeds.
 
-    def writer(self, key: str) -> KeyWriter:
-        """A binary file whose bytes appear under `key` when it is closed, unless it is left by an exception."""
+        On an object store that depends on its driver, and both may.
+        """
         self._check_writable()
-        return self.storage.writer(key)
+        self.storage.create(key, data)
+
+    def writer(self, key: str, batch: Batch | None = None) -> KeyWriter:
+        """A binary file whose bytes appear under `key` when it is closed, unless it is left by an exception.
+
+        With a `batch`, closing it need not wait for the disk: its bytes appear at the latest when `batch.sync` returns.
+        """
+        self._check_writable()
+        return self.storage.writer(key, batch)
 
     def exists(self, key: str) -> bool:
         """Whether there are bytes under `key`."""
@@ -103,6 +100,11 @@ class Folder:
         """Remove `key`, and everything below it; nothing happens where there is nothing."""
         self._check_writable()
         self.storage.delete(key)
+
+    def remove_leftovers(self, prefix: str) -> None:
+        """Remove the temporary files of killed writers below `prefix`, which the caller must own for writing."""
+        self._check_writable()
+        self.storage.remove_leftovers(prefix)
 
     def names(self, prefix: str) -> list[str]:
         """The names directly below `prefix`, sorted."""
@@ -147,5 +149,5 @@ class Folder:
             raise ReadOnlyError(f"{self.location} was opened for reading, and cannot be written to.")
 
 
-def _reopen(location: str, read_only: bool) -> Folder:
-    return Folder(location, read_only=read_only)
+def _reopen(location: str, read_only: bool, sync: bool) -> Folder:
+    return Folder(location, read_only=read_only, sync=sync)

@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from typing import TYPE_CHECKING
+
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore
 
 from actstore.store.errors import InvalidInputError
 from actstore.store.storage.zarr_storage import ZarrStorage, reading
 
+if TYPE_CHECKING:
+    from actstore.store.storage.pieces import Bytes
+
 
 class FsspecStorage(ZarrStorage):
     """The objects below a URL."""
 
-    def __init__(self, location: str, *, read_only: bool) -> None:
-        """Open the URL; `InvalidInputError` where it is none, or its driver is not installed."""
+    def __init__(self, location: str, *, read_only: bool, sync: bool = True) -> None:
+        """Open the URL; `InvalidInputError` where it is none, or its driver is not installed.
+
+        `sync` changes nothing: what a server has accepted, it keeps.
+        """
         store = _open(location, read_only)
         super().__init__(location, store)
         self._store = store
 
+    def create(self, key: str, data: Bytes) -> None:
+        """Put an object where there is none; whether another process may do so at the same moment is its driver's affair."""
+        if self.exists(key):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), key)
+        try:
+            sync(self._store.fs._pipe_file(self._path(key), bytes(data), mode="create"))
+        except (TypeError, NotImplementedError):  # a driver that only replaces
+            self.write(key, data)
+
+    def _path(self, key: str) -> str:
+        root = self._store.path.rstrip("/")
+        return f"{root}/{key}" if root else key
+
     def exists(self, key: str) -> bool:
         """Whether there is such an object: Zarr's own `exists` takes the prefix of other objects for one too."""
-        root = self._store.path.rstrip("/")
         try:
             with reading(self.location):
-                information = sync(self._store.fs._info(f"{root}/{key}" if root else key))
+                information = sync(self._store.fs._info(self._path(key)))
             return bool(information["type"] == "file")
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return False

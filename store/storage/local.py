@@ -1,4 +1,4 @@
-"""Storage in a folder of the local disk: files are read in place, and written beside their target and renamed."""
+"""Storage in a folder of the local disk: files are read in place; `disk` says how they are written."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zarr.storage import LocalStore
-
 from actstore.store.errors import InvalidInputError
+from actstore.store.layout import LOCK_NAME
+from actstore.store.storage.disk import Disk, PartialFile, is_temporary
+from actstore.store.storage.local_zarr import LocalZarr
 from actstore.store.storage.pieces import FileSource
 from actstore.store.storage.writers import KeyWriter
 from actstore.store.storage.zarr_storage import ZarrStorage
@@ -19,18 +20,20 @@ from actstore.store.storage.zarr_storage import ZarrStorage
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from actstore.store.storage.batch import Batch
     from actstore.store.storage.pieces import Bytes, Source
 
 
 class LocalStorage(ZarrStorage):
     """The files below a folder, given as a path or as a `file://` URL."""
 
-    def __init__(self, location: str, *, read_only: bool) -> None:
+    def __init__(self, location: str, *, read_only: bool, sync: bool = True) -> None:
         """Point at the folder; `InvalidInputError` where there is a file."""
         self._path = _path_of(location)
         if self._path.is_file():
             raise InvalidInputError(f"A store is a folder, but {self._path} is a file. Name another path.")
-        super().__init__(location, LocalStore(self._path, read_only=read_only))
+        self._disk = Disk(self._path, sync=sync)
+        super().__init__(location, LocalZarr(self._disk, read_only=read_only))
 
     def address(self) -> str:
         """The absolute path."""
@@ -62,20 +65,24 @@ class LocalStorage(ZarrStorage):
 
     def write(self, key: str, data: Bytes) -> None:
         """Write a file beside the target, and rename it."""
-        # Zarr's own local store does the same; its event loop is spared here for the writer's many small records.
-        target = self._path / key
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = _partial(target)
-        try:
-            partial.write_bytes(data)
-            partial.replace(target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        self._disk.write(self._path / key, data)
 
-    def writer(self, key: str) -> KeyWriter:
-        """A file beside the target that is renamed on `close`."""
-        return LocalWriter(key, self._path / key)
+    def create(self, key: str, data: Bytes) -> None:
+        """Write a file beside the target, and give it the target's name, which must be free."""
+        self._disk.write(self._path / key, data, new=True)
+
+    def writer(self, key: str, batch: Batch | None = None) -> KeyWriter:
+        """A file beside the target that is renamed on `close`, or in the threads of `batch`."""
+        return LocalWriter(key, PartialFile(self._disk, self._path / key), batch)
+
+    def delete(self, key: str) -> None:
+        """Remove a file, or a folder with all below it."""
+        self._disk.delete(self._path / key)
+
+    def remove_leftovers(self, prefix: str) -> None:
+        """Remove temporary files of processes that were killed, except in folders below `prefix` with a lock of their own."""
+        for path in self._disk.leftovers(self._path / prefix, LOCK_NAME):
+            path.unlink(missing_ok=True)
 
     def exists(self, key: str) -> bool:
         """Whether there is such a file."""
@@ -85,7 +92,7 @@ class LocalStorage(ZarrStorage):
         """Every file below `prefix` with its size in bytes."""
         # Zarr's own listing takes the store's path out of a key wherever it finds it: "s/" out of "captures/" too.
         for path in sorted((self._path / prefix).rglob("*")):
-            if path.is_file():
+            if path.is_file() and not is_temporary(path):
                 yield path.relative_to(self._path).as_posix(), path.stat().st_size
 
     def local_path(self, key: str) -> Path:
@@ -99,25 +106,22 @@ class LocalStorage(ZarrStorage):
 
 
 class LocalWriter(KeyWriter):
-    """A file on the local disk, named `….partial` until it is published."""
+    """A file on the local disk, under a temporary name until it is published."""
 
-    def __init__(self, key: str, target: Path) -> None:
-        """Open the file, and make its folder."""
-        self._target, self._partial = target, _partial(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        super().__init__(key, self._partial.open("wb"))
+    def __init__(self, key: str, partial: PartialFile, batch: Batch | None) -> None:
+        """Write to `partial`."""
+        self._partial, self._batch = partial, batch
+        super().__init__(key, partial.file)
 
     def _publish(self) -> None:
-        self._file.close()
-        self._partial.replace(self._target)
+        if self._batch is None:
+            self._partial.publish()
+        else:
+            self._partial.end()
+            self._batch.add(self._partial)
 
     def _discard(self) -> None:
-        self._partial.unlink(missing_ok=True)
-
-
-def _partial(target: Path) -> Path:
-    """Where a file is written before it takes the place of `target`."""
-    return target.with_name(f"{target.name}.partial")
+        self._partial.discard()
 
 
 def _path_of(location: str) -> Path:

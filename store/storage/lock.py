@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from actstore.store.errors import ReadOnlyError
-from actstore.store.layout import LOCK_NAME, capture_key, graphs_key
+from actstore.store.layout import LOCK_NAME, capture_key, edits_key, graphs_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,6 +78,13 @@ def own_graphs(folder: Folder, name: str) -> Iterator[None]:
 
 
 @contextmanager
+def own_edit(folder: Folder, name: str) -> Iterator[None]:
+    """Own the edit called `name` for writing while the context lasts; `ReadOnlyError` as with `own`."""
+    with _own(folder, edits_key(name, LOCK_NAME), f"Edit {name!r} of {folder} is", "name another edit"):
+        yield
+
+
+@contextmanager
 def _own(
     folder: Folder, key: str, what: str, instead: str, *, mark: bool = True, timeout_s: float = _GRACE_S
 ) -> Iterator[None]:
@@ -87,10 +94,16 @@ def _own(
         return
     descriptor = _lock(path, mark=mark, timeout_s=timeout_s, what=what, instead=instead)
     try:
-        if mark:
-            os.truncate(descriptor, 0)
-            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
-        yield
+        if not mark:
+            yield
+            return
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        try:
+            folder.remove_leftovers(key.rpartition("/")[0])
+            yield
+        finally:
+            os.truncate(descriptor, 0)  # a finished store need not tell on which machine it was written
     finally:
         os.close(descriptor)
 
@@ -129,6 +142,7 @@ def _lock(path: Path, *, mark: bool, timeout_s: float, what: str, instead: str) 
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file still has its name: an owner that gives up removes it, and then a lock on it keeps nobody out."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

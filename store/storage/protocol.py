@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
     from zarr.abc.store import Store as ZarrStore
 
+    from actstore.store.storage.batch import Batch
     from actstore.store.storage.pieces import Bytes, Source
     from actstore.store.storage.writers import KeyWriter
 
 
 class Storage(Protocol):
     """Bytes by key in one place. Keys are names joined by "/", without `*`, `?` and `[`, which some drivers expand.
+
+    No key ends in `.partial`: storages may call temporary files so, and neither list nor size them.
 
     Reading a key that does not exist is a `FileNotFoundError`.
 
@@ -29,8 +32,11 @@ class Storage(Protocol):
     zarr: ZarrStore
     """The same keys, as Zarr opens arrays among them."""
 
-    def __init__(self, location: str, *, read_only: bool) -> None:
-        """Point at `location`; nothing is created until something is written."""
+    def __init__(self, location: str, *, read_only: bool, sync: bool = True) -> None:
+        """Point at `location`; nothing is created until something is written.
+
+        With `sync`, whatever returns from writing or deleting outlasts a power cut, as far as the storage can see to that.
+        """
 
     def address(self) -> str:
         """The location as another process finds it; `InvalidInputError` where no other process can."""
@@ -47,14 +53,26 @@ class Storage(Protocol):
     def write(self, key: str, data: Bytes) -> None:
         """Replace what is under `key`: a reader sees the old bytes or the new, never a mixture or a part."""
 
-    def writer(self, key: str) -> KeyWriter:
-        """A binary file whose bytes appear under `key` when it is closed, and not before."""
+    def create(self, key: str, data: Bytes) -> None:
+        """Write under `key` where there is nothing, else `FileExistsError`: of two that try at once, one succeeds.
+
+        The local disk keeps that for processes too; others do what their driver can.
+        """
+
+    def writer(self, key: str, batch: Batch | None = None) -> KeyWriter:
+        """A binary file whose bytes appear under `key` when it is closed, and not before.
+
+        With a `batch`, closing it may return earlier: the bytes appear, and are safe, when `batch.sync` returns.
+        """
 
     def exists(self, key: str) -> bool:
         """Whether there are bytes under `key`; False for the prefix of other keys."""
 
     def delete(self, key: str) -> None:
         """Remove `key`, and every key below it; nothing happens where there is nothing."""
+
+    def remove_leftovers(self, prefix: str) -> None:
+        """Remove what killed writers left below `prefix`; whoever owns it for writing calls this, and nobody else."""
 
     def names(self, prefix: str) -> list[str]:
         """The names directly below `prefix`, sorted."""

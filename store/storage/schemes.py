@@ -20,7 +20,7 @@ SCHEMES: Final[dict[str, type[Storage]]] = {
 """What stands before "://" in a location → its storage. Every other scheme is opened by `FsspecStorage`."""
 
 
-def open_storage(location: str, *, read_only: bool) -> Storage:
+def open_storage(location: str, *, read_only: bool, sync: bool = True) -> Storage:
     """The storage at a path or URL; `InvalidInputError` where none can be opened there."""
     scheme, separator, _ = location.partition("://")
-    return SCHEMES.get(scheme if separator else "", FsspecStorage)(location, read_only=read_only)
+    return SCHEMES.get(scheme if separator else "", FsspecStorage)(location, read_only=read_only, sync=sync)

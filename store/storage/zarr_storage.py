@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from typing import TYPE_CHECKING
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from zarr.abc.store import Store as ZarrStore
 
+    from actstore.store.storage.batch import Batch
     from actstore.store.storage.pieces import Bytes, Source
     from actstore.store.storage.writers import KeyWriter
 
@@ -67,7 +70,13 @@ class ZarrStorage(Storage):
         """Replace what is under `key`; object stores put objects whole."""
         sync(self.zarr.set(key, default_buffer_prototype().buffer.from_bytes(bytes(data))))
 
-    def writer(self, key: str) -> KeyWriter:
+    def create(self, key: str, data: Bytes) -> None:
+        """Write where there is nothing: of two processes at the same moment, both may find nothing."""
+        if self.exists(key):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), key)
+        self.write(key, data)
+
+    def writer(self, key: str, batch: Batch | None = None) -> KeyWriter:
         """A file that is collected in memory."""
         return CollectingWriter(key, self.write)
 
@@ -80,6 +89,9 @@ class ZarrStorage(Storage):
         if self.exists(key):
             sync(self.zarr.delete(key))
         sync(self.zarr.delete_dir(key))
+
+    def remove_leftovers(self, prefix: str) -> None:
+        """Nothing: objects are put whole, without temporary ones."""
 
     def names(self, prefix: str) -> list[str]:
         """The names directly below `prefix`, sorted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ import zarr
 
 from actstore.store.errors import InvalidInputError, NotFoundError, ReadOnlyError
 from actstore.store.reader import Store
+from actstore.store.storage.batch import Batch
 from actstore.store.storage.folder import Folder
 from actstore.store.verify import verify_capture
 
@@ -214,12 +216,42 @@ class StorageContract:
         copied = zarr.open_array(store=reader.zarr, path="group/copy", mode="r")
         assert np.asarray(copied[...]).tolist() == [1, 2, 3]
 
+    def test_creating_replaces_nothing(self, folder: Folder) -> None:
+        folder.create("a/key", b"first")
+        with pytest.raises(FileExistsError):
+            folder.create("a/key", b"second")
+        assert folder.read("a/key") == b"first"
+        folder.write("a/key", b"third")
+        folder.delete("a/key")
+        folder.create("a/key", bytearray(b"fourth"))
+        assert folder.read("a/key") == b"fourth"
+        assert folder.names("a") == ["key"]
+
+    def test_a_batch_is_there_when_it_is_synced(self, folder: Folder) -> None:
+        folder.write("a/0", b"old")
+        with ThreadPoolExecutor(2) as pool:
+            batch = Batch(pool)
+            for number in range(20):
+                with folder.writer(f"a/{number}", batch) as writer:
+                    writer.write(b"new")
+            batch.sync()
+            assert {bytes(folder.read(f"a/{number}")) for number in range(20)} == {b"new"}
+        assert len(folder.names("a")) == 20
+
+    def test_leftovers_are_no_keys(self, folder: Folder) -> None:
+        folder.write("a/b", b"x")
+        folder.remove_leftovers("a")
+        folder.remove_leftovers("nothing")
+        assert list(folder.sizes()) == [("a/b", 1)]
+
     def test_a_folder_opened_for_reading_writes_nothing(self, folder: Folder) -> None:
         folder.write("a", b"old")
         reader = Folder(folder.location)
         writes: list[Callable[[], object]] = [
             lambda: reader.write("a", b"new"),
+            lambda: reader.create("b", b"new"),
             lambda: reader.writer("a"),
+            lambda: reader.remove_leftovers(""),
             lambda: reader.delete("a"),
             lambda: reader.write_json("a", {}),
         ]

@@ -113,7 +113,7 @@ class ProbeSession:
         """Plan and run a round, or finish one that was begun; a round without requests is left out."""
         capture, options = self.questions.capture, self.questions.options
         name = f"{self.name}-{kind}"
-        folder = Folder(capture.store.folder.location, read_only=False)
+        folder = Folder(capture.store.folder.location, read_only=False, sync=options.sync)
         store = Store(folder)
         is_begun = read_capture(folder, name) is not None
         if is_begun and not options.resume:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from actstore.engine.capture.progress import CaptureProgress
+from actstore.engine.capture.run import RunOptions
 from actstore.engine.graphs.probes.run import ProbeOutput, ProbeRequest, capture_probes, configs_of
 from actstore.engine.graphs.probes.sampling import Sampled, Sampler, SampleSettings, prompts_of, take_tokens
 from actstore.engine.inputs.documents import Document
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from actstore.engine.capture.run import RunOptions
     from actstore.engine.models.load import LoadedModel
     from actstore.engine.models.tokenizer.load import TextTokenizer
     from actstore.store.reader import Capture
@@ -52,13 +52,14 @@ def sample_probes(
     >>> sample_probes("gpt2", "gpt2.actstore", settings=SampleSettings(n_tokens=600_000))
     """
     settings, progress = settings or SampleSettings(), progress or CaptureProgress()
+    options = options or RunOptions()
     corpus = Store(store).capture(capture)
     prompts = prompts_of(corpus, settings.prompt)
     identity = {
         "kind": "sampled", "capture": corpus.record.name, "plan": corpus.record.plan.fingerprint,
         **dataclasses.asdict(settings),
     }  # fmt: skip
-    folder = Folder(store, read_only=False)
+    folder = Folder(store, read_only=False, sync=options.sync)
 
     def windows(loaded: LoadedModel, tokenizer: TextTokenizer | None) -> Iterable[Document]:
         ends = (
@@ -93,7 +94,7 @@ class SavedBatches:
         self._folder, self._key = folder, f"probes/{name}"
         settings = f"{self._key}/settings.json"
         if not folder.exists(settings) or folder.read_json(settings) != identity:
-            folder.delete(self._key)
+            self.remove(folder, name)
             folder.write_json(settings, identity)
 
     def load(self, number: int) -> Sampled | None:
@@ -114,5 +115,6 @@ class SavedBatches:
 
     @staticmethod
     def remove(folder: Folder, name: str) -> None:
-        """Delete the batches of a finished capture."""
+        """Delete the batches of a capture, first the settings that say of what they are."""
+        folder.delete(f"probes/{name}/settings.json")
         folder.delete(f"probes/{name}")

@@ -43,7 +43,7 @@ TINY_BLOCKS = 32_000
 
 
 def contents(store: Path) -> dict[str, Any]:
-    """Every file of a store by name, without what may differ between runs: times, checkpoints, lock, leftovers."""
+    """Every file of a store by name, without what may differ between runs: times, ids, checkpoints, lock, leftovers."""
     found: dict[str, Any] = {}
     for path in sorted(p for p in store.rglob("*") if p.is_file()):
         name = str(path.relative_to(store))

@@ -19,8 +19,9 @@ from actstore.engine.edit.weights import EditedModel, edited, rows_of
 from actstore.engine.models.fingerprint import fingerprint_of, model_record
 from actstore.engine.models.load import LoadedModel, load_model
 from actstore.store.edits import Edit, RowPair, delete_edit, edit_names, read_edit, write_edit
-from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError, ReadOnlyError
 from actstore.store.storage.folder import Folder
+from actstore.store.storage.lock import own_edit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -239,6 +240,10 @@ def test_a_kept_edit_is_read_back_and_damage_is_seen(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(FormatError, match="damaged"):
         read_edit(folder, "scaled")
+    with own_edit(folder, "scaled"):
+        for write in (lambda: write_edit(folder, edit, replace=True), lambda: delete_edit(folder, "scaled")):
+            with pytest.raises(ReadOnlyError, match=r"Edit 'scaled' of .* is being written by process \d+ "):
+                write()
     delete_edit(folder, "scaled")
     assert edit_names(folder) == ()
     with pytest.raises(NotFoundError, match="Its edits are: none"):

@@ -67,9 +67,11 @@ def folder(planting: Callable[..., Any], tmp_path: Path) -> Folder:
     return Folder(tmp_path / "store", read_only=False)
 
 
-def write(folder: Folder, name: str = "graphs", parts: Sequence[int] = (2, 1), importance: Any = None) -> Graphs:
+def write(
+    folder: Folder, name: str = "graphs", parts: Sequence[int] = (2, 1), importance: Any = None, *, resume: bool = False
+) -> Graphs:
     """Three neurons, the second without a graph, written in parts."""
-    writer = GraphWriter(folder, make_record(name))
+    writer = GraphWriter(folder, make_record(name), resume=resume)
     neurons = [(0, 1, SMALL), (0, 4, []), (1, 0, SMALL[4:5])]
     for size in parts:
         layer, neuron, rows = zip(*neurons[:size], strict=True)
@@ -390,3 +392,24 @@ def test_a_damaged_part_is_built_again(folder: Folder, table: str) -> None:
     with GraphWriter(folder, make_record(), resume=True) as writer:
         assert writer.n_done == 0
     assert contents(write(folder)) == expected
+
+
+def test_parts_after_one_that_is_not_whole_are_built_again(folder: Folder) -> None:
+    """Parts may be cut otherwise the next time: what followed the lost one must not be taken for what follows the new one."""
+    expected = contents(write(folder, "undisturbed"))
+    with GraphWriter(folder, make_record()) as writer:
+        for layer, neuron, rows in ((0, 1, SMALL), (0, 4, []), (1, 0, SMALL[4:5])):
+            writer.add(
+                [layer],
+                [neuron],
+                make_nodes(rows),
+                maximum=2.5,
+                n_events=[len(rows)],
+                status=["" if rows else "never fires"],
+            )
+    folder.delete("graphs/graphs/parts/0.neurons.arrow")
+    with GraphWriter(folder, make_record(), resume=True) as again:
+        assert again.n_done == 0
+    assert folder.names("graphs/graphs/parts") == ["graph.json"]
+    write(folder, resume=True)
+    assert contents(Graphs(Store(folder.location), "graphs")) == expected

@@ -1,6 +1,7 @@
 """Files beside a store: whole or not at all."""
 
 import errno
+import os
 
 import pytest
 
@@ -35,3 +36,31 @@ def test_a_failure_leaves_what_was_there_and_names_the_file(tmp_path, error):
     assert list(tmp_path.iterdir()) == [target]
     if isinstance(error, OSError):
         assert caught.value.filename == str(target)
+
+
+def test_it_is_safe_from_a_power_cut(tmp_path, recorded_disk):
+    with replacing(tmp_path / "picture.png") as partial:
+        partial.write_bytes(b"new")
+    recorded_disk.check()
+
+
+def test_two_writers_of_one_file_do_not_share_a_temporary_one(tmp_path):
+    with replacing(tmp_path / "a.npy") as one, replacing(tmp_path / "a.npy") as two:
+        one.write_bytes(b"one")
+        two.write_bytes(b"two")
+    assert (tmp_path / "a.npy").read_bytes() == b"one"
+
+
+def test_a_failed_sync_leaves_what_was_there(tmp_path, monkeypatch):
+    target = tmp_path / "picture.png"
+    target.write_bytes(b"old")
+
+    def failing(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="Input/output error") as caught, replacing(target) as partial:
+        partial.write_bytes(b"new")
+    assert caught.value.filename == str(target)
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]

@@ -1,3 +1,4 @@
+import fcntl
 import logging
 import os
 import signal
@@ -167,3 +168,50 @@ def test_a_lock_whose_file_was_removed_is_taken_again(folder, tmp_path):
             patch.undo()
             with pytest.raises(ReadOnlyError), own(folder, "corpus"):
                 pass
+
+
+def test_a_finished_owner_does_not_tell_where_it_ran(folder, tmp_path):
+    lock = tmp_path / "captures/corpus/writer.lock"
+    with own(folder, "corpus"):
+        assert lock.read_text() == f"process {os.getpid()} on {os.uname().nodename}"
+    assert lock.read_bytes() == b""
+    with pytest.raises(ZeroDivisionError), own_graphs(folder, "graphs"):
+        1 / 0  # noqa: B018
+    assert (tmp_path / "graphs/graphs/writer.lock").read_bytes() == b""
+
+
+def test_the_next_owner_removes_what_a_killed_one_left(holder, folder, tmp_path):
+    left = [
+        tmp_path / kind / name
+        for kind in ("captures/corpus/values/mlp.post/0/c/0", "graphs/graphs/parts")
+        for name in (f".0.{holder.pid}-0123456789abcdef.partial", "0.partial", f"zarr.{'0' * 32}.partial")
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    with pytest.raises(ReadOnlyError), own(folder, "corpus"):
+        pass
+    assert all(path.exists() for path in left)
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with own(folder, "corpus"):
+        assert [path.exists() for path in left] == [False] * 3 + [True] * 3
+    with own_graphs(folder, "graphs"):
+        assert not any(path.exists() for path in left)
+
+
+def test_a_lock_that_was_removed_keeps_others_out_all_the_same(folder, tmp_path, monkeypatch):
+    """An owner that gives up removes its folder while others may have opened its lock already."""
+    opened, flock = [], fcntl.flock
+
+    def remove_first(descriptor, operation):
+        if not opened:
+            folder.delete("captures/corpus")
+        opened.append(descriptor)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with own(folder, "corpus"):
+        assert len(opened) == 2
+        with pytest.raises(ReadOnlyError), own(folder, "corpus"):
+            pass
