@@ -18,6 +18,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from actstore.engine.models.adapters import refuse_adapter_files, refuse_adapter_weights
+from actstore.engine.models.interrupted import refuse_interrupted_edit
 from actstore.engine.models.quantised import refuse_quantised_checkpoint
 from actstore.store.errors import ModelError
 
@@ -88,6 +89,7 @@ def load_weights(
     They are read from safetensors. Where there are none, from pytorch_model.bin by torch's restricted unpickler, which makes
     tensors and runs no code; a sentence in the log says so.
     """
+    refuse_interrupted_edit(name)
     pickled = _pickled_weights(name)
     try:
         with _without_conversion():
