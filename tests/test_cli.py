@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tests.conftest import Result  # type: ignore[import-not-found]
 
 COMMANDS = (
-    "inspect", "capture", "info", "verify", "top", "stats", "sql", "export",
+    "inspect", "capture", "info", "verify", "repair", "top", "stats", "sql", "export",
     "contributions", "attribute", "naica", "knowledge", "selectivity", "change", "coverage", "graphs",
     "multimodal", "edit",
 )  # fmt: skip

@@ -32,7 +32,7 @@ def rewrite_root_files(store: Store, damage: Sequence[Damage], model: RepairMode
     Raises as `RepairModel.load` does, before anything is changed.
     """
     loaded = model.load(store.model.dtype, store.model.fingerprint)
-    outcomes = []
+    outcomes: list[Outcome] = []
     keys = {one.key for one in damage}
     for one in sorted(damage, key=lambda one: one.key not in _OF_TOKENIZER):  # the table of neurons shows tokens
         try:

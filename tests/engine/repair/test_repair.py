@@ -268,34 +268,35 @@ def test_a_repair_that_is_killed_is_completed_by_the_next(
         other_numerics(damaged, 1, 0)
     else:
         damage_much(damaged)
-    n_kills = 0
-    for n in range(0, 400, 3):
+    n_steps, n_left = 0, 1 << 30
+
+    def counting(step: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **named: Any) -> Any:
+            nonlocal n_steps
+            n_steps += 1
+            if n_steps > n_left:
+                raise Killed
+            return step(*arguments, **named)
+
+        return counted
+
+    def repair_until(n: int) -> None:
+        nonlocal n_steps, n_left
         shutil.rmtree(store)
         shutil.copytree(damaged, store)
         with monkeypatch.context() as patch:
-            left = n
-
-            def counting(step: Callable[..., Any]) -> Callable[..., Any]:
-                def counted(*arguments: Any, **named: Any) -> Any:
-                    nonlocal left
-                    left -= 1
-                    if left < 0:
-                        raise Killed
-                    return step(*arguments, **named)
-
-                return counted
-
+            n_steps, n_left = 0, n
             for name in ("replace", "unlink", "rmdir"):
                 patch.setattr(os, name, counting(getattr(os, name)))
-            try:
-                actstore.open(store).repair(accept_differences=accept)
-                break
-            except Killed:
-                n_kills += 1
+            actstore.open(store).repair(accept_differences=accept)
+
+    repair_until(n_left)
+    for n in np.linspace(0, n_steps - 1, 9).astype(int).tolist():
+        with pytest.raises(Killed):
+            repair_until(n)
         assert actstore.open(store).repair(accept_differences=accept).is_whole
         assert actstore.open(store).verify() == []
         assert differing(files_of(store), before) == []
-    assert n_kills > 5
 
 
 def other_numerics(store: Path, block: int, layer: int) -> None:
