@@ -529,3 +529,35 @@ def test_images_also_where_they_have_moved(pictures: tuple[Path, Path], tmp_path
     flip(store / "captures/images/patches.parquet")
     report = actstore.open(store).repair()
     assert [one.damage.key for one in report.not_repaired] == ["patches.parquet"]
+
+
+@pytest.fixture
+def probed(tiny_model: Path, corpus: Path, tmp_path: Path, cli: Any) -> Path:
+    """A store with probes of both kinds, graphs and an edit."""
+    store = tmp_path / "store"
+    actstore.capture(str(tiny_model), corpus, store, context=32, max_tokens=600)
+    opened = actstore.open(store)
+    opened.graphs.build(neurons=[(0, 3)])
+    assert cli("graphs", "probe", store, "--sample", 100, "--window", 16).status == 0
+    opened.graphs.probe(neurons=[(0, 3)], n_exemplars=4, n_substitutes=1, capture="corpus")
+    opened.edits.suppress("L0.N3", name="quiet")
+    return store
+
+
+def test_probes_are_run_again_and_graphs_and_edits_are_named(probed: Path) -> None:
+    store = probed
+    before = files_of(store)
+    names = [name for name in actstore.open(store).captures if name != "corpus"]
+    kinds = {actstore.open(store).capture(name).record.settings["probes"]["kind"] for name in names}
+    assert "sampled" in kinds
+    assert len(kinds) > 1
+    for name in names:
+        flip(store / "captures" / name / "values/mlp.post/1/c/0/0")
+    repaired(store, before)
+    flip(store / "graphs/graphs/nodes.arrow")
+    flip(store / "edits/quiet/delta.safetensors")
+    report = actstore.open(store).repair()
+    named = {one.damage.key: one.what for one in report.not_repaired}
+    assert named.keys() == {"graphs/graphs/nodes.arrow", "edits/quiet/edit.json"}
+    assert f"actstore graphs build {store} --name graphs" in named["graphs/graphs/nodes.arrow"]
+    assert "actstore edit delete quiet" in named["edits/quiet/edit.json"]
