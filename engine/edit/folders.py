@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from actstore.engine.edit.journal import Change, is_interrupted, own_folder, recover, replace_files
-from actstore.engine.edit.model_copy import clear_copies, write_copy
-from actstore.engine.edit.safetensors_rows import (
+from actstore.engine.edit.files.journal import Change, is_interrupted, own_folder, recover, replace_files
+from actstore.engine.edit.files.model_copy import clear_copies, write_copy
+from actstore.engine.edit.files.safetensors_rows import (
     DTYPES,
     RowPatch,
     TensorEntry,

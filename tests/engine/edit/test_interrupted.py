@@ -11,12 +11,12 @@ import pytest
 from tiny import scatter_weights, tiny_config
 from transformers import AutoModelForCausalLM
 
+from actstore.engine.edit.files.journal import own_folder
 from actstore.engine.edit.folders import FolderRequest, apply_to_folder, revert_in_folder
-from actstore.engine.edit.journal import own_folder
 from actstore.engine.edit.rows import make_edit, scaled_rows
 from actstore.engine.edit.weights import rows_of
+from actstore.engine.models.checkpoints import JOURNAL, refuse_interrupted_edit
 from actstore.engine.models.fingerprint import fingerprint_of, model_record
-from actstore.engine.models.interrupted import JOURNAL, refuse_interrupted_edit
 from actstore.engine.models.load import load_model
 from actstore.store.errors import ActstoreError, CaptureError, FormatError, InvalidInputError, ModelError, ReadOnlyError
 
@@ -239,7 +239,8 @@ def test_a_folder_with_a_journal_that_cannot_be_followed_is_refused_in_a_sentenc
 
     def changed_file(folder: Path) -> None:
         name = next(folder.glob(".*.safetensors.actstore-edit")).name[1 : -len(".actstore-edit")]
-        (folder / name).write_bytes((folder / name).read_bytes()[:-1] + b"?")
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
     def damaged_journal(folder: Path) -> None:
         text = (folder / JOURNAL).read_text()

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from actstore.engine.edit.journal import sync_folder, sync_tree
+from actstore.engine.edit.files.journal import sync_folder, sync_tree
 from actstore.store.errors import InvalidInputError
 from actstore.store.storage.atomic import check_room
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from actstore.engine.models.interrupted import JOURNAL
+from actstore.engine.models.checkpoints import JOURNAL
 from actstore.store.errors import CaptureError, FormatError, ReadOnlyError
 from actstore.store.files.records import Record, verify_checksum, with_checksum
 from actstore.store.files.shards import source_checksum
