@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from actstore.api.light import missing
-from actstore.commands import attribute, contributions, coverage, info, inspect, knowledge, read
+from actstore.commands import attribute, contributions, coverage, info, inspect, knowledge, read, repair
 from actstore.commands.capture import command as capture
 from actstore.commands.change import group as change
 from actstore.commands.edit import group as edit
@@ -86,14 +86,14 @@ def actstore(
 ) -> None:
     """Run a transformer once; ask its neurons forever.
 
-    Every command has --json for machines. Exit status 1: the run stopped half-way, or `verify` found damage; 2: something
-    must be fixed first, and the message says what; 130: interrupted, with nothing to resume.
+    Every command has --json for machines. Exit status 1: the run stopped half-way, or `verify` found damage, or `repair` left
+    some; 2: something must be fixed first, and the message says what; 130: interrupted, with nothing to resume.
     """
 
 
 # In the order in which --help lists them.
 for family in (
-    inspect, capture, info, read, contributions, attribute, naica, knowledge, selectivity, change, coverage, graphs,
+    inspect, capture, info, repair, read, contributions, attribute, naica, knowledge, selectivity, change, coverage, graphs,
     multimodal, edit,
 ):  # fmt: skip
     family.register(app)

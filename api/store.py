@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from actstore.api.neurons import NeuronInput
     from actstore.engine.models.in_memory import ModelInput
+    from actstore.engine.repair.outcome import RepairReport
     from actstore.store.capture.attributions import Attributions
     from actstore.store.table import Table
     from actstore.store.verify import Damage
@@ -174,3 +175,28 @@ class Store(reader.Store):
                 damage += differing
         _, damaged_graphs = verify_graphs(self.folder, capture)
         return [*damage, *damaged_graphs]
+
+    def repair(
+        self,
+        capture: str | None = None,
+        *,
+        model: ModelInput | None = None,
+        images: str | None = None,
+        accept_differences: bool = False,
+        device: str = "auto",
+        trust_remote_code: bool = False,
+    ) -> RepairReport:
+        """Makes again what `verify` finds damaged; what was repaired, and what was not and why. Open the store anew then.
+
+        - `capture`: only this capture; without, all, and the store's own tables, tokenizer and weights.
+        - `model`: where the model is, if not where it was; it is loaded where a block or the root needs it.
+        - `images`: where captured images are now.
+        - `accept_differences`: write blocks anew that are now computed with other bytes than were written.
+
+        >>> print(store.repair())
+        """
+        from actstore.engine.repair.outcome import RepairOptions
+        from actstore.engine.repair.repair import repair_store
+
+        options = RepairOptions(model, images, device, trust_remote_code, accept_differences)
+        return repair_store(self.folder, capture, options)

@@ -130,7 +130,7 @@ def _check(captures: Sequence[Capture], quiet: bool) -> list[Damage]:
 
 
 def _unfinished(captures: Sequence[Capture]) -> list[Capture]:
-    return [one for one in captures if len(one.blocks) < one.record.plan.n_blocks]
+    return [one for one in captures if not one.is_finished]
 
 
 def _describe(
@@ -172,3 +172,5 @@ def _print(
         checked += f", {terminal.plural(len(graphs), 'set')} of graphs"
     verdict = terminal.plural(len(damage), "damaged part") if damage else "all well"
     terminal.out.print(f"{checked}: {verdict}.")
+    if damage:
+        terminal.out.print("`actstore repair` makes again what can be made, and names the rest.")

@@ -34,7 +34,9 @@ from actstore.store.layout import (
     VOCABULARY_KEY,
     capture_key,
     edits_key,
+    folded_statistics_key,
     graphs_key,
+    statistics_key,
     table_key,
     weights_key,
 )
@@ -87,13 +89,12 @@ def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda bl
     for block in capture.blocks:
         damage += [_damage(name, block, key, what) for key, what in damaged_shards(folder, capture.record, block)]
         on_block(block)
-    # The table of neurons is written when every block is committed: from then on, none may lack its record.
-    if folder.exists(table_key(name, "neurons")):
+    # Statistics and the table of neurons are written when every block is committed: from then on, none may lack its record.
+    results = (table_key(name, "neurons"), f"{statistics_key(name, 'tokens', 'by_label')}/zarr.json")
+    if any(folder.exists(key) for key in results):
         for block in sorted(set(range(capture.record.plan.n_blocks)).difference(capture.blocks)):
-            damage.append(
-                _damage(name, block, f"blocks/{block}.json", "missing; run the capture again with `resume=True`")
-            )
-    for part in (_metadata, _plan, _patches, _requests, _statistics, _answers):
+            damage.append(_damage(name, block, f"blocks/{block}.json", "missing"))
+    for part in (_metadata, _plan, _patches, _requests, _statistics, _checkpoint, _answers):
         damage += [_damage(name, None, key, what) for key, what in part(capture)]
     return damage
 
@@ -261,6 +262,30 @@ def _answers(capture: Capture) -> Iterator[tuple[str, str]]:
             yield from damaged_answers(capture)
         except (FormatError, NotFoundError, ValueError, IndexError):
             return  # the block, or the plan, is reported by its checksum
+
+
+def _checkpoint(capture: Capture) -> Iterator[tuple[str, str]]:
+    """Whether a checkpoint of added statistics is the sum of its blocks' own, bit for bit."""
+    folder, record = capture.folder, capture.record
+    key = folded_statistics_key(record.name)
+    if not folder.exists(key):
+        return
+    short = key.removeprefix(f"{capture_key(record.name)}/")
+    try:
+        found, n_blocks = CaptureStatistics.decode(folder.read(key), record, f"{folder}/{key}")
+    except FormatError as error:
+        yield short, str(error)
+        return
+    if not set(capture.blocks).issuperset(range(n_blocks)):
+        return  # such a one is passed over
+    total = CaptureStatistics.empty(record)
+    try:
+        for block in range(n_blocks):
+            total.merge(read_block_statistics(folder, record, block))
+    except (FormatError, NotFoundError, ValueError):
+        return  # the block is reported by its checksum
+    if found.encode() != total.encode():
+        yield short, "not the sum of the blocks' own"
 
 
 def _statistics(capture: Capture) -> Iterator[tuple[str, str]]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tests.conftest import Result  # type: ignore[import-not-found]
 
 COMMANDS = (
-    "inspect", "capture", "info", "verify", "top", "stats", "sql", "export",
+    "inspect", "capture", "info", "verify", "repair", "top", "stats", "sql", "export",
     "contributions", "attribute", "naica", "knowledge", "selectivity", "change", "coverage", "graphs",
     "multimodal", "edit",
 )  # fmt: skip
@@ -107,6 +107,7 @@ def test_verify_says_what_is_unfinished(cli: Callable[..., Result], store: Path,
     planned = cli("info", store, "--json").json["captures"]["corpus"]["blocks"]["planned"]
     for key in ("blocks/1.json", "neurons.parquet"):  # which is written when every block is there
         (tmp_path / "store/captures/corpus" / key).unlink()
+    shutil.rmtree(tmp_path / "store/captures/corpus/statistics")
     found = cli("verify", tmp_path / "store", "--json")
     assert (found.status, found.json["ok"]) == (0, True)
     assert found.json["unfinished"] == [{"capture": "corpus", "blocks": planned - 1, "planned": planned}]

@@ -34,6 +34,7 @@ ENGINE: dict[str, set[str]] = FOUNDATIONS | {
     "graphs": METHOD,
     "multimodal": METHOD | {"contributions"},
     "naica": METHOD | {"attribution"},
+    "repair": METHOD | {"attribution", "graphs"},
     "selectivity": METHOD,
     "verify": METHOD | {"attribution"},
 }

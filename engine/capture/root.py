@@ -19,6 +19,8 @@ from actstore.store.model.top_tokens import (
 from actstore.store.model.weights import write_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import pyarrow as pa
     from torch import Tensor
 
@@ -33,16 +35,37 @@ def write_store_root(folder: Folder, model: LoadedModel, fingerprint: str, *, we
     The top tokens of neurons are left out where they would take minutes: on a CPU, of a large model.
     """
     record = model_record(model, fingerprint)
+    if weights:
+        record = dataclasses.replace(record, weights=write_weight_parts(folder, model, record))
+    write_neuron_table(folder, model, record, weights=weights)
+    root.write_root(folder, record)
+
+
+def write_weight_parts(
+    folder: Folder, model: LoadedModel, record: ModelRecord, parts: Collection[str] | None = None
+) -> tuple[str, ...]:
+    """Write the weights that stay with activations, some of their parts or all that the model has; the names of those."""
+
+    def is_wanted(part: str) -> bool:
+        return parts is None or part in parts
+
+    layers = (
+        (layer, _present(write_vectors=model.write_vectors(layer), bias=model.output_bias(layer)))
+        for layer in (one.layer for one in record.layers)
+        if is_wanted(f"layer-{layer}")
+    )
+    others = {"unembedding": _present(weight=model.unembedding()), "final_norm": model.final_norm()}
+    return write_weights(folder, layers, {part: tensors for part, tensors in others.items() if is_wanted(part)})
+
+
+def write_neuron_table(folder: Folder, model: LoadedModel, record: ModelRecord, *, weights: bool) -> None:
+    """Write the root's table of neurons; with `weights`, their norms and top tokens too."""
     norms = top_tokens = None
     if weights:
         vectors = {layer.layer: model.write_vectors(layer.layer) for layer in record.layers}
-        layers = ((layer, _present(write_vectors=v, bias=model.output_bias(layer))) for layer, v in vectors.items())
-        others = {"unembedding": _present(weight=model.unembedding()), "final_norm": model.final_norm()}
-        record = dataclasses.replace(record, weights=write_weights(folder, layers, others))
         norms = {layer: v.float().norm(dim=1).cpu().numpy() for layer, v in vectors.items()}
         top_tokens = _find_top_tokens(folder, model, record, vectors)
     root.write_neurons(folder, record, norms, top_tokens)
-    root.write_root(folder, record)
 
 
 def _find_top_tokens(

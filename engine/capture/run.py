@@ -26,7 +26,7 @@ from actstore.store.arguments import Typed, argument
 from actstore.store.calls import checks
 from actstore.store.capture.commits import committed_blocks
 from actstore.store.capture.identity import check_belongs
-from actstore.store.capture.neuron_table import write_finished
+from actstore.store.capture.neuron_table import remove_finished, write_finished
 from actstore.store.capture.statistics import RunningStatistics, is_finished
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.errors import CaptureError, FormatError, InvalidInputError, NotFoundError, ReadOnlyError
@@ -212,6 +212,9 @@ class Run(ABC):
             return
         if self._loaded is None:
             self._loaded = self._load_again(record)
+        if self.folder.exists(layout.table_key(self.name, "neurons")):
+            # Blocks of a finished capture were lost. They may come out otherwise than they were, and all is added up anew.
+            remove_finished(self.folder, self.name)
         tokens_done = record.plan.n_tokens * (n_blocks - len(missing)) // n_blocks
         self.progress.started(record.plan.n_tokens, tokens_done, estimate_nbytes(record))
         overlap = self._loaded.device.type != "cpu"

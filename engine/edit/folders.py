@@ -6,13 +6,16 @@ it was, byte for byte.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import json
+import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from actstore.engine.edit.safetensors_rows import (
+from actstore.engine.edit.files.journal import Change, is_interrupted, own_folder, recover, replace_files
+from actstore.engine.edit.files.model_copy import clear_copies, write_copy
+from actstore.engine.edit.files.safetensors_rows import (
     DTYPES,
     RowPatch,
     TensorEntry,
@@ -26,8 +29,7 @@ from actstore.engine.edit.weights import EditedModel
 from actstore.engine.models.load import load_model
 from actstore.store.edits import Edit, RowPair, read_edit
 from actstore.store.errors import InvalidInputError
-from actstore.store.storage.atomic import check_room, sync_tree
-from actstore.store.storage.disk import sync_folder
+from actstore.store.files.shards import checksum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,8 +40,7 @@ if TYPE_CHECKING:
     from actstore.store.edits import EditedRows
     from actstore.store.storage.folder import Folder
 
-LEFT_OUT: Final = (".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".pkl")
-"""Files that may hold the same weights in another format, unedited."""
+logger: Final = logging.getLogger("actstore")
 
 
 class EditAddress(NamedTuple):
@@ -88,9 +89,50 @@ def _rewrite(
     folder = model_folder(str(request.model))
     if not edits:
         raise InvalidInputError("Expected at least one edit, found none.")
-    target = folder if request.output is None else Path(request.output)
-    if request.output is not None:
-        _check_target(target, folder, force=request.force)
+    what = _change_of(edits, is_revert=is_revert)
+    if request.output is None:
+        with own_folder(folder):
+            if not _is_finished(folder, what):
+                patches = _make_patches(request, folder, edits, change, is_revert=is_revert)
+                names = sorted({patch.entry.file for patch in patches})
+                replace_files(folder, what, partial(write_patches, patches=patches), names)
+        return folder
+    target = Path(request.output)
+    clear_copies(target)
+    _check_target(target, folder, force=request.force)
+    if is_interrupted(folder):
+        with own_folder(folder):
+            _is_finished(folder, what)
+    with own_folder(folder, shared=True):
+        patches = _make_patches(request, folder, edits, change, is_revert=is_revert)
+        write_copy(folder, target, partial(write_patches, patches=patches))
+    return target
+
+
+def _change_of(edits: Sequence[Edit], *, is_revert: bool) -> Change:
+    records = json.dumps([edit.record.to_json() for edit in edits], sort_keys=True)
+    verb = "reverted" if is_revert else "applied"
+    return Change(verb, tuple(edit.name for edit in edits), checksum(records.encode()))
+
+
+def _is_finished(folder: Path, what: Change) -> bool:
+    """Finish or undo an interrupted change, and say so; whether it was `what`, and is done now."""
+    recovery = recover(folder)
+    if recovery is None:
+        return False
+    logger.warning("%s", recovery)
+    return recovery.is_finished and recovery.change is not None and recovery.change.is_like(what)
+
+
+def _make_patches(
+    request: FolderRequest,
+    folder: Path,
+    edits: Sequence[Edit],
+    change: Callable[[EditedModel, Edit], None],
+    *,
+    is_revert: bool,
+) -> list[RowPatch]:
+    """What is written into the files of a model's folder."""
     dtypes = {edit.record.dtype for edit in edits}
     if len(dtypes) > 1:
         raise InvalidInputError(
@@ -104,11 +146,7 @@ def _rewrite(
     for edit in map(files.rounded, edits):
         change(edited_model, edit)
         patches += [files.patch(edit, rows, is_revert=is_revert) for rows in edit.record.rows]
-    if request.output is None:
-        _write_in_place(folder, patches)
-    else:
-        _write_copy(folder, target, patches)
-    return target
+    return patches
 
 
 def _check_target(target: Path, folder: Path, *, force: bool) -> None:
@@ -218,41 +256,3 @@ class _ModelFiles:
         is_same = same_bits(present, old.to(dtype))
         loses_nothing = is_same and bool((present.to(old.dtype) == old).all())
         return patch if loses_nothing else None
-
-
-def _write_copy(folder: Path, target: Path, patches: Sequence[RowPatch]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    copied = [file for file in folder.rglob("*") if not _left_out("", list(file.relative_to(folder).parts))]
-    check_room(target, sum(file.stat().st_size for file in copied if file.is_file()), "write elsewhere")
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        copy = Path(scratch) / target.name
-        try:
-            shutil.copytree(folder, copy, ignore=_left_out)  # follows links, as the Hub's cache has them
-        except shutil.Error as error:
-            (*_, reason), *_ = error.args[0]
-            raise InvalidInputError(f"{target} cannot be written: {reason}. Nothing of it is kept.") from None
-        for file in copy.rglob("*"):
-            file.chmod(file.stat().st_mode | 0o200)
-        write_patches(copy, patches)
-        sync_tree(copy)
-        if target.exists():
-            target.rename(Path(scratch) / "replaced")
-        copy.rename(target)
-        sync_folder(target.parent)
-
-
-def _left_out(_folder: str, names: list[str]) -> set[str]:
-    return {name for name in names if name.endswith((*LEFT_OUT, ".index.json.lock")) or name in (".git", ".cache")
-            or name == "pytorch_model.bin.index.json"}  # fmt: skip
-
-
-def _write_in_place(folder: Path, patches: Sequence[RowPatch]) -> None:
-    """Copy every changed file, change the copy and put it in the file's place in one step."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".edit.") as scratch:
-        copy = Path(scratch)
-        names = sorted({patch.entry.file for patch in patches})
-        for name in names:
-            shutil.copyfile(folder / name, copy / name)
-        write_patches(copy, patches)
-        for name in names:
-            (copy / name).replace((folder / name).resolve() if (folder / name).is_symlink() else folder / name)

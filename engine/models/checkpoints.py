@@ -29,6 +29,8 @@ logger = logging.getLogger("actstore")
 _HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 _SAFETENSORS: Final = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+JOURNAL: Final = ".actstore-edit.json"
+"""The file in a model's folder that stands there from the first to the last file that `edit apply --in-place` replaces."""
 
 
 def load_config(name: str, *, trust_remote_code: bool) -> PreTrainedConfig:
@@ -88,6 +90,7 @@ def load_weights(
     They are read from safetensors. Where there are none, from pytorch_model.bin by torch's restricted unpickler, which makes
     tensors and runs no code; a sentence in the log says so.
     """
+    refuse_interrupted_edit(name)
     pickled = _pickled_weights(name)
     try:
         with _without_conversion():
@@ -123,6 +126,26 @@ def load_weights(
         model = model.float()  # type: ignore[no-untyped-call]
     model.to(device)  # type: ignore[arg-type]
     return model
+
+
+def refuse_interrupted_edit(name: str) -> None:
+    """Raise `ModelError` where a change of the folder's own files was interrupted half-way; a Hub id may name the folder."""
+    folder = Path(name)
+    if not folder.is_dir():
+        from transformers.utils.hub import cached_file
+
+        try:
+            config = cached_file(name, "config.json", local_files_only=True)
+        except (OSError, ValueError):
+            return
+        if config is None:
+            return
+        folder = Path(config).parent
+    if (folder / JOURNAL).exists():
+        raise ModelError(
+            f"The files of {folder} are half changed: an edit was being written into them, in place, when the process was "
+            "stopped. Run that `actstore edit apply` or `actstore edit revert` again, which finishes it."
+        )
 
 
 def _pickled_weights(name: str) -> str | None:

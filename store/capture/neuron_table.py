@@ -12,7 +12,7 @@ import pyarrow as pa
 from actstore.kernels.pack.statistics import STATISTICS, quantiles
 from actstore.store.capture.statistics import write_finished_arrays
 from actstore.store.capture.tables import write_capture_table
-from actstore.store.layout import table_key
+from actstore.store.layout import folded_statistics_key, table_key
 from actstore.store.neurons import neuron_names
 
 if TYPE_CHECKING:
@@ -33,6 +33,13 @@ def write_finished(folder: Folder, record: CaptureRecord, total: CaptureStatisti
     folder.delete(table_key(record.name, "neurons"))
     write_finished_arrays(folder, record, total)
     write_capture_table(folder, record, "neurons", neuron_table(record, total))
+
+
+def remove_finished(folder: Folder, capture: str) -> None:
+    """Remove what says that a capture is finished, first, and what is added up of its blocks, of which some are to change."""
+    for table in ("neurons", "prompts", "queries"):
+        folder.delete(table_key(capture, table))
+    folder.delete(folded_statistics_key(capture))
 
 
 def neuron_table(record: CaptureRecord, total: CaptureStatistics) -> pa.Table:

@@ -191,10 +191,22 @@ class _ProbeRun(Run):
         return self._load_again(record)
 
     def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
-        # Windows of a round share their first tokens; sampled ones do not. The record says so also where a run is resumed.
-        share_prefixes = record.settings["probes"]["kind"] != "sampled"
-        fill = fill_by_prefix if share_prefixes and PrefixFiller.fits(model, record) else fill_blocks
-        fill(self.folder, record, model, writer, blocks, self.progress)
+        fill_windows(self.folder, record, model, writer, blocks, self.progress)
+
+
+def fill_windows(
+    folder: Folder,
+    record: CaptureRecord,
+    model: LoadedModel,
+    writer: CaptureWriter,
+    blocks: Iterable[int],
+    progress: CaptureProgress,
+) -> None:
+    """Run the model over `blocks` of a capture of probes and commit each."""
+    # Windows of a round share their first tokens; sampled ones do not. The record says so also where a run is resumed.
+    share_prefixes = record.settings["probes"]["kind"] != "sampled"
+    fill = fill_by_prefix if share_prefixes and PrefixFiller.fits(model, record) else fill_blocks
+    fill(folder, record, model, writer, blocks, progress)
 
 
 def configs_of(model: LoadedModel) -> tuple[Any, Any]:

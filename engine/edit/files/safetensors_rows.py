@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -58,26 +59,30 @@ def read_entries(path: Path) -> Iterator[TensorEntry]:
 
 def read_patched_rows(folder: Path, patch: RowPatch) -> Tensor:
     """The rows [neuron, d_model] that are where a patch writes its own."""
-    rows = np.ascontiguousarray(_view(folder, patch, "r")[list(patch.neurons)])
+    rows = np.ascontiguousarray(_view(folder, patch)[list(patch.neurons)])
     return torch.frombuffer(bytearray(rows.tobytes()), dtype=patch.rows.dtype).reshape(rows.shape)
 
 
-def write_patches(folder: Path, patches: Sequence[RowPatch]) -> None:
-    """Write the rows of patches into the files of a folder."""
+def write_patches(files: Mapping[str, Path], patches: Sequence[RowPatch]) -> None:
+    """Write the rows of patches into files, by the name that the patches have for them."""
     for patch in patches:
-        view = _view(folder, patch, "r+")
-        bits = patch.rows.contiguous().view(torch.uint8).numpy().view(view.dtype).reshape(patch.rows.shape)
-        view[list(patch.neurons)] = bits
-        mapped = view.base if not isinstance(view, np.memmap) else view
-        if isinstance(mapped, np.memmap):
-            mapped.flush()
+        entry = patch.entry
+        bits = np.dtype(f"<u{patch.rows.dtype.itemsize}")
+        # Not by a mapping: on a full disk, writing to one ends the process (SIGBUS).
+        with files[entry.file].open("r+b") as file:
+            file.seek(entry.start)
+            values = np.fromfile(file, bits, math.prod(entry.shape)).reshape(entry.shape)
+            rows = patch.rows.contiguous().view(torch.uint8).numpy().view(bits).reshape(patch.rows.shape)
+            (values.T if patch.by_column else values)[list(patch.neurons)] = rows
+            file.seek(entry.start)
+            file.write(values.data)
 
 
-def _view(folder: Path, patch: RowPatch, mode: Literal["r", "r+"]) -> NDArray[np.unsignedinteger[Any]]:
+def _view(folder: Path, patch: RowPatch) -> NDArray[np.unsignedinteger[Any]]:
     """The tensor in a file, [neuron, d_model], as unsigned integers: numpy has no bfloat16, and bits are all that counts."""
     entry = patch.entry
     bits = np.dtype(f"<u{patch.rows.dtype.itemsize}")
-    values: NDArray[np.unsignedinteger[Any]] = np.memmap(folder / entry.file, bits, mode, entry.start, entry.shape)
+    values: NDArray[np.unsignedinteger[Any]] = np.memmap(folder / entry.file, bits, "r", entry.start, entry.shape)
     return values.T if patch.by_column else values
 
 

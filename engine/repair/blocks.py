@@ -1,0 +1,159 @@
+"""Damaged blocks, filled again with the model: computed beside the store, compared with what was written, and put in place.
+
+Where the commit record survives, it says what every file was. A file that comes out the same takes its place, and nothing else
+changes. One that comes out otherwise, on another machine or version, is written only if that is accepted: then the record goes
+first and the whole block is written anew, so that whatever stops the repair leaves a block that is not committed.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from actstore.engine.attribution.block_filler import AttributionFiller
+from actstore.engine.capture.block_filler import fill_blocks, submit_blocks
+from actstore.engine.capture.buffers import block_buffers
+from actstore.engine.capture.progress import CaptureProgress
+from actstore.engine.graphs.probes.run import fill_windows
+from actstore.engine.repair.outcome import Outcome
+from actstore.engine.repair.scratch import copy_file, scratch_folder
+from actstore.store.capture.answers import has_attributions
+from actstore.store.capture.commits import damaged_files, read_commit
+from actstore.store.capture.neuron_table import remove_finished
+from actstore.store.capture.writer import CaptureWriter
+from actstore.store.errors import CaptureError, FormatError, NotFoundError
+from actstore.store.layout import block_statistics_key, capture_key, commit_key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from actstore.engine.models.load import LoadedModel
+    from actstore.engine.repair.model import RepairModel
+    from actstore.store.files.records import CommitRecord
+    from actstore.store.reader import Capture
+    from actstore.store.storage.folder import Folder
+    from actstore.store.verify import Damage
+
+MOST_THREADS: Final = 16
+
+
+def refill(capture: Capture, damage: Mapping[int, Sequence[Damage]], model: RepairModel) -> list[Outcome]:
+    """Fill the damaged blocks of a capture that the caller owns, whose plan is whole; `damage`: block → what is wrong with it.
+
+    Raises as `RepairModel.load` does, before anything is changed.
+    """
+    record = capture.record
+    loaded = model.load(record.dtype, record.model_fingerprint)
+    overlap = loaded.device.type != "cpu"
+    with scratch_folder(capture.folder, record.name) as scratch:
+        repair = _BlockRepair(capture, scratch, damage, accept=model.options.accept_differences)
+        n_threads = min(MOST_THREADS, os.cpu_count() or 1)
+        try:
+            with CaptureWriter(scratch, record, n_threads=n_threads, overlap=overlap) as writer:
+                writer.on_commit = repair.adopt
+                _fill(capture, loaded, model, writer, sorted(damage))
+        except CaptureError:  # its writer knows of no other capture than the one beside the store
+            raise CaptureError(
+                f"The disk of {capture.folder} is full: a block of capture {record.name!r} could not be computed beside it. "
+                "Make room, and run `actstore repair` again."
+            ) from None
+    return repair.outcomes
+
+
+def _fill(capture: Capture, loaded: LoadedModel, model: RepairModel, writer: CaptureWriter, blocks: list[int]) -> None:
+    """Fill blocks as the command that made the capture does."""
+    folder, record, progress = capture.folder, capture.record, CaptureProgress()
+    if has_attributions(capture):
+        buffers = block_buffers(record, writer.n_blocks_in_use)
+        filler = AttributionFiller(loaded, record, buffers, capture.plan.table("documents"))
+        submit_blocks(filler.fill(map(capture.plan.block, blocks), progress), writer)
+    elif record.of_images:
+        from actstore.engine.capture.images.run import image_batches  # only here: it loads the image library
+
+        images = model.options.images
+        locations = () if images is None else (images,)
+        batches = image_batches(record, capture.plan.table("documents"), model.processor(), locations)
+        fill_blocks(folder, record, loaded, writer, blocks, progress, batches)
+    elif "probes" in record.settings:
+        fill_windows(folder, record, loaded, writer, blocks, progress)
+    else:
+        fill_blocks(folder, record, loaded, writer, blocks, progress)
+
+
+class _BlockRepair:
+    """Puts blocks that were filled again in the place of damaged ones."""
+
+    def __init__(
+        self, capture: Capture, scratch: Folder, damage: Mapping[int, Sequence[Damage]], *, accept: bool
+    ) -> None:
+        self._folder, self._record, self._scratch = capture.folder, capture.record, scratch
+        self._name = capture.record.name
+        self._prefix = capture_key(self._name)
+        self._damage, self._accept = damage, accept
+        self.outcomes: list[Outcome] = []
+
+    def adopt(self, block: int) -> None:
+        """Compare a block that is complete in the scratch folder with the store's, and repair that."""
+        computed = read_commit(self._scratch, self._record, block)
+        written = self._written(block)
+        if written is not None:
+            self._restore(block, computed, written)
+        else:
+            self._restore_record(block, computed)
+        for key in (*computed.shards, f"blocks/{block}.json"):
+            self._scratch.delete(f"{self._prefix}/{key}")
+
+    def _written(self, block: int) -> CommitRecord | None:
+        """The block's commit record; None where it is lost or damaged."""
+        try:
+            return read_commit(self._folder, self._record, block)
+        except (FormatError, NotFoundError):
+            return None
+
+    def _restore(self, block: int, computed: CommitRecord, written: CommitRecord) -> None:
+        """Put back the damaged files of a block whose commit record says what they were."""
+        damaged = [key for key, _ in damaged_files(self._folder, self._prefix, written.shards)]
+        unlike = [key for key in damaged if computed.shards.get(key) != written.shards[key]]
+        if not unlike:
+            for key in damaged:
+                copy_file(self._scratch, self._folder, f"{self._prefix}/{key}")
+            self._report(block, "recomputed with the model: the bytes that were written", is_repaired=True)
+        else:
+            self._write_anew(block, computed, unlike)
+
+    def _restore_record(self, block: int, computed: CommitRecord) -> None:
+        """Commit a block anew whose record is gone, if the files that are there are those that the model gives."""
+        unlike = dict(damaged_files(self._folder, self._prefix, computed.shards))
+        statistics = block_statistics_key(self._name, block).removeprefix(f"{self._prefix}/")
+        missing = [key for key, what in unlike.items() if what == "missing"]
+        # The statistics are of every value of every layer: where they agree, what differs elsewhere is damage.
+        if statistics not in unlike or len(missing) == len(unlike):
+            self._folder.delete(commit_key(self._name, block))
+            for key in unlike:
+                copy_file(self._scratch, self._folder, f"{self._prefix}/{key}")
+            copy_file(self._scratch, self._folder, commit_key(self._name, block))
+            self._report(block, "recomputed with the model, and committed again", is_repaired=True)
+        else:
+            self._write_anew(block, computed, [key for key in unlike if key not in missing])
+
+    def _write_anew(self, block: int, computed: CommitRecord, unlike: Sequence[str]) -> None:
+        """Write all of a block that comes out with other bytes, if that is accepted."""
+        found = (
+            f"recomputed on other numerics: {len(unlike)} of {len(computed.shards)} files differ from what was written"
+        )
+        if not self._accept:
+            what = (
+                f"{found} ({unlike[0]} first); nothing is changed. Repair on the machine and with the versions that captured "
+                "it, or write the block as it is computed now with `accept_differences=True`"
+            )
+            self._report(block, what, is_repaired=False)
+            return
+        remove_finished(self._folder, self._name)
+        self._folder.delete(commit_key(self._name, block))
+        for key in computed.shards:
+            copy_file(self._scratch, self._folder, f"{self._prefix}/{key}")
+        copy_file(self._scratch, self._folder, commit_key(self._name, block))
+        self._report(block, f"{found}; the block is written anew", is_repaired=True)
+
+    def _report(self, block: int, what: str, *, is_repaired: bool) -> None:
+        self.outcomes += [Outcome(damage, is_repaired, what) for damage in self._damage[block]]

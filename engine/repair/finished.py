@@ -1,0 +1,63 @@
+"""What follows from a capture's record and its blocks alone, made again: no model runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from actstore.engine.repair.scratch import copy_file, scratch_folder
+from actstore.store.capture.answers import has_attributions, write_answers
+from actstore.store.capture.neuron_table import write_finished
+from actstore.store.capture.statistics import CHECKPOINT_BLOCKS, CaptureStatistics, read_block_statistics
+from actstore.store.capture.writer import block_arrays
+from actstore.store.files.arrays import create_block_array
+from actstore.store.layout import capture_key, folded_statistics_key, table_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from actstore.store.files.records import CaptureRecord
+    from actstore.store.reader import Capture
+    from actstore.store.storage.folder import Folder
+
+
+def write_metadata(folder: Folder, record: CaptureRecord, keys: Iterable[str]) -> None:
+    """Write the metadata of some arrays of blocks, by their keys below the capture (`values/mlp.post/0/zarr.json`)."""
+    wanted = {f"{capture_key(record.name)}/{key}" for key in keys}
+    with scratch_folder(folder, record.name) as scratch:
+        for spec in block_arrays(record):
+            if (key := f"{spec.key}/zarr.json") in wanted:
+                # Not in the store itself: creating an array there would remove its shards.
+                create_block_array(scratch, spec, record.plan.n_blocks)
+                copy_file(scratch, folder, key)
+
+
+def write_results(capture: Capture) -> None:
+    """Add up the blocks' own statistics, all committed, and write what a finished capture has, its table of neurons last."""
+    folder, record = capture.folder, capture.record
+    total = _sum(folder, record, record.plan.n_blocks)
+    # Gone while the arrays are written: a reader adds up the blocks meanwhile, and a repair that is killed is seen.
+    folder.delete(table_key(record.name, "neurons"))
+    if has_attributions(capture):
+        write_answers(capture)
+    write_finished(folder, record, total)
+
+
+def write_checkpoint(folder: Folder, record: CaptureRecord, blocks: Iterable[int]) -> None:
+    """Write the checkpoint of added statistics as a run that committed `blocks` leaves it; removed where it leaves none."""
+    committed, n_blocks = set(blocks), 0
+    while n_blocks in committed:
+        n_blocks += 1
+    n_blocks -= n_blocks % CHECKPOINT_BLOCKS
+    key = folded_statistics_key(record.name)
+    if n_blocks:
+        folder.write(key, _sum(folder, record, n_blocks).encode(n_blocks))
+    else:
+        folder.delete(key)
+
+
+def _sum(folder: Folder, record: CaptureRecord, n_blocks: int) -> CaptureStatistics:
+    """The statistics of the first blocks, each read from its own."""
+    total = CaptureStatistics.empty(record)
+    for block in range(n_blocks):
+        total.merge(read_block_statistics(folder, record, block))
+    return total
