@@ -15,7 +15,8 @@ from actstore.engine.attribution.question_plan import AttributeReport, Attribute
 from actstore.engine.capture.block_filler import submit_blocks
 from actstore.engine.capture.buffers import block_buffers
 from actstore.engine.capture.progress import CaptureProgress
-from actstore.engine.capture.run import Run, RunOptions, check_options, check_target
+from actstore.engine.capture.run import Run, RunOptions, check_options
+from actstore.engine.capture.target import check_target
 from actstore.engine.inputs.questions import fingerprint, read_questions
 from actstore.engine.models.fingerprint import check_root, fingerprint_of
 from actstore.engine.models.sources import ModelSource

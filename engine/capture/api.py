@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from actstore.engine.capture.corpus_run import CorpusRun
 from actstore.engine.capture.images.run import ImageRun, sees_and_reads
 from actstore.engine.capture.progress import CaptureProgress
-from actstore.engine.capture.run import RunOptions, check_options, check_target
+from actstore.engine.capture.run import RunOptions, check_options
 from actstore.engine.capture.settings import CaptureSettings, ImageSettings
+from actstore.engine.capture.target import check_target
 from actstore.engine.inputs.corpus import CorpusReport
 from actstore.engine.inputs.images import ImageOptions, find_images
 from actstore.engine.inputs.memory_corpus import MemoryCorpus, as_corpus

@@ -10,7 +10,7 @@ import errno
 import os
 import re
 from abc import ABC, abstractmethod
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003  (RunOptions are checked by their annotations)
 from typing import TYPE_CHECKING, ClassVar
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase  # noqa: TC002
 
 from actstore.engine.capture.root import write_store_root
 from actstore.engine.capture.sizes import estimate_nbytes
+from actstore.engine.capture.target import remove_unplanned
 from actstore.engine.models.fingerprint import check_model, check_root, fingerprint_of
 from actstore.engine.models.names import DTYPES
 from actstore.store import layout
@@ -29,9 +30,9 @@ from actstore.store.capture.identity import check_belongs
 from actstore.store.capture.neuron_table import remove_finished, write_finished
 from actstore.store.capture.statistics import RunningStatistics, is_finished
 from actstore.store.capture.writer import CaptureWriter, create_capture
-from actstore.store.errors import CaptureError, FormatError, InvalidInputError, NotFoundError, ReadOnlyError
+from actstore.store.errors import CaptureError, FormatError, InvalidInputError, NotFoundError
 from actstore.store.model import root
-from actstore.store.model.remains import remove_beginning, remove_empty_store, unexpected_entry
+from actstore.store.model.remains import remove_beginning
 from actstore.store.reader import read_capture
 from actstore.store.storage.lock import own, own_root
 
@@ -79,41 +80,6 @@ def check_options(name: str, options: RunOptions) -> None:
         raise InvalidInputError(f"A capture's name is letters, digits, '.', '_' and '-', found {name!r}. Check `name`.")
     if options.dtype not in DTYPES:
         raise InvalidInputError(f"`dtype` is one of {', '.join(DTYPES)}: found {options.dtype!r}.")
-
-
-def check_target(folder: Folder, name: str, spec: ModelSpec, resume: bool) -> None:
-    """Raise `InvalidInputError` where the folder holds another model, the capture already, or something else."""
-    if root.is_store(folder):
-        record = root.read_root(folder)
-        if (record.model_type, record.d_model, len(record.layers)) != (spec.model_type, spec.d_model, len(spec.layers)):
-            raise InvalidInputError(
-                f"{folder} holds {record.name} ({record.model_type}, {len(record.layers)} layers of width {record.d_model}), "
-                f"not {spec.name} ({spec.model_type}, {len(spec.layers)} of {spec.d_model}). One store has one model: name "
-                "another."
-            )
-        if not resume and read_capture(folder, name) is not None:
-            raise InvalidInputError(
-                f"{folder} already has a capture {name!r}. Continue it with `resume=True`, or name the new one with `name`."
-            )
-    elif folder.local_path() is not None and (entry := unexpected_entry(folder)) is not None:
-        raise InvalidInputError(f"{folder} is a folder with other content ({entry}, …). Name a new path for the store.")
-
-
-def _remove_unplanned(folder: Folder, name: str) -> bool:
-    """Remove a capture, which must be owned, that failed before its plan was recorded, and the store if it was to be its first.
-
-    What a model has answered meanwhile is kept: it took a forward pass per token. Returns whether something is kept.
-    """
-    if folder.names(layout.generated_prefix(name)):
-        return True
-    if folder.local_path() is not None:
-        # Who waits for the root is making a store of the folder.
-        with suppress(OSError, ReadOnlyError):
-            folder.delete(layout.capture_key(name))
-            with own_root(folder, timeout_s=0):
-                if not root.is_store(folder):
-                    remove_empty_store(folder)
-    return False
 
 
 @dataclass
@@ -169,7 +135,7 @@ class Run(ABC):
         """The capture's record, and whether anything of the capture is kept, after removing one that was not planned."""
         try:
             record = read_capture(self.folder, self.name)
-            return record, record is not None or _remove_unplanned(self.folder, self.name)
+            return record, record is not None or remove_unplanned(self.folder, self.name)
         except FormatError:
             return None, True  # what is damaged, or lost, is not ours to remove
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from actstore.engine.capture.block_filler import fill_blocks
 from actstore.engine.capture.plan import PlanSettings, TextPlanner, block_size
 from actstore.engine.capture.progress import CaptureProgress
-from actstore.engine.capture.run import Run, RunOptions, check_options, check_target
+from actstore.engine.capture.run import Run, RunOptions, check_options
 from actstore.engine.capture.settings import CaptureSettings
+from actstore.engine.capture.target import check_target
 from actstore.engine.graphs.probes.plan import ArrangedWindows
 from actstore.engine.graphs.probes.prefixes import PrefixFiller, fill_by_prefix
 from actstore.engine.graphs.probes.window_plan import write_arranged
