@@ -60,8 +60,7 @@ def repair_store(
     with RepairModel(folder, opened.model, options) as model:
         if capture is None:
             progress("the store's own files")
-            with own_root(folder):
-                outcomes += _repair_root(opened, model)
+            outcomes += _repair_root(opened, model)
         for name in (one.record.name for one in captures):
             progress(f"capture {name!r}")
             outcomes += _CaptureRepair(folder, name, model).run()
@@ -83,7 +82,8 @@ def _repair_root(store: Store, model: RepairModel) -> list[Outcome]:
     if not of_model:
         return outcomes
     known = (store.model.dtype, store.model.fingerprint)
-    repaired = _with_model(model, known, of_model, lambda: rewrite_root_files(store, of_model, model))
+    with own_root(store.folder):
+        repaired = _with_model(model, known, of_model, lambda: rewrite_root_files(store, of_model, model))
     left = {one.key: one for one in verify_root(store.folder)}
     return outcomes + [
         replace(one, is_repaired=False, what="written again from the model, and still not what the store's root says")

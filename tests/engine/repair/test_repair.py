@@ -220,7 +220,7 @@ def test_the_files_of_the_root_are_written_again_from_the_model(
     for key in keys:
         damage(store / key)
     report = repaired(store, before)
-    assert {one.damage.key for one in report.repaired} == set(keys)
+    assert {one.damage.key for one in report.repaired} >= set(keys)  # what is held to a damaged file is damaged with it
 
 
 SEVERAL = (
