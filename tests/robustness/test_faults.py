@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shim.compiler() is None,
     reason="the shim needs Linux and a C compiler, cc or gcc: there is none",
 )
-CHEAP = ("capture", "edit suppress", "edit apply --in-place", "export")
+CHEAP = ("capture", "edit apply --in-place", "edit suppress")
 SEED = 16
 
 
@@ -54,10 +54,9 @@ def check(result: campaigns.Result) -> None:
 def test_the_shim_counts_what_a_command_does(oracle: Oracle) -> None:
     counts = oracle.reference(BY_NAME["capture"]).counts
     assert all(counts[name] for name in ("create", "write", "rename", "mkdir", "open", "read"))
-    again = oracle._undisturbed(
-        BY_NAME["capture"]
-    ).counts  # folders are tried by several threads, as often as it happens
-    assert {name: n for name, n in counts.items() if name != "mkdir"} == {n: again[n] for n in again if n != "mkdir"}
+    again = oracle._undisturbed(BY_NAME["capture"]).counts
+    # Folders are made by several threads, each of which may find that another was faster.
+    assert {name: counts[name] for name in ("write", "rename")} == {name: again[name] for name in ("write", "rename")}
 
 
 @pytest.mark.parametrize(
@@ -85,16 +84,16 @@ def test_a_torn_write_leaves_half(oracle: Oracle, tmp_path: Path) -> None:
     assert (done.signal, (tmp_path / "f").stat().st_size) == (9, 500)
 
 
-def test_the_judge_sees_a_wrong_value_and_a_half_output(oracle: Oracle) -> None:
+def test_the_judge_sees_a_wrong_value_and_a_torn_file(oracle: Oracle) -> None:
     scenario = BY_NAME["capture"]
     work = oracle.start(scenario)
     done = oracle.workshop.cli(f"{scenario.command} --precision half", work)
     kinds = {kind for kind, _ in oracle.judge(scenario, work, done)}
     assert {"silent: a wrong value", "exit status 0 without the data"} <= kinds
-    export = BY_NAME["export"]
-    work = oracle.start(export)
-    (work / "output" / "values.parquet").write_bytes(b"PAR1")
-    assert "a torn file in output" in {kind for kind, _ in oracle._judge_files(oracle.reference(export), work)}
+    edit = BY_NAME["edit apply --in-place"]
+    work = oracle.start(edit)
+    (work / "model" / "config.json").write_bytes(b"{")
+    assert "a torn file in model" in {kind for kind, _ in oracle._judge_files(oracle.reference(edit), work)}
 
 
 def test_a_power_cut_keeps_what_was_synced_and_nothing_else_for_certain(tmp_path: Path) -> None:
@@ -129,23 +128,27 @@ def test_unsynced_names_of_a_folder_are_its_own(tmp_path: Path) -> None:
 
 
 def test_kills(oracle: Oracle) -> None:
-    check(campaigns.kills(oracle, 6, SEED, names=CHEAP))
+    check(campaigns.kills(oracle, 3, SEED, names=CHEAP))
 
 
 def test_errors(oracle: Oracle) -> None:
-    check(campaigns.errors(oracle, 6, SEED, names=CHEAP))
+    check(campaigns.errors(oracle, 3, SEED, names=CHEAP))
 
 
 def test_power_cuts(oracle: Oracle) -> None:
-    check(power.power_cuts(oracle, 6, SEED, names=CHEAP))
+    check(power.power_cuts(oracle, 3, SEED, names=CHEAP))
 
 
 def test_tampering(oracle: Oracle) -> None:
-    check(tampering.tamper_with(oracle, 4, SEED))
+    check(tampering.tamper_with(oracle, 4, SEED, state="small"))
 
 
 def test_first_writers(oracle: Oracle) -> None:
-    check(sharing.first_writers(oracle, 2, SEED))
+    check(sharing.first_writers(oracle, 1, SEED))
+
+
+def test_mutations_of_metadata(oracle: Oracle) -> None:
+    check(metadata.mutations(oracle, 6, SEED, state="small"))
 
 
 def test_threads(oracle: Oracle) -> None:

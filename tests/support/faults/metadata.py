@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from faults.oracle import Oracle
 
 STATE = "rich"
-LONG_CPU_S = 10.0
-MEMORY = 4 << 30
-"""Bytes that a reader may take beyond what it has at its start."""
 HEADERS = (".parquet", ".arrow", ".safetensors", ".zst")
 BOMB = "<deeply nested>"
 ODD_VALUES: tuple[Any, ...] = (

@@ -274,7 +274,9 @@ def _graphs(path: str, name: str) -> Any:
     store = Store(path)
     graphs = Graphs(store, name)
     rows = [graphs.row(row) for row in range(graphs.record.n_neurons)]
-    numbers = [(g.name, list(g.nodes), g.maximum, g.threshold, g.n_events, g.status) for g in rows]
+    numbers = [
+        (g.name, [of_array(part) for part in g.nodes], g.maximum, g.threshold, g.n_events, g.status) for g in rows
+    ]
     return numbers, [of_array(g.importance) for g in rows], of_table(graphs.neurons), of_table(graphs.nodes)
 
 

@@ -23,6 +23,10 @@ Observation = dict[str, dict[str, str]]
 Failures = list[tuple[str, str]]
 """(kind, detail) of everything that is not as promised."""
 
+LONG_S = 10.0
+"""CPU seconds, beside one for each reader, from which on readers hang."""
+MEMORY = 6 << 30
+"""Bytes that all readers together may take beyond what their process has at its start."""
 COUNTED_BY_FOLD = ("neurons.parquet", "prompts.parquet", "queries.parquet")
 TEMPORARY = (".partial", ".tmp")
 
@@ -54,9 +58,9 @@ class Oracle:
 
     def start(self, scenario: Scenario) -> Path:
         """A folder in the state that the scenario starts from."""
+        counts = self.reference(scenario).counts  # made first, for it is made in the same folder
         work = self.workshop.fresh(scenario.start)
         if scenario.half:
-            counts = self.reference(scenario).counts
             fault = Fault("kill", CHANGES, sum(counts[name] for name in CHANGES) // 2)
             self.workshop.cli(scenario.command, work, fault=fault)
         return work
@@ -106,11 +110,13 @@ class Oracle:
         """What every reader says of a store, in a process of its own."""
         if not store.is_dir():
             return {}
-        done = self.server.run("faults.observing:observe", str(store), wanted, only, timeout_s=120)
+        done = self.server.run("faults.observing:observe", str(store), wanted, only, timeout_s=120, memory=MEMORY)
         if done.result is None:
             said = "hang" if done.late else f"signal {done.signal}" if done.signal else done.err[-800:]
             return {"every reader": {"error": said}}
         found: Observation = done.result
+        if done.cpu_s > LONG_S + len(found):
+            found["every reader"] = {"error": f"hang: {done.cpu_s:.0f} s"}
         return found
 
     def judge(self, scenario: Scenario, work: Path, ended: Ended, *, durable: bool = True) -> Failures:

@@ -88,7 +88,8 @@ class File:
             return self.durable[: len(whole)] + bytes(max(0, len(whole) - len(self.durable)))
         if fate == "part":
             part = self.content(chance.randint(0, len(self.pending)))
-            return part[: chance.randint(0, len(part))] if chance.random() < 0.5 else part
+            certain = min([len(self.durable), *(at for at, written in self.pending if written is None)])
+            return part[: chance.randint(min(certain, len(part)), len(part))] if chance.random() < 0.5 else part
         return whole
 
 

@@ -91,6 +91,7 @@ RICH = (
     SUPPRESS,
     "edit boost {store} --neurons L1.N5 --name boost --kind intervention",
 )
+SMALL = (f"{CAPTURE} --precision int8 --max-tokens 300", SUPPRESS)
 STATES: dict[str, tuple[str, tuple[str, ...]]] = {
     "empty": ("", ()),
     "captured": ("empty", (CAPTURE_BOTH,)),
@@ -99,9 +100,11 @@ STATES: dict[str, tuple[str, tuple[str, ...]]] = {
     "edited": ("captured", (SUPPRESS, "edit boost {store} --neurons L1.N5 --name boost")),
     "applied": ("edited", (f"edit apply {{store}} {IN_PLACE}",)),
     "rich": ("captured", RICH),
-    "rich, foreign": ("empty", tuple(line.replace("{model}", "{other}") for line in (CAPTURE_BOTH, *RICH))),
-    "rich, older": ("empty", tuple(line.replace("{corpus}", "{older}") for line in (CAPTURE_BOTH, *RICH))),
+    "small": ("empty", SMALL),
 }
+for name, lines in (("rich", (CAPTURE_BOTH, *RICH)), ("small", SMALL)):
+    STATES[f"{name}, foreign"] = ("empty", tuple(line.replace("{model}", "{other}") for line in lines))
+    STATES[f"{name}, older"] = ("empty", tuple(line.replace("{corpus}", "{older}") for line in lines))
 """State → the state before, and the commands that lead from one to the other."""
 
 

@@ -15,6 +15,7 @@ from faults.campaigns import Result, Say, numbered
 from faults.oracle import Failures, describe, judge_end
 from faults.scenarios import CAPTURE
 from faults.shim import CHANGES, Fault
+from reading_everything import of_array
 
 if TYPE_CHECKING:
     from faults.oracle import Oracle
@@ -25,7 +26,7 @@ WAIT_MS = (0, 1, 5, 20, 80)
 
 def threads(oracle: Oracle, seconds: float, seed: int, *, say: Say = print) -> Result:
     """Sixteen threads read everything from one opened store; then forked and spawned workers do."""
-    result = Result("threads", N_THREADS, seed)
+    result = Result("threads", round(seconds), seed)
     store = oracle.workshop.fresh("rich") / "store"
     for call, what in (("read_in_threads", "threads"), ("read_in_workers", "workers")):
         done = oracle.server.run(f"faults.sharing:{call}", str(store), seconds, seed, timeout_s=120 + 3 * seconds)
@@ -56,7 +57,7 @@ def _questions(store: Any) -> dict[str, Any]:
         "searched": lambda: repr(store.neuron(1, 4).exemplars(60, "corpus").to_pylist()),
         "contributions": lambda: _scores(store.contributions(5, k=3, capture="corpus", everywhere=True)),
         "sql": lambda: store.sql("select count(*) as n, sum(position) as p from tokens", "corpus").to_pylist(),
-        "graph": lambda: list(store.graph(0, 3).nodes),
+        "graph": lambda: [of_array(part) for part in store.graph(0, 3).nodes],
         "attributions": lambda: questions.activations(0, 3, "attribution.ig").tobytes(),
     }  # fmt: skip
 

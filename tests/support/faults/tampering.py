@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from faults.campaigns import Result, Say, numbered
-from faults.oracle import Failures, Observation, describe, judge_end, prune
+from faults.oracle import MEMORY, Failures, Observation, describe, judge_end, prune
 from faults.scenarios import files_of
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ class Expected:
                 failures.append(("silent: a wrong value", f"{key}"))
                 wrong += 1
         refused = [k for k, said in found.items() if "refused" in said and "value" in self.right.get(k, {})]
-        verify = self.oracle.server.cli(["verify", store, "--quiet"], timeout_s=60, memory=8 << 30)
+        verify = self.oracle.server.cli(["verify", store, "--quiet"], timeout_s=60, memory=MEMORY)
         failures += [(f"verify: {kind}", detail) for kind, detail in judge_end(verify)]
         if verify.status == 0 and wrong:
             failures.append(("silent, and verify says well", ""))
