@@ -152,7 +152,7 @@ def test_mutations_of_metadata(oracle: Oracle) -> None:
 
 
 def test_threads(oracle: Oracle) -> None:
-    check(sharing.threads(oracle, 2, SEED))
+    check(sharing.threads(oracle, 2, SEED, state="small", workers=False))
 
 
 @pytest.mark.slow

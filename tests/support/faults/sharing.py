@@ -11,11 +11,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from reading_everything import of_array
+
 from faults.campaigns import Result, Say, numbered
 from faults.oracle import Failures, describe, judge_end
 from faults.scenarios import CAPTURE
 from faults.shim import CHANGES, Fault
-from reading_everything import of_array
 
 if TYPE_CHECKING:
     from faults.oracle import Oracle
@@ -24,11 +25,13 @@ N_THREADS = 16
 WAIT_MS = (0, 1, 5, 20, 80)
 
 
-def threads(oracle: Oracle, seconds: float, seed: int, *, say: Say = print) -> Result:
-    """Sixteen threads read everything from one opened store; then forked and spawned workers do."""
+def threads(
+    oracle: Oracle, seconds: float, seed: int, *, say: Say = print, state: str = "rich", workers: bool = True
+) -> Result:
+    """Sixteen threads read everything from one opened store; then forked and spawned workers do, where asked."""
     result = Result("threads", round(seconds), seed)
-    store = oracle.workshop.fresh("rich") / "store"
-    for call, what in (("read_in_threads", "threads"), ("read_in_workers", "workers")):
+    store = oracle.workshop.fresh(state) / "store"
+    for call, what in (("read_in_threads", "threads"), ("read_in_workers", "workers"))[: 1 + workers]:
         done = oracle.server.run(f"faults.sharing:{call}", str(store), seconds, seed, timeout_s=120 + 3 * seconds)
         failures = judge_end(done)
         said = done.result or {"reads": 0, "failures": []}
@@ -42,8 +45,8 @@ def threads(oracle: Oracle, seconds: float, seed: int, *, say: Say = print) -> R
 
 def _questions(store: Any) -> dict[str, Any]:
     """Reader by name, all of one opened store."""
-    capture, questions = store.capture("corpus"), store.capture("questions")
-    return {
+    capture = store.capture("corpus")
+    found = {
         "tokens": lambda: store.capture("corpus").tokens().to_pylist(),
         "shared tokens": lambda: capture.tokens().to_pylist(),
         "windows": lambda: capture.windows().to_pylist(),
@@ -57,9 +60,12 @@ def _questions(store: Any) -> dict[str, Any]:
         "searched": lambda: repr(store.neuron(1, 4).exemplars(60, "corpus").to_pylist()),
         "contributions": lambda: _scores(store.contributions(5, k=3, capture="corpus", everywhere=True)),
         "sql": lambda: store.sql("select count(*) as n, sum(position) as p from tokens", "corpus").to_pylist(),
-        "graph": lambda: [of_array(part) for part in store.graph(0, 3).nodes],
-        "attributions": lambda: questions.activations(0, 3, "attribution.ig").tobytes(),
-    }  # fmt: skip
+    }
+    if "questions" in store.captures:
+        questions = store.capture("questions")
+        found["attributions"] = lambda: questions.activations(0, 3, "attribution.ig").tobytes()
+        found["graph"] = lambda: [of_array(part) for part in store.graph(0, 3).nodes]
+    return found
 
 
 def _scores(answer: Any) -> list[Any]:
