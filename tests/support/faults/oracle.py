@@ -28,6 +28,8 @@ LONG_S = 10.0
 MEMORY = 6 << 30
 """Bytes that all readers together may take beyond what their process has at its start."""
 COUNTED_BY_FOLD = ("neurons.parquet", "prompts.parquet", "queries.parquet")
+NOTES = ("verified.json",)
+"""Names of files that readers and `verify` leave, in which nothing of a run is."""
 TEMPORARY = (".partial", ".tmp")
 
 
@@ -206,7 +208,7 @@ class Oracle:
             failures.append(("wrong after it was run again", missing))
         elif missing:
             failures.append(("stuck", f"{done.err.strip()[-400:]} ({missing})"))
-        extra = {key for key, _ in files_of(work / "store")} - reference.keys
+        extra = {key for key, path in files_of(work / "store") if path.name not in NOTES} - reference.keys
         extra |= {key for name in ("model", "output") for key in digests(work / name)} - {
             key for side in ("model after", "output after") for key in reference.files[side]
         }
@@ -249,8 +251,8 @@ def prune(capture: Path, blocks: set[int]) -> None:
     for name in COUNTED_BY_FOLD:
         (capture / name).unlink(missing_ok=True)
     shutil.rmtree(capture / "statistics", ignore_errors=True)
-    for path in (capture / "blocks").glob("folded.*"):
-        path.unlink()
+    for path in [*(capture / "blocks").glob("folded.*"), *(capture / name for name in NOTES)]:
+        path.unlink(missing_ok=True)
 
 
 def digests(folder: Path) -> dict[str, str]:

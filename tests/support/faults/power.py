@@ -23,6 +23,8 @@ from faults.shim import CHANGES, Fault
 if TYPE_CHECKING:
     from faults.oracle import Oracle
 
+EXCHANGE = 2
+"""RENAME_EXCHANGE of renameat2(2)."""
 HEADER = struct.Struct("<c7xQqqIIII")
 
 
@@ -161,9 +163,15 @@ class Disk:
             self._file(operation).sync()
         elif kind == "d":
             self._sync_folder(self._node(path))
+        elif kind == "S":
+            for changes in self.pending:
+                _make(changes)
+            self.pending = []
+            _sync_all(self.top)
         elif kind == "r":
-            node_ = self._node(path)
-            self._change((path, None), (operation.other, node_))
+            # A renaming's length is its flags; both names stay where they are exchanged.
+            left = self._node(operation.other) if operation.length & EXCHANGE else None
+            self._change((path, left), (operation.other, self._node(path)))
         elif kind == "l":
             self._change((operation.other, self._node(path)))
         elif kind in "ux":
