@@ -32,7 +32,7 @@ TEXTS = [
 
 def main() -> None:
     """Write the store, replacing what was there."""
-    spec = importlib.util.spec_from_file_location("models", HERE.parents[1] / "conftest.py")
+    spec = importlib.util.spec_from_file_location("models", HERE.parents[1] / "support" / "tiny_text.py")
     assert spec is not None
     assert spec.loader is not None
     models = importlib.util.module_from_spec(spec)

@@ -96,7 +96,7 @@ def write_lines(path: str, rows: list[dict[str, Any]]) -> None:
 
 def make_text(store: Path) -> None:
     """Every precision, an unfinished capture, questions, probes, graphs of both methods, edits of five kinds."""
-    models, tiny = module(TESTS / "conftest.py"), module(TESTS / "support" / "tiny.py")
+    models, tiny = module(TESTS / "support" / "tiny_text.py"), module(TESTS / "support" / "tiny.py")
     models.save_llama(
         Path("tiny-llama"), hidden_size=8, intermediate_size=12, max_position_embeddings=256, tie_word_embeddings=False
     )
@@ -159,7 +159,7 @@ def interrupt(capture: Path, block: int) -> None:
 
 def make_experts(store: Path) -> None:
     """Layers that not every token goes through, of another dtype; int8 with infinite values."""
-    tiny, models = module(TESTS / "support" / "tiny.py"), module(TESTS / "conftest.py")
+    tiny, models = module(TESTS / "support" / "tiny.py"), module(TESTS / "support" / "tiny_text.py")
     torch.manual_seed(0)
     config = transformers.MixtralConfig(
         vocab_size=300, hidden_size=8, intermediate_size=6, num_hidden_layers=2, num_attention_heads=2,
