@@ -146,12 +146,13 @@ class Store(reader.Store):
         - `model`: where the model is, if not where it was.
         - `images`: where captured images are now.
         """
-        from actstore.store.verify import verify_capture, verify_graphs, verify_root
+        from actstore.store.verify import record_verified, verify_capture, verify_graphs, verify_root
 
         captures = [self.capture(name) for name in ([capture] if capture else self.captures)]
         damage = [] if capture else list(verify_root(self.folder))
         for opened in captures:
-            damage += verify_capture(opened)
+            damage += (found := verify_capture(opened))
+            record_verified(opened, found)
         if refill:
             from actstore.engine.verify.refill import refill_blocks
 

@@ -133,6 +133,7 @@ def _describe_capture(capture: Capture) -> dict[str, Any]:
         "part": capture.record.part,
         "images": capture.record.of_images,
         "blocks": {"planned": plan.n_blocks, "committed": len(capture.blocks)},
+        "checked": capture.record.is_checked,
         # Of what is not finished all statistics would have to be added up.
         "overflow": {
             site: {"neurons": len(found.names), "activations": found.n_values}
@@ -159,9 +160,10 @@ def _summary(name: str, description: dict[str, Any]) -> dict[str, Any]:
 
 
 def state_of(description: dict[str, Any]) -> str:
-    """How far a capture is filled."""
+    """How far a capture is filled, and "unchecked" where its values have no checksums."""
     planned, committed = (description["blocks"][name] for name in ("planned", "committed"))
-    return "complete" if planned == committed else f"{committed:,} of {planned:,} blocks"
+    filled = "complete" if planned == committed else f"{committed:,} of {planned:,} blocks"
+    return filled if description["checked"] else f"{filled}, unchecked"
 
 
 def print_store(value: dict[str, Any]) -> None:

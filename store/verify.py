@@ -19,12 +19,14 @@ from actstore.store.capture.neuron_table import neuron_table
 from actstore.store.capture.patches import patches_sha256
 from actstore.store.capture.requests import has_requests, read_requests
 from actstore.store.capture.statistics import CaptureStatistics, read_block_statistics, sum_statistics
+from actstore.store.capture.unchecked import write_verified
 from actstore.store.capture.writer import block_arrays
 from actstore.store.edits import edit_names
 from actstore.store.edits import read_record as read_edit_record
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import BlockArray
 from actstore.store.files.checksums import verify_checksums
+from actstore.store.files.shards import Shard, shard_seed
 from actstore.store.graphs.record import read_record
 from actstore.store.layout import (
     GATE_SIGN,
@@ -33,13 +35,14 @@ from actstore.store.layout import (
     capture_key,
     edits_key,
     graphs_key,
+    shard_key,
     table_key,
     weights_key,
 )
 from actstore.store.model.root import read_neurons, read_root, read_tokenizer, read_vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from actstore.store.reader import Capture
     from actstore.store.storage.folder import Folder
@@ -77,6 +80,7 @@ def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda bl
     for block in capture.blocks:
         damage += [_damage(name, block, key, what) for key, what in damaged_shards(folder, name, block)]
         on_block(block)
+    damage += _places(capture, {one.block for one in damage})
     # The table of neurons is written when every block is committed: from then on, none may lack its record.
     if folder.exists(table_key(name, "neurons")):
         for block in sorted(set(range(capture.record.plan.n_blocks)).difference(capture.blocks)):
@@ -86,6 +90,16 @@ def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda bl
     for part in (_metadata, _plan, _patches, _requests, _statistics, _answers):
         damage += [_damage(name, None, key, what) for key, what in part(capture)]
     return damage
+
+
+def record_verified(capture: Capture, damage: Iterable[Damage]) -> None:
+    """Let readers know, given the `damage` that `verify_capture` found, which blocks they need not check at first use.
+
+    Only of a capture without checksums of rows, and where its store can be written.
+    """
+    if not capture.record.is_checked:
+        damaged_blocks = {one.block for one in damage if one.capture == capture.record.name}
+        write_verified(capture.folder, capture.record.name, set(capture.blocks) - damaged_blocks)
 
 
 def verify_root(folder: Folder) -> list[Damage]:
@@ -171,6 +185,23 @@ def _metadata(capture: Capture) -> Iterator[tuple[str, str]]:
             continue
         if (array.grid.rows, array.grid.columns, array.dtype) != (spec.rows, spec.columns, spec.dtype):
             yield key, f"describes blocks of {array.grid.rows} × {array.grid.columns} {array.dtype}"
+
+
+def _places(capture: Capture, damaged_blocks: set[int | None]) -> Iterator[Damage]:
+    """The shards of undamaged blocks that are another block's, array's or capture's, commit record and all.
+
+    The checksums of their rows tell: one row of each shard is read.
+    """
+    if not capture.record.is_checked:
+        return
+    for spec in block_arrays(capture.record):
+        for block in (b for b in capture.blocks if b not in damaged_blocks):
+            key, seed = shard_key(spec.key, block), shard_seed(spec.identity, spec.key, block)
+            short = key.removeprefix(f"{capture_key(capture.record.name)}/")
+            try:
+                Shard(capture.folder.source(key), spec.grid, spec.dtype, key, seed).row(0)
+            except (FormatError, NotFoundError) as error:
+                yield _damage(capture.record.name, block, short, str(error))
 
 
 def _plan(capture: Capture) -> Iterator[tuple[str, str]]:
