@@ -160,10 +160,9 @@ def _summary(name: str, description: dict[str, Any]) -> dict[str, Any]:
 
 
 def state_of(description: dict[str, Any]) -> str:
-    """How far a capture is filled, and "unchecked" where its values have no checksums."""
+    """How far a capture is filled."""
     planned, committed = (description["blocks"][name] for name in ("planned", "committed"))
-    filled = "complete" if planned == committed else f"{committed:,} of {planned:,} blocks"
-    return filled if description["checked"] else f"{filled}, unchecked"
+    return "complete" if planned == committed else f"{committed:,} of {planned:,} blocks"
 
 
 def print_store(value: dict[str, Any]) -> None:
@@ -187,6 +186,12 @@ def print_store(value: dict[str, Any]) -> None:
     ]
     columns = ["capture", ("tokens", "right"), ("documents", "right"), "sites", "precision", ("size", "right"), "state"]
     terminal.out.print(terminal.table(None, columns, rows))
+    if unchecked := [name for name, held in value["captures"].items() if not held["checked"]]:
+        terminal.out.print(
+            f"unchecked, of an earlier version whose rows have no checksums: {', '.join(unchecked)}",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def neuron_summary(name: str, statistics: dict[str, Any], has_exemplars: bool) -> str:

@@ -296,9 +296,9 @@ class Capture:
         self, raw: NDArray[Any], layer: int, site: str, block: int, neuron: int | None = None
     ) -> NDArray[np.float32]:
         """Stored values of all neurons or of one as float32."""
-        shards = {name: self._parameters(name, layer, block, site) for name in self.record.encoding.decode_parameters}
-        parameters = {name: s.rows()[:, 0] if neuron is None else s.row(neuron) for name, s in shards.items()}
-        return self.record.encoding.decode(raw, parameters)
+        where, encoding = (layer, block, site), self.record.encoding
+        of = self.block_parameter if neuron is None else lambda name, *at: self._parameters(name, *at).row(neuron)
+        return encoding.decode(raw, {name: of(name, *where) for name in encoding.decode_parameters})
 
     def _shard(self, array: BlockArray, block: int) -> Shard:
         if argument("block", block, int) not in self.blocks:

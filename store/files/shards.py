@@ -92,8 +92,9 @@ def shard_parts(
 ) -> Iterator[bytes]:
     """The shard that holds `values` [grid.rows, grid.columns], piece by piece: compressed inner chunks, then their index.
 
-    With a `seed` (see `shard_seed`), the checksums of each chunk's rows lie directly before the chunk. A piece that is written
-    before the next one is requested reuses the memory of the one before: joining 50 MB first takes longer than compressing them.
+    With a `seed` (see `shard_seed`), the checksums of each chunk's rows lie directly before the chunk. A piece that is
+    written before the next one is requested reuses the memory of the one before: joining 50 MB first takes longer than
+    compressing them.
     """
     codec = compression.cname.encode(), compression.clevel, compression.shuffle_code
     rows_per_checksum, step = grid.rows_per_checksum(values.itemsize), grid.grid[1]

@@ -153,8 +153,6 @@ READERS: dict[str, list[Callable[[Path], Any]]] = {
 """File → what reads it."""
 
 FOUND_BY_VERIFY = {
-    "captures/corpus/values/mlp.post/1/c/0/1",
-    "captures/corpus/gate_sign/1/c/0/0",
     "captures/corpus/tokens/position/c/0",
     "captures/corpus/tokens/position/zarr.json",
     "captures/corpus/statistics/mlp.post/mean/c/0",
