@@ -238,10 +238,13 @@ class Capture:
         ends = np.cumsum(used).tolist()
         values = np.empty(ends[-1] if ends else 0, dtype)
         for block, n, end in zip(self.blocks, used.tolist(), ends, strict=True):
-            row = array.shard(block).row(neuron)
+            # A whole block of floats is read into its place, without a copy of it between.
+            out = values[end - n : end] if n == array.grid.columns and values.dtype == array.dtype else None
+            row = array.shard(block).row(neuron, out)
             if row.dtype.kind != "f":
                 row = self._decoded(row, layer, site, block, neuron)
-            values[end - n : end] = row[:n]
+            if row is not out:
+                values[end - n : end] = row[:n]
         return self._saturated(values[None], layer, site, slice(neuron, neuron + 1))[0] if saturated else values
 
     def block_row(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import struct
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, Final
 
 import google_crc32c
@@ -39,6 +40,9 @@ _PIECE = 1 << 24
 _INDEX_ENTRY = 16
 _CRC = 4
 _CHECKSUM = struct.Struct("<I")
+_SINGLE = struct.Struct("<4sIIIi")
+_UNREADABLE = ValueError, RuntimeError, struct.error, EOFError
+_extend = google_crc32c.extend
 _BLOSC_HEADER = 16
 _BLOSC_MEMCPYED = 0x2
 
@@ -81,10 +85,9 @@ def shard_seed(identity: str, key: str, block: int) -> int | None:
 
 def _table_of(chunk: NDArray[Any], seed: int, number: int, step: int, rows_per_checksum: int) -> bytes:
     """The checksums of an inner chunk [row, column]: the first piece is `number`, the next ones follow in steps of `step`."""
-    extend = google_crc32c.extend
     if rows_per_checksum > 1:
-        return _CHECKSUM.pack(extend(seed ^ number, chunk))
-    return struct.pack(f"<{len(chunk)}I", *[extend(seed ^ (number + i * step), row) for i, row in enumerate(chunk)])
+        return _CHECKSUM.pack(_extend(seed ^ number, chunk))
+    return struct.pack(f"<{len(chunk)}I", *[_extend(seed ^ (number + i * step), row) for i, row in enumerate(chunk)])
 
 
 def shard_parts(
@@ -177,13 +180,18 @@ class Shard:
             raise self._damaged(str(error)) from None
         return data if type(data) is bytes else bytes(data)
 
-    def row(self, row: int) -> NDArray[Any]:
-        """The values of one row; shape [token]."""
+    def row(self, row: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """The values of one row; shape [token]. They are put into `out`, contiguous and of the shard's dtype, where it is given."""
+        if out is None:
+            out = np.empty(self._grid.columns, self._dtype)
         i, within = divmod(row, self._chunk_rows)
         if self._n_across == 1:
-            return self._part_of_row(i, within, row)
-        first, step = i * self._n_across, self._n_across
-        return np.concatenate([self._part_of_row(first + j, within, row * step + j) for j in range(step)])
+            self._part_of_row(i, within, row, out)
+        else:
+            n, width = self._n_across, self._grid.chunk_columns
+            for j in range(n):
+                self._part_of_row(i * n + j, within, row * n + j, out[j * width : (j + 1) * width])
+        return out
 
     def rows(self) -> NDArray[Any]:
         """All values; shape [neuron, token]."""
@@ -201,33 +209,33 @@ class Shard:
                 rows[...] = contiguous
         return out[: self._grid.rows]
 
-    def _part_of_row(self, chunk: int, within: int, number: int) -> NDArray[Any]:
-        """Row `within` of an inner chunk; its checksum was begun with its `number`."""
+    def _part_of_row(self, chunk: int, within: int, number: int, out: NDArray[Any]) -> None:
+        """Put row `within` of an inner chunk into `out`; its checksum was begun with its `number`."""
         if self._rows_per_checksum > 1:
             rows = np.empty((self._chunk_rows, self._grid.chunk_columns), self._dtype)
             self._decode_chunk(chunk, rows)
-            return rows[within]
-        n, start = self._row_nbytes, within * self._row_nbytes
+            out[:] = rows[within]
+            return
         try:
             frame = self._frames.get(chunk) or self._open_frame(chunk)
-            raw, first = frame.decompress(self._read, start, start + n)
-            if len(raw) != n:
-                raw = raw[start - first : start - first + n]
-            values = np.frombuffer(raw, self._dtype)
-        except (ValueError, RuntimeError, struct.error) as error:
+            if frame.copied_at:
+                self._source.read_into(frame.copied_at + within * self._row_nbytes, out)
+            else:
+                frame.decompress(self._read, within * self._row_nbytes, out)
+        except _UNREADABLE as error:
             raise self._damaged(str(error) or "a chunk cannot be decompressed") from None
-        if len(raw) != n:
-            raise self._damaged(f"{len(raw)} bytes in place of a row's {n}")
-        if self._seed is not None and google_crc32c.extend(self._seed ^ number, raw) != frame.checksum(within):
+        if self._seed is not None and _extend(self._seed ^ number, out) != frame.checksum(within):
             raise self._mismatch(chunk // self._n_across * self._chunk_rows + within)
-        return values
 
     def _decode_chunk(self, chunk: int, out: NDArray[Any]) -> None:
         """Decompress an inner chunk into the contiguous `out` [row, column], and check every row of it."""
         try:
             frame = self._frames.get(chunk) or self._open_frame(chunk)
-            frame.decompress_into(self._read, out)
-        except (ValueError, RuntimeError, struct.error) as error:
+            if frame.copied_at:
+                self._source.read_into(frame.copied_at, out)
+            else:
+                frame.decompress(self._read, 0, out)
+        except _UNREADABLE as error:
             raise self._damaged(str(error) or "a chunk cannot be decompressed") from None
         if self._seed is None:
             return
@@ -255,7 +263,7 @@ class _Frame:
     the blocks. A single block between a header and an offset of its own is again a frame, which the library decompresses.
     """
 
-    __slots__ = ("_at", "_blocksize", "_cbytes", "_copied", "_flags", "_nbytes", "_starts", "table")
+    __slots__ = ("_at", "_blocksize", "_cbytes", "_ends", "_flags", "_nbytes", "_starts", "copied_at", "table")
 
     def __init__(self, table: bytes, head: bytes, at: int, length: int, expected: int) -> None:
         """A frame of `length` bytes at `at` of its shard, and the `table` of its checksums.
@@ -267,44 +275,42 @@ class _Frame:
             raise ValueError("a chunk's header contradicts the array's metadata")
         self._at, self._flags, self.table = at, head[:4], table
         self._nbytes, self._blocksize, self._cbytes = nbytes, blocksize, cbytes
-        self._copied = bool(head[2] & _BLOSC_MEMCPYED)
+        # Where the values begin that were not compressed; 0 where they were.
+        self.copied_at = at + _BLOSC_HEADER if head[2] & _BLOSC_MEMCPYED else 0
         n_blocks = -(-nbytes // blocksize)
         # Where there are more blocks than rows, the frame is read whole.
-        known = not self._copied and len(head) >= _BLOSC_HEADER + 4 * n_blocks
+        known = not self.copied_at and len(head) >= _BLOSC_HEADER + 4 * n_blocks
         self._starts = struct.unpack_from(f"<{n_blocks}i", head, _BLOSC_HEADER) if known else ()
+        self._ends = sorted((*self._starts, self._cbytes))  # a block ends where the next one in the file begins
 
     def checksum(self, row: int) -> int:
         """The checksum of one row of the chunk, of a table that has one per row."""
         checksum: int = _CHECKSUM.unpack_from(self.table, _CRC * row)[0]
         return checksum
 
-    def decompress_into(self, read: Callable[[int, int], bytes], out: NDArray[Any]) -> None:
-        """Decompress the whole chunk into the contiguous `out`; `read` reads bytes of the shard."""
-        at = self._at
-        if self._copied:
-            data = read(at + _BLOSC_HEADER, at + _BLOSC_HEADER + self._nbytes)
-            out[...] = np.frombuffer(data, out.dtype).reshape(out.shape)
+    def decompress(self, read: Callable[[int, int], bytes], start: int, out: NDArray[Any]) -> None:
+        """Put the chunk's bytes from `start` on into the contiguous `out`; `read` reads bytes of the shard."""
+        at, n = self._at, out.nbytes
+        if n == self._blocksize and start % n == 0 and start + n <= self._nbytes and self._starts:
+            blosc.decompress(self._single(read, start // n), out)
             return
+        # Several blocks are read as the whole frame; so is the last one where it is shorter, and then has another layout.
         frame = read(at, at + self._cbytes)
         # The library believes the header's sizes, which may have been read anew from a file that another process changes.
         if struct.unpack_from("<III", frame, 4) != (self._nbytes, self._blocksize, self._cbytes):
             raise ValueError("a chunk's header contradicts the array's metadata")
-        blosc.decompress(frame, out)
+        if n == self._nbytes:
+            blosc.decompress(frame, out)
+        else:
+            out[...] = np.frombuffer(blosc.decompress(frame), out.dtype, out.size, start)
 
-    def decompress(self, read: Callable[[int, int], bytes], start: int, stop: int) -> tuple[bytes, int]:
-        """Decompressed bytes covering start…stop, and the position of the first; `read` reads bytes of the shard."""
-        at = self._at
-        if self._copied:
-            return read(at + _BLOSC_HEADER + start, at + _BLOSC_HEADER + stop), start
-        first, last = start // self._blocksize, -(-stop // self._blocksize)
-        # The last block may be shorter, and then has another layout; several blocks are read as the whole frame.
-        if last - first != 1 or last * self._blocksize > self._nbytes or not self._starts:
-            return blosc.decompress(read(at, at + self._cbytes)), 0
-        begin = self._starts[first]
-        end = min((s for s in (*self._starts, self._cbytes) if s > begin), default=self._cbytes)
+    def _single(self, read: Callable[[int, int], bytes], block: int) -> bytes:
+        """A frame of one block of this frame."""
+        begin = self._starts[block]
+        following = bisect_right(self._ends, begin)
+        end = self._ends[following] if following < len(self._ends) else self._cbytes
         if not _BLOSC_HEADER + 4 * len(self._starts) <= begin < end <= self._cbytes:
             raise ValueError("a chunk's blocks lie outside it")
-        single = self._flags + struct.pack(
-            "<IIIi", self._blocksize, self._blocksize, _BLOSC_HEADER + 4 + end - begin, _BLOSC_HEADER + 4
-        )
-        return blosc.decompress(single + read(at + begin, at + end)), first * self._blocksize
+        n = _BLOSC_HEADER + 4
+        head = _SINGLE.pack(self._flags, self._blocksize, self._blocksize, n + end - begin, n)
+        return head + read(self._at + begin, self._at + end)
