@@ -237,13 +237,13 @@ class Capture:
         used = self.used_slots[list(self.blocks)]
         ends = np.cumsum(used).tolist()
         values = np.empty(ends[-1] if ends else 0, dtype)
+        direct = values.dtype == array.dtype and array.dtype.kind == "f"
         for block, n, end in zip(self.blocks, used.tolist(), ends, strict=True):
-            # A whole block of floats is read into its place, without a copy of it between.
-            out = values[end - n : end] if n == array.grid.columns and values.dtype == array.dtype else None
+            # A whole block of floats is read into its place, without a copy between.
+            out = values[end - n : end] if n == array.grid.columns and direct else None
             row = array.shard(block).row(neuron, out)
-            if row.dtype.kind != "f":
-                row = self._decoded(row, layer, site, block, neuron)
             if row is not out:
+                row = row if row.dtype.kind == "f" else self._decoded(row, layer, site, block, neuron)
                 values[end - n : end] = row[:n]
         return self._saturated(values[None], layer, site, slice(neuron, neuron + 1))[0] if saturated else values
 
@@ -288,20 +288,18 @@ class Capture:
             )
         return self._shard(self._array(layout.gate_sign_key(self.record.name, layer)), block).rows()
 
-    def block_parameter(self, name: str, layer: int, block: int, site: str = "mlp.post") -> NDArray[Any]:
-        """`scale` of an int8 block, `threshold` or `dropped` of a sparse one; shape [neuron]."""
-        return self._parameters(name, layer, block, site).rows()[:, 0]
-
-    def _parameters(self, name: str, layer: int, block: int, site: str) -> Shard:
-        return self._shard(self._array(layout.block_parameters_key(self.record.name, site, layer, name)), block)
+    def block_parameter(
+        self, name: str, layer: int, block: int, site: str = "mlp.post", neuron: int | None = None
+    ) -> NDArray[Any]:
+        """`scale` of an int8 block, `threshold` or `dropped` of a sparse one; shape [neuron], or [1] of the one `neuron`."""
+        shard = self._shard(self._array(layout.block_parameters_key(self.record.name, site, layer, name)), block)
+        return shard.rows()[:, 0] if neuron is None else shard.row(neuron)
 
     def _decoded(
         self, raw: NDArray[Any], layer: int, site: str, block: int, neuron: int | None = None
     ) -> NDArray[np.float32]:
-        """Stored values of all neurons or of one as float32."""
-        where, encoding = (layer, block, site), self.record.encoding
-        of = self.block_parameter if neuron is None else lambda name, *at: self._parameters(name, *at).row(neuron)
-        return encoding.decode(raw, {name: of(name, *where) for name in encoding.decode_parameters})
+        encoding, of = self.record.encoding, (layer, block, site, neuron)
+        return encoding.decode(raw, {name: self.block_parameter(name, *of) for name in encoding.decode_parameters})
 
     def _shard(self, array: BlockArray, block: int) -> Shard:
         if argument("block", block, int) not in self.blocks:

@@ -181,7 +181,7 @@ class Shard:
         return data if type(data) is bytes else bytes(data)
 
     def row(self, row: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """The values of one row; shape [token]. They are put into `out`, contiguous and of the shard's dtype, where it is given."""
+        """The values of one row; shape [token]. They are put into `out`, contiguous and of the same dtype, if it is given."""
         if out is None:
             out = np.empty(self._grid.columns, self._dtype)
         i, within = divmod(row, self._chunk_rows)
