@@ -104,7 +104,7 @@ class FileSource:
         n = 0
         if hasattr(os, "preadv"):  # not on Windows
             try:
-                n = os.preadv(self._descriptor, [out], start)
+                n = os.preadv(self._descriptor, [out.data], start)
             except OSError as error:
                 error.filename = str(self._path)
                 raise
