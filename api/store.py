@@ -157,12 +157,13 @@ class Store(reader.Store):
         - `model`: where the model is, if not where it was.
         - `images`: where captured images are now.
         """
-        from actstore.store.verify import open_captures, verify_capture, verify_graphs, verify_root
+        from actstore.store.verify import open_captures, record_verified, verify_capture, verify_graphs, verify_root
 
         captures, damage = open_captures(self, capture)
         damage += [] if capture else verify_root(self.folder)
         for opened in captures:
-            damage += verify_capture(opened)
+            damage += (found := verify_capture(opened))
+            record_verified(opened, found)
         if refill:
             from actstore.engine.verify.refill import refill_blocks
 

@@ -29,6 +29,7 @@ from benchmarks.registry import Measurement, choose, measure  # noqa: E402
 from benchmarks.rows import (  # noqa: E402 - the checkout must be importable first
     attribution,
     capture,
+    checksums,
     clusters,
     contribution,
     coverage,
@@ -54,6 +55,7 @@ ROWS = (
     *multimodal.ROWS,
     *graph_probes.ROWS,
     *reading.ROWS,
+    *checksums.ROWS,
     *growth.ROWS,
 )
 SKIPPED = (*capture.SKIPPED, *(() if torch.cuda.is_available() else ("on a GPU: this machine has none",)))

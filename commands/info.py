@@ -73,7 +73,9 @@ def verify(
 ) -> None:
     """Check every checksum of STORE, those of graphs and edits too; with --refill, also values against the model.
 
-    Without --capture, the store's own tables, tokenizer and weights are checked too. Exit status 1 where something is damaged.
+    Without --capture, the store's own tables, tokenizer and weights are checked too. Captures of earlier versions have no
+    checksums of single rows and are called unchecked; where verify finds them right, readers need not check them again.
+    Exit status 1 where something is damaged.
 
     Example: `actstore verify gpt2.actstore --refill 2`
     """
@@ -113,7 +115,7 @@ def verify(
 
 def _check(captures: Sequence[Capture], quiet: bool) -> list[Damage]:
     """The damage of all captures, block after block."""
-    from actstore.store.verify import verify_capture
+    from actstore.store.verify import record_verified, verify_capture
 
     damage: list[Damage] = []
     n_blocks, n_checked = sum(len(one.blocks) for one in captures), 0
@@ -125,7 +127,8 @@ def _check(captures: Sequence[Capture], quiet: bool) -> list[Damage]:
             advance(n_checked, n_blocks)
 
         for one in captures:
-            damage += verify_capture(one, count)
+            damage += (found := verify_capture(one, count))
+            record_verified(one, found)
     return damage
 
 
@@ -143,6 +146,7 @@ def _describe(
             {"capture": one.record.name, "blocks": len(one.blocks), "planned": one.record.plan.n_blocks}
             for one in _unfinished(captures)
         ],
+        "unchecked": [one.record.name for one in captures if not one.record.is_checked],
         "damaged": [{field: getattr(d, field) for field in fields} for d in damage],
         "graphs": graphs,
         "refilled": refilled,
@@ -165,6 +169,12 @@ def _print(
         terminal.out.print(
             f"capture {one.record.name!r}: unfinished, {len(one.blocks):,} of {one.record.plan.n_blocks:,} blocks "
             "are written; --resume continues",
+            soft_wrap=True,
+            markup=False,
+        )
+    for name in (one.record.name for one in captures if not one.record.is_checked):
+        terminal.out.print(
+            f"capture {name!r}: unchecked, of an earlier version: single rows have no checksums, whole files are compared",
             soft_wrap=True,
             markup=False,
         )

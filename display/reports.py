@@ -140,6 +140,7 @@ def _describe_capture(capture: Capture) -> dict[str, Any]:
         "part": capture.record.part,
         "images": capture.record.of_images,
         "blocks": {"planned": plan.n_blocks, "committed": len(capture.blocks)},
+        "checked": capture.record.is_checked,
         # Of what is not finished all statistics would have to be added up.
         "overflow": {
             site: {"neurons": len(found.names), "activations": found.n_values}
@@ -195,6 +196,12 @@ def print_store(value: dict[str, Any]) -> None:
     terminal.out.print(terminal.table(None, columns, rows))
     for name, reason in value["damaged"].items():
         terminal.out.print(f"{name}: damaged: {reason}", style="red", soft_wrap=True, markup=False)
+    if unchecked := [name for name, held in value["captures"].items() if not held["checked"]]:
+        terminal.out.print(
+            f"unchecked, of an earlier version whose rows have no checksums: {', '.join(unchecked)}",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def neuron_summary(name: str, statistics: dict[str, Any], has_exemplars: bool) -> str:

@@ -60,6 +60,9 @@ NEURONS_PER_CHUNK: Final = 32
 MAX_TOKENS_PER_CHUNK: Final = 16_384
 SLOT_MULTIPLE: Final = 64
 """The number of slots of a block is a multiple of this, so that sign bits fill whole bytes and chunks divide blocks."""
+NARROW_ROW_NBYTES: Final = 256
+"""Rows of an inner chunk that are narrower than this, as of scales and thresholds, share one checksum: 4 bytes per row would
+be as many as the row has."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,13 @@ class ShardGrid:
     def grid(self) -> tuple[int, int]:
         """Inner chunks along rows and columns."""
         return self.padded_rows // self.chunk_rows, self.columns // self.chunk_columns
+
+    def rows_per_checksum(self, itemsize: int) -> int:
+        """Rows of an inner chunk of elements of `itemsize` bytes that one checksum covers: one, or all where they are narrow.
+
+        A chunk's table has a checksum for every row, those included that only complete the chunk.
+        """
+        return self.chunk_rows if self.chunk_columns * itemsize < NARROW_ROW_NBYTES else 1
 
 
 def shard_grid(rows: int, columns: int) -> ShardGrid:
@@ -148,6 +158,11 @@ def shard_key(array_key: str, block: int) -> str:
 def commit_key(capture: str, block: int) -> str:
     """The commit record of a block; the block exists for readers exactly when this does."""
     return f"captures/{capture}/blocks/{block}.json"
+
+
+def verified_key(capture: str) -> str:
+    """Which blocks of a capture without checksums of rows `verify` found right."""
+    return f"captures/{capture}/verified.json"
 
 
 def block_statistics_key(capture: str, block: int) -> str:

@@ -20,6 +20,7 @@ from actstore.store.capture.patches import patches_sha256
 from actstore.store.capture.record import read_capture
 from actstore.store.capture.requests import has_requests, read_requests
 from actstore.store.capture.statistics import CaptureStatistics, read_block_statistics, sum_statistics
+from actstore.store.capture.unchecked import write_verified
 from actstore.store.capture.writer import block_arrays
 from actstore.store.edits import edit_names
 from actstore.store.edits import read_record as read_edit_record
@@ -27,6 +28,7 @@ from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import BlockArray
 from actstore.store.files.checksums import verify_checksums
 from actstore.store.files.parquet import read_metadata
+from actstore.store.files.shards import Shard, shard_seed
 from actstore.store.graphs.record import check_belongs, read_record
 from actstore.store.layout import (
     GATE_SIGN,
@@ -36,6 +38,7 @@ from actstore.store.layout import (
     edits_key,
     folded_statistics_key,
     graphs_key,
+    shard_key,
     statistics_key,
     table_key,
     weights_key,
@@ -50,7 +53,7 @@ from actstore.store.model.root import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from actstore.store.capture.captures import Captures
     from actstore.store.reader import Capture
@@ -89,6 +92,7 @@ def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda bl
     for block in capture.blocks:
         damage += [_damage(name, block, key, what) for key, what in damaged_shards(folder, capture.record, block)]
         on_block(block)
+    damage += _places(capture, {one.block for one in damage})
     # Statistics and the table of neurons are written when every block is committed: from then on, none may lack its record.
     results = (table_key(name, "neurons"), f"{statistics_key(name, 'tokens', 'by_label')}/zarr.json")
     if any(folder.exists(key) for key in results):
@@ -109,10 +113,20 @@ def open_captures(store: Captures, name: str | None = None) -> tuple[list[Captur
     else:
         captures, reasons = {}, {}
         try:
-            captures[name] = store.capture(name)
+            captures[name] = store.peek(name)
         except FormatError as error:
             reasons[name] = str(error)
     return [*captures.values()], [Damage(one, None, None, None, "zarr.json", what) for one, what in reasons.items()]
+
+
+def record_verified(capture: Capture, damage: Iterable[Damage]) -> None:
+    """Let readers know, given the `damage` that `verify_capture` found, which blocks they need not check at first use.
+
+    Only of a capture without checksums of rows, and where its store can be written.
+    """
+    if not capture.record.is_checked:
+        damaged_blocks = {one.block for one in damage if one.capture == capture.record.name}
+        write_verified(capture.folder, capture.record, set(capture.blocks) - damaged_blocks)
 
 
 def verify_root(folder: Folder) -> list[Damage]:
@@ -221,6 +235,23 @@ def _metadata(capture: Capture) -> Iterator[tuple[str, str]]:
             continue
         if (array.grid.rows, array.grid.columns, array.dtype) != (spec.rows, spec.columns, spec.dtype):
             yield key, f"describes blocks of {array.grid.rows} × {array.grid.columns} {array.dtype}"
+
+
+def _places(capture: Capture, damaged_blocks: set[int | None]) -> Iterator[Damage]:
+    """The shards of undamaged blocks that are another block's, array's or capture's, commit record and all.
+
+    The checksums of their rows tell: one row of each shard is read.
+    """
+    if not capture.record.is_checked:
+        return
+    for spec in block_arrays(capture.record):
+        for block in (b for b in capture.blocks if b not in damaged_blocks):
+            key, seed = shard_key(spec.key, block), shard_seed(spec.identity, spec.key, block)
+            short = key.removeprefix(f"{capture_key(capture.record.name)}/")
+            try:
+                Shard(capture.folder.source(key), spec.grid, spec.dtype, key, seed).row(0)
+            except (FormatError, NotFoundError) as error:
+                yield _damage(capture.record.name, block, short, str(error))
 
 
 def _plan(capture: Capture) -> Iterator[tuple[str, str]]:

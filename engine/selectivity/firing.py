@@ -13,7 +13,6 @@ import numpy as np
 
 from actstore.store import layout
 from actstore.store.errors import InvalidInputError
-from actstore.store.files.arrays import BlockArray
 from actstore.store.neurons import NeuronIndex
 
 if TYPE_CHECKING:
@@ -184,11 +183,6 @@ def _count_blocks(
             "`precision`."
         )
     record = capture.record
-    signs = {
-        layer: BlockArray(capture.folder, layout.gate_sign_key(record.name, layer))
-        for layer, source in sources.items()
-        if source == layout.GATE_SIGN
-    }
     widths = {layer: record.layers(POST if s == layout.GATE_SIGN else s)[layer] for layer, s in sources.items()}
     positives = {layer: np.zeros((width, len(columns)), np.int64) for layer, width in widths.items()}
     n_tokens = np.zeros(len(columns), np.int64)
@@ -202,8 +196,8 @@ def _count_blocks(
         n_tokens += tokens.sum(axis=1)
         packed = np.packbits(tokens, axis=1, bitorder="little")
         for layer, source in sources.items():
-            if layer in signs:
-                _add_bits(signs[layer].shard(block).rows(), packed, positives[layer])
+            if source == layout.GATE_SIGN:
+                _add_bits(capture.gate_bits(layer, block), packed, positives[layer])
             else:
                 values = capture.block_values(layer, block, source, saturated=True)
                 for first in range(0, len(values), _ROWS):

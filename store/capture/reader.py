@@ -5,7 +5,7 @@ Readers see committed blocks only; a block that is not committed is absent, neve
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,9 +21,10 @@ from actstore.store.capture.patches import read_patches
 from actstore.store.capture.plan import Plan
 from actstore.store.capture.statistics import CaptureStatistics, is_finished, sum_statistics
 from actstore.store.capture.tables import open_capture_table, read_capture_table
+from actstore.store.capture.unchecked import check_shard
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.files.arrays import BlockArray
+from actstore.store.files.arrays import open_block_array
 from actstore.store.files.parquet import undamaged
 from actstore.store.table import Table
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from actstore.kernels.pack.statistics import Statistics
     from actstore.store.capture.overflow import Overflow
-    from actstore.store.files.arrays import BlockArraySpec
+    from actstore.store.files.arrays import BlockArray, BlockArraySpec
     from actstore.store.files.records import CaptureRecord
     from actstore.store.files.shards import Shard
     from actstore.store.model.root import Root
@@ -240,27 +241,30 @@ class Capture:
         used = self.used_slots[list(self.blocks)]
         ends = np.cumsum(used).tolist()
         values = np.empty(ends[-1] if ends else 0, dtype)
+        direct = values.dtype == array.dtype and array.dtype.kind == "f"
         for block, n, end in zip(self.blocks, used.tolist(), ends, strict=True):
-            row = array.shard(block).row(neuron)
-            if row.dtype.kind != "f":
-                row = self._decoded(row, layer, site, block, slice(neuron, neuron + 1))
-            values[end - n : end] = row[:n]
+            # A whole block of floats is read into its place, without a copy between.
+            out = values[end - n : end] if n == array.grid.columns and direct else None
+            row = array.shard(block).row(neuron, out)
+            if row is not out:
+                row = row if row.dtype.kind == "f" else self._decoded(row, layer, site, block, neuron)
+                values[end - n : end] = row[:n]
         return self._saturated(values[None], layer, site, slice(neuron, neuron + 1))[0] if saturated else values
 
     def block_row(
         self, layer: int, neuron: int, block: int, site: str = "mlp.post", *, saturated: bool = False
     ) -> NDArray[np.float32]:
         """One neuron over the slots of one block, padding included; `saturated` as for `activations`."""
-        array, rows = self._values(layer, site, neuron), slice(neuron, neuron + 1)
-        values = self._decoded(self._shard(array, block).row(neuron), layer, site, block, rows)
-        return self._saturated(values[None], layer, site, rows)[0] if saturated else values
+        array = self._values(layer, site, neuron)
+        values = self._decoded(self._shard(array, block).row(neuron), layer, site, block, neuron)
+        return self._saturated(values[None], layer, site, slice(neuron, neuron + 1))[0] if saturated else values
 
     def block_values(
         self, layer: int, block: int, site: str = "mlp.post", *, saturated: bool = False
     ) -> NDArray[np.float32]:
         """All neurons of a layer over the slots of one block; shape [neuron, token]; `saturated` as for `activations`."""
         array = self._values(layer, site)
-        values = self._decoded(self._shard(array, block).rows(), layer, site, block, slice(None))
+        values = self._decoded(self._shard(array, block).rows(), layer, site, block)
         return self._saturated(values, layer, site) if saturated else values
 
     def raw_block(
@@ -278,22 +282,28 @@ class Capture:
 
     def gate_signs(self, layer: int, block: int) -> NDArray[np.bool_]:
         """Whether each gate was open (A_gate > 0) in one block; shape [neuron, token]."""
+        return np.unpackbits(self.gate_bits(layer, block), axis=1, bitorder="little").astype(bool)
+
+    def gate_bits(self, layer: int, block: int) -> NDArray[np.uint8]:
+        """The same as it is stored, a bit per token, the least significant first; shape [neuron, token / 8]."""
         if layer not in self.record.gate_sign:
             raise NotFoundError(
                 f"Capture {self.record.name!r} has no gate signs of layer {layer}. Capture with `gate_sign=True`."
             )
-        bits = self._shard(self._array(layout.gate_sign_key(self.record.name, layer)), block).rows()
-        return np.unpackbits(bits, axis=1, bitorder="little").astype(bool)
+        return self._shard(self._array(layout.gate_sign_key(self.record.name, layer)), block).rows()
 
-    def block_parameter(self, name: str, layer: int, block: int, site: str = "mlp.post") -> NDArray[Any]:
-        """`scale` of an int8 block, `threshold` or `dropped` of a sparse one; shape [neuron]."""
-        key = layout.block_parameters_key(self.record.name, site, layer, name)
-        return self._shard(self._array(key), block).rows()[:, 0]
+    def block_parameter(
+        self, name: str, layer: int, block: int, site: str = "mlp.post", neuron: int | None = None
+    ) -> NDArray[Any]:
+        """`scale` of an int8 block, `threshold` or `dropped` of a sparse one; shape [neuron], or [1] of the one `neuron`."""
+        shard = self._shard(self._array(layout.block_parameters_key(self.record.name, site, layer, name)), block)
+        return shard.rows()[:, 0] if neuron is None else shard.row(neuron)
 
-    def _decoded(self, raw: NDArray[Any], layer: int, site: str, block: int, rows: slice) -> NDArray[np.float32]:
-        encoding = self.record.encoding
-        needed = encoding.decode_parameters
-        return encoding.decode(raw, {name: self.block_parameter(name, layer, block, site)[rows] for name in needed})
+    def _decoded(
+        self, raw: NDArray[Any], layer: int, site: str, block: int, neuron: int | None = None
+    ) -> NDArray[np.float32]:
+        encoding, of = self.record.encoding, (layer, block, site, neuron)
+        return encoding.decode(raw, {name: self.block_parameter(name, *of) for name in encoding.decode_parameters})
 
     def _shard(self, array: BlockArray, block: int) -> Shard:
         if argument("block", block, int) not in self.blocks:
@@ -331,13 +341,8 @@ class Capture:
 
     def _array(self, key: str) -> BlockArray:
         if key not in self._arrays:
-            array, spec = BlockArray(self.folder, key), self._specs[key]
-            if (array.grid.rows, array.grid.columns, array.dtype) != (spec.rows, spec.columns, spec.dtype):
-                raise FormatError(
-                    f"The metadata of {self.folder}/{key} is damaged: it describes blocks of {array.grid.rows} × "
-                    f"{array.grid.columns} {array.dtype}, expected {spec.rows} × {spec.columns} {spec.dtype}."
-                )
-            self._arrays[key] = array
+            check = partial(check_shard, self.folder, self.record, self._specs[key])
+            self._arrays[key] = open_block_array(self.folder, self._specs[key], check)
         return self._arrays[key]
 
     @cached_property

@@ -37,7 +37,7 @@ def decode_tensors(data: bytes, where: str) -> dict[str, NDArray[Any]]:
 
 def damaged_tensors(where: str, error: Exception) -> FormatError:
     """The error of statistics that are not what was written."""
-    return FormatError(f"The statistics {where} are damaged ({error}). Run `actstore verify`.")
+    return FormatError(f"The statistics {where} are damaged ({error}). Run `store.verify()`.")
 
 
 def _narrowed(array: NDArray[Any]) -> NDArray[Any]:

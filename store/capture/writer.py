@@ -26,7 +26,7 @@ from actstore.store.capture.statistics import check_can_gather
 from actstore.store.errors import CaptureError
 from actstore.store.files.arrays import BlockArraySpec, create_block_array
 from actstore.store.files.records import CommitRecord, with_checksum
-from actstore.store.files.shards import checksum, shard_parts, write_parts
+from actstore.store.files.shards import checksum, shard_parts, shard_seed, write_parts
 from actstore.store.model.root import read_root_id
 from actstore.store.storage.batch import Batch
 
@@ -69,6 +69,7 @@ def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
     for site in record.sites if form else ():
         assert form is not None
         for layer, width in record.layers(site).items():
+            bound: dict[str, Any] = {"identity": record.identity, "title": _title(record, layer, site)}
             yield BlockArraySpec(
                 layout.values_key(record.name, site, layer),
                 width,
@@ -78,16 +79,22 @@ def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
                 "token",
                 {"value_dtype": form.name, "precision": record.precision},
                 encoding.compression,
+                **bound,
             )
             for name, dtype in encoding.parameters.items():
                 key = layout.block_parameters_key(record.name, site, layer, name)
-                yield BlockArraySpec(key, width, 1, np.dtype(dtype), 0, "block")
+                yield BlockArraySpec(key, width, 1, np.dtype(dtype), 0, "block", **bound)
     widths = record.layers("mlp.post") if "mlp.post" in record.sites else {}
     for layer in record.gate_sign:
         key = layout.gate_sign_key(record.name, layer)
         yield BlockArraySpec(
-            key, widths[layer], slots // 8, np.dtype("uint8"), 0, "token_byte", {"bit_order": "little"}
-        )
+            key, widths[layer], slots // 8, np.dtype("uint8"), 0, "token_byte", {"bit_order": "little"},
+            identity=record.identity, title=_title(record, layer, layout.GATE_SIGN),
+        )  # fmt: skip
+
+
+def _title(record: CaptureRecord, layer: int, site: str) -> str:
+    return f"capture {record.name!r}, layer {layer} ({site})"
 
 
 @dataclass
@@ -196,7 +203,7 @@ class CaptureWriter:
 
     def _write_shard(self, key: str, block: int, values: NDArray[Any], batch: Batch) -> tuple[int, str]:
         spec = self._specs[key]
-        parts = shard_parts(values, layout.shard_grid(spec.rows, spec.columns), spec.compression)
+        parts = shard_parts(values, spec.grid, spec.compression, shard_seed(spec.identity, key, block))
         with self._folder.writer(layout.shard_key(key, block), batch) as file:
             return write_parts(parts, file.write)
 

@@ -17,10 +17,12 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.files.shards import Shard
+from actstore.store.files.shards import Shard, shard_seed
 from actstore.store.layout import FAST, ShardGrid, shard_grid, shard_key
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
     from actstore.store.layout import Compression
@@ -69,11 +71,20 @@ class BlockArraySpec:
     """The name of the second dimension."""
     attributes: dict[str, Any] = field(default_factory=dict)
     compression: Compression = FAST
+    identity: str = ""
+    """The capture's, which the checksums of rows begin with; empty where it has none."""
+    title: str = ""
+    """What errors call it: the capture, the layer and the site."""
+
+    @property
+    def grid(self) -> ShardGrid:
+        """The grid of one shard."""
+        return shard_grid(self.rows, self.columns)
 
 
 def create_block_array(folder: Folder, spec: BlockArraySpec, n_blocks: int) -> None:
     """Write the metadata of a sharded array of `n_blocks` blocks; no block is written yet."""
-    grid, item = shard_grid(spec.rows, spec.columns), spec.dtype.itemsize
+    grid, item = spec.grid, spec.dtype.itemsize
     zarr.create_array(
         store=folder.zarr,
         name=spec.key,
@@ -92,8 +103,19 @@ def create_block_array(folder: Folder, spec: BlockArraySpec, n_blocks: int) -> N
 class BlockArray:
     """A sharded array for reading: rows of single blocks."""
 
-    def __init__(self, folder: Folder, key: str) -> None:
-        """Open the metadata under `key`; `NotFoundError` where there is none."""
+    def __init__(
+        self,
+        folder: Folder,
+        key: str,
+        *,
+        identity: str = "",
+        title: str = "",
+        before_opening: Callable[[int], None] = lambda block: None,
+    ) -> None:
+        """Open the metadata under `key`; `NotFoundError` where there is none.
+
+        `identity` and `title` are as in `BlockArraySpec`; `before_opening` is called with a block whose shard is to be opened.
+        """
         try:
             array = zarr.open_array(store=folder.zarr, path=key, mode="r")
         except FileNotFoundError:
@@ -103,6 +125,7 @@ class BlockArray:
         if array.shards is None:
             raise FormatError(f"{folder}/{key} should be a sharded array, found a plain one.")
         self.folder, self.key = folder, key
+        self._identity, self._title, self._before_opening = identity, title, before_opening
         self.dtype: np.dtype[Any] = array.dtype
         self.attributes: dict[str, Any] = dict(array.attrs)
         self.grid = ShardGrid(array.shape[0], array.shards[1], *array.chunks)
@@ -115,8 +138,11 @@ class BlockArray:
         """
         shard = self._open.get(block)
         if shard is None:
+            self._before_opening(block)
             key = shard_key(self.key, block)
-            shard = Shard(self._source(key), self.grid, self.dtype, f"{self.folder}/{key}")
+            seed = shard_seed(self._identity, self.key, block)
+            place = f"{self._title}, block {block}" if self._title else ""
+            shard = Shard(self._source(key), self.grid, self.dtype, f"{self.folder}/{key}", seed, place)
             with _opening:
                 self._keep(block, shard)
         return shard
@@ -139,3 +165,17 @@ class BlockArray:
             _opened[ref(self), block] = None
             _close_oldest(_affordable_shards())
         self._open[block] = shard
+
+
+def open_block_array(folder: Folder, spec: BlockArraySpec, before_opening: Callable[[int], None]) -> BlockArray:
+    """The array of `spec` for reading; `FormatError` where its metadata describe another one.
+
+    `before_opening` is called with a block whose shard is to be opened.
+    """
+    array = BlockArray(folder, spec.key, identity=spec.identity, title=spec.title, before_opening=before_opening)
+    if (array.grid.rows, array.grid.columns, array.dtype) != (spec.rows, spec.columns, spec.dtype):
+        raise FormatError(
+            f"The metadata of {folder}/{spec.key} is damaged: it describes blocks of {array.grid.rows} × "
+            f"{array.grid.columns} {array.dtype}, expected {spec.rows} × {spec.columns} {spec.dtype}."
+        )
+    return array

@@ -193,7 +193,7 @@ class PlainArray:
 
     def _damaged(self, what: str) -> FormatError:
         return FormatError(
-            f"{self._folder}/{self._key} is damaged: {what}. Run `actstore verify` to find every damage, and restore it from a "
+            f"{self._folder}/{self._key} is damaged: {what}. Run `store.verify()` to find every damage, and restore it from a "
             "copy, or capture again."
         )
 

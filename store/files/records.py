@@ -237,6 +237,11 @@ class CaptureRecord(Record):
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
+    def is_checked(self) -> bool:
+        """Whether whoever reads its values holds them against checksums; captures of earlier versions have none."""
+        return bool(self.identity)
+
+    @property
     def of_images(self) -> bool:
         """Whether its documents are images."""
         return self.patches_sha256 is not None

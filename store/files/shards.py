@@ -2,11 +2,16 @@
 
 Any Zarr v3 reader decodes what is encoded here. Doing it without Zarr's pipeline saves one copy and one event loop per chunk,
 and one neuron's row can be decoded without the rest of its chunk.
+
+Directly before each inner chunk lie the checksums of its rows, in a gap that Zarr's index skips. They are taken of the decoded
+bytes, and begin with what tells capture, array, block and row apart: a row in another's place fails as a changed one does.
 """
 
 from __future__ import annotations
 
+import json
 import struct
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, Final
 
 import google_crc32c
@@ -29,9 +34,15 @@ WORTHWHILE: Final = 11 / 12
 """A chunk that shrinks by less than a twelfth is framed as it is: reading it then costs a copy, not a decompression. float16
 activations shrink by some 7 %, float32 by 11 %, bfloat16 by 25 %."""
 
+WHAT_TO_DO: Final = "Run `store.verify()` to find every damaged block, and `store.repair()` to make them again."
+
 _PIECE = 1 << 24
 _INDEX_ENTRY = 16
 _CRC = 4
+_CHECKSUM = struct.Struct("<I")
+_SINGLE = struct.Struct("<4sIIIi")
+_UNREADABLE = ValueError, RuntimeError, struct.error, EOFError
+_extend = google_crc32c.extend
 _BLOSC_HEADER = 16
 _BLOSC_MEMCPYED = 0x2
 
@@ -64,13 +75,32 @@ def write_parts(parts: Iterable[bytes], write: Callable[[bytes], object]) -> tup
     return nbytes, f"{crc:08x}"
 
 
-def shard_parts(values: NDArray[Any], grid: ShardGrid, compression: Compression = FAST) -> Iterator[bytes]:
+def shard_seed(identity: str, key: str, block: int) -> int | None:
+    """What the checksums of the rows of block `block` of the array `key` begin with, in the capture of that identity.
+
+    None where the capture has no identity: its shards have no such checksums.
+    """
+    return google_crc32c.value(json.dumps([identity, key, block]).encode()) if identity else None
+
+
+def _table_of(chunk: NDArray[Any], seed: int, number: int, step: int, rows_per_checksum: int) -> bytes:
+    """The checksums of an inner chunk [row, column]: the first piece is `number`, the next ones follow in steps of `step`."""
+    if rows_per_checksum > 1:
+        return _CHECKSUM.pack(_extend(seed ^ number, chunk))
+    return struct.pack(f"<{len(chunk)}I", *[_extend(seed ^ (number + i * step), row) for i, row in enumerate(chunk)])
+
+
+def shard_parts(
+    values: NDArray[Any], grid: ShardGrid, compression: Compression = FAST, seed: int | None = None
+) -> Iterator[bytes]:
     """The shard that holds `values` [grid.rows, grid.columns], piece by piece: compressed inner chunks, then their index.
 
-    A piece that is written before the next one is requested reuses the memory of the one before: joining 50 MB first takes
-    longer than compressing them.
+    With a `seed` (see `shard_seed`), the checksums of each chunk's rows lie directly before the chunk. A piece that is
+    written before the next one is requested reuses the memory of the one before: joining 50 MB first takes longer than
+    compressing them.
     """
     codec = compression.cname.encode(), compression.clevel, compression.shuffle_code
+    rows_per_checksum, step = grid.rows_per_checksum(values.itemsize), grid.grid[1]
     index = np.empty((*grid.grid, 2), "<u8")
     offset = 0
     for i in range(grid.grid[0]):
@@ -80,6 +110,11 @@ def shard_parts(values: NDArray[Any], grid: ShardGrid, compression: Compression 
             rows = np.concatenate([rows, np.zeros((grid.chunk_rows - len(rows), grid.columns), values.dtype)])
         for j in range(grid.grid[1]):
             chunk = np.ascontiguousarray(rows[:, j * grid.chunk_columns : (j + 1) * grid.chunk_columns])
+            if seed is not None:
+                first = i * grid.chunk_rows // rows_per_checksum * step + j
+                table = _table_of(chunk, seed, first, step, rows_per_checksum)
+                offset += len(table)
+                yield table
             row_nbytes = chunk.shape[1] * chunk.itemsize
             part = blosc.compress(chunk, *codec, row_nbytes)
             if len(part) > WORTHWHILE * chunk.nbytes:
@@ -91,73 +126,133 @@ def shard_parts(values: NDArray[Any], grid: ShardGrid, compression: Compression 
     yield index_bytes + struct.pack("<I", google_crc32c.value(index_bytes))
 
 
-def encode_shard(values: NDArray[Any], grid: ShardGrid, compression: Compression = FAST) -> bytes:
-    """The shard that holds `values` [grid.rows, grid.columns] in one piece."""
-    return b"".join(shard_parts(values, grid, compression))
+def encode_shard(
+    values: NDArray[Any], grid: ShardGrid, compression: Compression = FAST, seed: int | None = None
+) -> bytes:
+    """The shard that holds `values` [grid.rows, grid.columns] in one piece; `seed` is as for `shard_parts`."""
+    return b"".join(shard_parts(values, grid, compression, seed))
 
 
 class Shard:
-    """Reads rows out of an encoded shard."""
+    """Reads rows out of an encoded shard, and holds them against their checksums where it has any."""
 
-    def __init__(self, source: Source, grid: ShardGrid, dtype: np.dtype[Any], name: str) -> None:
-        """Check the index at the end of `source`; `FormatError`, calling the shard `name`, where it is damaged."""
-        self._source, self._grid, self._dtype, self._name = source, grid, dtype, name
+    def __init__(
+        self, source: Source, grid: ShardGrid, dtype: np.dtype[Any], name: str, seed: int | None = None, place: str = ""
+    ) -> None:
+        """Check the index at the end of `source`; `FormatError`, calling the shard `name`, where it is damaged.
+
+        `seed` is that of the checksums of its rows (see `shard_seed`), None where it has none. `place` says in errors whose
+        block it is.
+        """
+        self._source, self._grid, self._dtype, self._name, self._place = source, grid, dtype, name, place
+        self._seed, self._rows_per_checksum = seed, grid.rows_per_checksum(dtype.itemsize)
+        self._n_table = 0 if seed is None else _CRC * (grid.chunk_rows // self._rows_per_checksum)
+        self._row_nbytes = grid.chunk_columns * dtype.itemsize
+        self._chunk_rows, self._n_across = grid.chunk_rows, grid.grid[1]
         n_index = grid.grid[0] * grid.grid[1] * _INDEX_ENTRY
         end = source.nbytes
         tail = self._read(max(0, end - n_index - _CRC), end)
         if len(tail) != n_index + _CRC or google_crc32c.value(tail[:-_CRC]) != struct.unpack("<I", tail[-_CRC:])[0]:
             raise self._damaged("its index does not match its checksum")
-        index = np.frombuffer(tail[:-_CRC], "<u8").reshape(*grid.grid, 2)
-        self._index: list[list[list[int]]] = index.tolist()
-        self._chunk_nbytes = grid.chunk_rows * grid.chunk_columns * dtype.itemsize
-        if end != int(index[..., 1].sum()) + n_index + _CRC:
+        index = np.frombuffer(tail[:-_CRC], "<u8").reshape(-1, 2)
+        # Chunks follow one another, each behind its table: what an index says of sizes is not believed where it cannot be.
+        ends = np.cumsum(index[:, 1] + np.uint64(self._n_table))
+        if end != int(ends[-1]) + n_index + _CRC or (index.sum(axis=1) != ends).any():
             raise self._damaged("its chunks do not fill it")
-        self._frames: dict[tuple[int, int], _Frame] = {}
+        self._index: list[list[int]] = index.tolist()
+        """(offset, bytes) of the frame of each inner chunk, row of chunks by row."""
+        self._frames: dict[int, _Frame] = {}
 
     def _damaged(self, what: str) -> FormatError:
-        return FormatError(f"{self._name} is damaged: {what}. Run `store.verify()` to find every damaged block.")
+        place = f"{self._place}: " if self._place else ""
+        return FormatError(f"{place}{self._name} is damaged: {what}. {WHAT_TO_DO}")
+
+    def _mismatch(self, first: int) -> FormatError:
+        """The error that the checksum from row `first` on does not match."""
+        last = min(first + self._rows_per_checksum, self._grid.rows) - 1
+        neurons = f"neurons {first} to {last}" if last > first else f"neuron {first}"
+        return FormatError(f"{self._place or self._name}, {neurons}: checksum mismatch in {self._name}. {WHAT_TO_DO}")
 
     def _read(self, start: int, stop: int) -> bytes:
         try:
-            return bytes(self._source.read(start, stop))
+            data = self._source.read(start, stop)
         except EOFError as error:  # truncated after it was opened
             raise self._damaged(str(error)) from None
+        return data if type(data) is bytes else bytes(data)
 
-    def row(self, row: int) -> NDArray[Any]:
-        """The values of one row; shape [token]."""
-        i, within = divmod(row, self._grid.chunk_rows)
-        n = self._grid.chunk_columns
-        chunks = self._index[i]
-        if len(chunks) == 1:
-            return self._decode(i, 0, within * n, n)
-        return np.concatenate([self._decode(i, j, within * n, n) for j in range(len(chunks))])
+    def row(self, row: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """The values of one row; shape [token]. They are put into `out`, contiguous and of the same dtype, if it is given."""
+        if out is None:
+            out = np.empty(self._grid.columns, self._dtype)
+        i, within = divmod(row, self._chunk_rows)
+        if self._n_across == 1:
+            self._part_of_row(i, within, row, out)
+        else:
+            n, width = self._n_across, self._grid.chunk_columns
+            for j in range(n):
+                self._part_of_row(i * n + j, within, row * n + j, out[j * width : (j + 1) * width])
+        return out
 
     def rows(self) -> NDArray[Any]:
         """All values; shape [neuron, token]."""
         self._source.will_need()
         out = np.empty((self._grid.padded_rows, self._grid.columns), self._dtype)
         height, width = self._grid.chunk_rows, self._grid.chunk_columns
-        for i in range(self._grid.grid[0]):
-            for j in range(self._grid.grid[1]):
-                chunk = self._decode(i, j, 0, height * width).reshape(height, width)
-                out[i * height : (i + 1) * height, j * width : (j + 1) * width] = chunk
+        for chunk in range(len(self._index)):
+            i, j = divmod(chunk, self._n_across)
+            rows = out[i * height : (i + 1) * height, j * width : (j + 1) * width]
+            if self._n_across == 1:
+                self._decode_chunk(chunk, rows)
+            else:
+                contiguous = np.empty(rows.shape, rows.dtype)
+                self._decode_chunk(chunk, contiguous)
+                rows[...] = contiguous
         return out[: self._grid.rows]
 
-    def _decode(self, i: int, j: int, start: int, n: int) -> NDArray[Any]:
-        """Items start…start+n of one inner chunk, decompressing no more Blosc blocks than they lie in."""
-        item = self._dtype.itemsize
+    def _part_of_row(self, chunk: int, within: int, number: int, out: NDArray[Any]) -> None:
+        """Put row `within` of an inner chunk into `out`; its checksum was begun with its `number`."""
+        if self._rows_per_checksum > 1:
+            rows = np.empty((self._chunk_rows, self._grid.chunk_columns), self._dtype)
+            self._decode_chunk(chunk, rows)
+            out[:] = rows[within]
+            return
         try:
-            frame = self._frames.get((i, j)) or self._open_frame(i, j)
-            raw, first = frame.decompress(self._read, start * item, (start + n) * item)
-            return np.frombuffer(raw, self._dtype, n, start * item - first)
-        except (ValueError, RuntimeError, struct.error) as error:
+            frame = self._frames.get(chunk) or self._open_frame(chunk)
+            if frame.copied_at:
+                self._source.read_into(frame.copied_at + within * self._row_nbytes, out)
+            else:
+                frame.decompress(self._read, within * self._row_nbytes, out)
+        except _UNREADABLE as error:
             raise self._damaged(str(error) or "a chunk cannot be decompressed") from None
+        if self._seed is not None and _extend(self._seed ^ number, out) != frame.checksum(within):
+            raise self._mismatch(chunk // self._n_across * self._chunk_rows + within)
 
-    def _open_frame(self, i: int, j: int) -> _Frame:
-        offset, nbytes = self._index[i][j]
-        # A header, and one offset per row: the writer makes one Blosc block per row.
-        head = self._read(offset, offset + min(nbytes, _BLOSC_HEADER + 4 * self._grid.chunk_rows))
-        frame = self._frames[i, j] = _Frame(head, offset, nbytes, self._chunk_nbytes)
+    def _decode_chunk(self, chunk: int, out: NDArray[Any]) -> None:
+        """Decompress an inner chunk into the contiguous `out` [row, column], and check every row of it."""
+        try:
+            frame = self._frames.get(chunk) or self._open_frame(chunk)
+            if frame.copied_at:
+                self._source.read_into(frame.copied_at, out)
+            else:
+                frame.decompress(self._read, 0, out)
+        except _UNREADABLE as error:
+            raise self._damaged(str(error) or "a chunk cannot be decompressed") from None
+        if self._seed is None:
+            return
+        i, j = divmod(chunk, self._n_across)
+        first = i * self._chunk_rows // self._rows_per_checksum * self._n_across + j
+        table = _table_of(out, self._seed, first, self._n_across, self._rows_per_checksum)
+        if table != frame.table:
+            pairs = zip(struct.iter_unpack("<I", table), struct.iter_unpack("<I", frame.table), strict=True)
+            at = next(at for at, (found, expected) in enumerate(pairs) if found != expected)
+            raise self._mismatch(i * self._chunk_rows + at * self._rows_per_checksum)
+
+    def _open_frame(self, chunk: int) -> _Frame:
+        offset, nbytes = self._index[chunk]
+        # The checksums, a header, and one offset per row: the writer makes one Blosc block per row.
+        head = self._read(offset - self._n_table, offset + min(nbytes, _BLOSC_HEADER + 4 * self._chunk_rows))
+        table, head = head[: self._n_table], head[self._n_table :]
+        frame = self._frames[chunk] = _Frame(table, head, offset, nbytes, self._chunk_rows * self._row_nbytes)
         return frame
 
 
@@ -168,35 +263,54 @@ class _Frame:
     the blocks. A single block between a header and an offset of its own is again a frame, which the library decompresses.
     """
 
-    __slots__ = ("_at", "_blocksize", "_cbytes", "_copied", "_flags", "_nbytes", "_starts")
+    __slots__ = ("_at", "_blocksize", "_cbytes", "_ends", "_flags", "_nbytes", "_starts", "copied_at", "table")
 
-    def __init__(self, head: bytes, at: int, length: int, expected: int) -> None:
-        """A frame of `length` bytes at `at` of its shard; `ValueError` unless it decompresses to `expected` bytes."""
+    def __init__(self, table: bytes, head: bytes, at: int, length: int, expected: int) -> None:
+        """A frame of `length` bytes at `at` of its shard, and the `table` of its checksums.
+
+        `ValueError` unless it decompresses to `expected` bytes.
+        """
         nbytes, blocksize, cbytes = struct.unpack_from("<III", head, 4)
         if cbytes != length or nbytes != expected or blocksize == 0:
             raise ValueError("a chunk's header contradicts the array's metadata")
-        self._at, self._flags = at, head[:4]
+        self._at, self._flags, self.table = at, head[:4], table
         self._nbytes, self._blocksize, self._cbytes = nbytes, blocksize, cbytes
-        self._copied = bool(head[2] & _BLOSC_MEMCPYED)
+        # Where the values begin that were not compressed; 0 where they were.
+        self.copied_at = at + _BLOSC_HEADER if head[2] & _BLOSC_MEMCPYED else 0
         n_blocks = -(-nbytes // blocksize)
         # Where there are more blocks than rows, the frame is read whole.
-        known = not self._copied and len(head) >= _BLOSC_HEADER + 4 * n_blocks
+        known = not self.copied_at and len(head) >= _BLOSC_HEADER + 4 * n_blocks
         self._starts = struct.unpack_from(f"<{n_blocks}i", head, _BLOSC_HEADER) if known else ()
+        self._ends = sorted((*self._starts, self._cbytes))  # a block ends where the next one in the file begins
 
-    def decompress(self, read: Callable[[int, int], bytes], start: int, stop: int) -> tuple[bytes, int]:
-        """Decompressed bytes covering start…stop, and the position of the first; `read` reads bytes of the shard."""
-        at = self._at
-        if self._copied:
-            return read(at + _BLOSC_HEADER + start, at + _BLOSC_HEADER + stop), start
-        first, last = start // self._blocksize, -(-stop // self._blocksize)
-        # The last block may be shorter, and then has another layout; several blocks are read as the whole frame.
-        if last - first != 1 or last * self._blocksize > self._nbytes or not self._starts:
-            return blosc.decompress(read(at, at + self._cbytes)), 0
-        begin = self._starts[first]
-        end = min((s for s in (*self._starts, self._cbytes) if s > begin), default=self._cbytes)
+    def checksum(self, row: int) -> int:
+        """The checksum of one row of the chunk, of a table that has one per row."""
+        checksum: int = _CHECKSUM.unpack_from(self.table, _CRC * row)[0]
+        return checksum
+
+    def decompress(self, read: Callable[[int, int], bytes], start: int, out: NDArray[Any]) -> None:
+        """Put the chunk's bytes from `start` on into the contiguous `out`; `read` reads bytes of the shard."""
+        at, n = self._at, out.nbytes
+        if n == self._blocksize and start % n == 0 and start + n <= self._nbytes and self._starts:
+            blosc.decompress(self._single(read, start // n), out)
+            return
+        # Several blocks are read as the whole frame; so is the last one where it is shorter, and then has another layout.
+        frame = read(at, at + self._cbytes)
+        # The library believes the header's sizes, which may have been read anew from a file that another process changes.
+        if struct.unpack_from("<III", frame, 4) != (self._nbytes, self._blocksize, self._cbytes):
+            raise ValueError("a chunk's header contradicts the array's metadata")
+        if n == self._nbytes:
+            blosc.decompress(frame, out)
+        else:
+            out[...] = np.frombuffer(blosc.decompress(frame), out.dtype, out.size, start)
+
+    def _single(self, read: Callable[[int, int], bytes], block: int) -> bytes:
+        """A frame of one block of this frame."""
+        begin = self._starts[block]
+        following = bisect_right(self._ends, begin)
+        end = self._ends[following] if following < len(self._ends) else self._cbytes
         if not _BLOSC_HEADER + 4 * len(self._starts) <= begin < end <= self._cbytes:
             raise ValueError("a chunk's blocks lie outside it")
-        single = self._flags + struct.pack(
-            "<IIIi", self._blocksize, self._blocksize, _BLOSC_HEADER + 4 + end - begin, _BLOSC_HEADER + 4
-        )
-        return blosc.decompress(single + read(at + begin, at + end)), first * self._blocksize
+        n = _BLOSC_HEADER + 4
+        head = _SINGLE.pack(self._flags, self._blocksize, self._blocksize, n + end - begin, n)
+        return head + read(self._at + begin, self._at + end)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import mmap
 import os
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     Bytes = bytes | bytearray | memoryview
 
@@ -32,6 +36,9 @@ class Source(Protocol):
     def read(self, start: int, stop: int) -> Bytes:
         """Bytes start…stop; `EOFError` where they are no longer all there."""
 
+    def read_into(self, start: int, out: NDArray[Any]) -> None:
+        """Fill the contiguous `out` with the bytes from `start`; `EOFError` where they are no longer all there."""
+
     def will_need(self) -> None:
         """Say that all of it will be read, so that it can be fetched ahead."""
 
@@ -45,6 +52,13 @@ class MemorySource:
     def read(self, start: int, stop: int) -> memoryview:
         """Bytes start…stop, not copied."""
         return self._data[start:stop]
+
+    def read_into(self, start: int, out: NDArray[Any]) -> None:
+        """Copy the bytes from `start` into the contiguous `out`; `EOFError` where there are fewer."""
+        data = self._data[start : start + out.nbytes]
+        if len(data) < out.nbytes:
+            raise EOFError(f"it ends at byte {self.nbytes}")
+        out[...] = np.frombuffer(data, out.dtype).reshape(out.shape)
 
     def will_need(self) -> None:
         """Nothing: all of it is in memory."""
@@ -84,6 +98,19 @@ class FileSource:
             error.filename = str(self._path)
             raise
         return data
+
+    def read_into(self, start: int, out: NDArray[Any]) -> None:
+        """Fill the contiguous `out` with the bytes from `start`, not copied twice; `EOFError` where the file ends before."""
+        n = 0
+        if hasattr(os, "preadv"):  # not on Windows
+            try:
+                n = os.preadv(self._descriptor, [out.data], start)
+            except OSError as error:
+                error.filename = str(self._path)
+                raise
+        if n < out.nbytes:
+            rest = self.read(start + n, start + out.nbytes)
+            out.reshape(-1).view(np.uint8)[n:] = np.frombuffer(rest, np.uint8)
 
     def will_need(self) -> None:
         """Have the system fetch the file in one go."""

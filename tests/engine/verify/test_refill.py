@@ -13,7 +13,7 @@ import actstore
 from actstore.engine.verify.refill import refill_blocks, spread
 from actstore.store import layout
 from actstore.store.errors import InvalidInputError
-from actstore.store.files.shards import encode_shard
+from actstore.store.files.shards import encode_shard, shard_seed
 from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def altered(capture: Capture, folder: Path, layer: int, block: int, change: Any)
     values = capture.raw_block(layer, block).copy()
     change(values)
     grid = layout.shard_grid(len(values), capture.record.plan.block_slots)
-    Folder(folder, read_only=False).write(layout.shard_key(key, block), encode_shard(values, grid))
+    data = encode_shard(values, grid, seed=shard_seed(capture.record.identity, key, block))
+    Folder(folder, read_only=False).write(layout.shard_key(key, block), data)
     return actstore.open(folder).capture()
 
 
@@ -147,7 +148,8 @@ def test_infinities_are_recomputed_and_earlier_versions_of_int8_are_no_damage(
     unmarked = (marked.view(np.uint32) & ~np.uint32(1)).view(np.float32)
     assert (marked.view(np.uint32) != unmarked.view(np.uint32)).any()
     folder = Folder(tmp_path / "store", read_only=False)
-    folder.write(layout.shard_key(key, 0), encode_shard(unmarked[:, None], layout.shard_grid(len(unmarked), 1)))
+    grid, seed = layout.shard_grid(len(unmarked), 1), shard_seed(capture.record.identity, key, 0)
+    folder.write(layout.shard_key(key, 0), encode_shard(unmarked[:, None], grid, seed=seed))
     earlier = actstore.open(tmp_path / "store").capture()
     assert np.isfinite(earlier.activations(1, 6)[~np.isnan(capture.activations(1, 6))]).all()
     assert refill_blocks(earlier, 1)[1] == []

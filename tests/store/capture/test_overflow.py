@@ -13,12 +13,10 @@ import pytest
 
 from actstore.engine.coverage.criteria import CoverageSettings
 from actstore.engine.coverage.measure import measure_coverage
-from actstore.store import layout
 from actstore.store.capture.positions import warnings_of
 from actstore.store.capture.saturation import overflow_sentences, saturated_maxima
 from actstore.store.errors import NotFoundError
 from actstore.store.export import export_activations
-from actstore.store.files.arrays import BlockArray
 from actstore.store.reader import Capture, Store
 from actstore.store.storage.folder import Folder
 from actstore.store.verify import verify_capture
@@ -223,8 +221,7 @@ def test_int8_keeps_infinities_and_nan() -> None:
 def test_int8_of_earlier_versions_reads_as_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
     """They wrote an infinity as ±127 of an unmarked scale, which nothing can tell from the largest value any more."""
     capture, _ = planted_stores.planted(precision="int8", values=infinite)
-    array = BlockArray(capture.folder, layout.values_key("corpus", "mlp.post", 0))
-    steps = array.shard(0).rows()
+    steps = capture.raw_block(0, 0)
     scale = capture.block_parameter("scale", 0, 0) + 0
     unmarked = (scale.view(np.uint32) & ~np.uint32(127)).view(np.float32)
     monkeypatch.setattr(Capture, "block_parameter", lambda *arguments: unmarked)

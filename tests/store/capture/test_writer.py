@@ -184,7 +184,7 @@ def test_what_is_on_disk_when_a_commit_record_is_written(tmp_path, record, overl
     assert [path.name for path in records] == ["0.json", "1.json", "2.json"]
     for path in records:
         safe = recorded_disk.safe_before(path)
-        commit = read_commit(folder, "corpus", int(path.stem))
+        commit = read_commit(folder, read_capture(folder, "corpus"), int(path.stem))
         assert {tmp_path / "store/captures/corpus" / key for key in commit.shards} <= safe
         assert {tmp_path / "store", tmp_path / "store/captures/corpus/values/mlp.post/0/c/0"} <= safe
     recorded_disk.check()
