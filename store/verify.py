@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from actstore.store.capture.answers import damaged_answers, has_attributions
 from actstore.store.capture.commits import damaged_files, damaged_shards
@@ -39,10 +39,14 @@ from actstore.store.layout import (
 from actstore.store.model.root import read_neurons, read_root, read_tokenizer, read_vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from actstore.store.reader import Capture
     from actstore.store.storage.folder import Folder
+
+
+_MOST_NAMED: Final = 1000
+"""The maximum number of blocks without a commit record that are named one by one."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +79,45 @@ def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda bl
     name, folder = capture.record.name, capture.folder
     damage = []
     for block in capture.blocks:
-        damage += [_damage(name, block, key, what) for key, what in damaged_shards(folder, name, block)]
+        for key, what in _guarded(f"blocks/{block}.json", partial(damaged_shards, folder, name, block)):
+            damage.append(_damage(name, block, key, what))
         on_block(block)
     # The table of neurons is written when every block is committed: from then on, none may lack its record.
     if folder.exists(table_key(name, "neurons")):
-        for block in sorted(set(range(capture.record.plan.n_blocks)).difference(capture.blocks)):
-            damage.append(
-                _damage(name, block, f"blocks/{block}.json", "missing; run the capture again with `resume=True`")
-            )
-    for part in (_metadata, _plan, _patches, _requests, _statistics, _answers):
-        damage += [_damage(name, None, key, what) for key, what in part(capture)]
+        damage += _missing_blocks(capture)
+    for part, key in _PARTS.items():
+        damage += [_damage(name, None, *found) for found in _guarded(key, partial(part, capture))]
     return damage
+
+
+def _guarded(key: str, check: Callable[[], Iterable[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
+    """What `check` finds; whatever it raises over bytes that it did not expect is found too, under `key`."""
+    try:
+        yield from check()
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # an error of the disk or the network, which says nothing about the bytes
+        yield key, f"cannot be checked: {' '.join(str(error).split()) or type(error).__name__}"
+
+
+def _missing_blocks(capture: Capture) -> Iterator[Damage]:
+    """Planned blocks without a commit record; at most `_MOST_NAMED` of them are named."""
+    committed = set(capture.blocks)
+    missing = capture.record.plan.n_blocks - len(committed)
+    for block in range(capture.record.plan.n_blocks if missing else 0):
+        if block in committed:
+            continue
+        if block - len(committed) >= _MOST_NAMED:
+            yield _damage(
+                capture.record.name,
+                block,
+                f"blocks/{block}.json",
+                f"missing, as are others from there on: {missing:,} in all",
+            )
+            return
+        yield _damage(
+            capture.record.name, block, f"blocks/{block}.json", "missing; run the capture again with `resume=True`"
+        )
 
 
 def verify_root(folder: Folder) -> list[Damage]:
@@ -102,12 +134,19 @@ def verify_root(folder: Folder) -> list[Damage]:
         checks[edits_key(name, "edit.json")] = partial(_check_edit, folder, name)
     damage = [Damage(None, None, None, None, weights_key(part), "missing; restore it from a copy") for part in missing]
     for key, check in checks.items():
-        try:
-            check()
-        except (FormatError, NotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if folder.exists(key):
-                damage.append(Damage(None, None, None, None, key, str(error)))
+        if folder.exists(key):
+            damage += [
+                Damage(None, None, None, None, *found) for found in _guarded(key, partial(_complaint, key, check))
+            ]
     return damage
+
+
+def _complaint(key: str, check: Callable[[], object]) -> Iterator[tuple[str, str]]:
+    """What `check` raises on purpose."""
+    try:
+        check()
+    except (FormatError, NotFoundError, ValueError) as error:
+        yield key, str(error)
 
 
 def _check_weights(folder: Folder, part: str) -> None:
@@ -138,7 +177,7 @@ def verify_graphs(folder: Folder, capture: str | None = None) -> tuple[list[str]
                 continue
             found = [("graph.json", "missing")]
             if record is not None:
-                found = list(damaged_files(folder, f"graphs/{name}", record.files))
+                found = list(_guarded("graph.json", partial(damaged_files, folder, f"graphs/{name}", record.files)))
         names.append(name)
         damage += [Damage(None, None, None, None, graphs_key(name, file), what, name) for file, what in found]
     return names, damage
@@ -233,3 +272,14 @@ def _statistics(capture: Capture) -> Iterator[tuple[str, str]]:
             yield "neurons.parquet", "not what the statistics say"
     except (FormatError, NotFoundError, ValueError, OSError, RuntimeError) as error:
         yield "statistics", str(error)
+
+
+_PARTS: Final = {
+    _metadata: "zarr.json",
+    _plan: "plan",
+    _patches: "patches.parquet",
+    _requests: "requests.arrow",
+    _statistics: "statistics",
+    _answers: "prompts.parquet",
+}
+"""What is checked of a capture besides its blocks' files, and the key by which it is called where that fails."""

@@ -9,6 +9,7 @@ from actstore.store.arguments import argument
 from actstore.store.capture.reader import Capture
 from actstore.store.capture.record import read_capture
 from actstore.store.errors import NotFoundError
+from actstore.store.files.record_checks import check_of_model
 from actstore.store.model.root import Root
 
 if TYPE_CHECKING:
@@ -64,4 +65,9 @@ class Captures(Root):
 
     def _record(self, name: str) -> CaptureRecord | None:
         """The record of a capture, read now: another process may have added it; None where its plan is not finished."""
-        return self._complete[name].record if name in self._complete else read_capture(self.folder, name)
+        if name in self._complete:
+            return self._complete[name].record
+        record = read_capture(self.folder, name)
+        if record is not None:
+            check_of_model(record.sites, self.model, f"{self.folder}/{layout.capture_key(name)}/zarr.json")
+        return record

@@ -20,6 +20,7 @@ import pyarrow as pa
 import zarr
 from zarr.codecs import BloscCodec
 
+from actstore.store.capture.plan_checks import check_windows
 from actstore.store.errors import FormatError
 from actstore.store.files.arrays import open_array, read_selection
 from actstore.store.files.parquet import TableWriter, open_table, undamaged
@@ -281,7 +282,9 @@ class Plan:
 
     def _windows(self, block: int) -> pa.Table:
         with self._reading, undamaged(self._folder, self._key("windows")):
-            return self._file("windows").read_row_group(block).select(WINDOWS.names)
+            windows = self._file("windows").read_row_group(block).select(WINDOWS.names)
+            check_windows(windows, self.record, block)
+            return windows
 
     def block(self, block: int) -> BlockPlan:
         """What block `block` holds."""
@@ -326,7 +329,10 @@ class Plan:
     def table(self, name: str) -> pa.Table:
         """The `windows` or `documents` table."""
         with self._reading, undamaged(self._folder, self._key(name)):
-            return self._file(name).read()
+            table = self._file(name).read()
+            if name == "windows":
+                check_windows(table, self.record)
+            return table
 
     def fingerprint(self) -> str:
         """The fingerprint of what is on disk now, to hold against the record's; reads the whole plan."""

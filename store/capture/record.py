@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from actstore.store import layout
-from actstore.store.errors import NotFoundError
+from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.records import CaptureRecord, verify_checksum
 
 if TYPE_CHECKING:
@@ -26,4 +26,9 @@ def read_capture(folder: Folder, name: str) -> CaptureRecord | None:
         return None
     if isinstance(record, dict):
         verify_checksum(record, f"{folder}/{key}")
-    return CaptureRecord.from_json(record, f"{folder}/{key}")
+    parsed = CaptureRecord.from_json(record, f"{folder}/{key}")
+    if parsed.name != name:  # its keys would be another capture's
+        raise FormatError(
+            f"{folder}/{key} is the record of a capture {parsed.name!r}, expected {name!r}. Restore it from a copy."
+        )
+    return parsed

@@ -70,9 +70,10 @@ def read_requests(folder: Folder, capture: str) -> pa.Table:
     key = requests_key(capture)
     try:
         table = pa.ipc.open_file(pa.py_buffer(folder.read(key))).read_all().select(REQUESTS.names)
+        table.validate(full=True)  # else columns longer than their bytes end the process
         stored = (table.schema.metadata or {}).get(_CHECKSUM)
         what = "" if stored in (None, _checksum(table).encode()) else "its checksum does not match"
-    except (pa.ArrowException, NotFoundError, ValueError, KeyError, OSError) as error:
+    except (pa.ArrowException, NotFoundError, ValueError, KeyError, OSError, MemoryError) as error:
         what = " ".join(str(error).split()).rstrip(".")
     if what:
         raise FormatError(

@@ -18,8 +18,16 @@ from safetensors.numpy import save as save_safetensors
 
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES, STATISTICS, Statistics
 from actstore.store.capture.commits import check_file, committed_blocks
+from actstore.store.capture.statistics_shapes import (
+    check_labels,
+    check_shapes,
+    site_shape,
+    statistics_nbytes,
+    statistics_shapes,
+)
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.files.arrays import read_array, write_array
+from actstore.store.files.arrays import open_array, read_selection, write_array
+from actstore.store.files.zstandard import decompress
 from actstore.store.layout import (
     GATE_SIGN,
     block_statistics_key,
@@ -156,18 +164,22 @@ class CaptureStatistics:
         Statistics that the record does not list are passed over: a later version may gather them in resuming the capture.
         """
         try:
-            arrays = load_safetensors(bytes(Zstd().decode(data)))
-            empty = cls.empty(record)
-            names = _present(
-                record, lambda name: all(f"{site}/{layer}/{name}" in arrays for site, layer in empty.sites)
-            )
-            sites = {
-                (site, layer): StoredStatistics.from_arrays({name: arrays[f"{site}/{layer}/{name}"] for name in names})
-                for site, layer in empty.sites
-            }
-            gates = {layer: arrays[f"{GATE_SIGN}/{layer}/positives"].astype(np.int64) for layer in record.gate_sign}
-            return cls(sites, gates, arrays["label_tokens"].astype(np.int64)), int(arrays["n_blocks"][0])
-        except (SafetensorError, RuntimeError, ValueError, KeyError, IndexError) as error:
+            # What it takes in memory is known from the record before anything is decompressed.
+            known = statistic_names(record)
+            arrays = load_safetensors(decompress(data, statistics_nbytes(record, known)))
+            shapes = statistics_shapes(record, known)
+            names = _present(record, lambda name: all(f"{site}/{layer}/{name}" in arrays for site, layer in shapes))
+            sites = {}
+            for (site, layer), of_layer in shapes.items():
+                found = {name: arrays[f"{site}/{layer}/{name}"] for name in names}
+                check_shapes(found, of_layer)
+                sites[site, layer] = StoredStatistics.from_arrays(found)
+            gates = {layer: arrays[f"{GATE_SIGN}/{layer}/positives"] for layer in record.gate_sign}
+            labels, n_blocks = arrays["label_tokens"], int(arrays["n_blocks"][0])
+            check_labels(record, gates, labels)
+            counts = {layer: positives.astype(np.int64) for layer, positives in gates.items()}
+            return cls(sites, counts, labels.astype(np.int64)), n_blocks
+        except (SafetensorError, RuntimeError, ValueError, KeyError, IndexError, TypeError, MemoryError) as error:
             raise FormatError(f"The statistics {where} are damaged ({error}). Run `actstore verify`.") from None
 
 
@@ -281,26 +293,30 @@ def _read_finished(folder: Folder, record: CaptureRecord) -> CaptureStatistics:
 
     names = _present(record, has_arrays)
     try:
-        sites, empty = {}, CaptureStatistics.empty(record).sites
+        sites = {}
         for site in record.sites:
-            arrays = {name: read_array(folder, statistics_key(record.name, site, name)) for name in names}
+            arrays = {name: _read(folder, record, site, name) for name in names}
             for layer, rows in layer_offsets(record, site).items():
                 of_layer = {
                     n: a[:, rows] if STATISTICS[n].dimensions[0] == "label" else a[rows] for n, a in arrays.items()
                 }
-                _check_like(of_layer, empty[site, layer].arrays())
                 sites[site, layer] = StoredStatistics.from_arrays(of_layer)
         gates = {
-            layer: read_array(folder, statistics_key(record.name, GATE_SIGN, f"{layer}/positives"))
+            layer: open_array(folder, statistics_key(record.name, GATE_SIGN, f"{layer}/positives"))
             for layer in record.gate_sign
         }
-        return CaptureStatistics(sites, gates, read_array(folder, statistics_key(record.name, "tokens", "by_label")))
+        labels = open_array(folder, statistics_key(record.name, "tokens", "by_label"))
+        check_labels(record, gates, labels)
+        positives = {layer: read_selection(array) for layer, array in gates.items()}
+        return CaptureStatistics(sites, positives, read_selection(labels))
     except (NotFoundError, ValueError, RuntimeError) as error:
         raise FormatError(f"The statistics of capture {record.name!r} of {folder} are damaged: {error}.") from None
 
 
-def _check_like(arrays: dict[str, NDArray[Any]], expected: dict[str, NDArray[Any]]) -> None:
-    """Raise ValueError where an array of a layer's statistics has another shape or dtype than expected."""
-    for name, array in arrays.items():
-        if array.shape != expected[name].shape or array.dtype != expected[name].dtype:
-            raise ValueError(f"{name} is {array.shape} {array.dtype}")
+def _read(folder: Folder, record: CaptureRecord, site: str, name: str) -> NDArray[Any]:
+    """A finished statistic of a site; ValueError, before it is read, where its metadata describe another array."""
+    array = open_array(folder, statistics_key(record.name, site, name))
+    check_shapes({name: array}, {name: site_shape(record, site, name)})
+    if array.dtype != STATISTICS[name].dtype:
+        raise ValueError(f"{name} is {array.dtype}")
+    return read_selection(array)

@@ -97,14 +97,10 @@ class BlockArray:
 
     def __init__(self, folder: Folder, key: str) -> None:
         """Open the metadata under `key`; `NotFoundError` where there is none."""
-        try:
-            array = zarr.open_array(store=folder.zarr, path=key, mode="r")
-        except FileNotFoundError:
-            raise NotFoundError(f"{folder} has no array {key}.") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise FormatError(f"The metadata of {folder}/{key} cannot be read: {error}.") from None
+        array = open_array(folder, key)
         if array.shards is None:
             raise FormatError(f"{folder}/{key} should be a sharded array, found a plain one.")
+        _check_grid(array, f"{folder}/{key}")
         self.folder, self.key = folder, key
         self.dtype: np.dtype[Any] = array.dtype
         self.attributes: dict[str, Any] = dict(array.attrs)
@@ -172,11 +168,36 @@ def write_array(
 def open_array(folder: Folder, key: str) -> zarr.Array[Any]:
     """The Zarr array under `key`, for slicing; `NotFoundError` where there is none."""
     try:
-        return zarr.open_array(store=folder.zarr, path=key, mode="r")
-    except FileNotFoundError:
+        folder.read_json(f"{key}/zarr.json")  # which Zarr would read however long or deep it is
+        array = zarr.open_array(store=folder.zarr, path=key, mode="r")
+    except (FileNotFoundError, NotFoundError):
         raise NotFoundError(f"{folder} has no array {key}.") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"The metadata of {folder}/{key} cannot be read: {error}.") from None
+    except FormatError:
+        raise
+    except Exception as error:  # whatever Zarr makes of metadata that are none
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # an error of the disk or the network
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise FormatError(f"The metadata of {folder}/{key} cannot be read: {reason}.") from None
+    if any(n < 0 or n >> 62 for n in (*array.shape, *array.chunks)):
+        raise FormatError(
+            f"The metadata of {folder}/{key} are damaged: its shape is {array.shape}, in chunks of {array.chunks}."
+        )
+    return array
+
+
+def _check_grid(array: zarr.Array[Any], where: str) -> None:
+    """Raise `FormatError` unless an array's shards have all its rows, and inner chunks that fill no more than them."""
+    assert array.shards is not None
+    if len(array.shape) == len(array.shards) == len(array.chunks) == 2 and min(*array.shape, *array.chunks) > 0:
+        grid = ShardGrid(array.shape[0], array.shards[1], *array.chunks)
+        fits = grid.chunk_rows <= grid.rows and grid.columns % grid.chunk_columns == array.shape[1] % grid.columns == 0
+        if fits and array.shards[0] == grid.padded_rows:
+            return
+    raise FormatError(
+        f"The metadata of {where} are damaged: they describe {array.shape} in shards of {array.shards} and chunks of "
+        f"{array.chunks}. Run `actstore verify` to find every damage."
+    )
 
 
 def read_array(folder: Folder, key: str, selection: Any = ...) -> NDArray[Any]:
@@ -188,7 +209,16 @@ def read_selection(array: zarr.Array[Any], selection: Any = ...) -> NDArray[Any]
     """Part of an opened plain array; `FormatError` where its chunks cannot be decoded."""
     try:
         return np.asarray(array[selection])
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError, SystemError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        RuntimeError,
+        OSError,
+        SystemError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         # SystemError: numcodecs, of a Blosc header that says a negative size.
         if isinstance(error, OSError) and error.errno is not None:
             raise  # an error of the disk or the network, which says nothing about the chunk

@@ -6,9 +6,11 @@ Needs no torch.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from actstore.store.errors import FormatError
 from actstore.store.files.shards import checksum
+from actstore.store.storage.strict_json import MAX_NBYTES, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +21,7 @@ def checksum_metadata(name: str, data: bytes) -> dict[str, str]:
 
     `name` goes into them, so that a file under another name does not match.
     """
-    n_header = _header_size(data)
+    n_header = header_nbytes(data[:8], len(data))
     # One entry: safetensors writes several in an order that differs from run to run.
     return {"seal": f"{_header_checksum(name, json.loads(data[8:n_header]))} {checksum(data[n_header:])}"}
 
@@ -29,9 +31,10 @@ def verify_checksums(name: str, data: bytes, *, whole: bool) -> None:
 
     A file of an earlier version has none.
     """
-    n_header = _header_size(data)
-    header = json.loads(data[8:n_header])
-    expected = header.get("__metadata__", {}).get("seal")
+    n_header = header_nbytes(data[:8], len(data))
+    header = read_header(data[8:n_header])
+    metadata = header.get("__metadata__", {})
+    expected = metadata.get("seal") if isinstance(metadata, dict) else None
     if expected is None:
         return
     of_header, _, of_tensors = str(expected).partition(" ")
@@ -41,8 +44,23 @@ def verify_checksums(name: str, data: bytes, *, whole: bool) -> None:
         raise ValueError("checksum mismatch in its tensors")
 
 
-def _header_size(data: bytes) -> int:
-    return 8 + int.from_bytes(data[:8], "little")
+def header_nbytes(first: bytes, nbytes: int) -> int:
+    """Where the tensors begin in a file of `nbytes`, by its `first` 8 bytes; `ValueError` where that lies outside of it."""
+    n_header = 8 + int.from_bytes(first, "little")
+    if len(first) < 8 or n_header > min(nbytes, MAX_NBYTES):
+        raise ValueError(f"its header should have at most {min(nbytes, MAX_NBYTES):,} bytes, and says {n_header:,}")
+    return n_header
+
+
+def read_header(data: bytes) -> dict[str, Any]:
+    """The header of a safetensors file; `ValueError` where it is no JSON object."""
+    try:
+        header = parse_json(data, "its header")
+    except FormatError as error:
+        raise ValueError(str(error).rstrip(".")) from None
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")  # noqa: TRY004 (of bytes, not of an argument)
+    return header
 
 
 def _header_checksum(name: str, header: Mapping[str, object]) -> str:

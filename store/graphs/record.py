@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.store.errors import FormatError
+from actstore.store.files.record_checks import MAX_COUNT, check_files, check_name, check_number
 from actstore.store.files.records import Record, verify_checksum
 from actstore.store.graphs.nodes import BOUNDARY
 from actstore.store.layout import graphs_key
@@ -81,6 +82,13 @@ class GraphRecord(Record):
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
     """File → (bytes, CRC-32C)."""
     format: int = FORMAT
+
+    def check(self, where: str) -> None:
+        """As `Record.check`."""
+        check_name(where, "name", self.name)
+        check_number(where, "n_neurons", self.n_neurons, 0, MAX_COUNT)
+        check_number(where, "n_nodes", self.n_nodes, 0)
+        check_files(where, "files", self.files)
 
 
 def graph_names(folder: Folder) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from actstore.store.errors import ActstoreError, FormatError, NotFoundError
-from actstore.store.files.checksums import checksum_metadata, verify_checksums
+from actstore.store.files.checksums import checksum_metadata, header_nbytes, verify_checksums
 from actstore.store.layout import weights_key
 from actstore.store.model.root import read_root
 
@@ -94,7 +94,7 @@ def _opened(folder: Folder, part: str) -> Iterator[Any]:
     """A part on a local disk, to read some rows of: its header is verified, its tensors are not."""
     with _reading(folder, part):
         key = weights_key(part)
-        n_header = 8 + int.from_bytes(folder.read(key, 0, 8), "little")
+        n_header = header_nbytes(folder.read(key, 0, 8), folder.source(key).nbytes)
         verify_checksums(part, folder.read(key, 0, n_header), whole=False)
         path = folder.local_path(key)
         assert path is not None
