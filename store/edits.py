@@ -212,10 +212,12 @@ def read_edit(folder: Folder | str | Path, name: str | None = None) -> Edit:
         raise FormatError(f"{folder}/{key} is damaged: {' '.join(str(error).split())}. Make the edit again.") from None
     for rows in record.rows:
         shapes = [tuple(side.shape) for side in pairs[rows.layer]]
-        if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][0] != len(rows.neurons):
+        dtypes = {str(side.dtype).removeprefix("torch.") for side in pairs[rows.layer]}
+        is_pair = shapes[0] == shapes[1] and len(shapes[0]) == 2 and dtypes == {record.dtype}
+        if not is_pair or shapes[0][0] != len(rows.neurons):
             raise FormatError(
-                f"{folder}/{key} is damaged: the rows of layer {rows.layer} are {shapes[0]} and {shapes[1]}, expected those of "
-                f"{len(rows.neurons)} neurons. Make the edit again."
+                f"{folder}/{key} is damaged: the rows of layer {rows.layer} are {shapes[0]} and {shapes[1]} {min(dtypes)}, "
+                f"expected those of {len(rows.neurons)} neurons in {record.dtype}. Make the edit again."
             )
     return Edit(record, pairs)
 

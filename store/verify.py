@@ -30,6 +30,7 @@ from actstore.store.layout import (
     GATE_SIGN,
     TOKENIZER_KEY,
     VOCABULARY_KEY,
+    block_statistics_key,
     capture_key,
     edits_key,
     graphs_key,
@@ -257,11 +258,14 @@ def _statistics(capture: Capture) -> Iterator[tuple[str, str]]:
     """Whether the finished statistics are the sum of the blocks' own, bit for bit."""
     folder, record = capture.folder, capture.record
     total = CaptureStatistics.empty(record)
-    try:
-        for block in capture.blocks:
+    for block in capture.blocks:
+        try:
             total.merge(read_block_statistics(folder, record, block))
-    except (FormatError, NotFoundError, ValueError):
-        return  # the block is reported by its checksum
+        except (FormatError, NotFoundError, ValueError) as error:
+            # Most often the block has been reported, by its checksum.
+            if next(damaged_shards(folder, record.name, block), None) is None:
+                yield block_statistics_key(record.name, block).removeprefix(f"{capture_key(record.name)}/"), str(error)
+            return
     try:
         if total.encode() != sum_statistics(folder, record, capture.blocks).encode():
             yield "statistics", "not the sum of the blocks' own"

@@ -93,6 +93,8 @@ def check_capture(capture: Any, where: str) -> None:  # a CaptureRecord
     check_number(where, "n_exemplars", capture.n_exemplars, 0, MAX_EXEMPLARS)
     for site, layers in capture.sites.items():
         check_name(where, "the name of a site", site)
+        if not layers:
+            raise FormatError(f"{where}: site {site} should have a layer at least, found none.")
         for layer, width in layers.items():
             if not (layer.isascii() and layer.isdigit() and str(int(layer[:20])) == layer and int(layer) < MAX_LAYERS):
                 raise FormatError(f"{where}: a layer of site {site} should be a number, found {layer!r:.80}.")
