@@ -20,7 +20,7 @@ import pyarrow as pa
 import zarr
 from zarr.codecs import BloscCodec
 
-from actstore.store.capture.plan_checks import check_windows
+from actstore.store.capture.plan_checks import checked_windows
 from actstore.store.errors import FormatError
 from actstore.store.files.arrays import open_array, read_selection
 from actstore.store.files.parquet import TableWriter, open_table, undamaged
@@ -283,8 +283,7 @@ class Plan:
     def _windows(self, block: int) -> pa.Table:
         with self._reading, undamaged(self._folder, self._key("windows")):
             windows = self._file("windows").read_row_group(block).select(WINDOWS.names)
-            check_windows(windows, self.record, block)
-            return windows
+            return checked_windows(windows, self.record, block)
 
     def block(self, block: int) -> BlockPlan:
         """What block `block` holds."""
@@ -330,9 +329,7 @@ class Plan:
         """The `windows` or `documents` table."""
         with self._reading, undamaged(self._folder, self._key(name)):
             table = self._file(name).read()
-            if name == "windows":
-                check_windows(table, self.record)
-            return table
+            return checked_windows(table, self.record) if name == "windows" else table
 
     def fingerprint(self) -> str:
         """The fingerprint of what is on disk now, to hold against the record's; reads the whole plan."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from actstore.store.files.records import PlanRecord
 
 
-def check_windows(windows: pa.Table, plan: PlanRecord, block: int | None = None) -> None:
-    """Raise ValueError unless these rows of the windows table, all or those of one `block`, can be of the plan."""
+_COLUMNS: Final = {"document", "block", "n_slots", "input_start", "n_inputs", "slot_start"}
+
+
+def checked_windows(windows: pa.Table, plan: PlanRecord, block: int | None = None) -> pa.Table:
+    """These rows of the windows table, all or those of one `block`; ValueError unless they can be of the plan."""
     if any(column.null_count for column in windows.columns):
         raise ValueError("it has null values")
     columns = {name: windows[name].to_numpy().astype(np.int64) for name in windows.column_names if name in _COLUMNS}
@@ -21,6 +24,8 @@ def check_windows(windows: pa.Table, plan: PlanRecord, block: int | None = None)
         _check_range(columns, name, high)
     for name in ("input_start", "n_inputs", "slot_start"):
         _check_range(columns, name, 1 << 62)
+    if (columns["n_slots"] > columns["n_inputs"]).any():
+        raise ValueError("a window has more slots than positions")
     if block is not None and (columns["block"] != block).any():
         raise ValueError(f"windows of other blocks stand among those of block {block}")
     # A window's slots follow those of the one before it; a block's first are where the block begins.
@@ -41,9 +46,7 @@ def check_windows(windows: pa.Table, plan: PlanRecord, block: int | None = None)
     found = labels.flatten().to_numpy()
     if labels.flatten().null_count or ((found < -1) | (found >= len(plan.labels))).any():
         raise ValueError(f"a window has another label than the {len(plan.labels)} that there are")
-
-
-_COLUMNS = {"document", "block", "n_slots", "input_start", "n_inputs", "slot_start"}
+    return windows
 
 
 def _check_range(columns: dict[str, np.ndarray], name: str, high: int) -> None:

@@ -21,9 +21,9 @@ MAX_NEURONS: Final = 1 << 24
 """Of one layer; also the largest width of a residual stream."""
 MAX_EXEMPLARS: Final = 10_000
 MAX_COUNT: Final = (1 << 31) - 1
-"""Documents, windows, blocks and slots of a block: they are numbered in int32."""
-MAX_SLOTS: Final = 1 << 48
-"""Of all blocks together."""
+"""Documents, windows and blocks: they are numbered in int32."""
+MAX_BLOCK_SLOTS: Final = 1 << 24
+"""A block has some 16,384 slots, or as many as one window of the model has positions."""
 
 DTYPES: Final = ("float32", "float16", "bfloat16")
 """The formats of values before they are encoded."""
@@ -73,10 +73,8 @@ def check_plan(plan: Any, where: str) -> None:  # a PlanRecord, whose module imp
     """Raise `FormatError` unless the counts of a plan can be true together."""
     for name in ("n_documents", "n_windows", "n_blocks"):
         check_number(where, name, getattr(plan, name), 0, MAX_COUNT)
-    check_number(where, "block_slots", plan.block_slots, 1, MAX_COUNT)
-    n_slots = plan.n_blocks * plan.block_slots
-    check_number(where, "n_blocks × block_slots", n_slots, 0, MAX_SLOTS)
-    check_number(where, "n_tokens", plan.n_tokens, 0, n_slots)
+    check_number(where, "block_slots", plan.block_slots, 1, MAX_BLOCK_SLOTS)
+    check_number(where, "n_tokens", plan.n_tokens, 0, plan.n_blocks * plan.block_slots)
     # Every block holds a window.
     check_number(where, "n_blocks", plan.n_blocks, min(1, plan.n_windows), plan.n_windows)
     for column, _ in plan.labels:
