@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.files import record_checks
 from actstore.store.files.records import Record, verify_checksum, with_checksum
 from actstore.store.files.shards import checksum
 from actstore.store.layout import edits_key
@@ -48,6 +49,14 @@ class EditedRows(Record):
     """SHA-256 of the rows as they were, in the edit's dtype."""
     after: str
 
+    def check(self, where: str) -> None:
+        """As `Record.check`."""
+        record_checks.check_number(where, "layer", self.layer, 0, record_checks.MAX_LAYERS)
+        for neuron in self.neurons:
+            record_checks.check_number(where, "a neuron", neuron, 0, record_checks.MAX_NEURONS)
+        if list(self.neurons) != sorted(set(self.neurons)):
+            raise FormatError(f"{where}: neurons should ascend, found {str(self.neurons)[:80]}.")
+
 
 @dataclass(frozen=True)
 class EditRecord(Record):
@@ -74,6 +83,13 @@ class EditRecord(Record):
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
     """File → (bytes, CRC-32C)."""
     format: int = FORMAT
+
+    def check(self, where: str) -> None:
+        """As `Record.check`."""
+        record_checks.check_name(where, "name", self.name)
+        record_checks.check_one_of(where, "kind", self.kind, KINDS)
+        record_checks.check_files(where, "files", self.files)
+        record_checks.check_distinct(where, "the layers of rows", [rows.layer for rows in self.rows])
 
     @property
     def n_neurons(self) -> int:
@@ -203,6 +219,7 @@ def _other_model(folder: Folder, record: EditRecord) -> str | None:
 
 def read_edit(folder: Folder | str | Path, name: str | None = None) -> Edit:
     """An edit with its rows, every byte checked; errors as of `read_record`, and `FormatError` for damaged rows."""
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     folder = folder if isinstance(folder, Folder) else Folder(folder)
@@ -213,14 +230,25 @@ def read_edit(folder: Folder | str | Path, name: str | None = None) -> Edit:
     data = bytes(folder.read(key))
     if (len(data), checksum(data)) != tuple(record.files.get(DELTA, ())):
         raise FormatError(f"{folder}/{key} is damaged: it is not what edit.json says. Make the edit again.")
-    tensors = load(data)
     try:
+        tensors = load(data)
         pairs = {
             rows.layer: RowPair(tensors[f"layer-{rows.layer}.before"], tensors[f"layer-{rows.layer}.after"])
             for rows in record.rows
         }
     except KeyError as error:
         raise FormatError(f"{folder}/{key} lacks the tensor {error}. Make the edit again.") from None
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise FormatError(f"{folder}/{key} is damaged: {' '.join(str(error).split())}. Make the edit again.") from None
+    for rows in record.rows:
+        shapes = [tuple(side.shape) for side in pairs[rows.layer]]
+        dtypes = {str(side.dtype).removeprefix("torch.") for side in pairs[rows.layer]}
+        is_pair = shapes[0] == shapes[1] and len(shapes[0]) == 2 and dtypes == {record.dtype}
+        if not is_pair or shapes[0][0] != len(rows.neurons):
+            raise FormatError(
+                f"{folder}/{key} is damaged: the rows of layer {rows.layer} are {shapes[0]} and {shapes[1]} {min(dtypes)}, "
+                f"expected those of {len(rows.neurons)} neurons in {record.dtype}. Make the edit again."
+            )
     return Edit(record, pairs)
 
 

@@ -11,34 +11,24 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
-from actstore.store.capture.answers import damaged_answers, has_attributions
 from actstore.store.capture.commits import damaged_files, damaged_shards
-from actstore.store.capture.neuron_table import neuron_table
-from actstore.store.capture.patches import patches_sha256
 from actstore.store.capture.record import read_capture
-from actstore.store.capture.requests import has_requests, read_requests
-from actstore.store.capture.statistics import CaptureStatistics, read_block_statistics, sum_statistics
 from actstore.store.capture.unchecked import write_verified
-from actstore.store.capture.writer import block_arrays
 from actstore.store.edits import edit_names
 from actstore.store.edits import read_record as read_edit_record
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.files.arrays import BlockArray
 from actstore.store.files.checksums import verify_checksums
 from actstore.store.files.parquet import read_metadata
-from actstore.store.files.shards import Shard, shard_seed
 from actstore.store.graphs.record import check_belongs, read_record
 from actstore.store.layout import (
     GATE_SIGN,
     TOKENIZER_KEY,
     VOCABULARY_KEY,
-    capture_key,
     edits_key,
-    folded_statistics_key,
     graphs_key,
-    shard_key,
     statistics_key,
     table_key,
     weights_key,
@@ -51,6 +41,7 @@ from actstore.store.model.root import (
     read_tokenizer,
     read_vocabulary,
 )
+from actstore.store.verify_parts import PARTS, guarded, misplaced_shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -58,6 +49,10 @@ if TYPE_CHECKING:
     from actstore.store.capture.captures import Captures
     from actstore.store.reader import Capture
     from actstore.store.storage.folder import Folder
+
+
+_MOST_NAMED: Final = 1000
+"""The maximum number of blocks without a commit record that are named one by one."""
 
 
 @dataclass(frozen=True)
@@ -90,17 +85,29 @@ def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda bl
     name, folder = capture.record.name, capture.folder
     damage = []
     for block in capture.blocks:
-        damage += [_damage(name, block, key, what) for key, what in damaged_shards(folder, capture.record, block)]
+        for key, what in guarded(f"blocks/{block}.json", partial(damaged_shards, folder, capture.record, block)):
+            damage.append(_damage(name, block, key, what))
         on_block(block)
-    damage += _places(capture, {one.block for one in damage})
+    damaged_blocks = {one.block for one in damage}
+    undamaged = [block for block in capture.blocks if block not in damaged_blocks]
+    damage += [_damage(name, *found) for found in misplaced_shards(capture, undamaged)]
     # Statistics and the table of neurons are written when every block is committed: from then on, none may lack its record.
     results = (table_key(name, "neurons"), f"{statistics_key(name, 'tokens', 'by_label')}/zarr.json")
     if any(folder.exists(key) for key in results):
-        for block in sorted(set(range(capture.record.plan.n_blocks)).difference(capture.blocks)):
-            damage.append(_damage(name, block, f"blocks/{block}.json", "missing"))
-    for part in (_metadata, _plan, _patches, _requests, _statistics, _checkpoint, _answers):
-        damage += [_damage(name, None, key, what) for key, what in part(capture)]
+        damage += _missing_blocks(capture)
+    for check, key in PARTS.items():
+        damage += [_damage(name, None, *found) for found in guarded(key, partial(check, capture))]
     return damage
+
+
+def _missing_blocks(capture: Capture) -> Iterator[Damage]:
+    """Planned blocks without a commit record; at most `_MOST_NAMED` of them are named."""
+    committed = set(capture.blocks)
+    n_missing = capture.record.plan.n_blocks - len(committed)
+    unwritten = (block for block in range(capture.record.plan.n_blocks) if block not in committed)
+    for n_named, block in enumerate(islice(unwritten, min(n_missing, _MOST_NAMED + 1))):
+        what = "missing" if n_named < _MOST_NAMED else f"missing, as are others from there on: {n_missing:,} in all"
+        yield _damage(capture.record.name, block, f"blocks/{block}.json", what)
 
 
 def open_captures(store: Captures, name: str | None = None) -> tuple[list[Capture], list[Damage]]:
@@ -145,14 +152,20 @@ def verify_root(folder: Folder) -> list[Damage]:
         checks[edits_key(name, "edit.json")] = partial(_check_edit, folder, name)
     damage = [Damage(None, None, None, None, weights_key(part), "missing; restore it from a copy") for part in missing]
     for key, check in checks.items():
-        try:
-            if key in tables:
-                check_beside_root(folder, key, root)
-            check()
-        except (FormatError, NotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if folder.exists(key) or key in root.files:
-                damage.append(Damage(None, None, None, None, key, str(error)))
+        if folder.exists(key) or key in root.files:
+            belongs = partial(check_beside_root, folder, key, root) if key in tables else None
+            found = guarded(key, partial(_complaint, key, belongs, check))
+            damage += [Damage(None, None, None, None, *one) for one in found]
     return damage
+
+
+def _complaint(key: str, *checks: Callable[[], object] | None) -> Iterator[tuple[str, str]]:
+    """What the first of `checks` to raise on purpose raises."""
+    try:
+        for check in filter(None, checks):
+            check()
+    except (FormatError, NotFoundError, ValueError) as error:
+        yield key, str(error)
 
 
 def _check_vocabulary(folder: Folder) -> None:
@@ -198,7 +211,7 @@ def verify_graphs(folder: Folder, capture: str | None = None) -> tuple[list[str]
                 continue
             found = [("graph.json", "missing")]
             if record is not None:
-                found = list(damaged_files(folder, f"graphs/{name}", record.files))
+                found = list(guarded("graph.json", partial(damaged_files, folder, f"graphs/{name}", record.files)))
                 try:
                     check_belongs(folder, record, root)
                 except FormatError as error:
@@ -221,120 +234,3 @@ def _damage(capture: str, block: int | None, key: str, what: str) -> Damage:
     site = (match[1] or GATE_SIGN) if match else None
     layer = int(match[2] or match[3]) if match else None
     return Damage(capture, block, site, layer, key, what)
-
-
-def _metadata(capture: Capture) -> Iterator[tuple[str, str]]:
-    """What is wrong with the description of the arrays that blocks are shards of."""
-    record = capture.record
-    for spec in block_arrays(record):
-        key = f"{spec.key.removeprefix(capture_key(record.name))[1:]}/zarr.json"
-        try:
-            array = BlockArray(capture.folder, spec.key)
-        except (FormatError, NotFoundError) as error:
-            yield key, str(error)
-            continue
-        if (array.grid.rows, array.grid.columns, array.dtype) != (spec.rows, spec.columns, spec.dtype):
-            yield key, f"describes blocks of {array.grid.rows} × {array.grid.columns} {array.dtype}"
-
-
-def _places(capture: Capture, damaged_blocks: set[int | None]) -> Iterator[Damage]:
-    """The shards of undamaged blocks that are another block's, array's or capture's, commit record and all.
-
-    The checksums of their rows tell: one row of each shard is read.
-    """
-    if not capture.record.is_checked:
-        return
-    for spec in block_arrays(capture.record):
-        for block in (b for b in capture.blocks if b not in damaged_blocks):
-            key, seed = shard_key(spec.key, block), shard_seed(spec.identity, spec.key, block)
-            short = key.removeprefix(f"{capture_key(capture.record.name)}/")
-            try:
-                Shard(capture.folder.source(key), spec.grid, spec.dtype, key, seed).row(0)
-            except (FormatError, NotFoundError) as error:
-                yield _damage(capture.record.name, block, short, str(error))
-
-
-def _plan(capture: Capture) -> Iterator[tuple[str, str]]:
-    expected = capture.record.plan.fingerprint
-    try:
-        found = capture.plan.fingerprint()
-        if found != expected:
-            yield "plan", f"fingerprint {found[:12]}…, expected {expected[:12]}…"
-    except (FormatError, NotFoundError, ValueError, IndexError, OSError, RuntimeError) as error:
-        yield "plan", str(error)
-
-
-def _patches(capture: Capture) -> Iterator[tuple[str, str]]:
-    """Whether the table of patches of a capture of images is the one that was planned."""
-    expected = capture.record.patches_sha256
-    if expected is None:
-        return
-    try:
-        fingerprint = patches_sha256(capture.folder, capture.record.name)
-        if fingerprint != expected:
-            yield "patches.parquet", f"SHA-256 {fingerprint[:12]}…, expected {expected[:12]}…"
-    except NotFoundError:
-        yield "patches.parquet", "missing"
-
-
-def _requests(capture: Capture) -> Iterator[tuple[str, str]]:
-    """Whether the table of requests of a capture of probes is the one that was written."""
-    if has_requests(capture.record):
-        try:
-            read_requests(capture.folder, capture.record.name, capture.record.plan_files.get("requests.arrow", ""))
-        except FormatError as error:
-            yield "requests.arrow", str(error)
-
-
-def _answers(capture: Capture) -> Iterator[tuple[str, str]]:
-    """Whether the tables of a finished capture of questions say what its blocks do."""
-    if has_attributions(capture) and capture.is_finished:
-        try:
-            yield from damaged_answers(capture)
-        except (FormatError, NotFoundError, ValueError, IndexError):
-            return  # the block, or the plan, is reported by its checksum
-
-
-def _checkpoint(capture: Capture) -> Iterator[tuple[str, str]]:
-    """Whether a checkpoint of added statistics is the sum of its blocks' own, bit for bit."""
-    folder, record = capture.folder, capture.record
-    key = folded_statistics_key(record.name)
-    if not folder.exists(key):
-        return
-    short = key.removeprefix(f"{capture_key(record.name)}/")
-    try:
-        found, n_blocks = CaptureStatistics.decode(folder.read(key), record, f"{folder}/{key}")
-    except FormatError as error:
-        yield short, str(error)
-        return
-    if not set(capture.blocks).issuperset(range(n_blocks)):
-        return  # such a one is passed over
-    total = CaptureStatistics.empty(record)
-    try:
-        for block in range(n_blocks):
-            total.merge(read_block_statistics(folder, record, block))
-    except (FormatError, NotFoundError, ValueError):
-        return  # the block is reported by its checksum
-    if found.encode() != total.encode():
-        yield short, "not the sum of the blocks' own"
-
-
-def _statistics(capture: Capture) -> Iterator[tuple[str, str]]:
-    """Whether the finished statistics are the sum of the blocks' own, bit for bit."""
-    folder, record = capture.folder, capture.record
-    total = CaptureStatistics.empty(record)
-    try:
-        for block in capture.blocks:
-            total.merge(read_block_statistics(folder, record, block))
-    except (FormatError, NotFoundError, ValueError):
-        return  # the block is reported by its checksum
-    try:
-        if total.encode() != sum_statistics(folder, record, capture.blocks).encode():
-            yield "statistics", "not the sum of the blocks' own"
-        table, expected = capture.neurons().to_arrow(), neuron_table(record, total)
-        # A later version may have more columns; what a table has must be right, and it must have a row for every neuron.
-        known = [name for name in expected.column_names if name in table.column_names]
-        if not known or not table.equals(expected.select(known)):
-            yield "neurons.parquet", "not what the statistics say"
-    except (FormatError, NotFoundError, ValueError, OSError, RuntimeError) as error:
-        yield "statistics", str(error)

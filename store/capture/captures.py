@@ -13,6 +13,7 @@ from actstore.store.capture.reader import Capture
 from actstore.store.capture.record import read_capture
 from actstore.store.capture.unfinished import logger, unfinished_sentence
 from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files.record_checks import check_of_model
 from actstore.store.model.root import Root
 
 if TYPE_CHECKING:
@@ -137,4 +138,5 @@ class Captures(Root):
         record = read_capture(self.folder, name)
         if record is not None:
             check_belongs(self.folder, record, self.root_record)
+            check_of_model(record.sites, self.model, f"{self.folder}/{layout.capture_key(name)}/zarr.json")
         return record

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
+from actstore.store.capture.plan_checks import checked_windows
 from actstore.store.errors import FormatError
 from actstore.store.files.parquet import TableWriter, open_table, undamaged
 from actstore.store.files.plain_arrays import ArrayAppender, PlainArray
@@ -247,7 +248,8 @@ class Plan:
 
     def _windows(self, block: int) -> pa.Table:
         with self._reading, undamaged(self._folder, self._key("windows")):
-            return self._file("windows").read_row_group(block).select(WINDOWS.names)
+            windows = self._file("windows").read_row_group(block).select(WINDOWS.names)
+            return checked_windows(windows, self.record, block)
 
     def block(self, block: int) -> BlockPlan:
         """What block `block` holds."""
@@ -309,7 +311,8 @@ class Plan:
     def table(self, name: str) -> pa.Table:
         """The `windows` or `documents` table."""
         with self._reading, undamaged(self._folder, self._key(name)):
-            return self._file(name).read()
+            table = self._file(name).read()
+            return checked_windows(table, self.record) if name == "windows" else table
 
     def fingerprint(self) -> str:
         """The fingerprint of what is on disk now, to hold against the record's; reads the whole plan."""

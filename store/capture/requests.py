@@ -76,11 +76,12 @@ def read_requests(folder: Folder, capture: str, digest: str = "") -> pa.Table:
     key = requests_key(capture)
     try:
         table = pa.ipc.open_file(pa.py_buffer(folder.read(key))).read_all().select(REQUESTS.names)
+        table.validate(full=True)  # else columns longer than their bytes end the process
         stored, found = (table.schema.metadata or {}).get(_CHECKSUM), _checksum(table)
         what = "" if stored in (None, found.encode()) else "its checksum does not match"
         if digest and digest != found:
             what = "it is that of another capture"
-    except (pa.ArrowException, NotFoundError, ValueError, KeyError, OSError) as error:
+    except (pa.ArrowException, NotFoundError, ValueError, KeyError, OSError, MemoryError) as error:
         what = " ".join(str(error).split()).rstrip(".")
     if what:
         raise FormatError(

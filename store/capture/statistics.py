@@ -14,6 +14,13 @@ import numpy as np
 
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES, STATISTICS, Statistics
 from actstore.store.capture.commits import check_file, committed_blocks, digest_commits
+from actstore.store.capture.statistics_shapes import (
+    check_labels,
+    check_shapes,
+    site_shape,
+    statistics_nbytes,
+    statistics_shapes,
+)
 from actstore.store.capture.tensors import damaged_tensors, decode_tensors, encode_tensors
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.plain_arrays import PlainArray, write_array
@@ -148,24 +155,27 @@ class CaptureStatistics:
 
         Statistics that the record does not list are passed over: a later version may gather them in resuming the capture.
         """
-        return cls._decoded(decode_tensors(data, where), record, where)
+        return cls._decoded(_tensors(data, record, where), record, where)
 
     @classmethod
     def _decoded(
         cls, arrays: Mapping[str, NDArray[Any]], record: CaptureRecord, where: str
     ) -> tuple[CaptureStatistics, int]:
         try:
-            empty = cls.empty(record)
-            names = _present(
-                record, lambda name: all(f"{site}/{layer}/{name}" in arrays for site, layer in empty.sites)
-            )
-            sites = {
-                (site, layer): StoredStatistics.from_arrays({name: arrays[f"{site}/{layer}/{name}"] for name in names})
-                for site, layer in empty.sites
-            }
-            gates = {layer: arrays[f"{GATE_SIGN}/{layer}/positives"].astype(np.int64) for layer in record.gate_sign}
-            return cls(sites, gates, arrays["label_tokens"].astype(np.int64)), int(arrays["n_blocks"][0])
-        except (ValueError, KeyError, IndexError) as error:
+            known = statistic_names(record)
+            shapes = statistics_shapes(record, known)
+            names = _present(record, lambda name: all(f"{site}/{layer}/{name}" in arrays for site, layer in shapes))
+            sites = {}
+            for (site, layer), of_layer in shapes.items():
+                found = {name: arrays[f"{site}/{layer}/{name}"] for name in names}
+                check_shapes(found, of_layer)
+                sites[site, layer] = StoredStatistics.from_arrays(found)
+            gates = {layer: arrays[f"{GATE_SIGN}/{layer}/positives"] for layer in record.gate_sign}
+            labels, n_blocks = arrays["label_tokens"], int(arrays["n_blocks"][0])
+            check_labels(record, gates, labels)
+            counts = {layer: positives.astype(np.int64) for layer, positives in gates.items()}
+            return cls(sites, counts, labels.astype(np.int64)), n_blocks
+        except (ValueError, KeyError, IndexError, TypeError, MemoryError) as error:
             raise damaged_tensors(where, error) from None
 
     @classmethod
@@ -179,7 +189,7 @@ class CaptureStatistics:
         """
         key = folded_statistics_key(record.name)
         try:
-            arrays = decode_tensors(folder.read(key), f"{folder}/{key}")
+            arrays = _tensors(folder.read(key), record, f"{folder}/{key}")
             total, n_blocks = cls._decoded(arrays, record, f"{folder}/{key}")
             if set(blocks).issuperset(range(n_blocks)):
                 commits = digest_commits(folder, record, n_blocks)
@@ -188,6 +198,11 @@ class CaptureStatistics:
         except (FormatError, NotFoundError):
             pass
         return cls.empty(record), 0
+
+
+def _tensors(data: bytes, record: CaptureRecord, where: str) -> dict[str, NDArray[Any]]:
+    """What `CaptureStatistics.encode` wrote: what it takes in memory is known from the record before it is decompressed."""
+    return decode_tensors(data, where, statistics_nbytes(record, statistic_names(record)))
 
 
 def _present(record: CaptureRecord, has_arrays: Callable[[str], bool]) -> list[str]:
@@ -284,14 +299,20 @@ def _read_finished(folder: Folder, record: CaptureRecord) -> CaptureStatistics:
     def has_arrays(name: str) -> bool:
         return all(folder.exists(f"{statistics_key(record.name, site, name)}/zarr.json") for site in record.sites)
 
+    def opened(key: str, *, may_lack: bool = False) -> PlainArray:
+        return PlainArray(folder, key, identity=record.identity, may_lack_chunks=lambda: may_lack)
+
     def read(site: str, name: str) -> NDArray[Any]:
         # Without checksums, as of earlier versions, the one statistic whose chunks may be left out for being -1 throughout.
-        key, may_lack = statistics_key(record.name, site, name), name == "exemplar_tokens"
-        return PlainArray(folder, key, identity=record.identity, may_lack_chunks=lambda: may_lack).read()
+        array = opened(statistics_key(record.name, site, name), may_lack=name == "exemplar_tokens")
+        check_shapes({name: array}, {name: site_shape(record, site, name)})  # before memory is taken
+        if array.dtype != STATISTICS[name].dtype:
+            raise ValueError(f"{name} is {array.dtype}, expected {np.dtype(STATISTICS[name].dtype)}")
+        return array.read()
 
     names = _present(record, has_arrays)
     try:
-        sites, empty = {}, CaptureStatistics.empty(record).sites
+        sites = {}
         for site in record.sites:
             arrays = {name: read(site, name) for name in names}
             _check_exemplars(arrays)
@@ -299,12 +320,18 @@ def _read_finished(folder: Folder, record: CaptureRecord) -> CaptureStatistics:
                 of_layer = {
                     n: a[:, rows] if STATISTICS[n].dimensions[0] == "label" else a[rows] for n, a in arrays.items()
                 }
-                _check_like(of_layer, empty[site, layer].arrays())
                 sites[site, layer] = StoredStatistics.from_arrays(of_layer)
-        gates = {layer: read(GATE_SIGN, f"{layer}/positives") for layer in record.gate_sign}
-        return CaptureStatistics(sites, gates, read("tokens", "by_label"))
+        gates = {
+            layer: opened(statistics_key(record.name, GATE_SIGN, f"{layer}/positives")) for layer in record.gate_sign
+        }
+        labels = opened(statistics_key(record.name, "tokens", "by_label"))
+        check_labels(record, gates, labels)
+        positives = {layer: array.read() for layer, array in gates.items()}
+        return CaptureStatistics(sites, positives, labels.read())
     except (FormatError, NotFoundError, ValueError, RuntimeError) as error:
-        raise FormatError(f"The statistics of capture {record.name!r} of {folder} are damaged: {error}") from None
+        raise FormatError(
+            f"The statistics of capture {record.name!r} of {folder} are damaged: {str(error).rstrip('.')}."
+        ) from None
 
 
 def _check_exemplars(arrays: dict[str, NDArray[Any]]) -> None:
@@ -313,10 +340,3 @@ def _check_exemplars(arrays: dict[str, NDArray[Any]]) -> None:
         tokens, values = arrays["exemplar_tokens"], arrays["exemplar_values"]
         if tokens.shape == values.shape and (np.isfinite(values) & (tokens < 0)).any():
             raise ValueError("exemplar_tokens lacks tokens of exemplars.")
-
-
-def _check_like(arrays: dict[str, NDArray[Any]], expected: dict[str, NDArray[Any]]) -> None:
-    """Raise ValueError where an array of a layer's statistics has another shape or dtype than expected."""
-    for name, array in arrays.items():
-        if array.shape != expected[name].shape or array.dtype != expected[name].dtype:
-            raise ValueError(f"{name} is {array.shape} {array.dtype}")

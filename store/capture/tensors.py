@@ -11,6 +11,7 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from actstore.store.errors import FormatError
+from actstore.store.files.zstandard import decompress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,11 +28,11 @@ def encode_tensors(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return bytes(Zstd(level=1, checksum=True).encode(save_safetensors(tensors)))
 
 
-def decode_tensors(data: bytes, where: str) -> dict[str, NDArray[Any]]:
-    """What `encode_tensors` wrote; `FormatError` naming `where` if damaged."""
+def decode_tensors(data: bytes, where: str, most: int) -> dict[str, NDArray[Any]]:
+    """What `encode_tensors` wrote; `FormatError` naming `where` if damaged, or of more than `most` bytes decompressed."""
     try:
-        return load_safetensors(bytes(Zstd().decode(data)))
-    except (SafetensorError, RuntimeError, ValueError, KeyError, IndexError) as error:
+        return load_safetensors(decompress(data, most))
+    except (SafetensorError, RuntimeError, ValueError, KeyError, IndexError, TypeError, MemoryError) as error:
         raise damaged_tensors(where, error) from None
 
 

@@ -16,7 +16,8 @@ from weakref import ref
 import zarr
 from zarr.codecs import BloscCodec
 
-from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.errors import FormatError
+from actstore.store.files.array_metadata import open_array
 from actstore.store.files.shards import Shard, shard_seed
 from actstore.store.layout import FAST, ShardGrid, shard_grid, shard_key
 
@@ -116,14 +117,10 @@ class BlockArray:
 
         `identity` and `title` are as in `BlockArraySpec`; `before_opening` is called with a block whose shard is to be opened.
         """
-        try:
-            array = zarr.open_array(store=folder.zarr, path=key, mode="r")
-        except FileNotFoundError:
-            raise NotFoundError(f"{folder} has no array {key}.") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise FormatError(f"The metadata of {folder}/{key} cannot be read: {error}.") from None
+        array = open_array(folder, key)
         if array.shards is None:
             raise FormatError(f"{folder}/{key} should be a sharded array, found a plain one.")
+        _check_grid(array, f"{folder}/{key}")
         self.folder, self.key = folder, key
         self._identity, self._title, self._before_opening = identity, title, before_opening
         self.dtype: np.dtype[Any] = array.dtype
@@ -179,3 +176,17 @@ def open_block_array(folder: Folder, spec: BlockArraySpec, before_opening: Calla
             f"{array.grid.columns} {array.dtype}, expected {spec.rows} × {spec.columns} {spec.dtype}."
         )
     return array
+
+
+def _check_grid(array: zarr.Array[Any], where: str) -> None:
+    """Raise `FormatError` unless an array's shards have all its rows, and inner chunks that fill no more than them."""
+    assert array.shards is not None
+    if len(array.shape) == len(array.shards) == len(array.chunks) == 2 and min(*array.shape, *array.chunks) > 0:
+        grid = ShardGrid(array.shape[0], array.shards[1], *array.chunks)
+        fits = grid.chunk_rows <= grid.rows and grid.columns % grid.chunk_columns == array.shape[1] % grid.columns == 0
+        if fits and array.shards[0] == grid.padded_rows:
+            return
+    raise FormatError(
+        f"The metadata of {where} are damaged: they describe {array.shape} in shards of {array.shards} and chunks of "
+        f"{array.chunks}. Run `store.verify()` to find every damage."
+    )

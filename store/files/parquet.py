@@ -34,6 +34,9 @@ _MARK: Final = b"actstore"
 _TAIL: Final = struct.Struct("<I4s")
 """How a Parquet file ends: the footer's size in bytes, and Parquet's mark."""
 _PIECE: Final = 1 << 24
+_MOST_ROWS_PER_BYTE: Final = 8
+_MOST_COMPRESSED: Final = 100
+"""Snappy, Parquet's usual compression, writes 64 bytes with 3 at best."""
 
 
 class Digest(Protocol):
@@ -142,7 +145,10 @@ def undamaged(folder: Folder, key: str) -> Iterator[None]:
         yield
     except ActstoreError:
         raise
-    except (pa.ArrowException, OSError, EOFError, LookupError, ValueError, TypeError, RuntimeError) as error:
+    except (
+        pa.ArrowException, OSError, EOFError, LookupError, ValueError, TypeError, RuntimeError, ArithmeticError, AttributeError,
+        MemoryError,
+    ) as error:  # fmt: skip
         if isinstance(error, OSError) and error.errno is not None:
             raise  # an error of the disk or the network, which says nothing about the table
         raise FormatError(f"{folder}/{key} is damaged: {' '.join(str(error).split())}.") from None
@@ -171,14 +177,34 @@ def open_table(
         # Read, not mapped: a file that is truncated later is then an error, not the end of the process.
         path = folder.local_path(key)
         file = pa.BufferReader(pa.py_buffer(source.read(0, source.nbytes))) if path is None else pa.OSFile(str(path))
-        table = pq.ParquetFile(file, page_checksum_verification=True)
-        metadata = table.schema_arrow.metadata or {}
+        opened = pq.ParquetFile(file, page_checksum_verification=True)
+        _check_counts(opened.metadata, source.nbytes)
+        metadata = opened.schema_arrow.metadata or {}
         if any(metadata.get(name.encode()) != value.encode() for name, value in (owner or {}).items()):
             raise FormatError(
-                f"{folder}/{key} is not the table that was written there, but one of another capture or store. Run `actstore "
-                "verify` to find every damage."
+                f"{folder}/{key} is not the table that was written there, but one of another capture or store. Run "
+                "`store.verify()` to find every damage."
             )
-        return table
+        return opened
+
+
+def _check_counts(metadata: pq.FileMetaData, nbytes: int) -> None:
+    """Raise ValueError where a table of `nbytes` says that it has more in it than can be.
+
+    Repeated values take next to nothing in a Parquet file, so a page of some bytes can become any number of rows. The tables
+    of a store number their rows, or name them, which takes bytes.
+    """
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    n_rows = [group.num_rows for group in groups]
+    if min(n_rows, default=0) < 0 or sum(n_rows) != metadata.num_rows or sum(n_rows) > _MOST_ROWS_PER_BYTE * nbytes:
+        raise ValueError(f"{nbytes:,} bytes are said to hold {metadata.num_rows:,} rows")
+    for column in columns:
+        largest = _MOST_COMPRESSED * nbytes
+        if not (0 <= column.total_compressed_size <= nbytes and 0 <= column.total_uncompressed_size <= largest):
+            raise ValueError(
+                f"{nbytes:,} bytes are said to hold {column.total_uncompressed_size:,} bytes of {column.path_in_schema}"
+            )
 
 
 def read_table(

@@ -17,7 +17,8 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
-from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.errors import FormatError
+from actstore.store.files.array_metadata import open_array
 from actstore.store.layout import FAST, missing_value
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class PlainArray:
         versions, chunks are checked where they have checksums. Where they have none, a chunk that is not there is an error,
         unless `may_lack_chunks`: Zarr writes no chunk that has nothing but the fill value.
         """
-        self._array = _open(folder, key)
+        self._array = open_array(folder, key)
         self._folder, self._key, self._may_lack_chunks = folder, key, may_lack_chunks
         self.shape, self.dtype = self._array.shape, self._array.dtype
         attributes: dict[str, Any] = dict(self._array.attrs)
@@ -162,7 +163,9 @@ class PlainArray:
     def _decoded(self, selection: Any) -> NDArray[Any]:
         try:
             return np.asarray(self._array[selection])
-        except (ValueError, KeyError, TypeError, RuntimeError, OSError, SystemError) as error:
+        except (
+            ValueError, LookupError, TypeError, RuntimeError, OSError, SystemError, OverflowError, MemoryError,
+        ) as error:  # fmt: skip
             # SystemError: numcodecs, of a Blosc header that says a negative size.
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # an error of the disk or the network, which says nothing about the chunk
@@ -196,16 +199,6 @@ class PlainArray:
             f"{self._folder}/{self._key} is damaged: {what}. Run `store.verify()` to find every damage, and restore it from a "
             "copy, or capture again."
         )
-
-
-def _open(folder: Folder, key: str) -> zarr.Array[Any]:
-    """The Zarr array under `key`; `NotFoundError` where there is none."""
-    try:
-        return zarr.open_array(store=folder.zarr, path=key, mode="r")
-    except FileNotFoundError:
-        raise NotFoundError(f"{folder} has no array {key}.") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"The metadata of {folder}/{key} cannot be read: {error}.") from None
 
 
 class ArrayAppender:

@@ -9,14 +9,18 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, Self, get_args, get_origin, get_type_hints
 
 from actstore.store.errors import FormatError
+from actstore.store.files import record_checks
 from actstore.store.files.precision import PRECISIONS, Precision
 from actstore.store.files.shards import checksum
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+_LARGEST: Final = 1 << 63
 
 
 class Record:
@@ -38,7 +42,12 @@ class Record:
                 arguments[item.name] = _parse(hints[item.name], value[item.name], f"{where}: {item.name}")
             elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
                 raise FormatError(f"{where} lacks the field {item.name!r}.")
-        return cls(**arguments)
+        record = cls(**arguments)
+        record.check(where)
+        return record
+
+    def check(self, where: str) -> None:
+        """Raise `FormatError` naming `where` and a field that cannot be so, whatever its checksum says."""
 
 
 def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
@@ -80,10 +89,12 @@ def _parse(hint: Any, value: Any, where: str) -> Any:  # a type annotation, and 
     # JSON writes 1.0 and 1 alike, and Python calls True an integer.
     if isinstance(value, bool) and bool not in allowed:
         raise FormatError(f"{where} should be {getattr(hint, '__name__', hint)}, found {value!r}.")
+    if isinstance(value, int | float) and not -_LARGEST < value < _LARGEST:  # neither is NaN
+        raise FormatError(f"{where} should be a finite number below 2^63, found {value!r:.40}.")
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, tuple(t for t in allowed if isinstance(t, type))):
-        raise FormatError(f"{where} should be {getattr(hint, '__name__', hint)}, found {value!r}.")
+        raise FormatError(f"{where} should be {getattr(hint, '__name__', hint)}, found {value!r:.80}.")
     return value
 
 
@@ -139,6 +150,10 @@ class ModelRecord(Record):
     folder: str | None = None
     """The absolute path of the model's folder; None for a model of the Hub, and in older stores."""
 
+    def check(self, where: str) -> None:
+        """As `Record.check`."""
+        record_checks.check_model(self, where)
+
     @property
     def head_layers(self) -> tuple[LayerRecord, ...]:
         """The layers of the last stack, whose residual stream the unembedding reads: the language model's."""
@@ -166,6 +181,10 @@ class PlanRecord(Record):
     """Stored slots that hold a token, special tokens included."""
     block_slots: int
     n_blocks: int
+
+    def check(self, where: str) -> None:
+        """As `Record.check`."""
+        record_checks.check_plan(self, where)
 
 
 @dataclass(frozen=True)
@@ -212,6 +231,10 @@ class CaptureRecord(Record):
 
     Empty in a capture of an earlier version.
     """
+
+    def check(self, where: str) -> None:
+        """As `Record.check`."""
+        record_checks.check_capture(self, where)
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON-ready values; the last six fields are left out where they say nothing.
@@ -301,6 +324,11 @@ class CommitRecord(Record):
     """The model's fingerprint."""
     identity: str = ""
     """The capture's identity."""
+
+    def check(self, where: str) -> None:
+        """As `Record.check`."""
+        record_checks.check_number(where, "block", self.block, 0, record_checks.MAX_COUNT)
+        record_checks.check_files(where, "shards", self.shards)
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON-ready values, without what it does not say."""

@@ -151,12 +151,14 @@ class Graphs(GraphSet):
         check_at_first_use(self.store.folder, key, check)
         try:
             table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(data))).read_all()
+            table.validate(full=schema is NEURONS)  # else columns longer than their bytes end the process
             is_expected = table.schema.equals(schema)
             columns = ", ".join(table.schema.names)
         except (
             pa.ArrowException,
             OSError,
             ValueError,
+            MemoryError,
         ) as error:  # names and metadata that are no UTF-8 are a ValueError
             raise self._damaged(file, " ".join(str(error).split())) from None
         if not is_expected:

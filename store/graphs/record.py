@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from actstore.store.capture.record import read_capture
 from actstore.store.errors import FormatError
+from actstore.store.files.record_checks import MAX_COUNT, check_files, check_name, check_number
 from actstore.store.files.records import Record, verify_checksum
 from actstore.store.graphs.nodes import BOUNDARY
 from actstore.store.layout import graphs_key
@@ -85,6 +86,13 @@ class GraphRecord(Record):
     format: int = FORMAT
     capture_identity: str = ""
     """The identity of `capture`; empty in graphs of earlier versions, and of captures without one."""
+
+    def check(self, where: str) -> None:
+        """As `Record.check`."""
+        check_name(where, "name", self.name)
+        check_number(where, "n_neurons", self.n_neurons, 0, MAX_COUNT)
+        check_number(where, "n_nodes", self.n_nodes, 0)
+        check_files(where, "files", self.files)
 
 
 def graph_names(folder: Folder) -> tuple[str, ...]:

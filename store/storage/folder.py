@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from actstore.store.arguments import argument
 from actstore.store.errors import FormatError, NotFoundError, ReadOnlyError
 from actstore.store.storage.schemes import open_storage
+from actstore.store.storage.strict_json import MAX_NBYTES, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -124,10 +125,8 @@ class Folder:
 
     def read_json(self, key: str) -> dict[str, Any]:
         """The JSON object under `key`; `FormatError` where the bytes are not one."""
-        try:
-            value = json.loads(self.read(key))
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{self.location}/{key} should hold JSON, but {error}.") from None
+        # One byte more than may be there: a longer file is refused without being read.
+        value = parse_json(self.read(key, 0, MAX_NBYTES + 1), f"{self.location}/{key}")
         if not isinstance(value, dict):
             raise FormatError(f"{self.location}/{key} should hold a JSON object, found {type(value).__name__}.")
         return value

@@ -22,7 +22,7 @@ MODEL = ModelRecord(
     "float32",
     "f" * 64,
     ("mlp.post",),
-    (LAYER, LAYER),
+    (dataclasses.replace(LAYER, layer=0), dataclasses.replace(LAYER, layer=1)),
     {"a": [1]},
     ("layer-0",),
     "/m",
@@ -125,7 +125,8 @@ def test_a_wrong_type_is_named(record, field, wrong):
         dict: (dict,) if field.type == "dict[str, Any]" else (),
         type(None): (int,),
     }[type(right)]
-    if type(wrong) in accepts or (wrong is None and "None" in str(field.type)):
+    is_closed = isinstance(record, CaptureRecord) and field.name in ("dtype", "float_dtype", "keep")
+    if (type(wrong) in accepts and not is_closed) or (wrong is None and "None" in str(field.type)):
         type(record).from_json(value | {field.name: wrong}, "here")
         return
     with pytest.raises(FormatError) as caught:

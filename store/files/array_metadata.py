@@ -1,0 +1,33 @@
+"""The metadata of a Zarr array, read before Zarr believes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import zarr
+
+from actstore.store.errors import FormatError, NotFoundError
+
+if TYPE_CHECKING:
+    from actstore.store.storage.folder import Folder
+
+
+def open_array(folder: Folder, key: str) -> zarr.Array[Any]:
+    """The Zarr array under `key`, for slicing; `NotFoundError` where there is none, `FormatError` where it cannot be one."""
+    try:
+        folder.read_json(f"{key}/zarr.json")  # which Zarr would read however long or deep it is
+        array = zarr.open_array(store=folder.zarr, path=key, mode="r")
+    except (FileNotFoundError, NotFoundError):
+        raise NotFoundError(f"{folder} has no array {key}.") from None
+    except FormatError:
+        raise
+    except Exception as error:  # whatever Zarr makes of metadata that are none
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # an error of the disk or the network
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise FormatError(f"The metadata of {folder}/{key} cannot be read: {reason}.") from None
+    if any(n < 0 or n >> 62 for n in (*array.shape, *array.chunks)):
+        raise FormatError(
+            f"The metadata of {folder}/{key} are damaged: its shape is {array.shape}, in chunks of {array.chunks}."
+        )
+    return array

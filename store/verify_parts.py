@@ -1,0 +1,171 @@
+"""What is checked of a capture besides the bytes of its blocks' files: what is in them, and whether it belongs together."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from actstore.store.capture.answers import damaged_answers, has_attributions
+from actstore.store.capture.commits import damaged_shards
+from actstore.store.capture.neuron_table import neuron_table
+from actstore.store.capture.patches import patches_sha256
+from actstore.store.capture.requests import has_requests, read_requests
+from actstore.store.capture.statistics import CaptureStatistics, read_block_statistics, sum_statistics
+from actstore.store.capture.writer import block_arrays
+from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files.arrays import BlockArray
+from actstore.store.files.shards import Shard, shard_seed
+from actstore.store.layout import block_statistics_key, capture_key, folded_statistics_key, shard_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+
+    from actstore.store.files.arrays import BlockArraySpec
+    from actstore.store.reader import Capture
+
+
+def guarded(key: str, check: Callable[[], Iterable[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
+    """What `check` finds; whatever it raises over bytes that it did not expect is found too, under `key`."""
+    try:
+        yield from check()
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # an error of the disk or the network, which says nothing about the bytes
+        yield key, f"cannot be checked: {' '.join(str(error).split()) or type(error).__name__}"
+
+
+def misplaced_shards(capture: Capture, blocks: Collection[int]) -> Iterator[tuple[int, str, str]]:
+    """(block, key, reason) of the shards of `blocks` that are another block's, array's or capture's, commit record and all.
+
+    The checksums of their rows tell: one row of each shard is read. A capture of an earlier version has none.
+    """
+    if not capture.record.is_checked:
+        return
+    for spec in block_arrays(capture.record):
+        for block in blocks:
+            key, seed = shard_key(spec.key, block), shard_seed(spec.identity, spec.key, block)
+            short = key.removeprefix(f"{capture_key(capture.record.name)}/")
+            for _, what in guarded(short, partial(_wrong_place, capture, spec, key, seed)):
+                yield block, short, what
+
+
+def _wrong_place(capture: Capture, spec: BlockArraySpec, key: str, seed: int | None) -> Iterator[tuple[str, str]]:
+    try:
+        Shard(capture.folder.source(key), spec.grid, spec.dtype, key, seed).row(0)
+    except (FormatError, NotFoundError) as error:
+        yield key, str(error)
+
+
+def _metadata(capture: Capture) -> Iterator[tuple[str, str]]:
+    """What is wrong with the description of the arrays that blocks are shards of."""
+    record = capture.record
+    for spec in block_arrays(record):
+        key = f"{spec.key.removeprefix(capture_key(record.name))[1:]}/zarr.json"
+        try:
+            array = BlockArray(capture.folder, spec.key)
+        except (FormatError, NotFoundError) as error:
+            yield key, str(error)
+            continue
+        if (array.grid.rows, array.grid.columns, array.dtype) != (spec.rows, spec.columns, spec.dtype):
+            yield key, f"describes blocks of {array.grid.rows} × {array.grid.columns} {array.dtype}"
+
+
+def _plan(capture: Capture) -> Iterator[tuple[str, str]]:
+    expected = capture.record.plan.fingerprint
+    try:
+        found = capture.plan.fingerprint()
+        if found != expected:
+            yield "plan", f"fingerprint {found[:12]}…, expected {expected[:12]}…"
+    except (FormatError, NotFoundError, ValueError, IndexError, OSError, RuntimeError) as error:
+        yield "plan", str(error)
+
+
+def _patches(capture: Capture) -> Iterator[tuple[str, str]]:
+    """Whether the table of patches of a capture of images is the one that was planned."""
+    expected = capture.record.patches_sha256
+    if expected is None:
+        return
+    try:
+        fingerprint = patches_sha256(capture.folder, capture.record.name)
+        if fingerprint != expected:
+            yield "patches.parquet", f"SHA-256 {fingerprint[:12]}…, expected {expected[:12]}…"
+    except NotFoundError:
+        yield "patches.parquet", "missing"
+
+
+def _requests(capture: Capture) -> Iterator[tuple[str, str]]:
+    """Whether the table of requests of a capture of probes is the one that was written."""
+    if has_requests(capture.record):
+        try:
+            read_requests(capture.folder, capture.record.name, capture.record.plan_files.get("requests.arrow", ""))
+        except FormatError as error:
+            yield "requests.arrow", str(error)
+
+
+def _answers(capture: Capture) -> Iterator[tuple[str, str]]:
+    """Whether the tables of a finished capture of questions say what its blocks do."""
+    if has_attributions(capture) and capture.is_finished:
+        try:
+            yield from damaged_answers(capture)
+        except (FormatError, NotFoundError, ValueError, IndexError):
+            return  # the block, or the plan, is reported by its checksum
+
+
+def _checkpoint(capture: Capture) -> Iterator[tuple[str, str]]:
+    """Whether a checkpoint of added statistics is the sum of its blocks' own, bit for bit."""
+    folder, record = capture.folder, capture.record
+    key = folded_statistics_key(record.name)
+    if not folder.exists(key):
+        return
+    short = key.removeprefix(f"{capture_key(record.name)}/")
+    try:
+        found, n_blocks = CaptureStatistics.decode(folder.read(key), record, f"{folder}/{key}")
+    except FormatError as error:
+        yield short, str(error)
+        return
+    if not set(capture.blocks).issuperset(range(n_blocks)):
+        return  # such a one is passed over
+    total = CaptureStatistics.empty(record)
+    try:
+        for block in range(n_blocks):
+            total.merge(read_block_statistics(folder, record, block))
+    except (FormatError, NotFoundError, ValueError):
+        return  # the block is reported by its checksum
+    if found.encode() != total.encode():
+        yield short, "not the sum of the blocks' own"
+
+
+def _statistics(capture: Capture) -> Iterator[tuple[str, str]]:
+    """Whether the finished statistics are the sum of the blocks' own, bit for bit."""
+    folder, record = capture.folder, capture.record
+    total = CaptureStatistics.empty(record)
+    for block in capture.blocks:
+        try:
+            total.merge(read_block_statistics(folder, record, block))
+        except (FormatError, NotFoundError, ValueError) as error:
+            # Most often the block has been reported, by its checksum.
+            if next(damaged_shards(folder, record, block), None) is None:
+                yield block_statistics_key(record.name, block).removeprefix(f"{capture_key(record.name)}/"), str(error)
+            return
+    try:
+        if total.encode() != sum_statistics(folder, record, capture.blocks).encode():
+            yield "statistics", "not the sum of the blocks' own"
+        table, expected = capture.neurons().to_arrow(), neuron_table(record, total)
+        # A later version may have more columns; what a table has must be right, and it must have a row for every neuron.
+        known = [name for name in expected.column_names if name in table.column_names]
+        if not known or not table.equals(expected.select(known)):
+            yield "neurons.parquet", "not what the statistics say"
+    except (FormatError, NotFoundError, ValueError, OSError, RuntimeError) as error:
+        yield "statistics", str(error)
+
+
+PARTS: Final = {
+    _metadata: "zarr.json",
+    _plan: "plan",
+    _patches: "patches.parquet",
+    _requests: "requests.arrow",
+    _statistics: "statistics",
+    _checkpoint: "blocks/folded.statistics.safetensors.zst",
+    _answers: "prompts.parquet",
+}
+"""What is checked of a capture besides its blocks' files, and the key by which it is called where that fails."""
