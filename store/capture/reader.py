@@ -178,13 +178,11 @@ class Capture:
     def neurons(self) -> Table:
         """One row per site and neuron, over the committed blocks."""
         if self.is_finished:
-            table = read_table(self.folder, layout.table_key(self.record.name, "neurons"))
+            key = layout.table_key(self.record.name, "neurons")
+            table = read_table(self.folder, key, ("site", "layer", "neuron", "name"))
             expected = sum(sum(self.record.layers(site).values()) for site in self.record.sites)
             if table.num_rows != expected:
-                raise FormatError(
-                    f"{self.folder}/{layout.table_key(self.record.name, 'neurons')} is damaged: it has {table.num_rows} rows, "
-                    f"expected {expected}."
-                )
+                raise FormatError(f"{self.folder}/{key} is damaged: it has {table.num_rows} rows, expected {expected}.")
             return Table(table)
         return Table(neuron_table(self.record, self.statistics()))
 
