@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from actstore.kernels.pack.statistics import STATISTICS, quantiles
 from actstore.store.capture.statistics import write_finished_arrays
-from actstore.store.capture.tables import write_capture_table
+from actstore.store.capture.tables import read_capture_table, write_capture_table
+from actstore.store.errors import FormatError
 from actstore.store.layout import folded_statistics_key, table_key
 from actstore.store.neurons import neuron_names
 
@@ -33,6 +34,17 @@ def write_finished(folder: Folder, record: CaptureRecord, total: CaptureStatisti
     folder.delete(table_key(record.name, "neurons"))
     write_finished_arrays(folder, record, total)
     write_capture_table(folder, record, "neurons", neuron_table(record, total))
+
+
+def read_finished_table(folder: Folder, record: CaptureRecord) -> pa.Table:
+    """The table of neurons of a finished capture; `FormatError` where it has not one row per site and neuron."""
+    table = read_capture_table(folder, record, "neurons", ("site", "layer", "neuron", "name"))
+    expected = sum(sum(record.layers(site).values()) for site in record.sites)
+    if table.num_rows != expected:
+        raise FormatError(
+            f"{folder}/{table_key(record.name, 'neurons')} is damaged: it has {table.num_rows} rows, expected {expected}."
+        )
+    return table
 
 
 def remove_finished(folder: Folder, capture: str) -> None:

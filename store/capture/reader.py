@@ -15,15 +15,15 @@ from actstore.store import hooks, layout
 from actstore.store.arguments import argument
 from actstore.store.calls import checks
 from actstore.store.capture.commits import committed_blocks
-from actstore.store.capture.neuron_table import neuron_table
+from actstore.store.capture.neuron_table import neuron_table, read_finished_table
 from actstore.store.capture.overflow import OVERFLOW_COLUMNS, can_overflow, find_overflow, saturate
 from actstore.store.capture.patches import read_patches
 from actstore.store.capture.plan import Plan
 from actstore.store.capture.statistics import CaptureStatistics, is_finished, sum_statistics
-from actstore.store.capture.tables import open_capture_table, read_capture_table
+from actstore.store.capture.tables import open_capture_table
 from actstore.store.capture.unchecked import check_shard
 from actstore.store.capture.writer import block_arrays
-from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.errors import NotFoundError
 from actstore.store.files.arrays import open_block_array
 from actstore.store.files.parquet import undamaged
 from actstore.store.table import Table
@@ -182,14 +182,7 @@ class Capture:
     def neurons(self) -> Table:
         """One row per site and neuron, over the committed blocks."""
         if self.is_finished:
-            table = read_capture_table(self.folder, self.record, "neurons")
-            expected = sum(sum(self.record.layers(site).values()) for site in self.record.sites)
-            if table.num_rows != expected:
-                raise FormatError(
-                    f"{self.folder}/{layout.table_key(self.record.name, 'neurons')} is damaged: it has {table.num_rows} rows, "
-                    f"expected {expected}."
-                )
-            return Table(table)
+            return Table(read_finished_table(self.folder, self.record))
         return Table(neuron_table(self.record, self.statistics()))
 
     def statistics(self) -> CaptureStatistics:
