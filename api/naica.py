@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from actstore.engine.models.in_memory import ModelInput
     from actstore.engine.naica.evaluation import NaicaEvaluation
     from actstore.engine.naica.selection import SelectedNeurons
-    from actstore.store.capture.attributions import Attributions
     from actstore.store.capture.captures import Captures
+    from actstore.store.capture.questions.attributions import Attributions
 
 
 @explains
@@ -73,7 +73,7 @@ class NaicaMethod(Method):
         from actstore.engine.naica.baselines import choose_neurons
         from actstore.engine.naica.naica import NaicaSettings
         from actstore.engine.naica.selection import count_by_layer, label_of_queries
-        from actstore.store.capture.attributions import open_attributions
+        from actstore.store.capture.questions.attributions import open_attributions
 
         settings = NaicaSettings(attribution=attribution, t=t, u=u, v=v, ica=ica)
         attributions = open_attributions(self._store, capture)
@@ -121,7 +121,7 @@ class NaicaMethod(Method):
         """
         from actstore.engine.naica.evaluation import EvaluationSettings, check_labels, evaluate_naica
         from actstore.engine.naica.naica import NaicaSettings
-        from actstore.store.capture.attributions import open_attributions
+        from actstore.store.capture.questions.attributions import open_attributions
 
         defaults = EvaluationSettings()
         settings = EvaluationSettings(
@@ -147,7 +147,7 @@ def knowledge_neurons(
     """As `Store.knowledge`."""
     from actstore.engine.naica.knowledge import Refinement
     from actstore.engine.naica.stored_knowledge import each_knowledge_neurons
-    from actstore.store.capture.attributions import open_attributions
+    from actstore.store.capture.questions.attributions import open_attributions
 
     refinement = Refinement(keep=keep, share=share, at_least=at_least, at_most=at_most)
     attributions = open_attributions(store, capture)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from actstore.api.neurons import NeuronInput
     from actstore.engine.models.in_memory import ModelInput
     from actstore.engine.repair.outcome import RepairReport
-    from actstore.store.capture.attributions import Attributions
+    from actstore.store.capture.questions.attributions import Attributions
     from actstore.store.table import Table
     from actstore.store.verify import Damage
 
@@ -80,7 +80,7 @@ class Store(reader.Store):
 
     def attributions(self, capture: str | None = None) -> Attributions:
         """The stored attributions of a capture of questions; of the only one unless named."""
-        from actstore.store.capture.attributions import open_attributions
+        from actstore.store.capture.questions.attributions import open_attributions
 
         return open_attributions(self, capture)
 

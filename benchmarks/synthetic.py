@@ -13,7 +13,7 @@ from actstore.kernels.pack.api import pack
 from actstore.kernels.pack.columns import Columns
 from actstore.store import layout
 from actstore.store.capture.plan import PlannedWindow, PlanWriter
-from actstore.store.capture.statistics import CaptureStatistics
+from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.files.records import CaptureRecord, LayerRecord, ModelRecord, PlanRecord
 from actstore.store.model import root

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from rich.progress import Task
 
     from actstore.engine.attribution.attribute import AttributeReport
-    from actstore.store.capture.attributions import Attributions
+    from actstore.store.capture.questions.attributions import Attributions
 
 
 # Most options are the settings, or the options of the run, of the same name: `given` takes them from the context.

@@ -27,8 +27,8 @@ from actstore.engine.multimodal.result import FORMS as ACTIVATIONS
 from actstore.engine.naica.methods import METHODS as SELECTION_METHODS
 from actstore.engine.naica.protocols import PROTOCOLS
 from actstore.engine.selectivity.firing import COUNTABLE, FIRING_SITES
-from actstore.store.capture.attribution_kinds import KINDS as ATTRIBUTION_KINDS
 from actstore.store.capture.positions import POSITIONS
+from actstore.store.capture.questions.attribution_kinds import KINDS as ATTRIBUTION_KINDS
 from actstore.store.edits import KINDS as EDIT_KINDS
 from actstore.store.files.precision import PRECISIONS
 

@@ -10,14 +10,14 @@ from actstore.commands.options import Attribution, Json, QuestionsName, Quiet, R
 from actstore.display import terminal
 from actstore.display.reports import print_json, print_rows
 from actstore.display.wide_tables import folded_lists
-from actstore.store.capture.attributions import open_attributions
+from actstore.store.capture.questions.attributions import open_attributions
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from actstore.engine.naica.knowledge import Refinement
-    from actstore.store.capture.attributions import Attributions
+    from actstore.store.capture.questions.attributions import Attributions
 
 SHOWN_NEURONS = 8
 

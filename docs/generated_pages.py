@@ -37,7 +37,7 @@ METHODS = {
 """The classes behind a store's methods, and how a user reaches them."""
 GIVEN = {
     "What a store gives": (
-        "actstore.store.capture.attributions.Attributions",
+        "actstore.store.capture.questions.attributions.Attributions",
         "actstore.engine.contributions.rank.ContributionQuery",
         "actstore.engine.contributions.rank.Answer",
     ),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import duckdb
 
 from actstore.store import sandbox
-from actstore.store.capture.answers import answer_tables, has_attributions
+from actstore.store.capture.questions.answers import answer_tables, has_attributions
 from actstore.store.capture.record import read_capture
 from actstore.store.capture.tables import expected_of
 from actstore.store.errors import FormatError, InvalidInputError

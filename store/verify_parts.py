@@ -5,12 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from actstore.store.capture.answers import damaged_answers, has_attributions
 from actstore.store.capture.commits import damaged_shards
-from actstore.store.capture.neuron_table import neuron_table
 from actstore.store.capture.patches import patches_sha256
+from actstore.store.capture.questions.answers import damaged_answers, has_attributions
 from actstore.store.capture.requests import has_requests, read_requests
-from actstore.store.capture.statistics import CaptureStatistics, read_block_statistics, sum_statistics
+from actstore.store.capture.statistics.capture_statistics import (
+    CaptureStatistics,
+    read_block_statistics,
+    sum_statistics,
+)
+from actstore.store.capture.statistics.neuron_table import neuron_table
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import BlockArray

@@ -27,7 +27,7 @@ from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.models.load import LoadedModel, load_model
 from actstore.store import layout
 from actstore.store.capture.plan import PlannedWindow, PlanWriter
-from actstore.store.capture.statistics import RunningStatistics
+from actstore.store.capture.statistics.capture_statistics import RunningStatistics
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.files.records import CaptureRecord, PlanRecord
 from actstore.store.model import root

@@ -21,7 +21,7 @@ from actstore.display import terminal  # noqa: E402 - the checkout must be impor
 from actstore.engine.attribution.attribute import attribute  # noqa: E402
 from actstore.engine.models.load import load_model  # noqa: E402
 from actstore.engine.naica.evaluation import EvaluationSettings, evaluate_naica  # noqa: E402
-from actstore.store.capture.attributions import open_attributions  # noqa: E402
+from actstore.store.capture.questions.attributions import open_attributions  # noqa: E402
 from actstore.store.reader import Store  # noqa: E402
 from benchmarks.marked import rewrite  # noqa: E402
 

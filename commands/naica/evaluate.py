@@ -111,7 +111,7 @@ def evaluate(
     """
     from actstore.engine.naica.evaluation import EvaluationSettings, check_labels, evaluate_naica
     from actstore.engine.naica.naica import NaicaSettings
-    from actstore.store.capture.attributions import open_attributions
+    from actstore.store.capture.questions.attributions import open_attributions
     from actstore.store.reader import Store
 
     defaults = EvaluationSettings()

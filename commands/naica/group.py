@@ -32,7 +32,7 @@ from actstore.store.reader import Store
 if TYPE_CHECKING:
     from actstore.engine.naica.selection import LayerCounts
     from actstore.engine.naica.selection import SelectedNeurons as Chosen
-    from actstore.store.capture.attributions import Attributions
+    from actstore.store.capture.questions.attributions import Attributions
 
 group = family(
     """Query-relevant neurons (NA-ICA, published as QRNCA): those with a high attribution to one query and not to others.
@@ -90,7 +90,7 @@ def show(
     from actstore.engine.naica.baselines import choose_neurons
     from actstore.engine.naica.naica import NaicaSettings
     from actstore.engine.naica.selection import count_by_layer, label_of_queries
-    from actstore.store.capture.attributions import open_attributions
+    from actstore.store.capture.questions.attributions import open_attributions
 
     settings = NaicaSettings(attribution=attribution, t=t, u=u, v=v, ica=ica)
     if output is not None:

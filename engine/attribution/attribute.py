@@ -23,10 +23,10 @@ from actstore.engine.models.sources import ModelSource
 from actstore.kernels.pack.statistics import STATISTICS
 from actstore.store.arguments import argument, given_fields
 from actstore.store.calls import checked
-from actstore.store.capture.answers import write_answers
-from actstore.store.capture.attribution_kinds import GRADIENT, IG
-from actstore.store.capture.attributions import Attributions
 from actstore.store.capture.plan import Plan
+from actstore.store.capture.questions.answers import write_answers
+from actstore.store.capture.questions.attribution_kinds import GRADIENT, IG
+from actstore.store.capture.questions.attributions import Attributions
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.records import CaptureRecord
 from actstore.store.model import root
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from actstore.engine.models.layers import ModelSpec
     from actstore.engine.models.load import LoadedModel
     from actstore.engine.models.tokenizer.load import TextTokenizer
-    from actstore.store.capture.statistics import CaptureStatistics
+    from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
     from actstore.store.capture.writer import CaptureWriter
 
 __all__ = ["AttributeReport", "AttributeSettings", "attribute"]

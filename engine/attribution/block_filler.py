@@ -17,8 +17,8 @@ from actstore.engine.capture.packing import HostPacker
 from actstore.engine.models import families
 from actstore.engine.models.patching import at_position, head_hook, hooked, patch_points
 from actstore.kernels.pack.api import Columns
-from actstore.store.capture.answers import ANSWERS
-from actstore.store.capture.attribution_kinds import GRADIENT, IG
+from actstore.store.capture.questions.answers import ANSWERS
+from actstore.store.capture.questions.attribution_kinds import GRADIENT, IG
 from actstore.store.errors import ModelError
 from actstore.store.layout import block_answers_key
 

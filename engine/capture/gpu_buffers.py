@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from actstore.kernels.pack.gpu_statistics import DeviceStatistics
-from actstore.store.capture.statistics import CaptureStatistics
+from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

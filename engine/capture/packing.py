@@ -16,7 +16,7 @@ import torch
 from actstore.kernels.pack import api
 from actstore.kernels.pack.api import pack, pack_signs
 from actstore.store import layout
-from actstore.store.capture.statistics import CaptureStatistics
+from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator

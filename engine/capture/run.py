@@ -27,8 +27,8 @@ from actstore.store.arguments import Typed, argument
 from actstore.store.calls import checks
 from actstore.store.capture.commits import committed_blocks
 from actstore.store.capture.identity import check_belongs
-from actstore.store.capture.neuron_table import remove_finished, write_finished
-from actstore.store.capture.statistics import RunningStatistics, is_finished
+from actstore.store.capture.statistics.capture_statistics import RunningStatistics, is_finished
+from actstore.store.capture.statistics.neuron_table import remove_finished, write_finished
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.errors import CaptureError, FormatError, InvalidInputError, NotFoundError
 from actstore.store.model import root
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from actstore.engine.models.load import LoadedModel, ModelSpec
     from actstore.engine.models.sources import ModelSource
     from actstore.engine.models.tokenizer.load import TextTokenizer
-    from actstore.store.capture.statistics import CaptureStatistics
+    from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
 

@@ -8,7 +8,7 @@ baselines; `evaluation` measures what suppressing and boosting the selected neur
 (Dai et al. 2022, arXiv 2104.08696).
 
 >>> from actstore.engine.naica.naica import find_naica
->>> from actstore.store.capture.attributions import open_attributions
+>>> from actstore.store.capture.questions.attributions import open_attributions
 >>> attributions = open_attributions(actstore.open("facts.actstore"))
 >>> neurons, scores = find_naica(attributions).of(0)
 >>> attributions.neuron_names(neurons)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from actstore.engine.naica.naica import Naica
     from actstore.engine.naica.selection import SelectedNeurons
-    from actstore.store.capture.attributions import Attributions
+    from actstore.store.capture.questions.attributions import Attributions
 
     NeuronScores = tuple[NDArray[np.int64], NDArray[np.float32]]  # flat ids and scores, the largest first
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from actstore.engine.models.load import LoadedModel
     from actstore.engine.naica.selection import SelectedNeurons
     from actstore.engine.naica.trials import TableRow
-    from actstore.store.capture.attributions import Attributions
+    from actstore.store.capture.questions.attributions import Attributions
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from actstore.engine.naica.naica import NaicaSettings
     from actstore.engine.naica.selection import SelectedNeurons
-    from actstore.store.capture.attributions import Attributions
+    from actstore.store.capture.questions.attributions import Attributions
 
     Select = Callable[[Attributions, NaicaSettings, int], SelectedNeurons]
 

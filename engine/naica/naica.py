@@ -18,7 +18,7 @@ import numpy as np
 from actstore.engine.naica.selection import SelectedNeurons
 from actstore.kernels.cluster_inverse.api import Clusters, Frequency, cluster_frequency, cluster_inverse, threshold
 from actstore.store.arguments import Typed
-from actstore.store.capture.attribution_kinds import KINDS
+from actstore.store.capture.questions.attribution_kinds import KINDS
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from actstore.store.capture.attributions import Attributions
+    from actstore.store.capture.questions.attributions import Attributions
 
 ROUNDING = 1e-6
 """A sum over neurons that is a smaller share of the sum of their magnitudes is float32 rounding."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.engine.naica.selection import QueryLabels, SelectedNeurons
-    from actstore.store.capture.attributions import Attributions
+    from actstore.store.capture.questions.attributions import Attributions
 
 
 @dataclass(frozen=True)

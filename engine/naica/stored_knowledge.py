@@ -1,6 +1,6 @@
 """Knowledge neurons of every query of a store, one query in memory at a time.
 
-The method is in `knowledge`, the stored scores in `store.capture.attributions`.
+The method is in `knowledge`, the stored scores in `store.capture.questions.attributions`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actstore.store.capture.attributions import Attributions
+    from actstore.store.capture.questions.attributions import Attributions
 
 
 def knowledge_neurons_of(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.engine.attribution.scaled_last_position import LastPosition
-    from actstore.store.capture.attributions import Attributions
+    from actstore.store.capture.questions.attributions import Attributions
 
     Group = tuple[NDArray[np.int64], list[int], list[int]]  # neurons, prompts related to them, prompts that are not
 

@@ -17,9 +17,9 @@ from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.graphs.probes.run import fill_windows
 from actstore.engine.repair.outcome import Outcome
 from actstore.engine.repair.scratch import copy_file, scratch_folder
-from actstore.store.capture.answers import has_attributions
 from actstore.store.capture.commits import damaged_files, read_commit
-from actstore.store.capture.neuron_table import remove_finished
+from actstore.store.capture.questions.answers import has_attributions
+from actstore.store.capture.statistics.neuron_table import remove_finished
 from actstore.store.capture.writer import CaptureWriter
 from actstore.store.errors import CaptureError, FormatError, NotFoundError
 from actstore.store.layout import block_statistics_key, capture_key, commit_key

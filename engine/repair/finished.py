@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from actstore.engine.repair.scratch import copy_file, scratch_folder
-from actstore.store.capture.answers import has_attributions, write_answers
-from actstore.store.capture.neuron_table import write_finished
-from actstore.store.capture.statistics import CHECKPOINT_BLOCKS, CaptureStatistics, read_block_statistics
+from actstore.store.capture.questions.answers import has_attributions, write_answers
+from actstore.store.capture.statistics.capture_statistics import (
+    CHECKPOINT_BLOCKS,
+    CaptureStatistics,
+    read_block_statistics,
+)
+from actstore.store.capture.statistics.neuron_table import write_finished
 from actstore.store.capture.writer import block_arrays
 from actstore.store.files.arrays import create_block_array
 from actstore.store.layout import capture_key, folded_statistics_key, table_key

@@ -12,7 +12,7 @@ from actstore.engine.repair.model import RepairModel
 from actstore.engine.repair.outcome import Outcome, RepairOptions, RepairReport
 from actstore.engine.repair.root_files import is_root_file, rewrite_root_files
 from actstore.engine.repair.scratch import clear_leftovers, leftovers
-from actstore.store.capture.statistics import is_finished
+from actstore.store.capture.statistics.capture_statistics import is_finished
 from actstore.store.errors import ActstoreError, CaptureError
 from actstore.store.layout import folded_statistics_key
 from actstore.store.reader import Capture, Store

@@ -14,8 +14,8 @@ from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.models.fingerprint import check_model, fingerprint_of, location_of
 from actstore.engine.models.sources import ModelSource
 from actstore.store import layout
-from actstore.store.capture.answers import has_attributions
 from actstore.store.capture.overflow import saturate
+from actstore.store.capture.questions.answers import has_attributions
 from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.verify import Damage
 

@@ -15,11 +15,11 @@ from actstore.store import hooks, layout
 from actstore.store.arguments import argument
 from actstore.store.calls import checks
 from actstore.store.capture.commits import committed_blocks
-from actstore.store.capture.neuron_table import neuron_table, read_finished_table
 from actstore.store.capture.overflow import OVERFLOW_COLUMNS, can_overflow, find_overflow, saturate
 from actstore.store.capture.patches import read_patches
 from actstore.store.capture.plan import Plan
-from actstore.store.capture.statistics import CaptureStatistics, is_finished, sum_statistics
+from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, is_finished, sum_statistics
+from actstore.store.capture.statistics.neuron_table import neuron_table, read_finished_table
 from actstore.store.capture.tables import open_capture_table
 from actstore.store.capture.unchecked import check_shard
 from actstore.store.capture.writer import block_arrays

@@ -22,7 +22,7 @@ import numpy as np
 
 from actstore.store import layout
 from actstore.store.capture.plan_files import read_plan_files
-from actstore.store.capture.statistics import check_can_gather
+from actstore.store.capture.statistics.capture_statistics import check_can_gather
 from actstore.store.errors import CaptureError
 from actstore.store.files.arrays import BlockArraySpec, create_block_array
 from actstore.store.files.records import CommitRecord, with_checksum

@@ -16,7 +16,7 @@ from actstore.api.multimodal import MultimodalMethod
 from actstore.api.naica import NaicaMethod
 from actstore.api.selectivity import SelectivityMethod
 from actstore.store.calls import is_public
-from actstore.store.capture.attributions import Attributions
+from actstore.store.capture.questions.attributions import Attributions
 from actstore.store.graphs.reader import Graphs
 from actstore.store.model.root import Root
 

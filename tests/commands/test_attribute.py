@@ -11,7 +11,7 @@ import pytest
 
 from actstore.engine.naica.knowledge import Refinement, knowledge_neurons
 from actstore.engine.naica.stored_knowledge import knowledge_neurons_of
-from actstore.store.capture.attributions import Attributions
+from actstore.store.capture.questions.attributions import Attributions
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:

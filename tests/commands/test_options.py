@@ -26,8 +26,8 @@ from actstore.engine.edit.forms.table import FORMS
 from actstore.engine.models.names import DTYPES, SITES
 from actstore.engine.naica.methods import METHODS
 from actstore.engine.naica.protocols import PROTOCOLS
-from actstore.store.capture.attributions import KINDS as ATTRIBUTION_KINDS
 from actstore.store.capture.positions import POSITIONS
+from actstore.store.capture.questions.attributions import KINDS as ATTRIBUTION_KINDS
 from actstore.store.files.precision import PRECISIONS
 
 if TYPE_CHECKING:

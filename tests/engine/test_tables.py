@@ -18,8 +18,8 @@ from actstore.engine.naica.methods import ALIASES, METHODS
 from actstore.engine.naica.prediction import PREDICTORS, Accuracy
 from actstore.engine.naica.protocols import OPERATIONS, PROTOCOLS
 from actstore.engine.selectivity.firing import COUNTABLE, FIRING_SITES
-from actstore.store.capture.attribution_kinds import KINDS
 from actstore.store.capture.positions import POSITIONS
+from actstore.store.capture.questions.attribution_kinds import KINDS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ LIGHT = {
     "actstore.engine.naica.methods": "METHODS",
     "actstore.engine.naica.protocols": "PROTOCOLS",
     "actstore.engine.selectivity.firing": "FIRING_SITES",
-    "actstore.store.capture.attribution_kinds": "KINDS",
+    "actstore.store.capture.questions.attribution_kinds": "KINDS",
     "actstore.store.capture.positions": "POSITIONS",
 }
 TABLES: dict[str, dict[Any, Any]] = {

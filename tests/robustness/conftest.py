@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from actstore.kernels.suffix_trie.api import Nodes
-from actstore.store.capture.answers import ANSWERS, write_answers
-from actstore.store.capture.neuron_table import write_finished
 from actstore.store.capture.patches import PATCHES, PatchesWriter
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
-from actstore.store.capture.statistics import RunningStatistics
+from actstore.store.capture.questions.answers import ANSWERS, write_answers
+from actstore.store.capture.statistics.capture_statistics import RunningStatistics
+from actstore.store.capture.statistics.neuron_table import write_finished
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.edits import Edit, EditedRows, EditRecord, RowPair, row_digest, write_edit
 from actstore.store.files.records import PlanRecord

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from actstore.engine.graphs.predict import encode_as
-from actstore.store.capture.answers import Answers, answer_tables
 from actstore.store.capture.commits import read_commit
-from actstore.store.capture.statistics import read_block_statistics
+from actstore.store.capture.questions.answers import Answers, answer_tables
+from actstore.store.capture.statistics.capture_statistics import read_block_statistics
 from actstore.store.edits import read_edit
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.graphs.reader import Graphs

@@ -20,7 +20,7 @@ import pytest
 from numcodecs import Zstd
 
 from actstore.store.capture.commits import read_commit
-from actstore.store.capture.statistics import read_block_statistics
+from actstore.store.capture.statistics.capture_statistics import read_block_statistics
 from actstore.store.errors import FormatError
 from actstore.store.files.parquet import read_table, write_table
 from actstore.store.files.records import with_checksum

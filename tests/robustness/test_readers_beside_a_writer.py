@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from reading_loop import expected
 
-from actstore.store.capture.neuron_table import write_finished
-from actstore.store.capture.statistics import RunningStatistics
+from actstore.store.capture.statistics.capture_statistics import RunningStatistics
+from actstore.store.capture.statistics.neuron_table import write_finished
 from actstore.store.capture.writer import CaptureWriter
 from actstore.store.storage.folder import Folder
 
@@ -46,7 +46,7 @@ def fill(planting: ModuleType, path: Path, n_blocks: int) -> None:
 
 def read_beside(planting: ModuleType, tmp_path: Path, n_blocks: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of readings of every reader."""
-    monkeypatch.setattr("actstore.store.capture.statistics.CHECKPOINT_BLOCKS", 8)
+    monkeypatch.setattr("actstore.store.capture.statistics.capture_statistics.CHECKPOINT_BLOCKS", 8)
     end = tmp_path / "end"
     command = [sys.executable, str(PROGRAM), str(tmp_path / "store"), str(N_READERS), str(end)]
     # Not in the checkout, where the folder kernels/ would be a top-level module.

@@ -19,9 +19,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from actstore.store.capture.neuron_table import write_finished
 from actstore.store.capture.plan import Plan
-from actstore.store.capture.statistics import CaptureStatistics, RunningStatistics
+from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, RunningStatistics
+from actstore.store.capture.statistics.neuron_table import write_finished
 from actstore.store.capture.writer import CaptureWriter, block_arrays, create_capture
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.layout import commit_key, shard_key

@@ -15,7 +15,7 @@ from planted_stores import WIDTHS, Planted, capture_record, plan_windows, plant
 from actstore.engine.capture.api import RunOptions, capture
 from actstore.kernels.pack import naive
 from actstore.kernels.pack.columns import Columns
-from actstore.store.capture.statistics import CaptureStatistics
+from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
 

@@ -12,9 +12,9 @@ import pytest
 
 from actstore.kernels.pack.api import Columns, pack
 from actstore.store import layout
-from actstore.store.capture.neuron_table import write_finished
 from actstore.store.capture.plan import PlannedWindow, PlanWriter
-from actstore.store.capture.statistics import CaptureStatistics, RunningStatistics
+from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, RunningStatistics
+from actstore.store.capture.statistics.neuron_table import write_finished
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.files.records import CaptureRecord, LayerRecord, ModelRecord, PlanRecord
 from actstore.store.model import root

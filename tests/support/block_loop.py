@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import planted_stores
 
-from actstore.store.capture.neuron_table import write_finished
-from actstore.store.capture.statistics import RunningStatistics
+from actstore.store.capture.statistics.capture_statistics import RunningStatistics
+from actstore.store.capture.statistics.neuron_table import write_finished
 from actstore.store.capture.writer import CaptureWriter
 from actstore.store.files import arrays
 from actstore.store.reader import Store

@@ -13,10 +13,10 @@ import torch
 from actstore.kernels.pack import naive
 from actstore.kernels.pack.columns import Columns
 from actstore.store import layout
-from actstore.store.capture.neuron_table import write_finished
 from actstore.store.capture.patches import PATCHES, PatchesWriter
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
-from actstore.store.capture.statistics import CaptureStatistics, RunningStatistics
+from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, RunningStatistics
+from actstore.store.capture.statistics.neuron_table import write_finished
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.files.records import LayerRecord, PlanRecord
 from actstore.store.model import root

@@ -10,9 +10,9 @@ import planted_stores as stores
 import pyarrow as pa
 
 from actstore.store import layout
-from actstore.store.capture.neuron_table import write_finished
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
-from actstore.store.capture.statistics import RunningStatistics
+from actstore.store.capture.statistics.capture_statistics import RunningStatistics
+from actstore.store.capture.statistics.neuron_table import write_finished
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.files.records import PlanRecord
 from actstore.store.model import root

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.engine.contributions.next_tokens import NextTokens
-from actstore.store.capture.attributions import open_attributions
+from actstore.store.capture.questions.attributions import open_attributions
 from actstore.store.capture.requests import has_requests, read_requests
 from actstore.store.edits import edit_names, read_edit
 from actstore.store.model.weights import read_final_norm, read_weights

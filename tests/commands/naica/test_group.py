@@ -19,7 +19,7 @@ from actstore.display import terminal
 from actstore.engine.attribution.attribute import attribute
 from actstore.engine.naica.naica import NaicaSettings, find_naica
 from actstore.engine.naica.selection import LayerCounts
-from actstore.store.capture.attributions import Attributions, open_attributions
+from actstore.store.capture.questions.attributions import Attributions, open_attributions
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from actstore.engine.capture.api import RunOptions, capture
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.models.load import load_model
 from actstore.engine.verify.refill import refill_blocks
-from actstore.store.capture.attribution_kinds import GRADIENT, IG
-from actstore.store.capture.attributions import Attributions
+from actstore.store.capture.questions.attribution_kinds import GRADIENT, IG
+from actstore.store.capture.questions.attributions import Attributions
 from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError
 from actstore.store.reader import Store
 from actstore.store.verify import verify_capture

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from actstore.engine.capture.packing import FilledBlock, Packer
     from actstore.engine.models.load import LoadedModel
     from actstore.kernels.pack.statistics import Statistics
-    from actstore.store.capture.statistics import CaptureStatistics
+    from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
     from actstore.store.files.records import CaptureRecord
     from actstore.store.reader import Capture
 

@@ -21,12 +21,12 @@ from actstore.engine.naica.evaluation import EvaluationSettings, NaicaEvaluation
 from actstore.engine.naica.prediction import predict_options
 from actstore.engine.naica.prompt_subset import subset_of_prompts
 from actstore.engine.naica.trials import Effect, Measurement, Trials, effect
-from actstore.store.capture.attributions import open_attributions
+from actstore.store.capture.questions.attributions import open_attributions
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
-    from actstore.store.capture.attributions import Attributions
+    from actstore.store.capture.questions.attributions import Attributions
 
 DEMO = Path(__file__).resolve().parents[3] / "demo" / "models" / "fact-llama"
 DOMAINS = ("biology", "chemistry", "units")

@@ -18,7 +18,7 @@ from actstore.engine.capture import api as capture_api
 from actstore.engine.capture import corpus_run
 from actstore.store import layout
 from actstore.store.capture.commits import read_commit
-from actstore.store.capture.statistics import CaptureStatistics, read_block_statistics
+from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, read_block_statistics
 from actstore.store.errors import InvalidInputError, NotFoundError, ReadOnlyError
 from actstore.store.files.shards import checksum, encode_shard
 from actstore.store.storage.folder import Folder

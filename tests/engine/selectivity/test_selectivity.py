@@ -18,9 +18,9 @@ from actstore.engine.selectivity import selectivity
 from actstore.engine.selectivity.firing import count_firing
 from actstore.engine.selectivity.selectivity import MIN_TOKENS, SelectivitySettings, find_selectivity, select_neurons
 from actstore.store import layout
-from actstore.store.capture.neuron_table import write_finished
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
-from actstore.store.capture.statistics import RunningStatistics
+from actstore.store.capture.statistics.capture_statistics import RunningStatistics
+from actstore.store.capture.statistics.neuron_table import write_finished
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.records import PlanRecord

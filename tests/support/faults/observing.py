@@ -15,7 +15,7 @@ import numpy as np
 from reading_everything import digest, of_array, of_table
 
 from actstore.engine.contributions.next_tokens import NextTokens
-from actstore.store.capture.attributions import open_attributions
+from actstore.store.capture.questions.attributions import open_attributions
 from actstore.store.capture.requests import has_requests, read_requests
 from actstore.store.edits import edit_names, read_edit
 from actstore.store.errors import ActstoreError, NotFoundError

@@ -14,14 +14,14 @@ import numpy as np
 
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES, STATISTICS, Statistics
 from actstore.store.capture.commits import check_file, committed_blocks, digest_commits
-from actstore.store.capture.statistics_shapes import (
+from actstore.store.capture.statistics.shapes import (
     check_labels,
     check_shapes,
     site_shape,
     statistics_nbytes,
     statistics_shapes,
 )
-from actstore.store.capture.tensors import damaged_tensors, decode_tensors, encode_tensors
+from actstore.store.capture.statistics.tensors import damaged_tensors, decode_tensors, encode_tensors
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.plain_arrays import PlainArray, write_array
 from actstore.store.layout import (

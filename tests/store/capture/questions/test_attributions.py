@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from actstore.engine.attribution.attribute import attribute
 from actstore.engine.capture.api import RunOptions, capture
-from actstore.store.capture.attribution_kinds import GRADIENT, IG
-from actstore.store.capture.attributions import Attributions, open_attributions
+from actstore.store.capture.questions.attribution_kinds import GRADIENT, IG
+from actstore.store.capture.questions.attributions import Attributions, open_attributions
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.reader import Store
 
@@ -191,7 +191,7 @@ def test_reading_needs_neither_transformers_nor_the_model(store: Path) -> None:
     script = (
         "import sys; sys.modules.update(transformers=None, tokenizers=None)\n"
         "from actstore.store.reader import Store\n"
-        "from actstore.store.capture.attributions import open_attributions\n"
+        "from actstore.store.capture.questions.attributions import open_attributions\n"
         "a = open_attributions(Store(sys.argv[1]))\n"
         "a.queries, a.prompts, a.prompt_ids(3)\n"
         "assert 'torch' not in sys.modules\n"

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.kernels.pack.statistics import STATISTICS, quantiles
-from actstore.store.capture.statistics import write_finished_arrays
+from actstore.store.capture.statistics.capture_statistics import write_finished_arrays
 from actstore.store.capture.tables import read_capture_table, write_capture_table
 from actstore.store.errors import FormatError
 from actstore.store.layout import folded_statistics_key, table_key
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.kernels.pack.statistics import Statistics
-    from actstore.store.capture.statistics import CaptureStatistics
+    from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
 

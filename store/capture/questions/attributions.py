@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from actstore.store.calls import checks
-from actstore.store.capture.answers import Answers, has_attributions
-from actstore.store.capture.attribution_kinds import KINDS
-from actstore.store.capture.statistics import layer_offsets
+from actstore.store.capture.questions.answers import Answers, has_attributions
+from actstore.store.capture.questions.attribution_kinds import KINDS
+from actstore.store.capture.statistics.capture_statistics import layer_offsets
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.layout import weights_key
 from actstore.store.neurons import NeuronIndex

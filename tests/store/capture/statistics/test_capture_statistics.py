@@ -5,10 +5,15 @@ import pytest
 from numcodecs import Zstd
 
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES
-from actstore.store.capture import statistics
 from actstore.store.capture.commits import committed_blocks
-from actstore.store.capture.neuron_table import QUANTILES, neuron_table, write_finished
-from actstore.store.capture.statistics import CaptureStatistics, RunningStatistics, is_finished, sum_statistics
+from actstore.store.capture.statistics import capture_statistics
+from actstore.store.capture.statistics.capture_statistics import (
+    CaptureStatistics,
+    RunningStatistics,
+    is_finished,
+    sum_statistics,
+)
+from actstore.store.capture.statistics.neuron_table import QUANTILES, neuron_table, write_finished
 from actstore.store.errors import FormatError
 from actstore.store.files.plain_arrays import write_array
 from actstore.store.files.records import CommitRecord
@@ -80,7 +85,7 @@ def test_damage_is_named(record, statistics_of):
 @pytest.mark.parametrize("interrupted_after", [0, 2, 3, 4, 7, 10])
 def test_checkpoints_change_no_bit(folder, record, statistics_of, monkeypatch, interrupted_after):
     """A killed and resumed run ends with the bits of an undisturbed one, wherever it was killed."""
-    monkeypatch.setattr(statistics, "CHECKPOINT_BLOCKS", 3)
+    monkeypatch.setattr(capture_statistics, "CHECKPOINT_BLOCKS", 3)
     blocks = [statistics_of(seed) for seed in range(10)]
     running = RunningStatistics(folder, record)
     for number in range(10):
@@ -122,21 +127,21 @@ def test_a_block_committed_while_summing_is_added_the_next_time(folder, record, 
     """A reader beside a writer: the list of blocks grows between two looks at it."""
     blocks = [statistics_of(number) for number in range(3)]
     commit(folder, record, 0, blocks[0])
-    read = statistics.read_block_statistics
+    read = capture_statistics.read_block_statistics
 
     def read_then_commit(folder, record, block):
         for number in (1, 2):
             commit(folder, record, number, blocks[number])
         return read(folder, record, block)
 
-    monkeypatch.setattr(statistics, "read_block_statistics", read_then_commit)
+    monkeypatch.setattr(capture_statistics, "read_block_statistics", read_then_commit)
     assert same(sum_statistics(folder, record), plain_sum(record, blocks[:1]))
     assert same(sum_statistics(folder, record), plain_sum(record, blocks))
     assert same(sum_statistics(folder, record, (0, 2)), plain_sum(record, [blocks[0], blocks[2]]))
 
 
 def test_a_checkpoint_of_a_block_taken_away_is_not_used(folder, record, statistics_of, monkeypatch):
-    monkeypatch.setattr(statistics, "CHECKPOINT_BLOCKS", 2)
+    monkeypatch.setattr(capture_statistics, "CHECKPOINT_BLOCKS", 2)
     blocks = [statistics_of(number) for number in range(3)]
     for number, block in enumerate(blocks):
         commit(folder, record, number, block)
@@ -214,7 +219,7 @@ def test_finished_statistics_of_another_capture_are_an_error(folder, record, sta
 
 @pytest.mark.parametrize("damage", ["recommitted", "another capture's", "flipped", "cut", "of an earlier version"])
 def test_a_stale_or_damaged_checkpoint_is_not_used(folder, record, statistics_of, monkeypatch, damage):
-    monkeypatch.setattr(statistics, "CHECKPOINT_BLOCKS", 2)
+    monkeypatch.setattr(capture_statistics, "CHECKPOINT_BLOCKS", 2)
     record = dataclasses.replace(record, identity="1" * 32)
     blocks = [statistics_of(number) for number in range(3)]
     for number, block in enumerate(blocks):

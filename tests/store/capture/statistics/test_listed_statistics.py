@@ -11,9 +11,14 @@ import planted_stores
 import pytest
 
 from actstore.kernels.pack.statistics import STATISTICS
-from actstore.store.capture.neuron_table import write_finished
 from actstore.store.capture.plan import Plan
-from actstore.store.capture.statistics import UNLISTED, UNLISTED_OPTIONAL, CaptureStatistics, RunningStatistics
+from actstore.store.capture.statistics.capture_statistics import (
+    UNLISTED,
+    UNLISTED_OPTIONAL,
+    CaptureStatistics,
+    RunningStatistics,
+)
+from actstore.store.capture.statistics.neuron_table import write_finished
 from actstore.store.capture.writer import CaptureWriter
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.layout import capture_key
@@ -42,7 +47,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, listed: Iterable[str], **what: Any) -
         )
         if "skewness" in listed:  # as a version writes that knows it
             patch.setattr("actstore.store.capture.writer.check_can_gather", lambda record: None)
-            patch.setattr("actstore.store.capture.statistics.check_can_gather", lambda record: None)
+            patch.setattr("actstore.store.capture.statistics.capture_statistics.check_can_gather", lambda record: None)
         return planted_stores.planted(**what)[0]
 
 
