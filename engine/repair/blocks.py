@@ -55,7 +55,7 @@ def refill(capture: Capture, damage: Mapping[int, Sequence[Damage]], model: Repa
         except CaptureError:  # its writer knows of no other capture than the one beside the store
             raise CaptureError(
                 f"The disk of {capture.folder} is full: a block of capture {record.name!r} could not be computed beside it. "
-                "Make room, and run `actstore repair` again."
+                "Make room, and run `store.repair()` again."
             ) from None
     return repair.outcomes
 

@@ -31,7 +31,7 @@ def read_commit(folder: Folder, capture: CaptureRecord, block: int) -> CommitRec
     record = CommitRecord.from_json(folder.read_json(key), where)
     if record.block != block or record.with_checksum().checksum != record.checksum:
         raise FormatError(
-            f"{where} is damaged: its checksum does not match. `actstore repair` computes the block again."
+            f"{where} is damaged: its checksum does not match. `store.repair()` computes the block again."
         )
     check_commit(folder, record, capture)
     return record

@@ -19,8 +19,8 @@ def open_array(folder: Folder, key: str) -> zarr.Array[Any]:
         array = zarr.open_array(store=folder.zarr, path=key, mode="r")
     except (FileNotFoundError, NotFoundError):
         raise NotFoundError(f"{folder} has no array {key}.") from None
-    except FormatError:
-        raise
+    except FormatError as error:
+        raise FormatError(f"The metadata of {folder}/{key} cannot be read: {error}") from None
     except Exception as error:  # whatever Zarr makes of metadata that are none
         if isinstance(error, OSError) and error.errno is not None:
             raise  # an error of the disk or the network

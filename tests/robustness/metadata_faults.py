@@ -77,7 +77,9 @@ def run_command(store: Path, command: tuple[str, ...], capture: str) -> str | No
         return f"status {status}: {said[-300:]}"
     if "Traceback" in said or "enough memory" in said:
         return said[-300:]
-    if status == 2 and not (said.startswith("Error: ") and said.count("\n") == 1 and not out.getvalue()):
+    # That a capture is unfinished is said before anything of it is read.
+    sentences = [line for line in said.splitlines() if not line.startswith("Warning: ")]
+    if status == 2 and not (len(sentences) == 1 and sentences[0].startswith("Error: ") and not out.getvalue()):
         return f"not one sentence: {out.getvalue()[-200:]} {said[-300:]}"
     return None
 

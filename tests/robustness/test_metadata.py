@@ -77,7 +77,7 @@ def reseal(store: Path, capture: str, change: Callable[[dict[str, Any]], object]
 def replace_block_file(store: Path, name: str, data: bytes) -> None:
     """A file of the first block of the unfinished capture, with the commit record that belongs to it."""
     folder = Folder(store, read_only=False)
-    record = read_commit(folder, "unfinished", 0)
+    record = read_commit(folder, Store(store).capture("unfinished").record, 0)
     record.shards[name] = (len(data), checksum(data))
     folder.write(f"captures/unfinished/{name}", data)
     folder.write_json("captures/unfinished/blocks/0.json", record.with_checksum().to_json())
@@ -85,10 +85,10 @@ def replace_block_file(store: Path, name: str, data: bytes) -> None:
 
 def test_a_billion_blocks_are_refused_before_they_are_counted(cli: Callable[..., Any], a_copy: Path) -> None:
     reseal(a_copy, "corpus", lambda record: record["plan"].update(n_blocks=10**9))
-    for command in ("info", "verify", "stats"):
+    for command, status in {"info": 0, "verify": 1, "stats": 2}.items():  # the first two go on with what else there is
         done = cli(command, a_copy)
-        assert (done.status, done.out) == (2, "")
-        assert "n_blocks should lie between 1 and 6, found 1000000000" in done.err
+        assert done.status == status
+        assert "n_blocks should lie between 1 and 6, found 1000000000" in done.out + done.err
 
 
 def test_a_billion_blocks_with_as_many_windows_are_damage(a_copy: Path) -> None:
@@ -145,7 +145,7 @@ def test_windows_that_point_elsewhere_are_refused(a_copy: Path) -> None:
 
 def test_a_capture_under_another_name_is_refused(a_copy: Path) -> None:
     reseal(a_copy, "unfinished", lambda record: record.update(name="corpus"))
-    with pytest.raises(FormatError, match="is the record of a capture 'corpus', expected 'unfinished'"):
+    with pytest.raises(FormatError, match="is the record of a capture 'corpus', which lies in the folder of 'unfinished'"):
         Store(a_copy).capture("unfinished")
 
 
