@@ -33,7 +33,7 @@ _NEEDS_CORPUS: Final = (
 _REASONS: Final = {
     "plan": _NEEDS_CORPUS,
     "patches.parquet": _NEEDS_CORPUS,
-    "requests.arrow": "restore it from a copy of the store, or run `actstore graphs probe` again under another name",
+    "requests.arrow": "restore it from a copy of the store, or run `store.graphs.probe(…)` again under another name",
     "zarr.json": "the capture's record cannot be computed: restore it from a copy of the store, or capture the corpus again",
 }
 """Key of what cannot be repaired → why, and what to do."""
@@ -143,8 +143,10 @@ class _CaptureRepair:
                     break
                 for outcome in self._repair(capture, fresh):
                     self._tried[outcome.damage.block, outcome.damage.key] = outcome
-            left = {(one.block, one.key) for one in self._damage(self._open())}
-        return [
+            left = {(one.block, one.key): one for one in self._damage(self._open())}
+        # `verify` names so many missing blocks and no more; the others come up when those are there.
+        later = [Outcome(one, False, "run `store.repair()` again") for at, one in left.items() if at not in self._tried]
+        return later + [
             replace(one, is_repaired=False, what=f"{one.what}, and still damaged")
             if one.is_repaired and place in left
             else one

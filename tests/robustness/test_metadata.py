@@ -145,7 +145,9 @@ def test_windows_that_point_elsewhere_are_refused(a_copy: Path) -> None:
 
 def test_a_capture_under_another_name_is_refused(a_copy: Path) -> None:
     reseal(a_copy, "unfinished", lambda record: record.update(name="corpus"))
-    with pytest.raises(FormatError, match="is the record of a capture 'corpus', which lies in the folder of 'unfinished'"):
+    with pytest.raises(
+        FormatError, match="is the record of a capture 'corpus', which lies in the folder of 'unfinished'"
+    ):
         Store(a_copy).capture("unfinished")
 
 
