@@ -232,3 +232,20 @@ def test_without_a_seed_there_are_no_tables() -> None:
 def test_narrow_rows_share_a_checksum(columns: int, itemsize: int, shared: bool) -> None:
     grid = shard_grid(64, columns)
     assert grid.rows_per_checksum(itemsize) == (grid.chunk_rows if shared else 1)
+
+
+@pytest.mark.parametrize("seed", [None, SEED], ids=["unchecked", "checked"])
+def test_one_row_reads_a_small_part_of_its_chunk(seed: int | None) -> None:
+    """Even where the library puts two rows into one block: 65,536 bytes are the fewest that it takes of LZ4."""
+    values = np.random.default_rng(4).integers(0, 9, (32, 16_384)).astype(np.float16)
+    shard, sizes = open_shard(encode(values, seed=seed), values, seed), []
+    read = shard._source.read
+
+    def count(start: int, stop: int) -> Any:
+        sizes.append(stop - start)
+        return read(start, stop)
+
+    shard._source.read = count  # type: ignore[method-assign]
+    assert shard.row(17).tobytes() == values[17].tobytes()
+    assert len(sizes) == 2, "the head of the chunk with its checksums, and the row's block"
+    assert sum(sizes) < values.nbytes / 8
