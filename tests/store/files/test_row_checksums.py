@@ -126,7 +126,7 @@ def test_no_flipped_bit_is_read(kind: str, compressible: bool) -> None:
         for found, expected in zip([*rows, whole], [*values, values], strict=True):
             if isinstance(found, str):
                 noticed += 1
-                assert "actstore verify" in found
+                assert "store.verify()" in found
             else:
                 assert found.tobytes() == expected.tobytes(), f"byte {at}"
     assert noticed > len(data) / 5
@@ -181,7 +181,7 @@ def test_an_error_names_place_and_neuron_and_what_to_do() -> None:
     values = make_values("rows", compressible=False)
     data, place = bytearray(encode(values)), "capture 'corpus', layer 3 (mlp.post), block 17"
     data[frames(bytes(data), shard_grid(*values.shape))[0][0] + 16 + 2 * 512] ^= 1
-    expected = f"{place}, neuron 2: checksum mismatch in the shard. Run `actstore verify` to find every damaged block, "
+    expected = f"{place}, neuron 2: checksum mismatch in the shard. Run `store.verify()` to find every damaged block, "
     for read in (lambda shard: shard.row(2), lambda shard: shard.rows()):
         with pytest.raises(FormatError) as failed:
             read(open_shard(data, values, place=place))
