@@ -222,10 +222,12 @@ def test_a_stale_or_damaged_checkpoint_is_not_used(folder, record, statistics_of
     monkeypatch.setattr(statistics, "CHECKPOINT_BLOCKS", 2)
     record = dataclasses.replace(record, identity="1" * 32)
     blocks = [statistics_of(number) for number in range(3)]
+    writer = dataclasses.replace(record, identity="2" * 32) if damage == "another capture's" else record
+    for number, block in enumerate(blocks):
+        commit(folder, writer, number, block)
+    RunningStatistics(folder, writer).advance(checkpoint=True)
     for number, block in enumerate(blocks):
         commit(folder, record, number, block)
-    writer = dataclasses.replace(record, identity="2" * 32) if damage == "another capture's" else record
-    RunningStatistics(folder, writer).advance(checkpoint=True)
     key = folded_statistics_key(record.name)
     data = folder.read(key)
     if damage == "recommitted":  # by another device, say, whose sums differ
