@@ -291,8 +291,13 @@ class _Frame:
     def decompress(self, read: Callable[[int, int], bytes], start: int, out: NDArray[Any]) -> None:
         """Put the chunk's bytes from `start` on into the contiguous `out`; `read` reads bytes of the shard."""
         at, n = self._at, out.nbytes
-        if n == self._blocksize and start % n == 0 and start + n <= self._nbytes and self._starts:
-            blosc.decompress(self._single(read, start // n), out)
+        block, within = divmod(start, self._blocksize)
+        if within + n <= self._blocksize and (block + 1) * self._blocksize <= self._nbytes and self._starts:
+            single = self._single(read, block)
+            if n == self._blocksize:
+                blosc.decompress(single, out)
+            else:
+                out[...] = np.frombuffer(blosc.decompress(single), out.dtype, out.size, within)
             return
         # Several blocks are read as the whole frame; so is the last one where it is shorter, and then has another layout.
         frame = read(at, at + self._cbytes)

@@ -124,9 +124,10 @@ class GraphWriter:
             except FormatError:
                 break
             parts.append((number, neurons.num_rows, nodes.num_rows))
-        for name in names:  # sorted, so the neurons of a part first, which say that it is whole
-            number_of, _, table = name.partition(".")
-            if table.endswith(".arrow") and number_of.isdigit() and int(number_of) >= len(parts):
+        # The checksums of a part, which say that it is whole, go before its tables.
+        for name in sorted(names, key=lambda name: not name.endswith(_SUMS.rpartition("}")[2])):
+            number_of = name.partition(".")[0]
+            if number_of.isdigit() and int(number_of) >= len(parts):
                 self._folder.delete(self._key(f"parts/{name}"))
         return parts
 

@@ -78,17 +78,6 @@ def test_a_capture_under_another_name_is_refused(path: Path) -> None:
         Store(path).capture("renamed")
 
 
-def test_what_an_earlier_version_does_not_say_is_not_compared(path: Path) -> None:
-    for block in range(3):
-        file = path / f"captures/corpus/blocks/{block}.json"
-        commit = read_commit(Folder(path), Store(path).capture("corpus").record, block)
-        commit = dataclasses.replace(commit, capture="", plan="", model="", identity="").with_checksum()
-        file.write_text(json.dumps(commit.to_json()))
-    change_record(path, root=None, identity=None)
-    planted_stores.change_root(Folder(path, read_only=False), id=None, files=None)
-    assert verify_capture(Store(path).capture("corpus")) == []
-
-
 @pytest.mark.parametrize("what", [{"seed": 1}, {"precision": "half"}, {"n_exemplars": 2}])
 def test_a_block_of_another_capture_is_refused(path: Path, tmp_path: Path, what: dict[str, Any]) -> None:
     planted_stores.plant(tmp_path / "other", "corpus", dataclasses.replace(planted_stores.Planted(), **what))

@@ -71,7 +71,7 @@ def assert_noticed(folder: Folder, layer: int, block: int, name: str = "corpus")
         message = str(failed.value)
         assert message.startswith(f"capture {name!r}, layer {layer} (mlp.post), block {block}, neuron"), message
         assert "checksum mismatch" in message
-        assert "Run `actstore verify`" in message
+        assert "Run `store.verify()`" in message
     capture = Store(folder.location).capture(name)
     for other in set(capture.blocks) - {block}:
         capture.block_values(layer, other)

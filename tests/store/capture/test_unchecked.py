@@ -73,7 +73,7 @@ def test_a_damaged_shard_is_noticed_at_first_use(path: Path, reader: str, at: in
     message = str(failed.value)
     assert message.startswith("capture 'corpus', layer 1 (mlp.post), block 1: ")
     assert "is damaged: checksum" in message
-    assert "Run `actstore verify`" in message
+    assert "Run `store.verify()`" in message
     corpus(path).activations(0, 2)
 
 

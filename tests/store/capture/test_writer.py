@@ -276,7 +276,7 @@ def test_without_sync_nothing_waits_for_the_disk(tmp_path, record, monkeypatch):
     create_capture(folder, record)
     fill(folder, record, 3)
     assert committed_blocks(folder, "corpus") == [0, 1, 2]
-    assert all(list(damaged_shards(folder, "corpus", block)) == [] for block in range(3))
+    assert all(list(damaged_shards(folder, read_capture(folder, "corpus"), block)) == [] for block in range(3))
 
 
 def test_filling_a_block_again_changes_no_byte(somewhere, planting):

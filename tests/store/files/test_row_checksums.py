@@ -126,7 +126,7 @@ def test_no_flipped_bit_is_read(kind: str, compressible: bool) -> None:
         for found, expected in zip([*rows, whole], [*values, values], strict=True):
             if isinstance(found, str):
                 noticed += 1
-                assert "actstore verify" in found
+                assert "store.verify()" in found
             else:
                 assert found.tobytes() == expected.tobytes(), f"byte {at}"
     assert noticed > len(data) / 5
@@ -181,7 +181,7 @@ def test_an_error_names_place_and_neuron_and_what_to_do() -> None:
     values = make_values("rows", compressible=False)
     data, place = bytearray(encode(values)), "capture 'corpus', layer 3 (mlp.post), block 17"
     data[frames(bytes(data), shard_grid(*values.shape))[0][0] + 16 + 2 * 512] ^= 1
-    expected = f"{place}, neuron 2: checksum mismatch in the shard. Run `actstore verify` to find every damaged block, "
+    expected = f"{place}, neuron 2: checksum mismatch in the shard. Run `store.verify()` to find every damaged block, "
     for read in (lambda shard: shard.row(2), lambda shard: shard.rows()):
         with pytest.raises(FormatError) as failed:
             read(open_shard(data, values, place=place))
@@ -232,3 +232,20 @@ def test_without_a_seed_there_are_no_tables() -> None:
 def test_narrow_rows_share_a_checksum(columns: int, itemsize: int, shared: bool) -> None:
     grid = shard_grid(64, columns)
     assert grid.rows_per_checksum(itemsize) == (grid.chunk_rows if shared else 1)
+
+
+@pytest.mark.parametrize("seed", [None, SEED], ids=["unchecked", "checked"])
+def test_one_row_reads_a_small_part_of_its_chunk(seed: int | None) -> None:
+    """Even where the library puts two rows into one block: 65,536 bytes are the fewest that it takes of LZ4."""
+    values = np.random.default_rng(4).integers(0, 9, (32, 16_384)).astype(np.float16)
+    shard, sizes = open_shard(encode(values, seed=seed), values, seed), []
+    read = shard._source.read
+
+    def count(start: int, stop: int) -> Any:
+        sizes.append(stop - start)
+        return read(start, stop)
+
+    shard._source.read = count  # type: ignore[method-assign]
+    assert shard.row(17).tobytes() == values[17].tobytes()
+    assert len(sizes) == 2, "the head of the chunk with its checksums, and the row's block"
+    assert sum(sizes) < values.nbytes / 8

@@ -22,9 +22,14 @@ from actstore.store.reader import Store, read_capture
 from actstore.store.storage.folder import Folder
 
 
+def commit_record(record, number, seconds=0.0):
+    stated = {"plan": record.plan.fingerprint, "model": record.model_fingerprint, "identity": record.identity}
+    return CommitRecord(number, {}, seconds, capture=record.name, **stated).with_checksum()
+
+
 def commit(folder, record, number, block):
     folder.write(block_statistics_key(record.name, number), block.encode())
-    folder.write_json(commit_key(record.name, number), CommitRecord(number, {}).with_checksum().to_json())
+    folder.write_json(commit_key(record.name, number), commit_record(record, number).to_json())
 
 
 def plain_sum(record, blocks):
@@ -222,16 +227,18 @@ def test_a_stale_or_damaged_checkpoint_is_not_used(folder, record, statistics_of
     monkeypatch.setattr(capture_statistics, "CHECKPOINT_BLOCKS", 2)
     record = dataclasses.replace(record, identity="1" * 32)
     blocks = [statistics_of(number) for number in range(3)]
+    writer = dataclasses.replace(record, identity="2" * 32) if damage == "another capture's" else record
+    for number, block in enumerate(blocks):
+        commit(folder, writer, number, block)
+    RunningStatistics(folder, writer).advance(checkpoint=True)
     for number, block in enumerate(blocks):
         commit(folder, record, number, block)
-    writer = dataclasses.replace(record, identity="2" * 32) if damage == "another capture's" else record
-    RunningStatistics(folder, writer).advance(checkpoint=True)
     key = folded_statistics_key(record.name)
     data = folder.read(key)
     if damage == "recommitted":  # by another device, say, whose sums differ
         blocks[1] = statistics_of(7)
         folder.write(block_statistics_key(record.name, 1), blocks[1].encode())
-        folder.write_json(commit_key(record.name, 1), CommitRecord(1, {}, seconds=1.0).with_checksum().to_json())
+        folder.write_json(commit_key(record.name, 1), commit_record(record, 1, seconds=1.0).to_json())
     elif damage == "flipped":
         folder.write(key, data[:100] + bytes([data[100] ^ 1]) + data[101:])
     elif damage == "cut":
