@@ -144,7 +144,7 @@ def refuse_interrupted_edit(name: str) -> None:
     if (folder / JOURNAL).exists():
         raise ModelError(
             f"The files of {folder} are half changed: an edit was being written into them, in place, when the process was "
-            "stopped. Run that `actstore edit apply` or `actstore edit revert` again, which finishes it."
+            "stopped. Run that `store.edits.apply(…)` or `store.edits.revert(…)` again, which finishes it."
         )
 
 
