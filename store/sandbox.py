@@ -24,7 +24,7 @@ TIMEOUT_S: Final = 600.0
 READING: Final = {"SELECT", "EXPLAIN", "MULTI"}
 """Kinds of statements that write nothing; the last is how DuckDB calls a pivot."""
 
-_SETTINGS: Final = {
+_SETTINGS: Final[dict[str, str | bool | int | float | list[str]]] = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
     "allow_community_extensions": "false",

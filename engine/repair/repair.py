@@ -66,9 +66,7 @@ def repair_store(
             outcomes += _CaptureRepair(folder, name, model).run()
     progress("graphs")
     for damage in verify_graphs(folder, capture)[1]:
-        outcomes.append(
-            Outcome(damage, False, f"build them with `actstore graphs build {folder} --name {damage.graphs}`")
-        )
+        outcomes.append(Outcome(damage, False, f"build the graphs {damage.graphs!r} again"))
     return RepairReport(
         tuple(one for one in outcomes if one.is_repaired), tuple(one for one in outcomes if not one.is_repaired)
     )
@@ -97,7 +95,7 @@ def _elsewhere(damage: Damage) -> str:
     """What to do about a part of the root that the model does not give."""
     if damage.key.startswith("edits/"):
         name = damage.key.split("/")[1]
-        return f"make the edit again (`actstore edit delete {name}`, then the command that made it), or restore it from a copy"
+        return f"delete the edit {name!r} and make it again, or restore it from a copy"
     return "restore it from a copy of the store"
 
 
@@ -144,7 +142,7 @@ class _CaptureRepair:
                 for outcome in self._repair(capture, fresh):
                     self._tried[outcome.damage.block, outcome.damage.key] = outcome
             left = {(one.block, one.key): one for one in self._damage(self._open())}
-        # `verify` names so many missing blocks and no more; the others come up when those are there.
+        # `verify` names a limited number of missing blocks; the others come up when those are there.
         later = [Outcome(one, False, "run `store.repair()` again") for at, one in left.items() if at not in self._tried]
         return later + [
             replace(one, is_repaired=False, what=f"{one.what}, and still damaged")

@@ -559,5 +559,5 @@ def test_probes_are_run_again_and_graphs_and_edits_are_named(probed: Path) -> No
     report = actstore.open(store).repair()
     named = {one.damage.key: one.what for one in report.not_repaired}
     assert named.keys() == {"graphs/graphs/nodes.arrow", "edits/quiet/edit.json"}
-    assert f"actstore graphs build {store} --name graphs" in named["graphs/graphs/nodes.arrow"]
-    assert "actstore edit delete quiet" in named["edits/quiet/edit.json"]
+    assert "build the graphs 'graphs' again" in named["graphs/graphs/nodes.arrow"]
+    assert "delete the edit 'quiet' and make it again" in named["edits/quiet/edit.json"]
