@@ -89,8 +89,8 @@ def _parse(hint: Any, value: Any, where: str) -> Any:  # a type annotation, and 
     # JSON writes 1.0 and 1 alike, and Python calls True an integer.
     if isinstance(value, bool) and bool not in allowed:
         raise FormatError(f"{where} should be {getattr(hint, '__name__', hint)}, found {value!r}.")
-    if isinstance(value, int | float) and not -_LARGEST < value < _LARGEST:  # neither is NaN
-        raise FormatError(f"{where} should be a finite number below 2^63, found {value!r:.40}.")
+    if isinstance(value, int) and not -_LARGEST < value < _LARGEST:
+        raise FormatError(f"{where} should be a number below 2^63, found {value!r:.40}.")
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, tuple(t for t in allowed if isinstance(t, type))):
@@ -328,6 +328,7 @@ class CommitRecord(Record):
     def check(self, where: str) -> None:
         """As `Record.check`."""
         record_checks.check_number(where, "block", self.block, 0, record_checks.MAX_COUNT)
+        record_checks.check_number(where, "seconds", self.seconds, -record_checks.MAX_COUNT, record_checks.MAX_COUNT)
         record_checks.check_files(where, "shards", self.shards)
 
     def to_json(self) -> dict[str, Any]:
