@@ -25,7 +25,7 @@ from actstore.store.files.parquet import check_table, read_table
 from actstore.store.graphs.record import graph_names
 from actstore.store.graphs.tables import graph_tables
 from actstore.store.layout import VOCABULARY_KEY, table_key
-from actstore.store.model.root import check_beside_root
+from actstore.store.model.root import check_beside_root, read_root_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -180,7 +180,7 @@ class _Views:
 
     def _check_root_table(self, key: str, record: CaptureRecord | None) -> None:
         if record is None:
-            check_beside_root(self.store.folder, key, self.store.root_record)
+            check_beside_root(self.store.folder, key, read_root_record(self.store.folder))
 
     def _add_arrow(self, view: str, table: pa.Table) -> None:
         hidden = f"_arrow_{id(table)}"  # the connection keeps the table alive, so no other will have its id

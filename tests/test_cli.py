@@ -94,7 +94,7 @@ def test_info_describes_the_store(cli: Callable[..., Result], store: Path) -> No
 
 
 def test_verify_finds_nothing_wrong_and_with_refill_nothing_different(cli: Callable[..., Result], store: Path) -> None:
-    clean = {"ok": True, "unfinished": [], "damaged": [], "graphs": [], "refilled": []}
+    clean = {"ok": True, "unfinished": [], "unchecked": [], "damaged": [], "graphs": [], "refilled": []}
     assert cli("verify", store, "--json").json == clean
     found = cli("verify", store, "--refill", 2, "--json")
     assert (found.status, found.json["ok"]) == (0, True)

@@ -34,7 +34,10 @@ from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from actstore.engine.multimodal.properties import Summary
+    from actstore.engine.multimodal.replay import Replay
     from actstore.engine.multimodal.result import FindSettings, Multimodal
     from actstore.store.reader import Capture
 
@@ -104,11 +107,16 @@ def properties(
     first_capture = opened.capture(capture)
     other = opened.capture(shuffled) if shuffled is not None else None
     settings = FindSettings(k, noun_source(nouns, noun_file), gain=not paper_form, seed=seed)
-    source, options = captured_model(opened, model), ModelOptions(dtype, device, trust_remote_code)
+    options = ModelOptions(dtype, device, trust_remote_code)
+
+    def replay_of(images: Capture) -> AbstractContextManager[Replay | None]:
+        if not gradient:  # then the store answers, also where the model is gone
+            return nullcontext()
+        source = captured_model(opened, model)
+        return open_replay(images, source, options, loading=terminal.spinner(f"loading {source}", enabled=not quiet))
 
     def rank(images: Capture, settings: FindSettings) -> dict[str, Multimodal]:
-        loading = terminal.spinner(f"loading {source}", enabled=not quiet)
-        with open_replay(images, source, options, loading=loading) if gradient else nullcontext() as replay:
+        with replay_of(images) as replay:
             return rankings_of(images, settings, replay, progress=partial(terminal.counting_bar, enabled=not quiet))
 
     first = rank(first_capture, settings)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from actstore.store.arguments import Typed
 
 if TYPE_CHECKING:
-    from actstore.engine.models.in_memory import ModelInput
     from actstore.store.verify import Damage
 
 
 @dataclass(frozen=True)
-class RepairOptions:
+class RepairOptions(Typed):
     """How a store is repaired."""
 
-    model: ModelInput | None = None
+    model: Any = None  # a `ModelInput`, which `ModelSource.of` checks
     """Where the model is, or the model in memory; None: where it was captured from."""
     images: str | None = None
     """Where captured images are now, if not where they were."""

@@ -79,7 +79,7 @@ def read_requests(folder: Folder, capture: str, digest: str = "") -> pa.Table:
         table.validate(full=True)  # else columns longer than their bytes end the process
         stored, found = (table.schema.metadata or {}).get(_CHECKSUM), _checksum(table)
         what = "" if stored in (None, found.encode()) else "its checksum does not match"
-        if digest and digest != found:
+        if not what and digest and digest != found:
             what = "it is that of another capture"
     except (pa.ArrowException, NotFoundError, ValueError, KeyError, OSError, MemoryError) as error:
         what = " ".join(str(error).split()).rstrip(".")

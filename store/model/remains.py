@@ -74,7 +74,9 @@ def unexpected_entry(folder: Folder) -> str | None:
     if _is_begun(folder):
         names = [name for name in names if name not in _OWN]
     elif not any(folder.names(capture_key(name)) for name in _captures(folder)):
-        names = [name for name in names if name != "captures"]  # another process has made it, and not its lock yet
+        # Another process has made it, and not its lock yet; or one whose disk was full could remove the capture, and no more.
+        mere = {"captures", LOCK_NAME, *(["zarr.json"] if _is_mere_group(folder) else [])}
+        names = [name for name in names if name not in mere]
     return names[0] if names else None
 
 
@@ -97,6 +99,14 @@ def remove_empty_store(folder: Folder) -> None:
         (path / "zarr.json").unlink(missing_ok=True)
         (path / LOCK_NAME).unlink(missing_ok=True)
         path.rmdir()
+
+
+def _is_mere_group(folder: Folder) -> bool:
+    """Whether zarr.json is what Zarr makes above its first array, and says nothing."""
+    try:
+        return not folder.read_json("zarr.json").get("attributes")
+    except (NotFoundError, FormatError):
+        return False
 
 
 def _captures(folder: Folder) -> list[str]:

@@ -177,10 +177,7 @@ def read_root(folder: Folder) -> ModelRecord:
 
 def read_root_id(folder: Folder) -> str:
     """The id of the store's root, by which its captures know it; empty where there is none, or of an earlier version."""
-    try:
-        return read_root_record(folder).id
-    except NotFoundError:
-        return ""
+    return read_root_record(folder).id if is_store(folder) else ""
 
 
 def check_beside_root(folder: Folder, key: str, root: RootRecord) -> None:

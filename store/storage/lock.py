@@ -36,6 +36,9 @@ def own(folder: Folder, capture: str) -> Iterator[None]:
     """Own `capture` for writing while the context lasts; `ReadOnlyError` naming the owner where another process does."""
     what = f"Capture {capture!r} of {folder} is"
     with _own(folder, f"{capture_key(capture)}/{LOCK_NAME}", what, "name another capture"):
+        # What a killed writer left at the root, such as Zarr's groups, lies in no capture's folder.
+        with suppress(ReadOnlyError), own_root(folder, timeout_s=0):
+            pass
         yield
 
 

@@ -8,6 +8,7 @@ import shutil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import planted_stores
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertMo
 from actstore.display import terminal
 from actstore.engine.capture.api import RunOptions, capture
 from actstore.store.reader import Store
+from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -190,6 +192,7 @@ def test_filling_in_top_tokens(cli: Callable[..., Result], path: Path, tmp_path:
     table = tmp_path / "store" / "neurons.parquet"
     before = pq.read_table(table)
     pq.write_table(before.select(["layer", "neuron", "name", "module", "write_norm"]), table)  # as older stores have it
+    planted_stores.change_root(Folder(tmp_path / "store", read_only=False), files=None)
     shown = cli(tmp_path / "store", "--target-id", 290, "--everywhere", "-k", "2")
     assert shown == cli(path, "--target-id", 290, "--everywhere", "-k", "2")
     done = cli(tmp_path / "store", "--fill-top-tokens")

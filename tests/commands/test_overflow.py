@@ -83,7 +83,7 @@ def test_machines_are_told_how_many(cli: Callable[..., Result], stores: dict[str
     [
         ("contributions", "STORE", "--next-tokens"),
         ("coverage", "STORE"),
-        ("change", "STORE", "STORE"),
+        ("change", "STORE", "COPY"),
         ("top", "STORE", NEURON),
         ("graphs", "build", "STORE", "--neurons", NEURON),
         ("graphs", "evaluate", "STORE", "--neurons", NEURON),
@@ -97,7 +97,10 @@ def test_whatever_computes_with_the_values_warns(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for precision, n in (("half", 1), ("exact", 0)):
-        done = cli(*(stores[precision] if part == "STORE" else part for part in command), "--quiet")
+        places = {"STORE": stores[precision], "COPY": tmp_path / f"copy of {precision}"}
+        if "COPY" in command:
+            shutil.copytree(stores[precision], places["COPY"])
+        done = cli(*(places.get(part, part) for part in command), "--quiet")
         assert done.status == 0, done.err
         assert (done.err.count(SENTENCE) > 0) == n
 

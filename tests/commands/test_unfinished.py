@@ -33,6 +33,7 @@ def store(finished: Path) -> Path:
     target = shutil.copytree(finished, finished.parent / "unfinished")
     for key in ("blocks/1.json", "neurons.parquet"):  # which is written when every block is there
         (target / "captures/main" / key).unlink()
+    shutil.rmtree(target / "captures/main/statistics")
     return target
 
 

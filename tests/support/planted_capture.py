@@ -51,11 +51,12 @@ def plant_capture(
     positions: str = "all",
     overlap: int = 0,
     commit: int | None = None,
+    name: str = "corpus",
 ) -> Capture:
     """A capture of `layers` of rules over windows; of a window's first `overlap` text tokens only the ids are kept."""
     folder = Folder(where, read_only=False)
     settings = {"block_slots": block_slots, "positions": positions}
-    writer = PlanWriter(folder, "corpus", block_slots, settings)
+    writer = PlanWriter(folder, name, block_slots, settings)
     writer.add_document({"source": "planted", "sha256": "0", "n_tokens": 0})
     blocks: list[list[PlannedWindow]] = [[]]
     for ids in windows:
@@ -84,7 +85,7 @@ def plant_capture(
     )
     sites = {"mlp.post": {str(layer): len(rules) for layer, rules in enumerate(layers)}}
     planted = stores.Planted(gate_sign=False, precision=precision)
-    record = replace(stores.capture_record("corpus", plan_record, planted), sites=sites, dtype=dtype)
+    record = replace(stores.capture_record(name, plan_record, planted), sites=sites, dtype=dtype)
     model = stores.model_record()
     of_model = tuple(
         replace(model.layers[0], layer=layer, block=layer, neurons=len(rules)) for layer, rules in enumerate(layers)
@@ -102,7 +103,7 @@ def plant_capture(
     if not root.is_store(folder):
         root.write_root(folder, replace(model, layers=of_model))
     record = create_capture(folder, record)
-    plan = Plan(folder, "corpus", plan_record)
+    plan = Plan(folder, name, plan_record)
     with CaptureWriter(folder, record, n_threads=1, overlap=False) as out:
         for number, block in enumerate(blocks[:commit]):
             values = {
@@ -115,4 +116,4 @@ def plant_capture(
         running = RunningStatistics(folder, record)
         running.advance()
         write_finished(folder, record, running.total)
-    return Store(where).capture("corpus")
+    return Store(where).capture(name)

@@ -447,8 +447,8 @@ def test_a_plan_killed_half_way_does_not_bar_the_next(
     run: Callable[..., Capture], tmp_path: Path, undisturbed: Path
 ) -> None:
     shutil.copytree(undisturbed, tmp_path / "store")
-    for name in ("captures/corpus/blocks", "captures/corpus/values", "captures/corpus/statistics"):
-        shutil.rmtree(tmp_path / "store" / name)
+    for name in ("blocks", "values", "gate_sign", "scale", "statistics"):
+        shutil.rmtree(tmp_path / "store/captures/corpus" / name)
     for group in ("zarr.json", "captures/corpus/zarr.json"):
         (tmp_path / "store" / group).write_text('{"attributes": {}, "zarr_format": 3, "node_type": "group"}')
     (tmp_path / "store" / "captures/corpus/neurons.parquet").unlink()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import planted_stores
 import pytest
 import torch
 from tiny import random_ids, scatter_weights, tiny_config
@@ -20,6 +22,7 @@ from actstore.engine.models.fingerprint import fingerprint_of, model_record
 from actstore.engine.models.load import LoadedModel, load_model
 from actstore.store.edits import Edit, RowPair, delete_edit, edit_names, read_edit, write_edit
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError, ReadOnlyError
+from actstore.store.model.root import write_root
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.lock import own_edit
 
@@ -35,6 +38,13 @@ GATED_PLAIN_TIED = ("llama", "gpt2", "gemma2", "opt", "gpt_neox")
 def tiny(model_type: str = "llama", dtype: str = "float32") -> LoadedModel:
     model = scatter_weights(AutoModelForCausalLM.from_config(tiny_config(model_type)))
     return LoadedModel(model.to(getattr(torch, dtype)))
+
+
+def store_for(edit: Edit, path: Path) -> Folder:
+    """A store of the model that an edit is for."""
+    folder = Folder(path, read_only=False)
+    write_root(folder, dataclasses.replace(planted_stores.model_record(), fingerprint=edit.record.model_fingerprint))
+    return folder
 
 
 def scaled(model: LoadedModel, factor: float = -1.5, neurons: Any = None, name: str = "scaled") -> Edit:
@@ -200,7 +210,7 @@ def test_in_place_apply_and_revert_touch_the_changed_files_only(tmp_path: Path) 
     assert all(name.endswith(".safetensors") for name in changed)
     with pytest.raises(InvalidInputError, match="Expected the write vectors"):
         revert_in_folder(FolderRequest(folder, [scaled(load_model(folder), 5.0)]))
-    write_edit(Folder(tmp_path / "store", read_only=False), edit)
+    write_edit(store_for(edit, tmp_path / "store"), edit)
     revert_in_folder(FolderRequest(folder, [EditAddress(tmp_path / "store", "scaled")]))
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == files
 
@@ -223,8 +233,8 @@ def test_a_folder_that_is_there_is_not_written_over(tmp_path: Path) -> None:
 
 
 def test_a_kept_edit_is_read_back_and_damage_is_seen(tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "store", read_only=False)
     edit = scaled(tiny(dtype="bfloat16"))
+    folder = store_for(edit, tmp_path / "store")
     record = write_edit(folder, edit)
     read = read_edit(folder, "scaled")
     assert read.record == record

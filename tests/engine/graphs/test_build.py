@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -349,26 +348,12 @@ def test_no_model_library_is_loaded(tmp_path: Path, windows: list[Any]) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def plant_beside(capture: Capture, other: Capture, name: str) -> Capture:
-    """`other`, of a store of its own, as a further capture of the store of `capture`."""
-    assert capture.folder.local_path() is not None
-    assert other.folder.local_path() is not None
-    target = capture.folder.local_path() / "captures" / name
-    shutil.copytree(other.folder.local_path() / "captures" / "corpus", target)
-    group = json.loads((target / "zarr.json").read_text())
-    record = group["attributes"]["actstore_capture"]
-    del record["checksum"]
-    record["name"] = name
-    (target / "zarr.json").write_text(json.dumps(group))
-    return Store(capture.folder.local_path()).capture(name)
-
-
 def test_a_further_capture_is_evidence_like_the_first(tmp_path: Path) -> None:
     windows = make_windows(60, n_tokens=9)
     rules = [[on_token, after, unless, skipping]]
     whole = plant_capture(tmp_path / "whole", windows, rules)
     part = plant_capture(tmp_path / "part", windows[:25], rules)
-    more = plant_beside(part, plant_capture(tmp_path / "more", windows[25:], rules), "more")
+    more = plant_capture(tmp_path / "part", windows[25:], rules, name="more")
     assert whole.folder.local_path() is not None
     assert part.folder.local_path() is not None
     expected = build_graphs(whole, Folder(whole.folder.local_path(), read_only=False))
