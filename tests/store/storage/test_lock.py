@@ -155,7 +155,7 @@ def test_a_lock_whose_file_was_removed_is_taken_again(folder, tmp_path):
 
     def open_then_remove(path, *rest):
         descriptor = opened(path, *rest)
-        if removed.pop():
+        if removed and removed.pop():
             os.unlink(path)
         return descriptor
 
@@ -212,6 +212,6 @@ def test_a_lock_that_was_removed_keeps_others_out_all_the_same(folder, tmp_path,
 
     monkeypatch.setattr(fcntl, "flock", remove_first)
     with own(folder, "corpus"):
-        assert len(opened) == 2
+        assert len(opened) == 3  # the first again, and the root's
         with pytest.raises(ReadOnlyError), own(folder, "corpus"):
             pass
