@@ -350,6 +350,8 @@ def test_verify_finds_what_readers_refuse(key: str, whole_store: Path, every_kin
     for at in (len(data) // 2, len(data) - 1):
         if key.endswith("zarr.json"):
             at = data.index(b'"shape"') + 2
+        elif key == "captures/corpus/tokens/position/c/0":
+            at = 42  # some bits of this compressed chunk say nothing
         elif key.endswith((".arrow", ".json")):
             at = len(data) // 2
         with damaged(whole_store, key, data[:at] + bytes([data[at] ^ 2]) + data[at + 1 :]):
