@@ -151,6 +151,8 @@ class Neuron:
             _, first = np.unique(window[hits], return_index=True)
             found_values.append(row[hits[first]])
             found_tokens.append(hits[first] + first_token)
+        if not found_values:  # no block is committed yet
+            return values, tokens
         others, places = np.concatenate(found_values), np.concatenate(found_tokens)
         order = np.lexsort((places, -others))[: k - len(tokens)]
         return np.concatenate([values, others[order]]), np.concatenate([tokens, places[order]])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actstore.store.errors import InvalidInputError
-from actstore.store.storage.disk import sync_file, sync_folder, temporary_path
+from actstore.store.storage.disk import remove_temporaries_of, sync_file, sync_folder, temporary_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,10 +37,13 @@ def sync_tree(folder: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to that becomes `path` on success, safe from power cuts, and is removed otherwise.
 
+    What a killed process has left of it goes first.
+
     An `OSError` that names no file, as that of a full disk, names `path` from then on.
     """
     if path.is_dir():  # before anything is written: only the renaming would fail
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    remove_temporaries_of(path)
     partial = temporary_path(path)
     try:
         yield partial

@@ -44,8 +44,24 @@ def is_temporary(path: str | os.PathLike[str]) -> bool:
 
 def temporary_path(target: Path) -> Path:
     """A path beside `target` that nothing else uses; it tells which process."""
-    name = os.fsencode(target.name)[:_MAX_NAME_NBYTES].decode(errors="ignore")
-    return target.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(8)}{SUFFIX}")
+    return target.with_name(f".{_stem(target)}.{os.getpid()}-{secrets.token_hex(8)}{SUFFIX}")
+
+
+def remove_temporaries_of(target: Path) -> None:
+    """Remove what killed processes have left beside `target` in writing it; what living ones are writing stays."""
+    with contextlib.suppress(OSError):  # a folder that cannot be listed, or is not there, is for the writing to name
+        for path in list(target.parent.iterdir()):
+            match = _TEMPORARY.fullmatch(path.name)
+            if (
+                match is not None
+                and path.name.startswith(f".{_stem(target)}.{match[1]}-")
+                and not _is_alive(int(match[1]))
+            ):
+                path.unlink(missing_ok=True)
+
+
+def _stem(target: Path) -> str:
+    return os.fsencode(target.name)[:_MAX_NAME_NBYTES].decode(errors="ignore")
 
 
 def sync_file(file: int | Path) -> None:

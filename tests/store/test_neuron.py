@@ -188,3 +188,8 @@ def test_bad_questions(planted_path):
         store.neuron(0, 0).exemplars(0)
     with pytest.raises(InvalidInputError, match=r'store\.neuron\(3, 17\), store\.neuron\("L3\.N17"\)'):
         store.neuron(3)
+
+
+def test_without_a_block_there_are_no_exemplars(planting, tmp_path):
+    planting(tmp_path / "store", "corpus", blocks=(), finish=False, n_exemplars=0)
+    assert Store(tmp_path / "store").neuron(1, 3).exemplars(5).num_rows == 0

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -64,3 +66,19 @@ def test_a_failed_sync_leaves_what_was_there(tmp_path, monkeypatch):
     assert caught.value.filename == str(target)
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_killed_process_left_of_a_file_goes_with_the_next(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = tmp_path / f".a.npy.{dead.pid}-0123456789abcdef.partial"
+    others = [
+        tmp_path / f".b.npy.{dead.pid}-0123456789abcdef.partial",  # of another file
+        tmp_path / f".a.npy.{os.getppid()}-0123456789abcdef.partial",  # of a process that lives
+    ]
+    for path in (left, *others):
+        path.write_bytes(b"half")
+    with replacing(tmp_path / "a.npy") as partial:
+        partial.write_bytes(b"whole")
+    assert (tmp_path / "a.npy").read_bytes() == b"whole"
+    assert (left.exists(), [path.exists() for path in others]) == (False, [True, True])
