@@ -198,7 +198,10 @@ def read_record(folder: Folder, name: str | None = None) -> EditRecord:
         )
     verify_checksum(value, f"{folder}/{key}")
     record = EditRecord.from_json(value, f"{folder}/{key}")
-    if name is not None and (foreign := _other_model(folder, record)) is not None:
+    foreign = _other_model(folder, record) if name is not None else None
+    if name not in (None, record.name):
+        foreign = f"the record of another edit, {record.name!r}"
+    if foreign is not None:
         raise FormatError(f"{folder}/{key} is {foreign}. Make the edit again, or restore it from a copy.")
     return record
 

@@ -112,7 +112,12 @@ def read_record(folder: Folder, name: str) -> GraphRecord | None:
             f"{folder}/{key} has format {value.get('format')}; this actstore reads graphs up to {FORMAT}. Update actstore."
         )
     verify_checksum(value, f"{folder}/{key}")
-    return GraphRecord.from_json(value, f"{folder}/{key}")
+    record = GraphRecord.from_json(value, f"{folder}/{key}")
+    if record.name != name:
+        raise FormatError(
+            f"{folder}/{key} is the record of other graphs, {record.name!r}. Restore it from a copy, or build them again."
+        )
+    return record
 
 
 def check_belongs(folder: Folder, record: GraphRecord, root: RootRecord) -> None:

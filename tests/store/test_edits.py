@@ -62,3 +62,16 @@ def test_an_edit_of_another_model_is_not_written(folder: Folder) -> None:
     ):
         write_edit(folder, an_edit("e" * 64))
     assert edit_names(folder) == ()
+
+
+def test_records_of_two_edits_that_changed_places_are_refused(folder: Folder, tmp_path: Path) -> None:
+    for name in ("louder", "softer"):
+        write_edit(folder, an_edit("f" * 64, name))
+    one, other = (tmp_path / f"store/edits/{name}/edit.json" for name in ("louder", "softer"))
+    kept = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(kept)
+    for name, found in (("louder", "softer"), ("softer", "louder")):
+        with pytest.raises(FormatError, match=rf"edits/{name}/edit\.json is the record of another edit, '{found}'"):
+            read_record(folder, name)
+    assert {damage.key for damage in verify_root(folder)} == {"edits/louder/edit.json", "edits/softer/edit.json"}

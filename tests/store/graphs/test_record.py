@@ -74,3 +74,11 @@ def test_graphs_of_an_earlier_version_are_compared_by_their_plan(path: Path) -> 
 def test_graphs_outlive_their_capture(path: Path) -> None:
     shutil.rmtree(path / "captures/corpus")
     assert len(Graphs(Store(path))) == 2
+
+
+def test_graphs_under_another_name_are_refused(path: Path) -> None:
+    shutil.copytree(path / "graphs/graphs", path / "graphs/others")
+    with pytest.raises(FormatError, match="is the record of other graphs, 'graphs'"):
+        Graphs(Store(path), "others")
+    names, damage = verify_graphs(Store(path).folder)
+    assert (set(names), [one.graphs for one in damage]) == ({"graphs", "others"}, ["others"])
