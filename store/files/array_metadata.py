@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def open_array(folder: Folder, key: str) -> zarr.Array[Any]:
     """The Zarr array under `key`, for slicing; `NotFoundError` where there is none, `FormatError` where it cannot be one."""
     try:
-        folder.read_json(f"{key}/zarr.json")  # which Zarr would read however long or deep it is
+        metadata = folder.read_json(f"{key}/zarr.json")  # which Zarr would read however long or deep it is
         array = zarr.open_array(store=folder.zarr, path=key, mode="r")
     except (FileNotFoundError, NotFoundError):
         raise NotFoundError(f"{folder} has no array {key}.") from None
@@ -26,6 +26,8 @@ def open_array(folder: Folder, key: str) -> zarr.Array[Any]:
             raise  # an error of the disk or the network
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise FormatError(f"The metadata of {folder}/{key} cannot be read: {reason}.") from None
+    if not isinstance(metadata.get("attributes", {}), dict):  # Zarr fails only when one of them is asked for
+        raise FormatError(f"The metadata of {folder}/{key} cannot be read: its attributes are no JSON object.")
     if any(n < 0 or n >> 62 for n in (*array.shape, *array.chunks)):
         raise FormatError(
             f"The metadata of {folder}/{key} are damaged: its shape is {array.shape}, in chunks of {array.chunks}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,3 +35,13 @@ def test_a_damaged_size_in_a_chunk_header_is_an_error_that_names_the_array(tmp_p
     folder.write("a/mean/c/0", bytes(data))
     with pytest.raises(FormatError, match=r"a/mean is damaged: "):
         read_array(folder, "a/mean")
+
+
+@pytest.mark.parametrize("attributes", ["NaN", 3, [], None, True])
+def test_attributes_that_are_none_are_an_error(tmp_path: Path, attributes: object) -> None:
+    folder = Folder(tmp_path, read_only=False)
+    write_array(folder, "a", np.arange(5, dtype=np.int32), ("token",))
+    path = tmp_path / "a/zarr.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attributes": attributes}))
+    with pytest.raises(FormatError, match=r"The metadata of .*/a cannot be read"):
+        read_array(folder, "a")
