@@ -109,8 +109,8 @@ def stats(
         return
     if not rows.num_rows:
         raise InvalidInputError(
-            f"No neuron matches. There are sites {', '.join(opened_capture.record.sites)}, and "
-            f"{len(opened_capture.store.model.layers)} layers."
+            f"No neuron matches. There are sites {', '.join(opened_capture.record.sites)}, and layers 0 to "
+            f"{len(opened_capture.store.model.layers) - 1}."
         )
     headings = [rows.column_names[0], *((c, "right") for c in rows.column_names[1:])]
     n_keys = rows.column_names.index("name") + 1

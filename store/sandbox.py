@@ -60,13 +60,17 @@ def quoted_text(text: str) -> str:
 
 
 def check_reads_only(connection: duckdb.DuckDBPyConnection, query: str) -> None:
-    """Raise `InvalidInputError` where a query does anything but read; what EXPLAIN explains, it may run."""
+    """Raise `InvalidInputError` unless a query is one statement that reads; what EXPLAIN explains, it may run."""
     statements = connection.extract_statements(query)
     kinds = {kind for statement in statements for kind in _kinds(connection, statement)}
     if kinds - READING:
         raise InvalidInputError(
             f"A query only reads, and this is one of {', '.join(sorted(kinds - READING))}: begin it with select. "
             "To write a result, use `export`, or write the table that a query returns."
+        )
+    if len(statements) > 1:
+        raise InvalidInputError(
+            f"One query gives one table, found {len(statements)} statements: only the last would be shown. Ask one at a time."
         )
 
 

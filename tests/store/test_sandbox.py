@@ -117,6 +117,12 @@ def test_a_reading_query_is_explained(query, store):
     assert store.sql(query).num_rows
 
 
+def test_of_two_queries_none_is_dropped(store):
+    with pytest.raises(InvalidInputError, match="One query gives one table, found 2 statements"):
+        store.sql("select 1; select 2")
+    assert store.sql("select 1;").num_rows == 1
+
+
 def test_a_pivot_and_a_common_table_expression(store):
     assert store.sql("pivot (select layer, site, mean from neurons) on site using avg(mean)").num_rows == 2
     assert store.sql("with t as (from neurons) select count(*) from t").column(0).to_pylist() == [45]
