@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
-from actstore.store.files.checksums import read_checksums
+from actstore.store.files.checksums import header_nbytes, read_checksums
 from actstore.store.files.parquet import read_metadata, read_table, undamaged, write_table
 from actstore.store.files.records import ModelRecord, verify_checksum, with_checksum
 from actstore.store.files.shards import checksum
@@ -95,7 +95,7 @@ def _beside_root(folder: Folder) -> dict[str, str]:
     for name in folder.names("weights"):
         if (part := name.removesuffix(".safetensors")) != name:
             key = weights_key(part)
-            n_header = 8 + int.from_bytes(folder.read(key, 0, 8), "little")
+            n_header = header_nbytes(folder.read(key, 0, 8), folder.source(key).nbytes)
             checksums[key] = read_checksums(folder.read(key, 0, n_header))
     return {key: found for key, found in checksums.items() if found is not None}
 

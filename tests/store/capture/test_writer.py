@@ -101,9 +101,28 @@ def test_a_block_is_released_when_it_is_written_and_not_before(folder, record, o
     assert released == [(block, True, False) for block in range(3)]
 
 
+def check_only_the_first_is_submitted(folder, record, may_go_on, *, overlap):
+    """Of three blocks, the second waits until the disk may go on; then all are committed."""
+    submitted = []
+
+    def submit_three(writer):
+        for block in range(3):
+            writer.submit(block, arrays_of(record, block), lambda: b"", began=0.0)
+            submitted.append(block)
+
+    with CaptureWriter(folder, record, n_threads=2, overlap=overlap) as writer:
+        filler = threading.Thread(target=submit_three, args=(writer,))
+        filler.start()
+        filler.join(0.3)
+        assert submitted == [0]
+        may_go_on.set()
+        filler.join()
+    assert committed_blocks(folder, "corpus") == [0, 1, 2]
+
+
 def test_at_most_two_blocks_are_in_memory(folder, record, monkeypatch):
     """Who is faster waits: submitting a block returns only when the one before it is on disk."""
-    may_write, submitted = threading.Event(), []
+    may_write = threading.Event()
     write = MemoryStorage.write
 
     def slow_write(self, key, data):
@@ -113,19 +132,7 @@ def test_at_most_two_blocks_are_in_memory(folder, record, monkeypatch):
 
     monkeypatch.setattr(MemoryStorage, "write", slow_write)
 
-    def submit_three(writer):
-        for block in range(3):
-            writer.submit(block, arrays_of(record, block), lambda: b"", began=0.0)
-            submitted.append(block)
-
-    with CaptureWriter(folder, record, n_threads=2, overlap=True) as writer:
-        filler = threading.Thread(target=submit_three, args=(writer,))
-        filler.start()
-        filler.join(0.3)
-        assert submitted == [0]
-        may_write.set()
-        filler.join()
-    assert committed_blocks(folder, "corpus") == [0, 1, 2]
+    check_only_the_first_is_submitted(folder, record, may_write, overlap=True)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +218,7 @@ def test_a_block_is_released_before_the_disk_has_it(tmp_path, record, monkeypatc
 
 
 def test_at_most_one_block_waits_for_the_disk(tmp_path, record, monkeypatch):
-    folder, may_sync, submitted = Folder(tmp_path, read_only=False), threading.Event(), []
+    folder, may_sync = Folder(tmp_path, read_only=False), threading.Event()
     create_capture(folder, record)
     fsync = os.fsync
 
@@ -221,19 +228,7 @@ def test_at_most_one_block_waits_for_the_disk(tmp_path, record, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", slow_fsync)
 
-    def submit_three(writer):
-        for block in range(3):
-            writer.submit(block, arrays_of(record, block), lambda: b"", began=0.0)
-            submitted.append(block)
-
-    with CaptureWriter(folder, record, n_threads=2, overlap=False) as writer:
-        filler = threading.Thread(target=submit_three, args=(writer,))
-        filler.start()
-        filler.join(0.3)
-        assert submitted == [0]
-        may_sync.set()
-        filler.join()
-    assert committed_blocks(folder, "corpus") == [0, 1, 2]
+    check_only_the_first_is_submitted(folder, record, may_sync, overlap=False)
 
 
 @pytest.mark.parametrize(

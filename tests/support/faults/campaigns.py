@@ -65,6 +65,11 @@ def chosen_scenarios(names: tuple[str, ...] | None) -> list[Scenario]:
     return [scenario for scenario in SCENARIOS if names is None or scenario.name in names]
 
 
+def changing_scenarios(oracle: Oracle, names: tuple[str, ...] | None) -> list[Scenario]:
+    """Those of `chosen_scenarios` whose undisturbed run changes files."""
+    return [s for s in chosen_scenarios(names) if any(oracle.reference(s).counts[name] for name in CHANGES)]
+
+
 def choose_call(chance: random.Random, counts: dict[str, int], classes: tuple[str, ...]) -> tuple[str, int] | None:
     """A class of calls that a run makes, each as often, and the number of one; None where it makes none."""
     made = [name for name in classes if counts[name]]
@@ -85,7 +90,7 @@ def kills(
 ) -> Result:
     """Kills, and torn writes, at sampled calls that change files, of all commands in turn."""
     result = Result("kills", n, seed)
-    scenarios = [s for s in chosen_scenarios(names) if any(oracle.reference(s).counts[name] for name in CHANGES)]
+    scenarios = changing_scenarios(oracle, names)
     for i, chance in numbered(n, seed, "kills", only):
         scenario = scenarios[i % len(scenarios)]
         call = choose_call(chance, oracle.reference(scenario).counts, CHANGES)

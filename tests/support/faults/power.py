@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from faults.campaigns import Result, Say, chosen_scenarios, numbered
+from faults.campaigns import Result, Say, changing_scenarios, numbered
 from faults.client import Ended
 from faults.oracle import describe
 from faults.scenarios import Scenario, files_of
-from faults.shim import CHANGES, Fault
+from faults.shim import Fault
 
 if TYPE_CHECKING:
     from faults.oracle import Oracle
@@ -239,7 +239,7 @@ def power_cuts(
 ) -> Result:
     """Power cuts at sampled moments of all commands that change files, and right after their end."""
     result = Result("power cuts", n, seed)
-    scenarios = [s for s in chosen_scenarios(names) if any(oracle.reference(s).counts[name] for name in CHANGES)]
+    scenarios = changing_scenarios(oracle, names)
     runs: dict[str, Run] = {}
     for i, chance in numbered(n, seed, "power cuts", only):
         scenario = scenarios[i % len(scenarios)]
