@@ -17,6 +17,7 @@ from actstore.store.files.record_checks import check_of_model
 from actstore.store.model.root import Root
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from actstore.store.files.records import CaptureRecord
@@ -31,8 +32,10 @@ class Captures(Root):
     """One model and its captures."""
 
     def __init__(self, location: str | Path | Folder) -> None:
-        """As `Root`."""
+        """As `Root`; `FormatError` also where the root is not that of any capture that can be read."""
         super().__init__(location)
+        self._read_at_opening: dict[str, CaptureRecord] = {}
+        self._check_root()
         self._complete: dict[str, Capture] = {}
         self._reported: set[str] = set()
         self._warned_of: set[str] = set()
@@ -115,6 +118,26 @@ class Captures(Root):
                 return None
         return planned[0] if planned else None
 
+    def _check_root(self) -> None:
+        """`FormatError` where the root is of another store than the captures beside it; the first of its own settles it."""
+        foreign = None
+        for name in self._default_first():
+            try:
+                record = read_capture(self.folder, name)
+            except FormatError:
+                continue  # it does not say where it belongs; whoever reads it is told
+            if record is None:
+                continue
+            try:
+                check_belongs(self.folder, record, self.root_record)
+            except FormatError as error:
+                foreign = foreign or error
+            else:
+                self._read_at_opening[name] = record
+                return
+        if foreign is not None:
+            raise foreign
+
     def _open(self, name: str, record: CaptureRecord) -> Capture:
         if name in self._complete:
             return self._complete[name]
@@ -128,6 +151,11 @@ class Captures(Root):
         """What lies in the folder of captures, with a plan or without."""
         return [name for name in self.folder.names("captures") if name != "zarr.json"]
 
+    def _default_first(self) -> Iterator[str]:
+        """As `_names`, which is asked only where the capture of the default name is not enough."""
+        yield layout.DEFAULT_CAPTURE
+        yield from (name for name in self._names() if name != layout.DEFAULT_CAPTURE)
+
     def _record(self, name: str) -> CaptureRecord | None:
         """The record of a capture, read now: another process may have added it; None where its plan is not finished.
 
@@ -135,7 +163,7 @@ class Captures(Root):
         """
         if name in self._complete:
             return self._complete[name].record
-        record = read_capture(self.folder, name)
+        record = self._read_at_opening.pop(name, None) or read_capture(self.folder, name)
         if record is not None:
             check_belongs(self.folder, record, self.root_record)
             check_of_model(record.sites, self.model, f"{self.folder}/{layout.capture_key(name)}/zarr.json")

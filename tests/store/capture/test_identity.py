@@ -54,11 +54,23 @@ def test_a_capture_of_another_store_is_refused(path: Path, tmp_path: Path) -> No
     assert [(one.capture, one.key, one.what) for one in damage] == [("copied", "zarr.json", str(caught.value))]
 
 
-def test_the_root_of_another_store_is_refused_by_every_capture(path: Path, tmp_path: Path) -> None:
+def test_the_root_of_another_store_is_refused_at_opening(path: Path, tmp_path: Path) -> None:
     planted_stores.plant(tmp_path / "other")
     shutil.copy(tmp_path / "other/zarr.json", path / "zarr.json")
     with pytest.raises(FormatError, match="was captured into another store"):
-        Store(path).capture()
+        Store(path)
+
+
+def test_one_capture_of_its_own_settles_that_a_root_is_not_another_stores(path: Path, tmp_path: Path) -> None:
+    planted_stores.plant(tmp_path / "other")
+    shutil.copytree(path / "captures/corpus", path / "captures/copied")
+    (path / "captures/copied/zarr.json").write_text("damaged")
+    shutil.rmtree(path / "captures/corpus")
+    shutil.copytree(tmp_path / "other/captures/corpus", path / "captures/corpus")
+    with pytest.raises(FormatError, match="was captured into another store"):
+        Store(path)  # no readable capture is the root's
+    change_record(path, root=root.read_root_id(Folder(path)))
+    assert Store(path).capture("corpus").is_finished
 
 
 def test_a_capture_of_another_model_is_refused_in_stores_of_any_version(path: Path) -> None:
@@ -69,7 +81,7 @@ def test_a_capture_of_another_model_is_refused_in_stores_of_any_version(path: Pa
     with pytest.raises(
         FormatError, match=r"is a capture of another model \(fingerprint ffffffffffff…\) than that of the store"
     ):
-        Store(path).capture()
+        Store(path)
 
 
 def test_a_capture_under_another_name_is_refused(path: Path) -> None:
