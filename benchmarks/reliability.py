@@ -41,6 +41,7 @@ CAMPAIGNS: dict[str, tuple[int, str]] = {
         300,
         "every class of file: bits, pages, cut, extended, removed, swapped, of another store, of an older version",
     ),
+    "repairs": (150, "the same damage, then `repair`, half of the times killed on its way and run again"),
     "mutations": (2000, "one odd value in a record, with its checksum or with a new one; bytes of headers"),
     "threads": (30, "16 threads read one store, for these seconds; then forked and spawned workers do"),
     "first writers": (100, "two models are captured into one new folder at once"),
@@ -50,7 +51,7 @@ CAMPAIGNS: dict[str, tuple[int, str]] = {
 
 def run_campaign(oracle: Oracle, name: str, n: int, seed: int, case: int | None, say: Callable[[str], None]) -> Result:
     """Run one campaign, or one case of it."""
-    from faults import campaigns, metadata, power, sharing, tampering
+    from faults import campaigns, metadata, power, repairs, sharing, tampering
 
     if name == "threads":
         return sharing.threads(oracle, n, seed, say=say)
@@ -59,6 +60,7 @@ def run_campaign(oracle: Oracle, name: str, n: int, seed: int, case: int | None,
         "errors": campaigns.errors,
         "power cuts": power.power_cuts,
         "tampering": tampering.tamper_with,
+        "repairs": repairs.repairs,
         "mutations": metadata.mutations,
         "first writers": sharing.first_writers,
     }[name]

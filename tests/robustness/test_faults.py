@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from faults import campaigns, metadata, power, sharing, shim, tampering
+from faults import campaigns, metadata, power, repairs, sharing, shim, tampering
 from faults.client import Server
 from faults.oracle import Oracle
 from faults.power import Directory, Disk, File, Operation
@@ -143,6 +143,10 @@ def test_tampering(oracle: Oracle) -> None:
     check(tampering.tamper_with(oracle, 4, SEED, state="small"))
 
 
+def test_repairs(oracle: Oracle) -> None:
+    check(repairs.repairs(oracle, 2, SEED, state="small"))
+
+
 def test_first_writers(oracle: Oracle) -> None:
     check(sharing.first_writers(oracle, 1, SEED))
 
@@ -158,7 +162,7 @@ def test_threads(oracle: Oracle) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize(
-    "campaign", ["kills", "errors", "power cuts", "tampering", "mutations", "threads", "first writers"]
+    "campaign", ["kills", "errors", "power cuts", "tampering", "repairs", "mutations", "threads", "first writers"]
 )
 def test_a_long_campaign(whole_oracle: Oracle, campaign: str) -> None:
     check(
@@ -167,6 +171,7 @@ def test_a_long_campaign(whole_oracle: Oracle, campaign: str) -> None:
             "errors": lambda: campaigns.errors(whole_oracle, 300, SEED),
             "power cuts": lambda: power.power_cuts(whole_oracle, 100, SEED),
             "tampering": lambda: tampering.tamper_with(whole_oracle, 200, SEED),
+            "repairs": lambda: repairs.repairs(whole_oracle, 150, SEED),
             "mutations": lambda: metadata.mutations(whole_oracle, 2000, SEED),
             "threads": lambda: sharing.threads(whole_oracle, 30, SEED),
             "first writers": lambda: sharing.first_writers(whole_oracle, 100, SEED),

@@ -160,10 +160,10 @@ def _replace_folder(place: str, kind: str) -> Callable[[random.Random, Path, Sou
     """A folder of another store, or of this one, in a folder's place."""
 
     def tamper(chance: random.Random, store: Path, sources: Sources) -> str | None:
-        keys = sorted({match[0] for key, _ in files_of(store) if (match := re.match(FOLDERS[kind], key))})
+        keys = sorted({match[0] for key, _ in files_of(store) if (match := re.match(f"{FOLDERS[kind]}(?=/)", key))})
         target = chance.choice(keys)
         origin: Path = store if place == "store" else getattr(sources, place)
-        others = sorted({match[0] for key, _ in files_of(origin) if (match := re.match(FOLDERS[kind], key))})
+        others = sorted({match[0] for key, _ in files_of(origin) if (match := re.match(f"{FOLDERS[kind]}(?=/)", key))})
         others = [key for key in others if (key != target if place == "store" else key == target)]
         if not others:
             return None
@@ -197,7 +197,7 @@ def tamper_with(
     for i, chance in numbered(n, seed, "tampering", only):
         kind = every[i % len(every)]
         store = workshop.fresh(state) / "store"
-        done = _tamper(chance, store, sources, kind)
+        done = tamper(chance, store, sources, kind)
         if done is None:
             result.outcomes["does not exist"] += 1
             continue
@@ -209,7 +209,8 @@ def tamper_with(
     return result
 
 
-def _tamper(chance: random.Random, store: Path, sources: Sources, kind: tuple[str, ...]) -> str | None:
+def tamper(chance: random.Random, store: Path, sources: Sources, kind: tuple[str, ...]) -> str | None:
+    """Do to a store what an entry of `ALL_KINDS`, or twice a name of `FOLDER_KINDS`, says: what was done, None for nothing."""
     if len(kind) == 2:
         return FOLDER_KINDS[kind[1]](chance, store, sources)
     pattern = CLASSES[kind[2]]
