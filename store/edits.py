@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -256,15 +255,21 @@ def read_edit(folder: Folder | str | Path, name: str | None = None) -> Edit:
 
 
 def delete_edit(folder: Folder, name: str) -> None:
-    """Remove a store's edit, whatever its state.
+    """Remove a store's edit, whatever its state; what a killed removal left goes too.
 
     `NotFoundError` where there is none, `ReadOnlyError` while another process writes it.
     """
-    with suppress(FormatError):
+    prefix = edits_key(name, "").rstrip("/")
+    try:
         read_record(folder, name)
+    except NotFoundError:
+        if not folder.names(prefix):
+            raise
+    except FormatError:
+        pass
     with own_edit(folder, name):
         folder.delete(edits_key(name, RECORD))  # first, and for good: a kill leaves no edit, or all of it
-        folder.delete(edits_key(name, "").rstrip("/"))
+        folder.delete(prefix)
 
 
 def _key(name: str | None, file: str) -> str:

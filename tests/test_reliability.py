@@ -18,19 +18,34 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "reliability.md"
 
 
-@pytest.fixture(scope="module")
-def reliability() -> Iterator[Any]:
-    """The script; it puts the checkout on the path."""
+@pytest.fixture(scope="module", autouse=True)
+def checkout() -> Iterator[None]:
+    """The scripts are in the checkout, which they put on the path."""
     before = list(sys.path)
     sys.path.insert(0, str(ROOT))
-    yield importlib.import_module("benchmarks.reliability")
+    yield
     sys.path[:] = before
 
 
-def test_the_page_has_the_recorded_results(reliability: Any) -> None:
-    found = re.search(r"<!-- reliability -->\n(.*?)<!-- /reliability -->", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+@pytest.fixture
+def reliability() -> Any:
+    return importlib.import_module("benchmarks.reliability")
+
+
+def between(mark: str) -> str:
+    """What the page has between two marks."""
+    found = re.search(rf"<!-- {mark} -->\n(.*?)<!-- /{mark} -->", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None
-    assert found[1] == reliability.markdown(reliability.read_results()) + "\n"
+    return found[1]
+
+
+def test_the_page_has_the_recorded_results(reliability: Any) -> None:
+    assert between("reliability") == reliability.markdown(reliability.read_results()) + "\n"
+
+
+def test_the_page_has_the_recorded_costs() -> None:
+    against = importlib.import_module("benchmarks.against")
+    assert between("against") == against.markdown(json.loads(against.RESULTS.read_text())) + "\n"
 
 
 def test_a_campaign_that_was_not_run_is_named(reliability: Any) -> None:
@@ -38,7 +53,7 @@ def test_a_campaign_that_was_not_run_is_named(reliability: Any) -> None:
     text = reliability.markdown({"kills": result})
     assert "| kills |" in text
     assert "| killed: 300 | stuck: 2 | 16, `abc` | 300 |" in text
-    assert "Not run yet: errors, power cuts, tampering, mutations, threads, first writers." in text
+    assert "Not run yet: errors, power cuts, tampering, repairs, mutations, threads, first writers." in text
 
 
 def test_what_is_recorded_was_run_in_full(reliability: Any) -> None:

@@ -9,7 +9,7 @@ import planted_stores
 import pytest
 
 from actstore.store.edits import Edit, EditRecord, delete_edit, edit_names, read_edit, read_record, write_edit
-from actstore.store.errors import FormatError, InvalidInputError
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.model import root
 from actstore.store.storage.folder import Folder
 from actstore.store.verify import verify_root
@@ -54,6 +54,18 @@ def test_an_edit_of_another_model_is_refused_wherever_it_is_read(folder: Folder,
     assert read_edit(Folder(tmp_path / "store/edits/copied")).name == "copied"
     delete_edit(folder, "copied")
     assert edit_names(folder) == ("louder",)
+
+
+def test_what_a_killed_removal_left_is_removed_by_the_next(folder: Folder, tmp_path: Path) -> None:
+    write_edit(folder, an_edit("f" * 64))
+    path = tmp_path / "store/edits/louder"
+    (path / "edit.json").unlink()
+    (path / "delta.safetensors").write_bytes(b"of an edit with weights")
+    delete_edit(folder, "louder")
+    assert not path.exists()
+    with pytest.raises(NotFoundError, match="there is none"):
+        delete_edit(folder, "louder")
+    assert not path.exists()
 
 
 def test_an_edit_of_another_model_is_not_written(folder: Folder) -> None:
