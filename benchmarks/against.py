@@ -60,7 +60,8 @@ class Worker:
         """Seconds that an operation took."""
         if what == "info":
             return self._info()
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write(f"{what}\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()

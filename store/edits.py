@@ -263,7 +263,7 @@ def delete_edit(folder: Folder, name: str) -> None:
     try:
         read_record(folder, name)
     except NotFoundError:
-        if not folder.names(prefix):
+        if name not in folder.names("edits"):
             raise
     except FormatError:
         pass

@@ -63,8 +63,11 @@ def test_what_a_killed_removal_left_is_removed_by_the_next(folder: Folder, tmp_p
     (path / "delta.safetensors").write_bytes(b"of an edit with weights")
     delete_edit(folder, "louder")
     assert not path.exists()
-    with pytest.raises(NotFoundError, match="there is none"):
-        delete_edit(folder, "louder")
+    write_edit(folder, an_edit("f" * 64, "other"))
+    for name in ("louder", "../edits", "..", "."):
+        with pytest.raises(NotFoundError, match="there is none"):
+            delete_edit(folder, name)
+    assert edit_names(folder) == ("other",)
     assert not path.exists()
 
 
