@@ -45,6 +45,7 @@ CAMPAIGNS: dict[str, tuple[int, str]] = {
     "mutations": (2000, "one odd value in a record, with its checksum or with a new one; bytes of headers"),
     "threads": (30, "16 threads read one store, for these seconds; then forked and spawned workers do"),
     "first writers": (100, "two models are captured into one new folder at once"),
+    "pairs": (100, "a command that writes runs twice at once"),
 }
 """Campaign → how many cases, what is done."""
 
@@ -63,6 +64,7 @@ def run_campaign(oracle: Oracle, name: str, n: int, seed: int, case: int | None,
         "repairs": repairs.repairs,
         "mutations": metadata.mutations,
         "first writers": sharing.first_writers,
+        "pairs": sharing.pairs,
     }[name]
     return run(oracle, n, seed, only=case, say=say)
 

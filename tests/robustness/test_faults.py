@@ -151,6 +151,10 @@ def test_first_writers(oracle: Oracle) -> None:
     check(sharing.first_writers(oracle, 1, SEED))
 
 
+def test_pairs(oracle: Oracle) -> None:
+    check(sharing.pairs(oracle, 2, SEED, names=("capture", "edit suppress")))
+
+
 def test_mutations_of_metadata(oracle: Oracle) -> None:
     check(metadata.mutations(oracle, 6, SEED, state="small"))
 
@@ -162,7 +166,8 @@ def test_threads(oracle: Oracle) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize(
-    "campaign", ["kills", "errors", "power cuts", "tampering", "repairs", "mutations", "threads", "first writers"]
+    "campaign",
+    ["kills", "errors", "power cuts", "tampering", "repairs", "mutations", "threads", "first writers", "pairs"],
 )
 def test_a_long_campaign(whole_oracle: Oracle, campaign: str) -> None:
     check(
@@ -175,5 +180,6 @@ def test_a_long_campaign(whole_oracle: Oracle, campaign: str) -> None:
             "mutations": lambda: metadata.mutations(whole_oracle, 2000, SEED),
             "threads": lambda: sharing.threads(whole_oracle, 30, SEED),
             "first writers": lambda: sharing.first_writers(whole_oracle, 100, SEED),
+            "pairs": lambda: sharing.pairs(whole_oracle, 100, SEED),
         }[campaign]()
     )

@@ -131,7 +131,7 @@ class Oracle:
         found = self.observe(store, reference.wanted)
         failures += self._judge_values(scenario, store, found)
         failures += self._judge_files(reference, work)
-        if ended.status == 0 and (missing := self._incomplete(reference, work, found)):
+        if ended.status == 0 and (missing := self.incomplete(reference, work, found)):
             failures.append(("exit status 0 without the data", missing))
         elif durable:
             failures += self._judge_verify(store, found, reference)
@@ -203,7 +203,7 @@ class Oracle:
         assert done is not None
         failures = [(f"again: {kind}", detail) for kind, detail in judge_end(done)]
         found = self.observe(work / "store", reference.wanted)
-        missing = self._incomplete(reference, work, found)
+        missing = self.incomplete(reference, work, found)
         if missing and done.status == 0:
             failures.append(("wrong after it was run again", missing))
         elif missing:
@@ -217,7 +217,7 @@ class Oracle:
         return failures
 
     @staticmethod
-    def _incomplete(reference: Reference, work: Path, found: Observation) -> str:
+    def incomplete(reference: Reference, work: Path, found: Observation) -> str:
         """What is not as after the undisturbed run; empty where all is."""
         differing = [key for key, said in reference.after.items() if found.get(key) != said and "value" in said]
         for name in ("model", "output"):

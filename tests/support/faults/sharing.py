@@ -1,4 +1,4 @@
-"""What threads and processes share: one opened store read by many, and two first writers of one folder."""
+"""What threads and processes share: a store read by many, two first writers of one folder, one command twice at once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from reading_everything import of_array
 
-from faults.campaigns import Result, Say, numbered
+from faults.campaigns import Result, Say, changing_scenarios, numbered
 from faults.oracle import Failures, describe, judge_end
-from faults.scenarios import CAPTURE
+from faults.scenarios import CAPTURE, files_of
 from faults.shim import CHANGES, Fault
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from faults.client import Ended
     from faults.oracle import Oracle
 
 N_THREADS = 16
@@ -138,20 +141,11 @@ def first_writers(oracle: Oracle, n: int, seed: int, *, only: int | None = None,
         right[name] = oracle.observe(work / "store", {"captures": [name]})
     for i, chance in numbered(n, seed, "first writers", only):
         work = workshop.fresh("empty")
-        # The first stops for a moment at a random change, so that the other comes in between.
-        fault = Fault(
-            "wait", CHANGES, chance.randint(1, sum(alone.counts[c] for c in CHANGES)), wait_ms=chance.choice(WAIT_MS)
+        fault = _pause(chance, alone.counts)
+        names = list(lines) if chance.random() < 0.5 else list(reversed(lines))
+        ended = dict(
+            zip(names, _at_once(oracle, work, [lines[name] for name in names], fault, names.index("a")), strict=True)
         )
-        started = {
-            name: server.start(
-                "faults.observing:command_line",
-                workshop.words(argv, work),
-                folder=work,
-                fault=fault if name == "a" else Fault(),
-            )
-            for name, argv in (lines.items() if chance.random() < 0.5 else reversed(lines.items()))
-        }
-        ended = {name: server.wait(number) for name, number in started.items()}
         case = f"seed {seed}, case {i}: {fault}, {fault.wait_ms} ms"
         failures: Failures = [failure for done in ended.values() for failure in judge_end(done)]
         won = [name for name, done in ended.items() if done.status == 0]
@@ -164,6 +158,61 @@ def first_writers(oracle: Oracle, n: int, seed: int, *, only: int | None = None,
         for kind, detail in failures:
             say(f"first writers: {case}: {kind}: {describe(detail)}")
     shutil.rmtree(work)
+    return result
+
+
+def _pause(chance: random.Random, counts: dict[str, int]) -> Fault:
+    """One process stops for a moment at a random change, so that the other comes in between."""
+    n_changes = sum(counts[name] for name in CHANGES)
+    return Fault("wait", CHANGES, chance.randint(1, n_changes), wait_ms=chance.choice(WAIT_MS))
+
+
+def _at_once(oracle: Oracle, work: Path, lines: list[str], fault: Fault, paused: int) -> list[Ended]:
+    """How command lines ended that were started in this order, one of them to be paused."""
+    server, words = oracle.server, oracle.workshop.words
+    started = [
+        server.start(
+            "faults.observing:command_line", words(line, work), folder=work, fault=fault if i == paused else Fault()
+        )
+        for i, line in enumerate(lines)
+    ]
+    return [server.wait(number) for number in started]
+
+
+def pairs(
+    oracle: Oracle,
+    n: int,
+    seed: int,
+    *,
+    names: tuple[str, ...] | None = None,
+    only: int | None = None,
+    say: Say = print,
+) -> Result:
+    """Every command that writes runs twice at once: one completes, the other does too or is refused, and all is as of one."""
+    result = Result("pairs", n, seed)
+    scenarios = changing_scenarios(oracle, names)
+    for i, chance in numbered(n, seed, "pairs", only):
+        scenario = scenarios[i % len(scenarios)]
+        reference, work = oracle.reference(scenario), oracle.start(scenario)
+        fault = _pause(chance, reference.counts)
+        ended = _at_once(oracle, work, [scenario.run] * 2, fault, chance.randrange(2))
+        case = f"seed {seed}, case {i}: {scenario.name}, {fault}, {fault.wait_ms} ms"
+        failures: Failures = [failure for done in ended for failure in judge_end(done)]
+        n_complete = sum(done.status == 0 for done in ended)
+        if not n_complete:
+            failures.append(("neither completed", "; ".join(done.err for done in ended)))
+        found = oracle.observe(work / "store", reference.wanted)
+        if n_complete and (missing := oracle.incomplete(reference, work, found)):
+            failures.append(("not as one command leaves it", missing))
+        verify = oracle.server.cli(["verify", work / "store", "--quiet"])
+        if verify.status:
+            failures.append(("verify finds damage", (verify.out + verify.err)[-400:]))
+        extra = {key for key, _ in files_of(work / "store")} - reference.keys
+        if extra:
+            failures.append(("leftovers", f"{sorted(extra)[:5]}"))
+        result.add(case, f"{n_complete} of 2 complete", failures)
+        for kind, detail in failures:
+            say(f"pairs: {case}: {kind}: {describe(detail)}")
     return result
 
 
