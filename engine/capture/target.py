@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from actstore.store import layout
 from actstore.store.errors import InvalidInputError, ReadOnlyError
 from actstore.store.model import root
-from actstore.store.model.remains import remove_empty_store, unexpected_entry
+from actstore.store.model.remains import remove_begun, unexpected_entry
 from actstore.store.reader import read_capture
 from actstore.store.storage.lock import own_root
 
@@ -43,10 +43,13 @@ def remove_unplanned(folder: Folder, name: str) -> bool:
     if folder.names(layout.generated_prefix(name)):
         return True
     if folder.local_path() is not None:
-        # Who waits for the root is making a store of the folder.
-        with suppress(OSError, ReadOnlyError):
-            folder.delete(layout.capture_key(name))
-            with own_root(folder, timeout_s=0):
-                if not root.is_store(folder):
-                    remove_empty_store(folder)
+        with suppress(OSError):  # where the disk is full or fails, what remains is a beginning still
+            try:
+                with own_root(folder, timeout_s=0):
+                    if root.is_store(folder):
+                        folder.delete(layout.capture_key(name))
+                    else:
+                        remove_begun(folder, name)
+            except ReadOnlyError:  # who has the root is making a store of the folder
+                folder.delete(layout.capture_key(name))
     return False

@@ -86,12 +86,23 @@ def remove_beginning(folder: Folder) -> None:
         folder.delete(key)
 
 
-def remove_empty_store(folder: Folder) -> None:
-    """Remove a folder on a local disk in which no capture was begun, or none is left; its root is owned, and not there."""
+def remove_begun(folder: Folder, capture: str) -> None:
+    """Remove a capture in a folder on a local disk that is no store yet, and where it is the only one the folder too.
+
+    The caller owns both it and the root. Whatever stops the removal leaves a beginning, or an empty folder: the capture, whose
+    lock says that something was begun, goes after what it has left beside it.
+    """
     path = folder.local_path()
-    if path is None or _captures(folder):
+    assert path is not None
+    key, is_only = capture_key(capture), _captures(folder) == [capture]
+    if is_only:
+        remove_beginning(folder)
+    for name in folder.names(key):
+        if name != LOCK_NAME:
+            folder.delete(f"{key}/{name}")
+    folder.delete(key)
+    if not is_only:
         return
-    remove_beginning(folder)
     # A folder that is not empty, as another capture has just been begun there, is an OSError, and stays.
     (path / "captures" / "zarr.json").unlink(missing_ok=True)
     (path / "captures").rmdir()

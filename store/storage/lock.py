@@ -100,15 +100,21 @@ def _own(
         if not mark:
             yield
             return
-        os.truncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        _mark(descriptor, f"process {os.getpid()} on {socket.gethostname()}")
         try:
             folder.remove_leftovers(key.rpartition("/")[0])
             yield
         finally:
-            os.truncate(descriptor, 0)  # a finished store need not tell on which machine it was written
+            _mark(descriptor, "")  # a finished store need not tell on which machine it was written
     finally:
         os.close(descriptor)
+
+
+def _mark(descriptor: int, owner: str) -> None:
+    """Say in a locked file who owns it; on a full disk it is locked without."""
+    with suppress(OSError):
+        os.truncate(descriptor, 0)
+        os.write(descriptor, owner.encode())
 
 
 def _lock(path: Path, *, mark: bool, timeout_s: float, what: str, instead: str) -> int:

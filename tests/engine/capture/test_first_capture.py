@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,13 +19,16 @@ from transformers import AutoTokenizer
 
 from actstore.engine.capture.api import RunOptions, capture
 from actstore.engine.capture.run import Run
+from actstore.engine.capture.target import remove_unplanned
 from actstore.store.errors import FormatError, InvalidInputError
+from actstore.store.model.remains import unexpected_entry
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
+from actstore.store.storage.lock import own
 from actstore.store.verify import open_captures, verify_capture, verify_root
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 N_PAIRS = 10
 SETTINGS: dict[str, Any] = {"context": 16, "max_tokens": 60}
@@ -235,3 +242,37 @@ def test_contributions_of_other_weights_are_refused(tiny_model: Path, corpus: Pa
         FormatError, match=r"layer-1.safetensors is damaged: it is another file than the store was written"
     ):
         store.contributions(5, everywhere=True)
+
+
+@pytest.mark.parametrize("n", range(8))
+def test_a_removal_that_stops_leaves_a_folder_to_capture_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    """Of a first capture that failed, the removal fails at its step n, as on a disk that fails."""
+    folder = Folder(tmp_path / "store", read_only=False)
+    for key in (
+        "tokenizer/tokenizer.json",
+        "weights/layer-0.safetensors",
+        "neurons.parquet",
+        "captures/corpus/tokens/ids/zarr.json",
+    ):
+        folder.write(key, b"{}")
+    for key in ("zarr.json", "captures/zarr.json"):
+        folder.write_json(key, {"zarr_format": 3, "node_type": "group", "attributes": {}})
+    steps = itertools.count()
+
+    def counted(original: Callable[..., object]) -> Callable[..., object]:
+        def step(*arguments: Any, **settings: Any) -> object:
+            if next(steps) == n:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return original(*arguments, **settings)
+
+        return step
+
+    with own(folder, "corpus"):
+        monkeypatch.setattr(Folder, "delete", counted(Folder.delete))
+        monkeypatch.setattr(Path, "rmdir", counted(Path.rmdir))
+        monkeypatch.setattr(Path, "unlink", counted(Path.unlink))
+        remove_unplanned(folder, "corpus")
+        monkeypatch.undo()
+    assert unexpected_entry(folder) is None
