@@ -260,7 +260,8 @@ def test_processes_that_swap_lose_nothing(tmp_path: Path) -> None:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
         for process in (one, other):
-            process.communicate(b"")
+            assert process.stdin is not None
+            process.stdin.close()
     assert (one.returncode, other.returncode) == (0, 0)
     assert (tmp_path / "count").read_bytes() == b"200"
     assert [path.name for path in tmp_path.iterdir()] == ["count"]
