@@ -36,7 +36,7 @@ class Fault:
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     cut_after: int | None = None
-    """Pass it on, send the head and so many bytes of the answer, and cut the connection; -1: not even the head."""
+    """Pass it on, send the head and this number of bytes of the answer, and cut the connection; -1: not even the head."""
 
 
 class CountingProxy:

@@ -33,6 +33,7 @@ class ObjectSource:
             self.nbytes: int = result.meta["size"]
             self._tail_at, _ = result.range
             self._tail = memoryview(result.bytes())
+        self.nbytes_held = len(self._tail)
 
     def read(self, start: int, stop: int) -> memoryview:
         """Bytes start…stop; `EOFError` where there are fewer."""
@@ -40,14 +41,15 @@ class ObjectSource:
             raise EOFError(f"it ends at byte {self.nbytes}")
         if start >= self._tail_at or start == stop:
             return self._tail[max(0, start - self._tail_at) : max(0, stop - self._tail_at)]
+        end = min(stop, self._tail_at)
         with sentences(self._location):
-            result = obstore.get(self._driver, self._key, options={"range": (start, stop)})
+            result = obstore.get(self._driver, self._key, options={"range": (start, end)})
             data = memoryview(result.bytes())
-        if _identity_of(result.meta) != self._identity or len(data) != stop - start:
+        if _identity_of(result.meta) != self._identity or len(data) != end - start:
             raise StorageError(
                 f"{self._location}/{self._key} was replaced by another while it was read. Open the store again."
             )
-        return data
+        return data if end == stop else memoryview(b"".join((data, self._tail[: stop - end])))
 
     def read_into(self, start: int, out: NDArray[Any]) -> None:
         """Fill the contiguous `out` with the bytes from `start`; `EOFError` where there are fewer."""
