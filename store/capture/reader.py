@@ -269,7 +269,7 @@ class Capture:
     def raw_block(
         self, layer: int, block: int, site: str = "mlp.post", *, saturated: bool = False
     ) -> NDArray[np.number[Any]]:
-        """The block as it is stored, bfloat16 as its bits, int8 as its steps; shape [neuron, token]; `saturated` may copy it."""
+        """The block as it is stored, bfloat16 as its bits, int8 as its steps; shape [neuron, token]."""
         values = self._shard(self._values(layer, site), block, whole=True).rows()
         return self._saturated(values, layer, site) if saturated else values
 

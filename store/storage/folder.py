@@ -40,7 +40,7 @@ class Folder:
 
     def __init__(
         self,
-        location: str | Path,
+        location: str | Path | Folder,
         *,
         read_only: bool = True,
         sync: bool = True,
@@ -49,11 +49,15 @@ class Folder:
         """Point at `location`; nothing is created until something is written.
 
         Without `sync`, writing does not wait for the disk: faster, and safe from kills, but not from power cuts.
-        `storage_options` are those of a URL's driver: an address, credentials, timeouts, beyond what the environment says.
+        `storage_options` are those of a URL's driver: an address, credentials, timeouts, beyond what the environment says; of
+        another folder, its own.
         """
+        if isinstance(location, Folder):
+            storage_options = storage_options or location._options
+            location = location.location
         self.location: str = argument("location", location, str | Path)
         self.read_only, self.sync = read_only, sync
-        self._options = dict(argument("storage_options", storage_options, dict[str, Any] | None) or {})
+        self._options: dict[str, Any] = dict(argument("storage_options", storage_options, dict[str, Any] | None) or {})
         self.storage: Storage = open_storage(self.location, read_only=read_only, sync=sync, options=self._options)
 
     def __str__(self) -> str:
@@ -62,10 +66,6 @@ class Folder:
     def __reduce__(self) -> tuple[Callable[..., Folder], tuple[str, bool, bool, dict[str, Any]]]:
         """Where it is, and by which options: that is what another process needs."""
         return _reopen, (self.storage.address(), self.read_only, self.sync, self._options)
-
-    def writable(self, *, sync: bool = True) -> Folder:
-        """The same place, to write to as well."""
-        return _reopen(self.location, False, sync, self._options)
 
     def __copy__(self) -> Folder:
         return self  # nothing in it changes

@@ -35,7 +35,7 @@ _S3_KEYS: Final = {
 }
 
 
-def connect(location: str, options: Mapping[str, Any] | None, *, max_retries: int = MAX_RETRIES) -> Driver:
+def connect(location: str, options: Mapping[str, Any] | None, *, max_retries: int | None = None) -> Driver:
     """The driver of a URL's server, for keys relative to the URL's path; nothing is asked of the server yet.
 
     `options` are obstore's: those of its `S3Config`, `GCSConfig` or `AzureConfig`, and `client_options` and `retry_config`.
@@ -43,6 +43,7 @@ def connect(location: str, options: Mapping[str, Any] | None, *, max_retries: in
     """
     given = dict(options or {})
     client = {**_CLIENT, "allow_http": _is_http_allowed(), **given.pop("client_options", {})}
+    max_retries = MAX_RETRIES if max_retries is None else max_retries
     retries = {"max_retries": max_retries, "retry_timeout": timedelta(minutes=2), **given.pop("retry_config", {})}
     settings: dict[str, Any] = {"client_options": client, "retry_config": retries}
     scheme = location.partition("://")[0]

@@ -20,7 +20,7 @@ _ADDRESS: Final = re.compile(r"performing [A-Z]+ (\w+://[^/\s?]+)")
 # What the driver says in its message → what to tell; the first that matches.
 _REASONS: Final[tuple[tuple[str, str], ...]] = (
     (
-        r"169\.254\.169\.254|metadata\.google|computeMetadata|No credentials|MissingCredential|no.{0,20}credential",
+        r"169\.254\.169\.254|latest/(api/token|meta-data)|metadata\.google|computeMetadata|[Nn]o credentials|MissingCredential",
         "no credentials were found. Set those of the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
         "give `storage_options`",
     ),
@@ -84,7 +84,7 @@ def _reason_of(error: BaseError) -> str:
     status, name = match.groups() if (match := _HTTP_STATUS.search(text)) else ("", "")
     for pattern, reason in _REASONS:
         if re.search(pattern, text):
-            return reason.format(address=address)
+            return reason.replace("{address}", address)
     if status in ("401", "403"):
         why = next((why for code, why in _REFUSALS.items() if code in text), "these credentials do not permit it")
         return f"access is denied ({status}): {why}. Check the credentials"

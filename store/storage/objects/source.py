@@ -67,13 +67,16 @@ def fetch_end(driver: Driver, key: str, n: int) -> GetResult:
     """The last `n` bytes of an object, in one request where the server can count from the end; all of a shorter one."""
     try:
         return obstore.get(driver, key, options={"range": {"suffix": n}})
-    except NotSupportedError:  # Azure
+    except NotSupportedError as error:
+        if ignores_ranges(error):
+            return obstore.get(driver, key)
+        # Azure does not count from the end.
         size = obstore.head(driver, key)["size"]
         return obstore.get(driver, key, options={"range": (max(0, size - n), size)} if size else {})
     except BaseError as error:
-        if not is_unsatisfiable(error) and not ignores_ranges(error):
+        if not is_unsatisfiable(error):
             raise
-        # Of an empty object no byte can be asked for; and a server without ranges gives everything.
+        # Of an empty object no byte can be asked for.
         return obstore.get(driver, key)
 
 
@@ -84,4 +87,4 @@ def is_unsatisfiable(error: BaseError) -> bool:
 
 def ignores_ranges(error: BaseError) -> bool:
     """Whether a server has answered with the whole object where a range was asked for."""
-    return "partial response" in str(error) or "NotPartial" in str(error)
+    return "RangeNotSupported" in str(error)

@@ -45,10 +45,10 @@ class ObjectStorage(ZarrStorage):
 
         `sync` changes nothing: what a server has accepted, it keeps.
         """
-        location = location.rstrip("/")
         self._driver = connect(location, options)
         # A condition is asked once: whether it held the first time, a second answer would not tell.
         self._single = connect(location, options, max_retries=0)
+        location = location.rstrip("/")
         super().__init__(location, ObjectZarr(self._driver, location, read_only=read_only))
 
     def read(self, key: str, start: int | None, stop: int | None) -> bytes:
