@@ -39,6 +39,7 @@ from actstore.store import errors
 from actstore.store import hooks as _hooks
 from actstore.store.neuron import Neuron
 from actstore.store.reader import Capture
+from actstore.store.storage.folder import Folder as _Folder
 from actstore.store.table import Table
 
 if TYPE_CHECKING:
@@ -87,12 +88,15 @@ _LATER = {
 
 
 @explained
-def open(location: str | Path) -> Store:
+def open(location: str | Path, *, storage_options: Mapping[str, Any] | None = None) -> Store:
     """The store at a path or URL, for reading.
 
+    `storage_options` of a URL are those of its driver, beyond what the environment says: address, credentials, timeouts.
+
     >>> actstore.open("stdlib.actstore").neuron("L3.N17").exemplars(k=5)
+    >>> actstore.open("s3://bucket/gpt2.actstore", storage_options={"region": "eu-west-1"})
     """
-    return Store(location)
+    return Store(_Folder(location, storage_options=storage_options))
 
 
 @explained

@@ -288,7 +288,7 @@ class EditsMethod(Method):
     def _writable(self) -> Any:
         from actstore.store.storage.folder import Folder
 
-        return Folder(self._store.folder.location, read_only=False)
+        return Folder(self._store.folder, read_only=False)
 
     def _check_free(self, name: str, *, force: bool) -> None:
         from actstore.store.edits import check_name

@@ -79,7 +79,7 @@ class GraphsMethod(GraphQueries):
         from actstore.store.errors import InvalidInputError
         from actstore.store.storage.folder import Folder
 
-        folder = Folder(self._store.folder.location, read_only=False, sync=sync)
+        folder = Folder(self._store.folder, read_only=False, sync=sync)
         if method not in METHODS:
             raise InvalidInputError(f"`method` must be {' or '.join(METHODS)}, found {method!r}.")
         if method == PUBLISHED:
@@ -200,7 +200,7 @@ class GraphsMethod(GraphQueries):
         graphs = Graphs(self._store, annotate) if annotate is not None else None  # refused before the model runs
         probes = probe(
             location_of(self._store.model) if model is None else model,
-            self._store.folder.location,
+            self._store.folder,
             name=name,
             capture=capture,
             site=site,
@@ -217,7 +217,7 @@ class GraphsMethod(GraphQueries):
             progress=progress,
         )
         if graphs is not None:
-            folder = Folder(self._store.folder.location, read_only=False, sync=options is None or options.sync)
+            folder = Folder(self._store.folder, read_only=False, sync=options is None or options.sync)
             annotate_graphs(graphs, probes, folder, f"{annotate}-probed")
         return probes
 
@@ -249,7 +249,7 @@ class GraphsMethod(GraphQueries):
 
         place = location_of(self._store.model) if model is None else model
         return sample_probes(
-            place, self._store.folder.location, name=name, capture=capture,
+            place, self._store.folder, name=name, capture=capture,
             settings=SampleSettings(sample, window, temperature, seed, prompt), options=options, progress=progress,
         )  # fmt: skip
 

@@ -22,6 +22,7 @@ READING: Final = (
     "numba",
     "numcodecs",
     "numpy",
+    "obstore",
     "psutil",
     "pyarrow",
     "rich",

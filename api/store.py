@@ -138,7 +138,7 @@ class Store(reader.Store):
         from actstore.store.model.top_tokens import fill_top_tokens
         from actstore.store.storage.folder import Folder
 
-        return fill_top_tokens(Folder(self.folder.location, read_only=False))
+        return fill_top_tokens(Folder(self.folder, read_only=False))
 
     def verify(
         self,

@@ -5,12 +5,17 @@
     ├── InvalidInputError (ValueError)  an argument or a file is not what it must be: correct it
     │   └── CallError (TypeError)       a parameter that there is not, or one too many or too few: correct the call
     ├── ReadOnlyError                   another process is writing there: wait, or name another
+    ├── StorageError (OSError)          a server cannot be reached, or refuses: correct address or credentials, or try again
     ├── FormatError                     a store's bytes contradict its records: verify, refill, or update actstore
     ├── CaptureError                    a run stopped before its end (disk full, interrupted): resume
     └── ModelError                      the model cannot be loaded, or has no feed-forward neurons
 
 Each message says what was expected, what was found, where, and what to do.
 """
+
+from __future__ import annotations
+
+import errno
 
 
 class ActstoreError(Exception):
@@ -34,6 +39,17 @@ class CallError(InvalidInputError, TypeError):
 
 class ReadOnlyError(ActstoreError):
     """Another writer owns the capture, or the store cannot be written."""
+
+
+class StorageError(ActstoreError, OSError):
+    """A server on which a store lies cannot be reached, or refuses; it says nothing about the bytes there."""
+
+    may_pass: bool = False
+    """Whether the same request may succeed later: a cut connection, a busy server."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.errno = errno.ECONNABORTED  # what has no number is taken for the fault of a library that reads a file
 
 
 class FormatError(ActstoreError):

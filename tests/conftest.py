@@ -18,6 +18,7 @@ if not torch.cuda.is_available():  # Triton decides when it is first imported, b
 from hypothesis import HealthCheck, settings
 from recorded_disk import RecordedDisk
 from rich.measure import Measurement
+from server_fixtures import s3, s3_location, s3_server
 from tiny_text import make_texts, save_llama, save_tokenizer
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.table import Table
+
+__all__ = ["s3", "s3_location", "s3_server"]
 
 # How fast examples are made says more about what else the machine does than about the code.
 settings.register_profile("actstore", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -123,7 +123,7 @@ def _scaled(
 
 
 def _write(store: Store, edit: Edit, force: bool, as_json: bool) -> None:
-    folder = Folder(store.folder.location, read_only=False)
+    folder = Folder(store.folder, read_only=False)
     record = write_edit(folder, edit, replace=force)
     if as_json:
         print_json(describe_edit(record))
@@ -209,7 +209,7 @@ def delete(store: StorePath, name: EditName, as_json: Json = False) -> None:
 
     Example: `actstore edit delete gpt2.actstore suppress`
     """
-    delete_edit(Folder(Store(store).folder.location, read_only=False), name)
+    delete_edit(Folder(Store(store).folder, read_only=False), name)
     if as_json:
         print_json({"deleted": name})
     else:

@@ -96,7 +96,7 @@ def attribute(
     check_options(name, options)
     source = ModelSource.of(model)
     spec = _inspect(source, options)
-    folder = Folder(store, read_only=False, sync=options.sync)
+    folder = Folder(store, read_only=False, sync=options.sync, storage_options=options.storage_options)
     check_target(folder, name, spec, options.resume)
     run = _AttributeRun(folder, name, spec, str(questions), options, progress, report, source=source)
     run.carry_out(requested)

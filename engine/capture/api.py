@@ -170,7 +170,7 @@ def open_run(
     check_options(name, options)
     source, documents = ModelSource.of(request.model), as_corpus(request.corpus)
     spec = source.inspect(dtype=options.dtype, trust_remote_code=options.trust_remote_code)
-    folder = Folder(request.store, read_only=read_only, sync=options.sync)
+    folder = Folder(request.store, read_only=read_only, sync=options.sync, storage_options=options.storage_options)
     begun = read_capture(folder, name) if options.resume else None
     run: ImageRun | CorpusRun
     if _is_of_images(documents, begun, spec, requested):

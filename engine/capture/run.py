@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003  (RunOptions are checked by their annotations)
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase  # noqa: TC002
 
@@ -71,6 +71,8 @@ class RunOptions(Typed):
     trust_remote_code: bool = False
     strict: bool = False
     """Stop at the first image that cannot be used, instead of skipping it."""
+    storage_options: dict[str, Any] | None = field(default=None, repr=False, hash=False)
+    """What opens the store at a URL beyond what the environment says: address, credentials, timeouts. They are not stored."""
 
 
 def check_options(name: str, options: RunOptions) -> None:

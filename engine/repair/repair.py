@@ -53,7 +53,7 @@ def repair_store(
     where `options` name a model that is not the store's, `NotFoundError` where there is no such capture, `ReadOnlyError` where
     another process is writing what is damaged, and `CaptureError` where the disk is full.
     """
-    folder = Folder(location.location if isinstance(location, Folder) else location, read_only=False)
+    folder = Folder(location, read_only=False)
     opened, options = Store(folder), options or RepairOptions()
     captures, unreadable = open_captures(opened, capture)
     outcomes = [Outcome(one, False, _REASONS["zarr.json"]) for one in unreadable]

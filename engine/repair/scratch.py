@@ -48,7 +48,7 @@ def temporary_folder() -> Iterator[Folder]:
 
 def copy_file(source: Folder, target: Folder, key: str) -> None:
     """Put the file under `key` in its place, where it appears whole or not at all."""
-    pieces = source.source(key)
+    pieces = source.source(key, tail=None)
     with target.writer(key) as file:
         for start in range(0, pieces.nbytes, _PIECE):
             file.write(pieces.read(start, min(start + _PIECE, pieces.nbytes)))

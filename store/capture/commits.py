@@ -68,7 +68,7 @@ def damaged_files(folder: Folder, prefix: str, files: Mapping[str, tuple[int, st
     """(key below `prefix`, what is wrong) of every file that has other bytes than its (size, checksum) in `files`."""
     for key, (nbytes, expected) in files.items():
         try:
-            source = folder.source(f"{prefix}/{key}")
+            source = folder.source(f"{prefix}/{key}", tail=None)
         except NotFoundError:
             yield key, "missing"
             continue

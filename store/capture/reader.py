@@ -6,6 +6,7 @@ Readers see committed blocks only; a block that is not committed is absent, neve
 from __future__ import annotations
 
 from functools import cached_property, lru_cache, partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -64,6 +65,8 @@ class Capture:
         self.plan = Plan(store.folder, record.name, record.plan, record.plan_files)
         self.block_plan = lru_cache(maxsize=16)(self.plan.block)
         self.blocks: tuple[int, ...] = ()
+        self._arrays: dict[str, BlockArray] = {}
+        self._opening = Lock()  # threads that read from a server open an array once
         self.refresh()
 
     def __reduce__(self) -> tuple[Callable[[_Store, str], Capture], tuple[Root, str]]:
@@ -235,13 +238,17 @@ class Capture:
         ends = np.cumsum(used).tolist()
         values = np.empty(ends[-1] if ends else 0, dtype)
         direct = values.dtype == array.dtype and array.dtype.kind == "f"
-        for block, n, end in zip(self.blocks, used.tolist(), ends, strict=True):
+
+        def read(place: tuple[int, int, int]) -> None:
+            block, n, end = place
             # A whole block of floats is read into its place, without a copy between.
             out = values[end - n : end] if n == array.grid.columns and direct else None
             row = array.shard(block).row(neuron, out)
             if row is not out:
-                row = row if row.dtype.kind == "f" else self._decoded(row, layer, site, block, neuron)
-                values[end - n : end] = row[:n]
+                decoded = row if row.dtype.kind == "f" else self._decoded(row, layer, site, block, neuron)
+                values[end - n : end] = decoded[:n]
+
+        list(self.folder.map(read, zip(self.blocks, used.tolist(), ends, strict=True)))
         return self._saturated(values[None], layer, site, slice(neuron, neuron + 1))[0] if saturated else values
 
     def block_row(
@@ -256,18 +263,14 @@ class Capture:
         self, layer: int, block: int, site: str = "mlp.post", *, saturated: bool = False
     ) -> NDArray[np.float32]:
         """All neurons of a layer over the slots of one block; shape [neuron, token]; `saturated` as for `activations`."""
-        array = self._values(layer, site)
-        values = self._decoded(self._shard(array, block).rows(), layer, site, block)
+        values = self._decoded(self.raw_block(layer, block, site), layer, site, block)
         return self._saturated(values, layer, site) if saturated else values
 
     def raw_block(
         self, layer: int, block: int, site: str = "mlp.post", *, saturated: bool = False
     ) -> NDArray[np.number[Any]]:
-        """The block as it is stored, bfloat16 as its bits, int8 as its steps; shape [neuron, token].
-
-        With `saturated`, which is as for `activations`, a copy where that changes something.
-        """
-        values = self._shard(self._values(layer, site), block).rows()
+        """The block as it is stored, bfloat16 as its bits, int8 as its steps; shape [neuron, token]."""
+        values = self._shard(self._values(layer, site), block, whole=True).rows()
         return self._saturated(values, layer, site) if saturated else values
 
     def _saturated(self, values: NDArray[Any], layer: int, site: str, neurons: slice = slice(None)) -> NDArray[Any]:
@@ -283,13 +286,14 @@ class Capture:
             raise NotFoundError(
                 f"Capture {self.record.name!r} has no gate signs of layer {layer}. Capture with `gate_sign=True`."
             )
-        return self._shard(self._array(layout.gate_sign_key(self.record.name, layer)), block).rows()
+        return self._shard(self._array(layout.gate_sign_key(self.record.name, layer)), block, whole=True).rows()
 
     def block_parameter(
         self, name: str, layer: int, block: int, site: str = "mlp.post", neuron: int | None = None
     ) -> NDArray[Any]:
         """`scale` of an int8 block, `threshold` or `dropped` of a sparse one; shape [neuron], or [1] of the one `neuron`."""
-        shard = self._shard(self._array(layout.block_parameters_key(self.record.name, site, layer, name)), block)
+        array = self._array(layout.block_parameters_key(self.record.name, site, layer, name))
+        shard = self._shard(array, block, whole=neuron is None)
         return shard.rows()[:, 0] if neuron is None else shard.row(neuron)
 
     def _decoded(
@@ -298,13 +302,13 @@ class Capture:
         encoding, of = self.record.encoding, (layer, block, site, neuron)
         return encoding.decode(raw, {name: self.block_parameter(name, *of) for name in encoding.decode_parameters})
 
-    def _shard(self, array: BlockArray, block: int) -> Shard:
+    def _shard(self, array: BlockArray, block: int, *, whole: bool = False) -> Shard:
         if argument("block", block, int) not in self.blocks:
             raise NotFoundError(
                 f"Block {block} of capture {self.record.name!r} is not committed; {len(self.blocks)} of "
                 f"{self.record.plan.n_blocks} blocks are."
             )
-        return array.shard(block)
+        return array.shard(block, whole=whole)
 
     def _values(self, layer: int, site: str, neuron: int = 0) -> BlockArray:
         self.check_neuron(layer, neuron, site)
@@ -333,15 +337,12 @@ class Capture:
             raise NotFoundError(f"Capture {self.record.name!r} has no layer {layer} at {site}.")
 
     def _array(self, key: str) -> BlockArray:
-        if key not in self._arrays:
-            check = partial(check_shard, self.folder, self.record, self._specs[key])
-            self._arrays[key] = open_block_array(self.folder, self._specs[key], check)
-        return self._arrays[key]
+        with self._opening:
+            if key not in self._arrays:
+                check = partial(check_shard, self.folder, self.record, self._specs[key])
+                self._arrays[key] = open_block_array(self.folder, self._specs[key], check)
+            return self._arrays[key]
 
     @cached_property
     def _specs(self) -> dict[str, BlockArraySpec]:
         return {spec.key: spec for spec in block_arrays(self.record)}
-
-    @cached_property
-    def _arrays(self) -> dict[str, BlockArray]:
-        return {}

@@ -63,5 +63,5 @@ def write_verified(folder: Folder, record: CaptureRecord, blocks: Iterable[int])
     checksums = {str(block): read_commit(folder, record, block).checksum for block in blocks}
     # Whoever verifies a store may only be allowed to read it, and some storages cannot be written at all.
     with suppress(OSError, NotImplementedError, ActstoreError):
-        writable = Folder(folder.location, read_only=False)
+        writable = Folder(folder, read_only=False)
         writable.write_json(verified_key(record.name), with_checksum({"blocks": checksums}))

@@ -18,7 +18,7 @@ from zarr.codecs import BloscCodec
 
 from actstore.store.errors import FormatError
 from actstore.store.files.array_metadata import open_array
-from actstore.store.files.shards import Shard, shard_seed
+from actstore.store.files.shards import Shard, index_nbytes, shard_seed
 from actstore.store.layout import FAST, ShardGrid, shard_grid, shard_key
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ OPEN_SHARDS: Final = 256
 """Maximum number of shards of all arrays that stay open: each has a file descriptor."""
 FEWEST_SHARDS: Final = 8
 """The same where the process may open few files."""
+SMALL_SHARD_NBYTES: Final = 1 << 15
+"""Shards of up to this size are fetched from a server whole: those of a block's scales, one value per neuron."""
+MOST_NBYTES_HELD: Final = 1 << 16
+"""Shards of which more than this is in memory are not kept open beside others of their array."""
 
 _opened: Final[OrderedDict[tuple[ref[BlockArray], int], None]] = OrderedDict()
 """(array, block) of the shards that are open, the oldest first."""
@@ -128,36 +132,43 @@ class BlockArray:
         self.grid = ShardGrid(array.shape[0], array.shards[1], *array.chunks)
         self._open: dict[int, Shard] = {}
 
-    def shard(self, block: int) -> Shard:
-        """The shard of one block.
+    def shard(self, block: int, *, whole: bool = False) -> Shard:
+        """The shard of one block, to read single rows of; with `whole`, to read all of them.
 
-        The latest shards stay open, so that reading one neuron after another does not open files again.
+        The latest shards stay open, so that reading one neuron after another does not open files again. Of a shard on a server,
+        its index is kept, and what was read of its inner chunks' heads; to read a row then takes one request.
         """
         shard = self._open.get(block)
-        if shard is None:
+        if shard is None or (whole and self.folder.storage.concurrency > 1):
             self._before_opening(block)
             key = shard_key(self.key, block)
             seed = shard_seed(self._identity, self.key, block)
             place = f"{self._title}, block {block}" if self._title else ""
-            shard = Shard(self._source(key), self.grid, self.dtype, f"{self.folder}/{key}", seed, place)
+            source = self._source(key, None if whole or self._is_small else index_nbytes(self.grid))
+            shard = Shard(source, self.grid, self.dtype, f"{self.folder}/{key}", seed, place)
             with _opening:
                 self._keep(block, shard)
         return shard
 
-    def _source(self, key: str) -> Source:
+    @property
+    def _is_small(self) -> bool:
+        """Whether a shard, compressed or not, is sooner fetched from a server than looked up in."""
+        return self.grid.padded_rows * self.grid.columns * self.dtype.itemsize <= SMALL_SHARD_NBYTES
+
+    def _source(self, key: str, tail: int | None) -> Source:
         try:
-            return self.folder.source(key)
+            return self.folder.source(key, tail=tail)
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
             with _opening:
                 _close_oldest(0)
-            return self.folder.source(key)
+            return self.folder.source(key, tail=tail)
 
     def _keep(self, block: int, shard: Shard) -> None:
         """Keep a shard open, and close the oldest ones beyond the maximum."""
-        if self.folder.local_path() is None:
-            self._open.clear()  # a copy in memory, not a file
+        if shard.nbytes_held > MOST_NBYTES_HELD:
+            self._open.clear()  # a copy in memory, not a file: one per array
         else:
             _opened[ref(self), block] = None
             _close_oldest(_affordable_shards())

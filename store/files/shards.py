@@ -133,6 +133,11 @@ def encode_shard(
     return b"".join(shard_parts(values, grid, compression, seed))
 
 
+def index_nbytes(grid: ShardGrid) -> int:
+    """Bytes at the end of a shard that say where its inner chunks are."""
+    return grid.grid[0] * grid.grid[1] * _INDEX_ENTRY + _CRC
+
+
 class Shard:
     """Reads rows out of an encoded shard, and holds them against their checksums where it has any."""
 
@@ -149,19 +154,23 @@ class Shard:
         self._n_table = 0 if seed is None else _CRC * (grid.chunk_rows // self._rows_per_checksum)
         self._row_nbytes = grid.chunk_columns * dtype.itemsize
         self._chunk_rows, self._n_across = grid.chunk_rows, grid.grid[1]
-        n_index = grid.grid[0] * grid.grid[1] * _INDEX_ENTRY
-        end = source.nbytes
-        tail = self._read(max(0, end - n_index - _CRC), end)
-        if len(tail) != n_index + _CRC or google_crc32c.value(tail[:-_CRC]) != struct.unpack("<I", tail[-_CRC:])[0]:
+        n_tail, end = index_nbytes(grid), source.nbytes
+        tail = self._read(max(0, end - n_tail), end)
+        if len(tail) != n_tail or google_crc32c.value(tail[:-_CRC]) != struct.unpack("<I", tail[-_CRC:])[0]:
             raise self._damaged("its index does not match its checksum")
         index = np.frombuffer(tail[:-_CRC], "<u8").reshape(-1, 2)
         # Chunks follow one another, each behind its table: what an index says of sizes is not believed where it cannot be.
         ends = np.cumsum(index[:, 1] + np.uint64(self._n_table))
-        if end != int(ends[-1]) + n_index + _CRC or (index.sum(axis=1) != ends).any():
+        if end != int(ends[-1]) + n_tail or (index.sum(axis=1) != ends).any():
             raise self._damaged("its chunks do not fill it")
         self._index: list[list[int]] = index.tolist()
         """(offset, bytes) of the frame of each inner chunk, row of chunks by row."""
         self._frames: dict[int, _Frame] = {}
+
+    @property
+    def nbytes_held(self) -> int:
+        """Bytes of the shard that are in memory as long as this is."""
+        return self._source.nbytes_held
 
     def _damaged(self, what: str) -> FormatError:
         place = f"{self._place}: " if self._place else ""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from actstore.store.arguments import argument
 from actstore.store.errors import FormatError, NotFoundError, ReadOnlyError
@@ -17,7 +18,7 @@ from actstore.store.storage.schemes import open_storage
 from actstore.store.storage.strict_json import MAX_NBYTES, parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from zarr.abc.store import Store as ZarrStore
 
@@ -27,24 +28,44 @@ if TYPE_CHECKING:
     from actstore.store.storage.writers import KeyWriter
 
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+TAIL_NBYTES: Final = 1 << 14
+"""What is fetched of an object's end when it is opened: small objects whole, of large ones the index or the footer."""
+
+
 class Folder:
     """Keys and bytes of one store, at a local path or a URL."""
 
-    def __init__(self, location: str | Path, *, read_only: bool = True, sync: bool = True) -> None:
+    def __init__(
+        self,
+        location: str | Path | Folder,
+        *,
+        read_only: bool = True,
+        sync: bool = True,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
         """Point at `location`; nothing is created until something is written.
 
         Without `sync`, writing does not wait for the disk: faster, and safe from kills, but not from power cuts.
+        `storage_options` are those of a URL's driver: an address, credentials, timeouts, beyond what the environment says; of
+        another folder, its own.
         """
+        if isinstance(location, Folder):
+            storage_options = storage_options or location._options
+            location = location.location
         self.location: str = argument("location", location, str | Path)
         self.read_only, self.sync = read_only, sync
-        self.storage: Storage = open_storage(self.location, read_only=read_only, sync=sync)
+        self._options: dict[str, Any] = dict(argument("storage_options", storage_options, dict[str, Any] | None) or {})
+        self.storage: Storage = open_storage(self.location, read_only=read_only, sync=sync, options=self._options)
 
     def __str__(self) -> str:
         return self.location
 
-    def __reduce__(self) -> tuple[Callable[[str, bool, bool], Folder], tuple[str, bool, bool]]:
-        """Where it is: that is what another process needs."""
-        return _reopen, (self.storage.address(), self.read_only, self.sync)
+    def __reduce__(self) -> tuple[Callable[..., Folder], tuple[str, bool, bool, dict[str, Any]]]:
+        """Where it is, and by which options: that is what another process needs."""
+        return _reopen, (self.storage.address(), self.read_only, self.sync, self._options)
 
     def __copy__(self) -> Folder:
         return self  # nothing in it changes
@@ -67,10 +88,22 @@ class Folder:
         with self._missing(key):
             return self.storage.view(key)
 
-    def source(self, key: str) -> Source:
-        """The bytes under `key`, to read pieces of; `NotFoundError` where there are none."""
+    def source(self, key: str, *, tail: int | None = TAIL_NBYTES) -> Source:
+        """The bytes under `key`, to read pieces of; `NotFoundError` where there are none.
+
+        `tail`: number of bytes at the end that are needed first, None for whoever reads all of them. From a server they come
+        with the first request, and each other piece takes one of its own.
+        """
         with self._missing(key):
-            return self.storage.source(key)
+            return self.storage.source(key, tail)
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """What `function`, which reads, gives for each item, in order: several at once where the storage waits for a server."""
+        if self.storage.concurrency == 1:
+            yield from map(function, items)
+            return
+        with ThreadPoolExecutor(self.storage.concurrency, thread_name_prefix="actstore-read") as pool:
+            yield from pool.map(function, items)
 
     def write(self, key: str, data: Bytes) -> None:
         """Replace what is under `key`, so that a reader sees the old bytes or the new, never a part."""
@@ -80,10 +113,19 @@ class Folder:
     def create(self, key: str, data: Bytes) -> None:
         """Write under `key` where there is nothing, else `FileExistsError`; of two that try at once, one succeeds.
 
-        On an object store that depends on its driver, and both may.
+        Where fsspec opens the store, that depends on its driver, and both may.
         """
         self._check_writable()
         self.storage.create(key, data)
+
+    def swap(self, key: str, data: Bytes, expected: Bytes) -> bool:
+        """Replace what is under `key` where that is still `expected`; whether it was. Of two that try at once, one succeeds.
+
+        Keys that are swapped are not to be changed by `write` at the same time. `InvalidInputError` where the storage has no
+        conditional writes.
+        """
+        self._check_writable()
+        return self.storage.swap(key, data, expected)
 
     def writer(self, key: str, batch: Batch | None = None) -> KeyWriter:
         """A binary file whose bytes appear under `key` when it is closed, unless it is left by an exception.
@@ -148,5 +190,5 @@ class Folder:
             raise ReadOnlyError(f"{self.location} was opened for reading, and cannot be written to.")
 
 
-def _reopen(location: str, read_only: bool, sync: bool) -> Folder:
-    return Folder(location, read_only=read_only, sync=sync)
+def _reopen(location: str, read_only: bool, sync: bool, storage_options: dict[str, Any]) -> Folder:
+    return Folder(location, read_only=read_only, sync=sync, storage_options=storage_options)

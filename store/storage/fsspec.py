@@ -1,10 +1,10 @@
-"""Storages that fsspec opens by URL: S3, Google Cloud Storage, Azure, HTTP and the rest."""
+"""Storages that fsspec opens by URL: `hf://`, and whatever obstore does not know."""
 
 from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore
@@ -13,18 +13,22 @@ from actstore.store.errors import InvalidInputError
 from actstore.store.storage.zarr_storage import ZarrStorage, reading
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from actstore.store.storage.pieces import Bytes
 
 
 class FsspecStorage(ZarrStorage):
     """The objects below a URL."""
 
-    def __init__(self, location: str, *, read_only: bool, sync: bool = True) -> None:
-        """Open the URL; `InvalidInputError` where it is none, or its driver is not installed.
+    def __init__(
+        self, location: str, *, read_only: bool, sync: bool = True, options: Mapping[str, Any] | None = None
+    ) -> None:
+        """Open the URL; `InvalidInputError` where it is none, or its driver is not installed, or takes no such `options`.
 
         `sync` changes nothing: what a server has accepted, it keeps.
         """
-        store = _open(location, read_only)
+        store = _open(location, read_only, options)
         super().__init__(location, store)
         self._store = store
 
@@ -36,6 +40,13 @@ class FsspecStorage(ZarrStorage):
             sync(self._store.fs._pipe_file(self._path(key), bytes(data), mode="create"))
         except (TypeError, NotImplementedError):  # a driver that only replaces
             self.write(key, data)
+
+    def swap(self, key: str, data: Bytes, expected: Bytes) -> bool:
+        """Never: `InvalidInputError`, as fsspec has no conditional writes."""
+        raise InvalidInputError(
+            f"{self.location} cannot be written to by several processes: its driver replaces nothing under a condition. Keep "
+            "the store in a folder, or at an s3://, gs:// or az:// location."
+        )
 
     def _path(self, key: str) -> str:
         root = self._store.path.rstrip("/")
@@ -51,9 +62,9 @@ class FsspecStorage(ZarrStorage):
             return False
 
 
-def _open(location: str, read_only: bool) -> FsspecStore:
+def _open(location: str, read_only: bool, options: Mapping[str, Any] | None) -> FsspecStore:
     try:
-        return FsspecStore.from_url(location, read_only=read_only)
+        return FsspecStore.from_url(location, read_only=read_only, storage_options=dict(options or {}))
     except ImportError as error:
         missing = error.__cause__.name if isinstance(error.__cause__, ImportError) else error.name
         package = f" (`pip install {missing}`)" if missing else ""

@@ -7,7 +7,7 @@ import mmap
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import LOCK_NAME
@@ -18,7 +18,7 @@ from actstore.store.storage.writers import KeyWriter
 from actstore.store.storage.zarr_storage import ZarrStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from actstore.store.storage.batch import Batch
     from actstore.store.storage.pieces import Bytes, Source
@@ -27,8 +27,15 @@ if TYPE_CHECKING:
 class LocalStorage(ZarrStorage):
     """The files below a folder, given as a path or as a `file://` URL."""
 
-    def __init__(self, location: str, *, read_only: bool, sync: bool = True) -> None:
-        """Point at the folder; `InvalidInputError` where there is a file."""
+    def __init__(
+        self, location: str, *, read_only: bool, sync: bool = True, options: Mapping[str, Any] | None = None
+    ) -> None:
+        """Point at the folder; `InvalidInputError` where there is a file, or `options`, which a folder has none of."""
+        if options:
+            raise InvalidInputError(
+                f"storage_options are for stores at a URL, and {location} is a folder of this machine: found "
+                f"{', '.join(map(repr, options))}."
+            )
         self._path = _path_of(location)
         if self._path.is_file():
             raise InvalidInputError(f"A store is a folder, but {self._path} is a file. Name another path.")
@@ -59,7 +66,7 @@ class LocalStorage(ZarrStorage):
             mapping.madvise(mmap.MADV_RANDOM)
         return memoryview(mapping)
 
-    def source(self, key: str) -> Source:
+    def source(self, key: str, tail: int | None) -> Source:
         """A file that stays open."""
         return FileSource(self._path / key)
 
@@ -70,6 +77,10 @@ class LocalStorage(ZarrStorage):
     def create(self, key: str, data: Bytes) -> None:
         """Write a file beside the target, and give it the target's name, which must be free."""
         self._disk.write(self._path / key, data, new=True)
+
+    def swap(self, key: str, data: Bytes, expected: Bytes) -> bool:
+        """Replace a file that still holds `expected`, under a lock on it; whether it did."""
+        return self._disk.swap(self._path / key, data, expected)
 
     def writer(self, key: str, batch: Batch | None = None) -> KeyWriter:
         """A file beside the target that is renamed on `close`, or in the threads of `batch`."""

@@ -32,6 +32,8 @@ class Source(Protocol):
 
     nbytes: int
     """How many there were when the source was opened."""
+    nbytes_held: int
+    """How many of them are in memory as long as the source is."""
 
     def read(self, start: int, stop: int) -> Bytes:
         """Bytes start…stop; `EOFError` where they are no longer all there."""
@@ -47,7 +49,7 @@ class MemorySource:
     """Bytes that are in memory already."""
 
     def __init__(self, data: Bytes) -> None:
-        self._data, self.nbytes = memoryview(data), len(data)
+        self._data, self.nbytes, self.nbytes_held = memoryview(data), len(data), len(data)
 
     def read(self, start: int, stop: int) -> memoryview:
         """Bytes start…stop, not copied."""
@@ -72,7 +74,7 @@ class FileSource:
 
     def __init__(self, path: Path) -> None:
         """Open the file; it closes with the last reference to the source."""
-        self._path = path
+        self._path, self.nbytes_held = path, 0
         with path.open("rb") as file:
             self._descriptor = os.dup(file.fileno())
         self.nbytes = os.fstat(self._descriptor).st_size

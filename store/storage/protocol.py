@@ -6,10 +6,10 @@ the contract test in `tests/support/storage_contract.py`. `ZarrStorage` has all 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from zarr.abc.store import Store as ZarrStore
@@ -31,11 +31,16 @@ class Storage(Protocol):
 
     zarr: ZarrStore
     """The same keys, as Zarr opens arrays among them."""
+    concurrency: int
+    """Number of reads at once that are faster than one after another: requests to a server wait for it most of the time."""
 
-    def __init__(self, location: str, *, read_only: bool, sync: bool = True) -> None:
+    def __init__(
+        self, location: str, *, read_only: bool, sync: bool = True, options: Mapping[str, Any] | None = None
+    ) -> None:
         """Point at `location`; nothing is created until something is written.
 
         With `sync`, whatever returns from writing or deleting outlasts a power cut, as far as the storage can see to that.
+        `options` are what the location's driver takes: an address, credentials, timeouts.
         """
 
     def address(self) -> str:
@@ -47,8 +52,11 @@ class Storage(Protocol):
     def view(self, key: str) -> Bytes:
         """All bytes under `key`, not copied where that is possible."""
 
-    def source(self, key: str) -> Source:
-        """The bytes under `key`, to read pieces of."""
+    def source(self, key: str, tail: int | None) -> Source:
+        """The bytes under `key`, to read pieces of: the last `tail` bytes first, or with None all of them.
+
+        It keeps to the bytes that it opened: once they are replaced, it reads the old ones, or fails.
+        """
 
     def write(self, key: str, data: Bytes) -> None:
         """Replace what is under `key`: a reader sees the old bytes or the new, never a mixture or a part."""
@@ -56,7 +64,14 @@ class Storage(Protocol):
     def create(self, key: str, data: Bytes) -> None:
         """Write under `key` where there is nothing, else `FileExistsError`: of two that try at once, one succeeds.
 
-        The local disk keeps that for processes too; others do what their driver can.
+        The local disk and object stores keep that for processes too; what fsspec opens does what its driver can.
+        """
+
+    def swap(self, key: str, data: Bytes, expected: Bytes) -> bool:
+        """Replace what is under `key` where that is still `expected`; whether it was. Of two that try at once, one succeeds.
+
+        True between processes too, against `swap`, `create` and `delete`: keys that are swapped are not to be changed by
+        `write` at the same time. `InvalidInputError` where the storage cannot promise it.
         """
 
     def writer(self, key: str, batch: Batch | None = None) -> KeyWriter:

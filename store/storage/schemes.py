@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from actstore.store.errors import InvalidInputError
 from actstore.store.storage.fsspec import FsspecStorage
 from actstore.store.storage.local import LocalStorage
 from actstore.store.storage.memory import MemoryStorage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from actstore.store.storage.objects.storage import HttpStorage, ObjectStorage
     from actstore.store.storage.protocol import Storage
 
-SCHEMES: Final[dict[str, type[Storage]]] = {
+
+# The driver takes 40 ms to load, and whoever reads from a disk does not need it.
+def _objects(location: str, **settings: Any) -> ObjectStorage:
+    from actstore.store.storage.objects.storage import ObjectStorage
+
+    return ObjectStorage(location, **settings)
+
+
+def _http(location: str, **settings: Any) -> HttpStorage:
+    from actstore.store.storage.objects.storage import HttpStorage
+
+    return HttpStorage(location, **settings)
+
+
+SCHEMES: Final[dict[str, Callable[..., Storage]]] = {
     "": LocalStorage,
     "file": LocalStorage,
     "local": LocalStorage,
     "memory": MemoryStorage,
+    **dict.fromkeys(("s3", "s3a", "gs", "gcs", "az", "azure", "adl", "abfs", "abfss"), _objects),
+    **dict.fromkeys(("http", "https"), _http),
 }
 """What stands before "://" in a location → its storage. Every other scheme is opened by `FsspecStorage`."""
 
 
-def open_storage(location: str, *, read_only: bool, sync: bool = True) -> Storage:
+def open_storage(
+    location: str, *, read_only: bool, sync: bool = True, options: Mapping[str, Any] | None = None
+) -> Storage:
     """The storage at a path or URL; `InvalidInputError` where none can be opened there."""
     scheme, separator, _ = location.partition("://")
-    return SCHEMES.get(scheme if separator else "", FsspecStorage)(location, read_only=read_only, sync=sync)
+    kind = SCHEMES.get(scheme if separator else "", FsspecStorage)
+    try:
+        return kind(location, read_only=read_only, sync=sync, options=options)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "obstore":
+            raise
+        raise InvalidInputError(
+            f"{location} needs the package obstore, which is not installed here: `pip install obstore`."
+        ) from None

@@ -11,6 +11,7 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
+from actstore.store.errors import StorageError
 from actstore.store.storage.pieces import MemorySource
 from actstore.store.storage.protocol import Storage
 from actstore.store.storage.writers import CollectingWriter
@@ -28,18 +29,20 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def reading(location: str) -> Iterator[None]:
-    """Every driver has its own errors for a server that cannot be reached or refuses: all of them become `OSError`."""
+    """Every driver has its own errors for a server that cannot be reached or refuses: all of them become `StorageError`."""
     try:
         yield
     except OSError:
         raise
     except Exception as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason is given")
-        raise OSError(f"{location} cannot be read: {type(error).__name__}: {reason}") from error
+        raise StorageError(f"{location} cannot be read: {type(error).__name__}: {reason}") from error
 
 
 class ZarrStorage(Storage):
     """What every storage does where it has nothing faster."""
+
+    concurrency = 1
 
     def __init__(self, location: str, zarr: ZarrStore) -> None:
         self.location = location
@@ -50,7 +53,7 @@ class ZarrStorage(Storage):
         return self.location
 
     def read(self, key: str, start: int | None, stop: int | None) -> bytes:
-        """Bytes start…stop under `key`; an `OSError` that names the location where the driver fails."""
+        """Bytes start…stop under `key`; a `StorageError` that names the location where the driver fails."""
         byte_range = OffsetByteRequest(start or 0) if stop is None else RangeByteRequest(start or 0, stop)
         with reading(self.location):
             buffer = sync(self.zarr.get(key, default_buffer_prototype(), byte_range))
@@ -62,7 +65,7 @@ class ZarrStorage(Storage):
         """All bytes under `key`."""
         return self.read(key, None, None)
 
-    def source(self, key: str) -> Source:
+    def source(self, key: str, tail: int | None) -> Source:
         """All bytes under `key`, fetched at once."""
         return MemorySource(self.read(key, None, None))
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from actstore.store.errors import InvalidInputError, NotFoundError, ReadOnlyError
+from actstore.store.errors import InvalidInputError, NotFoundError, ReadOnlyError, StorageError
 from actstore.store.reader import Store
 from actstore.store.storage.batch import Batch
 from actstore.store.storage.folder import Folder
@@ -49,6 +49,8 @@ class StorageContract:
     """What `open_storage` must choose."""
     is_shared = True
     """Whether another process can open what this one wrote."""
+    is_conditional = True
+    """Whether the storage replaces bytes under the condition that they are still the expected ones."""
 
     @pytest.fixture
     def folder(self, location: str) -> Folder:
@@ -149,10 +151,45 @@ class StorageContract:
     def test_an_open_source_keeps_what_it_opened(self, folder: Folder) -> None:
         """A reader that has a shard open does not see half of the old block and half of the new."""
         folder.write("key", b"old" * 5000)
-        view, source = folder.view("key"), folder.source("key")
+        view, source = folder.view("key"), folder.source("key", tail=100)
         folder.write("key", b"new" * 5000)
-        assert (bytes(view[:3]), bytes(source.read(0, 3))) == (b"old", b"old")
+        assert bytes(view[:3]) == b"old"
         assert bytes(folder.view("key")[:3]) == b"new"
+        try:
+            begin = bytes(source.read(0, 3))
+        except StorageError as error:
+            assert str(error) == f"{folder}/key was replaced by another while it was read. Open the store again."  # noqa: PT017
+        else:
+            assert begin == b"old"
+
+    def test_pieces_of_a_source(self, folder: Folder) -> None:
+        """Whatever of it was fetched when it was opened."""
+        data = bytes(range(256)) * 40
+        folder.write("a/key", data)
+        for tail in (None, 1, 100, 10_240, 99_999):
+            source = folder.source("a/key", tail=tail)
+            assert source.nbytes == 10_240
+            for start, stop in (
+                (0, 10_240),
+                (0, 1),
+                (10_239, 10_240),
+                (10_100, 10_200),
+                (10_139, 10_141),
+                (5000, 5000),
+            ):
+                assert bytes(source.read(start, stop)) == data[start:stop]
+            out = np.empty((2, 3), "<u2")
+            source.read_into(10_220, out)
+            assert out.tobytes() == data[10_220:10_232]
+            with pytest.raises(EOFError):
+                source.read_into(10_230, out)
+            source.will_need()
+
+    def test_what_is_read_at_once_stays_in_order(self, folder: Folder) -> None:
+        for number in range(20):
+            folder.write(f"a/{number}", b"%d" % number)
+        keys = [f"a/{number}" for number in range(20)]
+        assert list(folder.map(folder.read, keys)) == [b"%d" % number for number in range(20)]
 
     def test_a_writer_publishes_on_close(self, folder: Folder) -> None:
         writer = folder.writer("a/table")
@@ -227,6 +264,69 @@ class StorageContract:
         assert folder.read("a/key") == b"fourth"
         assert folder.names("a") == ["key"]
 
+    def test_of_many_creators_one_succeeds(self, folder: Folder) -> None:
+        if not self.is_conditional:
+            return
+
+        def create(number: int) -> list[int]:
+            try:
+                Folder(folder.location, read_only=False).create("claims/7", b"%d" % number)
+            except FileExistsError:
+                return []
+            return [number]
+
+        with ThreadPoolExecutor(8) as pool:
+            (winner,) = [number for created in pool.map(create, range(16)) for number in created]
+        assert folder.read("claims/7") == b"%d" % winner
+
+    def test_what_is_not_expected_is_not_swapped(self, folder: Folder) -> None:
+        folder.create("claims/7", b"first")
+        if not self.is_conditional:
+            with pytest.raises(InvalidInputError, match="cannot be written to by several processes"):
+                folder.swap("claims/7", b"second", b"first")
+            return
+        assert not folder.swap("claims/7", b"second", b"other")
+        assert not folder.swap("claims/7", b"second", b"first, and more")
+        assert not folder.swap("claims/7", b"second", b"")
+        assert not folder.swap("claims/8", b"second", b"")
+        assert not folder.swap("claims/7/below", b"second", b"")
+        assert not folder.swap("claims", b"second", b"")
+        assert folder.read("claims/7") == b"first"
+        assert folder.swap("claims/7", bytearray(b"second"), memoryview(b"first"))
+        assert folder.read("claims/7") == b"second"
+        assert folder.swap("claims/7", b"", b"second")
+        assert folder.swap("claims/7", b"third", b"")
+        folder.delete("claims/7")
+        assert not folder.swap("claims/7", b"fourth", b"third")
+        assert folder.names("claims") == []
+
+    def test_of_many_swappers_one_succeeds(self, folder: Folder) -> None:
+        """Round after round, each from what the round before left: none is lost, and none counts twice."""
+        if not self.is_conditional:
+            return
+        folder.create("claims/7", b"dead")
+
+        def swap(number: int) -> list[int]:
+            data = b"%d.%d" % (round_number, number)
+            return [number] * Folder(folder.location, read_only=False).swap("claims/7", data, before)
+
+        with ThreadPoolExecutor(8) as pool:
+            for round_number in range(3):
+                before = folder.read("claims/7")
+                (winner,) = [number for swapped in pool.map(swap, range(8)) for number in swapped]
+                assert folder.read("claims/7") == b"%d.%d" % (round_number, winner)
+
+    def test_what_is_deleted_is_not_swapped_back(self, folder: Folder) -> None:
+        if not self.is_conditional:
+            return
+        with ThreadPoolExecutor(2) as pool:
+            for number in range(10):
+                folder.create("claims/7", b"%d" % number)
+                swapped = pool.submit(folder.swap, "claims/7", b"new", b"%d" % number)
+                pool.submit(folder.delete, "claims/7").result()
+                swapped.result()
+                assert not folder.exists("claims/7")
+
     def test_a_batch_is_there_when_it_is_synced(self, folder: Folder) -> None:
         folder.write("a/0", b"old")
         with ThreadPoolExecutor(2) as pool:
@@ -250,6 +350,7 @@ class StorageContract:
         writes: list[Callable[[], object]] = [
             lambda: reader.write("a", b"new"),
             lambda: reader.create("b", b"new"),
+            lambda: reader.swap("a", b"new", b"old"),
             lambda: reader.writer("a"),
             lambda: reader.remove_leftovers(""),
             lambda: reader.delete("a"),

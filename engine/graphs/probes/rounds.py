@@ -45,7 +45,7 @@ BLOCK_VALUES: Final = 1 << 26
 
 def probe(
     model: str,
-    store: str | Path,
+    store: str | Path | Folder,
     *,
     name: str = PROBES,
     capture: str | None = None,
@@ -113,7 +113,7 @@ class ProbeSession:
         """Plan and run a round, or finish one that was begun; a round without requests is left out."""
         capture, options = self.questions.capture, self.questions.options
         name = f"{self.name}-{kind}"
-        folder = Folder(capture.store.folder.location, read_only=False, sync=options.sync)
+        folder = Folder(capture.store.folder, read_only=False, sync=options.sync)
         store = Store(folder)
         is_begun = read_capture(folder, name) is not None
         if is_begun and not options.resume:

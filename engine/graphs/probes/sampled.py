@@ -33,7 +33,7 @@ SAMPLED: Final = "probes-sampled"
 
 def sample_probes(
     model: str,
-    store: str | Path,
+    store: str | Path | Folder,
     *,
     name: str = SAMPLED,
     capture: str | None = None,
@@ -59,7 +59,7 @@ def sample_probes(
         "kind": "sampled", "capture": corpus.record.name, "plan": corpus.record.plan.fingerprint,
         **dataclasses.asdict(settings),
     }  # fmt: skip
-    folder = Folder(store, read_only=False, sync=options.sync)
+    folder = Folder(store, read_only=False, sync=options.sync, storage_options=options.storage_options)
 
     def windows(loaded: LoadedModel, tokenizer: TextTokenizer | None) -> Iterable[Document]:
         ends = (

@@ -1,0 +1,1 @@
+"""Stores on object stores and HTTP servers, by obstore."""

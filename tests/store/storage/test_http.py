@@ -1,0 +1,60 @@
+"""A store on a static web server: read by name, neither listed nor written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from static_server import StaticServer
+
+from actstore.store.errors import NotFoundError, StorageError
+from actstore.store.storage.folder import Folder
+from actstore.store.storage.objects.storage import HttpStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("with_range", [True, False])
+def test_keys_are_read(tmp_path: Path, with_range: bool) -> None:
+    """With ranges, and whole from a server that has none."""
+    data = bytes(range(256)) * 100
+    disk = Folder(tmp_path / "a store", read_only=False)
+    disk.write("a b/é%20.bin", data)
+    disk.write("empty", b"")
+    server = StaticServer(tmp_path, with_range=with_range)
+    folder = Folder(f"{server.url}/a store")
+    assert type(folder.storage) is HttpStorage
+    assert (folder.exists("a b/é%20.bin"), folder.exists("a b"), folder.exists("none")) == (True, False, False)
+    assert bytes(folder.view("a b/é%20.bin")) == folder.read("a b/é%20.bin") == data
+    assert folder.read("a b/é%20.bin", 10, 20) == data[10:20]
+    assert folder.read("a b/é%20.bin", 25_590, 99_999) == data[-10:]
+    assert (folder.read("empty"), folder.source("empty").nbytes) == (b"", 0)
+    source = folder.source("a b/é%20.bin", tail=100)
+    assert (source.nbytes, bytes(source.read(10, 300))) == (25_600, data[10:300])
+    with pytest.raises(NotFoundError) as caught:
+        folder.read("none")
+    assert str(caught.value) == f"{server.url}/a store has no none."
+    server.close()
+
+
+def test_nothing_is_listed_or_written(tmp_path: Path) -> None:
+    folder = Folder("http://127.0.0.1:1/store", read_only=False)
+    calls: dict[str, list[Callable[[], object]]] = {
+        "listed: a web server lists nothing": [lambda: folder.names(""), lambda: folder.sizes("")],
+        "written: it is read over HTTP": [
+            lambda: folder.write("key", b"x"),
+            lambda: folder.create("key", b"x"),
+            lambda: folder.swap("key", b"x", b"y"),
+            lambda: folder.writer("key"),
+            lambda: folder.delete("key"),
+        ],
+    }
+    for reason, each in calls.items():
+        for call in each:
+            with pytest.raises(StorageError) as caught:
+                call()
+            assert str(caught.value) == (
+                f"{folder} cannot be {reason}. Use the store by a path, or at an s3://, gs:// or az:// location."
+            )

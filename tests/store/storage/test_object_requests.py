@@ -1,0 +1,80 @@
+"""What reading a store on a real S3 server costs: requests and bytes, as a proxy between counts them."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import numpy as np
+import planted_stores
+import pytest
+from planted_stores import Planted, plant
+
+from actstore.store.reader import Store
+from actstore.store.storage.folder import Folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from counting_proxy import CountingProxy
+    from numpy.typing import NDArray
+
+N_BLOCKS, SLOTS = 16, 840
+
+
+@pytest.fixture(scope="module")
+def blocks_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store on disk with a capture of 16 blocks at precision int8, whose shards are too large to be fetched whole."""
+    path = tmp_path_factory.mktemp("blocks") / "store"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planted_stores, "BLOCK_SLOTS", SLOTS)
+        lengths = (SLOTS,) * N_BLOCKS
+        plant(path, what=Planted(lengths, lambda n: np.arange(n, dtype=np.int32), precision="int8", gate_sign=True))
+    return path
+
+
+@pytest.fixture
+def stored(blocks_path: Path, s3: CountingProxy) -> Store:
+    """The same store on the server."""
+    location = f"s3://bucket/{uuid.uuid4()}/store"
+    disk, bucket = Folder(blocks_path), Folder(location, read_only=False)
+    list(bucket.map(lambda key: bucket.write(key, disk.read(key)), [key for key, _ in disk.sizes()]))
+    return Store(location)
+
+
+def test_one_neuron_takes_four_requests_per_block_and_the_next_one_or_two(
+    stored: Store, s3: CountingProxy, blocks_path: Path
+) -> None:
+    """Index, head of the chunk and values of each shard, and the block's scales; then the values alone."""
+    disk = Store(blocks_path)
+    capture = stored.capture()
+    assert capture.used_slots.sum() == N_BLOCKS * SLOTS
+    expected: NDArray[np.float32] = disk.neuron("L1.N33").activations()
+    s3.clear()
+    values = stored.neuron("L1.N33").activations()
+    of_values = [request for request in s3.requests if "/c/0/" in request.path]
+    assert len(of_values) == 4 * N_BLOCKS
+    assert len(s3.requests) - len(of_values) <= 8  # metadata of two arrays
+    assert {request.method for request in s3.requests} == {"GET"}
+    n_values = N_BLOCKS * SLOTS
+    assert s3.nbytes < 1.2 * n_values + 16 * 1200  # as good as incompressible, and a shard has 40 rows of them
+    np.testing.assert_array_equal(values, expected)
+    s3.clear()
+    np.testing.assert_array_equal(stored.neuron("L1.N34").activations(), disk.neuron("L1.N34").activations())
+    assert len(s3.requests) == N_BLOCKS
+    assert s3.nbytes < 1.1 * n_values
+    s3.clear()
+    np.testing.assert_array_equal(stored.neuron("L1.N3").activations(), disk.neuron("L1.N3").activations())
+    assert len(s3.requests) == 2 * N_BLOCKS
+
+
+def test_a_scan_takes_one_request_per_shard(stored: Store, s3: CountingProxy, blocks_path: Path) -> None:
+    capture, disk = stored.capture(), Store(blocks_path).capture()
+    capture.block_values(1, 0)
+    capture.gate_bits(1, 0)
+    s3.clear()
+    for block in range(1, 4):
+        np.testing.assert_array_equal(capture.block_values(1, block), disk.block_values(1, block))
+        np.testing.assert_array_equal(capture.gate_bits(1, block), disk.gate_bits(1, block))
+    assert [request.method for request in s3.requests] == ["GET"] * 9
+    assert [request.range for request in s3.requests] == [""] * 9
