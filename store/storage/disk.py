@@ -14,7 +14,7 @@ import secrets
 import shutil
 from pathlib import Path
 from threading import Semaphore
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -197,6 +197,41 @@ def _link(path: Path, target: Path, *, sync: bool) -> None:
                 sync_file(file.fileno())
 
 
+@contextlib.contextmanager
+def _only_changer(path: Path) -> Iterator[BinaryIO]:
+    """The file at `path`, open for reading, which nobody else swaps or deletes meanwhile.
+
+    The lock is on the file itself, and dies with its process. Whoever waited for it may find that the file has lost its name
+    to another, and begins again with that one.
+    """
+    import fcntl  # only here: reading needs no locks, which not every system has
+
+    while True:
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                error.filename = str(path)
+                raise
+            if has_name(path, file.fileno()):
+                yield file
+                return
+
+
+def _unlink(path: Path) -> None:
+    """Remove a file that nobody swaps meanwhile; what cannot be read, nobody swaps."""
+    with _only_changer(path) if path.is_file() and os.access(path, os.R_OK) else contextlib.nullcontext():
+        path.unlink()
+
+
+def has_name(path: Path, descriptor: int) -> bool:
+    """Whether an open file still is the one at `path`: another may have removed or replaced it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 class Disk:
     """Writes and deletes below a folder so that it outlasts a power cut, or with `sync` False only a kill."""
 
@@ -236,6 +271,17 @@ class Disk:
             partial.discard()
             raise
 
+    def swap(self, target: Path, data: Bytes, expected: Bytes) -> bool:
+        """Replace a file that holds `expected`; whether it did. Nobody else swaps or deletes it between."""
+        try:
+            with _only_changer(target) as file:
+                is_expected = file.read(len(expected) + 1) == expected
+                if is_expected:
+                    self.write(target, data)
+                return is_expected
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return False
+
     def delete(self, target: Path) -> None:
         """Remove a file, or a folder with all below it; nothing happens where there is nothing."""
         if target.is_dir():
@@ -244,7 +290,7 @@ class Disk:
             shutil.rmtree(target)
         else:
             try:
-                target.unlink()
+                _unlink(target)
             except (FileNotFoundError, NotADirectoryError):
                 return
         if self.sync:

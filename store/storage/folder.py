@@ -80,10 +80,19 @@ class Folder:
     def create(self, key: str, data: Bytes) -> None:
         """Write under `key` where there is nothing, else `FileExistsError`; of two that try at once, one succeeds.
 
-        On an object store that depends on its driver, and both may.
+        Where fsspec opens the store, that depends on its driver, and both may.
         """
         self._check_writable()
         self.storage.create(key, data)
+
+    def swap(self, key: str, data: Bytes, expected: Bytes) -> bool:
+        """Replace what is under `key` where that is still `expected`; whether it was. Of two that try at once, one succeeds.
+
+        Keys that are swapped are not to be changed by `write` at the same time. `InvalidInputError` where the storage has no
+        conditional writes.
+        """
+        self._check_writable()
+        return self.storage.swap(key, data, expected)
 
     def writer(self, key: str, batch: Batch | None = None) -> KeyWriter:
         """A binary file whose bytes appear under `key` when it is closed, unless it is left by an exception.

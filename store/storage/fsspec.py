@@ -37,6 +37,13 @@ class FsspecStorage(ZarrStorage):
         except (TypeError, NotImplementedError):  # a driver that only replaces
             self.write(key, data)
 
+    def swap(self, key: str, data: Bytes, expected: Bytes) -> bool:
+        """Never: `InvalidInputError`, as fsspec has no conditional writes."""
+        raise InvalidInputError(
+            f"{self.location} cannot be written to by several processes: its driver replaces nothing under a condition. Keep "
+            "the store in a folder, or at an s3://, gs:// or az:// location."
+        )
+
     def _path(self, key: str) -> str:
         root = self._store.path.rstrip("/")
         return f"{root}/{key}" if root else key

@@ -71,6 +71,10 @@ class LocalStorage(ZarrStorage):
         """Write a file beside the target, and give it the target's name, which must be free."""
         self._disk.write(self._path / key, data, new=True)
 
+    def swap(self, key: str, data: Bytes, expected: Bytes) -> bool:
+        """Replace a file that still holds `expected`, under a lock on it; whether it did."""
+        return self._disk.swap(self._path / key, data, expected)
+
     def writer(self, key: str, batch: Batch | None = None) -> KeyWriter:
         """A file beside the target that is renamed on `close`, or in the threads of `batch`."""
         return LocalWriter(key, PartialFile(self._disk, self._path / key), batch)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from actstore.store.errors import ReadOnlyError
 from actstore.store.layout import LOCK_NAME, capture_key, edits_key, graphs_key
+from actstore.store.storage.disk import has_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,7 +128,7 @@ def _lock(path: Path, *, mark: bool, timeout_s: float, what: str, instead: str) 
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Whoever had the lock before may have removed the file: this is then the lock of nothing.
-            if not mark or _is_at(path, descriptor):
+            if not mark or has_name(path, descriptor):
                 return descriptor
         except BlockingIOError:
             owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
@@ -142,11 +143,3 @@ def _lock(path: Path, *, mark: bool, timeout_s: float, what: str, instead: str) 
             os.close(descriptor)
             raise
         os.close(descriptor)
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether an open file still has its name: an owner that gives up removes it, and then a lock on it keeps nobody out."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False

@@ -56,7 +56,14 @@ class Storage(Protocol):
     def create(self, key: str, data: Bytes) -> None:
         """Write under `key` where there is nothing, else `FileExistsError`: of two that try at once, one succeeds.
 
-        The local disk keeps that for processes too; others do what their driver can.
+        The local disk and object stores keep that for processes too; what fsspec opens does what its driver can.
+        """
+
+    def swap(self, key: str, data: Bytes, expected: Bytes) -> bool:
+        """Replace what is under `key` where that is still `expected`; whether it was. Of two that try at once, one succeeds.
+
+        True between processes too, against `swap`, `create` and `delete`: keys that are swapped are not to be changed by
+        `write` at the same time. `InvalidInputError` where the storage cannot promise it.
         """
 
     def writer(self, key: str, batch: Batch | None = None) -> KeyWriter:

@@ -49,6 +49,8 @@ class StorageContract:
     """What `open_storage` must choose."""
     is_shared = True
     """Whether another process can open what this one wrote."""
+    is_conditional = True
+    """Whether the storage replaces bytes under the condition that they are still the expected ones."""
 
     @pytest.fixture
     def folder(self, location: str) -> Folder:
@@ -227,6 +229,69 @@ class StorageContract:
         assert folder.read("a/key") == b"fourth"
         assert folder.names("a") == ["key"]
 
+    def test_of_many_creators_one_succeeds(self, folder: Folder) -> None:
+        if not self.is_conditional:
+            return
+
+        def create(number: int) -> list[int]:
+            try:
+                Folder(folder.location, read_only=False).create("claims/7", b"%d" % number)
+            except FileExistsError:
+                return []
+            return [number]
+
+        with ThreadPoolExecutor(8) as pool:
+            (winner,) = [number for created in pool.map(create, range(16)) for number in created]
+        assert folder.read("claims/7") == b"%d" % winner
+
+    def test_what_is_not_expected_is_not_swapped(self, folder: Folder) -> None:
+        folder.create("claims/7", b"first")
+        if not self.is_conditional:
+            with pytest.raises(InvalidInputError, match="cannot be written to by several processes"):
+                folder.swap("claims/7", b"second", b"first")
+            return
+        assert not folder.swap("claims/7", b"second", b"other")
+        assert not folder.swap("claims/7", b"second", b"first, and more")
+        assert not folder.swap("claims/7", b"second", b"")
+        assert not folder.swap("claims/8", b"second", b"")
+        assert not folder.swap("claims/7/below", b"second", b"")
+        assert not folder.swap("claims", b"second", b"")
+        assert folder.read("claims/7") == b"first"
+        assert folder.swap("claims/7", bytearray(b"second"), memoryview(b"first"))
+        assert folder.read("claims/7") == b"second"
+        assert folder.swap("claims/7", b"", b"second")
+        assert folder.swap("claims/7", b"third", b"")
+        folder.delete("claims/7")
+        assert not folder.swap("claims/7", b"fourth", b"third")
+        assert folder.names("claims") == []
+
+    def test_of_many_swappers_one_succeeds(self, folder: Folder) -> None:
+        """Round after round, each from what the round before left: none is lost, and none counts twice."""
+        if not self.is_conditional:
+            return
+        folder.create("claims/7", b"dead")
+
+        def swap(number: int) -> list[int]:
+            data = b"%d.%d" % (round_number, number)
+            return [number] * Folder(folder.location, read_only=False).swap("claims/7", data, before)
+
+        with ThreadPoolExecutor(8) as pool:
+            for round_number in range(4):
+                before = folder.read("claims/7")
+                (winner,) = [number for swapped in pool.map(swap, range(8)) for number in swapped]
+                assert folder.read("claims/7") == b"%d.%d" % (round_number, winner)
+
+    def test_what_is_deleted_is_not_swapped_back(self, folder: Folder) -> None:
+        if not self.is_conditional:
+            return
+        with ThreadPoolExecutor(2) as pool:
+            for number in range(10):
+                folder.create("claims/7", b"%d" % number)
+                swapped = pool.submit(folder.swap, "claims/7", b"new", b"%d" % number)
+                pool.submit(folder.delete, "claims/7").result()
+                swapped.result()
+                assert not folder.exists("claims/7")
+
     def test_a_batch_is_there_when_it_is_synced(self, folder: Folder) -> None:
         folder.write("a/0", b"old")
         with ThreadPoolExecutor(2) as pool:
@@ -250,6 +315,7 @@ class StorageContract:
         writes: list[Callable[[], object]] = [
             lambda: reader.write("a", b"new"),
             lambda: reader.create("b", b"new"),
+            lambda: reader.swap("a", b"new", b"old"),
             lambda: reader.writer("a"),
             lambda: reader.remove_leftovers(""),
             lambda: reader.delete("a"),

@@ -47,6 +47,7 @@ def objects() -> Iterator[None]:
 
 class TestFsspec(StorageContract):
     storage = FsspecStorage
+    is_conditional = False
 
     @pytest.fixture
     def location(self) -> str:

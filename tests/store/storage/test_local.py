@@ -7,7 +7,8 @@ import io
 import os
 import pickle
 import re
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -232,19 +233,37 @@ def test_creating_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.M
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
-def test_of_many_creators_one_succeeds(tmp_path: Path) -> None:
-    folder = Folder(tmp_path, read_only=False)
+SWAP = """
+import sys
+from actstore.store.storage.folder import Folder
 
-    def create(number: int) -> int | None:
-        try:
-            folder.create("key", b"%d" % number)
-        except FileExistsError:
-            return None
-        return number
+folder = Folder(sys.argv[1], read_only=False)
+print("ready", flush=True)
+sys.stdin.read()
+for round in range(100):
+    before = folder.read("count")
+    while not folder.swap("count", b"%d" % (int(before) + 1), before):
+        before = folder.read("count")
+"""
 
-    with ThreadPoolExecutor(8) as pool:
-        (winner,) = [number for number in pool.map(create, range(16)) if number is not None]
-    assert folder.read("key") == b"%d" % winner
+
+def test_processes_that_swap_lose_nothing(tmp_path: Path) -> None:
+    """Two add one to what is there, a hundred times each."""
+    Folder(tmp_path, read_only=False).create("count", b"0")
+    command = [sys.executable, "-c", SWAP, str(tmp_path)]
+    pipe = subprocess.PIPE
+    with (
+        subprocess.Popen(command, cwd=tmp_path, stdin=pipe, stdout=pipe) as one,
+        subprocess.Popen(command, cwd=tmp_path, stdin=pipe, stdout=pipe) as other,
+    ):
+        for process in (one, other):
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+        for process in (one, other):
+            process.communicate(b"")
+    assert (one.returncode, other.returncode) == (0, 0)
+    assert (tmp_path / "count").read_bytes() == b"200"
+    assert [path.name for path in tmp_path.iterdir()] == ["count"]
 
 
 def test_a_long_name_has_a_temporary_name_that_fits(tmp_path: Path) -> None:
