@@ -28,11 +28,11 @@ from actstore.store.model import root
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from actstore.engine.capture.filler import FillBlocks
     from actstore.engine.capture.plan_count import PlanCount
     from actstore.engine.inputs.memory_corpus import MemoryCorpus
     from actstore.engine.models.load import LoadedModel, ModelSpec
     from actstore.engine.models.tokenizer.load import TextTokenizer
-    from actstore.store.capture.writer import CaptureWriter
 
 BLOCK_SLOTS = 16_384
 
@@ -154,8 +154,9 @@ class CorpusRun(Run):
         longer = settings.max_tokens is None and next(documents, None) is not None
         return "" if longer else digest.hexdigest()
 
-    def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
-        fill_blocks(self.folder, record, model, writer, blocks, self.progress)
+    def fill_blocks(self) -> FillBlocks:
+        """What fills the blocks of text."""
+        return fill_blocks
 
 
 def capture_record(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
+from actstore.engine.capture.buffers import buffer_nbytes
+from actstore.store.errors import InvalidInputError
 from actstore.store.files.precision import PRECISIONS
 
 if TYPE_CHECKING:
@@ -38,3 +40,15 @@ def estimate_nbytes(record: CaptureRecord) -> int:
     per_slot = width * record.encoding.bytes_per_value
     per_slot += sum(record.layers("mlp.post")[layer] for layer in record.gate_sign) / 8
     return int(record.plan.n_blocks * (record.plan.block_slots * per_slot + STATISTICS_NBYTES * width))
+
+
+def check_memory(record: CaptureRecord, n_buffers: int) -> None:
+    """Raise `InvalidInputError` where there is no room for the buffers in which blocks are collected, `n_buffers` sets."""
+    needed = n_buffers * buffer_nbytes(record)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise InvalidInputError(
+            f"Blocks of {record.plan.block_slots:,} tokens take {needed / 1e9:.2f} GB of memory while capture {record.name!r} "
+            f"is filled, and {free / 1e9:.2f} GB are free. Fill it on a machine with more, or plan it with fewer "
+            "`block_tokens`."
+        )

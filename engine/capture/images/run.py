@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,18 +30,21 @@ from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SLOT_MULTIPLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import pyarrow as pa
     from torch import Tensor
 
     from actstore.engine.capture.block_filler import Batches
+    from actstore.engine.capture.filler import FillBlocks
     from actstore.engine.capture.images.prompts import Prepared
+    from actstore.engine.capture.progress import CaptureProgress
     from actstore.engine.inputs.corpus import CorpusReport
     from actstore.engine.models.load import LoadedModel, ModelSpec
     from actstore.engine.models.tokenizer.load import TextTokenizer
     from actstore.store.capture.writer import CaptureWriter
     from actstore.store.files.records import CaptureRecord
+    from actstore.store.storage.folder import Folder
 
 FEW_SLOTS = 1024
 """Slots per block where a window keeps a handful of positions: the most that a run that is killed has to do again."""
@@ -184,12 +187,25 @@ class ImageRun(Run):
         longer = settings.max_tokens is None and next(documents, None) is not None
         return "" if longer else digest.hexdigest()
 
-    def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
-        # The plan has the answers now.
-        AnswerFile(self.folder, self.name, "", resume=True).remove()
-        documents = Plan(self.folder, record.name, record.plan, record.plan_files).table("documents")
-        batches = image_batches(record, documents, self._processor, (self.corpus,))
-        fill_blocks(self.folder, record, model, writer, blocks, self.progress, batches)
+    def fill_blocks(self) -> FillBlocks:
+        """What fills the blocks of images, which are where they were planned from."""
+        return partial(fill_image_blocks, self._processor, (self.corpus,))
+
+
+def fill_image_blocks(
+    processor: VisionProcessor,
+    locations: tuple[str, ...],
+    folder: Folder,
+    record: CaptureRecord,
+    model: LoadedModel,
+    writer: CaptureWriter,
+    blocks: Iterable[int],
+    progress: CaptureProgress,
+) -> None:
+    """Run the model over `blocks` of a capture of images and commit each; `locations` as for `image_batches`."""
+    documents = Plan(folder, record.name, record.plan, record.plan_files).table("documents")
+    batches = image_batches(record, documents, processor, locations)
+    fill_blocks(folder, record, model, writer, blocks, progress, batches)
 
 
 def image_batches(
