@@ -62,6 +62,10 @@ CapturedPositions = Annotated[
     ),
 ]
 BatchTokens = Annotated[int | None, typer.Option(help="Tokens per forward pass. [default: 4096]")]
+BlockTokens = Annotated[
+    int | None,
+    typer.Option(help="Tokens per block, the unit of work. [default: 16384, fewer where --memory does not suffice]"),
+]
 MaxTokens = Annotated[
     int | None,
     typer.Option(help="Number of tokens after which reading ends; the last window is kept whole."),
@@ -159,7 +163,7 @@ Memory = Annotated[
     str | None,
     typer.Option(
         metavar="BYTES",
-        help="Memory of block buffers, such as 2GB. [default: a quarter of the free memory, at most 4 GB]",
+        help="Memory of block buffers, such as 2GB: blocks are planned to fit. [default: 4GB]",
     ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Number of encoder threads. [default: half the processors]")]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from actstore.engine.attribution.option_tokens import TooLong
-    from actstore.engine.capture.filler import FillBlocks
+    from actstore.engine.capture.steps.filler import FillBlocks
     from actstore.engine.models.in_memory import ModelInput
     from actstore.engine.models.layers import ModelSpec
     from actstore.engine.models.load import LoadedModel

@@ -60,6 +60,7 @@ def capture(
     begin: Begin | None = None,
     positions: str | int | Sequence[int] | None = None,
     batch_tokens: int | None = None,
+    block_tokens: int | None = None,
     max_tokens: int | None = None,
     max_documents: int | None = None,
     text_column: str | None = None,
@@ -107,6 +108,7 @@ def capture(
     - `begin`: special tokens around a window: "auto", "always" or "never" ["auto"]
     - `positions`: "all", "last" or indices such as [0, -1]; of images also "generated" and "image" ["all"]
     - `batch_tokens`: number of tokens per forward pass [4096]
+    - `block_tokens`: number of tokens per block, the unit of work [16,384, fewer where buffers would exceed 4 GiB]
     - `max_tokens`: planning stops at this number of stored tokens [the whole corpus]
     - `max_documents`: maximum number of documents to read [all]
     - `text_column`: column of a table that holds the text ["text"]
@@ -162,6 +164,7 @@ def plan(
     begin: Begin | None = None,
     positions: str | int | Sequence[int] | None = None,
     batch_tokens: int | None = None,
+    block_tokens: int | None = None,
     max_tokens: int | None = None,
     max_documents: int | None = None,
     text_column: str | None = None,

@@ -16,10 +16,10 @@ from actstore.engine.capture.api import CaptureRequest, given_settings, open_run
 from actstore.engine.capture.block_filler import fill_blocks
 from actstore.engine.capture.buffers import buffer_nbytes
 from actstore.engine.capture.corpus_run import CorpusRun
-from actstore.engine.capture.filler import n_encoders
 from actstore.engine.capture.plan_count import PlanCount
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.capture.sizes import estimate_nbytes
+from actstore.engine.capture.steps.filler import n_encoders
 from actstore.store.calls import checked
 from actstore.store.capture.plan import PlanWriter
 from actstore.store.capture.writer import CaptureWriter, create_capture
@@ -123,6 +123,7 @@ def estimate(
     begin: Begin | None = None,
     positions: str | int | Sequence[int] | None = None,
     batch_tokens: int | None = None,
+    block_tokens: int | None = None,
     max_tokens: int | None = None,
     max_documents: int | None = None,
     text_column: str | None = None,

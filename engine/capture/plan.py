@@ -89,9 +89,12 @@ class PlanSettings(Typed):
 
 
 def block_size(context: int, target: int, *, stored_everywhere: bool = True) -> int:
-    """The number of slots of a block near `target`: a multiple of the window, so that full windows leave no gap."""
+    """The number of slots of a block near `target`: a multiple of the window, so that full windows leave no gap.
+
+    Windows of which few positions are stored leave gaps of any length: `target` rounded down.
+    """
     if not stored_everywhere:
-        return max(SLOT_MULTIPLE, min(target, 1024) // SLOT_MULTIPLE * SLOT_MULTIPLE)
+        return max(SLOT_MULTIPLE, target // SLOT_MULTIPLE * SLOT_MULTIPLE)
     windows = max(1, round(target / context))
     return -(-windows * context // SLOT_MULTIPLE) * SLOT_MULTIPLE
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from transformers import PreTrainedTokenizerBase  # noqa: TC002
 
-from actstore.engine.capture.filler import Filler
-from actstore.engine.capture.finish import finish_capture
 from actstore.engine.capture.root import write_store_root
 from actstore.engine.capture.sizes import estimate_nbytes
+from actstore.engine.capture.steps.filler import Filler
+from actstore.engine.capture.steps.finish import finish_capture
 from actstore.engine.capture.target import remove_unplanned
 from actstore.engine.models.fingerprint import check_model, check_root, fingerprint_of
 from actstore.engine.models.names import DTYPES
@@ -38,8 +38,8 @@ from actstore.store.storage.lock import own, own_root
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from actstore.engine.capture.filler import FillBlocks
     from actstore.engine.capture.progress import CaptureProgress
+    from actstore.engine.capture.steps.filler import FillBlocks
     from actstore.engine.models.load import LoadedModel, ModelSpec
     from actstore.engine.models.sources import ModelSource
     from actstore.engine.models.tokenizer.load import TextTokenizer
@@ -58,7 +58,7 @@ class RunOptions(Typed):
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None
     """Name, path or loaded tokenizer; the model's own by default."""
     memory: int | None = None
-    """Bytes for block buffers; a quarter of what is free, at most 4 GiB."""
+    """Bytes that block buffers may take, 4 GiB unless said: blocks are planned to fit, or their `block_tokens` refused."""
     threads: int | None = None
     """Encoder threads; all the processors where the model runs on them too, half of them where it runs on a GPU."""
     weights: bool = True

@@ -25,13 +25,22 @@ def bytes_per_slot(record_sites: dict[str, dict[int, int]], precision: str, dtyp
     return (staging.dtype.itemsize * width if staging else 0) + n_gate_neurons / 8
 
 
-def affordable_slots(slot_nbytes: float, memory: int | None, most: int) -> int:
-    """The slots, at most `most`, of which buffers fit into `memory`; by default a quarter of what is free, at most 4 GiB."""
-    if not slot_nbytes:
-        return most
-    memory = memory or min(DEFAULT_MEMORY, psutil.virtual_memory().available // 4)
+def planned_slots(slot_nbytes: float, memory: int | None, block_tokens: int | None, most: int) -> int:
+    """The slots of a block: `block_tokens`, else as many as fit into `memory`, 4 GiB unless said, and at most `most`.
+
+    What is free on this machine does not count: a plan is the same wherever it is made. `InvalidInputError` where both are said
+    and do not fit.
+    """
     # Two sets of buffers where a GPU fills them, one elsewhere, and what encoding adds.
-    return min(most, int(memory / (2.5 * slot_nbytes)))
+    nbytes = 2.5 * slot_nbytes
+    if block_tokens is None:
+        return min(most, int((memory or DEFAULT_MEMORY) / nbytes)) if nbytes else most
+    if memory is not None and block_tokens * nbytes > memory:
+        raise InvalidInputError(
+            f"Blocks of {block_tokens:,} tokens take up to {block_tokens * nbytes / 1e9:.2f} GB of buffers, more than the "
+            f"{memory / 1e9:.2f} GB of `memory`. Raise `memory`, or lower `block_tokens`."
+        )
+    return block_tokens
 
 
 def estimate_nbytes(record: CaptureRecord) -> int:

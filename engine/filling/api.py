@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from actstore.engine.capture.filler import Filler
-from actstore.engine.capture.finish import finish_capture
 from actstore.engine.capture.progress import CaptureProgress
+from actstore.engine.capture.steps.filler import Filler
+from actstore.engine.capture.steps.finish import finish_capture
 from actstore.engine.filling.kinds import block_filler
 from actstore.engine.models.fingerprint import check_model, fingerprint_of, location_of
 from actstore.engine.models.sources import ModelSource
 from actstore.store.arguments import Typed, argument
 from actstore.store.calls import checked, checks
-from actstore.store.capture.claims import LEASE_S, BlockClaims
 from actstore.store.capture.commits import missing_blocks
+from actstore.store.capture.workers.claims import LEASE_S, BlockClaims
 from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder

@@ -12,7 +12,7 @@ from actstore.engine.graphs.probes.run import fill_windows
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from actstore.engine.capture.filler import FillBlocks
+    from actstore.engine.capture.steps.filler import FillBlocks
     from actstore.engine.models.vision.inputs import VisionProcessor
     from actstore.store.files.records import CaptureRecord
 

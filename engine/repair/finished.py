@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from actstore.engine.capture.finish import write_results
+from actstore.engine.capture.steps.finish import write_results
 from actstore.engine.repair.scratch import copy_file, scratch_folder
 from actstore.store.capture.statistics.capture_statistics import (
     CHECKPOINT_BLOCKS,

@@ -1,4 +1,4 @@
-"""What decides, beside the weights and the batch, in which bits a model's activations come out."""
+"""What decides, beside weights and batch, how the activations of a model are rounded."""
 
 from __future__ import annotations
 

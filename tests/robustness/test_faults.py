@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from faults import campaigns, metadata, power, sharing, shim, tampering
+from faults import campaigns, fillers, metadata, power, sharing, shim, tampering
 from faults.client import Server
 from faults.oracle import Oracle
 from faults.power import Directory, Disk, File, Operation
@@ -155,10 +155,14 @@ def test_threads(oracle: Oracle) -> None:
     check(sharing.threads(oracle, 2, SEED, state="small", workers=False))
 
 
+def test_killed_fillers(oracle: Oracle) -> None:
+    check(fillers.killed_fillers(oracle, 1, SEED))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize(
-    "campaign", ["kills", "errors", "power cuts", "tampering", "mutations", "threads", "first writers"]
+    "campaign", ["kills", "errors", "power cuts", "tampering", "mutations", "threads", "first writers", "fillers"]
 )
 def test_a_long_campaign(whole_oracle: Oracle, campaign: str) -> None:
     check(
@@ -170,5 +174,6 @@ def test_a_long_campaign(whole_oracle: Oracle, campaign: str) -> None:
             "mutations": lambda: metadata.mutations(whole_oracle, 2000, SEED),
             "threads": lambda: sharing.threads(whole_oracle, 30, SEED),
             "first writers": lambda: sharing.first_writers(whole_oracle, 100, SEED),
+            "fillers": lambda: fillers.killed_fillers(whole_oracle, 100, SEED),
         }[campaign]()
     )

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from actstore.engine.capture.block_filler import fill_blocks
-from actstore.engine.capture.corpus_run import BLOCK_SLOTS, capture_record
+from actstore.engine.capture.corpus_run import BLOCK_SLOTS, FEW_SLOTS, capture_record
 from actstore.engine.capture.images.batches import ImageBatches, open_library
 from actstore.engine.capture.images.plan import ImagePlanner, Positions
 from actstore.engine.capture.images.prompts import Captioner, Prompter
 from actstore.engine.capture.run import Run
 from actstore.engine.capture.settings import ImageSettings
-from actstore.engine.capture.sizes import affordable_slots, bytes_per_slot
+from actstore.engine.capture.sizes import bytes_per_slot, planned_slots
 from actstore.engine.inputs.images import ImageDigest, ImageOptions, read_images
 from actstore.engine.models.fingerprint import check_root, fingerprint_of
 from actstore.engine.models.generate import AnswerFile, GenerationSettings, answers_key
@@ -36,18 +36,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from actstore.engine.capture.block_filler import Batches
-    from actstore.engine.capture.filler import FillBlocks
     from actstore.engine.capture.images.prompts import Prepared
     from actstore.engine.capture.progress import CaptureProgress
+    from actstore.engine.capture.steps.filler import FillBlocks
     from actstore.engine.inputs.corpus import CorpusReport
     from actstore.engine.models.load import LoadedModel, ModelSpec
     from actstore.engine.models.tokenizer.load import TextTokenizer
     from actstore.store.capture.writer import CaptureWriter
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
-
-FEW_SLOTS = 1024
-"""Slots per block where a window keeps a handful of positions: the most that a run that is killed has to do again."""
 
 
 def sees_and_reads(spec: ModelSpec) -> bool:
@@ -162,7 +159,8 @@ class ImageRun(Run):
         n_gate = sum(widths.get("mlp.post", {}).values()) if settings.gate_sign else 0
         dtype = self.options.dtype if self.options.dtype != "auto" else self.spec.dtype
         most = FEW_SLOTS if Positions(settings.positions).are_few else BLOCK_SLOTS
-        slots = affordable_slots(bytes_per_slot(widths, settings.precision, dtype, n_gate), self.options.memory, most)
+        slot_nbytes = bytes_per_slot(widths, settings.precision, dtype, n_gate)
+        slots = planned_slots(slot_nbytes, self.options.memory, settings.block_tokens, most)
         return max(SLOT_MULTIPLE, slots // SLOT_MULTIPLE * SLOT_MULTIPLE)
 
     def _check_same(self, record: CaptureRecord, requested: Mapping[str, object]) -> LoadedModel:

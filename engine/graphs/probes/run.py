@@ -32,7 +32,7 @@ from actstore.store.reader import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from actstore.engine.capture.filler import FillBlocks
+    from actstore.engine.capture.steps.filler import FillBlocks
     from actstore.engine.inputs.documents import Document
     from actstore.engine.models.load import LoadedModel
     from actstore.engine.models.tokenizer.load import TextTokenizer

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tiny_text import save_llama
+from written_captures import written
 
 import actstore
-from actstore.engine.capture import filler
 from actstore.engine.capture.progress import CaptureProgress
-from actstore.store.capture.claims import BlockClaims
+from actstore.engine.capture.steps import filler
 from actstore.store.capture.commits import committed_blocks
-from actstore.store.capture.numerics import read_numerics
+from actstore.store.capture.workers.claims import BlockClaims
+from actstore.store.capture.workers.numerics import read_numerics
 from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError, ReadOnlyError
 from actstore.store.layout import claim_key, claims_prefix
 from actstore.store.storage import lock
@@ -30,25 +31,6 @@ if TYPE_CHECKING:
 OPTIONS = actstore.RunOptions(memory=32_000, device="cpu")
 """Buffers that make blocks of 64 slots."""
 SETTINGS: dict[str, Any] = {"context": 16, "max_tokens": 900, "label_columns": ("language",), "precision": "int8"}
-CLOCKS = ("zarr.json", "blocks/*.json")
-"""Of a capture, the files with a clock: its date in the record, seconds in the records of blocks."""
-
-
-def written(store: Path) -> dict[str, object]:
-    """All that a capture holds, but for what its clocks say and who owned it."""
-    found: dict[str, object] = {}
-    folder = store / "captures/corpus"
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        key = path.relative_to(folder).as_posix()
-        if key.startswith("blocks/folded."):
-            continue  # a checkpoint, which only one process for all blocks writes
-        found[key] = path.read_bytes()
-        if key == "zarr.json":
-            record = json.loads(path.read_text())["attributes"]["actstore_capture"]
-            found[key] = {k: v for k, v in record.items() if k not in ("created", "checksum", "root")}
-        elif key.startswith("blocks/") and key.endswith(".json"):
-            found[key] = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("seconds", "checksum")}
-    return found
 
 
 @pytest.fixture(scope="module")

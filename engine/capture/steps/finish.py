@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from actstore.store.capture.claims import remove_claims
 from actstore.store.capture.commits import missing_blocks
 from actstore.store.capture.questions.answers import has_attributions, write_answers
 from actstore.store.capture.statistics.capture_statistics import RunningStatistics, is_finished
 from actstore.store.capture.statistics.neuron_table import write_finished
+from actstore.store.capture.workers.claims import remove_claims
 from actstore.store.errors import CaptureError
 from actstore.store.layout import generated_prefix, table_key
 from actstore.store.reader import Store

@@ -12,8 +12,8 @@ from actstore.engine.capture.sizes import check_memory, estimate_nbytes
 from actstore.engine.workers.numerics import numerics_of
 from actstore.store import layout
 from actstore.store.capture.commits import missing_blocks
-from actstore.store.capture.numerics import admit
 from actstore.store.capture.statistics.neuron_table import remove_finished
+from actstore.store.capture.workers.numerics import admit
 from actstore.store.capture.writer import CaptureWriter
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from actstore.engine.capture.progress import CaptureProgress
     from actstore.engine.models.load import LoadedModel
-    from actstore.store.capture.claims import BlockClaims
+    from actstore.store.capture.workers.claims import BlockClaims
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
 
