@@ -156,7 +156,7 @@ def test_threads(oracle: Oracle) -> None:
 
 
 def test_killed_fillers(oracle: Oracle) -> None:
-    check(fillers.killed_fillers(oracle, 1, SEED))
+    check(fillers.killed_fillers(oracle, 1, SEED, most_rounds=4))
 
 
 @pytest.mark.slow

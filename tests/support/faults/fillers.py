@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 ONE_PROCESS: Final = f"{CAPTURE} --precision int8"
 FILL: Final = "fill {store} --quiet --lease 1"
 N_WORKERS: Final = 4
-_MOST_ROUNDS: Final = 20
+MOST_ROUNDS: Final = 20
+"""From half of them on, one worker is spared: where the others die often enough, it has to do all."""
 
 
-def killed_fillers(oracle: Oracle, n: int, seed: int, *, only: int | None = None, say: Say = print) -> Result:
+def killed_fillers(
+    oracle: Oracle, n: int, seed: int, *, most_rounds: int = MOST_ROUNDS, only: int | None = None, say: Say = print
+) -> Result:
     """Four workers on one capture, most of which are killed at a call that changes a file, again until every block is there."""
     result = Result("fillers", n, seed)
     workshop = oracle.workshop
@@ -34,7 +37,7 @@ def killed_fillers(oracle: Oracle, n: int, seed: int, *, only: int | None = None
     assert undisturbed.status == 0, undisturbed.err
     for i, chance in numbered(n, seed, "fillers", only):
         work = workshop.fresh("planned")
-        counts, failures = _fill(oracle, work, chance, undisturbed.counts)
+        counts, failures = _fill(oracle, work, chance, undisturbed.counts, most_rounds)
         ended = workshop.cli("finish {store} --quiet", work)
         if ended.status != 0:
             failures.append(("not finished", ended.err))
@@ -51,17 +54,18 @@ def killed_fillers(oracle: Oracle, n: int, seed: int, *, only: int | None = None
     return result
 
 
-def _fill(oracle: Oracle, work: Path, chance: random.Random, counts: dict[str, int]) -> tuple[dict[str, int], Failures]:
+def _fill(
+    oracle: Oracle, work: Path, chance: random.Random, counts: dict[str, int], most_rounds: int
+) -> tuple[dict[str, int], Failures]:
     """Fill a capture by rounds of workers; how many there were, and were killed, and what any of the others had to say."""
     server, workshop = oracle.server, oracle.workshop
     n_killed, failures = 0, []
-    for turn in range(_MOST_ROUNDS):
+    for turn in range(most_rounds):
         jobs = []
         for worker in range(N_WORKERS):
             call = choose_call(chance, counts, CHANGES)
             assert call is not None
-            # The last of them lives where the others have died often enough.
-            spared = turn >= _MOST_ROUNDS // 2 and worker == 0
+            spared = turn >= most_rounds // 2 and worker == 0
             fault = Fault() if spared else Fault("kill", call[:1], 1 + call[1] // N_WORKERS)
             words = workshop.words(f"{FILL} --worker {worker}/{N_WORKERS}", work)
             jobs.append(server.start("faults.observing:command_line", words, folder=work, fault=fault))
@@ -70,4 +74,4 @@ def _fill(oracle: Oracle, work: Path, chance: random.Random, counts: dict[str, i
         failures += [("a worker failed", one.err) for one in ended if one.signal != 9 and one.status != 0]
         if any(one.status == 0 for one in ended):
             return {"rounds": turn + 1, "killed": n_killed}, failures
-    return {"rounds": _MOST_ROUNDS, "killed": n_killed}, [*failures, ("not filled", f"after {_MOST_ROUNDS} rounds")]
+    return {"rounds": most_rounds, "killed": n_killed}, [*failures, ("not filled", f"after {most_rounds} rounds")]
