@@ -47,6 +47,7 @@ from actstore.commands.capture.options import (  # noqa: TC001  (Typer reads the
     TextColumn,
     Threads,
     TopP,
+    Workers,
 )
 from actstore.commands.capture.steps import fill, finish, print_finished, print_planned
 from actstore.commands.options import (
@@ -129,6 +130,7 @@ def capture(
     device: Device = "auto",
     memory: Memory = None,
     threads: Threads = None,
+    workers: Workers = 1,
     allow_mixed: AllowMixed = False,
     weights: Weights = True,
     ignore_disk: IgnoreDisk = False,

@@ -84,7 +84,7 @@ def fill(
         return
     terminal.out.print(
         f"capture {record.name!r}: {terminal.plural(len(blocks), 'block')} filled by this worker, {len(filled.blocks):,} of "
-        f"{record.plan.n_blocks:,} there; " + ("finished" if _is_finished(filled) else "`actstore finish` ends it"),
+        f"{record.plan.n_blocks:,} there; " + ("finished" if filled.is_finished else "`actstore finish` ends it"),
         soft_wrap=True,
         markup=False,
     )
@@ -137,9 +137,3 @@ def print_finished(capture: Capture, *, as_json: bool) -> None:
         print_json(described)
     else:
         print_store(described)
-
-
-def _is_finished(capture: Capture) -> bool:
-    from actstore.store.capture.statistics.capture_statistics import is_finished
-
-    return is_finished(capture.folder, capture.record)

@@ -20,9 +20,12 @@ from actstore.engine.capture.root import write_store_root
 from actstore.engine.capture.sizes import estimate_nbytes
 from actstore.engine.capture.steps.filler import Filler
 from actstore.engine.capture.steps.finish import finish_capture
+from actstore.engine.capture.steps.worker import FillOptions
+from actstore.engine.capture.steps.workers import fill_by_workers
 from actstore.engine.capture.target import remove_unplanned
 from actstore.engine.models.fingerprint import check_model, check_root, fingerprint_of
 from actstore.engine.models.names import DTYPES
+from actstore.engine.workers.local import Local
 from actstore.store.arguments import Typed, argument
 from actstore.store.calls import checks
 from actstore.store.capture.commits import committed_blocks, missing_blocks
@@ -68,6 +71,8 @@ class RunOptions(Typed):
     sync: bool = True
     """Whether a block counts only once the disk has it; without, a power cut may damage what was written in the last minute."""
     trust_remote_code: bool = False
+    workers: int = 1
+    """Processes that fill the capture, each with a model of its own; they share the processors, and take the GPUs in turn."""
     allow_mixed: bool = False
     """Go on with a capture although this machine, or its versions, may compute in other bits; the capture records it."""
     strict: bool = False
@@ -81,6 +86,8 @@ def check_options(name: str, options: RunOptions) -> None:
         raise InvalidInputError(f"A capture's name is letters, digits, '.', '_' and '-', found {name!r}. Check `name`.")
     if options.dtype not in DTYPES:
         raise InvalidInputError(f"`dtype` is one of {', '.join(DTYPES)}: found {options.dtype!r}.")
+    if options.workers < 1:
+        raise InvalidInputError(f"At least one process fills a capture, found {options.workers} `workers`.")
 
 
 @dataclass
@@ -93,6 +100,8 @@ class Run(ABC):
 
     command: ClassVar[str]
     """The command line's name of it."""
+    can_share: ClassVar[bool] = True
+    """Whether its blocks can be filled by other processes that this one starts."""
 
     folder: Folder
     name: str
@@ -105,12 +114,41 @@ class Run(ABC):
     """The model, once this process has loaded it for the capture."""
 
     def carry_out(self, requested: Mapping[str, object]) -> None:
-        """Make the capture in this process: all steps, over all blocks that are missing."""
+        """Make the capture: all steps, over all blocks that are missing, which workers fill where the options ask for some."""
+        if self.options.workers > 1:
+            self._carry_out_by_workers(requested)
+            return
         with self.owned():
             record = self.plan(requested)
             if missing := self.missing_blocks():
                 statistics = RunningStatistics(self.folder, record)
                 self.fill(missing, on_commit=lambda block: _add_up(statistics, block))
+            self.finish()
+
+    def _carry_out_by_workers(self, requested: Mapping[str, object]) -> None:
+        options = self.options
+        if self.source.model is not None:
+            raise InvalidInputError(
+                "Several `workers` load the model each. Pass its name or folder, not a model in memory."
+            )
+        if not self.can_share:
+            raise InvalidInputError(
+                "A capture of images is filled by one process here. Leave `workers` out; or plan it with `actstore.plan(…)`, "
+                "and fill it with `actstore.fill(…)` in as many processes as there shall be."
+            )
+        with self.owned():
+            record = self.plan(requested)
+        self._loaded = None  # the workers need the memory
+        of_worker = FillOptions(
+            device=options.device,
+            threads=options.threads,
+            sync=options.sync,
+            allow_mixed=options.allow_mixed,
+            trust_remote_code=options.trust_remote_code,
+        )
+        executor, model = Local(options.workers), self.source.name
+        fill_by_workers(executor, self.folder, record, model, self.fill_blocks(), of_worker, self.progress)
+        with self.owned():
             self.finish()
 
     @contextmanager

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from actstore.engine.capture.progress import CaptureProgress
-from actstore.engine.capture.steps.filler import Filler
 from actstore.engine.capture.steps.finish import finish_capture
+from actstore.engine.capture.steps.worker import FillOptions, Worker
 from actstore.engine.filling.kinds import block_filler
-from actstore.engine.models.fingerprint import check_model, fingerprint_of, location_of
+from actstore.engine.models.fingerprint import location_of
 from actstore.engine.models.sources import ModelSource
-from actstore.store.arguments import Typed, argument
-from actstore.store.calls import checked, checks
+from actstore.store.arguments import argument
+from actstore.store.calls import checked
 from actstore.store.capture.commits import missing_blocks
-from actstore.store.capture.workers.claims import LEASE_S, BlockClaims
-from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError
+from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
-from actstore.store.storage.lock import own, share
+from actstore.store.storage.lock import own
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,25 +25,7 @@ if TYPE_CHECKING:
     from actstore.engine.models.vision.inputs import VisionProcessor
     from actstore.store.reader import Capture
 
-
-@checks
-@dataclass(frozen=True)
-class FillOptions(Typed):
-    """How a worker fills a capture. What it fills, and how, the capture's record says."""
-
-    device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`, …; `auto` takes the first GPU where there is one."""
-    threads: int | None = None
-    """Encoder threads; all the processors where the model runs on them too, half of them where it runs on a GPU."""
-    sync: bool = True
-    """Whether a block counts only once the disk has it."""
-    lease_s: float = LEASE_S
-    """Seconds without a sign of life after which others take over what this worker claims."""
-    images: str | None = None
-    """Folder of the captured images, where they have moved."""
-    allow_mixed: bool = False
-    """Fill although this machine, or its versions, may compute in other bits than the others; the capture records it."""
-    trust_remote_code: bool = False
+__all__ = ["FillOptions", "fill", "finish"]
 
 
 @checked
@@ -80,29 +60,12 @@ def fill(
     if not options.lease_s > 0:
         raise InvalidInputError(f"A lease is longer than 0 seconds, found {options.lease_s}. Check `lease_s`.")
     found = _planned(Folder(store, read_only=False, sync=options.sync), capture)
-    folder, record = found.folder, found.record
-    committed: list[int] = []
-    if not missing_blocks(folder, record):
+    if not missing_blocks(found.folder, found.record):
         return ()
     source = ModelSource.of(location_of(found.store.model) if model is None else model)
-    try:
-        with source.ready_to_run(), share(folder, record.name):
-            trusted = options.trust_remote_code
-            loaded = source.load(dtype=record.dtype, device=options.device, trust_remote_code=trusted)
-            check_model(folder, record.model_fingerprint, fingerprint_of(loaded), loaded.spec.name)
-            fill_blocks = block_filler(record, lambda: _processor(source, trusted), options.images)
-            filler = Filler(
-                folder, record, loaded, fill_blocks, progress, options.threads, allow_mixed=options.allow_mixed
-            )
-            with BlockClaims(folder, record, worker=worker, n_workers=n_workers, lease_s=options.lease_s) as claims:
-                filler.fill_claimed(claims, committed.append)
-    except KeyboardInterrupt:
-        n_missing = len(missing_blocks(folder, record))
-        raise CaptureError(
-            f"Interrupted: {record.plan.n_blocks - n_missing} of {record.plan.n_blocks} blocks of capture {record.name!r} are "
-            f"in {folder}. `actstore.fill(…)` goes on with the rest."
-        ) from None
-    return tuple(committed)
+    one = Worker(found.folder, found.record, source, options, worker, n_workers)
+    trusted = options.trust_remote_code
+    return one.fill(lambda: block_filler(found.record, lambda: _processor(source, trusted), options.images), progress)
 
 
 @checked

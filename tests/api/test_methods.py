@@ -65,6 +65,7 @@ HOW_IT_RUNS = {
     "lease_s",
     "sync",
     "threads",
+    "workers",
 }
 """Options of the terminal, and those that Python takes together as `options`."""
 

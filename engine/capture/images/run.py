@@ -61,6 +61,7 @@ class ImageRun(Run):
     """
 
     command: ClassVar[str] = "capture"
+    can_share: ClassVar[bool] = False
 
     report: CorpusReport
 

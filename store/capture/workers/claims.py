@@ -82,6 +82,11 @@ class BlockClaims:
             with suppress(OSError):  # it lapses by itself, and what went wrong before must be heard
                 self.release(block)
 
+    @property
+    def held(self) -> list[int]:
+        """The blocks that this worker has claimed and not let go of, ascending."""
+        return sorted(self._held)
+
     def take(self) -> Iterator[int]:
         """Blocks that nobody else computes, each claimed when it is asked for: this worker's share, then the others'."""
         committed = set(committed_blocks(self._folder, self._record.name))
@@ -173,6 +178,12 @@ class BlockClaims:
             for block in list(self._held):
                 with suppress(OSError):  # as of a full disk: the block may be lost, and whoever writes it is told
                     self.renew(block)
+
+
+def claimed_blocks(folder: Folder, capture: str) -> list[int]:
+    """The blocks that are claimed, by workers that live or do not, ascending."""
+    names = folder.names(claims_prefix(capture))
+    return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
 
 
 def remove_claims(folder: Folder, capture: str) -> None:

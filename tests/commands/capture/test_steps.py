@@ -45,7 +45,8 @@ def test_three_commands_make_a_capture(
     assert filled == {"capture": "corpus", "n_blocks": 10, "n_committed": 10, "filled": list(range(10))}
     again = cli("fill", planned)
     assert again.out == "capture 'corpus': 0 blocks filled by this worker, 10 of 10 there; `actstore finish` ends it\n"
-    assert cli("finish", planned, "--json").json["captures"][0]["complete"] is True
+    finished = cli("finish", planned, "--json").json
+    assert finished["captures"]["corpus"]["blocks"] == {"planned": 10, "committed": 10}
     assert "10 of 10 there; finished" in cli("fill", planned).out
     assert cli("finish", planned).status == 0
     whole = cli("capture", tiny_model, corpus, tmp_path / "whole", *SETTINGS)
