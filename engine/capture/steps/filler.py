@@ -9,11 +9,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 from actstore.engine.capture.sizes import check_memory, estimate_nbytes
-from actstore.engine.workers.numerics import numerics_of
+from actstore.engine.workers.numerics import same_numerics
 from actstore.store import layout
 from actstore.store.capture.commits import missing_blocks
 from actstore.store.capture.statistics.neuron_table import remove_finished
-from actstore.store.capture.workers.numerics import admit
 from actstore.store.capture.writer import CaptureWriter
 
 if TYPE_CHECKING:
@@ -85,17 +84,22 @@ class Filler:
         folder, record = self.folder, self.record
         overlap = self.model.device.type != "cpu"
         check_memory(record, n_buffers=2 if overlap else 1)
-        admit(folder, record.name, numerics_of(self.model), allow_mixed=self.allow_mixed)
+        with same_numerics(folder, record.name, self.model, allow_mixed=self.allow_mixed), self._committing() as writer:
+            writer.on_commit = on_commit
+            yield writer
+
+    @contextmanager
+    def _committing(self) -> Iterator[CaptureWriter]:
+        folder, record = self.folder, self.record
+        overlap = self.model.device.type != "cpu"
         if folder.exists(layout.table_key(record.name, "neurons")):
             # Blocks of a finished capture were lost. They may come out otherwise than they were, and all is added up anew.
             remove_finished(folder, record.name)
         plan = record.plan
         n_committed = plan.n_blocks - len(missing_blocks(folder, record))
         self.progress.started(plan.n_tokens, plan.n_tokens * n_committed // plan.n_blocks, estimate_nbytes(record))
-        with CaptureWriter(
-            folder, record, n_threads=n_encoders(self.threads, overlap=overlap), overlap=overlap
-        ) as writer:
-            writer.on_commit = on_commit
+        n_threads = n_encoders(self.threads, overlap=overlap)
+        with CaptureWriter(folder, record, n_threads=n_threads, overlap=overlap) as writer:
             yield writer
 
 

@@ -28,19 +28,24 @@ def read_numerics(folder: Folder, capture: str) -> list[dict[str, str]]:
         return []
 
 
-def admit(folder: Folder, capture: str, numerics: Mapping[str, str], *, allow_mixed: bool) -> None:
-    """Let a process of these `numerics` (what → which) compute blocks of a capture.
+def first_numerics(folder: Folder, capture: str, numerics: Mapping[str, str]) -> dict[str, str]:
+    """The numerics of whoever was first to compute blocks of a capture: these, where nobody was before."""
+    key = numerics_key(capture)
+    try:
+        folder.create(key, _encode([dict(numerics)]))
+    except FileExistsError:
+        return _parse(folder.read(key), f"{folder}/{key}")[0]
+    return dict(numerics)
 
-    `InvalidInputError` naming every difference where others have, unless `allow_mixed` has it written down instead.
+
+def admit(folder: Folder, capture: str, numerics: Mapping[str, str], *, allow_mixed: bool) -> None:
+    """Let a process of these `numerics` (what → which) compute blocks of a capture, of which others have computed some.
+
+    `InvalidInputError` naming every difference where theirs are others, unless `allow_mixed` has it written down instead.
     """
     key, own = numerics_key(capture), dict(numerics)
     while True:
-        try:
-            folder.create(key, _encode([own]))
-        except FileExistsError:
-            written = folder.read(key)
-        else:
-            return
+        written = folder.read(key)
         known = _parse(written, f"{folder}/{key}")
         if own in known:
             return

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from tiny_text import save_llama
 from written_captures import written
 
 import actstore
 from actstore.engine.capture.progress import CaptureProgress
-from actstore.engine.capture.steps import filler
+from actstore.engine.workers import numerics
 from actstore.store.capture.commits import committed_blocks
 from actstore.store.capture.workers.claims import BlockClaims
 from actstore.store.capture.workers.numerics import read_numerics
@@ -202,7 +203,7 @@ def test_other_numerics_are_refused_or_written_down(
     for block in (1, 2):
         folder.delete(f"captures/corpus/blocks/{block}.json")
     other = own | {"torch": "2.0.0", "device": "cuda of compute capability 9.0"}
-    monkeypatch.setattr(filler, "numerics_of", lambda model: other)
+    monkeypatch.setattr(numerics, "numerics_of", lambda model: other)
     sentence = re.escape(f"(device is {other['device']}, not {own['device']}; torch is 2.0.0, not {own['torch']})")
     resumed = actstore.RunOptions(memory=32_000, resume=True)
     for refused in (
@@ -214,6 +215,30 @@ def test_other_numerics_are_refused_or_written_down(
     assert actstore.fill(store, worker=0, n_workers=1, options=actstore.FillOptions(allow_mixed=True)) == (1, 2)
     assert read_numerics(folder, "corpus") == [own, other]
     assert actstore.finish(store).is_complete
+
+
+class Threads(CaptureProgress):
+    """How many threads torch has while blocks are computed."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+
+    def filled(self, n_tokens: int) -> None:
+        self.seen.add(torch.get_num_threads())
+
+
+def test_a_worker_has_as_many_threads_as_the_first(store: Path) -> None:
+    """With another number, MKL may add up in another order."""
+    before, progress = torch.get_num_threads(), Threads()
+    torch.set_num_threads(3)
+    try:
+        actstore.fill(store, progress=progress)
+        torch.set_num_threads(before)
+        (store / "captures/corpus/blocks/2.json").unlink()
+        assert actstore.fill(store, progress=progress) == (2,)
+        assert (progress.seen, torch.get_num_threads()) == ({3}, before)
+    finally:
+        torch.set_num_threads(before)
 
 
 class Interrupted(CaptureProgress):
