@@ -127,10 +127,16 @@ def serve(descriptor: int) -> None:
             item = connection.recv()
             answer: tuple[bool, Any]
             try:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+                signal.signal(signal.SIGINT, _interrupt_once)
                 answer = False, function(item)
             except (Exception, KeyboardInterrupt) as error:
                 answer = True, error
             finally:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
             connection.send(answer)
+
+
+def _interrupt_once(*_: object) -> None:
+    """Ctrl-C comes from the terminal and from `interrupt`: the second must not stop the clearing up after the first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
