@@ -1,6 +1,8 @@
 """actstore: run the model once; ask forever.
 
 Writing: `actstore.capture` runs a model over a corpus of text or images and stores the activations of its neurons;
+`actstore.plan`, `actstore.fill` and `actstore.finish` do the same in three steps, of which many processes may take the second
+(`FillOptions`);
 `actstore.estimate` gives the size and time of a capture (a `CaptureEstimate`) and writes nothing; `actstore.attribute` lets a
 model answer multiple-choice questions and stores every neuron's attribution to the answers. `RunOptions` say how a run is
 carried out: device, memory, resuming. `actstore.inspect` describes what of a model would be captured (a `ModelSpec`).
@@ -49,8 +51,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from actstore.engine.attribution.attribute import attribute
-    from actstore.engine.capture.api import RunOptions, capture
+    from actstore.engine.capture.api import RunOptions, capture, plan
     from actstore.engine.capture.estimate import CaptureEstimate, estimate
+    from actstore.engine.filling.api import FillOptions, fill, finish
     from actstore.engine.models.in_memory import ModelInput
     from actstore.engine.models.layers import ModelSpec
     from actstore.store.graphs.graph import NeuronGraph
@@ -60,6 +63,7 @@ __all__ = [
     "Answer",
     "Capture",
     "CaptureEstimate",
+    "FillOptions",
     "ModelOptions",
     "ModelSpec",
     "Neuron",
@@ -71,18 +75,25 @@ __all__ = [
     "capture",
     "errors",
     "estimate",
+    "fill",
+    "finish",
     "inspect",
     "open",
+    "plan",
 ]
 
 _LATER = {
     "CaptureEstimate": "actstore.engine.capture.estimate",
+    "FillOptions": "actstore.engine.filling.api",
     "ModelSpec": "actstore.engine.models.layers",
     "NeuronGraph": "actstore.store.graphs.graph",
     "RunOptions": "actstore.engine.capture.run",
     "attribute": "actstore.engine.attribution.attribute",
     "capture": "actstore.engine.capture.api",
     "estimate": "actstore.engine.capture.estimate",
+    "fill": "actstore.engine.filling.api",
+    "finish": "actstore.engine.filling.api",
+    "plan": "actstore.engine.capture.api",
 }
 """Where the names are that load torch, transformers or the compiler: reading a store should not wait for them."""
 

@@ -46,13 +46,17 @@ CAMPAIGNS: dict[str, tuple[int, str]] = {
     "threads": (30, "16 threads read one store, for these seconds; then forked and spawned workers do"),
     "first writers": (100, "two models are captured into one new folder at once"),
     "pairs": (100, "a command that writes runs twice at once"),
+    "fillers": (
+        100,
+        "four workers fill one capture, killed at random calls that change files, until it is whole; the bytes of one process",
+    ),
 }
 """Campaign → how many cases, what is done."""
 
 
 def run_campaign(oracle: Oracle, name: str, n: int, seed: int, case: int | None, say: Callable[[str], None]) -> Result:
     """Run one campaign, or one case of it."""
-    from faults import campaigns, metadata, power, repairs, sharing, tampering
+    from faults import campaigns, fillers, metadata, power, repairs, sharing, tampering
 
     if name == "threads":
         return sharing.threads(oracle, n, seed, say=say)
@@ -65,6 +69,7 @@ def run_campaign(oracle: Oracle, name: str, n: int, seed: int, case: int | None,
         "mutations": metadata.mutations,
         "first writers": sharing.first_writers,
         "pairs": sharing.pairs,
+        "fillers": fillers.killed_fillers,
     }[name]
     return run(oracle, n, seed, only=case, say=say)
 

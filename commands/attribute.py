@@ -9,6 +9,7 @@ import typer
 from rich.progress import ProgressColumn
 from rich.text import Text
 
+from actstore.commands.capture.options import AllowMixed, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.choices import TooLongName  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
     SEED_HELP,
@@ -84,6 +85,8 @@ def attribute(
         int | None, typer.Option(help="Maximum number of rows per pass, which bounds the memory. [default: 256]")
     ] = None,
     tokenizer: TokenizerName = None,
+    workers: Workers = 1,
+    allow_mixed: AllowMixed = False,
     weights: Weights = True,
     ignore_disk: IgnoreDisk = False,
     sync: Sync = True,

@@ -160,6 +160,21 @@ def commit_key(capture: str, block: int) -> str:
     return f"captures/{capture}/blocks/{block}.json"
 
 
+def claims_prefix(capture: str) -> str:
+    """The prefix of every `claim_key`."""
+    return f"captures/{capture}/claims"
+
+
+def claim_key(capture: str, block: int) -> str:
+    """Which worker is computing a block; there only until the block is committed."""
+    return f"{claims_prefix(capture)}/{block}.json"
+
+
+def numerics_key(capture: str) -> str:
+    """What the bits of a capture's values depend on: device, versions and the like of those that computed them."""
+    return f"captures/{capture}/numerics.json"
+
+
 def verified_key(capture: str) -> str:
     """Which blocks of a capture without checksums of rows `verify` found right."""
     return f"captures/{capture}/verified.json"

@@ -51,7 +51,7 @@ RUN = ("python", "sh", "console")
 """Info strings of blocks that run."""
 SHOWN = ("text", "json", "sql")
 """Info strings of blocks that show something. A tree or a formula may also have none."""
-SLOW = ("README", "capture", "naica", "graphs", "multimodal", "edit", "first-store", "facts", "captions")
+SLOW = ("README", "capture", "scale", "naica", "graphs", "multimodal", "edit", "first-store", "facts", "captions")
 """Pages that take more than a few seconds; so does every session of a tour."""
 FILE = re.compile(r"# ((?:kernels|tests|benchmarks)/[\w/]+)\.py\n")
 """The first line of a block that is a file."""

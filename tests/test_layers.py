@@ -24,17 +24,19 @@ STORE = ("basics", "storage", "files", "model", "capture", "graphs", "reader")
 BELONGS = {name: "basics" for name in ("arguments", "calls", "errors", "hooks", "layout", "neurons", "table")}
 
 # Parts of the engine → the other parts that they may import.
-FOUNDATIONS = {"inputs": set(), "models": set(), "contributions": set(), "capture": {"inputs", "models"}}
+FOUNDATIONS = {"inputs": set(), "models": set(), "contributions": set(), "workers": {"models"}}
+FOUNDATIONS |= {"capture": {"inputs", "models", "workers"}}
 METHOD = {"inputs", "models", "capture"}
 ENGINE: dict[str, set[str]] = FOUNDATIONS | {
     "attribution": METHOD,
     "change": METHOD,
     "coverage": METHOD,
     "edit": METHOD | {"contributions"},
+    "filling": METHOD | {"attribution", "graphs"},
     "graphs": METHOD,
     "multimodal": METHOD | {"contributions"},
     "naica": METHOD | {"attribution"},
-    "repair": METHOD | {"attribution", "graphs"},
+    "repair": METHOD | {"filling"},
     "selectivity": METHOD,
     "verify": METHOD | {"attribution"},
 }

@@ -1,22 +1,56 @@
-"""`actstore capture`: a corpus of text or of images through a model, once, into a store."""
+"""`actstore capture`: a corpus of text or of images through a model, once, into a store; `actstore plan`, its first step."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import typer  # noqa: TC002  (Typer reads it)
 
 from actstore.commands.capture.estimate import print_estimate
-from actstore.commands.choices import (  # noqa: TC001  (Typer reads them)
-    BeginName,
-    DecodingErrorsName,
-    PartName,
-    PrecisionName,
-    SiteName,
-    StdinFormatName,
+from actstore.commands.capture.options import (  # noqa: TC001  (Typer reads them)
+    AllowMixed,
+    BatchTokens,
+    Begin,
+    BlockTokens,
+    CaptionColumn,
+    CapturedLayers,
+    CapturedPositions,
+    Context,
+    Corpus,
+    DecodingErrors,
+    DryRun,
+    Exemplars,
+    GateSign,
+    Generate,
+    IdsColumn,
+    ImageColumn,
+    Keep,
+    LabelColumns,
+    MaxAnswerTokens,
+    MaxDocuments,
+    MaxTokens,
+    Memory,
+    OtherTokenizer,
+    Overlap,
+    Part,
+    Pattern,
+    Precision,
+    PreferIds,
+    Prefix,
+    Prompt,
+    PromptColumn,
+    SamplingSeed,
+    Sites,
+    StdinFormat,
+    Strict,
+    Temperature,
+    TextColumn,
+    Threads,
+    TopP,
+    Workers,
 )
+from actstore.commands.capture.steps import fill, finish, print_finished, print_planned
 from actstore.commands.options import (
-    SEED_HELP,
     CaptureToMake,
     Device,
     Dtype,
@@ -29,202 +63,79 @@ from actstore.commands.options import (
     Sync,
     TrustRemoteCode,
     Weights,
-    complete,
     given,
     parse_bytes,
     parse_layers,
 )
 from actstore.display import terminal
-from actstore.display.reports import describe_store, print_json, print_store
-from actstore.engine.capture.images.plan import NAMED_POSITIONS
 from actstore.store.capture.saturation import overflow_sentences
-from actstore.store.reader import Store
 
 if TYPE_CHECKING:
     from actstore.engine.inputs.corpus import CorpusReport
     from actstore.store.reader import Capture
 
-IMAGES = "Images"
-"""Panel of --help for options that concern images only."""
-TEXT = "Text"
-SPARSE = "Precision sparse"
 NAMED_SKIPS = 20
 """The maximum number of skipped images and files that are named; all are counted."""
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(capture)
+    """Add the commands."""
+    for command in (capture, plan, fill, finish):
+        app.command()(command)
 
 
 # Most options are the settings, or the options of the run, of the same name: `given` takes them from the context.
 def capture(
     ctx: typer.Context,
     model: ModelName,
-    corpus: Annotated[
-        str,
-        typer.Argument(
-            metavar="CORPUS",
-            help="Text or images: a file, folder, glob, JSONL, CSV, Parquet or saved dataset; - reads text from stdin.",
-        ),
-    ],
+    corpus: Corpus,
     store: NewStore,
     name: CaptureToMake = "corpus",
     resume: Resume = False,
-    sites: Annotated[
-        list[SiteName] | None,
-        typer.Option("--site", help="Site to capture; repeat for more. [default: mlp.post]"),
-    ] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LAYERS",
-            help="Only these layers, such as 0,3-5. [default: all of the language model, or of --part]",
-        ),
-    ] = None,
-    precision: Annotated[
-        PrecisionName | None, typer.Option(help="How activations are encoded. [default: exact]")
-    ] = None,
-    keep: Annotated[
-        float | None, typer.Option(help="Share of the values that is kept. [default: 0.05]", rich_help_panel=SPARSE)
-    ] = None,
-    gate_sign: Annotated[
-        bool | None, typer.Option(help="Keep the sign of each gate, one bit per value. [default: for gated models]")
-    ] = None,
-    exemplars: Annotated[
-        int | None, typer.Option(help="Number of top windows recorded per neuron. [default: 20]")
-    ] = None,
-    context: Annotated[
-        int | None,
-        typer.Option(help="Maximum number of tokens per window. [default: the model's, for text at most 1024]"),
-    ] = None,
-    positions: Annotated[
-        str | None,
-        typer.Option(
-            metavar="POSITIONS",
-            help="all, last, or indices such as 0,-1. For images also image, generated (the positions that predict the "
-            "answer) and combinations such as generated,image. [default: all]",
-            autocompletion=complete(NAMED_POSITIONS),
-        ),
-    ] = None,
-    batch_tokens: Annotated[int | None, typer.Option(help="Tokens per forward pass. [default: 4096]")] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(help="Number of tokens after which reading ends; the last window is kept whole."),
-    ] = None,
-    max_documents: Annotated[int | None, typer.Option(help="Maximum number of documents to read.")] = None,
-    label_columns: Annotated[
-        list[str] | None, typer.Option("--label", metavar="COLUMN", help="Column kept as a label; repeat for more.")
-    ] = None,
-    pattern: Annotated[
-        str | None, typer.Option(metavar="GLOB", help="File names to read in a folder, such as '*.py'.")
-    ] = None,
-    generate: Annotated[
-        bool | None,
-        typer.Option(
-            "--generate",
-            help="Let the model answer each image's prompt first. [default: captions of the records are its answers]",
-            rich_help_panel=IMAGES,
-        ),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Prompt of images whose record has none. [default: Describe the image in few words.]",
-            rich_help_panel=IMAGES,
-        ),
-    ] = None,
-    prefix: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT", help="Forced beginning of every answer, such as 'An image of'.", rich_help_panel=IMAGES
-        ),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(help="Maximum number of tokens of a generated answer. [default: 50]", rich_help_panel=IMAGES),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            help="Sample at this temperature. [default: always the most probable token]", rich_help_panel=IMAGES
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(help="Sample from the most probable tokens of this total probability.", rich_help_panel=IMAGES),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help=SEED_HELP, rich_help_panel=IMAGES)] = None,
-    part: Annotated[
-        PartName | None, typer.Option(help="Part of the model. [default: language]", rich_help_panel=IMAGES)
-    ] = None,
-    image_column: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="Column with paths or bytes. [default: image]", rich_help_panel=IMAGES),
-    ] = None,
-    prompt_column: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="Column with prompts. [default: prompt]", rich_help_panel=IMAGES),
-    ] = None,
-    caption_column: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="Column with captions. [default: caption]", rich_help_panel=IMAGES),
-    ] = None,
-    strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict", help="Stop at an image that cannot be used, instead of skipping it.", rich_help_panel=IMAGES
-        ),
-    ] = False,
-    overlap: Annotated[
-        int | None,
-        typer.Option(help="Tokens of the previous window that each window repeats. [default: 0]", rich_help_panel=TEXT),
-    ] = None,
-    begin: Annotated[
-        BeginName | None,
-        typer.Option(help="Whether special tokens surround each window. [default: auto]", rich_help_panel=TEXT),
-    ] = None,
-    text_column: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column with the text. [default: text]", rich_help_panel=TEXT)
-    ] = None,
-    ids_column: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="Column with token ids. [default: input_ids]", rich_help_panel=TEXT),
-    ] = None,
-    prefer_ids: Annotated[
-        bool | None,
-        typer.Option("--prefer-ids", help="Read the ids where a record has text and ids.", rich_help_panel=TEXT),
-    ] = None,
-    errors: Annotated[
-        DecodingErrorsName | None,
-        typer.Option(help="How invalid UTF-8 is treated. [default: strict]", rich_help_panel=TEXT),
-    ] = None,
-    stdin_format: Annotated[
-        StdinFormatName | None, typer.Option(help="Format of standard input. [default: text]", rich_help_panel=TEXT)
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(metavar="TOKENIZER", help="Another tokenizer than the model's own.", rich_help_panel=TEXT),
-    ] = None,
+    sites: Sites = None,
+    layers: CapturedLayers = None,
+    precision: Precision = None,
+    keep: Keep = None,
+    gate_sign: GateSign = None,
+    exemplars: Exemplars = None,
+    context: Context = None,
+    positions: CapturedPositions = None,
+    batch_tokens: BatchTokens = None,
+    block_tokens: BlockTokens = None,
+    max_tokens: MaxTokens = None,
+    max_documents: MaxDocuments = None,
+    label_columns: LabelColumns = None,
+    pattern: Pattern = None,
+    generate: Generate = None,
+    prompt: Prompt = None,
+    prefix: Prefix = None,
+    max_new_tokens: MaxAnswerTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    seed: SamplingSeed = None,
+    part: Part = None,
+    image_column: ImageColumn = None,
+    prompt_column: PromptColumn = None,
+    caption_column: CaptionColumn = None,
+    strict: Strict = False,
+    overlap: Overlap = None,
+    begin: Begin = None,
+    text_column: TextColumn = None,
+    ids_column: IdsColumn = None,
+    prefer_ids: PreferIds = None,
+    errors: DecodingErrors = None,
+    stdin_format: StdinFormat = None,
+    tokenizer: OtherTokenizer = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="BYTES",
-            help="Memory of block buffers, such as 2GB. [default: a quarter of the free memory, at most 4 GB]",
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Number of encoder threads. [default: half the processors]")
-    ] = None,
+    memory: Memory = None,
+    threads: Threads = None,
+    workers: Workers = 1,
+    allow_mixed: AllowMixed = False,
     weights: Weights = True,
     ignore_disk: IgnoreDisk = False,
     sync: Sync = True,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Estimate the size and the time of the capture; write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -240,17 +151,11 @@ def capture(
     """
     from actstore.engine.capture.api import capture as run
     from actstore.engine.capture.estimate import estimate
-    from actstore.engine.capture.run import RunOptions
-    from actstore.engine.capture.settings import ImageSettings
     from actstore.engine.inputs.corpus import CorpusReport
 
-    nbytes = parse_bytes(memory) if memory is not None else None
     report = CorpusReport(on_warning=lambda sentence: terminal.warn([sentence]))
-    _name_skipped(report)
-    options = RunOptions(**given(ctx, RunOptions) | {"memory": nbytes})
-    settings = given(ctx, ImageSettings) | {"layers": parse_layers(layers)}
     with terminal.CaptureBar(enabled=not quiet) as bar:
-        arguments: dict[str, Any] = {"name": name, "options": options, "progress": bar, "report": report, **settings}
+        arguments = {"name": name, "progress": bar, "report": report, **_said(ctx, report, memory, layers)}
         expected = estimate(model, corpus, store, **arguments) if dry_run else None
         finished = run(model, corpus, store, **arguments) if not dry_run else None
     if expected is not None:
@@ -259,11 +164,89 @@ def capture(
         return
     assert finished is not None
     _warn(finished, report)
-    described = describe_store(Store(store))
-    if as_json:
-        print_json(described)
-    else:
-        print_store(described)
+    print_finished(finished, as_json=as_json)
+
+
+# As for `capture`.
+def plan(
+    ctx: typer.Context,
+    model: ModelName,
+    corpus: Corpus,
+    store: NewStore,
+    name: CaptureToMake = "corpus",
+    resume: Resume = False,
+    sites: Sites = None,
+    layers: CapturedLayers = None,
+    precision: Precision = None,
+    keep: Keep = None,
+    gate_sign: GateSign = None,
+    exemplars: Exemplars = None,
+    context: Context = None,
+    positions: CapturedPositions = None,
+    batch_tokens: BatchTokens = None,
+    block_tokens: BlockTokens = None,
+    max_tokens: MaxTokens = None,
+    max_documents: MaxDocuments = None,
+    label_columns: LabelColumns = None,
+    pattern: Pattern = None,
+    generate: Generate = None,
+    prompt: Prompt = None,
+    prefix: Prefix = None,
+    max_new_tokens: MaxAnswerTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    seed: SamplingSeed = None,
+    part: Part = None,
+    image_column: ImageColumn = None,
+    prompt_column: PromptColumn = None,
+    caption_column: CaptionColumn = None,
+    strict: Strict = False,
+    overlap: Overlap = None,
+    begin: Begin = None,
+    text_column: TextColumn = None,
+    ids_column: IdsColumn = None,
+    prefer_ids: PreferIds = None,
+    errors: DecodingErrors = None,
+    stdin_format: StdinFormat = None,
+    tokenizer: OtherTokenizer = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    memory: Memory = None,
+    weights: Weights = True,
+    ignore_disk: IgnoreDisk = False,
+    sync: Sync = True,
+    trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Plan a capture of CORPUS in STORE; `actstore fill`, in one process or many, fills it, and `actstore finish` ends it.
+
+    CORPUS is tokenised, MODEL loaded for its fingerprint and weights; nothing else is done with either. Options are those of
+    `actstore capture`, which is all three steps at once.
+
+    Example: `actstore plan gpt2 corpus.jsonl gpt2.actstore --label language`
+    """
+    from actstore.engine.capture.api import plan as run
+    from actstore.engine.inputs.corpus import CorpusReport
+
+    report = CorpusReport(on_warning=lambda sentence: terminal.warn([sentence]))
+    with terminal.CaptureBar(enabled=not quiet) as bar:
+        planned = run(
+            model, corpus, store, name=name, progress=bar, report=report, **_said(ctx, report, memory, layers)
+        )
+    _warn_of_corpus(planned, report)
+    print_planned(planned, as_json=as_json)
+
+
+def _said(ctx: typer.Context, report: CorpusReport, memory: str | None, layers: str | None) -> dict[str, Any]:
+    """Options and settings of a command line, as the parameters of the call."""
+    from actstore.engine.capture.run import RunOptions
+    from actstore.engine.capture.settings import ImageSettings
+
+    _name_skipped(report)
+    nbytes = parse_bytes(memory) if memory is not None else None
+    options = RunOptions(**given(ctx, RunOptions) | {"memory": nbytes})
+    return {"options": options, **given(ctx, ImageSettings) | {"layers": parse_layers(layers)}}
 
 
 def _name_skipped(report: CorpusReport) -> None:
@@ -302,10 +285,7 @@ def _say_counts(report: CorpusReport, *, of_language: bool) -> None:
 
 def _warn(capture: Capture, report: CorpusReport) -> None:
     """Warnings about a finished capture, on standard error."""
-    _say_counts(report, of_language=capture.record.part == "language")
-    if report.layers_left_out:
-        left_out = ", ".join(map(str, report.layers_left_out))
-        terminal.say(f"Layers left out, because their rows differ from those of the part's first layer: {left_out}.")
+    _warn_of_corpus(capture, report)
     terminal.warn(overflow_sentences(capture, consequence="they are counted in the column overflow"))
     n_non_finite = capture.statistics().n_non_finite
     if n_non_finite:
@@ -315,3 +295,11 @@ def _warn(capture: Capture, report: CorpusReport) -> None:
                 "non_finite, and left out of every mean."
             ]
         )
+
+
+def _warn_of_corpus(capture: Capture, report: CorpusReport) -> None:
+    """What was left out while a capture was planned, on standard error."""
+    _say_counts(report, of_language=capture.record.part == "language")
+    if report.layers_left_out:
+        left_out = ", ".join(map(str, report.layers_left_out))
+        terminal.say(f"Layers left out, because their rows differ from those of the part's first layer: {left_out}.")

@@ -10,10 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from actstore.engine.attribution.block_filler import AttributionFiller
+from actstore.engine.attribution.block_filler import fill_attributions
 from actstore.engine.attribution.question_plan import AttributeReport, AttributeSettings, QuestionPlanner
-from actstore.engine.capture.block_filler import submit_blocks
-from actstore.engine.capture.buffers import block_buffers
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.capture.run import Run, RunOptions, check_options
 from actstore.engine.capture.target import check_target
@@ -23,8 +21,6 @@ from actstore.engine.models.sources import ModelSource
 from actstore.kernels.pack.statistics import STATISTICS
 from actstore.store.arguments import argument, given_fields
 from actstore.store.calls import checked
-from actstore.store.capture.plan import Plan
-from actstore.store.capture.questions.answers import write_answers
 from actstore.store.capture.questions.attribution_kinds import GRADIENT, IG
 from actstore.store.capture.questions.attributions import Attributions
 from actstore.store.errors import InvalidInputError
@@ -38,12 +34,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from actstore.engine.attribution.option_tokens import TooLong
+    from actstore.engine.capture.steps.filler import FillBlocks
     from actstore.engine.models.in_memory import ModelInput
     from actstore.engine.models.layers import ModelSpec
     from actstore.engine.models.load import LoadedModel
     from actstore.engine.models.tokenizer.load import TextTokenizer
-    from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
-    from actstore.store.capture.writer import CaptureWriter
 
 __all__ = ["AttributeReport", "AttributeSettings", "attribute"]
 
@@ -172,15 +167,9 @@ class _AttributeRun(Run):
         self._refuse(differences)
         return self._load_again(record)
 
-    def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
-        plan = Plan(self.folder, record.name, record.plan, record.plan_files)
-        buffers = block_buffers(record, writer.n_blocks_in_use)
-        filler = AttributionFiller(model, record, buffers, plan.table("documents"))
-        submit_blocks(filler.fill(map(plan.block, blocks), self.progress), writer)
-
-    def _write_results(self, record: CaptureRecord, total: CaptureStatistics) -> None:
-        write_answers(Store(self.folder).capture(record.name))
-        super()._write_results(record, total)
+    def fill_blocks(self) -> FillBlocks:
+        """What fills the blocks of prompts."""
+        return fill_attributions
 
 
 def _widths(spec: ModelSpec, layers: tuple[int, ...] | None) -> dict[int, int]:

@@ -13,10 +13,13 @@ import pyarrow.parquet as pq
 import torch
 
 from actstore.engine.attribution.integrated_gradients import PathSettings, integrated_gradients
+from actstore.engine.capture.block_filler import submit_blocks
+from actstore.engine.capture.buffers import block_buffers
 from actstore.engine.capture.packing import HostPacker
 from actstore.engine.models import families
 from actstore.engine.models.patching import at_position, head_hook, hooked, patch_points
 from actstore.kernels.pack.api import Columns
+from actstore.store.capture.plan import Plan
 from actstore.store.capture.questions.answers import ANSWERS
 from actstore.store.capture.questions.attribution_kinds import GRADIENT, IG
 from actstore.store.errors import ModelError
@@ -34,7 +37,9 @@ if TYPE_CHECKING:
     from actstore.engine.models.load import LoadedModel
     from actstore.engine.models.patching import Hook
     from actstore.store.capture.plan import BlockPlan
+    from actstore.store.capture.writer import CaptureWriter
     from actstore.store.files.records import CaptureRecord
+    from actstore.store.storage.folder import Folder
 
     ByLayer = dict[int, NDArray[np.float32]]
 
@@ -198,3 +203,18 @@ def _encoded(plan: BlockPlan, answers: list[NDArray[np.float32]]) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.table(rows, schema=ANSWERS), buffer)
     return buffer.getvalue()
+
+
+def fill_attributions(
+    folder: Folder,
+    record: CaptureRecord,
+    model: LoadedModel,
+    writer: CaptureWriter,
+    blocks: Iterable[int],
+    progress: CaptureProgress,
+) -> None:
+    """Run the prompts of `blocks` of an attribution capture and commit each."""
+    plan = Plan(folder, record.name, record.plan, record.plan_files)
+    buffers = block_buffers(record, writer.n_blocks_in_use)
+    filler = AttributionFiller(model, record, buffers, plan.table("documents"))
+    submit_blocks(filler.fill(map(plan.block, blocks), progress), writer)

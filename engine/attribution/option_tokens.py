@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from actstore.engine.capture.plan import check_ids
+from actstore.engine.capture.tokenising import check_ids
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""`actstore.capture`: one capture of a corpus, of text or of images, from its checks to the finished capture.
+"""`actstore.capture`: one capture of a corpus, of text or of images, from its checks to the finished capture; `plan` alone.
 
 Decides which of the two a corpus is. How either is captured is in `corpus_run` and `images.run`.
 """
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from actstore.store.files.records import CaptureRecord
     from actstore.store.reader import Capture
 
-__all__ = ["RunOptions", "capture"]
+__all__ = ["RunOptions", "capture", "plan"]
 
 
 @checked
@@ -60,6 +60,7 @@ def capture(
     begin: Begin | None = None,
     positions: str | int | Sequence[int] | None = None,
     batch_tokens: int | None = None,
+    block_tokens: int | None = None,
     max_tokens: int | None = None,
     max_documents: int | None = None,
     text_column: str | None = None,
@@ -107,6 +108,7 @@ def capture(
     - `begin`: special tokens around a window: "auto", "always" or "never" ["auto"]
     - `positions`: "all", "last" or indices such as [0, -1]; of images also "generated" and "image" ["all"]
     - `batch_tokens`: number of tokens per forward pass [4096]
+    - `block_tokens`: number of tokens per block, the unit of work [16,384, fewer where buffers would exceed 4 GiB]
     - `max_tokens`: planning stops at this number of stored tokens [the whole corpus]
     - `max_documents`: maximum number of documents to read [all]
     - `text_column`: column of a table that holds the text ["text"]
@@ -138,6 +140,66 @@ def capture(
     run, requested = open_run(CaptureRequest(model, corpus, store, name, options, progress, report), settings)
     run.carry_out(requested)
     return Store(run.folder).capture(name)
+
+
+@checked
+def plan(
+    model: ModelInput,
+    corpus: Corpus,
+    store: str | Path,
+    *,
+    name: str = "corpus",
+    options: RunOptions | None = None,
+    progress: CaptureProgress | None = None,
+    report: CorpusReport | None = None,
+    sites: Sequence[str] | None = None,
+    part: Part | None = None,
+    layers: int | Sequence[int] | None = None,
+    precision: str | None = None,
+    keep: float | None = None,
+    gate_sign: bool | None = None,
+    exemplars: int | None = None,
+    context: int | None = None,
+    overlap: int | None = None,
+    begin: Begin | None = None,
+    positions: str | int | Sequence[int] | None = None,
+    batch_tokens: int | None = None,
+    block_tokens: int | None = None,
+    max_tokens: int | None = None,
+    max_documents: int | None = None,
+    text_column: str | None = None,
+    ids_column: str | None = None,
+    prefer_ids: bool | None = None,
+    label_columns: Sequence[str] | None = None,
+    errors: Literal["strict", "replace"] | None = None,
+    pattern: str | None = None,
+    stdin_format: Literal["text", "jsonl"] | None = None,
+    prompt: str | None = None,
+    prefix: str | None = None,
+    generate: bool | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    image_column: str | None = None,
+    prompt_column: str | None = None,
+    caption_column: str | None = None,
+) -> Capture:
+    """Plan a capture, the first of its three steps: everything but its blocks; the planned capture, for reading.
+
+    The parameters are those of `capture`, which is `plan`, then `fill` of all blocks, then `finish`. The corpus is tokenised,
+    the model loaded for its fingerprint and weights, and images are answered. From there on, `actstore.fill` needs the store
+    and the model only, in any number of processes.
+
+    Errors are those of `capture`.
+
+    >>> actstore.plan("gpt2", "corpus.jsonl", "gpt2.actstore", precision="half")
+    """
+    settings = given_settings(locals())
+    run, requested = open_run(CaptureRequest(model, corpus, store, name, options, progress, report), settings)
+    with run.owned():
+        run.plan(requested)
+    return Store(run.folder).peek(name)
 
 
 @dataclass(frozen=True)

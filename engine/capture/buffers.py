@@ -62,6 +62,11 @@ def staged_arrays(record: CaptureRecord) -> Iterator[tuple[str, tuple[int, int],
             yield spec.key, (spec.rows, spec.columns), staging.dtype if staging and is_value else spec.dtype
 
 
+def buffer_nbytes(record: CaptureRecord) -> int:
+    """Host memory of one set of block buffers."""
+    return sum(rows * columns * dtype.itemsize for _, (rows, columns), dtype in staged_arrays(record))
+
+
 def block_buffers(record: CaptureRecord, n_blocks: int) -> BufferPool[Buffers]:
     """Host memory for the blocks of a capture, of which `n_blocks` are in use at once."""
     staged = list(staged_arrays(record))

@@ -15,7 +15,7 @@ from actstore.engine.capture.padding import PaddingCount
 from actstore.engine.capture.plan import PlanSettings, TextPlanner, block_size
 from actstore.engine.capture.run import Run
 from actstore.engine.capture.settings import CaptureSettings
-from actstore.engine.capture.sizes import affordable_slots, bytes_per_slot
+from actstore.engine.capture.sizes import bytes_per_slot, planned_slots
 from actstore.engine.inputs.corpus import STDIN, CorpusDigest, CorpusOptions, CorpusReport, read_corpus
 from actstore.engine.models.fingerprint import check_root, fingerprint_of
 from actstore.engine.models.tokenizer.load import TextTokenizer
@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from actstore.engine.capture.plan_count import PlanCount
+    from actstore.engine.capture.steps.filler import FillBlocks
     from actstore.engine.inputs.memory_corpus import MemoryCorpus
     from actstore.engine.models.load import LoadedModel, ModelSpec
     from actstore.engine.models.tokenizer.load import TextTokenizer
-    from actstore.store.capture.writer import CaptureWriter
 
 BLOCK_SLOTS = 16_384
+FEW_SLOTS = 1024
+"""Slots per block where a window keeps a handful of positions: the most that a run that is killed has to do again."""
 
 
 @dataclass
@@ -84,7 +86,9 @@ class CorpusRun(Run):
         n_gate = sum(widths.get("mlp.post", {}).values()) if settings.gate_sign else 0
         dtype = self.options.dtype if self.options.dtype != "auto" else self.spec.dtype
         slot_nbytes = bytes_per_slot(widths, settings.precision, dtype, n_gate)
-        affordable = affordable_slots(slot_nbytes, self.options.memory, BLOCK_SLOTS)
+        is_whole = settings.positions == "all"
+        most = BLOCK_SLOTS if is_whole else min(BLOCK_SLOTS, FEW_SLOTS)
+        slots = planned_slots(slot_nbytes, self.options.memory, settings.block_tokens, most)
         assert settings.context is not None
         plan_settings = PlanSettings(
             context=settings.context,
@@ -92,7 +96,7 @@ class CorpusRun(Run):
             begin=settings.begin,
             positions=settings.positions,
             batch_tokens=settings.batch_tokens,
-            block_slots=block_size(settings.context, affordable, stored_everywhere=settings.positions == "all"),
+            block_slots=block_size(settings.context, slots, stored_everywhere=is_whole),
             max_tokens=settings.max_tokens,
         )
         trusted = self.options.trust_remote_code
@@ -154,8 +158,9 @@ class CorpusRun(Run):
         longer = settings.max_tokens is None and next(documents, None) is not None
         return "" if longer else digest.hexdigest()
 
-    def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
-        fill_blocks(self.folder, record, model, writer, blocks, self.progress)
+    def fill_blocks(self) -> FillBlocks:
+        """What fills the blocks of text."""
+        return fill_blocks
 
 
 def capture_record(

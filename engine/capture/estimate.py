@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from actstore.engine.capture.api import CaptureRequest, given_settings, open_run
 from actstore.engine.capture.block_filler import fill_blocks
-from actstore.engine.capture.buffers import staged_arrays
+from actstore.engine.capture.buffers import buffer_nbytes
 from actstore.engine.capture.corpus_run import CorpusRun
 from actstore.engine.capture.plan_count import PlanCount
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.capture.sizes import estimate_nbytes
+from actstore.engine.capture.steps.filler import n_encoders
 from actstore.store.calls import checked
 from actstore.store.capture.plan import PlanWriter
 from actstore.store.capture.writer import CaptureWriter, create_capture
@@ -122,6 +123,7 @@ def estimate(
     begin: Begin | None = None,
     positions: str | int | Sequence[int] | None = None,
     batch_tokens: int | None = None,
+    block_tokens: int | None = None,
     max_tokens: int | None = None,
     max_documents: int | None = None,
     text_column: str | None = None,
@@ -197,7 +199,7 @@ def _measured(run: CorpusRun, requested: Mapping[str, object]) -> CaptureEstimat
         weights_nbytes=_weights_nbytes(loaded) if is_new and run.options.weights else 0,
         free_nbytes=run.folder.free_nbytes(),
         model_nbytes=sum(t.numel() * t.element_size() for t in (*loaded.model.parameters(), *loaded.model.buffers())),
-        buffers_nbytes=n_buffers * sum(a * b * dtype.itemsize for _, (a, b), dtype in staged_arrays(record)),
+        buffers_nbytes=n_buffers * buffer_nbytes(record),
         planning_s=count.closed_at_s - began_s,
         loading_s=loaded_s - count.closed_at_s,
         capturing_s=batch_s * count.n_inputs / batch_tokens,
@@ -226,7 +228,9 @@ def measure(run: CorpusRun, record: CaptureRecord, model: LoadedModel, batch: li
         one_block = create_capture(folder, one_block)
         overlap = model.device.type != "cpu"
         began_s = time.monotonic()
-        with CaptureWriter(folder, one_block, n_threads=run.n_encoders(overlap), overlap=overlap) as capture_writer:
+        with CaptureWriter(
+            folder, one_block, n_threads=n_encoders(run.options.threads, overlap=overlap), overlap=overlap
+        ) as capture_writer:
             fill_blocks(folder, one_block, model, capture_writer, [0], CaptureProgress())
         return time.monotonic() - began_s
 

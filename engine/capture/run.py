@@ -7,7 +7,6 @@ say what is planned and how a block is filled (`corpus_run`, `images.run`, `attr
 from __future__ import annotations
 
 import errno
-import os
 import re
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
@@ -19,17 +18,20 @@ from transformers import PreTrainedTokenizerBase  # noqa: TC002
 
 from actstore.engine.capture.root import write_store_root
 from actstore.engine.capture.sizes import estimate_nbytes
+from actstore.engine.capture.steps.filler import Filler
+from actstore.engine.capture.steps.finish import finish_capture
+from actstore.engine.capture.steps.worker import FillOptions
+from actstore.engine.capture.steps.workers import fill_by_workers
 from actstore.engine.capture.target import remove_unplanned
 from actstore.engine.models.fingerprint import check_model, check_root, fingerprint_of
 from actstore.engine.models.names import DTYPES
-from actstore.store import layout
+from actstore.engine.workers.local import Local
 from actstore.store.arguments import Typed, argument
 from actstore.store.calls import checks
-from actstore.store.capture.commits import committed_blocks
+from actstore.store.capture.commits import committed_blocks, missing_blocks
 from actstore.store.capture.identity import check_belongs
-from actstore.store.capture.statistics.capture_statistics import RunningStatistics, is_finished
-from actstore.store.capture.statistics.neuron_table import remove_finished, write_finished
-from actstore.store.capture.writer import CaptureWriter, create_capture
+from actstore.store.capture.statistics.capture_statistics import RunningStatistics
+from actstore.store.capture.writer import create_capture
 from actstore.store.errors import CaptureError, FormatError, InvalidInputError, NotFoundError
 from actstore.store.model import root
 from actstore.store.model.remains import remove_beginning
@@ -40,10 +42,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from actstore.engine.capture.progress import CaptureProgress
+    from actstore.engine.capture.steps.filler import FillBlocks
     from actstore.engine.models.load import LoadedModel, ModelSpec
     from actstore.engine.models.sources import ModelSource
     from actstore.engine.models.tokenizer.load import TextTokenizer
-    from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
 
@@ -59,7 +61,7 @@ class RunOptions(Typed):
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None
     """Name, path or loaded tokenizer; the model's own by default."""
     memory: int | None = None
-    """Bytes for block buffers; a quarter of what is free, at most 4 GiB."""
+    """Bytes that block buffers may take, 4 GiB unless said: blocks are planned to fit, or their `block_tokens` refused."""
     threads: int | None = None
     """Encoder threads; all the processors where the model runs on them too, half of them where it runs on a GPU."""
     weights: bool = True
@@ -69,6 +71,10 @@ class RunOptions(Typed):
     sync: bool = True
     """Whether a block counts only once the disk has it; without, a power cut may damage what was written in the last minute."""
     trust_remote_code: bool = False
+    workers: int = 1
+    """Processes that fill the capture, each with a model of its own; they share the processors, and take the GPUs in turn."""
+    allow_mixed: bool = False
+    """Go on with a capture although this machine, or its versions, may compute in other bits; the capture records it."""
     strict: bool = False
     """Stop at the first image that cannot be used, instead of skipping it."""
     storage_options: dict[str, Any] | None = field(default=None, repr=False, hash=False)
@@ -82,6 +88,8 @@ def check_options(name: str, options: RunOptions) -> None:
         raise InvalidInputError(f"A capture's name is letters, digits, '.', '_' and '-', found {name!r}. Check `name`.")
     if options.dtype not in DTYPES:
         raise InvalidInputError(f"`dtype` is one of {', '.join(DTYPES)}: found {options.dtype!r}.")
+    if options.workers < 1:
+        raise InvalidInputError(f"At least one process fills a capture, found {options.workers} `workers`.")
 
 
 @dataclass
@@ -94,6 +102,8 @@ class Run(ABC):
 
     command: ClassVar[str]
     """The command line's name of it."""
+    can_share: ClassVar[bool] = True
+    """Whether its blocks can be filled by other processes that this one starts."""
 
     folder: Folder
     name: str
@@ -106,12 +116,41 @@ class Run(ABC):
     """The model, once this process has loaded it for the capture."""
 
     def carry_out(self, requested: Mapping[str, object]) -> None:
-        """Make the capture in this process: all steps, over all blocks that are missing."""
+        """Make the capture: all steps, over all blocks that are missing, which workers fill where the options ask for some."""
+        if self.options.workers > 1:
+            self._carry_out_by_workers(requested)
+            return
         with self.owned():
             record = self.plan(requested)
             if missing := self.missing_blocks():
                 statistics = RunningStatistics(self.folder, record)
                 self.fill(missing, on_commit=lambda block: _add_up(statistics, block))
+            self.finish()
+
+    def _carry_out_by_workers(self, requested: Mapping[str, object]) -> None:
+        options = self.options
+        if self.source.model is not None:
+            raise InvalidInputError(
+                "Several `workers` load the model each. Pass its name or folder, not a model in memory."
+            )
+        if not self.can_share:
+            raise InvalidInputError(
+                "A capture of images is filled by one process here. Leave `workers` out; or plan it with `actstore.plan(…)`, "
+                "and fill it with `actstore.fill(…)` in as many processes as there shall be."
+            )
+        with self.owned():
+            record = self.plan(requested)
+        self._loaded = None  # the workers need the memory
+        of_worker = FillOptions(
+            device=options.device,
+            threads=options.threads,
+            sync=options.sync,
+            allow_mixed=options.allow_mixed,
+            trust_remote_code=options.trust_remote_code,
+        )
+        executor, model = Local(options.workers), self.source.name
+        fill_by_workers(executor, self.folder, record, model, self.fill_blocks(), of_worker, self.progress)
+        with self.owned():
             self.finish()
 
     @contextmanager
@@ -163,13 +202,13 @@ class Run(ABC):
 
     def missing_blocks(self) -> list[int]:
         """The blocks of the plan that are not committed, ascending."""
-        committed = set(committed_blocks(self.folder, self.name))
-        return [block for block in range(self._record().plan.n_blocks) if block not in committed]
+        return missing_blocks(self.folder, self._record())
 
     def fill(self, blocks: Sequence[int], on_commit: Callable[[int], None] = lambda block: None) -> None:
         """Run the model over some of the planned blocks, in the order given, and commit each, of which `on_commit` is told.
 
-        Blocks that are committed already are passed over. `InvalidInputError` for a block that is not planned.
+        Blocks that are committed already are passed over. `InvalidInputError` for a block that is not planned, and where this
+        process computes in other bits than those that computed blocks before.
         """
         record = self._record()
         n_blocks, missing = record.plan.n_blocks, set(self.missing_blocks())
@@ -180,31 +219,18 @@ class Run(ABC):
             return
         if self._loaded is None:
             self._loaded = self._load_again(record)
-        if self.folder.exists(layout.table_key(self.name, "neurons")):
-            # Blocks of a finished capture were lost. They may come out otherwise than they were, and all is added up anew.
-            remove_finished(self.folder, self.name)
-        tokens_done = record.plan.n_tokens * (n_blocks - len(missing)) // n_blocks
-        self.progress.started(record.plan.n_tokens, tokens_done, estimate_nbytes(record))
-        overlap = self._loaded.device.type != "cpu"
-        with CaptureWriter(self.folder, record, n_threads=self.n_encoders(overlap), overlap=overlap) as writer:
-            writer.on_commit = on_commit
-            self._fill_blocks(record, self._loaded, writer, unfilled)
+        threads, allow_mixed = self.options.threads, self.options.allow_mixed
+        filler = Filler(
+            self.folder, record, self._loaded, self.fill_blocks(), self.progress, threads, allow_mixed=allow_mixed
+        )
+        filler.fill(unfilled, on_commit)
 
     def finish(self) -> None:
         """Add up the statistics of all blocks and write what stands for all of them, the table of neurons last.
 
         `CaptureError` where a block is missing; nothing is done where the capture is finished.
         """
-        record = self._record()
-        if missing := self.missing_blocks():
-            raise CaptureError(
-                f"{len(missing)} of {record.plan.n_blocks} blocks of capture {self.name!r} in {self.folder} are missing, the "
-                f"first of them block {missing[0]}. Fill them before the capture is finished."
-            )
-        if not is_finished(self.folder, record):
-            statistics = RunningStatistics(self.folder, record)
-            statistics.advance()
-            self._write_results(record, statistics.total)
+        finish_capture(self.folder, self._record())
 
     def _record(self) -> CaptureRecord:
         record = read_capture(self.folder, self.name)
@@ -221,12 +247,8 @@ class Run(ABC):
         """The model, after refusing to resume with anything that differs from what was begun, naming it."""
 
     @abstractmethod
-    def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
-        """Fill and submit the blocks."""
-
-    def _write_results(self, record: CaptureRecord, total: CaptureStatistics) -> None:
-        """Write what stands for all blocks, which are committed; the table of neurons last."""
-        write_finished(self.folder, record, total)
+    def fill_blocks(self) -> FillBlocks:
+        """What fills the blocks of this kind of capture."""
 
     def _check_command(self, record: CaptureRecord) -> None:
         begun_by = record.settings.get("command", "capture")
@@ -281,14 +303,6 @@ class Run(ABC):
                 f"Capture {self.name!r} of {self.folder} cannot be resumed: {'; '.join(differences)}. "
                 "Resume with what it was begun with, or begin another capture under another `name`."
             )
-
-    def n_encoders(self, overlap: bool) -> int:
-        """Threads that encode blocks.
-
-        Every core where a block is encoded while nothing else runs; half of them where the loop that feeds a GPU does.
-        """
-        n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
-        return self.options.threads or max(1, min(16, n_cores // 2 if overlap else n_cores))
 
     def _interrupted(self, record: CaptureRecord | None, *, is_kept: bool) -> str:
         if record is not None:

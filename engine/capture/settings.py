@@ -11,6 +11,7 @@ import numpy as np
 from actstore.store.arguments import Typed, argument, given_fields
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.precision import PRECISIONS
+from actstore.store.files.record_checks import MAX_BLOCK_SLOTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,6 +58,8 @@ class CaptureSettings(Typed):
     positions: Annotated[str, _as_indices] = "all"
     """`all`, `last`, or indices: "0,-1", -1 and [0, -1] are accepted."""
     batch_tokens: int = 4096
+    block_tokens: int | None = None
+    """Slots per block, the unit of work, rounded to whole windows; 16,384, or fewer where their buffers would exceed 4 GiB."""
     max_tokens: int | None = None
     max_documents: int | None = None
     text_column: str = "text"
@@ -110,6 +113,10 @@ class CaptureSettings(Typed):
             raise InvalidInputError(f"`exemplars` lies between 0 and 1000, found {self.exemplars}.")
         if self.batch_tokens < 1:
             raise InvalidInputError(f"`batch_tokens` must be at least 1, found {self.batch_tokens}.")
+        if self.block_tokens is not None and not 1 <= self.block_tokens <= MAX_BLOCK_SLOTS:
+            raise InvalidInputError(
+                f"`block_tokens` lies between 1 and {MAX_BLOCK_SLOTS:,}, found {self.block_tokens}."
+            )
         if self.max_tokens is not None and self.max_tokens < 1:
             raise InvalidInputError(f"`max_tokens` must be at least 1, found {self.max_tokens}.")
         if self.begin not in get_args(Begin):

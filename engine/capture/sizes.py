@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
+from actstore.engine.capture.buffers import buffer_nbytes
+from actstore.store.errors import InvalidInputError
 from actstore.store.files.precision import PRECISIONS
 
 if TYPE_CHECKING:
@@ -23,13 +25,22 @@ def bytes_per_slot(record_sites: dict[str, dict[int, int]], precision: str, dtyp
     return (staging.dtype.itemsize * width if staging else 0) + n_gate_neurons / 8
 
 
-def affordable_slots(slot_nbytes: float, memory: int | None, most: int) -> int:
-    """The slots, at most `most`, of which buffers fit into `memory`; by default a quarter of what is free, at most 4 GiB."""
-    if not slot_nbytes:
-        return most
-    memory = memory or min(DEFAULT_MEMORY, psutil.virtual_memory().available // 4)
+def planned_slots(slot_nbytes: float, memory: int | None, block_tokens: int | None, most: int) -> int:
+    """The slots of a block: `block_tokens`, else as many as fit into `memory`, 4 GiB unless said, and at most `most`.
+
+    What is free on this machine does not count: a plan is the same wherever it is made. `InvalidInputError` where both are said
+    and do not fit.
+    """
     # Two sets of buffers where a GPU fills them, one elsewhere, and what encoding adds.
-    return min(most, int(memory / (2.5 * slot_nbytes)))
+    nbytes = 2.5 * slot_nbytes
+    if block_tokens is None:
+        return min(most, int((memory or DEFAULT_MEMORY) / nbytes)) if nbytes else most
+    if memory is not None and block_tokens * nbytes > memory:
+        raise InvalidInputError(
+            f"Blocks of {block_tokens:,} tokens take up to {block_tokens * nbytes / 1e9:.2f} GB of buffers, more than the "
+            f"{memory / 1e9:.2f} GB of `memory`. Raise `memory`, or lower `block_tokens`."
+        )
+    return block_tokens
 
 
 def estimate_nbytes(record: CaptureRecord) -> int:
@@ -38,3 +49,15 @@ def estimate_nbytes(record: CaptureRecord) -> int:
     per_slot = width * record.encoding.bytes_per_value
     per_slot += sum(record.layers("mlp.post")[layer] for layer in record.gate_sign) / 8
     return int(record.plan.n_blocks * (record.plan.block_slots * per_slot + STATISTICS_NBYTES * width))
+
+
+def check_memory(record: CaptureRecord, n_buffers: int) -> None:
+    """Raise `InvalidInputError` where there is no room for the buffers in which blocks are collected, `n_buffers` sets."""
+    needed = n_buffers * buffer_nbytes(record)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise InvalidInputError(
+            f"Blocks of {record.plan.block_slots:,} tokens take {needed / 1e9:.2f} GB of memory while capture {record.name!r} "
+            f"is filled, and {free / 1e9:.2f} GB are free. Fill it on a machine with more, or plan it with fewer "
+            "`block_tokens`."
+        )

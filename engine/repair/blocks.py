@@ -10,15 +10,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from actstore.engine.attribution.block_filler import AttributionFiller
-from actstore.engine.capture.block_filler import fill_blocks, submit_blocks
-from actstore.engine.capture.buffers import block_buffers
 from actstore.engine.capture.progress import CaptureProgress
-from actstore.engine.graphs.probes.run import fill_windows
+from actstore.engine.filling.kinds import block_filler
 from actstore.engine.repair.outcome import Outcome
 from actstore.engine.repair.scratch import copy_file, scratch_folder
 from actstore.store.capture.commits import damaged_files, read_commit
-from actstore.store.capture.questions.answers import has_attributions
 from actstore.store.capture.statistics.neuron_table import remove_finished
 from actstore.store.capture.writer import CaptureWriter
 from actstore.store.errors import CaptureError, FormatError, NotFoundError
@@ -27,7 +23,6 @@ from actstore.store.layout import block_statistics_key, capture_key, commit_key
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from actstore.engine.models.load import LoadedModel
     from actstore.engine.repair.model import RepairModel
     from actstore.store.files.records import CommitRecord
     from actstore.store.reader import Capture
@@ -51,33 +46,15 @@ def refill(capture: Capture, damage: Mapping[int, Sequence[Damage]], model: Repa
         try:
             with CaptureWriter(scratch, record, n_threads=n_threads, overlap=overlap) as writer:
                 writer.on_commit = repair.adopt
-                _fill(capture, loaded, model, writer, sorted(damage))
+                fill = block_filler(record, model.processor, model.options.images)
+                # The plan is that of the store; the scratch folder has none.
+                fill(capture.folder, record, loaded, writer, sorted(damage), CaptureProgress())
         except CaptureError:  # its writer knows of no other capture than the one beside the store
             raise CaptureError(
                 f"The disk of {capture.folder} is full: a block of capture {record.name!r} could not be computed beside it. "
                 "Make room, and run `store.repair()` again."
             ) from None
     return repair.outcomes
-
-
-def _fill(capture: Capture, loaded: LoadedModel, model: RepairModel, writer: CaptureWriter, blocks: list[int]) -> None:
-    """Fill blocks as the command that made the capture does."""
-    folder, record, progress = capture.folder, capture.record, CaptureProgress()
-    if has_attributions(capture):
-        buffers = block_buffers(record, writer.n_blocks_in_use)
-        filler = AttributionFiller(loaded, record, buffers, capture.plan.table("documents"))
-        submit_blocks(filler.fill(map(capture.plan.block, blocks), progress), writer)
-    elif record.of_images:
-        from actstore.engine.capture.images.run import image_batches  # only here: it loads the image library
-
-        images = model.options.images
-        locations = () if images is None else (images,)
-        batches = image_batches(record, capture.plan.table("documents"), model.processor(), locations)
-        fill_blocks(folder, record, loaded, writer, blocks, progress, batches)
-    elif "probes" in record.settings:
-        fill_windows(folder, record, loaded, writer, blocks, progress)
-    else:
-        fill_blocks(folder, record, loaded, writer, blocks, progress)
 
 
 class _BlockRepair:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from actstore.engine.capture.steps.finish import write_results
 from actstore.engine.repair.scratch import copy_file, scratch_folder
-from actstore.store.capture.questions.answers import has_attributions, write_answers
 from actstore.store.capture.statistics.capture_statistics import (
     CHECKPOINT_BLOCKS,
     CaptureStatistics,
     read_block_statistics,
 )
-from actstore.store.capture.statistics.neuron_table import write_finished
 from actstore.store.capture.writer import block_arrays
 from actstore.store.files.arrays import create_block_array
-from actstore.store.layout import capture_key, folded_statistics_key, table_key
+from actstore.store.layout import capture_key, folded_statistics_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,15 +34,9 @@ def write_metadata(folder: Folder, record: CaptureRecord, keys: Iterable[str]) -
                 copy_file(scratch, folder, key)
 
 
-def write_results(capture: Capture) -> None:
+def add_up(capture: Capture) -> None:
     """Add up the blocks' own statistics, all committed, and write what a finished capture has, its table of neurons last."""
-    folder, record = capture.folder, capture.record
-    total = _sum(folder, record, record.plan.n_blocks)
-    # Gone while the arrays are written: a reader adds up the blocks meanwhile, and a repair that is killed is seen.
-    folder.delete(table_key(record.name, "neurons"))
-    if has_attributions(capture):
-        write_answers(capture)
-    write_finished(folder, record, total)
+    write_results(capture, _sum(capture.folder, capture.record, capture.record.plan.n_blocks))
 
 
 def write_checkpoint(folder: Folder, record: CaptureRecord, blocks: Iterable[int]) -> None:

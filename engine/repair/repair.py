@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from actstore.engine.repair.blocks import refill
-from actstore.engine.repair.finished import write_checkpoint, write_metadata, write_results
+from actstore.engine.repair.finished import add_up, write_checkpoint, write_metadata
 from actstore.engine.repair.model import RepairModel
 from actstore.engine.repair.outcome import Outcome, RepairOptions, RepairReport
 from actstore.engine.repair.root_files import is_root_file, rewrite_root_files
@@ -180,7 +180,7 @@ class _CaptureRepair:
             return [Outcome(one, True, _ADDED_UP) for one in checkpoint]
         results = [one for one in damage if one.key in _RESULTS]
         if results and len(capture.blocks) == capture.record.plan.n_blocks:
-            write_results(capture)
+            add_up(capture)
             return [Outcome(one, True, _ADDED_UP) for one in results]
         return [Outcome(one, False, "restore it from a copy of the store") for one in damage]
 

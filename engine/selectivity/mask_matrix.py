@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from actstore.engine.capture.plan import PlanSettings, Windower, batch_windows, check_ids, tokenise
+from actstore.engine.capture.plan import PlanSettings, Windower, batch_windows
+from actstore.engine.capture.tokenising import check_ids, tokenise
 from actstore.engine.inputs.documents import CorpusOptions
 from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.engine.models.intervene import factors, intervened, scale

@@ -24,6 +24,12 @@ def committed_blocks(folder: Folder, capture: str) -> list[int]:
     return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
 
 
+def missing_blocks(folder: Folder, capture: CaptureRecord) -> list[int]:
+    """The numbers of all planned blocks that have no commit record, ascending."""
+    committed = set(committed_blocks(folder, capture.name))
+    return [block for block in range(capture.plan.n_blocks) if block not in committed]
+
+
 def read_commit(folder: Folder, capture: CaptureRecord, block: int) -> CommitRecord:
     """The commit record of a block; `FormatError` where it is damaged, or of another capture."""
     key = commit_key(capture.name, block)

@@ -129,6 +129,8 @@ class CaptureWriter:
         self._overlap = overlap
         self.on_commit: Callable[[int], None] = lambda block: None
         """Told, in the thread that submits blocks, of each block once its commit record counts."""
+        self.is_wanted: Callable[[int], bool] = lambda block: True
+        """Asked, in the same thread, before anything of a block is written; a block that is not wanted is passed over."""
 
     def __enter__(self) -> Self:
         return self
@@ -164,8 +166,13 @@ class CaptureWriter:
         """Hand over a filled block; returns when it, or with `overlap` the one before it, is encoded and with the system.
 
         The block before that is committed then. `files` are further objects of the block, key → bytes, committed with it.
+        A block that `is_wanted` refuses is not written.
+
         `release` is called, in this thread, when `arrays` and `statistics` are not read any more.
         """
+        if not self.is_wanted(block):
+            release()
+            return
         statistics_bytes = self._pool.submit(statistics)
         job = _Block(block, began, statistics_bytes, Batch(self._syncing), files=files or {}, release=release)
         for key, values in arrays.items():

@@ -1,4 +1,4 @@
-"""One writer at a time: an advisory lock on a file that dies with its process, whatever kills it.
+"""One writer at a time, or several that fill one capture: an advisory lock on a file that dies with its process.
 
 Storages without local files have no such lock: there the operator must see to it that one process writes.
 """
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 ROOT_TIMEOUT_S: Final = 1800.0
 """How long to wait for another process that writes a store's root: the weights of a large model take minutes."""
 
+SHARE_TIMEOUT_S: Final = 60.0
+"""How long a worker waits for the owner of a capture that it is to fill."""
+
+_ANOTHER: Final = "name another capture"
+_WORKERS: Final = b"workers that fill it"
+
 _GRACE_S: Final = 0.2
 """How long a lock that is taken is tried again: whoever asks whether a capture is owned has it for a moment."""
 
@@ -36,11 +42,34 @@ logger = logging.getLogger("actstore")
 def own(folder: Folder, capture: str) -> Iterator[None]:
     """Own `capture` for writing while the context lasts; `ReadOnlyError` naming the owner where another process does."""
     what = f"Capture {capture!r} of {folder} is"
-    with _own(folder, f"{capture_key(capture)}/{LOCK_NAME}", what, "name another capture"):
+    with _own(folder, f"{capture_key(capture)}/{LOCK_NAME}", what, _ANOTHER):
         # What a killed writer left at the root, such as Zarr's groups, lies in no capture's folder.
         with suppress(ReadOnlyError), own_root(folder, timeout_s=0):
             pass
         yield
+
+
+@contextmanager
+def share(folder: Folder, capture: str) -> Iterator[None]:
+    """Fill `capture` beside others that do, all of whom keep its owner out; `ReadOnlyError` where it stays owned.
+
+    Waits for an owner, who may be planning it. Whoever comes first removes what killed writers have left.
+    """
+    key, what = f"{capture_key(capture)}/{LOCK_NAME}", f"Capture {capture!r} of {folder} is"
+    path = folder.local_path(key)
+    if path is None:
+        yield
+        return
+    with suppress(ReadOnlyError), _own(folder, key, what, _ANOTHER, timeout_s=0):
+        pass
+    descriptor = _lock(path, mark=True, timeout_s=SHARE_TIMEOUT_S, what=what, instead=_ANOTHER, shared=True)
+    try:
+        # The same words from all: nobody need take them away, until its next owner does.
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, _WORKERS, 0)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_unowned(folder: Folder, capture: str) -> None:
@@ -50,7 +79,7 @@ def check_unowned(folder: Folder, capture: str) -> None:
         what = f"Capture {capture!r} of {folder} is"
         with (
             suppress(FileNotFoundError),  # its owner has removed it
-            _own(folder, f"{capture_key(capture)}/{LOCK_NAME}", what, "name another capture", mark=False),
+            _own(folder, f"{capture_key(capture)}/{LOCK_NAME}", what, _ANOTHER, mark=False),
         ):
             pass
 
@@ -118,8 +147,9 @@ def _mark(descriptor: int, owner: str) -> None:
         os.write(descriptor, owner.encode())
 
 
-def _lock(path: Path, *, mark: bool, timeout_s: float, what: str, instead: str) -> int:
+def _lock(path: Path, *, mark: bool, timeout_s: float, what: str, instead: str, shared: bool = False) -> int:
     """The descriptor of the locked file at `path`, which is made where it is missing, if it is to be marked."""
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     deadline, is_announced = time.monotonic() + timeout_s, timeout_s <= _GRACE_S
     while True:
         try:
@@ -132,7 +162,7 @@ def _lock(path: Path, *, mark: bool, timeout_s: float, what: str, instead: str) 
                 continue
             raise
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             # Whoever had the lock before may have removed the file: this is then the lock of nothing.
             if not mark or has_name(path, descriptor):
                 return descriptor

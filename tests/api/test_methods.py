@@ -60,6 +60,12 @@ HOW_IT_RUNS = {
     "trust_remote_code",
     "tokenizer",
     "resume",
+    "allow_mixed",
+    "images",
+    "lease_s",
+    "sync",
+    "threads",
+    "workers",
 }
 """Options of the terminal, and those that Python takes together as `options`."""
 

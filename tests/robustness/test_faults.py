@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from faults import campaigns, metadata, power, repairs, sharing, shim, tampering
+from faults import campaigns, fillers, metadata, power, repairs, sharing, shim, tampering
 from faults.client import Server
 from faults.oracle import Oracle
 from faults.power import Directory, Disk, File, Operation
@@ -163,11 +163,26 @@ def test_threads(oracle: Oracle) -> None:
     check(sharing.threads(oracle, 2, SEED, state="small", workers=False))
 
 
+def test_killed_fillers(oracle: Oracle) -> None:
+    check(fillers.killed_fillers(oracle, 1, SEED, most_rounds=4))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize(
     "campaign",
-    ["kills", "errors", "power cuts", "tampering", "repairs", "mutations", "threads", "first writers", "pairs"],
+    [
+        "kills",
+        "errors",
+        "power cuts",
+        "tampering",
+        "repairs",
+        "mutations",
+        "threads",
+        "first writers",
+        "pairs",
+        "fillers",
+    ],
 )
 def test_a_long_campaign(whole_oracle: Oracle, campaign: str) -> None:
     check(
@@ -181,5 +196,6 @@ def test_a_long_campaign(whole_oracle: Oracle, campaign: str) -> None:
             "threads": lambda: sharing.threads(whole_oracle, 30, SEED),
             "first writers": lambda: sharing.first_writers(whole_oracle, 100, SEED),
             "pairs": lambda: sharing.pairs(whole_oracle, 100, SEED),
+            "fillers": lambda: fillers.killed_fillers(whole_oracle, 100, SEED),
         }[campaign]()
     )

@@ -9,18 +9,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from actstore.engine.capture.block_filler import fill_blocks
-from actstore.engine.capture.corpus_run import BLOCK_SLOTS, capture_record
+from actstore.engine.capture.corpus_run import BLOCK_SLOTS, FEW_SLOTS, capture_record
 from actstore.engine.capture.images.batches import ImageBatches, open_library
 from actstore.engine.capture.images.plan import ImagePlanner, Positions
 from actstore.engine.capture.images.prompts import Captioner, Prompter
 from actstore.engine.capture.run import Run
 from actstore.engine.capture.settings import ImageSettings
-from actstore.engine.capture.sizes import affordable_slots, bytes_per_slot
+from actstore.engine.capture.sizes import bytes_per_slot, planned_slots
 from actstore.engine.inputs.images import ImageDigest, ImageOptions, read_images
 from actstore.engine.models.fingerprint import check_root, fingerprint_of
 from actstore.engine.models.generate import AnswerFile, GenerationSettings, answers_key
@@ -30,21 +30,21 @@ from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SLOT_MULTIPLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import pyarrow as pa
     from torch import Tensor
 
     from actstore.engine.capture.block_filler import Batches
     from actstore.engine.capture.images.prompts import Prepared
+    from actstore.engine.capture.progress import CaptureProgress
+    from actstore.engine.capture.steps.filler import FillBlocks
     from actstore.engine.inputs.corpus import CorpusReport
     from actstore.engine.models.load import LoadedModel, ModelSpec
     from actstore.engine.models.tokenizer.load import TextTokenizer
     from actstore.store.capture.writer import CaptureWriter
     from actstore.store.files.records import CaptureRecord
-
-FEW_SLOTS = 1024
-"""Slots per block where a window keeps a handful of positions: the most that a run that is killed has to do again."""
+    from actstore.store.storage.folder import Folder
 
 
 def sees_and_reads(spec: ModelSpec) -> bool:
@@ -61,6 +61,7 @@ class ImageRun(Run):
     """
 
     command: ClassVar[str] = "capture"
+    can_share: ClassVar[bool] = False
 
     report: CorpusReport
 
@@ -159,7 +160,8 @@ class ImageRun(Run):
         n_gate = sum(widths.get("mlp.post", {}).values()) if settings.gate_sign else 0
         dtype = self.options.dtype if self.options.dtype != "auto" else self.spec.dtype
         most = FEW_SLOTS if Positions(settings.positions).are_few else BLOCK_SLOTS
-        slots = affordable_slots(bytes_per_slot(widths, settings.precision, dtype, n_gate), self.options.memory, most)
+        slot_nbytes = bytes_per_slot(widths, settings.precision, dtype, n_gate)
+        slots = planned_slots(slot_nbytes, self.options.memory, settings.block_tokens, most)
         return max(SLOT_MULTIPLE, slots // SLOT_MULTIPLE * SLOT_MULTIPLE)
 
     def _check_same(self, record: CaptureRecord, requested: Mapping[str, object]) -> LoadedModel:
@@ -184,12 +186,25 @@ class ImageRun(Run):
         longer = settings.max_tokens is None and next(documents, None) is not None
         return "" if longer else digest.hexdigest()
 
-    def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
-        # The plan has the answers now.
-        AnswerFile(self.folder, self.name, "", resume=True).remove()
-        documents = Plan(self.folder, record.name, record.plan, record.plan_files).table("documents")
-        batches = image_batches(record, documents, self._processor, (self.corpus,))
-        fill_blocks(self.folder, record, model, writer, blocks, self.progress, batches)
+    def fill_blocks(self) -> FillBlocks:
+        """What fills the blocks of images, which are where they were planned from."""
+        return partial(fill_image_blocks, self._processor, (self.corpus,))
+
+
+def fill_image_blocks(
+    processor: VisionProcessor,
+    locations: tuple[str, ...],
+    folder: Folder,
+    record: CaptureRecord,
+    model: LoadedModel,
+    writer: CaptureWriter,
+    blocks: Iterable[int],
+    progress: CaptureProgress,
+) -> None:
+    """Run the model over `blocks` of a capture of images and commit each; `locations` as for `image_batches`."""
+    documents = Plan(folder, record.name, record.plan, record.plan_files).table("documents")
+    batches = image_batches(record, documents, processor, locations)
+    fill_blocks(folder, record, model, writer, blocks, progress, batches)
 
 
 def image_batches(

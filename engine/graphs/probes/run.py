@@ -32,6 +32,7 @@ from actstore.store.reader import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from actstore.engine.capture.steps.filler import FillBlocks
     from actstore.engine.inputs.documents import Document
     from actstore.engine.models.load import LoadedModel
     from actstore.engine.models.tokenizer.load import TextTokenizer
@@ -191,8 +192,9 @@ class _ProbeRun(Run):
         )
         return self._load_again(record)
 
-    def _fill_blocks(self, record: CaptureRecord, model: LoadedModel, writer: CaptureWriter, blocks: list[int]) -> None:
-        fill_windows(self.folder, record, model, writer, blocks, self.progress)
+    def fill_blocks(self) -> FillBlocks:
+        """What fills the blocks of windows."""
+        return fill_windows
 
 
 def fill_windows(

@@ -9,8 +9,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from actstore.engine.capture.plan import PlanSettings, TextPlanner, tokenise
+from actstore.engine.capture.plan import PlanSettings, TextPlanner
 from actstore.engine.capture.token_census import TokenCensus
+from actstore.engine.capture.tokenising import tokenise
 from actstore.engine.inputs.documents import Document
 from actstore.engine.models.tokenizer.load import TextTokenizer
 from actstore.store.storage.folder import Folder

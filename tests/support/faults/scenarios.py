@@ -92,8 +92,10 @@ RICH = (
     "edit boost {store} --neurons L1.N5 --name boost --kind intervention",
 )
 SMALL = (f"{CAPTURE} --precision int8 --max-tokens 300", SUPPRESS)
+PLAN = f"{CAPTURE.replace('capture', 'plan', 1)} --precision int8"
 STATES: dict[str, tuple[str, tuple[str, ...]]] = {
     "empty": ("", ()),
+    "planned": ("empty", (PLAN,)),
     "captured": ("empty", (CAPTURE_BOTH,)),
     "graphed": ("captured", ("graphs build {store} --neurons L0.N3,L1.N7 --quiet",)),
     "asked": ("captured", (f"{ATTRIBUTE} --label relation",)),

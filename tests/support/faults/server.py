@@ -29,6 +29,7 @@ IMPORTS = (
     "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
     "transformers.models.auto.tokenization_auto",
     "actstore.engine.capture.api", "actstore.engine.capture.corpus_run", "actstore.engine.attribution.attribute",
+    "actstore.engine.filling.api",
     "actstore.engine.graphs.build", "actstore.engine.graphs.probes.run", "actstore.engine.edit", "actstore.engine.models.load",
     "actstore.engine.contributions.next_tokens", "actstore.store.verify", "actstore.store.export", "faults.observing",
 )  # fmt: skip

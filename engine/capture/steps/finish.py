@@ -1,0 +1,52 @@
+"""The last step of a capture: what stands for all of its blocks, added up from what each has of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from actstore.store.capture.commits import missing_blocks
+from actstore.store.capture.questions.answers import has_attributions, write_answers
+from actstore.store.capture.statistics.capture_statistics import RunningStatistics, is_finished
+from actstore.store.capture.statistics.neuron_table import write_finished
+from actstore.store.capture.workers.claims import remove_claims
+from actstore.store.errors import CaptureError
+from actstore.store.layout import generated_prefix, table_key
+from actstore.store.reader import Store
+
+if TYPE_CHECKING:
+    from actstore.store.capture.reader import Capture
+    from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
+    from actstore.store.files.records import CaptureRecord
+    from actstore.store.storage.folder import Folder
+
+_MOST_NAMED = 8
+"""The maximum number of missing blocks that a message names."""
+
+
+def finish_capture(folder: Folder, record: CaptureRecord) -> None:
+    """Write what stands for all blocks of a capture that the caller owns, the table of neurons last, and remove its claims.
+
+    `CaptureError` where a block is missing; only leftovers are removed where the capture is finished.
+    """
+    if missing := missing_blocks(folder, record):
+        named = ", ".join(map(str, missing[:_MOST_NAMED])) + (", …" if len(missing) > _MOST_NAMED else "")
+        raise CaptureError(
+            f"{len(missing)} of {record.plan.n_blocks} blocks of capture {record.name!r} in {folder} are missing: {named}. "
+            "Fill them before the capture is finished."
+        )
+    if not is_finished(folder, record):
+        statistics = RunningStatistics(folder, record)
+        statistics.advance()
+        write_results(Store(folder).peek(record.name), statistics.total)
+    remove_claims(folder, record.name)
+    folder.delete(generated_prefix(record.name))
+
+
+def write_results(capture: Capture, total: CaptureStatistics) -> None:
+    """Write what a finished capture has beside its blocks, whose statistics add up to `total`; its table of neurons last."""
+    folder, record = capture.folder, capture.record
+    # Gone while the arrays are written: a reader adds up the blocks meanwhile, and whoever is killed here is seen.
+    folder.delete(table_key(record.name, "neurons"))
+    if has_attributions(capture):
+        write_answers(capture)
+    write_finished(folder, record, total)

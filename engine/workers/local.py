@@ -1,0 +1,142 @@
+"""The executor on this machine: this process, or some that it starts, each of which has the libraries for itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from actstore.engine.workers.executor import WorkerEnded, in_order
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_PATIENCE_S: Final = 60.0
+"""How long a worker may take to end what Ctrl-C ends, before it is killed: to commit the block that it has."""
+_PROGRAM: Final = "import sys; from actstore.engine.workers.local import serve; serve(int(sys.argv[1]))"
+
+
+class Local:
+    """`Executor` on this machine; with one worker, in this process."""
+
+    def __init__(self, n_workers: int = 1) -> None:
+        """With more than one, each is a new process, which imports everything for itself."""
+        self.n_workers = n_workers
+
+    def map_unordered(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+        """As `Executor.map_unordered`."""
+        if self.n_workers == 1:
+            for item in items:
+                yield item, function(item)
+            return
+        idle: deque[_Process] = deque()
+        busy: list[_Process] = []
+        remaining = iter(items)
+        try:
+            while True:
+                while (idle or len(busy) < self.n_workers) and (following := next(remaining, _NOTHING)) is not _NOTHING:
+                    process = idle.popleft() if idle else _Process(function)
+                    process.give(following)
+                    busy.append(process)
+                if not busy:
+                    return
+                for connection in wait([process.connection for process in busy]):
+                    process = next(one for one in busy if one.connection is connection)
+                    result = process.take()
+                    busy.remove(process)
+                    idle.append(process)
+                    yield process.item, result
+        finally:
+            for process in busy:
+                process.interrupt()
+            for process in (*busy, *idle):
+                process.end()
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """As `Executor.map`."""
+        return in_order(self, function, items)
+
+
+_NOTHING: Final[Any] = object()
+
+
+class _Process:
+    """One worker, and the item that it has."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.connection, theirs = Pipe()
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        # Not by multiprocessing, which runs the caller's script again in every process.
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, str(theirs.fileno())], pass_fds=[theirs.fileno()], env=environment
+        )
+        theirs.close()
+        self._is_new, self._function = True, function
+        self.item: Any = None
+
+    def give(self, item: Any) -> None:
+        """Have it work on an item."""
+        self.item = item
+        with suppress(BrokenPipeError):  # it ended: `take` says so
+            if self._is_new:
+                self.connection.send(self._function)
+                self._is_new = False
+            self.connection.send(item)
+
+    def take(self) -> Any:
+        """Its result; raises what its function raised, or `WorkerEnded`."""
+        try:
+            is_error, value = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            raise WorkerEnded(self.item, self._process.wait()) from None
+        if is_error:
+            raise value
+        return value
+
+    def interrupt(self) -> None:
+        """Tell it as Ctrl-C does; the terminal may have done so already."""
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGINT)
+
+    def end(self) -> None:
+        """Wait until it has ended, which it does when nothing more can come; kill it if it does not."""
+        self.connection.close()
+        try:
+            self._process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def serve(descriptor: int) -> None:
+    """What a worker's process does: take the function, then items, and send what comes of each, until the connection ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # between items there is nothing to interrupt
+    connection = Connection(descriptor)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        function = connection.recv()
+        while True:
+            item = connection.recv()
+            answer: tuple[bool, Any]
+            try:
+                signal.signal(signal.SIGINT, _interrupt_once)
+                answer = False, function(item)
+            except (Exception, KeyboardInterrupt) as error:
+                answer = True, error
+            finally:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            connection.send(answer)
+
+
+def _interrupt_once(*_: object) -> None:
+    """Ctrl-C comes from the terminal and from `interrupt`: the second must not stop the clearing up after the first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
