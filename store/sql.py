@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +21,8 @@ from actstore.store import sandbox
 from actstore.store.capture.questions.answers import answer_tables, has_attributions
 from actstore.store.capture.record import read_capture
 from actstore.store.capture.tables import expected_of
-from actstore.store.errors import FormatError, InvalidInputError
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.files.names import stored_names
 from actstore.store.files.parquet import check_table, read_table
 from actstore.store.graphs.record import graph_names
 from actstore.store.graphs.tables import graph_tables
@@ -116,7 +118,7 @@ class _Views:
     def add_all(self, capture: str | None) -> None:
         """Those of the store, and of `capture` or else the default one."""
         store, query = self.store, self.query
-        names = [name for name in store.folder.names("captures") if query.needs(name)]
+        names = [name for name in stored_names(store.folder, "captures") if query.needs(name)]
         names = [name for name in names if read_capture(store.folder, name) is not None]
         taken = Counter([*RESERVED_SCHEMAS, *(name.lower() for name in names)])
         for name in names:
@@ -157,12 +159,16 @@ class _Views:
         Where the query names it, every byte is checked first, as DuckDB does not.
         """
         folder, table = self.store.folder, view.rpartition(".")[2]
-        if not self.query.needs(table) or not folder.exists(key):
+        if not self.query.needs(table):
             return
         local_path, expected = folder.local_path(key), {} if record is None else expected_of(record, table)
         if local_path is None:
-            self._check_root_table(key, record)
-            self._add_arrow(view, read_table(folder, key, **expected))
+            with suppress(NotFoundError):  # no patches in a capture of text
+                rows = read_table(folder, key, **expected)
+                self._check_root_table(key, record)
+                self._add_arrow(view, rows)
+            return
+        if not local_path.is_file():
             return
         is_named = self.query.contains(table)
         if is_named:

@@ -20,6 +20,7 @@ from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import BlockArray
 from actstore.store.files.shards import Shard, shard_seed
 from actstore.store.layout import block_statistics_key, capture_key, folded_statistics_key, shard_key
+from actstore.store.storage.listing import is_readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -119,7 +120,7 @@ def _checkpoint(capture: Capture) -> Iterator[tuple[str, str]]:
     """Whether a checkpoint of added statistics is the sum of its blocks' own, bit for bit."""
     folder, record = capture.folder, capture.record
     key = folded_statistics_key(record.name)
-    if not folder.exists(key):
+    if not is_readable(folder, key):
         return
     short = key.removeprefix(f"{capture_key(record.name)}/")
     try:
@@ -152,7 +153,8 @@ def _statistics(capture: Capture) -> Iterator[tuple[str, str]]:
                 yield block_statistics_key(record.name, block).removeprefix(f"{capture_key(record.name)}/"), str(error)
             return
     try:
-        if total.encode() != sum_statistics(folder, record, capture.blocks).encode():
+        found = sum_statistics(folder, record, capture.blocks, is_known_finished=capture.is_finished)
+        if total.encode() != found.encode():
             yield "statistics", "not the sum of the blocks' own"
         table, expected = capture.neurons().to_arrow(), neuron_table(record, total)
         # A later version may have more columns; what a table has must be right, and it must have a row for every neuron.

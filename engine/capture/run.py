@@ -26,6 +26,7 @@ from actstore.store import layout
 from actstore.store.arguments import Typed, argument
 from actstore.store.calls import checks
 from actstore.store.capture.commits import committed_blocks
+from actstore.store.capture.committed import complete_index
 from actstore.store.capture.identity import check_belongs
 from actstore.store.capture.statistics.capture_statistics import RunningStatistics, is_finished
 from actstore.store.capture.statistics.neuron_table import remove_finished, write_finished
@@ -189,9 +190,9 @@ class Run(ABC):
             self._fill_blocks(record, self._loaded, writer, unfilled)
 
     def finish(self) -> None:
-        """Add up the statistics of all blocks and write what stands for all of them, the table of neurons last.
+        """Add up the statistics of all blocks and write what stands for all of them, the table of neurons and the index last.
 
-        `CaptureError` where a block is missing; nothing is done where the capture is finished.
+        `CaptureError` where a block is missing; nothing is done where the capture is finished and has its index.
         """
         record = self._record()
         if missing := self.missing_blocks():
@@ -203,6 +204,7 @@ class Run(ABC):
             statistics = RunningStatistics(self.folder, record)
             statistics.advance()
             self._write_results(record, statistics.total)
+        complete_index(self.folder, record)
 
     def _record(self) -> CaptureRecord:
         record = read_capture(self.folder, self.name)

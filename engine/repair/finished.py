@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from actstore.engine.repair.scratch import copy_file, scratch_folder
+from actstore.store.capture.committed import complete_index
 from actstore.store.capture.questions.answers import has_attributions, write_answers
 from actstore.store.capture.statistics.capture_statistics import (
     CHECKPOINT_BLOCKS,
     CaptureStatistics,
     read_block_statistics,
 )
-from actstore.store.capture.statistics.neuron_table import write_finished
+from actstore.store.capture.statistics.neuron_table import unfinish, write_finished
 from actstore.store.capture.writer import block_arrays
 from actstore.store.files.arrays import create_block_array
-from actstore.store.layout import capture_key, folded_statistics_key, table_key
+from actstore.store.layout import capture_key, folded_statistics_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,10 +41,11 @@ def write_results(capture: Capture) -> None:
     folder, record = capture.folder, capture.record
     total = _sum(folder, record, record.plan.n_blocks)
     # Gone while the arrays are written: a reader adds up the blocks meanwhile, and a repair that is killed is seen.
-    folder.delete(table_key(record.name, "neurons"))
+    unfinish(folder, record.name)
     if has_attributions(capture):
         write_answers(capture)
     write_finished(folder, record, total)
+    complete_index(folder, record)
 
 
 def write_checkpoint(folder: Folder, record: CaptureRecord, blocks: Iterable[int]) -> None:

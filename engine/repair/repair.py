@@ -12,9 +12,11 @@ from actstore.engine.repair.model import RepairModel
 from actstore.engine.repair.outcome import Outcome, RepairOptions, RepairReport
 from actstore.engine.repair.root_files import is_root_file, rewrite_root_files
 from actstore.engine.repair.scratch import clear_leftovers, leftovers
+from actstore.store.capture.committed import complete_index, write_committed
 from actstore.store.capture.statistics.capture_statistics import is_finished
 from actstore.store.errors import ActstoreError, CaptureError
-from actstore.store.layout import folded_statistics_key
+from actstore.store.files.names import KINDS, write_names
+from actstore.store.layout import committed_key, folded_statistics_key, names_key
 from actstore.store.reader import Capture, Store
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.lock import own, own_root
@@ -76,7 +78,14 @@ def _repair_root(store: Store, model: RepairModel) -> list[Outcome]:
     """Repair what belongs to the store as a whole."""
     damage = verify_root(store.folder)
     of_model = [one for one in damage if is_root_file(one.key)]
-    outcomes = [Outcome(one, False, _elsewhere(one)) for one in damage if one not in of_model]
+    indexes = {names_key(kind): kind for kind in KINDS}
+    outcomes = []
+    for one in damage:
+        if one.key in indexes:
+            write_names(store.folder, indexes[one.key])
+            outcomes.append(Outcome(one, True, "written again from what the store lists"))
+        elif one not in of_model:
+            outcomes.append(Outcome(one, False, _elsewhere(one)))
     if not of_model:
         return outcomes
     known = (store.model.dtype, store.model.fingerprint)
@@ -141,6 +150,8 @@ class _CaptureRepair:
                     break
                 for outcome in self._repair(capture, fresh):
                     self._tried[outcome.damage.block, outcome.damage.key] = outcome
+            if self._is_finished(capture := self._open()):
+                complete_index(self._folder, capture.record)
             left = {(one.block, one.key): one for one in self._damage(self._open())}
         # `verify` names a limited number of missing blocks; the others come up when those are there.
         later = [Outcome(one, False, "run `store.repair()` again") for at, one in left.items() if at not in self._tried]
@@ -182,6 +193,10 @@ class _CaptureRepair:
         if results and len(capture.blocks) == capture.record.plan.n_blocks:
             write_results(capture)
             return [Outcome(one, True, _ADDED_UP) for one in results]
+        index = [one for one in damage if committed_key(self._name).endswith(f"/{one.key}")]
+        if index and self._is_finished(capture):
+            write_committed(self._folder, capture.record)
+            return [Outcome(one, True, "written again from the commit records") for one in index]
         return [Outcome(one, False, "restore it from a copy of the store") for one in damage]
 
     def _repair_blocks(self, capture: Capture, damage: list[Damage]) -> list[Outcome]:

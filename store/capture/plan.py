@@ -314,6 +314,12 @@ class Plan:
             table = self._file(name).read()
             return checked_windows(table, self.record) if name == "windows" else table
 
+    def used_slots(self) -> NDArray[np.int64]:
+        """Slots of each block that hold a token; the rest of a block is padding. Shape [block]."""
+        windows = self.table("windows").select(["block", "n_slots"])
+        sums = np.bincount(windows["block"], windows["n_slots"], minlength=self.record.n_blocks)
+        return sums.astype(np.int64)
+
     def fingerprint(self) -> str:
         """The fingerprint of what is on disk now, to hold against the record's; reads the whole plan."""
         fingerprint = _Fingerprint(self.record.settings)

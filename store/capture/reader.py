@@ -14,7 +14,7 @@ import pyarrow as pa
 from actstore.store import hooks, layout
 from actstore.store.arguments import argument
 from actstore.store.calls import checks
-from actstore.store.capture.commits import committed_blocks
+from actstore.store.capture.committed import find_blocks
 from actstore.store.capture.overflow import OVERFLOW_COLUMNS, can_overflow, find_overflow, saturate
 from actstore.store.capture.patches import read_patches
 from actstore.store.capture.plan import Plan
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.kernels.pack.statistics import Statistics
+    from actstore.store.capture.committed import Committed
     from actstore.store.capture.overflow import Overflow
     from actstore.store.files.arrays import BlockArray, BlockArraySpec
     from actstore.store.files.records import CaptureRecord
@@ -64,6 +65,7 @@ class Capture:
         self.plan = Plan(store.folder, record.name, record.plan, record.plan_files)
         self.block_plan = lru_cache(maxsize=16)(self.plan.block)
         self.blocks: tuple[int, ...] = ()
+        self._committed: Committed | None = None
         self.refresh()
 
     def __reduce__(self) -> tuple[Callable[[_Store, str], Capture], tuple[Root, str]]:
@@ -81,7 +83,7 @@ class Capture:
 
     def refresh(self) -> None:
         """See what has been committed since the capture was opened."""
-        self.blocks = tuple(b for b in committed_blocks(self.folder, self.record.name) if b < self.record.plan.n_blocks)
+        self.blocks, self._committed = find_blocks(self.folder, self.record)
         for name in ("_statistics", "overflow"):
             self.__dict__.pop(name, None)
 
@@ -93,14 +95,12 @@ class Capture:
     @property
     def is_finished(self) -> bool:
         """Whether the finished statistics stand for the blocks known here, which are then all."""
-        return self.is_complete and is_finished(self.folder, self.record)
+        return self._committed is not None or (self.is_complete and is_finished(self.folder, self.record))
 
     @cached_property
     def used_slots(self) -> NDArray[np.int64]:
         """Slots of each block that hold a token; the rest of a block is padding. Shape [block]."""
-        windows = self.plan.table("windows").select(["block", "n_slots"])
-        sums = np.bincount(windows["block"], windows["n_slots"], minlength=self.record.plan.n_blocks)
-        return sums.astype(np.int64)
+        return self.plan.used_slots() if self._committed is None else self._committed.used_slots
 
     def slots(self) -> NDArray[np.int64]:
         """The slots of all committed tokens, ascending: the `token` column of `tokens()`."""
@@ -188,7 +188,9 @@ class Capture:
     def statistics(self) -> CaptureStatistics:
         """The statistics of the committed blocks, added in block order."""
         if "_statistics" not in self.__dict__:
-            self.__dict__["_statistics"] = sum_statistics(self.folder, self.record, self.blocks)
+            self.__dict__["_statistics"] = sum_statistics(
+                self.folder, self.record, self.blocks, is_known_finished=self._committed is not None
+            )
         statistics: CaptureStatistics = self.__dict__["_statistics"]
         return statistics
 

@@ -16,6 +16,7 @@ from actstore.kernels.pack import naive
 from actstore.kernels.pack.columns import Columns
 from actstore.kernels.pack.statistics import STATISTICS
 from actstore.store import layout
+from actstore.store.capture.committed import complete_index
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, RunningStatistics
 from actstore.store.capture.statistics.neuron_table import write_finished
@@ -179,6 +180,7 @@ def plant(location: str | Path, name: str = "corpus", what: Planted | None = Non
         running = RunningStatistics(folder, record)
         running.advance()
         write_finished(folder, record, running.total)
+        complete_index(folder, record)
     return values
 
 

@@ -13,7 +13,7 @@ from actstore.kernels.pack.statistics import STATISTICS, quantiles
 from actstore.store.capture.statistics.capture_statistics import write_finished_arrays
 from actstore.store.capture.tables import read_capture_table, write_capture_table
 from actstore.store.errors import FormatError
-from actstore.store.layout import folded_statistics_key, table_key
+from actstore.store.layout import committed_key, folded_statistics_key, table_key
 from actstore.store.neurons import neuron_names
 
 if TYPE_CHECKING:
@@ -30,8 +30,11 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 def write_finished(folder: Folder, record: CaptureRecord, total: CaptureStatistics) -> None:
-    """Write the arrays of all sites, then the table of neurons, which says that they are complete."""
-    folder.delete(table_key(record.name, "neurons"))
+    """Write the arrays of all sites, then the table of neurons, which says that they are complete.
+
+    `complete_index` writes the index of the capture after it.
+    """
+    unfinish(folder, record.name)
     write_finished_arrays(folder, record, total)
     write_capture_table(folder, record, "neurons", neuron_table(record, total))
 
@@ -47,9 +50,16 @@ def read_finished_table(folder: Folder, record: CaptureRecord) -> pa.Table:
     return table
 
 
+def unfinish(folder: Folder, capture: str) -> None:
+    """Remove what says that a capture is finished; the index first, for readers that have it look no further."""
+    folder.delete(committed_key(capture))
+    folder.delete(table_key(capture, "neurons"))
+
+
 def remove_finished(folder: Folder, capture: str) -> None:
     """Remove what says that a capture is finished, first, and what is added up of its blocks, of which some are to change."""
-    for table in ("neurons", "prompts", "queries"):
+    unfinish(folder, capture)
+    for table in ("prompts", "queries"):
         folder.delete(table_key(capture, table))
     folder.delete(folded_statistics_key(capture))
 
