@@ -100,9 +100,11 @@ def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda bl
     results = (table_key(name, "neurons"), f"{statistics_key(name, 'tokens', 'by_label')}/zarr.json")
     if any(is_readable(folder, key) for key in results):
         damage += _missing_blocks(capture)
-    # The index follows from the blocks: what is wrong with them shows in it too.
-    for check, key in [*PARTS.items(), *([] if damage else [(damaged_index, "committed.json")])]:
+    for check, key in PARTS.items():
         damage += [_damage(name, None, *found) for found in guarded(key, partial(check, capture))]
+    if not damage:  # the index follows from blocks and plan: what is wrong with them shows in it too
+        found_in_index = guarded("committed.json", partial(damaged_index, folder, capture.record))
+        damage += [_damage(name, None, *found) for found in found_in_index]
     return damage
 
 

@@ -29,7 +29,8 @@ from actstore.store.capture.commits import committed_blocks
 from actstore.store.capture.committed import complete_index
 from actstore.store.capture.identity import check_belongs
 from actstore.store.capture.statistics.capture_statistics import RunningStatistics, is_finished
-from actstore.store.capture.statistics.neuron_table import remove_finished, write_finished
+from actstore.store.capture.statistics.finished import finish_capture
+from actstore.store.capture.statistics.neuron_table import remove_finished
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.errors import CaptureError, FormatError, InvalidInputError, NotFoundError
 from actstore.store.model import root
@@ -204,7 +205,8 @@ class Run(ABC):
             statistics = RunningStatistics(self.folder, record)
             statistics.advance()
             self._write_results(record, statistics.total)
-        complete_index(self.folder, record)
+        else:
+            complete_index(self.folder, record)
 
     def _record(self) -> CaptureRecord:
         record = read_capture(self.folder, self.name)
@@ -225,8 +227,8 @@ class Run(ABC):
         """Fill and submit the blocks."""
 
     def _write_results(self, record: CaptureRecord, total: CaptureStatistics) -> None:
-        """Write what stands for all blocks, which are committed; the table of neurons last."""
-        write_finished(self.folder, record, total)
+        """Write what stands for all blocks, which are committed; the table of neurons and the index last."""
+        finish_capture(self.folder, record, total)
 
     def _check_command(self, record: CaptureRecord) -> None:
         begun_by = record.settings.get("command", "capture")

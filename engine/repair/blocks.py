@@ -22,7 +22,7 @@ from actstore.store.capture.questions.answers import has_attributions
 from actstore.store.capture.statistics.neuron_table import remove_finished
 from actstore.store.capture.writer import CaptureWriter
 from actstore.store.errors import CaptureError, FormatError, NotFoundError
-from actstore.store.layout import block_statistics_key, capture_key, commit_key, committed_key
+from actstore.store.layout import block_statistics_key, capture_key, commit_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -128,9 +128,6 @@ class _BlockRepair:
         missing = [key for key, what in unlike.items() if what == "missing"]
         # The statistics are of every value of every layer: where they agree, what differs elsewhere is damage.
         if statistics not in unlike or len(missing) == len(unlike):
-            self._folder.delete(
-                committed_key(self._name)
-            )  # it has the checksums of commit records, which have times in them
             self._folder.delete(commit_key(self._name, block))
             for key in unlike:
                 copy_file(self._scratch, self._folder, f"{self._prefix}/{key}")

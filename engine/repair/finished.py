@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from actstore.engine.repair.scratch import copy_file, scratch_folder
-from actstore.store.capture.committed import complete_index
 from actstore.store.capture.questions.answers import has_attributions, write_answers
 from actstore.store.capture.statistics.capture_statistics import (
     CHECKPOINT_BLOCKS,
     CaptureStatistics,
     read_block_statistics,
 )
-from actstore.store.capture.statistics.neuron_table import unfinish, write_finished
+from actstore.store.capture.statistics.finished import finish_capture
+from actstore.store.capture.statistics.neuron_table import unfinish
 from actstore.store.capture.writer import block_arrays
 from actstore.store.files.arrays import create_block_array
 from actstore.store.layout import capture_key, folded_statistics_key
@@ -44,8 +44,7 @@ def write_results(capture: Capture) -> None:
     unfinish(folder, record.name)
     if has_attributions(capture):
         write_answers(capture)
-    write_finished(folder, record, total)
-    complete_index(folder, record)
+    finish_capture(folder, record, total)
 
 
 def write_checkpoint(folder: Folder, record: CaptureRecord, blocks: Iterable[int]) -> None:

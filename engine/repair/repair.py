@@ -12,13 +12,14 @@ from actstore.engine.repair.model import RepairModel
 from actstore.engine.repair.outcome import Outcome, RepairOptions, RepairReport
 from actstore.engine.repair.root_files import is_root_file, rewrite_root_files
 from actstore.engine.repair.scratch import clear_leftovers, leftovers
-from actstore.store.capture.committed import complete_index, write_committed
+from actstore.store.capture.committed import complete_index
 from actstore.store.capture.statistics.capture_statistics import is_finished
 from actstore.store.errors import ActstoreError, CaptureError
 from actstore.store.files.names import KINDS, write_names
 from actstore.store.layout import committed_key, folded_statistics_key, names_key
 from actstore.store.reader import Capture, Store
 from actstore.store.storage.folder import Folder
+from actstore.store.storage.listing import is_readable
 from actstore.store.storage.lock import own, own_root
 from actstore.store.verify import Damage, open_captures, verify_capture, verify_graphs, verify_root
 
@@ -40,7 +41,7 @@ _REASONS: Final = {
 }
 """Key of what cannot be repaired → why, and what to do."""
 _ADDED_UP: Final = "added up again from the blocks' own statistics"
-_RESULTS: Final = ("statistics", "neurons.parquet", "prompts.parquet", "queries.parquet")
+_RESULTS: Final = ("statistics", "neurons.parquet", "exemplars.parquet", "prompts.parquet", "queries.parquet")
 
 
 def repair_store(
@@ -150,8 +151,6 @@ class _CaptureRepair:
                     break
                 for outcome in self._repair(capture, fresh):
                     self._tried[outcome.damage.block, outcome.damage.key] = outcome
-            if self._is_finished(capture := self._open()):
-                complete_index(self._folder, capture.record)
             left = {(one.block, one.key): one for one in self._damage(self._open())}
         # `verify` names a limited number of missing blocks; the others come up when those are there.
         later = [Outcome(one, False, "run `store.repair()` again") for at, one in left.items() if at not in self._tried]
@@ -169,6 +168,12 @@ class _CaptureRepair:
         damage = verify_capture(capture)
         if not damage and len(capture.blocks) == capture.record.plan.n_blocks and not self._is_finished(capture):
             return [Damage(self._name, None, None, None, "neurons.parquet", "missing, with every block written")]
+        # Captures of earlier versions have none, and are whole; a kill may have come before it.
+        if not damage and capture.record.is_checked and capture.is_finished:
+            index = committed_key(self._name)
+            if not is_readable(self._folder, index):
+                short = index.rpartition("/")[2]
+                return [Damage(self._name, None, None, None, short, "missing, with every block written")]
         return damage
 
     def _is_finished(self, capture: Capture) -> bool:
@@ -195,7 +200,8 @@ class _CaptureRepair:
             return [Outcome(one, True, _ADDED_UP) for one in results]
         index = [one for one in damage if committed_key(self._name).endswith(f"/{one.key}")]
         if index and self._is_finished(capture):
-            write_committed(self._folder, capture.record)
+            self._folder.delete(committed_key(self._name))
+            complete_index(self._folder, capture.record)
             return [Outcome(one, True, "written again from the commit records") for one in index]
         return [Outcome(one, False, "restore it from a copy of the store") for one in damage]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actstore.store.capture.commits import committed_blocks, digest_commits
+from actstore.store.capture.commits import committed_blocks, digest_shards
 from actstore.store.capture.plan import Plan
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.names import write_names
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actstore.store.capture.reader import Capture
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
 
@@ -40,8 +39,8 @@ class Committed(Record):
     """The capture's, empty in one of an earlier version."""
     plan: str
     """The plan's fingerprint."""
-    commits: str
-    """`digest_commits` of all blocks, in hexadecimal digits."""
+    shards: str
+    """`digest_shards` of all blocks."""
     slots: tuple[int, ...] = field(default=())
     """Slots of each block that hold a token."""
 
@@ -69,10 +68,9 @@ def complete_index(folder: Folder, record: CaptureRecord) -> None:
 
 def _expected(folder: Folder, record: CaptureRecord) -> Committed:
     """What the commit records and the plan say."""
-    n_blocks = record.plan.n_blocks
     slots = Plan(folder, record.name, record.plan, record.plan_files).used_slots()
-    commits = digest_commits(folder, record, n_blocks).hex()
-    return Committed(record.name, record.identity, record.plan.fingerprint, commits, tuple(slots.tolist()))
+    shards = digest_shards(folder, record)
+    return Committed(record.name, record.identity, record.plan.fingerprint, shards, tuple(slots.tolist()))
 
 
 def read_committed(folder: Folder, record: CaptureRecord) -> Committed | None:
@@ -118,9 +116,8 @@ def find_blocks(folder: Folder, record: CaptureRecord) -> tuple[tuple[int, ...],
         ) from None
 
 
-def damaged_index(capture: Capture) -> Iterator[tuple[str, str]]:
+def damaged_index(folder: Folder, record: CaptureRecord) -> Iterator[tuple[str, str]]:
     """(key below the capture, what is wrong) of an index that is there and not what commit records and plan say."""
-    folder, record = capture.folder, capture.record
     try:
         committed = read_committed(folder, record)
         if committed is not None and committed != _expected(folder, record):

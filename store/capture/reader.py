@@ -25,7 +25,6 @@ from actstore.store.capture.unchecked import check_shard
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import NotFoundError
 from actstore.store.files.arrays import open_block_array
-from actstore.store.files.parquet import undamaged
 from actstore.store.table import Table
 
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from actstore.store.files.arrays import BlockArray, BlockArraySpec
     from actstore.store.files.records import CaptureRecord
     from actstore.store.files.shards import Shard
+    from actstore.store.files.table_columns import ColumnReader
     from actstore.store.model.root import Root
 
 
@@ -84,6 +84,7 @@ class Capture:
     def refresh(self) -> None:
         """See what has been committed since the capture was opened."""
         self.blocks, self._committed = find_blocks(self.folder, self.record)
+        self._tables: dict[str, ColumnReader] = {}
         for name in ("_statistics", "overflow"):
             self.__dict__.pop(name, None)
 
@@ -119,17 +120,9 @@ class Capture:
         modality = pa.DictionaryArray.from_arrays(
             pa.array(columns["modality"].astype(np.int8)), list(layout.MODALITIES)
         )
-        table = pa.table(
-            {
-                "token": slots,
-                "id": columns["ids"],
-                "position": columns["position"],
-                "window": columns["window"],
-                "document": documents[columns["window"]],
-                "modality": modality,
-            }
-        )
-        return Table(table)
+        ids, position, window = (columns[name] for name in ("ids", "position", "window"))
+        names = ("token", "id", "position", "window", "document", "modality")
+        return Table(pa.table([slots, ids, position, window, documents[window], modality], names=names))
 
     def documents(self) -> Table:
         """One row per document: document, source, sha256, n_tokens, and its labels."""
@@ -185,6 +178,12 @@ class Capture:
             return Table(read_finished_table(self.folder, self.record))
         return Table(neuron_table(self.record, self.statistics()))
 
+    def table(self, name: str) -> ColumnReader:
+        """A table of the capture by name, to read rows and columns of."""
+        if name not in self._tables:
+            self._tables[name] = open_capture_table(self.folder, self.record, name)
+        return self._tables[name]
+
     def statistics(self) -> CaptureStatistics:
         """The statistics of the committed blocks, added in block order."""
         if "_statistics" not in self.__dict__:
@@ -206,10 +205,8 @@ class Capture:
             return {}
         if not self.is_finished:
             return find_overflow(self.neurons().to_arrow(), self.record)
-        file = open_capture_table(self.folder, self.record, "neurons")
-        with undamaged(self.folder, layout.table_key(self.record.name, "neurons")):
-            table = file.read(columns=[name for name in OVERFLOW_COLUMNS if name in file.schema_arrow.names])
-        return find_overflow(table, self.record)
+        table = self.table("neurons")
+        return find_overflow(table.read([name for name in OVERFLOW_COLUMNS if name in table.names]), self.record)
 
     def has_overflow(self, layer: int, site: str = "mlp.post") -> NDArray[np.bool_]:
         """Which neurons of a layer have values that are stored as infinite for being too large; shape [neuron]."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
 
 
-@dataclass
+@dataclass(eq=False)
 class Requests:
     """What was asked of a server."""
 

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.kernels.pack.statistics import STATISTICS, quantiles
-from actstore.store.capture.statistics.capture_statistics import write_finished_arrays
+from actstore.store.capture.statistics.capture_statistics import layer_offsets, write_finished_arrays
 from actstore.store.capture.tables import read_capture_table, write_capture_table
 from actstore.store.errors import FormatError
+from actstore.store.files.table_columns import group_rows
 from actstore.store.layout import committed_key, folded_statistics_key, table_key
 from actstore.store.neurons import neuron_names
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from actstore.kernels.pack.statistics import Statistics
     from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
+    from actstore.store.capture.tables import OpenCapture
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
 
@@ -30,13 +32,33 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 def write_finished(folder: Folder, record: CaptureRecord, total: CaptureStatistics) -> None:
-    """Write the arrays of all sites, then the table of neurons, which says that they are complete.
-
-    `complete_index` writes the index of the capture after it.
-    """
+    """Write the arrays of all sites, then the table of neurons, which says that they are complete."""
     unfinish(folder, record.name)
     write_finished_arrays(folder, record, total)
-    write_capture_table(folder, record, "neurons", neuron_table(record, total))
+    write_capture_table(folder, record, "neurons", neuron_table(record, total), neuron_groups(record))
+
+
+def neuron_groups(record: CaptureRecord) -> list[int]:
+    """The rows of each row group of a table with a row per site and neuron."""
+    return group_rows(width for site in record.sites for width in record.layers(site).values())
+
+
+def read_neuron_row(capture: OpenCapture, table: str, site: str, layer: int, neuron: int) -> dict[str, Any]:
+    """One neuron's row of a table of a finished capture with a row per site and neuron, by column.
+
+    `FormatError` where it is another neuron's.
+    """
+    record, opened = capture.record, capture.table(table)
+    sites = [*record.sites]
+    row = sum(sum(record.layers(other).values()) for other in sites[: sites.index(site)])
+    row += layer_offsets(record, site)[layer].start + neuron
+    found: dict[str, Any] = (opened.rows(row, row + 1).to_pylist() or [{}])[0]
+    if (found.get("site"), found.get("layer"), found.get("neuron")) != (site, layer, neuron):
+        raise FormatError(
+            f"{capture.folder}/{table_key(record.name, table)} is damaged: row {row} should be neuron {neuron} of layer "
+            f"{layer} at {site}. Run `store.verify()` to find every damage."
+        )
+    return found
 
 
 def read_finished_table(folder: Folder, record: CaptureRecord) -> pa.Table:
@@ -59,7 +81,7 @@ def unfinish(folder: Folder, capture: str) -> None:
 def remove_finished(folder: Folder, capture: str) -> None:
     """Remove what says that a capture is finished, first, and what is added up of its blocks, of which some are to change."""
     unfinish(folder, capture)
-    for table in ("prompts", "queries"):
+    for table in ("exemplars", "prompts", "queries"):
         folder.delete(table_key(capture, table))
     folder.delete(folded_statistics_key(capture))
 
