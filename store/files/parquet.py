@@ -233,11 +233,6 @@ def read_table(
         return file.read()
 
 
-def check_table(folder: Folder, key: str, *, digest: str = "", owner: Mapping[str, str] | None = None) -> None:
-    """Verify every byte of a table that another library will read in place; errors as of `open_table`."""
-    open_table(folder, key, whole=True, digest=digest, owner=owner)
-
-
 def read_metadata(folder: Folder, key: str) -> dict[bytes, bytes]:
     """The metadata of the schema of the table under `key`."""
     file = open_table(folder, key)
