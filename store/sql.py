@@ -54,6 +54,11 @@ class _Query:
         self._lists_tables = any(word in self._text for word in _CATALOGS)
         self._is_composed = any(word in self._text for word in _COMPOSING)
 
+    @property
+    def may_name_captures(self) -> bool:
+        """Whether it may name a table of a capture by the capture's name, as `corpus.neurons`."""
+        return self._lists_tables or self._is_composed or "." in self._text
+
     def contains(self, name: str) -> bool:
         """Whether the table or capture is named, or may be."""
         return self._is_composed or name.lower() in self._text
@@ -118,7 +123,8 @@ class _Views:
     def add_all(self, capture: str | None) -> None:
         """Those of the store, and of `capture` or else the default one."""
         store, query = self.store, self.query
-        names = [name for name in stored_names(store.folder, "captures") if query.needs(name)]
+        names = stored_names(store.folder, "captures") if query.may_name_captures else []
+        names = [name for name in names if query.needs(name)]
         names = [name for name in names if read_capture(store.folder, name) is not None]
         taken = Counter([*RESERVED_SCHEMAS, *(name.lower() for name in names)])
         for name in names:

@@ -47,7 +47,7 @@ _TAIL_NBYTES: Final = 1 << 16
 
 
 def group_rows(widths: Iterable[int]) -> list[int]:
-    """The rows of each row group of a table with a row per neuron, layers of so many neurons after one another.
+    """The rows of each row group of a table with a row per neuron, given the neurons of each layer.
 
     A group never has rows of two layers. Small tables have groups of 64 rows. With more rows they grow as the square root of
     their number: a reader of one row reads the footer, which has some 15 × as many bytes for a group as a row has, and one
