@@ -210,6 +210,10 @@ class BlockPlan:
     """Position in its window of each slot, padding slots left out; shape [token]."""
     modality: NDArray[np.uint8]
 
+    def window_of_slot(self) -> NDArray[np.int64]:
+        """The window of each slot, as a row of `windows`; shape [token]."""
+        return np.repeat(np.arange(len(self.labels)), self.windows["n_slots"])
+
     def batches(self) -> list[slice]:
         """The windows of each batch, as slices of the window axis."""
         borders = np.flatnonzero(np.diff(self.windows["batch"])) + 1

@@ -19,6 +19,7 @@ from actstore.store.capture.overflow import OVERFLOW_COLUMNS, can_overflow, find
 from actstore.store.capture.patches import read_patches
 from actstore.store.capture.plan import Plan
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, is_finished, sum_statistics
+from actstore.store.capture.statistics.exemplars import SCALE, read_scales
 from actstore.store.capture.statistics.neuron_table import neuron_table, read_finished_table
 from actstore.store.capture.tables import open_capture_table
 from actstore.store.capture.unchecked import check_shard
@@ -85,6 +86,7 @@ class Capture:
         """See what has been committed since the capture was opened."""
         self.blocks, self._committed = find_blocks(self.folder, self.record)
         self._tables: dict[str, ColumnReader] = {}
+        self._scales = lru_cache(maxsize=16)(partial(read_scales, self))
         for name in ("_statistics", "overflow"):
             self.__dict__.pop(name, None)
 
@@ -115,12 +117,10 @@ class Capture:
         Columns: token (its slot), id, position (in its window), window, document, modality.
         """
         slots = self.slots()
-        columns = {name: self.plan.array(f"tokens/{name}")[slots] for name in ("ids", "position", "window", "modality")}
+        columns = (self.plan.array(f"tokens/{name}")[slots] for name in ("ids", "position", "window", "modality"))
+        ids, position, window, kind = columns
         documents = self.plan.table("windows")["document"].to_numpy()
-        modality = pa.DictionaryArray.from_arrays(
-            pa.array(columns["modality"].astype(np.int8)), list(layout.MODALITIES)
-        )
-        ids, position, window = (columns[name] for name in ("ids", "position", "window"))
+        modality = pa.DictionaryArray.from_arrays(pa.array(kind.astype(np.int8)), list(layout.MODALITIES))
         names = ("token", "id", "position", "window", "document", "modality")
         return Table(pa.table([slots, ids, position, window, documents[window], modality], names=names))
 
@@ -295,6 +295,9 @@ class Capture:
         self, raw: NDArray[Any], layer: int, site: str, block: int, neuron: int | None = None
     ) -> NDArray[np.float32]:
         encoding, of = self.record.encoding, (layer, block, site, neuron)
+        if neuron is not None and self._committed is not None and encoding.decode_parameters == (SCALE,):
+            scales = np.array(self._scales(site, layer, neuron)[block : block + 1], np.float32)
+            return encoding.decode(raw, {SCALE: scales if len(scales) else self.block_parameter(SCALE, *of)})
         return encoding.decode(raw, {name: self.block_parameter(name, *of) for name in encoding.decode_parameters})
 
     def _shard(self, array: BlockArray, block: int) -> Shard:

@@ -51,11 +51,16 @@ class Digest(Protocol):
 class TableWriter:
     """Writes one table, one row group per call; it becomes visible on `close`."""
 
-    def __init__(self, folder: Folder, key: str, schema: pa.Schema, digest: Digest | None = None) -> None:
-        """Write under `key`; a `digest` of hashlib is fed every byte of the file."""
+    def __init__(
+        self, folder: Folder, key: str, schema: pa.Schema, digest: Digest | None = None, *, statistics: bool = True
+    ) -> None:
+        """Write under `key`; a `digest` of hashlib is fed every byte of the file.
+
+        Without `statistics`, the footer does not say between what bounds a row group's values lie, and is shorter.
+        """
         self._file = folder.writer(key)
         self._sink = _ChecksummedFile(self._file, key, digest)
-        self._writer = pq.ParquetWriter(self._sink, schema, write_page_checksum=True)
+        self._writer = pq.ParquetWriter(self._sink, schema, write_page_checksum=True, write_statistics=statistics)
 
     def write(self, rows: pa.Table) -> None:
         """Append a row group."""

@@ -42,7 +42,7 @@ FEWEST_ROWS: Final = 64
 """Rows of a group in the tables of small models."""
 _BYTES_PER_CHUNK: Final = 15
 """Bytes that a row group adds to the footer for each byte that a row has: see `group_rows`."""
-_TAIL_NBYTES: Final = 1 << 16
+_TAIL_NBYTES: Final = 1 << 15
 """Bytes at a table's end that are fetched at once: the footers of most tables are shorter."""
 
 
@@ -164,7 +164,7 @@ class ColumnReader:
         self._folder, self._key = folder, key
         # pyarrow's ParquetFile reads for one thread at a time: others make it crash, or find the table damaged.
         self._reading = threading.Lock()
-        self._last: tuple[range, Sequence[str] | None, pa.Table] | None = None
+        self._last: tuple[range, pa.Table] | None = None
         """The row groups that `rows` read last: neurons are asked for one after another."""
         self.checked: CheckedFile | None = None
         """What is read through; None in a table of an earlier version, which is checked whole."""
@@ -206,9 +206,14 @@ class ColumnReader:
         ends = np.cumsum(counts)
         first, last = int(np.searchsorted(ends, start, "right")), int(np.searchsorted(ends, stop - 1, "right"))
         groups = range(first, min(last + 1, len(counts)))
-        if self._last is None or self._last[:2] != (groups, columns):
-            self._last = groups, columns, self._read(groups, columns)
-        table = self._last[2]
+        last = self._last
+        if (
+            last is None
+            or last[0] != groups
+            or not {*(self.names if columns is None else columns)} <= {*last[1].column_names}
+        ):
+            self._last = last = groups, self._read(groups, columns)
+        table = last[1] if columns is None else last[1].select([*columns])
         begin = int(ends[first]) - counts[first] if first < len(counts) else 0
         return table.slice(start - begin, stop - start)
 

@@ -14,16 +14,17 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.store.capture.plan import Plan
-from actstore.store.capture.positions import windows_of
 from actstore.store.capture.statistics.neuron_table import read_neuron_row
 from actstore.store.capture.tables import bound_to
+from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import NotFoundError
+from actstore.store.files.arrays import open_block_array
 from actstore.store.files.parquet import TableWriter
 from actstore.store.files.table_columns import group_rows
-from actstore.store.layout import table_key
+from actstore.store.layout import block_parameters_key, table_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
 
 TABLE: Final = "exemplars"
+SCALE: Final = "scale"
+"""The block parameter that the table has a copy of, so that a neuron's values need no object per block for it."""
 _NEEDS: Final = frozenset({"exemplar_tokens", "exemplar_values", "histogram"})
 """The statistics that it is made of."""
 CONTEXT: Final = 24
@@ -48,6 +51,7 @@ EXEMPLAR_ROWS: Final = pa.schema(
         ("site", pa.string()),
         ("layer", pa.int32()),
         ("neuron", pa.int32()),
+        ("scales", pa.list_(pa.float32())),
         ("values", pa.list_(pa.float32())),
         ("tokens", pa.list_(pa.int64())),
         ("windows", pa.list_(pa.int32())),
@@ -60,6 +64,7 @@ EXEMPLAR_ROWS: Final = pa.schema(
         ("histogram", pa.list_(pa.int64())),
     ],
     metadata={
+        "scales": "of each block, by which its int8 values are multiplied; none at other precisions",
         "values": "of the exemplars, descending; all lists have one item per exemplar",
         "tokens": "their slots",
         "sources": "of their documents, as in the table of documents",
@@ -72,7 +77,7 @@ EXEMPLAR_ROWS: Final = pa.schema(
 )
 
 EXEMPLAR_LISTS: Final = tuple(
-    name for name in EXEMPLAR_ROWS.names if name not in ("site", "layer", "neuron", "histogram")
+    name for name in EXEMPLAR_ROWS.names if name not in ("site", "layer", "neuron", "scales", "histogram")
 )
 """The columns with an item per exemplar."""
 
@@ -101,7 +106,10 @@ def write_exemplars(folder: Folder, record: CaptureRecord, total: CaptureStatist
     """Write the table, given the statistics of all blocks; nothing for captures that have none."""
     if not has_exemplars(record) or not _NEEDS.issubset(total.names):
         return
-    writer = TableWriter(folder, table_key(record.name, TABLE), bound_to(record, EXEMPLAR_ROWS.empty_table()).schema)
+    schema = bound_to(record, EXEMPLAR_ROWS.empty_table()).schema
+    writer = TableWriter(
+        folder, table_key(record.name, TABLE), schema, statistics=False
+    )  # rows are found by their number
     try:
         for rows in exemplar_rows(folder, record, total):
             writer.write(bound_to(record, rows))
@@ -118,16 +126,34 @@ def exemplar_rows(folder: Folder, record: CaptureRecord, total: CaptureStatistic
     for layers in _batches(total):
         around = _surroundings(plan, layers)
         for (site, layer), statistics in layers.items():
-            start = 0
+            start, scales = 0, _scales(folder, record, site, layer)
             for n in _groups(record, len(statistics.count)):
-                yield _rows(site, layer, slice(start, start + n), statistics, around, sources)
+                rows = slice(start, start + n)
+                whole = {"scales": _lists(scales[rows]), "histogram": _lists(statistics.histogram[rows])}
+                yield _rows(site, layer, rows, statistics, around, sources, whole)
                 start += n
 
 
+def _scales(folder: Folder, record: CaptureRecord, site: str, layer: int) -> NDArray[np.float32]:
+    """The scales of a layer's neurons in every block, as they are stored; shape [neuron, block], or [neuron, 0] without."""
+    if SCALE not in record.encoding.decode_parameters:
+        return np.empty((record.layers(site)[layer], 0), np.float32)
+    key = block_parameters_key(record.name, site, layer, SCALE)
+    spec = next(spec for spec in block_arrays(record) if spec.key == key)
+    array = open_block_array(folder, spec, lambda block: None)
+    return np.stack([array.shard(block).rows()[:, 0] for block in range(record.plan.n_blocks)], axis=1)
+
+
+def _lists(rows: NDArray[Any]) -> pa.Array:
+    """A list per row of a matrix."""
+    n, width = rows.shape
+    return pa.ListArray.from_arrays(pa.array(np.arange(n + 1) * width, pa.int32()), pa.array(rows.ravel()))
+
+
 def _groups(record: CaptureRecord, width: int) -> list[int]:
-    """Rows of each row group of a layer: as of the table of neurons, but a row is some ten times as long."""
+    """Rows of each row group of a layer: half of those of the table of neurons, for a row is longer, and a footer shorter."""
     n_rows = sum(sum(record.layers(site).values()) for site in record.sites)
-    size = group_rows([n_rows])[0] // 4
+    size = max(1, max(group_rows([n_rows])) // 2)
     return [min(size, width - start) for start in range(0, width, size)]
 
 
@@ -166,7 +192,7 @@ def _surroundings(plan: Plan, layers: Mapping[tuple[str, int], Statistics]) -> S
 def surroundings_of(plan: BlockPlan, slots: NDArray[np.int64], block_slots: int) -> Surroundings:
     """The surroundings of some slots of one block, ascending."""
     at = slots - plan.block * block_slots
-    window = windows_of(plan)
+    window = plan.window_of_slot()
     first_input = np.cumsum([0, *plan.windows["n_inputs"][:-1]])
     has_slot = np.zeros(len(plan.inputs), bool)
     has_slot[first_input[window] + plan.position] = True
@@ -188,9 +214,15 @@ def surroundings_of(plan: BlockPlan, slots: NDArray[np.int64], block_slots: int)
 
 
 def _rows(
-    site: str, layer: int, rows: slice, statistics: Statistics, around: Surroundings, sources: pa.ChunkedArray
+    site: str,
+    layer: int,
+    rows: slice,
+    statistics: Statistics,
+    around: Surroundings,
+    sources: pa.ChunkedArray,
+    whole: Mapping[str, pa.Array],
 ) -> pa.Table:
-    """Rows of some neurons of a layer."""
+    """Rows of some neurons of a layer; `whole`: the columns that are of the neuron, not of its exemplars."""
     tokens, values = statistics.exemplar_tokens[rows], statistics.exemplar_values[rows]
     is_there = tokens >= 0
     place = np.searchsorted(around.slots, tokens[is_there])
@@ -204,9 +236,7 @@ def _rows(
     def per_position(items: NDArray[Any]) -> pa.Array:
         return per_exemplar(pa.ListArray.from_arrays(pa.array(inner, pa.int32()), pa.array(items[place][ids >= 0])))
 
-    histogram = statistics.histogram[rows]
-    n, n_bins = histogram.shape
-    bins = pa.array(np.arange(n + 1) * n_bins, pa.int32())
+    n = len(tokens)
     columns = {
         "site": pa.array([site] * n),
         "layer": pa.array(np.full(n, layer, np.int32)),
@@ -220,19 +250,28 @@ def _rows(
         "before": per_exemplar(pa.array(around.before[place])),
         "ids": per_position(around.ids),
         "kept": per_position(around.kept),
-        "histogram": pa.ListArray.from_arrays(bins, pa.array(histogram.ravel())),
     }
-    return pa.table(columns, schema=EXEMPLAR_ROWS)
+    return pa.table({**columns, **whole}, schema=EXEMPLAR_ROWS)
 
 
-def read_exemplars(capture: OpenCapture, site: str, layer: int, neuron: int) -> dict[str, Any] | None:
-    """One neuron's row of the table of a finished capture, by column; None in captures without the table.
+def read_exemplars(
+    capture: OpenCapture, site: str, layer: int, neuron: int, columns: Sequence[str] | None = None
+) -> dict[str, Any] | None:
+    """One neuron's row of the table of a finished capture, some columns or all; None in captures without the table.
 
     `FormatError` where it is another neuron's.
     """
     if not has_exemplars(capture.record):
         return None
     try:
-        return read_neuron_row(capture, TABLE, site, layer, neuron)
+        if not {*EXEMPLAR_ROWS.names} <= {*capture.table(TABLE).names}:
+            return None  # another version's
+        return read_neuron_row(capture, TABLE, site, layer, neuron, columns)
     except NotFoundError:
         return None
+
+
+def read_scales(capture: OpenCapture, site: str, layer: int, neuron: int) -> list[float]:
+    """One neuron's scale in each block; nothing where the table of a finished capture has none."""
+    row = read_exemplars(capture, site, layer, neuron, ("site", "layer", "neuron", "scales"))
+    return [] if row is None else list(row["scales"])

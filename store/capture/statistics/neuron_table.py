@@ -18,7 +18,7 @@ from actstore.store.layout import committed_key, folded_statistics_key, table_ke
 from actstore.store.neurons import neuron_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -43,8 +43,10 @@ def neuron_groups(record: CaptureRecord) -> list[int]:
     return group_rows(width for site in record.sites for width in record.layers(site).values())
 
 
-def read_neuron_row(capture: OpenCapture, table: str, site: str, layer: int, neuron: int) -> dict[str, Any]:
-    """One neuron's row of a table of a finished capture with a row per site and neuron, by column.
+def read_neuron_row(
+    capture: OpenCapture, table: str, site: str, layer: int, neuron: int, columns: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """One neuron's row of a table of a finished capture with a row per site and neuron: some columns, or all.
 
     `FormatError` where it is another neuron's.
     """
@@ -52,7 +54,7 @@ def read_neuron_row(capture: OpenCapture, table: str, site: str, layer: int, neu
     sites = [*record.sites]
     row = sum(sum(record.layers(other).values()) for other in sites[: sites.index(site)])
     row += layer_offsets(record, site)[layer].start + neuron
-    found: dict[str, Any] = (opened.rows(row, row + 1).to_pylist() or [{}])[0]
+    found: dict[str, Any] = (opened.rows(row, row + 1, columns).to_pylist() or [{}])[0]
     if (found.get("site"), found.get("layer"), found.get("neuron")) != (site, layer, neuron):
         raise FormatError(
             f"{capture.folder}/{table_key(record.name, table)} is damaged: row {row} should be neuron {neuron} of layer "

@@ -63,7 +63,7 @@ def test_no_more_is_read_than_is_asked_for(path):
     with counting() as requests:
         table = ColumnReader(counted(path), KEY)
         opening = requests.nbytes[KEY]
-        assert (requests.n, opening) == (2, 1 << 16)
+        assert (requests.n, opening) == (2, 1 << 15)
         table.rows(2500, 2501, ["mean"])
         assert requests.n == 3
         assert requests.nbytes[KEY] - opening < 10_000 < nbytes / 20
@@ -153,7 +153,7 @@ def test_a_table_without_checksums_of_its_chunks_is_checked_whole(path, rows):
 def test_the_checksum_of_a_whole_table_from_its_end(path):
     with counting() as requests:
         assert table_checksum(counted(path), KEY) == checksum((path / KEY).read_bytes())
-    assert requests.nbytes[KEY] == 1 << 16
+    assert requests.nbytes[KEY] == 1 << 15
 
 
 def test_groups_do_not_straddle_layers_and_grow_with_the_model():
