@@ -15,6 +15,7 @@ from rich.text import Text
 
 from actstore.display import terminal
 from actstore.display.highlight import highlighted, marked
+from actstore.store.storage.listing import UnlistableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,12 +107,11 @@ def describe_model(spec: ModelSpec) -> dict[str, Any]:
 def describe_store(store: Store) -> dict[str, Any]:
     """What `info` prints."""
     captures, reasons = store.read_captures()
-    nbytes: Counter[str] = Counter()
-    for key, size in store.folder.sizes():
-        nbytes[""] += size
-        if key.startswith("captures/"):
-            nbytes[key.split("/")[1]] += size
-    described = {name: _describe_capture(capture) | {"bytes": nbytes[name]} for name, capture in captures.items()}
+    nbytes = _sizes(store)
+    described = {
+        name: _describe_capture(capture) | {"bytes": None if nbytes is None else nbytes[name]}
+        for name, capture in captures.items()
+    }
     model = store.model
     return {
         "store": store.folder.location,
@@ -119,10 +119,23 @@ def describe_store(store: Store) -> dict[str, Any]:
         "model_type": model.model_type,
         "layers": len(model.layers),
         "neurons": sum(layer.neurons for layer in model.layers),
-        "bytes": nbytes[""],
+        "bytes": None if nbytes is None else nbytes[""],
         "captures": described,
         "damaged": reasons,
     }
+
+
+def _sizes(store: Store) -> Counter[str] | None:
+    """Bytes of each capture, and of the whole store under ""; None where the storage cannot list what is there."""
+    nbytes: Counter[str] = Counter()
+    try:
+        for key, size in store.folder.sizes():
+            nbytes[""] += size
+            if key.startswith("captures/"):
+                nbytes[key.split("/")[1]] += size
+    except (UnlistableError, PermissionError):
+        return None
+    return nbytes
 
 
 def _describe_capture(capture: Capture) -> dict[str, Any]:
@@ -172,11 +185,15 @@ def state_of(description: dict[str, Any]) -> str:
     return "complete" if planned == committed else f"{committed:,} of {planned:,} blocks"
 
 
+def _size(nbytes: int | None) -> str:
+    return "size not known" if nbytes is None else terminal.format_bytes(nbytes)
+
+
 def print_store(value: dict[str, Any]) -> None:
     """The same for people: one line about the model, one row per capture."""
     terminal.out.print(
         f"{value['store']}: {value['model']} ({value['model_type']}), {value['layers']} layers, {value['neurons']:,} neurons, "
-        f"{terminal.format_bytes(value['bytes'])}",
+        f"{_size(value['bytes'])}",
         style="bold",
     )
     rows = [
@@ -186,7 +203,7 @@ def print_store(value: dict[str, Any]) -> None:
             held["documents"],
             held["sites"],
             held["precision"],
-            terminal.format_bytes(held["bytes"]),
+            _size(held["bytes"]),
             state_of(held),
         )
         for held in (_summary(name, held) for name, held in value["captures"].items())

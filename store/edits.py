@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.files import record_checks
+from actstore.store.files.names import stored_names, write_names
 from actstore.store.files.records import Record, verify_checksum, with_checksum
 from actstore.store.files.shards import checksum
 from actstore.store.layout import edits_key
 from actstore.store.model.root import read_root
 from actstore.store.neurons import neuron_name
 from actstore.store.storage.folder import Folder
+from actstore.store.storage.listing import is_readable
 from actstore.store.storage.lock import own_edit
 
 if TYPE_CHECKING:
@@ -130,7 +132,7 @@ def row_digest(rows: Tensor) -> str:
 
 def edit_names(folder: Folder) -> tuple[str, ...]:
     """The names of a store's edits."""
-    return tuple(name for name in folder.names("edits") if folder.exists(edits_key(name, RECORD)))
+    return tuple(name for name in stored_names(folder, "edits") if is_readable(folder, edits_key(name, RECORD)))
 
 
 def check_name(name: str) -> None:
@@ -156,6 +158,7 @@ def write_edit(folder: Folder, edit: Edit, *, replace: bool = False) -> EditReco
                 )
             folder.delete(key)
         record = dataclasses.replace(edit.record, files=_write_rows(folder, edit))
+        write_names(folder, "edits", edit.name)
         folder.write_json(key, with_checksum(json.loads(json.dumps(record.to_json()))))
     return record
 
@@ -182,15 +185,16 @@ def read_record(folder: Folder, name: str | None = None) -> EditRecord:
     `NotFoundError` where there is none, `FormatError` for one of a newer format.
     """
     key = _key(name, RECORD)
-    if not folder.exists(key):
+    try:
+        value = folder.read_json(key)
+    except NotFoundError:
         known = "" if name is None else f" Its edits are: {', '.join(edit_names(folder)) or 'none'}."
         what = (
             "an edit's folder, such as STORE/edits/NAME, which holds edit.json,"
             if name is None
             else f"an edit {name!r}"
         )
-        raise NotFoundError(f"Expected {what} at {folder}, and there is none.{known}")
-    value = folder.read_json(key)
+        raise NotFoundError(f"Expected {what} at {folder}, and there is none.{known}") from None
     if not isinstance(value.get("format"), int) or value["format"] > FORMAT:
         raise FormatError(
             f"{folder}/{key} has format {value.get('format')}; this actstore reads edits up to {FORMAT}. Update actstore."
@@ -270,6 +274,7 @@ def delete_edit(folder: Folder, name: str) -> None:
     with own_edit(folder, name):
         folder.delete(edits_key(name, RECORD))  # first, and for good: a kill leaves no edit, or all of it
         folder.delete(prefix)
+    write_names(folder, "edits")
 
 
 def _key(name: str | None, file: str) -> str:

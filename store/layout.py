@@ -175,6 +175,11 @@ def numerics_key(capture: str) -> str:
     return f"captures/{capture}/numerics.json"
 
 
+def committed_key(capture: str) -> str:
+    """What a finished capture's commit records come down to, so that a reader need neither list nor read them."""
+    return f"captures/{capture}/committed.json"
+
+
 def verified_key(capture: str) -> str:
     """Which blocks of a capture without checksums of rows `verify` found right."""
     return f"captures/{capture}/verified.json"
@@ -226,6 +231,11 @@ def plan_key(capture: str, name: str) -> str:
 def graphs_key(name: str, file: str) -> str:
     """A file of a set of neuron graphs: `graph.json`, `nodes.arrow`, `neurons.arrow`; `parts/…` while they are built."""
     return f"graphs/{name}/{file}"
+
+
+def names_key(kind: str) -> str:
+    """The names of a store's `captures`, `graphs` or `edits`, for readers that cannot list them."""
+    return f"{kind}.json"
 
 
 def edits_key(name: str, file: str) -> str:

@@ -13,6 +13,8 @@ from actstore.store import hooks
 from actstore.store.arguments import argument
 from actstore.store.calls import checks
 from actstore.store.capture.patches import patch_texts
+from actstore.store.capture.statistics.exemplars import CONTEXT, EXEMPLAR_LISTS, read_exemplars
+from actstore.store.capture.statistics.neuron_table import read_neuron_row
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SPECIAL
 from actstore.store.neurons import neuron_name
@@ -83,13 +85,15 @@ class Neuron:
 
     def statistics(self, capture: str | None = None, site: str = "mlp.post") -> dict[str, Any]:
         """Count, mean, std, min, max, quantiles … of the neuron in a capture, by name."""
-        table = self.store.capture(capture).neurons().to_arrow()
+        source = self.store.capture(capture)
+        source.check_neuron(self.layer, self.index, site)
+        if source.is_finished:
+            return read_neuron_row(source, "neurons", site, self.layer, self.index)
+        table = source.neurons().to_arrow()
         is_neuron = (table["site"].cast(pa.string()).to_numpy(zero_copy_only=False) == site) & (
             (table["layer"].to_numpy() == self.layer) & (table["neuron"].to_numpy() == self.index)
         )
         rows: list[dict[str, Any]] = table.filter(pa.array(is_neuron)).to_pylist()
-        if not rows:
-            self.store.capture(capture).layer_statistics(self.layer, site)  # says what is missing
         return rows[0]
 
     def histogram(
@@ -98,6 +102,8 @@ class Neuron:
         """Counts [bin] of the neuron's values, and the bins' edges [bin + 1]."""
         source = self.store.capture(capture)
         source.check_neuron(self.layer, self.index, site)
+        if (stored := self._stored(source, site)) is not None:
+            return np.array(stored["histogram"], np.int64), HISTOGRAM_EDGES
         statistics = source.layer_statistics(self.layer, site)
         return statistics.histogram[self.index], HISTOGRAM_EDGES
 
@@ -113,6 +119,10 @@ class Neuron:
             raise InvalidInputError(f"context is a number of tokens on either side, 0 or more, found {context}.")
         source = self.store.capture(capture)
         source.check_neuron(self.layer, self.index, site)
+        if (stored := self._stored(source, site, k, context)) is not None:
+            n = min(k, len(stored["tokens"]))
+            rows = [self._stored_exemplar(source, site, stored, rank, context) for rank in range(n)]
+            return Table(pa.Table.from_pylist(rows, schema=EXEMPLARS))
         statistics = source.layer_statistics(self.layer, site)
         values, tokens = statistics.exemplar_values[self.index], statistics.exemplar_tokens[self.index]
         n_known = int((tokens >= 0).sum())
@@ -124,6 +134,16 @@ class Neuron:
             if token >= 0
         ]
         return Table(pa.Table.from_pylist(rows, schema=EXEMPLARS))
+
+    def _stored(self, source: Capture, site: str, k: int = 0, context: int = 0) -> dict[str, Any] | None:
+        """The neuron's row of the table of exemplars; None where there is none, or it has fewer or less around them."""
+        if context > CONTEXT or not source.is_finished:
+            return None
+        stored, record = read_exemplars(source, site, self.layer, self.index), source.record
+        if stored is None or not record.encoding.keeps_values:
+            return stored
+        n_known = len(stored["tokens"])  # fewer than were to be kept: there are no others
+        return stored if k <= n_known or n_known < record.n_exemplars else None
 
     def _search(
         self, source: Capture, site: str, k: int, values: NDArray[np.float32], tokens: NDArray[np.int64]
@@ -189,6 +209,38 @@ class Neuron:
                 source, site, block, slice(*slot_starts[window : window + 2].tolist()), first, last
             ),
             "pivot": position - first,
+        }
+
+    def _stored_exemplar(
+        self, source: Capture, site: str, stored: dict[str, Any], rank: int, context: int
+    ) -> dict[str, Any]:
+        """As `_exemplar`, of a row of the table of exemplars."""
+        of = {name: stored[name][rank] for name in EXEMPLAR_LISTS}
+        first = max(0, of["before"] - context)
+        around = slice(first, of["before"] + context + 1)
+        pieces = [self.store.token_bytes(token) for token in of["ids"][around]]
+        tokens = [piece.decode(errors="replace") for piece in pieces]
+        activations: list[float | None] | None = None
+        if source.record.encoding.keeps_values:
+            block, slot = divmod(of["tokens"], source.record.plan.block_slots)
+            row = source.block_row(self.layer, self.index, block, site, saturated=True)
+            kept = np.array(of["kept"])
+            # Kept positions of a window have slots that follow one another.
+            slots = slot + np.cumsum(kept) - int(kept[: of["before"] + 1].sum())
+            values = np.where(kept, row[np.where(kept, slots, 0)], np.nan)[around]
+            activations = [value if value == value else None for value in values.tolist()]
+        return {
+            "value": of["values"],
+            "document": of["documents"],
+            "position": of["positions"],
+            "token": tokens[of["before"] - first],
+            "text": b"".join(pieces).decode(errors="replace"),
+            "slot": of["tokens"],
+            "window": of["windows"],
+            "source": of["sources"],
+            "tokens": tokens,
+            "activations": activations,
+            "pivot": of["before"] - first,
         }
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""A DuckDB connection that reads the files it was given and nothing else: no other file, no network, no extension, no writing.
+"""A DuckDB connection that reads the tables it was given and nothing else: no file, no network, no extension, no writing.
 
 A query may come from a page or another person. DuckDB by itself reads and writes whatever the process may:
 `read_text('/etc/…')`, `explain analyze copy … to`, a download of an extension, and the Python variables of its caller.
@@ -16,8 +16,7 @@ import psutil
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterator
 
 TIMEOUT_S: Final = 600.0
 """How long a query may run unless told."""
@@ -39,24 +38,10 @@ def open_connection(memory: int | None = None) -> duckdb.DuckDBPyConnection:
     return duckdb.connect(config=_SETTINGS | {"memory_limit": f"{limit}B"})
 
 
-def close_up(connection: duckdb.DuckDBPyConnection, paths: Iterable[Path]) -> None:
-    """Let a connection reach the files at `paths` from here on, and nothing else; no query can undo it."""
-    # DuckDB holds both the pattern that it is given and the file that it finds against the list.
-    allowed = {name for path in paths for name in (str(path), escaped(path))}
-    listed = ", ".join(map(quoted_text, sorted(allowed)))
-    connection.execute(f"SET allowed_paths = [{listed}]")
+def close_up(connection: duckdb.DuckDBPyConnection) -> None:
+    """Let a connection reach the tables that are registered with it, and nothing else; no query can undo it."""
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
-
-
-def escaped(path: Path) -> str:
-    """The pattern that matches the file at `path` alone: in DuckDB's paths `*`, `?` and `[` stand for other characters."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in str(path))
-
-
-def quoted_text(text: str) -> str:
-    """`text` as a string of SQL."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def check_reads_only(connection: duckdb.DuckDBPyConnection, query: str) -> None:

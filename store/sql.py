@@ -1,4 +1,4 @@
-"""SQL over a store: DuckDB on its Parquet tables, read in place, and on nothing else (`sandbox`).
+"""SQL over a store: DuckDB on its Parquet tables, of which it reads the columns it names, and on nothing else (`sandbox`).
 
 Views `neurons`, `documents`, `windows`, `tokens` are those of the chosen capture; a capture's own schema holds them under
 its name (`corpus.neurons`; a name that DuckDB keeps for itself, or that differs from another only in capital letters, gets
@@ -20,17 +20,17 @@ from actstore.store import sandbox
 from actstore.store.capture.questions.answers import answer_tables, has_attributions
 from actstore.store.capture.record import read_capture
 from actstore.store.capture.tables import expected_of
-from actstore.store.errors import FormatError, InvalidInputError
-from actstore.store.files.parquet import check_table, read_table
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.files.names import stored_names
+from actstore.store.files.table_columns import ColumnReader
 from actstore.store.graphs.record import graph_names
 from actstore.store.graphs.tables import graph_tables
 from actstore.store.layout import VOCABULARY_KEY, table_key
 from actstore.store.model.root import check_beside_root, read_root_record
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pyarrow as pa
+    import pyarrow.dataset as ds
 
     from actstore.store.capture.captures import Captures
     from actstore.store.capture.reader import Capture
@@ -53,6 +53,11 @@ class _Query:
         self._text = text.lower()
         self._lists_tables = any(word in self._text for word in _CATALOGS)
         self._is_composed = any(word in self._text for word in _COMPOSING)
+
+    @property
+    def may_name_captures(self) -> bool:
+        """Whether it may name a table of a capture by the capture's name, as `corpus.neurons`."""
+        return self._lists_tables or self._is_composed or "." in self._text
 
     def contains(self, name: str) -> bool:
         """Whether the table or capture is named, or may be."""
@@ -77,7 +82,7 @@ def run_sql(
     with sandbox.open_connection(memory) as connection:
         views = _Views(connection, store, _Query(query))
         views.add_all(capture)
-        sandbox.close_up(connection, views.paths)
+        sandbox.close_up(connection)
         try:
             sandbox.check_reads_only(connection, query)
             with sandbox.limited(connection, timeout_s):
@@ -85,11 +90,13 @@ def run_sql(
                 if result is not None:
                     return result.to_arrow_table()
         except duckdb.PermissionException as error:
+            views.raise_damage()
             raise InvalidInputError(
                 f"The query cannot be run: it reads the store's tables and nothing else, no other file, no network, and "
                 f"changes no setting ({_reason(error)})."
             ) from None
         except duckdb.Error as error:
+            views.raise_damage()
             reason = _reason(error)
             if "Table with name" in reason:
                 tables = ", ".join(_tables(store, capture))
@@ -110,13 +117,14 @@ class _Views:
     connection: duckdb.DuckDBPyConnection
     store: Captures
     query: _Query
-    paths: list[Path] = field(default_factory=list)
-    """The files that they are read from."""
+    _tables: list[ColumnReader] = field(default_factory=list)
+    """Those that are read from files, by column."""
 
     def add_all(self, capture: str | None) -> None:
         """Those of the store, and of `capture` or else the default one."""
         store, query = self.store, self.query
-        names = [name for name in store.folder.names("captures") if query.needs(name)]
+        names = stored_names(store.folder, "captures") if query.may_name_captures else []
+        names = [name for name in names if query.needs(name)]
         names = [name for name in names if read_capture(store.folder, name) is not None]
         taken = Counter([*RESERVED_SCHEMAS, *(name.lower() for name in names)])
         for name in names:
@@ -152,37 +160,33 @@ class _Views:
             self._add_arrow(f"{prefix}tokens", capture.tokens().to_arrow())
 
     def _add_table(self, view: str, key: str, record: CaptureRecord | None = None) -> None:
-        """Show the table under `key`, one of the root or of the capture of a record.
-
-        Where the query names it, every byte is checked first, as DuckDB does not.
-        """
+        """Show the table under `key`, one of the root or of the capture of a record; what is read of it is checked."""
         folder, table = self.store.folder, view.rpartition(".")[2]
-        if not self.query.needs(table) or not folder.exists(key):
+        if not self.query.needs(table):
             return
-        local_path, expected = folder.local_path(key), {} if record is None else expected_of(record, table)
-        if local_path is None:
-            self._check_root_table(key, record)
-            self._add_arrow(view, read_table(folder, key, **expected))
-            return
-        is_named = self.query.contains(table)
-        if is_named:
-            self._check_root_table(key, record)
-            check_table(folder, key, **expected)
-        path = local_path.absolute()
-        pattern = sandbox.quoted_text(sandbox.escaped(path))
         try:
-            self.connection.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet({pattern})")
-        except (duckdb.Error, RuntimeError) as error:
-            if is_named:  # what nobody asks about may be damaged
-                raise FormatError(f"{folder}/{key} is damaged: {' '.join(str(error).split())}.") from None
-        else:
-            self.paths.append(path)
+            self._check_root_table(key, record)
+            opened = ColumnReader(folder, key, **({} if record is None else expected_of(record, table)))
+        except NotFoundError:
+            return  # no patches in a capture of text
+        except FormatError:
+            if self.query.contains(table):
+                raise
+            return  # what nobody asks about may be damaged
+        self._tables.append(opened)
+        self._add_arrow(view, opened.dataset())
+
+    def raise_damage(self) -> None:
+        """Raise what was found to be damaged while a query ran, of which DuckDB says something else."""
+        for table in self._tables:
+            if table.damage is not None:
+                raise table.damage from None
 
     def _check_root_table(self, key: str, record: CaptureRecord | None) -> None:
         if record is None:
             check_beside_root(self.store.folder, key, read_root_record(self.store.folder))
 
-    def _add_arrow(self, view: str, table: pa.Table) -> None:
+    def _add_arrow(self, view: str, table: pa.Table | ds.Dataset) -> None:
         hidden = f"_arrow_{id(table)}"  # the connection keeps the table alive, so no other will have its id
         self.connection.register(hidden, table)
         self.connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {hidden}")

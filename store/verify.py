@@ -15,12 +15,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from actstore.store.capture.commits import damaged_files, damaged_shards
+from actstore.store.capture.committed import damaged_index
 from actstore.store.capture.record import read_capture
 from actstore.store.capture.unchecked import write_verified
-from actstore.store.edits import edit_names
+from actstore.store.edits import RECORD, edit_names
 from actstore.store.edits import read_record as read_edit_record
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.checksums import verify_checksums
+from actstore.store.files.names import KINDS, stored_names, unlisted_names
 from actstore.store.files.parquet import read_metadata
 from actstore.store.graphs.record import check_belongs, read_record
 from actstore.store.layout import (
@@ -29,6 +31,7 @@ from actstore.store.layout import (
     VOCABULARY_KEY,
     edits_key,
     graphs_key,
+    names_key,
     statistics_key,
     table_key,
     weights_key,
@@ -41,12 +44,14 @@ from actstore.store.model.root import (
     read_tokenizer,
     read_vocabulary,
 )
+from actstore.store.storage.listing import UnlistableError, is_readable
 from actstore.store.verify_parts import PARTS, guarded, misplaced_shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from actstore.store.capture.captures import Captures
+    from actstore.store.model.root import RootRecord
     from actstore.store.reader import Capture
     from actstore.store.storage.folder import Folder
 
@@ -93,10 +98,13 @@ def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda bl
     damage += [_damage(name, *found) for found in misplaced_shards(capture, undamaged)]
     # Statistics and the table of neurons are written when every block is committed: from then on, none may lack its record.
     results = (table_key(name, "neurons"), f"{statistics_key(name, 'tokens', 'by_label')}/zarr.json")
-    if any(folder.exists(key) for key in results):
+    if any(is_readable(folder, key) for key in results):
         damage += _missing_blocks(capture)
     for check, key in PARTS.items():
         damage += [_damage(name, None, *found) for found in guarded(key, partial(check, capture))]
+    if not damage:  # the index follows from blocks and plan: what is wrong with them shows in it too
+        found_in_index = guarded("committed.json", partial(damaged_index, folder, capture.record))
+        damage += [_damage(name, None, *found) for found in found_in_index]
     return damage
 
 
@@ -139,7 +147,7 @@ def record_verified(capture: Capture, damage: Iterable[Damage]) -> None:
 def verify_root(folder: Folder) -> list[Damage]:
     """Everything damaged in what belongs to the store as a whole: its tables, tokenizer, weights and edits."""
     root = read_root_record(folder)
-    parts = [name.removesuffix(".safetensors") for name in folder.names("weights") if name.endswith(".safetensors")]
+    parts = _weight_parts(folder, root)
     missing = [part for part in root.model.weights if part not in parts]
     tables = (table_key(None, "neurons"), VOCABULARY_KEY)
     checks: dict[str, Callable[[], object]] = {
@@ -151,12 +159,39 @@ def verify_root(folder: Folder) -> list[Damage]:
     for name in edit_names(folder):
         checks[edits_key(name, "edit.json")] = partial(_check_edit, folder, name)
     damage = [Damage(None, None, None, None, weights_key(part), "missing; restore it from a copy") for part in missing]
+    for kind in KINDS:
+        damage += [Damage(None, None, None, None, *found) for found in _unlisted(folder, kind)]
     for key, check in checks.items():
-        if folder.exists(key) or key in root.files:
+        if key in root.files or is_readable(folder, key):
             belongs = partial(check_beside_root, folder, key, root) if key in tables else None
             found = guarded(key, partial(_complaint, key, belongs, check))
             damage += [Damage(None, None, None, None, *one) for one in found]
     return damage
+
+
+def _weight_parts(folder: Folder, root: RootRecord) -> list[str]:
+    """The parts of the weights that lie in a store; where they cannot be listed, those of its record that can be read."""
+    try:
+        names = folder.names("weights")
+    except (UnlistableError, PermissionError):
+        return [part for part in root.model.weights if is_readable(folder, weights_key(part))]
+    return [name.removesuffix(".safetensors") for name in names if name.endswith(".safetensors")]
+
+
+def _unlisted(folder: Folder, kind: str) -> Iterator[tuple[str, str]]:
+    """What is wrong with the index of the store's `kind`: that it cannot be read, or lacks what has a record."""
+    try:
+        names = unlisted_names(folder, kind)
+    except FormatError as error:
+        yield names_key(kind), str(error)
+        return
+    except (UnlistableError, PermissionError):
+        return  # there is nothing to compare it with
+    records = {"captures": "zarr.json", "graphs": "graph.json", "edits": RECORD}
+    for name in names:
+        if is_readable(folder, f"{kind}/{name}/{records[kind]}"):
+            what = f"does not list {name!r}, which a reader of a location that cannot be listed will not find"
+            yield names_key(kind), what
 
 
 def _complaint(key: str, *checks: Callable[[], object] | None) -> Iterator[tuple[str, str]]:
@@ -171,7 +206,7 @@ def _complaint(key: str, *checks: Callable[[], object] | None) -> Iterator[tuple
 def _check_vocabulary(folder: Folder) -> None:
     read_vocabulary(folder)
     fingerprint = read_metadata(folder, VOCABULARY_KEY).get(b"fingerprint", b"").decode()
-    for name in folder.names("captures"):
+    for name in stored_names(folder, "captures"):
         try:
             record = read_capture(folder, name)
         except FormatError:
@@ -199,7 +234,7 @@ def verify_graphs(folder: Folder, capture: str | None = None) -> tuple[list[str]
     All of a store's, or those of one capture; graphs whose record cannot be read may be any capture's.
     """
     names, damage, root = [], [], read_root_record(folder)
-    for name in folder.names("graphs"):
+    for name in stored_names(folder, "graphs"):
         try:
             record = read_record(folder, name)
         except FormatError as error:
@@ -224,8 +259,8 @@ def verify_graphs(folder: Folder, capture: str | None = None) -> tuple[list[str]
 def _is_unfinished(folder: Folder, name: str) -> bool:
     """Whether graphs without a record never had one: parts go after it came, both tables stand before."""
     files = ("nodes.arrow", "neurons.arrow")
-    return folder.exists(graphs_key(name, "parts/graph.json")) or not any(
-        folder.exists(graphs_key(name, file)) for file in files
+    return is_readable(folder, graphs_key(name, "parts/graph.json")) or not any(
+        is_readable(folder, graphs_key(name, file)) for file in files
     )
 
 

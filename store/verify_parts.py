@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
 from actstore.store.capture.commits import damaged_shards
@@ -14,12 +15,15 @@ from actstore.store.capture.statistics.capture_statistics import (
     read_block_statistics,
     sum_statistics,
 )
+from actstore.store.capture.statistics.exemplars import exemplar_rows, has_exemplars
 from actstore.store.capture.statistics.neuron_table import neuron_table
+from actstore.store.capture.tables import open_capture_table
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import BlockArray
 from actstore.store.files.shards import Shard, shard_seed
 from actstore.store.layout import block_statistics_key, capture_key, folded_statistics_key, shard_key
+from actstore.store.storage.listing import is_readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -119,7 +123,7 @@ def _checkpoint(capture: Capture) -> Iterator[tuple[str, str]]:
     """Whether a checkpoint of added statistics is the sum of its blocks' own, bit for bit."""
     folder, record = capture.folder, capture.record
     key = folded_statistics_key(record.name)
-    if not folder.exists(key):
+    if not is_readable(folder, key):
         return
     short = key.removeprefix(f"{capture_key(record.name)}/")
     try:
@@ -152,7 +156,8 @@ def _statistics(capture: Capture) -> Iterator[tuple[str, str]]:
                 yield block_statistics_key(record.name, block).removeprefix(f"{capture_key(record.name)}/"), str(error)
             return
     try:
-        if total.encode() != sum_statistics(folder, record, capture.blocks).encode():
+        found = sum_statistics(folder, record, capture.blocks, is_known_finished=capture.is_finished)
+        if total.encode() != found.encode():
             yield "statistics", "not the sum of the blocks' own"
         table, expected = capture.neurons().to_arrow(), neuron_table(record, total)
         # A later version may have more columns; what a table has must be right, and it must have a row for every neuron.
@@ -163,6 +168,25 @@ def _statistics(capture: Capture) -> Iterator[tuple[str, str]]:
         yield "statistics", str(error)
 
 
+def _exemplars(capture: Capture) -> Iterator[tuple[str, str]]:
+    """Whether the table of exemplars is what statistics and plan say."""
+    folder, record = capture.folder, capture.record
+    if not (has_exemplars(record) and capture.is_finished):
+        return
+    try:
+        table = open_capture_table(folder, record, "exemplars")
+        total = sum_statistics(folder, record, capture.blocks, is_known_finished=True)
+        n_groups = table.file.metadata.num_row_groups
+        groups = zip_longest(range(n_groups), exemplar_rows(folder, record, total))
+        if not all(None not in pair and table.read(None, [pair[0]]).equals(pair[1]) for pair in groups):
+            yield "exemplars.parquet", "not what the statistics and the plan say"
+    except NotFoundError:
+        return  # of an earlier version; or the plan lacks a file, which is reported
+    except FormatError as error:
+        if "exemplars.parquet" in str(error):  # what else is damaged is reported where it is
+            yield "exemplars.parquet", str(error)
+
+
 PARTS: Final = {
     _metadata: "zarr.json",
     _plan: "plan",
@@ -170,6 +194,7 @@ PARTS: Final = {
     _requests: "requests.arrow",
     _statistics: "statistics",
     _checkpoint: "blocks/folded.statistics.safetensors.zst",
+    _exemplars: "exemplars.parquet",
     _answers: "prompts.parquet",
 }
 """What is checked of a capture besides its blocks' files, and the key by which it is called where that fails."""

@@ -53,7 +53,10 @@ def test_a_campaign_that_was_not_run_is_named(reliability: Any) -> None:
     text = reliability.markdown({"kills": result})
     assert "| kills |" in text
     assert "| killed: 300 | stuck: 2 | 16, `abc` | 300 |" in text
-    assert "Not run yet: errors, power cuts, tampering, repairs, mutations, threads, first writers, pairs, fillers." in text
+    assert (
+        "Not run yet: errors, power cuts, tampering, repairs, mutations, threads, first writers, pairs, fillers."
+        in text
+    )
 
 
 def test_what_is_recorded_was_run_in_full(reliability: Any) -> None:

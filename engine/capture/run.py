@@ -226,9 +226,9 @@ class Run(ABC):
         filler.fill(unfilled, on_commit)
 
     def finish(self) -> None:
-        """Add up the statistics of all blocks and write what stands for all of them, the table of neurons last.
+        """Add up the statistics of all blocks and write what stands for all of them, the table of neurons and the index last.
 
-        `CaptureError` where a block is missing; nothing is done where the capture is finished.
+        `CaptureError` where a block is missing; nothing is done where the capture is finished and has its index.
         """
         finish_capture(self.folder, self._record())
 

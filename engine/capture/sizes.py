@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import psutil
 
 from actstore.engine.capture.buffers import buffer_nbytes
+from actstore.store.capture.statistics.exemplars import has_exemplars
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.precision import PRECISIONS
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 DEFAULT_MEMORY: Final = 4 << 30
 STATISTICS_NBYTES: Final = 250
 """Of one neuron and block, compressed; likewise measured."""
+EXEMPLAR_NBYTES: Final = 80
+"""Of one exemplar in their table, with the tokens around it; likewise measured."""
 
 
 def bytes_per_slot(record_sites: dict[str, dict[int, int]], precision: str, dtype: str, n_gate_neurons: int) -> float:
@@ -48,7 +51,9 @@ def estimate_nbytes(record: CaptureRecord) -> int:
     width = sum(w for site in record.sites for w in record.layers(site).values())
     per_slot = width * record.encoding.bytes_per_value
     per_slot += sum(record.layers("mlp.post")[layer] for layer in record.gate_sign) / 8
-    return int(record.plan.n_blocks * (record.plan.block_slots * per_slot + STATISTICS_NBYTES * width))
+    n_exemplars = width * record.n_exemplars if has_exemplars(record) else 0
+    of_blocks = record.plan.n_blocks * (record.plan.block_slots * per_slot + STATISTICS_NBYTES * width)
+    return int(of_blocks + EXEMPLAR_NBYTES * n_exemplars)
 
 
 def check_memory(record: CaptureRecord, n_buffers: int) -> None:

@@ -11,6 +11,7 @@ from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.layout import GENERATED, SPECIAL, TEXT, TOKENIZER_KEY
 from actstore.store.model.root import read_tokenizer
 from actstore.store.model.tokenizer import StoredTokenizer
+from actstore.store.storage.listing import is_readable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,7 +87,7 @@ def encode_as(capture: Capture, text: str) -> NDArray[np.int32]:
     tokenizer, or has one that neither can run.
     """
     store = capture.store
-    if store.vocabulary is None or not store.folder.exists(TOKENIZER_KEY):
+    if store.vocabulary is None or not is_readable(store.folder, TOKENIZER_KEY):
         raise InvalidInputError(f"{store.folder} has no tokenizer: pass token ids instead of a text.")
     return np.array([*_leading_tokens(capture), *_tokenise(store, text)], np.int32)
 

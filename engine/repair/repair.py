@@ -12,11 +12,14 @@ from actstore.engine.repair.model import RepairModel
 from actstore.engine.repair.outcome import Outcome, RepairOptions, RepairReport
 from actstore.engine.repair.root_files import is_root_file, rewrite_root_files
 from actstore.engine.repair.scratch import clear_leftovers, leftovers
+from actstore.store.capture.committed import complete_index
 from actstore.store.capture.statistics.capture_statistics import is_finished
 from actstore.store.errors import ActstoreError, CaptureError
-from actstore.store.layout import folded_statistics_key
+from actstore.store.files.names import KINDS, write_names
+from actstore.store.layout import committed_key, folded_statistics_key, names_key
 from actstore.store.reader import Capture, Store
 from actstore.store.storage.folder import Folder
+from actstore.store.storage.listing import is_readable
 from actstore.store.storage.lock import own, own_root
 from actstore.store.verify import Damage, open_captures, verify_capture, verify_graphs, verify_root
 
@@ -38,7 +41,7 @@ _REASONS: Final = {
 }
 """Key of what cannot be repaired → why, and what to do."""
 _ADDED_UP: Final = "added up again from the blocks' own statistics"
-_RESULTS: Final = ("statistics", "neurons.parquet", "prompts.parquet", "queries.parquet")
+_RESULTS: Final = ("statistics", "neurons.parquet", "exemplars.parquet", "prompts.parquet", "queries.parquet")
 
 
 def repair_store(
@@ -76,7 +79,14 @@ def _repair_root(store: Store, model: RepairModel) -> list[Outcome]:
     """Repair what belongs to the store as a whole."""
     damage = verify_root(store.folder)
     of_model = [one for one in damage if is_root_file(one.key)]
-    outcomes = [Outcome(one, False, _elsewhere(one)) for one in damage if one not in of_model]
+    indexes = {names_key(kind): kind for kind in KINDS}
+    outcomes = []
+    for one in damage:
+        if one.key in indexes:
+            write_names(store.folder, indexes[one.key])
+            outcomes.append(Outcome(one, True, "written again from what the store lists"))
+        elif one not in of_model:
+            outcomes.append(Outcome(one, False, _elsewhere(one)))
     if not of_model:
         return outcomes
     known = (store.model.dtype, store.model.fingerprint)
@@ -158,6 +168,12 @@ class _CaptureRepair:
         damage = verify_capture(capture)
         if not damage and len(capture.blocks) == capture.record.plan.n_blocks and not self._is_finished(capture):
             return [Damage(self._name, None, None, None, "neurons.parquet", "missing, with every block written")]
+        # Captures of earlier versions have none, and are whole; a kill may have come before it.
+        if not damage and capture.record.is_checked and capture.is_finished:
+            index = committed_key(self._name)
+            if not is_readable(self._folder, index):
+                short = index.rpartition("/")[2]
+                return [Damage(self._name, None, None, None, short, "missing, with every block written")]
         return damage
 
     def _is_finished(self, capture: Capture) -> bool:
@@ -182,6 +198,11 @@ class _CaptureRepair:
         if results and len(capture.blocks) == capture.record.plan.n_blocks:
             add_up(capture)
             return [Outcome(one, True, _ADDED_UP) for one in results]
+        index = [one for one in damage if committed_key(self._name).endswith(f"/{one.key}")]
+        if index and self._is_finished(capture):
+            self._folder.delete(committed_key(self._name))
+            complete_index(self._folder, capture.record)
+            return [Outcome(one, True, "written again from the commit records") for one in index]
         return [Outcome(one, False, "restore it from a copy of the store") for one in damage]
 
     def _repair_blocks(self, capture: Capture, damage: list[Damage]) -> list[Outcome]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from actstore.store import layout
@@ -13,6 +14,7 @@ from actstore.store.capture.reader import Capture
 from actstore.store.capture.record import read_capture
 from actstore.store.capture.unfinished import logger, unfinished_sentence
 from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files.names import stored_names
 from actstore.store.files.record_checks import check_of_model
 from actstore.store.model.root import Root
 
@@ -149,12 +151,13 @@ class Captures(Root):
 
     def _names(self) -> list[str]:
         """What lies in the folder of captures, with a plan or without."""
-        return [name for name in self.folder.names("captures") if name != "zarr.json"]
+        return stored_names(self.folder, "captures")
 
     def _default_first(self) -> Iterator[str]:
         """As `_names`, which is asked only where the capture of the default name is not enough."""
         yield layout.DEFAULT_CAPTURE
-        yield from (name for name in self._names() if name != layout.DEFAULT_CAPTURE)
+        with suppress(NotFoundError):  # where nothing says which there are, each is compared when it is named
+            yield from (name for name in self._names() if name != layout.DEFAULT_CAPTURE)
 
     def _record(self, name: str) -> CaptureRecord | None:
         """The record of a capture, read now: another process may have added it; None where its plan is not finished.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import TYPE_CHECKING
 
 from actstore.store.capture.identity import check_commit
@@ -49,6 +50,14 @@ def digest_commits(folder: Folder, record: CaptureRecord, n_blocks: int) -> byte
     for block in range(n_blocks):
         digest.update(read_commit(folder, record, block).checksum.encode())
     return digest.digest()
+
+
+def digest_shards(folder: Folder, record: CaptureRecord) -> str:
+    """SHA-256 over the capture's identity and what its commit records say of each file of all blocks, without their times."""
+    digest = hashlib.sha256(f"{record.identity} {record.name}".encode())
+    for block in range(record.plan.n_blocks):
+        digest.update(json.dumps(read_commit(folder, record, block).shards, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def check_file(folder: Folder, capture: CaptureRecord, block: int, key: str) -> None:

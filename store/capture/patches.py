@@ -64,10 +64,12 @@ class PatchesWriter:
 
 def read_patches(folder: Folder, record: CaptureRecord, blocks: Iterable[int] | None = None) -> pa.Table:
     """The rows of some blocks, in their order, or of all; see `PATCHES`."""
-    file = open_capture_table(folder, record, "patches", whole=blocks is None)
+    selected = None if blocks is None else [*blocks]
+    if selected == []:
+        return PATCHES.empty_table()
+    rows = open_capture_table(folder, record, "patches").read(None, selected)
     with undamaged(folder, table_key(record.name, "patches")):
-        selected = list(range(file.num_row_groups) if blocks is None else blocks)
-        return file.read_row_groups(selected).select(PATCHES.names) if selected else PATCHES.empty_table()
+        return rows.select(PATCHES.names)
 
 
 def patch_texts(patches: pa.Table, window: int, image: str | None = None) -> dict[int, str]:

@@ -210,6 +210,10 @@ class BlockPlan:
     """Position in its window of each slot, padding slots left out; shape [token]."""
     modality: NDArray[np.uint8]
 
+    def window_of_slot(self) -> NDArray[np.int64]:
+        """The window of each slot, as a row of `windows`; shape [token]."""
+        return np.repeat(np.arange(len(self.labels)), self.windows["n_slots"])
+
     def batches(self) -> list[slice]:
         """The windows of each batch, as slices of the window axis."""
         borders = np.flatnonzero(np.diff(self.windows["batch"])) + 1
@@ -313,6 +317,12 @@ class Plan:
         with self._reading, undamaged(self._folder, self._key(name)):
             table = self._file(name).read()
             return checked_windows(table, self.record) if name == "windows" else table
+
+    def used_slots(self) -> NDArray[np.int64]:
+        """Slots of each block that hold a token; the rest of a block is padding. Shape [block]."""
+        windows = self.table("windows").select(["block", "n_slots"])
+        sums = np.bincount(windows["block"], windows["n_slots"], minlength=self.record.n_blocks)
+        return sums.astype(np.int64)
 
     def fingerprint(self) -> str:
         """The fingerprint of what is on disk now, to hold against the record's; reads the whole plan."""

@@ -128,7 +128,7 @@ def slots_of(plan: BlockPlan, positions: str) -> NDArray[np.int64]:
 
 def windows_of(plan: BlockPlan) -> NDArray[np.int64]:
     """The window of each slot of a block, as a row of the block's windows; shape [token]."""
-    return np.repeat(np.arange(len(plan.labels)), plan.windows["n_slots"])
+    return plan.window_of_slot()
 
 
 def blocks_with(capture: Capture, positions: str, blocks: Iterable[int]) -> Iterator[tuple[int, NDArray[np.int64]]]:

@@ -15,18 +15,18 @@ import pyarrow as pa
 from actstore.store import hooks, layout
 from actstore.store.arguments import argument
 from actstore.store.calls import checks
-from actstore.store.capture.commits import committed_blocks
+from actstore.store.capture.committed import find_blocks
 from actstore.store.capture.overflow import OVERFLOW_COLUMNS, can_overflow, find_overflow, saturate
 from actstore.store.capture.patches import read_patches
 from actstore.store.capture.plan import Plan
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, is_finished, sum_statistics
+from actstore.store.capture.statistics.exemplars import SCALE, read_scales
 from actstore.store.capture.statistics.neuron_table import neuron_table, read_finished_table
 from actstore.store.capture.tables import open_capture_table
 from actstore.store.capture.unchecked import check_shard
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import NotFoundError
 from actstore.store.files.arrays import open_block_array
-from actstore.store.files.parquet import undamaged
 from actstore.store.table import Table
 
 if TYPE_CHECKING:
@@ -36,10 +36,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.kernels.pack.statistics import Statistics
+    from actstore.store.capture.committed import Committed
     from actstore.store.capture.overflow import Overflow
     from actstore.store.files.arrays import BlockArray, BlockArraySpec
     from actstore.store.files.records import CaptureRecord
     from actstore.store.files.shards import Shard
+    from actstore.store.files.table_columns import ColumnReader
     from actstore.store.model.root import Root
 
 
@@ -67,6 +69,7 @@ class Capture:
         self.blocks: tuple[int, ...] = ()
         self._arrays: dict[str, BlockArray] = {}
         self._opening = Lock()  # threads that read from a server open an array once
+        self._committed: Committed | None = None
         self.refresh()
 
     def __reduce__(self) -> tuple[Callable[[_Store, str], Capture], tuple[Root, str]]:
@@ -84,7 +87,9 @@ class Capture:
 
     def refresh(self) -> None:
         """See what has been committed since the capture was opened."""
-        self.blocks = tuple(b for b in committed_blocks(self.folder, self.record.name) if b < self.record.plan.n_blocks)
+        self.blocks, self._committed = find_blocks(self.folder, self.record)
+        self._tables: dict[str, ColumnReader] = {}
+        self._scales = lru_cache(maxsize=16)(partial(read_scales, self))
         for name in ("_statistics", "overflow"):
             self.__dict__.pop(name, None)
 
@@ -96,14 +101,12 @@ class Capture:
     @property
     def is_finished(self) -> bool:
         """Whether the finished statistics stand for the blocks known here, which are then all."""
-        return self.is_complete and is_finished(self.folder, self.record)
+        return self._committed is not None or (self.is_complete and is_finished(self.folder, self.record))
 
     @cached_property
     def used_slots(self) -> NDArray[np.int64]:
         """Slots of each block that hold a token; the rest of a block is padding. Shape [block]."""
-        windows = self.plan.table("windows").select(["block", "n_slots"])
-        sums = np.bincount(windows["block"], windows["n_slots"], minlength=self.record.plan.n_blocks)
-        return sums.astype(np.int64)
+        return self.plan.used_slots() if self._committed is None else self._committed.used_slots
 
     def slots(self) -> NDArray[np.int64]:
         """The slots of all committed tokens, ascending: the `token` column of `tokens()`."""
@@ -117,22 +120,12 @@ class Capture:
         Columns: token (its slot), id, position (in its window), window, document, modality.
         """
         slots = self.slots()
-        columns = {name: self.plan.array(f"tokens/{name}")[slots] for name in ("ids", "position", "window", "modality")}
+        columns = (self.plan.array(f"tokens/{name}")[slots] for name in ("ids", "position", "window", "modality"))
+        ids, position, window, kind = columns
         documents = self.plan.table("windows")["document"].to_numpy()
-        modality = pa.DictionaryArray.from_arrays(
-            pa.array(columns["modality"].astype(np.int8)), list(layout.MODALITIES)
-        )
-        table = pa.table(
-            {
-                "token": slots,
-                "id": columns["ids"],
-                "position": columns["position"],
-                "window": columns["window"],
-                "document": documents[columns["window"]],
-                "modality": modality,
-            }
-        )
-        return Table(table)
+        modality = pa.DictionaryArray.from_arrays(pa.array(kind.astype(np.int8)), list(layout.MODALITIES))
+        names = ("token", "id", "position", "window", "document", "modality")
+        return Table(pa.table([slots, ids, position, window, documents[window], modality], names=names))
 
     def documents(self) -> Table:
         """One row per document: document, source, sha256, n_tokens, and its labels."""
@@ -188,10 +181,18 @@ class Capture:
             return Table(read_finished_table(self.folder, self.record))
         return Table(neuron_table(self.record, self.statistics()))
 
+    def table(self, name: str) -> ColumnReader:
+        """A table of the capture by name, to read rows and columns of."""
+        if name not in self._tables:
+            self._tables[name] = open_capture_table(self.folder, self.record, name)
+        return self._tables[name]
+
     def statistics(self) -> CaptureStatistics:
         """The statistics of the committed blocks, added in block order."""
         if "_statistics" not in self.__dict__:
-            self.__dict__["_statistics"] = sum_statistics(self.folder, self.record, self.blocks)
+            self.__dict__["_statistics"] = sum_statistics(
+                self.folder, self.record, self.blocks, is_known_finished=self._committed is not None
+            )
         statistics: CaptureStatistics = self.__dict__["_statistics"]
         return statistics
 
@@ -207,10 +208,8 @@ class Capture:
             return {}
         if not self.is_finished:
             return find_overflow(self.neurons().to_arrow(), self.record)
-        file = open_capture_table(self.folder, self.record, "neurons")
-        with undamaged(self.folder, layout.table_key(self.record.name, "neurons")):
-            table = file.read(columns=[name for name in OVERFLOW_COLUMNS if name in file.schema_arrow.names])
-        return find_overflow(table, self.record)
+        table = self.table("neurons")
+        return find_overflow(table.read([name for name in OVERFLOW_COLUMNS if name in table.names]), self.record)
 
     def has_overflow(self, layer: int, site: str = "mlp.post") -> NDArray[np.bool_]:
         """Which neurons of a layer have values that are stored as infinite for being too large; shape [neuron]."""
@@ -300,6 +299,9 @@ class Capture:
         self, raw: NDArray[Any], layer: int, site: str, block: int, neuron: int | None = None
     ) -> NDArray[np.float32]:
         encoding, of = self.record.encoding, (layer, block, site, neuron)
+        if neuron is not None and self._committed is not None and encoding.decode_parameters == (SCALE,):
+            scales = np.array(self._scales(site, layer, neuron)[block : block + 1], np.float32)
+            return encoding.decode(raw, {SCALE: scales if len(scales) else self.block_parameter(SCALE, *of)})
         return encoding.decode(raw, {name: self.block_parameter(name, *of) for name in encoding.decode_parameters})
 
     def _shard(self, array: BlockArray, block: int, *, whole: bool = False) -> Shard:

@@ -6,35 +6,53 @@ metadata. Records of earlier versions say neither, and their tables are checked 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from actstore.store.files.parquet import open_table, read_table, write_table
+from actstore.store.files.parquet import read_table, write_table
+from actstore.store.files.table_columns import ColumnReader
 from actstore.store.layout import table_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
+
+
+class OpenCapture(Protocol):
+    """A capture opened for reading, as far as its tables go."""
+
+    record: CaptureRecord
+    folder: Folder
+
+    def table(self, name: str) -> ColumnReader:
+        """A table of the capture, opened once."""
+
 
 _IDENTITY = "identity"
 _OF_PLAN = ("windows", "documents", "patches")
 
 
-def write_capture_table(folder: Folder, record: CaptureRecord, table: str, rows: pa.Table) -> None:
-    """Write a table of a planned capture whole, replacing what was there."""
-    if record.identity:
-        metadata = {key: value for key, value in (rows.schema.metadata or {}).items() if key != _IDENTITY.encode()}
-        rows = rows.replace_schema_metadata({**metadata, _IDENTITY: record.identity})
-    write_table(folder, table_key(record.name, table), rows)
+def write_capture_table(
+    folder: Folder, record: CaptureRecord, table: str, rows: pa.Table, groups: Sequence[int] = ()
+) -> None:
+    """Write a table of a planned capture whole, replacing what was there; in row groups of `groups` rows, or one."""
+    write_table(folder, table_key(record.name, table), bound_to(record, rows), groups)
 
 
-def open_capture_table(folder: Folder, record: CaptureRecord, table: str, *, whole: bool = False) -> pq.ParquetFile:
-    """A table of a capture, to read row groups or columns of; as `open_table`."""
-    return open_table(folder, table_key(record.name, table), whole=whole, **expected_of(record, table))
+def bound_to(record: CaptureRecord, rows: pa.Table) -> pa.Table:
+    """The rows with the capture's identity in their metadata, by which readers know whose they are."""
+    if not record.identity:
+        return rows
+    metadata = {key: value for key, value in (rows.schema.metadata or {}).items() if key != _IDENTITY.encode()}
+    return rows.replace_schema_metadata({**metadata, _IDENTITY: record.identity})
+
+
+def open_capture_table(folder: Folder, record: CaptureRecord, table: str) -> ColumnReader:
+    """A table of a capture, to read row groups or columns of; as `ColumnReader`."""
+    return ColumnReader(folder, table_key(record.name, table), **expected_of(record, table))
 
 
 def read_capture_table(folder: Folder, record: CaptureRecord, table: str, needs: Sequence[str] = ()) -> pa.Table:

@@ -25,6 +25,7 @@ from actstore.store.capture.plan_files import read_plan_files
 from actstore.store.capture.statistics.capture_statistics import check_can_gather
 from actstore.store.errors import CaptureError
 from actstore.store.files.arrays import BlockArraySpec, create_block_array
+from actstore.store.files.names import write_names
 from actstore.store.files.records import CommitRecord, with_checksum
 from actstore.store.files.shards import checksum, shard_parts, shard_seed, write_parts
 from actstore.store.model.root import read_root_id
@@ -54,6 +55,7 @@ def create_capture(folder: Folder, record: CaptureRecord) -> CaptureRecord:
     )
     for spec in block_arrays(record):
         create_block_array(folder, spec, record.plan.n_blocks)
+    write_names(folder, "captures", record.name)
     folder.write_json(
         f"{layout.capture_key(record.name)}/zarr.json",
         {"zarr_format": 3, "node_type": "group", "attributes": {"actstore_capture": with_checksum(record.to_json())}},

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import zarr
+from zarr.core.array import AsyncArray
+from zarr.storage import StorePath
 
 from actstore.store.errors import FormatError, NotFoundError
 
@@ -15,8 +17,9 @@ if TYPE_CHECKING:
 def open_array(folder: Folder, key: str) -> zarr.Array[Any]:
     """The Zarr array under `key`, for slicing; `NotFoundError` where there is none, `FormatError` where it cannot be one."""
     try:
-        metadata = folder.read_json(f"{key}/zarr.json")  # which Zarr would read however long or deep it is
-        array = zarr.open_array(store=folder.zarr, path=key, mode="r")
+        # Zarr would read it however long or deep it is, and ask for the metadata of its older formats besides.
+        metadata = folder.read_json(f"{key}/zarr.json")
+        array = zarr.Array(AsyncArray.from_dict(StorePath(folder.zarr, key), metadata))
     except (FileNotFoundError, NotFoundError):
         raise NotFoundError(f"{folder} has no array {key}.") from None
     except FormatError as error:

@@ -7,9 +7,7 @@ table without them is one of an earlier version, and is read as it is.
 
 from __future__ import annotations
 
-import struct
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 import google_crc32c
@@ -18,6 +16,17 @@ import pyarrow.parquet as pq
 
 from actstore.store.errors import ActstoreError, FormatError
 from actstore.store.files.first_use import check_at_first_use
+from actstore.store.files.table_checksums import (
+    TAIL,
+    checksums_of,
+    chunk_table,
+    key_bytes,
+    mismatch,
+    read_trailer,
+    verify_body,
+    verify_footer,
+)
+from actstore.store.storage.pieces import MemorySource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,15 +34,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from actstore.store.storage.folder import Folder
-    from actstore.store.storage.pieces import Source
     from actstore.store.storage.writers import KeyWriter
 
-_CHECKSUMS: Final = struct.Struct("<8sII")
-"""A mark, the checksum of the bytes before, the checksum of the bytes after."""
-_MARK: Final = b"actstore"
-_TAIL: Final = struct.Struct("<I4s")
-"""How a Parquet file ends: the footer's size in bytes, and Parquet's mark."""
-_PIECE: Final = 1 << 24
 _MOST_ROWS_PER_BYTE: Final = 8
 _MOST_COMPRESSED: Final = 100
 """Snappy, Parquet's usual compression, writes 64 bytes with 3 at best."""
@@ -49,15 +51,20 @@ class Digest(Protocol):
 class TableWriter:
     """Writes one table, one row group per call; it becomes visible on `close`."""
 
-    def __init__(self, folder: Folder, key: str, schema: pa.Schema, digest: Digest | None = None) -> None:
-        """Write under `key`; a `digest` of hashlib is fed every byte of the file."""
+    def __init__(
+        self, folder: Folder, key: str, schema: pa.Schema, digest: Digest | None = None, *, statistics: bool = True
+    ) -> None:
+        """Write under `key`; a `digest` of hashlib is fed every byte of the file.
+
+        Without `statistics`, the footer does not say between what bounds a row group's values lie, and is shorter.
+        """
         self._file = folder.writer(key)
         self._sink = _ChecksummedFile(self._file, key, digest)
-        self._writer = pq.ParquetWriter(self._sink, schema, write_page_checksum=True)
+        self._writer = pq.ParquetWriter(self._sink, schema, write_page_checksum=True, write_statistics=statistics)
 
     def write(self, rows: pa.Table) -> None:
         """Append a row group."""
-        self._writer.write_table(rows)
+        self._writer.write_table(rows, row_group_size=max(1, rows.num_rows))
 
     def close(self) -> None:
         """Publish the table."""
@@ -73,34 +80,35 @@ class TableWriter:
         self._file.abandon()
 
 
-def _name(key: str) -> bytes:
-    """A table's key without the name of its capture, which may be copied under another name."""
-    parts = key.split("/")
-    return "/".join(["captures", *parts[2:]] if parts[0] == "captures" else parts).encode()
-
-
 class _ChecksummedFile:
-    """A file written front to back, and its checksum; the footer is held back until the checksums are known."""
+    """A file written front to back, and its checksums; the footer is held back until they are known."""
 
     closed = False
 
     def __init__(self, file: KeyWriter, key: str, digest: Digest | None) -> None:
-        self._file, self._name, self._digest = file, _name(key), digest
-        self._crc: int = google_crc32c.value(self._name)
+        self._file, self._key, self._digest = file, key, digest
+        self._crc: int = google_crc32c.value(key_bytes(key))
+        self._running: dict[int, int] = {0: self._crc}
+        """Offset of each piece → the checksum of all bytes before it."""
         self._footer: bytearray | None = None
         self._nbytes = 0
 
     def write(self, data: Buffer) -> int:
         piece = bytes(data)
-        self._nbytes += len(piece)
         if self._footer is None:
-            self._crc = google_crc32c.extend(self._crc, piece)
             self._append(piece)
         else:
             self._footer += piece
+            self._nbytes += len(piece)
         return len(piece)
 
     def _append(self, piece: bytes) -> None:
+        self._crc = google_crc32c.extend(self._crc, piece)
+        self._nbytes += len(piece)
+        self._running[self._nbytes] = self._crc
+        self._write(piece)
+
+    def _write(self, piece: bytes) -> None:
         if self._digest is not None:
             self._digest.update(piece)
         self._file.write(piece)
@@ -112,10 +120,11 @@ class _ChecksummedFile:
     def finish(self) -> None:
         """Write what was held back, with the checksums before the footer."""
         end = bytes(self._footer or b"")
-        n_footer, _ = _TAIL.unpack(end[-_TAIL.size :])
-        rest, footer = end[: -_TAIL.size - n_footer], end[-_TAIL.size - n_footer :]
-        before, after = google_crc32c.extend(self._crc, rest), google_crc32c.value(self._name + footer)
-        self._append(rest + _CHECKSUMS.pack(_MARK, before, after) + footer)
+        n_footer, _ = TAIL.unpack(end[-TAIL.size :])
+        rest, footer = end[: -TAIL.size - n_footer], end[-TAIL.size - n_footer :]
+        self._append(rest)
+        self._append(chunk_table(self._key, footer, self._running))
+        self._write(checksums_of(self._key, self._crc, footer) + footer)
 
     def tell(self) -> int:
         return self._nbytes
@@ -127,11 +136,14 @@ class _ChecksummedFile:
         """Nothing: whoever opened the file closes it."""
 
 
-def write_table(folder: Folder, key: str, rows: pa.Table) -> None:
-    """Write a table whole, replacing what was there."""
+def write_table(folder: Folder, key: str, rows: pa.Table, groups: Sequence[int] = ()) -> None:
+    """Write a table whole, replacing what was there; in one row group, or in `groups` of as many rows."""
     writer = TableWriter(folder, key, rows.schema)
     try:
-        writer.write(rows)
+        start = 0
+        for n in groups or [rows.num_rows]:
+            writer.write(rows.slice(start, n))
+            start += n
         writer.close()
     except BaseException:
         writer.abandon()
@@ -163,29 +175,37 @@ def open_table(
     `table_digest` that it must have; `owner`: what its metadata must say of whose it is. `NotFoundError` where there is none,
     `FormatError` where it is damaged or another table than that.
     """
-    source = folder.source(key)
+    source, path = folder.source(key), folder.local_path(key)
     with undamaged(folder, key):
-        trailer = _read_trailer(source)
+        if path is None:  # fetched once; the checks then read it in memory
+            source = MemorySource(source.read(0, source.nbytes))
+        trailer = read_trailer(source)
         if digest and (trailer is None or trailer.digest != digest):
-            raise _mismatch(folder, key)
+            raise mismatch(folder, key)
         if trailer is not None:
-            _verify_footer(folder, key, source, trailer)
+            verify_footer(folder, key, source, trailer)
             if whole:
-                _verify_body(folder, key, source, trailer)
+                verify_body(folder, key, source, trailer)
             else:
-                check_at_first_use(folder, key, lambda: _verify_body(folder, key, source, trailer))
+                check_at_first_use(folder, key, lambda: verify_body(folder, key, source, trailer))
         # Read, not mapped: a file that is truncated later is then an error, not the end of the process.
-        path = folder.local_path(key)
         file = pa.BufferReader(pa.py_buffer(source.read(0, source.nbytes))) if path is None else pa.OSFile(str(path))
         opened = pq.ParquetFile(file, page_checksum_verification=True)
-        _check_counts(opened.metadata, source.nbytes)
-        metadata = opened.schema_arrow.metadata or {}
-        if any(metadata.get(name.encode()) != value.encode() for name, value in (owner or {}).items()):
-            raise FormatError(
-                f"{folder}/{key} is not the table that was written there, but one of another capture or store. Run "
-                "`store.verify()` to find every damage."
-            )
+        check_opened(folder, key, opened, source.nbytes, owner)
         return opened
+
+
+def check_opened(
+    folder: Folder, key: str, opened: pq.ParquetFile, nbytes: int, owner: Mapping[str, str] | None
+) -> None:
+    """Raise `FormatError` or ValueError where a table of `nbytes` has more in it than can be, or is not `owner`'s."""
+    _check_counts(opened.metadata, nbytes)
+    metadata = opened.schema_arrow.metadata or {}
+    if any(metadata.get(name.encode()) != value.encode() for name, value in (owner or {}).items()):
+        raise FormatError(
+            f"{folder}/{key} is not the table that was written there, but one of another capture or store. Run "
+            "`store.verify()` to find every damage."
+        )
 
 
 def _check_counts(metadata: pq.FileMetaData, nbytes: int) -> None:
@@ -218,11 +238,6 @@ def read_table(
         return file.read()
 
 
-def check_table(folder: Folder, key: str, *, digest: str = "", owner: Mapping[str, str] | None = None) -> None:
-    """Verify every byte of a table that another library will read in place; errors as of `open_table`."""
-    open_table(folder, key, whole=True, digest=digest, owner=owner)
-
-
 def read_metadata(folder: Folder, key: str) -> dict[bytes, bytes]:
     """The metadata of the schema of the table under `key`."""
     file = open_table(folder, key)
@@ -232,53 +247,5 @@ def read_metadata(folder: Folder, key: str) -> dict[bytes, bytes]:
 
 def table_digest(folder: Folder, key: str) -> str:
     """What a table's bytes come down to, by its own checksums; empty for one of an earlier version."""
-    trailer = _read_trailer(folder.source(key))
+    trailer = read_trailer(folder.source(key))
     return "" if trailer is None else trailer.digest
-
-
-@dataclass(frozen=True)
-class _Trailer:
-    """The checksums before a table's footer."""
-
-    at: int
-    """Where they stand."""
-    before: int
-    after: int
-
-    @property
-    def digest(self) -> str:
-        return f"{self.before:08x}{self.after:08x}"
-
-
-def _read_trailer(source: Source) -> _Trailer | None:
-    """None of a table of an earlier version; and of what is no Parquet file, where the library has the better message."""
-    end = source.nbytes
-    tail = source.read(max(0, end - _TAIL.size), end)
-    n_footer = _TAIL.unpack(tail)[0] if len(tail) == _TAIL.size else end
-    at = end - _TAIL.size - n_footer - _CHECKSUMS.size
-    if at < 0:
-        return None
-    mark, before, after = _CHECKSUMS.unpack(source.read(at, at + _CHECKSUMS.size))
-    return _Trailer(at, before, after) if mark == _MARK else None
-
-
-def _verify_footer(folder: Folder, key: str, source: Source, trailer: _Trailer) -> None:
-    if _checksum(key, source, trailer.at + _CHECKSUMS.size, source.nbytes) != trailer.after:
-        raise _mismatch(folder, key)
-
-
-def _verify_body(folder: Folder, key: str, source: Source, trailer: _Trailer) -> None:
-    source.will_need()
-    if _checksum(key, source, 0, trailer.at) != trailer.before:
-        raise _mismatch(folder, key)
-
-
-def _mismatch(folder: Folder, key: str) -> FormatError:
-    return FormatError(f"{folder}/{key} is damaged: checksum mismatch. Run `store.verify()` to find every damage.")
-
-
-def _checksum(key: str, source: Source, start: int, stop: int) -> int:
-    crc: int = google_crc32c.value(_name(key))
-    for at in range(start, stop, _PIECE):
-        crc = google_crc32c.extend(crc, bytes(source.read(at, min(at + _PIECE, stop))))
-    return crc

@@ -20,6 +20,7 @@ from zarr.codecs import BloscCodec
 from actstore.store.errors import FormatError
 from actstore.store.files.array_metadata import open_array
 from actstore.store.layout import FAST, missing_value
+from actstore.store.storage.listing import is_readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -192,7 +193,7 @@ class PlainArray:
     def _is_missing(self, number: int) -> bool:
         grid = tuple(-(-n // size) for n, size in zip(self.shape, self._array.chunks, strict=True))
         place = tuple(int(i) for i in np.unravel_index(number, grid))
-        return not self._folder.exists(f"{self._key}/{self._array.metadata.encode_chunk_key(place)}")
+        return not is_readable(self._folder, f"{self._key}/{self._array.metadata.encode_chunk_key(place)}")
 
     def _damaged(self, what: str) -> FormatError:
         return FormatError(

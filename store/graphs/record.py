@@ -9,11 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.store.capture.record import read_capture
-from actstore.store.errors import FormatError
+from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files.names import stored_names
 from actstore.store.files.record_checks import MAX_COUNT, check_files, check_name, check_number
 from actstore.store.files.records import Record, verify_checksum
 from actstore.store.graphs.nodes import BOUNDARY
 from actstore.store.layout import graphs_key
+from actstore.store.storage.listing import is_readable
 
 if TYPE_CHECKING:
     from actstore.kernels.suffix_trie.api import Nodes
@@ -97,16 +99,16 @@ class GraphRecord(Record):
 
 def graph_names(folder: Folder) -> tuple[str, ...]:
     """The names of the finished sets of graphs in a store."""
-    names = folder.names("graphs")
-    return tuple(name for name in names if folder.exists(graphs_key(name, "graph.json")))
+    return tuple(name for name in stored_names(folder, "graphs") if is_readable(folder, graphs_key(name, "graph.json")))
 
 
 def read_record(folder: Folder, name: str) -> GraphRecord | None:
     """The record of finished graphs; None where there are none of that name, `FormatError` for a newer format."""
     key = graphs_key(name, "graph.json")
-    if not folder.exists(key):
+    try:
+        value = folder.read_json(key)
+    except NotFoundError:
         return None
-    value = folder.read_json(key)
     if not isinstance(value.get("format"), int) or value["format"] > FORMAT:
         raise FormatError(
             f"{folder}/{key} has format {value.get('format')}; this actstore reads graphs up to {FORMAT}. Update actstore."

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.store.errors import FormatError, InvalidInputError
+from actstore.store.files.names import write_names
 from actstore.store.files.records import with_checksum
 from actstore.store.files.shards import checksum
 from actstore.store.graphs.record import NEURONS, NODES, GraphRecord, fault_of, read_record
@@ -219,6 +220,7 @@ class GraphWriter:
             data = self._folder.view(self._key(file))
             files[file] = (len(data), checksum(data))
         record = dataclasses.replace(self.record, n_nodes=sum(n for *_, n in self._parts), files=files)
+        write_names(self._folder, "graphs", record.name)
         self._folder.write_json(self._key("graph.json"), with_checksum(record.to_json()))
         return record
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.layout import LOCK_NAME, capture_key, edits_key, graphs_key
+from actstore.store.layout import LOCK_NAME, capture_key, committed_key, edits_key, graphs_key, names_key
+from actstore.store.storage.listing import UnlistableError, is_readable
 
 if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
@@ -27,9 +28,15 @@ _OWN: Final = frozenset({"captures", LOCK_NAME, "zarr.json", *_BEFORE_ROOT})
 
 
 def part_of_lost_capture(folder: Folder, capture: str) -> str | None:
-    """The key of something that is written only after a capture's record; None where there is nothing of the kind."""
+    """The key of something that is written only after a capture's record; None where there is nothing of the kind.
+
+    Where keys cannot be listed, that of a finished capture's index, which readers of such a storage go by.
+    """
     prefix = capture_key(capture)
-    names = set(folder.names(prefix))
+    try:
+        names = set(folder.names(prefix))
+    except (UnlistableError, PermissionError):
+        return key if is_readable(folder, key := committed_key(capture)) else None
     if finished := sorted(names.intersection(_FINISHED)):
         return f"{prefix}/{finished[0]}"
     if "blocks" in names and (blocks := folder.names(f"{prefix}/blocks")):
@@ -43,7 +50,10 @@ def part_of_lost_capture(folder: Folder, capture: str) -> str | None:
 
 def part_of_lost_store(folder: Folder) -> str | None:
     """The key of something that is written only after a store's root; None where there is nothing of the kind."""
-    records = [graphs_key(name, "graph.json") for name in folder.names("graphs")]
+    try:
+        records = [graphs_key(name, "graph.json") for name in folder.names("graphs")]
+    except (UnlistableError, PermissionError):
+        return key if is_readable(folder, key := names_key("captures")) else None
     records += [edits_key(name, "edit.json") for name in folder.names("edits")]
     for key in records:
         if folder.exists(key):

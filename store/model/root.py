@@ -19,6 +19,7 @@ from actstore.store.files.checksums import header_nbytes, read_checksums
 from actstore.store.files.parquet import read_metadata, read_table, undamaged, write_table
 from actstore.store.files.records import ModelRecord, verify_checksum, with_checksum
 from actstore.store.files.shards import checksum
+from actstore.store.files.table_columns import group_rows, table_checksum
 from actstore.store.layout import (
     FORMAT,
     TOKENIZER_KEY,
@@ -186,7 +187,7 @@ def check_beside_root(folder: Folder, key: str, root: RootRecord) -> None:
     if expected is None:
         return
     try:
-        found = f"checksum {checksum(folder.view(key))}"
+        found = f"checksum {table_checksum(folder, key)}"
     except NotFoundError:
         found = "nothing"
     if found != f"checksum {expected}":
@@ -274,7 +275,8 @@ def write_neurons(
         promoted = (top_tokens or {}).get(layer.layer, {})
         columns |= {name: promoted.get(name, pa.nulls(n, kind)) for name, kind in TOP_TOKENS.items()}
         tables.append(pa.table(columns))
-    write_table(folder, table_key(None, "neurons"), pa.concat_tables(tables).unify_dictionaries())
+    groups = group_rows(layer.neurons for layer in model.layers)
+    write_table(folder, table_key(None, "neurons"), pa.concat_tables(tables).unify_dictionaries(), groups)
 
 
 @contextmanager

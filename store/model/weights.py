@@ -20,6 +20,7 @@ from actstore.store.files.checksums import checksum_metadata, verify_checksums
 from actstore.store.files.first_use import check_at_first_use
 from actstore.store.layout import weights_key
 from actstore.store.model.root import bound_checksums, read_root
+from actstore.store.storage.listing import is_readable
 from actstore.store.storage.pieces import MemorySource
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _missing(folder: Folder, part: str) -> FormatError | NotFoundError:
             "or capture into a new store."
         )
     model = read_root(folder)
-    if part == "unembedding" and (model.weights or folder.exists(weights_key(f"layer-{model.layers[0].layer}"))):
+    if part == "unembedding" and (model.weights or is_readable(folder, weights_key(f"layer-{model.layers[0].layer}"))):
         return NotFoundError(
             f"{folder} holds no unembedding, for {model.name} ({model.model_type}, {model.kind}) has no head that turns its "
             "residual stream into tokens: contributions and promoted tokens do not exist for it. Capture a model with a "
@@ -134,7 +135,7 @@ def _missing(folder: Folder, part: str) -> FormatError | NotFoundError:
 
 def check_part(folder: Folder, part: str) -> None:
     """Raise as `read_weights` where the store does not have a part, without reading it."""
-    if not folder.exists(weights_key(part)):
+    if not is_readable(folder, weights_key(part)):
         raise _missing(folder, part)
 
 
@@ -199,6 +200,8 @@ def read_final_norm(folder: Folder) -> FinalNorm:
 
 def read_final_norm_parts(folder: Folder) -> dict[str, Tensor]:
     """The tensors of the store's final norm, none where the model has none; `FormatError` where they have been removed."""
-    # Without the root's record, a norm that was removed would read as none, and every score would be wrong.
-    is_there = folder.exists(weights_key("final_norm")) or "final_norm" in read_root(folder).weights
-    return read_weights(folder, "final_norm") if is_there else {}
+    try:
+        # Where the root's record lists a norm that was removed, this is a FormatError: as none, every score would be wrong.
+        return read_weights(folder, "final_norm")
+    except NotFoundError:
+        return {}

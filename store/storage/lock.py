@@ -30,7 +30,7 @@ SHARE_TIMEOUT_S: Final = 60.0
 """How long a worker waits for the owner of a capture that it is to fill."""
 
 _ANOTHER: Final = "name another capture"
-_WORKERS: Final = b"workers that fill it"
+_WORKERS: Final = "workers that fill it"
 
 _GRACE_S: Final = 0.2
 """How long a lock that is taken is tried again: whoever asks whether a capture is owned has it for a moment."""
@@ -65,8 +65,7 @@ def share(folder: Folder, capture: str) -> Iterator[None]:
     descriptor = _lock(path, mark=True, timeout_s=SHARE_TIMEOUT_S, what=what, instead=_ANOTHER, shared=True)
     try:
         # The same words from all: nobody need take them away, until its next owner does.
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, _WORKERS, 0)
+        _mark(descriptor, _WORKERS)
         yield
     finally:
         os.close(descriptor)

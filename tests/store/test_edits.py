@@ -48,8 +48,10 @@ def test_an_edit_of_another_model_is_refused_wherever_it_is_read(folder: Folder,
             f"{folder}/edits/copied/edit.json is an edit of another model, planted (fingerprint eeeeeeeeeeee…), than the "
             "store's, planted (fingerprint ffffffffffff…). Make the edit again, or restore it from a copy."
         )
-    (damage,) = verify_root(folder)
+    # Nobody has told the index of it: a reader of a location that cannot be listed would not see it.
+    index, damage = verify_root(folder)
     assert (damage.key, damage.what) == ("edits/copied/edit.json", str(caught.value))
+    assert (index.key, "does not list 'copied'" in index.what) == ("edits.json", True)
     # In a folder of its own it is an edit as any other.
     assert read_edit(Folder(tmp_path / "store/edits/copied")).name == "copied"
     delete_edit(folder, "copied")

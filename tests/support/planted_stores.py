@@ -18,7 +18,7 @@ from actstore.kernels.pack.statistics import STATISTICS
 from actstore.store import layout
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, RunningStatistics
-from actstore.store.capture.statistics.neuron_table import write_finished
+from actstore.store.capture.statistics.finished import write_totals
 from actstore.store.capture.writer import CaptureWriter, block_arrays, create_capture
 from actstore.store.files.records import CaptureRecord, LayerRecord, ModelRecord, PlanRecord, with_checksum
 from actstore.store.model import root
@@ -178,7 +178,7 @@ def plant(location: str | Path, name: str = "corpus", what: Planted | None = Non
     if what.finish:
         running = RunningStatistics(folder, record)
         running.advance()
-        write_finished(folder, record, running.total)
+        write_totals(folder, record, running.total)
     return values
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from actstore.store.capture.commits import missing_blocks
+from actstore.store.capture.committed import complete_index
 from actstore.store.capture.questions.answers import has_attributions, write_answers
 from actstore.store.capture.statistics.capture_statistics import RunningStatistics, is_finished
-from actstore.store.capture.statistics.neuron_table import write_finished
+from actstore.store.capture.statistics.finished import write_totals
+from actstore.store.capture.statistics.neuron_table import unfinish
 from actstore.store.capture.workers.claims import remove_claims
 from actstore.store.errors import CaptureError
-from actstore.store.layout import generated_prefix, table_key
+from actstore.store.layout import generated_prefix
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -24,9 +26,9 @@ _MOST_NAMED = 8
 
 
 def finish_capture(folder: Folder, record: CaptureRecord) -> None:
-    """Write what stands for all blocks of a capture that the caller owns, the table of neurons last, and remove its claims.
+    """Write what stands for all blocks of a capture that the caller owns, the index of its blocks last, and remove its claims.
 
-    `CaptureError` where a block is missing; only leftovers are removed where the capture is finished.
+    `CaptureError` where a block is missing; where the capture is finished, only its index is completed and leftovers removed.
     """
     if missing := missing_blocks(folder, record):
         named = ", ".join(map(str, missing[:_MOST_NAMED])) + (", …" if len(missing) > _MOST_NAMED else "")
@@ -34,7 +36,9 @@ def finish_capture(folder: Folder, record: CaptureRecord) -> None:
             f"{len(missing)} of {record.plan.n_blocks} blocks of capture {record.name!r} in {folder} are missing: {named}. "
             "Fill them before the capture is finished."
         )
-    if not is_finished(folder, record):
+    if is_finished(folder, record):
+        complete_index(folder, record)
+    else:
         statistics = RunningStatistics(folder, record)
         statistics.advance()
         write_results(Store(folder).peek(record.name), statistics.total)
@@ -43,10 +47,10 @@ def finish_capture(folder: Folder, record: CaptureRecord) -> None:
 
 
 def write_results(capture: Capture, total: CaptureStatistics) -> None:
-    """Write what a finished capture has beside its blocks, whose statistics add up to `total`; its table of neurons last."""
+    """Write what a finished capture has beside its blocks, whose statistics add up to `total`; the index last."""
     folder, record = capture.folder, capture.record
-    # Gone while the arrays are written: a reader adds up the blocks meanwhile, and whoever is killed here is seen.
-    folder.delete(table_key(record.name, "neurons"))
+    # Gone while the rest is written: a reader adds up the blocks meanwhile, and whoever is killed here is seen.
+    unfinish(folder, record.name)
     if has_attributions(capture):
         write_answers(capture)
-    write_finished(folder, record, total)
+    write_totals(folder, record, total)

@@ -5,6 +5,7 @@ Made by `actstore attribute`, which commits them with each block; read here with
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +17,7 @@ from actstore.store.capture.commits import check_file
 from actstore.store.capture.tables import read_capture_table, write_capture_table
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.files.parquet import read_table, undamaged
-from actstore.store.layout import block_answers_key, table_key
+from actstore.store.layout import block_answers_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,9 +188,9 @@ def answer_tables(capture: Capture) -> dict[str, pa.Table]:
 
     Read from the capture where it is finished, and so without every block's answers.
     """
-    folder, name = capture.folder, capture.record.name
-    if capture.is_finished and all(folder.exists(table_key(name, table)) for table in _TABLES):
-        return {table: read_capture_table(folder, capture.record, table) for table in _TABLES}
+    if capture.is_finished:
+        with suppress(NotFoundError):  # of an earlier version, or lost, which `verify` says
+            return {table: read_capture_table(capture.folder, capture.record, table) for table in _TABLES}
     return _answer_tables(Answers(capture))
 
 

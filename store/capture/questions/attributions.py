@@ -19,6 +19,7 @@ from actstore.store.capture.statistics.capture_statistics import layer_offsets
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.layout import weights_key
 from actstore.store.neurons import NeuronIndex
+from actstore.store.storage.listing import is_readable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +78,7 @@ class Attributions(Answers):
         sites = self.capture.record.sites
         folder = self.capture.folder
         parts = ("unembedding", *(f"layer-{layer}" for layer in self._offsets))
-        has_weights = all(folder.exists(weights_key(part)) for part in parts)
+        has_weights = all(is_readable(folder, weights_key(part)) for part in parts)
         return tuple(
             name
             for name, kind in KINDS.items()

@@ -31,6 +31,7 @@ from actstore.store.layout import (
     statistics_key,
     table_key,
 )
+from actstore.store.storage.listing import is_readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -238,13 +239,16 @@ def read_block_statistics(folder: Folder, record: CaptureRecord, block: int) -> 
     return CaptureStatistics.decode(folder.read(key), record, f"{folder}/{key}")[0]
 
 
-def sum_statistics(folder: Folder, record: CaptureRecord, blocks: Collection[int] | None = None) -> CaptureStatistics:
+def sum_statistics(
+    folder: Folder, record: CaptureRecord, blocks: Collection[int] | None = None, *, is_known_finished: bool = False
+) -> CaptureStatistics:
     """The statistics of some committed blocks, of all unless told, finished or not, added in block order.
 
-    A reader that knows some blocks wants theirs, whatever a writer commits meanwhile.
+    A reader that knows some blocks wants theirs, whatever a writer commits meanwhile; one that knows that the capture is
+    finished spares looking.
     """
     blocks = sorted(committed_blocks(folder, record.name) if blocks is None else blocks)
-    if len(blocks) == record.plan.n_blocks and is_finished(folder, record):
+    if len(blocks) == record.plan.n_blocks and (is_known_finished or is_finished(folder, record)):
         return _read_finished(folder, record)
     running = RunningStatistics(folder, record, blocks)
     for block in blocks[running.n_blocks :]:
@@ -254,7 +258,7 @@ def sum_statistics(folder: Folder, record: CaptureRecord, blocks: Collection[int
 
 def is_finished(folder: Folder, record: CaptureRecord) -> bool:
     """Whether the finished arrays, whose table is written last, stand for the committed blocks: all that are planned."""
-    written = folder.exists(table_key(record.name, "neurons"))
+    written = is_readable(folder, table_key(record.name, "neurons"))
     return written and len(committed_blocks(folder, record.name)) == record.plan.n_blocks
 
 
@@ -297,7 +301,7 @@ def write_finished_arrays(folder: Folder, record: CaptureRecord, total: CaptureS
 
 def _read_finished(folder: Folder, record: CaptureRecord) -> CaptureStatistics:
     def has_arrays(name: str) -> bool:
-        return all(folder.exists(f"{statistics_key(record.name, site, name)}/zarr.json") for site in record.sites)
+        return all(is_readable(folder, f"{statistics_key(record.name, site, name)}/zarr.json") for site in record.sites)
 
     def opened(key: str, *, may_lack: bool = False) -> PlainArray:
         return PlainArray(folder, key, identity=record.identity, may_lack_chunks=lambda: may_lack)

@@ -10,19 +10,21 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.kernels.pack.statistics import STATISTICS, quantiles
-from actstore.store.capture.statistics.capture_statistics import write_finished_arrays
+from actstore.store.capture.statistics.capture_statistics import layer_offsets, write_finished_arrays
 from actstore.store.capture.tables import read_capture_table, write_capture_table
 from actstore.store.errors import FormatError
-from actstore.store.layout import folded_statistics_key, table_key
+from actstore.store.files.table_columns import group_rows
+from actstore.store.layout import committed_key, folded_statistics_key, table_key
 from actstore.store.neurons import neuron_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from actstore.kernels.pack.statistics import Statistics
     from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
+    from actstore.store.capture.tables import OpenCapture
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
 
@@ -31,9 +33,34 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 def write_finished(folder: Folder, record: CaptureRecord, total: CaptureStatistics) -> None:
     """Write the arrays of all sites, then the table of neurons, which says that they are complete."""
-    folder.delete(table_key(record.name, "neurons"))
+    unfinish(folder, record.name)
     write_finished_arrays(folder, record, total)
-    write_capture_table(folder, record, "neurons", neuron_table(record, total))
+    write_capture_table(folder, record, "neurons", neuron_table(record, total), neuron_groups(record))
+
+
+def neuron_groups(record: CaptureRecord) -> list[int]:
+    """The rows of each row group of a table with a row per site and neuron."""
+    return group_rows(width for site in record.sites for width in record.layers(site).values())
+
+
+def read_neuron_row(
+    capture: OpenCapture, table: str, site: str, layer: int, neuron: int, columns: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """One neuron's row of a table of a finished capture with a row per site and neuron: some columns, or all.
+
+    `FormatError` where it is another neuron's.
+    """
+    record, opened = capture.record, capture.table(table)
+    sites = [*record.sites]
+    row = sum(sum(record.layers(other).values()) for other in sites[: sites.index(site)])
+    row += layer_offsets(record, site)[layer].start + neuron
+    found: dict[str, Any] = (opened.rows(row, row + 1, columns).to_pylist() or [{}])[0]
+    if (found.get("site"), found.get("layer"), found.get("neuron")) != (site, layer, neuron):
+        raise FormatError(
+            f"{capture.folder}/{table_key(record.name, table)} is damaged: row {row} should be neuron {neuron} of layer "
+            f"{layer} at {site}. Run `store.verify()` to find every damage."
+        )
+    return found
 
 
 def read_finished_table(folder: Folder, record: CaptureRecord) -> pa.Table:
@@ -47,9 +74,16 @@ def read_finished_table(folder: Folder, record: CaptureRecord) -> pa.Table:
     return table
 
 
+def unfinish(folder: Folder, capture: str) -> None:
+    """Remove what says that a capture is finished; the index first, for readers that have it look no further."""
+    folder.delete(committed_key(capture))
+    folder.delete(table_key(capture, "neurons"))
+
+
 def remove_finished(folder: Folder, capture: str) -> None:
     """Remove what says that a capture is finished, first, and what is added up of its blocks, of which some are to change."""
-    for table in ("neurons", "prompts", "queries"):
+    unfinish(folder, capture)
+    for table in ("exemplars", "prompts", "queries"):
         folder.delete(table_key(capture, table))
     folder.delete(folded_statistics_key(capture))
 

@@ -132,7 +132,7 @@ def test_a_root_that_another_process_has_written_meanwhile_is_read_again(
     with pytest.raises(InvalidInputError) as caught:
         run(tiny_model, corpus, store, "ours")
     assert f"holds another model than {tiny_model}: {other_model}, whose fingerprint is" in str(caught.value)
-    assert contents(store) == before | contents(store, "captures/zarr.json")
+    assert contents(store) == before | contents(store, "captures/zarr.json", "captures.json")
     assert damage_of(store) == []
 
 
@@ -185,7 +185,8 @@ def test_a_tokenizer_whose_root_was_never_written_is_replaced(tiny_model: Path, 
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     run(tiny_model, corpus, store, tokenizer=str(tmp_path / "tokenizer"))
     # As a kill between the tokenizer and the root leaves it.
-    (store / "zarr.json").unlink()
+    for name in ("zarr.json", "captures.json"):
+        (store / name).unlink()
     captured = store / "captures/corpus"
     for part in captured.iterdir():
         if part.name not in ("inputs", "tokens", "windows.parquet", "documents.parquet", "writer.lock"):
