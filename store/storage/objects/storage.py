@@ -49,7 +49,8 @@ class ObjectStorage(ZarrStorage):
         # A condition is asked once: whether it held the first time, a second answer would not tell.
         self._single = connect(location, options, max_retries=0)
         location = location.rstrip("/")
-        super().__init__(location, ObjectZarr(self._driver, location, read_only=read_only))
+        self._zarr = ObjectZarr(self._driver, location, read_only=read_only)
+        super().__init__(location, self._zarr)
 
     def read(self, key: str, start: int | None, stop: int | None) -> bytes:
         """Bytes start…stop of an object; an empty range asks whether the object is there."""
@@ -153,6 +154,7 @@ class ObjectStorage(ZarrStorage):
 
     def delete(self, key: str) -> None:
         """Remove an object, and all below it."""
+        self._zarr.forget(key)
         below = [path for path, _ in self.sizes(key)]
         keys = [key, *below] if key and key not in below else below
         with sentences(self.location, "written"):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from planted_stores import plant
 from static_server import StaticServer
 
+import actstore
 from actstore.store.errors import NotFoundError, StorageError
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.objects.storage import HttpStorage
@@ -58,3 +60,12 @@ def test_nothing_is_listed_or_written(tmp_path: Path) -> None:
             assert str(caught.value) == (
                 f"{folder} cannot be {reason}. Use the store by a path, or at an s3://, gs:// or az:// location."
             )
+
+
+def test_a_store_is_opened(tmp_path: Path) -> None:
+    plant(tmp_path / "store")
+    server = StaticServer(tmp_path)
+    store = actstore.open(f"{server.url}/store")
+    assert store.model.name == "planted"
+    assert store.token_text(17) == " w17"
+    server.close()
