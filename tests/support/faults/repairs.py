@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 REPAIR: Final = "repair {store} --quiet"
 MOST_CHANGES: Final = 40
-"""A kill comes at one of the first changes of so many; a repair of one part makes about as many."""
+"""A kill comes at one of the first changes of this many; a repair of one part makes about as many."""
 
 
 def repairs(
