@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from actstore.store.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -67,8 +67,13 @@ def chunk_table(key: str, footer: bytes, checksums: Mapping[int, int]) -> bytes:
         if start not in checksums or stop not in checksums:
             return b""
         found.append(checksums[stop] ^ _carried(checksums[start], stop - start))
-    data = np.array(found, "<u4").tobytes()
-    return data + _CHUNKS.pack(len(found), _of_table(_of_footer(key, footer), data), _CHUNKS_MARK)
+    return packed_chunks(found, footer_checksum(key, footer))
+
+
+def packed_chunks(checksums: Sequence[int], after: int) -> bytes:
+    """The checksums of column chunks as they stand in the file, before a footer of checksum `after`."""
+    data = np.array(checksums, "<u4").tobytes()
+    return data + _CHUNKS.pack(len(checksums), _of_table(after, data), _CHUNKS_MARK)
 
 
 def _carried(crc: int, n: int) -> int:
@@ -82,10 +87,11 @@ def _carried(crc: int, n: int) -> int:
 
 def checksums_of(key: str, before: int, footer: bytes) -> bytes:
     """The two checksums that stand before a footer; `before` is that of all the bytes before them."""
-    return CHECKSUMS.pack(_MARK, before, _of_footer(key, footer))
+    return CHECKSUMS.pack(_MARK, before, footer_checksum(key, footer))
 
 
-def _of_footer(key: str, footer: bytes) -> int:
+def footer_checksum(key: str, footer: bytes) -> int:
+    """The second of the two checksums."""
     return int(google_crc32c.value(key_bytes(key) + footer))
 
 

@@ -206,14 +206,10 @@ class ColumnReader:
         ends = np.cumsum(counts)
         first, last = int(np.searchsorted(ends, start, "right")), int(np.searchsorted(ends, stop - 1, "right"))
         groups = range(first, min(last + 1, len(counts)))
-        last = self._last
-        if (
-            last is None
-            or last[0] != groups
-            or not {*(self.names if columns is None else columns)} <= {*last[1].column_names}
-        ):
-            self._last = last = groups, self._read(groups, columns)
-        table = last[1] if columns is None else last[1].select([*columns])
+        kept, needed = self._last, {*(self.names if columns is None else columns)}
+        if kept is None or kept[0] != groups or not needed <= {*kept[1].column_names}:
+            self._last = kept = groups, self._read(groups, columns)
+        table = kept[1] if columns is None else kept[1].select([*columns])
         begin = int(ends[first]) - counts[first] if first < len(counts) else 0
         return table.slice(start - begin, stop - start)
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import re
 from typing import Any, NamedTuple
 
 import google_crc32c
+import pyarrow.parquet as pq
 from numcodecs import Zstd
 
-from actstore.store.files import parquet
 from actstore.store.files.checksums import checksum_metadata
 from actstore.store.files.records import with_checksum
 from actstore.store.files.shards import checksum
+from actstore.store.files.table_checksums import (
+    checksums_of,
+    chunk_places,
+    footer_checksum,
+    key_bytes,
+    packed_chunks,
+    read_trailer,
+)
+from actstore.store.storage.pieces import MemorySource
 
 EXTREMES: list[Any] = [
     -1, 0, 1, 3, 2**31 - 1, 2**31, 2**40, 2**62, 2**63, 10**9, 10**30, -(2**63), 1e308, float("nan"), float("inf"), 0.5, None,
@@ -132,18 +142,21 @@ def flipped(rng: random.Random, data: bytes, start: int, stop: int) -> bytes:
 
 def mutate_parquet(rng: random.Random, key: str, data: bytes) -> tuple[str, bytes]:
     """The footer, or the headers of pages, with the table's own checksums made anew."""
-    end = len(data)
-    n_footer = int.from_bytes(data[-8:-4], "little")
-    at = end - 8 - n_footer - parquet._CHECKSUMS.size
+    trailer = read_trailer(MemorySource(data))
+    if trailer is None:  # a table that only its block's commit record has a checksum of
+        return "bytes", flipped(rng, data, 4, len(data))
+    footer, what = data[trailer.footer_at :], "footer"
+    places = chunk_places(pq.read_metadata(io.BytesIO(data))).tolist()
+    body = data[: places[-1][1]]
     if rng.random() < 0.7:
-        what, data = "footer", flipped(rng, data, at + parquet._CHECKSUMS.size, end - (8 if rng.random() < 0.8 else 0))
+        footer = flipped(rng, footer, 0, len(footer) - (0 if rng.random() < 0.2 else 8))
     else:
-        what, data = "pages", flipped(rng, data, 4, at)
-    before = google_crc32c.value(parquet._name(key) + data[:at])
-    after = google_crc32c.value(parquet._name(key) + data[at + parquet._CHECKSUMS.size :])
-    return what, data[:at] + parquet._CHECKSUMS.pack(parquet._MARK, before, after) + data[
-        at + parquet._CHECKSUMS.size :
-    ]
+        what, body = "pages", flipped(rng, body, 4, len(body))
+    body += packed_chunks(
+        [google_crc32c.value(body[start:stop]) for start, stop in places], footer_checksum(key, footer)
+    )
+    before = google_crc32c.value(key_bytes(key) + body)
+    return what, body + checksums_of(key, before, footer) + footer
 
 
 def mutate_safetensors(rng: random.Random, part: str | None, data: bytes) -> tuple[str, bytes]:
