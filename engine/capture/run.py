@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase  # noqa: TC002
 
 from actstore.engine.capture.root import write_store_root
 from actstore.engine.capture.sizes import estimate_nbytes
-from actstore.engine.capture.steps.filler import Filler
+from actstore.engine.capture.steps.filler import Filler, blocks_so_far
 from actstore.engine.capture.steps.finish import finish_capture
 from actstore.engine.capture.steps.worker import FillOptions
 from actstore.engine.capture.steps.workers import fill_by_workers
@@ -28,7 +28,7 @@ from actstore.engine.models.names import DTYPES
 from actstore.engine.workers.local import Local
 from actstore.store.arguments import Typed, argument
 from actstore.store.calls import checks
-from actstore.store.capture.commits import committed_blocks, missing_blocks
+from actstore.store.capture.commits import missing_blocks
 from actstore.store.capture.identity import check_belongs
 from actstore.store.capture.statistics.capture_statistics import RunningStatistics
 from actstore.store.capture.writer import create_capture
@@ -316,11 +316,8 @@ class Run(ABC):
         return f"{before}: nothing of it is kept. Run it again."
 
     def _stopped(self, record: CaptureRecord, reason: str) -> str:
-        n_committed = len(committed_blocks(self.folder, self.name))
-        return (
-            f"{reason}: {n_committed} of {record.plan.n_blocks} blocks of capture {self.name!r} are in {self.folder}. "
-            "Run the same command with `resume=True` to fill the rest."
-        )
+        so_far = blocks_so_far(self.folder, record)
+        return f"{reason}: {so_far}. Run the same command with `resume=True` to fill the rest."
 
 
 def _add_up(statistics: RunningStatistics, block: int) -> None:

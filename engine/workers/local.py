@@ -22,7 +22,11 @@ Result = TypeVar("Result")
 
 _PATIENCE_S: Final = 60.0
 """How long a worker may take to end what Ctrl-C ends, before it is killed: to commit the block that it has."""
-_PROGRAM: Final = "import sys; from actstore.engine.workers.local import serve; serve(int(sys.argv[1]))"
+_PROGRAM: Final = """import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from actstore.engine.workers.local import serve
+serve(int(sys.argv[1]))
+"""
 
 
 class Local:
@@ -56,6 +60,9 @@ class Local:
                     idle.append(process)
                     yield process.item, result
         finally:
+            # In this order: a worker that has not begun its item, and so passes over Ctrl-C, sees that nobody listens.
+            for process in (*busy, *idle):
+                process.connection.close()
             for process in busy:
                 process.interrupt()
             for process in (*busy, *idle):
@@ -109,7 +116,6 @@ class _Process:
 
     def end(self) -> None:
         """Wait until it has ended, which it does when nothing more can come; kill it if it does not."""
-        self.connection.close()
         try:
             self._process.wait(_PATIENCE_S)
         except subprocess.TimeoutExpired:
@@ -118,8 +124,10 @@ class _Process:
 
 
 def serve(descriptor: int) -> None:
-    """What a worker's process does: take the function, then items, and send what comes of each, until the connection ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # between items there is nothing to interrupt
+    """What a worker's process does: take the function, then items, and send what comes of each, until the connection ends.
+
+    Ctrl-C counts during an item only: between them there is nothing to interrupt.
+    """
     connection = Connection(descriptor)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         function = connection.recv()
@@ -128,6 +136,8 @@ def serve(descriptor: int) -> None:
             answer: tuple[bool, Any]
             try:
                 signal.signal(signal.SIGINT, _interrupt_once)
+                if connection.poll():  # nothing but the end comes before the answer
+                    return
                 answer = False, function(item)
             except (Exception, KeyboardInterrupt) as error:
                 answer = True, error

@@ -20,10 +20,14 @@ def process_of(number: int) -> int:
 
 
 def die(number: int) -> int:
-    """A process that is killed by its second item, number 1; others wait until they are told to end."""
+    """The process of item 1 is killed once that of item 0 has begun, which waits until it is told to end."""
+    begun = os.environ["WORKER_TEST_TOLD"] + " begun"
     if number == 1:
+        while not os.path.exists(begun):
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     try:
+        open(begun, "w").close()
         time.sleep(60)
     except KeyboardInterrupt:
         open(os.environ["WORKER_TEST_TOLD"], "w").close()

@@ -110,3 +110,9 @@ def n_encoders(threads: int | None, *, overlap: bool) -> int:
     """
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
     return threads or max(1, min(16, n_cores // 2 if overlap else n_cores))
+
+
+def blocks_so_far(folder: Folder, record: CaptureRecord) -> str:
+    """How much of a capture is there, as a message has it."""
+    n_committed = record.plan.n_blocks - len(missing_blocks(folder, record))
+    return f"{n_committed} of {record.plan.n_blocks} blocks of capture {record.name!r} are in {folder}"

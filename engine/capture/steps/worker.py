@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from actstore.engine.capture.progress import CaptureProgress
-from actstore.engine.capture.steps.filler import Filler
+from actstore.engine.capture.steps.filler import Filler, blocks_so_far
 from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.engine.models.sources import ModelSource
 from actstore.store.arguments import Typed
 from actstore.store.calls import checks
-from actstore.store.capture.commits import missing_blocks
 from actstore.store.capture.record import read_capture
 from actstore.store.capture.workers.claims import LEASE_S, BlockClaims
 from actstore.store.errors import ActstoreError, CaptureError, NotFoundError
@@ -80,10 +79,8 @@ class Worker:
                 with claims, self._naming(claims):
                     filler.fill_claimed(claims, committed.append)
         except KeyboardInterrupt:
-            n_missing = len(missing_blocks(folder, record))
             raise CaptureError(
-                f"Interrupted: {record.plan.n_blocks - n_missing} of {record.plan.n_blocks} blocks of capture "
-                f"{record.name!r} are in {folder}. `actstore.fill(…)` goes on with the rest."
+                f"Interrupted: {blocks_so_far(folder, record)}. `actstore.fill(…)` goes on with the rest."
             ) from None
         return tuple(committed)
 

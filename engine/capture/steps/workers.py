@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from actstore.engine.capture.sizes import estimate_nbytes
+from actstore.engine.capture.steps.filler import blocks_so_far
 from actstore.engine.capture.steps.worker import WorkerTask
 from actstore.engine.workers.executor import WorkerEnded
 from actstore.store.capture.commits import committed_blocks, missing_blocks
@@ -58,10 +59,8 @@ def fill_by_workers(
             f"{blocks}. What is committed stays; run again with `resume=True`."
         ) from None
     except KeyboardInterrupt:
-        n_missing = len(missing_blocks(folder, record))
         raise CaptureError(
-            f"Interrupted: {record.plan.n_blocks - n_missing} of {record.plan.n_blocks} blocks of capture {record.name!r} are "
-            f"in {folder}. Run the same command with `resume=True` to fill the rest."
+            f"Interrupted: {blocks_so_far(folder, record)}. Run the same command with `resume=True` to fill the rest."
         ) from None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.files.records import verify_checksum, with_checksum
 from actstore.store.layout import numerics_key
 from actstore.store.storage.strict_json import parse_json
@@ -18,14 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from actstore.store.storage.folder import Folder
-
-
-def read_numerics(folder: Folder, capture: str) -> list[dict[str, str]]:
-    """The numerics that computed blocks of a capture, the first first; none where no block was, or by an earlier version."""
-    try:
-        return _parse(folder.read(numerics_key(capture)), f"{folder}/{numerics_key(capture)}")
-    except NotFoundError:
-        return []
 
 
 def first_numerics(folder: Folder, capture: str, numerics: Mapping[str, str]) -> dict[str, str]:

@@ -19,9 +19,8 @@ from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.workers import numerics
 from actstore.store.capture.commits import committed_blocks
 from actstore.store.capture.workers.claims import BlockClaims
-from actstore.store.capture.workers.numerics import read_numerics
 from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError, ReadOnlyError
-from actstore.store.layout import claim_key, claims_prefix
+from actstore.store.layout import claim_key, claims_prefix, numerics_key
 from actstore.store.storage import lock
 from actstore.store.storage.folder import Folder
 
@@ -198,7 +197,7 @@ def test_other_numerics_are_refused_or_written_down(
 ) -> None:
     actstore.fill(store)
     folder = Folder(store, read_only=False)
-    (own,) = read_numerics(folder, "corpus")
+    (own,) = folder.read_json(numerics_key("corpus"))["numerics"]
     assert {"torch", "numba", "actstore", "device", "dtype", "attention", "trial computation"} <= own.keys()
     for block in (1, 2):
         folder.delete(f"captures/corpus/blocks/{block}.json")
@@ -213,7 +212,7 @@ def test_other_numerics_are_refused_or_written_down(
         with pytest.raises(InvalidInputError, match=f"{sentence}.*`allow_mixed=True`"):
             refused()
     assert actstore.fill(store, worker=0, n_workers=1, options=actstore.FillOptions(allow_mixed=True)) == (1, 2)
-    assert read_numerics(folder, "corpus") == [own, other]
+    assert folder.read_json(numerics_key("corpus"))["numerics"] == [own, other]
     assert actstore.finish(store).is_complete
 
 
