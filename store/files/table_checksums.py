@@ -189,6 +189,7 @@ class TailSource:
     def __init__(self, source: Source, n: int) -> None:
         self._source, self.nbytes = source, source.nbytes
         self._at = max(0, source.nbytes - n)
+        self.nbytes_held = max(source.nbytes_held, self.nbytes - self._at)
         self._tail = memoryview(bytes(source.read(self._at, source.nbytes)))
 
     def read(self, start: int, stop: int) -> Bytes:
