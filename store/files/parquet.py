@@ -26,7 +26,6 @@ from actstore.store.files.table_checksums import (
     verify_body,
     verify_footer,
 )
-from actstore.store.storage.pieces import MemorySource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -175,10 +174,9 @@ def open_table(
     `table_digest` that it must have; `owner`: what its metadata must say of whose it is. `NotFoundError` where there is none,
     `FormatError` where it is damaged or another table than that.
     """
-    source, path = folder.source(key), folder.local_path(key)
+    path = folder.local_path(key)
+    source = folder.source(key, tail=None)  # from a server all of it at once: the checks read it in memory
     with undamaged(folder, key):
-        if path is None:  # fetched once; the checks then read it in memory
-            source = MemorySource(source.read(0, source.nbytes))
         trailer = read_trailer(source)
         if digest and (trailer is None or trailer.digest != digest):
             raise mismatch(folder, key)

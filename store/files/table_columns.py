@@ -151,7 +151,7 @@ def _read_end(source: Source) -> tuple[TailSource, Trailer | None]:
 
 def table_checksum(folder: Folder, key: str) -> str:
     """The checksum of all bytes of a table, for which its end is read; of a table of an earlier version, all of it."""
-    tail = TailSource(folder.source(key), _TAIL_NBYTES)
+    tail = TailSource(folder.source(key, tail=_TAIL_NBYTES), _TAIL_NBYTES)
     with undamaged(folder, key):
         return whole_checksum(key, tail) or checksum(folder.view(key))
 
@@ -169,7 +169,7 @@ class ColumnReader:
         self.checked: CheckedFile | None = None
         """What is read through; None in a table of an earlier version, which is checked whole."""
         with undamaged(folder, key):
-            source, trailer = _read_end(folder.source(key))
+            source, trailer = _read_end(folder.source(key, tail=_TAIL_NBYTES))
             checksums = None if trailer is None else read_chunk_checksums(folder, key, source, trailer)
             if trailer is None or checksums is None:
                 self.file = open_table(folder, key, digest=digest, owner=owner)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from actstore.store.errors import NotFoundError
+from actstore.store.errors import NotFoundError, StorageError
 
 if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
 
 
-class UnlistableError(OSError):
-    """Keys were to be listed in a storage that can only read those it is asked for; without an `errno`."""
+class UnlistableError(StorageError):
+    """Keys were to be listed in a storage that can only read those it is asked for."""
 
 
 def is_readable(folder: Folder, key: str) -> bool:

@@ -20,7 +20,7 @@ from actstore.store.storage.pieces import FileSource
 from actstore.store.storage.zarr_storage import ZarrStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from zarr.core.buffer import Buffer
 
@@ -111,11 +111,13 @@ class _CountedSource(FileSource):
 class CountedStorage(ZarrStorage):
     """The files of a folder as objects."""
 
-    def __init__(self, location: str, *, read_only: bool, sync: bool = True) -> None:
+    def __init__(
+        self, location: str, *, read_only: bool, sync: bool = True, options: Mapping[str, Any] | None = None
+    ) -> None:
         self._path = Path(location.partition("://")[2])
         super().__init__(location, _CountedZarr(LocalStore(self._path, read_only=read_only)))
 
-    def source(self, key: str) -> _CountedSource:
+    def source(self, key: str, tail: int | None = None) -> _CountedSource:
         """Ranges of an object."""
         return _CountedSource(self._path / key, key)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from obstore.exceptions import BaseError
 
 from actstore.store.errors import StorageError
+from actstore.store.storage.listing import UnlistableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +50,7 @@ _REASONS: Final[tuple[tuple[str, str], ...]] = (
 _TRANSIENT: Final = re.compile(
     r"status code: (409|429|5\d\d)|kind: (Connect|Timeout|Interrupted|Decode|Request)|HTTP error: error (sending|decoding)"
 )
+_DENIED: Final = "access is denied"
 _REFUSALS: Final = {
     "SignatureDoesNotMatch": "the secret key does not belong to the access key",
     "InvalidAccessKeyId": "the server does not know the access key",
@@ -61,7 +63,8 @@ _REFUSALS: Final = {
 def sentences(location: str, doing: str = "read") -> Iterator[None]:
     """Every error of the driver becomes a `StorageError` that says in a sentence why `location` cannot be read or written.
 
-    A missing object stays a `FileNotFoundError`, unless it is the bucket that is missing.
+    A missing object stays a `FileNotFoundError`, unless it is the bucket that is missing. A server that may read objects, and
+    not list them, is an `UnlistableError`.
     """
     try:
         yield
@@ -73,7 +76,8 @@ def sentences(location: str, doing: str = "read") -> Iterator[None]:
         reason, may_pass = _reason_of(error), _TRANSIENT.search(str(error)) is not None
     else:
         return
-    failure = StorageError(f"{location} cannot be {doing}: {reason}.")
+    is_refused = doing == "listed" and reason.startswith(_DENIED)
+    failure = (UnlistableError if is_refused else StorageError)(f"{location} cannot be {doing}: {reason}.")
     failure.may_pass = may_pass
     raise failure
 
@@ -87,7 +91,7 @@ def _reason_of(error: BaseError) -> str:
             return reason.replace("{address}", address)
     if status in ("401", "403"):
         why = next((why for code, why in _REFUSALS.items() if code in text), "these credentials do not permit it")
-        return f"access is denied ({status}): {why}. Check the credentials"
+        return f"{_DENIED} ({status}): {why}. Check the credentials"
     if status:
         return f"{address} answers {status}{f' {name}' if name else ''}. Try again later"
     first = text.partition("Debug source")[0].partition("\n")[0]

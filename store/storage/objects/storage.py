@@ -12,6 +12,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from actstore.store.errors import StorageError
+from actstore.store.storage.listing import UnlistableError
 from actstore.store.storage.objects.connect import MAX_RETRIES, connect
 from actstore.store.storage.objects.errors import sentences
 from actstore.store.storage.objects.source import ObjectSource, ignores_ranges, is_unsatisfiable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from actstore.store.storage.writers import KeyWriter
 
 _DELETED_AT_ONCE: Final = 1000
+_ELSEWHERE: Final = "Use the store by a path, or at an s3://, gs:// or az:// location."
 
 
 class ObjectStorage(ZarrStorage):
@@ -189,33 +191,34 @@ class HttpStorage(ObjectStorage):
     """The files below a URL of an HTTP server: read by name, neither listed nor written."""
 
     def names(self, prefix: str) -> list[str]:
-        """Never: `StorageError`."""
-        raise self._refusal("listed", "a web server lists nothing")
+        """Never: `UnlistableError`."""
+        raise self._unlistable()
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Never: `StorageError`."""
-        raise self._refusal("listed", "a web server lists nothing")
+        """Never: `UnlistableError`."""
+        raise self._unlistable()
 
     def write(self, key: str, data: Bytes) -> None:
         """Never: `StorageError`."""
-        raise self._refusal("written", "it is read over HTTP")
+        raise self._refusal()
 
     def _put_if(self, key: str, data: Bytes, mode: Any) -> bool:
-        raise self._refusal("written", "it is read over HTTP")
+        raise self._refusal()
 
     def swap(self, key: str, data: Bytes, expected: Bytes) -> bool:
         """Never: `StorageError`."""
-        raise self._refusal("written", "it is read over HTTP")
+        raise self._refusal()
 
     def writer(self, key: str, batch: Batch | None = None) -> KeyWriter:
         """Never: `StorageError`."""
-        raise self._refusal("written", "it is read over HTTP")
+        raise self._refusal()
 
     def delete(self, key: str) -> None:
         """Never: `StorageError`."""
-        raise self._refusal("written", "it is read over HTTP")
+        raise self._refusal()
 
-    def _refusal(self, doing: str, reason: str) -> StorageError:
-        return StorageError(
-            f"{self.location} cannot be {doing}: {reason}. Use the store by a path, or at an s3://, gs:// or az:// location."
-        )
+    def _refusal(self) -> StorageError:
+        return StorageError(f"{self.location} cannot be written: it is read over HTTP. {_ELSEWHERE}")
+
+    def _unlistable(self) -> UnlistableError:
+        return UnlistableError(f"{self.location} cannot be listed: a web server lists nothing. {_ELSEWHERE}")

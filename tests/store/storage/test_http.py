@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
-from planted_stores import plant
+from planted_stores import Planted, plant
 from static_server import StaticServer
 
 import actstore
@@ -68,4 +69,26 @@ def test_a_store_is_opened(tmp_path: Path) -> None:
     store = actstore.open(f"{server.url}/store")
     assert store.model.name == "planted"
     assert store.token_text(17) == " w17"
+    server.close()
+
+
+@pytest.mark.parametrize("with_range", [True, False])
+def test_a_store_is_read_whole_as_on_disk(tmp_path: Path, with_range: bool) -> None:
+    """Captures, blocks, tables and exemplars, none of which is found by listing."""
+    plant(tmp_path / "store")
+    plant(tmp_path / "store", "other", Planted(seed=3, precision="int8"))
+    server, disk = StaticServer(tmp_path, with_range=with_range), actstore.open(tmp_path / "store")
+    store = actstore.open(f"{server.url}/store")
+    assert store.captures == ("corpus", "other")
+    for name in store.captures:
+        ours, theirs = store.capture(name), disk.capture(name)
+        assert (ours.is_finished, ours.blocks) == (True, theirs.blocks)
+        assert ours.tokens().to_arrow() == theirs.tokens().to_arrow()
+        assert ours.neurons().to_arrow() == theirs.neurons().to_arrow()
+        for layer, neuron in ((0, 0), (1, 7)):
+            assert np.array_equal(ours.activations(layer, neuron), theirs.activations(layer, neuron), equal_nan=True)
+            one, other = (of.neuron(layer, neuron).exemplars(3, name).to_arrow() for of in (store, disk))
+            assert one == other
+    query = "select layer, neuron, mean from other.neurons order by all"
+    assert store.sql(query, "other").to_arrow() == disk.sql(query, "other").to_arrow()
     server.close()

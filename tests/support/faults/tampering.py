@@ -39,6 +39,8 @@ CLASSES: dict[str, str] = {
     "tokenizer": r"tokenizer/.*",
     "weights": r"weights/.*",
     "graphs": r"graphs/.*",
+    "index files": r"(captures|graphs|edits).json|captures/[^/]*/committed.json",
+    "numerics": r"captures/[^/]*/numerics.json",
     "edits": r"edits/.*",
 }
 """Classes of files → what their keys look like."""
