@@ -20,7 +20,7 @@ from actstore.store.capture.overflow import OVERFLOW_COLUMNS, can_overflow, find
 from actstore.store.capture.patches import read_patches
 from actstore.store.capture.plan import Plan
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, is_finished, sum_statistics
-from actstore.store.capture.statistics.exemplars import SCALE, read_scales
+from actstore.store.capture.statistics.exemplars import SCALE, Scales
 from actstore.store.capture.statistics.neuron_table import neuron_table, read_finished_table
 from actstore.store.capture.tables import open_capture_table
 from actstore.store.capture.unchecked import check_shard
@@ -89,7 +89,7 @@ class Capture:
         """See what has been committed since the capture was opened."""
         self.blocks, self._committed = find_blocks(self.folder, self.record)
         self._tables: dict[str, ColumnReader] = {}
-        self._scales = lru_cache(maxsize=16)(partial(read_scales, self))
+        self._scales = Scales(self)
         for name in ("_statistics", "overflow"):
             self.__dict__.pop(name, None)
 
@@ -300,7 +300,7 @@ class Capture:
     ) -> NDArray[np.float32]:
         encoding, of = self.record.encoding, (layer, block, site, neuron)
         if neuron is not None and self._committed is not None and encoding.decode_parameters == (SCALE,):
-            scales = np.array(self._scales(site, layer, neuron)[block : block + 1], np.float32)
+            scales = np.array(self._scales.of(site, layer, neuron)[block : block + 1], np.float32)
             return encoding.decode(raw, {SCALE: scales if len(scales) else self.block_parameter(SCALE, *of)})
         return encoding.decode(raw, {name: self.block_parameter(name, *of) for name in encoding.decode_parameters})
 

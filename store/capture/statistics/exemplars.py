@@ -8,6 +8,8 @@ versions, of images and of questions have none.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -271,7 +273,19 @@ def read_exemplars(
         return None
 
 
-def read_scales(capture: OpenCapture, site: str, layer: int, neuron: int) -> list[float]:
-    """One neuron's scale in each block; nothing where the table of a finished capture has none."""
+class Scales:
+    """The scales of the neurons that were asked for last, each read once, however many threads decode its blocks."""
+
+    def __init__(self, capture: OpenCapture) -> None:
+        self._read = lru_cache(maxsize=16)(partial(_read_scales, capture))
+        self._reading = Lock()
+
+    def of(self, site: str, layer: int, neuron: int) -> list[float]:
+        """One neuron's scale in each block; nothing where the table of a finished capture has none."""
+        with self._reading:
+            return self._read(site, layer, neuron)
+
+
+def _read_scales(capture: OpenCapture, site: str, layer: int, neuron: int) -> list[float]:
     row = read_exemplars(capture, site, layer, neuron, ("site", "layer", "neuron", "scales"))
     return [] if row is None else list(row["scales"])
