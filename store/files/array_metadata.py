@@ -31,7 +31,7 @@ def open_array(folder: Folder, key: str) -> zarr.Array[Any]:
         raise FormatError(f"The metadata of {folder}/{key} cannot be read: {reason}.") from None
     if not isinstance(metadata.get("attributes", {}), dict):  # Zarr fails only when one of them is asked for
         raise FormatError(f"The metadata of {folder}/{key} cannot be read: its attributes are no JSON object.")
-    if any(n < 0 or n >> 62 for n in (*array.shape, *array.chunks)):
+    if any(n < 0 or n >> 62 for n in array.shape) or any(n < 1 or n >> 62 for n in array.chunks):
         raise FormatError(
             f"The metadata of {folder}/{key} are damaged: its shape is {array.shape}, in chunks of {array.chunks}."
         )

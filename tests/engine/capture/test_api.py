@@ -453,7 +453,8 @@ def test_a_plan_killed_half_way_does_not_bar_the_next(
         shutil.rmtree(tmp_path / "store/captures/corpus" / name)
     for group in ("zarr.json", "captures/corpus/zarr.json"):
         (tmp_path / "store" / group).write_text('{"attributes": {}, "zarr_format": 3, "node_type": "group"}')
-    (tmp_path / "store" / "captures/corpus/neurons.parquet").unlink()
+    for key in (*("neurons.parquet", "exemplars.parquet", "committed.json", "numerics.json"), "../../captures.json"):
+        (tmp_path / "store/captures/corpus" / key).unlink()
     with pytest.raises(ActstoreError):
         actstore.open(tmp_path / "store")
     run()
