@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.capture.steps.finish import finish_capture
@@ -59,7 +59,8 @@ def fill(
     worker, n_workers = _share(worker, n_workers)
     if not options.lease_s > 0:
         raise InvalidInputError(f"A lease is longer than 0 seconds, found {options.lease_s}. Check `lease_s`.")
-    found = _planned(Folder(store, read_only=False, sync=options.sync), capture)
+    folder = Folder(store, read_only=False, sync=options.sync, storage_options=options.storage_options)
+    found = _planned(folder, capture)
     if not missing_blocks(found.folder, found.record):
         return ()
     source = ModelSource.of(location_of(found.store.model) if model is None else model)
@@ -69,15 +70,16 @@ def fill(
 
 
 @checked
-def finish(store: str | Path, capture: str | None = None) -> Capture:
+def finish(store: str | Path, capture: str | None = None, *, storage_options: dict[str, Any] | None = None) -> Capture:
     """Add up what the blocks of a filled capture have of their own, and finish it; the finished capture, for reading.
 
-    Nothing is done where it is finished. `CaptureError` naming the blocks that are missing, `NotFoundError` where nothing is
+    `storage_options` open a store at a URL beyond what the environment says. Nothing is done where it is finished.
+    `CaptureError` naming the blocks that are missing, `NotFoundError` where nothing is
     planned, `ReadOnlyError` where workers still fill the capture, or another process owns it.
 
     >>> actstore.finish("gpt2.actstore")
     """
-    found = _planned(Folder(store, read_only=False), capture)
+    found = _planned(Folder(store, read_only=False, storage_options=storage_options), capture)
     with own(found.folder, found.record.name):
         finish_capture(found.folder, found.record)
     return Store(found.folder).capture(found.record.name)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -45,6 +45,8 @@ class FillOptions(Typed):
     allow_mixed: bool = False
     """Fill although this machine, or its versions, may compute in other bits than the others; the capture records it."""
     trust_remote_code: bool = False
+    storage_options: dict[str, Any] | None = field(default=None, repr=False, hash=False)
+    """What opens the store at a URL beyond what the environment says; not stored."""
 
 
 @dataclass(frozen=True)

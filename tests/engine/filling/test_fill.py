@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import threading
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from actstore.store.storage import lock
 from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
+    from counting_proxy import CountingProxy
+
     from actstore.store.files.records import CaptureRecord
 
 
@@ -260,3 +263,28 @@ def test_an_interrupted_worker_leaves_the_rest_to_others(
     resumed = actstore.RunOptions(memory=32_000, resume=True)
     assert actstore.capture(str(tiny_model), corpus, store, options=resumed).is_complete
     assert written(store) == whole
+
+
+def test_workers_fill_a_capture_on_an_object_store(
+    tiny_model: Path, corpus: Path, s3: CountingProxy, tmp_path: Path
+) -> None:
+    """Planned, claimed, filled and finished there, by two at once: the bytes are those of one process on a disk."""
+    location, few = f"s3://bucket/{uuid.uuid4()}/store", SETTINGS | {"max_tokens": 130}
+    actstore.capture(str(tiny_model), corpus, tmp_path / "whole", options=OPTIONS, **few)
+    actstore.plan(str(tiny_model), corpus, location, options=OPTIONS, **few)
+    filled: list[tuple[int, ...]] = []
+    threads = [
+        threading.Thread(target=lambda worker=i: filled.append(actstore.fill(location, worker=worker, n_workers=2)))
+        for i in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    capture = actstore.finish(location)
+    assert sorted(block for blocks in filled for block in blocks) == list(range(capture.record.plan.n_blocks))
+    folder, copy = Folder(location), Folder(tmp_path / "copy", read_only=False)
+    for key, _ in folder.sizes():
+        copy.write(key, folder.read(key))
+    (tmp_path / "whole/captures/corpus/writer.lock").unlink()
+    assert written(tmp_path / "copy") == written(tmp_path / "whole")
