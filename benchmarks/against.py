@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RESULTS = HERE / "results" / "against.json"
+NOT_MEASURED = "Not measured yet: `python benchmarks/against.py COMMIT`."
 MODEL = "demo/models/stdlib-llama"
 NEURON = 335
 CAPTURE_TOKENS, READ_TOKENS, N_CAPTURES = 80_000, 250_000, 100
@@ -170,8 +171,16 @@ def summary(seconds: dict[str, list[float]]) -> list[str]:
     return [*medians, f"{middle:.2f} × ({low:.2f} to {high:.2f})"]
 
 
-def markdown(result: dict[str, Any]) -> str:
+def read_results() -> dict[str, Any] | None:
+    """What the last whole run measured; None where there was none."""
+    found: dict[str, Any] | None = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else None
+    return found
+
+
+def markdown(result: dict[str, Any] | None) -> str:
     """The table, and what it is of."""
+    if result is None:
+        return NOT_MEASURED
     rows = [[OPERATIONS[name].format(**result["sizes"]), *summary(found)] for name, found in result["seconds"].items()]
     commits = result["commits"]
     about = (
@@ -191,12 +200,12 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=7, help="of captures; the others run three times as often")
     parser.add_argument("--quick", action="store_true", help="small inputs; nothing is written")
     asked = parser.parse_args()
-    result = json.loads(RESULTS.read_text()) if asked.commit == "page" else None
-    if result is None:
+    if asked.commit != "page":
         result = measure(asked.commit, repeats=asked.repeats, quick=asked.quick)
-    if not asked.quick:
+        if asked.quick:
+            return 0
         RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        rewrite("against", markdown(result))
+    rewrite("against", markdown(read_results()))
     return 0
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from actstore.display import terminal
 from actstore.display.highlight import highlighted, marked
-from actstore.store.storage.listing import UnlistableError
+from actstore.store.errors import UnlistableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -52,6 +52,10 @@ class StorageError(ActstoreError, OSError):
         self.errno = errno.ECONNABORTED  # what has no number is taken for the fault of a library that reads a file
 
 
+class UnlistableError(StorageError):
+    """Keys were to be listed in a storage that can only read those it is asked for."""
+
+
 class FormatError(ActstoreError):
     """Bytes on disk that contradict their records, or a store of a newer format."""
 

@@ -20,7 +20,7 @@ from actstore.store.capture.record import read_capture
 from actstore.store.capture.unchecked import write_verified
 from actstore.store.edits import RECORD, edit_names
 from actstore.store.edits import read_record as read_edit_record
-from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.errors import FormatError, NotFoundError, UnlistableError
 from actstore.store.files.checksums import verify_checksums
 from actstore.store.files.names import KINDS, stored_names, unlisted_names
 from actstore.store.files.parquet import read_metadata
@@ -44,7 +44,7 @@ from actstore.store.model.root import (
     read_tokenizer,
     read_vocabulary,
 )
-from actstore.store.storage.listing import UnlistableError, is_readable
+from actstore.store.storage.listing import is_readable
 from actstore.store.verify_parts import PARTS, guarded, misplaced_shards
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tests.conftest import Result  # type: ignore[import-not-found]
 
 COMMANDS = (
-    "inspect", "capture", "info", "verify", "repair", "top", "stats", "sql", "export",
+    "inspect", "capture", "plan", "fill", "finish", "info", "verify", "repair", "top", "stats", "sql", "export",
     "contributions", "attribute", "naica", "knowledge", "selectivity", "change", "coverage", "graphs",
     "multimodal", "edit",
 )  # fmt: skip
@@ -105,7 +105,7 @@ def test_verify_finds_nothing_wrong_and_with_refill_nothing_different(cli: Calla
 def test_verify_says_what_is_unfinished(cli: Callable[..., Result], store: Path, tmp_path: Path) -> None:
     shutil.copytree(store, tmp_path / "store")
     planned = cli("info", store, "--json").json["captures"]["corpus"]["blocks"]["planned"]
-    for key in ("blocks/1.json", "neurons.parquet"):  # which is written when every block is there
+    for key in ("blocks/1.json", "neurons.parquet", "committed.json"):  # the last are written when every block is there
         (tmp_path / "store/captures/corpus" / key).unlink()
     shutil.rmtree(tmp_path / "store/captures/corpus/statistics")
     found = cli("verify", tmp_path / "store", "--json")
@@ -503,7 +503,7 @@ def test_whatever_the_system_refuses_is_one_sentence(
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("s3://bucket/store", "needs a package that is not installed (`pip install s3fs`)"),
+        ("gdrive://bucket/store", "needs a package that is not installed (`pip install gdrive_fsspec`)"),
         ("nowhere://store", "is no URL that can be opened: Protocol not known: nowhere"),
     ],
 )

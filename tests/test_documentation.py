@@ -324,7 +324,7 @@ def test_every_block_says_what_it_is_and_few_are_not_run() -> None:
     unknown = [block.where for block in blocks if block.kind not in (*RUN, *SHOWN, "")]
     assert not unknown
     assert sum(block.kind in RUN for block in blocks) > 40
-    assert sum(block.skipped for block in blocks) <= 5
+    assert sum(block.skipped for block in blocks) <= 6
     assert sum(map(len, SESSIONS.values())) == sum(block.kind in RUN for block in blocks)
 
 

@@ -45,7 +45,7 @@ def test_the_page_has_the_recorded_results(reliability: Any) -> None:
 
 def test_the_page_has_the_recorded_costs() -> None:
     against = importlib.import_module("benchmarks.against")
-    assert between("against") == against.markdown(json.loads(against.RESULTS.read_text())) + "\n"
+    assert between("against") == against.markdown(against.read_results()) + "\n"
 
 
 def test_a_campaign_that_was_not_run_is_named(reliability: Any) -> None:

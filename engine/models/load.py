@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,10 @@ def inspect_model(model: ModelInput, *, trust_remote_code: bool = False) -> Mode
     return list_layers(twin, architecture, name=name, dtype=families.dtype_of(config))[0]
 
 
+_LOADING: Final = Lock()
+"""While it loads a model, transformers replaces functions of torch: of two at once, one would leave them replaced for good."""
+
+
 def load_model(
     name_or_path: str | Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
 ) -> LoadedModel:
@@ -68,7 +73,8 @@ def load_model(
     config = checkpoints.load_config(name, trust_remote_code=trust_remote_code)
     target = _device(device)
     kind = families.model_class(config, trust_remote_code=trust_remote_code)
-    model = checkpoints.load_weights(kind, name, dtype=dtype, device=target, trust_remote_code=trust_remote_code)
+    with _LOADING:
+        model = checkpoints.load_weights(kind, name, dtype=dtype, device=target, trust_remote_code=trust_remote_code)
     return LoadedModel(model, name=name)
 
 

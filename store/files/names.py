@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.errors import FormatError, NotFoundError, UnlistableError
 from actstore.store.files.records import verify_checksum, with_checksum
 from actstore.store.layout import names_key
-from actstore.store.storage.listing import UnlistableError
 from actstore.store.storage.lock import own_root
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.errors import FormatError, NotFoundError, UnlistableError
 from actstore.store.layout import LOCK_NAME, capture_key, committed_key, edits_key, graphs_key, names_key
-from actstore.store.storage.listing import UnlistableError, is_readable
+from actstore.store.storage.listing import is_readable
 
 if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder

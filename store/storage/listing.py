@@ -1,17 +1,13 @@
-"""Storages that cannot say which keys they have, as a static web host: what they raise, and how to ask for one key."""
+"""How to ask for one key in storages that cannot say which they have, as a static web host."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from actstore.store.errors import NotFoundError, StorageError
+from actstore.store.errors import NotFoundError
 
 if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
-
-
-class UnlistableError(StorageError):
-    """Keys were to be listed in a storage that can only read those it is asked for."""
 
 
 def is_readable(folder: Folder, key: str) -> bool:

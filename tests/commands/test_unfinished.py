@@ -31,7 +31,7 @@ def finished(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFa
 def store(finished: Path) -> Path:
     """The same without one of its blocks, as an interrupted run leaves it."""
     target = shutil.copytree(finished, finished.parent / "unfinished")
-    for key in ("blocks/1.json", "neurons.parquet"):  # which is written when every block is there
+    for key in ("blocks/1.json", "neurons.parquet", "committed.json"):  # the last are written when every block is there
         (target / "captures/main" / key).unlink()
     shutil.rmtree(target / "captures/main/statistics")
     return target

@@ -11,13 +11,12 @@ import pytest
 from counted_storage import counting
 
 from actstore.store.capture.committed import complete_index
-from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.errors import FormatError, NotFoundError, UnlistableError
 from actstore.store.files.names import indexed_names, stored_names, write_names
 from actstore.store.files.records import with_checksum
 from actstore.store.layout import committed_key, names_key
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
-from actstore.store.storage.listing import UnlistableError
 from actstore.store.verify import verify_capture, verify_root
 
 

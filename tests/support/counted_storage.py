@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from zarr.storage import LocalStore, WrapperStore
 
+from actstore.store.errors import UnlistableError
+from actstore.store.files.table_checksums import TailSource
 from actstore.store.storage import schemes
-from actstore.store.storage.listing import UnlistableError
-from actstore.store.storage.pieces import FileSource
+from actstore.store.storage.pieces import FileSource, MemorySource
 from actstore.store.storage.zarr_storage import ZarrStorage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from zarr.core.buffer import Buffer
+
+    from actstore.store.storage.pieces import Source
 
 
 @dataclass(eq=False)
@@ -117,9 +120,9 @@ class CountedStorage(ZarrStorage):
         self._path = Path(location.partition("://")[2])
         super().__init__(location, _CountedZarr(LocalStore(self._path, read_only=read_only)))
 
-    def source(self, key: str, tail: int | None = None) -> _CountedSource:
-        """Ranges of an object."""
-        return _CountedSource(self._path / key, key)
+    def source(self, key: str, tail: int | None = None) -> Source:
+        """Ranges of an object, its end with the first request; without `tail` all of it at once."""
+        return MemorySource(self.view(key)) if tail is None else TailSource(_CountedSource(self._path / key, key), tail)
 
     def exists(self, key: str) -> bool:
         """One request."""

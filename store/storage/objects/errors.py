@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from obstore.exceptions import BaseError
 
-from actstore.store.errors import StorageError
-from actstore.store.storage.listing import UnlistableError
+from actstore.store.errors import StorageError, UnlistableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
-from actstore.store.errors import StorageError
-from actstore.store.storage.listing import UnlistableError
+from actstore.store.errors import StorageError, UnlistableError
 from actstore.store.storage.objects.connect import MAX_RETRIES, connect
 from actstore.store.storage.objects.errors import sentences
 from actstore.store.storage.objects.source import ObjectSource, ignores_ranges, is_unsatisfiable

@@ -188,5 +188,5 @@ def test_a_run_that_gives_up_removes_its_capture_while_it_owns_it(
     monkeypatch.setattr(Folder, "delete", noted)
     with pytest.raises(ZeroDivisionError), run.owned():
         1 / 0  # noqa: B018
-    assert deleted[0] == ("captures/corpus", False)
+    assert deleted[-1] == ("captures/corpus", False)
     assert not (tmp_path / "store").exists()

@@ -43,10 +43,10 @@ def stored(blocks_path: Path, s3: CountingProxy) -> Store:
     return Store(location)
 
 
-def test_one_neuron_takes_four_requests_per_block_and_the_next_one_or_two(
+def test_one_neuron_takes_three_requests_per_block_and_the_next_one_or_two(
     stored: Store, s3: CountingProxy, blocks_path: Path
 ) -> None:
-    """Index, head of the chunk and values of each shard, and the block's scales; then the values alone."""
+    """Index, head of the chunk and values of each shard; then the values alone. All scales come with the exemplars."""
     disk = Store(blocks_path)
     capture = stored.capture()
     assert capture.used_slots.sum() == N_BLOCKS * SLOTS
@@ -54,11 +54,13 @@ def test_one_neuron_takes_four_requests_per_block_and_the_next_one_or_two(
     s3.clear()
     values = stored.neuron("L1.N33").activations()
     of_values = [request for request in s3.requests if "/c/0/" in request.path]
-    assert len(of_values) == 4 * N_BLOCKS
-    assert len(s3.requests) - len(of_values) <= 8  # metadata of two arrays
+    assert len(of_values) == 3 * N_BLOCKS
+    assert len(s3.requests) - len(of_values) <= 8  # metadata of the array, table of exemplars
     assert {request.method for request in s3.requests} == {"GET"}
     n_values = N_BLOCKS * SLOTS
-    assert s3.nbytes < 1.2 * n_values + 16 * 1200  # as good as incompressible, and a shard has 40 rows of them
+    # As good as incompressible, and a shard has 40 rows of them.
+    assert sum(request.nbytes for request in of_values) < 1.2 * n_values + 16 * 1200
+    assert s3.nbytes < 1.2 * n_values + 16 * 1200 + (1 << 15)  # with the end of the table of exemplars
     np.testing.assert_array_equal(values, expected)
     s3.clear()
     np.testing.assert_array_equal(stored.neuron("L1.N34").activations(), disk.neuron("L1.N34").activations())
