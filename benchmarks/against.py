@@ -147,7 +147,7 @@ def measure(commit: str, *, repeats: int, quick: bool) -> dict[str, Any]:
         for one in workers.values():
             one.ask("ready")
         for name in OPERATIONS:
-            n = repeats if name == "capture" else 3 * repeats
+            n = repeats if name in ("capture", "info") else 3 * repeats
             seconds[name] = {version: [] for version in workers}
             for repeat in range(n + 1):
                 for version, one in workers.items():
@@ -197,7 +197,9 @@ def main() -> int:
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commit", help="the other commit, or `page`")
-    parser.add_argument("--repeats", type=int, default=7, help="of captures; the others run three times as often")
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="of captures and `info`; the others run three times as often"
+    )
     parser.add_argument("--quick", action="store_true", help="small inputs; nothing is written")
     asked = parser.parse_args()
     if asked.commit != "page":
