@@ -364,7 +364,7 @@ def example_reader() -> dict[str, Any]:
     [("exact", "float32"), ("exact", "bfloat16"), ("half", "float32"), ("int8", "bfloat16"), ("sparse", "float32")],
 )
 def test_the_example_reader_reads_what_actstore_reads(workplace: Path, precision: str, dtype: str) -> None:
-    options = actstore.engine.capture.run.RunOptions(dtype=dtype)
+    options = actstore.RunOptions(dtype=dtype)
     capture = actstore.capture(
         "Qwen/Qwen3-0.6B", "corpus.jsonl", "s.actstore", options=options, precision=precision, max_tokens=3000
     )
