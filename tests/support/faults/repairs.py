@@ -6,13 +6,12 @@ what it said before the damage.
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Final
 
-from faults.campaigns import Result, Say, numbered
+from faults.campaigns import Result, Say
 from faults.oracle import Failures, describe, judge_end
 from faults.shim import CHANGES, Fault
-from faults.tampering import ALL_KINDS, FOLDER_KINDS, Expected, Sources, tamper
+from faults.tampering import Expected, damaged_stores
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,22 +28,11 @@ def repairs(
 ) -> Result:
     """Every kind of tampering in turn, then repair."""
     result = Result("repairs", n, seed)
-    workshop = oracle.workshop
-    sources = Sources(*(workshop.state(name) / "store" for name in (state, f"{state}, foreign", f"{state}, older")))
-    expected = Expected(oracle, sources.store, state)
-    every: list[tuple[str, ...]] = [*ALL_KINDS, *((name, name) for name in FOLDER_KINDS)]
-    random.Random(seed).shuffle(every)
-    for i, chance in numbered(n, seed, "repairs", only):
-        kind = every[i % len(every)]
-        work = workshop.fresh(state)
-        done = tamper(chance, work / "store", sources, kind)
-        if done is None:
-            result.outcomes["does not exist"] += 1
-            continue
-        is_killed = chance.random() < 0.5
-        fault = Fault("kill", CHANGES, chance.randint(1, MOST_CHANGES)) if is_killed else None
-        outcome, failures = _repair(oracle, expected, work, fault)
-        case = f"seed {seed}, case {i}: {kind[0]}: {done}, {fault or 'no fault'}"
+    for tampered in damaged_stores(oracle, result, state, only):
+        is_killed = tampered.chance.random() < 0.5
+        fault = Fault("kill", CHANGES, tampered.chance.randint(1, MOST_CHANGES)) if is_killed else None
+        outcome, failures = _repair(oracle, tampered.expected, tampered.work, fault)
+        case = f"{tampered.case}, {fault or 'no fault'}"
         result.add(case, outcome, failures)
         for of, detail in failures:
             say(f"repairs: {case}: {of}: {describe(detail)}")

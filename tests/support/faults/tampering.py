@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -191,24 +191,43 @@ def tamper_with(
 ) -> Result:
     """Every kind of tampering with every class of file in turn, then whole folders; all readers are asked each time."""
     result = Result("tampering", n, seed)
-    workshop = oracle.workshop
+    for tampered in damaged_stores(oracle, result, state, only):
+        kind = tampered.kind
+        is_damage = kind[-1] != "commit records" or "removed" not in kind
+        outcome, failures = tampered.expected.judge(tampered.work / "store", is_damage=is_damage)
+        result.add(tampered.case, outcome, failures)
+        for of, detail in failures:
+            say(f"tampering: {tampered.case}: {of}: {describe(detail)}")
+    return result
+
+
+@dataclass(frozen=True)
+class Tampered:
+    """A case of a campaign: a store of which something was damaged."""
+
+    chance: random.Random
+    kind: tuple[str, ...]
+    case: str
+    work: Path
+    """The folder that has the store."""
+    expected: Expected
+
+
+def damaged_stores(oracle: Oracle, result: Result, state: str, only: int | None) -> Iterator[Tampered]:
+    """The cases of a campaign, a kind of damage after the other; `result` counts those that do not exist in this store."""
+    workshop, seed = oracle.workshop, result.seed
     sources = Sources(*(workshop.state(name) / "store" for name in (state, f"{state}, foreign", f"{state}, older")))
     expected = Expected(oracle, sources.store, state)
     every: list[tuple[str, ...]] = [*ALL_KINDS, *((name, name) for name in FOLDER_KINDS)]
     random.Random(seed).shuffle(every)
-    for i, chance in numbered(n, seed, "tampering", only):
+    for i, chance in numbered(result.n, seed, result.name, only):
         kind = every[i % len(every)]
-        store = workshop.fresh(state) / "store"
-        done = tamper(chance, store, sources, kind)
+        work = workshop.fresh(state)
+        done = tamper(chance, work / "store", sources, kind)
         if done is None:
             result.outcomes["does not exist"] += 1
-            continue
-        case = f"seed {seed}, case {i}: {kind[0]}: {done}"
-        outcome, failures = expected.judge(store, is_damage=kind[-1] != "commit records" or "removed" not in kind)
-        result.add(case, outcome, failures)
-        for of, detail in failures:
-            say(f"tampering: {case}: {of}: {describe(detail)}")
-    return result
+        else:
+            yield Tampered(chance, kind, f"seed {seed}, case {i}: {kind[0]}: {done}", work, expected)
 
 
 def tamper(chance: random.Random, store: Path, sources: Sources, kind: tuple[str, ...]) -> str | None:
