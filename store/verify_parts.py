@@ -18,6 +18,7 @@ from actstore.store.capture.statistics.capture_statistics import (
 from actstore.store.capture.statistics.exemplars import exemplar_rows, has_exemplars
 from actstore.store.capture.statistics.neuron_table import neuron_table
 from actstore.store.capture.tables import open_capture_table
+from actstore.store.capture.workers.numerics import read_numerics
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import BlockArray
@@ -187,6 +188,12 @@ def _exemplars(capture: Capture) -> Iterator[tuple[str, str]]:
             yield "exemplars.parquet", str(error)
 
 
+def _numerics(capture: Capture) -> Iterator[tuple[str, str]]:
+    """Whether what the capture says of the numerics of those who computed its blocks can be read; earlier ones say nothing."""
+    read_numerics(capture.folder, capture.record.name)
+    yield from ()
+
+
 PARTS: Final = {
     _metadata: "zarr.json",
     _plan: "plan",
@@ -196,5 +203,6 @@ PARTS: Final = {
     _checkpoint: "blocks/folded.statistics.safetensors.zst",
     _exemplars: "exemplars.parquet",
     _answers: "prompts.parquet",
+    _numerics: "numerics.json",
 }
 """What is checked of a capture besides its blocks' files, and the key by which it is called where that fails."""

@@ -43,6 +43,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def threads_are_left(one_thread: None) -> Iterator[None]:
+    """What one test sets must not decide the bits of what the next computes."""
+    yield
+    assert torch.get_num_threads() == 1
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder: two layers, 24 neurons each, context 64, its own tokenizer."""

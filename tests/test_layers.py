@@ -36,9 +36,9 @@ ENGINE: dict[str, set[str]] = FOUNDATIONS | {
     "graphs": METHOD,
     "multimodal": METHOD | {"contributions"},
     "naica": METHOD | {"attribution"},
-    "repair": METHOD | {"filling"},
+    "repair": METHOD | {"filling", "workers"},
     "selectivity": METHOD,
-    "verify": METHOD | {"attribution"},
+    "verify": METHOD | {"attribution", "workers"},
 }
 
 

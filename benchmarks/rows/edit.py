@@ -23,8 +23,8 @@ from actstore.engine.edit.scores import score, snapshots, summarise
 from actstore.engine.edit.settings import RewriteSettings
 from actstore.engine.edit.weights import edited
 from actstore.engine.edit.words import find_replacement
-from actstore.engine.graphs.probes.sampling import one_core_each
 from actstore.engine.models.load import load_model
+from actstore.kernels.torch_threads import torch_threads
 from actstore.store.reader import Store
 from benchmarks.registry import Candidate, Row
 
@@ -67,7 +67,7 @@ def judge(captured: Capture, reader: Reader, edit: Edit) -> str:
 @contextmanager
 def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
     """The fact model and a store of it over questions and answers."""
-    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name, one_core_each():
+    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name, torch_threads(1):
         corpus, store = Path(name) / "facts.jsonl", Path(name) / "store"
         texts = questions(quick)
         corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")

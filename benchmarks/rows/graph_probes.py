@@ -9,7 +9,8 @@ from actstore.engine.capture.run import RunOptions
 from actstore.engine.graphs.build import BuildOptions, build_graphs
 from actstore.engine.graphs.probes.rounds import probe
 from actstore.engine.graphs.probes.sampled import sample_probes
-from actstore.engine.graphs.probes.sampling import SampleSettings, one_core_each
+from actstore.engine.graphs.probes.sampling import SampleSettings
+from actstore.kernels.torch_threads import torch_threads
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
 from benchmarks.registry import Candidate, Row
@@ -28,7 +29,7 @@ SHARE = 4
 def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
     """The demo model over 100,000 tokens of the standard library; a quick run leaves this row out."""
     options = RunOptions(threads=1)
-    with captured_demo(100_000) as captured, one_core_each():
+    with captured_demo(100_000) as captured, torch_threads(1):
         store, folder = captured.folder.location, Folder(captured.folder.location, read_only=False)
         widths = captured.record.layers("mlp.post")
         all_neurons = [(layer, neuron) for layer, width in sorted(widths.items()) for neuron in range(width)]

@@ -31,10 +31,10 @@ import torch
 from actstore.display import terminal
 from actstore.engine.capture.api import capture
 from actstore.engine.graphs.build import BuildOptions, build_graphs
-from actstore.engine.graphs.probes.sampling import one_core_each
 from actstore.engine.graphs.search import search
 from actstore.engine.models.load import load_model
 from actstore.kernels.suffix_trie.api import Nodes
+from actstore.kernels.torch_threads import torch_threads
 from actstore.store.graphs.reader import GraphRecord, Graphs
 from actstore.store.graphs.writer import GraphWriter
 from actstore.store.model import root
@@ -104,7 +104,7 @@ class PublishedSample:
 @contextmanager
 def prepare_published(quick: bool) -> Iterator[dict[str, Candidate]]:
     """The demo model over the standard library."""
-    with captured_demo(20_000 if quick else 100_000) as captured, one_core_each():
+    with captured_demo(20_000 if quick else 100_000) as captured, torch_threads(1):
         folder = Folder(captured.folder.location, read_only=False)
         n_neurons = sum(captured.record.layers("mlp.post").values())
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actstore.engine.graphs.build import build_graphs
-from actstore.engine.graphs.probes.sampling import one_core_each
 from actstore.engine.models.load import load_model
+from actstore.kernels.torch_threads import torch_threads
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
 from benchmarks.registry import Candidate, Row
@@ -35,7 +35,7 @@ READS = 100
 @contextmanager
 def prepare_capture(quick: bool, *, by: str) -> Iterator[dict[str, Candidate]]:
     """Two layers of width 128, forward pass included; 2,048 tokens × 1 … 16 with 1,024 neurons per layer, or 1,024 × 1 … 16."""
-    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name, one_core_each():
+    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name, torch_threads(1):
         candidates = {}
         for step in _steps(quick):
             n_tokens, n_neurons = (2048 * step, 1024) if by == "tokens" else (4096, 1024 * step)

@@ -20,7 +20,6 @@ if __name__ == "__main__":
 import torch
 
 from actstore.engine.capture.api import capture
-from actstore.engine.graphs.probes.sampling import one_core_each
 from actstore.engine.models.load import load_model
 from actstore.engine.models.vision.inputs import VisionProcessor
 from actstore.engine.multimodal.captions import special_tokens, spell
@@ -28,6 +27,7 @@ from actstore.engine.multimodal.find import find_multimodal
 from actstore.engine.multimodal.nouns import noun_finder
 from actstore.engine.multimodal.replay import Replay
 from actstore.engine.multimodal.result import FindSettings
+from actstore.kernels.torch_threads import torch_threads
 from actstore.store.reader import Store
 from benchmarks.registry import Candidate, Row
 
@@ -98,7 +98,7 @@ def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
     from pictures import write_pictures
 
     n_captions = 50 if quick else 1000
-    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name, one_core_each():
+    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name, torch_threads(1):
         path = Path(name)
         write_pictures(path / "pictures", n_captions, prompt=PAPER_PROMPT)
         capture(str(MODEL), path / "pictures", path / "store", positions="generated", exemplars=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,6 +19,7 @@ from actstore.engine.capture.packing import HostPacker
 from actstore.engine.models import families
 from actstore.engine.models.patching import at_position, head_hook, hooked, patch_points
 from actstore.kernels.pack.api import Columns
+from actstore.kernels.torch_threads import torch_threads
 from actstore.store.capture.plan import Plan
 from actstore.store.capture.questions.answers import ANSWERS
 from actstore.store.capture.questions.attribution_kinds import GRADIENT, IG
@@ -123,13 +124,9 @@ def one_thread_where_faster(model: LoadedModel) -> Iterator[None]:
     times slower than one on a model of width 128.
     """
     largest = max(layer.neurons * layer.d_model for layer in model.spec.layers)
-    before = torch.get_num_threads()
-    if model.device.type == "cpu" and largest <= SMALL_PRODUCT:
-        torch.set_num_threads(1)
-    try:
+    is_small = model.device.type == "cpu" and largest <= SMALL_PRODUCT
+    with torch_threads(1) if is_small else nullcontext():
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def last_activations(model: LoadedModel, ids: NDArray[np.int32], layers: Sequence[int]) -> ByLayer:

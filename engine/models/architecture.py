@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from actstore.engine.models.provenance import PASS_THROUGH, Path, Product, Provenance
 from actstore.engine.models.residual import ResidualStream
 from actstore.engine.models.sites import HookPoint
+from actstore.kernels.torch_threads import torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,12 +82,8 @@ def walk(model: nn.Module, call: Callable[[], object], *, between: bool = False)
 
     Blocks are elements of the model's lists; with `between`, feed-forwards outside of any list count too (projectors).
     """
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # operations on a few rows, for which starting threads takes longer than the work
-    try:
+    with torch_threads(1):  # operations on a few rows, for which starting threads takes longer than the work
         return _Walk(model, between).run(call)
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 class _Walk:

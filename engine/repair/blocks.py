@@ -14,6 +14,7 @@ from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.filling.kinds import block_filler
 from actstore.engine.repair.outcome import Outcome
 from actstore.engine.repair.scratch import copy_file, scratch_folder
+from actstore.engine.workers.numerics import threads_as_captured
 from actstore.store.capture.commits import damaged_files, read_commit
 from actstore.store.capture.statistics.neuron_table import remove_finished
 from actstore.store.capture.writer import CaptureWriter
@@ -44,7 +45,10 @@ def refill(capture: Capture, damage: Mapping[int, Sequence[Damage]], model: Repa
         repair = _BlockRepair(capture, scratch, damage, accept=model.options.accept_differences)
         n_threads = min(MOST_THREADS, os.cpu_count() or 1)
         try:
-            with CaptureWriter(scratch, record, n_threads=n_threads, overlap=overlap) as writer:
+            with (
+                threads_as_captured(capture.folder, record.name, loaded),
+                CaptureWriter(scratch, record, n_threads=n_threads, overlap=overlap) as writer,
+            ):
                 writer.on_commit = repair.adopt
                 fill = block_filler(record, model.processor, model.options.images)
                 # The plan is that of the store; the scratch folder has none.

@@ -37,6 +37,7 @@ _REASONS: Final = {
     "plan": _NEEDS_CORPUS,
     "patches.parquet": _NEEDS_CORPUS,
     "requests.arrow": "restore it from a copy of the store, or run `store.graphs.probe(…)` again under another name",
+    "numerics.json": "it alone says on what the blocks were computed: restore it from a copy of the store, or delete it",
     "zarr.json": "the capture's record cannot be computed: restore it from a copy of the store, or capture the corpus again",
 }
 """Key of what cannot be repaired → why, and what to do."""

@@ -13,6 +13,7 @@ from actstore.engine.capture.buffers import block_buffers
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.models.fingerprint import check_model, fingerprint_of, location_of
 from actstore.engine.models.sources import ModelSource
+from actstore.engine.workers.numerics import threads_as_captured
 from actstore.store import layout
 from actstore.store.capture.overflow import saturate
 from actstore.store.capture.questions.answers import has_attributions
@@ -66,7 +67,8 @@ def refill_blocks(
             from actstore.engine.models.vision.inputs import VisionProcessor  # only here: it loads the image library
 
             processor = VisionProcessor.load(loaded.spec.name, trust_remote_code=trust_remote_code)
-        return _compare(capture, blocks, _filler(capture, loaded, processor, images))
+        with threads_as_captured(capture.folder, record.name, loaded):
+            return _compare(capture, blocks, _filler(capture, loaded, processor, images))
 
 
 def _compare(

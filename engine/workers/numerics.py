@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch.nn import functional
 
-from actstore.store.capture.workers.numerics import admit, first_numerics
+from actstore.kernels.torch_threads import torch_threads
+from actstore.store.capture.workers.numerics import admit, first_numerics, read_numerics
+from actstore.store.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from actstore.engine.models.load import LoadedModel
     from actstore.store.storage.folder import Folder
@@ -27,18 +30,28 @@ def same_numerics(folder: Folder, capture: str, model: LoadedModel, *, allow_mix
 
     `InvalidInputError` naming what differs where it cannot, unless `allow_mixed`: then it goes on as it is, which is recorded.
     """
-    before = torch.get_num_threads()
-    on_cpu = model.device.type == "cpu"
-    try:
-        if on_cpu:
-            torch.set_num_threads(before)  # until somebody says how many, MKL may take fewer, in its own judgement
+    with torch_threads(torch.get_num_threads()):
         first = first_numerics(folder, capture, numerics_of(model))
-        if on_cpu and not allow_mixed and first.get(_THREADS, "").isdecimal():
-            torch.set_num_threads(int(first[_THREADS]))
-        admit(folder, capture, numerics_of(model), allow_mixed=allow_mixed)
-        yield
-    finally:
-        torch.set_num_threads(before)
+        with nullcontext() if allow_mixed else _threads_of(first, model):
+            admit(folder, capture, numerics_of(model), allow_mixed=allow_mixed)
+            yield
+
+
+def threads_as_captured(folder: Folder, capture: str, model: LoadedModel) -> AbstractContextManager[None]:
+    """While open, this thread computes a block anew with as many threads of torch as those had who first computed blocks.
+
+    Captures that do not say (of earlier versions, or damaged there) are computed with as many as there are.
+    """
+    try:
+        return _threads_of(read_numerics(folder, capture), model)
+    except FormatError:
+        return _threads_of({}, model)
+
+
+def _threads_of(numerics: Mapping[str, str], model: LoadedModel) -> AbstractContextManager[None]:
+    written = numerics.get(_THREADS, "")
+    known = model.device.type == "cpu" and written.isdecimal() and int(written) > 0
+    return torch_threads(int(written) if known else torch.get_num_threads())
 
 
 def numerics_of(model: LoadedModel) -> dict[str, str]:
@@ -67,9 +80,8 @@ def _device_name(device: torch.device) -> str:
 
 def trial(device: torch.device, dtype: torch.dtype) -> str:
     """A checksum of what products, attention, norms and activation functions give there in one thread, as 12 digits."""
-    digest, threads = hashlib.sha256(), torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
+    digest = hashlib.sha256()
+    with torch_threads(1), torch.inference_mode():
         for rows, columns in ((5, 96), (64, 1024), (33, 4096)):
             x, weight = _numbers(rows, columns, device, dtype), _numbers(80, columns, device, dtype)
             y = functional.linear(x, weight)
@@ -85,7 +97,6 @@ def trial(device: torch.device, dtype: torch.dtype) -> str:
             ]
             for result in results:
                 digest.update(result.float().cpu().numpy().tobytes())
-    torch.set_num_threads(threads)
     return digest.hexdigest()[:12]
 
 

@@ -11,7 +11,6 @@ import itertools
 import math
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -20,6 +19,7 @@ import torch
 
 from actstore.engine.graphs.probes.stepping import Steps, narrow_attention
 from actstore.kernels.jit import default_threads
+from actstore.kernels.torch_threads import torch_threads
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError, ModelError
 
@@ -143,7 +143,7 @@ class Sampler:
                     n_missing -= int(batch.lengths.sum())
                 return
             n_threads = default_threads()
-            with one_core_each(), ThreadPoolExecutor(n_threads, thread_name_prefix="actstore-sample") as pool:
+            with torch_threads(1), ThreadPoolExecutor(n_threads, thread_name_prefix="actstore-sample") as pool:
                 pending: deque[Future[Sampled]] = deque()
                 full = self.batch_size * self._settings.window
                 try:
@@ -221,14 +221,3 @@ def _batch_size(model: LoadedModel, settings: SampleSettings) -> int:
     largest = max(1, min(MAX_BATCH, n_fitting))
     n_windows = math.ceil((1 + SHORTER) * settings.n_tokens / settings.window)
     return math.ceil(n_windows / math.ceil(n_windows / largest))
-
-
-@contextmanager
-def one_core_each() -> Iterator[None]:
-    """Within the context, matrix products of each thread run on one core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from actstore.store.errors import FormatError, InvalidInputError
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.files.records import verify_checksum, with_checksum
 from actstore.store.layout import numerics_key
 from actstore.store.storage.strict_json import parse_json
@@ -28,6 +28,18 @@ def first_numerics(folder: Folder, capture: str, numerics: Mapping[str, str]) ->
     except FileExistsError:
         return _parse(folder.read(key), f"{folder}/{key}")[0]
     return dict(numerics)
+
+
+def read_numerics(folder: Folder, capture: str) -> dict[str, str]:
+    """The numerics of whoever was first to compute blocks of a capture; none where an earlier version captured.
+
+    `FormatError` where they are damaged.
+    """
+    key = numerics_key(capture)
+    try:
+        return _parse(folder.read(key), f"{folder}/{key}")[0]
+    except NotFoundError:
+        return {}
 
 
 def admit(folder: Folder, capture: str, numerics: Mapping[str, str], *, allow_mixed: bool) -> None:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import actstore
 from actstore.engine.capture import api as capture_api
 from actstore.engine.capture import corpus_run
+from actstore.kernels.torch_threads import torch_threads
 from actstore.store import layout
 from actstore.store.capture.commits import read_commit
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, read_block_statistics
@@ -349,6 +351,27 @@ NOT_REPAIRABLE: list[tuple[str, str, str]] = [
     ("windows.parquet", "plan", "only the corpus gives"),
     ("documents.parquet", "plan", "only the corpus gives"),
 ]
+
+
+def test_a_block_is_repaired_on_as_many_threads_as_it_was_captured_on(copied: Callable[..., Path]) -> None:
+    """With another number, MKL adds up in another order."""
+    store = copied()
+    before = files_of(store)
+    flip(store / IN_CAPTURE / "values/mlp.post/1/c/0/1")
+    with torch_threads(2):
+        repaired(store, before)
+        assert torch.get_num_threads() == 2
+
+
+def test_lost_numerics_are_named_and_blocks_are_repaired_without(copied: Callable[..., Path]) -> None:
+    store = copied()
+    flip(store / IN_CAPTURE / "numerics.json")
+    flip(store / IN_CAPTURE / "values/mlp.post/1/c/0/1")
+    report = actstore.open(store).repair()
+    assert [one.damage.key for one in report.repaired] == ["values/mlp.post/1/c/0/1"]
+    assert [one.damage.key for one in report.not_repaired] == ["numerics.json"]
+    (store / IN_CAPTURE / "numerics.json").unlink()
+    assert actstore.open(store).verify() == []
 
 
 @pytest.mark.parametrize(("file", "key", "why"), NOT_REPAIRABLE)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import actstore
 from actstore.engine.verify.refill import refill_blocks, spread
+from actstore.kernels.torch_threads import torch_threads
 from actstore.store import layout
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.shards import encode_shard, shard_seed
@@ -38,6 +39,13 @@ def test_what_was_captured_is_recomputed_exactly(captured: Any, settings: dict[s
     rows, damage = refill_blocks(captured(**settings), 2)
     assert damage == []
     assert 1 <= len(rows) <= 2
+    assert {row["largest_difference"] for row in rows} == {0.0}
+
+
+def test_blocks_are_recomputed_on_as_many_threads_as_they_were_captured_on(captured: Any) -> None:
+    with torch_threads(2):
+        rows, damage = refill_blocks(captured(), 2)
+    assert damage == []
     assert {row["largest_difference"] for row in rows} == {0.0}
 
 
