@@ -102,9 +102,7 @@ class LocalStorage(ZarrStorage):
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Every file below `prefix` with its size in bytes."""
         # Zarr's own listing takes the store's path out of a key wherever it finds it: "s/" out of "captures/" too.
-        for path in sorted((self._path / prefix).rglob("*")):
-            if path.is_file() and not is_temporary(path):
-                yield path.relative_to(self._path).as_posix(), path.stat().st_size
+        yield from _sizes_below(str(self._path / prefix), f"{prefix.rstrip('/')}/" if prefix else "")
 
     def local_path(self, key: str) -> Path:
         """The path of a file; of the folder for the empty key."""
@@ -114,6 +112,21 @@ class LocalStorage(ZarrStorage):
         """Free bytes of the disk that the folder is on, or will be."""
         path = self._path.absolute()
         return shutil.disk_usage(next(parent for parent in (path, *path.parents) if parent.is_dir())).free
+
+
+def _sizes_below(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
+    """Key and size of every file below a folder, sorted; files that are removed meanwhile are passed over."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _sizes_below(entry.path, f"{prefix}{entry.name}/")
+        elif entry.is_file() and not is_temporary(entry):
+            with contextlib.suppress(FileNotFoundError):
+                yield f"{prefix}{entry.name}", entry.stat().st_size
 
 
 class LocalWriter(KeyWriter):
