@@ -187,11 +187,20 @@ def _unlisted(folder: Folder, kind: str) -> Iterator[tuple[str, str]]:
         return
     except (UnlistableError, PermissionError):
         return  # there is nothing to compare it with
-    records = {"captures": "zarr.json", "graphs": "graph.json", "edits": RECORD}
     for name in names:
-        if is_readable(folder, f"{kind}/{name}/{records[kind]}"):
+        if _has_record(folder, kind, name):
             what = f"does not list {name!r}, which a reader of a location that cannot be listed will not find"
             yield names_key(kind), what
+
+
+def _has_record(folder: Folder, kind: str, name: str) -> bool:
+    """Whether there is a record, damaged or not: a capture's folder has a file of that name before, which Zarr writes."""
+    if kind != "captures":
+        return is_readable(folder, f"{kind}/{name}/{'graph.json' if kind == 'graphs' else RECORD}")
+    try:
+        return read_capture(folder, name) is not None
+    except FormatError:
+        return True
 
 
 def _complaint(key: str, *checks: Callable[[], object] | None) -> Iterator[tuple[str, str]]:

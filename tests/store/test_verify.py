@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from actstore.store.reader import Store
-from actstore.store.verify import verify_capture
+from actstore.store.storage.folder import Folder
+from actstore.store.verify import verify_capture, verify_root
 
 
 def flip(path, at=None):
@@ -44,6 +45,17 @@ def test_a_flipped_byte_names_capture_layer_and_block(path, array, site, layer, 
         )
         assert str(damage).startswith(f"capture 'corpus', layer {layer} ({site}), block {block}: {key}: checksum ")
     assert verify(path) == []
+
+
+def test_a_capture_that_was_only_begun_is_not_missed_in_the_index(captured, tmp_path):
+    """On a full disk, Zarr's group above the first array may be all there is of it."""
+    folder = Folder(shutil.copytree(captured.folder.local_path(), tmp_path / "store"))
+    begun = tmp_path / "store/captures/second/zarr.json"
+    begun.parent.mkdir()
+    begun.write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+    assert verify_root(folder) == []
+    shutil.copy(tmp_path / "store/captures/corpus/zarr.json", begun)
+    assert ["does not list 'second'" in one.what for one in verify_root(folder)] == [True]
 
 
 def test_any_byte_of_a_shard(path):
