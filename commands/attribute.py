@@ -9,8 +9,9 @@ import typer
 from rich.progress import ProgressColumn
 from rich.text import Text
 
-from actstore.commands.capture.options import AllowMixed, Workers  # noqa: TC001  (Typer reads them)
+from actstore.commands.capture.options import AllowMixed  # noqa: TC001  (Typer reads them)
 from actstore.commands.choices import TooLongName  # noqa: TC001  (Typer reads it)
+from actstore.commands.executors import GpusPerWorker, On, Workers  # noqa: TC001
 from actstore.commands.options import (
     SEED_HELP,
     CaptureToMake,
@@ -85,7 +86,9 @@ def attribute(
         int | None, typer.Option(help="Maximum number of rows per pass, which bounds the memory. [default: 256]")
     ] = None,
     tokenizer: TokenizerName = None,
-    workers: Workers = 1,
+    workers: Workers = None,
+    on: On = "local",
+    gpus_per_worker: GpusPerWorker = None,
     allow_mixed: AllowMixed = False,
     weights: Weights = True,
     ignore_disk: IgnoreDisk = False,

@@ -47,9 +47,9 @@ from actstore.commands.capture.options import (  # noqa: TC001  (Typer reads the
     TextColumn,
     Threads,
     TopP,
-    Workers,
 )
 from actstore.commands.capture.steps import fill, finish, print_finished, print_planned
+from actstore.commands.executors import GpusPerWorker, On, Workers  # noqa: TC001
 from actstore.commands.options import (
     CaptureToMake,
     Device,
@@ -130,7 +130,9 @@ def capture(
     device: Device = "auto",
     memory: Memory = None,
     threads: Threads = None,
-    workers: Workers = 1,
+    workers: Workers = None,
+    on: On = "local",
+    gpus_per_worker: GpusPerWorker = None,
     allow_mixed: AllowMixed = False,
     weights: Weights = True,
     ignore_disk: IgnoreDisk = False,

@@ -177,7 +177,3 @@ AllowMixed = Annotated[
         help="Go on with a capture although this machine, or its versions, may compute in other bits; it is recorded.",
     ),
 ]
-Workers = Annotated[
-    int,
-    typer.Option("--workers", min=1, help="Number of processes that fill the capture, each with a model of its own."),
-]

@@ -11,7 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path  # noqa: TC003  (RunOptions are checked by their annotations)
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase  # noqa: TC002
@@ -25,7 +25,7 @@ from actstore.engine.capture.steps.workers import fill_by_workers
 from actstore.engine.capture.target import remove_unplanned
 from actstore.engine.models.fingerprint import check_model, check_root, fingerprint_of
 from actstore.engine.models.names import DTYPES
-from actstore.engine.workers.local import Local
+from actstore.engine.workers.choose import check_executor, executor_for
 from actstore.store.arguments import Typed, argument
 from actstore.store.calls import checks
 from actstore.store.capture.commits import missing_blocks
@@ -71,8 +71,13 @@ class RunOptions(Typed):
     sync: bool = True
     """Whether a block counts only once the disk has it; without, a power cut may damage what was written in the last minute."""
     trust_remote_code: bool = False
-    workers: int = 1
-    """Processes that fill the capture, each with a model of its own; they share the processors, and take the GPUs in turn."""
+    workers: int | None = None
+    """Processes that fill the capture, each with a model of its own; they share the processors, and take the GPUs in turn. One
+    by default; on Ray one per GPU, or per machine where there is none."""
+    on: str = "local"
+    """Where they run: `local`; `ray`, the cluster of this machine or of RAY_ADDRESS; or the one at `ray://HOST:PORT`."""
+    gpus_per_worker: float | None = None
+    """GPUs that Ray gives each worker, one by default where there are some; parts of one are shared."""
     allow_mixed: bool = False
     """Go on with a capture although this machine, or its versions, may compute in other bits; the capture records it."""
     strict: bool = False
@@ -88,8 +93,7 @@ def check_options(name: str, options: RunOptions) -> None:
         raise InvalidInputError(f"A capture's name is letters, digits, '.', '_' and '-', found {name!r}. Check `name`.")
     if options.dtype not in DTYPES:
         raise InvalidInputError(f"`dtype` is one of {', '.join(DTYPES)}: found {options.dtype!r}.")
-    if options.workers < 1:
-        raise InvalidInputError(f"At least one process fills a capture, found {options.workers} `workers`.")
+    check_executor(options.on, options.workers, options.gpus_per_worker)
 
 
 @dataclass
@@ -117,7 +121,7 @@ class Run(ABC):
 
     def carry_out(self, requested: Mapping[str, object]) -> None:
         """Make the capture: all steps, over all blocks that are missing, which workers fill where the options ask for some."""
-        if self.options.workers > 1:
+        if self.options.on != "local" or (self.options.workers or 1) > 1:
             self._carry_out_by_workers(requested)
             return
         with self.owned():
@@ -138,6 +142,7 @@ class Run(ABC):
                 "A capture of images is filled by one process here. Leave `workers` out; or plan it with `actstore.plan(…)`, "
                 "and fill it with `actstore.fill(…)` in as many processes as there shall be."
             )
+        executor = executor_for(options.on, options.workers, options.gpus_per_worker)
         with self.owned():
             record = self.plan(requested)
         self._loaded = None  # the workers need the memory
@@ -148,7 +153,8 @@ class Run(ABC):
             allow_mixed=options.allow_mixed,
             trust_remote_code=options.trust_remote_code,
         )
-        executor, model = Local(options.workers), self.source.name
+        path = Path(self.source.name)
+        model = str(path.absolute()) if path.is_dir() else self.source.name  # workers have folders of their own
         fill_by_workers(executor, self.folder, record, model, self.fill_blocks(), of_worker, self.progress)
         with self.owned():
             self.finish()

@@ -20,6 +20,8 @@ class Executor(Protocol):
 
     n_workers: int
     """How many items are worked on at once."""
+    threads_per_worker: int
+    """Processors that each worker has for itself."""
 
     def map_unordered(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
         """Each item with its result, as they come; `WorkerEnded` where a worker ends before its item does."""

@@ -35,6 +35,7 @@ class Local:
     def __init__(self, n_workers: int = 1) -> None:
         """With more than one, each is a new process, which imports everything for itself."""
         self.n_workers = n_workers
+        self.threads_per_worker = max(1, (os.cpu_count() or 1) // n_workers)
 
     def map_unordered(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
         """As `Executor.map_unordered`."""

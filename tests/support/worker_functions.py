@@ -19,6 +19,15 @@ def process_of(number: int) -> int:
     return os.getpid()
 
 
+def die_once(number: int) -> int:
+    """The process that is first to come to item 1 is killed; the next gives the square."""
+    begun = os.environ["WORKER_TEST_TOLD"] + " begun"
+    if number == 1 and not os.path.exists(begun):
+        open(begun, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
 def die(number: int) -> int:
     """The process of item 1 is killed once that of item 0 has begun, which waits until it is told to end."""
     begun = os.environ["WORKER_TEST_TOLD"] + " begun"
@@ -28,7 +37,8 @@ def die(number: int) -> int:
         os.kill(os.getpid(), signal.SIGKILL)
     try:
         open(begun, "w").close()
-        time.sleep(60)
+        for _ in range(600):
+            time.sleep(0.1)
     except KeyboardInterrupt:
         open(os.environ["WORKER_TEST_TOLD"], "w").close()
         raise

@@ -12,6 +12,7 @@ from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.capture.steps.filler import Filler, blocks_so_far
 from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.engine.models.sources import ModelSource
+from actstore.kernels.torch_threads import torch_threads
 from actstore.store.arguments import Typed
 from actstore.store.calls import checks
 from actstore.store.capture.record import read_capture
@@ -114,11 +115,10 @@ class WorkerTask:
     options: FillOptions
     n_workers: int
     torch_threads: int
-    """Of each worker, where they share the processors of one machine."""
+    """Of each worker, where they share the processors of a machine."""
 
     def __call__(self, number: int) -> tuple[int, ...]:
         """The blocks that this worker committed."""
-        torch.set_num_threads(self.torch_threads)
         record = read_capture(self.folder, self.capture)
         if record is None:
             raise NotFoundError(f"{self.folder} has no capture {self.capture!r} any more.")
@@ -126,4 +126,5 @@ class WorkerTask:
         if options.device == "auto" and n_gpus > 1:
             options = replace(options, device=f"cuda:{number % n_gpus}")
         worker = Worker(self.folder, record, ModelSource(self.model), options, number, self.n_workers)
-        return worker.fill(lambda: self.fill_blocks, CaptureProgress())
+        with torch_threads(self.torch_threads):
+            return worker.fill(lambda: self.fill_blocks, CaptureProgress())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
@@ -45,8 +44,7 @@ def fill_by_workers(
     if not missing_blocks(folder, record):
         return
     n_workers = executor.n_workers
-    torch_threads = max(1, (os.cpu_count() or 1) // n_workers)
-    task = WorkerTask(folder, record.name, model, fill_blocks, options, n_workers, torch_threads)
+    task = WorkerTask(folder, record.name, model, fill_blocks, options, n_workers, executor.threads_per_worker)
     try:
         with _watched(folder, record, progress):
             for _ in executor.map_unordered(task, range(n_workers)):

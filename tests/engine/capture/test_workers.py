@@ -40,7 +40,7 @@ class Count(CaptureProgress):
 class Broken:
     """An executor whose worker 1 dies in block 5."""
 
-    n_workers = 2
+    n_workers, threads_per_worker = 2, 1
 
     def __init__(self, claims: BlockClaims) -> None:
         self.claims = claims
@@ -66,6 +66,8 @@ def test_workers_fill_and_a_failure_is_named_with_its_block(
     ):
         fill_by_workers(Broken(dead), *arguments)
     dead.release(1)
+    here = Local(1)
+    here.threads_per_worker = 1  # as the capture in one process below
 
     def fail(*_: object) -> None:
         raise ModelError("the model cannot")
@@ -73,8 +75,8 @@ def test_workers_fill_and_a_failure_is_named_with_its_block(
     with monkeypatch.context() as patch:
         patch.setattr("actstore.engine.capture.block_filler.BlockFiller._run", fail)
         with pytest.raises(CaptureError, match=r"^Worker 0 of 1 failed in block 0 of .*cannot"):
-            fill_by_workers(Local(1), *arguments)
-    fill_by_workers(Local(1), *arguments)
+            fill_by_workers(here, *arguments)
+    fill_by_workers(here, *arguments)
     assert progress.n_done == progress.n_tokens == record.plan.n_tokens
     assert actstore.finish(store).is_complete
     actstore.capture(model, corpus, tmp_path / "whole", **SETTINGS)
