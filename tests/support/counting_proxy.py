@@ -25,6 +25,8 @@ class Request:
     """Of the body of the answer."""
     nbytes_sent: int = 0
     """Of the body of the request."""
+    client: str = ""
+    """The address it came from."""
 
 
 @dataclass
@@ -42,7 +44,7 @@ class Fault:
 class CountingProxy:
     """Answers at `endpoint` with what a server on a port of this machine answers."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self.requests: list[Request] = []
         self.fault: Callable[[Request], Fault | None] = lambda request: None
         proxy = self
@@ -58,7 +60,7 @@ class CountingProxy:
             def log_message(self, *_: object) -> None:
                 """Nothing."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((host, 0), Handler)
         self._server.daemon_threads = True
         self._connections = threading.local()
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
@@ -66,7 +68,8 @@ class CountingProxy:
     @property
     def endpoint(self) -> str:
         """Its address."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        host, port = self._server.server_address[:2]
+        return f"http://{host!s}:{port}"
 
     def close(self) -> None:
         """Answer no more."""
@@ -88,7 +91,8 @@ class CountingProxy:
 
     def _answer(self, handler: BaseHTTPRequestHandler, port: int) -> None:
         body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
-        request = Request(handler.command, handler.path, handler.headers.get("Range") or "", nbytes_sent=len(body))
+        ranges, client = handler.headers.get("Range") or "", handler.client_address[0]
+        request = Request(handler.command, handler.path, ranges, nbytes_sent=len(body), client=client)
         fault = self.fault(request)
         self.requests.append(request)
         if fault is not None and fault.status:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
+from actstore.store.storage.folder import Folder
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -18,7 +20,7 @@ def written(store: Path, capture: str = "corpus") -> dict[str, object]:
     folder = store / "captures" / capture
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         key = path.relative_to(folder).as_posix()
-        if key.startswith("blocks/folded."):
+        if key.startswith("blocks/folded.") or key == "writer.lock":
             continue
         clocks = next((fields for start, fields in CLOCKS.items() if key.startswith(start)), None)
         if clocks is None or not key.endswith(".json"):
@@ -28,3 +30,11 @@ def written(store: Path, capture: str = "corpus") -> dict[str, object]:
         record = value["attributes"]["actstore_capture"] if key == "zarr.json" else value
         found[key] = {name: item for name, item in record.items() if name not in clocks}
     return found
+
+
+def downloaded(location: str, path: Path) -> Path:
+    """A store at a URL, key by key, in a folder."""
+    folder, copy = Folder(location), Folder(path, read_only=False)
+    for key, _ in folder.sizes():
+        copy.write(key, folder.read(key))
+    return path
