@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.files import record_checks
-from actstore.store.files.names import stored_names, write_names
+from actstore.store.files.names import indexed_names, stored_names, write_names
 from actstore.store.files.records import Record, verify_checksum, with_checksum
 from actstore.store.files.shards import checksum
 from actstore.store.layout import edits_key
@@ -267,7 +267,7 @@ def delete_edit(folder: Folder, name: str) -> None:
     try:
         read_record(folder, name)
     except NotFoundError:
-        if name not in folder.names("edits"):
+        if name not in folder.names("edits") and not _is_indexed(folder, name):
             raise
     except FormatError:
         pass
@@ -275,6 +275,16 @@ def delete_edit(folder: Folder, name: str) -> None:
         folder.delete(edits_key(name, RECORD))  # first, and for good: a kill leaves no edit, or all of it
         folder.delete(prefix)
     write_names(folder, "edits")
+
+
+def _is_indexed(folder: Folder, name: str) -> bool:
+    """Whether the store's index lists an edit: one whose removal was killed before the index was written, or a whole one."""
+    if "/" in name or not name.strip("."):
+        return False  # of no edit, whatever a damaged index lists
+    try:
+        return name in (indexed_names(folder, "edits") or ())
+    except FormatError:
+        return False
 
 
 def _key(name: str | None, file: str) -> str:

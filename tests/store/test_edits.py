@@ -10,6 +10,7 @@ import pytest
 
 from actstore.store.edits import Edit, EditRecord, delete_edit, edit_names, read_edit, read_record, write_edit
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.files.records import with_checksum
 from actstore.store.model import root
 from actstore.store.storage.folder import Folder
 from actstore.store.verify import verify_root
@@ -71,6 +72,23 @@ def test_what_a_killed_removal_left_is_removed_by_the_next(folder: Folder, tmp_p
             delete_edit(folder, name)
     assert edit_names(folder) == ("other",)
     assert not path.exists()
+
+
+def test_a_removal_that_was_killed_before_the_index_was_written_is_completed_by_the_next(
+    folder: Folder, tmp_path: Path
+) -> None:
+    write_edit(folder, an_edit("f" * 64))
+    shutil.rmtree(tmp_path / "store/edits/louder")
+    begun = tmp_path / "store/.edits.json.4194999-0123456789abcdef.partial"
+    begun.write_bytes(b"{")
+    folder.write_json("edits.json", with_checksum({"names": ["..", "louder"]}))
+    with pytest.raises(NotFoundError, match="there is none"):
+        delete_edit(folder, "..")
+    delete_edit(folder, "louder")
+    assert not begun.exists()
+    assert folder.read_json("edits.json")["names"] == []
+    with pytest.raises(NotFoundError, match="there is none"):
+        delete_edit(folder, "louder")
 
 
 def test_an_edit_of_another_model_is_not_written(folder: Folder) -> None:
