@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests" / "support")]
 from benchmarks.marked import rewrite, table  # noqa: E402 - the checkout must be importable first
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from faults.campaigns import Result
     from faults.oracle import Oracle
@@ -50,6 +51,7 @@ CAMPAIGNS: dict[str, tuple[int, str]] = {
         100,
         "four workers fill one capture, killed at random calls that change files, until it is whole; the bytes of one process",
     ),
+    "fillers on S3": (100, "the same on an S3 server, killed at random moments"),
 }
 """Campaign → how many cases, what is done."""
 
@@ -70,6 +72,7 @@ def run_campaign(oracle: Oracle, name: str, n: int, seed: int, case: int | None,
         "first writers": sharing.first_writers,
         "pairs": sharing.pairs,
         "fillers": fillers.killed_fillers,
+        "fillers on S3": fillers.killed_fillers_on_s3,
     }[name]
     return run(oracle, n, seed, only=case, say=say)
 
@@ -115,6 +118,16 @@ def record(name: str, result: Result, seconds: float) -> None:
     rewrite("reliability", markdown(ordered))
 
 
+@contextmanager
+def s3_in_environment() -> Iterator[None]:
+    """A real S3 server, which the environment names while the context lasts."""
+    from s3_server import S3Server, environment
+
+    with closing(S3Server()) as server:
+        os.environ.update(environment(server.endpoint))
+        yield
+
+
 def main() -> int:
     """The exit status: 1 where something was not as promised."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -131,12 +144,16 @@ def main() -> int:
     from faults.oracle import Oracle
     from faults.scenarios import Workshop
 
-    status = 0
+    names, status = [asked.only] if asked.only else list(CAMPAIGNS), 0
     # In memory: what a power cut leaves is simulated, and thousands of stores are written.
     where = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    with tempfile.TemporaryDirectory(dir=where) as folder, Server(Path(folder) / "server") as server:
+    with (
+        s3_in_environment() if "fillers on S3" in names else nullcontext(),
+        tempfile.TemporaryDirectory(dir=where) as folder,
+        Server(Path(folder) / "server") as server,
+    ):
         oracle = Oracle(Workshop(server, Path(folder), vision=True))
-        for name in [asked.only] if asked.only else CAMPAIGNS:
+        for name in names:
             began, n = time.monotonic(), asked.n or CAMPAIGNS[name][0]
             result = run_campaign(oracle, name, n, asked.seed, asked.case, lambda line: print(line, flush=True))
             print(f"{name}: {dict(result.outcomes)}; not as promised: {dict(result.kinds)}", flush=True)

@@ -36,7 +36,9 @@ def hosts(n: int) -> Iterator[list[str]]:
             _ip("netns", "add", name)
             undo.callback(_remove, name)
             _ip("link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b", "netns", name)
-            undo.callback(_ip, "link", "del", f"{name}a")  # the namespace stays until the last of its processes has ended
+            undo.callback(
+                _ip, "link", "del", f"{name}a"
+            )  # the namespace stays until the last of its processes has ended
             _ip("link", "set", f"{name}a", "master", _BRIDGE, "up")
             for words in (
                 ("addr", "add", f"{address}/24", "dev", f"{name}b"),

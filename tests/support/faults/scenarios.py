@@ -175,9 +175,9 @@ class Workshop:
             raise RuntimeError(made.err)
         self.states: dict[str, Path] = {}
 
-    def words(self, command: str, work: Path) -> list[str]:
-        """A command line in a folder."""
-        own = {"store": work / "store", "copy": work / "model", "output": work / "output"}
+    def words(self, command: str, work: Path, store: str | None = None) -> list[str]:
+        """A command line in a folder, whose store is elsewhere where `store` says so."""
+        own = {"store": store or work / "store", "copy": work / "model", "output": work / "output"}
         shared = {
             "model": "model", "other": "other-model", "vision": "vision", "corpus": "corpus.jsonl", "older": "older.jsonl",
             "questions": "questions.json", "pictures": "pictures",
@@ -185,9 +185,9 @@ class Workshop:
         places = own | {name: self.inputs / file for name, file in shared.items()}
         return [word.format_map(places) for word in command.split()]
 
-    def cli(self, command: str, work: Path, **how: Any) -> Ended:
+    def cli(self, command: str, work: Path, *, store: str | None = None, **how: Any) -> Ended:
         """Run a command line in a folder, which is the one that faults are about."""
-        return self.server.cli(self.words(command, work), folder=work, **how)
+        return self.server.cli(self.words(command, work, store), folder=work, **how)
 
     def state(self, name: str) -> Path:
         """A folder as the commands of a state left it; it is copied, never changed."""
