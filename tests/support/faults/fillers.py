@@ -67,7 +67,7 @@ def killed_fillers_on_s3(
     assert undisturbed.status == 0, undisturbed.err
 
     def at_a_moment(chance: random.Random) -> dict[str, Any]:
-        return {"timeout_s": chance.uniform(0.02, N_WORKERS * undisturbed.seconds)}  # they share the processors
+        return {"timeout_s": chance.uniform(0.02, 2 * undisturbed.seconds)}  # they share the processors
 
     result = Result("fillers on S3", n, seed)
     for i, chance in numbered(n, seed, "fillers on S3", only):
