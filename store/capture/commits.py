@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actstore.store.capture.identity import check_commit
 from actstore.store.errors import FormatError, NotFoundError
@@ -13,7 +13,7 @@ from actstore.store.files.shards import source_checksum
 from actstore.store.layout import capture_key, commit_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
@@ -33,9 +33,13 @@ def missing_blocks(folder: Folder, capture: CaptureRecord) -> list[int]:
 
 def read_commit(folder: Folder, capture: CaptureRecord, block: int) -> CommitRecord:
     """The commit record of a block; `FormatError` where it is damaged, or of another capture."""
-    key = commit_key(capture.name, block)
-    where = f"{folder}/{key}"
-    record = CommitRecord.from_json(folder.read_json(key), where)
+    return parse_commit(folder, capture, block, folder.read_json(commit_key(capture.name, block)))
+
+
+def parse_commit(folder: Folder, capture: CaptureRecord, block: int, value: Any) -> CommitRecord:
+    """The commit record of a block in JSON that was read from its key; `FormatError` as of `read_commit`."""
+    where = f"{folder}/{commit_key(capture.name, block)}"
+    record = CommitRecord.from_json(value, where)
     if record.block != block or record.with_checksum().checksum != record.checksum:
         raise FormatError(
             f"{where} is damaged: its checksum does not match. `store.repair()` computes the block again."
@@ -54,9 +58,14 @@ def digest_commits(folder: Folder, record: CaptureRecord, n_blocks: int) -> byte
 
 def digest_shards(folder: Folder, record: CaptureRecord) -> str:
     """SHA-256 over the capture's identity and what its commit records say of each file of all blocks, without their times."""
+    return shards_digest(record, (read_commit(folder, record, block) for block in range(record.plan.n_blocks)))
+
+
+def shards_digest(record: CaptureRecord, commits: Iterable[CommitRecord]) -> str:
+    """The same of commit records that are at hand, those of all blocks in their order."""
     digest = hashlib.sha256(f"{record.identity} {record.name}".encode())
-    for block in range(record.plan.n_blocks):
-        digest.update(json.dumps(read_commit(folder, record, block).shards, sort_keys=True).encode())
+    for commit in commits:
+        digest.update(json.dumps(commit.shards, sort_keys=True).encode())
     return digest.hexdigest()
 
 

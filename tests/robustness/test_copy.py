@@ -1,0 +1,158 @@
+"""`actstore copy`: a store of every kind from disk, S3 and HTTP to disk and S3, byte by byte; stopped, damaged, and refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import planted_stores
+import pytest
+from static_server import StaticServer
+
+import actstore
+from actstore.store.errors import FormatError
+from actstore.store.storage.folder import Folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+LEFT = ("claims/", "writer.lock", "verified.json")
+"""What of a store is not copied."""
+INDEXES = ("captures.json", "graphs.json", "edits.json")
+"""What is written at the target from what it lists."""
+
+
+def contents(location: object) -> dict[str, bytes]:
+    """Every key that a copy should have, with its bytes."""
+    folder = Folder(str(location))
+    return {key: folder.read(key) for key, _ in folder.sizes() if not any(part in key for part in LEFT)}
+
+
+def check_same(src: object, dst: object) -> None:
+    """The same keys and bytes: the indexes of names too, as every capture of the store has a record."""
+    expected, found = contents(src), contents(dst)
+    assert expected.keys() == found.keys()
+    assert [key for key in expected if expected[key] != found[key]] == []
+
+
+def test_a_copy_on_disk_has_the_same_bytes(cli: Callable[..., Any], whole_store: Path, tmp_path: Path) -> None:
+    copied = cli("copy", whole_store, tmp_path / "copy", "--json", "--quiet").json
+    check_same(whole_store, tmp_path / "copy")
+    assert copied["captures"] == ["corpus", "images", "questions", "unfinished"]
+    assert (copied["graphs"], copied["edits"], copied["n_blocks"], copied["n_copied"]) == (["graphs"], ["double"], 7, 7)
+    files = [data for key, data in contents(whole_store).items() if key not in INDEXES]
+    assert (copied["n_files"], copied["nbytes"]) == (len(files), sum(map(len, files)))
+    assert actstore.open(tmp_path / "copy").verify() == []
+    again = actstore.copy(whole_store, tmp_path / "copy", captures=["corpus"])
+    assert (again.n_blocks, again.n_copied, again.n_files) == (3, 0, 0)
+    shown = cli("copy", whole_store, tmp_path / "copy", "--capture", "unfinished", "--quiet").out
+    assert shown == f"{tmp_path / 'copy'}: 1 capture of 2 blocks, 0 of them copied now; 0 files written, 0 B.\n"
+
+
+def test_through_s3_and_back(whole_store: Path, s3_location: str, tmp_path: Path) -> None:
+    actstore.copy(whole_store, s3_location)
+    check_same(whole_store, s3_location)
+    actstore.copy(s3_location, tmp_path / "back")
+    check_same(whole_store, tmp_path / "back")
+
+
+def test_from_a_web_server(whole_store: Path, tmp_path: Path) -> None:
+    """Which lists nothing: a capture without an index, whose blocks nobody can name there, is refused."""
+    server = StaticServer(whole_store.parent)
+    url = f"{server.url}/{whole_store.name}"
+    with pytest.raises(FormatError, match=r"blocks of capture '\w+' of http.* cannot be listed there"):
+        actstore.copy(url, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    report = actstore.copy(url, tmp_path / "copy", captures=["corpus"])
+    server.close()
+    assert (report.captures, report.graphs, report.edits) == (("corpus",), ("graphs",), ("double",))
+    others = tuple(f"captures/{name}/" for name in ("images", "questions", "unfinished"))
+    expected = {key: data for key, data in contents(whole_store).items() if not key.startswith(others)}
+    found = contents(tmp_path / "copy")
+    assert found.keys() == expected.keys()
+    assert [key for key in found if found[key] != expected[key]] == ["captures.json"]
+
+
+def test_chosen_captures_come_one_after_another(whole_store: Path, tmp_path: Path) -> None:
+    first = actstore.copy(whole_store, tmp_path / "copy", captures=["questions"])
+    assert (first.captures, first.graphs, first.edits) == (("questions",), (), ("double",))
+    assert actstore.open(tmp_path / "copy").captures == ("questions",)
+    actstore.copy(whole_store, tmp_path / "copy")
+    check_same(whole_store, tmp_path / "copy")
+
+
+def flip(path: Path) -> None:
+    """Change a bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "captures/corpus/values/mlp.post/0/c/0/1": "blocks/1.json",
+    "captures/corpus/blocks/2.statistics.safetensors.zst": "blocks/2.json",
+    "captures/corpus/tokens/ids/c/0": "zarr.json",
+    "captures/corpus/windows.parquet": "zarr.json",
+    "captures/corpus/statistics/mlp.post/mean/c/0": "committed.json",
+    "captures/corpus/exemplars.parquet": "committed.json",
+    "captures/corpus/neurons.parquet": "committed.json",
+    "weights/layer-1.safetensors": "zarr.json",
+    "tokenizer/tokenizer.json": "zarr.json",
+    "tokenizer/vocabulary.parquet": "zarr.json",
+    "neurons.parquet": "zarr.json",
+    "graphs/graphs/nodes.arrow": "graphs/graphs/graph.json",
+    "edits/double/delta.safetensors": "edits/double/edit.json",
+}
+"""What is damaged → the record that is then not written."""
+
+
+def test_what_is_damaged_is_named_and_not_committed(
+    whole_store: Path, every_kind: dict[str, bytes], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    for number, (key, record) in enumerate(DAMAGE.items()):
+        target = tmp_path / str(number)
+        flip(whole_store / key)
+        sentence = refused("copy", whole_store, target, "--capture", "corpus", "--quiet", "--no-sync")
+        (whole_store / key).write_bytes(every_kind[key])
+        name = key if "/values/" in key else key.partition("/c/")[0]  # of a plain array's chunk, the array
+        assert sentence.startswith(f"{whole_store}/{name} is damaged"), sentence
+        assert not (target / key).is_file() or ("/c/" in key and "/values/" not in key)
+        place = "captures/corpus/" if key.startswith("captures/") else ""
+        assert not (target / f"{place}{record}").exists(), key
+    actstore.copy(whole_store, target)
+    check_same(whole_store, target)
+
+
+def test_what_is_missing_is_named(whole_store: Path, every_kind: dict[str, bytes], tmp_path: Path) -> None:
+    missing = (
+        "captures/corpus/values/mlp.post/0/c/0/1",
+        "captures/corpus/tokens/ids/c/0",
+        "weights/final_norm.safetensors",
+    )
+    for number, key in enumerate(missing):
+        (whole_store / key).unlink()
+        with pytest.raises(FormatError, match=rf"{key.partition('/c/0')[0]}.* missing"):
+            actstore.copy(whole_store, tmp_path / str(number), captures=["corpus"], sync=False)
+        (whole_store / key).write_bytes(every_kind[key])
+
+
+def test_another_target_is_left_alone(
+    whole_store: Path, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted_stores.plant(tmp_path / "other")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "letter.txt").write_text("x")
+    (tmp_path / "file").write_text("x")
+    before = contents(tmp_path)
+    assert "holds another store than" in refused("copy", whole_store, tmp_path / "other")
+    assert "folder with other content (letter.txt, …)" in refused("copy", whole_store, tmp_path / "folder")
+    assert "is a file. Name another path." in refused("copy", whole_store, tmp_path / "file")
+    itself = refused("copy", whole_store, f"{whole_store}/")
+    assert itself == f"A store cannot be copied onto itself: SRC and DST are both {whole_store}/."
+    assert "There is no store at" in refused("copy", tmp_path / "none", tmp_path / "copy")
+    assert "has no capture 'none'" in refused("copy", whole_store, tmp_path / "copy", "--capture", "none")
+    server = StaticServer(tmp_path)
+    assert "a web server lists nothing" in refused("copy", whole_store, f"{server.url}/store")
+    server.close()
+    assert contents(tmp_path) == before
