@@ -44,8 +44,8 @@ class CopyReport:
 
     def __str__(self) -> str:
         return (
-            f"{self.n_copied:,} of {self.n_blocks:,} blocks of {len(self.captures)} captures copied, in {self.n_files:,} files of "
-            f"{self.nbytes:,} bytes"
+            f"{self.n_copied:,} of {self.n_blocks:,} blocks of {len(self.captures)} captures copied; {self.n_files:,} files "
+            f"written, {self.nbytes:,} bytes"
         )
 
 
