@@ -74,11 +74,16 @@ def check_named_of(source: Folder, target: Folder, named: Named) -> None:
 def copy_named(transfer: Transfer, named: Named) -> None:
     """Copy graphs or an edit, unless they are there; `ReadOnlyError` while another process writes them there."""
     source, target = transfer.source, transfer.target
-    if target.exists(named.record_key):
+    draft = named.key("parts/graph.json") if named.kind == "graphs" else None
+    if target.exists(named.record_key) and not (draft and target.exists(draft)):
         return
     with (own_graphs if named.kind == "graphs" else own_edit)(target, named.name):
+        if draft:  # by which graphs without a record are unfinished, and not damaged
+            target.write(draft, named.data)
         transfer.copy(File(named.key(file), whole(crc), nbytes) for file, (nbytes, crc) in named.files.items())
         if source.read(named.record_key) != named.data:
             raise damaged(source, named.record_key, "it was written anew meanwhile")
         write_names(target, named.kind, named.name)
         transfer.write(named.record_key, named.data)
+        if draft:
+            target.delete(named.key("parts"))
