@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
+    from actstore.store.storage.pieces import Source
 
 
 def committed_blocks(folder: Folder, capture: str) -> list[int]:
@@ -63,10 +64,25 @@ def digest_shards(folder: Folder, record: CaptureRecord) -> str:
 
 def shards_digest(record: CaptureRecord, commits: Iterable[CommitRecord]) -> str:
     """The same of commit records that are at hand, those of all blocks in their order."""
-    digest = hashlib.sha256(f"{record.identity} {record.name}".encode())
+    digest = ShardsDigest(record)
     for commit in commits:
-        digest.update(json.dumps(commit.shards, sort_keys=True).encode())
+        digest.add(commit)
     return digest.hexdigest()
+
+
+class ShardsDigest:
+    """The same, of commit records that are added one by one."""
+
+    def __init__(self, record: CaptureRecord) -> None:
+        self._digest = hashlib.sha256(f"{record.identity} {record.name}".encode())
+
+    def add(self, commit: CommitRecord) -> None:
+        """Add the record of the next block."""
+        self._digest.update(json.dumps(commit.shards, sort_keys=True).encode())
+
+    def hexdigest(self) -> str:
+        """What it comes down to."""
+        return self._digest.hexdigest()
 
 
 def check_file(folder: Folder, capture: CaptureRecord, block: int, key: str) -> None:
@@ -90,13 +106,22 @@ def damaged_shards(folder: Folder, capture: CaptureRecord, block: int) -> Iterat
 
 def damaged_files(folder: Folder, prefix: str, files: Mapping[str, tuple[int, str]]) -> Iterator[tuple[str, str]]:
     """(key below `prefix`, what is wrong) of every file that has other bytes than its (size, checksum) in `files`."""
+    return ((key, what) for key, source, what in checked_files(folder, prefix, files) if source is None)
+
+
+def checked_files(
+    folder: Folder, prefix: str, files: Mapping[str, tuple[int, str]]
+) -> Iterator[tuple[str, Source | None, str]]:
+    """Every file as (key below `prefix`, its bytes, ""), or (key, None, what is wrong) where it is not as in `files`."""
     for key, (nbytes, expected) in files.items():
         try:
             source = folder.source(f"{prefix}/{key}", tail=None)
         except NotFoundError:
-            yield key, "missing"
+            yield key, None, "missing"
             continue
         if source.nbytes != nbytes:
-            yield key, f"{source.nbytes} bytes, expected {nbytes}"
+            yield key, None, f"{source.nbytes} bytes, expected {nbytes}"
         elif (found := source_checksum(source)) != expected:
-            yield key, f"checksum {found}, expected {expected}"
+            yield key, None, f"checksum {found}, expected {expected}"
+        else:
+            yield key, source, ""
