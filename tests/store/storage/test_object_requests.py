@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import planted_stores
@@ -78,16 +77,10 @@ def test_verify_downloads_nothing_twice(stored: Store, s3: CountingProxy, blocks
     nbytes = sum(path.stat().st_size for path in blocks_path.rglob("*") if path.is_file())
     s3.clear()
     assert actstore.open(location).verify() == []
-    assert nbytes - 1000 < s3.nbytes < 1.1 * nbytes  # the locks, which are empty, and pages that say what is not there
-    sizes = {}
-    for request in s3.requests:
-        key = unquote(urlsplit(request.path).path).partition("/store/")[2]
-        sizes[key] = sizes.get(key, 0) + request.nbytes
-    twice = {
-        key for key, n in sizes.items() if (blocks_path / key).is_file() and n > (blocks_path / key).stat().st_size
-    }
-    # Beside small records, the scales: one value per neuron and block, of which the table of exemplars has a copy.
-    assert {key.split("/")[-1] for key in twice if "/scale/" not in key} <= {"zarr.json", "captures.json"}
+    # Twice come the root, the scales, of which the table of exemplars has a copy, and the end of a table; also pages that say
+    # what is not there.
+    assert nbytes - 1000 < s3.nbytes < 1.04 * nbytes
+    assert len(s3.requests) < len([*blocks_path.rglob("*")])
 
 
 def test_a_scan_takes_one_request_per_shard(stored: Store, s3: CountingProxy, blocks_path: Path) -> None:
