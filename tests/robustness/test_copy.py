@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import planted_stores
 import pytest
+from counting_proxy import Fault
 from static_server import StaticServer
 
 import actstore
-from actstore.store.errors import FormatError
+from actstore.store.errors import FormatError, InvalidInputError, ReadOnlyError
 from actstore.store.storage.folder import Folder
+from actstore.store.storage.lock import own
+from actstore.store.storage.objects import connect, storage
+from actstore.store.transfer import captures
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from counting_proxy import CountingProxy, Request
 
 LEFT = ("claims/", "writer.lock", "verified.json")
 """What of a store is not copied."""
@@ -137,9 +143,7 @@ def test_what_is_missing_is_named(whole_store: Path, every_kind: dict[str, bytes
         (whole_store / key).write_bytes(every_kind[key])
 
 
-def test_another_target_is_left_alone(
-    whole_store: Path, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_target_is_left_alone(whole_store: Path, refused: Callable[..., str], tmp_path: Path) -> None:
     planted_stores.plant(tmp_path / "other")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "letter.txt").write_text("x")
@@ -156,3 +160,70 @@ def test_another_target_is_left_alone(
     assert "a web server lists nothing" in refused("copy", whole_store, f"{server.url}/store")
     server.close()
     assert contents(tmp_path) == before
+    with pytest.raises(InvalidInputError, match=r"captures is a sequence of texts .*, found the text 'corpus'"):
+        actstore.copy(whole_store, tmp_path / "copy", captures="corpus")
+
+
+def test_what_the_target_has_of_its_own_is_not_replaced(whole_store: Path, tmp_path: Path) -> None:
+    """A capture, graphs or an edit of the same name, and another writer."""
+    target = tmp_path / "copy"
+    actstore.copy(whole_store, target, captures=["corpus"], sync=False)
+    with own(Folder(target, read_only=False), "images"), pytest.raises(ReadOnlyError, match="Capture 'images' of"):
+        actstore.copy(whole_store, target, captures=["images"])
+    for key, what in (
+        ("graphs/graphs/graph.json", "graphs 'graphs' of its own"),
+        ("edits/double/edit.json", "an edit 'double' of its own"),
+        ("captures/corpus/zarr.json", "a capture 'corpus', and it is another"),
+    ):
+        data = (target / key).read_bytes()
+        (target / key).write_bytes(data + b"\n")
+        with pytest.raises(InvalidInputError, match=what):
+            actstore.copy(whole_store, target)
+        (target / key).write_bytes(data)
+    assert actstore.open(target).captures == ("corpus",)
+
+
+def cut_after(n: int) -> Callable[[Request], Fault | None]:
+    """A network that is cut for good after n requests that write."""
+    seen = iter(range(n))
+    return lambda request: Fault(cut_after=-1) if request.method == "PUT" and next(seen, None) is None else None
+
+
+def test_a_network_that_is_cut_and_comes_back(
+    whole_store: Path, s3: CountingProxy, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect, "MAX_RETRIES", 0)
+    monkeypatch.setattr(storage, "MAX_RETRIES", 0)
+    for n in (3, 45, 85):  # in the root, in the plan or a block, in the statistics
+        target = f"s3://bucket/{uuid.uuid4()}/store"
+        s3.fault = cut_after(n)
+        sentence = refused("copy", whole_store, target, "--capture", "corpus", "--quiet")
+        assert sentence.startswith(f"{target} cannot be written: the connection to {s3.endpoint} was cut")
+        s3.clear()
+        assert not Folder(target).exists("captures/corpus/committed.json")
+        report = actstore.copy(whole_store, target, captures=["corpus", "unfinished"])
+        assert report.n_copied == (2 if n == 85 else 5 if n == 3 else report.n_copied)
+    actstore.copy(whole_store, target)
+    check_same(whole_store, target)
+
+
+def test_a_store_that_is_rewritten_meanwhile_is_not_mixed(
+    whole_store: Path, every_kind: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is another `committed.json` than when the copy began, nothing says of the copy that it is whole."""
+    index = whole_store / "captures/corpus/committed.json"
+    index.unlink()
+
+    def rewrite(*arguments: Any) -> None:
+        index.write_bytes(every_kind["captures/corpus/committed.json"])
+        copy_array(*arguments)
+
+    copy_array = captures.copy_array
+    monkeypatch.setattr(captures, "copy_array", rewrite)
+    with pytest.raises(
+        FormatError, match=r"corpus/committed\.json is damaged, or is being rewritten: it was written anew"
+    ):
+        actstore.copy(whole_store, tmp_path / "copy", captures=["corpus"], sync=False)
+    assert not (tmp_path / "copy/captures/corpus/committed.json").exists()
+    actstore.copy(whole_store, tmp_path / "copy")
+    check_same(whole_store, tmp_path / "copy")
