@@ -11,7 +11,7 @@ from counting_proxy import Fault
 from static_server import StaticServer
 
 import actstore
-from actstore.store.errors import FormatError, InvalidInputError, ReadOnlyError
+from actstore.store.errors import CaptureError, FormatError, InvalidInputError, ReadOnlyError
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.lock import own
 from actstore.store.storage.objects import connect, storage
@@ -205,6 +205,21 @@ def test_a_network_that_is_cut_and_comes_back(
         assert report.n_copied == (2 if n == 85 else 5 if n == 3 else report.n_copied)
     actstore.copy(whole_store, target)
     check_same(whole_store, target)
+
+
+def test_an_interrupted_copy_says_how_to_go_on(whole_store: Path, tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(CaptureError) as caught:
+        actstore.copy(whole_store, tmp_path / "copy", captures=["corpus"], sync=False, on_block=interrupt)
+    assert str(caught.value) == (
+        f"The copy to {tmp_path / 'copy'} was interrupted. What was copied stays: run the same copy again, and it goes on."
+    )
+    blocks = actstore.open(tmp_path / "copy").capture().blocks
+    assert blocks in ((0, 1), (0, 1, 2))  # the last may have been under way
+    assert actstore.copy(whole_store, tmp_path / "copy", captures=["corpus"]).n_copied == 3 - len(blocks)
 
 
 def test_a_store_that_is_rewritten_meanwhile_is_not_mixed(
