@@ -6,6 +6,7 @@ Writing: `actstore.capture` runs a model over a corpus of text or images and sto
 `actstore.estimate` gives the size and time of a capture (a `CaptureEstimate`) and writes nothing; `actstore.attribute` lets a
 model answer multiple-choice questions and stores every neuron's attribution to the answers. `RunOptions` say how a run is
 carried out: device, memory, resuming. `actstore.inspect` describes what of a model would be captured (a `ModelSpec`).
+`actstore.copy` copies a store to another location (a `CopyReport`).
 
 Reading: `actstore.open` gives a `Store`, a store its captures (`Capture`), neurons (`Neuron`) and their graphs (`NeuronGraph`).
 The methods of a store are the commands of the command line, under the same names. They return a `Table`, which is an Arrow
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from actstore.api.copy import CopyReport, copy
     from actstore.engine.attribution.attribute import attribute
     from actstore.engine.capture.api import RunOptions, capture, plan
     from actstore.engine.capture.estimate import CaptureEstimate, estimate
@@ -63,6 +65,7 @@ __all__ = [
     "Answer",
     "Capture",
     "CaptureEstimate",
+    "CopyReport",
     "FillOptions",
     "ModelOptions",
     "ModelSpec",
@@ -73,6 +76,7 @@ __all__ = [
     "Table",
     "attribute",
     "capture",
+    "copy",
     "errors",
     "estimate",
     "fill",
@@ -84,12 +88,14 @@ __all__ = [
 
 _LATER = {
     "CaptureEstimate": "actstore.engine.capture.estimate",
+    "CopyReport": "actstore.api.copy",
     "FillOptions": "actstore.engine.filling.api",
     "ModelSpec": "actstore.engine.models.layers",
     "NeuronGraph": "actstore.store.graphs.graph",
     "RunOptions": "actstore.engine.capture.run",
     "attribute": "actstore.engine.attribution.attribute",
     "capture": "actstore.engine.capture.api",
+    "copy": "actstore.api.copy",
     "estimate": "actstore.engine.capture.estimate",
     "fill": "actstore.engine.filling.api",
     "finish": "actstore.engine.filling.api",

@@ -157,10 +157,18 @@ class Store(reader.Store):
         - `model`: where the model is, if not where it was.
         - `images`: where captured images are now.
         """
-        from actstore.store.verify import open_captures, record_verified, verify_capture, verify_graphs, verify_root
+        from actstore.store.verify import (
+            open_captures,
+            reading_once,
+            record_verified,
+            verify_capture,
+            verify_graphs,
+            verify_root,
+        )  # fmt: skip
 
-        captures, damage = open_captures(self, capture)
-        damage += [] if capture else verify_root(self.folder)
+        store = reader.Store(reading_once(self.folder))
+        captures, damage = open_captures(store, capture)
+        damage += [] if capture else verify_root(store.folder)
         for opened in captures:
             damage += (found := verify_capture(opened))
             record_verified(opened, found)
@@ -174,7 +182,7 @@ class Store(reader.Store):
                     without=broken,
                 )  # fmt: skip
                 damage += differing
-        _, damaged_graphs = verify_graphs(self.folder, capture)
+        _, damaged_graphs = verify_graphs(store.folder, capture)
         return [*damage, *damaged_graphs]
 
     def repair(

@@ -52,6 +52,7 @@ def _sites(store: Captures) -> Iterable[str]:
 
 
 captures = _names_in_store(lambda store: store.captures)
+captures_to_copy = _names_in_store(lambda store: store.captures, "src")
 other_captures = _names_in_store(lambda store: store.captures, "other")
 labels = _names_in_store(_labels)
 graphs = _names_in_store(lambda store: graph_names(store.folder))

@@ -79,9 +79,9 @@ def verify(
 
     Example: `actstore verify gpt2.actstore --refill 2`
     """
-    from actstore.store.verify import open_captures, verify_graphs, verify_root
+    from actstore.store.verify import open_captures, reading_once, verify_graphs, verify_root
 
-    opened = Store(store)
+    opened = Store(reading_once(store))
     captures, damage = open_captures(opened, capture)
     if not capture:
         with terminal.spinner("checking the store's own files", enabled=not quiet):

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from actstore.store.capture.commits import damaged_files, damaged_shards
+from actstore.store.capture.commits import damaged_files
 from actstore.store.capture.committed import damaged_index
 from actstore.store.capture.record import read_capture
 from actstore.store.capture.unchecked import write_verified
@@ -44,16 +44,19 @@ from actstore.store.model.root import (
     read_tokenizer,
     read_vocabulary,
 )
+from actstore.store.storage.cached import CachedFolder
+from actstore.store.storage.folder import Folder
 from actstore.store.storage.listing import is_readable
-from actstore.store.verify_parts import PARTS, guarded, misplaced_shards
+from actstore.store.verify_blocks import BlockPass
+from actstore.store.verify_parts import PARTS, guarded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from actstore.store.capture.captures import Captures
     from actstore.store.model.root import RootRecord
     from actstore.store.reader import Capture
-    from actstore.store.storage.folder import Folder
 
 
 _MOST_NAMED: Final = 1000
@@ -85,25 +88,29 @@ class Damage:
         return f"capture {self.capture!r}, {place}{block}: {self.key}: {self.what}"
 
 
+def reading_once(location: str | Path | Folder) -> Folder:
+    """The folder there, to be verified; of one on a server, one that fetches no small file twice."""
+    folder = location if isinstance(location, Folder) else Folder(location)
+    return CachedFolder(folder) if folder.storage.concurrency > 1 else folder
+
+
 def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda block: None) -> list[Damage]:
     """Everything damaged in a capture, by block; an empty list where all is well."""
     name, folder = capture.record.name, capture.folder
-    damage = []
+    damage, blocks = [], BlockPass(capture)
     for block in capture.blocks:
-        for key, what in guarded(f"blocks/{block}.json", partial(damaged_shards, folder, capture.record, block)):
+        for key, what in guarded(f"blocks/{block}.json", partial(blocks.check, block)):
             damage.append(_damage(name, block, key, what))
         on_block(block)
-    damaged_blocks = {one.block for one in damage}
-    undamaged = [block for block in capture.blocks if block not in damaged_blocks]
-    damage += [_damage(name, *found) for found in misplaced_shards(capture, undamaged)]
     # Statistics and the table of neurons are written when every block is committed: from then on, none may lack its record.
     results = (table_key(name, "neurons"), f"{statistics_key(name, 'tokens', 'by_label')}/zarr.json")
     if any(is_readable(folder, key) for key in results):
         damage += _missing_blocks(capture)
     for check, key in PARTS.items():
-        damage += [_damage(name, None, *found) for found in guarded(key, partial(check, capture))]
+        damage += [_damage(name, None, *found) for found in guarded(key, partial(check, capture, blocks))]
     if not damage:  # the index follows from blocks and plan: what is wrong with them shows in it too
-        found_in_index = guarded("committed.json", partial(damaged_index, folder, capture.record))
+        shards = blocks.shards if capture.is_complete else ""
+        found_in_index = guarded("committed.json", partial(damaged_index, folder, capture.record, shards))
         damage += [_damage(name, None, *found) for found in found_in_index]
     return damage
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
-from actstore.store.capture.commits import damaged_shards
 from actstore.store.capture.patches import patches_sha256
 from actstore.store.capture.questions.answers import damaged_answers, has_attributions
 from actstore.store.capture.requests import has_requests, read_requests
-from actstore.store.capture.statistics.capture_statistics import (
-    CaptureStatistics,
-    read_block_statistics,
-    sum_statistics,
-)
+from actstore.store.capture.statistics.capture_statistics import sum_statistics
 from actstore.store.capture.statistics.exemplars import exemplar_rows, has_exemplars
 from actstore.store.capture.statistics.neuron_table import neuron_table
 from actstore.store.capture.tables import open_capture_table
@@ -22,15 +16,13 @@ from actstore.store.capture.workers.numerics import read_numerics
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import BlockArray
-from actstore.store.files.shards import Shard, shard_seed
-from actstore.store.layout import block_statistics_key, capture_key, folded_statistics_key, shard_key
-from actstore.store.storage.listing import is_readable
+from actstore.store.layout import capture_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from actstore.store.files.arrays import BlockArraySpec
     from actstore.store.reader import Capture
+    from actstore.store.verify_blocks import BlockPass
 
 
 def guarded(key: str, check: Callable[[], Iterable[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
@@ -43,29 +35,7 @@ def guarded(key: str, check: Callable[[], Iterable[tuple[str, str]]]) -> Iterato
         yield key, f"cannot be checked: {' '.join(str(error).split()) or type(error).__name__}"
 
 
-def misplaced_shards(capture: Capture, blocks: Collection[int]) -> Iterator[tuple[int, str, str]]:
-    """(block, key, reason) of the shards of `blocks` that are another block's, array's or capture's, commit record and all.
-
-    The checksums of their rows tell: one row of each shard is read. A capture of an earlier version has none.
-    """
-    if not capture.record.is_checked:
-        return
-    for spec in block_arrays(capture.record):
-        for block in blocks:
-            key, seed = shard_key(spec.key, block), shard_seed(spec.identity, spec.key, block)
-            short = key.removeprefix(f"{capture_key(capture.record.name)}/")
-            for _, what in guarded(short, partial(_wrong_place, capture, spec, key, seed)):
-                yield block, short, what
-
-
-def _wrong_place(capture: Capture, spec: BlockArraySpec, key: str, seed: int | None) -> Iterator[tuple[str, str]]:
-    try:
-        Shard(capture.folder.source(key), spec.grid, spec.dtype, key, seed).row(0)
-    except (FormatError, NotFoundError) as error:
-        yield key, str(error)
-
-
-def _metadata(capture: Capture) -> Iterator[tuple[str, str]]:
+def _metadata(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
     """What is wrong with the description of the arrays that blocks are shards of."""
     record = capture.record
     for spec in block_arrays(record):
@@ -79,7 +49,7 @@ def _metadata(capture: Capture) -> Iterator[tuple[str, str]]:
             yield key, f"describes blocks of {array.grid.rows} × {array.grid.columns} {array.dtype}"
 
 
-def _plan(capture: Capture) -> Iterator[tuple[str, str]]:
+def _plan(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
     expected = capture.record.plan.fingerprint
     try:
         found = capture.plan.fingerprint()
@@ -89,7 +59,7 @@ def _plan(capture: Capture) -> Iterator[tuple[str, str]]:
         yield "plan", str(error)
 
 
-def _patches(capture: Capture) -> Iterator[tuple[str, str]]:
+def _patches(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
     """Whether the table of patches of a capture of images is the one that was planned."""
     expected = capture.record.patches_sha256
     if expected is None:
@@ -102,7 +72,7 @@ def _patches(capture: Capture) -> Iterator[tuple[str, str]]:
         yield "patches.parquet", "missing"
 
 
-def _requests(capture: Capture) -> Iterator[tuple[str, str]]:
+def _requests(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
     """Whether the table of requests of a capture of probes is the one that was written."""
     if has_requests(capture.record):
         try:
@@ -111,7 +81,7 @@ def _requests(capture: Capture) -> Iterator[tuple[str, str]]:
             yield "requests.arrow", str(error)
 
 
-def _answers(capture: Capture) -> Iterator[tuple[str, str]]:
+def _answers(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
     """Whether the tables of a finished capture of questions say what its blocks do."""
     if has_attributions(capture) and capture.is_finished:
         try:
@@ -120,44 +90,22 @@ def _answers(capture: Capture) -> Iterator[tuple[str, str]]:
             return  # the block, or the plan, is reported by its checksum
 
 
-def _checkpoint(capture: Capture) -> Iterator[tuple[str, str]]:
+def _checkpoint(_: Capture, blocks: BlockPass) -> Iterator[tuple[str, str]]:
     """Whether a checkpoint of added statistics is the sum of its blocks' own, bit for bit."""
-    folder, record = capture.folder, capture.record
-    key = folded_statistics_key(record.name)
-    if not is_readable(folder, key):
-        return
-    short = key.removeprefix(f"{capture_key(record.name)}/")
-    try:
-        found, n_blocks = CaptureStatistics.decode(folder.read(key), record, f"{folder}/{key}")
-    except FormatError as error:
-        yield short, str(error)
-        return
-    if not set(capture.blocks).issuperset(range(n_blocks)):
-        return  # such a one is passed over
-    total = CaptureStatistics.empty(record)
-    try:
-        for block in range(n_blocks):
-            total.merge(read_block_statistics(folder, record, block))
-    except (FormatError, NotFoundError, ValueError):
-        return  # the block is reported by its checksum
-    if found.encode() != total.encode():
-        yield short, "not the sum of the blocks' own"
+    if blocks.checkpoint_fault:
+        yield "blocks/folded.statistics.safetensors.zst", blocks.checkpoint_fault
 
 
-def _statistics(capture: Capture) -> Iterator[tuple[str, str]]:
+def _statistics(capture: Capture, blocks: BlockPass) -> Iterator[tuple[str, str]]:
     """Whether the finished statistics are the sum of the blocks' own, bit for bit."""
+    if blocks.unreadable is not None:
+        yield blocks.unreadable
+    total = blocks.total
+    if total is None or not capture.is_finished:
+        return  # a block is reported, by its checksum; or there is nothing yet but the blocks and a checkpoint
     folder, record = capture.folder, capture.record
-    total = CaptureStatistics.empty(record)
-    for block in capture.blocks:
-        try:
-            total.merge(read_block_statistics(folder, record, block))
-        except (FormatError, NotFoundError, ValueError) as error:
-            # Most often the block has been reported, by its checksum.
-            if next(damaged_shards(folder, record, block), None) is None:
-                yield block_statistics_key(record.name, block).removeprefix(f"{capture_key(record.name)}/"), str(error)
-            return
     try:
-        found = sum_statistics(folder, record, capture.blocks, is_known_finished=capture.is_finished)
+        found = sum_statistics(folder, record, capture.blocks, is_known_finished=True)
         if total.encode() != found.encode():
             yield "statistics", "not the sum of the blocks' own"
         table, expected = capture.neurons().to_arrow(), neuron_table(record, total)
@@ -169,14 +117,14 @@ def _statistics(capture: Capture) -> Iterator[tuple[str, str]]:
         yield "statistics", str(error)
 
 
-def _exemplars(capture: Capture) -> Iterator[tuple[str, str]]:
+def _exemplars(capture: Capture, blocks: BlockPass) -> Iterator[tuple[str, str]]:
     """Whether the table of exemplars is what statistics and plan say."""
     folder, record = capture.folder, capture.record
     if not (has_exemplars(record) and capture.is_finished):
         return
     try:
         table = open_capture_table(folder, record, "exemplars")
-        total = sum_statistics(folder, record, capture.blocks, is_known_finished=True)
+        total = blocks.total or sum_statistics(folder, record, capture.blocks, is_known_finished=True)
         n_groups = table.file.metadata.num_row_groups
         groups = zip_longest(range(n_groups), exemplar_rows(folder, record, total))
         if not all(None not in pair and table.read(None, [pair[0]]).equals(pair[1]) for pair in groups):
@@ -188,7 +136,7 @@ def _exemplars(capture: Capture) -> Iterator[tuple[str, str]]:
             yield "exemplars.parquet", str(error)
 
 
-def _numerics(capture: Capture) -> Iterator[tuple[str, str]]:
+def _numerics(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
     """Whether what the capture says of the numerics of those who computed its blocks can be read; earlier ones say nothing."""
     read_numerics(capture.folder, capture.record.name)
     yield from ()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tests.conftest import Result  # type: ignore[import-not-found]
 
 COMMANDS = (
-    "inspect", "capture", "plan", "fill", "finish", "info", "verify", "repair", "top", "stats", "sql", "export",
+    "inspect", "capture", "plan", "fill", "finish", "info", "verify", "repair", "copy", "top", "stats", "sql", "export",
     "contributions", "attribute", "naica", "knowledge", "selectivity", "change", "coverage", "graphs",
     "multimodal", "edit",
 )  # fmt: skip

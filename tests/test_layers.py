@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # From below: a layer imports from itself and from those before it.
 LAYERS = ("kernels", "store", "engine", "display", "api", "commands", "cli")
 
-# Parts of the store, from below. A module of `store/` itself belongs to the part that BELONGS names, or else to the last.
-STORE = ("basics", "storage", "files", "model", "capture", "graphs", "reader")
+# Parts of the store, from below. A module of `store/` itself belongs to the part that BELONGS names, or else to the reader.
+STORE = ("basics", "storage", "files", "model", "capture", "graphs", "reader", "transfer")
 BELONGS = {name: "basics" for name in ("arguments", "calls", "errors", "hooks", "layout", "neurons", "table")}
 
 # Parts of the engine → the other parts that they may import.
@@ -91,7 +91,7 @@ def part_of(module: str) -> str:
     """The part of the engine or of the store that a module belongs to."""
     _, layer, *rest = module.split(".")
     if layer == "store" and len(rest) < 2 and (not rest or rest[0] not in STORE):
-        return BELONGS.get(rest[0] if rest else "errors", STORE[-1])
+        return BELONGS.get(rest[0] if rest else "errors", "reader")
     return rest[0] if rest else ""
 
 

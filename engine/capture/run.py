@@ -32,7 +32,7 @@ from actstore.store.capture.commits import missing_blocks
 from actstore.store.capture.identity import check_belongs
 from actstore.store.capture.statistics.capture_statistics import RunningStatistics
 from actstore.store.capture.writer import create_capture
-from actstore.store.errors import CaptureError, FormatError, InvalidInputError, NotFoundError
+from actstore.store.errors import CaptureError, FormatError, InvalidInputError, NotFoundError, StorageError
 from actstore.store.model import root
 from actstore.store.model.remains import remove_beginning
 from actstore.store.reader import read_capture
@@ -183,8 +183,8 @@ class Run(ABC):
         try:
             record = read_capture(self.folder, self.name)
             return record, record is not None or remove_unplanned(self.folder, self.name)
-        except FormatError:
-            return None, True  # what is damaged, or lost, is not ours to remove
+        except (FormatError, StorageError):
+            return None, True  # what is damaged, or lost, is not ours to remove; what cannot be reached, stays
 
     def plan(self, requested: Mapping[str, object]) -> CaptureRecord:
         """Write the plan, the store's root and the capture's record, or check those that are there: the record.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actstore.store.capture.identity import check_commit
 from actstore.store.errors import FormatError, NotFoundError
@@ -13,10 +13,11 @@ from actstore.store.files.shards import source_checksum
 from actstore.store.layout import capture_key, commit_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
+    from actstore.store.storage.pieces import Source
 
 
 def committed_blocks(folder: Folder, capture: str) -> list[int]:
@@ -33,9 +34,13 @@ def missing_blocks(folder: Folder, capture: CaptureRecord) -> list[int]:
 
 def read_commit(folder: Folder, capture: CaptureRecord, block: int) -> CommitRecord:
     """The commit record of a block; `FormatError` where it is damaged, or of another capture."""
-    key = commit_key(capture.name, block)
-    where = f"{folder}/{key}"
-    record = CommitRecord.from_json(folder.read_json(key), where)
+    return parse_commit(folder, capture, block, folder.read_json(commit_key(capture.name, block)))
+
+
+def parse_commit(folder: Folder, capture: CaptureRecord, block: int, value: Any) -> CommitRecord:
+    """The commit record of a block in JSON that was read from its key; `FormatError` as of `read_commit`."""
+    where = f"{folder}/{commit_key(capture.name, block)}"
+    record = CommitRecord.from_json(value, where)
     if record.block != block or record.with_checksum().checksum != record.checksum:
         raise FormatError(
             f"{where} is damaged: its checksum does not match. `store.repair()` computes the block again."
@@ -54,10 +59,30 @@ def digest_commits(folder: Folder, record: CaptureRecord, n_blocks: int) -> byte
 
 def digest_shards(folder: Folder, record: CaptureRecord) -> str:
     """SHA-256 over the capture's identity and what its commit records say of each file of all blocks, without their times."""
-    digest = hashlib.sha256(f"{record.identity} {record.name}".encode())
-    for block in range(record.plan.n_blocks):
-        digest.update(json.dumps(read_commit(folder, record, block).shards, sort_keys=True).encode())
+    return shards_digest(record, (read_commit(folder, record, block) for block in range(record.plan.n_blocks)))
+
+
+def shards_digest(record: CaptureRecord, commits: Iterable[CommitRecord]) -> str:
+    """The same of commit records that are at hand, those of all blocks in their order."""
+    digest = ShardsDigest(record)
+    for commit in commits:
+        digest.add(commit)
     return digest.hexdigest()
+
+
+class ShardsDigest:
+    """The same, of commit records that are added one by one."""
+
+    def __init__(self, record: CaptureRecord) -> None:
+        self._digest = hashlib.sha256(f"{record.identity} {record.name}".encode())
+
+    def add(self, commit: CommitRecord) -> None:
+        """Add the record of the next block."""
+        self._digest.update(json.dumps(commit.shards, sort_keys=True).encode())
+
+    def hexdigest(self) -> str:
+        """What it comes down to."""
+        return self._digest.hexdigest()
 
 
 def check_file(folder: Folder, capture: CaptureRecord, block: int, key: str) -> None:
@@ -81,13 +106,22 @@ def damaged_shards(folder: Folder, capture: CaptureRecord, block: int) -> Iterat
 
 def damaged_files(folder: Folder, prefix: str, files: Mapping[str, tuple[int, str]]) -> Iterator[tuple[str, str]]:
     """(key below `prefix`, what is wrong) of every file that has other bytes than its (size, checksum) in `files`."""
+    return ((key, what) for key, source, what in checked_files(folder, prefix, files) if source is None)
+
+
+def checked_files(
+    folder: Folder, prefix: str, files: Mapping[str, tuple[int, str]]
+) -> Iterator[tuple[str, Source | None, str]]:
+    """Every file as (key below `prefix`, its bytes, ""), or (key, None, what is wrong) where it is not as in `files`."""
     for key, (nbytes, expected) in files.items():
         try:
             source = folder.source(f"{prefix}/{key}", tail=None)
         except NotFoundError:
-            yield key, "missing"
+            yield key, None, "missing"
             continue
         if source.nbytes != nbytes:
-            yield key, f"{source.nbytes} bytes, expected {nbytes}"
+            yield key, None, f"{source.nbytes} bytes, expected {nbytes}"
         elif (found := source_checksum(source)) != expected:
-            yield key, f"checksum {found}, expected {expected}"
+            yield key, None, f"checksum {found}, expected {expected}"
+        else:
+            yield key, source, ""

@@ -65,10 +65,10 @@ def complete_index(folder: Folder, record: CaptureRecord) -> None:
         write_names(folder, "captures", record.name)
 
 
-def _expected(folder: Folder, record: CaptureRecord) -> Committed:
-    """What the commit records and the plan say."""
+def _expected(folder: Folder, record: CaptureRecord, shards: str = "") -> Committed:
+    """What the commit records and the plan say; `shards` is `digest_shards` of all blocks, where it is known."""
     slots = Plan(folder, record.name, record.plan, record.plan_files).used_slots()
-    shards = digest_shards(folder, record)
+    shards = shards or digest_shards(folder, record)
     return Committed(record.name, record.identity, record.plan.fingerprint, shards, tuple(slots.tolist()))
 
 
@@ -115,11 +115,14 @@ def find_blocks(folder: Folder, record: CaptureRecord) -> tuple[tuple[int, ...],
         ) from None
 
 
-def damaged_index(folder: Folder, record: CaptureRecord) -> Iterator[tuple[str, str]]:
-    """(key below the capture, what is wrong) of an index that is there and not what commit records and plan say."""
+def damaged_index(folder: Folder, record: CaptureRecord, shards: str = "") -> Iterator[tuple[str, str]]:
+    """(key below the capture, what is wrong) of an index that is there and not what commit records and plan say.
+
+    `shards` is `digest_shards` of all blocks, where it is known.
+    """
     try:
         committed = read_committed(folder, record)
-        if committed is not None and committed != _expected(folder, record):
+        if committed is not None and committed != _expected(folder, record, shards):
             yield "committed.json", "not what the commit records and the plan say"
     except FormatError as error:
         yield "committed.json", str(error)

@@ -23,6 +23,7 @@ from actstore.store.capture.statistics.capture_statistics import CaptureStatisti
 from actstore.store.capture.statistics.exemplars import SCALE, Scales
 from actstore.store.capture.statistics.neuron_table import neuron_table, read_finished_table
 from actstore.store.capture.tables import open_capture_table
+from actstore.store.capture.unchanged import unchanged
 from actstore.store.capture.unchecked import check_shard
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import NotFoundError
@@ -163,13 +164,11 @@ class Capture:
     @cached_property
     def _images(self) -> list[str]:
         self._check_images()
-        images: list[str] = self.documents()["image"].to_pylist()
-        return images
+        return [str(image) for image in self.documents()["image"].to_pylist()]
 
     @cached_property
     def _sources(self) -> list[str]:
-        sources: list[str] = self.documents()["source"].to_pylist()
-        return sources
+        return [str(source) for source in self.documents()["source"].to_pylist()]
 
     def windows(self) -> Table:
         """One row per window: what the model read in one sequence, and where its tokens lie."""
@@ -247,15 +246,16 @@ class Capture:
                 decoded = row if row.dtype.kind == "f" else self._decoded(row, layer, site, block, neuron)
                 values[end - n : end] = decoded[:n]
 
-        list(self.folder.map(read, zip(self.blocks, used.tolist(), ends, strict=True)))
+        with unchanged(self.folder, self.record, self._committed, array):
+            list(self.folder.map(read, zip(self.blocks, used.tolist(), ends, strict=True)))
         return self._saturated(values[None], layer, site, slice(neuron, neuron + 1))[0] if saturated else values
 
     def block_row(
         self, layer: int, neuron: int, block: int, site: str = "mlp.post", *, saturated: bool = False
     ) -> NDArray[np.float32]:
         """One neuron over the slots of one block, padding included; `saturated` as for `activations`."""
-        array = self._values(layer, site, neuron)
-        values = self._decoded(self._shard(array, block).row(neuron), layer, site, block, neuron)
+        with unchanged(self.folder, self.record, self._committed, array := self._values(layer, site, neuron)):
+            values = self._decoded(self._shard(array, block).row(neuron), layer, site, block, neuron)
         return self._saturated(values[None], layer, site, slice(neuron, neuron + 1))[0] if saturated else values
 
     def block_values(

@@ -73,21 +73,34 @@ def read_requests(folder: Folder, capture: str, digest: str = "") -> pa.Table:
 
     `digest`: as the capture's record has it among its `plan_files`. One of an earlier version has no checksum.
     """
-    key = requests_key(capture)
     try:
-        table = pa.ipc.open_file(pa.py_buffer(folder.read(key))).read_all().select(REQUESTS.names)
+        data = folder.read(requests_key(capture))
+    except NotFoundError as error:
+        raise _unreadable(folder, capture, str(error)) from None
+    return parse_requests(folder, capture, data, digest)
+
+
+def parse_requests(folder: Folder, capture: str, data: bytes, digest: str = "") -> pa.Table:
+    """The same table in bytes that were read from its key; errors as of `read_requests`."""
+    try:
+        table = pa.ipc.open_file(pa.py_buffer(data)).read_all().select(REQUESTS.names)
         table.validate(full=True)  # else columns longer than their bytes end the process
         stored, found = (table.schema.metadata or {}).get(_CHECKSUM), _checksum(table)
         what = "" if stored in (None, found.encode()) else "its checksum does not match"
         if not what and digest and digest != found:
             what = "it is that of another capture"
-    except (pa.ArrowException, NotFoundError, ValueError, KeyError, OSError, MemoryError) as error:
-        what = " ".join(str(error).split()).rstrip(".")
+    except (pa.ArrowException, ValueError, KeyError, OSError, MemoryError) as error:
+        what = str(error)
     if what:
-        raise FormatError(
-            f"{folder}/{key} is damaged or missing: {what}. Restore it from a copy, or make the probes again."
-        )
+        raise _unreadable(folder, capture, what)
     return table
+
+
+def _unreadable(folder: Folder, capture: str, what: str) -> FormatError:
+    reason = " ".join(what.split()).rstrip(".")
+    return FormatError(
+        f"{folder}/{requests_key(capture)} is damaged or missing: {reason}. Restore it from a copy, or make the probes again."
+    )
 
 
 def _checksum(table: pa.Table) -> str:

@@ -131,6 +131,8 @@ class BlockArray:
         self.attributes: dict[str, Any] = dict(array.attrs)
         self.grid = ShardGrid(array.shape[0], array.shards[1], *array.chunks)
         self._open: dict[int, Shard] = {}
+        self.n_opened = 0
+        """Shards that were opened since; it grows with each."""
 
     def shard(self, block: int, *, whole: bool = False) -> Shard:
         """The shard of one block, to read single rows of; with `whole`, to read all of them.
@@ -148,7 +150,13 @@ class BlockArray:
             shard = Shard(source, self.grid, self.dtype, f"{self.folder}/{key}", seed, place)
             with _opening:
                 self._keep(block, shard)
+                self.n_opened += 1
         return shard
+
+    def close(self) -> None:
+        """Close all shards; who reads them opens them again."""
+        with _opening:
+            self._open.clear()
 
     @property
     def _is_small(self) -> bool:

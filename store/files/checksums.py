@@ -47,6 +47,16 @@ def verify_checksums(name: str, source: Source, *, bound_to: str | None = None) 
 
     A file of an earlier version has none. `bound_to`: the checksums that whoever refers to the file knows it by.
     """
+    found = verify_header(name, source, bound_to=bound_to)
+    if found is not None and found[1] != source_checksum(source, found[0]):
+        raise ValueError("checksum mismatch in its tensors")
+
+
+def verify_header(name: str, source: Source, *, bound_to: str | None = None) -> tuple[int, str] | None:
+    """Where the tensors of a file begin, and the checksum that they must have; None of a file without checksums.
+
+    `ValueError` where the header does not match its own checksum, or the file is another than `bound_to`.
+    """
     n_header = header_nbytes(bytes(source.read(0, 8)) if source.nbytes >= 8 else b"", source.nbytes)
     header = read_header(bytes(source.read(8, n_header)))
     expected = _stored_checksums(header)
@@ -55,12 +65,11 @@ def verify_checksums(name: str, source: Source, *, bound_to: str | None = None) 
             f"it is another file than the store was written with: checksums {expected}, expected {bound_to}"
         )
     if expected is None:
-        return
+        return None
     of_header, _, of_tensors = expected.partition(" ")
     if of_header != _header_checksum(name, header):
         raise ValueError("checksum mismatch in its header")
-    if of_tensors != source_checksum(source, n_header):
-        raise ValueError("checksum mismatch in its tensors")
+    return n_header, of_tensors
 
 
 def header_nbytes(first: bytes, nbytes: int) -> int:

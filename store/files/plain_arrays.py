@@ -16,6 +16,9 @@ import google_crc32c
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
+from zarr.core.array import AsyncArray
+from zarr.core.buffer import cpu
+from zarr.storage import MemoryStore, StorePath
 
 from actstore.store.errors import FormatError
 from actstore.store.files.array_metadata import open_array
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
+    from zarr.core.buffer import Buffer
 
     from actstore.store.storage.folder import Folder
 
@@ -161,9 +165,34 @@ class PlainArray:
         part = values[start - first * size : stop - first * size]
         return part if len(part) == len(values) else part.copy()
 
-    def _decoded(self, selection: Any) -> NDArray[Any]:
+    def chunk_keys(self) -> list[str]:
+        """The keys of all chunks, in C order; Zarr writes no chunk that has nothing but the fill value."""
+        return [self._chunk_key(number) for number in range(self._array.nchunks if self._array.size else 0)]
+
+    def check_chunk(self, number: int, data: bytes | None) -> None:
+        """Hold the bytes of a chunk, as they are stored, against its checksum; None where there is no such key.
+
+        `FormatError` where they are others; nothing is known of the chunks of an array without checksums.
+        """
+        if self._checksums is None:
+            return
+        chunks: dict[str, Buffer] = {}
+        if data is not None:
+            chunks[self._chunk_key(number)] = cpu.Buffer.from_bytes(data)
+        metadata: Any = self._array.metadata
+        one = zarr.Array(AsyncArray(metadata, StorePath(MemoryStore(chunks), self._key)))
+        at = tuple(
+            slice(i * size, min((i + 1) * size, n))
+            for i, size, n in zip(self._place(number), self._array.chunks, self.shape, strict=True)
+        )
+        found = chunk_checksum(self._decoded(at, one))
+        if found != self._checksums[number]:
+            what = "is missing" if data is None else f"has checksum {found}, expected {self._checksums[number]}"
+            raise self._damaged(f"chunk {number} {what}")
+
+    def _decoded(self, selection: Any, array: zarr.Array[Any] | None = None) -> NDArray[Any]:
         try:
-            return np.asarray(self._array[selection])
+            return np.asarray((self._array if array is None else array)[selection])
         except (
             ValueError, LookupError, TypeError, RuntimeError, OSError, SystemError, OverflowError, MemoryError,
         ) as error:  # fmt: skip
@@ -190,10 +219,16 @@ class PlainArray:
         fill = missing_value(self.dtype)
         return bool((np.isnan(values) if self.dtype.kind == "f" else values == fill).all())
 
-    def _is_missing(self, number: int) -> bool:
+    def _place(self, number: int) -> tuple[int, ...]:
+        """Where a chunk lies in the grid of chunks."""
         grid = tuple(-(-n // size) for n, size in zip(self.shape, self._array.chunks, strict=True))
-        place = tuple(int(i) for i in np.unravel_index(number, grid))
-        return not is_readable(self._folder, f"{self._key}/{self._array.metadata.encode_chunk_key(place)}")
+        return tuple(int(i) for i in np.unravel_index(number, grid))
+
+    def _chunk_key(self, number: int) -> str:
+        return f"{self._key}/{self._array.metadata.encode_chunk_key(self._place(number))}"
+
+    def _is_missing(self, number: int) -> bool:
+        return not is_readable(self._folder, self._chunk_key(number))
 
     def _damaged(self, what: str) -> FormatError:
         return FormatError(

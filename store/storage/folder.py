@@ -74,6 +74,11 @@ class Folder:
         return self
 
     @property
+    def direct(self) -> Folder:
+        """The folder itself, of one that keeps files in memory (`store.storage.cached`)."""
+        return self
+
+    @property
     def zarr(self) -> ZarrStore:
         """The same keys, as Zarr opens arrays among them."""
         return self.storage.zarr

@@ -139,6 +139,11 @@ def test_power_cuts(oracle: Oracle) -> None:
     check(power.power_cuts(oracle, 3, SEED, names=CHEAP))
 
 
+def test_stopped_copies(oracle: Oracle) -> None:
+    check(campaigns.kills(oracle, 1, SEED, names=("copy",)))
+    check(campaigns.errors(oracle, 1, SEED, names=("copy",)))
+
+
 def test_tampering(oracle: Oracle) -> None:
     check(tampering.tamper_with(oracle, 4, SEED, state="small"))
 

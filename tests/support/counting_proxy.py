@@ -51,6 +51,9 @@ class CountingProxy:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = (
+                -1
+            )  # head and body in one packet: of two, the second waits 40 ms for the first to be acknowledged
 
             def handle_any(self) -> None:
                 proxy._answer(self, port)
@@ -122,5 +125,6 @@ class CountingProxy:
             handler.end_headers()
             handler.wfile.write(data if cut is None else data[:cut])
         if cut is not None:
+            handler.wfile.flush()
             handler.close_connection = True
             handler.connection.shutdown(socket.SHUT_RDWR)

@@ -19,6 +19,9 @@ class StaticServer:
 
         class Handler(SimpleHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = (
+                -1
+            )  # head and body in one packet: of two, the second waits 40 ms for the first to be acknowledged
 
             def __init__(self, *arguments: object) -> None:
                 super().__init__(*arguments, directory=str(folder))  # type: ignore[misc, arg-type]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from typing import TYPE_CHECKING
+import uuid
+from typing import TYPE_CHECKING, Any
 
 import obstore
 import pytest
 from counting_proxy import CountingProxy, Fault, Request
 from s3_server import options
+from written_captures import written
 
 import actstore
 from actstore.store.errors import InvalidInputError, NotFoundError, StorageError
@@ -124,6 +126,39 @@ def test_a_connection_that_is_always_cut(s3: CountingProxy) -> None:
         StorageError, match=r"^s3://bucket/cut cannot be read: the connection to http://127\.0\.0\.1:\d+ "
     ):
         folder.read("key")
+
+
+@pytest.mark.usefixtures("few_retries")
+def test_a_capture_whose_network_is_cut_is_resumed(
+    s3: CountingProxy,
+    refused: Callable[..., str],
+    cli: Callable[..., Any],
+    tiny_model: Path,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    """To the bytes of one whose was not."""
+    location = f"s3://bucket/{uuid.uuid4()}/store"
+    settings = ("--context", 16, "--max-tokens", 400, "--memory", "32KB", "--quiet")
+    is_cut: list[Request] = []
+
+    def cut(request: Request) -> Fault | None:
+        if is_cut or "/blocks/2.statistics" in request.path:
+            is_cut.append(request)
+            return Fault(cut_after=-1)
+        return None
+
+    s3.fault = cut
+    sentence = refused("capture", tiny_model, corpus, location, *settings)
+    assert sentence.startswith(
+        f"{location} cannot be written: the connection to {s3.endpoint} was cut, again and again."
+    )
+    s3.clear()
+    assert actstore.open(location).capture().blocks == (0, 1)
+    assert cli("capture", tiny_model, corpus, location, *settings, "--resume").status == 0
+    assert cli("capture", tiny_model, corpus, tmp_path / "whole", *settings).status == 0
+    actstore.copy(location, tmp_path / "copy", sync=False)
+    assert written(tmp_path / "copy") == written(tmp_path / "whole")
 
 
 def test_a_lost_answer_to_a_condition_is_not_taken_for_another_writer(s3: CountingProxy) -> None:

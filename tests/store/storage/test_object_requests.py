@@ -10,6 +10,7 @@ import planted_stores
 import pytest
 from planted_stores import Planted, plant
 
+import actstore
 from actstore.store.files.plain_arrays import write_array
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
@@ -69,6 +70,17 @@ def test_one_neuron_takes_three_requests_per_block_and_the_next_one_or_two(
     s3.clear()
     np.testing.assert_array_equal(stored.neuron("L1.N3").activations(), disk.neuron("L1.N3").activations())
     assert len(s3.requests) == 2 * N_BLOCKS
+
+
+def test_verify_downloads_nothing_twice(stored: Store, s3: CountingProxy, blocks_path: Path) -> None:
+    location = str(stored.folder)
+    nbytes = sum(path.stat().st_size for path in blocks_path.rglob("*") if path.is_file())
+    s3.clear()
+    assert actstore.open(location).verify() == []
+    # Twice come the root, the scales, of which the table of exemplars has a copy, and the end of a table; also pages that say
+    # what is not there.
+    assert nbytes - 1000 < s3.nbytes < 1.04 * nbytes
+    assert len(s3.requests) < len([*blocks_path.rglob("*")])
 
 
 def test_a_scan_takes_one_request_per_shard(stored: Store, s3: CountingProxy, blocks_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The commands under faults, the states that they start from, and the inputs of all: tiny models, texts, questions, pictures.
 
-A scenario runs in a folder of its own: `store`, `model` where a command edits one in place, `output` for what it writes
-elsewhere. Shared inputs lie beside and are never written to.
+A scenario runs in a folder of its own: `store`, `source` where that is a copy, `model` where a command edits one in place,
+`output` for what it writes elsewhere. Shared inputs lie beside and are never written to.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ SCENARIOS = (
     Scenario("edit revert --in-place", "applied", f"edit revert {{store}} {IN_PLACE}"),
     Scenario("export", "captured", "export {store} --output {output}/values.parquet --neurons L0.N3 --quiet", FORCE),
     Scenario("naica --output", "asked", "naica {store} --by relation --output {output}/layers.svg --quiet"),
+    Scenario("copy", "to be copied", "copy {source} {store} --quiet"),
     Scenario("info", "captured", "info {store} --json"),
     Scenario("verify", "captured", "verify {store} --quiet"),
 )
@@ -91,6 +92,7 @@ RICH = (
     SUPPRESS,
     "edit boost {store} --neurons L1.N5 --name boost --kind intervention",
 )
+GRAPHS = ("graphs build {store} --neurons L0.N3,L1.N7 --quiet",)
 SMALL = (f"{CAPTURE} --precision int8 --max-tokens 300", SUPPRESS)
 PLAN = f"{CAPTURE.replace('capture', 'plan', 1)} --precision int8"
 STATES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -101,6 +103,7 @@ STATES: dict[str, tuple[str, tuple[str, ...]]] = {
     "asked": ("captured", (f"{ATTRIBUTE} --label relation",)),
     "edited": ("captured", (SUPPRESS, "edit boost {store} --neurons L1.N5 --name boost")),
     "applied": ("edited", (f"edit apply {{store}} {IN_PLACE}",)),
+    "to be copied": ("empty", tuple(line.replace("{store}", "{source}") for line in (*SMALL, *GRAPHS))),
     "rich": ("captured", RICH),
     "small": ("empty", SMALL),
 }
@@ -177,7 +180,9 @@ class Workshop:
 
     def words(self, command: str, work: Path, store: str | None = None) -> list[str]:
         """A command line in a folder, whose store is elsewhere where `store` says so."""
-        own = {"store": store or work / "store", "copy": work / "model", "output": work / "output"}
+        own = {
+            "store": store or work / "store", "source": work / "source", "copy": work / "model", "output": work / "output",
+        }  # fmt: skip
         shared = {
             "model": "model", "other": "other-model", "vision": "vision", "corpus": "corpus.jsonl", "older": "older.jsonl",
             "questions": "questions.json", "pictures": "pictures",
