@@ -149,6 +149,7 @@ class Store(reader.Store):
         images: str | None = None,
         device: str = "auto",
         trust_remote_code: bool = False,
+        workers: int = 1,
     ) -> list[Damage]:
         """What of the store is damaged; nothing where it is what its records say.
 
@@ -156,13 +157,16 @@ class Store(reader.Store):
         - `refill`: number of blocks per capture that are computed again with the model and compared.
         - `model`: where the model is, if not where it was.
         - `images`: where captured images are now.
+        - `workers`: number of processes that blocks are divided among; the model runs in one.
         """
+        from actstore.engine.workers.scan import Scan, executor_of
         from actstore.store.verify import open_captures, record_verified, verify_capture, verify_graphs, verify_root
 
+        scan = Scan(executor_of(workers), "block")
         captures, damage = open_captures(self, capture)
         damage += [] if capture else verify_root(self.folder)
         for opened in captures:
-            damage += (found := verify_capture(opened))
+            damage += (found := verify_capture(opened, run=scan))
             record_verified(opened, found)
         if refill:
             from actstore.engine.verify.refill import refill_blocks

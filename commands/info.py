@@ -12,6 +12,7 @@ from actstore.commands.options import (  # noqa: TC001  (Typer reads them)
     Json,
     ModelOption,
     Quiet,
+    ScanWorkers,
     StorePath,
     TrustRemoteCode,
 )
@@ -68,6 +69,7 @@ def verify(
     ] = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
+    workers: ScanWorkers = 1,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -75,7 +77,7 @@ def verify(
 
     Without --capture, the store's own tables, tokenizer and weights are checked too. Captures of earlier versions have no
     checksums of single rows and are called unchecked; where verify finds them right, readers need not check them again.
-    Exit status 1 where something is damaged.
+    Blocks are divided among --workers; the model runs in one process. Exit status 1 where something is damaged.
 
     Example: `actstore verify gpt2.actstore --refill 2`
     """
@@ -86,7 +88,7 @@ def verify(
     if not capture:
         with terminal.spinner("checking the store's own files", enabled=not quiet):
             damage += verify_root(opened.folder)
-    damage += _check(captures, quiet)
+    damage += _check(captures, workers, quiet)
     refilled: list[dict[str, Any]] = []
     if refill:
         from actstore.engine.verify.refill import refill_blocks
@@ -113,10 +115,12 @@ def verify(
         raise typer.Exit(1)
 
 
-def _check(captures: Sequence[Capture], quiet: bool) -> list[Damage]:
+def _check(captures: Sequence[Capture], workers: int, quiet: bool) -> list[Damage]:
     """The damage of all captures, block after block."""
+    from actstore.engine.workers.scan import Scan, executor_of
     from actstore.store.verify import record_verified, verify_capture
 
+    scan = Scan(executor_of(workers), "block")
     damage: list[Damage] = []
     n_blocks, n_checked = sum(len(one.blocks) for one in captures), 0
     with terminal.counting_bar("blocks", enabled=not quiet) as advance:
@@ -127,7 +131,7 @@ def _check(captures: Sequence[Capture], quiet: bool) -> list[Damage]:
             advance(n_checked, n_blocks)
 
         for one in captures:
-            damage += (found := verify_capture(one, count))
+            damage += (found := verify_capture(one, count, scan))
             record_verified(one, found)
     return damage
 

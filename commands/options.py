@@ -143,6 +143,7 @@ Sync = Annotated[
         help="Wait for the disk; with --no-sync, a power cut may damage what was written in the minute before.",
     ),
 ]
+ScanWorkers = Annotated[int, typer.Option("--workers", min=1, help="Number of processes that share the work.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists already.")]
 
 # How results are shown

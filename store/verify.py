@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from actstore.store.capture.commits import damaged_files, damaged_shards
 from actstore.store.capture.committed import damaged_index
@@ -56,6 +56,9 @@ if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
 
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 _MOST_NAMED: Final = 1000
 """The maximum number of blocks without a commit record that are named one by one."""
 
@@ -85,27 +88,43 @@ class Damage:
         return f"capture {self.capture!r}, {place}{block}: {self.key}: {self.what}"
 
 
-def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda block: None) -> list[Damage]:
-    """Everything damaged in a capture, by block; an empty list where all is well."""
+class Mapper(Protocol):
+    """`map`, or what gives the same results in the same order by other processes, which function and items are sent to."""
+
+    def __call__(self, function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
+        """The results of the items, in their order."""
+
+
+def verify_capture(
+    capture: Capture, on_block: Callable[[int], None] = lambda block: None, run: Mapper = map
+) -> list[Damage]:
+    """Everything damaged in a capture, by block; an empty list where all is well. `run` looks at its blocks and other parts."""
     name, folder = capture.record.name, capture.folder
-    damage = []
-    for block in capture.blocks:
-        for key, what in guarded(f"blocks/{block}.json", partial(damaged_shards, folder, capture.record, block)):
-            damage.append(_damage(name, block, key, what))
-        on_block(block)
-    damaged_blocks = {one.block for one in damage}
-    undamaged = [block for block in capture.blocks if block not in damaged_blocks]
-    damage += [_damage(name, *found) for found in misplaced_shards(capture, undamaged)]
+    damage, of_whole = [], []
+    parts: list[int | str] = [*capture.blocks, *PARTS]
+    for part, found in zip(parts, run(partial(_check_part, capture), parts), strict=True):
+        if isinstance(part, int):
+            damage += [_damage(name, part, *one) for one in found]
+            on_block(part)
+        else:
+            of_whole += [_damage(name, None, *one) for one in found]
     # Statistics and the table of neurons are written when every block is committed: from then on, none may lack its record.
     results = (table_key(name, "neurons"), f"{statistics_key(name, 'tokens', 'by_label')}/zarr.json")
     if any(is_readable(folder, key) for key in results):
         damage += _missing_blocks(capture)
-    for check, key in PARTS.items():
-        damage += [_damage(name, None, *found) for found in guarded(key, partial(check, capture))]
+    damage += of_whole
     if not damage:  # the index follows from blocks and plan: what is wrong with them shows in it too
         found_in_index = guarded("committed.json", partial(damaged_index, folder, capture.record))
         damage += [_damage(name, None, *found) for found in found_in_index]
     return damage
+
+
+def _check_part(capture: Capture, part: int | str) -> list[tuple[str, str]]:
+    """(key, what is wrong) of a block's files, by number, or of one of `PARTS`."""
+    if isinstance(part, str):
+        return list(guarded(part, partial(PARTS[part], capture)))
+    shards = partial(damaged_shards, capture.folder, capture.record, part)
+    return list(guarded(f"blocks/{part}.json", shards)) or list(misplaced_shards(capture, part))
 
 
 def _missing_blocks(capture: Capture) -> Iterator[Damage]:

@@ -27,7 +27,7 @@ from actstore.store.layout import block_statistics_key, capture_key, folded_stat
 from actstore.store.storage.listing import is_readable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from actstore.store.files.arrays import BlockArraySpec
     from actstore.store.reader import Capture
@@ -43,19 +43,18 @@ def guarded(key: str, check: Callable[[], Iterable[tuple[str, str]]]) -> Iterato
         yield key, f"cannot be checked: {' '.join(str(error).split()) or type(error).__name__}"
 
 
-def misplaced_shards(capture: Capture, blocks: Collection[int]) -> Iterator[tuple[int, str, str]]:
-    """(block, key, reason) of the shards of `blocks` that are another block's, array's or capture's, commit record and all.
+def misplaced_shards(capture: Capture, block: int) -> Iterator[tuple[str, str]]:
+    """(key, reason) of the shards of a block that are another block's, array's or capture's, commit record and all.
 
     The checksums of their rows tell: one row of each shard is read. A capture of an earlier version has none.
     """
     if not capture.record.is_checked:
         return
     for spec in block_arrays(capture.record):
-        for block in blocks:
-            key, seed = shard_key(spec.key, block), shard_seed(spec.identity, spec.key, block)
-            short = key.removeprefix(f"{capture_key(capture.record.name)}/")
-            for _, what in guarded(short, partial(_wrong_place, capture, spec, key, seed)):
-                yield block, short, what
+        key, seed = shard_key(spec.key, block), shard_seed(spec.identity, spec.key, block)
+        short = key.removeprefix(f"{capture_key(capture.record.name)}/")
+        for _, what in guarded(short, partial(_wrong_place, capture, spec, key, seed)):
+            yield short, what
 
 
 def _wrong_place(capture: Capture, spec: BlockArraySpec, key: str, seed: int | None) -> Iterator[tuple[str, str]]:
@@ -195,14 +194,14 @@ def _numerics(capture: Capture) -> Iterator[tuple[str, str]]:
 
 
 PARTS: Final = {
-    _metadata: "zarr.json",
-    _plan: "plan",
-    _patches: "patches.parquet",
-    _requests: "requests.arrow",
-    _statistics: "statistics",
-    _checkpoint: "blocks/folded.statistics.safetensors.zst",
-    _exemplars: "exemplars.parquet",
-    _answers: "prompts.parquet",
-    _numerics: "numerics.json",
+    "zarr.json": _metadata,
+    "plan": _plan,
+    "patches.parquet": _patches,
+    "requests.arrow": _requests,
+    "statistics": _statistics,
+    "blocks/folded.statistics.safetensors.zst": _checkpoint,
+    "exemplars.parquet": _exemplars,
+    "prompts.parquet": _answers,
+    "numerics.json": _numerics,
 }
-"""What is checked of a capture besides its blocks' files, and the key by which it is called where that fails."""
+"""What is checked of a capture besides its blocks' files, by the key by which it is called where that fails."""

@@ -33,3 +33,8 @@ def die(number: int) -> int:
         open(os.environ["WORKER_TEST_TOLD"], "w").close()
         raise
     return number
+
+
+def variable(name: str) -> str | None:
+    """A variable of the environment."""
+    return os.environ.get(name)

@@ -1,0 +1,56 @@
+"""An executor without processes: everything that goes to a worker and back is pickled, and results come out of order."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from actstore.engine.workers.executor import WorkerEnded, in_order
+from actstore.store.storage.folder import Folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+
+class _Pickler(pickle.Pickler):
+    """Lets stores in memory pass too, as the workers are here."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, Folder) and value.location.startswith("memory://"):
+            return Folder, (value.location,)
+        return NotImplemented
+
+
+def _sent(value: Any) -> Any:
+    buffer = io.BytesIO()
+    _Pickler(buffer).dump(value)
+    return pickle.loads(buffer.getvalue())
+
+
+class Elsewhere:
+    """An `Executor` of two workers, the last item first; the worker that gets `deadly` is killed.
+
+    `items` are those that were worked on.
+    """
+
+    n_workers = 2
+
+    def __init__(self, deadly: Callable[[Any], bool] = lambda item: False) -> None:
+        self.deadly = deadly
+        self.items: list[Any] = []
+
+    def map_unordered(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        workers = [_sent(function), _sent(function)]
+        for number, item in enumerate(reversed(list(items))):
+            self.items.append(item)
+            if self.deadly(item):
+                raise WorkerEnded(item, -9)
+            try:
+                result = workers[number % 2](_sent(item))
+            except Exception as error:
+                raise _sent(error) from None
+            yield item, _sent(result)
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        return in_order(self, function, items)
