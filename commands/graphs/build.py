@@ -18,6 +18,7 @@ from actstore.commands.options import (
     Neurons,
     Quiet,
     Resume,
+    ScanWorkers,
     Site,
     StorePath,
     Sync,
@@ -120,16 +121,19 @@ def build(
         str,
         typer.Option(
             metavar="BYTES",
-            help="Memory for the activations of neurons built together, such as 2GB.",
+            help="Memory for the activations of neurons built together, by all workers, such as 2GB.",
             rich_help_panel=PANELS[CORPUS],
         ),
     ] = "1GB",
+    workers: ScanWorkers = 1,
     resume: Resume = False,
     sync: Sync = True,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Build a graph of every neuron: on which tokens it fires, and in which contexts. No model runs.
+
+    Neurons are divided among --workers: the graphs are the same.
 
     With --method published, by the procedure and with the constants of Neuron to Graph, for the neurons that `actstore graphs
     probe` has probed.
@@ -146,6 +150,7 @@ def build(
     if probes is not None:
         raise InvalidInputError("--probes is an option of --method published. Leave it out, or name the method.")
     from actstore.engine.graphs.build import BuildOptions, GraphSettings, build_graphs
+    from actstore.engine.workers.scan import executor_of
     from actstore.store.capture.saturation import overflow_sentences
     from actstore.store.reader import Store
     from actstore.store.storage.folder import Folder
@@ -161,7 +166,7 @@ def build(
         folder = Folder(store, read_only=False, sync=sync)
         graphs = build_graphs(
             opened, folder, name=name or METHODS[CORPUS].set_name, site=site, neurons=selection, leave_out=_windows(leave_out),
-            settings=settings, also=others, options=options,
+            settings=settings, also=others, options=options, executor=executor_of(workers),
         )  # fmt: skip
     terminal.warn(s for one in (opened, *others) for s in overflow_sentences(one, [site], neurons=selection))
     _report(graphs, time.monotonic() - began, as_json=as_json)
