@@ -16,6 +16,7 @@ from actstore.commands.options import (
     Json,
     ModelOption,
     Quiet,
+    ScanWorkers,
     Seed,
     StorePath,
     TokenizerName,
@@ -83,17 +84,20 @@ def show(
     modality: Modality = None,
     share: Share = 0.01,
     activation_quantile: Quantile = 0.95,
+    workers: ScanWorkers = 1,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """The neurons of STORE that are selective for each value of a label, by the entropy of their firing probabilities.
+
+    Statistics say how often neurons fire; with --modality, blocks are read, which are divided among --workers.
 
     Example: `actstore selectivity gpt2.actstore --by language --share 0.01`
     """
     from actstore.engine.selectivity.selectivity import SelectivitySettings
 
     opened = Store(store).capture(capture)
-    result = _measure(opened, SelectivitySettings(by, site, modality, share, activation_quantile), quiet)
+    result = _measure(opened, SelectivitySettings(by, site, modality, share, activation_quantile), quiet, workers)
     if as_json:
         print_json(_describe(opened, result))
     else:
@@ -152,11 +156,12 @@ def evaluate(
 selectivity_lens.register(group)
 
 
-def _measure(capture: Capture, settings: SelectivitySettings, quiet: bool) -> Selectivity:
+def _measure(capture: Capture, settings: SelectivitySettings, quiet: bool, workers: int = 1) -> Selectivity:
     from actstore.engine.selectivity.selectivity import find_selectivity
+    from actstore.engine.workers.scan import executor_of
 
     with terminal.spinner("counting activations above zero", enabled=not quiet):
-        result = find_selectivity(capture, settings)
+        result = find_selectivity(capture, settings, executor_of(workers))
     terminal.warn(result.warnings)
     return result
 
