@@ -11,7 +11,7 @@ import numpy as np
 from actstore.engine.coverage.coverage import Coverage
 from actstore.engine.coverage.criteria import CRITERIA, CoverageSettings
 from actstore.engine.coverage.state import Ranges
-from actstore.engine.workers.scan import HERE, Scan
+from actstore.engine.workers.scan import HERE, Scan, is_here
 from actstore.store.capture.positions import blocks_with, check_positions, check_values, windows_of
 from actstore.store.errors import InvalidInputError
 
@@ -84,9 +84,9 @@ def measure_coverage(
             )
         ranges = reference_ranges(reference, settings.site, widths)
     measure = _Measurement(capture, settings, widths, ranges, by)
-    if executor.n_workers > 1:
-        return _measure_by_workers(measure, executor, on_block)
-    return measure.of_blocks(settings, widths, capture.blocks, on_block)
+    if is_here(executor):
+        return measure.of_blocks(settings, widths, capture.blocks, on_block)
+    return _measure_by_workers(measure, executor, on_block)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,11 @@ def executor_of(workers: int) -> Executor:
     return Local(workers)
 
 
+def is_here(executor: Executor) -> bool:
+    """Whether it is this process that works."""
+    return isinstance(executor, Local) and executor.n_workers == 1
+
+
 @dataclass(frozen=True)
 class Scan:
     """`map` by an executor: what is added up from its results has the bits of one process.
@@ -45,7 +50,7 @@ class Scan:
 
     def __call__(self, function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
         """The results in the order of the items."""
-        if self.executor.n_workers == 1:
+        if is_here(self.executor):
             yield from self.executor.map(function, items)
             return
         try:
