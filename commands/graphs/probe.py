@@ -9,6 +9,7 @@ import numpy as np
 import typer
 
 from actstore.api.neurons import chosen_neurons
+from actstore.commands.capture.options import Workers  # noqa: TC001  (Typer reads it)
 from actstore.commands.choices import MaskName, PrecisionName  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     CaptureName,
@@ -139,6 +140,7 @@ def probe(
     sync: Sync = True,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    workers: Workers = 1,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
