@@ -12,6 +12,8 @@ from actstore.store.storage.folder import Folder
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    import pytest
+
 
 class _Pickler(pickle.Pickler):
     """Lets stores in memory pass too, as the workers are here."""
@@ -34,7 +36,7 @@ class Elsewhere:
     `items` are those that were worked on.
     """
 
-    n_workers = 2
+    n_workers, threads_per_worker = 2, 1
 
     def __init__(self, deadly: Callable[[Any], bool] = lambda item: False) -> None:
         self.deadly = deadly
@@ -51,6 +53,13 @@ class Elsewhere:
             except Exception as error:
                 raise _sent(error) from None
             yield item, _sent(result)
+
+    @classmethod
+    def instead_of_processes(cls, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let captures that are to have workers have these, of one thread each."""
+        for maker in ("Local", "executor_for"):
+            monkeypatch.setattr(f"actstore.engine.capture.run.{maker}", lambda *asked: cls(), raising=False)
+        monkeypatch.setattr("os.cpu_count", lambda: 2)
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         return in_order(self, function, items)
