@@ -97,7 +97,10 @@ class _Part:
     layer: int | None = None
 
     def __str__(self) -> str:
-        return f"blocks {self.blocks[0]} to {self.blocks[-1]}" if self.layer is None else f"layer {self.layer}"
+        if self.layer is not None:
+            return f"layer {self.layer}"
+        first, last = self.blocks[0], self.blocks[-1]
+        return f"block {first}" if first == last else f"blocks {first} to {last}"
 
 
 @dataclass(frozen=True)

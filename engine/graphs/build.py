@@ -171,7 +171,8 @@ class _Chunk(NamedTuple):
     neurons: list[int]
 
     def __str__(self) -> str:
-        return f"L{self.layer}.N{self.neurons[0]} to L{self.layer}.N{self.neurons[-1]}"
+        first, last = (f"L{self.layer}.N{neuron}" for neuron in (self.neurons[0], self.neurons[-1]))
+        return first if first == last else f"{first} to {last}"
 
 
 def _chunks(selection: list[tuple[int, int]], size: int) -> Iterator[_Chunk]:

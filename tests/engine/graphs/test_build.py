@@ -312,7 +312,7 @@ def test_workers_build_the_same_bytes_and_a_killed_one_leaves_a_build_that_resum
     memory = 8 * module.BYTES_PER_EVENT * read_contexts(capture).n_positions
     asked: dict[str, Any] = {"name": "shared", "leave_out": leave_out}
     workers = Elsewhere(lambda item: item[1].layer == 0)
-    with pytest.raises(CaptureError, match=r"signal 9 with the graphs of L0\.N8 to L0\.N8 unfinished.*`resume=True`"):
+    with pytest.raises(CaptureError, match=r"signal 9 with the graphs of L0\.N8 unfinished.*`resume=True`"):
         build(capture, options=BuildOptions(memory), executor=workers, **asked)
     shared = build(capture, options=BuildOptions(memory, resume=True), executor=Elsewhere(), **asked)
     assert files(shared) == files(alone)
