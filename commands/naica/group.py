@@ -18,6 +18,7 @@ from actstore.commands.options import (
     QuestionsName,
     Quiet,
     Rows,
+    ScanWorkers,
     Seed,
     StorePath,
     as_rows,
@@ -75,6 +76,7 @@ def show(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw a heat map, labels × layers, into FILE.svg or FILE.html.")
     ] = None,
+    workers: ScanWorkers = 1,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -82,7 +84,7 @@ def show(
 
     A query's score for a neuron is its attribution, summed over its prompts and divided by the sum over all neurons, times
     log(clusters / (clusters with the neuron + 1)). Pooled by label, the divisor is the sum of magnitudes, so that no
-    single query dominates the others. Neither model nor tokenizer is needed.
+    single query dominates the others. Neither model nor tokenizer is needed. Queries are divided among --workers.
 
     Example: `actstore naica facts.actstore --by domain -k 5 --output layers.svg`
     """
@@ -90,6 +92,7 @@ def show(
     from actstore.engine.naica.baselines import choose_neurons
     from actstore.engine.naica.naica import NaicaSettings
     from actstore.engine.naica.selection import count_by_layer, label_of_queries
+    from actstore.engine.workers.scan import executor_of
     from actstore.store.capture.questions.attributions import open_attributions
 
     settings = NaicaSettings(attribution=attribution, t=t, u=u, v=v, ica=ica)
@@ -98,7 +101,7 @@ def show(
     attributions = open_attributions(Store(store), capture)
     label_of_queries(attributions.queries, by)  # fails before the work, where there is no such label
     with terminal.spinner("selecting neurons", enabled=not quiet):
-        selection = choose_neurons(attributions, method, settings, seed)
+        selection = choose_neurons(attributions, method, settings, seed, executor_of(workers))
     described = {"attribution": attribution, "t": t, "u": u, "v": v, "ica": ica}
     layers = count_by_layer(selection, attributions.capture.record.layers("mlp.post"), by)
     if output is not None:

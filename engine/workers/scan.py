@@ -58,7 +58,7 @@ class Scan:
         except WorkerEnded as error:
             what = f"{self.part} {error.item}".strip()
             raise CaptureError(
-                f"A worker ended {error.how} with {what} unfinished. {self.again}, and with fewer `workers` where memory is short."
+                f"A worker ended {error.how} with {what} unfinished. {self.again}, with fewer `workers` where memory is short."
             ) from None
 
 

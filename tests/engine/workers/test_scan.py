@@ -21,7 +21,8 @@ def test_results_are_those_of_map_in_order() -> None:
 def test_a_worker_that_is_killed_is_named_with_its_part() -> None:
     scan = Scan(Elsewhere(lambda item: item[1] == 3), "block")
     with pytest.raises(
-        CaptureError, match=r"^A worker ended by signal 9 with block 3 unfinished\. Run it again, and with fewer `workers` "
+        CaptureError,
+        match=r"^A worker ended by signal 9 with block 3 unfinished\. Run it again, with fewer `workers` ",
     ):
         list(scan(square, range(5)))
 
