@@ -160,13 +160,13 @@ class Store(reader.Store):
         - `workers`: number of processes that blocks are divided among; the model runs in one.
         """
         from actstore.engine.workers.scan import Scan, executor_of
-        from actstore.store.verify import open_captures, record_verified, verify_capture, verify_graphs, verify_root
+        from actstore.store.verify import open_captures, record_verified, verify_captures, verify_graphs, verify_root
 
-        scan = Scan(executor_of(workers), "block")
+        scan = Scan(executor_of(workers))
         captures, damage = open_captures(self, capture)
         damage += [] if capture else verify_root(self.folder)
-        for opened in captures:
-            damage += (found := verify_capture(opened, run=scan))
+        for opened, found in zip(captures, verify_captures(captures, run=scan), strict=True):
+            damage += found
             record_verified(opened, found)
         if refill:
             from actstore.engine.verify.refill import refill_blocks

@@ -118,9 +118,9 @@ def verify(
 def _check(captures: Sequence[Capture], workers: int, quiet: bool) -> list[Damage]:
     """The damage of all captures, block after block."""
     from actstore.engine.workers.scan import Scan, executor_of
-    from actstore.store.verify import record_verified, verify_capture
+    from actstore.store.verify import record_verified, verify_captures
 
-    scan = Scan(executor_of(workers), "block")
+    scan = Scan(executor_of(workers))
     damage: list[Damage] = []
     n_blocks, n_checked = sum(len(one.blocks) for one in captures), 0
     with terminal.counting_bar("blocks", enabled=not quiet) as advance:
@@ -130,8 +130,8 @@ def _check(captures: Sequence[Capture], workers: int, quiet: bool) -> list[Damag
             n_checked += 1
             advance(n_checked, n_blocks)
 
-        for one in captures:
-            damage += (found := verify_capture(one, count, scan))
+        for one, found in zip(captures, verify_captures(captures, count, scan), strict=True):
+            damage += found
             record_verified(one, found)
     return damage
 

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
 from actstore.store.capture.commits import damaged_files, damaged_shards
 from actstore.store.capture.committed import damaged_index
@@ -48,7 +48,7 @@ from actstore.store.storage.listing import is_readable
 from actstore.store.verify_parts import PARTS, guarded, misplaced_shards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from actstore.store.capture.captures import Captures
     from actstore.store.model.root import RootRecord
@@ -99,15 +99,50 @@ def verify_capture(
     capture: Capture, on_block: Callable[[int], None] = lambda block: None, run: Mapper = map
 ) -> list[Damage]:
     """Everything damaged in a capture, by block; an empty list where all is well. `run` looks at its blocks and other parts."""
-    name, folder = capture.record.name, capture.folder
-    damage, of_whole = [], []
-    parts: list[int | str] = [*capture.blocks, *PARTS]
-    for part, found in zip(parts, run(partial(_check_part, capture), parts), strict=True):
+    (damage,) = verify_captures([capture], on_block, run)
+    return damage
+
+
+def verify_captures(
+    captures: Sequence[Capture], on_block: Callable[[int], None] = lambda block: None, run: Mapper = map
+) -> list[list[Damage]]:
+    """As `verify_capture`, of each of some captures; `run` is called once."""
+    parts = [_Part(number, part) for number, one in enumerate(captures) for part in (*one.blocks, *PARTS)]
+    of_blocks: list[list[Damage]] = [[] for _ in captures]
+    of_whole: list[list[Damage]] = [[] for _ in captures]
+    for (number, part), found in zip(parts, run(partial(_check_part, tuple(captures)), parts), strict=True):
+        name = captures[number].record.name
         if isinstance(part, int):
-            damage += [_damage(name, part, *one) for one in found]
+            of_blocks[number] += [_damage(name, part, *one) for one in found]
             on_block(part)
         else:
-            of_whole += [_damage(name, None, *one) for one in found]
+            of_whole[number] += [_damage(name, None, *one) for one in found]
+    return [_join(*every) for every in zip(captures, of_blocks, of_whole, strict=True)]
+
+
+class _Part(NamedTuple):
+    """What is checked at once."""
+
+    capture: int
+    part: int | str
+    """A block, or one of `PARTS`."""
+
+    def __str__(self) -> str:
+        return f"block {self.part}" if isinstance(self.part, int) else self.part
+
+
+def _check_part(captures: tuple[Capture, ...], checked: _Part) -> list[tuple[str, str]]:
+    """(key, what is wrong) of a part of one of the captures."""
+    capture, part = captures[checked.capture], checked.part
+    if isinstance(part, str):
+        return list(guarded(part, partial(PARTS[part], capture)))
+    shards = partial(damaged_shards, capture.folder, capture.record, part)
+    return list(guarded(f"blocks/{part}.json", shards)) or list(misplaced_shards(capture, part))
+
+
+def _join(capture: Capture, of_blocks: list[Damage], of_whole: list[Damage]) -> list[Damage]:
+    """The damage of a capture's parts, and what shows only beside it."""
+    name, folder, damage = capture.record.name, capture.folder, of_blocks
     # Statistics and the table of neurons are written when every block is committed: from then on, none may lack its record.
     results = (table_key(name, "neurons"), f"{statistics_key(name, 'tokens', 'by_label')}/zarr.json")
     if any(is_readable(folder, key) for key in results):
@@ -117,14 +152,6 @@ def verify_capture(
         found_in_index = guarded("committed.json", partial(damaged_index, folder, capture.record))
         damage += [_damage(name, None, *found) for found in found_in_index]
     return damage
-
-
-def _check_part(capture: Capture, part: int | str) -> list[tuple[str, str]]:
-    """(key, what is wrong) of a block's files, by number, or of one of `PARTS`."""
-    if isinstance(part, str):
-        return list(guarded(part, partial(PARTS[part], capture)))
-    shards = partial(damaged_shards, capture.folder, capture.record, part)
-    return list(guarded(f"blocks/{part}.json", shards)) or list(misplaced_shards(capture, part))
 
 
 def _missing_blocks(capture: Capture) -> Iterator[Damage]:

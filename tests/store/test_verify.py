@@ -211,7 +211,7 @@ def test_workers_find_the_damage_that_one_process_does(path):
         flip(path / "captures/corpus" / key)
     (path / "captures/corpus/values/mlp.post/1/c/0/0").unlink()
     seen, workers = [], Elsewhere()
-    found = verify_capture(Store(path).capture(), seen.append, Scan(workers, "block"))
+    found = verify_capture(Store(path).capture(), seen.append, Scan(workers))
     assert found == verify(path)
     assert {one.block for one in found} == {0, 1, 2, None}
     assert seen == [0, 1, 2]
