@@ -42,9 +42,10 @@ def fill_by_workers(
 
     Raises what the first worker to fail raises; `CaptureError` naming the blocks of a worker that was killed, and on Ctrl-C.
     """
-    if not missing_blocks(folder, record):
+    missing = missing_blocks(folder, record)
+    if not missing:
         return
-    n_workers = executor.n_workers
+    n_workers = min(executor.n_workers, len(missing))
     torch_threads = max(1, (os.cpu_count() or 1) // n_workers)
     task = WorkerTask(folder, record.name, model, fill_blocks, options, n_workers, torch_threads)
     try:
