@@ -77,7 +77,7 @@ _NOTHING: Final[Any] = object()
 
 
 def _processor_share(n_workers: int) -> dict[str, str]:
-    """How many threads each of so many processes takes, in the variables of the libraries that compute with several.
+    """The number of threads that each process takes, in the variables of the libraries that compute with several.
 
     Each would take as many as there are processors, and all would wait for one another. What the user has set stays.
     """

@@ -22,7 +22,7 @@ HERE: Final[Executor] = Local()
 
 
 def executor_of(workers: int) -> Executor:
-    """Who carries out a scan that is to have so many `workers`; `InvalidInputError` for fewer than one."""
+    """What carries out a scan by this number of `workers`; `InvalidInputError` for fewer than one."""
     workers = argument("workers", workers, int)
     if workers < 1:
         raise InvalidInputError(f"A scan has at least one process, found {workers} `workers`.")
