@@ -46,7 +46,7 @@ def fill_by_workers(
     if not missing:
         return
     n_workers = min(executor.n_workers, len(missing))
-    torch_threads = max(1, (os.cpu_count() or 1) // n_workers)
+    torch_threads = max(1, (os.cpu_count() or 1) // executor.n_workers)
     task = WorkerTask(folder, record.name, model, fill_blocks, options, n_workers, torch_threads)
     try:
         with _watched(folder, record, progress):
