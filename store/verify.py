@@ -107,7 +107,10 @@ def verify_captures(
     captures: Sequence[Capture], on_block: Callable[[int], None] = lambda block: None, run: Mapper = map
 ) -> list[list[Damage]]:
     """As `verify_capture`, of each of some captures; `run` is called once."""
-    parts = [_Part(number, part) for number, one in enumerate(captures) for part in (*one.blocks, *PARTS)]
+    parts: list[_Part] = []
+    for number, capture in enumerate(captures):
+        parts += [_Part(number, block) for block in capture.blocks]
+        parts += [_Part(number, key) for key in PARTS]
     of_blocks: list[list[Damage]] = [[] for _ in captures]
     of_whole: list[list[Damage]] = [[] for _ in captures]
     for (number, part), found in zip(parts, run(partial(_check_part, tuple(captures)), parts), strict=True):
