@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import traceback
+import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import numpy as np
 
 from actstore.engine.workers.executor import Executor, WorkerEnded
 from actstore.engine.workers.local import Local
@@ -13,6 +17,8 @@ from actstore.store.errors import ActstoreError, CaptureError, InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import NDArray
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -62,16 +68,48 @@ class Scan:
             ) from None
 
 
-@dataclass(frozen=True)
 class _Elsewhere(Generic[Item, Result]):
-    """A function whose unforeseen errors say where in the other process they came from, which a traceback here cannot."""
+    """A function as it goes to workers, which keep what they have unpickled: captures are opened, and tables read, once.
 
-    function: Callable[[Item], Result]
+    An executor may send it with every item: pickled again, it is an array of bytes, which costs little to pass on.
+    """
+
+    def __init__(self, function: Callable[[Item], Result]) -> None:
+        self._function, self._name = function, uuid.uuid4().hex
+
+    def __reduce__(self) -> tuple[type[_Kept[Item, Result]], tuple[str, NDArray[np.uint8]]]:
+        return _Kept, (self._name, np.frombuffer(pickle.dumps(self._function), np.uint8))
+
+    def __call__(self, item: Item) -> Result:
+        return self._function(item)
+
+
+class _Kept(Generic[Item, Result]):
+    """The same in a worker, whose unforeseen errors say where they came from, which a traceback in another process cannot."""
+
+    def __init__(self, name: str, pickled: NDArray[np.uint8]) -> None:
+        self._name, self._pickled = name, pickled
+
+    def __reduce__(self) -> tuple[type[_Kept[Item, Result]], tuple[str, NDArray[np.uint8]]]:
+        return _Kept, (self._name, self._pickled)
 
     def __call__(self, item: Item) -> Result:
         try:
-            return self.function(item)
+            return self._unpickled(item)
         except Exception as error:
             if not isinstance(error, ActstoreError | OSError | MemoryError):
                 error.add_note(f"In a worker, with {item!r}:\n{traceback.format_exc()}")
             raise
+
+    @property
+    def _unpickled(self) -> Callable[[Item], Result]:
+        if self._name not in _KEPT:
+            _KEPT.clear()  # a worker has one scan at a time
+            _KEPT[self._name] = pickle.loads(self._pickled.data)
+            self._pickled = self._pickled[:0].copy()  # whose bytes may be as many as the function takes
+        function: Callable[[Item], Result] = _KEPT[self._name]
+        return function
+
+
+_KEPT: Final[dict[str, Any]] = {}
+"""Name → function of the scan that this process works on."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from actstore.engine.workers.executor import WorkerEnded, in_order
-from actstore.store.storage.folder import Folder
+from actstore.store.storage.memory import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -15,19 +15,10 @@ if TYPE_CHECKING:
     import pytest
 
 
-class _Pickler(pickle.Pickler):
-    """Lets stores in memory pass too, as the workers are here."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, Folder) and value.location.startswith("memory://"):
-            return Folder, (value.location,)
-        return NotImplemented
-
-
 def _sent(value: Any) -> Any:
-    buffer = io.BytesIO()
-    _Pickler(buffer).dump(value)
-    return pickle.loads(buffer.getvalue())
+    """The value after it was pickled; stores in memory pass too, as the workers are here."""
+    with patch.object(MemoryStorage, "address", lambda storage: storage.location):
+        return pickle.loads(pickle.dumps(value))
 
 
 class Elsewhere:

@@ -38,3 +38,14 @@ def die(number: int) -> int:
 def variable(name: str) -> str | None:
     """A variable of the environment."""
     return os.environ.get(name)
+
+
+class Counting:
+    """How often this copy has been called."""
+
+    def __init__(self) -> None:
+        self.n_calls = 0
+
+    def __call__(self, item: object) -> int:
+        self.n_calls += 1
+        return self.n_calls

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 from elsewhere import Elsewhere
-from worker_functions import square, variable
+from worker_functions import Counting, square, variable
 
 from actstore.engine.workers.local import Local
 from actstore.engine.workers.scan import HERE, Scan, executor_of
@@ -33,6 +34,18 @@ def test_an_unforeseen_error_says_where_in_the_worker_it_was() -> None:
     (note,) = raised.value.__notes__
     assert note.startswith("In a worker, with -1:")
     assert "worker_functions.py" in note
+
+
+def test_a_worker_unpickles_a_function_once_however_often_it_is_sent() -> None:
+    class Sending(Elsewhere):
+        """Sends the function with every item."""
+
+        def map_unordered(self, function: Any, items: Any) -> Any:
+            for item in items:
+                yield next(super().map_unordered(function, [item]))
+
+    counts = list(Scan(Sending())(Counting(), range(4)))
+    assert counts == [1, 2, 3, 4]
 
 
 def test_workers_are_one_or_more() -> None:
