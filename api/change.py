@@ -40,6 +40,8 @@ class ChangeMethod(Method):
         positions: str = "counted",
         capture: str | None = None,
         other_capture: str | None = None,
+        workers: int | None = None,
+        on: str = "local",
     ) -> Answer[Change]:
         """The neurons whose activations differ most between two models: root mean square difference, over every layer.
 
@@ -48,18 +50,25 @@ class ChangeMethod(Method):
         - `k`: maximum number of neurons in the table; all selected ones unless given.
         - `positions`: which positions count, one of `store.capture.positions.POSITIONS`.
         - `capture`: name of the capture; `other_capture` of the other store's, the same unless given.
+        - `workers`: number of processes that blocks are divided among.
+        - `on`: where they run: `local`, `ray` or `ray://HOST:PORT`.
 
         Columns: name, layer, neuron, score; largest first.
 
         >>> store.change("tuned.actstore", share=0.05).table
         """
         from actstore.engine.change.change import change_scores, check_share
+        from actstore.engine.workers.scan import executor_of
         from actstore.store.capture.captures import Captures
 
         check_share(share)
         opened = other if isinstance(other, Captures) else Captures(other)
         change = change_scores(
-            self._store.capture(capture), opened.capture(other_capture or capture), site=site, positions=positions
+            self._store.capture(capture),
+            opened.capture(other_capture or capture),
+            site=site,
+            positions=positions,
+            executor=executor_of(workers, on),
         )
         selected = change.top(share)[:k]
         table = pa.table(

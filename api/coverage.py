@@ -41,6 +41,8 @@ class CoverageMethod(Method):
         output: str | Path | None = None,
         merge: Sequence[str | Path] = (),
         capture: str | None = None,
+        workers: int | None = None,
+        on: str = "local",
     ) -> Answer[dict[str, Coverage]]:
         """Coverage criteria over the samples of a capture: NC, KMNC, NBC, SNAC, TKNC, TKNP, TFC.
 
@@ -53,12 +55,15 @@ class CoverageMethod(Method):
         - `distance`: how far a vector must lie from all kept ones, for tfc.
         - `output`: a file for what was measured, to be merged.
         - `merge`: files of earlier measurements that are added.
+        - `workers`: number of processes that blocks are divided among; layers for tfc, which depends on their order.
+        - `on`: where they run: `local`, `ray` or `ray://HOST:PORT`.
 
         Columns: population (the label's value, or `all`), criterion, parameter, covered, of, share, samples.
         """
         from actstore.engine.coverage.criteria import CoverageSettings, applicable_criteria
         from actstore.engine.coverage.files import merge_coverages, read_coverage, write_coverage
         from actstore.engine.coverage.measure import measure_coverage
+        from actstore.engine.workers.scan import executor_of
         from actstore.store.capture.positions import warnings_of
 
         names = applicable_criteria(has_reference=reference is not None, has_distance=distance is not None)
@@ -68,7 +73,7 @@ class CoverageMethod(Method):
         opened = self._store.capture(capture)
         against = self._store.capture(reference) if reference is not None else None
         others = [read_coverage(path) for path in merge]
-        coverages = measure_coverage(opened, settings, reference=against, by=by)
+        coverages = measure_coverage(opened, settings, reference=against, by=by, executor=executor_of(workers, on))
         for other in others:
             merge_coverages(coverages, other)
         if output is not None:

@@ -46,6 +46,8 @@ class GraphsMethod(GraphQueries):
         threshold: float = 0.4,
         max_depth: int = 12,
         memory: int = 1 << 30,
+        workers: int | None = None,
+        on: str = "local",
         resume: bool = False,
         sync: bool = True,
         site: str = "mlp.post",
@@ -65,7 +67,9 @@ class GraphsMethod(GraphQueries):
         - `kappa`: pseudo-count with which a longer context starts from what the shorter one says.
         - `threshold`: least probability at which a graph says that the neuron fires.
         - `max_depth`: maximum number of tokens before the activating one.
-        - `memory`: bytes for the activations of neurons that are built together.
+        - `memory`: bytes for the activations of neurons that are built together, by all workers.
+        - `workers`: number of processes that neurons are divided among; the graphs are the same.
+        - `on`: where they run: `local`, `ray` or `ray://HOST:PORT`.
         - `resume`: go on with an interrupted build.
         - `sync`: wait for the disk, so that nothing is lost in a power cut.
         - `progress`: called with the neurons done and their number.
@@ -76,6 +80,7 @@ class GraphsMethod(GraphQueries):
         from actstore.engine.graphs.methods import METHODS, PUBLISHED
         from actstore.engine.graphs.probes.evidence import Probes
         from actstore.engine.graphs.probes.published import build_published
+        from actstore.engine.workers.scan import executor_of
         from actstore.store.errors import InvalidInputError
         from actstore.store.storage.folder import Folder
 
@@ -96,6 +101,7 @@ class GraphsMethod(GraphQueries):
             also=[self._store.capture(other) for other in also],
             settings=GraphSettings(share, threshold, gain, kappa, max_depth),
             options=options,
+            executor=executor_of(workers, on),
         )
 
     def evaluate(

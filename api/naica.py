@@ -47,6 +47,8 @@ class NaicaMethod(Method):
         seed: int = 0,
         output: str | Path | None = None,
         capture: str | None = None,
+        workers: int | None = None,
+        on: str = "local",
     ) -> Answer[SelectedNeurons]:
         """The neurons relevant to each query, or with `by` to each value of a label; needs no model.
 
@@ -64,6 +66,8 @@ class NaicaMethod(Method):
         - `seed`: random seed of the method `random`.
         - `output`: a picture of labels by layers, .svg or .html.
         - `capture`: the capture of questions; the only one unless given.
+        - `workers`: number of processes that queries are divided among.
+        - `on`: where they run: `local`, `ray` or `ray://HOST:PORT`.
 
         Columns: query (or the label), name, layer, neuron, score; best first.
 
@@ -73,14 +77,15 @@ class NaicaMethod(Method):
         from actstore.engine.naica.baselines import choose_neurons
         from actstore.engine.naica.naica import NaicaSettings
         from actstore.engine.naica.selection import count_by_layer, label_of_queries
+        from actstore.engine.workers.scan import executor_of
         from actstore.store.capture.questions.attributions import open_attributions
 
-        settings = NaicaSettings(attribution=attribution, t=t, u=u, v=v, ica=ica)
+        settings, executor = NaicaSettings(attribution=attribution, t=t, u=u, v=v, ica=ica), executor_of(workers, on)
         attributions = open_attributions(self._store, capture)
         label_of_queries(attributions.queries, by)  # refuses a label that is not there before the work
         if output is not None:
             check_picture(Path(output))
-        selection = choose_neurons(attributions, method, settings, seed)
+        selection = choose_neurons(attributions, method, settings, seed, executor)
         if output is not None:
             layers = count_by_layer(selection, attributions.capture.record.layers("mlp.post"), by)
             about = f"{self._store.model.name}, capture {attributions.capture.record.name}: {method}, {attribution}"

@@ -39,6 +39,8 @@ class SelectivityMethod(Method):
         site: str | None = None,
         modality: str | None = None,
         capture: str | None = None,
+        workers: int | None = None,
+        on: str = "local",
     ) -> Answer[Selectivity]:
         """The neurons that are selective for each value of a label, by entropy of how often they fire for each.
 
@@ -48,6 +50,8 @@ class SelectivityMethod(Method):
         - `site`: where firing is read; the gate's sign where it is kept, else `mlp.post`, unless given.
         - `modality`: count tokens of this modality only: `text`, `image` or `generated`.
         - `capture`: name of the capture.
+        - `workers`: number of processes that blocks are divided among where they are read, for `modality`.
+        - `on`: where they run: `local`, `ray` or `ray://HOST:PORT`.
 
         Columns: the label, name, layer, neuron, entropy (nats), probability of firing for the label; most selective first.
 
@@ -55,14 +59,16 @@ class SelectivityMethod(Method):
         """
         from actstore.engine.selectivity.selectivity import SelectivitySettings
 
-        return self._answer(
-            self._store.capture(capture), SelectivitySettings(by, site, modality, share, activation_quantile)
-        )
+        settings = SelectivitySettings(by, site, modality, share, activation_quantile)
+        return self._answer(self._store.capture(capture), settings, workers, on)
 
-    def _answer(self, capture: Capture, settings: SelectivitySettings) -> Answer[Selectivity]:
+    def _answer(
+        self, capture: Capture, settings: SelectivitySettings, workers: int | None = None, on: str = "local"
+    ) -> Answer[Selectivity]:
         from actstore.engine.selectivity.selectivity import find_selectivity
+        from actstore.engine.workers.scan import executor_of
 
-        selective = find_selectivity(capture, settings)
+        selective = find_selectivity(capture, settings, executor_of(workers, on))
         firing = selective.firing
         labels, layers, indices, entropies, probabilities = [], [], [], [], []
         for column, (label, numbers) in enumerate(selective.neurons.items()):

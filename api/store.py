@@ -149,6 +149,8 @@ class Store(reader.Store):
         images: str | None = None,
         device: str = "auto",
         trust_remote_code: bool = False,
+        workers: int | None = None,
+        on: str = "local",
     ) -> list[Damage]:
         """What of the store is damaged; nothing where it is what its records say.
 
@@ -156,21 +158,24 @@ class Store(reader.Store):
         - `refill`: number of blocks per capture that are computed again with the model and compared.
         - `model`: where the model is, if not where it was.
         - `images`: where captured images are now.
+        - `workers`: number of processes that blocks are divided among; the model runs in one.
+        - `on`: where they run: `local`, `ray` or `ray://HOST:PORT`.
         """
+        from actstore.engine.workers.scan import Scan, executor_of
         from actstore.store.verify import (
             open_captures,
             reading_once,
             record_verified,
-            verify_capture,
+            verify_captures,
             verify_graphs,
             verify_root,
         )  # fmt: skip
 
-        store = reader.Store(reading_once(self.folder))
+        store, scan = reader.Store(reading_once(self.folder)), Scan(executor_of(workers, on))
         captures, damage = open_captures(store, capture)
         damage += [] if capture else verify_root(store.folder)
-        for opened in captures:
-            damage += (found := verify_capture(opened))
+        for opened, found in zip(captures, verify_captures(captures, run=scan), strict=True):
+            damage += found
             record_verified(opened, found)
         if refill:
             from actstore.engine.verify.refill import refill_blocks

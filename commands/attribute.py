@@ -11,7 +11,7 @@ from rich.text import Text
 
 from actstore.commands.capture.options import AllowMixed  # noqa: TC001  (Typer reads them)
 from actstore.commands.choices import TooLongName  # noqa: TC001  (Typer reads it)
-from actstore.commands.executors import GpusPerWorker, On, Workers  # noqa: TC001
+from actstore.commands.executors import GpusPerWorker, On, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     SEED_HELP,
     CaptureToMake,

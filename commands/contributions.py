@@ -8,6 +8,7 @@ import typer
 from rich.text import Text
 
 from actstore.commands import completion
+from actstore.commands.executors import On, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import CaptureName, Json, K, PaperForm, Quiet, StorePath, as_rows
 from actstore.display import terminal
 from actstore.display.reports import print_json, token_list
@@ -61,17 +62,20 @@ def contributions(
             help="Compute the top tokens of all neurons, where the capture left them out, and store them.",
         ),
     ] = False,
+    workers: Workers = None,
+    on: On = "local",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Which neurons write a token: each neuron's direct contribution to the token's logit, ranked over all layers.
 
     Over a capture, a score is the mean over the positions that the target follows, which are those that predicted it. With
-    --at and no target, the target is the token that follows the position.
+    --at and no target, the target is the token that follows the position. Layers are divided among --workers.
 
     Example: `actstore contributions gpt2.actstore --target " Paris" -k 10`
     """
     from actstore.engine.contributions.rank import ContributionQuery, rank_contributions  # here, because it loads torch
+    from actstore.engine.workers.scan import executor_of
 
     opened = Store(store)
     if fill_top_tokens:
@@ -89,7 +93,7 @@ def contributions(
         )
     query = ContributionQuery(k, capture, at, by, everywhere, not paper_form, logits)
     with terminal.spinner("adding up contributions", enabled=not quiet):
-        answer = rank_contributions(opened, targets, query)
+        answer = rank_contributions(opened, targets, query, executor_of(workers, on))
         warnings = overflow_sentences(opened.capture(query.capture), ["mlp.post"])
     terminal.warn(warnings)
     if as_json:

@@ -8,6 +8,7 @@ import typer
 
 from actstore.commands import completion
 from actstore.commands.choices import CriterionName  # noqa: TC001  (Typer reads it)
+from actstore.commands.executors import On, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     By,
     CaptureName,
@@ -96,16 +97,21 @@ def show(
     merge: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="Add the state in a file of --output; repeat for more.")
     ] = None,
+    workers: Workers = None,
+    on: On = "local",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Coverage criteria over the samples of a capture: NC, KMNC, NBC, SNAC, TKNC, TKNP, TFC.
+
+    Blocks are divided among --workers; for tfc, which depends on the order of samples, layers.
 
     Example: `actstore coverage gpt2.actstore --capture prompts --reference corpus --by kind`
     """
     from actstore.engine.coverage.criteria import CoverageSettings, applicable_criteria
     from actstore.engine.coverage.files import merge_coverages, read_coverage, write_coverage
     from actstore.engine.coverage.measure import measure_coverage
+    from actstore.engine.workers.scan import executor_of
     from actstore.store.capture.positions import warnings_of
 
     opened = Store(store)
@@ -116,10 +122,13 @@ def show(
         )
     )
     settings = CoverageSettings(selected, _thresholds(thresholds), sections, top, distance, site, positions)
+    executor = executor_of(workers, on)
     others = [read_coverage(path) for path in merge or ()]
     ranges = opened.capture(reference) if reference is not None else None
     with terminal.counting_bar("blocks", enabled=not quiet) as advance:
-        coverages = measure_coverage(selected_capture, settings, reference=ranges, by=by, on_block=advance)
+        coverages = measure_coverage(
+            selected_capture, settings, reference=ranges, by=by, on_block=advance, executor=executor
+        )
     for other in others:
         merge_coverages(coverages, other)
     if output is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore.commands import completion
+from actstore.commands.executors import On, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (  # noqa: TC001  (Typer reads them)
     Device,
     Json,
@@ -68,6 +69,8 @@ def verify(
     ] = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
+    workers: Workers = None,
+    on: On = "local",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -75,7 +78,7 @@ def verify(
 
     Without --capture, the store's own tables, tokenizer and weights are checked too. Captures of earlier versions have no
     checksums of single rows and are called unchecked; where verify finds them right, readers need not check them again.
-    Exit status 1 where something is damaged.
+    Blocks are divided among --workers; the model runs in one process. Exit status 1 where something is damaged.
 
     Example: `actstore verify gpt2.actstore --refill 2`
     """
@@ -86,7 +89,7 @@ def verify(
     if not capture:
         with terminal.spinner("checking the store's own files", enabled=not quiet):
             damage += verify_root(opened.folder)
-    damage += _check(captures, quiet)
+    damage += _check(captures, workers, on, quiet)
     refilled: list[dict[str, Any]] = []
     if refill:
         from actstore.engine.verify.refill import refill_blocks
@@ -113,10 +116,12 @@ def verify(
         raise typer.Exit(1)
 
 
-def _check(captures: Sequence[Capture], quiet: bool) -> list[Damage]:
+def _check(captures: Sequence[Capture], workers: int | None, on: str, quiet: bool) -> list[Damage]:
     """The damage of all captures, block after block."""
-    from actstore.store.verify import record_verified, verify_capture
+    from actstore.engine.workers.scan import Scan, executor_of
+    from actstore.store.verify import record_verified, verify_captures
 
+    scan = Scan(executor_of(workers, on))
     damage: list[Damage] = []
     n_blocks, n_checked = sum(len(one.blocks) for one in captures), 0
     with terminal.counting_bar("blocks", enabled=not quiet) as advance:
@@ -126,8 +131,8 @@ def _check(captures: Sequence[Capture], quiet: bool) -> list[Damage]:
             n_checked += 1
             advance(n_checked, n_blocks)
 
-        for one in captures:
-            damage += (found := verify_capture(one, count))
+        for one, found in zip(captures, verify_captures(captures, count, scan), strict=True):
+            damage += found
             record_verified(one, found)
     return damage
 

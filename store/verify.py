@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
 from actstore.store.capture.commits import damaged_files
 from actstore.store.capture.committed import damaged_index
@@ -47,17 +47,20 @@ from actstore.store.model.root import (
 from actstore.store.storage.cached import CachedFolder
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.listing import is_readable
-from actstore.store.verify_blocks import BlockPass
+from actstore.store.verify_blocks import BlockPass, CheckedBlock, check_block, unforeseen
 from actstore.store.verify_parts import PARTS, guarded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from actstore.store.capture.captures import Captures
     from actstore.store.model.root import RootRecord
     from actstore.store.reader import Capture
 
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _MOST_NAMED: Final = 1000
 """The maximum number of blocks without a commit record that are named one by one."""
@@ -94,19 +97,65 @@ def reading_once(location: str | Path | Folder) -> Folder:
     return CachedFolder(folder) if folder.storage.concurrency > 1 else folder
 
 
-def verify_capture(capture: Capture, on_block: Callable[[int], None] = lambda block: None) -> list[Damage]:
-    """Everything damaged in a capture, by block; an empty list where all is well."""
+class Mapper(Protocol):
+    """`map`, or what gives the same results in the same order by other processes, which function and items are sent to."""
+
+    def __call__(self, function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
+        """The results of the items, in their order."""
+
+
+def verify_capture(
+    capture: Capture, on_block: Callable[[int], None] = lambda block: None, run: Mapper = map
+) -> list[Damage]:
+    """Everything damaged in a capture, by block; an empty list where all is well. `run` looks at its blocks."""
+    (damage,) = verify_captures([capture], on_block, run)
+    return damage
+
+
+def verify_captures(
+    captures: Sequence[Capture], on_block: Callable[[int], None] = lambda block: None, run: Mapper = map
+) -> list[list[Damage]]:
+    """As `verify_capture`, of each of some captures; `run` is called once."""
+    parts = [_Block(number, block) for number, capture in enumerate(captures) for block in capture.blocks]
+    checked = zip(parts, run(partial(_check_block, tuple(captures)), parts), strict=True)
+    damage = []
+    for capture in captures:
+        blocks, found = BlockPass(capture), []
+        for (_, block), one in islice(checked, len(capture.blocks)):
+            blocks.add(block, one)
+            found += [_damage(capture.record.name, block, *what) for what in one.damage]
+            on_block(block)
+        damage.append(_join(capture, blocks, found))
+    next(checked, None)  # there is none: workers are let go
+    return damage
+
+
+class _Block(NamedTuple):
+    """What is checked at once."""
+
+    capture: int
+    block: int
+
+    def __str__(self) -> str:
+        return f"block {self.block}"
+
+
+def _check_block(captures: tuple[Capture, ...], item: _Block) -> CheckedBlock:
+    """What the files of a block of one of the captures are."""
+    try:
+        return check_block(captures[item.capture], item.block)
+    except Exception as error:
+        return CheckedBlock([(f"blocks/{item.block}.json", unforeseen(error))])
+
+
+def _join(capture: Capture, blocks: BlockPass, damage: list[Damage]) -> list[Damage]:
+    """The damage of a capture's blocks, that of its other parts, and what shows only beside both."""
     name, folder = capture.record.name, capture.folder
-    damage, blocks = [], BlockPass(capture)
-    for block in capture.blocks:
-        for key, what in guarded(f"blocks/{block}.json", partial(blocks.check, block)):
-            damage.append(_damage(name, block, key, what))
-        on_block(block)
     # Statistics and the table of neurons are written when every block is committed: from then on, none may lack its record.
     results = (table_key(name, "neurons"), f"{statistics_key(name, 'tokens', 'by_label')}/zarr.json")
     if any(is_readable(folder, key) for key in results):
         damage += _missing_blocks(capture)
-    for check, key in PARTS.items():
+    for key, check in PARTS.items():
         damage += [_damage(name, None, *found) for found in guarded(key, partial(check, capture, blocks))]
     if not damage:  # the index follows from blocks and plan: what is wrong with them shows in it too
         shards = blocks.shards if capture.is_complete else ""

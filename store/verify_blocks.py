@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from actstore.store.capture.commits import ShardsDigest, checked_files, read_commit
@@ -13,21 +14,79 @@ from actstore.store.files.shards import Shard, shard_seed
 from actstore.store.layout import block_statistics_key, capture_key, commit_key, folded_statistics_key, shard_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from actstore.store.files.arrays import BlockArraySpec
+    from actstore.store.files.records import CommitRecord
     from actstore.store.reader import Capture
     from actstore.store.storage.pieces import Source
 
 
+@dataclass(frozen=True)
+class CheckedBlock:
+    """What a block's files are."""
+
+    damage: list[tuple[str, str]]
+    """(key below the capture, reason) of every file that is damaged, or else another's, commit record and all."""
+    commit: CommitRecord | None = None
+    """None where it cannot be read."""
+    statistics: bytes | None = None
+    """The file of its statistics, where the commit record lists one that is whole."""
+    is_whole: bool = False
+    """Whether no file is damaged; some may be another's."""
+
+
+def check_block(capture: Capture, block: int) -> CheckedBlock:
+    """Read every file of a block once, and hold it against the commit record."""
+    record, folder = capture.record, capture.folder.direct
+    prefix = capture_key(record.name)
+    try:
+        commit = read_commit(folder, record, block)
+    except FormatError as error:
+        return CheckedBlock([(commit_key(record.name, block).removeprefix(f"{prefix}/"), str(error))])
+    statistics = block_statistics_key(record.name, block).removeprefix(f"{prefix}/")
+    specs = block_arrays(record) if record.is_checked else ()
+    places = {shard_key(spec.key, block).removeprefix(f"{prefix}/"): spec for spec in specs}
+    data: bytes | None = None
+    damage, misplaced = [], []
+    for key, source, what in checked_files(folder, prefix, commit.shards):
+        if source is None:
+            damage.append((key, what))
+        elif key == statistics:
+            data = bytes(source.read(0, source.nbytes))
+        elif key in places and not damage:
+            misplaced += _misplaced(places[key], block, key, source)
+    return CheckedBlock(damage or misplaced, commit, data, not damage)
+
+
+def _misplaced(spec: BlockArraySpec, block: int, key: str, source: Source) -> list[tuple[str, str]]:
+    """What is wrong with the place of a shard: the checksum of one row tells."""
+    seed = shard_seed(spec.identity, spec.key, block)
+    try:
+        Shard(source, spec.grid, spec.dtype, shard_key(spec.key, block), seed).row(0)
+    except FormatError as error:
+        return [(key, str(error))]
+    except Exception as error:
+        return [(key, unforeseen(error))]
+    return []
+
+
+def unforeseen(error: Exception) -> str:
+    """What is wrong with bytes over which a library raised what nobody expects.
+
+    Raises an error of the disk or the network again, which says nothing about the bytes.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return f"cannot be checked: {' '.join(str(error).split()) or type(error).__name__}"
+
+
 class BlockPass:
-    """The files of a capture's blocks, which `check` reads block by block, in their order."""
+    """What follows from all blocks of a capture, each of which `check_block` has read, in their order."""
 
     def __init__(self, capture: Capture) -> None:
         """Nothing is read yet but the checkpoint of added statistics, if there is one."""
         record = self._record = capture.record
         self._folder = capture.folder.direct
         self._prefix = capture_key(record.name)
-        self._specs = {spec.key: spec for spec in block_arrays(record)} if record.is_checked else {}
         self._total: CaptureStatistics | None = CaptureStatistics.empty(record)
         self._n_added = 0
         self._shards: ShardsDigest | None = ShardsDigest(record)
@@ -48,68 +107,39 @@ class BlockPass:
         """`digest_shards` of the blocks; empty where a commit record cannot be read."""
         return "" if self._shards is None else self._shards.hexdigest()
 
-    def check(self, block: int) -> Iterator[tuple[str, str]]:
-        """(key below the capture, reason) of every file of a block that is damaged, or another's, commit record and all."""
-        try:
-            commit = read_commit(self._folder, self._record, block)
-        except FormatError as error:
+    def add(self, block: int, checked: CheckedBlock) -> None:
+        """Take in what `check_block` found, of one block after the other."""
+        if checked.commit is None:
             self._total = self._shards = None
-            yield self._short(commit_key(self._record.name, block)), str(error)
             return
         if self._shards is not None:
-            self._shards.add(commit)
-        statistics = self._short(block_statistics_key(self._record.name, block))
-        places = {self._short(shard_key(key, block)): key for key in self._specs}
-        data: bytes | None = None
-        damage, misplaced = [], []
-        for key, source, what in checked_files(self._folder, self._prefix, commit.shards):
-            if source is None:
-                damage.append((key, what))
-            elif key == statistics:
-                data = bytes(source.read(0, source.nbytes))
-            elif key in places and not damage:
-                misplaced += self._misplaced(places[key], block, key, source)
-        yield from damage or misplaced
-        self._add(block, statistics, data, is_damaged=statistics in dict(damage), is_whole=not damage)
+            self._shards.add(checked.commit)
+        self._add(block, checked)
 
-    def _short(self, key: str) -> str:
-        return key.removeprefix(f"{self._prefix}/")
-
-    def _misplaced(self, array: str, block: int, key: str, source: Source) -> list[tuple[str, str]]:
-        """What is wrong with the place of a shard: the checksum of one row tells."""
-        spec = self._specs[array]
-        try:
-            Shard(source, spec.grid, spec.dtype, shard_key(array, block), shard_seed(spec.identity, array, block)).row(
-                0
-            )
-        except FormatError as error:
-            return [(key, str(error))]
-        except Exception as error:  # whatever libraries raise over bytes that they did not expect
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            return [(key, f"cannot be checked: {' '.join(str(error).split()) or type(error).__name__}")]
-        return []
-
-    def _add(self, block: int, key: str, data: bytes | None, *, is_damaged: bool, is_whole: bool) -> None:
+    def _add(self, block: int, checked: CheckedBlock) -> None:
         """Add a block's statistics, and compare the checkpoint with the sum of the blocks that it covers."""
-        if self._total is None or is_damaged:
+        key = self._short(block_statistics_key(self._record.name, block))
+        if self._total is None or key in dict(checked.damage):
             self._total = None
             return
         try:
-            if data is None:  # not among the files that its commit record lists
+            if checked.statistics is None:  # not among the files that its commit record lists
                 found = read_block_statistics(self._folder, self._record, block)
             else:
                 where = f"{self._folder}/{self._prefix}/{key}"
-                found, _ = CaptureStatistics.decode(data, self._record, where)
+                found, _ = CaptureStatistics.decode(checked.statistics, self._record, where)
             self._total.merge(found)
         except (FormatError, NotFoundError, ValueError) as error:
             self._total = None
-            if is_whole:
+            if checked.is_whole:
                 self.unreadable = key, str(error)
             return
         self._n_added += 1
         if block + 1 == self._n_added == self._covered and _digest(self._total) != self._checkpoint:
             self.checkpoint_fault = "not the sum of the blocks' own"
+
+    def _short(self, key: str) -> str:
+        return key.removeprefix(f"{self._prefix}/")
 
     def _open_checkpoint(self) -> None:
         key = folded_statistics_key(self._record.name)

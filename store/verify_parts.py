@@ -17,12 +17,12 @@ from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import BlockArray
 from actstore.store.layout import capture_key
+from actstore.store.verify_blocks import BlockPass, unforeseen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from actstore.store.reader import Capture
-    from actstore.store.verify_blocks import BlockPass
 
 
 def guarded(key: str, check: Callable[[], Iterable[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
@@ -30,9 +30,7 @@ def guarded(key: str, check: Callable[[], Iterable[tuple[str, str]]]) -> Iterato
     try:
         yield from check()
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # an error of the disk or the network, which says nothing about the bytes
-        yield key, f"cannot be checked: {' '.join(str(error).split()) or type(error).__name__}"
+        yield key, unforeseen(error)
 
 
 def _metadata(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
@@ -143,14 +141,14 @@ def _numerics(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
 
 
 PARTS: Final = {
-    _metadata: "zarr.json",
-    _plan: "plan",
-    _patches: "patches.parquet",
-    _requests: "requests.arrow",
-    _statistics: "statistics",
-    _checkpoint: "blocks/folded.statistics.safetensors.zst",
-    _exemplars: "exemplars.parquet",
-    _answers: "prompts.parquet",
-    _numerics: "numerics.json",
+    "zarr.json": _metadata,
+    "plan": _plan,
+    "patches.parquet": _patches,
+    "requests.arrow": _requests,
+    "statistics": _statistics,
+    "blocks/folded.statistics.safetensors.zst": _checkpoint,
+    "exemplars.parquet": _exemplars,
+    "prompts.parquet": _answers,
+    "numerics.json": _numerics,
 }
-"""What is checked of a capture besides its blocks' files, and the key by which it is called where that fails."""
+"""What is checked of a capture besides its blocks' files, by the key by which it is called where that fails."""

@@ -24,9 +24,9 @@ STORE = ("basics", "storage", "files", "model", "capture", "graphs", "reader", "
 BELONGS = {name: "basics" for name in ("arguments", "calls", "errors", "hooks", "layout", "neurons", "table")}
 
 # Parts of the engine → the other parts that they may import.
-FOUNDATIONS = {"inputs": set(), "models": set(), "contributions": set(), "workers": {"models"}}
+FOUNDATIONS = {"inputs": set(), "models": set(), "contributions": {"workers"}, "workers": {"models"}}
 FOUNDATIONS |= {"capture": {"inputs", "models", "workers"}}
-METHOD = {"inputs", "models", "capture"}
+METHOD = {"inputs", "models", "capture", "workers"}
 ENGINE: dict[str, set[str]] = FOUNDATIONS | {
     "attribution": METHOD,
     "change": METHOD,
@@ -36,9 +36,9 @@ ENGINE: dict[str, set[str]] = FOUNDATIONS | {
     "graphs": METHOD,
     "multimodal": METHOD | {"contributions"},
     "naica": METHOD | {"attribution"},
-    "repair": METHOD | {"filling", "workers"},
+    "repair": METHOD | {"filling"},
     "selectivity": METHOD,
-    "verify": METHOD | {"attribution", "workers"},
+    "verify": METHOD | {"attribution"},
 }
 
 

@@ -49,7 +49,7 @@ from actstore.commands.capture.options import (  # noqa: TC001  (Typer reads the
     TopP,
 )
 from actstore.commands.capture.steps import fill, finish, print_finished, print_planned
-from actstore.commands.executors import GpusPerWorker, On, Workers  # noqa: TC001
+from actstore.commands.executors import GpusPerWorker, On, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     CaptureToMake,
     Device,

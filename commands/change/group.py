@@ -9,6 +9,7 @@ import typer
 
 from actstore.commands.change import patch as change_patch
 from actstore.commands.change.patch import OtherCapture, OtherStore, Share, find_changed
+from actstore.commands.executors import On, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import CaptureName, Json, Positions, Quiet, Site, StorePath, as_rows, family
 from actstore.display import terminal
 from actstore.display.reports import print_json
@@ -45,16 +46,20 @@ def show(
             "--k", "-k", min=1, help="Maximum number of neurons shown. [default: 20; with --json all of --share]"
         ),
     ] = None,
+    workers: Workers = None,
+    on: On = "local",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """The neurons whose activations differ most between two models: root mean square difference, over every layer.
 
-    Both stores must hold captures of the same corpus with the same settings.
+    Both stores must hold captures of the same corpus with the same settings. Blocks are divided among --workers.
 
     Example: `actstore change base.actstore tuned.actstore --share 0.05`
     """
-    change, selection = find_changed((store, other), (capture, other_capture or capture), site, positions, share, quiet)
+    change, selection = find_changed(
+        (store, other), (capture, other_capture or capture), site, positions, share, quiet, workers, on
+    )
     terminal.warn(change.warnings)
     nothing_differs = change.nothing_differs
     layers = {int(layer): len(neurons) for layer, neurons in change.by_layer(selection).items()}

@@ -157,14 +157,18 @@ def find_changed(
     positions: str,
     share: float,
     quiet: bool,
+    workers: int | None = None,
+    on: str = "local",
 ) -> tuple[Change, NDArray[Any]]:
     """The change scores of two stores, and the flat ids of the share that changed most."""
     from actstore.engine.change.change import change_scores, check_share
+    from actstore.engine.workers.scan import executor_of
 
     check_share(share)
+    executor = executor_of(workers, on)
     first, second = (Store(store).capture(capture) for store, capture in zip(stores, captures, strict=True))
     with terminal.counting_bar("blocks", enabled=not quiet) as advance:
-        change = change_scores(first, second, site=site, positions=positions, on_block=advance)
+        change = change_scores(first, second, site=site, positions=positions, on_block=advance, executor=executor)
     return change, change.top(share)
 
 

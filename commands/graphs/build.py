@@ -11,6 +11,7 @@ import typer
 
 from actstore.api.neurons import chosen_neurons
 from actstore.commands.choices import GraphMethod  # noqa: TC001  (Typer reads it)
+from actstore.commands.executors import On, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     CaptureName,
     Json,
@@ -120,16 +121,20 @@ def build(
         str,
         typer.Option(
             metavar="BYTES",
-            help="Memory for the activations of neurons built together, such as 2GB.",
+            help="Memory for the activations of neurons built together, by all workers, such as 2GB.",
             rich_help_panel=PANELS[CORPUS],
         ),
     ] = "1GB",
+    workers: Workers = None,
+    on: On = "local",
     resume: Resume = False,
     sync: Sync = True,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Build a graph of every neuron: on which tokens it fires, and in which contexts. No model runs.
+
+    Neurons are divided among --workers: the graphs are the same.
 
     With --method published, by the procedure and with the constants of Neuron to Graph, for the neurons that `actstore graphs
     probe` has probed.
@@ -146,6 +151,7 @@ def build(
     if probes is not None:
         raise InvalidInputError("--probes is an option of --method published. Leave it out, or name the method.")
     from actstore.engine.graphs.build import BuildOptions, GraphSettings, build_graphs
+    from actstore.engine.workers.scan import executor_of
     from actstore.store.capture.saturation import overflow_sentences
     from actstore.store.reader import Store
     from actstore.store.storage.folder import Folder
@@ -161,7 +167,7 @@ def build(
         folder = Folder(store, read_only=False, sync=sync)
         graphs = build_graphs(
             opened, folder, name=name or METHODS[CORPUS].set_name, site=site, neurons=selection, leave_out=_windows(leave_out),
-            settings=settings, also=others, options=options,
+            settings=settings, also=others, options=options, executor=executor_of(workers, on),
         )  # fmt: skip
     terminal.warn(s for one in (opened, *others) for s in overflow_sentences(one, [site], neurons=selection))
     _report(graphs, time.monotonic() - began, as_json=as_json)

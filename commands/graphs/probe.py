@@ -10,6 +10,7 @@ import typer
 
 from actstore.api.neurons import chosen_neurons
 from actstore.commands.choices import MaskName, PrecisionName  # noqa: TC001  (Typer reads them)
+from actstore.commands.executors import GpusPerWorker, On, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     CaptureName,
     Device,
@@ -139,6 +140,9 @@ def probe(
     sync: Sync = True,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    workers: Workers = None,
+    on: On = "local",
+    gpus_per_worker: GpusPerWorker = None,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from actstore.commands import completion
 from actstore.commands.choices import SelectionMethod  # noqa: TC001  (Typer reads it)
+from actstore.commands.executors import On, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.naica import evaluate as naica_evaluate
 from actstore.commands.naica.evaluate import ClusterShare, CommonShare, MaxNeurons  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
@@ -75,6 +76,8 @@ def show(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw a heat map, labels × layers, into FILE.svg or FILE.html.")
     ] = None,
+    workers: Workers = None,
+    on: On = "local",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -82,7 +85,7 @@ def show(
 
     A query's score for a neuron is its attribution, summed over its prompts and divided by the sum over all neurons, times
     log(clusters / (clusters with the neuron + 1)). Pooled by label, the divisor is the sum of magnitudes, so that no
-    single query dominates the others. Neither model nor tokenizer is needed.
+    single query dominates the others. Neither model nor tokenizer is needed. Queries are divided among --workers.
 
     Example: `actstore naica facts.actstore --by domain -k 5 --output layers.svg`
     """
@@ -90,6 +93,7 @@ def show(
     from actstore.engine.naica.baselines import choose_neurons
     from actstore.engine.naica.naica import NaicaSettings
     from actstore.engine.naica.selection import count_by_layer, label_of_queries
+    from actstore.engine.workers.scan import executor_of
     from actstore.store.capture.questions.attributions import open_attributions
 
     settings = NaicaSettings(attribution=attribution, t=t, u=u, v=v, ica=ica)
@@ -98,7 +102,7 @@ def show(
     attributions = open_attributions(Store(store), capture)
     label_of_queries(attributions.queries, by)  # fails before the work, where there is no such label
     with terminal.spinner("selecting neurons", enabled=not quiet):
-        selection = choose_neurons(attributions, method, settings, seed)
+        selection = choose_neurons(attributions, method, settings, seed, executor_of(workers, on))
     described = {"attribution": attribution, "t": t, "u": u, "v": v, "ica": ica}
     layers = count_by_layer(selection, attributions.capture.record.layers("mlp.post"), by)
     if output is not None:

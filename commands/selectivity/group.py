@@ -9,6 +9,7 @@ import typer
 
 from actstore.api.selectivity import held_out_windows
 from actstore.commands.choices import FiringSiteName, ModalityName
+from actstore.commands.executors import On, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     By,
     CaptureName,
@@ -83,17 +84,21 @@ def show(
     modality: Modality = None,
     share: Share = 0.01,
     activation_quantile: Quantile = 0.95,
+    workers: Workers = None,
+    on: On = "local",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """The neurons of STORE that are selective for each value of a label, by the entropy of their firing probabilities.
+
+    Statistics say how often neurons fire; with --modality, blocks are read, which are divided among --workers.
 
     Example: `actstore selectivity gpt2.actstore --by language --share 0.01`
     """
     from actstore.engine.selectivity.selectivity import SelectivitySettings
 
     opened = Store(store).capture(capture)
-    result = _measure(opened, SelectivitySettings(by, site, modality, share, activation_quantile), quiet)
+    result = _measure(opened, SelectivitySettings(by, site, modality, share, activation_quantile), quiet, workers, on)
     if as_json:
         print_json(_describe(opened, result))
     else:
@@ -152,11 +157,14 @@ def evaluate(
 selectivity_lens.register(group)
 
 
-def _measure(capture: Capture, settings: SelectivitySettings, quiet: bool) -> Selectivity:
+def _measure(
+    capture: Capture, settings: SelectivitySettings, quiet: bool, workers: int | None = None, on: str = "local"
+) -> Selectivity:
     from actstore.engine.selectivity.selectivity import find_selectivity
+    from actstore.engine.workers.scan import executor_of
 
     with terminal.spinner("counting activations above zero", enabled=not quiet):
-        result = find_selectivity(capture, settings)
+        result = find_selectivity(capture, settings, executor_of(workers, on))
     terminal.warn(result.warnings)
     return result
 

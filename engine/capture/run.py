@@ -106,8 +106,6 @@ class Run(ABC):
 
     command: ClassVar[str]
     """The command line's name of it."""
-    can_share: ClassVar[bool] = True
-    """Whether its blocks can be filled by other processes that this one starts."""
 
     folder: Folder
     name: str
@@ -137,15 +135,10 @@ class Run(ABC):
             raise InvalidInputError(
                 "Several `workers` load the model each. Pass its name or folder, not a model in memory."
             )
-        if not self.can_share:
-            raise InvalidInputError(
-                "A capture of images is filled by one process here. Leave `workers` out; or plan it with `actstore.plan(…)`, "
-                "and fill it with `actstore.fill(…)` in as many processes as there shall be."
-            )
         executor = executor_for(options.on, options.workers, options.gpus_per_worker)
         with self.owned():
             record = self.plan(requested)
-        self._loaded = None  # the workers need the memory
+        self._let_go()  # the workers need the memory
         of_worker = FillOptions(
             device=options.device,
             threads=options.threads,
@@ -158,6 +151,10 @@ class Run(ABC):
         fill_by_workers(executor, self.folder, record, model, self.fill_blocks(), of_worker, self.progress)
         with self.owned():
             self.finish()
+
+    def _let_go(self) -> None:
+        """Drop the model that this process has loaded."""
+        self._loaded = None
 
     @contextmanager
     def owned(self) -> Iterator[None]:

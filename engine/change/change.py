@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from actstore.engine.workers.scan import HERE, Scan
 from actstore.store.capture.plan import TOKEN_ARRAYS
 from actstore.store.capture.positions import blocks_with, check_positions, check_values, warnings_of
 from actstore.store.errors import InvalidInputError
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from actstore.engine.workers.executor import Executor
     from actstore.store.reader import Capture
 
 ROWS_AT_ONCE: Final = 64
@@ -132,11 +135,13 @@ def change_scores(
     site: str = "mlp.post",
     positions: str = "counted",
     on_block: Callable[[int, int], None] = lambda done, n_blocks: None,
+    executor: Executor = HERE,
 ) -> Change:
     """The change score of every neuron of every layer between two captures of one plan; see `ChangeSums`.
 
     `positions` is a key of `positions.POSITIONS`; the paper uses `predicting`, on a capture of M₁'s own generation.
-    Only blocks that both captures have are compared, and one layer of one block is in memory at a time.
+    Only blocks that both captures have are compared, and one layer of one block is in memory at a time. The workers of
+    `executor` take blocks.
 
     Raises `InvalidInputError` where both are one capture, where plans (naming the difference), sites, layers or widths differ,
     and where a capture has no values or no such positions.
@@ -155,17 +160,10 @@ def change_scores(
             f"{_name(first)} and {_name(second)} have no committed block in common. Resume them with `resume=True`."
         )
     sums, n_positions = ChangeSums.empty(widths), 0
-    for done, (block, slots) in enumerate(blocks_with(first, positions, blocks)):
-        # A slice where every slot is compared: an index would copy the values of the block.
-        is_prefix = len(slots) == slots[-1] + 1
-        columns: slice | NDArray[np.int64] = slice(len(slots)) if is_prefix else slots
-        for layer in widths:
-            sums.add(
-                layer,
-                first.block_values(layer, block, site, saturated=True)[:, columns],
-                second.block_values(layer, block, site, saturated=True)[:, columns],
-            )
-        n_positions += len(slots)
+    of_blocks = Scan(executor, "block")(partial(_sum_block, first, second, site, positions, widths), blocks)
+    for done, (n_compared, of_block) in enumerate(of_blocks):
+        sums.merge(of_block)
+        n_positions += n_compared
         on_block(done + 1, len(blocks))
     scores = sums.scores()
     warnings = [*warnings_of(first, site), *warnings_of(second, site)]
@@ -179,6 +177,25 @@ def change_scores(
         sums,
         tuple(warnings),
     )
+
+
+def _sum_block(
+    first: Capture, second: Capture, site: str, positions: str, widths: dict[int, int], block: int
+) -> tuple[int, ChangeSums]:
+    """The positions of a block that are compared, and the sums over them."""
+    sums = ChangeSums.empty(widths)
+    for _, slots in blocks_with(first, positions, [block]):
+        # A slice where every slot is compared: an index would copy the values of the block.
+        is_prefix = len(slots) == slots[-1] + 1
+        columns: slice | NDArray[np.int64] = slice(len(slots)) if is_prefix else slots
+        for layer in widths:
+            sums.add(
+                layer,
+                first.block_values(layer, block, site, saturated=True)[:, columns],
+                second.block_values(layer, block, site, saturated=True)[:, columns],
+            )
+        return len(slots), sums
+    return 0, sums
 
 
 def check_share(share: float) -> None:

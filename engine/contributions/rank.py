@@ -6,13 +6,14 @@ norm's gain, unembedding. The sum over all neurons, with what attention and embe
 make of a neuron is not in it. Where the final norm centres, so are the write vectors. A cap on logits (Gemma 2) comes after.
 
 Layers stream, and within a layer the blocks of the capture: one layer's weights and one block of activations are in memory
-at a time.
+at a time. Workers take layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,15 +23,20 @@ from actstore.engine.contributions.next_tokens import Place, find_slot
 from actstore.engine.contributions.ranking import Ranking
 from actstore.engine.contributions.source import SITE, ContributionQuery, Source
 from actstore.engine.contributions.targets import Target, find_target
+from actstore.engine.workers.scan import HERE, Scan, executor_of
 from actstore.kernels.contribution.api import ContributionSums, Targets, contribution, sum_contributions
 from actstore.store.arguments import argument, given_fields
 from actstore.store.errors import InvalidInputError
 from actstore.store.model.weights import check_part
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from actstore.engine.contributions.next_tokens import Slot
+    from actstore.engine.workers.executor import Executor
     from actstore.store.reader import Store
 
 __all__ = ["Answer", "ContributionQuery", "rank_contributions"]
@@ -78,7 +84,9 @@ TABLE = pa.schema(
 )
 
 
-def rank_contributions(store: Store, targets: Sequence[str | int], query: ContributionQuery) -> Answer:
+def rank_contributions(
+    store: Store, targets: Sequence[str | int], query: ContributionQuery, executor: Executor = HERE
+) -> Answer:
     """The neurons that contribute most to each target, over all captured layers together, by signed score.
 
     `targets` are texts or ids of single tokens. At a place (`asked.at`), none means the token that comes there. Over a
@@ -110,13 +118,13 @@ def rank_contributions(store: Store, targets: Sequence[str | int], query: Contri
     if query.everywhere:
         if not target_tokens:
             raise InvalidInputError("`everywhere` is over all positions, for a target: name one with `target`.")
-        return _everywhere(source, target_tokens)
+        return _everywhere(source, target_tokens, executor)
     if store.model.kind == "encoder":
         raise InvalidInputError(
             f"{store.model.name} is an encoder, whose positions do not predict a next token. Look at one with `at`, or at "
             "all with `everywhere=True`."
         )
-    return _over_next_tokens(source, target_tokens)
+    return _over_next_tokens(source, target_tokens, executor)
 
 
 def _at_place(source: Source, targets: list[Target], at: str | Place) -> Answer:
@@ -135,28 +143,71 @@ def _at_place(source: Source, targets: list[Target], at: str | Place) -> Answer:
     scale = None if block_scale is None else np.repeat(block_scale[slot.offset], len(targets))
     factors = Targets(source.unembedding(targets), gain=source.directions.gain, scale=scale)
     ranking = Ranking(source.query.k, np.ones(len(targets), np.int64))
-    for layer, _, vectors in source.layers():
+    for layer in source.layers:
+        vectors = source.directions.vectors(layer)
         values = np.ascontiguousarray(source.values(layer, slot.block)[:, slot.offset, None])
         scores = contribution(np.repeat(values, len(targets), axis=1), vectors, factors).T.astype(np.float64)
         ranking.add(layer, np.where(np.isfinite(scores), scores, np.nan))
     return Answer([(target, None) for target in targets], ranking, slot)
 
 
-def _over_next_tokens(source: Source, targets: list[Target]) -> Answer:
+def _over_next_tokens(source: Source, targets: list[Target], executor: Executor) -> Answer:
     """Every position against its own next token; with targets, those alone that one of them follows."""
-    directions = source.unembedding(targets)
-    ids = np.array([target.token for target in targets], np.int64)
-    order = np.argsort(ids, kind="stable")
-    n_groups = max(1, len(targets)) * source.n_labels
+    sum_layer = _LayerSums(source, tuple(targets))
+    if not sum_layer.blocks:
+        raise InvalidInputError(_nowhere(source, targets))
+    ranking: Ranking | None = None
+    layers = source.layers
+    for layer, sums in zip(layers, Scan(executor, "layer")(sum_layer, layers), strict=True):
+        ranking = ranking or Ranking(source.query.k, sums.count)
+        n_summed = np.broadcast_to(sums.count[:, None], sums.total.shape)
+        _add_means(ranking, layer, sums.total, n_summed if layers[layer] else n_summed - sums.non_finite)
+    assert ranking is not None
+    return Answer(_rows(source, targets), ranking, None)
 
-    @lru_cache(maxsize=16)
-    def of_block(block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+
+@dataclass(frozen=True)
+class _LayerSums:
+    """What adds up the contributions of a layer over all blocks, here or in a worker."""
+
+    source: Source
+    targets: tuple[Target, ...]
+
+    def __call__(self, layer: int) -> ContributionSums:
+        source, vectors = self.source, self.source.directions.vectors(layer)
+        sums = ContributionSums.empty(self._n_groups, len(vectors))
+        for block in self.blocks:
+            rows, groups = self._of_block(block)
+            factors = Targets(self._directions, rows, source.directions.gain, source.block_scale(block))
+            sums.merge(sum_contributions(source.values(layer, block), vectors, factors, groups, self._n_groups))
+        return sums
+
+    @cached_property
+    def blocks(self) -> list[int]:
+        """The blocks with a position that counts."""
+        return [block for block in self.source.capture.blocks if (self._of_block(block)[1] >= 0).any()]
+
+    @property
+    def _n_groups(self) -> int:
+        return max(1, len(self.targets)) * self.source.n_labels
+
+    @cached_property
+    def _directions(self) -> Tensor:
+        return self.source.unembedding(self.targets)
+
+    @cached_property
+    def _of_block(self) -> Callable[[int], tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        return lru_cache(maxsize=16)(self._read_block)
+
+    def _read_block(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """For every slot the row of its target among the directions, and its group, -1 for none."""
+        source, ids = self.source, np.array([target.token for target in self.targets], np.int64)
         size = source.capture.record.plan.block_slots
         rows, groups = np.zeros(size, np.int64), np.full(size, -1, np.int64)
         following = source.next_tokens.of_block(block)
         labels, counted = source.slot_labels(block)
-        if targets:
+        if self.targets:
+            order = np.argsort(ids, kind="stable")
             target_of_slot = order[np.minimum(np.searchsorted(ids, following, sorter=order), len(ids) - 1)]
             is_summed = counted & (ids[target_of_slot] == following)
             rows[: len(following)], labels = (
@@ -169,21 +220,8 @@ def _over_next_tokens(source: Source, targets: list[Target]) -> Answer:
         groups[: len(following)] = np.where(is_summed, labels, -1)
         return rows, groups
 
-    blocks = [block for block in source.capture.blocks if (of_block(block)[1] >= 0).any()]
-    if not blocks:
-        raise InvalidInputError(_nowhere(source, targets))
-    ranking: Ranking | None = None
-    for layer, is_expert, vectors in source.layers():
-        sums = ContributionSums.empty(n_groups, len(vectors))
-        for block in blocks:
-            rows, groups = of_block(block)
-            factors = Targets(directions, rows, source.directions.gain, source.block_scale(block))
-            sums.merge(sum_contributions(source.values(layer, block), vectors, factors, groups, n_groups))
-        ranking = ranking or Ranking(source.query.k, sums.count)
-        n_summed = np.broadcast_to(sums.count[:, None], sums.total.shape)
-        _add_means(ranking, layer, sums.total, n_summed if is_expert else n_summed - sums.non_finite)
-    assert ranking is not None
-    return Answer(_rows(source, targets), ranking, None)
+    def __reduce__(self) -> tuple[type[_LayerSums], tuple[Source, tuple[Target, ...]]]:
+        return _LayerSums, (self.source, self.targets)  # a worker has caches of its own
 
 
 def _nowhere(source: Source, targets: list[Target]) -> str:
@@ -199,13 +237,16 @@ def _nowhere(source: Source, targets: list[Target]) -> str:
     )
 
 
-def _everywhere(source: Source, targets: list[Target]) -> Answer:
+def _everywhere(source: Source, targets: list[Target], executor: Executor) -> Answer:
     """One direction for all positions: what differs between them, the activations, is summed first."""
     factors = Targets(source.unembedding(targets), gain=source.directions.gain)
     ranking: Ranking | None = None
-    for layer, is_expert, vectors in source.layers():
-        sums, n_summed, n_tokens = _sum_activations(source, layer)
-        if is_expert:
+    layers = source.layers
+    scan = Scan(HERE if _are_in_statistics(source) else executor, "layer")
+    layer_sums = scan(partial(_sum_activations, source), layers)
+    for layer, (sums, n_summed, n_tokens) in zip(layers, layer_sums, strict=True):
+        vectors = source.directions.vectors(layer)
+        if layers[layer]:
             n_summed = np.broadcast_to(n_tokens[:, None], sums.shape)
         ranking = ranking or Ranking(source.query.k, np.tile(n_tokens, len(targets)))
         products = contribution(np.ones((len(vectors), len(targets)), np.float32), vectors, factors).astype(np.float64)
@@ -215,11 +256,15 @@ def _everywhere(source: Source, targets: list[Target]) -> Answer:
     return Answer(_rows(source, targets), ranking, None)
 
 
+def _are_in_statistics(source: Source) -> bool:
+    """Whether the statistics of the capture hold the sums of activations, whatever the precision of its values."""
+    return source.query.by is None and not source.query.logits
+
+
 def _sum_activations(source: Source, layer: int) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """The sum of the finite activations of each label [label, neuron], how many they are, and the label's tokens [label]."""
     capture = source.capture
-    if source.query.by is None and not source.query.logits:
-        # The statistics of the capture hold them, whatever the precision of its values.
+    if _are_in_statistics(source):
         statistics = capture.layer_statistics(layer, SITE)
         count = statistics.count.astype(np.int64)
         sums = np.where(count > 0, statistics.mean * count, 0)
@@ -255,10 +300,12 @@ def _rows(source: Source, targets: Sequence[Target]) -> list[tuple[Target | None
 def answer_question(
     store: Store, target: str | int | Sequence[str | int] | None, query: Mapping[str, object]
 ) -> pa.Table:
-    """`Store.contributions`: the answer as a table; `query` holds fields of `ContributionQuery`."""
+    """`Store.contributions`: the answer as a table; `query` holds fields of `ContributionQuery`, `workers` and `on`."""
+    workers, on = argument("workers", query.get("workers"), int | None), argument("on", query.get("on", "local"), str)
+    executor = executor_of(workers, on)
+    query = {name: value for name, value in query.items() if name not in ("workers", "on")}
     targets = argument("target", target, str | int | Sequence[str | int] | None)
     if not isinstance(targets, tuple):
         targets = () if targets is None else (targets,)
-    return rank_contributions(
-        store, targets, ContributionQuery(**given_fields(ContributionQuery, query, "A query"))
-    ).table()
+    asked = ContributionQuery(**given_fields(ContributionQuery, query, "A query"))
+    return rank_contributions(store, targets, asked, executor).table()

@@ -15,7 +15,7 @@ from actstore.store.layout import SPECIAL
 from actstore.store.model.directions import WriteDirections
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -68,19 +68,22 @@ class Source:
                 f"Its sites are: {', '.join(capture.record.sites)}."
             )
 
+    def __reduce__(self) -> tuple[type[Source], tuple[Store, Capture, ContributionQuery]]:
+        """Of what it is: a worker reads it anew."""
+        return Source, (self.store, self.capture, self.query)
+
     @property
     def n_labels(self) -> int:
         """Number of rankings per target; 1 without a label column."""
         return len(self.labels)
 
-    def layers(self) -> Iterator[tuple[int, bool, Tensor]]:
-        """Each captured layer that writes to the stream that the head reads: whether it is an expert, and its write vectors."""
+    @property
+    def layers(self) -> dict[int, bool]:
+        """Each captured layer that writes to the stream that the head reads, and whether it is an expert."""
         # The neurons of an encoder, or of a vision tower, write to another residual stream than the head reads.
         head_layers = {layer.layer: layer for layer in self.store.model.head_layers}
-        for layer in self.capture.record.layers(SITE):
-            record = head_layers.get(layer)
-            if record is not None:
-                yield layer, record.expert is not None, self.directions.vectors(layer)
+        captured = [layer for layer in self.capture.record.layers(SITE) if layer in head_layers]
+        return {layer: head_layers[layer].expert is not None for layer in captured}
 
     def unembedding(self, targets: Sequence[Target]) -> Tensor:
         """The unembedding's rows of the targets [target, d_model]; all of it without targets."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -9,18 +11,23 @@ import numpy as np
 from actstore.engine.coverage.coverage import Coverage
 from actstore.engine.coverage.criteria import CRITERIA, CoverageSettings
 from actstore.engine.coverage.state import Ranges
+from actstore.engine.workers.scan import HERE, Scan, is_here
 from actstore.store.capture.positions import blocks_with, check_positions, check_values, windows_of
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
+    from actstore.engine.coverage.state import LayerState
+    from actstore.engine.workers.executor import Executor
     from actstore.store.reader import Capture
 
 SAMPLES_AT_ONCE: Final = 1024
 """Samples whose values are copied out of a block at a time."""
+PARTS_PER_WORKER: Final = 8
+"""Parts of a capture per worker: few, as states are as large for some blocks as for all, and enough to end together."""
 
 
 def reference_ranges(reference: Capture, site: str, widths: dict[int, int]) -> dict[int, Ranges]:
@@ -52,10 +59,12 @@ def measure_coverage(
     reference: Capture | None = None,
     by: str | None = None,
     on_block: Callable[[int, int], None] = lambda done, n_blocks: None,
+    executor: Executor = HERE,
 ) -> dict[str, Coverage]:
     """What the samples of a capture cover: with `by`, label value → coverage; else "" → the coverage of all.
 
     kmnc, nbc and snac compare the samples with the ranges of `reference`. One layer of one block is in memory at a time.
+    The workers of `executor` take blocks, or for tfc, which depends on their order, layers.
 
     Raises `InvalidInputError` for a capture without the values, site, positions or label, and where a criterion lacks its
     reference.
@@ -74,11 +83,104 @@ def measure_coverage(
                 "example to a capture of training data."
             )
         ranges = reference_ranges(reference, settings.site, widths)
-    coverages = {name: Coverage(settings, widths, ranges) for name in _populations(capture, by)}
-    for done, (block, slots) in enumerate(blocks_with(capture, settings.positions, capture.blocks)):
-        _add_block(capture, block, _split_by_label(capture, block, slots, by), coverages)
-        on_block(done + 1, len(capture.blocks))
-    return coverages
+    measure = _Measurement(capture, settings, widths, ranges, by)
+    if is_here(executor):
+        return measure.of_blocks(settings, widths, capture.blocks, on_block)
+    return _measure_by_workers(measure, executor, on_block)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a worker measures: order-free criteria over some blocks, or tfc in one layer over all of them."""
+
+    blocks: tuple[int, ...]
+    layer: int | None = None
+
+    def __str__(self) -> str:
+        if self.layer is not None:
+            return f"layer {self.layer}"
+        first, last = self.blocks[0], self.blocks[-1]
+        return f"block {first}" if first == last else f"blocks {first} to {last}"
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """What measures a part of a capture, here or in a worker."""
+
+    capture: Capture
+    settings: CoverageSettings
+    widths: dict[int, int]
+    ranges: dict[int, Ranges]
+    by: str | None
+
+    def of_blocks(
+        self,
+        settings: CoverageSettings,
+        widths: dict[int, int],
+        blocks: Sequence[int],
+        on_block: Callable[[int, int], None] = lambda done, n_blocks: None,
+    ) -> dict[str, Coverage]:
+        """The coverage of each population by some criteria, in some layers, over some blocks."""
+        coverages = {name: Coverage(settings, widths, self.ranges) for name in _populations(self.capture, self.by)}
+        for done, (block, slots) in enumerate(blocks_with(self.capture, settings.positions, blocks)):
+            _add_block(self.capture, block, _split_by_label(self.capture, block, slots, self.by), coverages)
+            on_block(done + 1, len(blocks))
+        return coverages
+
+    def __call__(self, part: _Part) -> dict[str, Coverage]:
+        if part.layer is None:
+            return self.of_blocks(self.order_free, self.widths, part.blocks)
+        kept = dataclasses.replace(self.settings, criteria=("tfc",))
+        return self.of_blocks(kept, {part.layer: self.widths[part.layer]}, part.blocks)
+
+    @property
+    def order_free(self) -> CoverageSettings:
+        """The settings without tfc; with some criterion, which need not be used."""
+        criteria = tuple(name for name in self.settings.criteria if name != "tfc")
+        return dataclasses.replace(self.settings, criteria=criteria or ("nc",))
+
+
+def _measure_by_workers(
+    measure: _Measurement, executor: Executor, on_block: Callable[[int, int], None]
+) -> dict[str, Coverage]:
+    """As `measure_coverage`: states are merged, which for all but tfc gives what one run over all samples does."""
+    settings, blocks = measure.settings, list(measure.capture.blocks)
+    n_parts = min(len(blocks), PARTS_PER_WORKER * executor.n_workers)
+    parts = [_Part(tuple(some.tolist())) for some in np.array_split(np.array(blocks), n_parts)]
+    if set(settings.criteria) == {"tfc"}:
+        parts = []
+    parts += [_Part(tuple(blocks), layer) for layer in measure.widths if "tfc" in settings.criteria]
+    merged = measure.of_blocks(measure.order_free, measure.widths, [])
+    kept: dict[str, dict[int, LayerState]] = {name: {} for name in merged}
+    n_samples: dict[str, int] = {}
+    for done, (part, found) in enumerate(zip(parts, Scan(executor)(measure, parts), strict=True)):
+        for name, coverage in found.items():
+            if part.layer is None:
+                merged[name].merge(coverage)
+            else:
+                kept[name] |= coverage.states[CRITERIA["tfc"].measurement]
+                n_samples[name] = coverage.n_samples
+        on_block((done + 1) * len(blocks) // len(parts), len(blocks))
+    return {
+        name: Coverage(
+            settings,
+            measure.widths,
+            measure.ranges,
+            n_samples.get(name, coverage.n_samples),
+            _states(settings, coverage.states, kept[name]),
+            coverage.patterns,
+        )
+        for name, coverage in merged.items()
+    }
+
+
+def _states(
+    settings: CoverageSettings, merged: dict[str, dict[int, LayerState]], kept: dict[int, LayerState]
+) -> dict[str, dict[int, LayerState]]:
+    """The states of all criteria, in the order in which one run makes them."""
+    together = merged | {CRITERIA["tfc"].measurement: kept}
+    names = (CRITERIA[name].measurement for name in settings.criteria if CRITERIA[name].empty is not None)
+    return {name: together[name] for name in dict.fromkeys(names)}
 
 
 def _populations(capture: Capture, by: str | None) -> list[str]:

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable  # noqa: TC003 - the types of settings are looked up at run time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from actstore.engine.graphs.contexts import Contexts, read_contexts
+from actstore.engine.graphs.events import Events, find_events
 from actstore.engine.graphs.methods import CORPUS, METHODS
 from actstore.engine.graphs.selection import select_neurons
-from actstore.engine.graphs.values import silent_means, values_with
-from actstore.kernels.jit import default_threads
+from actstore.engine.graphs.values import values_with
+from actstore.engine.workers.scan import HERE, Scan
 from actstore.kernels.suffix_trie.api import MAX_DEPTH, Nodes, Settings, build
 from actstore.store.arguments import Typed
-from actstore.store.capture.overflow import saturate
-from actstore.store.capture.saturation import overflows_in_any, saturated_maxima
 from actstore.store.errors import InvalidInputError
 from actstore.store.graphs.reader import GraphRecord, Graphs
 from actstore.store.graphs.record import NEVER_FIRES
@@ -32,10 +31,11 @@ from actstore.store.model.root import written_by
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from actstore.engine.workers.executor import Executor
     from actstore.store.reader import Capture
     from actstore.store.storage.folder import Folder
 
@@ -84,98 +84,6 @@ class GraphSettings(Typed):
         return Settings(self.kappa, self.gain, self.max_depth, self.max_skip, self.margin)
 
 
-class Events(NamedTuple):
-    """The positions at which some neurons of a layer fire."""
-
-    offsets: NDArray[np.int64]
-    """[neuron + 1]"""
-    ranks: NDArray[np.int32]
-    """[event] ranks of the contexts, ascending within a neuron."""
-    values: NDArray[np.float32]
-    """[event] activations, as shares of the neuron's maximum."""
-    silent: NDArray[np.float32]
-    """[event] mean activation at the occurrences of the event's token at which the neuron does not fire."""
-    rest: NDArray[np.float64]
-    """[neuron] mean activation at all positions that do not fire, as a share of the maximum."""
-    maximum: NDArray[np.float32]
-    """[neuron] over the capture; a neuron whose maximum is not above 0 never fires."""
-
-
-def find_events(
-    capture: Capture,
-    contexts: Contexts,
-    layer: int,
-    neurons: Sequence[int],
-    *,
-    site: str = "mlp.post",
-    share: float = 0.5,
-    also: Sequence[Capture] = (),
-    held_out: NDArray[np.int32] | None = None,
-    threads: int | None = None,
-) -> Events:
-    """The positions of text at which neurons of a layer fire: those with at least `share` of the neuron's maximum.
-
-    The maximum is that of the statistics of `capture`, for the captures of `also` too; their positions follow its own in
-    `contexts`. Values that are not finite never fire. Values too large for precision half, and their maximum, count as 65,504
-    in all captures: the store only knows that they are at least that. held_out: ranks that are left out of `Events.silent`.
-    """
-    captures = (capture, *also)
-    statistics = [one.layer_statistics(layer, site) for one in captures]
-    indices = np.asarray(neurons, np.int64)
-    overflows = overflows_in_any(captures, layer, site)
-    maximum = saturated_maxima(capture, layer, site, overflows)[indices]
-    overflows = overflows[indices]
-    scale = np.where((maximum > 0) & np.isfinite(maximum), maximum, 1).astype(np.float64)
-    n_seen = np.sum([s.count[indices] for s in statistics], axis=0)
-    total = np.sum([np.where(s.count > 0, s.mean * s.count, 0)[indices] for s in statistics], axis=0)
-    ids = contexts.ids
-    is_evidence = contexts.is_evidence(held_out)
-
-    def find_firing(number: int) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], float]:
-        largest = float(maximum[number])
-        if not 0 < largest < np.inf:
-            return np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.float32), 0.0
-        parts = [one.activations(layer, int(indices[number]), site) for one in captures]
-        values = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        values = saturate(values[None], overflows[number : number + 1])[0]
-        is_hit = values >= np.float32(share * largest)
-        hits = np.flatnonzero(is_hit)
-        ranks = contexts.rank[hits]
-        shares = (values[hits] / np.float32(largest)).astype(np.float32, copy=False)
-        fires = (ranks >= 0) & np.isfinite(shares)
-        ranks, shares, hits = ranks[fires], shares[fires], hits[fires]
-        rest = float(
-            (total[number] / scale[number] - shares.sum(dtype=np.float64)) / max(n_seen[number] - len(ranks), 1)
-        )
-        if overflows[number]:  # the statistics have the values from before they were saturated
-            elsewhere = values[(contexts.rank >= 0) & ~is_hit]
-            rest = float(elsewhere[np.isfinite(elsewhere)].mean(dtype=np.float64) / largest) if len(elsewhere) else 0.0
-        rest = rest if np.isfinite(rest) else 0.0
-        means = silent_means(ids, values, is_evidence & ~is_hit, ids[hits], rest * largest) / largest
-        order = np.argsort(ranks)
-        return ranks[order], shares[order], means[order].astype(np.float32), rest
-
-    n_threads = min(threads or default_threads(), max(1, len(indices)))
-    with ThreadPoolExecutor(n_threads, thread_name_prefix="actstore-events") as pool:
-        neuron_events = list(pool.map(find_firing, range(len(indices))))
-    return _join_events(neuron_events, maximum)
-
-
-def _join_events(
-    neuron_events: list[tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], float]],
-    maximum: NDArray[np.float32],
-) -> Events:
-    """The events of neurons one after another, from the ranks, values, silent means and rest of each."""
-    return Events(
-        np.cumsum([0, *(len(ranks) for ranks, *_ in neuron_events)], dtype=np.int64),
-        np.concatenate([np.empty(0, np.int32), *(ranks for ranks, *_ in neuron_events)]),
-        np.concatenate([np.empty(0, np.float32), *(shares for _, shares, *_ in neuron_events)]),
-        np.concatenate([np.empty(0, np.float32), *(means for *_, means, _ in neuron_events)]),
-        np.array([rest for *_, rest in neuron_events], np.float64),
-        maximum,
-    )
-
-
 def grow(
     contexts: Contexts,
     events: Events,
@@ -204,7 +112,8 @@ class BuildOptions(Typed):
     """Settings of a build that do not change its graphs."""
 
     memory: int = 1 << 30
-    """Maximum number of bytes for the firing positions of a chunk of neurons; the contexts are not counted."""
+    """Maximum number of bytes for the firing positions of neurons that are built together, by all workers; the contexts, which
+    every worker has, are not counted."""
     resume: bool = False
     """Continue an interrupted build."""
     threads: int | None = None
@@ -223,39 +132,87 @@ def build_graphs(
     also: Sequence[Capture] = (),
     settings: GraphSettings = GraphSettings(),
     options: BuildOptions = BuildOptions(),
+    executor: Executor = HERE,
 ) -> Graphs:
     """Build the graphs of a capture's neurons into its store, opened for writing as `folder`.
 
     neurons: (layer, index), all of the site by default. leave_out: windows that are not evidence. also: further captures of
-    the same store that are evidence. An interrupted build that is continued with `options.resume` ends with the same bytes.
+    the same store that are evidence. An interrupted build that is continued with `options.resume` ends with the same bytes, and
+    so does one of which the workers of `executor` build some neurons each.
     """
     selection = select_neurons([capture], site, neurons)
     windows = sorted({int(window) for window in leave_out})
     _check_windows(capture, windows)
     contexts = read_contexts(capture, settings.max_depth, also)
     record = _describe(capture, name, site, settings, selection, windows, also)
-    writer = GraphWriter(folder, record, resume=options.resume)
-    held_out = contexts.ranks_of_windows(windows)
-    chunk = max(1, min(MAX_CHUNK, options.memory // (BYTES_PER_EVENT * max(contexts.n_positions, 1))))
-    done = writer.n_done
-    options.progress(done, len(selection))
+    builder = _Builder(capture, tuple(also), site, settings, windows, contexts, options.threads)
+    memory = options.memory // executor.n_workers
+    size = max(1, min(MAX_CHUNK, memory // (BYTES_PER_EVENT * max(contexts.n_positions, 1))))
+    scan = Scan(executor, "the graphs of", "Run it again with `resume=True`")
+    with GraphWriter(folder, record, resume=options.resume) as writer:
+        done = writer.n_done
+        options.progress(done, len(selection))
+        for chunk, nodes, maximum, counts in scan(builder, _chunks(selection[done:], size)):
+            status = [NEVER_FIRES if n == 0 else "" for n in counts.tolist()]
+            writer.add(
+                chunk.layer, chunk.neurons, nodes, maximum=maximum, n_events=counts, threshold=settings.threshold,
+                status=status,
+            )  # fmt: skip
+            done += len(chunk.neurons)
+            options.progress(done, len(selection))
+        writer.close()
+    return Graphs(Store(capture.folder), name)
+
+
+class _Chunk(NamedTuple):
+    """Neurons of one layer that are built together."""
+
+    layer: int
+    neurons: list[int]
+
+    def __str__(self) -> str:
+        first, last = (f"L{self.layer}.N{neuron}" for neuron in (self.neurons[0], self.neurons[-1]))
+        return first if first == last else f"{first} to {last}"
+
+
+def _chunks(selection: list[tuple[int, int]], size: int) -> Iterator[_Chunk]:
+    """The neurons in their order, at most `size` per chunk."""
+    done = 0
     while done < len(selection):
         layer = selection[done][0]
-        indices = [index for other, index in selection[done : done + chunk] if other == layer]
+        neurons = [index for other, index in selection[done : done + size] if other == layer]
+        yield _Chunk(layer, neurons)
+        done += len(neurons)
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """What builds the graphs of a chunk, here or in a worker: of a chunk, itself, nodes, and maxima and events per neuron.
+
+    The contexts are sent to workers, as sorting them takes longer than copying them.
+    """
+
+    capture: Capture
+    also: tuple[Capture, ...]
+    site: str
+    settings: GraphSettings
+    windows: list[int]
+    contexts: Contexts
+    threads: int | None
+
+    def __call__(self, chunk: _Chunk) -> tuple[_Chunk, Nodes, NDArray[np.float32], NDArray[np.int64]]:
+        held_out = self._held_out
         events = find_events(
-            capture, contexts, layer, indices, site=site, share=settings.share, also=also, held_out=held_out,
-            threads=options.threads,
+            self.capture, self.contexts, chunk.layer, chunk.neurons, site=self.site, share=self.settings.share,
+            also=self.also, held_out=held_out, threads=self.threads,
         )  # fmt: skip
-        nodes = grow(contexts, events, settings, [held_out] * len(indices) if windows else None, options.threads)
-        counts = np.diff(events.offsets)
-        status = [NEVER_FIRES if n == 0 else "" for n in counts.tolist()]
-        writer.add(
-            layer, indices, nodes, maximum=events.maximum, n_events=counts, threshold=settings.threshold, status=status
-        )  # fmt: skip
-        done += len(indices)
-        options.progress(done, len(selection))
-    writer.close()
-    return Graphs(Store(capture.folder), name)
+        left_out = [held_out] * len(chunk.neurons) if self.windows else None
+        nodes = grow(self.contexts, events, self.settings, left_out, self.threads)
+        return chunk, nodes, events.maximum, np.diff(events.offsets)
+
+    @cached_property
+    def _held_out(self) -> NDArray[np.int32]:
+        return self.contexts.ranks_of_windows(self.windows)
 
 
 def _check_windows(capture: Capture, windows: list[int]) -> None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actstore.engine.graphs.build import Events, GraphSettings, grow
+from actstore.engine.graphs.build import GraphSettings, grow
+from actstore.engine.graphs.events import Events
 from actstore.engine.graphs.lookup import Entries, Table, count_entries, find_entries, make_table
 from actstore.engine.graphs.samples import SampleReader
 from actstore.engine.graphs.scores import ScoreList, score

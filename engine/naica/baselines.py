@@ -1,6 +1,7 @@
 """The functions behind `methods.METHODS`: NA-ICA and the baselines of the paper, all from the same stored attributions.
 
-Chen, Dejl and Toni (arXiv 2406.10868), tables 1 and 2. Each takes the attributions, the settings of NA-ICA and a random seed.
+Chen, Dejl and Toni (arXiv 2406.10868), tables 1 and 2. Each takes the attributions, the settings of NA-ICA, a random seed,
+and an executor for what NA-ICA reads.
 """
 
 from __future__ import annotations
@@ -14,50 +15,58 @@ from actstore.engine.naica.knowledge import knowledge_neurons
 from actstore.engine.naica.methods import METHODS, resolve_method
 from actstore.engine.naica.naica import NaicaSettings, find_naica, normalise
 from actstore.engine.naica.selection import join_queries
+from actstore.engine.workers.scan import HERE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.engine.naica.naica import Naica
     from actstore.engine.naica.selection import SelectedNeurons
+    from actstore.engine.workers.executor import Executor
     from actstore.store.capture.questions.attributions import Attributions
 
     NeuronScores = tuple[NDArray[np.int64], NDArray[np.float32]]  # flat ids and scores, the largest first
 
 
 def choose_neurons(
-    attributions: Attributions, method: str = "naica", settings: NaicaSettings | None = None, seed: int = 0
+    attributions: Attributions,
+    method: str = "naica",
+    settings: NaicaSettings | None = None,
+    seed: int = 0,
+    executor: Executor = HERE,
 ) -> SelectedNeurons:
     """The neurons of every query as one of `methods.METHODS`, or an alias of one, selects them.
 
-    settings: of NA-ICA; `kn` reads its attribution only. seed: of `random`.
+    settings: of NA-ICA; `kn` reads its attribution only. seed: of `random`. executor: its workers divide the queries of NA-ICA.
 
     >>> choose_neurons(open_attributions(store), "without-ica").of(0)
     """
-    return METHODS[resolve_method(method)].select(attributions, settings or NaicaSettings(), seed)
+    return METHODS[resolve_method(method)].select(attributions, settings or NaicaSettings(), seed, executor)
 
 
-def select_naica(attributions: Attributions, settings: NaicaSettings, _seed: int) -> Naica:
+def select_naica(attributions: Attributions, settings: NaicaSettings, _seed: int, executor: Executor) -> Naica:
     """NA-ICA as the settings say."""
-    return find_naica(attributions, settings)
+    return find_naica(attributions, settings, executor)
 
 
-def select_without_ica(attributions: Attributions, settings: NaicaSettings, _seed: int) -> Naica:
+def select_without_ica(attributions: Attributions, settings: NaicaSettings, _seed: int, executor: Executor) -> Naica:
     """NA-ICA with neurons ordered by na alone."""
-    return find_naica(attributions, replace(settings, ica=False))
+    return find_naica(attributions, replace(settings, ica=False), executor)
 
 
-def select_with_common(attributions: Attributions, settings: NaicaSettings, _seed: int) -> Naica:
+def select_with_common(attributions: Attributions, settings: NaicaSettings, _seed: int, executor: Executor) -> Naica:
     """NA-ICA with common neurons kept."""
-    return find_naica(attributions, replace(settings, u=1.0))
+    return find_naica(attributions, replace(settings, u=1.0), executor)
 
 
-def select_largest_activations(attributions: Attributions, settings: NaicaSettings, _seed: int) -> SelectedNeurons:
+def select_largest_activations(
+    attributions: Attributions, settings: NaicaSettings, _seed: int, executor: Executor
+) -> SelectedNeurons:
     """The largest activations, signed, summed over a query's prompts; as many neurons per query as NA-ICA selects.
 
     The number of neurons is that of NA-ICA so that neither method has an advantage by number.
     """
-    naica = find_naica(attributions, settings)
+    naica = find_naica(attributions, settings, executor)
     queries = []
     for rows, scores in attributions.query_scores("activation"):
         for row, values in zip(rows.tolist(), scores, strict=True):
@@ -66,12 +75,14 @@ def select_largest_activations(attributions: Attributions, settings: NaicaSettin
     return join_queries(attributions.queries, queries, warnings=naica.warnings)
 
 
-def select_random(attributions: Attributions, settings: NaicaSettings, seed: int) -> SelectedNeurons:
+def select_random(
+    attributions: Attributions, settings: NaicaSettings, seed: int, executor: Executor
+) -> SelectedNeurons:
     """Random neurons, as many per query as NA-ICA selects.
 
     Scores are drawn from (0, 1], so that pooling them favours no layer.
     """
-    naica = find_naica(attributions, settings)
+    naica = find_naica(attributions, settings, executor)
     queries = []
     for query, n_neurons in enumerate(naica.n_neurons.tolist()):
         # One generator per query: the neurons of a query do not depend on what the other queries have.
@@ -82,7 +93,9 @@ def select_random(attributions: Attributions, settings: NaicaSettings, seed: int
     return join_queries(attributions.queries, queries, warnings=naica.warnings)
 
 
-def select_knowledge_neurons(attributions: Attributions, settings: NaicaSettings, _seed: int) -> SelectedNeurons:
+def select_knowledge_neurons(
+    attributions: Attributions, settings: NaicaSettings, _seed: int, _executor: Executor
+) -> SelectedNeurons:
     """Knowledge neurons with multiple choice (KN*): those that most of a query's prompts agree on, with na for scores."""
     query_of_prompt = attributions.prompts["query"].to_numpy()
     n_prompts = np.bincount(query_of_prompt, minlength=attributions.queries.num_rows)

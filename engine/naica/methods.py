@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
     from actstore.engine.naica.naica import NaicaSettings
     from actstore.engine.naica.selection import SelectedNeurons
+    from actstore.engine.workers.executor import Executor
     from actstore.store.capture.questions.attributions import Attributions
 
-    Select = Callable[[Attributions, NaicaSettings, int], SelectedNeurons]
+    Select = Callable[[Attributions, NaicaSettings, int, Executor], SelectedNeurons]
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,17 @@ class SelectionMethod:
     help: str
     """One sentence for the command line and the documentation."""
     function: str
-    """`module:name` of the function that selects, called with the attributions, the settings of NA-ICA and a random seed."""
+    """`module:name` of the function that selects: of attributions, settings of NA-ICA, a random seed and an executor."""
     is_random: bool = False
     """Whether the selection depends on the seed."""
 
-    def select(self, attributions: Attributions, settings: NaicaSettings, seed: int) -> SelectedNeurons:
+    def select(
+        self, attributions: Attributions, settings: NaicaSettings, seed: int, executor: Executor
+    ) -> SelectedNeurons:
         """The neurons of every query."""
         module, _, name = self.function.partition(":")
         function = cast("Select", getattr(import_module(module), name))
-        return function(attributions, settings, seed)
+        return function(attributions, settings, seed, executor)
 
 
 _BASELINES: Final = "actstore.engine.naica.baselines"

@@ -11,26 +11,29 @@ Everything is computed from stored attributions, without a model.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
 from actstore.engine.naica.selection import SelectedNeurons
+from actstore.engine.workers.scan import HERE, Scan, is_here
 from actstore.kernels.cluster_inverse.api import Clusters, Frequency, cluster_frequency, cluster_inverse, threshold
 from actstore.store.arguments import Typed
 from actstore.store.capture.questions.attribution_kinds import KINDS
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from actstore.engine.workers.executor import Executor
     from actstore.store.capture.questions.attributions import Attributions
 
 ROUNDING = 1e-6
 """A sum over neurons that is a smaller share of the sum of their magnitudes is float32 rounding."""
+PARTS_PER_WORKER: Final = 4
+"""Parts of the queries per worker: few, as the block on a border is read twice."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,11 @@ class Naica(SelectedNeurons):
     """[query] The sum of all neurons' scores, Z; the divisor where it is above zero."""
 
 
-def find_naica(attributions: Attributions, settings: NaicaSettings | None = None) -> Naica:
+def find_naica(attributions: Attributions, settings: NaicaSettings | None = None, executor: Executor = HERE) -> Naica:
     """The query-relevant neurons of every query whose prompts are all stored.
 
-    Scores are read one block of queries at a time, and only clusters are kept; the result equals that of all scores at once.
+    Scores are read one block of queries at a time, by the workers of `executor`, and only clusters are kept; the result equals
+    that of all scores at once.
     A query that the model answers wrongly has neurons like any other.
 
     na: the sum over a query's prompts, divided by Z, the sum over all its neurons (both of finite scores). A divisor above
@@ -98,7 +102,7 @@ def find_naica(attributions: Attributions, settings: NaicaSettings | None = None
     >>> find_naica(open_attributions(store), NaicaSettings(v=10)).of(0)
     """
     settings = settings or NaicaSettings()
-    clusters, weights, totals = _read_clusters(attributions.query_scores(settings.attribution), settings.t)
+    clusters, weights, totals = _read_clusters(attributions, settings, executor)
     frequency = cluster_frequency(clusters, attributions.n_neurons)
     largest_cluster = int(np.diff(clusters.offsets).max(initial=0))
     v = min(settings.v, largest_cluster)  # the kernel's result has v columns: no more than can be filled
@@ -133,20 +137,47 @@ def normalise(scores: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray
     return divisor, divisor / magnitude, total
 
 
+class _Queries(NamedTuple):
+    """The queries that a worker takes at once."""
+
+    first: int
+    stop: int
+
+    def __str__(self) -> str:
+        return f"queries {self.first} to {self.stop - 1}"
+
+
 def _read_clusters(
-    blocks: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]], t: float
+    attributions: Attributions, settings: NaicaSettings, executor: Executor
 ) -> tuple[Clusters, NDArray[np.float64], NDArray[np.float64]]:
     """Clusters with na for scores; the weight and Z of each query."""
+    n = attributions.queries.num_rows
+    n_parts = min(n, PARTS_PER_WORKER * executor.n_workers)
+    parts = (
+        [None] if is_here(executor) else [_Queries(n * i // n_parts, n * (i + 1) // n_parts) for i in range(n_parts)]
+    )
     clusters: list[Clusters] = []
     weights, totals = [np.empty(0)], [np.empty(0)]
+    for part in Scan(executor)(partial(_cluster_queries, attributions, settings), parts):
+        for block, weight, total in part:
+            clusters.append(block)
+            weights.append(weight)
+            totals.append(total)
+    return Clusters.concatenate(clusters), np.concatenate(weights), np.concatenate(totals)
+
+
+def _cluster_queries(
+    attributions: Attributions, settings: NaicaSettings, queries: _Queries | None
+) -> list[tuple[Clusters, NDArray[np.float64], NDArray[np.float64]]]:
+    """As `_read_clusters`, of each block of some queries; of all for None."""
+    kind, found = settings.attribution, []
+    blocks = attributions.query_scores(kind) if queries is None else attributions.query_scores(kind, range(*queries))
     for _, scores in blocks:
         divisor, weight, total = normalise(scores)
-        block = threshold(scores, t)
+        block = threshold(scores, settings.t)
         na = block.scores / np.repeat(divisor, np.diff(block.offsets))
-        clusters.append(Clusters(block.offsets, block.neurons, na.astype(np.float32)))
-        weights.append(weight)
-        totals.append(total)
-    return Clusters.concatenate(clusters), np.concatenate(weights), np.concatenate(totals)
+        found.append((Clusters(block.offsets, block.neurons, na.astype(np.float32)), weight, total))
+    return found
 
 
 def _warnings(attributions: Attributions, totals: NDArray[np.float64], settings: NaicaSettings) -> tuple[str, ...]:

@@ -6,11 +6,12 @@ A neuron fires on a token where its gate, or its activation, is above zero.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from actstore.engine.workers.scan import HERE, Scan
 from actstore.store import layout
 from actstore.store.errors import InvalidInputError
 from actstore.store.neurons import NeuronIndex
@@ -18,6 +19,7 @@ from actstore.store.neurons import NeuronIndex
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from actstore.engine.workers.executor import Executor
     from actstore.store.reader import Capture
 
 GATE: Final = "mlp.gate"
@@ -96,11 +98,14 @@ class Firing:
         return NeuronIndex({layer: rows.stop - rows.start for layer, rows in self.layers.items()})
 
 
-def count_firing(capture: Capture, by: str, *, site: str | None = None, modality: str | None = None) -> Firing:
+def count_firing(
+    capture: Capture, by: str, *, site: str | None = None, modality: str | None = None, executor: Executor = HERE
+) -> Firing:
     """How often every neuron fires on the tokens of each value of label `by`.
 
     Special tokens, and documents without a value, are not counted. Counts come from the statistics where these are over the
-    same tokens; else from the stored signs, or values, one layer of one block at a time. Both give the same counts.
+    same tokens; else from the stored signs, or values, one layer of one block at a time; the workers of
+    `executor` take blocks. Both give the same counts.
     """
     record = capture.record
     if by not in record.plan.label_columns:
@@ -126,7 +131,7 @@ def count_firing(capture: Capture, by: str, *, site: str | None = None, modality
         ]
         by_layer, n_tokens = [p[columns].T for p in positives], statistics.label_tokens[columns]
     else:
-        by_layer, n_tokens = _count_blocks(capture, sources, columns, {counted})
+        by_layer, n_tokens = _count_blocks(capture, sources, columns, {counted}, executor)
     ends = np.cumsum([0, *(len(counts) for counts in by_layer)]).tolist()
     layers = {layer: slice(*ends[i : i + 2]) for i, layer in enumerate(sources)}
     return Firing(labels, np.asarray(n_tokens, np.int64), np.concatenate(by_layer).astype(np.int64), layers)
@@ -172,7 +177,7 @@ def _modalities(capture: Capture) -> set[int]:
 
 
 def _count_blocks(
-    capture: Capture, sources: dict[int, str], columns: list[int], modalities: set[int]
+    capture: Capture, sources: dict[int, str], columns: list[int], modalities: set[int], executor: Executor = HERE
 ) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
     """Firing tokens [neuron, label] of every layer, and all tokens [label], of `modalities` only."""
     lossy = capture.record.precision in ("int8", "sparse", "none")
@@ -183,32 +188,47 @@ def _count_blocks(
             "`precision`."
         )
     record = capture.record
-    widths = {layer: record.layers(POST if s == layout.GATE_SIGN else s)[layer] for layer, s in sources.items()}
-    positives = {layer: np.zeros((width, len(columns)), np.int64) for layer, width in widths.items()}
+    widths = [record.layers(POST if s == layout.GATE_SIGN else s)[layer] for layer, s in sources.items()]
+    positives = [np.zeros((width, len(columns)), np.int64) for width in widths]
     n_tokens = np.zeros(len(columns), np.int64)
-    for block in capture.blocks:
-        plan = capture.block_plan(block)
-        of_modality = np.isin(plan.modality, list(modalities))
-        # Label ids are unique over all columns, so a window has label i where any of its ids is i.
-        has_label = (plan.labels[:, :, None] == np.array(columns)).any(axis=1)
-        tokens = np.zeros((len(columns), record.plan.block_slots), bool)
-        tokens[:, : len(of_modality)] = np.repeat(has_label, plan.windows["n_slots"], axis=0).T & of_modality
-        n_tokens += tokens.sum(axis=1)
-        packed = np.packbits(tokens, axis=1, bitorder="little")
-        for layer, source in sources.items():
-            if source == layout.GATE_SIGN:
-                _add_bits(capture.gate_bits(layer, block), packed, positives[layer])
-            else:
-                values = capture.block_values(layer, block, source, saturated=True)
-                for first in range(0, len(values), _ROWS):
-                    rows = slice(first, first + _ROWS)
-                    # Infinite values are in no statistic.
-                    fires = (values[rows] > 0) & (values[rows] < np.inf)
-                    _add_bits(np.packbits(fires, axis=1, bitorder="little"), packed, positives[layer][rows])
-    return list(positives.values()), n_tokens
+    count = partial(_count_block, capture, sources, columns, modalities)
+    for of_block, n_of_block in Scan(executor, "block")(count, capture.blocks):
+        for total, counts in zip(positives, of_block, strict=True):
+            total += counts
+        n_tokens += n_of_block
+    return positives, n_tokens
 
 
-def _add_bits(bits: NDArray[np.uint8], tokens: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
-    """Add to `counts` [neuron, label] the bits set both in `bits` [neuron, byte] and in each row of `tokens` [label, byte]."""
+def _count_block(
+    capture: Capture, sources: dict[int, str], columns: list[int], modalities: set[int], block: int
+) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+    """As `_count_blocks`, of one block."""
+    plan = capture.block_plan(block)
+    of_modality = np.isin(plan.modality, list(modalities))
+    # Label ids are unique over all columns, so a window has label i where any of its ids is i.
+    has_label = (plan.labels[:, :, None] == np.array(columns)).any(axis=1)
+    tokens = np.zeros((len(columns), capture.record.plan.block_slots), bool)
+    tokens[:, : len(of_modality)] = np.repeat(has_label, plan.windows["n_slots"], axis=0).T & of_modality
+    packed = np.packbits(tokens, axis=1, bitorder="little")
+    positives = []
+    for layer, source in sources.items():
+        if source == layout.GATE_SIGN:
+            positives.append(_count_bits(capture.gate_bits(layer, block), packed))
+            continue
+        values = capture.block_values(layer, block, source, saturated=True)
+        counts = np.zeros((len(values), len(columns)), np.int64)
+        for first in range(0, len(values), _ROWS):
+            rows = slice(first, first + _ROWS)
+            # Infinite values are in no statistic.
+            fires = (values[rows] > 0) & (values[rows] < np.inf)
+            counts[rows] = _count_bits(np.packbits(fires, axis=1, bitorder="little"), packed)
+        positives.append(counts)
+    return positives, tokens.sum(axis=1)
+
+
+def _count_bits(bits: NDArray[np.uint8], tokens: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """[neuron, label] The number of bits set both in `bits` [neuron, byte] and in each row of `tokens` [label, byte]."""
+    counts = np.zeros((len(bits), len(tokens)), np.int64)
     for label, mask in enumerate(tokens):
-        counts[:, label] += np.bitwise_count(bits & mask).sum(axis=1, dtype=np.int64)
+        counts[:, label] = np.bitwise_count(bits & mask).sum(axis=1, dtype=np.int64)
+    return counts

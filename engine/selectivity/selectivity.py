@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from actstore.engine.selectivity.firing import COUNTABLE, FIRING_SITES, Firing, count_firing
+from actstore.engine.workers.scan import HERE
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from actstore.engine.workers.executor import Executor
     from actstore.store.reader import Capture
 
 MIN_TOKENS: Final = 1000
@@ -107,15 +109,17 @@ class Selectivity:
         return warnings
 
 
-def find_selectivity(capture: Capture, settings: SelectivitySettings) -> Selectivity:
+def find_selectivity(capture: Capture, settings: SelectivitySettings, executor: Executor = HERE) -> Selectivity:
     """The neurons of a capture that are selective for values of the label column `settings.by`.
+
+    Where blocks are read, for `settings.modality`, the workers of `executor` divide them.
 
     `InvalidInputError` where the capture is not complete, lacks the column or a second value of it, or has neither signs nor
     values of the site.
 
     >>> find_selectivity(store.capture(), SelectivitySettings(by="language")).neurons["fr"]
     """
-    firing = count_firing(capture, settings.by, site=settings.site, modality=settings.modality)
+    firing = count_firing(capture, settings.by, site=settings.site, modality=settings.modality, executor=executor)
     occurs = firing.n_tokens > 0
     occurring = Firing(
         tuple(label for label, is_used in zip(firing.labels, occurs, strict=True) if is_used),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -51,11 +51,15 @@ def in_order(executor: Executor, function: Callable[[Item], Result], items: Iter
     waiting: dict[int, Result] = {}
     n_given = 0
     numbered: _OnSecond[Item, Result] = _OnSecond(function)
-    for (index, _), result in executor.map_unordered(numbered, enumerate(items)):
-        waiting[index] = result
-        while n_given in waiting:
-            yield waiting.pop(n_given)
-            n_given += 1
+    try:
+        for (index, _), result in executor.map_unordered(numbered, enumerate(items)):
+            waiting[index] = result
+            while n_given in waiting:
+                yield waiting.pop(n_given)
+                n_given += 1
+    except WorkerEnded as error:
+        number_and_item: Any = error.item
+        raise WorkerEnded(number_and_item[1], error.exit_status) from None
 
 
 class _OnSecond(Generic[Item, Result]):

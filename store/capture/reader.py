@@ -49,13 +49,13 @@ if TYPE_CHECKING:
 class _Store(Protocol):
     """A store that opens its captures, which this module does not know."""
 
-    def capture(self, name: str) -> Capture:
-        """A capture by name."""
+    def peek(self, name: str) -> Capture:
+        """A capture by name, without a warning."""
 
 
 def _reopen(store: _Store, name: str) -> Capture:
-    """The capture of an unpickled store."""
-    return store.capture(name)
+    """The capture of an unpickled store; that it is unfinished was said where it was pickled."""
+    return store.peek(name)
 
 
 @checks

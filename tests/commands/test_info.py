@@ -49,3 +49,11 @@ def test_a_damaged_root_is_one_sentence_of_every_command(
         sentence = refused(*arguments)
         assert "the store's root is " in sentence
         assert "Restore zarr.json from a copy of the store" in sentence
+
+
+def test_workers_find_what_one_process_does_in_every_capture(cli: Callable[..., Any], path: Path) -> None:
+    for key in ("corpus/values/mlp.post/1/c/0/2", "second/gate_sign/0/c/0/0", "second/neurons.parquet"):
+        (path / "captures" / key).write_bytes(b"damaged")
+    alone, shared = (cli("verify", path, "--json", "--workers", n) for n in (1, 2))
+    assert shared == alone
+    assert [one["capture"] for one in shared.json["damaged"]] == ["corpus", "second", "second"]

@@ -61,6 +61,7 @@ OWN_WORDS = {
     "--share": "of a prompt's neurons, of all neurons, of a maximum",
     "--site": "one, several, or the one that fires",
     "--steps": "of a path, or of learning",
+    "--workers": "that fill a capture, or that share a scan",
     "CORPUS": "to be captured, or held out",
     "EDIT": "one, or several",
     "NEURON": "one, several, or none",

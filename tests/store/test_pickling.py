@@ -71,6 +71,16 @@ def test_a_store_in_memory_is_of_its_process(planting: Planting, somewhere: str)
     assert len(copy.deepcopy(store.neuron(0, 1)).activations()) > 0
 
 
+def test_that_a_capture_is_unfinished_is_said_once(
+    planting: Planting, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    planting(tmp_path / "store", blocks=(0, 2), finish=False)
+    capture = Store(tmp_path / "store").capture()
+    assert [record.name for record in caplog.records] == ["actstore"]
+    assert pickle.loads(pickle.dumps(capture)).blocks == capture.blocks
+    assert len(caplog.records) == 1
+
+
 POOL = """
 import multiprocessing, sys
 from actstore import Neuron, open

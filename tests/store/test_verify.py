@@ -2,7 +2,9 @@ import shutil
 
 import numpy as np
 import pytest
+from elsewhere import Elsewhere
 
+from actstore.engine.workers.scan import Scan
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
 from actstore.store.verify import verify_capture, verify_root
@@ -214,3 +216,15 @@ def test_progress_is_told_by_block(path):
     seen = []
     verify_capture(Store(path).capture(), seen.append)
     assert seen == [0, 1, 2]
+
+
+def test_workers_find_the_damage_that_one_process_does(path):
+    for key in ("values/mlp.post/0/c/0/1", "gate_sign/1/c/0/2", "neurons.parquet"):
+        flip(path / "captures/corpus" / key)
+    (path / "captures/corpus/values/mlp.post/1/c/0/0").unlink()
+    seen, workers = [], Elsewhere()
+    found = verify_capture(Store(path).capture(), seen.append, Scan(workers))
+    assert found == verify(path)
+    assert {one.block for one in found} == {0, 1, 2, None}
+    assert seen == [0, 1, 2]
+    assert len(workers.items) > len(seen)  # what stands for all blocks is checked by workers too

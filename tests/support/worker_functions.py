@@ -43,3 +43,19 @@ def die(number: int) -> int:
         open(os.environ["WORKER_TEST_TOLD"], "w").close()
         raise
     return number
+
+
+def variable(name: str) -> str | None:
+    """A variable of the environment."""
+    return os.environ.get(name)
+
+
+class Counting:
+    """How often this copy has been called."""
+
+    def __init__(self) -> None:
+        self.n_calls = 0
+
+    def __call__(self, item: object) -> int:
+        self.n_calls += 1
+        return self.n_calls

@@ -61,7 +61,6 @@ class ImageRun(Run):
     """
 
     command: ClassVar[str] = "capture"
-    can_share: ClassVar[bool] = False
 
     report: CorpusReport
 
@@ -116,6 +115,10 @@ class ImageRun(Run):
     @cached_property
     def _model(self) -> LoadedModel:
         return self._load(self.options.dtype)
+
+    def _let_go(self) -> None:
+        super()._let_go()
+        self.__dict__.pop("_model", None)
 
     @cached_property
     def _fingerprint(self) -> str:

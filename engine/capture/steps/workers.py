@@ -41,9 +41,10 @@ def fill_by_workers(
 
     Raises what the first worker to fail raises; `CaptureError` naming the blocks of a worker that was killed, and on Ctrl-C.
     """
-    if not missing_blocks(folder, record):
+    missing = missing_blocks(folder, record)
+    if not missing:
         return
-    n_workers = executor.n_workers
+    n_workers = min(executor.n_workers, len(missing))
     task = WorkerTask(folder, record.name, model, fill_blocks, options, n_workers, executor.threads_per_worker)
     try:
         with _watched(folder, record, progress):

@@ -113,6 +113,10 @@ class _ProbeRun(Run):
             self.models[dtype] = super()._load(dtype)
         return self.models[dtype]
 
+    def _let_go(self) -> None:
+        super()._let_go()
+        self.models.clear()
+
     def _begin(self, requested: Mapping[str, Any]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
         output, known = self.request.output, root.read_root(self.folder)
         chosen = {"sites": (output.site,), "precision": output.precision, "gate_sign": False, "exemplars": 0}

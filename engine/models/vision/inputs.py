@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from actstore.store import layout as stored
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import PIL.Image
     from numpy.typing import NDArray
@@ -88,6 +88,7 @@ class VisionProcessor:
                 f" type {config.model_type!r}: choose another model, or capture it on text"
             )
         self._processor, self._config, self._name = processor, config, name
+        self._trust_remote_code = False
         self._complete()
         self.tokenizer = TextTokenizer(processor.tokenizer)
 
@@ -114,8 +115,13 @@ class VisionProcessor:
         name = str(name_or_path)
         config = config or load_config(name, trust_remote_code=trust_remote_code)
         processor = cls(load_processor(name, config, trust_remote_code=trust_remote_code), config, name)
+        processor._trust_remote_code = trust_remote_code
         processor.tokenizer.check(name)
         return processor
+
+    def __reduce__(self) -> tuple[Callable[[str], VisionProcessor], tuple[str]]:
+        """By its name: another process loads it anew."""
+        return partial(VisionProcessor.load, trust_remote_code=self._trust_remote_code), (self._name,)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -93,34 +93,42 @@ class Attributions(Answers):
         """The names, such as L3.N17, of neurons by their place among all attributed ones."""
         return self._numbering.names(flat)
 
-    def prompt_scores(self, kind: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    def prompt_scores(
+        self, kind: str, rows: range | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """(rows of `prompts`, scores [prompt, neuron]) of one block after another; every row once, ascending.
 
-        Raises `InvalidInputError` for a kind that is not among `kinds`, naming what makes it.
+        `rows`: only these. Raises `InvalidInputError` for a kind that is not among `kinds`, naming what makes it.
         """
         self._check_kind(kind)
-        row_of = self._row_of_document
-        for block in self.capture.blocks:
+        rows = range(len(self._prompt_documents)) if rows is None else rows
+        blocks = self._slot_of_document[self._prompt_documents[rows.start : rows.stop]]
+        for block in np.unique(blocks // self.capture.record.plan.block_slots).tolist():
             documents = self._block_documents(block)
-            slots = np.flatnonzero(row_of[documents] >= 0)
-            if len(slots):
-                # Within a block prompts may lie in any order; across blocks they ascend.
-                slots = slots[np.argsort(documents[slots], kind="stable")]
-                yield row_of[documents[slots]], self._block_scores(kind, block)[slots]
+            row_of = self._row_of_document[documents]
+            slots = np.flatnonzero((row_of >= rows.start) & (row_of < rows.stop))
+            # Within a block prompts may lie in any order; across blocks they ascend.
+            slots = slots[np.argsort(documents[slots], kind="stable")]
+            yield row_of[slots], self._block_scores(kind, block)[slots]
 
-    def query_scores(self, kind: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    def query_scores(
+        self, kind: str, queries: range | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """(rows of `queries`, scores [query, neuron]): those of a query's prompts added in their order, nothing divided.
 
-        Every query once, in order. Sums are in float64, so that borders of blocks change no bit.
+        Every query of the range, or of all, once, in order. Sums are in float64, so that borders of blocks change no bit.
         """
-        n_prompts = self._counts
+        n_prompts, rows = self._counts, None
+        if queries is not None:
+            ends = np.cumsum([0, *n_prompts]).tolist()
+            rows = range(ends[queries.start], ends[queries.stop])
         open_query, total = -1, np.zeros(self.n_neurons)
         n_added = 0
         query_of = np.repeat(np.arange(len(n_prompts)), n_prompts)
-        for rows, scores in self.prompt_scores(kind):
+        for read, scores in self.prompt_scores(kind, rows):
             done: list[int] = []
             sums: list[NDArray[np.float32]] = []
-            for query, score in zip(query_of[rows].tolist(), scores, strict=True):
+            for query, score in zip(query_of[read].tolist(), scores, strict=True):
                 if query != open_query:
                     open_query, n_added = query, 0
                     total[:] = 0

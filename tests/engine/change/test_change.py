@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from elsewhere import Elsewhere
 from hypothesis import given
 from hypothesis import strategies as st
 from planted_stores import planted
@@ -62,6 +63,16 @@ def test_scores_of_every_layer_are_the_formula_over_counted_positions() -> None:
     assert {layer: len(n) for layer, n in found.by_layer(found.top(1.0)).items()} == {0: 4, 1: 39}, (
         "no layer is skipped"
     )
+
+
+def test_workers_add_up_to_the_same_bits() -> None:
+    (first, _), (second, _) = planted(), planted(values=moved)
+    told: list[tuple[int, int]] = []
+    alone = change_scores(first, second)
+    shared = change_scores(first, second, on_block=lambda *done: told.append(done), executor=Elsewhere())
+    assert shared.scores.tobytes() == alone.scores.tobytes()
+    assert shared.n_positions == alone.n_positions
+    assert told == [(n + 1, len(first.blocks)) for n in range(len(first.blocks))]
 
 
 def test_special_tokens_count_when_asked_for_and_change_the_scores() -> None:

@@ -9,11 +9,15 @@ import numpy as np
 import planted_stores
 import pytest
 import torch
+from elsewhere import Elsewhere
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actstore.engine.contributions.next_tokens import NextTokens, Place, find_slot
+from actstore.engine.contributions.rank import rank_contributions
 from actstore.engine.contributions.ranking import Ranking
+from actstore.engine.contributions.source import ContributionQuery
+from actstore.engine.workers.scan import HERE
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.model.weights import write_weights
 from actstore.store.reader import Store
@@ -202,6 +206,31 @@ def test_everywhere(make: Any, by: str | None) -> None:
         rows = table.filter([value == label for value in table["label"].to_pylist()])
         check(rows, [layer[:, mine].mean(axis=1) for layer in scores_of(values, weights, 61)])
         assert set(rows["tokens"].to_pylist()) == {int(mine.sum())}
+
+
+@pytest.mark.parametrize("asked", [{}, {"by": "language", "everywhere": True}])
+def test_workers_add_up_to_the_same_bits(make: Any, asked: dict[str, Any]) -> None:
+    store, *_ = make()
+    targets = [61, 12] if asked else []
+    query, workers = ContributionQuery(k=45, **asked), Elsewhere()
+    shared = rank_contributions(store, targets, query, workers).table()
+    assert shared == rank_contributions(store, targets, query).table()
+    assert [item for _, item in workers.items] == [1, 0]
+
+
+def test_a_damaged_shard_is_the_same_sentence_from_a_worker(make: Any) -> None:
+    store, *_ = make()
+    folder, key = Folder(store.folder, read_only=False), "captures/corpus/values/mlp.post/1/c/0/1"
+    damaged = bytearray(folder.read(key))
+    damaged[len(damaged) // 2] ^= 1
+    folder.write(key, bytes(damaged))
+    sentences = []
+    for executor in (HERE, Elsewhere()):
+        with pytest.raises(FormatError) as raised:
+            rank_contributions(Store(store.folder), [], ContributionQuery(), executor)
+        sentences.append(str(raised.value))
+    assert sentences[0] == sentences[1]
+    assert key in sentences[0]
 
 
 def test_everywhere_needs_no_values(make: Any) -> None:

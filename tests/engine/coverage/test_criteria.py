@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from elsewhere import Elsewhere
 from hypothesis import given
 from hypothesis import settings as with_settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from actstore.engine.coverage.criteria import CoverageSettings
 from actstore.engine.coverage.files import merge_coverages, read_coverage, write_coverage
 from actstore.engine.coverage.measure import measure_coverage
 from actstore.engine.coverage.state import KeptVectors, Ranges
+from actstore.engine.workers.scan import HERE
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
@@ -296,6 +298,20 @@ def test_what_is_written_reads_back_and_merges_with_what_another_machine_saw(tmp
     only = {"en": read_coverage(tmp_path / "a")["en"]}
     merge_coverages(only, {"de": found["b"]["fr"]})
     assert covered(only["de"]) == covered(found["b"]["fr"])
+
+
+@pytest.mark.parametrize("criteria", [(*EVERY.criteria, "tfc"), ("tfc",)])
+def test_workers_write_what_one_process_does(criteria: tuple[str, ...], tmp_path: Path) -> None:
+    settings = replace(EVERY, criteria=criteria, distance=3.0)
+    capture, reference, *_ = two_captures()
+    told: list[tuple[int, int]] = []
+    for name, executor in (("alone", HERE), ("shared", Elsewhere())):
+        found = measure_coverage(
+            capture, settings, reference=reference, by="language", on_block=lambda *done: told.append(done), executor=executor
+        )  # fmt: skip
+        write_coverage(tmp_path / name, found)
+    assert (tmp_path / "alone").read_bytes() == (tmp_path / "shared").read_bytes()
+    assert told[-1] == (len(capture.blocks), len(capture.blocks))
 
 
 def test_only_what_was_measured_alike_merges(tmp_path: Path) -> None:

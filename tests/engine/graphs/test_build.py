@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import typer
+from elsewhere import Elsewhere
 from planted_capture import SPECIAL_TOKEN, make_windows, plant_capture
 
 from actstore.commands.graphs import build as graph_build
 from actstore.engine.graphs import build as module
-from actstore.engine.graphs.build import BuildOptions, GraphSettings, build_graphs, find_events
+from actstore.engine.graphs.build import BuildOptions, GraphSettings, build_graphs
 from actstore.engine.graphs.contexts import read_contexts
+from actstore.engine.graphs.events import find_events
 from actstore.kernels.suffix_trie.api import IGNORE
-from actstore.store.errors import InvalidInputError, NotFoundError
+from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError
 from actstore.store.graphs.reader import Graphs
 from actstore.store.reader import Capture, Store
 from actstore.store.storage.folder import Folder
@@ -297,6 +299,23 @@ def test_memory_bounds_the_neurons_of_a_chunk(capture: Capture, monkeypatch: pyt
     n_positions = read_contexts(capture).n_positions
     build(capture, name="bounded", options=BuildOptions(memory=4 * module.BYTES_PER_EVENT * n_positions))
     assert sizes == [4, 4, 1, 3]
+
+
+def files(graphs: Graphs) -> list[bytes]:
+    folder, name = graphs.store.folder, graphs.name
+    return [folder.read(f"graphs/{name}/{file}") for file in ("nodes.arrow", "neurons.arrow")]
+
+
+def test_workers_build_the_same_bytes_and_a_killed_one_leaves_a_build_that_resumes(capture: Capture) -> None:
+    leave_out = [0, 5]
+    alone = build(capture, name="alone", leave_out=leave_out)
+    memory = 8 * module.BYTES_PER_EVENT * read_contexts(capture).n_positions
+    asked: dict[str, Any] = {"name": "shared", "leave_out": leave_out}
+    workers = Elsewhere(lambda item: item[1].layer == 0)
+    with pytest.raises(CaptureError, match=r"signal 9 with the graphs of L0\.N8 unfinished.*`resume=True`"):
+        build(capture, options=BuildOptions(memory), executor=workers, **asked)
+    shared = build(capture, options=BuildOptions(memory, resume=True), executor=Elsewhere(), **asked)
+    assert files(shared) == files(alone)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from elsewhere import Elsewhere
 
 from actstore.engine.attribution.attribute import attribute
 from actstore.engine.models.intervene import factors, intervened, scale
@@ -21,6 +22,7 @@ from actstore.engine.naica.evaluation import EvaluationSettings, NaicaEvaluation
 from actstore.engine.naica.prediction import predict_options
 from actstore.engine.naica.prompt_subset import subset_of_prompts
 from actstore.engine.naica.trials import Effect, Measurement, Trials, effect
+from actstore.engine.workers.scan import HERE
 from actstore.store.capture.questions.attributions import open_attributions
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
@@ -90,6 +92,16 @@ def test_pcr_is_a_ratio_of_magnitudes_of_means(related: float, unrelated: float,
 
 
 # --- end to end
+
+
+def test_workers_find_what_one_process_does(attributions: Attributions) -> None:
+    workers = Elsewhere()
+    for method in ("naica", "activation"):
+        alone, shared = (choose_neurons(attributions, method, executor=one) for one in (HERE, workers))
+        assert shared.neurons.tolist() == alone.neurons.tolist()
+        assert shared.scores.tobytes() == alone.scores.tobytes()
+        assert shared.weights.tobytes() == alone.weights.tobytes()
+    assert str(workers.items[0][1]).startswith("queries ")
 
 
 def test_one_measurement_is_what_whole_passes_give(

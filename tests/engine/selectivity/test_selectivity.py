@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import planted_stores
 import pytest
+from elsewhere import Elsewhere
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -128,6 +129,16 @@ class TestCounts:
             for layer, where in found.layers.items():
                 expected = firing(values[layer], site)[:, of_label].sum(axis=1)
                 assert np.array_equal(found.positives[where, label], expected), (layer, label)
+
+    @pytest.mark.parametrize("site", ["mlp.gate", "mlp.post"])
+    def test_by_workers_are_the_same(self, site: str) -> None:
+        capture, *_ = plant()
+        alone = count_firing(capture, "language", site=site, modality="text")
+        workers = Elsewhere()
+        shared = count_firing(capture, "language", site=site, modality="text", executor=workers)
+        assert len(workers.items) == len(capture.blocks) > 1
+        assert np.array_equal(shared.positives, alone.positives)
+        assert np.array_equal(shared.n_tokens, alone.n_tokens)
 
     @pytest.mark.parametrize("site", ["mlp.gate", "mlp.post", None])
     def test_from_statistics_and_from_stored_signs_are_the_same(

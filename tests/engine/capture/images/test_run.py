@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from elsewhere import Elsewhere
 from PIL import Image
 from tiny_vision import tiny_vision_model
+from written_captures import written
 
 import actstore
 from actstore.engine.capture.api import capture
@@ -82,7 +84,7 @@ def run(model: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -
         progress: CaptureProgress | None = None,
         **changes: Any,
     ) -> Capture:
-        names = ("resume", "strict", "memory", "dtype", "tokenizer")
+        names = ("resume", "strict", "memory", "dtype", "tokenizer", "workers")
         options = {"memory": 100_000, "device": "cpu"} | {k: changes.pop(k) for k in names if k in changes}
         report = changes.pop("report", None)
         chosen = changes.pop("model", model)
@@ -119,6 +121,14 @@ def windows_of(held: Capture) -> Iterator[tuple[dict[str, Any], Any, Any, Any]]:
         slots = slice(w["slot_start"], w["slot_start"] + w["n_slots"])
         ids = inputs[w["input_start"] : w["input_start"] + w["n_inputs"]]
         yield documents[w["document"]], ids, positions[slots], slots
+
+
+def test_workers_capture_what_one_process_does(
+    run: Callable[..., Capture], given: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Elsewhere.instead_of_processes(monkeypatch)
+    assert run(tmp_path / "store", label_columns=("colour",), workers=2).is_finished
+    assert written(tmp_path / "store") == written(Path(given.folder.location))
 
 
 # What is in it

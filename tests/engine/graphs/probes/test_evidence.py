@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from elsewhere import Elsewhere
 
 from actstore.engine.capture.run import RunOptions
 from actstore.engine.graphs.build import build_graphs
@@ -109,6 +110,21 @@ def test_answers_are_what_the_model_does(probed_store: Path, activation: Callabl
                 n_variants += 1
     assert n_masked > 10
     assert n_variants > 10
+
+
+def test_workers_ask_what_one_process_does(
+    tiny_model: Path, store: Path, probed_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Elsewhere.instead_of_processes(monkeypatch)
+    options = RunOptions(workers=2)
+    probes = probe(str(tiny_model), store, neurons=NEURONS, settings=SETTINGS, precision="exact", options=options)
+    assert "probes-substitute" in probes.captures
+    alone = Store(probed_store)  # elsewhere, so that records and checksums of rows are others
+    for name in probes.captures:
+        first, second = alone.capture(name), probes.store.capture(name)
+        assert second.record.plan.fingerprint == first.record.plan.fingerprint
+        for layer, block in itertools.product((0, 1), first.blocks):
+            assert second.raw_block(layer, block).tobytes() == first.raw_block(layer, block).tobytes()
 
 
 def test_the_pivot_is_a_text_token_and_the_largest_where_the_window_held(probed_store: Path) -> None:
