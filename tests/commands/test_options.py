@@ -61,7 +61,6 @@ OWN_WORDS = {
     "--share": "of a prompt's neurons, of all neurons, of a maximum",
     "--site": "one, several, or the one that fires",
     "--steps": "of a path, or of learning",
-    "--workers": "that fill a capture, or that share a scan",
     "CORPUS": "to be captured, or held out",
     "EDIT": "one, or several",
     "NEURON": "one, several, or none",
@@ -69,7 +68,7 @@ OWN_WORDS = {
 }
 """Options, and arguments, that differ between commands, and wherein."""
 
-OPEN = {"--by", "--image-column", "--model", "CORPUS", "MODEL", "PROMPTS", "QUESTIONS"}
+OPEN = {"SRC", "DST", "--by", "--image-column", "--model", "CORPUS", "MODEL", "PROMPTS", "QUESTIONS"}
 """Parameters whose help says "or" of what cannot be listed: labels, models, files."""
 
 OWN_DEFAULTS = {
@@ -228,7 +227,7 @@ def test_the_store_comes_first() -> None:
         arguments = [name for p in command.params for name in names_of(p) if p.param_type_name == "argument"]
         about_models = path in ("inspect", "capture", "plan", "attribute")
         assert about_models == ("MODEL" in arguments), path
-        assert about_models or arguments[0] == "STORE" or path == "multimodal shuffle", path
+        assert about_models or arguments[0] == "STORE" or path in ("multimodal shuffle", "copy"), path
 
 
 def test_a_switch_has_a_name_for_off_where_it_is_not_off_by_itself() -> None:

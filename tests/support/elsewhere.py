@@ -48,8 +48,7 @@ class Elsewhere:
     @classmethod
     def instead_of_processes(cls, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let captures that are to have workers have these, of one thread each."""
-        for maker in ("Local", "executor_for"):
-            monkeypatch.setattr(f"actstore.engine.capture.run.{maker}", lambda *asked: cls(), raising=False)
+        monkeypatch.setattr("actstore.engine.capture.run.executor_for", lambda *asked: cls())
         monkeypatch.setattr("os.cpu_count", lambda: 2)
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:

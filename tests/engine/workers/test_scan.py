@@ -50,7 +50,7 @@ def test_a_worker_unpickles_a_function_once_however_often_it_is_sent() -> None:
 
 def test_workers_are_one_or_more() -> None:
     assert executor_of(3).n_workers == 3
-    with pytest.raises(InvalidInputError, match=r"^A scan has at least one process, found 0 `workers`\.$"):
+    with pytest.raises(InvalidInputError, match=r"^At least one worker is needed, found 0 `workers`\.$"):
         executor_of(0)
 
 
