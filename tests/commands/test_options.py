@@ -227,7 +227,7 @@ def test_the_store_comes_first() -> None:
         arguments = [name for p in command.params for name in names_of(p) if p.param_type_name == "argument"]
         about_models = path in ("inspect", "capture", "plan", "attribute")
         assert about_models == ("MODEL" in arguments), path
-        assert about_models or arguments[0] == "STORE" or path == "multimodal shuffle", path
+        assert about_models or arguments[0] == "STORE" or path in ("multimodal shuffle", "copy"), path
 
 
 def test_a_switch_has_a_name_for_off_where_it_is_not_off_by_itself() -> None:
