@@ -19,9 +19,12 @@ def register(app: typer.Typer) -> None:
 
 
 def copy(
-    src: Annotated[str, typer.Argument(metavar="SRC", help="The store to copy: a folder or a URL.")],
+    src: Annotated[
+        str, typer.Argument(metavar="SRC", help="Location of the store to copy, such as s3://bucket/store.")
+    ],
     dst: Annotated[
-        str, typer.Argument(metavar="DST", help="Where the copy is to be: a new folder or URL, or an unfinished copy.")
+        str,
+        typer.Argument(metavar="DST", help="Location of the copy; an unfinished copy may be there."),
     ],
     captures: Annotated[
         list[str] | None,

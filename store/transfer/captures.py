@@ -17,7 +17,7 @@ from actstore.store.capture.requests import has_requests, parse_requests, reques
 from actstore.store.capture.statistics.capture_statistics import UNLISTED, UNLISTED_OPTIONAL
 from actstore.store.capture.statistics.neuron_table import remove_finished
 from actstore.store.capture.writer import block_arrays
-from actstore.store.errors import InvalidInputError, NotFoundError
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.files.names import write_names
 from actstore.store.layout import (
     GATE_SIGN,
@@ -134,7 +134,7 @@ class CaptureCopy:
         return File(key, of_table(self.source, key, digest), is_optional=is_optional)
 
     def _copy_blocks(self) -> Iterator[CommitRecord]:
-        """Copy the committed blocks that the target lacks, or has others of; their commit records."""
+        """Copy the committed blocks that the target lacks; the commit records of all."""
         there = set(committed_blocks(self.target, self.name))
         blocks = self.capture.blocks
         for start in range(0, len(blocks), _BLOCKS_IN_MEMORY):
@@ -148,10 +148,8 @@ class CaptureCopy:
         except NotFoundError:
             raise damaged(self.source, key, "it is missing") from None
         commit = parse_commit(self.source, self.record, block, parse_json(data, f"{self.source}/{key}"))
-        if not (is_there and self._is_at_target(key, data)):
+        if not (is_there and self._has_block(commit, key, data)):
             self._unfinish()
-            if is_there:  # of the same capture, computed anew since
-                self.target.delete(key)
             self.transfer.copy(
                 File(f"{prefix}/{short}", whole(checksum), nbytes)
                 for short, (nbytes, checksum) in commit.shards.items()
@@ -161,6 +159,25 @@ class CaptureCopy:
                 self.n_blocks += 1
         self.on_block()
         return commit
+
+    def _has_block(self, commit: CommitRecord, key: str, data: bytes) -> bool:
+        """Whether the target has a block with the same values, from here or computed there; not one with a damaged record.
+
+        `InvalidInputError` where it has others.
+        """
+        found = self.target.read(key)
+        if found == data:
+            return True
+        try:
+            there = parse_commit(self.target, self.record, commit.block, parse_json(found, f"{self.target}/{key}"))
+        except FormatError:
+            return False
+        if there.shards != commit.shards:
+            raise InvalidInputError(
+                f"Block {commit.block} of capture {self.name!r} has other values in {self.target} than in {self.source}: it "
+                f"was computed anew in one. Delete {self.target}/{capture_key(self.name)} to have a copy of the other."
+            )
+        return True
 
     def _unfinish(self) -> None:
         """Remove from the target, once, what is added up of blocks, of which some are to change."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from static_server import StaticServer
 
 import actstore
 from actstore.store.errors import CaptureError, FormatError, InvalidInputError, ReadOnlyError
+from actstore.store.files.records import CommitRecord
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.lock import own
 from actstore.store.storage.objects import connect, storage
@@ -181,6 +183,23 @@ def test_what_the_target_has_of_its_own_is_not_replaced(whole_store: Path, tmp_p
             actstore.copy(whole_store, target)
         (target / key).write_bytes(data)
     assert actstore.open(target).captures == ("corpus",)
+
+
+def test_blocks_that_the_target_has_computed_itself(whole_store: Path, tmp_path: Path) -> None:
+    """With the same values they stay, and a damaged record is replaced; with others they are refused."""
+    target = Folder(tmp_path / "copy", read_only=False)
+    actstore.copy(whole_store, tmp_path / "copy", captures=["unfinished"], sync=False)
+    keys = [f"captures/unfinished/blocks/{block}.json" for block in (0, 2)]
+    record = CommitRecord.from_json(target.read_json(keys[0]), "")
+    target.write_json(keys[0], dataclasses.replace(record, seconds=7.5).with_checksum().to_json())
+    target.write(keys[1], b"{")
+    assert actstore.copy(whole_store, tmp_path / "copy", captures=["unfinished"]).n_copied == 1
+    assert target.read_json(keys[0])["seconds"] == 7.5
+    assert target.read(keys[1]) == (whole_store / keys[1]).read_bytes()
+    shards = {**record.shards, "values/mlp.post/0/c/0/0": (1, "00000000")}
+    target.write_json(keys[0], dataclasses.replace(record, shards=shards).with_checksum().to_json())
+    with pytest.raises(InvalidInputError, match="Block 0 of capture 'unfinished' has other values in"):
+        actstore.copy(whole_store, tmp_path / "copy", captures=["unfinished"])
 
 
 def cut_after(n: int) -> Callable[[Request], Fault | None]:
