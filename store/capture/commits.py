@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from actstore.store.capture.identity import check_commit
 from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files.bundles import damaged_bundle
 from actstore.store.files.records import CommitRecord
 from actstore.store.files.shards import source_checksum
-from actstore.store.layout import capture_key, commit_key
+from actstore.store.layout import bundle_key, capture_key, commit_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -76,6 +77,9 @@ def damaged_shards(folder: Folder, capture: CaptureRecord, block: int) -> Iterat
     except FormatError as error:
         yield commit_key(capture.name, block).removeprefix(f"{capture_key(capture.name)}/"), str(error)
         return
+    if capture.bundled and (what := damaged_bundle(folder, capture, block, [*record.shards])) is not None:
+        yield bundle_key(capture.name, block).removeprefix(f"{capture_key(capture.name)}/"), what
+        return
     yield from damaged_files(folder, capture_key(capture.name), record.shards)
 
 
@@ -86,6 +90,9 @@ def damaged_files(folder: Folder, prefix: str, files: Mapping[str, tuple[int, st
             source = folder.source(f"{prefix}/{key}", tail=None)
         except NotFoundError:
             yield key, "missing"
+            continue
+        except FormatError as error:  # of the bundle that it lies in
+            yield key, str(error)
             continue
         if source.nbytes != nbytes:
             yield key, f"{source.nbytes} bytes, expected {nbytes}"

@@ -17,7 +17,7 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from actstore.store.errors import FormatError
-from actstore.store.files.array_metadata import open_array
+from actstore.store.files.array_metadata import mark_bundled, open_array
 from actstore.store.files.shards import Shard, index_nbytes, shard_seed
 from actstore.store.layout import FAST, ShardGrid, shard_grid, shard_key
 
@@ -80,6 +80,8 @@ class BlockArraySpec:
     """The capture's, which the checksums of rows begin with; empty where it has none."""
     title: str = ""
     """What errors call it: the capture, the layer and the site."""
+    bundled: bool = False
+    """Whether its shards lie in bundles."""
 
     @property
     def grid(self) -> ShardGrid:
@@ -103,6 +105,8 @@ def create_block_array(folder: Folder, spec: BlockArraySpec, n_blocks: int) -> N
         attributes=spec.attributes,
         overwrite=True,
     )
+    if spec.bundled:
+        mark_bundled(folder, spec.key)
 
 
 class BlockArray:
