@@ -47,8 +47,9 @@ class BundleWriter:
 
         def watched() -> Iterator[bytes]:
             nonlocal last
-            for last in parts:
-                yield last
+            for part in parts:
+                last = part
+                yield part
 
         return self._add(number, key, watched(), lambda: chunks_of(last))
 
