@@ -340,7 +340,6 @@ def test_every_bit_of_a_small_file(key: str, whole_store: Path, every_kind: dict
     [
         "captures/corpus/values/mlp.post/1/c/0/1",
         "captures/corpus/gate_sign/1/c/0/0",
-        "captures/bundled/bundles/1",
         "captures/corpus/tokens/position/c/0",
         "captures/corpus/tokens/position/zarr.json",
         "captures/corpus/statistics/mlp.post/mean/c/0",
