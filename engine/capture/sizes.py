@@ -82,9 +82,10 @@ def estimate_objects(record: CaptureRecord) -> int:
 
 
 def with_bundles(record: CaptureRecord, bundle: bool | None) -> CaptureRecord:
-    """The record of a capture whose blocks are bundled as `bundle` says; with None, where it would have too many files."""
+    """The record of a capture whose blocks are bundled as `bundle` says; with None, where that spares it too many files."""
     if bundle is None:
-        bundle = estimate_objects(replace(record, bundled=False)) > MOST_FILES
+        files, bundled = (replace(record, bundled=kind) for kind in (False, True))
+        bundle = MOST_FILES < estimate_objects(files) > estimate_objects(bundled)
     return replace(record, bundled=bundle)
 
 
