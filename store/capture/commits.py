@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from actstore.store.capture.identity import check_commit
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.files.bundles import damaged_bundle
+from actstore.store.files.bundles import damaged_bundle, find_bundles
 from actstore.store.files.records import CommitRecord
 from actstore.store.files.shards import source_checksum
 from actstore.store.layout import bundle_key, capture_key, commit_key
@@ -63,6 +63,7 @@ def digest_shards(folder: Folder, record: CaptureRecord) -> str:
 
 def check_file(folder: Folder, capture: CaptureRecord, block: int, key: str) -> None:
     """Raise `FormatError` where the small file `key` of a block is not what the block's commit record says."""
+    find_bundles(folder, capture)
     prefix = capture_key(capture.name)
     short = key.removeprefix(f"{prefix}/")
     shards = read_commit(folder, capture, block).shards

@@ -85,6 +85,10 @@ class Bundles(InnerKeys):
         self._lock = Lock()
         self._tail_nbytes = FIRST_TAIL_NBYTES
 
+    def has(self, key: str) -> bool:
+        """As `InnerKeys.has`."""
+        return block_of(key.removeprefix(self._prefix)) is not None
+
     def source(self, key: str, tail: int | None) -> Source | None:
         """As `InnerKeys.source`; `FormatError` where the bundle's index is damaged."""
         short = key.removeprefix(self._prefix)

@@ -190,8 +190,9 @@ class Folder:
         return self.storage.sizes(prefix)
 
     def local_path(self, key: str = "") -> Path | None:
-        """Where `key`, or the whole store, is on the local disk; None where it is not on one."""
-        return self.storage.local_path(key)
+        """Where `key`, or the whole store, is on the local disk; None where it is not on one, or inside of another file."""
+        is_inner = any(key.startswith(f"{prefix}/") and keys.has(key) for prefix, keys in self._inner_keys.items())
+        return None if is_inner else self.storage.local_path(key)
 
     def free_nbytes(self) -> int | None:
         """Free bytes of the disk that the store is on, or will be; None where that is not known."""

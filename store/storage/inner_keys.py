@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 class InnerKeys(Protocol):
     """Finds the bytes of some keys below a prefix inside of other objects; `Folder` asks it before the storage."""
 
+    def has(self, key: str) -> bool:
+        """Whether `key` is one that lies in another object, there or not."""
+
     def source(self, key: str, tail: int | None) -> Source | None:
         """The bytes under `key`, `tail` as for `Folder.source`; None for a key that is an object of its own.
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import planted_stores
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zarr
 from planted_stores import Planted, plant
@@ -19,7 +21,9 @@ from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.bundle_index import FOOTER, Part, chunks_of, pack_index, read_index
 from actstore.store.files.bundle_writer import BundleWriter
 from actstore.store.files.bundles import FIRST_TAIL_NBYTES, open_bundle
-from actstore.store.layout import bundle_key, shard_key, values_key
+from actstore.store.files.parquet import read_table
+from actstore.store.layout import block_answers_key, bundle_key, shard_key, values_key
+from actstore.store.model.remains import part_of_lost_capture
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.pieces import MemorySource
@@ -210,6 +214,28 @@ def test_the_bundle_of_another_block_or_capture_is_refused(bundled: Path, other:
     with pytest.raises((FormatError, NotFoundError)):
         Store(bundled).capture("corpus").activations(1, 3)
     assert {one.block for one in verify_capture(Store(bundled).peek("corpus"))} >= {1}
+
+
+def test_answers_are_read_out_of_a_bundle(bundled: Path) -> None:
+    """Libraries that read files in place are not told a path where no file is."""
+    folder, key = Folder(bundled, read_only=False), block_answers_key("corpus", 0)
+    record = Store(folder).capture("corpus").record
+    table, sink = pa.table({"document": [1, 2, 3]}), pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    arrays = {spec.key: np.zeros((spec.rows, spec.columns), spec.dtype) for spec in block_arrays(record)}
+    with CaptureWriter(folder, record, n_threads=2, overlap=False) as writer:
+        writer.submit(0, arrays, lambda: b"statistics", 0.0, {key: sink.getvalue().to_pybytes()})
+    assert [*read_commit(folder, record, 0).shards][-1] == "blocks/0.answers.parquet"
+    assert not (bundled / key).exists()
+    assert read_table(folder, key).equals(table)
+    assert folder.local_path(key) is None
+    assert folder.local_path(bundle_key("corpus", 0)) == bundled / "captures/corpus/bundles/0"
+
+
+def test_a_bundle_proves_that_there_was_a_record(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, read_only=False)
+    folder.write(bundle_key("corpus", 3), b"bundle")
+    assert part_of_lost_capture(folder, "corpus") == "captures/corpus/bundles/3"
 
 
 def test_an_index_that_cannot_be_is_refused() -> None:
