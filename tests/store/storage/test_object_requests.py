@@ -79,7 +79,7 @@ def bundles_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bundles") / "store"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planted_stores, "BLOCK_SLOTS", 8 * SLOTS)
-        what = Planted((8 * SLOTS,) * 8, lambda n: np.arange(n, dtype=np.int32), precision="int8", bundled=True)
+        what = Planted((8 * SLOTS,) * 3, lambda n: np.arange(n, dtype=np.int32), precision="int8", bundled=True)
         plant(path, what=what)
     return path
 
@@ -97,10 +97,10 @@ def test_the_first_neuron_of_a_bundle_takes_three_requests_per_block_and_that_of
         s3.clear()
         np.testing.assert_array_equal(stored.neuron(neuron).activations(), local.neuron(neuron).activations())
         of_values = [request for request in s3.requests if "/bundles/" in request.path]
-        assert len(of_values) == n_requests * 8, neuron
+        assert len(of_values) == n_requests * 3, neuron
         assert len(s3.requests) - len(of_values) <= 8
     s3.clear()
-    np.testing.assert_array_equal(stored.capture().block_values(1, 3), local.capture().block_values(1, 3))
+    np.testing.assert_array_equal(stored.capture().block_values(1, 2), local.capture().block_values(1, 2))
     # The scales lie in the end of the bundle that was fetched first.
     assert len([request for request in s3.requests if "/bundles/" in request.path]) <= 2
 
