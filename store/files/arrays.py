@@ -44,14 +44,19 @@ _opened: Final[OrderedDict[tuple[ref[BlockArray], int], None]] = OrderedDict()
 _opening: Final = Lock()
 
 
-def _affordable_shards() -> int:
-    """Maximum number of shards that stay open: at most a quarter of the files that the process may open."""
+def affordable_files(most: int) -> int:
+    """Maximum number of files that stay open: at most a quarter of those that the process may open, and `most`."""
     try:
         import resource
     except ImportError:  # not on Windows, which sets no such limit
-        return OPEN_SHARDS
+        return most
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return OPEN_SHARDS if limit == resource.RLIM_INFINITY else min(OPEN_SHARDS, max(FEWEST_SHARDS, limit // 4))
+    return most if limit == resource.RLIM_INFINITY else min(most, max(FEWEST_SHARDS, limit // 4))
+
+
+def _affordable_shards() -> int:
+    """Maximum number of shards that stay open."""
+    return affordable_files(OPEN_SHARDS)
 
 
 def _close_oldest(n_left: int) -> None:

@@ -11,6 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files.arrays import affordable_files
 from actstore.store.files.bundle_index import read_index
 from actstore.store.files.shards import WHAT_TO_DO
 from actstore.store.layout import block_of, bundle_key, bundles_prefix, capture_key
@@ -35,7 +36,7 @@ FIRST_TAIL_NBYTES: Final = 1 << 16
 MOST_NBYTES_HELD: Final = 1 << 26
 """Of the indexes that are kept, with the ends of their bundles."""
 MOST_OPEN: Final = 64
-"""Bundles that are kept open: each has a file descriptor."""
+"""Bundles that are kept open, fewer where the process may open few files: each has a file descriptor."""
 
 
 class Bundle:
@@ -116,12 +117,12 @@ class Bundles(InnerKeys):
         except OSError:
             self.forget("")  # it may have been one open file too many
             raise
-        bundle = Bundle(source, f"{self._location}/{key}")
+        bundle, most_open = Bundle(source, f"{self._location}/{key}"), affordable_files(MOST_OPEN)
         with self._lock:
             self._tail_nbytes = max(self._tail_nbytes, bundle.index_nbytes * 9 // 8)
             self._opened[block] = bundle, state
             held = sum(kept.nbytes_held for kept, _ in self._opened.values())
-            while len(self._opened) > 1 and (held > MOST_NBYTES_HELD or len(self._opened) > MOST_OPEN):
+            while len(self._opened) > 1 and (held > MOST_NBYTES_HELD or len(self._opened) > most_open):
                 _, (oldest, _) = self._opened.popitem(last=False)
                 held -= oldest.nbytes_held
         return bundle
