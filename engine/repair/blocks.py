@@ -100,7 +100,7 @@ class _BlockRepair:
         damaged = [*self._unlike(block, written)]
         unlike = [key for key in damaged if computed.shards.get(key) != written.shards[key]]
         if not unlike:
-            self._put_back(block, damaged, [*written.shards])
+            self._put_back(block, damaged, written)
             self._report(block, "recomputed with the model: the bytes that were written", is_repaired=True)
         else:
             self._write_anew(block, computed, unlike)
@@ -119,7 +119,7 @@ class _BlockRepair:
         # The statistics are of every value of every layer: where they agree, what differs elsewhere is damage.
         if statistics not in unlike or len(missing) == len(unlike):
             self._folder.delete(commit_key(self._name, block))
-            self._put_back(block, [*unlike], [*computed.shards])
+            self._put_back(block, [*unlike], computed)
             copy_file(self._scratch, self._folder, commit_key(self._name, block))
             self._report(block, "recomputed with the model, and committed again", is_repaired=True)
         else:
@@ -139,12 +139,12 @@ class _BlockRepair:
             return
         remove_finished(self._folder, self._name)
         self._folder.delete(commit_key(self._name, block))
-        self._put_back(block, [*computed.shards], [*computed.shards])
+        self._put_back(block, [*computed.shards], computed)
         copy_file(self._scratch, self._folder, commit_key(self._name, block))
         self._report(block, f"{found}; the block is written anew", is_repaired=True)
 
-    def _put_back(self, block: int, damaged: Sequence[str], files: Sequence[str]) -> None:
-        """Put the `damaged` of a block's `files` in their places, as they were computed.
+    def _put_back(self, block: int, damaged: Sequence[str], commit: CommitRecord) -> None:
+        """Put the `damaged` of a block's files, which `commit` lists, in their places, as they were computed.
 
         A bundle is written anew of these and of the others, which are copied, and takes the place of the damaged one whole.
         """
@@ -153,9 +153,10 @@ class _BlockRepair:
                 copy_file(self._scratch, self._folder, f"{self._prefix}/{key}")
             return
         computed = open_bundle(self._scratch, self._record, block)
-        written = computed if set(files).issubset(damaged) else open_bundle(self._folder, self._record, block)
-        parts = ((key, computed if key in damaged else written) for key in files)
-        write_bundle(self._folder, self._record, block, parts)
+        is_whole = set(commit.shards).issubset(damaged)
+        written = computed if is_whole else open_bundle(self._folder, self._record, block)
+        files = ((key, computed if key in damaged else written) for key in commit.shards)
+        write_bundle(self._folder, self._record, block, files, commit.shards)
 
     def _report(self, block: int, what: str, *, is_repaired: bool) -> None:
         self.outcomes += [Outcome(damage, is_repaired, what) for damage in self._damage[block]]

@@ -89,11 +89,8 @@ def damaged_files(folder: Folder, prefix: str, files: Mapping[str, tuple[int, st
     for key, (nbytes, expected) in files.items():
         try:
             source = folder.source(f"{prefix}/{key}", tail=None)
-        except NotFoundError:
-            yield key, "missing"
-            continue
-        except FormatError as error:  # of the bundle that it lies in
-            yield key, str(error)
+        except (NotFoundError, FormatError) as error:  # a FormatError is of the bundle that it lies in
+            yield key, "missing" if isinstance(error, NotFoundError) else str(error)
             continue
         if source.nbytes != nbytes:
             yield key, f"{source.nbytes} bytes, expected {nbytes}"

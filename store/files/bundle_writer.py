@@ -5,13 +5,14 @@ from __future__ import annotations
 from threading import Condition
 from typing import TYPE_CHECKING
 
+from actstore.store.errors import FormatError
 from actstore.store.files.bundle_index import NO_CHUNKS, chunks_of, pack_index
 from actstore.store.files.bundles import Bundle, forget_bundle
-from actstore.store.files.shards import write_parts
+from actstore.store.files.shards import WHAT_TO_DO, write_parts
 from actstore.store.layout import bundle_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -104,13 +105,31 @@ class BundleWriter:
         self._file.abandon()
 
 
-def write_bundle(folder: Folder, record: CaptureRecord, block: int, files: Iterable[tuple[str, Bundle]]) -> None:
-    """Write a block's bundle anew, each file (its key below the capture) out of some bundle; it appears whole or not at all."""
-    writer = BundleWriter(folder, bundle_key(record.name, block))
+def write_bundle(
+    folder: Folder,
+    record: CaptureRecord,
+    block: int,
+    files: Iterable[tuple[str, Bundle]],
+    expected: Mapping[str, tuple[int, str]],
+) -> None:
+    """Write a block's bundle anew, each file (its key below the capture) out of some bundle; it appears whole or not at all.
+
+    `expected`: key → (size, checksum), as the block's commit record has them. `FormatError` where a file has others, and
+    `NotFoundError` where a bundle lacks it: nothing is written then.
+    """
+    writer = BundleWriter(folder, key := bundle_key(record.name, block))
     try:
-        for key, bundle in files:
-            writer.add(writer.n_files, key, *bundle.copy(key))
+        for file, bundle in files:
+            found = writer.add(writer.n_files, file, *bundle.copy(file))
+            _compare(f"{file} of {key}", found, expected[file])
         writer.close()
     except BaseException:
         writer.abandon()
         raise
+
+
+def _compare(where: str, found: tuple[int, str], expected: tuple[int, str]) -> None:
+    if found != expected:
+        raise FormatError(
+            f"{where} is damaged: {found[0]} bytes of checksum {found[1]}, expected {expected[0]} of {expected[1]}. {WHAT_TO_DO}"
+        )

@@ -19,7 +19,7 @@ from actstore.store.capture.commits import read_commit
 from actstore.store.capture.writer import CaptureWriter, block_arrays
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.bundle_index import FOOTER, Part, chunks_of, pack_index, read_index
-from actstore.store.files.bundle_writer import BundleWriter
+from actstore.store.files.bundle_writer import BundleWriter, write_bundle
 from actstore.store.files.bundles import FIRST_TAIL_NBYTES, open_bundle
 from actstore.store.files.parquet import read_table
 from actstore.store.layout import block_answers_key, bundle_key, shard_key, values_key
@@ -230,6 +230,20 @@ def test_answers_are_read_out_of_a_bundle(bundled: Path) -> None:
     assert read_table(folder, key).equals(table)
     assert folder.local_path(key) is None
     assert folder.local_path(bundle_key("corpus", 0)) == bundled / "captures/corpus/bundles/0"
+
+
+def test_a_copy_has_the_same_bytes_or_is_not_made(bundled: Path, tmp_path: Path) -> None:
+    folder, target = Folder(bundled), Folder(tmp_path / "copy", read_only=False)
+    record = Store(folder).capture("corpus").record
+    files, bundle = read_commit(folder, record, 2).shards, open_bundle(folder, record, 2)
+    write_bundle(target, record, 2, ((key, bundle) for key in files), files)
+    assert target.read(bundle_key("corpus", 2)) == folder.read(bundle_key("corpus", 2))
+    wrong = files | {"scale/mlp.post/1/c/0/2": (files["scale/mlp.post/1/c/0/2"][0], "0" * 8)}
+    with pytest.raises(
+        FormatError, match=r"^scale/mlp.post/1/c/0/2 of captures/corpus/bundles/2 is damaged: \d+ bytes of"
+    ):
+        write_bundle(Folder(tmp_path / "none", read_only=False), record, 2, ((key, bundle) for key in files), wrong)
+    assert not [path for path in (tmp_path / "none").rglob("*") if path.is_file()]
 
 
 def test_a_bundle_proves_that_there_was_a_record(tmp_path: Path) -> None:
