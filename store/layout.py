@@ -6,6 +6,7 @@ No other module spells a key.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -158,6 +159,28 @@ def shard_key(array_key: str, block: int) -> str:
 def commit_key(capture: str, block: int) -> str:
     """The commit record of a block; the block exists for readers exactly when this does."""
     return f"captures/{capture}/blocks/{block}.json"
+
+
+def bundles_prefix(capture: str) -> str:
+    """The prefix of every `bundle_key`."""
+    return f"captures/{capture}/bundles"
+
+
+def bundle_key(capture: str, block: int) -> str:
+    """The object in which a capture that is bundled has all files of a block but its commit record."""
+    return f"{bundles_prefix(capture)}/{block}"
+
+
+_OF_BLOCK: Final = re.compile(
+    r"(?:values|gate_sign|scale|threshold|dropped)/.+/c/0/(\d+)"
+    r"|blocks/(\d+)\.(?:statistics\.safetensors\.zst|answers\.parquet)"
+)
+
+
+def block_of(key: str) -> int | None:
+    """The block that a key below a capture is a file of, as its commit record lists them; None for every other key."""
+    match = _OF_BLOCK.fullmatch(key)
+    return int(match[1] or match[2]) if match else None
 
 
 def claims_prefix(capture: str) -> str:

@@ -10,8 +10,16 @@ from actstore.store.capture.commits import ShardsDigest, checked_files, read_com
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, read_block_statistics
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files.bundles import damaged_bundle
 from actstore.store.files.shards import Shard, shard_seed
-from actstore.store.layout import block_statistics_key, capture_key, commit_key, folded_statistics_key, shard_key
+from actstore.store.layout import (
+    block_statistics_key,
+    bundle_key,
+    capture_key,
+    commit_key,
+    folded_statistics_key,
+    shard_key,
+)
 
 if TYPE_CHECKING:
     from actstore.store.files.arrays import BlockArraySpec
@@ -42,6 +50,8 @@ def check_block(capture: Capture, block: int) -> CheckedBlock:
         commit = read_commit(folder, record, block)
     except FormatError as error:
         return CheckedBlock([(commit_key(record.name, block).removeprefix(f"{prefix}/"), str(error))])
+    if record.bundled and (what := damaged_bundle(folder, record, block, [*commit.shards])) is not None:
+        return CheckedBlock([(bundle_key(record.name, block).removeprefix(f"{prefix}/"), what)], commit)
     statistics = block_statistics_key(record.name, block).removeprefix(f"{prefix}/")
     specs = block_arrays(record) if record.is_checked else ()
     places = {shard_key(spec.key, block).removeprefix(f"{prefix}/"): spec for spec in specs}

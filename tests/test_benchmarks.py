@@ -270,3 +270,16 @@ def test_the_plain_coverage_counts_what_the_definitions_say() -> None:
     plain.add(batch)
     # Scaled to 0 … 1 over -1 … 2, those above 0.5 are beyond 0.5 themselves; two are beyond their range, one of them above.
     assert plain.covered() == [6, 10, 2, 1, 10, 1]
+
+
+def test_the_page_on_scale_has_the_sums_of_the_functions_that_captures_are_planned_with() -> None:
+    scale = load("tables.capture_scale")
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    for mark, text in scale.markdown(scale.read_encoding()).items():
+        assert f"<!-- {mark} -->\n{text}\n<!-- /{mark} -->" in page
+    record = scale.capture_record("7B", "int8", 10**9)
+    assert record.bundled
+    assert scale.estimate_objects(record) < 10**6
+    assert len(scale.file_sizes(scale.capture_record("7B", "int8", 10**9, bundle=False))) == 97
+    assert not scale.capture_record("7B", "int8", 10**6).bundled
+    assert not scale.capture_record("7B", "none", 10**9).bundled, "it would have as many objects"

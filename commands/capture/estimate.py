@@ -47,6 +47,7 @@ def _rows(estimate: CaptureEstimate) -> list[tuple[str, str]]:
         ),
         ("sites", f"{', '.join(estimate.sites)} at precision {estimate.precision}"),
         ("disk", f"about {size(estimate.nbytes)}{weights}{free}"),
+        ("files", f"about {estimate.n_objects:,}" + (", bundled: two per block" if estimate.bundled else "")),
         ("memory", f"{size(estimate.model_nbytes)} for the model, {size(estimate.buffers_nbytes)} for block buffers"),
         (
             "time",

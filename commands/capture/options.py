@@ -66,6 +66,10 @@ BlockTokens = Annotated[
     int | None,
     typer.Option(help="Tokens per block, the unit of work. [default: 16384, fewer where --memory does not suffice]"),
 ]
+Bundle = Annotated[
+    bool | None,
+    typer.Option(help="Put all files of a block into one. [default: where there would be more than 100,000]"),
+]
 MaxTokens = Annotated[
     int | None,
     typer.Option(help="Number of tokens after which reading ends; the last window is kept whole."),

@@ -61,6 +61,7 @@ def capture(
     positions: str | int | Sequence[int] | None = None,
     batch_tokens: int | None = None,
     block_tokens: int | None = None,
+    bundle: bool | None = None,
     max_tokens: int | None = None,
     max_documents: int | None = None,
     text_column: str | None = None,
@@ -109,6 +110,7 @@ def capture(
     - `positions`: "all", "last" or indices such as [0, -1]; of images also "generated" and "image" ["all"]
     - `batch_tokens`: number of tokens per forward pass [4096]
     - `block_tokens`: number of tokens per block, the unit of work [16,384, fewer where buffers would exceed 4 GiB]
+    - `bundle`: whether all files of a block lie in one object [where there would be more than 100,000 files]
     - `max_tokens`: planning stops at this number of stored tokens [the whole corpus]
     - `max_documents`: maximum number of documents to read [all]
     - `text_column`: column of a table that holds the text ["text"]
@@ -165,6 +167,7 @@ def plan(
     positions: str | int | Sequence[int] | None = None,
     batch_tokens: int | None = None,
     block_tokens: int | None = None,
+    bundle: bool | None = None,
     max_tokens: int | None = None,
     max_documents: int | None = None,
     text_column: str | None = None,

@@ -10,7 +10,7 @@ import time
 import uuid
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from actstore.engine.capture.api import CaptureRequest, given_settings, open_run
 from actstore.engine.capture.block_filler import fill_blocks
@@ -18,7 +18,7 @@ from actstore.engine.capture.buffers import buffer_nbytes
 from actstore.engine.capture.corpus_run import CorpusRun
 from actstore.engine.capture.plan_count import PlanCount
 from actstore.engine.capture.progress import CaptureProgress
-from actstore.engine.capture.sizes import estimate_nbytes
+from actstore.engine.capture.sizes import estimate_nbytes, estimate_objects, with_bundles
 from actstore.engine.capture.steps.filler import n_encoders
 from actstore.store.calls import checked
 from actstore.store.capture.plan import PlanWriter
@@ -61,6 +61,10 @@ class CaptureEstimate:
     precision: str
     dtype: str
     device: str
+    bundled: bool
+    """Whether all files of a block would lie in one object."""
+    n_objects: int
+    """Files of the capture, or objects: see `engine.capture.sizes.estimate_objects`."""
     capture_nbytes: int
     """On disk, an estimate: see `engine.capture.sizes.estimate_nbytes`."""
     weights_nbytes: int
@@ -124,6 +128,7 @@ def estimate(
     positions: str | int | Sequence[int] | None = None,
     batch_tokens: int | None = None,
     block_tokens: int | None = None,
+    bundle: bool | None = None,
     max_tokens: int | None = None,
     max_documents: int | None = None,
     text_column: str | None = None,
@@ -173,6 +178,7 @@ def _measured(run: CorpusRun, requested: Mapping[str, object]) -> CaptureEstimat
     began_s = time.monotonic()
     count = PlanCount()
     record, loaded, _ = run.begin(requested, count)
+    record = with_bundles(record, cast("bool | None", requested.get("bundle")))
     loaded_s = time.monotonic()
     assert count.closed_at_s is not None
     batch = count.typical_batch()
@@ -195,6 +201,8 @@ def _measured(run: CorpusRun, requested: Mapping[str, object]) -> CaptureEstimat
         precision=record.precision,
         dtype=record.dtype,
         device=str(loaded.device),
+        bundled=record.bundled,
+        n_objects=estimate_objects(record),
         capture_nbytes=estimate_nbytes(record),
         weights_nbytes=_weights_nbytes(loaded) if is_new and run.options.weights else 0,
         free_nbytes=run.folder.free_nbytes(),

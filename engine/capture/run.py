@@ -12,12 +12,12 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from transformers import PreTrainedTokenizerBase  # noqa: TC002
 
 from actstore.engine.capture.root import write_store_root
-from actstore.engine.capture.sizes import estimate_nbytes
+from actstore.engine.capture.sizes import estimate_nbytes, with_bundles
 from actstore.engine.capture.steps.filler import Filler, blocks_so_far
 from actstore.engine.capture.steps.finish import finish_capture
 from actstore.engine.capture.steps.worker import FillOptions
@@ -196,9 +196,12 @@ class Run(ABC):
                 )
             check_belongs(self.folder, record, root.read_root_record(self.folder))
             self._check_command(record)
-            self._loaded = self._check_same(record, requested)
+            self._check_bundled(record, requested)
+            others = {name: value for name, value in requested.items() if name != "bundle"}
+            self._loaded = self._check_same(record, others)
             return record
         record, self._loaded, tokenizer = self._begin(requested)
+        record = with_bundles(record, cast("bool | None", requested.get("bundle")))
         self._check_disk(record)
         self._write_root(self._loaded, record, tokenizer)
         return create_capture(self.folder, record)
@@ -260,6 +263,11 @@ class Run(ABC):
                 f"Capture {self.name!r} of {self.folder} was begun by {_call(begun_by)}, not {_call(self.command)}. "
                 "Resume it with that, or give this capture another `name`."
             )
+
+    def _check_bundled(self, record: CaptureRecord, requested: Mapping[str, object]) -> None:
+        bundle = requested.get("bundle")
+        if bundle is not None and bundle != record.bundled:
+            self._refuse([f"bundle is {record.bundled} there and {bundle} now"])
 
     def _load(self, dtype: str) -> LoadedModel:
         return self.source.load(

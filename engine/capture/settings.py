@@ -60,6 +60,9 @@ class CaptureSettings(Typed):
     batch_tokens: int = 4096
     block_tokens: int | None = None
     """Slots per block, the unit of work, rounded to whole windows; 16,384, or fewer where their buffers would exceed 4 GiB."""
+    bundle: bool | None = None
+    """All files of a block in one object: where the capture would otherwise have more than 100,000. It is not written down with
+    the others: what was decided is the record's `bundled`."""
     max_tokens: int | None = None
     max_documents: int | None = None
     text_column: str = "text"
@@ -174,8 +177,10 @@ class CaptureSettings(Typed):
         return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON-ready values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        """The settings as JSON-ready values, without `bundle`, which decides nothing of what is in a capture."""
+        values = dataclasses.asdict(self)
+        del values["bundle"]
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import psutil
 
 from actstore.engine.capture.buffers import buffer_nbytes
+from actstore.store.capture.plan import CHUNK, TOKEN_ARRAYS
 from actstore.store.capture.statistics.exemplars import has_exemplars
+from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.precision import PRECISIONS
 
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
     from actstore.store.files.records import CaptureRecord
 
 DEFAULT_MEMORY: Final = 4 << 30
+MOST_FILES: Final = 100_000
+"""Captures that would have more files are bundled unless told: copying, listing and quotas of file systems become a matter of
+their number. With fewer, files of their own are simpler: any Zarr reader opens them, and a repair writes one shard."""
 STATISTICS_NBYTES: Final = 250
 """Of one neuron and block, compressed; likewise measured."""
 EXEMPLAR_NBYTES: Final = 80
@@ -54,6 +60,33 @@ def estimate_nbytes(record: CaptureRecord) -> int:
     n_exemplars = width * record.n_exemplars if has_exemplars(record) else 0
     of_blocks = record.plan.n_blocks * (record.plan.block_slots * per_slot + STATISTICS_NBYTES * width)
     return int(of_blocks + EXEMPLAR_NBYTES * n_exemplars)
+
+
+def files_per_block(record: CaptureRecord) -> int:
+    """Objects that a block of a capture is made of, its commit record among them."""
+    if record.bundled:
+        return 2
+    has_answers = record.settings.get("command") == "attribute"
+    return sum(1 for _ in block_arrays(record)) + 2 + has_answers
+
+
+def estimate_objects(record: CaptureRecord) -> int:
+    """The number of files of a capture, or of objects: those of its blocks, of its arrays, of its plan.
+
+    What is left out is some dozens: tables, and statistics of all blocks.
+    """
+    plan = record.plan
+    n_arrays = sum(1 for _ in block_arrays(record))
+    n_plan = (1 + len(TOKEN_ARRAYS)) * (1 + -(-plan.n_blocks * plan.block_slots // CHUNK))
+    return plan.n_blocks * files_per_block(record) + n_arrays + n_plan
+
+
+def with_bundles(record: CaptureRecord, bundle: bool | None) -> CaptureRecord:
+    """The record of a capture whose blocks are bundled as `bundle` says; with None, where that spares it too many files."""
+    if bundle is None:
+        files, bundled = (replace(record, bundled=kind) for kind in (False, True))
+        bundle = MOST_FILES < estimate_objects(files) > estimate_objects(bundled)
+    return replace(record, bundled=bundle)
 
 
 def check_memory(record: CaptureRecord, n_buffers: int) -> None:

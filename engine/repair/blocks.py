@@ -19,7 +19,9 @@ from actstore.store.capture.commits import damaged_files, read_commit
 from actstore.store.capture.statistics.neuron_table import remove_finished
 from actstore.store.capture.writer import CaptureWriter
 from actstore.store.errors import CaptureError, FormatError, NotFoundError
-from actstore.store.layout import block_statistics_key, capture_key, commit_key
+from actstore.store.files.bundle_writer import write_bundle
+from actstore.store.files.bundles import damaged_bundle, open_bundle
+from actstore.store.layout import block_statistics_key, bundle_key, capture_key, commit_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,8 +83,10 @@ class _BlockRepair:
             self._restore(block, computed, written)
         else:
             self._restore_record(block, computed)
-        for key in (*computed.shards, f"blocks/{block}.json"):
-            self._scratch.delete(f"{self._prefix}/{key}")
+        files = [f"{self._prefix}/{key}" for key in computed.shards]
+        for key in [bundle_key(self._name, block)] if self._record.bundled else files:
+            self._scratch.delete(key)
+        self._scratch.delete(commit_key(self._name, block))
 
     def _written(self, block: int) -> CommitRecord | None:
         """The block's commit record; None where it is lost or damaged."""
@@ -93,25 +97,29 @@ class _BlockRepair:
 
     def _restore(self, block: int, computed: CommitRecord, written: CommitRecord) -> None:
         """Put back the damaged files of a block whose commit record says what they were."""
-        damaged = [key for key, _ in damaged_files(self._folder, self._prefix, written.shards)]
+        damaged = [*self._unlike(block, written)]
         unlike = [key for key in damaged if computed.shards.get(key) != written.shards[key]]
         if not unlike:
-            for key in damaged:
-                copy_file(self._scratch, self._folder, f"{self._prefix}/{key}")
+            self._put_back(block, damaged, written)
             self._report(block, "recomputed with the model: the bytes that were written", is_repaired=True)
         else:
             self._write_anew(block, computed, unlike)
 
+    def _unlike(self, block: int, commit: CommitRecord) -> dict[str, str]:
+        """Key → what is wrong, of the block's files that are not as a record says: all of them where their bundle is not."""
+        if self._record.bundled and damaged_bundle(self._folder, self._record, block, [*commit.shards]) is not None:
+            return dict.fromkeys(commit.shards, "missing")
+        return dict(damaged_files(self._folder, self._prefix, commit.shards))
+
     def _restore_record(self, block: int, computed: CommitRecord) -> None:
         """Commit a block anew whose record is gone, if the files that are there are those that the model gives."""
-        unlike = dict(damaged_files(self._folder, self._prefix, computed.shards))
+        unlike = self._unlike(block, computed)
         statistics = block_statistics_key(self._name, block).removeprefix(f"{self._prefix}/")
         missing = [key for key, what in unlike.items() if what == "missing"]
         # The statistics are of every value of every layer: where they agree, what differs elsewhere is damage.
         if statistics not in unlike or len(missing) == len(unlike):
             self._folder.delete(commit_key(self._name, block))
-            for key in unlike:
-                copy_file(self._scratch, self._folder, f"{self._prefix}/{key}")
+            self._put_back(block, [*unlike], computed)
             copy_file(self._scratch, self._folder, commit_key(self._name, block))
             self._report(block, "recomputed with the model, and committed again", is_repaired=True)
         else:
@@ -131,10 +139,24 @@ class _BlockRepair:
             return
         remove_finished(self._folder, self._name)
         self._folder.delete(commit_key(self._name, block))
-        for key in computed.shards:
-            copy_file(self._scratch, self._folder, f"{self._prefix}/{key}")
+        self._put_back(block, [*computed.shards], computed)
         copy_file(self._scratch, self._folder, commit_key(self._name, block))
         self._report(block, f"{found}; the block is written anew", is_repaired=True)
+
+    def _put_back(self, block: int, damaged: Sequence[str], commit: CommitRecord) -> None:
+        """Put the `damaged` of a block's files, which `commit` lists, in their places, as they were computed.
+
+        A bundle is written anew of these and of the others, which are copied, and takes the place of the damaged one whole.
+        """
+        if not self._record.bundled:
+            for key in damaged:
+                copy_file(self._scratch, self._folder, f"{self._prefix}/{key}")
+            return
+        computed = open_bundle(self._scratch, self._record, block)
+        is_whole = set(commit.shards).issubset(damaged)
+        written = computed if is_whole else open_bundle(self._folder, self._record, block)
+        files = ((key, computed if key in damaged else written) for key in commit.shards)
+        write_bundle(self._folder, self._record, block, files, commit.shards)
 
     def _report(self, block: int, what: str, *, is_repaired: bool) -> None:
         self.outcomes += [Outcome(damage, is_repaired, what) for damage in self._damage[block]]

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from actstore.store.capture.identity import check_commit
 from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files.bundles import damaged_bundle, find_bundles
 from actstore.store.files.records import CommitRecord
 from actstore.store.files.shards import source_checksum
-from actstore.store.layout import capture_key, commit_key
+from actstore.store.layout import bundle_key, capture_key, commit_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -87,6 +88,7 @@ class ShardsDigest:
 
 def check_file(folder: Folder, capture: CaptureRecord, block: int, key: str) -> None:
     """Raise `FormatError` where the small file `key` of a block is not what the block's commit record says."""
+    find_bundles(folder, capture)
     prefix = capture_key(capture.name)
     short = key.removeprefix(f"{prefix}/")
     shards = read_commit(folder, capture, block).shards
@@ -100,6 +102,9 @@ def damaged_shards(folder: Folder, capture: CaptureRecord, block: int) -> Iterat
         record = read_commit(folder, capture, block)
     except FormatError as error:
         yield commit_key(capture.name, block).removeprefix(f"{capture_key(capture.name)}/"), str(error)
+        return
+    if capture.bundled and (what := damaged_bundle(folder, capture, block, [*record.shards])) is not None:
+        yield bundle_key(capture.name, block).removeprefix(f"{capture_key(capture.name)}/"), what
         return
     yield from damaged_files(folder, capture_key(capture.name), record.shards)
 
@@ -116,8 +121,8 @@ def checked_files(
     for key, (nbytes, expected) in files.items():
         try:
             source = folder.source(f"{prefix}/{key}", tail=None)
-        except NotFoundError:
-            yield key, None, "missing"
+        except (NotFoundError, FormatError) as error:  # a FormatError is of the bundle that it lies in
+            yield key, None, "missing" if isinstance(error, NotFoundError) else str(error)
             continue
         if source.nbytes != nbytes:
             yield key, None, f"{source.nbytes} bytes, expected {nbytes}"

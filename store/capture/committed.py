@@ -16,6 +16,7 @@ import numpy as np
 from actstore.store.capture.commits import committed_blocks, digest_shards
 from actstore.store.capture.plan import Plan
 from actstore.store.errors import FormatError, NotFoundError, UnlistableError
+from actstore.store.files.bundles import find_bundles
 from actstore.store.files.names import write_names
 from actstore.store.files.records import Record, verify_checksum, with_checksum
 from actstore.store.layout import committed_key
@@ -95,8 +96,9 @@ def read_committed(folder: Folder, record: CaptureRecord) -> Committed | None:
 def find_blocks(folder: Folder, record: CaptureRecord) -> tuple[tuple[int, ...], Committed | None]:
     """The committed blocks, ascending, and the index that says so; None in its place where they were listed.
 
-    `FormatError` where they can be had neither way.
+    `FormatError` where they can be had neither way. From then on, `folder` finds the files of the blocks.
     """
+    find_bundles(folder, record)
     n_blocks, damage = record.plan.n_blocks, ""
     if folder.local_path() is None:
         try:

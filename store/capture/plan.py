@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from actstore.store.files.records import PlanRecord
     from actstore.store.storage.folder import Folder
 
-_CHUNK = 1 << 18
+CHUNK: Final = 1 << 18
+"""Elements of a chunk of the plan's arrays."""
 TOKEN_ARRAYS: Final = {"ids": "int32", "position": "int32", "window": "int32", "modality": "uint8"}
 
 WINDOWS = pa.schema(
@@ -102,9 +103,9 @@ class PlanWriter:
         """Start over in `capture`; earlier plan files there are replaced."""
         self._block_slots = block_slots
         self._fingerprint = _Fingerprint(settings)
-        self._inputs = ArrayAppender(folder, plan_key(capture, "inputs/ids"), "int32", "input", _CHUNK)
+        self._inputs = ArrayAppender(folder, plan_key(capture, "inputs/ids"), "int32", "input", CHUNK)
         self._tokens = {
-            name: ArrayAppender(folder, plan_key(capture, f"tokens/{name}"), dtype, "token", _CHUNK)
+            name: ArrayAppender(folder, plan_key(capture, f"tokens/{name}"), dtype, "token", CHUNK)
             for name, dtype in TOKEN_ARRAYS.items()
         }
         self._folder, self._capture = folder, capture

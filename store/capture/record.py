@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from actstore.store import layout
 from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files.bundles import find_bundles
 from actstore.store.files.records import CaptureRecord, verify_checksum
 from actstore.store.model.remains import part_of_lost_capture
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def read_capture(folder: Folder, name: str) -> CaptureRecord | None:
-    """The record of a planned capture; None where there is none, and never was.
+    """The record of a planned capture; None where there is none, and never was. `folder` finds its blocks' files from then on.
 
     `FormatError` where it is damaged, is another capture's, or is lost while blocks of the capture are there.
     """
@@ -38,6 +39,7 @@ def read_capture(folder: Folder, name: str) -> CaptureRecord | None:
             f"{folder}/{key} is the record of a capture {record.name!r}, which lies in the folder of {name!r}. Rename the "
             f"folder to {record.name!r}, or restore it from a copy."
         )
+    find_bundles(folder, record)
     return record
 
 

@@ -25,6 +25,8 @@ from actstore.store.capture.plan_files import read_plan_files
 from actstore.store.capture.statistics.capture_statistics import check_can_gather
 from actstore.store.errors import CaptureError
 from actstore.store.files.arrays import BlockArraySpec, create_block_array
+from actstore.store.files.bundle_writer import BundleWriter
+from actstore.store.files.bundles import find_bundles
 from actstore.store.files.names import write_names
 from actstore.store.files.records import CommitRecord, with_checksum
 from actstore.store.files.shards import checksum, shard_parts, shard_seed, write_parts
@@ -56,6 +58,7 @@ def create_capture(folder: Folder, record: CaptureRecord) -> CaptureRecord:
     for spec in block_arrays(record):
         create_block_array(folder, spec, record.plan.n_blocks)
     write_names(folder, "captures", record.name)
+    find_bundles(folder, record)
     folder.write_json(
         f"{layout.capture_key(record.name)}/zarr.json",
         {"zarr_format": 3, "node_type": "group", "attributes": {"actstore_capture": with_checksum(record.to_json())}},
@@ -71,7 +74,7 @@ def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
     for site in record.sites if form else ():
         assert form is not None
         for layer, width in record.layers(site).items():
-            bound: dict[str, Any] = {"identity": record.identity, "title": _title(record, layer, site)}
+            bound = _bound(record, layer, site)
             yield BlockArraySpec(
                 layout.values_key(record.name, site, layer),
                 width,
@@ -91,12 +94,14 @@ def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
         key = layout.gate_sign_key(record.name, layer)
         yield BlockArraySpec(
             key, widths[layer], slots // 8, np.dtype("uint8"), 0, "token_byte", {"bit_order": "little"},
-            identity=record.identity, title=_title(record, layer, layout.GATE_SIGN),
+            **_bound(record, layer, layout.GATE_SIGN),
         )  # fmt: skip
 
 
-def _title(record: CaptureRecord, layer: int, site: str) -> str:
-    return f"capture {record.name!r}, layer {layer} ({site})"
+def _bound(record: CaptureRecord, layer: int, site: str) -> dict[str, Any]:
+    """What an array has of its capture."""
+    title = f"capture {record.name!r}, layer {layer} ({site})"
+    return {"identity": record.identity, "title": title, "bundled": record.bundled}
 
 
 @dataclass
@@ -111,6 +116,8 @@ class _Block:
     shards: dict[str, Future[tuple[int, str]]] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
     release: Callable[[], None] = lambda: None
+    bundle: BundleWriter | None = None
+    """What the files of a block of a bundled capture are written into."""
 
 
 class CaptureWriter:
@@ -120,6 +127,7 @@ class CaptureWriter:
         """Write blocks of `record` with `n_threads` encoders, with `overlap` beside whatever fills the next block."""
         check_can_gather(record)
         self._folder, self.record = folder, record
+        find_bundles(folder, record)
         self._specs = {spec.key: spec for spec in block_arrays(record)}
         self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="actstore-encoder")
         self._syncing = ThreadPoolExecutor(SYNCING_THREADS, thread_name_prefix="actstore-sync")
@@ -133,6 +141,8 @@ class CaptureWriter:
         """Told, in the thread that submits blocks, of each block once its commit record counts."""
         self.is_wanted: Callable[[int], bool] = lambda block: True
         """Asked, in the same thread, before anything of a block is written; a block that is not wanted is passed over."""
+        self._bundles: set[BundleWriter] = set()
+        """Those that are being written."""
 
     def __enter__(self) -> Self:
         return self
@@ -150,6 +160,8 @@ class CaptureWriter:
             # What the system has got is brought to the disk even after an error: it may be a whole block.
             self._committing.shutdown(wait=True)
             self._syncing.shutdown(wait=True)
+            for bundle in self._bundles:
+                bundle.abandon()
 
     @property
     def n_blocks_in_use(self) -> int:
@@ -177,8 +189,14 @@ class CaptureWriter:
             return
         statistics_bytes = self._pool.submit(statistics)
         job = _Block(block, began, statistics_bytes, Batch(self._syncing), files=files or {}, release=release)
-        for key, values in arrays.items():
-            job.shards[key] = self._pool.submit(self._write_shard, key, block, values, job.batch)
+        if self.record.bundled:
+            with self._block_errors(block):
+                job.bundle = BundleWriter(self._folder, layout.bundle_key(self.record.name, block), job.batch)
+            self._bundles.add(job.bundle)
+        # A bundle has its files in one order, whoever fills the block.
+        keys = [key for key in self._specs if key in arrays] if self.record.bundled else arrays
+        for number, key in enumerate(keys):
+            job.shards[key] = self._pool.submit(self._write_shard, key, arrays[key], job, number)
         previous, self._encoding = self._encoding, job
         if previous is not None:
             self._hand_over(previous)
@@ -210,20 +228,30 @@ class CaptureWriter:
                 future.result()
                 self.on_commit(number)
 
-    def _write_shard(self, key: str, block: int, values: NDArray[Any], batch: Batch) -> tuple[int, str]:
+    def _write_shard(self, key: str, values: NDArray[Any], job: _Block, number: int) -> tuple[int, str]:
         spec = self._specs[key]
-        parts = shard_parts(values, spec.grid, spec.compression, shard_seed(spec.identity, key, block))
-        with self._folder.writer(layout.shard_key(key, block), batch) as file:
+        parts = shard_parts(values, spec.grid, spec.compression, shard_seed(spec.identity, key, job.number))
+        if job.bundle is not None:
+            return job.bundle.add_shard(number, self._short(layout.shard_key(key, job.number)), parts)
+        with self._folder.writer(layout.shard_key(key, job.number), job.batch) as file:
             return write_parts(parts, file.write)
+
+    def _short(self, key: str) -> str:
+        return key.removeprefix(f"{layout.capture_key(self.record.name)}/")
 
     def _write_commit(self, job: _Block, files: Mapping[str, tuple[int, str]], statistics: bytes) -> None:
         """Bring a block to the disk, its commit record last."""
         name = self.record.name
-        prefix = layout.capture_key(name) + "/"
-        shards = {layout.shard_key(key, job.number).removeprefix(prefix): size for key, size in files.items()}
+        shards = {self._short(layout.shard_key(key, job.number)): size for key, size in files.items()}
         for key, data in {layout.block_statistics_key(name, job.number): statistics, **job.files}.items():
-            self._folder.write(key, data)
-            shards[key.removeprefix(prefix)] = len(data), checksum(data)
+            if job.bundle is None:
+                self._folder.write(key, data)
+                shards[self._short(key)] = len(data), checksum(data)
+            else:
+                shards[self._short(key)] = job.bundle.add(job.bundle.n_files, self._short(key), [data])
+        if job.bundle is not None:
+            job.bundle.close()
+            self._bundles.discard(job.bundle)
         job.batch.sync()
         record = CommitRecord(
             job.number,

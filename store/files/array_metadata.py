@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import zarr
 from zarr.core.array import AsyncArray
@@ -14,11 +14,22 @@ if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
 
 
+BUNDLED: Final[dict[str, Any]] = {"name": "actstore.bundle", "configuration": {"key": "bundles/{block}"}}
+"""Zarr's word for bytes that do not lie under their keys: other programs refuse the array, and take no block for empty."""
+
+
+def mark_bundled(folder: Folder, key: str) -> None:
+    """Say in the metadata of the array `key` that its shards lie in bundles."""
+    folder.write_json(f"{key}/zarr.json", folder.read_json(f"{key}/zarr.json") | {"storage_transformers": [BUNDLED]})
+
+
 def open_array(folder: Folder, key: str) -> zarr.Array[Any]:
     """The Zarr array under `key`, for slicing; `NotFoundError` where there is none, `FormatError` where it cannot be one."""
     try:
         # Zarr would read it however long or deep it is, and ask for the metadata of its older formats besides.
         metadata = folder.read_json(f"{key}/zarr.json")
+        if metadata.get("storage_transformers") == [BUNDLED]:  # which is what `folder` does when it reads a shard
+            metadata["storage_transformers"] = []
         array = zarr.Array(AsyncArray.from_dict(StorePath(folder.zarr, key), metadata))
     except (FileNotFoundError, NotFoundError):
         raise NotFoundError(f"{folder} has no array {key}.") from None

@@ -17,7 +17,7 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from actstore.store.errors import FormatError
-from actstore.store.files.array_metadata import open_array
+from actstore.store.files.array_metadata import mark_bundled, open_array
 from actstore.store.files.shards import Shard, index_nbytes, shard_seed
 from actstore.store.layout import FAST, ShardGrid, shard_grid, shard_key
 
@@ -44,14 +44,19 @@ _opened: Final[OrderedDict[tuple[ref[BlockArray], int], None]] = OrderedDict()
 _opening: Final = Lock()
 
 
-def _affordable_shards() -> int:
-    """Maximum number of shards that stay open: at most a quarter of the files that the process may open."""
+def affordable_files(most: int) -> int:
+    """Maximum number of files that stay open: at most a quarter of those that the process may open, and `most`."""
     try:
         import resource
     except ImportError:  # not on Windows, which sets no such limit
-        return OPEN_SHARDS
+        return most
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return OPEN_SHARDS if limit == resource.RLIM_INFINITY else min(OPEN_SHARDS, max(FEWEST_SHARDS, limit // 4))
+    return most if limit == resource.RLIM_INFINITY else min(most, max(FEWEST_SHARDS, limit // 4))
+
+
+def _affordable_shards() -> int:
+    """Maximum number of shards that stay open."""
+    return affordable_files(OPEN_SHARDS)
 
 
 def _close_oldest(n_left: int) -> None:
@@ -80,6 +85,8 @@ class BlockArraySpec:
     """The capture's, which the checksums of rows begin with; empty where it has none."""
     title: str = ""
     """What errors call it: the capture, the layer and the site."""
+    bundled: bool = False
+    """Whether its shards lie in bundles."""
 
     @property
     def grid(self) -> ShardGrid:
@@ -103,6 +110,8 @@ def create_block_array(folder: Folder, spec: BlockArraySpec, n_blocks: int) -> N
         attributes=spec.attributes,
         overwrite=True,
     )
+    if spec.bundled:
+        mark_bundled(folder, spec.key)
 
 
 class BlockArray:

@@ -10,7 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from actstore.store.errors import FormatError, NotFoundError, UnlistableError
-from actstore.store.layout import LOCK_NAME, capture_key, committed_key, edits_key, graphs_key, names_key
+from actstore.store.layout import (
+    LOCK_NAME,
+    bundles_prefix,
+    capture_key,
+    committed_key,
+    edits_key,
+    graphs_key,
+    names_key,
+)
 from actstore.store.storage.listing import is_readable
 
 if TYPE_CHECKING:
@@ -41,6 +49,8 @@ def part_of_lost_capture(folder: Folder, capture: str) -> str | None:
         return f"{prefix}/{finished[0]}"
     if "blocks" in names and (blocks := folder.names(f"{prefix}/blocks")):
         return f"{prefix}/blocks/{blocks[0]}"
+    if "bundles" in names and (bundles := folder.names(bundles_prefix(capture))):
+        return f"{bundles_prefix(capture)}/{bundles[0]}"
     for array in sorted(names.intersection((*_ARRAYS, "statistics"))):
         for key, _ in folder.sizes(f"{prefix}/{array}"):
             if "/c/" in key or array == "statistics":

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
     from actstore.store.storage.batch import Batch
+    from actstore.store.storage.inner_keys import InnerKeys
     from actstore.store.storage.pieces import Bytes, Source
     from actstore.store.storage.protocol import Storage
     from actstore.store.storage.writers import KeyWriter
@@ -59,6 +60,7 @@ class Folder:
         self.read_only, self.sync = read_only, sync
         self._options: dict[str, Any] = dict(argument("storage_options", storage_options, dict[str, Any] | None) or {})
         self.storage: Storage = open_storage(self.location, read_only=read_only, sync=sync, options=self._options)
+        self._inner_keys: dict[str, InnerKeys] = {}
 
     def __str__(self) -> str:
         return self.location
@@ -68,7 +70,7 @@ class Folder:
         return _reopen, (self.storage.address(), self.read_only, self.sync, self._options)
 
     def __copy__(self) -> Folder:
-        return self  # nothing in it changes
+        return self  # nothing in it changes but how keys are found
 
     def __deepcopy__(self, memo: object) -> Folder:
         return self
@@ -83,15 +85,41 @@ class Folder:
         """The same keys, as Zarr opens arrays among them."""
         return self.storage.zarr
 
+    def find_inside(self, prefix: str, keys: InnerKeys | None) -> None:
+        """From now on, ask `keys` for what is read below `prefix`; with None, nobody."""
+        self._inner_keys.pop(prefix, None)
+        if keys is not None:
+            self._inner_keys[prefix] = keys
+
+    def inner_keys(self, prefix: str) -> InnerKeys | None:
+        """What is asked for keys below `prefix`; None where each of them is an object of its own."""
+        return self._inner_keys.get(prefix)
+
+    def _inner_source(self, key: str, tail: int | None) -> Source | None:
+        for prefix, keys in list(self._inner_keys.items()):
+            if key.startswith(f"{prefix}/"):
+                return keys.source(key, tail)
+        return None
+
+    def _forget(self, key: str) -> None:
+        for prefix, keys in list(self._inner_keys.items()):
+            if key.startswith(f"{prefix}/") or f"{prefix}/".startswith(f"{key}/") or not key:
+                keys.forget(key)
+
     def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
         """The bytes under `key`, or their half-open range; `NotFoundError` where there are none."""
         with self._missing(key):
-            return self.storage.read(key, start, stop)
+            inner = self._inner_source(key, None if start is None and stop is None else 0)
+            if inner is None:
+                return self.storage.read(key, start, stop)
+            end = inner.nbytes if stop is None else min(stop, inner.nbytes)
+            return bytes(inner.read(min(start or 0, end), end))
 
     def view(self, key: str) -> Bytes:
         """The bytes under `key` without copying them where the disk allows; `NotFoundError` where there are none."""
         with self._missing(key):
-            return self.storage.view(key)
+            inner = self._inner_source(key, None)
+            return self.storage.view(key) if inner is None else inner.read(0, inner.nbytes)
 
     def source(self, key: str, *, tail: int | None = TAIL_NBYTES) -> Source:
         """The bytes under `key`, to read pieces of; `NotFoundError` where there are none.
@@ -100,7 +128,7 @@ class Folder:
         with the first request, and each other piece takes one of its own.
         """
         with self._missing(key):
-            return self.storage.source(key, tail)
+            return self._inner_source(key, tail) or self.storage.source(key, tail)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """What `function`, which reads, gives for each item, in order: several at once where the storage waits for a server."""
@@ -114,6 +142,7 @@ class Folder:
         """Replace what is under `key`, so that a reader sees the old bytes or the new, never a part."""
         self._check_writable()
         self.storage.write(key, data)
+        self._forget(key)
 
     def create(self, key: str, data: Bytes) -> None:
         """Write under `key` where there is nothing, else `FileExistsError`; of two that try at once, one succeeds.
@@ -142,12 +171,15 @@ class Folder:
 
     def exists(self, key: str) -> bool:
         """Whether there are bytes under `key`."""
-        return self.storage.exists(key)
+        with contextlib.suppress(FileNotFoundError):
+            return self._inner_source(key, 0) is not None or self.storage.exists(key)
+        return False
 
     def delete(self, key: str) -> None:
         """Remove `key`, and everything below it; nothing happens where there is nothing."""
         self._check_writable()
         self.storage.delete(key)
+        self._forget(key)
 
     def remove_leftovers(self, prefix: str) -> None:
         """Remove the temporary files of killed writers below `prefix`, which the caller must own for writing."""
@@ -159,12 +191,13 @@ class Folder:
         return self.storage.names(prefix)
 
     def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Every key below `prefix` with its size in bytes."""
+        """Every key below `prefix` that is an object of its own, with its size in bytes."""
         return self.storage.sizes(prefix)
 
     def local_path(self, key: str = "") -> Path | None:
-        """Where `key`, or the whole store, is on the local disk; None where it is not on one."""
-        return self.storage.local_path(key)
+        """Where `key`, or the whole store, is on the local disk; None where it is not on one, or inside of another file."""
+        is_inner = any(key.startswith(f"{prefix}/") and keys.has(key) for prefix, keys in self._inner_keys.items())
+        return None if is_inner else self.storage.local_path(key)
 
     def free_nbytes(self) -> int | None:
         """Free bytes of the disk that the store is on, or will be; None where that is not known."""

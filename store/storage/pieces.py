@@ -66,6 +66,37 @@ class MemorySource:
         """Nothing: all of it is in memory."""
 
 
+class PartSource:
+    """A part of a source, of whose end a copy may be in memory."""
+
+    def __init__(self, whole: Source, at: int, nbytes: int, tail: bytes = b"") -> None:
+        """The `nbytes` bytes of `whole` from `at` on; `tail` are the last of them."""
+        self._whole, self._at, self.nbytes = whole, at, nbytes
+        self._tail, self._tail_at = memoryview(tail), nbytes - len(tail)
+        self.nbytes_held = nbytes if whole.nbytes_held >= whole.nbytes else len(tail)
+
+    def read(self, start: int, stop: int) -> Bytes:
+        """Bytes start…stop; `EOFError` where there are fewer."""
+        self._check(stop)
+        if start >= self._tail_at:
+            return self._tail[start - self._tail_at : stop - self._tail_at]
+        return self._whole.read(self._at + start, self._at + stop)
+
+    def read_into(self, start: int, out: NDArray[Any]) -> None:
+        """Fill the contiguous `out` with the bytes from `start`; `EOFError` where there are fewer."""
+        self._check(start + out.nbytes)
+        self._whole.read_into(self._at + start, out)
+
+    def will_need(self) -> None:
+        """Have the system fetch the part in one go, where it is one of a file of the local disk."""
+        if isinstance(self._whole, FileSource):
+            self._whole.will_need(self._at, self.nbytes)
+
+    def _check(self, stop: int) -> None:
+        if stop > self.nbytes:
+            raise EOFError(f"it ends at byte {self.nbytes}")
+
+
 class FileSource:
     """A file on the local disk, read in place by any number of threads.
 
@@ -114,10 +145,10 @@ class FileSource:
             rest = self.read(start + n, start + out.nbytes)
             out.reshape(-1).view(np.uint8)[n:] = np.frombuffer(rest, np.uint8)
 
-    def will_need(self) -> None:
-        """Have the system fetch the file in one go."""
+    def will_need(self, start: int = 0, n: int = 0) -> None:
+        """Have the system fetch `n` bytes from `start` in one go; with 0, all from there on."""
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self._descriptor, start, n, os.POSIX_FADV_WILLNEED)
 
     def _read(self, start: int, n: int) -> bytes:
         if hasattr(os, "pread"):

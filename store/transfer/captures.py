@@ -18,9 +18,12 @@ from actstore.store.capture.statistics.capture_statistics import UNLISTED, UNLIS
 from actstore.store.capture.statistics.neuron_table import remove_finished
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.files.bundle_writer import write_bundle
+from actstore.store.files.bundles import open_bundle
 from actstore.store.files.names import write_names
 from actstore.store.layout import (
     GATE_SIGN,
+    bundle_key,
     capture_key,
     commit_key,
     committed_key,
@@ -150,15 +153,28 @@ class CaptureCopy:
         commit = parse_commit(self.source, self.record, block, parse_json(data, f"{self.source}/{key}"))
         if not (is_there and self._has_block(commit, key, data)):
             self._unfinish()
-            self.transfer.copy(
-                File(f"{prefix}/{short}", whole(checksum), nbytes)
-                for short, (nbytes, checksum) in commit.shards.items()
-            )
+            if self.record.bundled:
+                self._copy_bundle(commit)
+            else:
+                self.transfer.copy(
+                    File(f"{prefix}/{short}", whole(checksum), nbytes)
+                    for short, (nbytes, checksum) in commit.shards.items()
+                )
             self.transfer.write(key, data)
             with self._unfinishing:
                 self.n_blocks += 1
         self.on_block()
         return commit
+
+    def _copy_bundle(self, commit: CommitRecord) -> None:
+        """Copy the bundle of a block: every file in it is held against the commit record."""
+        block = commit.block
+        try:
+            bundle = open_bundle(self.source, self.record, block)
+            write_bundle(self.target, self.record, block, ((key, bundle) for key in commit.shards), commit.shards)
+        except NotFoundError:
+            raise damaged(self.source, bundle_key(self.name, block), "it is missing, or lacks a file") from None
+        self.transfer.count(sum(nbytes for nbytes, _ in commit.shards.values()))
 
     def _has_block(self, commit: CommitRecord, key: str, data: bytes) -> bool:
         """Whether the target has a block with the same values, from here or computed there; not one with a damaged record.

@@ -157,6 +157,8 @@ def every_kind(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> di
     write_root(folder, dataclasses.replace(planted_stores.model_record(), weights=parts))
     planted_stores.plant(path)
     planted_stores.plant(path, "unfinished", planted_stores.Planted(seed=5, blocks=(0, 2), finish=False))
+    for name, seed in (("bundled", 6), ("another", 7)):
+        planted_stores.plant(path, name, planted_stores.Planted(seed=seed, bundled=True))
     _plant_questions(folder)
     _plant_images(folder)
     _plant_graphs(folder)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import planted_stores
 import pytest
 from counting_proxy import Fault
+from planted_stores import Planted, plant
 from static_server import StaticServer
 
 import actstore
@@ -21,7 +23,6 @@ from actstore.store.transfer import captures
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from counting_proxy import CountingProxy, Request
 
@@ -47,8 +48,13 @@ def check_same(src: object, dst: object) -> None:
 def test_a_copy_on_disk_has_the_same_bytes(cli: Callable[..., Any], whole_store: Path, tmp_path: Path) -> None:
     copied = cli("copy", whole_store, tmp_path / "copy", "--json", "--quiet").json
     check_same(whole_store, tmp_path / "copy")
-    assert copied["captures"] == ["corpus", "images", "questions", "unfinished"]
-    assert (copied["graphs"], copied["edits"], copied["n_blocks"], copied["n_copied"]) == (["graphs"], ["double"], 7, 7)
+    assert copied["captures"] == ["another", "bundled", "corpus", "images", "questions", "unfinished"]
+    assert (copied["graphs"], copied["edits"], copied["n_blocks"], copied["n_copied"]) == (
+        ["graphs"],
+        ["double"],
+        13,
+        13,
+    )
     files = [data for key, data in contents(whole_store).items() if key not in INDEXES]
     assert (copied["n_files"], copied["nbytes"]) == (len(files), sum(map(len, files)))
     assert actstore.open(tmp_path / "copy").verify() == []
@@ -65,6 +71,22 @@ def test_through_s3_and_back(whole_store: Path, s3_location: str, tmp_path: Path
     check_same(whole_store, tmp_path / "back")
 
 
+def test_bundles_are_copied_whole_and_checked(s3_location: str, tmp_path: Path) -> None:
+    plant(tmp_path / "store", what=Planted(bundled=True, precision="int8"))
+    actstore.copy(tmp_path / "store", s3_location)
+    actstore.copy(s3_location, tmp_path / "copy")
+    check_same(tmp_path / "store", tmp_path / "copy")
+    assert actstore.open(tmp_path / "copy").verify() == []
+    bundle = tmp_path / "store/captures/corpus/bundles/1"
+    for damage, what in ((flip, "is damaged"), (Path.unlink, "bundles/1 is damaged, .* it is missing")):
+        damage(bundle)
+        copied = tmp_path / f"copy of {what[:3]}"
+        with pytest.raises(FormatError, match=what):
+            actstore.copy(tmp_path / "store", copied)
+        assert not (copied / "captures/corpus/blocks/1.json").exists()
+        assert not (copied / "captures/corpus/bundles/1").exists()
+
+
 def test_from_a_web_server(whole_store: Path, tmp_path: Path) -> None:
     """Which lists nothing: a capture without an index, whose blocks nobody can name there, is refused."""
     server = StaticServer(whole_store.parent)
@@ -75,7 +97,7 @@ def test_from_a_web_server(whole_store: Path, tmp_path: Path) -> None:
     report = actstore.copy(url, tmp_path / "copy", captures=["corpus"])
     server.close()
     assert (report.captures, report.graphs, report.edits) == (("corpus",), ("graphs",), ("double",))
-    others = tuple(f"captures/{name}/" for name in ("images", "questions", "unfinished"))
+    others = tuple(f"captures/{name}/" for name in ("another", "bundled", "images", "questions", "unfinished"))
     expected = {key: data for key, data in contents(whole_store).items() if not key.startswith(others)}
     found = contents(tmp_path / "copy")
     assert found.keys() == expected.keys()

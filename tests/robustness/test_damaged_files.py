@@ -83,6 +83,12 @@ def _corpus(path: Path) -> Any:
     return [capture.activations(layer, 2) for layer in (0, 1)], capture.gate_signs(1, 0), capture.tokens()
 
 
+def _bundled(path: Path) -> Any:
+    capture = Store(path).capture("bundled")
+    statistics = read_block_statistics(capture.folder, capture.record, 1).encode()
+    return [capture.activations(layer, 2) for layer in (0, 1)], capture.gate_signs(1, 1), statistics
+
+
 def _commit(path: Path) -> Any:
     return read_commit(Folder(path), Store(path).capture("corpus").record, 1).to_json()
 
@@ -108,6 +114,7 @@ READERS: dict[str, list[Callable[[Path], Any]]] = {
         lambda path: Store(path).neurons("unfinished"),
         lambda path: Store(path).neuron(1, 3).exemplars(2, "unfinished"),
     ],
+    "captures/bundled/bundles/1": [_bundled],
     "captures/corpus/windows.parquet": [
         lambda path: Store(path).capture("corpus").windows(),
         lambda path: vars(Store(path).capture("corpus").block_plan(1)),
@@ -290,7 +297,7 @@ def test_the_file_of_another_capture_is_refused_in_its_place(
     key: str, whole_store: Path, every_kind: dict[str, bytes], right: dict[str, list[Any]]
 ) -> None:
     """The same file of every other capture: whole, of the right form, and with checksums of its own."""
-    for name in ("corpus", "unfinished", "questions", "images"):
+    for name in ("corpus", "unfinished", "another", "questions", "images"):
         other = "/".join(["captures", name, *key.split("/")[2:]])
         if is_like(key, other) and every_kind.get(other, every_kind[key]) != every_kind[key]:
             check(whole_store, key, every_kind[other], right[key])

@@ -55,6 +55,8 @@ class Planted:
     blocks: Sequence[int] | None = None
     """The blocks to commit, in this order; all by default."""
     finish: bool = True
+    bundled: bool = False
+    """Whether all files of a block lie in one object."""
 
 
 def model_record() -> ModelRecord:
@@ -120,6 +122,7 @@ def capture_record(name: str, plan: PlanRecord, what: Planted) -> CaptureRecord:
         settings={},
         plan=plan,
         statistics=tuple(STATISTICS),
+        bundled=what.bundled,
     )
 
 

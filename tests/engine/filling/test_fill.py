@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_text import save_llama
@@ -17,6 +19,7 @@ from written_captures import downloaded, written
 
 import actstore
 from actstore.engine.capture.progress import CaptureProgress
+from actstore.engine.capture.sizes import estimate_objects
 from actstore.engine.workers import numerics
 from actstore.store.capture.commits import committed_blocks
 from actstore.store.capture.workers.claims import BlockClaims
@@ -94,6 +97,38 @@ def test_workers_divide_the_blocks(store: Path, whole: dict[str, object]) -> Non
     assert sorted(results[0] + results[1]) == list(range(n_blocks)), "no block is filled twice"
     actstore.finish(store)
     assert written(store) == whole
+
+
+def test_workers_write_the_bundles_that_one_process_does(
+    tiny_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captures that would have many files are bundled unless told, and resumed only as they were begun."""
+    model, settings = str(tiny_model), SETTINGS | {"max_tokens": 250}
+    monkeypatch.setattr("actstore.engine.capture.sizes.MOST_FILES", 30)
+    assert actstore.estimate(model, corpus, tmp_path / "none", options=OPTIONS, **settings).bundled
+    planned = actstore.plan(model, corpus, tmp_path / "divided", options=OPTIONS, **settings)
+    assert planned.record.bundled
+    resumed = dataclasses.replace(OPTIONS, resume=True)
+    with pytest.raises(InvalidInputError, match=r"cannot be resumed: bundle is True there and False now\."):
+        actstore.plan(model, corpus, tmp_path / "divided", options=resumed, bundle=False)
+    threads = [threading.Thread(target=actstore.fill, args=(tmp_path / "divided",)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    actstore.finish(tmp_path / "divided")
+    whole = actstore.capture(model, corpus, tmp_path / "whole", options=OPTIONS, bundle=True, **settings)
+    assert written(tmp_path / "divided") == written(tmp_path / "whole")
+    # The files of its own, and some for all blocks together.
+    objects = [key for key, _ in whole.folder.sizes("captures/corpus")]
+    assert sum("/blocks/" in key or "/bundles/" in key for key in objects) == 2 * whole.record.plan.n_blocks
+    assert 0 <= len(objects) - estimate_objects(whole.record) < 100
+    plain = actstore.capture(model, corpus, tmp_path / "plain", options=OPTIONS, bundle=False, **settings)
+    assert not plain.record.bundled
+    assert plain.record.identity == whole.record.identity
+    n_files = len(list(plain.folder.sizes("captures/corpus")))
+    assert n_files - len(objects) == estimate_objects(plain.record) - estimate_objects(whole.record)
+    np.testing.assert_array_equal(plain.activations(1, 3), whole.activations(1, 3))
 
 
 class Clock:

@@ -22,7 +22,8 @@ from actstore.store import layout
 from actstore.store.capture.commits import read_commit
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, read_block_statistics
 from actstore.store.errors import InvalidInputError, NotFoundError, ReadOnlyError
-from actstore.store.files.shards import checksum, encode_shard
+from actstore.store.files.bundle_writer import BundleWriter
+from actstore.store.files.shards import checksum, encode_shard, shard_seed
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.lock import own
 
@@ -112,6 +113,9 @@ BLOCK: list[tuple[dict[str, Any], str, Damaging]] = [
     ({"precision": "none"}, "blocks/0.statistics.safetensors.zst", delete),
     ({"precision": "half", "sites": ("mlp.post", "resid.post")}, "values/resid.post/1/c/0/1", flip),
     ({"dtype": "bfloat16"}, "values/mlp.post/1/c/0/1", flip),
+    ({"precision": "int8", "bundle": True}, "bundles/1", flip),
+    ({"precision": "int8", "bundle": True}, "bundles/2", cut),
+    ({"precision": "int8", "bundle": True}, "blocks/1.json", delete),
 ]
 
 
@@ -331,6 +335,37 @@ def test_other_numerics_are_said_and_written_only_if_accepted(copied: Callable[.
     assert all("written anew" in one.what for one in report.repaired if one.damage.block == 1)
     assert actstore.open(store).verify() == []
     assert differing(files_of(store), whole) == []
+
+
+def test_a_bundle_keeps_its_files_that_are_whole(copied: Callable[..., Path]) -> None:
+    """Also one that comes out otherwise here: only the damaged one is put in place."""
+    store = copied(precision="int8", bundle=True)
+    capture, folder = actstore.open(store).capture(), Folder(store, read_only=False)
+    record = capture.record
+    commit, array = read_commit(folder, record, 1), layout.values_key("corpus", "mlp.post", 0)
+    values = capture.raw_block(0, 1).copy()
+    values[0, 0] ^= 1
+    grid = layout.shard_grid(len(values), record.plan.block_slots)
+    other = encode_shard(values, grid, record.encoding.compression, shard_seed(record.identity, array, 1))
+    files = {key: capture.folder.read(f"{IN_CAPTURE}{key}") for key in commit.shards} | {
+        "values/mlp.post/0/c/0/1": other
+    }
+    writer = BundleWriter(folder, layout.bundle_key("corpus", 1))
+    for number, (key, data) in enumerate(files.items()):
+        writer.add(number, key, [data])  # without the lengths of chunks: readers look them up
+    writer.close()
+    changed = dataclasses.replace(commit, shards={key: (len(data), checksum(data)) for key, data in files.items()})
+    folder.write_json(layout.commit_key("corpus", 1), changed.with_checksum().to_json())
+    np.testing.assert_array_equal(actstore.open(store).capture().raw_block(0, 1), values)
+    path = store / IN_CAPTURE / "bundles/1"
+    data = path.read_bytes()
+    at = data.index(files["gate_sign/0/c/0/1"]) + 40
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    assert [one.key for one in actstore.open(store).verify() if one.block == 1] == ["gate_sign/0/c/0/1"]
+    report = actstore.open(store).repair()
+    assert [one.damage.key for one in report.repaired if one.damage.block == 1] == ["gate_sign/0/c/0/1"]
+    again = actstore.open(store).capture().folder
+    assert {key: again.read(f"{IN_CAPTURE}{key}") for key in files} == files
 
 
 def test_a_block_whose_record_is_lost_with_other_values_is_not_written_over(copied: Callable[..., Path]) -> None:

@@ -237,7 +237,7 @@ def test_more_documents_than_a_row_group(folder):
 
 
 def test_arrays_longer_than_their_chunk(folder, monkeypatch):
-    monkeypatch.setattr("actstore.store.capture.plan._CHUNK", 100)
+    monkeypatch.setattr("actstore.store.capture.plan.CHUNK", 100)
     rng = np.random.default_rng(0)
     writer = PlanWriter(folder, "corpus", 64, {})
     writer.add_document({"source": "", "sha256": "", "n_tokens": 0})

@@ -9,7 +9,7 @@ import pytest
 from actstore.store.capture.commits import committed_blocks, damaged_shards, read_commit
 from actstore.store.capture.writer import CaptureWriter, block_arrays, create_capture
 from actstore.store.errors import CaptureError, FormatError
-from actstore.store.layout import commit_key, gate_sign_key, shard_key, values_key
+from actstore.store.layout import block_answers_key, commit_key, gate_sign_key, shard_key, values_key
 from actstore.store.reader import Store, read_capture
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.memory import MemoryStorage
@@ -17,8 +17,12 @@ from actstore.store.verify import verify_capture
 
 
 @pytest.fixture
-def record(record):
-    return dataclasses.replace(record, identity=record.identity_of())
+def record(record, request):
+    """Of a capture whose blocks are bundled, where the test's parameter says so."""
+    return dataclasses.replace(record, identity=record.identity_of(), bundled=getattr(request, "param", False))
+
+
+EITHER = pytest.mark.parametrize("record", [False, True], indirect=True, ids=["files", "bundled"])
 
 
 @pytest.fixture
@@ -59,6 +63,7 @@ def test_a_precision_has_its_arrays(record, precision, names):
     assert {spec.key.split("/")[2] for spec in block_arrays(changed)} == names
 
 
+@EITHER
 def test_a_block_appears_with_its_commit_record_and_not_before(folder, record):
     seen = []
     with CaptureWriter(folder, record, n_threads=2, overlap=True) as writer:
@@ -73,6 +78,7 @@ def test_a_block_appears_with_its_commit_record_and_not_before(folder, record):
     assert all(list(damaged_shards(folder, read_capture(folder, "corpus"), block)) == [] for block in range(3))
 
 
+@EITHER
 def test_the_commit_record_lists_every_shard(folder, record):
     with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
         writer.submit(2, arrays_of(record, 1), lambda: b"statistics", began=0.0)
@@ -136,7 +142,15 @@ def test_at_most_two_blocks_are_in_memory(folder, record, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "full_for", ["values/mlp.post/1/c/0/2", "blocks/2.statistics.safetensors.zst", "blocks/2.json"]
+    ("full_for", "record"),
+    [
+        ("values/mlp.post/1/c/0/2", False),
+        ("blocks/2.statistics.safetensors.zst", False),
+        ("blocks/2.json", False),
+        ("bundles/2", True),
+        ("blocks/2.json", True),
+    ],
+    indirect=["record"],
 )
 def test_a_full_disk_keeps_what_was_committed(folder, record, monkeypatch, full_for):
     write = MemoryStorage.write
@@ -168,6 +182,7 @@ def test_a_disk_that_is_full_for_what_follows_a_commit(folder, record):
     assert committed_blocks(folder, "corpus") == [0]
 
 
+@EITHER
 def test_an_interruption_commits_nothing_half_done(folder, record):
     def interrupt(block):
         raise KeyboardInterrupt
@@ -177,6 +192,7 @@ def test_an_interruption_commits_nothing_half_done(folder, record):
     assert committed_blocks(folder, "corpus") == [0]
 
 
+@EITHER
 @pytest.mark.parametrize("overlap", [False, True])
 def test_what_is_on_disk_when_a_commit_record_is_written(tmp_path, record, overlap, recorded_disk):
     """In a power cut, a commit record may be there only with all that it vouches for, and the folders on the way to it."""
@@ -185,15 +201,18 @@ def test_what_is_on_disk_when_a_commit_record_is_written(tmp_path, record, overl
     with CaptureWriter(folder, record, n_threads=2, overlap=overlap) as writer:
         for block in range(3):
             writer.submit(
-                block, arrays_of(record, block), lambda: b"statistics", began=0.0, files={"captures/corpus/x": b"y"}
+                block, arrays_of(record, block), lambda: b"statistics", 0.0, {block_answers_key("corpus", block): b"y"}
             )
     records = [path for path in recorded_disk.renamed if path.parent.name == "blocks" and path.suffix == ".json"]
     assert [path.name for path in records] == ["0.json", "1.json", "2.json"]
     for path in records:
         safe = recorded_disk.safe_before(path)
         commit = read_commit(folder, read_capture(folder, "corpus"), int(path.stem))
-        assert {tmp_path / "store/captures/corpus" / key for key in commit.shards} <= safe
-        assert {tmp_path / "store", tmp_path / "store/captures/corpus/values/mlp.post/0/c/0"} <= safe
+        files, folders = set(commit.shards), {"values/mlp.post/0/c/0"}
+        if record.bundled:
+            files, folders = {f"bundles/{path.stem}"}, {"bundles"}
+        assert {tmp_path / "store/captures/corpus" / key for key in files | folders} <= safe
+        assert tmp_path / "store" in safe
     recorded_disk.check()
 
 
@@ -235,7 +254,11 @@ def test_at_most_one_block_waits_for_the_disk(tmp_path, record, monkeypatch):
     ("number", "reason", "remedy"),
     [(errno.ENOSPC, "is full", "make room"), (errno.EIO, "fails (Input/output error)", "check the disk")],
 )
-@pytest.mark.parametrize("failing", ["values/mlp.post/1/c/0/1", "blocks", "blocks/1.json"])
+@pytest.mark.parametrize(
+    ("failing", "record"),
+    [("values/mlp.post/1/c/0/1", False), ("blocks", False), ("blocks/1.json", False), ("bundles/1", True)],
+    indirect=["record"],
+)
 def test_a_disk_that_fails_to_sync(tmp_path, record, monkeypatch, failing, number, reason, remedy):
     """A failed sync is never tried again: the system may have dropped the bytes, and would say that all is well."""
     folder, fsync, began = Folder(tmp_path, read_only=False), os.fsync, []

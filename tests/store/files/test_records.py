@@ -49,6 +49,7 @@ CAPTURE = CaptureRecord(
     "r" * 32,
     "i" * 32,
     {"tokens/ids": "d" * 32},
+    True,
 )
 COMMIT = CommitRecord(
     7,

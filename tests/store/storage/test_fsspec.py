@@ -6,6 +6,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import fsspec
+import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from storage_contract import StorageContract
@@ -61,6 +62,21 @@ def test_a_driver_that_fails_is_an_error_that_names_the_location(monkeypatch: py
     with pytest.raises(OSError) as caught:  # noqa: PT011 (the whole message is compared)
         folder.read("key")
     assert str(caught.value) == "objects://bucket/store cannot be read: RuntimeError: The server refuses."
+
+
+def test_of_a_large_object_pieces_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder("objects://bucket/large", read_only=False)
+    folder.write("key", bytes(range(100)))
+    monkeypatch.setattr("actstore.store.storage.zarr_storage.LARGE_NBYTES", 99)
+    source = folder.source("key", tail=10)
+    assert (source.nbytes, source.nbytes_held) == (100, 0)
+    assert bytes(source.read(7, 9)) == b"\x07\x08"
+    out = np.empty((2, 2), np.uint8)
+    source.read_into(3, out)
+    np.testing.assert_array_equal(out, [[3, 4], [5, 6]])
+    with pytest.raises(EOFError, match="ends at byte 100"):
+        source.read(90, 101)
+    assert folder.source("key", tail=None).nbytes_held == 100
 
 
 def test_an_unknown_scheme_is_refused() -> None:

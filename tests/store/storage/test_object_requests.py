@@ -11,9 +11,11 @@ import pytest
 from planted_stores import Planted, plant
 
 import actstore
+from actstore.store.files.bundles import FIRST_TAIL_NBYTES
 from actstore.store.files.plain_arrays import write_array
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
+from actstore.store.verify import verify_capture
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,6 +83,48 @@ def test_verify_downloads_nothing_twice(stored: Store, s3: CountingProxy, blocks
     # what is not there.
     assert nbytes - 1000 < s3.nbytes < 1.04 * nbytes
     assert len(s3.requests) < len([*blocks_path.rglob("*")])
+
+
+@pytest.fixture(scope="module")
+def bundles_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same capture, bundled."""
+    path = tmp_path_factory.mktemp("bundles") / "store"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planted_stores, "BLOCK_SLOTS", 8 * SLOTS)
+        what = Planted((8 * SLOTS,) * 3, lambda n: np.arange(n, dtype=np.int32), precision="int8", bundled=True)
+        plant(path, what=what)
+    return path
+
+
+def test_the_first_neuron_of_a_bundle_takes_three_requests_per_block_and_that_of_another_layer_two(
+    bundles_path: Path, s3: CountingProxy
+) -> None:
+    """The end of the bundle, which says where the rows of every layer are; head of the chunk and values of each shard."""
+    location = f"s3://bucket/{uuid.uuid4()}/store"
+    disk, bucket = Folder(bundles_path), Folder(location, read_only=False)
+    list(bucket.map(lambda key: bucket.write(key, disk.read(key)), [key for key, _ in disk.sizes()]))
+    assert disk.source("captures/corpus/bundles/0").nbytes > 2 * FIRST_TAIL_NBYTES
+    stored, local = Store(location), Store(bundles_path)
+    for neuron, n_requests in (("L1.N33", 3), ("L1.N34", 1), ("L1.N3", 2), ("L0.N2", 2), ("L0.N3", 1)):
+        s3.clear()
+        np.testing.assert_array_equal(stored.neuron(neuron).activations(), local.neuron(neuron).activations())
+        of_values = [request for request in s3.requests if "/bundles/" in request.path]
+        assert len(of_values) == n_requests * 3, neuron
+        assert len(s3.requests) - len(of_values) <= 8
+    s3.clear()
+    np.testing.assert_array_equal(stored.capture().block_values(1, 2), local.capture().block_values(1, 2))
+    # The scales lie in the end of the bundle that was fetched first.
+    assert len([request for request in s3.requests if "/bundles/" in request.path]) <= 2
+
+
+def test_a_bundle_is_written_in_one_upload(s3: CountingProxy) -> None:
+    location = f"s3://bucket/{uuid.uuid4()}/store"
+    plant(location, what=Planted(bundled=True, finish=False))
+    written = [request.path for request in s3.requests if request.method == "PUT" and "/corpus/b" in request.path]
+    assert sorted(path.partition("/corpus/")[2] for path in written) == sorted(
+        f"{kind}{block}{end}" for block in range(3) for kind, end in (("bundles/", ""), ("blocks/", ".json"))
+    )
+    assert verify_capture(Store(location).peek()) == []
 
 
 def test_a_scan_takes_one_request_per_shard(stored: Store, s3: CountingProxy, blocks_path: Path) -> None:

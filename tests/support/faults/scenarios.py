@@ -48,6 +48,7 @@ FORCE = ("", "--force")
 SCENARIOS = (
     Scenario("capture", "empty", CAPTURE, RESUME),
     Scenario("capture int8", "empty", f"{CAPTURE} --precision int8", RESUME),
+    Scenario("capture --bundle", "empty", f"{CAPTURE} --precision int8 --bundle", RESUME),
     Scenario("capture sparse", "empty", f"{CAPTURE} --precision sparse", RESUME),
     Scenario("capture none", "empty", f"{CAPTURE} --precision none", RESUME),
     Scenario("capture into a store", "captured", f"{CAPTURE} --name second --max-tokens 300", RESUME),
@@ -87,6 +88,8 @@ RICH = (
     ATTRIBUTE,
     f"{CAPTURE} --name int8 --precision int8 --max-tokens 300",
     f"{CAPTURE} --name sparse --precision sparse --max-tokens 300",
+    f"{CAPTURE} --name bundled --precision int8 --max-tokens 300 --bundle",
+    f"{CAPTURE} --name also-bundled --precision half --max-tokens 300 --bundle",
     "graphs build {store} --capture corpus --neurons L0.N3,L1.N7 --quiet",
     SAMPLE,
     SUPPRESS,

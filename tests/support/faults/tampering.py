@@ -31,6 +31,7 @@ CLASSES: dict[str, str] = {
     "array metadata": r"captures/.*/(values|gate_sign|scale|tokens|inputs|statistics)/.*/zarr.json",
     "commit records": r"captures/.*/blocks/\d+.json",
     "block statistics": r"captures/.*/blocks/.*.statistics.safetensors.zst",
+    "bundles": r"captures/.*/bundles/\d+",
     "block answers": r"captures/.*/blocks/.*.answers.parquet",
     "capture records": r"captures/[^/]*/zarr.json",
     "tables": r"captures/[^/]*/[^/]*.parquet",
