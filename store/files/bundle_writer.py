@@ -94,11 +94,13 @@ class BundleWriter:
             self._file.write(piece)
         pieces.clear()
 
-    def close(self) -> None:
-        """Write the index, and publish the bundle."""
-        self._file.write(pack_index(self._index))
+    def close(self) -> int:
+        """Write the index, and publish the bundle; its size in bytes."""
+        index = pack_index(self._index)
+        self._file.write(index)
         self._file.close()
         forget_bundle(self._folder, self._key)
+        return sum(nbytes for _, nbytes, *_ in self._index) + len(index)
 
     def abandon(self) -> None:
         """Drop what was written, when no thread is adding to it; nothing happens once it is closed."""
@@ -111,9 +113,10 @@ def write_bundle(
     block: int,
     files: Iterable[tuple[str, Bundle]],
     expected: Mapping[str, tuple[int, str]],
-) -> None:
+) -> int:
     """Write a block's bundle anew, each file (its key below the capture) out of some bundle; it appears whole or not at all.
 
+    Returns its size in bytes.
     `expected`: key → (size, checksum), as the block's commit record has them. `FormatError` where a file has others, and
     `NotFoundError` where a bundle lacks it: nothing is written then.
     """
@@ -122,7 +125,7 @@ def write_bundle(
         for file, bundle in files:
             found = writer.add(writer.n_files, file, *bundle.copy(file))
             _compare(f"{file} of {key}", found, expected[file])
-        writer.close()
+        return writer.close()
     except BaseException:
         writer.abandon()
         raise

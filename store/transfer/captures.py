@@ -171,10 +171,10 @@ class CaptureCopy:
         block = commit.block
         try:
             bundle = open_bundle(self.source, self.record, block)
-            write_bundle(self.target, self.record, block, ((key, bundle) for key in commit.shards), commit.shards)
+            files = ((key, bundle) for key in commit.shards)
+            self.transfer.count(write_bundle(self.target, self.record, block, files, commit.shards))
         except NotFoundError:
             raise damaged(self.source, bundle_key(self.name, block), "it is missing, or lacks a file") from None
-        self.transfer.count(sum(nbytes for nbytes, _ in commit.shards.values()))
 
     def _has_block(self, commit: CommitRecord, key: str, data: bytes) -> bool:
         """Whether the target has a block with the same values, from here or computed there; not one with a damaged record.
