@@ -41,6 +41,7 @@ from benchmarks.rows import (  # noqa: E402 - the checkout must be importable fi
     packing,
     reading,
     sizes,
+    workers,
 )
 
 ROWS = (
@@ -57,6 +58,7 @@ ROWS = (
     *reading.ROWS,
     *checksums.ROWS,
     *growth.ROWS,
+    *workers.ROWS,
 )
 SKIPPED = (*capture.SKIPPED, *(() if torch.cuda.is_available() else ("on a GPU: this machine has none",)))
 PACKAGES = ("actstore", "torch", "zarr", "numcodecs", "numba", "numpy")

@@ -30,6 +30,15 @@ class Executor(Protocol):
         """The results in the order of the items: what is added up in it has the bits of one process."""
 
 
+def thread_variables(threads: int) -> dict[str, str]:
+    """The variables by which libraries that compute with several threads are told how many a worker's process has.
+
+    Each would take as many as there are processors, and all would wait for one another.
+    """
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    return dict.fromkeys(names, str(threads))
+
+
 class WorkerEnded(Exception):
     """A worker was killed, or ended by itself, with an item unfinished."""
 

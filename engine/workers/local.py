@@ -12,7 +12,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from actstore.engine.workers.executor import WorkerEnded, in_order
+from actstore.engine.workers.executor import WorkerEnded, in_order, thread_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +35,7 @@ class Local:
     def __init__(self, n_workers: int = 1) -> None:
         """With more than one, each is a new process, which imports everything for itself."""
         self.n_workers = n_workers
-        self.threads_per_worker = max(1, (os.cpu_count() or 1) // n_workers)
+        self.threads_per_worker = max(1, _n_processors() // n_workers)
 
     def map_unordered(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
         """As `Executor.map_unordered`."""
@@ -49,7 +49,7 @@ class Local:
         try:
             while True:
                 while (idle or len(busy) < self.n_workers) and (following := next(remaining, _NOTHING)) is not _NOTHING:
-                    process = idle.popleft() if idle else _Process(function, self.n_workers)
+                    process = idle.popleft() if idle else _Process(function, self.threads_per_worker)
                     process.give(following)
                     busy.append(process)
                 if not busy:
@@ -77,23 +77,17 @@ class Local:
 _NOTHING: Final[Any] = object()
 
 
-def _processor_share(n_workers: int) -> dict[str, str]:
-    """The number of threads that each process takes, in the variables of the libraries that compute with several.
-
-    Each would take as many as there are processors, and all would wait for one another. What the user has set stays.
-    """
-    n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = str(max(1, n_processors // n_workers))
-    return dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), threads)
+def _n_processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Process:
     """One worker, and the item that it has."""
 
-    def __init__(self, function: Callable[[Any], Any], n_workers: int) -> None:
+    def __init__(self, function: Callable[[Any], Any], threads: int) -> None:
         self.connection, theirs = Pipe()
         path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        environment = _processor_share(n_workers) | os.environ | path
+        environment = thread_variables(threads) | os.environ | path
         # Not by multiprocessing, which runs the caller's script again in every process.
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, str(theirs.fileno())], pass_fds=[theirs.fileno()], env=environment

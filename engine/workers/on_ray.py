@@ -8,7 +8,7 @@ from importlib import import_module
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from actstore.engine.workers.executor import WorkerEnded, in_order
+from actstore.engine.workers.executor import WorkerEnded, in_order, thread_variables
 from actstore.store.errors import InvalidInputError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -56,7 +56,10 @@ class OnRay:
     def map_unordered(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
         """As `Executor.map_unordered`."""
         ray = self._ray
+        # Ray itself says so for OpenMP alone.
+        threads = {"env_vars": thread_variables(self.threads_per_worker)}
         call = ray.remote(
+            runtime_env=threads,
             num_cpus=self.threads_per_worker,
             num_gpus=self.gpus_per_worker,
             max_retries=RESTARTS,

@@ -49,7 +49,6 @@ class Elsewhere:
     def instead_of_processes(cls, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let captures that are to have workers have these, of one thread each."""
         monkeypatch.setattr("actstore.engine.capture.run.executor_for", lambda *asked: cls())
-        monkeypatch.setattr("os.cpu_count", lambda: 2)
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         return in_order(self, function, items)

@@ -98,6 +98,10 @@ def test_workers_of_ray_capture_what_one_process_does_although_one_is_killed(
     killer.join()
     assert capture.is_complete
     assert written(tmp_path / "store") == written(tmp_path / "whole")
+    # Scans go there too.
+    (tmp_path / "store/captures/corpus/values/mlp.post/0/c/0/7").unlink()
+    stored = actstore.open(tmp_path / "store")
+    assert stored.verify(workers=2, on="ray") == stored.verify() != []
 
 
 def test_what_names_no_cluster_or_too_much_of_it_is_refused(ray: OnRay, monkeypatch: pytest.MonkeyPatch) -> None:
