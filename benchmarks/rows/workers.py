@@ -2,7 +2,7 @@
 
 python benchmarks/rows/workers.py [--quick] [--repeats 3] [--write]
 
-What two workers take before they begin, the start of Ray and of the libraries, is a row of its own: it is not part of the others.
+What two workers take before they begin, the start of Ray and of the libraries, is a row of its own, and no part of the others.
 Run as a script, it measures these rows alone, and writes their table into docs/scale.md.
 """
 
@@ -156,9 +156,10 @@ def markdown(measurements: list[Measurement], about: str) -> str:
     rows = []
     for measurement in measurements:
         for number, line in enumerate(measurement.lines()):
-            speed = f"{1 / float(line['ratio']):.2f} × ({1 / float(line['ratio_max']):.2f} to {1 / float(line['ratio_min']):.2f})"
+            speed, least, most = (1 / float(line[key]) for key in ("ratio", "ratio_max", "ratio_min"))
             name = measurement.row.removeprefix("workers: ") if number == 0 else ""
-            rows.append([name, str(line["candidate"]), f"{float(line['median_s']):.1f} s", speed if number else ""])
+            rows.append([name, str(line["candidate"]), f"{float(line['median_s']):.1f} s"])
+            rows[-1].append(f"{speed:.2f} × ({least:.2f} to {most:.2f})" if number else "")
     return f"{table(['', '', 'median', 'speed-up'], rows, left=2)}\n\n{about}"
 
 
