@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def test_make_installed_what_the_lock_names_and_nothing_else() -> None:
     }
     other = {
         distribution.name: distribution.version
-        for distribution in importlib.metadata.distributions()
+        # Not all of sys.path: a library may put copies of others there that it brings along, as Ray does.
+        for distribution in importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])
         if canonicalize_name(distribution.name) != PROJECT["name"]
         # A build of a release is named behind a plus: torch 2.13.0+cpu.
         and releases.get(canonicalize_name(distribution.name)) != distribution.version.partition("+")[0]

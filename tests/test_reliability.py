@@ -54,7 +54,7 @@ def test_a_campaign_that_was_not_run_is_named(reliability: Any) -> None:
     assert "| kills |" in text
     assert "| killed: 300 | stuck: 2 | 16, `abc` | 300 |" in text
     assert (
-        "Not run yet: errors, power cuts, tampering, repairs, mutations, threads, first writers, pairs, fillers."
+        "Not run yet: errors, power cuts, tampering, repairs, mutations, threads, first writers, pairs, fillers, fillers on S3."
         in text
     )
 
