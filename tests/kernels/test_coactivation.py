@@ -56,7 +56,7 @@ def assert_same_bits(found: Coactivation, expected: Coactivation) -> None:
     flags=st.tuples(st.booleans(), st.booleans(), st.booleans(), st.booleans()),
     threads=st.integers(1, 3),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_coactivation_is_what_its_specification_says(
     seed: int, shape: tuple[int, int], n_tokens: int, formats: tuple[Any, Any], flags: tuple[bool, ...], threads: int
 ) -> None:

@@ -55,7 +55,7 @@ def run_faults(store: Path, first: int, n: int) -> list[dict[str, Any]]:
 
 
 def test_metadata_that_say_anything(a_copy: Path) -> None:
-    assert run_faults(a_copy, 0, 45) == []
+    assert run_faults(a_copy, 0, 15) == []
 
 
 @pytest.mark.slow

@@ -169,14 +169,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("half", "sites") else n for n in SETTINGS]
+)
 def test_whole_blocks_are_the_hosts(captured: Any, model: LoadedModel, name: str) -> None:
     capture = captured(**SETTINGS[name])
     assert len(capture.plan.block(0).batches()) > 2
     assert compare(capture, model, n_blocks=N_BLOCKS if name == "exact" else 1)._is_whole
 
 
-@pytest.mark.parametrize("name", ["exact", "int8", "sparse", "last"])
+@pytest.mark.parametrize(
+    "name", ["int8", "sparse", *(pytest.param(name, marks=pytest.mark.slow) for name in ("exact", "last"))]
+)
 def test_blocks_that_pass_through_in_spans_are_the_hosts(captured: Any, model: LoadedModel, name: str) -> None:
     capture = captured(**SETTINGS[name])
     packer = compare(capture, model, 100 if name != "last" else 8, n_blocks=2 if name == "exact" else 1)

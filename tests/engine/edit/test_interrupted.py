@@ -99,7 +99,7 @@ def copy_of(originals: Path, form: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("form", ["single", "linked"])
+@pytest.mark.parametrize("form", ["single", pytest.param("linked", marks=pytest.mark.slow)])
 def test_killed_at_any_step_in_place_the_next_command_finishes_or_undoes_it(
     originals: Path,
     edit: Edit,

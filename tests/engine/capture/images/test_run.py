@@ -440,8 +440,9 @@ def test_interrupted_while_capturing_it_is_resumed(
     same(run(store, resume=True), generated)
 
 
+@pytest.mark.parametrize("sign", [pytest.param("generated/0.json", marks=pytest.mark.slow), "blocks/2.json"])
 def test_killed_it_resumes_to_the_same_store(
-    run: Callable[..., Capture], generated: Capture, model: Path, pictures: Path, tmp_path: Path
+    run: Callable[..., Capture], generated: Capture, model: Path, pictures: Path, tmp_path: Path, sign: str
 ) -> None:
     settings: dict[str, Any] = {"generate": True, "max_new_tokens": 5, "prefix": "a"}
     with pytest.MonkeyPatch.context() as patch:
@@ -449,19 +450,18 @@ def test_killed_it_resumes_to_the_same_store(
             patch.setenv(name, "1")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["actstore.engine.capture.api", "transformers.models.llava.modeling_llava"])
-        for i, sign in enumerate(("generated/0.json", "blocks/2.json")):
-            store = tmp_path / f"store-{i}"
-            options = RunOptions(memory=100_000, device="cpu")
-            arguments = {"options": options, **settings}
-            process = context.Process(target=capture, args=(str(model), pictures, store), kwargs=arguments)
-            process.start()
-            while process.is_alive() and not (store / "captures/corpus" / sign).exists():
-                time.sleep(0.001)
-            process.kill()
-            process.join()
-            committed = sorted(path.name for path in (store / "captures/corpus/blocks").glob("*.json"))
-            print(f"killed when {sign} had come, with blocks {committed}")
-            same(run(store, resume=True, **settings), generated)
+        store = tmp_path / "store"
+        options = RunOptions(memory=100_000, device="cpu")
+        arguments = {"options": options, **settings}
+        process = context.Process(target=capture, args=(str(model), pictures, store), kwargs=arguments)
+        process.start()
+        while process.is_alive() and not (store / "captures/corpus" / sign).exists():
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        committed = sorted(path.name for path in (store / "captures/corpus/blocks").glob("*.json"))
+        print(f"killed when {sign} had come, with blocks {committed}")
+        same(run(store, resume=True, **settings), generated)
 
 
 def test_resuming_with_other_images_or_settings_is_refused(
