@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import uuid
 from contextlib import closing, contextmanager
 from importlib import import_module
@@ -39,7 +40,13 @@ def test_three_hosts_capture_into_a_bucket(
 ) -> None:
     ray = Path(sys.executable).with_name("ray")
     actstore.capture(str(tiny_model), corpus, tmp_path / "whole", **SETTINGS)
-    with hosts(3) as addresses, closing(CountingProxy(s3_server.port, HERE)) as bucket, disconnected():
+    # A short path, for sockets lie in it; and not /tmp/ray, where a cluster that is gone would be looked for later.
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as files,
+        hosts(3) as addresses,
+        closing(CountingProxy(s3_server.port, HERE)) as bucket,
+        disconnected(),
+    ):
         named = environment(bucket.endpoint)
         path = os.pathsep.join(filter(None, sys.path))
         for number, address in enumerate(addresses):
@@ -51,7 +58,7 @@ def test_three_hosts_capture_into_a_bucket(
             on_host(
                 number, str(ray), "start", *role, f"--node-ip-address={address}", "--num-cpus=1",
                 "--object-store-memory=100000000", "--disable-usage-stats",
-                environment=os.environ | named | {"PYTHONPATH": path, "RAY_AUTH_MODE": "disabled"},
+                environment=os.environ | named | {"PYTHONPATH": path, "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": files},
             )  # fmt: skip
         for name, value in named.items():
             monkeypatch.setenv(name, value)
