@@ -77,13 +77,19 @@ def warm_ray() -> Iterator[None]:
 
 
 @contextmanager
+def corpus_and_ray(quick: bool) -> Iterator[tuple[Path, int]]:
+    """A folder with a corpus in `corpus`, and the number of tokens to take of it; Ray is warm meanwhile."""
+    n_tokens = QUICK_TOKENS if quick else N_TOKENS
+    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name, warm_ray():
+        standard_library(Path(name) / "corpus", 5 * n_tokens)
+        yield Path(name), n_tokens
+
+
+@contextmanager
 def prepare_capture(quick: bool) -> Iterator[dict[str, Candidate]]:
     """The demo model over a million tokens of the standard library, planned, filled and finished."""
-    n_tokens = QUICK_TOKENS if quick else N_TOKENS
     numbers = itertools.count()
-    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name, warm_ray():
-        path = Path(name)
-        standard_library(path / "corpus", 5 * n_tokens)
+    with corpus_and_ray(quick) as (path, n_tokens):
 
         def fill(**how: object) -> Capture:
             options = RunOptions(threads=1, **how)  # type: ignore[arg-type]
@@ -102,11 +108,8 @@ def prepare_capture(quick: bool) -> Iterator[dict[str, Candidate]]:
 @contextmanager
 def prepare_graphs(quick: bool) -> Iterator[dict[str, Candidate]]:
     """Graphs of the neurons of the demo model, out of a capture of such a corpus."""
-    n_tokens = QUICK_TOKENS if quick else N_TOKENS
     numbers = itertools.count()
-    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name, warm_ray():
-        path = Path(name)
-        standard_library(path / "corpus", 5 * n_tokens)
+    with corpus_and_ray(quick) as (path, n_tokens):
         captured = capture(
             str(MODEL), path / "corpus", path / "store", context=WINDOW, max_tokens=n_tokens, precision="half"
         )

@@ -135,7 +135,8 @@ class Run(ABC):
             raise InvalidInputError(
                 "Several `workers` load the model each. Pass its name or folder, not a model in memory."
             )
-        executor = executor_for(options.on, options.workers, options.gpus_per_worker)
+        gpus = 0.0 if options.device == "cpu" and options.on != "local" else options.gpus_per_worker
+        executor = executor_for(options.on, options.workers, gpus)
         with self.owned():
             record = self.plan(requested)
         self._let_go()  # the workers need the memory
