@@ -45,6 +45,12 @@ def _metadata(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
             continue
         if (array.grid.rows, array.grid.columns, array.dtype) != (spec.rows, spec.columns, spec.dtype):
             yield key, f"describes blocks of {array.grid.rows} × {array.grid.columns} {array.dtype}"
+        elif record.is_checked and array.grid != spec.grid:  # captures of earlier versions may have had other chunks
+            chunks = f"{array.grid.chunk_rows} × {array.grid.chunk_columns}"
+            yield (
+                key,
+                f"describes chunks of {chunks}, and the block's are {spec.grid.chunk_rows} × {spec.grid.chunk_columns}",
+            )
 
 
 def _plan(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:

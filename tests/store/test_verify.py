@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import numpy as np
@@ -58,6 +59,17 @@ def test_a_capture_that_was_only_begun_is_not_missed_in_the_index(captured, tmp_
     assert verify_root(folder) == []
     shutil.copy(tmp_path / "store/captures/corpus/zarr.json", begun)
     assert ["does not list 'second'" in one.what for one in verify_root(folder)] == [True]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_metadata_of_other_chunks_than_the_shards_have(path, axis):
+    file = path / "captures/corpus/values/mlp.post/1/zarr.json"
+    described = json.loads(file.read_text())
+    described["codecs"][0]["configuration"]["chunk_shape"][axis] = 1
+    file.write_text(json.dumps(described))
+    (damage,) = verify(path)
+    assert damage.key == "values/mlp.post/1/zarr.json"
+    assert damage.what.startswith("describes chunks of ")
 
 
 def test_any_byte_of_a_shard(path):
