@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-import time
 from importlib import import_module
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -22,7 +22,6 @@ RESTARTS: Final = 3
 """How often an item is begun again whose worker died: on another machine, where its own is gone."""
 _PATIENCE_S: Final = 60.0
 """How long a worker may take to end what Ctrl-C ends, before it is killed: to commit the block that it has."""
-_AGAIN_S: Final = 5.0
 _OBJECTS_NBYTES: Final = 128 << 20
 """Memory of a cluster that is started here for what goes between processes, which is little."""
 
@@ -97,16 +96,18 @@ class OnRay:
 
     def _end(self, working: Sequence[Any]) -> None:
         """Tell those that work as Ctrl-C does, and wait until they have ended; kill them if they do not."""
-        left, deadline = list(working), time.monotonic() + _PATIENCE_S
-        while left and time.monotonic() < deadline:
+        for reference in working:
+            self._ray.cancel(reference)
+        if working:
+            _, left = self._ray.wait(working, num_returns=len(working), timeout=_PATIENCE_S)
             for reference in left:
-                self._ray.cancel(reference)  # again and again: a library may have swallowed the exception
-            _, left = self._ray.wait(left, num_returns=len(left), timeout=_AGAIN_S)
-        for reference in left:
-            self._ray.cancel(reference, force=True)
+                self._ray.cancel(reference, force=True)
 
 
 def _call(function: Callable[[Item], Result], item: Item) -> Result:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # So it is below a shell's background command; and this is how Ray tells a task to end.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return function(item)
 
 
