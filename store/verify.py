@@ -142,8 +142,9 @@ class _Block(NamedTuple):
 
 def _check_block(captures: tuple[Capture, ...], item: _Block) -> CheckedBlock:
     """What the files of a block of one of the captures are."""
+    capture = captures[item.capture]
     try:
-        return check_block(captures[item.capture], item.block)
+        return check_block(capture.folder.direct, capture.record, item.block)
     except Exception as error:
         return CheckedBlock([(f"blocks/{item.block}.json", unforeseen(error))])
 

@@ -23,8 +23,9 @@ from actstore.store.layout import (
 
 if TYPE_CHECKING:
     from actstore.store.files.arrays import BlockArraySpec
-    from actstore.store.files.records import CommitRecord
+    from actstore.store.files.records import CaptureRecord, CommitRecord
     from actstore.store.reader import Capture
+    from actstore.store.storage.folder import Folder
     from actstore.store.storage.pieces import Source
 
 
@@ -42,9 +43,8 @@ class CheckedBlock:
     """Whether no file is damaged; some may be another's."""
 
 
-def check_block(capture: Capture, block: int) -> CheckedBlock:
+def check_block(folder: Folder, record: CaptureRecord, block: int) -> CheckedBlock:
     """Read every file of a block once, and hold it against the commit record."""
-    record, folder = capture.record, capture.folder.direct
     prefix = capture_key(record.name)
     try:
         commit = read_commit(folder, record, block)

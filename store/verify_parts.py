@@ -46,11 +46,8 @@ def _metadata(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
         if (array.grid.rows, array.grid.columns, array.dtype) != (spec.rows, spec.columns, spec.dtype):
             yield key, f"describes blocks of {array.grid.rows} × {array.grid.columns} {array.dtype}"
         elif record.is_checked and array.grid != spec.grid:  # captures of earlier versions may have had other chunks
-            chunks = f"{array.grid.chunk_rows} × {array.grid.chunk_columns}"
-            yield (
-                key,
-                f"describes chunks of {chunks}, and the block's are {spec.grid.chunk_rows} × {spec.grid.chunk_columns}",
-            )
+            found, expected = (f"{grid.chunk_rows} × {grid.chunk_columns}" for grid in (array.grid, spec.grid))
+            yield key, f"describes chunks of {found}, and the block's are {expected}"
 
 
 def _plan(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:

@@ -35,7 +35,7 @@ class Local:
     def __init__(self, n_workers: int = 1) -> None:
         """With more than one, each is a new process, which imports everything for itself."""
         self.n_workers = n_workers
-        self.threads_per_worker = max(1, _n_processors() // n_workers)
+        self.threads_per_worker = max(1, n_processors() // n_workers)
 
     def map_unordered(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
         """As `Executor.map_unordered`."""
@@ -77,7 +77,8 @@ class Local:
 _NOTHING: Final[Any] = object()
 
 
-def _n_processors() -> int:
+def n_processors() -> int:
+    """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from actstore.store.capture.identity import check_commit
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.files.bundles import damaged_bundle, find_bundles
+from actstore.store.files.bundles import find_bundles
 from actstore.store.files.records import CommitRecord
 from actstore.store.files.shards import source_checksum
-from actstore.store.layout import bundle_key, capture_key, commit_key
+from actstore.store.layout import capture_key, commit_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -94,19 +94,6 @@ def check_file(folder: Folder, capture: CaptureRecord, block: int, key: str) -> 
     shards = read_commit(folder, capture, block).shards
     for _, what in damaged_files(folder, prefix, {short: shards[short]} if short in shards else {}):
         raise FormatError(f"{folder}/{key} is damaged: {what}. Run `store.verify()` to find every damage.")
-
-
-def damaged_shards(folder: Folder, capture: CaptureRecord, block: int) -> Iterator[tuple[str, str]]:
-    """(key below the capture, reason) of every shard of a block that does not match its commit record."""
-    try:
-        record = read_commit(folder, capture, block)
-    except FormatError as error:
-        yield commit_key(capture.name, block).removeprefix(f"{capture_key(capture.name)}/"), str(error)
-        return
-    if capture.bundled and (what := damaged_bundle(folder, capture, block, [*record.shards])) is not None:
-        yield bundle_key(capture.name, block).removeprefix(f"{capture_key(capture.name)}/"), what
-        return
-    yield from damaged_files(folder, capture_key(capture.name), record.shards)
 
 
 def damaged_files(folder: Folder, prefix: str, files: Mapping[str, tuple[int, str]]) -> Iterator[tuple[str, str]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 from actstore.engine.capture.sizes import check_memory, estimate_nbytes
+from actstore.engine.workers.local import n_processors
 from actstore.engine.workers.numerics import same_numerics
 from actstore.store import layout
 from actstore.store.capture.commits import missing_blocks
@@ -108,7 +108,7 @@ def n_encoders(threads: int | None, *, overlap: bool) -> int:
 
     Every core where a block is encoded while nothing else runs; half of them where the loop that feeds a GPU does.
     """
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    n_cores = n_processors()
     return threads or max(1, min(16, n_cores // 2 if overlap else n_cores))
 
 

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from actstore.store.capture.commits import committed_blocks, damaged_shards, read_commit
+from actstore.store.capture.commits import committed_blocks, read_commit
 from actstore.store.capture.writer import CaptureWriter, block_arrays, create_capture
 from actstore.store.errors import CaptureError, FormatError
 from actstore.store.layout import block_answers_key, commit_key, gate_sign_key, shard_key, values_key
@@ -14,6 +14,7 @@ from actstore.store.reader import Store, read_capture
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.memory import MemoryStorage
 from actstore.store.verify import verify_capture
+from actstore.store.verify_blocks import check_block
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_block_appears_with_its_commit_record_and_not_before(folder, record):
             assert [number for number, _ in seen] == list(range(block - 1))
     assert [number for number, _ in seen] == [0, 1, 2]
     assert all(committed[: block + 1] == list(range(block + 1)) for block, committed in seen)
-    assert all(list(damaged_shards(folder, read_capture(folder, "corpus"), block)) == [] for block in range(3))
+    assert all(check_block(folder, read_capture(folder, "corpus"), block).damage == [] for block in range(3))
 
 
 @EITHER
@@ -168,7 +169,7 @@ def test_a_full_disk_keeps_what_was_committed(folder, record, monkeypatch, full_
         "stays readable; make room and run again with `resume=True`."
     )
     assert committed_blocks(folder, "corpus") == [0, 1]
-    assert list(damaged_shards(folder, read_capture(folder, "corpus"), 1)) == []
+    assert check_block(folder, read_capture(folder, "corpus"), 1).damage == []
 
 
 def test_a_disk_that_is_full_for_what_follows_a_commit(folder, record):
@@ -294,7 +295,7 @@ def test_without_sync_nothing_waits_for_the_disk(tmp_path, record, monkeypatch):
     create_capture(folder, record)
     fill(folder, record, 3)
     assert committed_blocks(folder, "corpus") == [0, 1, 2]
-    assert all(list(damaged_shards(folder, read_capture(folder, "corpus"), block)) == [] for block in range(3))
+    assert all(check_block(folder, read_capture(folder, "corpus"), block).damage == [] for block in range(3))
 
 
 def test_filling_a_block_again_changes_no_byte(somewhere, planting):
@@ -316,7 +317,7 @@ def test_damage_of_a_block_is_told(folder, record):
     folder.write("captures/corpus/blocks/1.statistics.safetensors.zst", b"statistigs")
     key = shard_key(values_key("corpus", "mlp.post", 0), 2)
     folder.write(key, folder.read(key)[:-1])
-    damage = [list(damaged_shards(folder, read_capture(folder, "corpus"), block)) for block in range(3)]
+    damage = [check_block(folder, read_capture(folder, "corpus"), block).damage for block in range(3)]
     assert damage[0] == [("gate_sign/1/c/0/0", "missing")]
     assert damage[1][0][0] == "blocks/1.statistics.safetensors.zst"
     assert damage[1][0][1].startswith("checksum ")
