@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actstore.store import layout
 from actstore.store.errors import FormatError, NotFoundError
@@ -21,16 +20,18 @@ def read_capture(folder: Folder, name: str) -> CaptureRecord | None:
     `FormatError` where it is damaged, is another capture's, or is lost while blocks of the capture are there.
     """
     key = f"{layout.capture_key(name)}/zarr.json"
-    what = "is missing"
-    value = None
-    with suppress(NotFoundError):
-        # Zarr makes the group as soon as the plan's first array is written; only a finished plan puts the record there.
-        attributes = folder.read_json(key).get("attributes")
-        value = attributes.get("actstore_capture") if isinstance(attributes, dict) else None
-        what = "lacks the attribute 'actstore_capture'"
+    value, what = _look_up(folder, key)
     if value is None:
-        _check_not_lost(folder, name, what)
-        return None
+        part = part_of_lost_capture(folder, name)
+        if part is None:
+            return None
+        value, what = _look_up(folder, key)  # a writer beside us may have written it since, and that part after it
+        if value is None:
+            prefix = f"{folder}/{layout.capture_key(name)}"
+            raise FormatError(
+                f"{prefix}/zarr.json {what}, and {part.removeprefix(layout.capture_key(name))[1:]} is there: the record of "
+                f"capture {name!r} is lost. Restore it from a copy, or delete {prefix} to discard the capture."
+            )
     if isinstance(value, dict):
         verify_checksum(value, f"{folder}/{key}")
     record = CaptureRecord.from_json(value, f"{folder}/{key}")
@@ -43,10 +44,12 @@ def read_capture(folder: Folder, name: str) -> CaptureRecord | None:
     return record
 
 
-def _check_not_lost(folder: Folder, name: str, what: str) -> None:
-    if (part := part_of_lost_capture(folder, name)) is not None:
-        prefix = f"{folder}/{layout.capture_key(name)}"
-        raise FormatError(
-            f"{prefix}/zarr.json {what}, and {part.removeprefix(layout.capture_key(name))[1:]} is there: the record of capture "
-            f"{name!r} is lost. Restore it from a copy, or delete {prefix} to discard the capture."
-        )
+def _look_up(folder: Folder, key: str) -> tuple[Any, str]:
+    """The record in a capture's metadata, of whatever type, or None, and in what way it is not there."""
+    try:
+        # Zarr makes the group as soon as the plan's first array is written; only a finished plan puts the record there.
+        attributes = folder.read_json(key).get("attributes")
+    except NotFoundError:
+        return None, "is missing"
+    value = attributes.get("actstore_capture") if isinstance(attributes, dict) else None
+    return value, "lacks the attribute 'actstore_capture'"

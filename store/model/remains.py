@@ -83,15 +83,21 @@ def part_of_lost_store(folder: Folder) -> str | None:
     return None
 
 
-def is_beginning(folder: Folder) -> bool:
-    """Whether a first capture was begun in the folder, and no part of a store ever came to be there."""
-    return _is_begun(folder) and part_of_lost_store(folder) is None
+def is_begun(folder: Folder) -> bool:
+    """Whether a capture was begun in the folder: each has a lock, from before anything else of it.
+
+    False where keys cannot be listed: nothing is written there.
+    """
+    try:
+        return any(folder.exists(f"{capture_key(name)}/{LOCK_NAME}") for name in _captures(folder))
+    except (UnlistableError, PermissionError):
+        return False
 
 
 def unexpected_entry(folder: Folder) -> str | None:
     """The name of something that no first capture leaves in a folder without a root; None where there is none."""
     names = folder.names("")  # before it is asked what was begun: another process may be at it
-    if _is_begun(folder):
+    if is_begun(folder):
         names = [name for name in names if name not in _OWN]
     elif not any(folder.names(capture_key(name)) for name in _captures(folder)):
         # Another process has made it, and not its lock yet; or one whose disk was full could remove the capture, and no more.
@@ -142,7 +148,3 @@ def _is_mere_group(folder: Folder) -> bool:
 
 def _captures(folder: Folder) -> list[str]:
     return [name for name in folder.names("captures") if name != "zarr.json"]
-
-
-def _is_begun(folder: Folder) -> bool:
-    return any(folder.exists(f"{capture_key(name)}/{LOCK_NAME}") for name in _captures(folder))

@@ -9,7 +9,7 @@ import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from actstore.store.layout import (
     table_key,
     weights_key,
 )
-from actstore.store.model.remains import is_beginning, part_of_lost_store
+from actstore.store.model.root_attribute import ATTRIBUTE, RESTORE, ROOT_KEY, read_root_attribute
 from actstore.store.neurons import neuron_names
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.lock import own_root
@@ -37,12 +37,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-
-_ATTRIBUTE: Final = "actstore"
-_KEY: Final = "zarr.json"
-_RESTORE: Final = (
-    "Restore zarr.json from a copy of the store, or capture into a new folder; nothing is written into this one."
-)
 
 TOP_TOKENS: Final = {
     f"{side}_{column}": pa.list_(kind)
@@ -77,16 +71,16 @@ def write_root(folder: Folder, model: ModelRecord) -> None:
             "files": _beside_root(folder),
         }
     )
-    root = {"zarr_format": 3, "node_type": "group", "attributes": {_ATTRIBUTE: attributes}}
+    root = {"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTE: attributes}}
     data = (json.dumps(root, ensure_ascii=False, indent=1) + "\n").encode()
     try:
-        folder.create(_KEY, data)
+        folder.create(ROOT_KEY, data)
     except FileExistsError:
         if is_store(folder):
             raise InvalidInputError(
                 f"{folder} is a store already: its root is written once. Name another path."
             ) from None
-        folder.write(_KEY, data)  # in place of the group that Zarr makes above its first array
+        folder.write(ROOT_KEY, data)  # in place of the group that Zarr makes above its first array
 
 
 def _beside_root(folder: Folder) -> dict[str, str]:
@@ -101,37 +95,10 @@ def _beside_root(folder: Folder) -> dict[str, str]:
     return {key: found for key, found in checksums.items() if found is not None}
 
 
-def _attributes(folder: Folder) -> Any:  # JSON of any kind
-    """The value of actstore's attribute in the root's metadata; None where it has none.
-
-    `NotFoundError` where there is no root and never was one; `FormatError` where it is damaged, or lost.
-    """
-    try:
-        attributes = folder.read_json(_KEY).get("attributes")
-    except FormatError as error:
-        if is_beginning(folder):
-            return None
-        raise FormatError(f"{str(error).removesuffix('.')}: the store's root is damaged. {_RESTORE}") from None
-    except NotFoundError:
-        _check_not_lost(folder, "is missing")
-        raise
-    found = attributes.get(_ATTRIBUTE) if isinstance(attributes, dict) else None
-    if found is None:
-        _check_not_lost(folder, f"lacks the attribute {_ATTRIBUTE!r}")
-    return found
-
-
-def _check_not_lost(folder: Folder, what: str) -> None:
-    if (part := part_of_lost_store(folder)) is not None:
-        raise FormatError(
-            f"{folder}/{_KEY} {what}, and {part} is there: the store's root is lost. {_RESTORE}"
-        ) from None
-
-
 def is_store(folder: Folder) -> bool:
     """Whether the folder is a store, of whatever format; `FormatError` where it is one whose root is damaged or lost."""
     try:
-        return _attributes(folder) is not None
+        return read_root_attribute(folder) is not None
     except NotFoundError:
         return False
 
@@ -150,7 +117,7 @@ class RootRecord:
 def read_root_record(folder: Folder) -> RootRecord:
     """The root; `NotFoundError` where there is no store, `FormatError` for one that is newer, damaged or lost."""
     try:
-        attributes = _attributes(folder)
+        attributes = read_root_attribute(folder)
     except NotFoundError:
         raise NotFoundError(
             f"There is no store at {folder}: expected a folder written by `actstore.capture(…)`. Check the path."
@@ -163,11 +130,11 @@ def read_root_record(folder: Folder) -> RootRecord:
             f"{folder} has store format {version}, written by {attributes.get('written_by', 'an unknown program')}; this "
             f"actstore reads formats up to {FORMAT}. Update actstore."
         )
-    verify_checksum(attributes, f"{folder}/{_KEY}")
-    model = ModelRecord.from_json(attributes.get("model"), f"{folder}/{_KEY}: model")
+    verify_checksum(attributes, f"{folder}/{ROOT_KEY}")
+    model = ModelRecord.from_json(attributes.get("model"), f"{folder}/{ROOT_KEY}: model")
     root_id, files = attributes.get("id", ""), attributes.get("files", {})
     if not isinstance(root_id, str) or not isinstance(files, dict):
-        raise FormatError(f"{folder}/{_KEY} is damaged: its id or its files are of another type. {_RESTORE}")
+        raise FormatError(f"{folder}/{ROOT_KEY} is damaged: its id or its files are of another type. {RESTORE}")
     return RootRecord(model, root_id, files)
 
 
@@ -293,12 +260,12 @@ def replacing_table(folder: Folder, key: str) -> Iterator[None]:
 
 def _rewrite_files(folder: Folder, changed: Callable[[dict[str, str]], dict[str, str]]) -> None:
     """Replace what the root says of files beside it; a root of an earlier version, which says nothing, stays as it is."""
-    group = folder.read_json(_KEY)
-    attributes = group["attributes"][_ATTRIBUTE]
+    group = folder.read_json(ROOT_KEY)
+    attributes = group["attributes"][ATTRIBUTE]
     if attributes.get("files"):
         attributes["files"] = changed(attributes["files"])
-        group["attributes"][_ATTRIBUTE] = with_checksum(attributes)
-        folder.write_json(_KEY, group)
+        group["attributes"][ATTRIBUTE] = with_checksum(attributes)
+        folder.write_json(ROOT_KEY, group)
 
 
 def read_neurons(folder: Folder) -> pa.Table:

@@ -12,7 +12,8 @@ import pytest
 
 from actstore.display.reports import describe_store
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.reader import Store
+from actstore.store.model.remains import part_of_lost_capture
+from actstore.store.reader import Store, read_capture
 from actstore.store.storage.folder import Folder
 from actstore.store.verify import open_captures
 
@@ -73,6 +74,21 @@ def test_whatever_comes_after_a_record_proves_that_there_was_one(path: Path, lef
         FormatError, match=r"the record of capture 'second' is lost. Restore it from a copy, or delete "
     ):
         Store(path).capture("second")
+
+
+def test_a_record_that_is_written_while_it_is_looked_for_is_found(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = path / "captures/second/zarr.json"
+    data = file.read_bytes()
+    file.unlink()
+
+    def write_first(folder: Folder, name: str) -> str | None:
+        file.write_bytes(data)
+        return part_of_lost_capture(folder, name)
+
+    monkeypatch.setattr("actstore.store.capture.record.part_of_lost_capture", write_first)
+    record = read_capture(Folder(path), "second")
+    assert record is not None
+    assert record.name == "second"
 
 
 def test_a_plan_that_was_not_finished_is_no_lost_capture(path: Path) -> None:

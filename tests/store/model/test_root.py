@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
-from actstore.store.model import root
+from actstore.store.layout import LOCK_NAME
+from actstore.store.model import root, root_attribute
+from actstore.store.model.remains import part_of_lost_store
 from actstore.store.model.weights import read_rows, read_weights, write_weights
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
@@ -71,6 +73,33 @@ def test_a_folder_of_something_else_is_no_store(tmp_path: Path) -> None:
     assert not root.is_store(Folder(tmp_path))
     with pytest.raises(NotFoundError, match="There is no store at"):
         root.read_root(Folder(tmp_path))
+
+
+@pytest.mark.parametrize("before", [None, GROUP])
+def test_a_store_that_is_being_made_is_not_there_yet(tmp_path: Path, before: str | None) -> None:
+    folder = Folder(tmp_path, read_only=False)
+    folder.write(f"captures/corpus/{LOCK_NAME}", b"")
+    if before is not None:
+        folder.write("zarr.json", before.encode())
+    assert not root.is_store(folder)
+    with pytest.raises(NotFoundError, match="There is no store at"):
+        Store(tmp_path)
+
+
+@pytest.mark.parametrize("before", [None, GROUP])
+def test_a_root_that_is_written_while_it_is_looked_for_is_found(
+    path: Path, before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (path / "zarr.json").read_bytes()
+    (path / "zarr.json").unlink() if before is None else (path / "zarr.json").write_text(before)
+
+    def write_first(folder: Folder) -> str | None:
+        (path / "zarr.json").write_bytes(data)
+        return part_of_lost_store(folder)
+
+    monkeypatch.setattr(root_attribute, "part_of_lost_store", write_first)
+    assert part_of_lost_store(Folder(path)) is not None
+    assert Store(path).model == planted_stores.model_record()
 
 
 def test_a_root_is_written_once(path: Path) -> None:
