@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from actstore.engine.graphs.contexts import Contexts, read_contexts
-from actstore.engine.graphs.events import Events, find_events
+from actstore.engine.graphs.events import Events, find_events, most_events
 from actstore.engine.graphs.methods import CORPUS, METHODS
 from actstore.engine.graphs.selection import select_neurons
 from actstore.engine.graphs.values import values_with
@@ -41,8 +41,10 @@ if TYPE_CHECKING:
 
 BYTES_PER_EVENT = 32
 """Memory of one firing position of a neuron, until its chunk is done."""
-MAX_CHUNK = 1024
-"""Maximum number of neurons per chunk."""
+MAX_CHUNK_VALUES = 1 << 27
+"""Activations that a chunk reads, unless it is one neuron: a second or two, which is what an interruption loses."""
+CHUNKS_PER_WORKER = 16
+"""Minimum number of chunks per worker, where there are several: who is done first has something to go on with."""
 
 
 @dataclass(frozen=True)
@@ -146,13 +148,16 @@ def build_graphs(
     contexts = read_contexts(capture, settings.max_depth, also)
     record = _describe(capture, name, site, settings, selection, windows, also)
     builder = _Builder(capture, tuple(also), site, settings, windows, contexts, options.threads)
-    memory = options.memory // executor.n_workers
-    size = max(1, min(MAX_CHUNK, memory // (BYTES_PER_EVENT * max(contexts.n_positions, 1))))
+    size = MAX_CHUNK_VALUES // max(contexts.n_positions, 1)
+    if executor.n_workers > 1:
+        size = min(size, -(-len(selection) // (CHUNKS_PER_WORKER * executor.n_workers)))
+    max_events = options.memory // executor.n_workers // BYTES_PER_EVENT
+    n_events = _EventCounts((capture, *also), site, settings.share)
     scan = Scan(executor, "the graphs of", "Run it again with `resume=True`")
     with GraphWriter(folder, record, resume=options.resume) as writer:
         done = writer.n_done
         options.progress(done, len(selection))
-        for chunk, nodes, maximum, counts in scan(builder, _chunks(selection[done:], size)):
+        for chunk, nodes, maximum, counts in scan(builder, _chunks(selection[done:], n_events, max_events, size)):
             status = [NEVER_FIRES if n == 0 else "" for n in counts.tolist()]
             writer.add(
                 chunk.layer, chunk.neurons, nodes, maximum=maximum, n_events=counts, threshold=settings.threshold,
@@ -175,14 +180,38 @@ class _Chunk(NamedTuple):
         return first if first == last else f"{first} to {last}"
 
 
-def _chunks(selection: list[tuple[int, int]], size: int) -> Iterator[_Chunk]:
-    """The neurons in their order, at most `size` per chunk."""
-    done = 0
-    while done < len(selection):
-        layer = selection[done][0]
-        neurons = [index for other, index in selection[done : done + size] if other == layer]
-        yield _Chunk(layer, neurons)
-        done += len(neurons)
+class _EventCounts:
+    """The most positions at which a neuron can fire, by the statistics, which are read layer by layer."""
+
+    def __init__(self, captures: tuple[Capture, ...], site: str, share: float) -> None:
+        self._captures, self._site, self._share = captures, site, share
+        self._layer, self._of_layer = -1, np.empty(0, np.int64)
+
+    def __call__(self, layer: int, neuron: int) -> int:
+        if layer != self._layer:
+            self._of_layer = most_events(self._captures, layer, self._site, self._share)
+            self._layer = layer
+        return int(self._of_layer[neuron])
+
+
+def _chunks(
+    selection: list[tuple[int, int]], n_events: Callable[[int, int], int], max_events: int, size: int
+) -> Iterator[_Chunk]:
+    """The neurons in their order: of one layer, at most `size` of them, with at most `max_events` firing positions together.
+
+    One neuron is a chunk, whatever it takes.
+    """
+    chunk, events = _Chunk(-1, []), 0
+    for layer, neuron in selection:
+        n = n_events(layer, neuron)
+        if chunk.neurons and (layer != chunk.layer or len(chunk.neurons) >= size or events + n > max_events):
+            yield chunk
+            chunk, events = _Chunk(layer, []), 0
+        chunk = chunk._replace(layer=layer)
+        chunk.neurons.append(neuron)
+        events += n
+    if chunk.neurons:
+        yield chunk
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from actstore.engine.graphs.values import silent_means
 from actstore.kernels.jit import default_threads
+from actstore.kernels.pack.statistics import HISTOGRAM_EDGES, N_BINS
 from actstore.store.capture.overflow import saturate
 from actstore.store.capture.saturation import overflows_in_any, saturated_maxima
 
@@ -36,6 +37,19 @@ class Events(NamedTuple):
     """[neuron] mean activation at all positions that do not fire, as a share of the maximum."""
     maximum: NDArray[np.float32]
     """[neuron] over the capture; a neuron whose maximum is not above 0 never fires."""
+
+
+def most_events(captures: Sequence[Capture], layer: int, site: str, share: float) -> NDArray[np.int64]:
+    """The most positions at which each neuron of a layer fires, as `find_events` says; shape [neuron].
+
+    By the histograms of the captures: the bin that the least firing activation lies in counts whole.
+    """
+    maximum = saturated_maxima(captures[0], layer, site, overflows_in_any(captures, layer, site))
+    least = np.where((maximum > 0) & np.isfinite(maximum), np.float32(share) * maximum, np.inf)
+    bins = np.searchsorted(HISTOGRAM_EDGES, least, side="right") - 1  # [neuron]; one too many for infinity
+    histogram = np.sum([one.layer_statistics(layer, site).histogram for one in captures], axis=0)  # [neuron, bin]
+    at_least = np.cumsum(histogram[:, ::-1], axis=1, dtype=np.int64)[:, ::-1]
+    return np.where(bins < N_BINS, at_least[np.arange(len(bins)), np.minimum(bins, N_BINS - 1)], 0)
 
 
 def find_events(

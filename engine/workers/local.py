@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections import deque
 from contextlib import suppress
+from itertools import islice
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -43,23 +43,24 @@ class Local:
             for item in items:
                 yield item, function(item)
             return
-        idle: deque[_Process] = deque()
+        idle: list[_Process] = []
         busy: list[_Process] = []
         remaining = iter(items)
         try:
-            while True:
-                while (idle or len(busy) < self.n_workers) and (following := next(remaining, _NOTHING)) is not _NOTHING:
-                    process = idle.popleft() if idle else _Process(function, self.threads_per_worker)
-                    process.give(following)
-                    busy.append(process)
-                if not busy:
-                    return
+            for item in islice(remaining, self.n_workers):
+                busy.append(_Process(function, self.threads_per_worker))
+                busy[-1].give(item)
+            while busy:
                 for connection in wait([process.connection for process in busy]):
                     process = next(one for one in busy if one.connection is connection)
-                    result = process.take()
-                    busy.remove(process)
-                    idle.append(process)
-                    yield process.item, result
+                    item, result = process.item, process.take()
+                    # Before the result is used: the worker would wait meanwhile.
+                    if (following := next(remaining, _NOTHING)) is not _NOTHING:
+                        process.give(following)
+                    else:
+                        busy.remove(process)
+                        idle.append(process)
+                    yield item, result
         finally:
             # In this order: a worker that has not begun its item, and so passes over Ctrl-C, sees that nobody listens.
             for process in (*busy, *idle):

@@ -68,14 +68,17 @@ class OnRay:
         )(_call)
         given, remaining = ray.put(function), iter(items)
         working: dict[Any, Item] = {}
+
+        def give(n_items: int) -> None:
+            for item in islice(remaining, n_items):
+                working[call.remote(given, item)] = item
+
         try:
-            while True:
-                for item in islice(remaining, self.n_workers - len(working)):
-                    working[call.remote(given, item)] = item
-                if not working:
-                    return
+            give(self.n_workers)
+            while working:
                 (ready,), _ = ray.wait(list(working), num_returns=1)
                 item = working.pop(ready)
+                give(1)  # before the result is taken and used: its worker would wait meanwhile
                 yield item, self._result(item, ready)
         finally:
             self._end(list(working))

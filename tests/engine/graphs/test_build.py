@@ -288,17 +288,43 @@ def test_neurons_that_are_not_there_are_refused(capture: Capture) -> None:
         build(capture, name="none", site="mlp.gate")
 
 
-def test_memory_bounds_the_neurons_of_a_chunk(capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = []
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.75, 1.0])
+def test_no_neuron_fires_more_often_than_its_histogram_says(capture: Capture, share: float) -> None:
+    contexts = read_contexts(capture)
+    for layer, width in enumerate(map(len, LAYERS)):
+        most = module.most_events((capture,), layer, "mlp.post", share)
+        events = np.diff(find_events(capture, contexts, layer, range(width), share=share).offsets)
+        assert (events <= most).all()
+        # The bins are half an octave wide: what the bound has too much are values of the bin of the threshold.
+        values = np.stack([capture.activations(layer, neuron) for neuron in range(width)])
+        maximum = capture.layer_statistics(layer, "mlp.post").maximum[:, None]
+        assert (most <= (values >= share * maximum / 1.5).sum(axis=1))[maximum[:, 0] > 0].all()
+    assert (
+        module.most_events((capture, capture), 0, "mlp.post", share)[0]
+        == 2 * module.most_events((capture,), 0, "mlp.post", share)[0]
+    )
+
+
+def test_memory_bounds_the_firing_positions_of_a_chunk(capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks: list[tuple[int, list[int]]] = []
 
     def find(*args: Any, **asked: Any) -> Any:
-        sizes.append(len(args[3]))
+        chunks.append((args[2], args[3]))
         return find_events(*args, **asked)
 
     monkeypatch.setattr(module, "find_events", find)
-    n_positions = read_contexts(capture).n_positions
-    build(capture, name="bounded", options=BuildOptions(memory=4 * module.BYTES_PER_EVENT * n_positions))
-    assert sizes == [4, 4, 1, 3]
+    most = [module.most_events((capture,), layer, "mlp.post", 0.5) for layer in range(len(LAYERS))]
+    bound = int(most[0].sum()) // 2
+    build(capture, name="bounded", options=BuildOptions(memory=bound * module.BYTES_PER_EVENT))
+    assert [(layer, n) for layer, neurons in chunks for n in neurons] == [
+        (layer, n) for layer, width in enumerate(map(len, LAYERS)) for n in range(width)
+    ]
+    assert all(most[layer][neurons].sum() <= bound or len(neurons) == 1 for layer, neurons in chunks)
+    assert 2 <= sum(layer == 0 for layer, _ in chunks) < len(LAYERS[0])
+    chunks.clear()
+    monkeypatch.setattr(module, "MAX_CHUNK_VALUES", 3 * read_contexts(capture).n_positions)
+    build(capture, name="short")
+    assert max(len(neurons) for _, neurons in chunks) == 3
 
 
 def files(graphs: Graphs) -> list[bytes]:
