@@ -124,6 +124,10 @@ def threads_per_worker(machines: Sequence[tuple[float, float]], n_workers: int, 
     return next((threads for threads in range(most, 1, -1) if n_fitting(threads) >= n_workers), 1)
 
 
+_CONNECTED: Final[dict[str, str]] = {}
+"""Job, of which every connection to Ray is one → the address that this process has connected to."""
+
+
 def _connect(address: str | None) -> Any:
     """The module `ray`, connected to a cluster."""
     try:
@@ -133,11 +137,17 @@ def _connect(address: str | None) -> Any:
             "Computing on Ray needs the package ray. Run `pip install 'actstore[ray]'`."
         ) from None
     if ray.is_initialized():
+        if address is not None and _CONNECTED.get(ray.get_runtime_context().get_job_id()) != address:
+            raise InvalidInputError(
+                f"This process is connected to a Ray cluster already, and not by {address}. Call `ray.shutdown()` first, or "
+                'compute on that one: `on="ray"`.'
+            )
         return ray
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     try:
         if address is not None:
             ray.init(address, **quiet)
+            _CONNECTED[ray.get_runtime_context().get_job_id()] = address
         else:
             try:
                 ray.init("auto", **quiet)

@@ -50,6 +50,14 @@ def one_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_ray, "RESTARTS", 1)
 
 
+def test_another_cluster_than_that_which_the_process_is_connected_to_is_refused(ray: OnRay) -> None:
+    with pytest.raises(
+        InvalidInputError, match=r"connected to a Ray cluster already, and not by ray://head:10001\. Call"
+    ):
+        OnRay("ray://head:10001", 2)
+    assert OnRay(None, 2).n_workers == 2
+
+
 def test_results_come_in_the_order_of_their_items(ray: OnRay) -> None:
     assert list(ray.map(square, range(9))) == [n * n for n in range(9)]
     assert os.getpid() not in dict(ray.map_unordered(process_of, range(2))).values()
