@@ -136,6 +136,10 @@ def capture_key(capture: str) -> str:
     return f"captures/{capture}"
 
 
+BLOCK_ARRAYS: Final = ("values", "gate_sign", "scale", "threshold", "dropped")
+"""Folders of a capture's sharded arrays. Their metadata comes before the record, their shards after it."""
+
+
 def values_key(capture: str, site: str, layer: int) -> str:
     """The [neuron, token] array of one site and layer."""
     return f"captures/{capture}/values/{site}/{layer}"
@@ -173,7 +177,7 @@ def bundle_key(capture: str, block: int) -> str:
 
 _OF_BLOCK: Final = re.compile(
     r"(?:values|gate_sign|scale|threshold|dropped)/.+/c/0/(\d+)"
-    r"|blocks/(\d+)\.(?:statistics\.safetensors\.zst|answers\.parquet)"
+    r"|blocks/(\d+)\.(?:(?:statistics|contributions)\.safetensors\.zst|answers\.parquet)"
 )
 
 
@@ -211,6 +215,11 @@ def verified_key(capture: str) -> str:
 def block_statistics_key(capture: str, block: int) -> str:
     """One block's own statistics, all layers and sites: safetensors, compressed with zstandard."""
     return f"captures/{capture}/blocks/{block}.statistics.safetensors.zst"
+
+
+def block_contributions_key(capture: str, block: int) -> str:
+    """Contributions to next tokens of one block, summed by label; only of captures that ask for them."""
+    return f"captures/{capture}/blocks/{block}.contributions.safetensors.zst"
 
 
 def block_answers_key(capture: str, block: int) -> str:

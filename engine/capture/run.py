@@ -124,10 +124,11 @@ class Run(ABC):
             return
         with self.owned():
             record = self.plan(requested)
-            if missing := self.missing_blocks():
-                statistics = RunningStatistics(self.folder, record)
-                self.fill(missing, on_commit=lambda block: _add_up(statistics, block))
-            self.finish()
+            running = None
+            if missing := missing_blocks(self.folder, record):
+                running = RunningStatistics(self.folder, record)
+                self.fill(missing, on_commit=lambda block: _add_up(running, block))
+            self._finish(running)
 
     def _carry_out_by_workers(self, requested: Mapping[str, object]) -> None:
         options = self.options
@@ -218,7 +219,7 @@ class Run(ABC):
         process computes in other bits than those that computed blocks before.
         """
         record = self._record()
-        n_blocks, missing = record.plan.n_blocks, set(self.missing_blocks())
+        n_blocks, missing = record.plan.n_blocks, set(missing_blocks(self.folder, record))
         if outside := [block for block in blocks if not 0 <= block < n_blocks]:
             raise InvalidInputError(f"Capture {self.name!r} has blocks 0 to {n_blocks - 1}, found block {outside[0]}.")
         unfilled = [block for block in dict.fromkeys(blocks) if block in missing]
@@ -237,7 +238,10 @@ class Run(ABC):
 
         `CaptureError` where a block is missing; nothing is done where the capture is finished and has its index.
         """
-        finish_capture(self.folder, self._record())
+        self._finish(None)
+
+    def _finish(self, running: RunningStatistics | None) -> None:
+        finish_capture(self.folder, self._record(), running)
 
     def _record(self) -> CaptureRecord:
         record = read_capture(self.folder, self.name)

@@ -86,14 +86,17 @@ class ShardsDigest:
         return self._digest.hexdigest()
 
 
-def check_file(folder: Folder, capture: CaptureRecord, block: int, key: str) -> None:
-    """Raise `FormatError` where the small file `key` of a block is not what the block's commit record says."""
+def read_file(folder: Folder, capture: CaptureRecord, block: int, key: str) -> bytes:
+    """The small file `key` of a block; `FormatError` where it is not what the block's commit record says."""
     find_bundles(folder, capture)
     prefix = capture_key(capture.name)
     short = key.removeprefix(f"{prefix}/")
     shards = read_commit(folder, capture, block).shards
-    for _, what in damaged_files(folder, prefix, {short: shards[short]} if short in shards else {}):
-        raise FormatError(f"{folder}/{key} is damaged: {what}. Run `store.verify()` to find every damage.")
+    for _, source, what in checked_files(folder, prefix, {short: shards[short]} if short in shards else {}):
+        if source is None:
+            raise FormatError(f"{folder}/{key} is damaged: {what}. Run `store.verify()` to find every damage.")
+        return bytes(source.read(0, source.nbytes))
+    return folder.read(key)
 
 
 def damaged_files(folder: Folder, prefix: str, files: Mapping[str, tuple[int, str]]) -> Iterator[tuple[str, str]]:

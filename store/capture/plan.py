@@ -22,7 +22,7 @@ from actstore.store.capture.plan_checks import checked_windows
 from actstore.store.errors import FormatError
 from actstore.store.files.parquet import TableWriter, open_table, undamaged
 from actstore.store.files.plain_arrays import ArrayAppender, PlainArray
-from actstore.store.layout import PADDING, plan_key, table_key
+from actstore.store.layout import PADDING, capture_key, plan_key, table_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,6 +103,7 @@ class PlanWriter:
         """Start over in `capture`; earlier plan files there are replaced."""
         self._block_slots = block_slots
         self._fingerprint = _Fingerprint(settings)
+        folder.clear(capture_key(capture), ("inputs", "tokens"))
         self._inputs = ArrayAppender(folder, plan_key(capture, "inputs/ids"), "int32", "input", CHUNK)
         self._tokens = {
             name: ArrayAppender(folder, plan_key(capture, f"tokens/{name}"), dtype, "token", CHUNK)

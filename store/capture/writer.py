@@ -55,6 +55,7 @@ def create_capture(folder: Folder, record: CaptureRecord) -> CaptureRecord:
     record = dataclasses.replace(
         record, root=read_root_id(folder), identity=record.identity_of(), plan_files=read_plan_files(folder, record)
     )
+    folder.clear(layout.capture_key(record.name), layout.BLOCK_ARRAYS)
     for spec in block_arrays(record):
         create_block_array(folder, spec, record.plan.n_blocks)
     write_names(folder, "captures", record.name)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, Final
 
 import zarr
 from zarr.core.array import AsyncArray
-from zarr.storage import StorePath
+from zarr.core.sync import sync
+from zarr.storage import MemoryStore, StorePath
 
 from actstore.store.errors import FormatError, NotFoundError
 
 if TYPE_CHECKING:
+    from zarr.core.buffer import Buffer
+
     from actstore.store.storage.folder import Folder
 
 
@@ -18,9 +22,39 @@ BUNDLED: Final[dict[str, Any]] = {"name": "actstore.bundle", "configuration": {"
 """Zarr's word for bytes that do not lie under their keys: other programs refuse the array, and take no block for empty."""
 
 
-def mark_bundled(folder: Folder, key: str) -> None:
-    """Say in the metadata of the array `key` that its shards lie in bundles."""
-    folder.write_json(f"{key}/zarr.json", folder.read_json(f"{key}/zarr.json") | {"storage_transformers": [BUNDLED]})
+class NewArray:
+    """A Zarr array that is made in memory, and put into a store where nothing is: every object in one request of a server.
+
+    Zarr itself would look for what is there, for every group above, and write the metadata again with each change.
+    """
+
+    def __init__(self, key: str, **form: Any) -> None:
+        """`form` as of `zarr.create_array`."""
+        self.key = key
+        self._objects: dict[str, Buffer] = {}
+        self.array: zarr.Array[Any] = zarr.create_array(store=MemoryStore(self._objects), name=key, **form)
+
+    def put_chunks(self, folder: Folder) -> None:
+        """Write the chunks that there are, and forget them."""
+        chunks = [key for key in self._objects if not key.endswith("zarr.json")]
+        for key in chunks:
+            folder.write(key, memoryview(self._objects.pop(key).as_buffer_like()))
+
+    def put(self, folder: Folder, *, bundled: bool = False) -> None:
+        """Write the groups above it that are missing, but the root's, then chunks, then the metadata.
+
+        `bundled`: say in these that its shards lie in bundles.
+        """
+        metadata = self._objects.pop(f"{self.key}/zarr.json")
+        for key, group in [*self._objects.items()]:
+            if key.endswith("/zarr.json"):
+                sync(folder.zarr.set_if_not_exists(key, group))
+        self.put_chunks(folder)
+        if bundled:
+            value = json.loads(metadata.to_bytes())
+            folder.write_json(f"{self.key}/zarr.json", value | {"storage_transformers": [BUNDLED]})
+        else:
+            folder.write(f"{self.key}/zarr.json", memoryview(metadata.as_buffer_like()))
 
 
 def open_array(folder: Folder, key: str) -> zarr.Array[Any]:

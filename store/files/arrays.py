@@ -13,11 +13,10 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
-import zarr
 from zarr.codecs import BloscCodec
 
 from actstore.store.errors import FormatError
-from actstore.store.files.array_metadata import mark_bundled, open_array
+from actstore.store.files.array_metadata import NewArray, open_array
 from actstore.store.files.shards import Shard, index_nbytes, shard_seed
 from actstore.store.layout import FAST, ShardGrid, shard_grid, shard_key
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
+    import zarr
 
     from actstore.store.layout import Compression
     from actstore.store.storage.folder import Folder
@@ -95,11 +95,10 @@ class BlockArraySpec:
 
 
 def create_block_array(folder: Folder, spec: BlockArraySpec, n_blocks: int) -> None:
-    """Write the metadata of a sharded array of `n_blocks` blocks; no block is written yet."""
+    """Write the metadata of a sharded array of `n_blocks` blocks where nothing is; no block is written yet."""
     grid, item = spec.grid, spec.dtype.itemsize
-    zarr.create_array(
-        store=folder.zarr,
-        name=spec.key,
+    array = NewArray(
+        spec.key,
         shape=(spec.rows, spec.columns * n_blocks),
         shards=(grid.padded_rows, grid.columns),
         chunks=(grid.chunk_rows, grid.chunk_columns),
@@ -108,10 +107,8 @@ def create_block_array(folder: Folder, spec: BlockArraySpec, n_blocks: int) -> N
         compressors=BloscCodec(typesize=item, blocksize=grid.chunk_columns * item, **asdict(spec.compression)),
         dimension_names=("neuron", spec.dimension),
         attributes=spec.attributes,
-        overwrite=True,
     )
-    if spec.bundled:
-        mark_bundled(folder, spec.key)
+    array.put(folder, bundled=spec.bundled)
 
 
 class BlockArray:

@@ -21,7 +21,7 @@ from zarr.core.buffer import cpu
 from zarr.storage import MemoryStore, StorePath
 
 from actstore.store.errors import FormatError
-from actstore.store.files.array_metadata import open_array
+from actstore.store.files.array_metadata import NewArray, open_array
 from actstore.store.layout import FAST, missing_value
 from actstore.store.storage.listing import is_readable
 
@@ -73,12 +73,11 @@ def write_array(
     chunks: tuple[int, ...] | None = None,
     identity: str = "",
 ) -> None:
-    """Write a plain array whole, replacing what was there, with its checksums, bound to the `identity` of its capture."""
+    """Write a plain array whole where nothing is, with its checksums, bound to the `identity` of its capture."""
     chunks = chunks or tuple(max(1, min(n, 1 << 20)) for n in values.shape)
     checked = {**(attributes or {}), CHECKSUMS: [chunk_checksum(values[at]) for at in _chunks(values.shape, chunks)]}
-    array = zarr.create_array(
-        store=folder.zarr,
-        name=key,
+    new = NewArray(
+        key,
         shape=values.shape,
         chunks=chunks,
         dtype=values.dtype,
@@ -86,10 +85,10 @@ def write_array(
         compressors=BloscCodec(typesize=values.dtype.itemsize, **asdict(FAST)),
         dimension_names=tuple(dimensions),
         attributes=checked | {DIGEST: array_digest(key, values.shape, chunks, values.dtype, checked, identity)},
-        overwrite=True,
     )
     if values.size:
-        array[...] = values
+        new.array[...] = values
+    new.put(folder)
 
 
 def _chunks(shape: Sequence[int], chunks: Sequence[int]) -> Iterator[tuple[slice, ...]]:
@@ -241,17 +240,16 @@ class ArrayAppender:
     """A one-dimensional array that is written chunk by chunk; on `close` it has its checksums."""
 
     def __init__(self, folder: Folder, key: str, dtype: str, dimension: str, chunk: int) -> None:
-        """Begin the array under `key`, replacing what was there; `chunk` is the number of elements per chunk."""
-        self._array = zarr.create_array(
-            store=folder.zarr,
-            name=key,
+        """Begin the array under `key`, where nothing is; `chunk` is the number of elements per chunk."""
+        self._folder = folder
+        self._new = NewArray(
+            key,
             shape=(0,),
             chunks=(chunk,),
             dtype=dtype,
             fill_value=missing_value(np.dtype(dtype)),
             compressors=BloscCodec(typesize=np.dtype(dtype).itemsize, **asdict(FAST)),
             dimension_names=(dimension,),
-            overwrite=True,
         )
         self._dtype, self._chunk = dtype, chunk
         self._pending: list[NDArray[Any]] = []
@@ -271,13 +269,15 @@ class ArrayAppender:
             self._pending, self._n_pending = [values_so_far[n_chunks:]], len(values_so_far) - n_chunks
 
     def close(self) -> None:
-        """Write what is left, and the checksums."""
+        """Write what is left, and the metadata with the checksums."""
         if self._n_pending:
             self._append(np.concatenate(self._pending))
-        self._array.update_attributes({CHECKSUMS: self._checksums})
+        self._new.array.update_attributes({CHECKSUMS: self._checksums})
+        self._new.put(self._folder)
 
     def _append(self, values: NDArray[Any]) -> None:
-        self._array.append(values)
+        self._new.array.append(values)
+        self._new.put_chunks(self._folder)
         self._checksums += [chunk_checksum(values[at]) for at in _chunks(values.shape, (self._chunk,))]
 
 

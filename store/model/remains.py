@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from actstore.store.errors import FormatError, NotFoundError, UnlistableError
 from actstore.store.layout import (
+    BLOCK_ARRAYS,
     LOCK_NAME,
     bundles_prefix,
     capture_key,
@@ -23,9 +24,6 @@ from actstore.store.storage.listing import is_readable
 
 if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
-
-_ARRAYS: Final = ("values", "gate_sign", "scale", "threshold", "dropped")
-"""Folders of a capture's sharded arrays. Their metadata comes before the record, their shards after it."""
 
 _FINISHED: Final = ("neurons.parquet", "prompts.parquet", "queries.parquet")
 
@@ -51,7 +49,7 @@ def part_of_lost_capture(folder: Folder, capture: str) -> str | None:
         return f"{prefix}/blocks/{blocks[0]}"
     if "bundles" in names and (bundles := folder.names(bundles_prefix(capture))):
         return f"{bundles_prefix(capture)}/{bundles[0]}"
-    for array in sorted(names.intersection((*_ARRAYS, "statistics"))):
+    for array in sorted(names.intersection((*BLOCK_ARRAYS, "statistics"))):
         for key, _ in folder.sizes(f"{prefix}/{array}"):
             if "/c/" in key or array == "statistics":
                 return key
@@ -61,14 +59,15 @@ def part_of_lost_capture(folder: Folder, capture: str) -> str | None:
 def part_of_lost_store(folder: Folder) -> str | None:
     """The key of something that is written only after a store's root; None where there is nothing of the kind."""
     try:
-        records = [graphs_key(name, "graph.json") for name in folder.names("graphs")]
+        names = folder.names("")  # mostly of a folder in which nothing is, and nothing more has to be listed
     except (UnlistableError, PermissionError):
         return key if is_readable(folder, key := names_key("captures")) else None
-    records += [edits_key(name, "edit.json") for name in folder.names("edits")]
+    records = [graphs_key(name, "graph.json") for name in (folder.names("graphs") if "graphs" in names else [])]
+    records += [edits_key(name, "edit.json") for name in (folder.names("edits") if "edits" in names else [])]
     for key in records:
         if folder.exists(key):
             return key
-    for name in _captures(folder):
+    for name in _captures(folder) if "captures" in names else []:
         key = f"{capture_key(name)}/zarr.json"
         try:
             attributes = folder.read_json(key).get("attributes")
@@ -108,8 +107,9 @@ def unexpected_entry(folder: Folder) -> str | None:
 
 def remove_beginning(folder: Folder) -> None:
     """Remove what first captures that were killed have left outside their own folders; the root is owned, and not there."""
-    for key in _BEFORE_ROOT:
-        folder.delete(key)
+    for name in folder.names(""):
+        if name in _BEFORE_ROOT:
+            folder.delete(name)
 
 
 def remove_begun(folder: Folder, capture: str) -> None:

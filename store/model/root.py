@@ -31,12 +31,15 @@ from actstore.store.model.root_attribute import ATTRIBUTE, RESTORE, ROOT_KEY, re
 from actstore.store.neurons import neuron_names
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.lock import own_root
+from actstore.store.storage.strict_json import MAX_NBYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+_HEADER_NBYTES: Final = 1 << 16
 
 TOP_TOKENS: Final = {
     f"{side}_{column}": pa.list_(kind)
@@ -90,8 +93,9 @@ def _beside_root(folder: Folder) -> dict[str, str]:
     for name in folder.names("weights"):
         if (part := name.removesuffix(".safetensors")) != name:
             key = weights_key(part)
-            n_header = header_nbytes(folder.read(key, 0, 8), folder.source(key).nbytes)
-            checksums[key] = read_checksums(folder.read(key, 0, n_header))
+            first = folder.read(key, 0, _HEADER_NBYTES)  # mostly all of the header, and one request of a server
+            n_header = header_nbytes(first[:8], MAX_NBYTES)
+            checksums[key] = read_checksums(first if n_header <= len(first) else folder.read(key, 0, n_header))
     return {key: found for key, found in checksums.items() if found is not None}
 
 

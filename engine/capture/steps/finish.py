@@ -25,10 +25,11 @@ _MOST_NAMED = 8
 """The maximum number of missing blocks that a message names."""
 
 
-def finish_capture(folder: Folder, record: CaptureRecord) -> None:
+def finish_capture(folder: Folder, record: CaptureRecord, running: RunningStatistics | None = None) -> None:
     """Write what stands for all blocks of a capture that the caller owns, the index of its blocks last, and remove its claims.
 
-    `CaptureError` where a block is missing; where the capture is finished, only its index is completed and leftovers removed.
+    `running`: the statistics of the first blocks, where this process has begun to add them up. `CaptureError` where a block is
+    missing; where the capture is finished, only its index is completed and leftovers removed.
     """
     if missing := missing_blocks(folder, record):
         named = ", ".join(map(str, missing[:_MOST_NAMED])) + (", …" if len(missing) > _MOST_NAMED else "")
@@ -39,9 +40,9 @@ def finish_capture(folder: Folder, record: CaptureRecord) -> None:
     if is_finished(folder, record):
         complete_index(folder, record)
     else:
-        statistics = RunningStatistics(folder, record)
-        statistics.advance()
-        write_results(Store(folder).peek(record.name), statistics.total)
+        running = running or RunningStatistics(folder, record)
+        running.advance()
+        write_results(Store(folder).peek(record.name), running.total)
     remove_claims(folder, record.name)
     folder.delete(generated_prefix(record.name))
 

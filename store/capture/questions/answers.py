@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.store.calls import checks
-from actstore.store.capture.commits import check_file
+from actstore.store.capture.commits import read_file
 from actstore.store.capture.tables import read_capture_table, write_capture_table
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.files.parquet import read_table, undamaged
@@ -136,7 +136,7 @@ class Answers:
         of_documents: list[Any] = [None] * self._documents.num_rows
         for block in self.capture.blocks:
             key = block_answers_key(name, block)
-            check_file(folder, self.capture.record, block, key)
+            read_file(folder, self.capture.record, block, key)  # to be checked before it is believed
             with undamaged(folder, key):
                 table = read_table(folder, key)
                 for document, values in zip(*(table[c].to_pylist() for c in ANSWERS.names), strict=True):

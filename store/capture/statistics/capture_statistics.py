@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES, STATISTICS, Statistics
-from actstore.store.capture.commits import check_file, committed_blocks, digest_commits
+from actstore.store.capture.commits import committed_blocks, digest_commits, read_file
 from actstore.store.capture.statistics.shapes import (
     check_labels,
     check_shapes,
@@ -27,6 +27,7 @@ from actstore.store.files.plain_arrays import PlainArray, write_array
 from actstore.store.layout import (
     GATE_SIGN,
     block_statistics_key,
+    capture_key,
     folded_statistics_key,
     statistics_key,
     table_key,
@@ -235,8 +236,7 @@ class RunningStatistics:
 def read_block_statistics(folder: Folder, record: CaptureRecord, block: int) -> CaptureStatistics:
     """One committed block's own statistics."""
     key = block_statistics_key(record.name, block)
-    check_file(folder, record, block, key)
-    return CaptureStatistics.decode(folder.read(key), record, f"{folder}/{key}")[0]
+    return CaptureStatistics.decode(read_file(folder, record, block, key), record, f"{folder}/{key}")[0]
 
 
 def sum_statistics(
@@ -274,6 +274,7 @@ def layer_offsets(record: CaptureRecord, site: str) -> dict[int, slice]:
 def write_finished_arrays(folder: Folder, record: CaptureRecord, total: CaptureStatistics) -> None:
     """Write the arrays of all sites."""
     check_can_gather(record)
+    folder.clear(capture_key(record.name), ("statistics",))
     for site in record.sites:
         offsets = layer_offsets(record, site)
         attributes = {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from actstore.store.capture.committed import complete_index
 from actstore.store.capture.statistics.exemplars import write_exemplars
-from actstore.store.capture.statistics.neuron_table import unfinish, write_finished
+from actstore.store.capture.statistics.neuron_table import write_finished
 
 if TYPE_CHECKING:
     from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 
 def write_totals(folder: Folder, record: CaptureRecord, total: CaptureStatistics) -> None:
-    """Write exemplars and statistics, then the table of neurons, which says that they are complete, and the index last."""
-    unfinish(folder, record.name)
+    """Write exemplars and statistics, then the table of neurons, which says that they are complete, and the index last.
+
+    Of a capture that is not finished, or by `unfinish` not any more.
+    """
     write_exemplars(folder, record, total)
     write_finished(folder, record, total)
     complete_index(folder, record)

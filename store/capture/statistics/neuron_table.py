@@ -32,8 +32,10 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 def write_finished(folder: Folder, record: CaptureRecord, total: CaptureStatistics) -> None:
-    """Write the arrays of all sites, then the table of neurons, which says that they are complete."""
-    unfinish(folder, record.name)
+    """Write the arrays of all sites, then the table of neurons, which says that they are complete.
+
+    Of a capture that is not finished, or by `unfinish` not any more.
+    """
     write_finished_arrays(folder, record, total)
     write_capture_table(folder, record, "neurons", neuron_table(record, total), neuron_groups(record))
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -34,6 +35,8 @@ from actstore.store.verify import verify_capture
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from counting_proxy import CountingProxy
 
     from actstore.store.reader import Capture
 
@@ -108,6 +111,21 @@ class Stop(CaptureProgress):
         self.n -= 1
         if self.n == 0:
             raise KeyboardInterrupt
+
+
+def test_a_capture_takes_two_requests_per_object_of_a_server(
+    tiny_model: Path, corpus: Path, undisturbed: Path, s3: CountingProxy
+) -> None:
+    location = f"s3://bucket/{uuid.uuid4()}/store"
+    done = capture(str(tiny_model), corpus, location, options=RunOptions(memory=TINY_BLOCKS), **SMALL)
+    n_requests, n_objects = len(s3.requests), sum(1 for _ in done.folder.sizes())
+    assert done.record.plan.n_blocks > 10
+    assert n_requests <= 2 * n_objects
+    assert {key for key, _ in done.folder.sizes()} == {
+        str(path.relative_to(undisturbed))
+        for path in undisturbed.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    }
 
 
 # Stopped and resumed
