@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, get_args
 
 from actstore.engine.attribution.option_tokens import TooLong
-from actstore.engine.capture.settings import Begin, Part
+from actstore.engine.capture.settings import Begin, Part, Summed
 from actstore.engine.change.scorers import SCORERS
 from actstore.engine.coverage.criteria import CRITERIA
 from actstore.engine.edit.baselines import BASELINES
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     SelectionMethod = str
     SiteName = str
     StdinFormatName = str
+    SummedName = str
     TooLongName = str
 else:
     ActivationName = closed_set("ActivationName", (*ACTIVATIONS, ALL_ACTIVATIONS))
@@ -97,4 +98,5 @@ else:
     SelectionMethod = closed_set("SelectionMethod", SELECTION_METHODS)
     SiteName = closed_set("SiteName", SITES)
     StdinFormatName = closed_set("StdinFormatName", get_args(StdinFormat))
+    SummedName = closed_set("SummedName", get_args(Summed))
     TooLongName = closed_set("TooLongName", get_args(TooLong))

@@ -24,8 +24,8 @@ STORE = ("basics", "storage", "files", "model", "capture", "graphs", "reader", "
 BELONGS = {name: "basics" for name in ("arguments", "calls", "errors", "hooks", "layout", "neurons", "table")}
 
 # Parts of the engine → the other parts that they may import.
-FOUNDATIONS = {"inputs": set(), "models": set(), "contributions": {"workers"}, "workers": {"models"}}
-FOUNDATIONS |= {"capture": {"inputs", "models", "workers"}}
+FOUNDATIONS = {"inputs": set(), "models": set(), "contributions": {"workers", "models"}, "workers": {"models"}}
+FOUNDATIONS |= {"capture": {"inputs", "models", "workers", "contributions"}}
 METHOD = {"inputs", "models", "capture", "workers"}
 ENGINE: dict[str, set[str]] = FOUNDATIONS | {
     "attribution": METHOD,

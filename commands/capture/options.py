@@ -13,6 +13,7 @@ from actstore.commands.choices import (
     PrecisionName,
     SiteName,
     StdinFormatName,
+    SummedName,
 )
 from actstore.commands.options import SEED_HELP, complete
 from actstore.engine.capture.images.plan import NAMED_POSITIONS
@@ -69,6 +70,17 @@ BlockTokens = Annotated[
 Bundle = Annotated[
     bool | None,
     typer.Option(help="Put all files of a block into one. [default: where there would be more than 100,000]"),
+]
+Contributions = Annotated[
+    SummedName | None,
+    typer.Option(
+        help="Sum, while the model runs, what each neuron contributes to the next token of each position; no values need be "
+        "kept for it: --precision none."
+    ),
+]
+ContributionsBy = Annotated[
+    str | None,
+    typer.Option("--by", metavar="LABEL", help="One of the label columns, by whose values contributions are summed."),
 ]
 MaxTokens = Annotated[
     int | None,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from actstore.engine.capture.settings import Begin, Part
+    from actstore.engine.capture.settings import Begin, Part, Summed
     from actstore.engine.inputs.memory_corpus import Corpus
     from actstore.engine.models.in_memory import ModelInput
     from actstore.engine.models.load import ModelSpec
@@ -62,6 +62,8 @@ def capture(
     batch_tokens: int | None = None,
     block_tokens: int | None = None,
     bundle: bool | None = None,
+    contributions: Summed | None = None,
+    by: str | None = None,
     max_tokens: int | None = None,
     max_documents: int | None = None,
     text_column: str | None = None,
@@ -111,6 +113,8 @@ def capture(
     - `batch_tokens`: number of tokens per forward pass [4096]
     - `block_tokens`: number of tokens per block, the unit of work [16,384, fewer where buffers would exceed 4 GiB]
     - `bundle`: whether all files of a block lie in one object [where there would be more than 100,000 files]
+    - `contributions`: "next" sums, while the model runs, what each neuron contributes to each position's next token [no sums]
+    - `by`: one of `label_columns`, by whose values contributions are summed [all positions together]
     - `max_tokens`: planning stops at this number of stored tokens [the whole corpus]
     - `max_documents`: maximum number of documents to read [all]
     - `text_column`: column of a table that holds the text ["text"]
@@ -168,6 +172,8 @@ def plan(
     batch_tokens: int | None = None,
     block_tokens: int | None = None,
     bundle: bool | None = None,
+    contributions: Summed | None = None,
+    by: str | None = None,
     max_tokens: int | None = None,
     max_documents: int | None = None,
     text_column: str | None = None,

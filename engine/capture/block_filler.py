@@ -6,6 +6,7 @@ The one module that brings model, plan, packer and store together: architectures
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 
 from actstore.engine.capture.buffers import block_buffers
-from actstore.engine.capture.packing import HostPacker
+from actstore.engine.capture.packing import HostPacker, as_packable
+from actstore.engine.contributions.while_capturing import RunningContributions
 from actstore.kernels.pack.api import Columns
 from actstore.store import layout
 from actstore.store.capture.plan import Plan
@@ -116,9 +118,14 @@ class BlockFiller:
         record: CaptureRecord,
         buffers: BufferPool[Buffers],
         batches: Batches = batches_of,
+        contributions: RunningContributions | None = None,
     ) -> None:
-        """Capture what `record` says; a block is collected on the host in a set of `buffers`."""
+        """Capture what `record` says; a block is collected on the host in a set of `buffers`.
+
+        contributions: what adds them up besides, where the record asks for them.
+        """
         self._model, self._record, self._batches = model, record, batches
+        self._contributions = contributions
         self._sites = list(record.sites)
         if record.gate_sign and "mlp.gate" not in self._sites:
             self._sites.append("mlp.gate")
@@ -130,11 +137,20 @@ class BlockFiller:
         """The blocks of the plans, filled, each to be released by its taker; two of them may be unreleased at once."""
         for plan in plans:
             self._packer.begin(plan)
+            if self._contributions is not None:
+                self._contributions.begin(plan)
             for batch in self._batches(plan, len(self._record.plan.labels), self._record.plan.block_slots):
                 self._run(batch)
                 progress.filled(len(batch.columns.slots))
-            yield from self._packer.finish()
-        yield from self._packer.drain()
+            if self._contributions is not None:
+                self._contributions.end()
+            yield from map(self._with_contributions, self._packer.finish())
+        yield from map(self._with_contributions, self._packer.drain())
+
+    def _with_contributions(self, filled: FilledBlock) -> FilledBlock:
+        if self._contributions is None:
+            return filled
+        return dataclasses.replace(filled, files=filled.files | self._contributions.take(filled.block))
 
     def _run(self, batch: Batch) -> None:
         self._packer.batch(batch.columns)
@@ -143,6 +159,8 @@ class BlockFiller:
             columns = batch.columns if rows is None else routed_columns(batch.columns, rows.cpu().numpy())
             self._check_rows(batch, layer, values.numel() // values.shape[-1] if rows is None else None)
             self._packer.pack(layer, site, values, columns)
+            if self._contributions is not None:
+                self._contributions.add(layer, site, as_packable(values), columns)
 
         self._model.forward(
             batch.input_ids,
@@ -172,7 +190,8 @@ def fill_blocks(
 ) -> None:
     """Run the model over `blocks` and commit each."""
     plan = Plan(folder, record.name, record.plan, record.plan_files)
-    filler = BlockFiller(model, record, block_buffers(record, writer.n_blocks_in_use), batches)
+    contributions = RunningContributions.of(folder, record, model)
+    filler = BlockFiller(model, record, block_buffers(record, writer.n_blocks_in_use), batches, contributions)
     submit_blocks(filler.fill(map(plan.block, blocks), progress), writer)
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from actstore.engine.capture.run import RunOptions
-    from actstore.engine.capture.settings import Begin, Part
+    from actstore.engine.capture.settings import Begin, Part, Summed
     from actstore.engine.inputs.corpus import CorpusReport
     from actstore.engine.inputs.memory_corpus import Corpus
     from actstore.engine.models.in_memory import ModelInput
@@ -129,6 +129,8 @@ def estimate(
     batch_tokens: int | None = None,
     block_tokens: int | None = None,
     bundle: bool | None = None,
+    contributions: Summed | None = None,
+    by: str | None = None,
     max_tokens: int | None = None,
     max_documents: int | None = None,
     text_column: str | None = None,

@@ -26,6 +26,8 @@ DEFAULT_PROMPT = "Describe the image in few words."
 Options = TypeVar("Options")
 Begin = Literal["auto", "always", "never"]
 Part = Literal["language", "vision", "projector"]
+Summed = Literal["next"]
+"""To which token contributions are summed while a model runs: each position's next."""
 
 
 def _as_indices(value: object) -> object:
@@ -63,6 +65,10 @@ class CaptureSettings(Typed):
     bundle: bool | None = None
     """All files of a block in one object: where the capture would otherwise have more than 100,000. It is not written down with
     the others: what was decided is the record's `bundled`."""
+    contributions: Summed | None = None
+    """`next`: what every neuron contributes to each position's next token is summed while the model runs, by labels of `by`."""
+    by: str | None = None
+    """One of the label columns; without, contributions are summed over all positions together."""
     max_tokens: int | None = None
     max_documents: int | None = None
     text_column: str = "text"
@@ -127,6 +133,7 @@ class CaptureSettings(Typed):
         for column in self.label_columns:
             if self.label_columns.count(column) > 1:
                 raise InvalidInputError(f"The label column {column!r} is named twice. Name it once in `label_columns`.")
+        self._check_contributions(spec)
         for site in self.sites:
             if site not in spec.sites:
                 raise InvalidInputError(f"{spec.name} has no site {site!r}. Its sites are {', '.join(spec.sites)}.")
@@ -153,6 +160,30 @@ class CaptureSettings(Typed):
                     f"covers one part, here {self.part}: layers {part_layers[0]} to {part_layers[-1]}. "
                     "Check `part` or `layers`."
                 )
+
+    def _check_contributions(self, spec: ModelSpec) -> None:
+        if self.contributions is None:
+            if self.by is not None:
+                raise InvalidInputError(
+                    f"`by` says by which labels contributions are summed, found {self.by!r}. Ask for them, with "
+                    '`contributions="next"`.'
+                )
+            return
+        if self.contributions != "next":
+            raise InvalidInputError(f"`contributions` is next, or left out: found {self.contributions!r}.")
+        if self.by is not None and self.by not in self.label_columns:
+            known = ", ".join(self.label_columns) or "none"
+            raise InvalidInputError(
+                f"`by` is one of the label columns, found {self.by!r}; they are: {known}. Name it in `label_columns` too."
+            )
+        if "mlp.post" not in self.sites or self.part != "language":
+            raise InvalidInputError(
+                "`contributions` are of the neurons at the site mlp.post of the language model. Add it to `sites`."
+            )
+        if spec.kind == "encoder":
+            raise InvalidInputError(
+                f"{spec.name} is an encoder, whose positions do not predict a next token. Leave `contributions` out."
+            )
 
     def chosen_layers(self, spec: ModelSpec) -> tuple[int, ...]:
         """The layers that are captured, ascending."""
@@ -217,7 +248,9 @@ class ImageSettings(CaptureSettings):
     prompt_column: str = "prompt"
     caption_column: str = "caption"
 
-    TEXT_ONLY: ClassVar = ("overlap", "begin", "text_column", "ids_column", "prefer_ids", "errors", "stdin_format")
+    TEXT_ONLY: ClassVar = (
+        "contributions", "by", "overlap", "begin", "text_column", "ids_column", "prefer_ids", "errors", "stdin_format",
+    )  # fmt: skip
     """Fields that mean nothing for images."""
 
     @property

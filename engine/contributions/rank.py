@@ -30,7 +30,7 @@ from actstore.store.errors import InvalidInputError
 from actstore.store.model.weights import check_part
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -153,12 +153,21 @@ def _at_place(source: Source, targets: list[Target], at: str | Place) -> Answer:
 
 def _over_next_tokens(source: Source, targets: list[Target], executor: Executor) -> Answer:
     """Every position against its own next token; with targets, those alone that one of them follows."""
+    layers = source.layers
+    if not targets and (summed := source.summed_while_capturing()) is not None:
+        if not any(sums.count.any() for sums in summed.values()):
+            raise InvalidInputError(_nowhere(source, targets))
+        return _ranked(source, targets, ((layer, summed[layer]) for layer in layers))
     sum_layer = _LayerSums(source, tuple(targets))
     if not sum_layer.blocks:
         raise InvalidInputError(_nowhere(source, targets))
+    return _ranked(source, targets, zip(layers, Scan(executor, "layer")(sum_layer, layers), strict=True))
+
+
+def _ranked(source: Source, targets: list[Target], layer_sums: Iterable[tuple[int, ContributionSums]]) -> Answer:
     ranking: Ranking | None = None
     layers = source.layers
-    for layer, sums in zip(layers, Scan(executor, "layer")(sum_layer, layers), strict=True):
+    for layer, sums in layer_sums:
         ranking = ranking or Ranking(source.query.k, sums.count)
         n_summed = np.broadcast_to(sums.count[:, None], sums.total.shape)
         _add_means(ranking, layer, sums.total, n_summed if layers[layer] else n_summed - sums.non_finite)

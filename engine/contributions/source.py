@@ -10,17 +10,19 @@ import numpy as np
 
 from actstore.engine.contributions.next_tokens import NextTokens, Place
 from actstore.store.arguments import Typed, argument
+from actstore.store.capture.statistics.contribution_sums import label_ids, read_sums, sums_by
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.layout import SPECIAL
 from actstore.store.model.directions import WriteDirections
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from actstore.engine.contributions.targets import Target
+    from actstore.kernels.contribution.sums import ContributionSums
     from actstore.store.reader import Capture, Store
 
 SITE: Final = "mlp.post"
@@ -118,27 +120,45 @@ class Source:
             inverse = 1 / rms
         return np.where(np.isfinite(inverse), inverse, 0).astype(np.float32)
 
+    def summed_while_capturing(self) -> dict[int, ContributionSums] | None:
+        """Layer → the sums to next tokens that the capture has of the query; None where they must be made of activations."""
+        has_sums, by = sums_by(self.capture.record)
+        if not has_sums or self.query.logits or not self.query.gain or self.query.by not in (by, None):
+            return None
+        widths = self.capture.record.layers(SITE)
+        layers = read_sums(
+            self.capture.folder, self.capture.record, {n: widths[n] for n in self.layers}, [*self.capture.blocks]
+        )
+        if self.query.by == by:
+            return layers
+        return {layer: sums.over_groups() for layer, sums in layers.items()}
+
     def slot_labels(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Of every used slot of a block: which of `labels` it has, and whether it is counted, not being a special token."""
-        plan = self.capture.block_plan(block)
-        window = np.repeat(np.arange(len(plan.windows["window"])), plan.windows["n_slots"])
-        if self.query.by is None:
-            labels = np.zeros(len(window), np.int64)
-        else:
-            column = self.capture.record.plan.label_columns.index(self.query.by)
-            ids = np.fromiter(self.labels, np.int64)
-            labels = np.searchsorted(ids, plan.labels[window, column]).astype(np.int64)
-        return labels, plan.modality != SPECIAL
+        return slot_labels(self.capture, self.query.by, self.labels, block)
+
+
+def slot_labels(
+    capture: Capture, by: str | None, labels: Mapping[int, str | None], block: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Of every used slot of a block: which of the `labels` of a column it has, and whether it is no special token."""
+    plan = capture.block_plan(block)
+    window = np.repeat(np.arange(len(plan.windows["window"])), plan.windows["n_slots"])
+    if by is None:
+        of_slots = np.zeros(len(window), np.int64)
+    else:
+        column = capture.record.plan.label_columns.index(by)
+        ids = np.fromiter(labels, np.int64)
+        of_slots = np.searchsorted(ids, plan.labels[window, column]).astype(np.int64)
+    return of_slots, plan.modality != SPECIAL
 
 
 def _label_ids(capture: Capture, by: str | None) -> dict[int, str | None]:
-    """The ids, ascending, and the texts of a label column's values; one nameless label for all tokens without a column."""
+    """As `label_ids`; `InvalidInputError` where the capture has no such column."""
     plan = capture.record.plan
-    if by is None:
-        return {0: None}
-    if by not in plan.label_columns:
+    if by is not None and by not in plan.label_columns:
         known = ", ".join(plan.label_columns) or "none"
         raise InvalidInputError(
             f"Capture {capture.record.name!r} has no label {by!r}. Its labels are: {known}. Check `by`."
         )
-    return {i: value for i, (column, value) in enumerate(plan.labels) if column == by}
+    return label_ids(capture.record, by)

@@ -77,11 +77,14 @@ def sum_contributions(
     groups: NDArray[np.integer],
     n_groups: int,
     threads: int | None = None,
+    *,
+    token_major: bool = False,
 ) -> ContributionSums:
     """The scores summed over the tokens of every group (a label, a cluster), each against its own target.
 
     groups: [token] or [token, column] integers below `n_groups`, -1 for none, each of a token's groups once. A token
-    without a group enters nothing, and its row need not be there. Activations that are NaN or infinite are counted and
+    without a group enters nothing, and its row need not be there. With `token_major`, activations are [token, neuron], as a
+    model hands them over: on the CPU they are read where they lie. Activations that are NaN or infinite are counted and
     left out; weights are taken to be finite. Everything else is as for `contribution`.
 
     A product is made for every distinct target, not for every token, and nothing larger is held than a tile of it and its
@@ -89,7 +92,7 @@ def sum_contributions(
     tiles change a bit. For more blocks, merge their sums.
     """
     labels = _check_groups(groups, n_groups, targets.n_tokens)
-    _check(activations, write_vectors, targets)
+    _check(activations.T if token_major else activations, write_vectors, targets)
     grouped = np.flatnonzero((labels >= 0).any(axis=1))
     targets.take(grouped).check_rows()
     rows = np.arange(targets.n_tokens) if targets.rows is None else targets.rows
@@ -97,11 +100,13 @@ def sum_contributions(
     if on_gpu(write_vectors):
         from actstore.kernels.contribution import gpu
 
-        return gpu.sum_contributions(activations, write_vectors, targets, entries, n_groups)
+        by_neuron = activations.T.contiguous() if token_major else activations  # type: ignore[union-attr]
+        return gpu.sum_contributions(by_neuron, write_vectors, targets, entries, n_groups)
     from actstore.kernels.contribution import cpu
 
     arrays = _arrays(activations, write_vectors)
-    return cpu.sum_contributions(*arrays, targets, entries, n_groups, threads or default_threads())
+    n_threads = threads or default_threads()
+    return cpu.sum_contributions(*arrays, targets, entries, n_groups, n_threads, token_major=token_major)
 
 
 def _arrays(activations: "Array", write_vectors: "Array") -> tuple[FloatArray, FloatArray]:

@@ -53,14 +53,17 @@ def sum_contributions(
     entries: Entries,
     n_groups: int,
     threads: int,
+    *,
+    token_major: bool,
 ) -> ContributionSums:
     """The sums over the tokens of `entries`; see `api.sum_contributions`."""
     values = Activations.of(activations, targets)
-    sums = ContributionSums.empty(n_groups, len(values.bits))
+    sums = ContributionSums.empty(n_groups, len(write_vectors))
     sums.count[:] = np.bincount(entries.groups, minlength=n_groups)
+    add_tile = _add_rows if token_major else _add
 
     def add(product: NDArray[np.float32], tile: Tile) -> None:
-        _add(product, tile, entries, values, sums.total, sums.magnitude, sums.non_finite)
+        add_tile(product, tile, entries, values, sums.total, sums.magnitude, sums.non_finite)
 
     over_tiles(_factors(write_vectors, targets, entries.rows, column_major=True), add, threads)
     return sums
@@ -70,7 +73,7 @@ class Activations(NamedTuple):
     """Activations and what multiplies them, as compiled code takes them."""
 
     bits: Bits
-    """[neuron, token]"""
+    """[neuron, token], or as a model hands them over [token, neuron]."""
     source: int
     """Their format, one of `bits.FORMAT_CODES`."""
     scale: NDArray[np.float32]
@@ -196,6 +199,32 @@ def _add(
                     score = np.float64(value[i]) * np.float64(dots[i])
                     sums[i] += score
                     magnitudes[i] += abs(score)
+
+
+@jit
+def _add_rows(
+    product: NDArray[np.float32],
+    tile: Tile,
+    entries: Entries,
+    activations: Activations,
+    total: NDArray[np.float64],
+    magnitude: NDArray[np.float64],
+    non_finite: NDArray[np.int64],
+) -> None:
+    """As `_add`, of activations [token, neuron]: the neurons of an entry lie side by side already. The same bits."""
+    neurons = slice(tile.neuron, tile.neuron + tile.n_neurons)
+    widened = np.empty((1, tile.n_neurons), np.uint32)
+    values = widened.view(np.float32)  # [1, neuron of the tile]
+    value = values[0]
+    for e in range(entries.firsts[tile.column], entries.firsts[tile.column + tile.n_columns]):
+        widen(activations.bits[entries.tokens[e], neurons], activations.source, widened[0])
+        _scale(values, e, entries, activations.scale, non_finite[:, neurons])
+        group, row = entries.groups[e], entries.targets[e] - tile.column
+        dots, sums, magnitudes = product[row], total[group, neurons], magnitude[group, neurons]  # [neuron of the tile]
+        for i in range(value.size):
+            score = np.float64(value[i]) * np.float64(dots[i])
+            sums[i] += score
+            magnitudes[i] += abs(score)
 
 
 @jit

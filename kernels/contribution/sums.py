@@ -47,6 +47,10 @@ class ContributionSums:
         """Every array by its name; not copies."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
+    def over_groups(self) -> Self:
+        """The same over all groups together, of tokens that are of one group each."""
+        return type(self)(*(array.sum(axis=0, keepdims=True) for array in self.arrays().values()))
+
     def merge(self, other: "ContributionSums") -> None:
         """Add the sums of another part in place; the same parts in the same order give the same bits."""
         for name, array in self.arrays().items():

@@ -142,6 +142,16 @@ def test_sums_are_what_their_specification_says(threads: int, **arguments: Any) 
     assert_close(found.magnitude, expected.magnitude, bound)
 
 
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize(("n_neurons", "n_tokens"), [(1, 1), (17, 63), (300, 100)])
+def test_activations_by_token_give_the_same_bits(dtype: Any, n_neurons: int, n_tokens: int) -> None:
+    case = make_case(n_neurons, n_neurons, n_tokens, (dtype, np.float32, np.uint16), special=True, n_columns=2)
+    by_token = np.ascontiguousarray(case.activations.T)
+    found = sum_contributions(by_token, case.write_vectors, case.targets, case.groups, 3, token_major=True)
+    for name, expected in case.sums().arrays().items():
+        np.testing.assert_array_equal(found.arrays()[name], expected)
+
+
 def test_groups_may_be_one_column_and_a_token_without_one_needs_no_target() -> None:
     rng = np.random.default_rng(0)
     activations, weights = rng.standard_normal((2, 5, 4)).astype(np.float32)
