@@ -28,6 +28,7 @@ from benchmarks.readme_rows import seconds as _seconds  # noqa: E402
 from benchmarks.registry import Measurement, choose, measure  # noqa: E402
 from benchmarks.rows import (  # noqa: E402 - the checkout must be importable first
     attribution,
+    bulk_scan,
     capture,
     checksums,
     clusters,
@@ -46,6 +47,7 @@ from benchmarks.rows import (  # noqa: E402 - the checkout must be importable fi
 
 ROWS = (
     *capture.ROWS,
+    *bulk_scan.ROWS,
     *packing.ROWS,
     *contribution.ROWS,
     *coverage.ROWS,
