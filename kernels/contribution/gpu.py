@@ -20,7 +20,7 @@ from actstore.kernels.contribution.products import as_tensor
 from actstore.kernels.contribution.sums import ContributionSums, TopNeurons
 from actstore.kernels.contribution.targets import Targets
 from actstore.kernels.floats import FloatArray, as_array, on_gpu
-from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, as_bits, jit, on_device_of, upload, widen
+from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, as_bits, jit, launch, upload, widen
 
 PAIRS = 32  # columns of a tile each of whose elements has two sums in float64: with 64, they do not fit in registers
 TOKENS = 1024  # whose scores are in memory for all neurons while their largest are looked for
@@ -34,18 +34,21 @@ def contribution(activations: Tensor | FloatArray, write_vectors: Tensor, target
     n_neurons, n_tokens = values.shape
     scores = torch.empty((n_neurons, n_tokens), dtype=torch.float32, device=device)
     if scores.numel():
-        with on_device_of(write_vectors):
-            _weigh[(triton.cdiv(n_neurons, NEURONS) * triton.cdiv(n_tokens, COLUMNS),)](
-                activations=bits,
-                activation_neuron_stride=bits.stride(0),
-                activation_token_stride=bits.stride(1),
-                n_tokens=n_tokens,
-                rows=_upload(targets.rows, device),
-                scale=_upload(targets.scale, device),
-                scores=scores,
-                SOURCE=FORMATS[values.dtype],
-                **factors(write_vectors, _directions(targets), _upload(targets.gain, device)),
-            )
+        launch(
+            _weigh,
+            triton.cdiv(n_neurons, NEURONS) * triton.cdiv(n_tokens, COLUMNS),
+            activations=bits,
+            activation_neuron_stride=bits.stride(0),
+            activation_token_stride=bits.stride(1),
+            n_tokens=n_tokens,
+            rows=_upload(targets.rows, device),
+            scale=_upload(targets.scale, device),
+            scores=scores,
+            SOURCE=FORMATS[values.dtype],
+            on=write_vectors,
+            fuse=True,
+            **factors(write_vectors, _directions(targets), _upload(targets.gain, device)),
+        )
     return scores
 
 
@@ -76,20 +79,23 @@ def sum_contributions(
     non_finite = torch.zeros(shape, dtype=torch.int64, device=device)
     pairs = Pairs.of(entries)
     if len(pairs.groups) and len(values):
-        with on_device_of(write_vectors):
-            _add[(triton.cdiv(len(values), NEURONS) * len(pairs.groups),)](
-                activations=bits,
-                activation_neuron_stride=bits.stride(0),
-                activation_token_stride=bits.stride(1),
-                scale=_upload(targets.scale, device),
-                n_runs=len(pairs.groups),
-                **{name: upload(array, device) for name, array in pairs._asdict().items()},
-                total=total,
-                magnitude=magnitude,
-                non_finite=non_finite,
-                SOURCE=FORMATS[values.dtype],
-                **factors(write_vectors, _directions(targets), _upload(targets.gain, device), PAIRS),
-            )
+        launch(
+            _add,
+            triton.cdiv(len(values), NEURONS) * len(pairs.groups),
+            activations=bits,
+            activation_neuron_stride=bits.stride(0),
+            activation_token_stride=bits.stride(1),
+            scale=_upload(targets.scale, device),
+            n_runs=len(pairs.groups),
+            **{name: upload(array, device) for name, array in pairs._asdict().items()},
+            total=total,
+            magnitude=magnitude,
+            non_finite=non_finite,
+            SOURCE=FORMATS[values.dtype],
+            on=write_vectors,
+            fuse=True,
+            **factors(write_vectors, _directions(targets), _upload(targets.gain, device), PAIRS),
+        )
     count = np.bincount(entries.groups, minlength=n_groups)
     return ContributionSums(to_host(total), to_host(magnitude), count, to_host(non_finite))
 

@@ -39,7 +39,7 @@ class Factors(NamedTuple):
 def factors(
     write_vectors: Tensor, directions: Tensor, gain: Tensor | None, columns: int = COLUMNS, neurons: int = NEURONS
 ) -> dict[str, Factors | int | bool]:
-    """The arguments by name of a kernel that calls `multiply` for tiles of that size."""
+    """What `launch` takes by name for a kernel that calls `multiply` for tiles of that size."""
     left, right = as_bits(write_vectors), as_bits(directions)
     # Without a gain, tensor cores multiply 16-bit floats as they are, exactly; the interpreter has no bfloat16.
     same = write_vectors.dtype == directions.dtype and gain is None
@@ -63,7 +63,6 @@ def factors(
         "DEPTH": DEPTH,
         "num_warps": WARPS,
         "num_stages": 2,
-        "enable_fp_fusion": True,
     }
 
 

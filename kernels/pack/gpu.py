@@ -20,8 +20,8 @@ from actstore.kernels.gpu import (
     as_bits,
     jit,
     jit_for_any,
+    launch,
     narrow,
-    on_device_of,
     overflows,
     widen,
 )
@@ -69,38 +69,40 @@ def pack(values: Tensor, columns: Columns, out: Tensor | None, statistics: Devic
     # Kernels take no tensor where they touch none.
     partials = None if statistics is None else Partials.empty(device_columns.n_pieces, n_neurons, values.device)
     n_tiles = triton.cdiv(n_neurons, WIDTH)
-    with on_device_of(values):
-        _pack[(n_tiles * device_columns.n_pieces,)](
-            source,
-            source.stride(0),
-            source.stride(1),
-            n_neurons,
-            n_tiles,
-            device_columns.rows,
-            device_columns.slots,
-            device_columns.counted,
-            device_columns.piece_starts,
-            device_columns.piece_segments,
-            device_columns.labels,
-            device_columns.labels.shape[1],
-            None if out is None else as_bits(out),
-            0 if out is None else out.stride(0),
-            partials,
-            None if statistics is None else statistics.histogram,
-            None if statistics is None else statistics.non_finite,
-            None if statistics is None else statistics.overflow,
-            None if statistics is None else statistics.positives,
-            SOURCE=FORMATS[values.dtype],
-            TARGET=FORMATS[values.dtype if out is None else out.dtype],
-            STORING=out is not None,
-            COUNTING=statistics is not None,
-            WIDTH=WIDTH,
-            DEPTH=DEPTH,
-            num_warps=WARPS,
-            enable_fp_fusion=True,
-        )
-        if partials is not None and statistics is not None:
-            merge(partials, device_columns, statistics)
+    launch(
+        _pack,
+        n_tiles * device_columns.n_pieces,
+        source,
+        source.stride(0),
+        source.stride(1),
+        n_neurons,
+        n_tiles,
+        device_columns.rows,
+        device_columns.slots,
+        device_columns.counted,
+        device_columns.piece_starts,
+        device_columns.piece_segments,
+        device_columns.labels,
+        device_columns.labels.shape[1],
+        None if out is None else as_bits(out),
+        0 if out is None else out.stride(0),
+        partials,
+        None if statistics is None else statistics.histogram,
+        None if statistics is None else statistics.non_finite,
+        None if statistics is None else statistics.overflow,
+        None if statistics is None else statistics.positives,
+        SOURCE=FORMATS[values.dtype],
+        TARGET=FORMATS[values.dtype if out is None else out.dtype],
+        STORING=out is not None,
+        COUNTING=statistics is not None,
+        WIDTH=WIDTH,
+        DEPTH=DEPTH,
+        num_warps=WARPS,
+        on=values,
+        fuse=True,  # moments, in float64, are the only sums of products
+    )
+    if partials is not None and statistics is not None:
+        merge(partials, device_columns, statistics)
 
 
 def pack_signs(values: Tensor, columns: Columns, out_bits: Tensor, positives: Tensor | None = None) -> None:
@@ -122,28 +124,30 @@ def pack_signs(values: Tensor, columns: Columns, out_bits: Tensor, positives: Te
     source = as_bits(values)
     labels = columns_on(values.device, columns).labels
     n_tiles = triton.cdiv(n_neurons, WIDTH)
-    with on_device_of(values):
-        _pack_signs[(n_tiles * triton.cdiv(n_octets, OCTETS),)](
-            source,
-            source.stride(0),
-            source.stride(1),
-            n_neurons,
-            n_tiles,
-            octets.rows,
-            octets.segments,
-            n_octets,
-            labels,
-            labels.shape[1],
-            out_bits,
-            out_bits.stride(0),
-            octets.first,
-            positives,
-            SOURCE=FORMATS[values.dtype],
-            COUNTING=positives is not None and labels.shape[1] > 0,
-            WIDTH=WIDTH,
-            OCTETS=OCTETS,
-            enable_fp_fusion=True,
-        )
+    launch(
+        _pack_signs,
+        n_tiles * triton.cdiv(n_octets, OCTETS),
+        source,
+        source.stride(0),
+        source.stride(1),
+        n_neurons,
+        n_tiles,
+        octets.rows,
+        octets.segments,
+        n_octets,
+        labels,
+        labels.shape[1],
+        out_bits,
+        out_bits.stride(0),
+        octets.first,
+        positives,
+        SOURCE=FORMATS[values.dtype],
+        COUNTING=positives is not None and labels.shape[1] > 0,
+        WIDTH=WIDTH,
+        OCTETS=OCTETS,
+        on=values,
+        fuse=False,
+    )
 
 
 @jit

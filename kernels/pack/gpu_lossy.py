@@ -12,7 +12,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, as_bits, jit, on_device_of, upload, widen
+from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, as_bits, jit, launch, upload, widen
 from actstore.kernels.pack.steps import FREE_BITS, INFINITE, MARK, NO_VALUE
 
 SPAN = 1024  # values of a row that are looked at together: eight a thread
@@ -37,18 +37,20 @@ def quantise(block: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         raise ValueError(f"out must be int8 {list(block.shape)} on {block.device}, not {properties}")
     scale = torch.zeros(len(block), dtype=torch.float32, device=block.device)
     if block.numel():
-        with on_device_of(block):
-            _quantise[(len(block),)](
-                source,
-                source.stride(0),
-                source.shape[1],
-                out,
-                out.stride(0),
-                scale,
-                SOURCE=FORMATS[block.dtype],
-                SPAN=SPAN,
-                enable_fp_fusion=True,
-            )
+        launch(
+            _quantise,
+            len(block),
+            source,
+            source.stride(0),
+            source.shape[1],
+            out,
+            out.stride(0),
+            scale,
+            SOURCE=FORMATS[block.dtype],
+            SPAN=SPAN,
+            on=block,
+            fuse=False,
+        )
     return out, scale
 
 
@@ -62,20 +64,22 @@ def sparsify(block: Tensor, keep: float, counted: NDArray[np.bool_] | None = Non
     dropped = torch.zeros(len(block), dtype=torch.int64, device=block.device)
     if block.numel():
         infinity = as_bits(torch.tensor(math.inf, dtype=block.dtype))
-        with on_device_of(block):
-            _sparsify[(len(block),)](
-                source,
-                source.stride(0),
-                source.shape[1],
-                upload(counted.astype(np.uint8), block.device),
-                upload(np.array([keep], np.float64), block.device),  # as an argument it would be rounded to float32
-                threshold,
-                dropped,
-                INFINITE=int(infinity),
-                N_BITS=width - 1,
-                SPAN=SPAN,
-                enable_fp_fusion=True,
-            )
+        launch(
+            _sparsify,
+            len(block),
+            source,
+            source.stride(0),
+            source.shape[1],
+            upload(counted.astype(np.uint8), block.device),
+            upload(np.array([keep], np.float64), block.device),  # as an argument it would be rounded to float32
+            threshold,
+            dropped,
+            INFINITE=int(infinity),
+            N_BITS=width - 1,
+            SPAN=SPAN,
+            on=block,
+            fuse=False,
+        )
     return threshold.view(block.dtype).float(), dropped
 
 

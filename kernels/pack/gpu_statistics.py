@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from actstore.kernels.gpu import MAGNITUDE, jit, jit_for_any
+from actstore.kernels.gpu import MAGNITUDE, jit, jit_for_any, launch
 from actstore.kernels.pack.gpu_columns import DeviceColumns
 from actstore.kernels.pack.statistics import LOWEST_EXPONENT, N_BINS, Statistics
 
@@ -132,7 +132,9 @@ def merge(partials: Partials, columns: DeviceColumns, statistics: DeviceStatisti
     n_neurons, k = statistics.exemplar_values.shape
     entries = triton.next_power_of_2(max(k, 1))
     width = max(1, min(64, MERGE_ENTRIES // entries))
-    _merge[(triton.cdiv(n_neurons, width),)](
+    launch(
+        _merge,
+        triton.cdiv(n_neurons, width),
         partials,
         columns.piece_segments,
         columns.tokens,
@@ -148,7 +150,8 @@ def merge(partials: Partials, columns: DeviceColumns, statistics: DeviceStatisti
         k,
         WIDTH=width,
         ENTRIES=entries,
-        enable_fp_fusion=True,
+        on=statistics.count,
+        fuse=True,
     )
 
 

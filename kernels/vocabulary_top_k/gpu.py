@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actstore.kernels.contribution.gpu_products import COLUMNS, NEURONS, Factors, factors, multiply
-from actstore.kernels.gpu import INFINITY, MAGNITUDE, jit, on_device_of, upload
+from actstore.kernels.gpu import INFINITY, MAGNITUDE, jit, launch, upload
 from actstore.kernels.top_k.naive import TopK
 from actstore.kernels.vocabulary_top_k.naive import VocabularyTopK
 
@@ -50,19 +50,20 @@ def vocabulary_top_k(
     n_parts = max(1, min(PARTS, triton.cdiv(n_tokens, COLUMNS)))
     keys = torch.full((2, n_neurons, n_parts, k), _EMPTY.value, dtype=torch.int64, device=device)
     if n_neurons and n_tokens and k:
-        with on_device_of(write_vectors):
-            _top_k[(triton.cdiv(n_neurons, tile_neurons) * n_parts,)](
-                n_tokens=n_tokens,
-                n_parts=n_parts,
-                part=triton.cdiv(triton.cdiv(n_tokens, n_parts), COLUMNS) * COLUMNS,
-                keys=keys,
-                side=keys.stride(0),
-                k=k,
-                ENTRIES=entries,
-                **factors(
-                    write_vectors, unembedding, None if gain is None else upload(gain, device), neurons=tile_neurons
-                ),
-            )
+        launch(
+            _top_k,
+            triton.cdiv(n_neurons, tile_neurons) * n_parts,
+            n_tokens=n_tokens,
+            n_parts=n_parts,
+            part=triton.cdiv(triton.cdiv(n_tokens, n_parts), COLUMNS) * COLUMNS,
+            keys=keys,
+            side=keys.stride(0),
+            k=k,
+            ENTRIES=entries,
+            on=write_vectors,
+            fuse=True,
+            **factors(write_vectors, unembedding, None if gain is None else upload(gain, device), neurons=tile_neurons),
+        )
     return DeviceTopK(*keys.view(2, n_neurons, n_parts * k).sort(dim=2, descending=True).values[:, :, :k])
 
 
