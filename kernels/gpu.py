@@ -59,7 +59,8 @@ _BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16:
 
 INFINITY = tl.constexpr(0x7F800000)  # float32 bits; what is above them, without the sign, is NaN
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)  # all bits of a float32 but its sign
-_QUIET_NAN = tl.constexpr(0x7FC0)
+_QUIET_NAN = tl.constexpr(0x7FC0)  # of bfloat16, without a sign
+_FLOAT16_NAN = tl.constexpr(0x7E00)  # which keeps its sign: what `bits.narrow` gives on the CPU
 _MAX_PROGRAMS = (1 << 31) - 1  # along the first axis of a grid
 _FLOAT16_OVERFLOW = tl.constexpr(0x477FF000)  # the smallest magnitude that float16 rounds to infinity
 _BFLOAT16_OVERFLOW = tl.constexpr(0x7F7F8000)
@@ -142,17 +143,21 @@ def overflows(bits: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
 def narrow(bits: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
     """The bits in a format of values whose float32 bits are `bits`, int32 of any shape; int16 but for FORMAT 0.
 
-    Rounds to nearest, ties to even. What overflows becomes infinite, NaN a quiet NaN, but keeps its bits in FORMAT 0.
+    Rounds to nearest, ties to even. What overflows becomes infinite, NaN the quiet NaN of the CPU, but keeps its bits in
+    FORMAT 0.
     """
+    is_nan = (bits & MAGNITUDE) > INFINITY
     if FORMAT == 0:
         raw = bits
     elif FORMAT == 1:
         infinite = (bits & ~MAGNITUDE) | INFINITY
-        # Said here what overflows, because the interpreter's numpy warns where it finds out by itself.
-        bounded = tl.where(overflows(bits, FORMAT), infinite, bits)
-        raw = bounded.to(tl.float32, bitcast=True).to(tl.float16).to(tl.int16, bitcast=True)
+        # Said here what overflows and what NaN becomes: the interpreter's numpy would warn of the one, and of the other PTX
+        # makes 0x7FFF.
+        bounded = tl.where(overflows(bits, FORMAT), infinite, tl.where(is_nan, 0, bits))
+        number = bounded.to(tl.float32, bitcast=True).to(tl.float16).to(tl.int16, bitcast=True)
+        raw = tl.where(is_nan, (((bits >> 16) & 0x8000) | _FLOAT16_NAN).to(tl.int16), number)
     else:
         # Half of the last bit less one, and one more where that bit is set: a tie goes to the even neighbour.
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        raw = tl.where((bits & MAGNITUDE) > INFINITY, _QUIET_NAN, rounded).to(tl.int16)
+        raw = tl.where(is_nan, _QUIET_NAN, rounded).to(tl.int16)
     return raw
