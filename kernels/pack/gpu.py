@@ -162,8 +162,8 @@ def _count_by_label(
 ) -> None:
     """Add the positive `counts` of `neurons` to every label of a segment in `positives`.
 
-    counts: [WIDTH] int32. neurons: [WIDTH] int64. segment: scalar, the row of labels [segment, column] int32, -1 for
-    none. positives: [label, neuron] int32, contiguous; atomic additions of integers, whose order changes nothing.
+    counts: [WIDTH] int32. neurons: [WIDTH] int64. segment: scalar int64, the row of labels [segment, column] int32, -1
+    for none. positives: [label, neuron] int32, contiguous; atomic additions of integers, whose order changes nothing.
     """
     for column in range(n_columns):
         label = tl.load(labels + segment * n_columns + column)
@@ -280,7 +280,7 @@ def _pack(
             lost = tl.sum(n_lost, axis=0)
             tl.atomic_add(overflow + neurons, lost, mask=inside & (lost > 0), sem="relaxed")
         above = (all_counts >> 10) & _FIELD
-        segment = tl.load(piece_segments + piece)
+        segment = tl.load(piece_segments + piece).to(tl.int64)
         _count_by_label(above, segment, labels, n_columns, positives, neurons, n_neurons)
 
 
@@ -314,11 +314,11 @@ def _pack_signs(
     column] int32. out_bits: [neuron, byte] uint8, contiguous along bytes, of which byte `first_octet` is that of the
     first slot. positives: [label, neuron] int32, contiguous, added to with atomic additions, if COUNTING.
     """
-    tile_octet = tl.program_id(0) // n_tiles * OCTETS
+    tile_octet = (tl.program_id(0) // n_tiles).to(tl.int64) * OCTETS
     neurons = (tl.program_id(0) % n_tiles).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)  # [WIDTH]
     inside = neurons < n_neurons
     slots = tile_octet * 8 + tl.arange(0, OCTETS * 8)  # [OCTETS · 8]
-    row = tl.load(rows + slots, mask=slots < n_octets * 8, other=-1)  # [OCTETS · 8]
+    row = tl.load(rows + slots, mask=slots // 8 < n_octets, other=-1)  # [OCTETS · 8]
     tile = (row >= 0)[:, None] & inside[None, :]
     raw = tl.load(values + row[:, None] * row_stride + neurons[None, :] * neuron_stride, mask=tile, other=0)
     bits = widen(raw, SOURCE)  # [OCTETS · 8, WIDTH]
@@ -332,7 +332,7 @@ def _pack_signs(
     new_octets = tl.trans(tl.sum(eights, axis=1)).to(tl.uint8)  # [WIDTH, OCTETS]
     tl.store(target, tl.load(target, mask=mask, other=0) | new_octets, mask=mask)
     if COUNTING:
-        segment = tl.load(segments + slots, mask=slots < n_octets * 8, other=-1)  # [OCTETS · 8]
+        segment = tl.load(segments + slots, mask=slots // 8 < n_octets, other=-1).to(tl.int64)  # [OCTETS · 8]
         lowest = tl.min(tl.where(segment >= 0, segment, _NO_SEGMENT), axis=0)
         highest = tl.max(segment, axis=0)
         # Windows follow one another: few have a token among these slots.

@@ -277,8 +277,9 @@ def _merge(
     # Entries beyond k are +inf, which nothing precedes.
     top_values = tl.load(exemplar_values + entry_offsets, mask=is_entry, other=float("inf"))  # [WIDTH, ENTRIES]
     top_tokens = tl.load(exemplar_tokens + entry_offsets, mask=is_entry, other=-1)
+    partial_offsets = neurons  # [WIDTH] int64, as `piece * n_neurons` would not be
     for piece in range(n_pieces):
-        partial_offsets = neurons + piece * n_neurons  # [WIDTH], as all that is loaded below
+        # [WIDTH], as all that is loaded below
         other_count = tl.load(partials.finite + partial_offsets, mask=inside, other=0)
         other_mean = tl.load(partials.mean + partial_offsets, mask=inside, other=0.0)
         other_m2 = tl.load(partials.m2 + partial_offsets, mask=inside, other=0.0)
@@ -294,6 +295,7 @@ def _merge(
         top_values, top_tokens = _insert(top_values, top_tokens, entries, candidate, token)
         maximum = tl.maximum(maximum, best)
         best = tl.where(is_end, -float("inf"), best)
+        partial_offsets += n_neurons
     tl.store(exemplar_values + entry_offsets, top_values, mask=is_entry)
     tl.store(exemplar_tokens + entry_offsets, top_tokens, mask=is_entry)
     old_count = tl.load(counts + neurons, mask=inside, other=0)
