@@ -16,6 +16,9 @@ COLUMNS = 64  # its columns
 DEPTH = 32  # entries of d that are multiplied at a time: with two stages, 32 KB of shared memory in float32
 WARPS = 8  # gives a thread 16 elements of a tile: 120 to 200 registers on Hopper
 
+INTERPRETED = triton.knobs.runtime.interpret
+"""Whether kernels are interpreted: the interpreter multiplies the bits of bfloat16 as integers, unless a test teaches it."""
+
 
 class Factors(NamedTuple):
     """Write vectors [neuron, d] and token directions [row, d] as a kernel takes them: the bits of their floats."""
@@ -41,7 +44,7 @@ def factors(
 ) -> dict[str, Factors | int | bool]:
     """What `launch` takes by name for a kernel that calls `multiply` for tiles of that size."""
     left, right = as_bits(write_vectors), as_bits(directions)
-    # Without a gain, tensor cores multiply 16-bit floats as they are, exactly; the interpreter has no bfloat16.
+    # Without a gain, tensor cores multiply 16-bit floats as they are, exactly.
     same = write_vectors.dtype == directions.dtype and gain is None
     return {
         "factors": Factors(
@@ -57,7 +60,7 @@ def factors(
         ),
         "LEFT": FORMATS[write_vectors.dtype],
         "RIGHT": FORMATS[directions.dtype],
-        "NATIVE": same and not triton.knobs.runtime.interpret,
+        "NATIVE": same and not INTERPRETED,
         "NEURONS": neurons,
         "COLUMNS": columns,
         "DEPTH": DEPTH,
