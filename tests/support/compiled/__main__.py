@@ -62,19 +62,18 @@ def main() -> None:
     target, began = target_of(options.target), time.process_time()
     compiled: dict[str, Compiled] = {}
     failed: list[str] = []
-    on_tensor_cores: set[str] = set()
+    done: dict[str, Case] = {}
     with compiling(target, compiled, failed) as current:
         for case in cases():
             if case.usual or not options.usual:
                 current[0] = case.name
                 run_case(case, failed)
-                if case.on_tensor_cores:
-                    on_tensor_cores.add(case.name)
+                done[case.name] = case
     kernels: list[dict[str, Any]] = []
     for one in compiled.values():
         numbers = counts(one.kernel)
         kernels.append({"kernel": one.name, "case": one.case, **numbers})
-        failed += problems(one, numbers, one.case in on_tensor_cores, target.arch)
+        failed += problems(one, numbers, done[one.case], target.arch)
     print(
         json.dumps(
             {

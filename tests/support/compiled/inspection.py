@@ -14,6 +14,7 @@ from compiled.addresses import narrow_products
 from compiled.stub import SHARED_MEMORY
 
 if TYPE_CHECKING:
+    from compiled.cases import Case
     from compiled.stub import Compiled
 
 MAX_STACK = 64
@@ -59,7 +60,7 @@ def counts(kernel: Any) -> dict[str, int]:
     return numbers
 
 
-def problems(compiled: Compiled, numbers: dict[str, int], on_tensor_cores: bool, arch: int | str) -> list[str]:
+def problems(compiled: Compiled, numbers: dict[str, int], case: Case, arch: int | str) -> list[str]:
     """What is wrong with a kernel, each in one sentence."""
     asm = compiled.kernel.asm
     code = asm.get("ptx") or asm["amdgcn"]
@@ -69,8 +70,11 @@ def problems(compiled: Compiled, numbers: dict[str, int], on_tensor_cores: bool,
     if numbers["shared"] > SHARED_MEMORY[arch]:
         found.append(f"needs {numbers['shared']} bytes of shared memory, of which there are {SHARED_MEMORY[arch]}")
     found += [says for what, says in _FORBIDDEN.items() if what in code]
-    if on_tensor_cores and not _TENSOR_CORES.search(code):
+    if case.on_tensor_cores and not _TENSOR_CORES.search(code):
         found.append("multiplies 16-bit floats without tensor cores")
+    if arch == 90:
+        more = {name: most for name, most in case.at_most.items() if numbers[name] > most}
+        found += [f"has {numbers[name]} {name}, more than {most}" for name, most in more.items()]
     if "enable_fp_fusion" not in compiled.keywords:
         found.append("does not say whether products and sums are fused")
     elif not compiled.keywords["enable_fp_fusion"] and re.search(r"\bfma\.rn\.f", code):
