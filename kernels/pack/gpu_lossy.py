@@ -13,7 +13,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, as_bits, jit, launch, upload, widen
+from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, TritonFunction, as_bits, jit, launch, upload, widen
 from actstore.kernels.pack.steps import FREE_BITS, INFINITE, MARK, NO_VALUE
 
 SPAN = 1024  # values of a row that are looked at together: eight a thread
@@ -68,7 +68,8 @@ def sparsify(block: Tensor, keep: float, counted: NDArray[np.bool_] | None = Non
     if block.numel():
         n_slots = source.shape[1]
         row = triton.next_power_of_2(n_slots)
-        kernel, sizes = _sparsify_long, {"SPAN": SPAN}
+        kernel: TritonFunction[..., None] = _sparsify_long
+        sizes = {"SPAN": SPAN}
         if n_slots <= HELD:
             kernel, sizes = _sparsify_held, {"ROW": row, "num_warps": max(1, min(MAX_WARPS, row // SPAN))}
         launch(
