@@ -192,7 +192,7 @@ def _weigh(
     SOURCE: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
-    NATIVE: tl.constexpr,
+    PRODUCTS: tl.constexpr,
     NEURONS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -215,7 +215,7 @@ def _weigh(
     if rows is not None:
         targets = tl.load(rows + tokens, mask=valid, other=0)
     product = multiply(
-        factors, neurons, targets, valid, LEFT, RIGHT, NATIVE, NEURONS, COLUMNS, DEPTH
+        factors, neurons, targets, valid, LEFT, RIGHT, PRODUCTS, NEURONS, COLUMNS, DEPTH
     )  # [NEURONS, COLUMNS]
     values = _load_activations(
         activations, activation_neuron_stride, activation_token_stride, neurons, n_neurons, tokens, valid, scale, SOURCE
@@ -244,7 +244,7 @@ def _add(
     SOURCE: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
-    NATIVE: tl.constexpr,
+    PRODUCTS: tl.constexpr,
     NEURONS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -275,7 +275,7 @@ def _add(
         valid = pair < last_pair
         targets = tl.load(rows + pair, mask=valid, other=0)
         product = multiply(
-            factors, neurons, targets, valid, LEFT, RIGHT, NATIVE, NEURONS, COLUMNS, DEPTH
+            factors, neurons, targets, valid, LEFT, RIGHT, PRODUCTS, NEURONS, COLUMNS, DEPTH
         )  # [NEURONS, COLUMNS]
         start = tl.load(starts + pair, mask=valid, other=0)  # [COLUMNS]
         stop = tl.load(stops + pair, mask=valid, other=0)

@@ -113,7 +113,7 @@ def _top_k(
     ENTRIES: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
-    NATIVE: tl.constexpr,
+    PRODUCTS: tl.constexpr,
     NEURONS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -123,7 +123,7 @@ def _top_k(
     Grid: [tile of NEURONS neurons × n_parts], parts fastest. A program streams `part` tokens, COLUMNS at a time.
 
     keys: [2, neuron, n_parts, k] int64, contiguous, `side` elements between the two: keys of the products, and of their
-    negatives, in no order; unused entries are near `_EMPTY`. factors: what is multiplied, and LEFT, RIGHT, NATIVE and DEPTH
+    negatives, in no order; unused entries are near `_EMPTY`. factors: what is multiplied, and LEFT, RIGHT, PRODUCTS and DEPTH
     how; see `gpu_products.multiply`. ENTRIES: k rounded up to a power of two. The last part may be shorter, or empty.
     """
     program = tl.program_id(0).to(tl.int64)
@@ -139,7 +139,7 @@ def _top_k(
         tokens = tile_start + tl.arange(0, COLUMNS).to(tl.int64)  # [COLUMNS]
         valid = tokens < stop
         # [NEURONS, COLUMNS]
-        product = multiply(factors, neurons, tokens, valid, LEFT, RIGHT, NATIVE, NEURONS, COLUMNS, DEPTH)
+        product = multiply(factors, neurons, tokens, valid, LEFT, RIGHT, PRODUCTS, NEURONS, COLUMNS, DEPTH)
         largest = _insert(largest, product, tokens, valid, k)
         negated = _insert(negated, -product, tokens, valid, k)
     targets = keys + ((neurons * n_parts + part_index) * k)[:, None] + entries[None, :]  # [NEURONS, ENTRIES]

@@ -136,7 +136,7 @@ def _products() -> Iterator[Case]:
         gain = np.ones(64, np.float32) if weighted else None
         vectors, unembedding = torch.zeros(256, 64, dtype=left), torch.zeros(512, 64, dtype=right)
         name, usual = f"{left} · {right}, gain {weighted}", left is BF16 and right is BF16
-        on_tensor_cores = left is right is not F32 and not weighted
+        on_tensor_cores = left is BF16 or (left is F16 and not weighted)
         for k in (10, 64):
             yield Case(
                 f"vocabulary_top_k {name}, {k}",
