@@ -66,7 +66,8 @@ def compiling(target: GPUTarget, compiled: dict[str, Compiled], problems: list[s
         try:
             kernel = launch(self, *arguments, grid=grid, warmup=True, **keywords)
         except Exception as error:
-            problems.append(f"{case[0]}: {self.__name__} does not compile: {type(error).__name__}: {str(error)[-600:]}")
+            said = f"{type(error).__name__}: {str(error)[-600:]} {error.__cause__ or ''}"
+            problems.append(f"{case[0]}: {self.__name__} does not compile: {said}")
             return None
         name = f"{self.fn.__module__.removeprefix('actstore.kernels.')}.{self.fn.__name__}"
         compiled.setdefault(kernel.hash, Compiled(name, case[0], kernel, keywords))
