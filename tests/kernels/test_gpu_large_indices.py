@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 gpu_statistics = pytest.importorskip("actstore.kernels.pack.gpu_statistics", exc_type=ImportError)
 launch = pytest.importorskip("actstore.kernels.gpu", exc_type=ImportError).launch
 
-N_NEURONS = 1 << 30  # two pieces of so many neurons are 2³¹ values
+N_NEURONS = 1 << 30  # two pieces of them are 2³¹ values
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the memory is the CPU's: needs Triton's interpreter")
 
