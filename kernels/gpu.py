@@ -1,6 +1,6 @@
 """What the Triton kernels share: how they are compiled and started, and the float formats on their bits.
 
-Written for Triton 3.6 to 3.9, with torch 2.11 and newer: tests/kernels/test_gpu_compiles.py compiles every kernel.
+Written for Triton 3.6 to 3.9, with each of which tests/kernels/test_gpu_compiles.py passes.
 
 Kernels are handed integers, so that a copy keeps every bit, bfloat16 needs no support from the chip, and interpreter and
 compiler round alike. Formats are numbered as in `actstore.kernels.bits`. Imported only where a tensor lies on a GPU: whoever
@@ -28,8 +28,8 @@ if (
 ):
     # Compiled kernels work with both; the interpreter takes an array of one element for a number, which numpy 2.4 refuses.
     raise ImportError(
-        f"Triton {triton.__version__}'s interpreter does not run with numpy {np.__version__}: install triton>=3.7 or "
-        "numpy<2.4, or unset TRITON_INTERPRET to compile the kernels for a GPU."
+        f"Triton {triton.__version__}'s interpreter does not run with numpy {np.__version__}: install triton>=3.7, or unset "
+        "TRITON_INTERPRET to compile the kernels for a GPU."
     )
 
 P = ParamSpec("P")
