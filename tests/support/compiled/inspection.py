@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from compiled.cases import Case
     from compiled.stub import Compiled
 
-MAX_STACK = 64
-"""Bytes of a thread that do not fit in registers, which the compiler's own calls may need."""
+MAX_STACK = {"cuda": 64, "hip": 256}
+"""Bytes of a thread that do not fit in registers. On an MI300, the keys of more than 32 top tokens beside products in parts."""
 
 _FORBIDDEN = {".ftz": "flushes subnormals to zero", ".tf32": "rounds products to TF32"}
 _TENSOR_CORES = re.compile(r"wgmma\.mma_async|mma\.sync|v_mfma_")
@@ -65,8 +65,9 @@ def problems(compiled: Compiled, numbers: dict[str, int], case: Case, arch: int 
     asm = compiled.kernel.asm
     code = asm.get("ptx") or asm["amdgcn"]
     found = []
-    if numbers["stack"] > MAX_STACK:
-        found.append(f"keeps {numbers['stack']} bytes of a thread in memory, more than {MAX_STACK}")
+    most = MAX_STACK["cuda" if "ptx" in asm else "hip"]
+    if numbers["stack"] > most:
+        found.append(f"keeps {numbers['stack']} bytes of a thread in memory, more than {most}")
     if numbers["shared"] > SHARED_MEMORY[arch]:
         found.append(f"needs {numbers['shared']} bytes of shared memory, of which there are {SHARED_MEMORY[arch]}")
     found += [says for what, says in _FORBIDDEN.items() if what in code]
