@@ -1,5 +1,7 @@
 """What the Triton kernels share: how they are compiled and started, and the float formats on their bits.
 
+Written for Triton 3.6 to 3.9, with each of which tests/kernels/test_gpu_compiles.py passes.
+
 Kernels are handed integers, so that a copy keeps every bit, bfloat16 needs no support from the chip, and interpreter and
 compiler round alike. Formats are numbered as in `actstore.kernels.bits`. Imported only where a tensor lies on a GPU: whoever
 has none need not wait for Triton.
@@ -26,8 +28,8 @@ if (
 ):
     # Compiled kernels work with both; the interpreter takes an array of one element for a number, which numpy 2.4 refuses.
     raise ImportError(
-        f"Triton {triton.__version__}'s interpreter does not run with numpy {np.__version__}: install triton>=3.7 or "
-        "numpy<2.4, or unset TRITON_INTERPRET to compile the kernels for a GPU."
+        f"Triton {triton.__version__}'s interpreter does not run with numpy {np.__version__}: install triton>=3.7, or unset "
+        "TRITON_INTERPRET to compile the kernels for a GPU."
     )
 
 P = ParamSpec("P")
@@ -36,7 +38,7 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 
 class TritonFunction(Protocol[P, Result_co]):
-    """What `triton.jit` makes of a function: a kernel, started by `kernel[grid](…)`, or a part that kernels call."""
+    """What `triton.jit` makes of a function: a kernel, started by `launch`, or a part that kernels call."""
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]:
         """The kernel to be started with `grid` programs; takes `num_warps` and such beside its arguments."""
@@ -57,7 +59,9 @@ _BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16:
 
 INFINITY = tl.constexpr(0x7F800000)  # float32 bits; what is above them, without the sign, is NaN
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)  # all bits of a float32 but its sign
-_QUIET_NAN = tl.constexpr(0x7FC0)
+_QUIET_NAN = tl.constexpr(0x7FC0)  # of bfloat16, without a sign
+_FLOAT16_NAN = tl.constexpr(0x7E00)  # which keeps its sign: what `bits.narrow` gives on the CPU
+_MAX_PROGRAMS = (1 << 31) - 1  # along the first axis of a grid
 _FLOAT16_OVERFLOW = tl.constexpr(0x477FF000)  # the smallest magnitude that float16 rounds to infinity
 _BFLOAT16_OVERFLOW = tl.constexpr(0x7F7F8000)
 
@@ -74,6 +78,23 @@ def jit_for_any(*names: str) -> _Jit:
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """While open, kernels are started on the GPU of `tensor`; nothing for a tensor elsewhere."""
     return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call, no-any-return, unused-ignore]
+
+
+def launch(
+    kernel: TritonFunction[..., None], n_programs: int, *arguments: object, on: Tensor, fuse: bool, **keywords: object
+) -> None:
+    """Start `n_programs` programs of a kernel on the GPU of `on`; every kernel is started here, and returns at once.
+
+    fuse: whether a product and a sum may become one operation, which rounds once. False where bits are those of the CPU. It is
+    always said: Triton 3.9 warns where it is not, and 3.10 will change what it then does. `arguments` and `keywords` are the
+    kernel's, and `num_warps` and such. Raises ValueError for more programs than a GPU counts.
+    """
+    if n_programs > _MAX_PROGRAMS:
+        raise ValueError(
+            f"a GPU starts at most {_MAX_PROGRAMS:,} programs at a time, not {n_programs:,}: pass fewer rows at once"
+        )
+    with on_device_of(on):
+        kernel[(n_programs,)](*arguments, enable_fp_fusion=fuse, **keywords)
 
 
 def upload(array: NDArray[np.generic], device: torch.device) -> Tensor:
@@ -122,17 +143,21 @@ def overflows(bits: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
 def narrow(bits: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
     """The bits in a format of values whose float32 bits are `bits`, int32 of any shape; int16 but for FORMAT 0.
 
-    Rounds to nearest, ties to even. What overflows becomes infinite, NaN a quiet NaN, but keeps its bits in FORMAT 0.
+    Rounds to nearest, ties to even. What overflows becomes infinite, NaN the quiet NaN of the CPU, but keeps its bits in
+    FORMAT 0.
     """
+    is_nan = (bits & MAGNITUDE) > INFINITY
     if FORMAT == 0:
         raw = bits
     elif FORMAT == 1:
         infinite = (bits & ~MAGNITUDE) | INFINITY
-        # Said here what overflows, because the interpreter's numpy warns where it finds out by itself.
-        bounded = tl.where(overflows(bits, FORMAT), infinite, bits)
-        raw = bounded.to(tl.float32, bitcast=True).to(tl.float16).to(tl.int16, bitcast=True)
+        # Said here what overflows and what NaN becomes: the interpreter's numpy would warn of the one, and of the other PTX
+        # makes 0x7FFF.
+        bounded = tl.where(overflows(bits, FORMAT), infinite, tl.where(is_nan, 0, bits))
+        number = bounded.to(tl.float32, bitcast=True).to(tl.float16).to(tl.int16, bitcast=True)
+        raw = tl.where(is_nan, (((bits >> 16) & 0x8000) | _FLOAT16_NAN).to(tl.int16), number)
     else:
         # Half of the last bit less one, and one more where that bit is set: a tie goes to the even neighbour.
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        raw = tl.where((bits & MAGNITUDE) > INFINITY, _QUIET_NAN, rounded).to(tl.int16)
+        raw = tl.where(is_nan, _QUIET_NAN, rounded).to(tl.int16)
     return raw

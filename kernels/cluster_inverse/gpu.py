@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from actstore.kernels.cluster_inverse.clusters import ClusterInverse, Clusters
-from actstore.kernels.gpu import jit, on_device_of
+from actstore.kernels.gpu import TritonFunction, jit, launch
 
 SPAN = 1024  # scores that one program looks at
 BLOCK = 64  # entries of a cluster that are weighed together
@@ -53,22 +53,24 @@ def threshold(scores: Tensor, t: float) -> DeviceClusters:
     n_spans = -(-n_neurons // SPAN)
     peaks = torch.empty(n_clusters, n_spans, device=device)
     counts = torch.empty(n_clusters, n_spans, dtype=torch.int64, device=device)
+    if not counts.numel():
+        offsets = torch.zeros(n_clusters + 1, dtype=torch.int64, device=device)
+        return DeviceClusters(offsets, torch.empty(0, dtype=torch.int32, device=device), torch.empty(0, device=device))
+
     source = (scores, *scores.stride(), n_neurons, n_spans)
-    with on_device_of(scores):
-        if not counts.numel():
-            offsets = torch.zeros(n_clusters + 1, dtype=torch.int64, device=device)
-            return DeviceClusters(
-                offsets, torch.empty(0, dtype=torch.int32, device=device), torch.empty(0, device=device)
-            )
-        _find_peaks[(counts.numel(),)](*source, peaks, SPAN=SPAN)
-        largest = peaks.amax(dim=1)
-        cutoffs = (largest.double() * t).float().where(largest > 0, torch.inf)
-        _count_above[(counts.numel(),)](*source, peaks, cutoffs, counts, SPAN=SPAN)
-        ends = counts.flatten().cumsum(0)
-        offsets = torch.nn.functional.pad(ends[n_spans - 1 :: n_spans], (1, 0))
-        n_kept = int(offsets[-1])
-        neurons, kept_scores = torch.empty(n_kept, dtype=torch.int32, device=device), torch.empty(n_kept, device=device)
-        _collect[(counts.numel(),)](*source, peaks, cutoffs, ends - counts.flatten(), neurons, kept_scores, SPAN=SPAN)
+
+    def start(kernel: TritonFunction[..., None], *arguments: Tensor) -> None:
+        launch(kernel, counts.numel(), *source, *arguments, SPAN=SPAN, on=scores, fuse=False)
+
+    start(_find_peaks, peaks)
+    largest = peaks.amax(dim=1)
+    cutoffs = (largest.double() * t).float().where(largest > 0, torch.inf)
+    start(_count_above, peaks, cutoffs, counts)
+    ends = counts.flatten().cumsum(0)
+    offsets = torch.nn.functional.pad(ends[n_spans - 1 :: n_spans], (1, 0))
+    n_kept = int(offsets[-1])
+    neurons, kept_scores = torch.empty(n_kept, dtype=torch.int32, device=device), torch.empty(n_kept, device=device)
+    start(_collect, peaks, cutoffs, ends - counts.flatten(), neurons, kept_scores)
     return DeviceClusters(offsets, neurons, kept_scores)
 
 
@@ -77,8 +79,8 @@ def cluster_frequency(clusters: DeviceClusters, n_neurons: int) -> Tensor:
     counts = torch.zeros(n_neurons, dtype=torch.int32, device=clusters.neurons.device)
     n_entries = len(clusters.neurons)
     if n_entries:
-        with on_device_of(counts):
-            _count[(-(-n_entries // SPAN),)](clusters.neurons, n_entries, counts, SPAN=SPAN)
+        n_programs = -(-n_entries // SPAN)
+        launch(_count, n_programs, clusters.neurons, n_entries, counts, SPAN=SPAN, on=counts, fuse=False)
     return counts.long()
 
 
@@ -96,8 +98,7 @@ def cluster_inverse(
     weights[is_common] = torch.nan  # which is never chosen
     entries = torch.empty(len(clusters.offsets) - 1, v, dtype=torch.int64, device=device)
     if entries.numel():
-        with on_device_of(counts):
-            _select[(len(entries),)](*clusters, weights, entries, v, BLOCK=BLOCK)
+        launch(_select, len(entries), *clusters, weights, entries, v, BLOCK=BLOCK, on=counts, fuse=False)
     is_used, entry_index = entries >= 0, entries.clamp(0)
     neurons = _take(clusters.neurons, entry_index, is_used, -1)
     na = _take(clusters.scores, entry_index, is_used, torch.nan)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from actstore.kernels.coactivation.state import Coactivation
-from actstore.kernels.gpu import jit, on_device_of
+from actstore.kernels.gpu import jit, launch
 
 SPAN = 4096  # tokens of one float32 product; a power of two
 SIDE, DEPTH = 64, 32  # rows, columns and tokens of the tiles of a product
@@ -16,11 +16,10 @@ SIDE, DEPTH = 64, 32  # rows, columns and tokens of the tiles of a product
 
 def coactivation(chosen: Tensor, values: Tensor, tokens: Tensor, state: Coactivation) -> Coactivation:
     """`state` and the `chosen` [chosen, token] and `values` [neuron, token] at `tokens` together; see `api`."""
-    with on_device_of(values):
-        for span in torch.split(tokens, SPAN):
-            if len(span):
-                x, y = _Rows(chosen, span, state.chosen_thresholds), _Rows(values, span, state.thresholds)
-                state = state.merge(_compare(x, y, state))
+    for span in torch.split(tokens, SPAN):
+        if len(span):
+            x, y = _Rows(chosen, span, state.chosen_thresholds), _Rows(values, span, state.thresholds)
+            state = state.merge(_compare(x, y, state))
     return state
 
 
@@ -35,9 +34,11 @@ class _Rows:
         self.unit, self.mean, self.total, self.squares = torch.empty(4, n, dtype=torch.float64, device=device)
         self.count, self.n_active = torch.empty(2, n, dtype=torch.int64, device=device)
         if n:
-            _centre[(n,)](
+            launch(
+                _centre, n,
                 values, tokens, thresholds, self.values, self.active, self.unit, self.mean, self.total, self.squares,
                 self.count, self.n_active, len(tokens), values.stride(0), values.stride(1), SPAN=SPAN, num_warps=8,
+                on=values, fuse=False,
             )  # fmt: skip
 
 
@@ -56,9 +57,10 @@ def _compare(x: _Rows, y: _Rows, state: Coactivation) -> Coactivation:
     both_active = _multiply(x.active, y.active).long()
     if both_active.numel() and bool((x.count < n_tokens).any() or (y.count < n_tokens).any()):
         moments = [array.expand(both_active.shape).contiguous() for array in moments]
-        _compare_anew[(both_active.numel(),)](
+        launch(
+            _compare_anew, both_active.numel(),
             x.source, y.source, x.tokens, x.count, y.count, *moments, len(y.count), n_tokens, *x.source.stride(),
-            *y.source.stride(), SPAN=SPAN, num_warps=8,
+            *y.source.stride(), SPAN=SPAN, num_warps=8, on=y.source, fuse=True,
         )  # fmt: skip
     active = (x.n_active, y.n_active, both_active)
     return Coactivation(*(state.chosen_thresholds, state.thresholds, *moments, *active))
@@ -67,9 +69,10 @@ def _compare(x: _Rows, y: _Rows, state: Coactivation) -> Coactivation:
 def _multiply(x: Tensor, y: Tensor) -> Tensor:
     """The inner products [row of x, row of y] float32 of rows of float32, or exactly of fewer than 2^24 zeros and ones."""
     out = torch.empty(len(x), len(y), device=x.device)
-    grid = (-(-len(x) // SIDE) * -(-len(y) // SIDE),)
+    n_tiles = -(-len(x) // SIDE) * -(-len(y) // SIDE)
     if out.numel():
-        _multiply_tiles[grid](x, y, out, len(x), len(y), x.shape[1], SIDE=SIDE, DEPTH=DEPTH)
+        sizes = (len(x), len(y), x.shape[1])
+        launch(_multiply_tiles, n_tiles, x, y, out, *sizes, SIDE=SIDE, DEPTH=DEPTH, on=x, fuse=True)
     return out
 
 

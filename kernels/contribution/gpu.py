@@ -1,11 +1,11 @@
 """Contributions on a GPU; takes tensors of any device that Triton runs on. Checks are made by `api`.
 
-A program makes a tile of the product and works on it in registers. Sums by group have one program for each group and each
-tile of neurons, which takes the group's targets in order: no two programs add to the same sum, so that every run gives the
-same bits.
+A program makes a tile of the product and works on it in registers. Sums by group have one program for each part of a group and
+each tile of neurons, which takes the part's targets in order, and parts are added in order: how a group is cut depends on sizes
+alone, so that every run gives the same bits.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actstore.kernels.contribution.entries import Entries
+from actstore.kernels.contribution.gpu_pairs import PAIRS, Pairs
 from actstore.kernels.contribution.gpu_products import COLUMNS, NEURONS, Factors, factors, multiply
 from actstore.kernels.contribution.products import as_tensor
 from actstore.kernels.contribution.sums import ContributionSums, TopNeurons
 from actstore.kernels.contribution.targets import Targets
 from actstore.kernels.floats import FloatArray, as_array, on_gpu
-from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, as_bits, jit, on_device_of, upload, widen
+from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, as_bits, jit, launch, upload, widen
 
-PAIRS = 32  # columns of a tile each of whose elements has two sums in float64: with 64, they do not fit in registers
 TOKENS = 1024  # whose scores are in memory for all neurons while their largest are looked for
 
 
@@ -34,18 +34,21 @@ def contribution(activations: Tensor | FloatArray, write_vectors: Tensor, target
     n_neurons, n_tokens = values.shape
     scores = torch.empty((n_neurons, n_tokens), dtype=torch.float32, device=device)
     if scores.numel():
-        with on_device_of(write_vectors):
-            _weigh[(triton.cdiv(n_neurons, NEURONS) * triton.cdiv(n_tokens, COLUMNS),)](
-                activations=bits,
-                activation_neuron_stride=bits.stride(0),
-                activation_token_stride=bits.stride(1),
-                n_tokens=n_tokens,
-                rows=_upload(targets.rows, device),
-                scale=_upload(targets.scale, device),
-                scores=scores,
-                SOURCE=FORMATS[values.dtype],
-                **factors(write_vectors, _directions(targets), _upload(targets.gain, device)),
-            )
+        launch(
+            _weigh,
+            triton.cdiv(n_neurons, NEURONS) * triton.cdiv(n_tokens, COLUMNS),
+            activations=bits,
+            activation_neuron_stride=bits.stride(0),
+            activation_token_stride=bits.stride(1),
+            n_tokens=n_tokens,
+            rows=_upload(targets.rows, device),
+            scale=_upload(targets.scale, device),
+            scores=scores,
+            SOURCE=FORMATS[values.dtype],
+            on=write_vectors,
+            fuse=True,
+            **factors(write_vectors, _directions(targets), _upload(targets.gain, device)),
+        )
     return scores
 
 
@@ -71,67 +74,38 @@ def sum_contributions(
     device = write_vectors.device
     values = _move(activations, device)
     bits = as_bits(values)
-    shape = (n_groups, len(values))
-    total, magnitude = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(2))
-    non_finite = torch.zeros(shape, dtype=torch.int64, device=device)
-    pairs = Pairs.of(entries)
-    if len(pairs.groups) and len(values):
-        with on_device_of(write_vectors):
-            _add[(triton.cdiv(len(values), NEURONS) * len(pairs.groups),)](
-                activations=bits,
-                activation_neuron_stride=bits.stride(0),
-                activation_token_stride=bits.stride(1),
-                scale=_upload(targets.scale, device),
-                n_runs=len(pairs.groups),
-                **{name: upload(array, device) for name, array in pairs._asdict().items()},
-                total=total,
-                magnitude=magnitude,
-                non_finite=non_finite,
-                SOURCE=FORMATS[values.dtype],
-                **factors(write_vectors, _directions(targets), _upload(targets.gain, device), PAIRS),
-            )
+    n_tiles = triton.cdiv(len(values), NEURONS)
+    pairs = Pairs.of(entries, n_tiles)
+    shape = (pairs.n_parts, len(values))
+    total, magnitude = (torch.empty(shape, dtype=torch.float64, device=device) for _ in range(2))
+    non_finite = torch.empty(shape, dtype=torch.int64, device=device)
+    if total.numel():
+        launch(
+            _add,
+            n_tiles * pairs.n_parts,
+            activations=bits,
+            activation_neuron_stride=bits.stride(0),
+            activation_token_stride=bits.stride(1),
+            scale=_upload(targets.scale, device),
+            n_parts=pairs.n_parts,
+            **pairs.on(device),
+            total=total,
+            magnitude=magnitude,
+            non_finite=non_finite,
+            SOURCE=FORMATS[values.dtype],
+            on=write_vectors,
+            fuse=True,
+            **factors(write_vectors, _directions(targets), _upload(targets.gain, device), PAIRS),
+        )
     count = np.bincount(entries.groups, minlength=n_groups)
-    return ContributionSums(to_host(total), to_host(magnitude), count, to_host(non_finite))
+    sums = (pairs.add(to_host(array), n_groups) for array in (total, magnitude, non_finite))
+    return ContributionSums(next(sums), next(sums), count, next(sums))
 
 
 def to_host(tensor: Tensor) -> NDArray[Any]:
     """The tensor as a numpy array; waits for the device."""
     array: NDArray[Any] = tensor.cpu().numpy()
     return array
-
-
-class Pairs(NamedTuple):
-    """Every (group, target) with its tokens; ascending by group, then falling by the number of tokens.
-
-    Pairs that lie in one tile then have about as many tokens, and no lane waits long for another.
-    """
-
-    groups: NDArray[np.int64]
-    """[run] each distinct group, ascending."""
-    firsts: NDArray[np.int64]
-    """[run + 1] pairs `firsts[r]:firsts[r + 1]` have the group of run r."""
-    rows: NDArray[np.int64]
-    """[pair] the target's row."""
-    starts: NDArray[np.int64]
-    """[pair] its tokens are `tokens[starts[p]:stops[p]]`."""
-    stops: NDArray[np.int64]
-    """[pair]"""
-    tokens: NDArray[np.int64]
-    """[entry] ascending within a pair."""
-
-    @classmethod
-    def of(cls, entries: Entries) -> "Pairs":
-        """The pairs of a block's entries, which are in the order of their targets, then groups, then tokens."""
-        n_entries = len(entries.tokens)
-        changes = (np.diff(entries.targets) != 0) | (np.diff(entries.groups) != 0)
-        borders = np.concatenate([[0] if n_entries else [], np.flatnonzero(changes) + 1, [n_entries]]).astype(np.int64)
-        starts, stops = borders[:-1], borders[1:]
-        of_pair = entries.groups[starts].astype(np.int64)
-        order = np.lexsort((starts, starts - stops, of_pair))
-        groups, firsts = np.unique(of_pair[order], return_index=True)
-        rows = entries.rows[entries.targets[starts]]
-        arrays = groups, np.append(firsts, len(order)), rows[order], starts[order], stops[order], entries.tokens
-        return cls(*(array.astype(np.int64) for array in arrays))
 
 
 def _move(activations: Tensor | FloatArray, device: torch.device) -> Tensor:
@@ -186,7 +160,7 @@ def _weigh(
     SOURCE: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
-    NATIVE: tl.constexpr,
+    PRODUCTS: tl.constexpr,
     NEURONS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -209,7 +183,7 @@ def _weigh(
     if rows is not None:
         targets = tl.load(rows + tokens, mask=valid, other=0)
     product = multiply(
-        factors, neurons, targets, valid, LEFT, RIGHT, NATIVE, NEURONS, COLUMNS, DEPTH
+        factors, neurons, targets, valid, LEFT, RIGHT, PRODUCTS, NEURONS, COLUMNS, DEPTH
     )  # [NEURONS, COLUMNS]
     values = _load_activations(
         activations, activation_neuron_stride, activation_token_stride, neurons, n_neurons, tokens, valid, scale, SOURCE
@@ -224,8 +198,7 @@ def _add(
     activation_neuron_stride: tl.tensor,
     activation_token_stride: tl.tensor,
     scale: tl.tensor,
-    n_runs: tl.tensor,
-    groups: tl.tensor,
+    n_parts: tl.tensor,
     firsts: tl.tensor,
     rows: tl.tensor,
     starts: tl.tensor,
@@ -238,38 +211,36 @@ def _add(
     SOURCE: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
-    NATIVE: tl.constexpr,
+    PRODUCTS: tl.constexpr,
     NEURONS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ) -> None:
-    """Fill the sums of one group for a tile of neurons.
+    """Fill the sums over one part of a group for a tile of neurons.
 
-    Grid: [tile of NEURONS neurons × run], runs fastest. A run is a group that has tokens; its program alone writes the
-    group's sums, and takes its pairs, COLUMNS at a time, and their tokens in order: the same bits in every run of the
-    program.
+    Grid: [tile of NEURONS neurons × part], parts fastest. A program alone writes its part's sums, and takes the part's
+    pairs, COLUMNS at a time, and their tokens in order: the same bits in every run.
 
     activations: [neuron, token] the bits of SOURCE as integers, with any strides. scale: [token] float32, or None for
-    1. groups, firsts, rows, starts, stops, tokens: int64, as in `Pairs`. total, magnitude: [group, neuron] float64 and
-    non_finite: [group, neuron] int64, contiguous; other groups' entries stay as they are. factors and the rest: see
-    `multiply`.
+    1. firsts, rows, starts, stops, tokens: int64, as in `Pairs`. total, magnitude: [part, neuron] float64 and non_finite:
+    [part, neuron] int64, contiguous and written whole. factors and the rest: see `multiply`.
 
     The product of a pair is the same for all of its tokens: activations are added up first, in float64, then
     multiplied.
     """
     program = tl.program_id(0).to(tl.int64)
-    run = program % n_runs
+    part = program % n_parts
     n_neurons = factors.n_neurons
-    neurons = program // n_runs * NEURONS + tl.arange(0, NEURONS)  # [NEURONS]
+    neurons = program // n_parts * NEURONS + tl.arange(0, NEURONS)  # [NEURONS]
     signed, absolute = tl.zeros([NEURONS], tl.float64), tl.zeros([NEURONS], tl.float64)  # [NEURONS]
     n_lost = tl.zeros([NEURONS], tl.int64)
-    last_pair = tl.load(firsts + run + 1)
-    for tile_start in range(tl.load(firsts + run), last_pair, COLUMNS):
+    last_pair = tl.load(firsts + part + 1)
+    for tile_start in range(tl.load(firsts + part), last_pair, COLUMNS):
         pair = tile_start + tl.arange(0, COLUMNS).to(tl.int64)  # [COLUMNS]
         valid = pair < last_pair
         targets = tl.load(rows + pair, mask=valid, other=0)
         product = multiply(
-            factors, neurons, targets, valid, LEFT, RIGHT, NATIVE, NEURONS, COLUMNS, DEPTH
+            factors, neurons, targets, valid, LEFT, RIGHT, PRODUCTS, NEURONS, COLUMNS, DEPTH
         )  # [NEURONS, COLUMNS]
         start = tl.load(starts + pair, mask=valid, other=0)  # [COLUMNS]
         stop = tl.load(stops + pair, mask=valid, other=0)
@@ -300,7 +271,7 @@ def _add(
         exact = product.to(tl.float64)
         signed += tl.sum(activation * exact, axis=1)
         absolute += tl.sum(magnitudes * tl.abs(exact), axis=1)
-    pointers = tl.load(groups + run) * n_neurons + neurons
+    pointers = part * n_neurons + neurons
     tl.store(total + pointers, signed, mask=neurons < n_neurons)
     tl.store(magnitude + pointers, absolute, mask=neurons < n_neurons)
     tl.store(non_finite + pointers, n_lost, mask=neurons < n_neurons)

@@ -20,8 +20,8 @@ from actstore.kernels.gpu import (
     as_bits,
     jit,
     jit_for_any,
+    launch,
     narrow,
-    on_device_of,
     overflows,
     widen,
 )
@@ -69,38 +69,40 @@ def pack(values: Tensor, columns: Columns, out: Tensor | None, statistics: Devic
     # Kernels take no tensor where they touch none.
     partials = None if statistics is None else Partials.empty(device_columns.n_pieces, n_neurons, values.device)
     n_tiles = triton.cdiv(n_neurons, WIDTH)
-    with on_device_of(values):
-        _pack[(n_tiles * device_columns.n_pieces,)](
-            source,
-            source.stride(0),
-            source.stride(1),
-            n_neurons,
-            n_tiles,
-            device_columns.rows,
-            device_columns.slots,
-            device_columns.counted,
-            device_columns.piece_starts,
-            device_columns.piece_segments,
-            device_columns.labels,
-            device_columns.labels.shape[1],
-            None if out is None else as_bits(out),
-            0 if out is None else out.stride(0),
-            partials,
-            None if statistics is None else statistics.histogram,
-            None if statistics is None else statistics.non_finite,
-            None if statistics is None else statistics.overflow,
-            None if statistics is None else statistics.positives,
-            SOURCE=FORMATS[values.dtype],
-            TARGET=FORMATS[values.dtype if out is None else out.dtype],
-            STORING=out is not None,
-            COUNTING=statistics is not None,
-            WIDTH=WIDTH,
-            DEPTH=DEPTH,
-            num_warps=WARPS,
-            enable_fp_fusion=True,
-        )
-        if partials is not None and statistics is not None:
-            merge(partials, device_columns, statistics)
+    launch(
+        _pack,
+        n_tiles * device_columns.n_pieces,
+        source,
+        source.stride(0),
+        source.stride(1),
+        n_neurons,
+        n_tiles,
+        device_columns.rows,
+        device_columns.slots,
+        device_columns.counted,
+        device_columns.piece_starts,
+        device_columns.piece_segments,
+        device_columns.labels,
+        device_columns.labels.shape[1],
+        None if out is None else as_bits(out),
+        0 if out is None else out.stride(0),
+        partials,
+        None if statistics is None else statistics.histogram,
+        None if statistics is None else statistics.non_finite,
+        None if statistics is None else statistics.overflow,
+        None if statistics is None else statistics.positives,
+        SOURCE=FORMATS[values.dtype],
+        TARGET=FORMATS[values.dtype if out is None else out.dtype],
+        STORING=out is not None,
+        COUNTING=statistics is not None,
+        WIDTH=WIDTH,
+        DEPTH=DEPTH,
+        num_warps=WARPS,
+        on=values,
+        fuse=True,  # moments, in float64, are the only sums of products
+    )
+    if partials is not None and statistics is not None:
+        merge(partials, device_columns, statistics)
 
 
 def pack_signs(values: Tensor, columns: Columns, out_bits: Tensor, positives: Tensor | None = None) -> None:
@@ -122,28 +124,30 @@ def pack_signs(values: Tensor, columns: Columns, out_bits: Tensor, positives: Te
     source = as_bits(values)
     labels = columns_on(values.device, columns).labels
     n_tiles = triton.cdiv(n_neurons, WIDTH)
-    with on_device_of(values):
-        _pack_signs[(n_tiles * triton.cdiv(n_octets, OCTETS),)](
-            source,
-            source.stride(0),
-            source.stride(1),
-            n_neurons,
-            n_tiles,
-            octets.rows,
-            octets.segments,
-            n_octets,
-            labels,
-            labels.shape[1],
-            out_bits,
-            out_bits.stride(0),
-            octets.first,
-            positives,
-            SOURCE=FORMATS[values.dtype],
-            COUNTING=positives is not None and labels.shape[1] > 0,
-            WIDTH=WIDTH,
-            OCTETS=OCTETS,
-            enable_fp_fusion=True,
-        )
+    launch(
+        _pack_signs,
+        n_tiles * triton.cdiv(n_octets, OCTETS),
+        source,
+        source.stride(0),
+        source.stride(1),
+        n_neurons,
+        n_tiles,
+        octets.rows,
+        octets.segments,
+        n_octets,
+        labels,
+        labels.shape[1],
+        out_bits,
+        out_bits.stride(0),
+        octets.first,
+        positives,
+        SOURCE=FORMATS[values.dtype],
+        COUNTING=positives is not None and labels.shape[1] > 0,
+        WIDTH=WIDTH,
+        OCTETS=OCTETS,
+        on=values,
+        fuse=False,
+    )
 
 
 @jit
@@ -158,8 +162,8 @@ def _count_by_label(
 ) -> None:
     """Add the positive `counts` of `neurons` to every label of a segment in `positives`.
 
-    counts: [WIDTH] int32. neurons: [WIDTH] int64. segment: scalar, the row of labels [segment, column] int32, -1 for
-    none. positives: [label, neuron] int32, contiguous; atomic additions of integers, whose order changes nothing.
+    counts: [WIDTH] int32. neurons: [WIDTH] int64. segment: scalar int64, the row of labels [segment, column] int32, -1
+    for none. positives: [label, neuron] int32, contiguous; atomic additions of integers, whose order changes nothing.
     """
     for column in range(n_columns):
         label = tl.load(labels + segment * n_columns + column)
@@ -276,7 +280,7 @@ def _pack(
             lost = tl.sum(n_lost, axis=0)
             tl.atomic_add(overflow + neurons, lost, mask=inside & (lost > 0), sem="relaxed")
         above = (all_counts >> 10) & _FIELD
-        segment = tl.load(piece_segments + piece)
+        segment = tl.load(piece_segments + piece).to(tl.int64)
         _count_by_label(above, segment, labels, n_columns, positives, neurons, n_neurons)
 
 
@@ -310,11 +314,11 @@ def _pack_signs(
     column] int32. out_bits: [neuron, byte] uint8, contiguous along bytes, of which byte `first_octet` is that of the
     first slot. positives: [label, neuron] int32, contiguous, added to with atomic additions, if COUNTING.
     """
-    tile_octet = tl.program_id(0) // n_tiles * OCTETS
+    tile_octet = (tl.program_id(0) // n_tiles).to(tl.int64) * OCTETS
     neurons = (tl.program_id(0) % n_tiles).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)  # [WIDTH]
     inside = neurons < n_neurons
     slots = tile_octet * 8 + tl.arange(0, OCTETS * 8)  # [OCTETS · 8]
-    row = tl.load(rows + slots, mask=slots < n_octets * 8, other=-1)  # [OCTETS · 8]
+    row = tl.load(rows + slots, mask=slots // 8 < n_octets, other=-1)  # [OCTETS · 8]
     tile = (row >= 0)[:, None] & inside[None, :]
     raw = tl.load(values + row[:, None] * row_stride + neurons[None, :] * neuron_stride, mask=tile, other=0)
     bits = widen(raw, SOURCE)  # [OCTETS · 8, WIDTH]
@@ -328,7 +332,7 @@ def _pack_signs(
     new_octets = tl.trans(tl.sum(eights, axis=1)).to(tl.uint8)  # [WIDTH, OCTETS]
     tl.store(target, tl.load(target, mask=mask, other=0) | new_octets, mask=mask)
     if COUNTING:
-        segment = tl.load(segments + slots, mask=slots < n_octets * 8, other=-1)  # [OCTETS · 8]
+        segment = tl.load(segments + slots, mask=slots // 8 < n_octets, other=-1).to(tl.int64)  # [OCTETS · 8]
         lowest = tl.min(tl.where(segment >= 0, segment, _NO_SEGMENT), axis=0)
         highest = tl.max(segment, axis=0)
         # Windows follow one another: few have a token among these slots.

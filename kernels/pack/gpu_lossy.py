@@ -1,21 +1,24 @@
 """The lossy precisions of a packed block on a GPU: int8 steps, and zeros below a threshold; the bits are the CPU's.
 
-One program takes one neuron's row, several times over: a row of 16,384 values stays in cache between. Everything but the
-division into steps is done on the integers that the values' bits are.
+One program takes one neuron's row. A threshold is looked for in registers, where a row of `HELD` values fits; a longer one is
+read several times over. Everything but the division into steps is done on the integers that the values' bits are.
 """
 
 import math
 
 import numpy as np
 import torch
+import triton
 import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, as_bits, jit, on_device_of, upload, widen
+from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, TritonFunction, as_bits, jit, launch, upload, widen
 from actstore.kernels.pack.steps import FREE_BITS, INFINITE, MARK, NO_VALUE
 
 SPAN = 1024  # values of a row that are looked at together: eight a thread
+HELD = 16_384  # values of the longest row that the threads of a program keep in registers: 32 a thread, as many threads as are
+MAX_WARPS = 16  # in 16 warps; a block has that many slots by default
 
 _NO_SCALE = tl.constexpr(float("inf"))
 _FREE_BITS = tl.constexpr(FREE_BITS)
@@ -37,18 +40,20 @@ def quantise(block: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         raise ValueError(f"out must be int8 {list(block.shape)} on {block.device}, not {properties}")
     scale = torch.zeros(len(block), dtype=torch.float32, device=block.device)
     if block.numel():
-        with on_device_of(block):
-            _quantise[(len(block),)](
-                source,
-                source.stride(0),
-                source.shape[1],
-                out,
-                out.stride(0),
-                scale,
-                SOURCE=FORMATS[block.dtype],
-                SPAN=SPAN,
-                enable_fp_fusion=True,
-            )
+        launch(
+            _quantise,
+            len(block),
+            source,
+            source.stride(0),
+            source.shape[1],
+            out,
+            out.stride(0),
+            scale,
+            SOURCE=FORMATS[block.dtype],
+            SPAN=SPAN,
+            on=block,
+            fuse=False,
+        )
     return out, scale
 
 
@@ -61,21 +66,28 @@ def sparsify(block: Tensor, keep: float, counted: NDArray[np.bool_] | None = Non
     threshold = torch.zeros(len(block), dtype=source.dtype, device=block.device)
     dropped = torch.zeros(len(block), dtype=torch.int64, device=block.device)
     if block.numel():
-        infinity = as_bits(torch.tensor(math.inf, dtype=block.dtype))
-        with on_device_of(block):
-            _sparsify[(len(block),)](
-                source,
-                source.stride(0),
-                source.shape[1],
-                upload(counted.astype(np.uint8), block.device),
-                upload(np.array([keep], np.float64), block.device),  # as an argument it would be rounded to float32
-                threshold,
-                dropped,
-                INFINITE=int(infinity),
-                N_BITS=width - 1,
-                SPAN=SPAN,
-                enable_fp_fusion=True,
-            )
+        n_slots = source.shape[1]
+        row = triton.next_power_of_2(n_slots)
+        kernel: TritonFunction[..., None] = _sparsify_long
+        sizes = {"SPAN": SPAN}
+        if n_slots <= HELD:
+            kernel, sizes = _sparsify_held, {"ROW": row, "num_warps": max(1, min(MAX_WARPS, row // SPAN))}
+        launch(
+            kernel,
+            len(block),
+            source,
+            source.stride(0),
+            n_slots,
+            upload(counted.astype(np.uint8), block.device),
+            upload(np.array([keep], np.float64), block.device),  # as an argument it would be rounded to float32
+            threshold,
+            dropped,
+            INFINITE=int(as_bits(torch.tensor(math.inf, dtype=block.dtype))),
+            N_BITS=width - 1,
+            on=block,
+            fuse=False,
+            **sizes,
+        )
     return threshold.view(block.dtype).float(), dropped
 
 
@@ -138,7 +150,93 @@ def _quantise(
 
 
 @jit
-def _sparsify(
+def _load(
+    row: tl.tensor,
+    counted: tl.tensor,
+    slots: tl.tensor,
+    n_slots: tl.tensor,
+    INFINITE: tl.constexpr,
+    N_BITS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """The bits of a row at `slots`, and their magnitudes, int32; -1 at slots that are not counted, and for NaN.
+
+    All of one shape. The load's mask is of slots alone, so that what lies side by side is loaded together.
+    """
+    inside = slots < n_slots
+    raw = tl.load(row + slots, mask=inside, other=0)
+    considered = tl.load(counted + slots, mask=inside, other=0) != 0
+    magnitude = raw.to(tl.int32) & ((1 << N_BITS) - 1)
+    return raw, tl.where(considered & (magnitude <= INFINITE), magnitude, -1)
+
+
+@jit
+def _rank(n_infinite: tl.tensor, n_finite: tl.tensor, keep: tl.tensor) -> tl.tensor:
+    """How many finite magnitudes come before the threshold in descending order, scalar int32.
+
+    n_infinite, n_finite: scalar int32, of the counted values. keep: [1] float64.
+    """
+    n_kept = tl.ceil((n_infinite + n_finite).to(tl.float64) * tl.load(keep)).to(tl.int32)
+    return tl.maximum(n_kept - n_infinite, 0)
+
+
+@jit
+def _drop(
+    row: tl.tensor, slots: tl.tensor, n_slots: tl.tensor, threshold: tl.tensor, N_BITS: tl.constexpr
+) -> tl.tensor:
+    """Zero the values of a row at `slots` up to a magnitude; 1 for each that was not zero, int32 of the slots' shape.
+
+    What stays is stored too: whole words, of which few would not be touched anyway.
+    """
+    raw = tl.load(row + slots, mask=slots < n_slots, other=0)
+    magnitude = raw.to(tl.int32) & ((1 << N_BITS) - 1)
+    drop = magnitude <= threshold
+    tl.store(row + slots, tl.where(drop, 0, raw).to(row.dtype.element_ty), mask=slots < n_slots)
+    return (drop & (magnitude > 0)).to(tl.int32)
+
+
+@jit
+def _sparsify_held(
+    block: tl.tensor,
+    pitch: tl.tensor,
+    n_slots: tl.tensor,
+    counted: tl.tensor,
+    keep: tl.tensor,
+    thresholds: tl.tensor,
+    dropped: tl.tensor,
+    INFINITE: tl.constexpr,
+    N_BITS: tl.constexpr,
+    ROW: tl.constexpr,
+) -> None:
+    """Zero the small values of one neuron in place; fill its threshold and how many non-zero values were dropped.
+
+    Grid: [neuron]. A program keeps its row in registers while it looks for the threshold, and reads it once more to drop.
+
+    block: [neuron, slot] bits as integers, `pitch` elements from one neuron to the next, contiguous along slots.
+    counted: [slot] uint8. keep: [1] float64. thresholds: [neuron] of the block's integers, the bits of the threshold.
+    dropped: [neuron] int64. INFINITE: the bits of infinity; N_BITS: those of a magnitude; ROW: the number of slots, rounded
+    up to a power of two. Magnitudes are compared as integers; of those above INFINITE, NaN, none is counted or dropped.
+    """
+    row = block + tl.program_id(0).to(tl.int64) * pitch
+    slots = tl.arange(0, ROW)  # [ROW]
+    _, magnitude = _load(row, counted, slots, n_slots, INFINITE, N_BITS)  # [ROW]
+    n_infinite = tl.sum((magnitude == INFINITE).to(tl.int32), axis=0)  # scalars
+    n_finite = tl.sum((magnitude >= 0).to(tl.int32), axis=0) - n_infinite
+    n_larger = _rank(n_infinite, n_finite, keep)
+    finite = tl.where(magnitude == INFINITE, -1, magnitude)  # [ROW]
+    # Bit by bit from the top: the largest number that more than n_larger of the magnitudes reach.
+    threshold = tl.zeros((), tl.int32)  # the bits of a magnitude
+    for i in range(N_BITS):
+        candidate = threshold + (1 << (N_BITS - 1 - i))
+        n_reaching = tl.sum((finite >= candidate).to(tl.int32), axis=0)
+        threshold = tl.where(n_reaching > n_larger, candidate, threshold)
+    threshold = tl.where(n_larger < n_finite, threshold, 0)
+    n_dropped = tl.sum(_drop(row, slots, n_slots, threshold, N_BITS), axis=0)
+    tl.store(thresholds + tl.program_id(0), threshold.to(block.dtype.element_ty))
+    tl.store(dropped + tl.program_id(0), n_dropped.to(tl.int64))
+
+
+@jit
+def _sparsify_long(
     block: tl.tensor,
     pitch: tl.tensor,
     n_slots: tl.tensor,
@@ -150,47 +248,31 @@ def _sparsify(
     N_BITS: tl.constexpr,
     SPAN: tl.constexpr,
 ) -> None:
-    """Zero the small values of one neuron in place; fill its threshold and how many non-zero values were dropped.
+    """What `_sparsify_held` does, for a row that does not fit in registers.
 
-    Grid: [neuron]. A program reads its row N_BITS + 2 times, SPAN slots at a time: it stays in cache.
-
-    block: [neuron, slot] bits as integers, `pitch` elements from one neuron to the next, contiguous along slots.
-    counted: [slot] uint8. keep: [1] float64. thresholds: [neuron] of the block's integers, the bits of the threshold.
-    dropped: [neuron] int64. INFINITE: the bits of infinity; N_BITS: those of a magnitude. Magnitudes are compared as
-    integers; of those above INFINITE, NaN, none is counted or dropped.
+    Grid: [neuron]. A program reads its row N_BITS + 2 times, SPAN slots at a time. Arguments as there.
     """
     row = block + tl.program_id(0).to(tl.int64) * pitch
-    n_finite, n_infinite = tl.zeros([SPAN], tl.int32), tl.zeros([SPAN], tl.int32)
+    finite, infinite = tl.zeros([SPAN], tl.int32), tl.zeros([SPAN], tl.int32)
     for span_start in range(0, n_slots, SPAN):
         slots = span_start + tl.arange(0, SPAN)
-        considered = tl.load(counted + slots, mask=slots < n_slots, other=0) != 0
-        magnitude = tl.load(row + slots, mask=considered, other=0).to(tl.int32) & ((1 << N_BITS) - 1)
-        n_finite += (considered & (magnitude < INFINITE)).to(tl.int32)
-        n_infinite += (considered & (magnitude == INFINITE)).to(tl.int32)
-    n_before, n_others = tl.sum(n_infinite, axis=0), tl.sum(n_finite, axis=0)  # scalars
-    # How many finite magnitudes come before the threshold in descending order.
-    n_kept = tl.ceil((n_before + n_others).to(tl.float64) * tl.load(keep)).to(tl.int32)
-    n_larger = tl.maximum(n_kept - n_before, 0)
-    is_bounded = n_larger < n_others
-    # Bit by bit from the top: the largest number that more than n_larger of the magnitudes reach.
-    threshold = tl.zeros([1], tl.int32)  # the bits of a magnitude
+        _, magnitude = _load(row, counted, slots, n_slots, INFINITE, N_BITS)  # [SPAN]
+        infinite += (magnitude == INFINITE).to(tl.int32)
+        finite += ((magnitude >= 0) & (magnitude < INFINITE)).to(tl.int32)
+    n_finite = tl.sum(finite, axis=0)
+    n_larger = _rank(tl.sum(infinite, axis=0), n_finite, keep)
+    threshold = tl.zeros((), tl.int32)
     for i in range(N_BITS):
         candidate = threshold + (1 << (N_BITS - 1 - i))
-        n_reaching = tl.zeros([SPAN], tl.int32)
+        reaching = tl.zeros([SPAN], tl.int32)
         for span_start in range(0, n_slots, SPAN):
             slots = span_start + tl.arange(0, SPAN)
-            considered = tl.load(counted + slots, mask=slots < n_slots, other=0) != 0
-            magnitude = tl.load(row + slots, mask=considered, other=0).to(tl.int32) & ((1 << N_BITS) - 1)
-            n_reaching += (considered & (magnitude < INFINITE) & (magnitude >= candidate)).to(tl.int32)
-        threshold = tl.where(tl.sum(n_reaching, axis=0) > n_larger, candidate, threshold)
-    threshold = tl.where(is_bounded, threshold, 0)
+            _, magnitude = _load(row, counted, slots, n_slots, INFINITE, N_BITS)
+            reaching += ((magnitude >= candidate) & (magnitude < INFINITE)).to(tl.int32)
+        threshold = tl.where(tl.sum(reaching, axis=0) > n_larger, candidate, threshold)
+    threshold = tl.where(n_larger < n_finite, threshold, 0)
     n_dropped = tl.zeros([SPAN], tl.int32)
     for span_start in range(0, n_slots, SPAN):
-        slots = span_start + tl.arange(0, SPAN)
-        raw = tl.load(row + slots, mask=slots < n_slots, other=0)  # [SPAN]
-        magnitude = raw.to(tl.int32) & ((1 << N_BITS) - 1)
-        drop = (slots < n_slots) & (magnitude <= threshold)
-        n_dropped += (drop & (magnitude > 0)).to(tl.int32)
-        tl.store(row + slots, tl.zeros([SPAN], block.dtype.element_ty), mask=drop)
-    tl.store(thresholds + tl.program_id(0) + tl.arange(0, 1), threshold.to(block.dtype.element_ty))
+        n_dropped += _drop(row, span_start + tl.arange(0, SPAN), n_slots, threshold, N_BITS)
+    tl.store(thresholds + tl.program_id(0), threshold.to(block.dtype.element_ty))
     tl.store(dropped + tl.program_id(0), tl.sum(n_dropped, axis=0).to(tl.int64))

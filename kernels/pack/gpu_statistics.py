@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from actstore.kernels.gpu import MAGNITUDE, jit, jit_for_any
+from actstore.kernels.gpu import MAGNITUDE, jit, jit_for_any, launch
 from actstore.kernels.pack.gpu_columns import DeviceColumns
 from actstore.kernels.pack.statistics import LOWEST_EXPONENT, N_BINS, Statistics
 
@@ -132,7 +132,9 @@ def merge(partials: Partials, columns: DeviceColumns, statistics: DeviceStatisti
     n_neurons, k = statistics.exemplar_values.shape
     entries = triton.next_power_of_2(max(k, 1))
     width = max(1, min(64, MERGE_ENTRIES // entries))
-    _merge[(triton.cdiv(n_neurons, width),)](
+    launch(
+        _merge,
+        triton.cdiv(n_neurons, width),
         partials,
         columns.piece_segments,
         columns.tokens,
@@ -148,7 +150,8 @@ def merge(partials: Partials, columns: DeviceColumns, statistics: DeviceStatisti
         k,
         WIDTH=width,
         ENTRIES=entries,
-        enable_fp_fusion=True,
+        on=statistics.count,
+        fuse=True,
     )
 
 
@@ -158,14 +161,17 @@ def count_bins(bits: tl.tensor, finite: tl.tensor, neurons: tl.tensor, histogram
 
     bits: [token, neuron] float32 bits. finite: [token, neuron] bool; where False nothing is counted. neurons: [neuron]
     int64. histogram: [neuron, bin] int32, contiguous. The middle bin is left to the caller: a model with ReLU would
-    have most of its additions wait for one another there. A neuron's bins lie side by side, so that the additions of
-    neighbouring tokens mostly meet in one 32-byte sector.
+    have most of its additions wait for one another there.
+
+    A neuron's bins lie side by side. Transposed, the 32 additions of an instruction are those of 16 tokens of two neurons,
+    which meet in 9 sectors of 32 bytes (SiLU(gate) · up of normal variables); those of one token are of 32 neurons, in 32.
     """
     # Exponent and first mantissa bit name the bin, counted from the middle one; see `cpu_statistics.classify`.
     step = ((bits & MAGNITUDE) >> 22) - _BELOW_FIRST
     step = tl.minimum(tl.maximum(step, 0), MIDDLE)
-    bins = tl.where(bits < 0, -step, step) + MIDDLE
-    tl.atomic_add(histogram + neurons[None, :] * BINS + bins, 1, mask=finite & (step > 0), sem="relaxed")
+    # [neuron, token]; 0 where nothing is counted
+    signed = tl.trans(tl.where(finite, tl.where(bits < 0, -step, step), 0))
+    tl.atomic_add(histogram + (neurons * BINS + MIDDLE)[:, None] + signed, 1, mask=signed != 0, sem="relaxed")
     return (finite & (step == 0)).to(tl.int32)
 
 
@@ -274,8 +280,9 @@ def _merge(
     # Entries beyond k are +inf, which nothing precedes.
     top_values = tl.load(exemplar_values + entry_offsets, mask=is_entry, other=float("inf"))  # [WIDTH, ENTRIES]
     top_tokens = tl.load(exemplar_tokens + entry_offsets, mask=is_entry, other=-1)
+    partial_offsets = neurons  # [WIDTH] int64, as `piece * n_neurons` would not be
     for piece in range(n_pieces):
-        partial_offsets = neurons + piece * n_neurons  # [WIDTH], as all that is loaded below
+        # [WIDTH], as all that is loaded below
         other_count = tl.load(partials.finite + partial_offsets, mask=inside, other=0)
         other_mean = tl.load(partials.mean + partial_offsets, mask=inside, other=0.0)
         other_m2 = tl.load(partials.m2 + partial_offsets, mask=inside, other=0.0)
@@ -291,6 +298,7 @@ def _merge(
         top_values, top_tokens = _insert(top_values, top_tokens, entries, candidate, token)
         maximum = tl.maximum(maximum, best)
         best = tl.where(is_end, -float("inf"), best)
+        partial_offsets += n_neurons
     tl.store(exemplar_values + entry_offsets, top_values, mask=is_entry)
     tl.store(exemplar_tokens + entry_offsets, top_tokens, mask=is_entry)
     old_count = tl.load(counts + neurons, mask=inside, other=0)

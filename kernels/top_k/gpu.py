@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, as_bits, jit, jit_for_any, on_device_of, widen
+from actstore.kernels.gpu import FORMATS, INFINITY, MAGNITUDE, as_bits, jit, jit_for_any, launch, widen
 from actstore.kernels.top_k.naive import TopK
 
 SPAN = 1024  # values of a row that are looked at together: eight a thread
@@ -79,22 +79,24 @@ def _find(values: Tensor, n_tokens: int, k: int, segments: Tensor | None) -> Ten
     keys = torch.empty((len(values), k), dtype=torch.int64, device=values.device)
     n_segments = 0 if segments is None else len(segments) - 1
     length = n_tokens // max(n_segments, 1)
-    with on_device_of(values):
-        _top_k[(len(values),)](
-            source,
-            source.stride(0),
-            source.stride(1),
-            n_tokens,
-            segments,
-            n_segments,
-            keys,
-            k,
-            SOURCE=FORMATS[values.dtype],
-            SEGMENTED=segments is not None,
-            ENTRIES=triton.next_power_of_2(k),
-            SPAN=min(SPAN, max(128, triton.next_power_of_2(length))),
-            enable_fp_fusion=True,
-        )
+    launch(
+        _top_k,
+        len(values),
+        source,
+        source.stride(0),
+        source.stride(1),
+        n_tokens,
+        segments,
+        n_segments,
+        keys,
+        k,
+        SOURCE=FORMATS[values.dtype],
+        SEGMENTED=segments is not None,
+        ENTRIES=triton.next_power_of_2(k),
+        SPAN=min(SPAN, max(128, triton.next_power_of_2(length))),
+        on=values,
+        fuse=False,
+    )
     return keys
 
 

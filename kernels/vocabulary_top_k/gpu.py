@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actstore.kernels.contribution.gpu_products import COLUMNS, NEURONS, Factors, factors, multiply
-from actstore.kernels.gpu import INFINITY, MAGNITUDE, jit, on_device_of, upload
+from actstore.kernels.gpu import INFINITY, MAGNITUDE, jit, launch, upload
 from actstore.kernels.top_k.naive import TopK
 from actstore.kernels.vocabulary_top_k.naive import VocabularyTopK
 
@@ -50,19 +50,20 @@ def vocabulary_top_k(
     n_parts = max(1, min(PARTS, triton.cdiv(n_tokens, COLUMNS)))
     keys = torch.full((2, n_neurons, n_parts, k), _EMPTY.value, dtype=torch.int64, device=device)
     if n_neurons and n_tokens and k:
-        with on_device_of(write_vectors):
-            _top_k[(triton.cdiv(n_neurons, tile_neurons) * n_parts,)](
-                n_tokens=n_tokens,
-                n_parts=n_parts,
-                part=triton.cdiv(triton.cdiv(n_tokens, n_parts), COLUMNS) * COLUMNS,
-                keys=keys,
-                side=keys.stride(0),
-                k=k,
-                ENTRIES=entries,
-                **factors(
-                    write_vectors, unembedding, None if gain is None else upload(gain, device), neurons=tile_neurons
-                ),
-            )
+        launch(
+            _top_k,
+            triton.cdiv(n_neurons, tile_neurons) * n_parts,
+            n_tokens=n_tokens,
+            n_parts=n_parts,
+            part=triton.cdiv(triton.cdiv(n_tokens, n_parts), COLUMNS) * COLUMNS,
+            keys=keys,
+            side=keys.stride(0),
+            k=k,
+            ENTRIES=entries,
+            on=write_vectors,
+            fuse=True,
+            **factors(write_vectors, unembedding, None if gain is None else upload(gain, device), neurons=tile_neurons),
+        )
     return DeviceTopK(*keys.view(2, n_neurons, n_parts * k).sort(dim=2, descending=True).values[:, :, :k])
 
 
@@ -112,7 +113,7 @@ def _top_k(
     ENTRIES: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
-    NATIVE: tl.constexpr,
+    PRODUCTS: tl.constexpr,
     NEURONS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -122,7 +123,7 @@ def _top_k(
     Grid: [tile of NEURONS neurons × n_parts], parts fastest. A program streams `part` tokens, COLUMNS at a time.
 
     keys: [2, neuron, n_parts, k] int64, contiguous, `side` elements between the two: keys of the products, and of their
-    negatives, in no order; unused entries are near `_EMPTY`. factors: what is multiplied, and LEFT, RIGHT, NATIVE and DEPTH
+    negatives, in no order; unused entries are near `_EMPTY`. factors: what is multiplied, and LEFT, RIGHT, PRODUCTS and DEPTH
     how; see `gpu_products.multiply`. ENTRIES: k rounded up to a power of two. The last part may be shorter, or empty.
     """
     program = tl.program_id(0).to(tl.int64)
@@ -138,7 +139,7 @@ def _top_k(
         tokens = tile_start + tl.arange(0, COLUMNS).to(tl.int64)  # [COLUMNS]
         valid = tokens < stop
         # [NEURONS, COLUMNS]
-        product = multiply(factors, neurons, tokens, valid, LEFT, RIGHT, NATIVE, NEURONS, COLUMNS, DEPTH)
+        product = multiply(factors, neurons, tokens, valid, LEFT, RIGHT, PRODUCTS, NEURONS, COLUMNS, DEPTH)
         largest = _insert(largest, product, tokens, valid, k)
         negated = _insert(negated, -product, tokens, valid, k)
     targets = keys + ((neurons * n_parts + part_index) * k)[:, None] + entries[None, :]  # [NEURONS, ENTRIES]

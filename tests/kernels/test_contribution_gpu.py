@@ -17,6 +17,7 @@ from actstore.kernels.contribution.entries import Entries
 from actstore.kernels.floats import decode, encode
 
 gpu = pytest.importorskip("actstore.kernels.contribution.gpu", exc_type=ImportError)
+gpu_pairs = pytest.importorskip("actstore.kernels.contribution.gpu_pairs", exc_type=ImportError)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,14 +116,17 @@ def test_the_top_neurons_are_those_with_the_largest_scores(on_device: OnDevice, 
         np.testing.assert_array_equal(found.scores[token], expected.scores[0])
 
 
-@given(**CASES)
+@given(**CASES, cut=st.sampled_from([(32, 1024), (3, 1), (2, 1024)]))
 @settings(max_examples=40, deadline=None)
-def test_sums_are_what_their_specification_says(on_device: OnDevice, **arguments: Any) -> None:
+def test_sums_are_what_their_specification_says(on_device: OnDevice, cut: tuple[int, int], **arguments: Any) -> None:
     case = make_case(**arguments)
     rows = np.arange(case.targets.n_tokens) if case.targets.rows is None else case.targets.rows
     entries = Entries.of(rows, case.groups)
     weights, targets = moved(case, on_device)
-    found = gpu.sum_contributions(on_device(case.activations), weights, targets, entries, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_pairs, "PAIR_TOKENS", cut[0])
+        patch.setattr(gpu_pairs, "PROGRAMS", cut[1])
+        found = gpu.sum_contributions(on_device(case.activations), weights, targets, entries, 3)
     expected = naive.sum_contributions(case.activations, case.write_vectors, case.targets, case.groups, 3)
     np.testing.assert_array_equal(found.count, expected.count)
     np.testing.assert_array_equal(found.non_finite, expected.non_finite)
@@ -132,6 +136,23 @@ def test_sums_are_what_their_specification_says(on_device: OnDevice, **arguments
     assert_close(found.magnitude, expected.magnitude, bound)
     for name, array in found.arrays().items():
         assert array.dtype == expected.arrays()[name].dtype
+
+
+@pytest.mark.parametrize(
+    ("n_targets", "n_tiles", "n_parts"), [(1, 172, 5), (5000, 172, 5), (5000, 24, 39), (3, 2000, 1)]
+)
+def test_a_group_is_cut_so_that_every_processor_has_work(n_targets: int, n_tiles: int, n_parts: int) -> None:
+    rows = np.sort(np.random.default_rng(0).integers(0, n_targets, 20_000))
+    pairs = gpu_pairs.Pairs.of(Entries.of(rows, np.zeros((20_000, 1), np.int64)), n_tiles)
+    assert pairs.n_parts == n_parts
+    lengths = pairs.stops - pairs.starts
+    assert (lengths > 0).all()
+    assert lengths.max() <= 32
+    taken = np.concatenate([pairs.tokens[a:b] for a, b in zip(pairs.starts, pairs.stops, strict=True)])
+    assert sorted(taken) == list(range(20_000))
+    assert pairs.firsts[0] == 0
+    assert pairs.firsts[-1] == len(lengths)
+    assert (np.diff(pairs.firsts) > 0).all()
 
 
 def test_every_run_gives_the_same_bits(on_device: OnDevice) -> None:

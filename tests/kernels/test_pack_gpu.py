@@ -136,6 +136,20 @@ def test_casts_round_to_nearest_even_like_torch(on_device: OnDevice, on_host: On
     np.testing.assert_array_equal(decode(on_host(out)), expected)
 
 
+@pytest.mark.parametrize("target", FORMATS)
+@pytest.mark.parametrize("source", FORMATS)
+def test_nan_is_packed_to_the_bits_of_the_cpu(on_device: OnDevice, on_host: OnHost, source: Any, target: Any) -> None:
+    nan = {np.float32: (0x7F800001, 0x7FBFFFFF, 0x7FC00000, 0x7FFFFFFF), np.float16: (0x7C01, 0x7E00, 0x7FFF)}
+    magnitudes = np.array(nan.get(source, (0x7F81, 0x7FC0, 0x7FFF)), np.uint32 if source == np.float32 else np.uint16)
+    sign = magnitudes.dtype.type(1 << (8 * magnitudes.itemsize - 1))
+    values = np.concatenate([magnitudes, magnitudes | sign])[:, None].view(source)
+    out, expected = (np.zeros((1, len(values)), target) for _ in range(2))
+    found = on_device(out)
+    gpu.pack(on_device(values), whole_batch(len(values)), found, None)
+    api.pack(values, whole_batch(len(values)), expected, None)
+    np.testing.assert_array_equal(on_host(found).view(np.uint8), expected.view(np.uint8))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     "view",
