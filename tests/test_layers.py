@@ -30,6 +30,7 @@ METHOD = {"inputs", "models", "capture", "workers"}
 ENGINE: dict[str, set[str]] = FOUNDATIONS | {
     "attribution": METHOD,
     "change": METHOD,
+    "coactivation": METHOD,
     "coverage": METHOD,
     "edit": METHOD | {"contributions"},
     "filling": METHOD | {"attribution", "graphs"},
