@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from actstore.engine.coactivation.coactivation import Coactivations
     from actstore.engine.coactivation.nearest import NearestNeurons
     from actstore.engine.coactivation.settings import CoactivationSettings
+    from actstore.engine.devices.device import Device
     from actstore.engine.workers.executor import Executor
     from actstore.store.capture.reader import Capture
 
@@ -27,6 +28,7 @@ def answer_coactivation(
     settings: CoactivationSettings,
     output: str | Path | None,
     executor: Executor,
+    device: Device,
 ) -> Answer[Coactivations] | Answer[NearestNeurons]:
     """The answer of `Store.coactivation`."""
     from actstore.engine.coactivation.coactivation import find_coactivation
@@ -38,7 +40,7 @@ def answer_coactivation(
     warnings = tuple(coactivation_warnings(capture, settings))
     answer: Answer[Coactivations] | Answer[NearestNeurons]
     if neuron is None:
-        nearest = find_nearest(capture, settings, executor=executor)
+        nearest = find_nearest(capture, settings, executor=executor, device=device)
         answer = Answer(Table(nearest.table()), nearest, warnings)
     else:
         pairs = neuron_pairs(argument("neuron", neuron, str | tuple[int, int]))
@@ -46,7 +48,7 @@ def answer_coactivation(
             raise InvalidInputError(
                 f"Expected one `neuron`, such as L3.N17, found {len(pairs)}. Leave it out to compare all of them."
             )
-        coactivations = find_coactivation(capture, *pairs[0], settings, executor=executor)
+        coactivations = find_coactivation(capture, *pairs[0], settings, executor=executor, device=device)
         answer = Answer(Table(coactivations.table()), coactivations, warnings)
     if path is not None:
         write_coactivation(path, answer.table.to_arrow())

@@ -123,6 +123,7 @@ class Store(reader.Store):
         positions: str = "counted",
         output: str | Path | None = None,
         capture: str | None = None,
+        device: str = "auto",
         workers: int | None = None,
         on: str = "local",
     ) -> Answer[Coactivations] | Answer[NearestNeurons]:
@@ -135,6 +136,7 @@ class Store(reader.Store):
         - `layers`: layers whose neurons are looked through, all unless given; `within_layers`: each neuron's own only.
         - `positions`: which positions count, one of `store.capture.positions.POSITIONS`.
         - `output`: a .parquet file for the table.
+        - `device`: what compares: `auto`, `cpu`, `cuda` or `cuda:1`.
         - `workers`: number of processes that blocks are divided among, or where all pairs are compared tiles of them.
         - `on`: where they run: `local`, `ray` or `ray://HOST:PORT`.
 
@@ -144,11 +146,13 @@ class Store(reader.Store):
         >>> store.coactivation("L3.N17", k=5).table
         """
         from actstore.engine.coactivation.settings import CoactivationSettings
+        from actstore.engine.devices.device import find_device
         from actstore.engine.workers.scan import executor_of
 
         chosen = argument("layers", layers, tuple[int, ...] | None)
         settings = CoactivationSettings(sort, k, threshold, chosen, within_layers, site, positions)
-        return answer_coactivation(self.capture(capture), neuron, settings, output, executor_of(workers, on))
+        executor, target = executor_of(workers, on), find_device(device, on)
+        return answer_coactivation(self.capture(capture), neuron, settings, output, executor, target)
 
     def info(self) -> dict[str, Any]:
         """What the store holds, as `actstore info --json` says it."""

@@ -10,7 +10,7 @@ import typer
 
 from actstore.commands import completion
 from actstore.commands.choices import CoactivationMeasure  # noqa: TC001  (Typer reads it)
-from actstore.commands.executors import On, Workers  # noqa: TC001  (Typer reads them)
+from actstore.commands.executors import On, ScanDevice, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import CaptureName, Json, Layers, Positions, Quiet, Site, StorePath, parse_layers
 from actstore.display import terminal
 from actstore.display.reports import print_json
@@ -55,6 +55,7 @@ def coactivation(
         Path | None, typer.Option(metavar="FILE", help="Write the table into this .parquet file.")
     ] = None,
     capture: CaptureName = None,
+    device: ScanDevice = "auto",
     workers: Workers = None,
     on: On = "local",
     quiet: Quiet = False,
@@ -72,20 +73,21 @@ def coactivation(
     from actstore.engine.coactivation.nearest import find_nearest
     from actstore.engine.coactivation.settings import CoactivationSettings
     from actstore.engine.coactivation.warnings import coactivation_warnings
+    from actstore.engine.devices.device import find_device
     from actstore.engine.workers.scan import executor_of
 
     path = check_output(output)
     settings = CoactivationSettings(sort, k, threshold, parse_layers(layers), within_layers, site, positions)
     of_neuron = None if neuron is None else parse_neuron(neuron)
-    opened, executor = Store(store).capture(capture), executor_of(workers, on)
+    opened, executor, target = Store(store).capture(capture), executor_of(workers, on), find_device(device, on)
     found: Coactivations | NearestNeurons
     if of_neuron is not None:
         with terminal.counting_bar("blocks", enabled=not quiet) as advance:
-            found = find_coactivation(opened, *of_neuron, settings, on_block=advance, executor=executor)
+            found = find_coactivation(opened, *of_neuron, settings, on_block=advance, executor=executor, device=target)
         described = _describe(opened, found)
     else:
         with terminal.counting_bar("tiles", enabled=not quiet) as advance:
-            found = find_nearest(opened, settings, on_tile=advance, executor=executor)
+            found = find_nearest(opened, settings, on_tile=advance, executor=executor, device=target)
         described = _describe_all(opened, found)
     table = found.table()
     if path is not None:

@@ -24,9 +24,9 @@ STORE = ("basics", "storage", "files", "model", "capture", "graphs", "reader", "
 BELONGS = {name: "basics" for name in ("arguments", "calls", "errors", "hooks", "layout", "neurons", "table")}
 
 # Parts of the engine → the other parts that they may import.
-FOUNDATIONS = {"inputs": set(), "models": set(), "contributions": {"workers"}, "workers": {"models"}}
-FOUNDATIONS |= {"capture": {"inputs", "models", "workers"}}
-METHOD = {"inputs", "models", "capture", "workers"}
+FOUNDATIONS = {"inputs": set(), "models": set(), "devices": set(), "workers": {"models"}}
+FOUNDATIONS |= {"capture": {"inputs", "models", "workers"}, "contributions": {"devices", "workers"}}
+METHOD = {"inputs", "models", "devices", "capture", "workers"}
 ENGINE: dict[str, set[str]] = FOUNDATIONS | {
     "attribution": METHOD,
     "change": METHOD,

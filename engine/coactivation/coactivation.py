@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from actstore.engine.coactivation.pairs import Pairs, compare
 from actstore.engine.coactivation.settings import CoactivationSettings
-from actstore.engine.coactivation.values import read_values
+from actstore.engine.devices.device import HOST, Device
+from actstore.engine.devices.stream import stream_values
 from actstore.engine.workers.scan import HERE, Scan
 from actstore.store.capture.positions import blocks_with, check_positions, check_values
 from actstore.store.errors import InvalidInputError
@@ -101,8 +102,11 @@ def find_coactivation(
     *,
     on_block: Callable[[int, int], None] = lambda done, n_blocks: None,
     executor: Executor = HERE,
+    device: Device = HOST,
 ) -> Coactivations:
     """How a neuron went with every neuron of the capture, or of `settings.layers`.
+
+    `device`: what compares; to a GPU, blocks stream.
 
     Raises `InvalidInputError` for a capture without values, positions, site or a committed block; `NotFoundError` for a neuron
     or layer that it does not hold.
@@ -121,7 +125,7 @@ def find_coactivation(
         widths = {layer: widths[layer]}
     states: list[Coactivation] | None = None
     n_tokens, blocks = 0, list(capture.blocks)
-    look = partial(_of_block, capture, (layer, neuron), tuple(widths), settings)
+    look = partial(_of_block, capture, (layer, neuron), tuple(widths), settings, device)
     for done, found in enumerate(Scan(executor, "block")(look, blocks)):
         if found is not None:
             of_block, n_counted = found
@@ -169,18 +173,21 @@ def compared_widths(capture: Capture, settings: CoactivationSettings) -> dict[in
 
 
 def _of_block(
-    capture: Capture, of: tuple[int, int], layers: tuple[int, ...], settings: CoactivationSettings, block: int
+    capture: Capture,
+    of: tuple[int, int],
+    layers: tuple[int, ...],
+    settings: CoactivationSettings,
+    device: Device,
+    block: int,
 ) -> tuple[list[Coactivation], int] | None:
     """The states [1, neuron] of every layer over one block, and how many positions were looked at; None without any."""
     counted = counted_slots(capture, block, settings.positions)
     if counted is None:
         return None
     layer, neuron = of
-    chosen = capture.block_row(layer, neuron, block, settings.site, saturated=True)[None]
-    states = [
-        compare(chosen, read_values(capture, other, block, settings.site), counted, settings.threshold)
-        for other in layers
-    ]
+    chosen = device.put(capture.block_row(layer, neuron, block, settings.site, saturated=True)[None])
+    streamed = stream_values(capture, [(other, block) for other in layers], settings.site, device)
+    states = [compare(chosen, values, counted, settings.threshold).cpu() for values in streamed]
     return states, int(counted.sum())
 
 

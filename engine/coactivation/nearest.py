@@ -15,7 +15,8 @@ import pyarrow as pa
 from actstore.engine.coactivation.coactivation import compared_widths, counted_slots, no_position, nullable
 from actstore.engine.coactivation.pairs import Pairs, compare
 from actstore.engine.coactivation.settings import MEASURES, CoactivationSettings
-from actstore.engine.coactivation.values import read_values
+from actstore.engine.devices.device import HOST, Device
+from actstore.engine.devices.stream import stream_values
 from actstore.engine.workers.scan import HERE, Scan
 from actstore.store.errors import InvalidInputError
 from actstore.store.neurons import NeuronIndex, neuron_columns
@@ -122,6 +123,7 @@ def find_nearest(
     *,
     on_tile: Callable[[int, int], None] = lambda done, n_tiles: None,
     executor: Executor = HERE,
+    device: Device = HOST,
 ) -> NearestNeurons:
     """The `settings.k` nearest neurons of every neuron of the capture, or of `settings.layers`.
 
@@ -129,7 +131,7 @@ def find_nearest(
     has no neighbours and is none. The time grows with the square of the number of neurons. Raises as `find_coactivation`.
     """
     settings = settings or CoactivationSettings()
-    compare_tile = _TileComparison(capture, NeuronIndex(compared_widths(capture, settings)), settings)
+    compare_tile = _TileComparison(capture, NeuronIndex(compared_widths(capture, settings)), settings, device)
     counts = [counted_slots(capture, block, settings.positions) for block in capture.blocks]
     n_tokens = sum(int(counted.sum()) for counted in counts if counted is not None)
     if not n_tokens:
@@ -179,6 +181,7 @@ class _TileComparison:
     capture: Capture
     index: NeuronIndex
     settings: CoactivationSettings
+    device: Device
 
     @property
     def k(self) -> int:
@@ -216,18 +219,19 @@ class _TileComparison:
 
     def _add_up(self, tile: _Tile) -> Coactivation:
         """The state of a tile's pairs over all blocks."""
+        settings, is_square = self.settings, tile.other == tile.layer
+        counted = {block: counted_slots(self.capture, block, settings.positions) for block in self.capture.blocks}
+        blocks = [block for block, slots in counted.items() if slots is not None]
+        layers = [tile.layer] if is_square else [tile.layer, tile.other]
+        places = [(layer, block) for block in blocks for layer in layers]
+        streamed = stream_values(self.capture, places, settings.site, self.device)
         state: Coactivation | None = None
-        settings = self.settings
-        for block in self.capture.blocks:
-            counted = counted_slots(self.capture, block, settings.positions)
-            if counted is None:
-                continue
-            values = read_values(self.capture, tile.layer, block, settings.site)
+        for block in blocks:
+            values = next(streamed)
             chosen = values[tile.first : tile.stop]
-            if tile.other == tile.layer:
-                values = values[tile.first :]
-            else:
-                values = read_values(self.capture, tile.other, block, settings.site)
-            state = compare(chosen, values, counted, settings.threshold, state)
+            values = values[tile.first :] if is_square else next(streamed)
+            slots = counted[block]
+            assert slots is not None
+            state = compare(chosen, values, slots, settings.threshold, state)
         assert state is not None  # some block has positions to look at
         return state

@@ -38,6 +38,7 @@ OWN_WORDS = {
     "--by": "what is done for each value of the label",
     "--capture": "of questions, of several, or all of a store",
     "--context": "tokens per window, or a token that comes before",
+    "--device": "where the model runs, or what a scan computes on",
     "--document": "of several, or the one whose image is drawn",
     "--exemplars": "recorded by a capture; or of which test windows and probes are drawn",
     "--generate": "answers to be captured, or to be evaluated",
