@@ -13,13 +13,18 @@ from functools import partial
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import numpy as np
+
 from actstore.engine.devices.device import HOST, Array, Device, as_tensor
+from actstore.kernels.pack.steps import INFINITE, MARK, NO_VALUE
+from actstore.store.capture.statistics.exemplars import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
 
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from actstore.kernels.floats import FloatArray
@@ -50,10 +55,41 @@ def stream_values(
         for layer, block in places:
             yield read_values(capture, layer, block, site)
         return
-    yield from _upload((partial(read_values, capture, *place, site) for place in places), device.torch)
+    yield from _upload((partial(_read_stored, capture, *place, site) for place in places), device.torch)
 
 
-def _upload(reads: Iterable[Callable[[], FloatArray]], device: torch.device) -> Iterator[Tensor]:
+class _Stored(NamedTuple):
+    """A block as it goes to a GPU: values that kernels take, or int8 steps, a quarter of the bytes, with their scale."""
+
+    values: NDArray[Any]
+    """[neuron, slot]"""
+    scale: NDArray[np.float32] | None = None
+    """[neuron]"""
+
+
+def _read_stored(capture: Capture, layer: int, block: int, site: str) -> _Stored:
+    if capture.record.encoding.decode_parameters == (SCALE,):
+        return _Stored(capture.raw_block(layer, block, site), capture.block_parameter(SCALE, layer, block, site))
+    return _Stored(read_values(capture, layer, block, site))
+
+
+def decode_steps(steps: Tensor, scale: Tensor, *, has_infinite: bool) -> Tensor:
+    """The float32 values [neuron, slot] of int8 steps and their scale [neuron]: the bits that `pack.steps.decode` gives.
+
+    `has_infinite`: whether any scale is marked, so that its largest steps are infinities.
+    """
+    import torch
+
+    bits = scale.view(torch.int32)
+    values = steps.float() * (bits & ~MARK).view(torch.float32)[:, None]
+    values.masked_fill_(steps == NO_VALUE, torch.nan)
+    if has_infinite:
+        infinite = (bits & MARK).bool()[:, None] & (steps.abs() == INFINITE)
+        values = torch.where(infinite, torch.copysign(torch.full_like(values, torch.inf), steps.float()), values)
+    return values
+
+
+def _upload(reads: Iterable[Callable[[], _Stored]], device: torch.device) -> Iterator[Tensor]:
     """What each of `reads` reads, as tensors on `device`, in order; the next is read while the caller has one."""
     stream = _stream_of(device)
     buffers = cycle([_PinnedBuffer(device, stream) for _ in range(N_BUFFERS)])
@@ -80,13 +116,14 @@ def _stream_of(device: torch.device) -> Any:
 
 
 class _Uploaded(NamedTuple):
-    """A tensor on the device, and when what it holds has been copied."""
+    """A block on the device, and when it has been copied."""
 
     tensor: Tensor
     copied: torch.cuda.Event | None
+    scale: NDArray[np.float32] | None = None
 
     def taken(self) -> Tensor:
-        """The tensor for the stream that computes: what that is given from now on waits for the copy, nothing else does."""
+        """The values for the stream that computes: what that is given from now on waits for the copy, nothing else does."""
         import torch
 
         if self.copied is not None:
@@ -94,7 +131,10 @@ class _Uploaded(NamedTuple):
             compute.wait_event(self.copied)
             # It was allocated on the other stream, which may not use its memory again before this one is done with it.
             self.tensor.record_stream(compute)
-        return self.tensor
+        if self.scale is None:
+            return self.tensor
+        has_infinite = bool((self.scale.view(np.uint32) & MARK).any())
+        return decode_steps(self.tensor, as_tensor(self.scale).to(self.tensor.device), has_infinite=has_infinite)
 
 
 class _PinnedBuffer:
@@ -105,11 +145,12 @@ class _PinnedBuffer:
         self._memory: Tensor | None = None
         self._copied: torch.cuda.Event | None = None
 
-    def upload(self, read: Callable[[], FloatArray]) -> _Uploaded:
+    def upload(self, read: Callable[[], _Stored]) -> _Uploaded:
         """What `read` reads, on its way to the device."""
         import torch
 
-        source = as_tensor(read())
+        stored = read()
+        source = as_tensor(stored.values)
         if self._copied is not None:
             self._copied.synchronize()  # the copy before, out of the same memory
         if self._memory is None or self._memory.numel() < source.nbytes:
@@ -122,4 +163,4 @@ class _PinnedBuffer:
             tensor = torch.empty(source.shape, dtype=source.dtype, device=self._device)
             tensor.copy_(staged, non_blocking=True)
             self._copied = None if self._stream is None else self._stream.record_event()
-        return _Uploaded(tensor, self._copied)
+        return _Uploaded(tensor, self._copied, stored.scale)
