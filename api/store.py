@@ -42,6 +42,7 @@ class Store(reader.Store):
     >>> store.neuron("L3.N17").show()                     # exemplars
     >>> store.contributions(" Paris")                     # the neurons that write a token
     >>> store.selectivity(by="language").table            # the neurons of a label
+    >>> store.coactivation("L3.N17").table                # the neurons that fire with one
     >>> store.graphs.build(); store.graph("L3.N17").draw()
     """
 

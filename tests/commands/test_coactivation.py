@@ -114,5 +114,6 @@ def test_mistakes_are_refused_in_a_sentence(refused: Callable[..., str], store: 
 
 def test_a_precision_that_rounds_is_a_warning(cli: Cli, tmp_path: Path) -> None:
     plant(tmp_path / "store", what=Planted(precision="int8"))
-    assert "Warning: Capture 'corpus' has precision int8" in cli(tmp_path / "store", "L0.N1").err
-    assert "precision int8" in cli(tmp_path / "store", "L0.N1", "--json").json["warnings"][0]
+    found = cli(tmp_path / "store", "L0.N1", "--json")
+    assert "Warning: Capture 'corpus' has precision int8" in found.err
+    assert "precision int8" in found.json["warnings"][0]

@@ -29,7 +29,10 @@ SCANS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "naica": (("naica", TEXT, "--u", 1, "--no-ica"), "cluster_inverse.gpu.threshold"),
     "coactivation": (("coactivation", TEXT, "L1.N3", "--capture", "corpus"), "coactivation.gpu.coactivation"),
-    "coactivations": (("coactivation", TEXT, "-k", 3, "--capture", "corpus"), "coactivation.gpu.coactivation"),
+    "coactivations": (
+        ("coactivation", TEXT, "-k", 3, "--layers", "1", "--capture", "corpus"),
+        "coactivation.gpu.coactivation",
+    ),
     "coverage": (("coverage", TEXT, "--capture", "corpus", "--positions", "last", "--top", 3), "top_k.gpu.top_k"),
     "multimodal": (
         ("multimodal", IMAGES, "--capture", "corpus", "-k", 3, "--nouns", "content"),
@@ -84,14 +87,11 @@ def test_what_has_a_kernel_takes_a_device() -> None:
     assert {line[0].__str__() for line, _ in SCANS.values()} == {path.split()[0] for path in WITH_DEVICE}
 
 
-@pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("scan", [name for name, (line, _) in SCANS.items() if name == line[0]])
 def test_a_device_that_is_not_there_is_refused_before_the_work(
     scan: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert refused(*SCANS[scan][0], "--device", "cuda:3") == (
         "There is no device cuda:3 here: torch finds no GPU. Leave --device out, or pass --device cpu."
-    )
-    assert refused(*SCANS[scan][0], "--device", "tpu") == (
-        "Expected --device to be auto, cpu, cuda or a GPU's number as in cuda:1, found 'tpu'."
     )

@@ -14,8 +14,10 @@ from planted_stores import WIDTHS, planted
 from actstore.engine.coactivation import nearest as nearest_module
 from actstore.engine.coactivation.coactivation import Coactivations, find_coactivation
 from actstore.engine.coactivation.nearest import NearestNeurons, find_nearest
+from actstore.engine.coactivation.pairs import compare
 from actstore.engine.coactivation.settings import CoactivationSettings
 from actstore.engine.coactivation.warnings import coactivation_warnings
+from actstore.kernels.floats import decode, encode
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.layout import SPECIAL
 
@@ -248,9 +250,22 @@ def test_an_unfinished_capture_is_compared_as_far_as_it_goes() -> None:
 
 def test_what_a_precision_rounds_away_is_said() -> None:
     for precision, words in (("int8", "rounded to a step"), ("sparse", "dropped are read as 0"), ("exact", None)):
-        capture, _ = planted(precision=precision)
+        capture = capture_of(correlated, precision)
         warnings = coactivation_warnings(capture, CoactivationSettings())
         assert [words in sentence for sentence in warnings] == [True] * (words is not None)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.uint16])
+def test_the_formats_of_models_are_read_as_they_are(dtype: Any) -> None:
+    """Of what the kernel is handed, no format is copied to float32 first; uint16 holds bfloat16."""
+    values = with_gaps(np.random.default_rng(3).standard_normal((12, 150)).astype(np.float32), 1)
+    narrow = encode(values, dtype)
+    counted = np.arange(150) % 7 > 0
+    assert np.isnan(values).all(axis=0).any()
+    found, expected = (compare(v[:3], v, counted, 0.25) for v in (narrow, decode(narrow)))
+    for name, array in found.arrays().items():
+        np.testing.assert_array_equal(array, getattr(expected, name))
+    assert found.active.sum() > 0
 
 
 def test_progress_counts_blocks_and_tiles() -> None:
@@ -279,7 +294,7 @@ def test_settings_that_make_no_sense_are_refused(settings: Row, sentence: str) -
 
 
 def test_captures_that_cannot_answer_are_refused() -> None:
-    capture, _ = planted()
+    capture = capture_of(correlated)
     for error, of, settings in (
         (NotFoundError, (0, 5), {}),
         (NotFoundError, (2, 0), {}),
