@@ -12,6 +12,7 @@ import torch
 
 from actstore.engine.devices import device as devices
 from actstore.kernels import floats
+from actstore.store.model import directions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,9 +41,22 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     if torch.cuda.is_available():  # then it is the GPU itself
         return counts
 
-    def is_tensor(values: object) -> bool:
-        return isinstance(values, torch.Tensor)
+    # What a store gives is on the host until somebody puts it elsewhere; everything else is on the stub.
+    host: list[torch.Tensor] = []
 
+    def is_tensor(values: object) -> bool:
+        return isinstance(values, torch.Tensor) and values.data_ptr() not in {tensor.data_ptr() for tensor in host}
+
+    def read(matrix: torch.Tensor) -> torch.Tensor:
+        host.append(read_weights(matrix))
+        return host[-1]
+
+    def put(self: devices.Device, array: Any) -> Any:
+        return devices.as_tensor(array).clone() if self.is_gpu else array
+
+    read_weights = directions._supported
+    monkeypatch.setattr(directions, "_supported", read)
+    monkeypatch.setattr(devices.Device, "put", put)
     original = floats.on_gpu
     for module in [m for name, m in sys.modules.items() if name.startswith("actstore.kernels.")]:
         if getattr(module, "on_gpu", None) is original:

@@ -14,7 +14,7 @@ from planted_stores import WIDTHS, planted
 from actstore.engine.coactivation import nearest as nearest_module
 from actstore.engine.coactivation.coactivation import Coactivations, find_coactivation
 from actstore.engine.coactivation.nearest import NearestNeurons, find_nearest
-from actstore.engine.coactivation.pairs import compare
+from actstore.engine.coactivation.pairs import Pairs, compare
 from actstore.engine.coactivation.settings import CoactivationSettings
 from actstore.engine.coactivation.warnings import coactivation_warnings
 from actstore.kernels.floats import decode, encode
@@ -219,6 +219,20 @@ def test_tiles_change_no_bit_and_both_orders_of_a_pair_have_one_value(monkeypatc
     values = {(row["name"], row["other_name"]): row["correlation"] for row in whole.to_pylist()}
     assert len(values) == (N_NEURONS - 2) * (N_NEURONS - 3)
     assert all(values[other, name] == value for (name, other), value in values.items())
+
+
+def test_where_sums_are_rounded_otherwise_the_first_order_of_a_pair_counts() -> None:
+    """Which the kernel's are by some 1e-16: seldom enough to be seen in float32, and never the same by construction."""
+    values = np.arange(12.0, dtype=np.float32).reshape(3, 4)
+    values[0, 2] = np.nan
+    pairs = Pairs(values, values.copy(), *(np.arange(12).reshape(3, 4) for _ in range(2)), np.arange(3), np.arange(4))
+    pairs.mirror(3)
+    expected = [[0, 1, np.nan, 3], [1, 5, 6, 7], [np.nan, 6, 10, 11]]
+    np.testing.assert_array_equal(pairs.correlation, expected)
+    np.testing.assert_array_equal(pairs.jaccard, expected)
+    assert pairs.tokens.tolist() == pairs.both_fire.tolist() == [[0, 1, 2, 3], [1, 5, 6, 7], [2, 6, 10, 11]]
+    after = pairs.transposed(3)
+    assert (after.correlation.tolist(), after.chosen_fires.tolist()) == ([[3, 7, 11]], [3])
 
 
 def test_layers_can_be_compared_each_with_itself() -> None:
