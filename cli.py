@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from actstore.api.light import missing
-from actstore.commands import attribute, contributions, copy, coverage, info, inspect, knowledge, read, repair
+from actstore.commands import (
+    attribute,
+    coactivation,
+    contributions,
+    copy,
+    coverage,
+    info,
+    inspect,
+    knowledge,
+    read,
+    repair,
+)
 from actstore.commands.capture import command as capture
 from actstore.commands.change import group as change
 from actstore.commands.edit import group as edit
@@ -94,7 +105,7 @@ def actstore(
 # In the order in which --help lists them.
 for family in (
     inspect, capture, info, repair, copy, read, contributions, attribute, naica, knowledge, selectivity, change, coverage,
-    graphs, multimodal, edit,
+    coactivation, graphs, multimodal, edit,
 ):  # fmt: skip
     family.register(app)
 

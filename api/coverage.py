@@ -41,6 +41,7 @@ class CoverageMethod(Method):
         output: str | Path | None = None,
         merge: Sequence[str | Path] = (),
         capture: str | None = None,
+        device: str = "auto",
         workers: int | None = None,
         on: str = "local",
     ) -> Answer[dict[str, Coverage]]:
@@ -55,6 +56,7 @@ class CoverageMethod(Method):
         - `distance`: how far a vector must lie from all kept ones, for tfc.
         - `output`: a file for what was measured, to be merged.
         - `merge`: files of earlier measurements that are added.
+        - `device`: what looks for the largest neurons of tknc and tknp: `auto`, `cpu`, `cuda` or `cuda:1`.
         - `workers`: number of processes that blocks are divided among; layers for tfc, which depends on their order.
         - `on`: where they run: `local`, `ray` or `ray://HOST:PORT`.
 
@@ -63,6 +65,7 @@ class CoverageMethod(Method):
         from actstore.engine.coverage.criteria import CoverageSettings, applicable_criteria
         from actstore.engine.coverage.files import merge_coverages, read_coverage, write_coverage
         from actstore.engine.coverage.measure import measure_coverage
+        from actstore.engine.devices.device import find_device
         from actstore.engine.workers.scan import executor_of
         from actstore.store.capture.positions import warnings_of
 
@@ -70,10 +73,11 @@ class CoverageMethod(Method):
         if criteria is not None:
             names = tuple(criteria)
         settings = CoverageSettings(names, tuple(thresholds), sections, top, distance, site, positions)
+        executor, target = executor_of(workers, on), find_device(device, on)
         opened = self._store.capture(capture)
         against = self._store.capture(reference) if reference is not None else None
         others = [read_coverage(path) for path in merge]
-        coverages = measure_coverage(opened, settings, reference=against, by=by, executor=executor_of(workers, on))
+        coverages = measure_coverage(opened, settings, reference=against, by=by, executor=executor, device=target)
         for other in others:
             merge_coverages(coverages, other)
         if output is not None:

@@ -51,6 +51,7 @@ class MultimodalMethod(Method):
         output: str | Path | None = None,
         map_of: str = "contribution",
         capture: str | None = None,
+        device: str = "auto",
         progress: Callable[[int, int], None] | None = None,
     ) -> Answer[Multimodal]:
         """The neurons that carry each noun of each caption, ranked over all layers of the language model.
@@ -62,12 +63,14 @@ class MultimodalMethod(Method):
         - `document`: number of a document, or several; all unless given.
         - `output`: a folder in which the image regions of each noun's neurons are drawn, one PNG per noun.
         - `map_of`: what the pictures show: `contribution` (to the noun), or `activation`.
+        - `device`: what multiplies and ranks: `auto`, `cpu`, `cuda` or `cuda:1`.
         - `progress`: called with the layers done and their number.
 
         Columns: document, noun, form, name, layer, neuron, score; best first.
 
         >>> store.multimodal(k=5).table
         """
+        from actstore.engine.devices.device import find_device
         from actstore.engine.multimodal.find import find_multimodal
         from actstore.engine.multimodal.result import FORMS, FindSettings
         from actstore.store.capture.saturation import overflow_sentences
@@ -82,7 +85,8 @@ class MultimodalMethod(Method):
             documents=numbers,
         )
         opened = self._store.capture(capture)
-        multimodal = find_multimodal(opened, settings, progress or (lambda done, n_layers: None))
+        on_layer = progress or (lambda done, n_layers: None)
+        multimodal = find_multimodal(opened, settings, on_layer, find_device(device))
         if output is not None:
             from actstore.display.patch_pictures import draw_nouns
 

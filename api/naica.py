@@ -47,6 +47,7 @@ class NaicaMethod(Method):
         seed: int = 0,
         output: str | Path | None = None,
         capture: str | None = None,
+        device: str = "auto",
         workers: int | None = None,
         on: str = "local",
     ) -> Answer[SelectedNeurons]:
@@ -66,6 +67,7 @@ class NaicaMethod(Method):
         - `seed`: random seed of the method `random`.
         - `output`: a picture of labels by layers, .svg or .html.
         - `capture`: the capture of questions; the only one unless given.
+        - `device`: what looks for large attributions: `auto`, `cpu`, `cuda` or `cuda:1`.
         - `workers`: number of processes that queries are divided among.
         - `on`: where they run: `local`, `ray` or `ray://HOST:PORT`.
 
@@ -74,6 +76,7 @@ class NaicaMethod(Method):
         >>> store.naica(by="domain", k=5).table
         """
         from actstore.display.heat_map import check_picture, write_picture
+        from actstore.engine.devices.device import find_device
         from actstore.engine.naica.baselines import choose_neurons
         from actstore.engine.naica.naica import NaicaSettings
         from actstore.engine.naica.selection import count_by_layer, label_of_queries
@@ -81,11 +84,12 @@ class NaicaMethod(Method):
         from actstore.store.capture.questions.attributions import open_attributions
 
         settings, executor = NaicaSettings(attribution=attribution, t=t, u=u, v=v, ica=ica), executor_of(workers, on)
+        target = find_device(device, on)
         attributions = open_attributions(self._store, capture)
         label_of_queries(attributions.queries, by)  # refuses a label that is not there before the work
         if output is not None:
             check_picture(Path(output))
-        selection = choose_neurons(attributions, method, settings, seed, executor)
+        selection = choose_neurons(attributions, method, settings, seed, executor, target)
         if output is not None:
             layers = count_by_layer(selection, attributions.capture.record.layers("mlp.post"), by)
             about = f"{self._store.model.name}, capture {attributions.capture.record.name}: {method}, {attribution}"

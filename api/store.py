@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from actstore.api.change import ChangeMethod
+from actstore.api.coactivation import answer_coactivation
 from actstore.api.coverage import CoverageMethod
 from actstore.api.edit import EditsMethod
 from actstore.api.graphs import GraphsMethod
@@ -15,12 +16,16 @@ from actstore.api.naica import NaicaMethod, knowledge_neurons
 from actstore.api.neurons import chosen_neurons
 from actstore.api.selectivity import SelectivityMethod
 from actstore.store import reader
+from actstore.store.arguments import argument
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from actstore.api.neurons import NeuronInput
+    from actstore.api.results import Answer
+    from actstore.engine.coactivation.coactivation import Coactivations
+    from actstore.engine.coactivation.nearest import NearestNeurons
     from actstore.engine.models.in_memory import ModelInput
     from actstore.engine.repair.outcome import RepairReport
     from actstore.store.capture.questions.attributions import Attributions
@@ -37,6 +42,7 @@ class Store(reader.Store):
     >>> store.neuron("L3.N17").show()                     # exemplars
     >>> store.contributions(" Paris")                     # the neurons that write a token
     >>> store.selectivity(by="language").table            # the neurons of a label
+    >>> store.coactivation("L3.N17").table                # the neurons that fire with one
     >>> store.graphs.build(); store.graph("L3.N17").draw()
     """
 
@@ -104,6 +110,50 @@ class Store(reader.Store):
         Columns: query, name, layer, neuron, n_prompts (that keep it), share.
         """
         return knowledge_neurons(self, attribution, keep, share, at_least, at_most, capture)
+
+    def coactivation(
+        self,
+        neuron: NeuronInput | None = None,
+        *,
+        sort: str = "correlation",
+        k: int = 20,
+        threshold: float = 0.0,
+        layers: Sequence[int] | None = None,
+        within_layers: bool = False,
+        site: str = "mlp.post",
+        positions: str = "counted",
+        output: str | Path | None = None,
+        capture: str | None = None,
+        device: str = "auto",
+        workers: int | None = None,
+        on: str = "local",
+    ) -> Answer[Coactivations] | Answer[NearestNeurons]:
+        """The neurons that fire with `neuron`, or without one every neuron's nearest: by correlation, or by common tokens.
+
+        - `neuron`: `"L3.N17"` or `(3, 17)`; all pairs of neurons are compared unless given.
+        - `sort`: which are nearest, those of the largest `correlation` or `jaccard`.
+        - `k`: number of neurons, for each where all are compared.
+        - `threshold`: a neuron fires where its activation is larger.
+        - `layers`: layers whose neurons are looked through, all unless given; `within_layers`: each neuron's own only.
+        - `positions`: which positions count, one of `store.capture.positions.POSITIONS`.
+        - `output`: a .parquet file for the table.
+        - `device`: what compares: `auto`, `cpu`, `cuda` or `cuda:1`.
+        - `workers`: number of processes that blocks are divided among, or where all pairs are compared tiles of them.
+        - `on`: where they run: `local`, `ray` or `ray://HOST:PORT`.
+
+        Columns: name, layer, neuron, correlation, jaccard, both_fire, fires, tokens; without `neuron`, other_name, … of the
+        neighbour, too. What counts is in docs/methods/coactivation.md.
+
+        >>> store.coactivation("L3.N17", k=5).table
+        """
+        from actstore.engine.coactivation.settings import CoactivationSettings
+        from actstore.engine.devices.device import find_device
+        from actstore.engine.workers.scan import executor_of
+
+        chosen = argument("layers", layers, tuple[int, ...] | None)
+        settings = CoactivationSettings(sort, k, threshold, chosen, within_layers, site, positions)
+        executor, target = executor_of(workers, on), find_device(device, on)
+        return answer_coactivation(self.capture(capture), neuron, settings, output, executor, target)
 
     def info(self) -> dict[str, Any]:
         """What the store holds, as `actstore info --json` says it."""

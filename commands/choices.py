@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, get_args
 from actstore.engine.attribution.option_tokens import TooLong
 from actstore.engine.capture.settings import Begin, Part, Summed
 from actstore.engine.change.scorers import SCORERS
+from actstore.engine.coactivation.settings import MEASURES
 from actstore.engine.coverage.criteria import CRITERIA
 from actstore.engine.edit.baselines import BASELINES
 from actstore.engine.edit.forms.table import FORMS as REWRITE_METHODS
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     AttributionKind = str
     BaselineName = str
     BeginName = str
+    CoactivationMeasure = str
     CriterionName = str
     DecodingErrorsName = str
     DtypeName = str
@@ -78,6 +80,7 @@ else:
     AttributionKind = closed_set("AttributionKind", ATTRIBUTION_KINDS)
     BaselineName = closed_set("BaselineName", (*BASELINES, NO_BASELINE))
     BeginName = closed_set("BeginName", get_args(Begin))
+    CoactivationMeasure = closed_set("CoactivationMeasure", MEASURES)
     CriterionName = closed_set("CriterionName", CRITERIA)
     DecodingErrorsName = closed_set("DecodingErrorsName", get_args(DecodingErrors))
     DtypeName = closed_set("DtypeName", DTYPES)

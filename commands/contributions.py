@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from actstore.commands import completion
-from actstore.commands.executors import On, Workers  # noqa: TC001  (Typer reads them)
+from actstore.commands.executors import On, ScanDevice, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import CaptureName, Json, K, PaperForm, Quiet, StorePath, as_rows
 from actstore.display import terminal
 from actstore.display.reports import print_json, token_list
@@ -62,6 +62,7 @@ def contributions(
             help="Compute the top tokens of all neurons, where the capture left them out, and store them.",
         ),
     ] = False,
+    device: ScanDevice = "auto",
     workers: Workers = None,
     on: On = "local",
     quiet: Quiet = False,
@@ -75,6 +76,7 @@ def contributions(
     Example: `actstore contributions gpt2.actstore --target " Paris" -k 10`
     """
     from actstore.engine.contributions.rank import ContributionQuery, rank_contributions  # here, because it loads torch
+    from actstore.engine.devices.device import find_device
     from actstore.engine.workers.scan import executor_of
 
     opened = Store(store)
@@ -93,7 +95,8 @@ def contributions(
         )
     query = ContributionQuery(k, capture, at, by, everywhere, not paper_form, logits)
     with terminal.spinner("adding up contributions", enabled=not quiet):
-        answer = rank_contributions(opened, targets, query, executor_of(workers, on))
+        executor, target_device = executor_of(workers, on), find_device(device, on)
+        answer = rank_contributions(opened, targets, query, executor, target_device)
         warnings = overflow_sentences(opened.capture(query.capture), ["mlp.post"])
     terminal.warn(warnings)
     if as_json:

@@ -8,7 +8,7 @@ import typer
 
 from actstore.commands import completion
 from actstore.commands.choices import CriterionName  # noqa: TC001  (Typer reads it)
-from actstore.commands.executors import On, Workers  # noqa: TC001  (Typer reads them)
+from actstore.commands.executors import On, ScanDevice, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     By,
     CaptureName,
@@ -97,6 +97,7 @@ def show(
     merge: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="Add the state in a file of --output; repeat for more.")
     ] = None,
+    device: ScanDevice = "auto",
     workers: Workers = None,
     on: On = "local",
     quiet: Quiet = False,
@@ -111,6 +112,7 @@ def show(
     from actstore.engine.coverage.criteria import CoverageSettings, applicable_criteria
     from actstore.engine.coverage.files import merge_coverages, read_coverage, write_coverage
     from actstore.engine.coverage.measure import measure_coverage
+    from actstore.engine.devices.device import find_device
     from actstore.engine.workers.scan import executor_of
     from actstore.store.capture.positions import warnings_of
 
@@ -122,12 +124,12 @@ def show(
         )
     )
     settings = CoverageSettings(selected, _thresholds(thresholds), sections, top, distance, site, positions)
-    executor = executor_of(workers, on)
+    executor, target = executor_of(workers, on), find_device(device, on)
     others = [read_coverage(path) for path in merge or ()]
     ranges = opened.capture(reference) if reference is not None else None
     with terminal.counting_bar("blocks", enabled=not quiet) as advance:
         coverages = measure_coverage(
-            selected_capture, settings, reference=ranges, by=by, on_block=advance, executor=executor
+            selected_capture, settings, reference=ranges, by=by, on_block=advance, executor=executor, device=target
         )
     for other in others:
         merge_coverages(coverages, other)

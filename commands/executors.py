@@ -1,4 +1,4 @@
-"""Options that say in which processes, and on which machines, a command computes."""
+"""Options that say in which processes, on which machines and on which device a command computes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ Workers = Annotated[
         min=1,
         help="Number of processes that share the work, each with a model of its own where one is needed. [default: one; on Ray "
         "one per GPU, or per machine without]",
+    ),
+]
+ScanDevice = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="What computes: auto, cpu, cuda or a numbered device such as cuda:1; auto is a GPU where there is one.",
+        autocompletion=complete(("auto", "cpu", "cuda")),
     ),
 ]
 On = Annotated[

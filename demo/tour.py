@@ -192,6 +192,11 @@ TOURS = {
         ),
         Step("", "actstore coverage code.actstore --capture messages --reference corpus"),
     ),
+    "output-coactivation": (
+        Step("", "actstore capture demo/models/stdlib-llama build/demo/stdlib code.actstore --max-tokens 20000"),
+        Step("", "actstore coactivation code.actstore L3.N335 -k 5"),
+        Step("", "actstore coactivation code.actstore -k 1 --output nearest.parquet", max_lines=8),
+    ),
     "output-graphs": (
         Step("", CAPTURE_CODE),
         Step("", BUILD_GRAPHS),

@@ -86,6 +86,7 @@ class Store(Captures):
         everywhere: bool = False,
         gain: bool = True,
         logits: bool = False,
+        device: str = "auto",
         workers: int = 1,
     ) -> Table:
         """The k neurons that contribute most to a target token, over all layers together: name, layer, neuron, score, ….
@@ -101,13 +102,14 @@ class Store(Captures):
         - `everywhere`: over all positions of text, not those alone that the target follows
         - `gain`: with the final norm's gain; without, the form of Pan et al. (2024)
         - `logits`: in units of the logit; needs a capture of the last layer's `resid.post`
+        - `device`: what sums up: `auto`, `cpu`, `cuda` or `cuda:1`
         - `workers`: number of processes that layers are divided among
 
         >>> store.contributions(" Paris", k=50)
         """
         query = {
             "k": k, "capture": capture, "at": at, "by": by, "everywhere": everywhere, "gain": gain, "logits": logits,
-            "workers": workers,
+            "device": device, "workers": workers,
         }  # fmt: skip
         return Table(hooks.rank_contributions(self, target, query))
 

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from recorded_disk import RecordedDisk
 from rich.measure import Measurement
 from server_fixtures import s3, s3_location, s3_server
+from stub_gpu import launches
 from tiny_text import make_texts, save_llama, save_tokenizer
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-__all__ = ["s3", "s3_location", "s3_server"]
+__all__ = ["launches", "s3", "s3_location", "s3_server"]
 
 # How fast examples are made says more about what else the machine does than about the code.
 settings.register_profile("actstore", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -24,12 +24,14 @@ STORE = ("basics", "storage", "files", "model", "capture", "graphs", "reader", "
 BELONGS = {name: "basics" for name in ("arguments", "calls", "errors", "hooks", "layout", "neurons", "table")}
 
 # Parts of the engine → the other parts that they may import.
-FOUNDATIONS = {"inputs": set(), "models": set(), "contributions": {"workers", "models"}, "workers": {"models"}}
+FOUNDATIONS = {"inputs": set(), "models": set(), "devices": set(), "workers": {"models"}}
+FOUNDATIONS |= {"contributions": {"devices", "models", "workers"}}
 FOUNDATIONS |= {"capture": {"inputs", "models", "workers", "contributions"}}
-METHOD = {"inputs", "models", "capture", "workers"}
+METHOD = {"inputs", "models", "devices", "capture", "workers"}
 ENGINE: dict[str, set[str]] = FOUNDATIONS | {
     "attribution": METHOD,
     "change": METHOD,
+    "coactivation": METHOD,
     "coverage": METHOD,
     "edit": METHOD | {"contributions"},
     "filling": METHOD | {"attribution", "graphs"},

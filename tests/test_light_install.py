@@ -61,10 +61,10 @@ def test_a_store_is_read(tmp_path: Path) -> None:
         f"export {STORE} --output {tmp_path}/x.parquet {neuron}", f"naica {STORE}", f"knowledge {STORE}",
         f"selectivity {STORE} --by language --capture corpus", f"coverage {STORE} --capture corpus",
         f"graphs show {STORE} L1.N3", f"edit list {STORE}", f"edit show {STORE} boost",
-        f"copy {STORE} {tmp_path}/copy", f"verify {tmp_path}/copy",
+        f"coactivation {STORE} L1.N3 --capture corpus", f"copy {STORE} {tmp_path}/copy", f"verify {tmp_path}/copy",
         cwd=tmp_path,
     )  # fmt: skip
-    assert done.stdout.count("status 0") == 14, done.stdout + done.stderr
+    assert done.stdout.count("status 0") == 15, done.stdout + done.stderr
     assert "needs the package" not in done.stderr
 
 

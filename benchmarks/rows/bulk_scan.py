@@ -1,7 +1,7 @@
 """A bulk scan of contributions on the demo model against its bare forward pass: statistics and contributions, no value kept.
 
-The corpus is Python's standard library, which the demo model was trained on, every other module with another label. The forward pass
-runs over the batches of the plan. Planning, which tokenises, is no part of either.
+The corpus is Python's standard library, which the demo model was trained on, every other module with another label. The forward
+pass runs over the batches of the plan. Planning, which tokenises, is no part of either.
 """
 
 from __future__ import annotations

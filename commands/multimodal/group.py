@@ -10,6 +10,7 @@ from rich.text import Text
 
 from actstore.commands import completion
 from actstore.commands.choices import ALL_ACTIVATIONS, ActivationName, MapName
+from actstore.commands.executors import ScanDevice  # noqa: TC001  (Typer reads it)
 from actstore.commands.multimodal import properties as multimodal_properties
 from actstore.commands.multimodal.properties import KPerNoun, NounFile, Nouns, noun_source
 from actstore.commands.options import CaptureName, Json, PaperForm, Quiet, Rows, Site, StorePath, family
@@ -66,6 +67,7 @@ def show(
         ),
     ] = "contribution",
     rows: Rows = 10,
+    device: ScanDevice = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -78,6 +80,7 @@ def show(
     Example: `actstore multimodal captions.actstore -k 5 --by-noun`
     """
     from actstore.display.patch_pictures import draw_nouns
+    from actstore.engine.devices.device import find_device
     from actstore.engine.multimodal import describe
     from actstore.engine.multimodal.concepts import concepts
     from actstore.engine.multimodal.find import find_multimodal
@@ -86,9 +89,10 @@ def show(
     settings = _settings(k, noun_source(nouns, noun_file), activation, document, gain=not paper_form)
     if output is not None and output.exists() and not output.is_dir():
         raise InvalidInputError(f"Maps are written into a folder, and {output} is a file. Check --output.")
+    target = find_device(device)
     opened = Store(store).capture(capture)
     with terminal.counting_bar("layers", enabled=not quiet) as advance:
-        result = find_multimodal(opened, settings, advance)
+        result = find_multimodal(opened, settings, advance, target)
     terminal.warn(overflow_sentences(opened, [FORMS[one].site for one in settings.forms]))
     described = describe.Rows(result)
     files: list[dict[str, Any]] = []

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from actstore.commands import completion
 from actstore.commands.choices import SelectionMethod  # noqa: TC001  (Typer reads it)
-from actstore.commands.executors import On, Workers  # noqa: TC001  (Typer reads them)
+from actstore.commands.executors import On, ScanDevice, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.naica import evaluate as naica_evaluate
 from actstore.commands.naica.evaluate import ClusterShare, CommonShare, MaxNeurons  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
@@ -76,6 +76,7 @@ def show(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw a heat map, labels × layers, into FILE.svg or FILE.html.")
     ] = None,
+    device: ScanDevice = "auto",
     workers: Workers = None,
     on: On = "local",
     quiet: Quiet = False,
@@ -90,6 +91,7 @@ def show(
     Example: `actstore naica facts.actstore --by domain -k 5 --output layers.svg`
     """
     from actstore.display.heat_map import check_picture, write_picture
+    from actstore.engine.devices.device import find_device
     from actstore.engine.naica.baselines import choose_neurons
     from actstore.engine.naica.naica import NaicaSettings
     from actstore.engine.naica.selection import count_by_layer, label_of_queries
@@ -99,10 +101,11 @@ def show(
     settings = NaicaSettings(attribution=attribution, t=t, u=u, v=v, ica=ica)
     if output is not None:
         check_picture(output)
+    executor, target = executor_of(workers, on), find_device(device, on)
     attributions = open_attributions(Store(store), capture)
     label_of_queries(attributions.queries, by)  # fails before the work, where there is no such label
     with terminal.spinner("selecting neurons", enabled=not quiet):
-        selection = choose_neurons(attributions, method, settings, seed, executor_of(workers, on))
+        selection = choose_neurons(attributions, method, settings, seed, executor, target)
     described = {"attribution": attribution, "t": t, "u": u, "v": v, "ica": ica}
     layers = count_by_layer(selection, attributions.capture.record.layers("mlp.post"), by)
     if output is not None:

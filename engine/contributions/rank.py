@@ -6,7 +6,7 @@ norm's gain, unembedding. The sum over all neurons, with what attention and embe
 make of a neuron is not in it. Where the final norm centres, so are the write vectors. A cap on logits (Gemma 2) comes after.
 
 Layers stream, and within a layer the blocks of the capture: one layer's weights and one block of activations are in memory
-at a time. Workers take layers.
+at a time; on a GPU three blocks. Workers take layers.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from actstore.engine.contributions.next_tokens import Place, find_slot
 from actstore.engine.contributions.ranking import Ranking
 from actstore.engine.contributions.source import SITE, ContributionQuery, Source
 from actstore.engine.contributions.targets import Target, find_target
+from actstore.engine.devices.device import HOST, Device, find_device
 from actstore.engine.workers.scan import HERE, Scan, executor_of
 from actstore.kernels.contribution.api import ContributionSums, Targets, contribution, sum_contributions
 from actstore.store.arguments import argument, given_fields
@@ -85,7 +86,11 @@ TABLE = pa.schema(
 
 
 def rank_contributions(
-    store: Store, targets: Sequence[str | int], query: ContributionQuery, executor: Executor = HERE
+    store: Store,
+    targets: Sequence[str | int],
+    query: ContributionQuery,
+    executor: Executor = HERE,
+    device: Device = HOST,
 ) -> Answer:
     """The neurons that contribute most to each target, over all captured layers together, by signed score.
 
@@ -112,7 +117,7 @@ def rank_contributions(
             f"Contributions are to a token's logit, but capture {capture.record.name!r} is of {capture.record.part}, whose "
             "neurons do not write to it. Name a capture of the language model with `capture`."
         )
-    source = Source(store, capture, query)
+    source = Source(store, capture, query, device)
     if query.at is not None:
         return _at_place(source, target_tokens, query.at)
     if query.everywhere:
@@ -183,12 +188,13 @@ class _LayerSums:
     targets: tuple[Target, ...]
 
     def __call__(self, layer: int) -> ContributionSums:
-        source, vectors = self.source, self.source.directions.vectors(layer)
+        source = self.source
+        vectors = source.device.put(source.directions.vectors(layer))
         sums = ContributionSums.empty(self._n_groups, len(vectors))
-        for block in self.blocks:
+        for block, values in zip(self.blocks, source.stream(layer, self.blocks), strict=True):
             rows, groups = self._of_block(block)
             factors = Targets(self._directions, rows, source.directions.gain, source.block_scale(block))
-            sums.merge(sum_contributions(source.values(layer, block), vectors, factors, groups, self._n_groups))
+            sums.merge(sum_contributions(values, vectors, factors, groups, self._n_groups))
         return sums
 
     @cached_property
@@ -202,7 +208,8 @@ class _LayerSums:
 
     @cached_property
     def _directions(self) -> Tensor:
-        return self.source.unembedding(self.targets)
+        directions: Tensor = self.source.device.put(self.source.unembedding(self.targets))
+        return directions
 
     @cached_property
     def _of_block(self) -> Callable[[int], tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -309,12 +316,12 @@ def _rows(source: Source, targets: Sequence[Target]) -> list[tuple[Target | None
 def answer_question(
     store: Store, target: str | int | Sequence[str | int] | None, query: Mapping[str, object]
 ) -> pa.Table:
-    """`Store.contributions`: the answer as a table; `query` holds fields of `ContributionQuery`, `workers` and `on`."""
+    """`Store.contributions`: the answer as a table; `query` holds fields of `ContributionQuery`, `workers`, `on`, `device`."""
     workers, on = argument("workers", query.get("workers"), int | None), argument("on", query.get("on", "local"), str)
-    executor = executor_of(workers, on)
-    query = {name: value for name, value in query.items() if name not in ("workers", "on")}
+    executor, device = executor_of(workers, on), find_device(argument("device", query.get("device", "auto"), str), on)
+    query = {name: value for name, value in query.items() if name not in ("workers", "on", "device")}
     targets = argument("target", target, str | int | Sequence[str | int] | None)
     if not isinstance(targets, tuple):
         targets = () if targets is None else (targets,)
     asked = ContributionQuery(**given_fields(ContributionQuery, query, "A query"))
-    return rank_contributions(store, targets, asked, executor).table()
+    return rank_contributions(store, targets, asked, executor, device).table()

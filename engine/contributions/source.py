@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import numpy as np
 
 from actstore.engine.contributions.next_tokens import NextTokens, Place
+from actstore.engine.devices.device import HOST, Device
+from actstore.engine.devices.stream import read_values, stream_values
 from actstore.store.arguments import Typed, argument
 from actstore.store.capture.statistics.contribution_sums import label_ids, read_sums, sums_by
 from actstore.store.errors import InvalidInputError, NotFoundError
@@ -16,12 +18,13 @@ from actstore.store.layout import SPECIAL
 from actstore.store.model.directions import WriteDirections
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from actstore.engine.contributions.targets import Target
+    from actstore.engine.devices.device import Array
     from actstore.kernels.contribution.sums import ContributionSums
     from actstore.store.reader import Capture, Store
 
@@ -58,8 +61,9 @@ class ContributionQuery(Typed):
 class Source:
     """The capture, the weights and the options of a query, read piece by piece."""
 
-    def __init__(self, store: Store, capture: Capture, query: ContributionQuery) -> None:
-        self.store, self.capture, self.query = store, capture, query
+    def __init__(self, store: Store, capture: Capture, query: ContributionQuery, device: Device = HOST) -> None:
+        """`device`: what sums up the contributions of a layer, and where weights and activations are for it."""
+        self.store, self.capture, self.query, self.device = store, capture, query, device
         self.directions = WriteDirections.of_store(store.folder, gain=query.gain)
         self.labels = _label_ids(capture, query.by)
         self.next_tokens = NextTokens(capture)
@@ -70,9 +74,9 @@ class Source:
                 f"Its sites are: {', '.join(capture.record.sites)}."
             )
 
-    def __reduce__(self) -> tuple[type[Source], tuple[Store, Capture, ContributionQuery]]:
+    def __reduce__(self) -> tuple[type[Source], tuple[Store, Capture, ContributionQuery, Device]]:
         """Of what it is: a worker reads it anew."""
-        return Source, (self.store, self.capture, self.query)
+        return Source, (self.store, self.capture, self.query, self.device)
 
     @property
     def n_labels(self) -> int:
@@ -96,9 +100,11 @@ class Source:
 
     def values(self, layer: int, block: int) -> NDArray[Any]:
         """A block of activations [neuron, token] in a format that the kernels take."""
-        if self.capture.record.encoding.decode_parameters:
-            return self.capture.block_values(layer, block)
-        return self.capture.raw_block(layer, block, saturated=True)
+        return read_values(self.capture, layer, block, SITE)
+
+    def stream(self, layer: int, blocks: Sequence[int]) -> Iterator[Array]:
+        """The same of some blocks, one after the other, on the device."""
+        return stream_values(self.capture, [(layer, block) for block in blocks], SITE, self.device)
 
     def _block_scale(self, block: int) -> NDArray[np.float32] | None:
         """1 / rms of the final norm's input at every slot, 0 where there is none; None unless `logits` is set."""

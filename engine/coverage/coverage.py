@@ -11,6 +11,7 @@ import numpy as np
 
 from actstore.engine.coverage.criteria import CRITERIA, CoverageSettings, LayerScope
 from actstore.engine.coverage.state import LayerSamples, Patterns, Ranges, mix_pattern
+from actstore.engine.devices.device import HOST, Device
 from actstore.kernels.top_k.api import top_k
 from actstore.store.errors import InvalidInputError
 
@@ -61,27 +62,32 @@ class Coverage:
                 }
 
     def add(
-        self, layer: int, values: NDArray[np.float32], mixed: NDArray[np.uint64], slack: NDArray[np.float32]
+        self,
+        layer: int,
+        values: NDArray[np.float32],
+        mixed: NDArray[np.uint64],
+        slack: NDArray[np.float32],
+        device: Device = HOST,
     ) -> None:
         """Add samples [neuron, sample] of a layer; call it for every layer with the same `mixed`, then `end_samples`.
 
         `mixed` [sample, 2], zeros before the first layer, collects the patterns of tknp over the layers. `slack` [neuron] is
-        the largest difference between stored and true values.
+        the largest difference between stored and true values. `device` looks for the largest neurons of tknc and tknp.
         """
         has_patterns = "tknp" in self.settings.criteria
-        top = self._top_neurons(values) if has_patterns or "top" in self.states else np.empty((0, 0), np.int64)
+        top = self._top_neurons(values, device) if has_patterns or "top" in self.states else np.empty((0, 0), np.int64)
         samples = LayerSamples(values, top, slack, self.ranges.get(layer, Ranges.none()))
         for layers in self.states.values():
             layers[layer].add(samples)
         if has_patterns:
             mix_pattern(mixed, layer, top)
 
-    def _top_neurons(self, values: NDArray[np.float32]) -> NDArray[np.int64]:
+    def _top_neurons(self, values: NDArray[np.float32], device: Device) -> NDArray[np.int64]:
         """The largest neurons of each sample [sample, k], ties to the earlier neuron, -1 where there are fewer."""
         # The kernel finds the k largest tokens of each neuron: handed the transpose, the k largest neurons of each sample.
         by_sample = np.ascontiguousarray(values.T)
         k = min(self.settings.top, max(1024, *self.widths.values()))  # no columns that no layer can fill
-        return top_k(by_sample, np.arange(len(values)), k).tokens
+        return top_k(device.put(by_sample), np.arange(len(values)), k).tokens
 
     def end_samples(self, mixed: NDArray[np.uint64]) -> None:
         """Count samples that every layer has been given."""

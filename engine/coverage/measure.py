@@ -11,6 +11,7 @@ import numpy as np
 from actstore.engine.coverage.coverage import Coverage
 from actstore.engine.coverage.criteria import CRITERIA, CoverageSettings
 from actstore.engine.coverage.state import Ranges
+from actstore.engine.devices.device import HOST, Device
 from actstore.engine.workers.scan import HERE, Scan, is_here
 from actstore.store.capture.positions import blocks_with, check_positions, check_values, windows_of
 from actstore.store.errors import InvalidInputError
@@ -60,11 +61,13 @@ def measure_coverage(
     by: str | None = None,
     on_block: Callable[[int, int], None] = lambda done, n_blocks: None,
     executor: Executor = HERE,
+    device: Device = HOST,
 ) -> dict[str, Coverage]:
     """What the samples of a capture cover: with `by`, label value → coverage; else "" → the coverage of all.
 
     kmnc, nbc and snac compare the samples with the ranges of `reference`. One layer of one block is in memory at a time.
-    The workers of `executor` take blocks, or for tfc, which depends on their order, layers.
+    The workers of `executor` take blocks, or for tfc, which depends on their order, layers; `device` looks for the largest
+    neurons of tknc and tknp.
 
     Raises `InvalidInputError` for a capture without the values, site, positions or label, and where a criterion lacks its
     reference.
@@ -83,7 +86,7 @@ def measure_coverage(
                 "example to a capture of training data."
             )
         ranges = reference_ranges(reference, settings.site, widths)
-    measure = _Measurement(capture, settings, widths, ranges, by)
+    measure = _Measurement(capture, settings, widths, ranges, by, device)
     if is_here(executor):
         return measure.of_blocks(settings, widths, capture.blocks, on_block)
     return _measure_by_workers(measure, executor, on_block)
@@ -112,6 +115,7 @@ class _Measurement:
     widths: dict[int, int]
     ranges: dict[int, Ranges]
     by: str | None
+    device: Device
 
     def of_blocks(
         self,
@@ -123,7 +127,9 @@ class _Measurement:
         """The coverage of each population by some criteria, in some layers, over some blocks."""
         coverages = {name: Coverage(settings, widths, self.ranges) for name in _populations(self.capture, self.by)}
         for done, (block, slots) in enumerate(blocks_with(self.capture, settings.positions, blocks)):
-            _add_block(self.capture, block, _split_by_label(self.capture, block, slots, self.by), coverages)
+            _add_block(
+                self.capture, block, _split_by_label(self.capture, block, slots, self.by), coverages, self.device
+            )
             on_block(done + 1, len(blocks))
         return coverages
 
@@ -212,6 +218,7 @@ def _add_block(
     block: int,
     slots_by_population: Iterable[tuple[str, NDArray[np.int64]]],
     coverages: dict[str, Coverage],
+    device: Device,
 ) -> None:
     """Add the samples of one block to the coverage of their populations, in pieces of `SAMPLES_AT_ONCE`."""
     pieces = [
@@ -228,7 +235,7 @@ def _add_block(
             samples = values[:, slots]
             if not np.isfinite(samples).all():
                 samples[~np.isfinite(samples)] = np.nan
-            coverage.add(layer, samples, so_far, slack)
+            coverage.add(layer, samples, so_far, slack, device)
     for (coverage, _), so_far in zip(pieces, mixed, strict=True):
         coverage.end_samples(so_far)
 

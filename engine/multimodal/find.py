@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actstore.engine.devices.device import HOST, Device
 from actstore.engine.multimodal.captions import read_captions
 from actstore.engine.multimodal.nouns import noun_finder
 from actstore.engine.multimodal.rankings import find_ranking
@@ -41,11 +42,12 @@ def find_multimodal(
     capture: Capture,
     settings: FindSettings | None = None,
     on_layer: Callable[[int, int], None] = lambda done, n_layers: None,
+    device: Device = HOST,
 ) -> Multimodal:
     """The neurons of every noun of every committed document's caption, over all captured layers of the language model.
 
     Scores are signed, ties go to the smaller layer and neuron, activations that are NaN are never ranked. Captions without a
-    noun stay among the captions. `on_layer` receives the number of layers done and in all.
+    noun stay among the captions. `on_layer` receives the number of layers done and in all; `device` multiplies and ranks.
 
     `NotFoundError` where the capture lacks a site, values or weights; `InvalidInputError` where it holds no answers, or not
     the positions that predict them, and for a ranking that is none.
@@ -57,7 +59,7 @@ def find_multimodal(
     nouns = [noun for number, caption in enumerate(captions) for noun in _nouns_of(capture, number, caption, finder)]
     result = Multimodal(capture, settings, finder.name, captions, nouns, _number(capture, settings.forms))
     for form in settings.forms:
-        result.ranked[form] = rank(result, FORMS[form].site, on_layer)
+        result.ranked[form] = rank(result, FORMS[form].site, on_layer, device)
     return result
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from actstore.engine.devices.device import HOST, Device
 from actstore.engine.multimodal.result import read_block
 from actstore.kernels.contribution.api import Targets, contribution
 from actstore.kernels.top_k.api import TopK, top_k
@@ -33,8 +34,9 @@ MAX_PRODUCTS: Final = 1 << 26
 class Ranker:
     """A ranking in one form: the k largest scores of each noun so far, while layers and blocks stream by."""
 
-    def __init__(self, result: Multimodal, site: str, *, with_weights: bool) -> None:
+    def __init__(self, result: Multimodal, site: str, *, with_weights: bool, device: Device = HOST) -> None:
         """Of the nouns in `result`, by the activations at `site`; `with_weights`, times what a unit of them writes."""
+        self._device = device
         self._result, self._site, self._with_weights = result, site, with_weights
         self._capture, settings = result.capture, result.settings
         tokens, rows = np.unique([noun.token for noun in result.nouns], return_inverse=True)
@@ -45,7 +47,7 @@ class Ranker:
         folder = self._capture.folder
         if with_weights:
             self._directions = WriteDirections.of_store(folder, gain=settings.gain)
-            self._unembedding = self._directions.unembedding(tokens.tolist())
+            self._unembedding = device.put(self._directions.unembedding(tokens.tolist()))
 
     def rank(self, on_layer: Callable[[int, int], None]) -> TopK:
         """Scores and neurons' numbers [noun, k], descending; `on_layer` receives the layers done and in all."""
@@ -61,7 +63,7 @@ class Ranker:
                     nouns = in_block[first : first + CHUNK]
                     scores = widened(values[:, self._offsets[nouns]]).T * products_of(self._rows[nouns])
                     state = TopK(best.values[nouns], best.tokens[nouns])
-                    state = top_k(scores, np.arange(start, start + width), k, state=state)
+                    state = top_k(self._device.put(scores), np.arange(start, start + width), k, state=state)
                     best.values[nouns], best.tokens[nouns] = state
             on_layer(done + 1, len(numbering.layers))
         return best
@@ -70,7 +72,7 @@ class Ranker:
         """A function: numbers of distinct tokens → what each neuron's activation is multiplied with [token, neuron]."""
         if not self._with_weights:
             return lambda rows: 1.0
-        vectors = self._directions.vectors(layer)
+        vectors = self._device.put(self._directions.vectors(layer))
 
         def multiply(tokens: Tensor) -> NDArray[np.float32]:
             ones = np.ones((width, len(tokens)), np.float32)

@@ -13,11 +13,12 @@ from actstore.store.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from actstore.engine.devices.device import Device
     from actstore.engine.multimodal.result import Multimodal
     from actstore.kernels.top_k.api import TopK
 
     OnLayer = Callable[[int, int], None]
-    Rank = Callable[[Multimodal, str, OnLayer], TopK]
+    Rank = Callable[[Multimodal, str, OnLayer, Device], TopK]
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Ranking:
     label: str
     help: str
     rank: Rank | None
-    """(nouns, site of the activations, progress: layers done and in all) → scores and neurons' numbers [noun, k], descending.
+    """(nouns, site of the activations, progress: layers done and in all, device) → scores and neurons' numbers [noun, k].
 
-    None where the model is needed, which a store alone cannot rank by: `gradients.rank_by_gradient`.
+    Scores descend. None where the model is needed, which a store alone cannot rank by: `gradients.rank_by_gradient`.
     """
 
     @property
@@ -38,19 +39,19 @@ class Ranking:
         return self.rank is None
 
 
-def _by_contribution(result: Multimodal, site: str, on_layer: OnLayer) -> TopK:
+def _by_contribution(result: Multimodal, site: str, on_layer: OnLayer, device: Device) -> TopK:
     from actstore.engine.multimodal.ranker import Ranker
 
-    return Ranker(result, site, with_weights=True).rank(on_layer)
+    return Ranker(result, site, with_weights=True, device=device).rank(on_layer)
 
 
-def _by_activation(result: Multimodal, site: str, on_layer: OnLayer) -> TopK:
+def _by_activation(result: Multimodal, site: str, on_layer: OnLayer, device: Device) -> TopK:
     from actstore.engine.multimodal.ranker import Ranker
 
-    return Ranker(result, site, with_weights=False).rank(on_layer)
+    return Ranker(result, site, with_weights=False, device=device).rank(on_layer)
 
 
-def _at_random(result: Multimodal, site: str, on_layer: OnLayer) -> TopK:
+def _at_random(result: Multimodal, site: str, on_layer: OnLayer, device: Device) -> TopK:
     from actstore.engine.multimodal.ranker import random_ranking
 
     return random_ranking(len(result.nouns), len(result.numbering), result.settings)

@@ -1,7 +1,7 @@
 """The functions behind `methods.METHODS`: NA-ICA and the baselines of the paper, all from the same stored attributions.
 
 Chen, Dejl and Toni (arXiv 2406.10868), tables 1 and 2. Each takes the attributions, the settings of NA-ICA, a random seed,
-and an executor for what NA-ICA reads.
+an executor and a device for what NA-ICA reads.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actstore.engine.devices.device import HOST, Device
 from actstore.engine.naica.knowledge import knowledge_neurons
 from actstore.engine.naica.methods import METHODS, resolve_method
 from actstore.engine.naica.naica import NaicaSettings, find_naica, normalise
@@ -34,39 +35,47 @@ def choose_neurons(
     settings: NaicaSettings | None = None,
     seed: int = 0,
     executor: Executor = HERE,
+    device: Device = HOST,
 ) -> SelectedNeurons:
     """The neurons of every query as one of `methods.METHODS`, or an alias of one, selects them.
 
     settings: of NA-ICA; `kn` reads its attribution only. seed: of `random`. executor: its workers divide the queries of NA-ICA.
+    device: what looks for the neurons with large scores.
 
     >>> choose_neurons(open_attributions(store), "without-ica").of(0)
     """
-    return METHODS[resolve_method(method)].select(attributions, settings or NaicaSettings(), seed, executor)
+    return METHODS[resolve_method(method)].select(attributions, settings or NaicaSettings(), seed, executor, device)
 
 
-def select_naica(attributions: Attributions, settings: NaicaSettings, _seed: int, executor: Executor) -> Naica:
+def select_naica(
+    attributions: Attributions, settings: NaicaSettings, _seed: int, executor: Executor, device: Device
+) -> Naica:
     """NA-ICA as the settings say."""
-    return find_naica(attributions, settings, executor)
+    return find_naica(attributions, settings, executor, device)
 
 
-def select_without_ica(attributions: Attributions, settings: NaicaSettings, _seed: int, executor: Executor) -> Naica:
+def select_without_ica(
+    attributions: Attributions, settings: NaicaSettings, _seed: int, executor: Executor, device: Device
+) -> Naica:
     """NA-ICA with neurons ordered by na alone."""
-    return find_naica(attributions, replace(settings, ica=False), executor)
+    return find_naica(attributions, replace(settings, ica=False), executor, device)
 
 
-def select_with_common(attributions: Attributions, settings: NaicaSettings, _seed: int, executor: Executor) -> Naica:
+def select_with_common(
+    attributions: Attributions, settings: NaicaSettings, _seed: int, executor: Executor, device: Device
+) -> Naica:
     """NA-ICA with common neurons kept."""
-    return find_naica(attributions, replace(settings, u=1.0), executor)
+    return find_naica(attributions, replace(settings, u=1.0), executor, device)
 
 
 def select_largest_activations(
-    attributions: Attributions, settings: NaicaSettings, _seed: int, executor: Executor
+    attributions: Attributions, settings: NaicaSettings, _seed: int, executor: Executor, device: Device
 ) -> SelectedNeurons:
     """The largest activations, signed, summed over a query's prompts; as many neurons per query as NA-ICA selects.
 
     The number of neurons is that of NA-ICA so that neither method has an advantage by number.
     """
-    naica = find_naica(attributions, settings, executor)
+    naica = find_naica(attributions, settings, executor, device)
     queries = []
     for rows, scores in attributions.query_scores("activation"):
         for row, values in zip(rows.tolist(), scores, strict=True):
@@ -76,13 +85,13 @@ def select_largest_activations(
 
 
 def select_random(
-    attributions: Attributions, settings: NaicaSettings, seed: int, executor: Executor
+    attributions: Attributions, settings: NaicaSettings, seed: int, executor: Executor, device: Device
 ) -> SelectedNeurons:
     """Random neurons, as many per query as NA-ICA selects.
 
     Scores are drawn from (0, 1], so that pooling them favours no layer.
     """
-    naica = find_naica(attributions, settings, executor)
+    naica = find_naica(attributions, settings, executor, device)
     queries = []
     for query, n_neurons in enumerate(naica.n_neurons.tolist()):
         # One generator per query: the neurons of a query do not depend on what the other queries have.
@@ -94,7 +103,7 @@ def select_random(
 
 
 def select_knowledge_neurons(
-    attributions: Attributions, settings: NaicaSettings, _seed: int, _executor: Executor
+    attributions: Attributions, settings: NaicaSettings, _seed: int, _executor: Executor, _device: Device
 ) -> SelectedNeurons:
     """Knowledge neurons with multiple choice (KN*): those that most of a query's prompts agree on, with na for scores."""
     query_of_prompt = attributions.prompts["query"].to_numpy()

@@ -15,12 +15,13 @@ from actstore.store.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from actstore.engine.devices.device import Device
     from actstore.engine.naica.naica import NaicaSettings
     from actstore.engine.naica.selection import SelectedNeurons
     from actstore.engine.workers.executor import Executor
     from actstore.store.capture.questions.attributions import Attributions
 
-    Select = Callable[[Attributions, NaicaSettings, int, Executor], SelectedNeurons]
+    Select = Callable[[Attributions, NaicaSettings, int, Executor, Device], SelectedNeurons]
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,17 @@ class SelectionMethod:
     help: str
     """One sentence for the command line and the documentation."""
     function: str
-    """`module:name` of the function that selects: of attributions, settings of NA-ICA, a random seed and an executor."""
+    """`module:name` of the function that selects: of attributions, settings of NA-ICA, a random seed, executor and device."""
     is_random: bool = False
     """Whether the selection depends on the seed."""
 
     def select(
-        self, attributions: Attributions, settings: NaicaSettings, seed: int, executor: Executor
+        self, attributions: Attributions, settings: NaicaSettings, seed: int, executor: Executor, device: Device
     ) -> SelectedNeurons:
         """The neurons of every query."""
         module, _, name = self.function.partition(":")
         function = cast("Select", getattr(import_module(module), name))
-        return function(attributions, settings, seed, executor)
+        return function(attributions, settings, seed, executor, device)
 
 
 _BASELINES: Final = "actstore.engine.naica.baselines"

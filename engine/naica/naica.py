@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from actstore.engine.devices.device import HOST, Device
 from actstore.engine.naica.selection import SelectedNeurons
 from actstore.engine.workers.scan import HERE, Scan, is_here
 from actstore.kernels.cluster_inverse.api import Clusters, Frequency, cluster_frequency, cluster_inverse, threshold
@@ -82,11 +83,16 @@ class Naica(SelectedNeurons):
     """[query] The sum of all neurons' scores, Z; the divisor where it is above zero."""
 
 
-def find_naica(attributions: Attributions, settings: NaicaSettings | None = None, executor: Executor = HERE) -> Naica:
+def find_naica(
+    attributions: Attributions,
+    settings: NaicaSettings | None = None,
+    executor: Executor = HERE,
+    device: Device = HOST,
+) -> Naica:
     """The query-relevant neurons of every query whose prompts are all stored.
 
-    Scores are read one block of queries at a time, by the workers of `executor`, and only clusters are kept; the result equals
-    that of all scores at once.
+    Scores are read one block of queries at a time, by the workers of `executor`, and only clusters are kept, which `device`
+    finds; the result equals that of all scores at once.
     A query that the model answers wrongly has neurons like any other.
 
     na: the sum over a query's prompts, divided by Z, the sum over all its neurons (both of finite scores). A divisor above
@@ -102,7 +108,7 @@ def find_naica(attributions: Attributions, settings: NaicaSettings | None = None
     >>> find_naica(open_attributions(store), NaicaSettings(v=10)).of(0)
     """
     settings = settings or NaicaSettings()
-    clusters, weights, totals = _read_clusters(attributions, settings, executor)
+    clusters, weights, totals = _read_clusters(attributions, settings, executor, device)
     frequency = cluster_frequency(clusters, attributions.n_neurons)
     largest_cluster = int(np.diff(clusters.offsets).max(initial=0))
     v = min(settings.v, largest_cluster)  # the kernel's result has v columns: no more than can be filled
@@ -148,7 +154,7 @@ class _Queries(NamedTuple):
 
 
 def _read_clusters(
-    attributions: Attributions, settings: NaicaSettings, executor: Executor
+    attributions: Attributions, settings: NaicaSettings, executor: Executor, device: Device
 ) -> tuple[Clusters, NDArray[np.float64], NDArray[np.float64]]:
     """Clusters with na for scores; the weight and Z of each query."""
     n = attributions.queries.num_rows
@@ -158,7 +164,7 @@ def _read_clusters(
     )
     clusters: list[Clusters] = []
     weights, totals = [np.empty(0)], [np.empty(0)]
-    for part in Scan(executor)(partial(_cluster_queries, attributions, settings), parts):
+    for part in Scan(executor)(partial(_cluster_queries, attributions, settings, device), parts):
         for block, weight, total in part:
             clusters.append(block)
             weights.append(weight)
@@ -167,14 +173,14 @@ def _read_clusters(
 
 
 def _cluster_queries(
-    attributions: Attributions, settings: NaicaSettings, queries: _Queries | None
+    attributions: Attributions, settings: NaicaSettings, device: Device, queries: _Queries | None
 ) -> list[tuple[Clusters, NDArray[np.float64], NDArray[np.float64]]]:
     """As `_read_clusters`, of each block of some queries; of all for None."""
     kind, found = settings.attribution, []
     blocks = attributions.query_scores(kind) if queries is None else attributions.query_scores(kind, range(*queries))
     for _, scores in blocks:
         divisor, weight, total = normalise(scores)
-        block = threshold(scores, settings.t)
+        block = threshold(device.put(scores), settings.t)
         na = block.scores / np.repeat(divisor, np.diff(block.offsets))
         found.append((Clusters(block.offsets, block.neurons, na.astype(np.float32)), weight, total))
     return found

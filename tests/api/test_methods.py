@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import typer
 
@@ -176,6 +177,28 @@ def test_coverage(text: actstore.Store, cli: Cli, tmp_path: Path) -> None:
             (row["criterion"], row["covered"], row["share"]) for row in coverage["criteria"]
         ]
     assert (tmp_path / "state.safetensors").stat().st_size > 0
+
+
+def test_coactivation(text: actstore.Store, cli: Cli, tmp_path: Path) -> None:
+    answer = text.coactivation("L1.N3", k=4, sort="jaccard", threshold=0.1, capture="corpus")
+    asked = ("-k", 4, "--sort", "jaccard", "--threshold", 0.1, "--capture", "corpus")
+    expected = cli("coactivation", text.folder, "L1.N3", *asked, "--json").json
+    rows = [{"neuron": row.pop("name")} | row for row in answer.table.to_pylist()]
+    assert [{key: row[key] for key in neuron} for row, neuron in zip(rows, expected["neurons"], strict=True)] == [
+        neuron | {"neuron": row["neuron"]} for row, neuron in zip(rows, expected["neurons"], strict=True)
+    ]
+    assert [neuron["neuron"] for neuron in expected["neurons"]] == [f"L{r['layer']}.N{r['neuron']}" for r in rows]
+    mine, theirs = tmp_path / "mine.parquet", tmp_path / "theirs.parquet"
+    every = text.coactivation(k=2, layers=[1], capture="corpus", output=mine)
+    assert (
+        cli("coactivation", text.folder, "-k", 2, "--layers", 1, "--capture", "corpus", "--output", theirs).status == 0
+    )
+    assert pq.read_table(mine).equals(pq.read_table(theirs))
+    assert pq.read_table(mine).equals(every.table.to_arrow())
+    with pytest.raises(InvalidInputError, match="Expected one `neuron`"):
+        text.coactivation("L1.N3,L0.N2", capture="corpus")
+    with pytest.raises(InvalidInputError, match="neuron is a text or a tuple"):
+        text.coactivation(3, capture="corpus")  # type: ignore[arg-type]
 
 
 def test_change(text: actstore.Store, tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ TEXT: dict[str, Callable[[actstore.Store], Any]] = {
     "Store.neurons": lambda s: s.neurons("corpus"),
     "Store.sql": lambda s: s.sql("select * from neurons", "corpus"),
     "Store.contributions": lambda s: s.contributions(40, 5, capture="corpus", everywhere=True),
+    "Store.coactivation": lambda s: s.coactivation(k=3, capture="corpus"),
     "Store.knowledge": lambda s: s.knowledge(),
     "Capture.neurons": lambda s: s.capture("corpus").neurons(),
     "Capture.tokens": lambda s: s.capture("corpus").tokens(),
@@ -82,9 +83,9 @@ ABOUT_OTHER_THINGS = {
 }  # fmt: skip
 """Methods that run a model or measure methods: one row per method, layer or label, none per neuron."""
 LISTING = {
-    "Store.neurons", "Store.sql", "Store.contributions", "Store.knowledge", "Capture.neurons", "NeuronGraph.similar",
-    "NaicaMethod.__call__", "SelectivityMethod.__call__", "ChangeMethod.__call__", "GraphsMethod.search",
-    "GraphsMethod.similar", "GraphsMethod.repeats", "MultimodalMethod.__call__",
+    "Store.neurons", "Store.sql", "Store.contributions", "Store.knowledge", "Store.coactivation", "Capture.neurons",
+    "NeuronGraph.similar", "NaicaMethod.__call__", "SelectivityMethod.__call__", "ChangeMethod.__call__",
+    "GraphsMethod.search", "GraphsMethod.similar", "GraphsMethod.repeats", "MultimodalMethod.__call__",
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 from actstore import cli as command_line
 from actstore.commands.edit.rewrite import METHOD_OPTIONS
 from actstore.commands.graphs.probe import PROBING, SAMPLING
+from actstore.engine.coactivation.settings import MEASURES
 from actstore.engine.coverage.criteria import CRITERIA
 from actstore.engine.edit.baselines import BASELINES
 from actstore.engine.edit.forms.table import FORMS
@@ -37,6 +38,7 @@ OWN_WORDS = {
     "--by": "what is done for each value of the label",
     "--capture": "of questions, of several, or all of a store",
     "--context": "tokens per window, or a token that comes before",
+    "--device": "where the model runs, or what a scan computes on",
     "--document": "of several, or the one whose image is drawn",
     "--exemplars": "recorded by a capture; or of which test windows and probes are drawn",
     "--generate": "answers to be captured, or to be evaluated",
@@ -58,12 +60,14 @@ OWN_WORDS = {
     "--prompt": "a text, or a number of tokens",
     "--ridge": "of a probe, or of a rewrite",
     "--seeds": "draws of what",
+    "--sort": "by any column, or by one of the measures",
     "--share": "of a prompt's neurons, of all neurons, of a maximum",
     "--site": "one, several, or the one that fires",
     "--steps": "of a path, or of learning",
     "CORPUS": "to be captured, or held out",
     "EDIT": "one, or several",
     "NEURON": "one, several, or none",
+    "--threshold": "of an activation, or of a probability",
     "STORE": "that exists, or is to be made",
 }
 """Options, and arguments, that differ between commands, and wherein."""
@@ -168,6 +172,7 @@ CLOSED = {
     "naica show --method": METHODS,
     "naica evaluate --method": METHODS,
     "naica evaluate --protocol": PROTOCOLS,
+    "coactivation --sort": MEASURES,
     "coverage show --criterion": CRITERIA,
     "coverage show --positions": POSITIONS,
     "graphs build --method": ("corpus", "published"),

@@ -12,6 +12,7 @@ import pytest
 
 from actstore.engine.attribution.option_tokens import TOO_LONG, TooLong
 from actstore.engine.change.scorers import SCORERS
+from actstore.engine.coactivation.settings import MEASURES, CoactivationSettings
 from actstore.engine.coverage.criteria import CRITERIA, CoverageSettings
 from actstore.engine.naica.evaluation import EvaluationSettings
 from actstore.engine.naica.methods import ALIASES, METHODS
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 LIGHT = {
     "actstore.engine.attribution.option_tokens": "TOO_LONG",
     "actstore.engine.change.scorers": "SCORERS",
+    "actstore.engine.coactivation.settings": "MEASURES",
     "actstore.engine.coverage.criteria": "CRITERIA",
     "actstore.engine.naica.methods": "METHODS",
     "actstore.engine.naica.protocols": "PROTOCOLS",
@@ -38,6 +40,7 @@ LIGHT = {
 TABLES: dict[str, dict[Any, Any]] = {
     "too long": {**TOO_LONG},
     "criteria": CRITERIA,
+    "measures": MEASURES,
     "methods": METHODS,
     "predictors": PREDICTORS,
     "protocols": PROTOCOLS,
@@ -77,5 +80,6 @@ def test_tables_and_the_types_beside_them_name_the_same() -> None:
     assert set(ALIASES.values()) <= set(METHODS)
     assert EvaluationSettings().methods == tuple(METHODS)
     assert set(PREDICTORS) == set(Accuracy.__dataclass_fields__) - {"label", "seed", "prompts", "neurons"}
+    assert CoactivationSettings().sort in MEASURES
     settings = {criterion.setting for criterion in CRITERIA.values()} - {None}
     assert settings <= set(CoverageSettings.__dataclass_fields__)
