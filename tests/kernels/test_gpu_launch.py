@@ -20,14 +20,17 @@ FOLDERS = ("kernels", "store", "engine", "display", "api", "commands", "benchmar
 
 def launches(source: str) -> list[int]:
     """The lines where a kernel is started: `kernel[grid](…)`, `kernel.run(…)`, `kernel.warmup(…)`."""
+    if "gpu" not in source and "jit" not in source:  # most files, parsed for nothing
+        return []
+    nodes = list(ast.walk(ast.parse(source)))
     kernels = {
         node.name
-        for node in ast.walk(ast.parse(source))
+        for node in nodes
         if isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(mark) for mark in node.decorator_list)
     }
     return [
         node.lineno
-        for node in ast.walk(ast.parse(source))
+        for node in nodes
         if isinstance(node, ast.Call)
         and (
             (isinstance(node.func, ast.Subscript) and isinstance(node.func.slice, ast.Tuple))
