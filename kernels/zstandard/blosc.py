@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from actstore.kernels.jit import jit
 from actstore.kernels.zstandard.cpu import new_scratch, write_frame
+from actstore.kernels.zstandard.sequences import copy_bytes
 
 _VERSION, _ZSTD_VERSION = 2, 1
 _SHUFFLED, _NOT_SPLIT, _ZSTD = 0x01, 0x10, 4 << 5
@@ -37,7 +38,7 @@ def write_chunk(
             end = write_frame(source, begin, n, scratch, out, at + 4)
             if end < 0:
                 end = at + 4 + n
-                out[at + 4 : end] = source[begin : begin + n]
+                copy_bytes(source, np.uint64(begin), out, np.uint64(at + 4), np.uint64(n), np.uint64(begin + n))
             _write_number(end - at - 4, out, at)
             at = end
         if at > most:

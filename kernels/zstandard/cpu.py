@@ -19,7 +19,7 @@ from actstore.kernels.zstandard.huffman import (
     describe_lengths,
     write_streams,
 )
-from actstore.kernels.zstandard.sequences import count_even_words, cut_runs, write_sequences
+from actstore.kernels.zstandard.sequences import copy_bytes, count_even_words, cut_runs, write_sequences
 
 SLACK = 1024
 """Bytes beyond a stream's own that writing its frame may touch: what grows is found out after it was written."""
@@ -99,7 +99,8 @@ def _is_dense(data: NDArray[np.uint8], first: int, n: int, scratch: Scratch) -> 
     if n < 2 * _SAMPLES * _SAMPLE:
         return False
     totals = scratch.totals
-    totals[:] = 0
+    for value in range(N_BYTES):
+        totals[value] = 0
     step = n // _SAMPLES
     for piece in range(_SAMPLES):
         for i in range(first + piece * step, first + piece * step + _SAMPLE):
@@ -168,7 +169,7 @@ def _write_literals(
                         out[at + i] = (header >> (8 * i)) & 255
                     return end
     _write_literals_header(_RAW, n, out, at)
-    out[at + 3 : at + 3 + n] = data[first : first + n]
+    copy_bytes(data, np.uint64(first), out, np.uint64(at + 3), np.uint64(n), np.uint64(first + n))
     return at + 3 + n
 
 

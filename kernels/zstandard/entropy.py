@@ -39,7 +39,7 @@ def new_table() -> Table:
 @jit
 def highest_bit(value: int) -> int:
     """The place of the highest bit of a number above 0."""
-    return 63 - int(leading_zeros(np.uint64(value)))
+    return 63 - int(np.int64(leading_zeros(np.uint64(value))))
 
 
 @jit
@@ -93,9 +93,9 @@ def build(table: Table, n_symbols: int, log: int) -> None:
             table.offset[s] = total - share
         total += share
     for state in range(size):
-        s = np.int64(spread[state])
-        table.next_states[start[s]] = size + state
-        start[s] += 1
+        symbol = spread[state]
+        table.next_states[start[symbol]] = size + state
+        start[symbol] += 1
 
 
 @jit
@@ -154,4 +154,4 @@ def first_state(table: Table, symbol: int) -> int:
     """The state that stands for the symbol that is encoded first, and decoded last."""
     n_bits = (table.bits[symbol] + (1 << 15)) >> 16
     value = (n_bits << 16) - table.bits[symbol]
-    return int(table.next_states[(value >> n_bits) + table.offset[symbol]])
+    return int(np.int64(table.next_states[(value >> n_bits) + table.offset[symbol]]))

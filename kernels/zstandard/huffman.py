@@ -24,8 +24,9 @@ def count_bytes(data: NDArray[np.uint8], first: int, stop: int, counts: NDArray[
 
     Four rows, because an addition has to wait for the one before it at the same place.
     """
-    counts[:] = 0
     flat = counts.reshape(-1)
+    for i in range(flat.size):
+        flat[i] = 0
     n_words = np.uint64((stop - first) >> 3)
     at = np.uint64(first)
     low = np.uint64(255)
@@ -310,4 +311,4 @@ def _write_stream(
         n_bits &= seven
     word |= np.uint64(1) << n_bits
     store_word(out, to, word)
-    return int(to + np.uint64(1))
+    return int(np.int64(to + np.uint64(1)))

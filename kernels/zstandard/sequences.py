@@ -74,21 +74,24 @@ def cut_runs(
             while at < stop and data[at] == data[start]:
                 at += one
         n_new = start + one - begin
-        _copy(data, begin, literals, n_literals, n_new, stop)
+        copy_bytes(data, begin, literals, n_literals, n_new, stop)
         n_literals += n_new
         literal_lengths[n_sequences] = np.int64(n_new)
         match_lengths[n_sequences] = np.int64(at - start) - 1
         n_sequences += 1
         begin = at
-    _copy(data, begin, literals, n_literals, stop - begin, stop)
-    return n_sequences, int(n_literals + stop - begin)
+    copy_bytes(data, begin, literals, n_literals, stop - begin, stop)
+    return n_sequences, int(np.int64(n_literals + stop - begin))
 
 
 @jit
-def _copy(
+def copy_bytes(
     data: NDArray[np.uint8], begin: np.uint64, out: NDArray[np.uint8], at: np.uint64, n: np.uint64, stop: np.uint64
 ) -> None:
-    """Copy `n` bytes, most often few, and up to 7 more, none of them from `stop` on; `out` has room for these."""
+    """Copy `n` bytes of `data` to `out`, and up to 7 more, none of them from `stop` on; `out` has room for these.
+
+    Numba takes seconds to compile an assignment of slices.
+    """
     i, eight = np.uint64(0), np.uint64(8)
     while i < n and begin + i + eight <= stop:
         store_word(out, at + i, load_word(data, begin + i))
@@ -189,7 +192,7 @@ def write_sequences(
         n_bits += log
     word |= np.uint64(1) << np.uint64(n_bits)
     store_word(out, to, word)
-    return int(to) + int(n_bits + 8) // 8
+    return int(np.int64(to)) + int(n_bits + 8) // 8
 
 
 @jit
