@@ -62,6 +62,7 @@ def capture(
     batch_tokens: int | None = None,
     block_tokens: int | None = None,
     bundle: bool | None = None,
+    compression: str | None = None,
     max_tokens: int | None = None,
     max_documents: int | None = None,
     text_column: str | None = None,
@@ -111,6 +112,7 @@ def capture(
     - `batch_tokens`: number of tokens per forward pass [4096]
     - `block_tokens`: number of tokens per block, the unit of work [16,384, fewer where buffers would exceed 4 GiB]
     - `bundle`: whether all files of a block lie in one object [where there would be more than 100,000 files]
+    - `compression`: of values on disk: "huffman", "none", or Blosc's "lz4" or "zstd", with a level as in "zstd:3" ["huffman"]
     - `max_tokens`: planning stops at this number of stored tokens [the whole corpus]
     - `max_documents`: maximum number of documents to read [all]
     - `text_column`: column of a table that holds the text ["text"]
@@ -168,6 +170,7 @@ def plan(
     batch_tokens: int | None = None,
     block_tokens: int | None = None,
     bundle: bool | None = None,
+    compression: str | None = None,
     max_tokens: int | None = None,
     max_documents: int | None = None,
     text_column: str | None = None,

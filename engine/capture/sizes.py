@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import psutil
 
@@ -12,9 +12,12 @@ from actstore.store.capture.plan import CHUNK, TOKEN_ARRAYS
 from actstore.store.capture.statistics.exemplars import has_exemplars
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import InvalidInputError
+from actstore.store.files.compression import HUFFMAN
 from actstore.store.files.precision import PRECISIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from actstore.store.files.records import CaptureRecord
 
 DEFAULT_MEMORY: Final = 4 << 30
@@ -87,6 +90,12 @@ def with_bundles(record: CaptureRecord, bundle: bool | None) -> CaptureRecord:
         files, bundled = (replace(record, bundled=kind) for kind in (False, True))
         bundle = MOST_FILES < estimate_objects(files) > estimate_objects(bundled)
     return replace(record, bundled=bundle)
+
+
+def with_storage(record: CaptureRecord, requested: Mapping[str, object]) -> CaptureRecord:
+    """The record of a new capture with how it is stored: bundled and compressed as requested, else by default."""
+    compressed = replace(record, compression=cast("str | None", requested.get("compression")) or HUFFMAN)
+    return with_bundles(compressed, cast("bool | None", requested.get("bundle")))
 
 
 def check_memory(record: CaptureRecord, n_buffers: int) -> None:
