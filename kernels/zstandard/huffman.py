@@ -8,21 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.kernels.jit import jit
-from actstore.kernels.zstandard.entropy import build, describe, first_state, highest_bit, new_table, share_states
+from actstore.kernels.zstandard.entropy import build, describe, first_state, new_table, share_states
 from actstore.kernels.zstandard.words import load_word, store_word
 
 MOST_BITS = 11
 """The format's limit. Five codes and the rest of a byte then fit a word of 64 bits."""
 N_BYTES = 256
 _WEIGHT_LOG = 6  # the format's limit for the code of the weights
+_DIGIT_BITS = 9  # two digits hold the length of any stream
+_RADIX = 1 << _DIGIT_BITS
 _MOST_DIRECT = 128  # weights that the description may list without a code
 
 
 @jit
 def count_bytes(data: NDArray[np.uint8], first: int, stop: int, counts: NDArray[np.uint32]) -> None:
-    """Fill `counts` [4, byte value]: its rows add up to how often each value is among `data[first:stop]`.
+    """Fill `counts` [8, byte value]: its rows add up to how often each value is among `data[first:stop]`.
 
-    Four rows, because an addition has to wait for the one before it at the same place.
+    Eight rows, because an addition has to wait for the one before it at the same place.
     """
     flat = counts.reshape(-1)
     for i in range(flat.size):
@@ -37,10 +39,10 @@ def count_bytes(data: NDArray[np.uint8], first: int, stop: int, counts: NDArray[
         flat[np.uint64(256) + ((word >> np.uint64(8)) & low)] += one
         flat[np.uint64(512) + ((word >> np.uint64(16)) & low)] += one
         flat[np.uint64(768) + ((word >> np.uint64(24)) & low)] += one
-        flat[(word >> np.uint64(32)) & low] += one
-        flat[np.uint64(256) + ((word >> np.uint64(40)) & low)] += one
-        flat[np.uint64(512) + ((word >> np.uint64(48)) & low)] += one
-        flat[np.uint64(768) + (word >> np.uint64(56))] += one
+        flat[np.uint64(1024) + ((word >> np.uint64(32)) & low)] += one
+        flat[np.uint64(1280) + ((word >> np.uint64(40)) & low)] += one
+        flat[np.uint64(1536) + ((word >> np.uint64(48)) & low)] += one
+        flat[np.uint64(1792) + (word >> np.uint64(56))] += one
         at += np.uint64(8)
     for i in range(first + 8 * np.int64(n_words), stop):
         counts[0, data[i]] += one
@@ -73,25 +75,32 @@ def assign_lengths(totals: NDArray[np.int64], lengths: NDArray[np.int64]) -> int
 
 @jit
 def _rank(totals: NDArray[np.int64], ranked: NDArray[np.int64]) -> int:
-    """How many values occur; fills `ranked` with them, the rarest first, ties by value: buckets of their logarithm, sorted."""
-    starts = np.zeros(66, np.int64)
+    """How many values occur; fills `ranked` with them, the rarest first, ties by value: sorted by two digits.
+
+    No count exceeds that of the longest stream, 2¹⁷.
+    """
+    first = np.empty(N_BYTES, np.int64)  # by the lower digit
+    starts = np.zeros(_RADIX + 1, np.int64)
+    for value in range(N_BYTES):
+        starts[(totals[value] & (_RADIX - 1)) + 1] += totals[value] > 0
+    for digit in range(_RADIX):
+        starts[digit + 1] += starts[digit]
+    n = starts[_RADIX]
     for value in range(N_BYTES):
         if totals[value] > 0:
-            starts[highest_bit(totals[value]) + 1] += 1
-    for b in range(65):
-        starts[b + 1] += starts[b]
-    n = starts[65]
-    borders = starts.copy()
-    for value in range(N_BYTES):
-        count = totals[value]
-        if count > 0:
-            bucket = highest_bit(count)
-            i = starts[bucket]
-            starts[bucket] += 1
-            while i > borders[bucket] and totals[ranked[i - 1]] > count:
-                ranked[i] = ranked[i - 1]
-                i -= 1
-            ranked[i] = value
+            digit = totals[value] & (_RADIX - 1)
+            first[starts[digit]] = value
+            starts[digit] += 1
+    for digit in range(_RADIX + 1):
+        starts[digit] = 0
+    for i in range(n):
+        starts[(totals[first[i]] >> _DIGIT_BITS) + 1] += 1
+    for digit in range(_RADIX):
+        starts[digit + 1] += starts[digit]
+    for i in range(n):
+        digit = totals[first[i]] >> _DIGIT_BITS
+        ranked[starts[digit]] = first[i]
+        starts[digit] += 1
     return int(n)
 
 
