@@ -3,11 +3,14 @@
 A block of one layer's share is made as a GPU hands it over, and goes through the product's own writer: encoded, checksummed,
 written, its statistics encoded, committed, added up. What is counted is CPU time: of all threads, and of the thread that feeds
 the GPU, which must not wait. The arithmetic then says how many tokens per second 16 cores and a PCIe 5 bus can take.
+
+python -m benchmarks.rows.host_cost [--write] [COMPRESSION …]
 """
 
 from __future__ import annotations
 
-import os
+import argparse
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -25,16 +28,15 @@ from actstore.store import layout
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
 from actstore.store.capture.statistics.capture_statistics import RunningStatistics
 from actstore.store.capture.writer import CaptureWriter, create_capture
+from actstore.store.files.compression import HUFFMAN
 from actstore.store.files.precision import PRECISIONS
 from actstore.store.files.records import CaptureRecord, PlanRecord
 from actstore.store.model import root
 from actstore.store.storage.folder import Folder
-from benchmarks.marked import table
+from benchmarks.marked import rewrite, table
 from benchmarks.rows.packing import make_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from actstore.engine.capture.buffers import Buffers
@@ -60,6 +62,8 @@ class HostCost:
     """What one token of a 7B model costs the host at one precision."""
 
     precision: str
+    compression: str
+    """As a capture's record has it; empty for those of earlier versions, LZ4 or zstandard."""
     core_s: float
     """CPU seconds of all threads."""
     feeding_s: float
@@ -81,7 +85,8 @@ class HostCost:
     def cells(self) -> list[str]:
         """The row of the table."""
         return [
-            self.precision, f"{self.core_s * 1e6:,.0f}", f"{CORES / self.core_s:,.0f}", f"{TARGETS[self.precision]:,}",
+            self.precision, self.compression or "earlier", f"{self.core_s * 1e6:,.0f}",
+            f"{CORES / self.core_s:,.0f}", f"{TARGETS[self.precision]:,}",
             f"{self.feeding_s * FED_TOKENS:.2f}", f"{self.share_blocked:.1%}", f"{self.bus_nbytes / 1e3:,.0f}",
             f"{PCIE_BYTES_PER_S / self.bus_nbytes:,.0f}", f"{self.disk_nbytes / 1e3:,.0f}",
         ]  # fmt: skip
@@ -89,6 +94,7 @@ class HostCost:
 
 COLUMNS = [
     "precision",
+    "compression",
     "core-µs per token",
     f"tokens/s on {CORES} cores",
     "target",
@@ -100,15 +106,15 @@ COLUMNS = [
 ]
 
 
-def measure_host_cost(*, quick: bool, repeats: int = 5) -> list[HostCost]:
-    """Every precision; the median over `repeats`, in which all take turns."""
+def measure_host_cost(*, quick: bool, repeats: int = 5, compressions: tuple[str, ...] = (HUFFMAN,)) -> list[HostCost]:
+    """Every precision with every compression; the median over `repeats`, in which all take turns."""
     n_neurons = QUICK_NEURONS if quick else NEURONS
     values = make_activations(SLOTS, n_neurons)
     statistics = gather(values)
-    measured: dict[str, list[HostCost]] = {precision: [] for precision in PRECISIONS}
+    measured: dict[tuple[str, str], list[HostCost]] = {(p, c): [] for p in PRECISIONS for c in compressions}
     for _ in range(1 + (1 if quick else repeats)):  # the first compiles and loads
-        for precision in PRECISIONS:
-            measured[precision].append(_measure(precision, values, statistics))
+        for kind, costs in measured.items():
+            costs.append(_measure(*kind, values, statistics))
     return [_median(costs[1:]) for costs in measured.values()]
 
 
@@ -126,7 +132,7 @@ def gather(values: torch.Tensor) -> Statistics:
     return statistics
 
 
-def plan_capture(folder: Folder, precision: str, n_neurons: int) -> CaptureRecord:
+def plan_capture(folder: Folder, precision: str, compression: str, n_neurons: int) -> CaptureRecord:
     """A planned capture of one gated layer, in blocks of `SLOTS` tokens."""
     plan = PlanWriter(folder, "corpus", SLOTS, {})
     plan.add_document({"source": "synthetic", "sha256": "", "n_tokens": N_BLOCKS * SLOTS})
@@ -142,7 +148,7 @@ def plan_capture(folder: Folder, precision: str, n_neurons: int) -> CaptureRecor
             fingerprint, "synthetic", "", "", {}, ("half",), (("half", "even"), ("half", "odd")), 1, plan.n_windows,
             plan.n_tokens, SLOTS, N_BLOCKS,
         ),
-        statistics=tuple(STATISTICS),
+        statistics=tuple(STATISTICS), compression=compression,
     )  # fmt: skip
     return create_capture(folder, record)
 
@@ -178,11 +184,11 @@ def on_device(record: CaptureRecord, gathered: Statistics) -> BlockStatistics:
     return block
 
 
-def _measure(precision: str, values: torch.Tensor, gathered: Statistics) -> HostCost:
+def _measure(precision: str, compression: str, values: torch.Tensor, gathered: Statistics) -> HostCost:
     n_neurons = values.shape[1]
     with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name:
         folder = Folder(Path(name), read_only=False)
-        record = plan_capture(folder, precision, n_neurons)
+        record = plan_capture(folder, precision, compression, n_neurons)
         arrays, statistics = filled_arrays(record, folder, values), on_device(record, gathered)
         bus_nbytes = sum(array.nbytes for array in arrays.values()) + statistics.nbytes
         running = RunningStatistics(folder, record)
@@ -196,7 +202,9 @@ def _measure(precision: str, values: torch.Tensor, gathered: Statistics) -> Host
         disk_nbytes = _folder_size(Path(name)) - before
     scale = MODEL_NEURONS / n_neurons / SLOTS
     per_token = scale / N_BLOCKS
-    return HostCost(precision, core_s * per_token, feeding_s * per_token, bus_nbytes * scale, disk_nbytes * per_token)
+    return HostCost(
+        precision, compression, core_s * per_token, feeding_s * per_token, bus_nbytes * scale, disk_nbytes * per_token
+    )
 
 
 def _folder_size(folder: Path) -> int:
@@ -207,7 +215,9 @@ def _median(costs: list[HostCost]) -> HostCost:
     def median(name: str) -> float:
         return float(np.median([getattr(cost, name) for cost in costs]))
 
-    return HostCost(costs[0].precision, *map(median, ("core_s", "feeding_s", "bus_nbytes", "disk_nbytes")))
+    return HostCost(
+        costs[0].precision, costs[0].compression, *map(median, ("core_s", "feeding_s", "bus_nbytes", "disk_nbytes"))
+    )
 
 
 def markdown(costs: list[HostCost]) -> str:
@@ -217,13 +227,23 @@ def markdown(costs: list[HostCost]) -> str:
         f"bytes are those of a 7B model's {MODEL_NEURONS:,} neurons. The feeding thread's share is of the time at the target's "
         f"rate. PCIe 5 is taken for {PCIE_BYTES_PER_S / 1e9:.0f} GB/s. Forward pass and kernels on the GPU are left out."
     )
-    return f"{table(COLUMNS, [cost.cells() for cost in costs], left=1)}\n\n{note}"
+    return f"{table(COLUMNS, [cost.cells() for cost in costs], left=2)}\n\n{note}"
 
 
-def lines(costs: list[HostCost]) -> Iterator[str]:
-    """The table as text."""
-    yield markdown(costs)
+def main() -> None:
+    """Measure, print the table, and write it into the documentation if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "compressions", nargs="*", default=["", HUFFMAN], help="as `--compression`; '' for what it was before"
+    )
+    parser.add_argument("--quick", action="store_true", help="a tenth of the neurons, once")
+    parser.add_argument("--write", action="store_true", help="write the table into the documentation")
+    options = parser.parse_args()
+    text = markdown(measure_host_cost(quick=options.quick, compressions=tuple(options.compressions)))
+    if options.write:
+        rewrite("host-cost", text)
+    sys.stdout.write(f"{text}\n")
 
 
 if __name__ == "__main__":
-    print(markdown(measure_host_cost(quick=bool(os.environ.get("QUICK")))))
+    main()

@@ -110,7 +110,7 @@ def capture(
     - `begin`: special tokens around a window: "auto", "always" or "never" ["auto"]
     - `positions`: "all", "last" or indices such as [0, -1]; of images also "generated" and "image" ["all"]
     - `batch_tokens`: number of tokens per forward pass [4096]
-    - `block_tokens`: number of tokens per block, the unit of work [16,384, fewer where buffers would exceed 4 GiB]
+    - `block_tokens`: number of tokens per block, the unit of work [16,384, fewer where `memory` does not suffice]
     - `bundle`: whether all files of a block lie in one object [where there would be more than 100,000 files]
     - `compression`: of values on disk: "huffman", "none", or Blosc's "lz4" or "zstd", with a level as in "zstd:3" ["huffman"]
     - `max_tokens`: planning stops at this number of stored tokens [the whole corpus]

@@ -62,7 +62,7 @@ class RunOptions(Typed):
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None
     """Name, path or loaded tokenizer; the model's own by default."""
     memory: int | None = None
-    """Bytes that block buffers may take, 4 GiB unless said: blocks are planned to fit, or their `block_tokens` refused."""
+    """Bytes that block buffers may take: blocks are planned to fit. Three times the MLPs' weights, 1 to 32 GiB, unless said."""
     threads: int | None = None
     """Encoder threads; all the processors where the model runs on them too, half of them where it runs on a GPU."""
     weights: bool = True

@@ -63,7 +63,7 @@ class CaptureSettings(Typed):
     """`all`, `last`, or indices: "0,-1", -1 and [0, -1] are accepted."""
     batch_tokens: int = 4096
     block_tokens: int | None = None
-    """Slots per block, the unit of work, rounded to whole windows; 16,384, or fewer where their buffers would exceed 4 GiB."""
+    """Slots per block, the unit of work, rounded to whole windows; 16,384, or fewer where `memory` does not suffice."""
     bundle: bool | None = None
     """All files of a block in one object: where the capture would otherwise have more than 100,000. It is not written down with
     the others: what was decided is the record's `bundled`."""
