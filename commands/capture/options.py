@@ -75,6 +75,7 @@ Compression = Annotated[
     typer.Option(
         metavar="huffman|none|lz4[:1-9]|zstd[:1-9]",
         help="How values on disk are compressed: huffman, none, or Blosc's lz4 or zstd at a level. [default: huffman]",
+        autocompletion=complete(("huffman", "none", "lz4", "zstd")),
     ),
 ]
 MaxTokens = Annotated[

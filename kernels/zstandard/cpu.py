@@ -25,7 +25,7 @@ SLACK = 1024
 """Bytes beyond a stream's own that writing its frame may touch: what grows is found out after it was written."""
 _RAW, _RLE, _COMPRESSED = 0, 1, 2  # kinds of blocks, and of literals
 _FEW_LITERALS = 64  # are not worth a code
-_FEW_EVEN_WORDS = 256  # one word in so many: with fewer, runs are not looked for
+_FEW_EVEN_WORDS = 256  # one word in that many: with fewer, runs are not looked for
 _SAMPLES, _SAMPLE = 8, 256  # pieces and bytes of each that show whether a stream has any entropy to spare
 
 
@@ -95,7 +95,7 @@ def write_frame(data: NDArray[np.uint8], first: int, n: int, scratch: Scratch, o
 
 @jit
 def _is_dense(data: NDArray[np.uint8], first: int, n: int, scratch: Scratch) -> bool:
-    """Whether a sample of literals has so many bits of entropy that coding would gain nothing: mantissas."""
+    """Whether a sample of literals has too many bits of entropy: coding would gain nothing: mantissas."""
     if n < 2 * _SAMPLES * _SAMPLE:
         return False
     totals = scratch.totals

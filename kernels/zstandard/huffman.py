@@ -1,7 +1,7 @@
 """Huffman codes of bytes as zstandard's literals have them, compiled: code lengths, their description, four streams of codes.
 
 RFC 8878, section 4.2. Codes have at most `MOST_BITS` bits. The lengths are those of Moffat and Katajainen's in-place algorithm
-(1995), cut to the longest that is allowed and mended by Kraft's equation.
+(1995), cut to the longest that is allowed, then made to satisfy Kraft's equation.
 """
 
 import numpy as np

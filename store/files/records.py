@@ -234,9 +234,8 @@ class CaptureRecord(Record):
 
     bundled: bool = False
     """Whether all files of a block lie in one object; see `store.files.bundles`."""
-
     compression: str = ""
-    """How values and gate signs are compressed, see `store.files.compression`; empty in records of earlier versions."""
+    """See `store.files.compression`; empty in records of earlier versions."""
 
     def check(self, where: str) -> None:
         """As `Record.check`."""
@@ -249,16 +248,7 @@ class CaptureRecord(Record):
         """
         value = super().to_json()
         self.from_json(value, "The CaptureRecord to be written")
-        for name in (
-            "float_dtype",
-            "patches_sha256",
-            "statistics",
-            "root",
-            "identity",
-            "plan_files",
-            "bundled",
-            "compression",
-        ):
+        for name in list(value)[list(value).index("float_dtype") :]:
             if not value[name]:
                 del value[name]
         return value
@@ -266,9 +256,8 @@ class CaptureRecord(Record):
     def identity_of(self) -> str:
         """What tells this capture from every other: SHA-256, 32 digits, of all that decides its values, and of its name.
 
-        Two runs of the same capture have the same one, in whatever store, at whatever time, however bundled and compressed.
-        `plan_files` do not count: the plan's fingerprint covers what is in them, and another version of pyarrow writes other
-        bytes for the same table.
+        Two runs of the same capture have the same one, wherever, whenever, however bundled and compressed. `plan_files` do not
+        count: the plan's fingerprint covers them, and another version of pyarrow writes other bytes for the same table.
         """
         decisive = super().to_json()
         for name in ("created", "written_by", "root", "identity", "plan_files", "bundled", "compression"):
