@@ -31,7 +31,6 @@ Importing this loads neither torch nor transformers; reading a store needs neith
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from actstore.api.light import explained
@@ -44,6 +43,7 @@ from actstore.store.neuron import Neuron
 from actstore.store.reader import Capture
 from actstore.store.storage.folder import Folder as _Folder
 from actstore.store.table import Table
+from actstore.store.version import version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -169,7 +169,7 @@ _hooks.table_text = _table_text
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return version("actstore")
+        return version()
     if name in _LATER:
         return explained(import_module)(_LATER[name]).__dict__[name]
     raise AttributeError(f"module 'actstore' has no attribute {name!r}")

@@ -41,6 +41,13 @@ class Compression:
     cname: str
     clevel: int
     shuffle: str
+    is_huffman: bool = False
+    """Whether chunks are encoded by `kernels.zstandard`: frames of the same form, several times as fast."""
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What Zarr's metadata say of it."""
+        return {"cname": self.cname, "clevel": self.clevel, "shuffle": self.shuffle}
 
     @property
     def shuffle_code(self) -> int:
@@ -48,10 +55,10 @@ class Compression:
         return ("noshuffle", "shuffle", "bitshuffle").index(self.shuffle)
 
 
-# Bits per value, measured on the activations of a trained Llama: int8 7.0 with LZ4 and bitshuffle, 4.6 with zstandard (the
-# zero-order entropy is 4.7); sparse float32 12.1 and 2.2. Dense floats gain little for a fifth of the speed.
 FAST: Final = Compression("lz4", 5, "bitshuffle")
+"""Of everything but activations, and of captures of earlier versions."""
 SMALL: Final = Compression("zstd", 1, "noshuffle")
+"""Of int8 and sparse values in captures of earlier versions."""
 
 
 # A neuron's row inside an inner chunk is contiguous, so with few neurons per chunk, reading one neuron stays cheap for

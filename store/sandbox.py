@@ -10,13 +10,14 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-import duckdb
 import psutil
 
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import duckdb
 
 TIMEOUT_S: Final = 600.0
 """How long a query may run unless told."""
@@ -33,7 +34,14 @@ _SETTINGS: Final[dict[str, str | bool | int | float | list[str]]] = {
 
 
 def open_connection(memory: int | None = None) -> duckdb.DuckDBPyConnection:
-    """A connection that is not closed up yet, whose queries take at most `memory` bytes: unless told, half of the machine's."""
+    """A connection that is not closed up yet, whose queries take at most `memory` bytes: unless told, half of the machine's.
+
+    `InvalidInputError` where DuckDB is not installed: a machine that captures, and is asked nothing in SQL, can do without.
+    """
+    try:
+        import duckdb
+    except ImportError:
+        raise InvalidInputError("A query is run by DuckDB, which is not installed: `pip install duckdb`.") from None
     limit = memory or psutil.virtual_memory().total // 2
     return duckdb.connect(config=_SETTINGS | {"memory_limit": f"{limit}B"})
 
@@ -61,6 +69,8 @@ def check_reads_only(connection: duckdb.DuckDBPyConnection, query: str) -> None:
 
 def _kinds(connection: duckdb.DuckDBPyConnection, statement: duckdb.Statement) -> Iterator[str]:
     """The kind of a statement, and of the one that it explains."""
+    import duckdb
+
     yield statement.type.name
     if statement.type.name != "EXPLAIN":
         return
@@ -79,6 +89,8 @@ def _kinds(connection: duckdb.DuckDBPyConnection, statement: duckdb.Statement) -
 @contextmanager
 def limited(connection: duckdb.DuckDBPyConnection, timeout_s: float) -> Iterator[None]:
     """Stop what the connection does after `timeout_s` seconds: `InvalidInputError`, also where its memory does not suffice."""
+    import duckdb
+
     timer = threading.Timer(timeout_s, connection.interrupt)
     timer.daemon = True
     timer.start()

@@ -14,8 +14,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-import duckdb
-
 from actstore.store import sandbox
 from actstore.store.capture.questions.answers import answer_tables, has_attributions
 from actstore.store.capture.record import read_capture
@@ -29,6 +27,7 @@ from actstore.store.layout import VOCABULARY_KEY, table_key
 from actstore.store.model.root import check_beside_root, read_root_record
 
 if TYPE_CHECKING:
+    import duckdb
     import pyarrow as pa
     import pyarrow.dataset as ds
 
@@ -80,6 +79,8 @@ def run_sql(
     if not 0 < timeout_s <= threading.TIMEOUT_MAX:
         raise InvalidInputError(f"`timeout_s` is a number of seconds above 0, found {timeout_s:g}.")
     with sandbox.open_connection(memory) as connection:
+        import duckdb  # which is installed, as there is a connection
+
         views = _Views(connection, store, _Query(query))
         views.add_all(capture)
         sandbox.close_up(connection)

@@ -179,7 +179,7 @@ def test_the_text_between_marks_is_replaced_wherever_it_stands_once(tmp_path: Pa
         marked.rewrite("one", "new", tmp_path)
 
 
-@pytest.mark.parametrize("mark", ["benchmark", "benchmark-rows", "sizes"])
+@pytest.mark.parametrize("mark", ["benchmark", "benchmark-rows", "sizes", "host-cost"])
 def test_the_documentation_has_a_place_for_what_is_measured(mark: str) -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     assert (

@@ -21,7 +21,9 @@ LAYERS = ("kernels", "store", "engine", "display", "api", "commands", "cli")
 
 # Parts of the store, from below. A module of `store/` itself belongs to the part that BELONGS names, or else to the reader.
 STORE = ("basics", "storage", "files", "model", "capture", "graphs", "reader", "transfer")
-BELONGS = {name: "basics" for name in ("arguments", "calls", "errors", "hooks", "layout", "neurons", "table")}
+BELONGS = {
+    name: "basics" for name in ("arguments", "calls", "errors", "hooks", "layout", "neurons", "table", "version")
+}
 
 # Parts of the engine → the other parts that they may import.
 FOUNDATIONS = {"inputs": set(), "models": set(), "devices": set(), "workers": {"models"}}

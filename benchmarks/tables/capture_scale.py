@@ -29,6 +29,7 @@ from actstore.engine.capture.settings import MAX_DEFAULT_CONTEXT  # noqa: E402
 from actstore.engine.capture.sizes import (  # noqa: E402
     STATISTICS_NBYTES,
     bytes_per_slot,
+    default_memory,
     estimate_nbytes,
     estimate_objects,
     planned_slots,
@@ -36,6 +37,7 @@ from actstore.engine.capture.sizes import (  # noqa: E402
 )
 from actstore.kernels.pack.statistics import STATISTICS  # noqa: E402
 from actstore.store.capture.writer import block_arrays  # noqa: E402
+from actstore.store.files.compression import HUFFMAN  # noqa: E402
 from actstore.store.files.precision import PRECISIONS  # noqa: E402
 from actstore.store.files.records import CaptureRecord, PlanRecord  # noqa: E402
 from actstore.store.files.shards import shard_parts, shard_seed, write_parts  # noqa: E402
@@ -47,6 +49,7 @@ from benchmarks.run import machine  # noqa: E402
 RESULTS: Final = ROOT / "benchmarks" / "results" / "encoding.json"
 MODELS: Final = {"7B": (32, 11_008), "70B": (80, 28_672)}
 """Name → gated layers, neurons of each: Llama 2."""
+D_MODEL: Final = {"7B": 4096, "70B": 8192}
 KEEP: Final = 0.01
 READ_REQUESTS: Final = 3
 """Per block, of a layer of which nothing was read before: tests/store/storage/test_object_requests.py counts them."""
@@ -62,7 +65,8 @@ def capture_record(model: str, precision: str, n_tokens: int, bundle: bool | Non
     gated = tuple(range(n_layers)) if PRECISIONS[precision].keeps_values else ()
     sites = {"mlp.post": dict.fromkeys(range(n_layers), width)}
     slot_nbytes = bytes_per_slot(sites, precision, "float16", len(gated) * width)
-    slots = block_size(MAX_DEFAULT_CONTEXT, planned_slots(slot_nbytes, None, None, BLOCK_SLOTS))
+    usual = default_memory(n_layers * width, D_MODEL[model], "float16")
+    slots = block_size(MAX_DEFAULT_CONTEXT, planned_slots(slot_nbytes, None, None, BLOCK_SLOTS, usual))
     n_blocks = -(-n_tokens // slots)
     n_windows = -(-n_tokens // MAX_DEFAULT_CONTEXT)
     plan = PlanRecord(
@@ -83,6 +87,7 @@ def capture_record(model: str, precision: str, n_tokens: int, bundle: bool | Non
         plan=plan,
         statistics=tuple(STATISTICS),
         identity="i" * 32,
+        compression=HUFFMAN,
     )
     return with_bundles(record, bundle)
 
@@ -200,7 +205,7 @@ def measure_encoding() -> Encoding:
     }
     ns = {}
     for precision, block in encoded.items():
-        compression = PRECISIONS[precision]("float16").compression
+        compression = PRECISIONS[precision]("float16", compressor=HUFFMAN).compression
         times = []
         for _ in range(5):
             began = time.process_time()

@@ -71,6 +71,14 @@ Bundle = Annotated[
     bool | None,
     typer.Option(help="Put all files of a block into one. [default: where there would be more than 100,000]"),
 ]
+Compression = Annotated[
+    str | None,
+    typer.Option(
+        metavar="huffman|none|lz4[:1-9]|zstd[:1-9]",
+        help="How values on disk are compressed: huffman, none, or Blosc's lz4 or zstd at a level. [default: huffman]",
+        autocompletion=complete(("huffman", "none", "lz4", "zstd")),
+    ),
+]
 Contributions = Annotated[
     SummedName | None,
     typer.Option(

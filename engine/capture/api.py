@@ -62,6 +62,7 @@ def capture(
     batch_tokens: int | None = None,
     block_tokens: int | None = None,
     bundle: bool | None = None,
+    compression: str | None = None,
     contributions: Summed | None = None,
     by: str | None = None,
     max_tokens: int | None = None,
@@ -111,8 +112,9 @@ def capture(
     - `begin`: special tokens around a window: "auto", "always" or "never" ["auto"]
     - `positions`: "all", "last" or indices such as [0, -1]; of images also "generated" and "image" ["all"]
     - `batch_tokens`: number of tokens per forward pass [4096]
-    - `block_tokens`: number of tokens per block, the unit of work [16,384, fewer where buffers would exceed 4 GiB]
+    - `block_tokens`: number of tokens per block, the unit of work [16,384, fewer where `memory` does not suffice]
     - `bundle`: whether all files of a block lie in one object [where there would be more than 100,000 files]
+    - `compression`: of values on disk: "huffman", "none", or Blosc's "lz4" or "zstd", with a level as in "zstd:3" ["huffman"]
     - `contributions`: "next" sums, while the model runs, what each neuron contributes to each position's next token [no sums]
     - `by`: one of `label_columns`, by whose values contributions are summed [all positions together]
     - `max_tokens`: planning stops at this number of stored tokens [the whole corpus]
@@ -172,6 +174,7 @@ def plan(
     batch_tokens: int | None = None,
     block_tokens: int | None = None,
     bundle: bool | None = None,
+    compression: str | None = None,
     contributions: Summed | None = None,
     by: str | None = None,
     max_tokens: int | None = None,

@@ -15,7 +15,7 @@ from actstore.engine.capture.padding import PaddingCount
 from actstore.engine.capture.plan import PlanSettings, TextPlanner, block_size
 from actstore.engine.capture.run import Run
 from actstore.engine.capture.settings import CaptureSettings
-from actstore.engine.capture.sizes import bytes_per_slot, planned_slots
+from actstore.engine.capture.sizes import bytes_per_slot, memory_of_model, planned_slots
 from actstore.engine.inputs.corpus import STDIN, CorpusDigest, CorpusOptions, CorpusReport, read_corpus
 from actstore.engine.models.fingerprint import check_root, fingerprint_of
 from actstore.engine.models.tokenizer.load import TextTokenizer
@@ -88,7 +88,8 @@ class CorpusRun(Run):
         slot_nbytes = bytes_per_slot(widths, settings.precision, dtype, n_gate)
         is_whole = settings.positions == "all"
         most = BLOCK_SLOTS if is_whole else min(BLOCK_SLOTS, FEW_SLOTS)
-        slots = planned_slots(slot_nbytes, self.options.memory, settings.block_tokens, most)
+        usual = memory_of_model(self.spec, dtype)
+        slots = planned_slots(slot_nbytes, self.options.memory, settings.block_tokens, most, usual)
         assert settings.context is not None
         plan_settings = PlanSettings(
             context=settings.context,

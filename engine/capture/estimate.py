@@ -10,7 +10,7 @@ import time
 import uuid
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from actstore.engine.capture.api import CaptureRequest, given_settings, open_run
 from actstore.engine.capture.block_filler import fill_blocks
@@ -18,7 +18,7 @@ from actstore.engine.capture.buffers import buffer_nbytes
 from actstore.engine.capture.corpus_run import CorpusRun
 from actstore.engine.capture.plan_count import PlanCount
 from actstore.engine.capture.progress import CaptureProgress
-from actstore.engine.capture.sizes import estimate_nbytes, estimate_objects, with_bundles
+from actstore.engine.capture.sizes import estimate_nbytes, estimate_objects, with_storage
 from actstore.engine.capture.steps.filler import n_encoders
 from actstore.store.calls import checked
 from actstore.store.capture.plan import PlanWriter
@@ -129,6 +129,7 @@ def estimate(
     batch_tokens: int | None = None,
     block_tokens: int | None = None,
     bundle: bool | None = None,
+    compression: str | None = None,
     contributions: Summed | None = None,
     by: str | None = None,
     max_tokens: int | None = None,
@@ -180,7 +181,7 @@ def _measured(run: CorpusRun, requested: Mapping[str, object]) -> CaptureEstimat
     began_s = time.monotonic()
     count = PlanCount()
     record, loaded, _ = run.begin(requested, count)
-    record = with_bundles(record, cast("bool | None", requested.get("bundle")))
+    record = with_storage(record, requested)
     loaded_s = time.monotonic()
     assert count.closed_at_s is not None
     batch = count.typical_batch()

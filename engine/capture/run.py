@@ -12,12 +12,13 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase  # noqa: TC002
 
 from actstore.engine.capture.root import write_store_root
-from actstore.engine.capture.sizes import estimate_nbytes, with_bundles
+from actstore.engine.capture.settings import OF_STORAGE
+from actstore.engine.capture.sizes import estimate_nbytes, with_storage
 from actstore.engine.capture.steps.filler import Filler, blocks_so_far
 from actstore.engine.capture.steps.finish import finish_capture
 from actstore.engine.capture.steps.worker import FillOptions
@@ -61,7 +62,7 @@ class RunOptions(Typed):
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None
     """Name, path or loaded tokenizer; the model's own by default."""
     memory: int | None = None
-    """Bytes that block buffers may take, 4 GiB unless said: blocks are planned to fit, or their `block_tokens` refused."""
+    """Bytes that block buffers may take: blocks are planned to fit. Three times the MLPs' weights, 1 to 32 GiB, unless said."""
     threads: int | None = None
     """Encoder threads; all the processors where the model runs on them too, half of them where it runs on a GPU."""
     weights: bool = True
@@ -198,12 +199,12 @@ class Run(ABC):
                 )
             check_belongs(self.folder, record, root.read_root_record(self.folder))
             self._check_command(record)
-            self._check_bundled(record, requested)
-            others = {name: value for name, value in requested.items() if name != "bundle"}
+            self._check_storage(record, requested)
+            others = {name: value for name, value in requested.items() if name not in OF_STORAGE}
             self._loaded = self._check_same(record, others)
             return record
         record, self._loaded, tokenizer = self._begin(requested)
-        record = with_bundles(record, cast("bool | None", requested.get("bundle")))
+        record = with_storage(record, requested)
         self._check_disk(record)
         self._write_root(self._loaded, record, tokenizer)
         return create_capture(self.folder, record)
@@ -269,10 +270,11 @@ class Run(ABC):
                 "Resume it with that, or give this capture another `name`."
             )
 
-    def _check_bundled(self, record: CaptureRecord, requested: Mapping[str, object]) -> None:
-        bundle = requested.get("bundle")
-        if bundle is not None and bundle != record.bundled:
-            self._refuse([f"bundle is {record.bundled} there and {bundle} now"])
+    def _check_storage(self, record: CaptureRecord, requested: Mapping[str, object]) -> None:
+        there = {"bundle": record.bundled, "compression": record.compression or "that of an earlier version"}
+        for name, value in there.items():
+            if requested.get(name) not in (None, value):
+                self._refuse([f"{name} is {value} there and {requested[name]} now"])
 
     def _load(self, dtype: str) -> LoadedModel:
         return self.source.load(

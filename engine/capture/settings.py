@@ -10,6 +10,7 @@ import numpy as np
 
 from actstore.store.arguments import Typed, argument, given_fields
 from actstore.store.errors import InvalidInputError
+from actstore.store.files.compression import check_compression
 from actstore.store.files.precision import PRECISIONS
 from actstore.store.files.record_checks import MAX_BLOCK_SLOTS
 
@@ -22,6 +23,9 @@ MAX_DEFAULT_CONTEXT = 1024
 UNBOUNDED_CONTEXT = 32_768
 """Of a model that states no bound, for prompts with images, which are not cut."""
 DEFAULT_PROMPT = "Describe the image in few words."
+
+OF_STORAGE = ("bundle", "compression")
+"""Settings that decide how a capture is stored, not what is in it: its record has them, and may be asked for nothing else."""
 
 Options = TypeVar("Options")
 Begin = Literal["auto", "always", "never"]
@@ -61,10 +65,12 @@ class CaptureSettings(Typed):
     """`all`, `last`, or indices: "0,-1", -1 and [0, -1] are accepted."""
     batch_tokens: int = 4096
     block_tokens: int | None = None
-    """Slots per block, the unit of work, rounded to whole windows; 16,384, or fewer where their buffers would exceed 4 GiB."""
+    """Slots per block, the unit of work, rounded to whole windows; 16,384, or fewer where `memory` does not suffice."""
     bundle: bool | None = None
     """All files of a block in one object: where the capture would otherwise have more than 100,000. It is not written down with
     the others: what was decided is the record's `bundled`."""
+    compression: str | None = None
+    """Of values on disk: "huffman" at every precision. As `bundle`, it is not written down here but in the record."""
     contributions: Summed | None = None
     """`next`: what every neuron contributes to each position's next token is summed while the model runs, by labels of `by`."""
     by: str | None = None
@@ -126,6 +132,8 @@ class CaptureSettings(Typed):
             raise InvalidInputError(
                 f"`block_tokens` lies between 1 and {MAX_BLOCK_SLOTS:,}, found {self.block_tokens}."
             )
+        if self.compression is not None:
+            check_compression(self.compression)
         if self.max_tokens is not None and self.max_tokens < 1:
             raise InvalidInputError(f"`max_tokens` must be at least 1, found {self.max_tokens}.")
         if self.begin not in get_args(Begin):
@@ -208,9 +216,10 @@ class CaptureSettings(Typed):
         return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON-ready values, without `bundle`, which decides nothing of what is in a capture."""
+        """The settings as JSON-ready values, without those that decide nothing of what is in a capture."""
         values = dataclasses.asdict(self)
-        del values["bundle"]
+        for name in OF_STORAGE:
+            del values[name]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import psutil
 
@@ -12,12 +12,21 @@ from actstore.store.capture.plan import CHUNK, TOKEN_ARRAYS
 from actstore.store.capture.statistics.exemplars import has_exemplars
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import InvalidInputError
+from actstore.store.files.compression import HUFFMAN
 from actstore.store.files.precision import PRECISIONS
+from actstore.store.layout import ValueFormat
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from actstore.engine.models.load import ModelSpec
     from actstore.store.files.records import CaptureRecord
 
-DEFAULT_MEMORY: Final = 4 << 30
+LEAST_MEMORY: Final = 1 << 30
+MOST_MEMORY: Final = 32 << 30
+"""Bounds of the memory that blocks are planned for where nothing is said."""
+MEMORY_PER_WEIGHT: Final = 3
+"""Of the weights of a model's MLPs: so much do blocks take by default, if not more or less than these bounds."""
 MOST_FILES: Final = 100_000
 """Captures that would have more files are bundled unless told: copying, listing and quotas of file systems become a matter of
 their number. With fewer, files of their own are simpler: any Zarr reader opens them, and a repair writes one shard."""
@@ -34,16 +43,34 @@ def bytes_per_slot(record_sites: dict[str, dict[int, int]], precision: str, dtyp
     return (staging.dtype.itemsize * width if staging else 0) + n_gate_neurons / 8
 
 
-def planned_slots(slot_nbytes: float, memory: int | None, block_tokens: int | None, most: int) -> int:
-    """The slots of a block: `block_tokens`, else as many as fit into `memory`, 4 GiB unless said, and at most `most`.
+def default_memory(n_neurons: int, d_model: int, dtype: str) -> int:
+    """Bytes that blocks may take where nothing is said: a few times the weights of the MLPs, three matrices of each.
 
-    What is free on this machine does not count: a plan is the same wherever it is made. `InvalidInputError` where both are said
-    and do not fit.
+    Who can run a model has memory of that order, and a model without much memory around it is captured without much: its blocks
+    would be most of it. Large models need large blocks: the statistics of a block cost the host the same however few
+    tokens it has, for a 7B model at 2,048 tokens as much as its values. A matter of the model, not of the machine.
+    """
+    weights = 3 * n_neurons * d_model * ValueFormat(dtype).dtype.itemsize
+    return max(LEAST_MEMORY, min(MOST_MEMORY, MEMORY_PER_WEIGHT * weights))
+
+
+def memory_of_model(spec: ModelSpec, dtype: str) -> int:
+    """`default_memory` of a model, all of its layers with neurons together."""
+    return default_memory(sum(layer.neurons for layer in spec.layers), spec.d_model, dtype)
+
+
+def planned_slots(
+    slot_nbytes: float, memory: int | None, block_tokens: int | None, most: int, default: int = LEAST_MEMORY
+) -> int:
+    """The slots of a block: `block_tokens`, else as many as fit into `memory`, or `default`, and at most `most`.
+
+    What is free on this machine does not count: a plan is the same wherever it is made. `InvalidInputError` where `memory` and
+    `block_tokens` are said and do not fit.
     """
     # Two sets of buffers where a GPU fills them, one elsewhere, and what encoding adds.
     nbytes = 2.5 * slot_nbytes
     if block_tokens is None:
-        return min(most, int((memory or DEFAULT_MEMORY) / nbytes)) if nbytes else most
+        return min(most, int((memory or default) / nbytes)) if nbytes else most
     if memory is not None and block_tokens * nbytes > memory:
         raise InvalidInputError(
             f"Blocks of {block_tokens:,} tokens take up to {block_tokens * nbytes / 1e9:.2f} GB of buffers, more than the "
@@ -87,6 +114,12 @@ def with_bundles(record: CaptureRecord, bundle: bool | None) -> CaptureRecord:
         files, bundled = (replace(record, bundled=kind) for kind in (False, True))
         bundle = MOST_FILES < estimate_objects(files) > estimate_objects(bundled)
     return replace(record, bundled=bundle)
+
+
+def with_storage(record: CaptureRecord, requested: Mapping[str, object]) -> CaptureRecord:
+    """The record of a new capture with how it is stored: bundled and compressed as requested, else by default."""
+    compressed = replace(record, compression=cast("str | None", requested.get("compression")) or HUFFMAN)
+    return with_bundles(compressed, cast("bool | None", requested.get("bundle")))
 
 
 def check_memory(record: CaptureRecord, n_buffers: int) -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from actstore.kernels.torch_threads import torch_threads
 from actstore.store.capture.workers.numerics import admit, first_numerics, read_numerics
 from actstore.store.errors import FormatError
+from actstore.store.version import version as own_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -63,7 +64,7 @@ def numerics_of(model: LoadedModel) -> dict[str, str]:
     device = model.device
     packages = ["torch", "transformers", "triton" if device.type == "cuda" else "numba"]
     found = {"device": _device_name(device), "dtype": str(model.dtype).removeprefix("torch.")}
-    found |= {name: version(name) for name in ("actstore", *packages)}
+    found |= {"actstore": own_version(), **{name: version(name) for name in packages}}
     if device.type == "cpu":
         found[_THREADS] = str(torch.get_num_threads())
     found["attention"] = str(getattr(model.model.config, "_attn_implementation", None) or "eager")

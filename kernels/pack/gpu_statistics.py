@@ -16,7 +16,7 @@ from torch import Tensor
 
 from actstore.kernels.gpu import MAGNITUDE, jit, jit_for_any, launch
 from actstore.kernels.pack.gpu_columns import DeviceColumns
-from actstore.kernels.pack.statistics import LOWEST_EXPONENT, N_BINS, Statistics
+from actstore.kernels.pack.statistics import LOWEST_EXPONENT, N_BINS, Statistics, exemplar_order
 
 MERGE_ENTRIES = 1024  # neurons × exemplars of one program: eight of each a thread
 BINS = tl.constexpr(N_BINS)
@@ -104,7 +104,7 @@ class DeviceStatistics:
         """The same statistics in numpy; waits for the device."""
         arrays = {name: tensor.cpu().numpy() for name, tensor in self.tensors().items()}
         values, tokens = arrays["exemplar_values"], arrays["exemplar_tokens"]
-        order = np.lexsort((tokens, -values), axis=1)
+        order = exemplar_order(values, tokens)
         arrays["exemplar_values"] = np.take_along_axis(values, order, axis=1)
         arrays["exemplar_tokens"] = np.take_along_axis(tokens, order, axis=1)
         return Statistics.from_arrays(arrays)

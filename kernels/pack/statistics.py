@@ -166,9 +166,23 @@ class Statistics:
         k = self.exemplar_values.shape[1]
         values = np.concatenate([self.exemplar_values, other.exemplar_values], axis=1)
         tokens = np.concatenate([self.exemplar_tokens, other.exemplar_tokens], axis=1)
-        order = np.lexsort((tokens, -values), axis=1)[:, :k]
+        order = exemplar_order(values, tokens)[:, :k]
         self.exemplar_values[:] = np.take_along_axis(values, order, axis=1)
         self.exemplar_tokens[:] = np.take_along_axis(tokens, order, axis=1)
+
+
+def exemplar_order(values: NDArray[np.float32], tokens: NDArray[np.int64]) -> NDArray[np.intp]:
+    """How to put every neuron's exemplars [neuron, entry] into order: the largest value first, ties to the earlier token.
+
+    No value is NaN. Unused entries, of value -inf and token -1, are last, whichever of them first.
+    """
+    if tokens.size and tokens.max() >= 0xFFFFFFFF:
+        return np.lexsort((tokens, -values), axis=1)
+    # Value and token as one integer, which takes a quarter of the time: the bits of floats ascend with them, and those of
+    # negative ones descend. Adding 0 makes -0 the 0 that it is equal to.
+    bits = (values + np.float32(0)).view(np.uint32)
+    descending = np.where(bits >> 31, bits, ~bits & np.uint32(0x7FFFFFFF)).astype(np.uint64)
+    return np.argsort((descending << np.uint64(32)) | tokens.astype(np.uint32), axis=1)
 
 
 class Quantiles(NamedTuple):

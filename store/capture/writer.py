@@ -95,7 +95,7 @@ def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
         key = layout.gate_sign_key(record.name, layer)
         yield BlockArraySpec(
             key, widths[layer], slots // 8, np.dtype("uint8"), 0, "token_byte", {"bit_order": "little"},
-            **_bound(record, layer, layout.GATE_SIGN),
+            encoding.sign_compression, **_bound(record, layer, layout.GATE_SIGN),
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
@@ -104,7 +104,7 @@ def create_block_array(folder: Folder, spec: BlockArraySpec, n_blocks: int) -> N
         chunks=(grid.chunk_rows, grid.chunk_columns),
         dtype=spec.dtype,
         fill_value=spec.fill_value,
-        compressors=BloscCodec(typesize=item, blocksize=grid.chunk_columns * item, **asdict(spec.compression)),
+        compressors=BloscCodec(typesize=item, blocksize=grid.chunk_columns * item, **spec.compression.metadata),
         dimension_names=("neuron", spec.dimension),
         attributes=spec.attributes,
     )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.batch import Batch
     from actstore.store.storage.folder import Folder
+    from actstore.store.storage.pieces import Bytes
 
 
 class BundleWriter:
@@ -42,20 +43,20 @@ class BundleWriter:
         """Files that are written; that of this number, from 0, may be next."""
         return len(self._index)
 
-    def add_shard(self, number: int, key: str, parts: Iterable[bytes]) -> tuple[int, str]:
+    def add_shard(self, number: int, key: str, parts: Iterable[Bytes]) -> tuple[int, str]:
         """As `add`, of a shard, whose last part is its index."""
-        last = b""
+        last: Bytes = b""
 
-        def watched() -> Iterator[bytes]:
+        def watched() -> Iterator[Bytes]:
             nonlocal last
             for part in parts:
                 last = part
                 yield part
 
-        return self._add(number, key, watched(), lambda: chunks_of(last))
+        return self._add(number, key, watched(), lambda: chunks_of(bytes(last)))
 
     def add(
-        self, number: int, key: str, parts: Iterable[bytes], gap: int = 0, chunks: NDArray[np.uint32] = NO_CHUNKS
+        self, number: int, key: str, parts: Iterable[Bytes], gap: int = 0, chunks: NDArray[np.uint32] = NO_CHUNKS
     ) -> tuple[int, str]:
         """Append the file `key`, the `number`-th of the bundle, from 0: its size in bytes and its checksum.
 
@@ -64,14 +65,16 @@ class BundleWriter:
         return self._add(number, key, parts, lambda: (gap, chunks))
 
     def _add(
-        self, number: int, key: str, parts: Iterable[bytes], chunks_of: Callable[[], tuple[int, NDArray[np.uint32]]]
+        self, number: int, key: str, parts: Iterable[Bytes], chunks_of: Callable[[], tuple[int, NDArray[np.uint32]]]
     ) -> tuple[int, str]:
-        waiting: list[bytes] = []
+        waiting: list[Bytes] = []
 
-        def write(piece: bytes) -> None:
-            waiting.append(piece)
+        def write(piece: Bytes) -> None:
             if self.n_files == number:
                 self._write(waiting)
+                self._write([piece])
+            else:
+                waiting.append(bytes(piece))  # its memory is used again
 
         try:
             nbytes, checksum = write_parts(parts, write)
@@ -87,7 +90,7 @@ class BundleWriter:
             raise
         return nbytes, checksum
 
-    def _write(self, pieces: list[bytes]) -> None:
+    def _write(self, pieces: list[Bytes]) -> None:
         if self._error is not None:
             raise self._error
         for piece in pieces:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import google_crc32c
@@ -82,7 +81,7 @@ def write_array(
         chunks=chunks,
         dtype=values.dtype,
         fill_value=missing_value(values.dtype),
-        compressors=BloscCodec(typesize=values.dtype.itemsize, **asdict(FAST)),
+        compressors=BloscCodec(typesize=values.dtype.itemsize, **FAST.metadata),
         dimension_names=tuple(dimensions),
         attributes=checked | {DIGEST: array_digest(key, values.shape, chunks, values.dtype, checked, identity)},
     )
@@ -248,7 +247,7 @@ class ArrayAppender:
             chunks=(chunk,),
             dtype=dtype,
             fill_value=missing_value(np.dtype(dtype)),
-            compressors=BloscCodec(typesize=np.dtype(dtype).itemsize, **asdict(FAST)),
+            compressors=BloscCodec(typesize=np.dtype(dtype).itemsize, **FAST.metadata),
             dimension_names=(dimension,),
         )
         self._dtype, self._chunk = dtype, chunk

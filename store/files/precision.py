@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, TypeV
 import numpy as np
 
 from actstore.kernels.pack.steps import INFINITE, MARK, decode
+from actstore.store.files.compression import compression_of
 from actstore.store.layout import FAST, SMALL, ValueFormat
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Block = TypeVar("Block")
 """A NumPy array, or a tensor on a GPU."""
 
-COMPRESSED_SHARE: Final = {"float32": 0.93, "float16": 1.0, "bfloat16": 0.75, "int8": 0.65}
+COMPRESSED_SHARE: Final = {"float32": 0.9, "float16": 0.92, "bfloat16": 0.75, "int8": 0.62}
 """Format → compressed size over raw size, as measured on dense activations: an estimate, not a bound."""
 
 
@@ -74,6 +75,8 @@ class Precision:
     """`float32`, `float16` or `bfloat16`: the format of values before they are encoded."""
     keep: float | None = None
     """The share of values to keep, where `uses_keep`."""
+    compressor: str = ""
+    """How chunks are compressed, as the record has it; empty in records of earlier versions."""
 
     keeps_values: ClassVar[bool] = True
     """Whether any values are stored."""
@@ -83,8 +86,8 @@ class Precision:
     """Whether a stored value is above zero where the model's was, but for what underflows a float format."""
     uses_keep: ClassVar[bool] = False
     """Whether `keep` says something."""
-    compression: ClassVar[Compression] = FAST
-    """Where few symbols or zeros prevail, entropy coding pays; see `layout.SMALL`."""
+    earlier_compression: ClassVar[Compression] = FAST
+    """Of captures whose record names none."""
     parameters: ClassVar[Mapping[str, str]] = {}
     """Name → dtype of what is stored per neuron and block beside the values."""
     decode_parameters: ClassVar[tuple[str, ...]] = ()
@@ -99,6 +102,19 @@ class Precision:
     def staging_format(self) -> ValueFormat | None:
         """The format in which a block is collected before it is encoded."""
         return self.stored_format
+
+    @property
+    def compression(self) -> Compression:
+        """How the chunks of values are compressed."""
+        form = self.stored_format
+        if not self.compressor or form is None:
+            return self.earlier_compression
+        return compression_of(self.compressor, form.dtype.itemsize, is_sparse=self.uses_keep)
+
+    @property
+    def sign_compression(self) -> Compression:
+        """How the chunks of gate signs are compressed."""
+        return compression_of(self.compressor, 1) if self.compressor else FAST
 
     @property
     def can_overflow(self) -> bool:
@@ -187,7 +203,7 @@ class Int8(Precision):
     """Multiples of a scale per neuron and block, in int8."""
 
     keeps_signs = False
-    compression = SMALL
+    earlier_compression = SMALL
     parameters = {"scale": "float32"}  # noqa: RUF012 (a ClassVar in the base)
     decode_parameters = ("scale",)
 
@@ -242,7 +258,7 @@ class Sparse(Precision):
     keeps_every_value = False
     keeps_signs = False
     uses_keep = True
-    compression = SMALL
+    earlier_compression = SMALL
     parameters = {"threshold": "float32", "dropped": "int64"}  # noqa: RUF012 (a ClassVar in the base)
 
     @property

@@ -234,19 +234,21 @@ class CaptureRecord(Record):
 
     bundled: bool = False
     """Whether all files of a block lie in one object; see `store.files.bundles`."""
+    compression: str = ""
+    """See `store.files.compression`; empty in records of earlier versions."""
 
     def check(self, where: str) -> None:
         """As `Record.check`."""
         record_checks.check_capture(self, where)
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON-ready values; the last seven fields are left out where they say nothing.
+        """The record as JSON-ready values; the last eight fields are left out where they say nothing.
 
         `FormatError` for a record that `from_json` would refuse: it would make the whole store unreadable.
         """
         value = super().to_json()
         self.from_json(value, "The CaptureRecord to be written")
-        for name in ("float_dtype", "patches_sha256", "statistics", "root", "identity", "plan_files", "bundled"):
+        for name in list(value)[list(value).index("float_dtype") :]:
             if not value[name]:
                 del value[name]
         return value
@@ -254,12 +256,11 @@ class CaptureRecord(Record):
     def identity_of(self) -> str:
         """What tells this capture from every other: SHA-256, 32 digits, of all that decides its values, and of its name.
 
-        Two runs of the same capture have the same one, in whatever store, at whatever time, and bundled or not. `plan_files` do
-        not count: the plan's fingerprint covers what is in them, and another version of pyarrow writes other bytes for the
-        same table.
+        Two runs of the same capture have the same one, wherever, whenever, however bundled and compressed. `plan_files` do not
+        count: the plan's fingerprint covers them, and another version of pyarrow writes other bytes for the same table.
         """
         decisive = super().to_json()
-        for name in ("created", "written_by", "root", "identity", "plan_files", "bundled"):
+        for name in ("created", "written_by", "root", "identity", "plan_files", "bundled", "compression"):
             del decisive[name]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -297,7 +298,7 @@ class CaptureRecord(Record):
                 f"Capture {self.name!r} has precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}. Update "
                 "actstore, or restore the record from a copy."
             )
-        return precision(self.held_dtype, self.keep)
+        return precision(self.held_dtype, self.keep, self.compression)
 
     def layers(self, site: str) -> dict[int, int]:
         """Layer → width of the layers captured at `site`."""

@@ -65,12 +65,14 @@ def source_checksum(source: Source, start: int = 0) -> str:
     return f"{crc:08x}"
 
 
-def write_parts(parts: Iterable[bytes], write: Callable[[bytes], object]) -> tuple[int, str]:
-    """Pass the parts to `write`; returns the number of bytes and their `checksum`."""
+def write_parts(parts: Iterable[Bytes], write: Callable[[Bytes], object]) -> tuple[int, str]:
+    """Pass the parts to `write`, which must not keep one beyond its call; returns the number of bytes and their `checksum`."""
+    from actstore.kernels.crc32c.api import extend  # only here, as below: reading a store needs no compiler
+
     crc, nbytes = 0, 0
     for part in parts:
         write(part)
-        crc = google_crc32c.extend(crc, part)
+        crc = extend(crc, part)
         nbytes += len(part)
     return nbytes, f"{crc:08x}"
 
@@ -92,14 +94,13 @@ def _table_of(chunk: NDArray[Any], seed: int, number: int, step: int, rows_per_c
 
 def shard_parts(
     values: NDArray[Any], grid: ShardGrid, compression: Compression = FAST, seed: int | None = None
-) -> Iterator[bytes]:
+) -> Iterator[Bytes]:
     """The shard that holds `values` [grid.rows, grid.columns], piece by piece: compressed inner chunks, then their index.
 
-    With a `seed` (see `shard_seed`), the checksums of each chunk's rows lie directly before the chunk. A piece that is
-    written before the next one is requested reuses the memory of the one before: joining 50 MB first takes longer than
-    compressing them.
+    With a `seed` (see `shard_seed`), the checksums of each chunk's rows lie directly before the chunk. A piece must be written
+    before the next one is requested, which reuses its memory: joining 50 MB first takes longer than compressing them.
     """
-    codec = compression.cname.encode(), compression.clevel, compression.shuffle_code
+    encode = _encoder(compression)
     rows_per_checksum, step = grid.rows_per_checksum(values.itemsize), grid.grid[1]
     index = np.empty((*grid.grid, 2), "<u8")
     offset = 0
@@ -112,13 +113,10 @@ def shard_parts(
             chunk = np.ascontiguousarray(rows[:, j * grid.chunk_columns : (j + 1) * grid.chunk_columns])
             if seed is not None:
                 first = i * grid.chunk_rows // rows_per_checksum * step + j
-                table = _table_of(chunk, seed, first, step, rows_per_checksum)
+                table = _new_table(chunk, seed, first, step, rows_per_checksum)
                 offset += len(table)
                 yield table
-            row_nbytes = chunk.shape[1] * chunk.itemsize
-            part = blosc.compress(chunk, *codec, row_nbytes)
-            if len(part) > WORTHWHILE * chunk.nbytes:
-                part = blosc.compress(chunk, codec[0], 0, codec[2], row_nbytes)
+            part = encode(chunk)
             index[i, j] = offset, len(part)
             offset += len(part)
             yield part
@@ -126,11 +124,54 @@ def shard_parts(
     yield index_bytes + struct.pack("<I", google_crc32c.value(index_bytes))
 
 
+def _new_table(chunk: NDArray[Any], seed: int, number: int, step: int, rows_per_checksum: int) -> bytes:
+    """As `_table_of`, without holding the interpreter's lock."""
+    if rows_per_checksum > 1:
+        return _table_of(chunk, seed, number, step, rows_per_checksum)
+    from actstore.kernels.crc32c.api import row_checksums
+
+    starts = np.uint32(seed) ^ np.arange(number, number + len(chunk) * step, step, dtype=np.uint32)
+    return row_checksums(chunk, starts).astype("<u4", copy=False).tobytes()
+
+
+def _encoder(compression: Compression) -> Callable[[NDArray[Any]], Bytes]:
+    """What encodes chunks, contiguous [row, column], one after another; each time it gives the same memory."""
+    codec = compression.cname.encode(), compression.clevel, compression.shuffle_code
+
+    def with_blosc(chunk: NDArray[Any]) -> Bytes:
+        row_nbytes = chunk.shape[1] * chunk.itemsize
+        part: bytes = blosc.compress(chunk, *codec, row_nbytes)
+        return _uncompressed(chunk, codec) if len(part) > WORTHWHILE * chunk.nbytes else part
+
+    if not compression.is_huffman:
+        return with_blosc
+    from actstore.kernels.zstandard import api
+
+    shuffle, buffer = compression.shuffle != "noshuffle", np.empty(0, np.uint8)
+
+    def by_frequency(chunk: NDArray[Any]) -> Bytes:
+        nonlocal buffer
+        if not api.can_encode(chunk, shuffle=shuffle):
+            return with_blosc(chunk)
+        if buffer.nbytes < (nbytes := api.buffer_nbytes(chunk)):
+            buffer = np.empty(nbytes, np.uint8)
+        n = api.write_chunk(chunk, int(WORTHWHILE * chunk.nbytes), buffer, shuffle=shuffle)
+        return buffer[:n].data if n else _uncompressed(chunk, codec)
+
+    return by_frequency
+
+
+def _uncompressed(chunk: NDArray[Any], codec: tuple[bytes, int, int]) -> bytes:
+    """A frame that holds the chunk as it is."""
+    part: bytes = blosc.compress(chunk, codec[0], 0, codec[2], chunk.shape[1] * chunk.itemsize)
+    return part
+
+
 def encode_shard(
     values: NDArray[Any], grid: ShardGrid, compression: Compression = FAST, seed: int | None = None
 ) -> bytes:
     """The shard that holds `values` [grid.rows, grid.columns] in one piece; `seed` is as for `shard_parts`."""
-    return b"".join(shard_parts(values, grid, compression, seed))
+    return b"".join(map(bytes, shard_parts(values, grid, compression, seed)))
 
 
 def index_nbytes(grid: ShardGrid) -> int:

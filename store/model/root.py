@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
 import uuid
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from actstore.store.neurons import neuron_names
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.lock import own_root
 from actstore.store.storage.strict_json import MAX_NBYTES
+from actstore.store.version import version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -51,7 +51,7 @@ TOP_TOKENS: Final = {
 
 def written_by() -> str:
     """The program and its version, for the records."""
-    return f"actstore {importlib.metadata.version('actstore')}"
+    return f"actstore {version()}"
 
 
 def now() -> str:

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from actstore.kernels.pack import naive
 from actstore.kernels.pack.api import HISTOGRAM_EDGES, Columns, Statistics, pack, quantiles
-from actstore.kernels.pack.statistics import STATISTICS
+from actstore.kernels.pack.statistics import STATISTICS, exemplar_order
 
 N_NEURONS, N_LABELS, K = 5, 2, 3
 
@@ -173,3 +174,17 @@ def test_a_neuron_without_values_has_no_quantiles() -> None:
 def test_quantiles_refuse_what_is_no_share() -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         quantiles(Statistics.empty(1, 0, 0).histogram, [50])
+
+
+@given(st.data())
+def test_exemplars_are_ordered_as_by_value_and_token(data: st.DataObject) -> None:
+    shape = data.draw(st.tuples(st.integers(0, 5), st.integers(0, 40)))
+    few = st.sampled_from([-np.inf, -3.5, -0.0, 0.0, 1e-40, 1.0, 1.5, 3e38])
+    values = data.draw(arrays(np.float32, shape, elements=few))
+    most = data.draw(st.sampled_from([100, 2**31, 2**32 - 2, 2**40]))
+    tokens = data.draw(arrays(np.int64, shape, elements=st.integers(0, most)))
+    tokens[values == -np.inf] = -1
+    order, expected = exemplar_order(values, tokens), np.lexsort((tokens, -values), axis=1)
+    for array in (values, tokens):
+        found = np.take_along_axis(array, order, axis=1)
+        assert (found == np.take_along_axis(array, expected, axis=1)).all()

@@ -20,7 +20,7 @@ from actstore.engine.capture.images.plan import ImagePlanner, Positions
 from actstore.engine.capture.images.prompts import Captioner, Prompter
 from actstore.engine.capture.run import Run
 from actstore.engine.capture.settings import ImageSettings
-from actstore.engine.capture.sizes import bytes_per_slot, planned_slots
+from actstore.engine.capture.sizes import bytes_per_slot, memory_of_model, planned_slots
 from actstore.engine.inputs.images import ImageDigest, ImageOptions, read_images
 from actstore.engine.models.fingerprint import check_root, fingerprint_of
 from actstore.engine.models.generate import AnswerFile, GenerationSettings, answers_key
@@ -164,7 +164,8 @@ class ImageRun(Run):
         dtype = self.options.dtype if self.options.dtype != "auto" else self.spec.dtype
         most = FEW_SLOTS if Positions(settings.positions).are_few else BLOCK_SLOTS
         slot_nbytes = bytes_per_slot(widths, settings.precision, dtype, n_gate)
-        slots = planned_slots(slot_nbytes, self.options.memory, settings.block_tokens, most)
+        usual = memory_of_model(self.spec, dtype)
+        slots = planned_slots(slot_nbytes, self.options.memory, settings.block_tokens, most, usual)
         return max(SLOT_MULTIPLE, slots // SLOT_MULTIPLE * SLOT_MULTIPLE)
 
     def _check_same(self, record: CaptureRecord, requested: Mapping[str, object]) -> LoadedModel:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from actstore.store.errors import FormatError
 from actstore.store.files.arrays import BlockArray, BlockArraySpec, create_block_array
+from actstore.store.files.compression import compression_of
 from actstore.store.files.shards import Shard, checksum, encode_shard, shard_seed
 from actstore.store.layout import FAST, SMALL, shard_grid, shard_key
 from actstore.store.storage.folder import Folder
@@ -37,7 +38,16 @@ shapes = st.tuples(st.integers(1, 200), st.integers(1, 12).map(lambda n: 64 * n)
 wide = st.tuples(st.integers(1, 40), st.sampled_from([16_384, 16_448, 32_768, 40_000, 39_936]))
 
 
-compressions = st.sampled_from([FAST, SMALL])
+COMPRESSIONS = [
+    FAST,
+    SMALL,
+    *(
+        compression_of(name, k, is_sparse=sparse)
+        for name in ("huffman", "lz4:1", "zstd:3", "none")
+        for k, sparse in ((2, 0), (2, 1))
+    ),
+]
+compressions = st.sampled_from(COMPRESSIONS)
 
 
 @given(st.one_of(shapes, wide), st.sampled_from(DTYPES), st.sampled_from(KINDS), st.integers(0, 9), compressions)
@@ -56,7 +66,7 @@ def test_every_row_comes_back(shape, dtype, kind, seed, compression):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("compression", [FAST, SMALL], ids=["fast", "small"])
+@pytest.mark.parametrize("compression", [FAST, SMALL, *COMPRESSIONS[2:4]], ids=["fast", "small", "split", "whole"])
 @pytest.mark.parametrize("shape", [(1, 64), (33, 192), (40, 16_448), (3, 40_000), (200, 64)])
 def test_single_rows_are_rows_of_the_whole(shape, compression, kind, dtype):
     values = make_values(*shape, dtype, kind)
@@ -126,7 +136,7 @@ def test_a_flipped_byte_is_an_error_or_found_by_the_checksum(shape, dtype, kind,
         assert "store.verify()" in str(error)  # noqa: PT017
 
 
-@pytest.mark.parametrize("compression", [FAST, SMALL], ids=["fast", "small"])
+@pytest.mark.parametrize("compression", [FAST, SMALL, *COMPRESSIONS[2:4]], ids=["fast", "small", "split", "whole"])
 @pytest.mark.parametrize("kind", ["random", "incompressible"])
 def test_every_byte_of_a_chunk_header_may_be_anything(kind, compression):
     values, grid = make_values(33, 192, "float16", kind), shard_grid(33, 192)

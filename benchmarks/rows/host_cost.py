@@ -1,0 +1,249 @@
+"""What a capture on a GPU costs the host, at the shape of a 7B model: a model of cost, measured where no GPU is needed.
+
+A block of one layer's share is made as a GPU hands it over, and goes through the product's own writer: encoded, checksummed,
+written, its statistics encoded, committed, added up. What is counted is CPU time: of all threads, and of the thread that feeds
+the GPU, which must not wait. The arithmetic then says how many tokens per second 16 cores and a PCIe 5 bus can take.
+
+python -m benchmarks.rows.host_cost [--write] [COMPRESSION …]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from actstore.engine.capture.gpu_buffers import BlockStatistics
+from actstore.engine.capture.packing import used_slots
+from actstore.kernels.pack import api
+from actstore.kernels.pack.statistics import STATISTICS, Statistics
+from actstore.store import layout
+from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
+from actstore.store.capture.statistics.capture_statistics import RunningStatistics
+from actstore.store.capture.writer import CaptureWriter, create_capture
+from actstore.store.files.compression import HUFFMAN
+from actstore.store.files.precision import PRECISIONS
+from actstore.store.files.records import CaptureRecord, PlanRecord
+from actstore.store.model import root
+from actstore.store.storage.folder import Folder
+from benchmarks.marked import rewrite, table
+from benchmarks.rows.packing import make_columns
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from actstore.engine.capture.buffers import Buffers
+    from actstore.kernels.pack.gpu_statistics import DeviceStatistics
+
+MODEL_NEURONS = 32 * 11_008
+"""Gated neurons of a Llama 2 of 7B."""
+NEURONS, QUICK_NEURONS = 1376, 96
+"""Of them, those that are measured: an eighth of a layer."""
+SLOTS, WINDOW = 16_384, 256
+N_BLOCKS = 3
+KEEP = 0.05
+CORES = 16
+PCIE_BYTES_PER_S = 50e9
+"""Of PCIe 5 with 16 lanes, whose nominal rate is 63 GB/s: an assumption, not a measurement."""
+FED_TOKENS = 131_072
+TARGETS = {"none": 30_000, "exact": 30_000, "half": 25_000, "int8": 25_000, "sparse": 25_000}
+TESTS = ("tests/store/capture", "tests/store/files")
+
+
+@dataclass(frozen=True)
+class HostCost:
+    """What one token of a 7B model costs the host at one precision."""
+
+    precision: str
+    compression: str
+    """As a capture's record has it; empty for those of earlier versions, LZ4 or zstandard."""
+    core_s: float
+    """CPU seconds of all threads."""
+    feeding_s: float
+    """Of these, of the thread that feeds the GPU."""
+    bus_nbytes: float
+    """Bytes that the GPU copies to the host."""
+    disk_nbytes: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """What the slower of cores and bus can take."""
+        return min(CORES / self.core_s, PCIE_BYTES_PER_S / self.bus_nbytes)
+
+    @property
+    def share_blocked(self) -> float:
+        """The share of the time in which the feeding thread does this work, at the target's rate."""
+        return self.feeding_s * TARGETS[self.precision]
+
+    def cells(self) -> list[str]:
+        """The row of the table."""
+        return [
+            self.precision, self.compression or "earlier", f"{self.core_s * 1e6:,.0f}",
+            f"{CORES / self.core_s:,.0f}", f"{TARGETS[self.precision]:,}",
+            f"{self.feeding_s * FED_TOKENS:.2f}", f"{self.share_blocked:.1%}", f"{self.bus_nbytes / 1e3:,.0f}",
+            f"{PCIE_BYTES_PER_S / self.bus_nbytes:,.0f}", f"{self.disk_nbytes / 1e3:,.0f}",
+        ]  # fmt: skip
+
+
+COLUMNS = [
+    "precision",
+    "compression",
+    "core-µs per token",
+    f"tokens/s on {CORES} cores",
+    "target",
+    f"feeding thread, s per {FED_TOKENS:,} tokens",
+    "of the time, at the target",
+    "device → host, kB per token",
+    "tokens/s over PCIe 5",
+    "on disk, kB per token",
+]
+
+
+def measure_host_cost(*, quick: bool, repeats: int = 5, compressions: tuple[str, ...] = (HUFFMAN,)) -> list[HostCost]:
+    """Every precision with every compression; the median over `repeats`, in which all take turns."""
+    n_neurons = QUICK_NEURONS if quick else NEURONS
+    values = make_activations(SLOTS, n_neurons)
+    statistics = gather(values)
+    measured: dict[tuple[str, str], list[HostCost]] = {(p, c): [] for p in PRECISIONS for c in compressions}
+    for _ in range(1 + (1 if quick else repeats)):  # the first compiles and loads
+        for kind, costs in measured.items():
+            costs.append(_measure(*kind, values, statistics))
+    return [_median(costs[1:]) for costs in measured.values()]
+
+
+def make_activations(n_tokens: int, n_neurons: int) -> torch.Tensor:
+    """SiLU(gate) · up in bfloat16 [token, neuron]; how far a gate is shut differs from neuron to neuron."""
+    generator = torch.Generator().manual_seed(0)
+    gate, up = torch.randn((2, n_tokens, n_neurons), generator=generator)
+    return (torch.nn.functional.silu(1.5 * gate - torch.linspace(0, 3, n_neurons)) * up).to(torch.bfloat16)
+
+
+def gather(values: torch.Tensor) -> Statistics:
+    """The statistics of a block, as a GPU gathers them."""
+    statistics = Statistics.empty(values.shape[1], 3, 20)
+    api.pack(values, make_columns(len(values)), None, statistics)
+    return statistics
+
+
+def plan_capture(folder: Folder, precision: str, compression: str, n_neurons: int) -> CaptureRecord:
+    """A planned capture of one gated layer, in blocks of `SLOTS` tokens."""
+    plan = PlanWriter(folder, "corpus", SLOTS, {})
+    plan.add_document({"source": "synthetic", "sha256": "", "n_tokens": N_BLOCKS * SLOTS})
+    everywhere, text = np.arange(WINDOW, dtype=np.int32), np.full(WINDOW, layout.TEXT, np.uint8)
+    window = PlannedWindow(0, np.zeros(WINDOW, np.int32), everywhere, text, (0,))
+    for _ in range(N_BLOCKS):
+        plan.add_block([[window] * (SLOTS // WINDOW)])
+    fingerprint = plan.close((("half", "even"), ("half", "odd")))
+    record = CaptureRecord(
+        "corpus", root.now(), root.written_by(), "none", "bfloat16", precision, {"mlp.post": {"0": n_neurons}},
+        (0,) if PRECISIONS[precision].keeps_values else (), KEEP if PRECISIONS[precision].uses_keep else None, 20, {},
+        PlanRecord(
+            fingerprint, "synthetic", "", "", {}, ("half",), (("half", "even"), ("half", "odd")), 1, plan.n_windows,
+            plan.n_tokens, SLOTS, N_BLOCKS,
+        ),
+        statistics=tuple(STATISTICS), compression=compression,
+    )  # fmt: skip
+    return create_capture(folder, record)
+
+
+def filled_arrays(record: CaptureRecord, folder: Folder, values: torch.Tensor) -> Buffers:
+    """The arrays of a block as a GPU has encoded them."""
+    used = used_slots(record, Plan(folder, record.name, record.plan).block(0))
+    arrays: Buffers = {}
+    if (form := record.encoding.staging_format) is not None:
+        staged = np.ascontiguousarray(_bits(values, form.name).T)
+        encoded = record.encoding.encode(staged, used, api)
+        arrays[layout.values_key(record.name, "mlp.post", 0)] = encoded.values
+        for name, parameter in encoded.parameters.items():
+            arrays[layout.block_parameters_key(record.name, "mlp.post", 0, name)] = parameter[:, None]
+        signs = np.packbits((values > 0).numpy().T, axis=1, bitorder="little")
+        arrays[layout.gate_sign_key(record.name, 0)] = np.ascontiguousarray(signs)
+    return arrays
+
+
+def _bits(values: torch.Tensor, form: str) -> NDArray[Any]:
+    if form == "float16":
+        return values.half().numpy()
+    return values.view(torch.int16).numpy().view(np.uint16)
+
+
+def on_device(record: CaptureRecord, gathered: Statistics) -> BlockStatistics:
+    """The statistics as a GPU leaves them in pinned memory."""
+    block = BlockStatistics.empty(record, "cpu")
+    of_site: DeviceStatistics = block.sites["mlp.post", 0]
+    for name, tensor in of_site.tensors().items():
+        tensor.copy_(torch.from_numpy(getattr(gathered, name)))
+    block.label_tokens = np.array([SLOTS // 2, SLOTS // 2, SLOTS])
+    return block
+
+
+def _measure(precision: str, compression: str, values: torch.Tensor, gathered: Statistics) -> HostCost:
+    n_neurons = values.shape[1]
+    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name:
+        folder = Folder(Path(name), read_only=False)
+        record = plan_capture(folder, precision, compression, n_neurons)
+        arrays, statistics = filled_arrays(record, folder, values), on_device(record, gathered)
+        bus_nbytes = sum(array.nbytes for array in arrays.values()) + statistics.nbytes
+        running = RunningStatistics(folder, record)
+        before = _folder_size(Path(name))
+        began, began_feeding = time.process_time(), time.thread_time()
+        with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
+            writer.on_commit = lambda block: running.advance()
+            for block in range(N_BLOCKS):
+                writer.submit(block, arrays, lambda: statistics.to_host().encode(), time.monotonic())
+        core_s, feeding_s = time.process_time() - began, time.thread_time() - began_feeding
+        disk_nbytes = _folder_size(Path(name)) - before
+    scale = MODEL_NEURONS / n_neurons / SLOTS
+    per_token = scale / N_BLOCKS
+    return HostCost(
+        precision, compression, core_s * per_token, feeding_s * per_token, bus_nbytes * scale, disk_nbytes * per_token
+    )
+
+
+def _folder_size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _median(costs: list[HostCost]) -> HostCost:
+    def median(name: str) -> float:
+        return float(np.median([getattr(cost, name) for cost in costs]))
+
+    return HostCost(
+        costs[0].precision, costs[0].compression, *map(median, ("core_s", "feeding_s", "bus_nbytes", "disk_nbytes"))
+    )
+
+
+def markdown(costs: list[HostCost]) -> str:
+    """The documentation's table."""
+    note = (
+        f"A block of {SLOTS:,} tokens of {NEURONS:,} gated neurons goes through the writer as a GPU hands it over; times and "
+        f"bytes are those of a 7B model's {MODEL_NEURONS:,} neurons. The feeding thread's share is of the time at the target's "
+        f"rate. PCIe 5 is taken for {PCIE_BYTES_PER_S / 1e9:.0f} GB/s. Forward pass and kernels on the GPU are left out."
+    )
+    return f"{table(COLUMNS, [cost.cells() for cost in costs], left=2)}\n\n{note}"
+
+
+def main() -> None:
+    """Measure, print the table, and write it into the documentation if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "compressions", nargs="*", default=["", HUFFMAN], help="as `--compression`; '' for what it was before"
+    )
+    parser.add_argument("--quick", action="store_true", help="a tenth of the neurons, once")
+    parser.add_argument("--write", action="store_true", help="write the table into the documentation")
+    options = parser.parse_args()
+    text = markdown(measure_host_cost(quick=options.quick, compressions=tuple(options.compressions)))
+    if options.write:
+        rewrite("host-cost", text)
+    sys.stdout.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    main()
