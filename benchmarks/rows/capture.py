@@ -29,7 +29,7 @@ from actstore.store import layout
 from actstore.store.capture.plan import PlannedWindow, PlanWriter
 from actstore.store.capture.statistics.capture_statistics import RunningStatistics
 from actstore.store.capture.writer import CaptureWriter, create_capture
-from actstore.store.files.compression import HUFFMAN
+from actstore.store.files.precision import PRECISIONS
 from actstore.store.files.records import CaptureRecord, PlanRecord
 from actstore.store.model import root
 from actstore.store.storage.folder import Folder
@@ -117,7 +117,7 @@ class Bench:
             PlanRecord(
                 fingerprint, "synthetic", "", "", {}, ("half",), LABELS, 1, plan.n_windows, plan.n_tokens, block, n_blocks
             ),
-            compression=HUFFMAN,
+            compression=PRECISIONS[precision].default_compression,
         )  # fmt: skip
         record = create_capture(folder, record)
         return folder, record

@@ -37,7 +37,6 @@ from actstore.engine.capture.sizes import (  # noqa: E402
 )
 from actstore.kernels.pack.statistics import STATISTICS  # noqa: E402
 from actstore.store.capture.writer import block_arrays  # noqa: E402
-from actstore.store.files.compression import HUFFMAN  # noqa: E402
 from actstore.store.files.precision import PRECISIONS  # noqa: E402
 from actstore.store.files.records import CaptureRecord, PlanRecord  # noqa: E402
 from actstore.store.files.shards import shard_parts, shard_seed, write_parts  # noqa: E402
@@ -87,7 +86,7 @@ def capture_record(model: str, precision: str, n_tokens: int, bundle: bool | Non
         plan=plan,
         statistics=tuple(STATISTICS),
         identity="i" * 32,
-        compression=HUFFMAN,
+        compression=PRECISIONS[precision].default_compression,
     )
     return with_bundles(record, bundle)
 
@@ -205,7 +204,7 @@ def measure_encoding() -> Encoding:
     }
     ns = {}
     for precision, block in encoded.items():
-        compression = PRECISIONS[precision]("float16", compressor=HUFFMAN).compression
+        compression = PRECISIONS[precision]("float16", compressor=PRECISIONS[precision].default_compression).compression
         times = []
         for _ in range(5):
             began = time.process_time()

@@ -75,7 +75,8 @@ Compression = Annotated[
     str | None,
     typer.Option(
         metavar="huffman|none|lz4[:1-9]|zstd[:1-9]",
-        help="How values on disk are compressed: huffman, none, or Blosc's lz4 or zstd at a level. [default: huffman]",
+        help="How values on disk are compressed: huffman, none, or Blosc's lz4 or zstd at a level. "
+        "[default: huffman for int8 and sparse, else lz4:5]",
         autocompletion=complete(("huffman", "none", "lz4", "zstd")),
     ),
 ]

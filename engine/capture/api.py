@@ -114,7 +114,7 @@ def capture(
     - `batch_tokens`: number of tokens per forward pass [4096]
     - `block_tokens`: number of tokens per block, the unit of work [16,384, fewer where `memory` does not suffice]
     - `bundle`: whether all files of a block lie in one object [where there would be more than 100,000 files]
-    - `compression`: of values on disk: "huffman", "none", or Blosc's "lz4" or "zstd", with a level as in "zstd:3" ["huffman"]
+    - `compression`: "huffman", "none", "lz4" or "zstd", with a level as in "zstd:3" ["huffman" of int8 and sparse, or "lz4:5"]
     - `contributions`: "next" sums, while the model runs, what each neuron contributes to each position's next token [no sums]
     - `by`: one of `label_columns`, by whose values contributions are summed [all positions together]
     - `max_tokens`: planning stops at this number of stored tokens [the whole corpus]

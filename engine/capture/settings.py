@@ -70,7 +70,7 @@ class CaptureSettings(Typed):
     """All files of a block in one object: where the capture would otherwise have more than 100,000. It is not written down with
     the others: what was decided is the record's `bundled`."""
     compression: str | None = None
-    """Of values on disk: "huffman" at every precision. As `bundle`, it is not written down here but in the record."""
+    """Of values on disk: "huffman" at int8 and sparse, else "lz4:5". As `bundle`, it is the record's."""
     contributions: Summed | None = None
     """`next`: what every neuron contributes to each position's next token is summed while the model runs, by labels of `by`."""
     by: str | None = None

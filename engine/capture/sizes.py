@@ -12,7 +12,6 @@ from actstore.store.capture.plan import CHUNK, TOKEN_ARRAYS
 from actstore.store.capture.statistics.exemplars import has_exemplars
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import InvalidInputError
-from actstore.store.files.compression import HUFFMAN
 from actstore.store.files.precision import PRECISIONS
 from actstore.store.layout import ValueFormat
 
@@ -118,7 +117,8 @@ def with_bundles(record: CaptureRecord, bundle: bool | None) -> CaptureRecord:
 
 def with_storage(record: CaptureRecord, requested: Mapping[str, object]) -> CaptureRecord:
     """The record of a new capture with how it is stored: bundled and compressed as requested, else by default."""
-    compressed = replace(record, compression=cast("str | None", requested.get("compression")) or HUFFMAN)
+    usual = PRECISIONS[record.precision].default_compression
+    compressed = replace(record, compression=cast("str | None", requested.get("compression")) or usual)
     return with_bundles(compressed, cast("bool | None", requested.get("bundle")))
 
 

@@ -12,8 +12,10 @@ from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.layout import FAST, SMALL, Compression
 
 HUFFMAN: Final = "huffman"
-"""The default of every precision: activations have no repetitions that zstandard's search could find, only bytes of unequal
-frequency, and runs of zeros where they are sparse. docs/benchmarks.md has bits per value and time beside Blosc's own."""
+"""The default of int8 and sparse values, the smallest and the fastest there: activations have no repetitions that zstandard's
+search could find, only bytes of unequal frequency, and runs of zeros."""
+LZ4: Final = "lz4:5"
+"""The default of dense floats, as `FAST`."""
 MOST_LEVEL: Final = 9
 DEFAULT_LEVELS: Final = {"lz4": FAST.clevel, "zstd": SMALL.clevel}
 NAMES: Final = (HUFFMAN, "none", *DEFAULT_LEVELS)

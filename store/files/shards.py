@@ -19,6 +19,7 @@ import numpy as np
 from numcodecs import blosc
 
 from actstore.store.errors import FormatError
+from actstore.store.files.chunks import chunk_encoder
 from actstore.store.layout import FAST
 from actstore.store.storage.pieces import will_need
 
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
 
     from actstore.store.layout import Compression, ShardGrid
     from actstore.store.storage.pieces import Bytes, Source
-
-WORTHWHILE: Final = 11 / 12
-"""A chunk that shrinks by less than a twelfth is framed as it is: reading it then costs a copy, not a decompression. float16
-activations shrink by some 7 %, float32 by 11 %, bfloat16 by 25 %."""
 
 WHAT_TO_DO: Final = "Run `store.verify()` to find every damaged block, and `store.repair()` to make them again."
 
@@ -100,7 +97,7 @@ def shard_parts(
     With a `seed` (see `shard_seed`), the checksums of each chunk's rows lie directly before the chunk. A piece must be written
     before the next one is requested, which reuses its memory: joining 50 MB first takes longer than compressing them.
     """
-    encode = _encoder(compression)
+    encode = chunk_encoder(compression)
     rows_per_checksum, step = grid.rows_per_checksum(values.itemsize), grid.grid[1]
     index = np.empty((*grid.grid, 2), "<u8")
     offset = 0
@@ -132,39 +129,6 @@ def _new_table(chunk: NDArray[Any], seed: int, number: int, step: int, rows_per_
 
     starts = np.uint32(seed) ^ np.arange(number, number + len(chunk) * step, step, dtype=np.uint32)
     return row_checksums(chunk, starts).astype("<u4", copy=False).tobytes()
-
-
-def _encoder(compression: Compression) -> Callable[[NDArray[Any]], Bytes]:
-    """What encodes chunks, contiguous [row, column], one after another; each time it gives the same memory."""
-    codec = compression.cname.encode(), compression.clevel, compression.shuffle_code
-
-    def with_blosc(chunk: NDArray[Any]) -> Bytes:
-        row_nbytes = chunk.shape[1] * chunk.itemsize
-        part: bytes = blosc.compress(chunk, *codec, row_nbytes)
-        return _uncompressed(chunk, codec) if len(part) > WORTHWHILE * chunk.nbytes else part
-
-    if not compression.is_huffman:
-        return with_blosc
-    from actstore.kernels.zstandard import api
-
-    shuffle, buffer = compression.shuffle != "noshuffle", np.empty(0, np.uint8)
-
-    def by_frequency(chunk: NDArray[Any]) -> Bytes:
-        nonlocal buffer
-        if not api.can_encode(chunk, shuffle=shuffle):
-            return with_blosc(chunk)
-        if buffer.nbytes < (nbytes := api.buffer_nbytes(chunk)):
-            buffer = np.empty(nbytes, np.uint8)
-        n = api.write_chunk(chunk, int(WORTHWHILE * chunk.nbytes), buffer, shuffle=shuffle)
-        return buffer[:n].data if n else _uncompressed(chunk, codec)
-
-    return by_frequency
-
-
-def _uncompressed(chunk: NDArray[Any], codec: tuple[bytes, int, int]) -> bytes:
-    """A frame that holds the chunk as it is."""
-    part: bytes = blosc.compress(chunk, codec[0], 0, codec[2], chunk.shape[1] * chunk.itemsize)
-    return part
 
 
 def encode_shard(

@@ -127,8 +127,8 @@ def test_what_each_precision_says() -> None:
 @pytest.mark.parametrize(
     ("precision", "nbytes"),
     [
-        (Exact("float32"), 3.6), (Exact("bfloat16"), 1.5), (Half("float32"), 1.84), (Int8("float32"), 0.62),
-        (Sparse("float32", 0.1), 0.68), (Sparse("float32", 1.0), 3.6), (NoValues("float32"), 0.0),
+        (Exact("float32"), 3.72), (Exact("bfloat16"), 1.5), (Half("float32"), 2.0), (Int8("float32"), 0.62),
+        (Sparse("float32", 0.1), 0.68), (Sparse("float32", 1.0), 3.72), (NoValues("float32"), 0.0),
     ],
 )  # fmt: skip
 def test_bytes_per_value(precision: Precision, nbytes: float) -> None:

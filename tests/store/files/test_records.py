@@ -50,6 +50,7 @@ CAPTURE = CaptureRecord(
     "i" * 32,
     {"tokens/ids": "d" * 32},
     True,
+    "zstd:3",
 )
 COMMIT = CommitRecord(
     7,
