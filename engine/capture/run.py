@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase  # noqa: TC002
 
 from actstore.engine.capture.root import write_store_root
 from actstore.engine.capture.settings import OF_STORAGE
-from actstore.engine.capture.sizes import estimate_nbytes, with_storage
+from actstore.engine.capture.sizes import check_memory, estimate_nbytes, n_buffers_on, with_storage
 from actstore.engine.capture.steps.filler import Filler, blocks_so_far
-from actstore.engine.capture.steps.finish import finish_capture
+from actstore.engine.capture.steps.finish import advance_at, finish_capture
 from actstore.engine.capture.steps.worker import FillOptions
 from actstore.engine.capture.steps.workers import fill_by_workers
 from actstore.engine.capture.target import remove_unplanned
@@ -117,18 +117,20 @@ class Run(ABC):
     source: ModelSource = field(kw_only=True)
     _loaded: LoadedModel | None = field(default=None, init=False)
     """The model, once this process has loaded it for the capture."""
+    _fills: bool = field(default=False, init=False)
+    """Whether this process is to fill what it plans, and needs the memory for it."""
 
     def carry_out(self, requested: Mapping[str, object]) -> None:
         """Make the capture: all steps, over all blocks that are missing, which workers fill where the options ask for some."""
         if self.options.on != "local" or (self.options.workers or 1) > 1:
             self._carry_out_by_workers(requested)
             return
+        self._fills, running = True, None
         with self.owned():
             record = self.plan(requested)
-            running = None
             if missing := missing_blocks(self.folder, record):
                 running = RunningStatistics(self.folder, record)
-                self.fill(missing, on_commit=lambda block: _add_up(running, block))
+                self.fill(missing, on_commit=lambda block: advance_at(running, block))
             self._finish(running)
 
     def _carry_out_by_workers(self, requested: Mapping[str, object]) -> None:
@@ -206,6 +208,8 @@ class Run(ABC):
         record, self._loaded, tokenizer = self._begin(requested)
         record = with_storage(record, requested)
         self._check_disk(record)
+        if self._fills:
+            check_memory(record, n_buffers_on(self._loaded.device))
         self._write_root(self._loaded, record, tokenizer)
         return create_capture(self.folder, record)
 
@@ -336,12 +340,6 @@ class Run(ABC):
     def _stopped(self, record: CaptureRecord, reason: str) -> str:
         so_far = blocks_so_far(self.folder, record)
         return f"{reason}: {so_far}. Run the same command with `resume=True` to fill the rest."
-
-
-def _add_up(statistics: RunningStatistics, block: int) -> None:
-    """Add up what is committed now and then, so that finishing need not read every block again."""
-    if block % 64 == 63:
-        statistics.advance(checkpoint=True)
 
 
 def _call(command: str) -> str:

@@ -18,6 +18,8 @@ from actstore.store.layout import ValueFormat
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
+
     from actstore.engine.models.load import ModelSpec
     from actstore.store.files.records import CaptureRecord
 
@@ -122,6 +124,11 @@ def with_storage(record: CaptureRecord, requested: Mapping[str, object]) -> Capt
     return with_bundles(compressed, cast("bool | None", requested.get("bundle")))
 
 
+def n_buffers_on(device: torch.device) -> int:
+    """Sets of buffers in which blocks are collected: where a GPU computes, one is filled while another is encoded."""
+    return 1 if device.type == "cpu" else 2
+
+
 def check_memory(record: CaptureRecord, n_buffers: int) -> None:
     """Raise `InvalidInputError` where there is no room for the buffers in which blocks are collected, `n_buffers` sets."""
     needed = n_buffers * buffer_nbytes(record)
@@ -129,6 +136,6 @@ def check_memory(record: CaptureRecord, n_buffers: int) -> None:
     if needed > free:
         raise InvalidInputError(
             f"Blocks of {record.plan.block_slots:,} tokens take {needed / 1e9:.2f} GB of memory while capture {record.name!r} "
-            f"is filled, and {free / 1e9:.2f} GB are free. Fill it on a machine with more, or plan it with fewer "
-            "`block_tokens`."
+            f"is filled, and {free / 1e9:.2f} GB are free. Fill it on a machine with more, or plan it for less `memory` or "
+            "fewer `block_tokens`."
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
-from actstore.engine.capture.sizes import check_memory, estimate_nbytes
+from actstore.engine.capture.sizes import check_memory, estimate_nbytes, n_buffers_on
 from actstore.engine.workers.local import n_processors
 from actstore.engine.workers.numerics import same_numerics
 from actstore.store import layout
@@ -82,8 +82,7 @@ class Filler:
     @contextmanager
     def _writer(self, on_commit: Callable[[int], None]) -> Iterator[CaptureWriter]:
         folder, record = self.folder, self.record
-        overlap = self.model.device.type != "cpu"
-        check_memory(record, n_buffers=2 if overlap else 1)
+        check_memory(record, n_buffers_on(self.model.device))
         with same_numerics(folder, record.name, self.model, allow_mixed=self.allow_mixed), self._committing() as writer:
             writer.on_commit = on_commit
             yield writer

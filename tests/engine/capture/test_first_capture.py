@@ -17,7 +17,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from actstore.engine.capture.api import RunOptions, capture
+from actstore.engine.capture.api import RunOptions, capture, plan
 from actstore.engine.capture.run import Run
 from actstore.engine.capture.target import remove_unplanned
 from actstore.store.errors import FormatError, InvalidInputError
@@ -277,3 +277,16 @@ def test_a_removal_that_stops_leaves_a_folder_to_capture_into(
         remove_unplanned(folder, "corpus")
         monkeypatch.undo()
     assert unexpected_entry(folder) is None
+
+
+def test_a_capture_that_memory_cannot_hold_leaves_nothing_and_may_be_planned_for_elsewhere(
+    tiny_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    with pytest.raises(
+        InvalidInputError, match=r"and 0\.00 GB are free\. Fill it on a machine with more, or plan it for less"
+    ):
+        run(tiny_model, corpus, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+    plan(str(tiny_model), corpus, tmp_path / "store", **SETTINGS)
+    assert Store(tmp_path / "store").peek("corpus").record.plan.n_tokens > 0
