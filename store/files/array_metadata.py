@@ -46,8 +46,10 @@ class NewArray:
         `bundled`: say in these that its shards lie in bundles.
         """
         metadata = self._objects.pop(f"{self.key}/zarr.json")
+        # On a disk, looking costs nothing, and a file that is written to no purpose is synced all the same.
+        is_on_disk = folder.local_path() is not None
         for key, group in [*self._objects.items()]:
-            if key.endswith("/zarr.json"):
+            if key.endswith("/zarr.json") and not (is_on_disk and folder.exists(key)):
                 sync(folder.zarr.set_if_not_exists(key, group))
         self.put_chunks(folder)
         if bundled:
