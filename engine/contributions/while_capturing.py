@@ -38,7 +38,7 @@ class RunningContributions:
 
     def __init__(self, capture: Capture, model: LoadedModel, unembedding: Tensor) -> None:
         """Of a planned capture that asks for them; `unembedding` is that of the `model`, which computes the activations."""
-        self._capture, self._model, self._record = capture, model, capture.record
+        self._capture, self._record = capture, capture.record
         self._by = sums_by(capture.record)[1]
         self._labels = label_ids(capture.record, self._by)
         self._next_tokens = NextTokens(capture)

@@ -66,8 +66,7 @@ def read_sums(folder: Folder, record: CaptureRecord, layer_widths: Mapping[int, 
         try:
             count = arrays[_COUNT].astype(np.int64)
             for layer, sums in total.items():
-                of_block = (arrays[f"{layer}/{name}"] for name in _OF_LAYER)
-                totals, magnitudes, non_finite = of_block
+                totals, magnitudes, non_finite = (arrays[f"{layer}/{name}"] for name in _OF_LAYER)
                 sums.merge(ContributionSums(totals, magnitudes, count, non_finite.astype(np.int64)))
         except (KeyError, ValueError, TypeError) as error:
             raise damaged_tensors(f"{folder}/{key}", error) from None
