@@ -189,16 +189,8 @@ def _add(
             _scale(values, start, entries, activations.scale, non_finite[:, neurons])
             for e in range(n_entries):
                 group, row = entries.groups[start + e], entries.targets[start + e] - tile.column
-                dots, sums, magnitudes = (
-                    product[row, strip : strip + width],
-                    total[group, neurons],
-                    magnitude[group, neurons],
-                )  # [neuron]
-                value = values[e]  # [neuron]
-                for i in range(width):
-                    score = np.float64(value[i]) * np.float64(dots[i])
-                    sums[i] += score
-                    magnitudes[i] += abs(score)
+                dots = product[row, strip : strip + width]  # [neuron]
+                _add_scores(values[e], dots, total[group, neurons], magnitude[group, neurons])
 
 
 @jit
@@ -220,11 +212,21 @@ def _add_rows(
         widen(activations.bits[entries.tokens[e], neurons], activations.source, widened[0])
         _scale(values, e, entries, activations.scale, non_finite[:, neurons])
         group, row = entries.groups[e], entries.targets[e] - tile.column
-        dots, sums, magnitudes = product[row], total[group, neurons], magnitude[group, neurons]  # [neuron of the tile]
-        for i in range(value.size):
-            score = np.float64(value[i]) * np.float64(dots[i])
-            sums[i] += score
-            magnitudes[i] += abs(score)
+        _add_scores(value, product[row], total[group, neurons], magnitude[group, neurons])
+
+
+@jit
+def _add_scores(
+    values: NDArray[np.float32],
+    dots: NDArray[np.float32],
+    sums: NDArray[np.float64],
+    magnitudes: NDArray[np.float64],
+) -> None:
+    """Add the products of an entry's activations and `dots`, and their magnitudes; every array is [neuron]."""
+    for i in range(values.size):
+        score = np.float64(values[i]) * np.float64(dots[i])
+        sums[i] += score
+        magnitudes[i] += abs(score)
 
 
 @jit
