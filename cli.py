@@ -12,33 +12,16 @@ import logging
 import os
 import sys
 import warnings
+from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from actstore.api.light import missing
-from actstore.commands import (
-    attribute,
-    coactivation,
-    contributions,
-    copy,
-    coverage,
-    info,
-    inspect,
-    knowledge,
-    read,
-    repair,
-)
-from actstore.commands.capture import command as capture
-from actstore.commands.change import group as change
-from actstore.commands.edit import group as edit
-from actstore.commands.graphs import group as graphs
 from actstore.commands.messages import name_commands, name_options
-from actstore.commands.multimodal import group as multimodal
-from actstore.commands.naica import group as naica
 from actstore.commands.options import COMMAND, CommandGroup
-from actstore.commands.selectivity import group as selectivity
 from actstore.commands.usage import as_sentences
 from actstore.display import terminal
 from actstore.store.errors import ActstoreError, CaptureError
@@ -61,13 +44,16 @@ class Application(CommandGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Read the rest of the command line, and run the command."""
-        # What a message says of a capture, to be made anew, are options of other commands than the one that ran.
-        others = [parameter for name in ("capture", "attribute") for parameter in self.commands[name].params]
 
         def phrase(sentence: str) -> str:
-            command = ctx.meta.get(COMMAND)
-            sentence = name_commands(sentence, self)
-            return sentence if command is None else name_options(sentence, [*command.params, *others])
+            command: Any = ctx.meta.get(COMMAND)
+            whole: Any = typer.main.get_command(application())
+            sentence = name_commands(sentence, whole)
+            if command is None:
+                return sentence
+            # What a message says of a capture, to be made anew, are options of other commands than the one that ran.
+            others = [parameter for name in ("capture", "attribute") for parameter in whole.commands[name].params]
+            return name_options(sentence, [*command.params, *others])
 
         terminal.phrase = phrase
         try:
@@ -80,7 +66,26 @@ class Application(CommandGroup):
             terminal.phrase = str
 
 
-app = typer.Typer(cls=Application, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+FAMILIES: Final[dict[str, tuple[str, ...]]] = {
+    "inspect": ("inspect",),
+    "capture.command": ("capture", "plan", "fill", "finish"),
+    "info": ("info", "verify"),
+    "repair": ("repair",),
+    "copy": ("copy",),
+    "read": ("top", "stats", "sql", "export"),
+    "contributions": ("contributions",),
+    "attribute": ("attribute",),
+    "naica.group": ("naica",),
+    "knowledge": ("knowledge",),
+    "selectivity.group": ("selectivity",),
+    "change.group": ("change",),
+    "coverage": ("coverage",),
+    "coactivation": ("coactivation",),
+    "graphs.group": ("graphs",),
+    "multimodal.group": ("multimodal",),
+    "edit.group": ("edit",),
+}
+"""Module of `commands` → the commands that it registers, in the order in which --help lists them."""
 
 
 def _print_version(is_given: bool) -> None:
@@ -89,7 +94,6 @@ def _print_version(is_given: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def actstore(
     _: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
@@ -102,12 +106,17 @@ def actstore(
     """
 
 
-# In the order in which --help lists them.
-for family in (
-    inspect, capture, info, repair, copy, read, contributions, attribute, naica, knowledge, selectivity, change, coverage,
-    coactivation, graphs, multimodal, edit,
-):  # fmt: skip
-    family.register(app)
+@cache
+def application(command: str = "") -> typer.Typer:
+    """The command line. Where `command` is one of its commands, that alone: the modules of the others are not imported."""
+    app = typer.Typer(
+        cls=Application, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+    )
+    app.callback()(actstore)
+    families = [module for module, commands in FAMILIES.items() if command in commands] or list(FAMILIES)
+    for module in families:
+        import_module(f"actstore.commands.{module}").register(app)
+    return app
 
 
 def main() -> None:
@@ -118,7 +127,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else each attempt to reach the Hub is announced
     os.environ.setdefault("TQDM_DISABLE", "1")
-    sys.exit(_run(app))
+    sys.exit(_run(application(sys.argv[1] if len(sys.argv) > 1 else "")))
 
 
 INTERRUPTED: Final = 130

@@ -16,7 +16,7 @@ import typer
 import typer.cli
 
 import actstore
-from actstore.cli import app
+from actstore.cli import application
 from actstore.store import errors
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def command_line() -> str:
     """Every command, its arguments and options, as Markdown."""
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(application())
     context = command.make_context("actstore", [], resilient_parsing=True)
     text = typer.cli.get_docs_for_click(obj=command, ctx=context, name="actstore", title="Command line")
     # The lists of subcommands cut their sentences short, and the headings that follow say the same.

@@ -123,7 +123,7 @@ def cli(
         monkeypatch.setattr(sys, "argv", ["actstore", *map(str, arguments)])
         capsys.readouterr()
         table_widths.clear()
-        status = command_line._run(command_line.app)
+        status = command_line._run(command_line.application())
         assert arguments[0] == "sql" or max(table_widths, default=0) <= 120, arguments
         out, err = capsys.readouterr()
         # In a process of its own, the program switches the library's bars off before importing it.
@@ -161,7 +161,7 @@ from actstore import cli
 
 for line in lines:
     sys.argv = ["actstore", *line]
-    status = cli._run(cli.app)
+    status = cli._run(cli.application())
     if status:
         sys.exit(f"{line} ended with status {status}")
 """

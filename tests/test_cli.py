@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
@@ -239,19 +240,38 @@ def test_export_writes_what_the_store_holds(
 def test_the_help_lists_every_command(cli: Callable[..., Result]) -> None:
     shown = cli("--help")
     assert shown.status == 0
-    app = command_line.app
+    app = command_line.application()
     names = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
     assert names | {group.name for group in app.registered_groups} == set(COMMANDS)
     for command in COMMANDS:
         assert command in shown.out
 
 
+@pytest.mark.parametrize(("module", "commands"), command_line.FAMILIES.items())
+def test_a_module_registers_the_commands_that_the_table_lists(module: str, commands: tuple[str, ...]) -> None:
+    for command in commands:
+        alone = typer.main.get_command(command_line.application(command))
+        assert tuple(alone.commands) == commands  # type: ignore[attr-defined]
+
+
+def test_a_command_does_not_import_the_modules_of_others(store: Path) -> None:
+    code = "import sys; sys.argv[1:] = ['info', sys.argv[1]]\ntry: cli.main()\nexcept SystemExit: pass\n"
+    code = (
+        f"from actstore import cli\n{code}print([name for name in sys.modules if name.startswith('actstore.commands')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, store], capture_output=True, text=True, check=True)
+    loaded = done.stdout.splitlines()[-1]
+    assert "actstore.commands.info" in loaded
+    assert "actstore.commands.graphs" not in loaded
+    assert "actstore.commands.read" not in loaded
+
+
 def subcommands(group: str) -> list[str]:
-    (found,) = [g.typer_instance for g in command_line.app.registered_groups if g.name == group]
+    (found,) = [g.typer_instance for g in command_line.application().registered_groups if g.name == group]
     return [c.name or c.callback.__name__ for c in found.registered_commands if found and c.callback]
 
 
-GROUPS = tuple(group.name or "" for group in command_line.app.registered_groups)
+GROUPS = tuple(group.name or "" for group in command_line.application().registered_groups)
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *(f"{g} {c}" for g in GROUPS for c in subcommands(g))])

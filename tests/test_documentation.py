@@ -406,7 +406,7 @@ def load_generator() -> Any:
 def test_the_page_of_commands_names_every_command_and_every_option() -> None:
     import typer
 
-    from actstore.cli import app
+    from actstore.cli import application
 
     page = load_generator().command_line()
 
@@ -419,7 +419,7 @@ def test_the_page_of_commands_names_every_command_and_every_option() -> None:
         for child, inner in getattr(command, "commands", {}).items():
             check(inner, f"{name} {child}")
 
-    check(typer.main.get_command(app), "actstore")
+    check(typer.main.get_command(application()), "actstore")
 
 
 def test_the_page_of_the_interface_names_all_that_is_public() -> None:

@@ -147,7 +147,7 @@ def test_pages_are_plain_english(page: Path) -> None:
 def test_help_is_plain_english() -> None:
     import typer
 
-    from actstore.cli import app
+    from actstore.cli import application
 
     def texts(command: Any, name: str) -> Iterator[tuple[str, str]]:
         yield name, command.help or ""
@@ -156,7 +156,7 @@ def test_help_is_plain_english() -> None:
         for child, inner in getattr(command, "commands", {}).items():
             yield from texts(inner, f"{name} {child}")
 
-    every = dict(texts(typer.main.get_command(app), "actstore"))
+    every = dict(texts(typer.main.get_command(application()), "actstore"))
     assert len(every) > 200
     found = [line for name, text in every.items() for line in findings(iter([(0, text)]), name)]
     assert found == [], "\n".join(found)

@@ -36,7 +36,7 @@ def run_commands(*lines: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         "import shlex\nfrom actstore import cli\n"
         f"for line in {lines!r}:\n"
         "    sys.argv = ['actstore', *shlex.split(line)]\n"
-        "    print('status', cli._run(cli.app), flush=True)\n",
+        "    print('status', cli._run(cli.application()), flush=True)\n",
         cwd,
     )
 

@@ -44,7 +44,7 @@ for arguments in json.loads(sys.stdin.read()):
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
         cli.terminal.out.file = shown
-        status = cli._run(cli.app)
+        status = cli._run(cli.application())
     print(json.dumps([status, shown.getvalue()]), flush=True)
 """
 

@@ -21,7 +21,7 @@ from actstore.api.graphs import GraphsMethod
 from actstore.api.multimodal import MultimodalMethod
 from actstore.api.naica import NaicaMethod
 from actstore.api.selectivity import SelectivityMethod
-from actstore.cli import app
+from actstore.cli import application
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def copy(tmp_path: Path) -> actstore.Store:
 def commands() -> dict[str, Any]:
     """Every command by its words."""
     found = {}
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+    for name, command in typer.main.get_command(application()).commands.items():  # type: ignore[attr-defined]
         subcommands = getattr(command, "commands", None)
         if subcommands is None:
             found[name] = command

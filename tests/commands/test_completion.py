@@ -42,7 +42,7 @@ def offered(store: Path) -> Callable[[str], list[str]]:
             "COMP_CWORD": str(len(words.split(" "))),
             "_ACTSTORE_COMPLETE": "complete_bash",
         }
-        program = "from actstore.cli import app; app(prog_name='actstore')"
+        program = "from actstore.cli import application; application()(prog_name='actstore')"
         done = subprocess.run(
             [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
         )

@@ -79,7 +79,7 @@ def scan_devices() -> dict[str, bool]:
         helps = [p.help for p in command.params if "--device" in p.opts]
         return {path: any(text.startswith("What computes") for text in helps)}
 
-    return walk(typer.main.get_command(command_line.app), "")
+    return walk(typer.main.get_command(command_line.application()), "")
 
 
 def test_what_has_a_kernel_takes_a_device() -> None:

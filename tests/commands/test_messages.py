@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Result  # type: ignore[import-not-found]
 
-APPLICATION: Any = typer.main.get_command(command_line.app)
+APPLICATION: Any = typer.main.get_command(command_line.application())
 
 
 def parameters(*path: str) -> list[Any]:

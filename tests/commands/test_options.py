@@ -100,7 +100,7 @@ def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
         yield " ".join(path), command
 
 
-COMMANDS = dict(walk(typer.main.get_command(command_line.app)))
+COMMANDS = dict(walk(typer.main.get_command(command_line.application())))
 
 
 def names_of(parameter: Any) -> list[str]:
@@ -205,7 +205,7 @@ def test_options_of_one_method_stand_in_a_panel_of_their_own() -> None:
 
 def test_commands_get_plain_names() -> None:
     """What is written into a store or into JSON is text, not a member of an enumeration."""
-    application: Any = typer.main.get_command(command_line.app)
+    application: Any = typer.main.get_command(command_line.application())
     context = application.make_context("actstore", ["naica", "show", "S"])
     command = application.get_command(context, "naica").get_command(context, "evaluate")
     values = command.make_context("evaluate", ["S", "--method", "kn", "--method", "random"]).params
@@ -219,7 +219,7 @@ def test_a_shell_completes() -> None:
         "COMP_CWORD": "5",
         "_ACTSTORE_COMPLETE": "complete_bash",
     }
-    program = "from actstore.cli import app; app(prog_name='actstore')"
+    program = "from actstore.cli import application; application()(prog_name='actstore')"
     done = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | words, capture_output=True, text=True, check=False
     )

@@ -63,7 +63,7 @@ def capture_of(key: str) -> str:
     return parts[1] if parts[0] == "captures" and parts[1] in CAPTURES else CAPTURES[0]
 
 
-COMMAND_LINE = get_command(cli.app)
+COMMAND_LINE = get_command(cli.application())
 """Made once: that takes longer than most commands."""
 
 

@@ -84,7 +84,7 @@ def module(path: Path) -> ModuleType:
 def run(*words: Any) -> None:
     """A command line."""
     sys.argv = ["actstore", *map(str, words), "--json"]
-    status = cli._run(cli.app)
+    status = cli._run(cli.application())
     if status:
         raise SystemExit(f"{sys.argv} ended with status {status}")
 
