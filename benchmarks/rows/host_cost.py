@@ -20,8 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from actstore.engine.capture.gpu_buffers import BlockStatistics
+from actstore.engine.capture.gpu.buffers import BlockStatistics
+from actstore.engine.capture.gpu.compaction import Compaction
 from actstore.engine.capture.packing import used_slots
+from actstore.kernels.compaction.api import compact
+from actstore.kernels.compaction.rows import CompactedRows
 from actstore.kernels.pack import api
 from actstore.kernels.pack.statistics import STATISTICS, Statistics
 from actstore.store import layout
@@ -39,7 +42,6 @@ from benchmarks.rows.packing import make_columns
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from actstore.engine.capture.buffers import Buffers
     from actstore.kernels.pack.gpu_statistics import DeviceStatistics
 
 MODEL_NEURONS = 32 * 11_008
@@ -153,14 +155,20 @@ def plan_capture(folder: Folder, precision: str, compression: str, n_neurons: in
     return create_capture(folder, record)
 
 
-def filled_arrays(record: CaptureRecord, folder: Folder, values: torch.Tensor) -> Buffers:
-    """The arrays of a block as a GPU has encoded them."""
+def filled_arrays(
+    record: CaptureRecord, folder: Folder, values: torch.Tensor
+) -> dict[str, NDArray[Any] | CompactedRows]:
+    """The arrays of a block as a GPU has encoded them, compacted where it compacts them."""
     used = used_slots(record, Plan(folder, record.name, record.plan).block(0))
-    arrays: Buffers = {}
+    compaction, arrays = Compaction(record), dict[str, "NDArray[Any] | CompactedRows"]()
     if (form := record.encoding.staging_format) is not None:
         staged = np.ascontiguousarray(_bits(values, form.name).T)
         encoded = record.encoding.encode(staged, used, api)
-        arrays[layout.values_key(record.name, "mlp.post", 0)] = encoded.values
+        key = layout.values_key(record.name, "mlp.post", 0)
+        arrays[key] = encoded.values
+        if compaction.is_used:
+            common = np.zeros(SLOTS, encoded.values.dtype)
+            arrays[key] = CompactedRows(compact(encoded.values, common, compaction.capacity), encoded.values.dtype)
         for name, parameter in encoded.parameters.items():
             arrays[layout.block_parameters_key(record.name, "mlp.post", 0, name)] = parameter[:, None]
         signs = np.packbits((values > 0).numpy().T, axis=1, bitorder="little")

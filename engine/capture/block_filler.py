@@ -1,7 +1,7 @@
 """Plan and model to store: runs the model over a planned corpus, block by block, and keeps what the record says.
 
 The one module that brings model, plan, packer and store together: architectures are in `engine.models`, bytes on disk in
-`store`, and how a value is packed, on the host or on a GPU, in `packing` and `gpu_packing`.
+`store`, and how a value is packed, on the host or on a GPU, in `packing` and `gpu.packing`.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def packer_for(
 ) -> Packer:
     """The packer for values that a model computes on `device`; the arguments are those of `HostPacker`."""
     if device.type == "cuda":
-        from actstore.engine.capture.gpu_packing import DevicePacker  # only here: it loads Triton
+        from actstore.engine.capture.gpu.packing import DevicePacker  # only here: it loads Triton
 
         return DevicePacker(record, device, buffers)
     return HostPacker(record, buffers, experts)

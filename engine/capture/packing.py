@@ -1,7 +1,7 @@
 """Packers: what a forward pass hands over, packed into the buffers and statistics of the current block, batch by batch.
 
 A packer hands out filled blocks ready to be written. `HostPacker` packs on the CPU, into buffers from a pool; on a GPU
-`actstore.engine.capture.gpu_packing` packs where the values are.
+`actstore.engine.capture.gpu.packing` packs where the values are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from actstore.store import layout
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from actstore.kernels.pack.columns import Columns
     from actstore.store.capture.plan import BlockPlan
     from actstore.store.files.records import CaptureRecord
+    from actstore.store.files.rows import Rows
 
 PACKABLE = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -37,8 +38,8 @@ class FilledBlock:
     """A block whose every value is on the host."""
 
     block: int
-    arrays: Buffers
-    """What is to be written: quantised, thresholded, or as it was computed."""
+    arrays: Mapping[str, Rows]
+    """What is to be written: quantised, thresholded, or as it was computed. Some of it may be made when it is read."""
     statistics: Callable[[], CaptureStatistics]
     """Gives the block's statistics, from any thread; may take its time."""
     began: float

@@ -20,11 +20,11 @@ from actstore.engine.capture.packing import HostPacker
 from actstore.engine.models.load import load_model
 from actstore.store import layout
 
-DevicePacker = pytest.importorskip("actstore.engine.capture.gpu_packing", exc_type=ImportError).DevicePacker
+DevicePacker = pytest.importorskip("actstore.engine.capture.gpu.packing", exc_type=ImportError).DevicePacker
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -54,7 +54,7 @@ class Taken:
                 self._check(self._last)
                 self._last.release()
             self._last = block
-            arrays = {key: array.copy() for key, array in block.arrays.items()}
+            arrays = {key: np.array(array) for key, array in block.arrays.items()}
             self.blocks[block.block] = arrays, block.statistics()
 
     def end(self) -> None:
@@ -108,9 +108,10 @@ def fill(model: LoadedModel, capture: Capture, packers: list[Packer], n_blocks: 
     return taken
 
 
-def assert_same_arrays(found: Buffers, expected: Buffers) -> None:
+def assert_same_arrays(found: Mapping[str, Any], expected: Buffers) -> None:
     assert found.keys() == expected.keys()
-    for key, array in found.items():
+    for key, rows in found.items():
+        array = np.asarray(rows)
         assert array.dtype == expected[key].dtype
         assert array.shape == expected[key].shape
         np.testing.assert_array_equal(
@@ -135,8 +136,17 @@ def assert_same(found: Statistics, expected: Statistics) -> None:
             np.testing.assert_array_equal(array, expected.arrays()[name], name, strict=True)
 
 
-def compare(capture: Capture, model: LoadedModel, n_span_slots: int | None = None, n_blocks: int = 1) -> DevicePacker:
-    """The device's packer, after its blocks were found to be the host's; for a span as large as given, or whole blocks."""
+def compare(
+    capture: Capture,
+    model: LoadedModel,
+    n_span_slots: int | None = None,
+    n_blocks: int = 1,
+    capacity: int | None = None,
+) -> DevicePacker:
+    """The device's packer, after its blocks were found to be the host's; for a span as large as given, or whole blocks.
+
+    capacity: how many values of a neuron a compacted block has room for, in place of as many as it can have.
+    """
     record = capture.record
     experts = {spec.layer for spec in model.spec.layers if spec.expert is not None}
     host = HostPacker(record, UndefinedBuffers(record), experts)
@@ -144,6 +154,8 @@ def compare(capture: Capture, model: LoadedModel, n_span_slots: int | None = Non
     if n_span_slots is not None:
         nbytes = sum(shape[0] * shape[1] * dtype.itemsize for _, shape, dtype in staged_arrays(record))
         device._memory = 2 * n_span_slots * nbytes // record.plan.block_slots
+    if capacity is not None:
+        device._compaction.capacity = capacity
     by_host, by_device = fill(model, capture, [host, device], n_blocks)
     assert list(by_device.blocks) == list(by_host.blocks) == list(capture.blocks[:n_blocks])
     for block, (arrays, statistics) in by_device.blocks.items():
@@ -178,6 +190,21 @@ def test_whole_blocks_are_the_hosts(captured: Any, model: LoadedModel, name: str
     assert compare(capture, model, n_blocks=N_BLOCKS if name == "exact" else 1)._is_whole
 
 
+def test_sparse_blocks_leave_the_device_compacted(captured: Any, model: LoadedModel) -> None:
+    capture = captured(**SETTINGS["sparse"])
+    packer, record = compare(capture, model), capture.record
+    host = packer._spans[0].host
+    key = layout.values_key(record.name, "mlp.post", 1)
+    dense = packer._spans[0].arrays[key].nbytes
+    copied = sum(tensor.nbytes for name, tensor in host.items() if name.startswith(key))
+    assert 0 < copied < dense / 4, "a tenth of the values, each with a byte for its place"
+
+
+def test_a_layer_with_more_values_than_there_is_room_for_is_copied_whole(captured: Any, model: LoadedModel) -> None:
+    capture = captured(**SETTINGS["sparse"])
+    compare(capture, model, n_blocks=N_BLOCKS, capacity=1)
+
+
 @pytest.mark.parametrize(
     "name", ["int8", "sparse", *(pytest.param(name, marks=pytest.mark.slow) for name in ("exact", "last"))]
 )
@@ -193,9 +220,11 @@ def test_bfloat16_keeps_every_bit(captured: Any, tiny_model: Path) -> None:
     compare(capture, load_model(str(tiny_model), dtype="bfloat16", device=str(DEVICE)))
 
 
-@pytest.mark.parametrize("n_span_slots", [None, 100])
+@pytest.mark.parametrize(
+    ("n_span_slots", "settings"), [(None, {}), (100, {}), (None, {"precision": "sparse", "keep": 0.1})]
+)
 def test_experts_are_packed_where_they_were_routed(
-    tiny_model: Path, corpus: Path, tmp_path: Path, n_span_slots: int | None
+    tiny_model: Path, corpus: Path, tmp_path: Path, n_span_slots: int | None, settings: dict[str, Any]
 ) -> None:
     torch.manual_seed(3)
     config = MixtralConfig(
@@ -207,8 +236,9 @@ def test_experts_are_packed_where_they_were_routed(
         (tmp_path / "mixtral" / file.name).write_bytes(file.read_bytes())
     options = RunOptions(memory=60_000)
     capture = run_capture(
-        str(tmp_path / "mixtral"), corpus, tmp_path / "s", options=options, context=32, max_tokens=400, batch_tokens=64
-    )
+        str(tmp_path / "mixtral"), corpus, tmp_path / "s", options=options, context=32, max_tokens=400, batch_tokens=64,
+        **settings,
+    )  # fmt: skip
     compare(capture, load_model(str(tmp_path / "mixtral"), device=str(DEVICE)), n_span_slots)
 
 

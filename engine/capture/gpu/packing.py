@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from actstore.engine.capture.buffers import BufferPool, staged_arrays
-from actstore.engine.capture.gpu_buffers import (
+from actstore.engine.capture.gpu.buffers import (
     BlockStatistics,
     CopyEvent,
     CopyStream,
@@ -25,12 +25,13 @@ from actstore.engine.capture.gpu_buffers import (
     as_numpy,
     fill_bits,
 )
+from actstore.engine.capture.gpu.compaction import Compaction
 from actstore.engine.capture.packing import FilledBlock, as_packable, count_labels, encode, used_slots
 from actstore.kernels.pack import gpu, gpu_lossy
 from actstore.store import layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from actstore.kernels.pack.columns import Columns
     from actstore.store.capture.plan import BlockPlan
     from actstore.store.files.records import CaptureRecord
+    from actstore.store.files.rows import Rows
 
 MEMORY_FRACTION: Final = 0.4
 """Of the device memory that is free once the model is loaded: what buffers and statistics may take. The rest is for the
@@ -51,7 +53,7 @@ class _Pending:
 
     plan: BlockPlan
     began: float
-    arrays: Callable[[], Buffers]
+    arrays: Callable[[], Mapping[str, Rows]]
     statistics: BlockStatistics
     copied: CopyEvent
     release: Callable[[], None]
@@ -80,6 +82,7 @@ class DevicePacker:
         self._staged = {key: (shape, dtype) for key, shape, dtype in staged_arrays(record)}
         staging = record.encoding.staging_format
         self._no_value = staging.fill_value if staging else 0
+        self._compaction = Compaction(record)
         is_gpu = device.type == "cuda"
         self._side = CopyStream(device)
         self._device_statistics = [BlockStatistics.empty(record, device) for _ in range(2)]
@@ -224,19 +227,22 @@ class DevicePacker:
                 yield key, tensor
                 continue
             encoded = record.encoding.encode(tensor, used, gpu_lossy)
-            yield key, encoded.values
+            if self._compaction.is_used:
+                yield from self._compaction.parts(key, encoded.values)
+            else:
+                yield key, encoded.values
             for name, values in encoded.parameters.items():
                 yield layout.block_parameters_key(record.name, *sites[key], name), values[:, None]
 
-    def _whole_block(self, span: StagingBuffer) -> tuple[Callable[[], Buffers], Callable[[], None]]:
-        """What gives the arrays of a block once it is copied, and what gives back their memory."""
-        host = span.host
-        return (
-            lambda: {key: as_numpy(tensor) for key, tensor in host.items()},
-            lambda: self._pinned.release(host),
-        )
+    def _whole_block(self, span: StagingBuffer) -> tuple[Callable[[], Mapping[str, Rows]], Callable[[], None]]:
+        """What gives the arrays of a block once it is copied, and what gives back their memory.
 
-    def _moved_block(self, plan: BlockPlan) -> tuple[Callable[[], Buffers], Callable[[], None]]:
+        The first is called before the block after the next one begins, which overwrites the span on the device.
+        """
+        host = span.host
+        return lambda: self._compaction.collect(host, span.arrays), lambda: self._pinned.release(host)
+
+    def _moved_block(self, plan: BlockPlan) -> tuple[Callable[[], Mapping[str, Rows]], Callable[[], None]]:
         """As `_whole_block`, of a block that passed through device memory in spans."""
         arrays, moves = self._arrays, [span.moved for span in self._spans if span.moved is not None]
 
