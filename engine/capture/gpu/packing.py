@@ -121,16 +121,18 @@ class DevicePacker:
         self._stop = max(self._stop, columns.n_slots)
         self._batch = columns, self._within_span(columns)
 
-    def pack(self, layer: int, site: str, values: Tensor, columns: Columns) -> None:
+    def pack(self, layer: int, site: str, values: Tensor, columns: Columns, rows: Tensor | None = None) -> None:
         """As `Packer` says; waits for nothing."""
         values = as_packable(values).to(self._device, non_blocking=True)
+        if rows is not None and rows.device != values.device:
+            rows = rows.to(values.device, non_blocking=True)
         span_columns = self._batch[1] if columns is self._batch[0] else self._within_span(columns)
         if (site, layer) in self._statistics.sites:
             out = self._span.arrays.get(layout.values_key(self._record.name, site, layer))
-            gpu.pack(values, span_columns, out, self._statistics.sites[site, layer])
+            gpu.pack(values, span_columns, out, self._statistics.sites[site, layer], rows)
         if site == "mlp.gate" and layer in self._statistics.gate_positives:
             bits = self._span.arrays[layout.gate_sign_key(self._record.name, layer)]
-            gpu.pack_signs(values, span_columns, bits, self._statistics.gate_positives[layer])
+            gpu.pack_signs(values, span_columns, bits, self._statistics.gate_positives[layer], rows)
 
     def finish(self) -> Iterator[FilledBlock]:
         """The block before this one, whose own copies begin when that has been dealt with; or this one, if it did not fit."""

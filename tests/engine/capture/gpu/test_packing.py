@@ -5,6 +5,8 @@ On a GPU where there is one, else on CPU tensors through Triton's interpreter, w
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,20 +14,23 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
+import actstore
 from actstore.engine.capture.api import RunOptions
 from actstore.engine.capture.api import capture as run_capture
-from actstore.engine.capture.block_filler import batches_of, packer_for, routed_columns
+from actstore.engine.capture.block_filler import BlockFiller, batches_of, packer_for
 from actstore.engine.capture.buffers import BufferPool, Buffers, staged_arrays
-from actstore.engine.capture.packing import HostPacker
+from actstore.engine.capture.packing import HostPacker, routed_columns
 from actstore.engine.models.load import load_model
+from actstore.kernels.pack.columns import Columns
 from actstore.store import layout
 
 DevicePacker = pytest.importorskip("actstore.engine.capture.gpu.packing", exc_type=ImportError).DevicePacker
+gpu_columns = pytest.importorskip("actstore.kernels.pack.gpu_columns", exc_type=ImportError)
+octets_on, routed_on = gpu_columns.octets_on, gpu_columns.routed_on
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -96,9 +101,8 @@ def fill(model: LoadedModel, capture: Capture, packers: list[Packer], n_blocks: 
                 packer.batch(batch.columns)
 
             def sink(layer: int, site: str, values: Tensor, rows: Tensor | None, batch: Any = batch) -> None:
-                columns = batch.columns if rows is None else routed_columns(batch.columns, rows.cpu().numpy())
                 for packer in packers:
-                    packer.pack(layer, site, values, columns)
+                    packer.pack(layer, site, values, batch.columns, rows)
 
             model.forward(batch.input_ids, batch.attention_mask, sites=sites, layers=layers, sink=sink)
         for each in taken:
@@ -220,26 +224,90 @@ def test_bfloat16_keeps_every_bit(captured: Any, tiny_model: Path) -> None:
     compare(capture, load_model(str(tiny_model), dtype="bfloat16", device=str(DEVICE)))
 
 
-@pytest.mark.parametrize(
-    ("n_span_slots", "settings"), [(None, {}), (100, {}), (None, {"precision": "sparse", "keep": 0.1})]
-)
-def test_experts_are_packed_where_they_were_routed(
-    tiny_model: Path, corpus: Path, tmp_path: Path, n_span_slots: int | None, settings: dict[str, Any]
-) -> None:
+@pytest.fixture(scope="module")
+def mixtral(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     config = MixtralConfig(
         vocab_size=400, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=1, max_position_embeddings=64, bos_token_id=0,
     )  # fmt: skip
-    MixtralForCausalLM(config).save_pretrained(tmp_path / "mixtral")
+    folder = tmp_path_factory.mktemp("mixtral")
+    MixtralForCausalLM(config).save_pretrained(folder)
     for file in tiny_model.glob("tokenizer*"):
-        (tmp_path / "mixtral" / file.name).write_bytes(file.read_bytes())
-    options = RunOptions(memory=60_000)
-    capture = run_capture(
-        str(tmp_path / "mixtral"), corpus, tmp_path / "s", options=options, context=32, max_tokens=400, batch_tokens=64,
-        **settings,
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def capture_experts(mixtral: Path, corpus: Path, store: Path, **settings: Any) -> Capture:
+    settings = {"context": 32, "max_tokens": 400, "batch_tokens": 64, **settings}
+    return run_capture(str(mixtral), corpus, store, options=RunOptions(memory=60_000), **settings)
+
+
+@pytest.mark.parametrize(
+    ("n_span_slots", "settings"), [(None, {}), (100, {}), (None, {"precision": "sparse", "keep": 0.1})]
+)
+def test_experts_are_packed_where_they_were_routed(
+    mixtral: Path, corpus: Path, tmp_path: Path, n_span_slots: int | None, settings: dict[str, Any]
+) -> None:
+    capture = capture_experts(mixtral, corpus, tmp_path / "s", **settings)
+    compare(capture, load_model(str(mixtral), device=str(DEVICE)), n_span_slots)
+
+
+OURS = str(Path(actstore.__file__).parent)
+WAITS = ("cpu", "item", "tolist", "numpy", "nonzero", "__bool__", "__int__", "__index__", "__float__")
+"""What of a tensor makes the host wait for the device."""
+
+
+def test_packing_waits_for_no_expert(
+    mixtral: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's loop over experts waits for each; nothing of ours does, however many there are."""
+    capture = capture_experts(mixtral, corpus, tmp_path / "s")
+    record, model = capture.record, load_model(str(mixtral), device=str(DEVICE))
+    filler = BlockFiller(model, record, UndefinedBuffers(record))
+    filler._packer = DevicePacker(record, DEVICE, UndefinedBuffers(record))
+    waits: list[str] = []
+
+    def counted(name: str, original: Any) -> Any:
+        def call(tensor: Tensor, *arguments: Any, **keywords: Any) -> Any:
+            caller = sys._getframe(1).f_code
+            if caller.co_filename.startswith(OURS) and caller.co_name not in ("upload", "__torch_function__"):
+                waits.append(f"{name} in {caller.co_filename}, {caller.co_name}")
+            return original(tensor, *arguments, **keywords)
+
+        return call
+
+    filler._packer.begin(capture.plan.block(0))
+    batches = list(batches_of(capture.plan.block(0), len(record.plan.labels), record.plan.block_slots))
+    with monkeypatch.context() as patch:
+        for name in WAITS:
+            patch.setattr(torch.Tensor, name, counted(name, getattr(torch.Tensor, name)))
+        for batch in batches:
+            filler._run(batch)
+    assert len(batches) > 2
+    assert waits == []
+
+
+@pytest.mark.parametrize("n_seen", [0, 1, 40])
+def test_what_an_expert_saw_is_found_on_the_device_as_on_the_host(n_seen: int) -> None:
+    rng = np.random.default_rng(n_seen)
+    windows = np.array([0, 11, 11, 40])  # one of them has no token that is kept
+    columns = Columns(
+        rows=np.sort(rng.permutation(60)[:40]), slots=np.sort(rng.permutation(90)[:40]), segments=windows,
+        labels=np.zeros((3, 1), np.int32), counted=rng.random(40) < 0.8, first_token=7,
     )  # fmt: skip
-    compare(capture, load_model(str(tmp_path / "mixtral"), device=str(DEVICE)), n_span_slots)
+    rows = rng.permutation(70)[:n_seen]  # some of them are kept nowhere, and lie beyond all that are
+    expected = routed_columns(columns, rows)
+    routed = routed_on(DEVICE, columns, torch.from_numpy(rows).to(DEVICE))
+    found, n = routed.columns, len(expected.rows)
+    for name in ("rows", "slots", "counted"):
+        np.testing.assert_array_equal(getattr(found, name)[:n].cpu().numpy(), getattr(expected, name), name)
+    np.testing.assert_array_equal(found.tokens[:n].cpu().numpy(), 7 + expected.slots)
+    starts = dict(zip(found.piece_segments.tolist(), found.piece_starts.tolist(), strict=True))
+    assert starts == {0: expected.segments[0], 2: expected.segments[2], -1: n}
+    octets = octets_on(DEVICE, columns)
+    by_slot = {slot - 8 * octets.first: row for slot, row in zip(expected.slots, expected.rows, strict=True)}
+    assert routed.octets(octets).tolist() == [by_slot.get(i, -1) for i in range(len(octets.rows))]
 
 
 def test_a_batch_larger_than_the_memory_given_still_has_room(captured: Any, model: LoadedModel) -> None:
