@@ -6,6 +6,7 @@ On a GPU where there is one, else on CPU tensors through Triton's interpreter, w
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from actstore.kernels.pack.columns import Columns
 from actstore.store import layout
 
 DevicePacker = pytest.importorskip("actstore.engine.capture.gpu.packing", exc_type=ImportError).DevicePacker
+outgoing = pytest.importorskip("actstore.engine.capture.gpu.outgoing", exc_type=ImportError)
 gpu_columns = pytest.importorskip("actstore.kernels.pack.gpu_columns", exc_type=ImportError)
 octets_on, routed_on = gpu_columns.octets_on, gpu_columns.routed_on
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -145,12 +147,8 @@ def compare(
     model: LoadedModel,
     n_span_slots: int | None = None,
     n_blocks: int = 1,
-    capacity: int | None = None,
 ) -> DevicePacker:
-    """The device's packer, after its blocks were found to be the host's; for a span as large as given, or whole blocks.
-
-    capacity: how many values of a neuron a compacted block has room for, in place of as many as it can have.
-    """
+    """The device's packer, after its blocks were found to be the host's; for a span as large as given, or whole blocks."""
     record = capture.record
     experts = {spec.layer for spec in model.spec.layers if spec.expert is not None}
     host = HostPacker(record, UndefinedBuffers(record), experts)
@@ -158,14 +156,28 @@ def compare(
     if n_span_slots is not None:
         nbytes = sum(shape[0] * shape[1] * dtype.itemsize for _, shape, dtype in staged_arrays(record))
         device._memory = 2 * n_span_slots * nbytes // record.plan.block_slots
-    if capacity is not None:
-        device._compaction.capacity = capacity
     by_host, by_device = fill(model, capture, [host, device], n_blocks)
     assert list(by_device.blocks) == list(by_host.blocks) == list(capture.blocks[:n_blocks])
     for block, (arrays, statistics) in by_device.blocks.items():
         assert_same_arrays(arrays, by_host.blocks[block][0])
         assert_same_statistics(statistics, by_host.blocks[block][1])
     return device
+
+
+OURS = str(Path(actstore.__file__).parent)
+
+
+def called_by_us(name: str, original: Any, calls: list[str]) -> Any:
+    """A method of tensors that notes where it is called from, if that is our code; `upload` waits for nothing."""
+
+    def call(tensor: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        caller = sys._getframe(1).f_code
+        passes_on = caller.co_name in ("upload", "__torch_function__")  # the latter for the model
+        if caller.co_filename.startswith(OURS) and "/tests/" not in caller.co_filename and not passes_on:
+            calls.append(f"{name} in {caller.co_filename}, {caller.co_name}")
+        return original(tensor, *arguments, **keywords)
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -191,22 +203,42 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_whole_blocks_are_the_hosts(captured: Any, model: LoadedModel, name: str) -> None:
     capture = captured(**SETTINGS[name])
     assert len(capture.plan.block(0).batches()) > 2
-    assert compare(capture, model, n_blocks=N_BLOCKS if name == "exact" else 1)._is_whole
+    packer = compare(capture, model, n_blocks=N_BLOCKS if name == "exact" else 1)
+    assert packer._is_whole
+    if name == "sparse":
+        assert_compacted(packer, layout.values_key(capture.record.name, "mlp.post", 1))
 
 
-def test_sparse_blocks_leave_the_device_compacted(captured: Any, model: LoadedModel) -> None:
-    capture = captured(**SETTINGS["sparse"])
-    packer, record = compare(capture, model), capture.record
-    host = packer._spans[0].host
-    key = layout.values_key(record.name, "mlp.post", 1)
-    dense = packer._spans[0].arrays[key].nbytes
-    copied = sum(tensor.nbytes for name, tensor in host.items() if name.startswith(key))
-    assert 0 < copied < dense / 4, "a tenth of the values, each with a byte for its place"
+def assert_compacted(packer: DevicePacker, key: str) -> None:
+    """Of a block's values, only those that were kept left the device."""
+    staged, host = packer._spans[0].arena, packer._spans[0].host
+    copied = sum(tensor.nbytes for name, tensor in host.tensors.items() if name[0] == key)
+    assert key not in host.tensors
+    assert 0 < copied < staged.tensors[key].nbytes / 4, "a tenth of the values, each with a byte for its place"
 
 
-def test_a_layer_with_more_values_than_there_is_room_for_is_copied_whole(captured: Any, model: LoadedModel) -> None:
-    capture = captured(**SETTINGS["sparse"])
-    compare(capture, model, n_blocks=N_BLOCKS, capacity=1)
+def test_a_layer_with_more_values_than_there_is_room_for_is_copied_whole(
+    captured: Any, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outgoing, "compacted_capacity", lambda record: 1)
+    compare(captured(**SETTINGS["sparse"]), model, n_blocks=N_BLOCKS)
+
+
+def test_a_block_is_filled_and_copied_at_once_however_many_layers_it_has(
+    captured: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture, counts = captured(**SETTINGS["sparse"]), []
+    for n_layers in (1, 3):
+        widths = {str(layer): 4 for layer in range(n_layers)}
+        record = replace(capture.record, sites={"mlp.post": widths}, gate_sign=tuple(range(n_layers)))
+        packer, calls = DevicePacker(record, DEVICE, UndefinedBuffers(record)), list[str]()
+        with monkeypatch.context() as patch:
+            for name in ("fill_", "zero_", "copy_"):
+                patch.setattr(torch.Tensor, name, called_by_us(name, getattr(torch.Tensor, name), calls))
+            packer.begin(capture.plan.block(0))
+            assert [*packer.finish(), *packer.drain()]
+        counts.append(len(calls))
+    assert 0 < counts[0] == counts[1] < 16
 
 
 @pytest.mark.parametrize(
@@ -253,7 +285,6 @@ def test_experts_are_packed_where_they_were_routed(
     compare(capture, load_model(str(mixtral), device=str(DEVICE)), n_span_slots)
 
 
-OURS = str(Path(actstore.__file__).parent)
 WAITS = ("cpu", "item", "tolist", "numpy", "nonzero", "__bool__", "__int__", "__index__", "__float__")
 """What of a tensor makes the host wait for the device."""
 
@@ -268,20 +299,11 @@ def test_packing_waits_for_no_expert(
     filler._packer = DevicePacker(record, DEVICE, UndefinedBuffers(record))
     waits: list[str] = []
 
-    def counted(name: str, original: Any) -> Any:
-        def call(tensor: Tensor, *arguments: Any, **keywords: Any) -> Any:
-            caller = sys._getframe(1).f_code
-            if caller.co_filename.startswith(OURS) and caller.co_name not in ("upload", "__torch_function__"):
-                waits.append(f"{name} in {caller.co_filename}, {caller.co_name}")
-            return original(tensor, *arguments, **keywords)
-
-        return call
-
     filler._packer.begin(capture.plan.block(0))
     batches = list(batches_of(capture.plan.block(0), len(record.plan.labels), record.plan.block_slots))
     with monkeypatch.context() as patch:
         for name in WAITS:
-            patch.setattr(torch.Tensor, name, counted(name, getattr(torch.Tensor, name)))
+            patch.setattr(torch.Tensor, name, called_by_us(name, getattr(torch.Tensor, name), waits))
         for batch in batches:
             filler._run(batch)
     assert len(batches) > 2
