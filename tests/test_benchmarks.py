@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -179,7 +180,9 @@ def test_the_text_between_marks_is_replaced_wherever_it_stands_once(tmp_path: Pa
         marked.rewrite("one", "new", tmp_path)
 
 
-@pytest.mark.parametrize("mark", ["benchmark", "benchmark-rows", "sizes", "host-cost"])
+@pytest.mark.parametrize(
+    "mark", ["benchmark", "benchmark-rows", "sizes", "host-cost", "gpu-summary", "gpu-kernels", "gpu-capture"]
+)
 def test_the_documentation_has_a_place_for_what_is_measured(mark: str) -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     assert (
@@ -283,3 +286,77 @@ def test_the_page_on_scale_has_the_sums_of_the_functions_that_captures_are_plann
     assert len(scale.file_sizes(scale.capture_record("7B", "int8", 10**9, bundle=False))) == 97
     assert not scale.capture_record("7B", "int8", 10**6).bundled
     assert not scale.capture_record("7B", "none", 10**9).bundled, "it would have as many objects"
+
+
+def test_everything_that_a_gpu_is_to_measure_runs_in_the_interpreter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, tests = load("gpu"), load("on_gpu.tests")
+    (tmp_path / "test_one.py").write_text("def test_passes():\n    pass\n")
+    monkeypatch.setattr(tests, "ROOT", tmp_path)
+    monkeypatch.setattr(tests, "SMALL_TESTS", ("test_one.py",))
+    results = gpu.measure(gpu.PARTS, small=True, output=tmp_path / "gpu.json", isolated=False)
+    assert {name: part.get("error") for name, part in results["parts"].items()} == dict.fromkeys(gpu.PARTS)
+    rows = {name: part.get("rows", []) for name, part in results["parts"].items()}
+    assert all(row["right"] for row in rows["large"])
+    assert {row["name"]: row["right"] for row in rows["kernels"] if "right" in row}.keys() >= {"quantise", "sparsify"}
+    assert [row["passed"] for row in rows["tests"]] == [1]
+    precisions = {row["name"].partition(",")[0] for row in rows["capture"] if "ratio" in row}
+    assert precisions == {"bare forward pass", "hooks that do nothing", "exact", "half", "int8", "sparse", "none"}
+    tables = load("on_gpu.tables")
+    with pytest.raises(SystemExit, match="was not measured on a GPU"):
+        tables.read(tmp_path / "gpu.json")
+    assert json.loads((tmp_path / "gpu.json").read_text())["small"]
+    # With a card's name they would be a table; nobody is shown one otherwise.
+    of_card = results | {"machine": results["machine"] | {"card": "H200", "memory_nbytes": 2**37, "driver": "1"}}
+    found = tables.markdown(of_card)
+    assert "| sparsify |" in found["gpu-kernels"]
+    assert "| sparse, written |" in found["gpu-capture"]
+    assert "1 of its 32 layers" in found["gpu-capture"]
+
+
+def test_a_part_that_fails_is_recorded_and_the_next_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = load("gpu")
+
+    def run_part(name: str, small: bool, told: Callable[[dict[str, Any]], None]) -> None:
+        told({"part": name, "name": "one", "median_s": 1.0})
+        if name == "large":
+            raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(gpu, "run_part", run_part)
+    results = gpu.measure(["large", "kernels"], small=True, output=None, isolated=False)
+    assert results["parts"]["large"]["status"] == "failed"
+    assert results["parts"]["large"]["error"] == "RuntimeError: an illegal memory access was encountered"
+    assert [row["name"] for row in results["parts"]["large"]["rows"]] == ["one"]
+    assert results["parts"]["kernels"]["status"] == "measured"
+    assert sum(gpu.PARTS.values()) < 360
+
+
+def test_a_part_whose_time_is_up_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gpu = load("gpu")
+    script = tmp_path / "part.py"
+    script.write_text('import time\nprint(\'{"name": "begun"}\', flush=True)\ntime.sleep(600)\n')
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    monkeypatch.setitem(gpu.PARTS, "kernels", 0.5)
+    results = gpu.measure(["kernels"], small=True, output=None)
+    part = results["parts"]["kernels"]
+    assert (part["status"], part["error"], part["rows"]) == ("failed", "ended after 0.5 s", [{"name": "begun"}])
+
+
+def test_the_pages_say_of_gpus_what_was_measured() -> None:
+    gpu, tables = load("gpu"), load("on_gpu.tables")
+    pages = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/gpu.md"))
+    for mark, text in tables.markdown(tables.read(gpu.RESULTS)).items():
+        assert f"<!-- {mark} -->\n{text}\n<!-- /{mark} -->" in pages
+
+
+def test_the_page_says_how_many_bytes_of_a_sparse_token_leave_the_gpu(tmp_path: Path) -> None:
+    cost = load("rows.host_cost")
+    folder = cost.Folder(tmp_path, read_only=False)
+    width = cost.MODEL_NEURONS // 32
+    record = cost.plan_capture(folder, "sparse", "huffman", cost.Planned({0: width}, n_blocks=1))
+    statistics = cost.BlockStatistics.empty(record, "cpu")
+    nbytes = 32 * cost.copied_nbytes(record, statistics) / cost.SLOTS
+    page = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    assert f"{nbytes / 1e3:.0f} kB per token" in page
+    assert f"{32 * statistics.nbytes / cost.SLOTS / 1e3:.0f} of statistics" in page

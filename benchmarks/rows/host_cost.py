@@ -20,8 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from actstore.engine.capture.gpu_buffers import BlockStatistics
+from actstore.engine.capture.gpu.buffers import BlockStatistics
+from actstore.engine.capture.gpu.outgoing import Outgoing, compacted_capacity
 from actstore.engine.capture.packing import used_slots
+from actstore.kernels.compaction.api import compact
+from actstore.kernels.compaction.rows import CompactedRows
 from actstore.kernels.pack import api
 from actstore.kernels.pack.statistics import STATISTICS, Statistics
 from actstore.store import layout
@@ -37,9 +40,10 @@ from benchmarks.marked import rewrite, table
 from benchmarks.rows.packing import make_columns
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
-    from actstore.engine.capture.buffers import Buffers
     from actstore.kernels.pack.gpu_statistics import DeviceStatistics
 
 MODEL_NEURONS = 32 * 11_008
@@ -132,35 +136,59 @@ def gather(values: torch.Tensor) -> Statistics:
     return statistics
 
 
-def plan_capture(folder: Folder, precision: str, compression: str, n_neurons: int) -> CaptureRecord:
-    """A planned capture of one gated layer, in blocks of `SLOTS` tokens."""
-    plan = PlanWriter(folder, "corpus", SLOTS, {})
-    plan.add_document({"source": "synthetic", "sha256": "", "n_tokens": N_BLOCKS * SLOTS})
-    everywhere, text = np.arange(WINDOW, dtype=np.int32), np.full(WINDOW, layout.TEXT, np.uint8)
-    window = PlannedWindow(0, np.zeros(WINDOW, np.int32), everywhere, text, (0,))
-    for _ in range(N_BLOCKS):
-        plan.add_block([[window] * (SLOTS // WINDOW)])
+@dataclass(frozen=True)
+class Planned:
+    """What a capture is planned of: windows of one length, of random tokens."""
+
+    widths: Mapping[int, int]
+    """Layer → neurons, all gated."""
+    n_blocks: int = N_BLOCKS
+    slots: int = SLOTS
+    window: int = WINDOW
+    n_vocabulary: int = 2
+    windows_per_batch: int = SLOTS // WINDOW
+
+
+def plan_capture(folder: Folder, precision: str, compression: str, planned: Planned) -> CaptureRecord:
+    """A planned capture of gated layers of a model in bfloat16; an empty `compression` is that of earlier versions."""
+    plan = PlanWriter(folder, "corpus", planned.slots, {})
+    n_tokens, rng = planned.n_blocks * planned.slots, np.random.default_rng(0)
+    plan.add_document({"source": "synthetic", "sha256": "", "n_tokens": n_tokens})
+    everywhere, text = np.arange(planned.window, dtype=np.int32), np.full(planned.window, layout.TEXT, np.uint8)
+    for _ in range(planned.n_blocks):
+        ids = rng.integers(0, planned.n_vocabulary, (planned.slots // planned.window, planned.window), np.int32)
+        windows = [PlannedWindow(0, row, everywhere, text, (0,)) for row in ids]
+        starts = range(0, len(windows), planned.windows_per_batch)
+        plan.add_block([windows[i : i + planned.windows_per_batch] for i in starts])
     fingerprint = plan.close((("half", "even"), ("half", "odd")))
+    keeps = PRECISIONS[precision].keeps_values
     record = CaptureRecord(
-        "corpus", root.now(), root.written_by(), "none", "bfloat16", precision, {"mlp.post": {"0": n_neurons}},
-        (0,) if PRECISIONS[precision].keeps_values else (), KEEP if PRECISIONS[precision].uses_keep else None, 20, {},
+        "corpus", root.now(), root.written_by(), "none", "bfloat16", precision,
+        {"mlp.post": {str(layer): width for layer, width in planned.widths.items()}},
+        tuple(planned.widths) if keeps else (), KEEP if PRECISIONS[precision].uses_keep else None, 20, {},
         PlanRecord(
             fingerprint, "synthetic", "", "", {}, ("half",), (("half", "even"), ("half", "odd")), 1, plan.n_windows,
-            plan.n_tokens, SLOTS, N_BLOCKS,
+            plan.n_tokens, planned.slots, planned.n_blocks,
         ),
         statistics=tuple(STATISTICS), compression=compression,
     )  # fmt: skip
     return create_capture(folder, record)
 
 
-def filled_arrays(record: CaptureRecord, folder: Folder, values: torch.Tensor) -> Buffers:
-    """The arrays of a block as a GPU has encoded them."""
+def filled_arrays(
+    record: CaptureRecord, folder: Folder, values: torch.Tensor
+) -> dict[str, NDArray[Any] | CompactedRows]:
+    """The arrays of a block as a GPU has encoded them, compacted where it compacts them."""
     used = used_slots(record, Plan(folder, record.name, record.plan).block(0))
-    arrays: Buffers = {}
+    capacity, arrays = compacted_capacity(record), dict[str, "NDArray[Any] | CompactedRows"]()
     if (form := record.encoding.staging_format) is not None:
         staged = np.ascontiguousarray(_bits(values, form.name).T)
         encoded = record.encoding.encode(staged, used, api)
-        arrays[layout.values_key(record.name, "mlp.post", 0)] = encoded.values
+        key = layout.values_key(record.name, "mlp.post", 0)
+        arrays[key] = encoded.values
+        if capacity:
+            common = np.zeros(SLOTS, encoded.values.dtype)
+            arrays[key] = CompactedRows(compact(encoded.values, common, capacity), encoded.values.dtype)
         for name, parameter in encoded.parameters.items():
             arrays[layout.block_parameters_key(record.name, "mlp.post", 0, name)] = parameter[:, None]
         signs = np.packbits((values > 0).numpy().T, axis=1, bitorder="little")
@@ -172,6 +200,11 @@ def _bits(values: torch.Tensor, form: str) -> NDArray[Any]:
     if form == "float16":
         return values.half().numpy()
     return values.view(torch.int16).numpy().view(np.uint16)
+
+
+def copied_nbytes(record: CaptureRecord, statistics: BlockStatistics) -> int:
+    """Bytes of a block that a GPU copies to the host: those of the buffers that it copies."""
+    return Outgoing(record, torch.device("cpu")).host_nbytes + statistics.nbytes
 
 
 def on_device(record: CaptureRecord, gathered: Statistics) -> BlockStatistics:
@@ -188,9 +221,9 @@ def _measure(precision: str, compression: str, values: torch.Tensor, gathered: S
     n_neurons = values.shape[1]
     with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name:
         folder = Folder(Path(name), read_only=False)
-        record = plan_capture(folder, precision, compression, n_neurons)
+        record = plan_capture(folder, precision, compression, Planned({0: n_neurons}))
         arrays, statistics = filled_arrays(record, folder, values), on_device(record, gathered)
-        bus_nbytes = sum(array.nbytes for array in arrays.values()) + statistics.nbytes
+        bus_nbytes = copied_nbytes(record, statistics)
         running = RunningStatistics(folder, record)
         before = _folder_size(Path(name))
         began, began_feeding = time.process_time(), time.thread_time()

@@ -1,7 +1,7 @@
 """Plan and model to store: runs the model over a planned corpus, block by block, and keeps what the record says.
 
 The one module that brings model, plan, packer and store together: architectures are in `engine.models`, bytes on disk in
-`store`, and how a value is packed, on the host or on a GPU, in `packing` and `gpu_packing`.
+`store`, and how a value is packed, on the host or on a GPU, in `packing` and `gpu.packing`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from actstore.engine.capture.buffers import block_buffers
-from actstore.engine.capture.packing import HostPacker, as_packable
+from actstore.engine.capture.packing import HostPacker, as_packable, routed_columns
 from actstore.engine.contributions.while_capturing import RunningContributions
 from actstore.kernels.pack.api import Columns
 from actstore.store import layout
@@ -92,23 +92,6 @@ def batch_columns(
     )
 
 
-def routed_columns(columns: Columns, rows: NDArray[np.int64]) -> Columns:
-    """The columns of an expert that saw only `rows` of the batch; its values come in the order of `rows`."""
-    order = np.argsort(rows, kind="stable")
-    at = np.searchsorted(rows[order], columns.rows)
-    at = np.minimum(at, max(len(rows) - 1, 0))
-    is_routed = rows[order][at] == columns.rows if len(rows) else np.zeros(len(columns.rows), bool)
-    segment = np.repeat(np.arange(len(columns.segments) - 1), np.diff(columns.segments))
-    return Columns(
-        rows=order[at[is_routed]] if len(rows) else np.empty(0, np.int64),
-        slots=columns.slots[is_routed],
-        segments=np.concatenate([[0], np.cumsum(np.bincount(segment[is_routed], minlength=len(columns.segments) - 1))]),
-        labels=columns.labels,
-        counted=columns.counted[is_routed],
-        first_token=columns.first_token,
-    )
-
-
 class BlockFiller:
     """Runs the model over one block after another and hands what it computes to a packer."""
 
@@ -156,10 +139,11 @@ class BlockFiller:
         self._packer.batch(batch.columns)
 
         def sink(layer: int, site: str, values: Tensor, rows: Tensor | None) -> None:
-            columns = batch.columns if rows is None else routed_columns(batch.columns, rows.cpu().numpy())
+            # An expert's rows stay where they are: to wait for them once per expert is to wait thousands of times per batch.
             self._check_rows(batch, layer, values.numel() // values.shape[-1] if rows is None else None)
-            self._packer.pack(layer, site, values, columns)
+            self._packer.pack(layer, site, values, batch.columns, rows)
             if self._contributions is not None:
+                columns = batch.columns if rows is None else routed_columns(batch.columns, rows.cpu().numpy())
                 self._contributions.add(layer, site, as_packable(values), columns)
 
         self._model.forward(
@@ -206,7 +190,7 @@ def packer_for(
 ) -> Packer:
     """The packer for values that a model computes on `device`; the arguments are those of `HostPacker`."""
     if device.type == "cuda":
-        from actstore.engine.capture.gpu_packing import DevicePacker  # only here: it loads Triton
+        from actstore.engine.capture.gpu.packing import DevicePacker  # only here: it loads Triton
 
         return DevicePacker(record, device, buffers)
     return HostPacker(record, buffers, experts)

@@ -1,7 +1,7 @@
 """Packers: what a forward pass hands over, packed into the buffers and statistics of the current block, batch by batch.
 
 A packer hands out filled blocks ready to be written. `HostPacker` packs on the CPU, into buffers from a pool; on a GPU
-`actstore.engine.capture.gpu_packing` packs where the values are.
+`actstore.engine.capture.gpu.packing` packs where the values are.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ import torch
 
 from actstore.kernels.pack import api
 from actstore.kernels.pack.api import pack, pack_signs
+from actstore.kernels.pack.columns import Columns
 from actstore.store import layout
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from actstore.engine.capture.buffers import BufferPool, Buffers
-    from actstore.kernels.pack.columns import Columns
     from actstore.store.capture.plan import BlockPlan
     from actstore.store.files.records import CaptureRecord
+    from actstore.store.files.rows import Rows
 
 PACKABLE = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -37,8 +38,8 @@ class FilledBlock:
     """A block whose every value is on the host."""
 
     block: int
-    arrays: Buffers
-    """What is to be written: quantised, thresholded, or as it was computed."""
+    arrays: Mapping[str, Rows]
+    """What is to be written: quantised, thresholded, or as it was computed. Some of it may be made when it is read."""
     statistics: Callable[[], CaptureStatistics]
     """Gives the block's statistics, from any thread; may take its time."""
     began: float
@@ -62,8 +63,11 @@ class Packer(Protocol):
     def batch(self, columns: Columns) -> None:
         """Start on a batch of the block, whose tokens are those of `columns`; batches come in the order of their slots."""
 
-    def pack(self, layer: int, site: str, values: Tensor, columns: Columns) -> None:
-        """Keep what the record says of a site's `values` [row, neuron], valid during the call only."""
+    def pack(self, layer: int, site: str, values: Tensor, columns: Columns, rows: Tensor | None = None) -> None:
+        """Keep what the record says of a site's `values` [row, neuron], valid during the call only.
+
+        rows: [row] int64, where values are those of an expert: the row of the batch that each is, in any order.
+        """
 
     def finish(self) -> Iterator[FilledBlock]:
         """End the block; gives the blocks that have become ready: this one, or the one before it.
@@ -100,9 +104,11 @@ class HostPacker:
         """As `Packer` says."""
         count_labels(columns, self._statistics.label_tokens)
 
-    def pack(self, layer: int, site: str, values: Tensor, columns: Columns) -> None:
+    def pack(self, layer: int, site: str, values: Tensor, columns: Columns, rows: Tensor | None = None) -> None:
         """As `Packer` says; brings values of another device to the CPU."""
         values = as_packable(values).to("cpu")
+        if rows is not None:
+            columns = routed_columns(columns, rows.cpu().numpy())
         if (site, layer) in self._statistics.sites:
             out = self._arrays.get(layout.values_key(self._record.name, site, layer))
             pack(values, columns, out, self._statistics.sites[site, layer])
@@ -121,6 +127,23 @@ class HostPacker:
     def drain(self) -> Iterator[FilledBlock]:
         """Nothing."""
         return iter(())
+
+
+def routed_columns(columns: Columns, rows: NDArray[np.int64]) -> Columns:
+    """The columns of an expert that saw only `rows` of the batch; its values come in the order of `rows`."""
+    order = np.argsort(rows, kind="stable")
+    at = np.searchsorted(rows[order], columns.rows)
+    at = np.minimum(at, max(len(rows) - 1, 0))
+    is_routed = rows[order][at] == columns.rows if len(rows) else np.zeros(len(columns.rows), bool)
+    segment = np.repeat(np.arange(len(columns.segments) - 1), np.diff(columns.segments))
+    return Columns(
+        rows=order[at[is_routed]] if len(rows) else np.empty(0, np.int64),
+        slots=columns.slots[is_routed],
+        segments=np.concatenate([[0], np.cumsum(np.bincount(segment[is_routed], minlength=len(columns.segments) - 1))]),
+        labels=columns.labels,
+        counted=columns.counted[is_routed],
+        first_token=columns.first_token,
+    )
 
 
 def as_packable(values: Tensor) -> Tensor:

@@ -192,6 +192,10 @@ class CaptureSettings(Typed):
             raise InvalidInputError(
                 f"{spec.name} is an encoder, whose positions do not predict a next token. Leave `contributions` out."
             )
+        if not spec.has_unembedding:
+            raise InvalidInputError(
+                f"Contributions are to logits, and {spec.name} has no unembedding. Leave `contributions` out."
+            )
 
     def chosen_layers(self, spec: ModelSpec) -> tuple[int, ...]:
         """The layers that are captured, ascending."""

@@ -106,6 +106,15 @@ def vocabulary_of(model: PreTrainedModel) -> int | None:
     return size if isinstance(size, int) and "input_ids" in _accepted(model) | _accepted(headless(model)) else None
 
 
+def unembedding_of(model: PreTrainedModel, d_model: int) -> torch.Tensor | None:
+    """The unembedding matrix [vocabulary, d_model]; None where the model has no head, or one of another width."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or weight.shape[1] != d_model:
+        return None
+    return weight.detach()
+
+
 def headless(model: PreTrainedModel) -> PreTrainedModel:
     """The model without its head: the unembedding is wasted work where nothing reads the logits."""
     base = model.base_model

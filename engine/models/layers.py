@@ -60,6 +60,7 @@ class ModelSpec:
     dtype: str  # of the weights: the checkpoint's, or the one a model was loaded in
     causal: bool  # whether a position sees earlier ones only, in the last stack
     site_layers: tuple[tuple[int, ...], ...]  # for each of `sites`, the layers that have it
+    has_unembedding: bool  # whether logits are a matrix times the residual stream of width `d_model`
 
     def width(self, layer: int, site: str) -> int:
         """The length of one row of `values` of a site in a layer."""
@@ -115,11 +116,12 @@ def list_layers(
     )
     sites = tuple(site for site in SITES if any(site in layer.sites for layer in layers))
     kind = families.kind_of(model)
+    d_model = ([spec for spec in specs if spec.part == PARTS[0]] or specs)[-1].d_model
     spec = ModelSpec(
         name=name,
         model_type=model.config.model_type,
         kind=kind,
-        d_model=([spec for spec in specs if spec.part == PARTS[0]] or specs)[-1].d_model,
+        d_model=d_model,
         n_vocabulary=families.vocabulary_of(model),
         context=families.context_of(model),
         layers=specs,
@@ -127,6 +129,7 @@ def list_layers(
         dtype=str(dtype).removeprefix("torch."),
         causal=kind in {"causal", "encoder-decoder"},
         site_layers=tuple(tuple(i for i, layer in enumerate(layers) if site in layer.sites) for site in sites),
+        has_unembedding=families.unembedding_of(model, d_model) is not None,
     )
     return spec, layers
 

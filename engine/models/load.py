@@ -232,11 +232,7 @@ class LoadedModel:
 
     def unembedding(self) -> Tensor | None:
         """The unembedding matrix [vocabulary, d_model], or None where the model has no such head."""
-        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        weight = getattr(head, "weight", None)
-        if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.shape[1] != self.spec.d_model:
-            return None
-        return weight.detach()
+        return families.unembedding_of(self.model, self.spec.d_model)
 
     def final_norm_gain(self) -> Tensor | None:
         """The gain γ of the norm before the unembedding [d_model], 1 + w where the model keeps w (Gemma); None without one."""

@@ -159,8 +159,11 @@ class ProductWatch(TorchFunctionMode):
 
     def _emit_all_experts(self, watched: WatchedProjection, values: Tensor) -> None:
         """One batched product over all experts, each over all rows (Llama 4): an expert's rows are those not all zero."""
+        # Once for all experts: to know how many rows there are is to wait for the device.
+        is_routed = values.any(-1).cpu()  # [expert, row]
+        of_expert = torch.split(is_routed.nonzero()[:, 1].to(values.device), is_routed.sum(-1).tolist())
         for expert, layer in enumerate(watched.layers):
-            rows = values[expert].any(-1).nonzero().flatten()
+            rows = of_expert[expert]
             for site in watched.sites.get(layer, ()):
                 rows_of_all = values
                 if site != "mlp.post":

@@ -21,13 +21,14 @@ from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.verify import Damage
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from numpy.typing import NDArray
 
     from actstore.engine.models.in_memory import ModelInput
     from actstore.engine.models.load import LoadedModel
     from actstore.engine.models.vision.inputs import VisionProcessor
+    from actstore.store.files.rows import Rows
     from actstore.store.reader import Capture
 
 TOLERANCE = 1e-3
@@ -144,17 +145,17 @@ class _StoredBlock:
         return self.capture.block_parameter(name, self.layer, self.block, self.site)
 
 
-def _difference(capture: Capture, computed: dict[str, NDArray[Any]], site: str, layer: int, block: int) -> float:
+def _difference(capture: Capture, computed: Mapping[str, Rows], site: str, layer: int, block: int) -> float:
     """Largest |stored - recomputed| over the largest |stored|; infinite where one has a value and the other none."""
     record, encoding = capture.record, capture.record.encoding
     # A value may overflow precision half on one machine and not on another: both count as the largest that it holds.
     values = capture.block_values(layer, block, site, saturated=True)
     stored = _StoredBlock(capture, site, layer, block, values)
     parameters = {
-        name: computed[layout.block_parameters_key(record.name, site, layer, name)][:, 0]
+        name: np.asarray(computed[layout.block_parameters_key(record.name, site, layer, name)])[:, 0]
         for name in encoding.decode_parameters
     }
-    again = encoding.decode(computed[layout.values_key(record.name, site, layer)], parameters)
+    again = encoding.decode(np.asarray(computed[layout.values_key(record.name, site, layer)]), parameters)
     again = saturate(again, capture.has_overflow(layer, site))
     again = encoding.comparable(again, stored, TOLERANCES[record.dtype])
     if not (np.isnan(values) == np.isnan(again)).all():

@@ -26,8 +26,8 @@ from actstore.kernels.gpu import (
     widen,
 )
 from actstore.kernels.pack.columns import Columns
-from actstore.kernels.pack.gpu_checks import check_block, check_device, check_labels, check_rows
-from actstore.kernels.pack.gpu_columns import columns_on, octets_on
+from actstore.kernels.pack.gpu_checks import check_block, check_device, check_labels, check_rows, check_statistics
+from actstore.kernels.pack.gpu_columns import columns_on, octets_on, routed_on
 from actstore.kernels.pack.gpu_statistics import (
     BINS,
     MIDDLE,
@@ -48,22 +48,28 @@ _FIELD = tl.constexpr((1 << 10) - 1)  # holds the tokens of a piece
 _NO_SEGMENT = tl.constexpr(0x7FFFFFFF)
 
 
-def pack(values: Tensor, columns: Columns, out: Tensor | None, statistics: DeviceStatistics | None) -> None:
+def pack(
+    values: Tensor,
+    columns: Columns,
+    out: Tensor | None,
+    statistics: DeviceStatistics | None,
+    rows: Tensor | None = None,
+) -> None:
     """Fill the columns' slots of `out` and add to `statistics`; as `api.pack`, but all on the device of `values`.
+
+    rows: [row] int64, where `values` are an expert's: the row of the batch that each is. Other slots are left as they are.
 
     out: [neuron, slot] float32, float16 or bfloat16. Counts, extremes, histogram and exemplars are those of the CPU, to the
     bit but for the sign of a zero; moments are summed in float64 in an order that depends on the kind of GPU alone.
     """
-    n_neurons = check_rows(values, columns)
+    n_neurons = check_rows(values, columns, rows)
     if out is not None:
         check_block(out, "out", values, n_neurons, columns.n_slots)
     if statistics is not None:
-        if len(statistics.count) != n_neurons:
-            raise ValueError(f"statistics are of {len(statistics.count)} neurons, values of {n_neurons}")
-        check_device(statistics.count, "statistics", values)
+        check_statistics(statistics.count, values, n_neurons)
         check_labels(statistics.positives, columns, n_neurons)
-    device_columns = columns_on(values.device, columns)
-    if n_neurons == 0 or device_columns.n_pieces == 0 or (out is None and statistics is None):
+    device_columns = columns_on(values.device, columns, rows)
+    if values.numel() == 0 or device_columns.n_pieces == 0 or (out is None and statistics is None):
         return
     source = as_bits(values)
     # Kernels take no tensor where they touch none.
@@ -105,12 +111,14 @@ def pack(values: Tensor, columns: Columns, out: Tensor | None, statistics: Devic
         merge(partials, device_columns, statistics)
 
 
-def pack_signs(values: Tensor, columns: Columns, out_bits: Tensor, positives: Tensor | None = None) -> None:
+def pack_signs(
+    values: Tensor, columns: Columns, out_bits: Tensor, positives: Tensor | None = None, rows: Tensor | None = None
+) -> None:
     """Set the bits of positive values and count them by label; as `api.pack_signs`, but all on the device of `values`.
 
-    out_bits: [neuron, slot / 8] uint8. positives: [label, neuron] int32.
+    out_bits: [neuron, slot / 8] uint8. positives: [label, neuron] int32. rows: as for `pack`.
     """
-    n_neurons = check_rows(values, columns)
+    n_neurons = check_rows(values, columns, rows)
     if out_bits.dtype != torch.uint8:
         raise TypeError(f"out_bits must be uint8, not {out_bits.dtype}")
     check_block(out_bits, "out_bits", values, n_neurons, -(-columns.n_slots // 8))
@@ -119,8 +127,9 @@ def pack_signs(values: Tensor, columns: Columns, out_bits: Tensor, positives: Te
         check_labels(positives, columns, n_neurons)
     octets = octets_on(values.device, columns)
     n_octets = len(octets.rows) // 8
-    if n_neurons == 0 or n_octets == 0:
+    if values.numel() == 0 or n_octets == 0:
         return
+    octet_rows = octets.rows if rows is None else routed_on(values.device, columns, rows).octets(octets)
     source = as_bits(values)
     labels = columns_on(values.device, columns).labels
     n_tiles = triton.cdiv(n_neurons, WIDTH)
@@ -132,7 +141,7 @@ def pack_signs(values: Tensor, columns: Columns, out_bits: Tensor, positives: Te
         source.stride(1),
         n_neurons,
         n_tiles,
-        octets.rows,
+        octet_rows,
         octets.segments,
         n_octets,
         labels,

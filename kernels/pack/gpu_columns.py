@@ -60,14 +60,41 @@ class DeviceOctets:
     """[byte · 8] int32, the window of each slot's token; -1 where there is none, or it is not counted"""
 
 
-def columns_on(device: torch.device, columns: Columns) -> DeviceColumns:
-    """`columns` on `device`; the same object on every call."""
-    return _cached(columns, device, _upload_columns)
+@dataclass(frozen=True)
+class Routed:
+    """The columns of an expert that saw some rows of a batch, in any order; found on the device, without waiting for it."""
+
+    columns: DeviceColumns
+    """Of the tokens that it saw, in their order. Its pieces are those of the batch, and may be empty; what follows the last
+    piece means nothing."""
+    index: Tensor
+    """[row + 2] int64, the row of the expert's values that holds each row of the batch; -1 for none, as in the last entry."""
+
+    def octets(self, octets: DeviceOctets) -> Tensor:
+        """`DeviceOctets.rows` of the expert's values, of those of the batch."""
+        return self.index[octets.rows]  # -1 is the last entry
+
+
+def columns_on(device: torch.device, columns: Columns, rows: Tensor | None = None) -> DeviceColumns:
+    """`columns` on `device`, or with `rows` those of an expert (see `routed_on`); the same object on every call."""
+    return _cached(columns, device, _upload_columns) if rows is None else routed_on(device, columns, rows).columns
 
 
 def octets_on(device: torch.device, columns: Columns) -> DeviceOctets:
     """The bytes that `columns` fall into, on `device`; the same object on every call."""
     return _cached(columns, device, _upload_octets)
+
+
+def routed_on(device: torch.device, columns: Columns, rows: Tensor) -> Routed:
+    """The columns of an expert's values, row i of which is row `rows[i]` of the batch, all on `device`.
+
+    rows: [row] int64, each once. The same object on every call with the same tensor, until another comes: an expert's sites
+    follow one another.
+    """
+    held: tuple[Tensor, Routed] | None = columns.__dict__.get("_routed")
+    if held is None or held[0] is not rows:
+        held = columns.__dict__["_routed"] = rows, _route(columns_on(device, columns), columns.n_rows, rows)
+    return held[1]
 
 
 def _cached(columns: Columns, device: torch.device, build: Callable[[Columns, torch.device], Uploaded]) -> Uploaded:
@@ -95,6 +122,34 @@ def _upload_columns(columns: Columns, device: torch.device) -> DeviceColumns:
         piece_starts=upload(np.append(starts, len(columns.rows)).astype(np.int32), device),
         piece_segments=upload(np.append(segments, -1).astype(np.int32), device),
     )
+
+
+def _route(batch: DeviceColumns, n_rows: int, rows: Tensor) -> Routed:
+    """See `routed_on`; n_rows: of the batch's columns. Every size is known on the host."""
+    device = rows.device
+    index = torch.full((n_rows + 2,), -1, dtype=torch.int64, device=device)
+    # Rows that no column names go to the place before the last, which is not read either.
+    index.scatter_(0, rows.clamp(max=n_rows), torch.arange(len(rows), device=device))
+    in_expert = index[batch.rows]  # [token]
+    is_routed = in_expert >= 0
+    n_before = torch.nn.functional.pad(torch.cumsum(is_routed, 0), (1, 0))  # [token + 1]
+    n_most = min(len(rows), len(batch.rows))
+    # Tokens that it did not see go to a place after all others.
+    place = torch.where(is_routed, n_before[:-1], n_most)
+
+    def moved(values: Tensor) -> Tensor:
+        return values.new_zeros(n_most + 1).scatter_(0, place, values)[:n_most]
+
+    columns = DeviceColumns(
+        rows=moved(in_expert),
+        slots=moved(batch.slots),
+        tokens=moved(batch.tokens),
+        counted=moved(batch.counted),
+        labels=batch.labels,
+        piece_starts=n_before.index_select(0, batch.piece_starts).to(torch.int32),
+        piece_segments=batch.piece_segments,
+    )
+    return Routed(columns, index)
 
 
 def _upload_octets(columns: Columns, device: torch.device) -> DeviceOctets:

@@ -5,6 +5,7 @@ read several times over. Everything but the division into steps is done on the i
 """
 
 import math
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -30,65 +31,93 @@ _TO_INTEGER = tl.constexpr(1.5 * 2.0**52)
 """Adding this to a float64 and taking it off again rounds it to an integer, ties to even."""
 
 
-def quantise(block: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The int8 steps [neuron, slot] of a block and the scale [neuron] of a step; as `api.quantise`, bit for bit."""
+def quantise(block: Tensor, out: Tensor | None = None, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The int8 steps [neuron, slot] of a block and the scale [neuron] of a step; as `api.quantise`, bit for bit.
+
+    out, scale: written and returned where given.
+    """
     source = _check_block(block)
     if out is None:
         out = torch.empty(block.shape, dtype=torch.int8, device=block.device)
     elif out.dtype != torch.int8 or out.shape != block.shape or out.device != block.device:
         properties = f"{out.dtype} {list(out.shape)} on {out.device}"
         raise ValueError(f"out must be int8 {list(block.shape)} on {block.device}, not {properties}")
-    scale = torch.zeros(len(block), dtype=torch.float32, device=block.device)
-    if block.numel():
-        launch(
-            _quantise,
-            len(block),
-            source,
-            source.stride(0),
-            source.shape[1],
-            out,
-            out.stride(0),
-            scale,
-            SOURCE=FORMATS[block.dtype],
-            SPAN=SPAN,
-            on=block,
-            fuse=False,
-        )
+    if scale is None:
+        scale = torch.empty(len(block), dtype=torch.float32, device=block.device)
+    if not block.numel():
+        scale.zero_()
+        return out, scale
+    launch(
+        _quantise,
+        len(block),
+        source,
+        source.stride(0),
+        source.shape[1],
+        out,
+        out.stride(0),
+        scale,
+        SOURCE=FORMATS[block.dtype],
+        SPAN=SPAN,
+        on=block,
+        fuse=False,
+    )
     return out, scale
+
+
+class Share(NamedTuple):
+    """What a block is sparsified by, on the device, for all of its layers."""
+
+    keep: Tensor
+    """[1] float64: as an argument of a kernel it would be rounded to float32."""
+    counted: Tensor
+    """[slot] uint8."""
+
+    @classmethod
+    def of(cls, keep: float, counted: NDArray[np.bool_], device: torch.device) -> Self:
+        """Uploaded without waiting."""
+        return cls(upload(np.array([keep], np.float64), device), upload(counted.astype(np.uint8), device))
 
 
 def sparsify(block: Tensor, keep: float, counted: NDArray[np.bool_] | None = None) -> tuple[Tensor, Tensor]:
     """The threshold [neuron] and how many non-zero values were dropped [neuron]; as `api.sparsify`, bit for bit."""
-    source = _check_block(block)
     if counted is None:
         counted = np.ones(block.shape[1], np.bool_)
-    width = torch.finfo(block.dtype).bits
-    threshold = torch.zeros(len(block), dtype=source.dtype, device=block.device)
-    dropped = torch.zeros(len(block), dtype=torch.int64, device=block.device)
-    if block.numel():
-        n_slots = source.shape[1]
-        row = triton.next_power_of_2(n_slots)
-        kernel: TritonFunction[..., None] = _sparsify_long
-        sizes = {"SPAN": SPAN}
-        if n_slots <= HELD:
-            kernel, sizes = _sparsify_held, {"ROW": row, "num_warps": max(1, min(MAX_WARPS, row // SPAN))}
-        launch(
-            kernel,
-            len(block),
-            source,
-            source.stride(0),
-            n_slots,
-            upload(counted.astype(np.uint8), block.device),
-            upload(np.array([keep], np.float64), block.device),  # as an argument it would be rounded to float32
-            threshold,
-            dropped,
-            INFINITE=int(as_bits(torch.tensor(math.inf, dtype=block.dtype))),
-            N_BITS=width - 1,
-            on=block,
-            fuse=False,
-            **sizes,
-        )
-    return threshold.view(block.dtype).float(), dropped
+    threshold = torch.empty(len(block), dtype=torch.float32, device=block.device)
+    dropped = torch.empty(len(block), dtype=torch.int64, device=block.device)
+    sparsify_into(block, Share.of(keep, counted, block.device), threshold, dropped)
+    return threshold, dropped
+
+
+def sparsify_into(block: Tensor, share: Share, threshold: Tensor, dropped: Tensor) -> None:
+    """`sparsify`, whose results are written into `threshold` [neuron] float32 and `dropped` [neuron] int64."""
+    source = _check_block(block)
+    if not block.numel():
+        threshold.zero_()
+        dropped.zero_()
+        return
+    n_slots = source.shape[1]
+    row = triton.next_power_of_2(n_slots)
+    kernel: TritonFunction[..., None] = _sparsify_long
+    sizes = {"SPAN": SPAN}
+    if n_slots <= HELD:
+        kernel, sizes = _sparsify_held, {"ROW": row, "num_warps": max(1, min(MAX_WARPS, row // SPAN))}
+    launch(
+        kernel,
+        len(block),
+        source,
+        source.stride(0),
+        n_slots,
+        share.counted,
+        share.keep,
+        threshold,
+        dropped,
+        SOURCE=FORMATS[block.dtype],
+        INFINITE=int(as_bits(torch.tensor(math.inf, dtype=block.dtype))),
+        N_BITS=torch.finfo(block.dtype).bits - 1,
+        on=block,
+        fuse=False,
+        **sizes,
+    )
 
 
 def _check_block(block: Tensor) -> Tensor:
@@ -203,6 +232,7 @@ def _sparsify_held(
     keep: tl.tensor,
     thresholds: tl.tensor,
     dropped: tl.tensor,
+    SOURCE: tl.constexpr,
     INFINITE: tl.constexpr,
     N_BITS: tl.constexpr,
     ROW: tl.constexpr,
@@ -211,10 +241,10 @@ def _sparsify_held(
 
     Grid: [neuron]. A program keeps its row in registers while it looks for the threshold, and reads it once more to drop.
 
-    block: [neuron, slot] bits as integers, `pitch` elements from one neuron to the next, contiguous along slots.
-    counted: [slot] uint8. keep: [1] float64. thresholds: [neuron] of the block's integers, the bits of the threshold.
-    dropped: [neuron] int64. INFINITE: the bits of infinity; N_BITS: those of a magnitude; ROW: the number of slots, rounded
-    up to a power of two. Magnitudes are compared as integers; of those above INFINITE, NaN, none is counted or dropped.
+    block: [neuron, slot] the bits of SOURCE as integers, `pitch` elements from one neuron to the next, contiguous along
+    slots. counted: [slot] uint8. keep: [1] float64. thresholds: [neuron] float32. dropped: [neuron] int64. INFINITE: the
+    bits of infinity; N_BITS: those of a magnitude; ROW: the number of slots, rounded up to a power of two. Magnitudes are
+    compared as integers; of those above INFINITE, NaN, none is counted or dropped.
     """
     row = block + tl.program_id(0).to(tl.int64) * pitch
     slots = tl.arange(0, ROW)  # [ROW]
@@ -231,7 +261,8 @@ def _sparsify_held(
         threshold = tl.where(n_reaching > n_larger, candidate, threshold)
     threshold = tl.where(n_larger < n_finite, threshold, 0)
     n_dropped = tl.sum(_drop(row, slots, n_slots, threshold, N_BITS), axis=0)
-    tl.store(thresholds + tl.program_id(0), threshold.to(block.dtype.element_ty))
+    exact = widen(threshold.to(block.dtype.element_ty), SOURCE).to(tl.float32, bitcast=True)
+    tl.store(thresholds + tl.program_id(0), exact)
     tl.store(dropped + tl.program_id(0), n_dropped.to(tl.int64))
 
 
@@ -244,6 +275,7 @@ def _sparsify_long(
     keep: tl.tensor,
     thresholds: tl.tensor,
     dropped: tl.tensor,
+    SOURCE: tl.constexpr,
     INFINITE: tl.constexpr,
     N_BITS: tl.constexpr,
     SPAN: tl.constexpr,
@@ -274,5 +306,6 @@ def _sparsify_long(
     n_dropped = tl.zeros([SPAN], tl.int32)
     for span_start in range(0, n_slots, SPAN):
         n_dropped += _drop(row, span_start + tl.arange(0, SPAN), n_slots, threshold, N_BITS)
-    tl.store(thresholds + tl.program_id(0), threshold.to(block.dtype.element_ty))
+    exact = widen(threshold.to(block.dtype.element_ty), SOURCE).to(tl.float32, bitcast=True)
+    tl.store(thresholds + tl.program_id(0), exact)
     tl.store(dropped + tl.program_id(0), tl.sum(n_dropped, axis=0).to(tl.int64))

@@ -19,6 +19,8 @@ from actstore.kernels.pack.gpu_columns import DeviceColumns
 from actstore.kernels.pack.statistics import LOWEST_EXPONENT, N_BINS, Statistics, exemplar_order
 
 MERGE_ENTRIES = 1024  # neurons × exemplars of one program: eight of each a thread
+STARTS = {"minimum": np.inf, "maximum": -np.inf, "exemplar_values": -np.inf, "exemplar_tokens": -1}
+"""Field → what it holds over no token, where that is not 0."""
 BINS = tl.constexpr(N_BINS)
 MIDDLE = tl.constexpr(N_BINS // 2)
 _BELOW_FIRST = tl.constexpr((127 + LOWEST_EXPONENT) * 2 - 1)  # see cpu_statistics
@@ -53,9 +55,9 @@ class DeviceStatistics:
     exemplar_tokens: Tensor
     """[neuron, k] int64: the tokens they came from; -1 where there are fewer than k."""
 
-    @classmethod
-    def empty(cls, n_neurons: int, n_labels: int, k: int, device: torch.device | str, *, pinned: bool = False) -> Self:
-        """Statistics over no token; `pinned` in host memory that the device copies to by itself."""
+    @staticmethod
+    def formats(n_neurons: int, n_labels: int, k: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of every field."""
         neuron_dtypes = {
             "count": torch.int64,
             "mean": torch.float64,
@@ -65,18 +67,22 @@ class DeviceStatistics:
             "non_finite": torch.int32,
             "overflow": torch.int32,
         }
-        others = {
+        formats: dict[str, tuple[tuple[int, ...], torch.dtype]]
+        formats = {name: ((n_neurons,), dtype) for name, dtype in neuron_dtypes.items()}
+        return formats | {
             "histogram": ((n_neurons, N_BINS), torch.int32),
             "positives": ((n_labels, n_neurons), torch.int32),
             "exemplar_values": ((n_neurons, k), torch.float32),
             "exemplar_tokens": ((n_neurons, k), torch.int64),
         }
-        shapes = {name: ((n_neurons,), dtype) for name, dtype in neuron_dtypes.items()} | others
-        arrays = {
-            name: torch.empty(shape, dtype=dtype, device=device, pin_memory=pinned)
-            for name, (shape, dtype) in shapes.items()
-        }
-        result = cls(**arrays)
+
+    @classmethod
+    def empty(cls, n_neurons: int, n_labels: int, k: int, device: torch.device | str) -> Self:
+        """Statistics over no token."""
+        formats = cls.formats(n_neurons, n_labels, k)
+        result = cls(
+            **{name: torch.empty(shape, dtype=dtype, device=device) for name, (shape, dtype) in formats.items()}
+        )
         result.clear()
         return result
 
@@ -84,21 +90,10 @@ class DeviceStatistics:
         """Every tensor by its name; not copies."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    @property
-    def nbytes(self) -> int:
-        """What they take on the device."""
-        return sum(tensor.nbytes for tensor in self.tensors().values())
-
     def clear(self) -> None:
         """Forget every token."""
-        start = {"minimum": np.inf, "maximum": -np.inf, "exemplar_values": -np.inf, "exemplar_tokens": -1}
         for name, tensor in self.tensors().items():
-            tensor.fill_(start.get(name, 0))
-
-    def copy_to(self, other: Self) -> None:
-        """Overwrite `other`, of the same shapes; to pinned memory without waiting."""
-        for name, tensor in self.tensors().items():
-            getattr(other, name).copy_(tensor, non_blocking=True)
+            tensor.fill_(STARTS.get(name, 0))
 
     def to_host(self) -> Statistics:
         """The same statistics in numpy; waits for the device."""

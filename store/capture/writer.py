@@ -38,9 +38,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from types import TracebackType
 
-    from numpy.typing import NDArray
-
     from actstore.store.files.records import CaptureRecord
+    from actstore.store.files.rows import Rows
     from actstore.store.storage.folder import Folder
 
 SYNCING_THREADS: Final = 4
@@ -172,7 +171,7 @@ class CaptureWriter:
     def submit(
         self,
         block: int,
-        arrays: dict[str, NDArray[Any]],
+        arrays: Mapping[str, Rows],
         statistics: Callable[[], bytes],
         began: float,
         files: Mapping[str, bytes] | None = None,
@@ -229,7 +228,7 @@ class CaptureWriter:
                 future.result()
                 self.on_commit(number)
 
-    def _write_shard(self, key: str, values: NDArray[Any], job: _Block, number: int) -> tuple[int, str]:
+    def _write_shard(self, key: str, values: Rows, job: _Block, number: int) -> tuple[int, str]:
         spec = self._specs[key]
         parts = shard_parts(values, spec.grid, spec.compression, shard_seed(spec.identity, key, job.number))
         if job.bundle is not None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from actstore.store.files.rows import Rows
     from actstore.store.layout import Compression, ShardGrid
     from actstore.store.storage.pieces import Bytes, Source
 
@@ -90,7 +91,7 @@ def _table_of(chunk: NDArray[Any], seed: int, number: int, step: int, rows_per_c
 
 
 def shard_parts(
-    values: NDArray[Any], grid: ShardGrid, compression: Compression = FAST, seed: int | None = None
+    values: Rows, grid: ShardGrid, compression: Compression = FAST, seed: int | None = None
 ) -> Iterator[Bytes]:
     """The shard that holds `values` [grid.rows, grid.columns], piece by piece: compressed inner chunks, then their index.
 

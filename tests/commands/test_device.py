@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Result  # type: ignore[import-not-found]
 
+ROOT = Path(__file__).parents[2]
 KEPT = Path(__file__).parents[1] / "store" / "data" / "format-1-step-2"
 TEXT, IMAGES = KEPT / "text", KEPT / "images"
 SCANS: dict[str, tuple[tuple[object, ...], str]] = {
@@ -85,6 +87,22 @@ def scan_devices() -> dict[str, bool]:
 def test_what_has_a_kernel_takes_a_device() -> None:
     assert {path for path, takes in scan_devices().items() if takes} == WITH_DEVICE
     assert {line[0].__str__() for line, _ in SCANS.values()} == {path.split()[0] for path in WITH_DEVICE}
+
+
+@pytest.mark.parametrize(
+    "method", ["naica/knowledge.py", "naica/stored_knowledge.py", "selectivity", "change", "graphs"]
+)
+def test_what_takes_no_device_calls_no_kernel_that_has_a_form_for_gpus(method: str) -> None:
+    """As docs/gpu.md says; where this fails, the method must reach the kernel, and its command take `--device`."""
+    path = ROOT / "engine" / method
+    sources = [path] if path.is_file() else [*path.rglob("*.py")]
+    assert sources
+    called = {
+        kernel
+        for source in sources
+        for kernel in re.findall(r"from actstore\.kernels\.(\w+)\.api import", source.read_text(encoding="utf-8"))
+    }
+    assert not {kernel for kernel in called if (ROOT / "kernels" / kernel / "gpu.py").exists()}
 
 
 @pytest.mark.parametrize("scan", [name for name, (line, _) in SCANS.items() if name == line[0]])

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from actstore.engine.capture.api import RunOptions
 from actstore.engine.capture.api import capture as run_capture
-from actstore.engine.capture.block_filler import batches_of, routed_columns
+from actstore.engine.capture.block_filler import batches_of
+from actstore.engine.capture.packing import routed_columns
 from actstore.engine.models.names import SITES
 from actstore.kernels.pack.api import Columns
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 from tiny_text import save_tokenizer
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 import actstore
 from actstore.engine.capture.run import RunOptions
@@ -153,6 +161,19 @@ def test_what_cannot_be_summed_is_refused(
 ) -> None:
     with pytest.raises(InvalidInputError, match=message):
         actstore.capture(str(tiny_model), corpus, tmp_path / "store", **SETTINGS | asked)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_model_without_an_unembedding_is_refused_before_anything_is_written(corpus: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=512, hidden_size=16, ffn_dim=24, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=64, word_embed_proj_dim=8,
+    )  # fmt: skip
+    OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
+    save_tokenizer(tmp_path / "opt")
+    with pytest.raises(InvalidInputError, match=r"logits, and .*opt has no unembedding\. Leave `contributions` out"):
+        actstore.capture(str(tmp_path / "opt"), corpus, tmp_path / "store", **BULK)
     assert not (tmp_path / "store").exists()
 
 

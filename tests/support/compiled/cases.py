@@ -10,6 +10,7 @@ import torch
 from actstore.kernels.cluster_inverse import gpu as clusters
 from actstore.kernels.coactivation import gpu as coactivation
 from actstore.kernels.coactivation.state import Coactivation
+from actstore.kernels.compaction import gpu as compaction
 from actstore.kernels.contribution import gpu as contribution
 from actstore.kernels.contribution.entries import Entries
 from actstore.kernels.contribution.targets import Targets
@@ -41,7 +42,7 @@ class Case(NamedTuple):
 
 def cases() -> Iterator[Case]:
     """Every case."""
-    for part in (_packing, _lossy, _top_k, _products, _clusters, _coactivation):
+    for part in (_packing, _lossy, _compaction, _top_k, _products, _clusters, _coactivation):
         yield from part()
 
 
@@ -110,6 +111,17 @@ def _lossy() -> Iterator[Case]:
             at_most = {"loads": 8} if (source, shape) == (BF16, (64, 2048)) else {}
             name = f"sparsify {source} {shape}"
             yield Case(name, lambda b=block: gpu_lossy.sparsify(b, 0.05), usual, at_most=at_most)
+
+
+def _compaction() -> Iterator[Case]:
+    for shape, capacity in (((64, 2048), 112), ((101, 127), 7), ((1, 1), 1)):
+        for source in (BF16, F32):
+            block = torch.zeros(shape, dtype=source)
+            yield Case(
+                f"compact {source} {shape}",
+                lambda b=block, c=capacity: compaction.compact(b, compaction.common_row(b, 0), c),
+                usual=source is BF16 and shape[0] > 1,
+            )
 
 
 def _top_k() -> Iterator[Case]:

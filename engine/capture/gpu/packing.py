@@ -10,35 +10,37 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 
-from actstore.engine.capture.buffers import BufferPool, staged_arrays
-from actstore.engine.capture.gpu_buffers import (
+from actstore.engine.capture.buffers import BufferPool
+from actstore.engine.capture.gpu.arena import Arena, groups_nbytes
+from actstore.engine.capture.gpu.buffers import (
     BlockStatistics,
     CopyEvent,
     CopyStream,
     StagingBuffer,
-    allocate,
     as_numpy,
-    fill_bits,
+    clear_staged,
+    staged_groups,
 )
-from actstore.engine.capture.packing import FilledBlock, as_packable, count_labels, encode, used_slots
-from actstore.kernels.pack import gpu, gpu_lossy
+from actstore.engine.capture.gpu.outgoing import Outgoing
+from actstore.engine.capture.packing import FilledBlock, as_packable, count_labels, encode
+from actstore.kernels.pack import gpu
 from actstore.store import layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from actstore.engine.capture.buffers import Buffers
     from actstore.kernels.pack.columns import Columns
     from actstore.store.capture.plan import BlockPlan
     from actstore.store.files.records import CaptureRecord
+    from actstore.store.files.rows import Rows
 
 MEMORY_FRACTION: Final = 0.4
 """Of the device memory that is free once the model is loaded: what buffers and statistics may take. The rest is for the
@@ -51,7 +53,7 @@ class _Pending:
 
     plan: BlockPlan
     began: float
-    arrays: Callable[[], Buffers]
+    arrays: Callable[[], Mapping[str, Rows]]
     statistics: BlockStatistics
     copied: CopyEvent
     release: Callable[[], None]
@@ -77,15 +79,13 @@ class DevicePacker:
         A block that fits comes in pinned memory of the packer's own, one that does not in a set of `buffers`.
         """
         self._record, self._device, self._buffers = record, device, buffers
-        self._staged = {key: (shape, dtype) for key, shape, dtype in staged_arrays(record)}
-        staging = record.encoding.staging_format
-        self._no_value = staging.fill_value if staging else 0
         is_gpu = device.type == "cuda"
         self._side = CopyStream(device)
+        self._outgoing = Outgoing(record, device)
         self._device_statistics = [BlockStatistics.empty(record, device) for _ in range(2)]
         # Two blocks at once: one is written while the next is copied.
         self._host_statistics = BufferPool(lambda: BlockStatistics.empty(record, "cpu", pinned=is_gpu), 2)
-        self._pinned: BufferPool[dict[str, Tensor]] = BufferPool(dict, 2)
+        self._pinned = BufferPool(self._outgoing.host_arena, 2)
         if memory is None:
             memory = int(MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0]) if is_gpu else 1 << 30
         self._memory = memory - 2 * self._device_statistics[0].nbytes
@@ -105,8 +105,9 @@ class DevicePacker:
         self._statistics.clear()
         if not self._is_whole:
             self._arrays = self._buffers.acquire()
-            for key, array in self._arrays.items():
-                array.fill(self._nothing(key)[0])
+            staging = self._record.encoding.staging_format
+            for array in self._arrays.values():
+                array.fill(0 if staging is None or array.dtype == np.uint8 else staging.fill_value)
         self._open()
 
     def batch(self, columns: Columns) -> None:
@@ -118,16 +119,18 @@ class DevicePacker:
         self._stop = max(self._stop, columns.n_slots)
         self._batch = columns, self._within_span(columns)
 
-    def pack(self, layer: int, site: str, values: Tensor, columns: Columns) -> None:
+    def pack(self, layer: int, site: str, values: Tensor, columns: Columns, rows: Tensor | None = None) -> None:
         """As `Packer` says; waits for nothing."""
         values = as_packable(values).to(self._device, non_blocking=True)
+        if rows is not None and rows.device != values.device:
+            rows = rows.to(values.device, non_blocking=True)
         span_columns = self._batch[1] if columns is self._batch[0] else self._within_span(columns)
         if (site, layer) in self._statistics.sites:
-            out = self._span.arrays.get(layout.values_key(self._record.name, site, layer))
-            gpu.pack(values, span_columns, out, self._statistics.sites[site, layer])
+            out = self._span.arena.tensors.get(layout.values_key(self._record.name, site, layer))
+            gpu.pack(values, span_columns, out, self._statistics.sites[site, layer], rows)
         if site == "mlp.gate" and layer in self._statistics.gate_positives:
-            bits = self._span.arrays[layout.gate_sign_key(self._record.name, layer)]
-            gpu.pack_signs(values, span_columns, bits, self._statistics.gate_positives[layer])
+            bits = self._span.arena.tensors[layout.gate_sign_key(self._record.name, layer)]
+            gpu.pack_signs(values, span_columns, bits, self._statistics.gate_positives[layer], rows)
 
     def finish(self) -> Iterator[FilledBlock]:
         """The block before this one, whose own copies begin when that has been dealt with; or this one, if it did not fit."""
@@ -160,28 +163,17 @@ class DevicePacker:
     def _allocate(self, plan: BlockPlan) -> None:
         """Make both sets of buffers, large enough for any batch of the block."""
         block_slots = self._record.plan.block_slots
-        nbytes_per_slot = (
-            sum(shape[0] * shape[1] * dtype.itemsize for shape, dtype in self._staged.values()) / block_slots
-        )
-        affordable = int(self._memory / (2 * nbytes_per_slot)) if nbytes_per_slot else block_slots
+        nbytes = 2 * groups_nbytes(staged_groups(self._record, block_slots)) + self._outgoing.device_nbytes
+        affordable = int(self._memory * block_slots / nbytes) if nbytes else block_slots
         longest = max(int(plan.windows["n_slots"][batch].sum()) for batch in plan.batches())
         # A span begins at the last multiple of 8 before its first slot.
         needed = min(block_slots, max(affordable, longest + 7))
         if needed <= self._n_span_slots:
             return
         self._n_span_slots = min(block_slots, -(-needed // 8) * 8)
-        self._spans = []
-        for _ in range(2):
-            arrays = {
-                key: allocate((shape[0], shape[1] * self._n_span_slots // block_slots), dtype, self._device)
-                for key, (shape, dtype) in self._staged.items()
-            }
-            self._spans.append(StagingBuffer(arrays))
-
-    def _nothing(self, key: str) -> NDArray[Any]:
-        """What an array holds where nothing is packed; [1], in its dtype."""
-        dtype = self._staged[key][1]
-        return np.full(1, 0 if dtype == np.uint8 else self._no_value, dtype)
+        groups = staged_groups(self._record, self._n_span_slots)
+        self._spans = []  # given back before as much is asked for again
+        self._spans = [StagingBuffer(Arena(groups, self._device)) for _ in range(2)]
 
     def _open(self) -> None:
         """Let the other set of buffers receive the slots from the last batch's end on."""
@@ -189,8 +181,7 @@ class DevicePacker:
         self._n_opened += 1
         self._span.first, self._span.base = self._stop, self._stop // 8 * 8
         self._span.copied.hold_compute(self._device)
-        for key, tensor in self._span.arrays.items():
-            fill_bits(tensor, self._nothing(key))
+        clear_staged(self._span.arena, self._record)
 
     def _close(self) -> None:
         """Start copying the span to the host, and from there, if it is not the whole block, to its place in the block."""
@@ -199,9 +190,14 @@ class DevicePacker:
             span.moved.result()
         if self._is_whole:
             span.host = self._pinned.acquire()
+        elif span.host is None:
+            groups = staged_groups(self._record, self._n_span_slots)
+            span.host = Arena(groups, "cpu", pinned=self._device.type == "cuda")
         with self._side.after_compute():
-            for key, tensor in self._encoded(span.arrays) if self._is_whole else span.arrays.items():
-                span.copy_out(key, tensor)
+            if self._is_whole:
+                self._outgoing.copy(span.arena, self._plan, span.host)
+            else:
+                span.arena.copy_to(span.host)
         span.copied = self._side.mark()
         if not self._is_whole:
             span.moved = self._worker.submit(
@@ -212,31 +208,16 @@ class DevicePacker:
         base = self._span.base
         return replace(columns, slots=columns.slots - base, first_token=columns.first_token + base) if base else columns
 
-    def _encoded(self, arrays: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """What is to be written of a whole block, made on the device as `packing.encode` makes it on the host."""
-        record = self._record
-        used = used_slots(record, self._plan)
-        sites = {
-            layout.values_key(record.name, site, n): (site, n) for site in record.sites for n in record.layers(site)
-        }
-        for key, tensor in arrays.items():
-            if key not in sites:
-                yield key, tensor
-                continue
-            encoded = record.encoding.encode(tensor, used, gpu_lossy)
-            yield key, encoded.values
-            for name, values in encoded.parameters.items():
-                yield layout.block_parameters_key(record.name, *sites[key], name), values[:, None]
+    def _whole_block(self, span: StagingBuffer) -> tuple[Callable[[], Mapping[str, Rows]], Callable[[], None]]:
+        """What gives the arrays of a block once it is copied, and what gives back their memory.
 
-    def _whole_block(self, span: StagingBuffer) -> tuple[Callable[[], Buffers], Callable[[], None]]:
-        """What gives the arrays of a block once it is copied, and what gives back their memory."""
+        The first is called before the block after the next one begins, which overwrites the span on the device.
+        """
         host = span.host
-        return (
-            lambda: {key: as_numpy(tensor) for key, tensor in host.items()},
-            lambda: self._pinned.release(host),
-        )
+        assert host is not None
+        return lambda: self._outgoing.collect(host, span.arena), lambda: self._pinned.release(host)
 
-    def _moved_block(self, plan: BlockPlan) -> tuple[Callable[[], Buffers], Callable[[], None]]:
+    def _moved_block(self, plan: BlockPlan) -> tuple[Callable[[], Mapping[str, Rows]], Callable[[], None]]:
         """As `_whole_block`, of a block that passed through device memory in spans."""
         arrays, moves = self._arrays, [span.moved for span in self._spans if span.moved is not None]
 
@@ -253,15 +234,13 @@ class DevicePacker:
             yield waiting.collect()
 
 
-def _move_to_block(
-    copied: CopyEvent, host: dict[str, Tensor], arrays: Buffers, first: int, base: int, stop: int
-) -> None:
+def _move_to_block(copied: CopyEvent, host: Arena, arrays: Buffers, first: int, base: int, stop: int) -> None:
     """Move slots `first` to `stop` from the host memory of a span that begins at slot `base` to their places in a block."""
     copied.wait()
-    for key, tensor in host.items():
-        values = as_numpy(tensor)
+    for key, array in arrays.items():
+        values = as_numpy(host.tensors[key])
         if values.dtype == np.uint8:
             n_octets = -(-(stop - base) // 8)
-            arrays[key][:, base // 8 : base // 8 + n_octets] |= values[:, :n_octets]
+            array[:, base // 8 : base // 8 + n_octets] |= values[:, :n_octets]
         else:
-            arrays[key][:, first:stop] = values[:, first - base : stop - base]
+            array[:, first:stop] = values[:, first - base : stop - base]

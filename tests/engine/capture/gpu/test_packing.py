@@ -5,6 +5,9 @@ On a GPU where there is one, else on CPU tensors through Triton's interpreter, w
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,20 +15,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
+import actstore
 from actstore.engine.capture.api import RunOptions
 from actstore.engine.capture.api import capture as run_capture
-from actstore.engine.capture.block_filler import batches_of, packer_for, routed_columns
+from actstore.engine.capture.block_filler import BlockFiller, batches_of, packer_for
 from actstore.engine.capture.buffers import BufferPool, Buffers, staged_arrays
-from actstore.engine.capture.packing import HostPacker
+from actstore.engine.capture.packing import HostPacker, routed_columns
 from actstore.engine.models.load import load_model
+from actstore.kernels.pack.columns import Columns
 from actstore.store import layout
 
-DevicePacker = pytest.importorskip("actstore.engine.capture.gpu_packing", exc_type=ImportError).DevicePacker
+DevicePacker = pytest.importorskip("actstore.engine.capture.gpu.packing", exc_type=ImportError).DevicePacker
+outgoing = pytest.importorskip("actstore.engine.capture.gpu.outgoing", exc_type=ImportError)
+gpu_columns = pytest.importorskip("actstore.kernels.pack.gpu_columns", exc_type=ImportError)
+octets_on, routed_on = gpu_columns.octets_on, gpu_columns.routed_on
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -54,7 +61,7 @@ class Taken:
                 self._check(self._last)
                 self._last.release()
             self._last = block
-            arrays = {key: array.copy() for key, array in block.arrays.items()}
+            arrays = {key: np.array(array) for key, array in block.arrays.items()}
             self.blocks[block.block] = arrays, block.statistics()
 
     def end(self) -> None:
@@ -96,9 +103,8 @@ def fill(model: LoadedModel, capture: Capture, packers: list[Packer], n_blocks: 
                 packer.batch(batch.columns)
 
             def sink(layer: int, site: str, values: Tensor, rows: Tensor | None, batch: Any = batch) -> None:
-                columns = batch.columns if rows is None else routed_columns(batch.columns, rows.cpu().numpy())
                 for packer in packers:
-                    packer.pack(layer, site, values, columns)
+                    packer.pack(layer, site, values, batch.columns, rows)
 
             model.forward(batch.input_ids, batch.attention_mask, sites=sites, layers=layers, sink=sink)
         for each in taken:
@@ -108,9 +114,10 @@ def fill(model: LoadedModel, capture: Capture, packers: list[Packer], n_blocks: 
     return taken
 
 
-def assert_same_arrays(found: Buffers, expected: Buffers) -> None:
+def assert_same_arrays(found: Mapping[str, Any], expected: Buffers) -> None:
     assert found.keys() == expected.keys()
-    for key, array in found.items():
+    for key, rows in found.items():
+        array = np.asarray(rows)
         assert array.dtype == expected[key].dtype
         assert array.shape == expected[key].shape
         np.testing.assert_array_equal(
@@ -135,7 +142,12 @@ def assert_same(found: Statistics, expected: Statistics) -> None:
             np.testing.assert_array_equal(array, expected.arrays()[name], name, strict=True)
 
 
-def compare(capture: Capture, model: LoadedModel, n_span_slots: int | None = None, n_blocks: int = 1) -> DevicePacker:
+def compare(
+    capture: Capture,
+    model: LoadedModel,
+    n_span_slots: int | None = None,
+    n_blocks: int = 1,
+) -> DevicePacker:
     """The device's packer, after its blocks were found to be the host's; for a span as large as given, or whole blocks."""
     record = capture.record
     experts = {spec.layer for spec in model.spec.layers if spec.expert is not None}
@@ -150,6 +162,22 @@ def compare(capture: Capture, model: LoadedModel, n_span_slots: int | None = Non
         assert_same_arrays(arrays, by_host.blocks[block][0])
         assert_same_statistics(statistics, by_host.blocks[block][1])
     return device
+
+
+OURS = str(Path(actstore.__file__).parent)
+
+
+def called_by_us(name: str, original: Any, calls: list[str]) -> Any:
+    """A method of tensors that notes where it is called from, if that is our code; `upload` waits for nothing."""
+
+    def call(tensor: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        caller = sys._getframe(1).f_code
+        passes_on = caller.co_name in ("upload", "__torch_function__")  # the latter for the model
+        if caller.co_filename.startswith(OURS) and "/tests/" not in caller.co_filename and not passes_on:
+            calls.append(f"{name} in {caller.co_filename}, {caller.co_name}")
+        return original(tensor, *arguments, **keywords)
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +203,42 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_whole_blocks_are_the_hosts(captured: Any, model: LoadedModel, name: str) -> None:
     capture = captured(**SETTINGS[name])
     assert len(capture.plan.block(0).batches()) > 2
-    assert compare(capture, model, n_blocks=N_BLOCKS if name == "exact" else 1)._is_whole
+    packer = compare(capture, model, n_blocks=N_BLOCKS if name == "exact" else 1)
+    assert packer._is_whole
+    if name == "sparse":
+        assert_compacted(packer, layout.values_key(capture.record.name, "mlp.post", 1))
+
+
+def assert_compacted(packer: DevicePacker, key: str) -> None:
+    """Of a block's values, only those that were kept left the device."""
+    staged, host = packer._spans[0].arena, packer._spans[0].host
+    copied = sum(tensor.nbytes for name, tensor in host.tensors.items() if name[0] == key)
+    assert key not in host.tensors
+    assert 0 < copied < staged.tensors[key].nbytes / 4, "a tenth of the values, each with a byte for its place"
+
+
+def test_a_layer_with_more_values_than_there_is_room_for_is_copied_whole(
+    captured: Any, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outgoing, "compacted_capacity", lambda record: 1)
+    compare(captured(**SETTINGS["sparse"]), model, n_blocks=N_BLOCKS)
+
+
+def test_a_block_is_filled_and_copied_at_once_however_many_layers_it_has(
+    captured: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture, counts = captured(**SETTINGS["sparse"]), []
+    for n_layers in (1, 3):
+        widths = {str(layer): 4 for layer in range(n_layers)}
+        record = replace(capture.record, sites={"mlp.post": widths}, gate_sign=tuple(range(n_layers)))
+        packer, calls = DevicePacker(record, DEVICE, UndefinedBuffers(record)), list[str]()
+        with monkeypatch.context() as patch:
+            for name in ("fill_", "zero_", "copy_"):
+                patch.setattr(torch.Tensor, name, called_by_us(name, getattr(torch.Tensor, name), calls))
+            packer.begin(capture.plan.block(0))
+            assert [*packer.finish(), *packer.drain()]
+        counts.append(len(calls))
+    assert 0 < counts[0] == counts[1] < 16
 
 
 @pytest.mark.parametrize(
@@ -193,23 +256,80 @@ def test_bfloat16_keeps_every_bit(captured: Any, tiny_model: Path) -> None:
     compare(capture, load_model(str(tiny_model), dtype="bfloat16", device=str(DEVICE)))
 
 
-@pytest.mark.parametrize("n_span_slots", [None, 100])
-def test_experts_are_packed_where_they_were_routed(
-    tiny_model: Path, corpus: Path, tmp_path: Path, n_span_slots: int | None
-) -> None:
+@pytest.fixture(scope="module")
+def mixtral(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     config = MixtralConfig(
         vocab_size=400, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=1, max_position_embeddings=64, bos_token_id=0,
     )  # fmt: skip
-    MixtralForCausalLM(config).save_pretrained(tmp_path / "mixtral")
+    folder = tmp_path_factory.mktemp("mixtral")
+    MixtralForCausalLM(config).save_pretrained(folder)
     for file in tiny_model.glob("tokenizer*"):
-        (tmp_path / "mixtral" / file.name).write_bytes(file.read_bytes())
-    options = RunOptions(memory=60_000)
-    capture = run_capture(
-        str(tmp_path / "mixtral"), corpus, tmp_path / "s", options=options, context=32, max_tokens=400, batch_tokens=64
-    )
-    compare(capture, load_model(str(tmp_path / "mixtral"), device=str(DEVICE)), n_span_slots)
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def capture_experts(mixtral: Path, corpus: Path, store: Path, **settings: Any) -> Capture:
+    settings = {"context": 32, "max_tokens": 400, "batch_tokens": 64, **settings}
+    return run_capture(str(mixtral), corpus, store, options=RunOptions(memory=60_000), **settings)
+
+
+@pytest.mark.parametrize(
+    ("n_span_slots", "settings"), [(None, {}), (100, {}), (None, {"precision": "sparse", "keep": 0.1})]
+)
+def test_experts_are_packed_where_they_were_routed(
+    mixtral: Path, corpus: Path, tmp_path: Path, n_span_slots: int | None, settings: dict[str, Any]
+) -> None:
+    capture = capture_experts(mixtral, corpus, tmp_path / "s", **settings)
+    compare(capture, load_model(str(mixtral), device=str(DEVICE)), n_span_slots)
+
+
+WAITS = ("cpu", "item", "tolist", "numpy", "nonzero", "__bool__", "__int__", "__index__", "__float__")
+"""What of a tensor makes the host wait for the device."""
+
+
+def test_packing_waits_for_no_expert(
+    mixtral: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's loop over experts waits for each; nothing of ours does, however many there are."""
+    capture = capture_experts(mixtral, corpus, tmp_path / "s")
+    record, model = capture.record, load_model(str(mixtral), device=str(DEVICE))
+    filler = BlockFiller(model, record, UndefinedBuffers(record))
+    filler._packer = DevicePacker(record, DEVICE, UndefinedBuffers(record))
+    waits: list[str] = []
+
+    filler._packer.begin(capture.plan.block(0))
+    batches = list(batches_of(capture.plan.block(0), len(record.plan.labels), record.plan.block_slots))
+    with monkeypatch.context() as patch:
+        for name in WAITS:
+            patch.setattr(torch.Tensor, name, called_by_us(name, getattr(torch.Tensor, name), waits))
+        for batch in batches:
+            filler._run(batch)
+    assert len(batches) > 2
+    assert waits == []
+
+
+@pytest.mark.parametrize("n_seen", [0, 1, 40])
+def test_what_an_expert_saw_is_found_on_the_device_as_on_the_host(n_seen: int) -> None:
+    rng = np.random.default_rng(n_seen)
+    windows = np.array([0, 11, 11, 40])  # one of them has no token that is kept
+    columns = Columns(
+        rows=np.sort(rng.permutation(60)[:40]), slots=np.sort(rng.permutation(90)[:40]), segments=windows,
+        labels=np.zeros((3, 1), np.int32), counted=rng.random(40) < 0.8, first_token=7,
+    )  # fmt: skip
+    rows = rng.permutation(70)[:n_seen]  # some of them are kept nowhere, and lie beyond all that are
+    expected = routed_columns(columns, rows)
+    routed = routed_on(DEVICE, columns, torch.from_numpy(rows).to(DEVICE))
+    found, n = routed.columns, len(expected.rows)
+    for name in ("rows", "slots", "counted"):
+        np.testing.assert_array_equal(getattr(found, name)[:n].cpu().numpy(), getattr(expected, name), name)
+    np.testing.assert_array_equal(found.tokens[:n].cpu().numpy(), 7 + expected.slots)
+    starts = dict(zip(found.piece_segments.tolist(), found.piece_starts.tolist(), strict=True))
+    assert starts == {0: expected.segments[0], 2: expected.segments[2], -1: n}
+    octets = octets_on(DEVICE, columns)
+    by_slot = {slot - 8 * octets.first: row for slot, row in zip(expected.slots, expected.rows, strict=True)}
+    assert routed.octets(octets).tolist() == [by_slot.get(i, -1) for i in range(len(octets.rows))]
 
 
 def test_a_batch_larger_than_the_memory_given_still_has_room(captured: Any, model: LoadedModel) -> None:

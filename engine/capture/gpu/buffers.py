@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from actstore.kernels.pack.gpu_statistics import DeviceStatistics
+from actstore.engine.capture.buffers import staged_arrays
+from actstore.engine.capture.gpu.arena import Arena, Place
+from actstore.kernels.pack.gpu_statistics import STARTS, DeviceStatistics
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
@@ -72,11 +75,12 @@ class CopyEvent:
 
 @dataclass
 class BlockStatistics:
-    """The statistics of one block, of all sites and layers."""
+    """The statistics of one block, of all sites and layers, in one arena: a group for each number that they begin with."""
 
     sites: dict[tuple[str, int], DeviceStatistics]
     gate_positives: dict[int, Tensor]
     label_tokens: NDArray[np.int64]
+    arena: Arena
     copied: CopyEvent = field(default_factory=CopyEvent)
     """When they were last copied to the host."""
 
@@ -85,37 +89,39 @@ class BlockStatistics:
         """Statistics over no token; `pinned` in host memory that a GPU copies to by itself."""
         n_labels = len(record.plan.labels) + 1
         widths = record.layers("mlp.post") if record.gate_sign else {}
+        groups: dict[str, dict[Hashable, Place]] = {str(start): {} for start in (0, *STARTS.values())}
+        names = {}
+        for site in record.sites:
+            for layer, width in record.layers(site).items():
+                names[site, layer] = formats = DeviceStatistics.formats(width, n_labels, record.n_exemplars)
+                for name, (shape, dtype) in formats.items():
+                    groups[str(STARTS.get(name, 0))][site, layer, name] = Place(shape, dtype)
+        for layer in record.gate_sign:
+            groups["0"][layer] = Place((n_labels, widths[layer]), torch.int32)
+        arena = Arena(groups, device, pinned=pinned)
         sites = {
-            (site, layer): DeviceStatistics.empty(width, n_labels, record.n_exemplars, device, pinned=pinned)
-            for site in record.sites
-            for layer, width in record.layers(site).items()
+            key: DeviceStatistics(**{name: arena.tensors[(*key, name)] for name in formats})
+            for key, formats in names.items()
         }
-        gates = {
-            layer: torch.zeros((n_labels, widths[layer]), dtype=torch.int32, device=device, pin_memory=pinned)
-            for layer in record.gate_sign
-        }
-        return cls(sites, gates, np.zeros(n_labels, np.int64))
+        gates = {layer: arena.tensors[layer] for layer in record.gate_sign}
+        result = cls(sites, gates, np.zeros(n_labels, np.int64), arena)
+        result.clear()
+        return result
 
     @property
     def nbytes(self) -> int:
-        """What they take on the device."""
-        gates = sum(tensor.nbytes for tensor in self.gate_positives.values())
-        return gates + sum(statistics.nbytes for statistics in self.sites.values())
+        """What they take on the device, and what is copied."""
+        return self.arena.nbytes
 
     def clear(self) -> None:
         """Forget every token."""
-        for statistics in self.sites.values():
-            statistics.clear()
-        for positives in self.gate_positives.values():
-            positives.zero_()
+        for start in {0, *STARTS.values()}:
+            self.arena.fill(str(start), start)
         self.label_tokens = np.zeros_like(self.label_tokens)
 
     def copy_to(self, other: BlockStatistics) -> None:
-        """Overwrite `other`, without waiting where it is pinned."""
-        for key, statistics in self.sites.items():
-            statistics.copy_to(other.sites[key])
-        for layer, positives in self.gate_positives.items():
-            other.gate_positives[layer].copy_(positives, non_blocking=True)
+        """Overwrite `other` by one copy, without waiting where it is pinned."""
+        self.arena.copy_to(other.arena)
         other.label_tokens = self.label_tokens
 
     def to_host(self) -> CaptureStatistics:
@@ -129,8 +135,8 @@ class BlockStatistics:
 class StagingBuffer:
     """One set of buffers for some slots of a block: on the device, and the pinned memory that they are copied to."""
 
-    arrays: dict[str, Tensor]
-    host: dict[str, Tensor] = field(default_factory=dict)
+    arena: Arena
+    host: Arena | None = None
     first: int = 0
     """The first slot that is collected here; those before it in the buffers belong to the other set."""
     base: int = 0
@@ -140,22 +146,33 @@ class StagingBuffer:
     moved: Future[None] | None = None
     """When what was copied was last moved to its place in a block."""
 
-    def copy_out(self, key: str, tensor: Tensor) -> None:
-        """Copy `tensor` to the span's host memory under `key`, without waiting where that is pinned."""
-        if key not in self.host:
-            self.host[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        self.host[key].copy_(tensor, non_blocking=True)
+
+VALUES, SIGNS = "values", "signs"
+"""The groups of what is collected token by token."""
 
 
-def allocate(shape: tuple[int, int], dtype: np.dtype[Any], device: torch.device) -> Tensor:
-    """A tensor for arrays of a numpy dtype, contents undefined."""
-    return torch.empty(shape, dtype=_TORCH_DTYPES[dtype.name], device=device)
+def staged_groups(record: CaptureRecord, n_slots: int) -> dict[str, dict[Hashable, Place]]:
+    """What is collected token by token, for `n_slots` slots, a multiple of 8."""
+    groups: dict[str, dict[Hashable, Place]] = {VALUES: {}, SIGNS: {}}
+    for key, (rows, columns), dtype in staged_arrays(record):
+        place = Place((rows, columns * n_slots // record.plan.block_slots), _TORCH_DTYPES[dtype.name])
+        groups[SIGNS if dtype == np.uint8 else VALUES][key] = place
+    return groups
 
 
-def fill_bits(tensor: Tensor, value: NDArray[Any]) -> None:
-    """Fill a tensor with the very bits of `value` [1]: there are many NaN."""
-    integer, same_in_numpy = _INTEGERS[tensor.element_size()]
-    tensor.view(integer).fill_(int(value.view(same_in_numpy)[0]))
+def nothing_bits(record: CaptureRecord) -> tuple[int, torch.dtype]:
+    """The bits of what stands for no value, of which there are many, and the integer dtype that is as wide."""
+    staging = record.encoding.staging_format
+    assert staging is not None
+    integer, same_in_numpy = _INTEGERS[staging.dtype.itemsize]
+    return int(np.full(1, staging.fill_value, staging.dtype).view(same_in_numpy)[0]), integer
+
+
+def clear_staged(arena: Arena, record: CaptureRecord) -> None:
+    """Fill what is collected with what stands for nothing."""
+    arena.fill(SIGNS, 0)
+    if record.encoding.keeps_values:
+        arena.fill_bits(VALUES, *nothing_bits(record))
 
 
 def as_numpy(tensor: Tensor) -> NDArray[Any]:
