@@ -39,18 +39,14 @@ class FilledBlock:
     block: int
     arrays: Buffers
     """What is to be written: quantised, thresholded, or as it was computed."""
-    statistics: Callable[[], CaptureStatistics]
-    """Gives the block's statistics, from any thread; may take its time."""
+    statistics: CaptureStatistics
+    """The block's; reading those of a site and layer, from any thread, may take its time."""
     began: float
     """`time.monotonic()` when its first batch began."""
     release: Callable[[], None]
     """Gives back the memory of `arrays` and of what `statistics` reads; called once, when they are not needed any more."""
     files: dict[str, bytes] = field(default_factory=dict)
     """What else belongs to the block, by key: written and committed with it."""
-
-    def encode_statistics(self) -> bytes:
-        """The statistics as a block keeps them on disk."""
-        return self.statistics().encode()
 
 
 class Packer(Protocol):
@@ -112,10 +108,10 @@ class HostPacker:
 
     def finish(self) -> Iterator[FilledBlock]:
         """The block itself."""
-        staged, statistics = self._arrays, self._statistics
+        staged = self._arrays
         arrays = encode(self._record, self._plan, staged)
         yield FilledBlock(
-            self._plan.block, arrays, lambda: statistics, self._began, lambda: self._buffers.release(staged)
+            self._plan.block, arrays, self._statistics, self._began, lambda: self._buffers.release(staged)
         )
 
     def drain(self) -> Iterator[FilledBlock]:
