@@ -198,7 +198,7 @@ class CaptureWriter:
         if not self.is_wanted(block):
             release()
             return
-        encoded = self._pool.submit(_encode_statistics, statistics)
+        encoded = self._encode_statistics(statistics)
         job = _Block(block, began, encoded, Batch(self._syncing), files=files or {}, release=release)
         if self.record.bundled:
             with self._block_errors(block):
@@ -214,6 +214,19 @@ class CaptureWriter:
         if not self._overlap:
             self._encoding = None
             self._hand_over(job)
+
+    def _encode_statistics(self, statistics: CaptureStatistics) -> Future[tuple[CaptureStatistics, bytes]]:
+        """A block's statistics as they are added up later, in memory of their own, and as they are written."""
+        sites = {key: self._pool.submit(statistics.narrowed_site, key) for key in statistics.sites}
+        without_sites = dataclasses.replace(statistics, sites={})
+
+        def encode() -> tuple[CaptureStatistics, bytes]:
+            # Tasks begin in the order in which they are submitted: these have, and wait for none.
+            own = dataclasses.replace(without_sites, sites={key: site.result() for key, site in sites.items()})
+            sites.clear()
+            return own, own.encode()
+
+        return self._pool.submit(encode)
 
     def drain(self) -> None:
         """Commit what is in flight, and add up its statistics."""
@@ -310,9 +323,3 @@ class CaptureWriter:
                 f"{reason}: block {block} of capture {self.record.name!r} could not be written. Everything committed before "
                 f"it stays readable; {remedy} and run again with `resume=True`."
             ) from None
-
-
-def _encode_statistics(statistics: CaptureStatistics) -> tuple[CaptureStatistics, bytes]:
-    """A block's statistics as they are added up later, in memory of their own, and as they are written."""
-    own = statistics.narrowed()
-    return own, own.encode()

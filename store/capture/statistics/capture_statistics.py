@@ -135,12 +135,12 @@ class CaptureStatistics:
 
         Floats are not copied.
         """
-        sites = {
-            key: Statistics({name: narrowed(array) for name, array in statistics.arrays().items()})
-            for key, statistics in self.sites.items()
-        }
         gates = {layer: narrowed(positives) for layer, positives in self.gate_positives.items()}
-        return CaptureStatistics(sites, gates, self.label_tokens)
+        return CaptureStatistics({key: self.narrowed_site(key) for key in self.sites}, gates, self.label_tokens)
+
+    def narrowed_site(self, key: tuple[str, int]) -> Statistics:
+        """The same of the statistics of one site and layer alone."""
+        return Statistics({name: narrowed(array) for name, array in self.sites[key].arrays().items()})
 
     @property
     def n_non_finite(self) -> int:

@@ -42,9 +42,10 @@ def damaged_tensors(where: str, error: Exception) -> FormatError:
 
 
 def narrowed(array: NDArray[Any]) -> NDArray[Any]:
-    """`array` in the narrowest integer type that holds its values; floats as they are."""
-    if array.dtype.kind == "i" and array.size:  # not those that are narrowed already, but to int32
+    """`array` in the narrowest integer type that holds its values, itself where that is its own; floats as they are."""
+    if array.dtype.kind == "i" and array.size:
+        low, high = int(array.min()), int(array.max())
         for dtype in (np.uint8, np.uint16, np.int32):
-            if np.iinfo(dtype).min <= array.min() and array.max() <= np.iinfo(dtype).max:
-                return array.astype(dtype)
+            if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+                return array.astype(dtype, copy=False)
     return array

@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import os
 import threading
+from collections import UserDict
 
 import numpy as np
 import pytest
@@ -10,7 +11,14 @@ from actstore.store.capture.commits import committed_blocks, read_commit
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
 from actstore.store.capture.writer import CaptureWriter, block_arrays, create_capture
 from actstore.store.errors import CaptureError, FormatError
-from actstore.store.layout import block_answers_key, commit_key, gate_sign_key, shard_key, values_key
+from actstore.store.layout import (
+    block_answers_key,
+    block_statistics_key,
+    commit_key,
+    gate_sign_key,
+    shard_key,
+    values_key,
+)
 from actstore.store.reader import Store, read_capture
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.memory import MemoryStorage
@@ -285,6 +293,22 @@ def test_a_disk_that_fails_to_sync(tmp_path, record, monkeypatch, failing, numbe
     assert len(began) == 1
     assert committed_blocks(folder, "corpus") == [0]
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_the_statistics_of_layers_are_encoded_by_several_threads(folder, record, statistics_of):
+    """And come out as those of a whole block do."""
+    meeting = threading.Barrier(2, timeout=20)
+
+    class Meeting(UserDict):
+        def __getitem__(self, key):
+            meeting.wait()
+            return super().__getitem__(key)
+
+    statistics = statistics_of(1)
+    with CaptureWriter(folder, record, n_threads=2, overlap=False) as writer:
+        together = dataclasses.replace(statistics, sites=Meeting(statistics.sites))
+        writer.submit(0, arrays_of(record, 0), together, began=0.0)
+    assert folder.read(block_statistics_key("corpus", 0)) == statistics.encode()
 
 
 def test_statistics_are_added_up_while_the_next_block_is_filled(folder, record):
