@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -141,13 +141,27 @@ def used_slots(record: CaptureRecord, plan: BlockPlan) -> NDArray[np.bool_]:
     return used
 
 
+class _InPlace:
+    """The kernels of lossy precisions, whose results lie in the block's own memory: beside it there is no room for them."""
+
+    sparsify = staticmethod(api.sparsify)
+
+    @staticmethod
+    def quantise(block: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """As `api.quantise`; the steps [neuron, slot] are the first bytes of each neuron's row."""
+        return api.quantise(block, block.view(np.int8)[:, : block.shape[1]])
+
+
 def encode(record: CaptureRecord, plan: BlockPlan, staged: Buffers) -> Buffers:
-    """The arrays to be written for a block whose buffers are filled: quantised, thresholded, or as they are."""
+    """The arrays to be written for a block whose buffers are filled: quantised, thresholded, or as they are.
+
+    They lie in the memory of `staged`, which is not what it was then.
+    """
     arrays, used = dict(staged), used_slots(record, plan)
     for site in record.sites if record.encoding.keeps_values else ():
         for layer in record.layers(site):
             key = layout.values_key(record.name, site, layer)
-            encoded = record.encoding.encode(staged[key], used, api)
+            encoded = record.encoding.encode(staged[key], used, _InPlace)
             arrays[key] = encoded.values
             for name, values in encoded.parameters.items():
                 arrays[layout.block_parameters_key(record.name, site, layer, name)] = values[:, None]
