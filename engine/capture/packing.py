@@ -108,11 +108,11 @@ class HostPacker:
 
     def finish(self) -> Iterator[FilledBlock]:
         """The block itself."""
-        staged = self._arrays
+        staged, statistics = self._arrays, self._statistics
+        # Only the block has them from now on: they are not to be in memory while the next one is filled.
+        del self._arrays, self._statistics
         arrays = encode(self._record, self._plan, staged)
-        yield FilledBlock(
-            self._plan.block, arrays, self._statistics, self._began, lambda: self._buffers.release(staged)
-        )
+        yield FilledBlock(self._plan.block, arrays, statistics, self._began, lambda: self._buffers.release(staged))
 
     def drain(self) -> Iterator[FilledBlock]:
         """Nothing."""
