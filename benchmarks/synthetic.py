@@ -95,7 +95,7 @@ def _write_block(source: Source, writer: CaptureWriter, block: int, ids: NDArray
         key = layout.values_key(writer.record.name, "mlp.post", layer)
         arrays[key] = np.full((source.n_neurons, BLOCK), np.nan, np.float16)
         pack(source.values(layer, block, ids), columns, arrays[key], statistics.sites["mlp.post", layer])
-    writer.submit(block, arrays, statistics.encode, time.time())
+    writer.submit(block, arrays, statistics, time.time())
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from actstore.engine.capture.block_filler import batches_of, fill_blocks
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.models.load import load_model
 from actstore.store.capture.plan import Plan
-from actstore.store.capture.statistics.capture_statistics import RunningStatistics
+from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.writer import CaptureWriter
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder

@@ -27,7 +27,7 @@ from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.models.load import LoadedModel, load_model
 from actstore.store import layout
 from actstore.store.capture.plan import PlannedWindow, PlanWriter
-from actstore.store.capture.statistics.capture_statistics import RunningStatistics
+from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.files.precision import PRECISIONS
 from actstore.store.files.records import CaptureRecord, PlanRecord
@@ -123,13 +123,15 @@ class Bench:
         return folder, record
 
     def capture(self, precision: str) -> Callable[[], None]:
-        """A function that fills, encodes, writes and commits every block of a capture and sums its statistics."""
+        """A function that fills, encodes, writes and commits every block of a capture and adds up its statistics."""
         folder, record = self.plan(precision)
 
         def run() -> None:
+            running = RunningStatistics(folder, record)
             with CaptureWriter(folder, record, n_threads=os.cpu_count() or 2, overlap=False) as writer:
+                writer.running = running
                 fill_blocks(folder, record, self.model, writer, list(range(record.plan.n_blocks)), CaptureProgress())
-            RunningStatistics(folder, record).advance()
+            running.advance()
 
         return run
 

@@ -20,7 +20,7 @@ from actstore.engine.models.load import load_model
 from actstore.store import layout
 from actstore.store.capture.commits import read_commit
 from actstore.store.capture.record import read_capture
-from actstore.store.capture.statistics.capture_statistics import RunningStatistics
+from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.unchecked import write_verified
 from actstore.store.capture.writer import CaptureWriter, block_arrays
 from actstore.store.files.records import with_checksum

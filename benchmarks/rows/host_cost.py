@@ -1,8 +1,9 @@
 """What a capture on a GPU costs the host, at the shape of a 7B model: a model of cost, measured where no GPU is needed.
 
 A block of one layer's share is made as a GPU hands it over, and goes through the product's own writer: encoded, checksummed,
-written, its statistics encoded, committed, added up. What is counted is CPU time: of all threads, and of the thread that feeds
-the GPU, which must not wait. The arithmetic then says how many tokens per second 16 cores and a PCIe 5 bus can take.
+written, its statistics encoded, committed, added up. What is counted is CPU time of all threads, in proportion to the neurons.
+The thread that feeds the GPU must not wait: its CPU time is that of a block of as many layers as the model's, with few neurons
+each, of which it only hands over arrays. The arithmetic then says how many tokens per second 16 cores and a PCIe 5 bus take.
 
 python -m benchmarks.rows.host_cost [--write] [COMPRESSION …]
 """
@@ -29,7 +30,7 @@ from actstore.kernels.pack import api
 from actstore.kernels.pack.statistics import STATISTICS, Statistics
 from actstore.store import layout
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
-from actstore.store.capture.statistics.capture_statistics import RunningStatistics
+from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.files.compression import HUFFMAN
 from actstore.store.files.precision import PRECISIONS
@@ -45,13 +46,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.kernels.pack.gpu_statistics import DeviceStatistics
+    from actstore.store.files.rows import Rows
 
-MODEL_NEURONS = 32 * 11_008
+LAYERS = 32
+MODEL_NEURONS = LAYERS * 11_008
 """Gated neurons of a Llama 2 of 7B."""
 NEURONS, QUICK_NEURONS = 1376, 96
 """Of them, those that are measured: an eighth of a layer."""
 SLOTS, WINDOW = 16_384, 256
 N_BLOCKS = 3
+FED_NEURONS, FED_BLOCKS = 8, 6
+"""Of each layer, and of blocks of all layers: for the feeding thread."""
 KEEP = 0.05
 CORES = 16
 PCIE_BYTES_PER_S = 50e9
@@ -71,7 +76,7 @@ class HostCost:
     core_s: float
     """CPU seconds of all threads."""
     feeding_s: float
-    """Of these, of the thread that feeds the GPU."""
+    """Of the thread that feeds the GPU."""
     bus_nbytes: float
     """Bytes that the GPU copies to the host."""
     disk_nbytes: float
@@ -184,15 +189,16 @@ def filled_arrays(
     if (form := record.encoding.staging_format) is not None:
         staged = np.ascontiguousarray(_bits(values, form.name).T)
         encoded = record.encoding.encode(staged, used, api)
-        key = layout.values_key(record.name, "mlp.post", 0)
-        arrays[key] = encoded.values
+        rows: NDArray[Any] | CompactedRows = encoded.values
         if capacity:
             common = np.zeros(SLOTS, encoded.values.dtype)
-            arrays[key] = CompactedRows(compact(encoded.values, common, capacity), encoded.values.dtype)
-        for name, parameter in encoded.parameters.items():
-            arrays[layout.block_parameters_key(record.name, "mlp.post", 0, name)] = parameter[:, None]
-        signs = np.packbits((values > 0).numpy().T, axis=1, bitorder="little")
-        arrays[layout.gate_sign_key(record.name, 0)] = np.ascontiguousarray(signs)
+            rows = CompactedRows(compact(encoded.values, common, capacity), encoded.values.dtype)
+        signs = np.ascontiguousarray(np.packbits((values > 0).numpy().T, axis=1, bitorder="little"))
+        for layer in record.layers("mlp.post"):
+            arrays[layout.values_key(record.name, "mlp.post", layer)] = rows
+            for name, parameter in encoded.parameters.items():
+                arrays[layout.block_parameters_key(record.name, "mlp.post", layer, name)] = parameter[:, None]
+            arrays[layout.gate_sign_key(record.name, layer)] = signs
     return arrays
 
 
@@ -210,9 +216,10 @@ def copied_nbytes(record: CaptureRecord, statistics: BlockStatistics) -> int:
 def on_device(record: CaptureRecord, gathered: Statistics) -> BlockStatistics:
     """The statistics as a GPU leaves them in pinned memory."""
     block = BlockStatistics.empty(record, "cpu")
-    of_site: DeviceStatistics = block.sites["mlp.post", 0]
-    for name, tensor in of_site.tensors().items():
-        tensor.copy_(torch.from_numpy(getattr(gathered, name)))
+    of_site: DeviceStatistics
+    for of_site in block.sites.values():
+        for name, tensor in of_site.tensors().items():
+            tensor.copy_(torch.from_numpy(getattr(gathered, name)))
     block.label_tokens = np.array([SLOTS // 2, SLOTS // 2, SLOTS])
     return block
 
@@ -224,20 +231,36 @@ def _measure(precision: str, compression: str, values: torch.Tensor, gathered: S
         record = plan_capture(folder, precision, compression, Planned({0: n_neurons}))
         arrays, statistics = filled_arrays(record, folder, values), on_device(record, gathered)
         bus_nbytes = copied_nbytes(record, statistics)
-        running = RunningStatistics(folder, record)
-        before = _folder_size(Path(name))
-        began, began_feeding = time.process_time(), time.thread_time()
-        with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
-            writer.on_commit = lambda block: running.advance()
-            for block in range(N_BLOCKS):
-                writer.submit(block, arrays, lambda: statistics.to_host().encode(), time.monotonic())
-        core_s, feeding_s = time.process_time() - began, time.thread_time() - began_feeding
+        before, began = _folder_size(Path(name)), time.process_time()
+        _write(folder, record, arrays, statistics)
+        core_s = time.process_time() - began
         disk_nbytes = _folder_size(Path(name)) - before
     scale = MODEL_NEURONS / n_neurons / SLOTS
-    per_token = scale / N_BLOCKS
+    feeding_s = _measure_feeding(precision, compression, values[:, :FED_NEURONS].contiguous())
     return HostCost(
-        precision, compression, core_s * per_token, feeding_s * per_token, bus_nbytes * scale, disk_nbytes * per_token
+        precision, compression, core_s * scale / N_BLOCKS, feeding_s, bus_nbytes * scale, disk_nbytes * scale / N_BLOCKS
     )
+
+
+def _measure_feeding(precision: str, compression: str, values: torch.Tensor) -> float:
+    """Seconds of the feeding thread per token: it hands over the arrays of all layers, however many neurons these have."""
+    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name:
+        folder = Folder(Path(name), read_only=False)
+        widths = dict.fromkeys(range(LAYERS), values.shape[1])
+        record = plan_capture(folder, precision, compression, Planned(widths, n_blocks=FED_BLOCKS))
+        arrays, statistics = filled_arrays(record, folder, values), on_device(record, gather(values))
+        began = time.thread_time()
+        _write(folder, record, arrays, statistics)
+        return (time.thread_time() - began) / FED_BLOCKS / SLOTS
+
+
+def _write(folder: Folder, record: CaptureRecord, arrays: Mapping[str, Rows], statistics: BlockStatistics) -> None:
+    """Fill every block of a planned capture with the same arrays."""
+    running = RunningStatistics(folder, record)
+    with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
+        writer.running = running
+        for block in range(record.plan.n_blocks):
+            writer.submit(block, arrays, statistics.to_host(), time.monotonic())
 
 
 def _folder_size(folder: Path) -> int:
@@ -257,8 +280,9 @@ def markdown(costs: list[HostCost]) -> str:
     """The documentation's table."""
     note = (
         f"A block of {SLOTS:,} tokens of {NEURONS:,} gated neurons goes through the writer as a GPU hands it over; times and "
-        f"bytes are those of a 7B model's {MODEL_NEURONS:,} neurons. The feeding thread's share is of the time at the target's "
-        f"rate. PCIe 5 is taken for {PCIE_BYTES_PER_S / 1e9:.0f} GB/s. Forward pass and kernels on the GPU are left out."
+        f"bytes are those of a 7B model's {MODEL_NEURONS:,} neurons. The feeding thread's time is that of a block of {LAYERS} "
+        f"layers, its share that of the time at the target's rate. PCIe 5 is taken for {PCIE_BYTES_PER_S / 1e9:.0f} GB/s. "
+        "Forward pass and kernels on the GPU are left out."
     )
     return f"{table(COLUMNS, [cost.cells() for cost in costs], left=2)}\n\n{note}"
 

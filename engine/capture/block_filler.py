@@ -182,7 +182,8 @@ def fill_blocks(
 def submit_blocks(blocks: Iterable[FilledBlock], writer: CaptureWriter) -> None:
     """Hand filled blocks to the writer, which releases each when it is written."""
     for filled in blocks:
-        writer.submit(filled.block, filled.arrays, filled.encode_statistics, filled.began, filled.files, filled.release)
+        writer.submit(filled.block, filled.arrays, filled.statistics, filled.began, filled.files, filled.release)
+        del filled  # with its statistics, which nobody needs while the next block is filled
 
 
 def packer_for(

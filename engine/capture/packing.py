@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -40,18 +40,14 @@ class FilledBlock:
     block: int
     arrays: Mapping[str, Rows]
     """What is to be written: quantised, thresholded, or as it was computed. Some of it may be made when it is read."""
-    statistics: Callable[[], CaptureStatistics]
-    """Gives the block's statistics, from any thread; may take its time."""
+    statistics: CaptureStatistics
+    """The block's; reading those of a site and layer, from any thread, may take its time."""
     began: float
     """`time.monotonic()` when its first batch began."""
     release: Callable[[], None]
     """Gives back the memory of `arrays` and of what `statistics` reads; called once, when they are not needed any more."""
     files: dict[str, bytes] = field(default_factory=dict)
     """What else belongs to the block, by key: written and committed with it."""
-
-    def encode_statistics(self) -> bytes:
-        """The statistics as a block keeps them on disk."""
-        return self.statistics().encode()
 
 
 class Packer(Protocol):
@@ -119,10 +115,10 @@ class HostPacker:
     def finish(self) -> Iterator[FilledBlock]:
         """The block itself."""
         staged, statistics = self._arrays, self._statistics
+        # Only the block has them from now on: they are not to be in memory while the next one is filled.
+        del self._arrays, self._statistics
         arrays = encode(self._record, self._plan, staged)
-        yield FilledBlock(
-            self._plan.block, arrays, lambda: statistics, self._began, lambda: self._buffers.release(staged)
-        )
+        yield FilledBlock(self._plan.block, arrays, statistics, self._began, lambda: self._buffers.release(staged))
 
     def drain(self) -> Iterator[FilledBlock]:
         """Nothing."""
@@ -168,13 +164,27 @@ def used_slots(record: CaptureRecord, plan: BlockPlan) -> NDArray[np.bool_]:
     return used
 
 
+class _InPlace:
+    """The kernels of lossy precisions, whose results lie in the block's own memory: beside it there is no room for them."""
+
+    sparsify = staticmethod(api.sparsify)
+
+    @staticmethod
+    def quantise(block: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """As `api.quantise`; the steps [neuron, slot] are the first bytes of each neuron's row."""
+        return api.quantise(block, block.view(np.int8)[:, : block.shape[1]])
+
+
 def encode(record: CaptureRecord, plan: BlockPlan, staged: Buffers) -> Buffers:
-    """The arrays to be written for a block whose buffers are filled: quantised, thresholded, or as they are."""
+    """The arrays to be written for a block whose buffers are filled: quantised, thresholded, or as they are.
+
+    They lie in the memory of `staged`, which is not what it was then.
+    """
     arrays, used = dict(staged), used_slots(record, plan)
     for site in record.sites if record.encoding.keeps_values else ():
         for layer in record.layers(site):
             key = layout.values_key(record.name, site, layer)
-            encoded = record.encoding.encode(staged[key], used, api)
+            encoded = record.encoding.encode(staged[key], used, _InPlace)
             arrays[key] = encoded.values
             for name, values in encoded.parameters.items():
                 arrays[layout.block_parameters_key(record.name, site, layer, name)] = values[:, None]

@@ -20,7 +20,7 @@ from actstore.engine.capture.root import write_store_root
 from actstore.engine.capture.settings import OF_STORAGE
 from actstore.engine.capture.sizes import check_memory, estimate_nbytes, n_buffers_on, with_storage
 from actstore.engine.capture.steps.filler import Filler, blocks_so_far
-from actstore.engine.capture.steps.finish import advance_at, finish_capture
+from actstore.engine.capture.steps.finish import finish_capture
 from actstore.engine.capture.steps.worker import FillOptions
 from actstore.engine.capture.steps.workers import fill_by_workers
 from actstore.engine.capture.target import remove_unplanned
@@ -31,7 +31,7 @@ from actstore.store.arguments import Typed, argument
 from actstore.store.calls import checks
 from actstore.store.capture.commits import missing_blocks
 from actstore.store.capture.identity import check_belongs
-from actstore.store.capture.statistics.capture_statistics import RunningStatistics
+from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.writer import create_capture
 from actstore.store.errors import CaptureError, FormatError, InvalidInputError, NotFoundError, StorageError
 from actstore.store.model import root
@@ -119,19 +119,21 @@ class Run(ABC):
     """The model, once this process has loaded it for the capture."""
     _fills: bool = field(default=False, init=False)
     """Whether this process is to fill what it plans, and needs the memory for it."""
+    _running: RunningStatistics | None = field(default=None, init=False)
+    """What blocks are added to as they are committed, where this process is to fill all that are missing."""
 
     def carry_out(self, requested: Mapping[str, object]) -> None:
         """Make the capture: all steps, over all blocks that are missing, which workers fill where the options ask for some."""
         if self.options.on != "local" or (self.options.workers or 1) > 1:
             self._carry_out_by_workers(requested)
             return
-        self._fills, running = True, None
+        self._fills = True
         with self.owned():
             record = self.plan(requested)
             if missing := missing_blocks(self.folder, record):
-                running = RunningStatistics(self.folder, record)
-                self.fill(missing, on_commit=lambda block: advance_at(running, block))
-            self._finish(running)
+                self._running = RunningStatistics(self.folder, record)
+                self.fill(missing)
+            self.finish()
 
     def _carry_out_by_workers(self, requested: Mapping[str, object]) -> None:
         options = self.options
@@ -236,17 +238,14 @@ class Run(ABC):
         filler = Filler(
             self.folder, record, self._loaded, self.fill_blocks(), self.progress, threads, allow_mixed=allow_mixed
         )
-        filler.fill(unfilled, on_commit)
+        filler.fill(unfilled, on_commit, self._running)
 
     def finish(self) -> None:
         """Add up the statistics of all blocks and write what stands for all of them, the table of neurons and the index last.
 
         `CaptureError` where a block is missing; nothing is done where the capture is finished and has its index.
         """
-        self._finish(None)
-
-    def _finish(self, running: RunningStatistics | None) -> None:
-        finish_capture(self.folder, self._record(), running)
+        finish_capture(self.folder, self._record(), self._running)
 
     def _record(self) -> CaptureRecord:
         record = read_capture(self.folder, self.name)

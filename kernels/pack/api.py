@@ -121,7 +121,8 @@ def quantise(block: Any, out: Any = None, threads: int | None = None) -> Any:
     `steps.decode` is the inverse.
 
     block: [neuron, slot] float32, float16, or uint16 for bfloat16; a tensor on a GPU gives tensors there. out: written
-    and returned where given. Raises ValueError for shapes that do not fit, TypeError for other dtypes of the block.
+    and returned where given; on a CPU it may be the first bytes of each row of the block, which is overwritten then. Raises
+    ValueError for shapes that do not fit, TypeError for other dtypes of the block.
     """
     if on_gpu(block):
         from actstore.kernels.pack import gpu_lossy

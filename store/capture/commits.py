@@ -52,10 +52,28 @@ def parse_commit(folder: Folder, capture: CaptureRecord, block: int, value: Any)
 
 def digest_commits(folder: Folder, record: CaptureRecord, n_blocks: int) -> bytes:
     """SHA-256 over the capture's identity and the commit records of its first blocks: other blocks have another."""
-    digest = hashlib.sha256(f"{record.identity} {record.name}".encode())
+    digest = CommitsDigest(record)
     for block in range(n_blocks):
-        digest.update(read_commit(folder, record, block).checksum.encode())
+        digest.add(read_commit(folder, record, block))
     return digest.digest()
+
+
+class CommitsDigest:
+    """The same, of commit records that are added one by one."""
+
+    def __init__(self, record: CaptureRecord) -> None:
+        self._digest = hashlib.sha256(f"{record.identity} {record.name}".encode())
+        self.n_blocks = 0
+        """Records that were added."""
+
+    def add(self, commit: CommitRecord) -> None:
+        """Add the record of the next block."""
+        self._digest.update(commit.checksum.encode())
+        self.n_blocks += 1
+
+    def digest(self) -> bytes:
+        """What it comes down to."""
+        return self._digest.digest()
 
 
 def digest_shards(folder: Folder, record: CaptureRecord) -> str:

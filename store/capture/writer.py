@@ -5,7 +5,8 @@ and memory stays bounded, because the faster side waits for the other. Where it 
 by all of them before the next begins: encoders beside a forward pass take cores from threads that wait for one another.
 
 Either way the disk is waited for in the background, where a thread only sleeps: a block's buffers are free once the system has
-its bytes, and while the next block is computed, its files are synced, then their folders, then its commit record.
+its bytes, and while the next block is computed, its files are synced, then their folders, then its commit record. From then on
+the block counts, and its statistics, still in memory, are added to those of the blocks before it, in a thread of their own.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from types import TracebackType
 
+    from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
+    from actstore.store.capture.statistics.running import RunningStatistics
     from actstore.store.files.records import CaptureRecord
     from actstore.store.files.rows import Rows
     from actstore.store.storage.folder import Folder
@@ -110,7 +113,8 @@ class _Block:
 
     number: int
     began: float
-    statistics: Future[bytes]
+    statistics: Future[tuple[CaptureStatistics, bytes]]
+    """As they are added up, and as they are written."""
     batch: Batch
     """Of its shards, on their way to the disk."""
     shards: dict[str, Future[tuple[int, str]]] = field(default_factory=dict)
@@ -132,11 +136,16 @@ class CaptureWriter:
         self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="actstore-encoder")
         self._syncing = ThreadPoolExecutor(SYNCING_THREADS, thread_name_prefix="actstore-sync")
         self._committing = ThreadPoolExecutor(1, thread_name_prefix="actstore-commit")
+        self._adding = ThreadPoolExecutor(1, thread_name_prefix="actstore-statistics")
         self._encoding: _Block | None = None
         """The block that is being encoded, with `overlap` while the next is filled."""
         self._commit: tuple[int, Future[None]] | None = None
         """The block before that, on its way to the disk."""
+        self._added: tuple[int, Future[None]] | None = None
+        """The block whose statistics are being added to those of the blocks before it; the committing thread's."""
         self._overlap = overlap
+        self.running: RunningStatistics | None = None
+        """What every block is added to once its commit record counts, in a thread of its own: nobody else uses it meanwhile."""
         self.on_commit: Callable[[int], None] = lambda block: None
         """Told, in the thread that submits blocks, of each block once its commit record counts."""
         self.is_wanted: Callable[[int], bool] = lambda block: True
@@ -159,6 +168,7 @@ class CaptureWriter:
             self._pool.shutdown(wait=True, cancel_futures=not is_whole)
             # What the system has got is brought to the disk even after an error: it may be a whole block.
             self._committing.shutdown(wait=True)
+            self._adding.shutdown(wait=True)
             self._syncing.shutdown(wait=True)
             for bundle in self._bundles:
                 bundle.abandon()
@@ -172,7 +182,7 @@ class CaptureWriter:
         self,
         block: int,
         arrays: Mapping[str, Rows],
-        statistics: Callable[[], bytes],
+        statistics: CaptureStatistics,
         began: float,
         files: Mapping[str, bytes] | None = None,
         release: Callable[[], None] = lambda: None,
@@ -187,8 +197,8 @@ class CaptureWriter:
         if not self.is_wanted(block):
             release()
             return
-        statistics_bytes = self._pool.submit(statistics)
-        job = _Block(block, began, statistics_bytes, Batch(self._syncing), files=files or {}, release=release)
+        encoded = self._encode_statistics(statistics)
+        job = _Block(block, began, encoded, Batch(self._syncing), files=files or {}, release=release)
         if self.record.bundled:
             with self._block_errors(block):
                 job.bundle = BundleWriter(self._folder, layout.bundle_key(self.record.name, block), job.batch)
@@ -204,21 +214,35 @@ class CaptureWriter:
             self._encoding = None
             self._hand_over(job)
 
+    def _encode_statistics(self, statistics: CaptureStatistics) -> Future[tuple[CaptureStatistics, bytes]]:
+        """A block's statistics as they are added up later, in memory of their own, and as they are written."""
+        sites = {key: self._pool.submit(statistics.narrowed_site, key) for key in statistics.sites}
+        without_sites = dataclasses.replace(statistics, sites={})
+
+        def encode() -> tuple[CaptureStatistics, bytes]:
+            # Tasks begin in the order in which they are submitted: these have, and wait for none.
+            own = dataclasses.replace(without_sites, sites={key: site.result() for key, site in sites.items()})
+            sites.clear()
+            return own, own.encode()
+
+        return self._pool.submit(encode)
+
     def drain(self) -> None:
-        """Commit what is in flight."""
+        """Commit what is in flight, and add up its statistics."""
         job, self._encoding = self._encoding, None
         if job is not None:
             self._hand_over(job)
         self._await_commit()
+        self._await_added()
 
     def _hand_over(self, job: _Block) -> None:
         """Wait until a block is encoded, and have it committed in the background once the one before it is."""
         with self._block_errors(job.number):
             files = {key: future.result() for key, future in job.shards.items()}
-            statistics = job.statistics.result()
+            statistics, data = job.statistics.result()
         job.release()
         self._await_commit()
-        self._commit = job.number, self._committing.submit(self._write_commit, job, files, statistics)
+        self._commit = job.number, self._committing.submit(self._commit_block, job, files, statistics, data)
 
     def _await_commit(self) -> None:
         """Wait until the block in the background is committed, and tell of it."""
@@ -227,6 +251,13 @@ class CaptureWriter:
             with self._block_errors(number):
                 future.result()
                 self.on_commit(number)
+
+    def _await_added(self) -> None:
+        """Wait until the statistics of the last block that was handed over are added up."""
+        if self._added is not None:
+            (number, future), self._added = self._added, None
+            with self._block_errors(number):
+                future.result()
 
     def _write_shard(self, key: str, values: Rows, job: _Block, number: int) -> tuple[int, str]:
         spec = self._specs[key]
@@ -239,7 +270,17 @@ class CaptureWriter:
     def _short(self, key: str) -> str:
         return key.removeprefix(f"{layout.capture_key(self.record.name)}/")
 
-    def _write_commit(self, job: _Block, files: Mapping[str, tuple[int, str]], statistics: bytes) -> None:
+    def _commit_block(
+        self, job: _Block, files: Mapping[str, tuple[int, str]], statistics: CaptureStatistics, data: bytes
+    ) -> None:
+        """Commit a block; from then on its statistics count, which are added up while the next one is brought to the disk."""
+        commit = self._write_commit(job, files, data)
+        if self.running is not None:
+            # One block is added and one waits, no more: they take memory.
+            self._await_added()
+            self._added = job.number, self._adding.submit(self.running.add, commit, statistics)
+
+    def _write_commit(self, job: _Block, files: Mapping[str, tuple[int, str]], statistics: bytes) -> CommitRecord:
         """Bring a block to the disk, its commit record last."""
         name = self.record.name
         shards = {self._short(layout.shard_key(key, job.number)): size for key, size in files.items()}
@@ -263,6 +304,7 @@ class CaptureWriter:
             identity=self.record.identity,
         ).with_checksum()
         self._folder.write_json(layout.commit_key(name, job.number), record.to_json())
+        return record
 
     @contextmanager
     def _block_errors(self, block: int) -> Iterator[None]:

@@ -75,6 +75,18 @@ def test_the_largest_floats_do_not_become_infinite() -> None:
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
+def test_a_block_is_quantised_in_its_own_memory(dtype: Any) -> None:
+    values = np.random.default_rng(0).standard_normal((5, 1000)).astype(np.float32)
+    values[0, 3], values[1, 999], values[2] = np.nan, np.inf, 0
+    block = encode(values, dtype)
+    expected, expected_scale = quantise(block)
+    steps, scale = quantise(block, block.view(np.int8)[:, :1000])
+    assert np.shares_memory(steps, block)
+    np.testing.assert_array_equal(steps, expected)
+    np.testing.assert_array_equal(scale.view(np.uint32), expected_scale.view(np.uint32))
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
 def test_a_read_only_block_is_quantised_and_not_sparsified(dtype: Any) -> None:
     block = encode(np.random.default_rng(0).standard_normal((5, 63)).astype(np.float32), dtype)
     expected = quantise(block)

@@ -16,8 +16,8 @@ from actstore.kernels.suffix_trie.api import Nodes
 from actstore.store.capture.patches import PATCHES, PatchesWriter
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
 from actstore.store.capture.questions.answers import ANSWERS, write_answers
-from actstore.store.capture.statistics.capture_statistics import RunningStatistics
 from actstore.store.capture.statistics.neuron_table import write_finished
+from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.edits import Edit, EditedRows, EditRecord, RowPair, row_digest, write_edit
 from actstore.store.files.records import PlanRecord
@@ -52,7 +52,7 @@ def _fill(folder: Folder, record: CaptureRecord, files: dict[str, bytes]) -> Non
             n = len(plan.block(block).position)
             values = {i: rng.standard_normal((width, n), np.float32) for i, width in enumerate(planted_stores.WIDTHS)}
             arrays, statistics = planted_stores.fill(record, plan, block, values)
-            writer.submit(block, arrays, statistics.encode, began=0.0, files=files if block == 0 else {})
+            writer.submit(block, arrays, statistics, began=0.0, files=files if block == 0 else {})
     running = RunningStatistics(folder, record)
     running.advance()
     write_finished(folder, record, running.total)

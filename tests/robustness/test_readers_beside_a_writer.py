@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from reading_loop import expected
 
-from actstore.store.capture.statistics.capture_statistics import RunningStatistics
 from actstore.store.capture.statistics.neuron_table import write_finished
+from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.writer import CaptureWriter
 from actstore.store.storage.folder import Folder
 
@@ -31,7 +31,7 @@ def fill(planting: ModuleType, path: Path, n_blocks: int) -> None:
     record, plan = planting.begin(folder, "corpus", what)
     running = RunningStatistics(folder, record)
     with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
-        writer.on_commit = lambda block: running.advance(checkpoint=True)
+        writer.running = running
         for block in np.random.default_rng(0).permutation(n_blocks).tolist():
             slots = np.arange(64) + 64 * block
             values = {
@@ -39,14 +39,14 @@ def fill(planting: ModuleType, path: Path, n_blocks: int) -> None:
                 for layer, width in enumerate(planting.WIDTHS)
             }
             arrays, statistics = planting.fill(record, plan, block, values)
-            writer.submit(block, arrays, statistics.encode, began=0.0)
+            writer.submit(block, arrays, statistics, began=0.0)
     running.advance()
     write_finished(folder, record, running.total)
 
 
 def read_beside(planting: ModuleType, tmp_path: Path, n_blocks: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of readings of every reader."""
-    monkeypatch.setattr("actstore.store.capture.statistics.capture_statistics.CHECKPOINT_BLOCKS", 8)
+    monkeypatch.setattr("actstore.store.capture.statistics.running.CHECKPOINT_BLOCKS", 8)
     end = tmp_path / "end"
     command = [sys.executable, str(PROGRAM), str(tmp_path / "store"), str(N_READERS), str(end)]
     # Not in the checkout, where the folder kernels/ would be a top-level module.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
+from collections import UserDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +22,9 @@ from hypothesis.stateful import (
 )
 
 from actstore.store.capture.plan import Plan
-from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, RunningStatistics
+from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
 from actstore.store.capture.statistics.neuron_table import write_finished
+from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.writer import CaptureWriter, block_arrays, create_capture
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.layout import commit_key, shard_key
@@ -40,6 +43,13 @@ BLOCKS = st.lists(st.integers(0, N_BLOCKS - 1), min_size=1, max_size=N_BLOCKS, u
 
 class Killed(Exception):
     """The end of a writer between two writes."""
+
+
+class Deadly(UserDict):
+    """Statistics whose reader is killed."""
+
+    def __getitem__(self, key: Any) -> Any:
+        raise Killed
 
 
 class Machine(RuleBasedStateMachine):
@@ -77,14 +87,10 @@ class Machine(RuleBasedStateMachine):
         with CaptureWriter(self.folder, self.record, n_threads=1, overlap=False) as writer:
             for number, block in enumerate(blocks):
                 arrays, statistics = self.filled[block]
-
-                def encode(number: int = number, statistics: CaptureStatistics = statistics) -> bytes:
-                    if number == killed_after:
-                        raise Killed
-                    return statistics.encode()
-
+                if number == killed_after:
+                    statistics = dataclasses.replace(statistics, sites=Deadly(statistics.sites))
                 copies = {key: array.copy() for key, array in arrays.items()}
-                writer.submit(block, copies, encode, began=0.0)
+                writer.submit(block, copies, statistics, began=0.0)
                 self.committed.add(block)
                 self.damaged -= {key for key in self.damaged if key.endswith(f"/c/0/{block}")}
 

@@ -13,8 +13,9 @@ import pytest
 from actstore.kernels.pack.api import Columns, pack
 from actstore.store import layout
 from actstore.store.capture.plan import PlannedWindow, PlanWriter
-from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, RunningStatistics
+from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
 from actstore.store.capture.statistics.neuron_table import write_finished
+from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.files.records import CaptureRecord, LayerRecord, ModelRecord, PlanRecord
 from actstore.store.model import root
@@ -52,7 +53,7 @@ def fill(path: Path, n_blocks: int) -> None:
             statistics.label_tokens += SLOTS
             for layer in range(LAYERS):
                 pack(np.roll(batch, layer + block, axis=0), columns, None, statistics.sites["mlp.post", layer])
-            writer.submit(block, {}, statistics.encode, 0.0)
+            writer.submit(block, {}, statistics, 0.0)
     running = RunningStatistics(folder, record)
     running.advance()
     write_finished(folder, record, running.total)

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import planted_stores
 
-from actstore.store.capture.statistics.capture_statistics import RunningStatistics
 from actstore.store.capture.statistics.neuron_table import write_finished
+from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.writer import CaptureWriter
 from actstore.store.files import arrays
 from actstore.store.reader import Store
@@ -42,10 +42,10 @@ def main(path: str, n_blocks: int) -> None:
     running = RunningStatistics(folder, record)
     values = {i: np.ones((width, 64), np.float32) for i, width in enumerate(planted_stores.WIDTHS)}
     with CaptureWriter(folder, record, n_threads=2, overlap=True) as writer:
-        writer.on_commit = lambda block: running.advance(checkpoint=True)
+        writer.running = running
         for block in range(n_blocks):
             filled, statistics = planted_stores.fill(record, plan, block, values)
-            writer.submit(block, filled, statistics.encode, began=0.0)
+            writer.submit(block, filled, statistics, began=0.0)
             if block % 10 == 9:
                 marks.append(("write", block, *held()))
     write_finished(folder, record, running.total)

@@ -15,8 +15,9 @@ from actstore.kernels.pack.columns import Columns
 from actstore.store import layout
 from actstore.store.capture.patches import PATCHES, PatchesWriter
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
-from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, RunningStatistics
+from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
 from actstore.store.capture.statistics.neuron_table import write_finished
+from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.files.records import LayerRecord, PlanRecord
 from actstore.store.model import root
@@ -218,7 +219,7 @@ def _fill(
                     arrays[layout.block_parameters_key(record.name, site, layer, "scale")] = scale[:, None]
                 else:
                     arrays[key] = staged.astype(np.float16) if asked.precision == "half" else staged
-            writer.submit(block, arrays, statistics.encode, began=0.0)
+            writer.submit(block, arrays, statistics, began=0.0)
     running = RunningStatistics(folder, record)
     running.advance()
     write_finished(folder, record, running.total)

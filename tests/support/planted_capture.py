@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from actstore.store import layout
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
-from actstore.store.capture.statistics.capture_statistics import RunningStatistics
 from actstore.store.capture.statistics.neuron_table import write_finished
+from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.files.records import PlanRecord
 from actstore.store.model import root
@@ -111,7 +111,7 @@ def plant_capture(
                 for layer, rules in enumerate(layers)
             }
             arrays, statistics = stores.fill(record, plan, number, values)
-            out.submit(number, arrays, statistics.encode, began=0.0)
+            out.submit(number, arrays, statistics, began=0.0)
     if commit is None:
         running = RunningStatistics(folder, record)
         running.advance()

@@ -17,8 +17,9 @@ from actstore.kernels.pack.columns import Columns
 from actstore.kernels.pack.statistics import STATISTICS
 from actstore.store import layout
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
-from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, RunningStatistics
+from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
 from actstore.store.capture.statistics.finished import write_totals
+from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.writer import CaptureWriter, block_arrays, create_capture
 from actstore.store.files.records import CaptureRecord, LayerRecord, ModelRecord, PlanRecord, with_checksum
 from actstore.store.model import root
@@ -177,7 +178,7 @@ def plant(location: str | Path, name: str = "corpus", what: Planted | None = Non
             slots = slice(int(ends[block]) - len(plan.block(block).position), int(ends[block]))
             here = {layer: v[:, slots] for layer, v in values.items()}
             arrays, statistics = fill(record, plan, block, here)
-            writer.submit(block, arrays, statistics.encode, began=0.0)
+            writer.submit(block, arrays, statistics, began=0.0)
     if what.finish:
         running = RunningStatistics(folder, record)
         running.advance()

@@ -5,6 +5,7 @@ On a CPU, for tests, the same objects work without streams.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,11 @@ import torch
 from actstore.engine.capture.buffers import staged_arrays
 from actstore.engine.capture.gpu.arena import Arena, Place
 from actstore.kernels.pack.gpu_statistics import STARTS, DeviceStatistics
+from actstore.kernels.pack.statistics import Statistics
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
@@ -125,10 +127,26 @@ class BlockStatistics:
         other.label_tokens = self.label_tokens
 
     def to_host(self) -> CaptureStatistics:
-        """The same in numpy."""
-        sites = {key: statistics.to_host() for key, statistics in self.sites.items()}
+        """The same in numpy; those of a site and layer are converted when they are looked up, in the thread that does so."""
+        sites = _OnHost(self.sites)
         gates = {layer: tensor.cpu().numpy().astype(np.int64) for layer, tensor in self.gate_positives.items()}
         return CaptureStatistics(sites, gates, self.label_tokens)
+
+
+class _OnHost(Mapping[tuple[str, int], Statistics]):
+    """(site, layer) → statistics in numpy, made anew at each look."""
+
+    def __init__(self, sites: Mapping[tuple[str, int], DeviceStatistics]) -> None:
+        self._sites = sites
+
+    def __getitem__(self, key: tuple[str, int]) -> Statistics:
+        return self._sites[key].to_host()
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
 
 
 @dataclass

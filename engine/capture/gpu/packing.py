@@ -60,7 +60,7 @@ class _Pending:
 
     def collect(self) -> FilledBlock:
         self.copied.wait()
-        return FilledBlock(self.plan.block, self.arrays(), self.statistics.to_host, self.began, self.release)
+        return FilledBlock(self.plan.block, self.arrays(), self.statistics.to_host(), self.began, self.release)
 
 
 class DevicePacker:

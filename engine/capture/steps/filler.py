@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from actstore.engine.capture.progress import CaptureProgress
     from actstore.engine.models.load import LoadedModel
+    from actstore.store.capture.statistics.running import RunningStatistics
     from actstore.store.capture.workers.claims import BlockClaims
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
@@ -55,9 +56,15 @@ class Filler:
     allow_mixed: bool = False
     """Whether other numerics than those of the blocks before are written down instead of refused."""
 
-    def fill(self, blocks: Iterable[int], on_commit: Callable[[int], None]) -> None:
-        """Fill and commit blocks, none of which is committed, in the order given; `on_commit` is told of each."""
+    def fill(
+        self, blocks: Iterable[int], on_commit: Callable[[int], None], running: RunningStatistics | None = None
+    ) -> None:
+        """Fill and commit blocks, none of which is committed, in the order given.
+
+        `on_commit` is told of each, and its statistics are added to `running`.
+        """
         with self._writer(on_commit) as writer:
+            writer.running = running
             self.fill_blocks(self.folder, self.record, self.model, writer, blocks, self.progress)
 
     def fill_claimed(self, claims: BlockClaims, on_commit: Callable[[int], None]) -> None:

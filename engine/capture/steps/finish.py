@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from actstore.store.capture.commits import missing_blocks
 from actstore.store.capture.committed import complete_index
 from actstore.store.capture.questions.answers import has_attributions, write_answers
-from actstore.store.capture.statistics.capture_statistics import RunningStatistics, is_finished
+from actstore.store.capture.statistics.capture_statistics import is_finished
 from actstore.store.capture.statistics.finished import write_totals
 from actstore.store.capture.statistics.neuron_table import unfinish
+from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.workers.claims import remove_claims
 from actstore.store.errors import CaptureError
 from actstore.store.layout import generated_prefix
@@ -45,12 +46,6 @@ def finish_capture(folder: Folder, record: CaptureRecord, running: RunningStatis
         write_results(Store(folder).peek(record.name), running.total)
     remove_claims(folder, record.name)
     folder.delete(generated_prefix(record.name))
-
-
-def advance_at(statistics: RunningStatistics, block: int) -> None:
-    """Add up what is committed now and then, so that finishing need not read every block again."""
-    if block % 64 == 63:
-        statistics.advance(checkpoint=True)
 
 
 def write_results(capture: Capture, total: CaptureStatistics) -> None:

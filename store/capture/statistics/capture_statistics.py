@@ -21,7 +21,7 @@ from actstore.store.capture.statistics.shapes import (
     statistics_nbytes,
     statistics_shapes,
 )
-from actstore.store.capture.statistics.tensors import damaged_tensors, decode_tensors, encode_tensors
+from actstore.store.capture.statistics.tensors import damaged_tensors, decode_tensors, encode_tensors, narrowed
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.plain_arrays import PlainArray, write_array
 from actstore.store.layout import (
@@ -59,8 +59,6 @@ UNLISTED_OPTIONAL: Final = ("overflow",)
 """Those that such a capture has where its arrays are there."""
 _COMMITS: Final = "commits"
 """The tensor of a checkpoint that says which blocks it covers: `digest_commits` of them."""
-CHECKPOINT_BLOCKS = 64
-"""A resumed run reads at most this many blocks' own statistics before it continues adding."""
 
 
 def statistic_names(record: CaptureRecord) -> tuple[str, ...]:
@@ -131,6 +129,18 @@ class CaptureStatistics:
         for layer, positives in self.gate_positives.items():
             positives += later.gate_positives[layer]
         self.label_tokens += later.label_tokens
+
+    def narrowed(self) -> CaptureStatistics:
+        """The same with integers as narrow as they allow, a third of the memory: to be encoded, and added to those of others.
+
+        Floats are not copied.
+        """
+        gates = {layer: narrowed(positives) for layer, positives in self.gate_positives.items()}
+        return CaptureStatistics({key: self.narrowed_site(key) for key in self.sites}, gates, self.label_tokens)
+
+    def narrowed_site(self, key: tuple[str, int]) -> Statistics:
+        """The same of the statistics of one site and layer alone."""
+        return Statistics({name: narrowed(array) for name, array in self.sites[key].arrays().items()})
 
     @property
     def n_non_finite(self) -> int:
@@ -213,26 +223,6 @@ def _present(record: CaptureRecord, has_arrays: Callable[[str], bool]) -> list[s
     return [name for name in statistic_names(record) if name not in optional or has_arrays(name)]
 
 
-class RunningStatistics:
-    """Adds up blocks in their order as they are committed, whatever order they are committed in."""
-
-    def __init__(self, folder: Folder, record: CaptureRecord, blocks: Collection[int] | None = None) -> None:
-        """Continue from the last checkpoint that covers only `blocks`, all committed ones unless told, or from nothing."""
-        self._folder, self._record = folder, record
-        blocks = committed_blocks(folder, record.name) if blocks is None else blocks
-        self.total, self.n_blocks = CaptureStatistics.checkpoint(folder, record, blocks)
-
-    def advance(self, *, checkpoint: bool = False) -> None:
-        """Add every committed block that follows what is added already; with `checkpoint`, write one now and then."""
-        committed = set(committed_blocks(self._folder, self._record.name))
-        while self.n_blocks in committed:
-            self.total.merge(read_block_statistics(self._folder, self._record, self.n_blocks))
-            self.n_blocks += 1
-            if checkpoint and self.n_blocks % CHECKPOINT_BLOCKS == 0:
-                commits = digest_commits(self._folder, self._record, self.n_blocks)
-                self._folder.write(folded_statistics_key(self._record.name), self.total.encode(self.n_blocks, commits))
-
-
 def read_block_statistics(folder: Folder, record: CaptureRecord, block: int) -> CaptureStatistics:
     """One committed block's own statistics."""
     key = block_statistics_key(record.name, block)
@@ -250,10 +240,10 @@ def sum_statistics(
     blocks = sorted(committed_blocks(folder, record.name) if blocks is None else blocks)
     if len(blocks) == record.plan.n_blocks and (is_known_finished or is_finished(folder, record)):
         return _read_finished(folder, record)
-    running = RunningStatistics(folder, record, blocks)
-    for block in blocks[running.n_blocks :]:
-        running.total.merge(read_block_statistics(folder, record, block))
-    return running.total
+    total, n_blocks = CaptureStatistics.checkpoint(folder, record, blocks)
+    for block in blocks[n_blocks:]:
+        total.merge(read_block_statistics(folder, record, block))
+    return total
 
 
 def is_finished(folder: Folder, record: CaptureRecord) -> bool:

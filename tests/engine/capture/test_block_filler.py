@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 from actstore.engine.capture.api import RunOptions
 from actstore.engine.capture.api import capture as run_capture
 from actstore.engine.capture.block_filler import batches_of
-from actstore.engine.capture.packing import routed_columns
+from actstore.engine.capture.packing import HostPacker, routed_columns
 from actstore.engine.models.names import SITES
 from actstore.kernels.pack.api import Columns
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES
 from actstore.store import layout
+from actstore.store.capture.writer import CaptureWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from actstore.store.capture.plan import BlockPlan
+    from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
     from actstore.store.reader import Capture
 
 
@@ -345,3 +349,26 @@ def test_a_batch_is_padded_on_the_right_and_masked_only_where_padded(captured: A
                 assert (batch.attention_mask.diff(dim=1) <= 0).all()
                 assert not batch.input_ids[batch.attention_mask == 0].any()
             assert (batch.columns.labels[:, -1] == 3).all()
+
+
+def test_a_blocks_statistics_are_let_go_before_the_next_block_begins(
+    tiny_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What adds them up has others, a third of the size."""
+    submitted: list[weakref.ref[CaptureStatistics]] = []
+    n_alive: list[int] = []
+    submit, begin = CaptureWriter.submit, HostPacker.begin
+
+    def noted(writer: CaptureWriter, *arguments: Any) -> None:
+        submitted.append(weakref.ref(arguments[2]))
+        submit(writer, *arguments)
+
+    def counted(packer: HostPacker, plan: BlockPlan) -> None:
+        n_alive.append(sum(reference() is not None for reference in submitted))
+        begin(packer, plan)
+
+    monkeypatch.setattr(CaptureWriter, "submit", noted)
+    monkeypatch.setattr(HostPacker, "begin", counted)
+    run_capture(str(tiny_model), str(corpus), tmp_path / "store", block_tokens=128, max_tokens=512)
+    assert len(submitted) > 2
+    assert n_alive == [0] * len(submitted)

@@ -113,7 +113,7 @@ def plant(
                 for layer, neurons in by_layer.items()
             }
             arrays, statistics = planted_stores.fill(record, plan, number, values)
-            out.submit(number, arrays, statistics.encode, began=0.0)
+            out.submit(number, arrays, statistics, began=0.0)
     return Store(where).capture(name)
 
 

@@ -20,8 +20,8 @@ from actstore.engine.selectivity.firing import count_firing
 from actstore.engine.selectivity.selectivity import MIN_TOKENS, SelectivitySettings, find_selectivity, select_neurons
 from actstore.store import layout
 from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
-from actstore.store.capture.statistics.capture_statistics import RunningStatistics
 from actstore.store.capture.statistics.neuron_table import write_finished
+from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.records import PlanRecord
@@ -92,7 +92,7 @@ def plant(seed: int = 0, **what: Any) -> tuple[Capture, dict[int, NDArray[Any]],
             last = first + len(plan.block(block).position)
             here = {layer: v[:, first:last] for layer, v in values.items()}
             arrays, statistics = planted_stores.fill(record, plan, block, here)
-            writer.submit(block, arrays, statistics.encode, began=0.0)
+            writer.submit(block, arrays, statistics, began=0.0)
             first = last
     running = RunningStatistics(folder, record)
     running.advance()

@@ -2,14 +2,23 @@ import dataclasses
 import errno
 import os
 import threading
+from collections import UserDict
 
 import numpy as np
 import pytest
 
 from actstore.store.capture.commits import committed_blocks, read_commit
+from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
 from actstore.store.capture.writer import CaptureWriter, block_arrays, create_capture
 from actstore.store.errors import CaptureError, FormatError
-from actstore.store.layout import block_answers_key, commit_key, gate_sign_key, shard_key, values_key
+from actstore.store.layout import (
+    block_answers_key,
+    block_statistics_key,
+    commit_key,
+    gate_sign_key,
+    shard_key,
+    values_key,
+)
 from actstore.store.reader import Store, read_capture
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.memory import MemoryStorage
@@ -41,7 +50,7 @@ def fill(folder, record, n_blocks, on_commit=lambda block: None, first=0):
     with CaptureWriter(folder, record, n_threads=2, overlap=True) as writer:
         writer.on_commit = on_commit
         for block in range(first, n_blocks):
-            writer.submit(block, arrays_of(record, block), lambda: b"statistics", began=0.0)
+            writer.submit(block, arrays_of(record, block), CaptureStatistics.empty(record), began=0.0)
 
 
 def test_creating_makes_no_block(folder, record):
@@ -70,7 +79,7 @@ def test_a_block_appears_with_its_commit_record_and_not_before(folder, record):
     with CaptureWriter(folder, record, n_threads=2, overlap=True) as writer:
         writer.on_commit = lambda block: seen.append((block, committed_blocks(folder, "corpus")))
         for block in range(3):
-            writer.submit(block, arrays_of(record, block), lambda: b"statistics", began=0.0)
+            writer.submit(block, arrays_of(record, block), CaptureStatistics.empty(record), began=0.0)
             # The latest is encoded while the next is filled; the one before it is on its way to the disk, and may be there.
             assert committed_blocks(folder, "corpus") in (list(range(block - 1)), list(range(block)))
             assert [number for number, _ in seen] == list(range(block - 1))
@@ -82,7 +91,7 @@ def test_a_block_appears_with_its_commit_record_and_not_before(folder, record):
 @EITHER
 def test_the_commit_record_lists_every_shard(folder, record):
     with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
-        writer.submit(2, arrays_of(record, 1), lambda: b"statistics", began=0.0)
+        writer.submit(2, arrays_of(record, 1), CaptureStatistics.empty(record), began=0.0)
     commit = read_commit(folder, read_capture(folder, "corpus"), 2)
     expected = {shard_key(spec.key, 2) for spec in block_arrays(record)}
     expected.add("captures/corpus/blocks/2.statistics.safetensors.zst")
@@ -103,7 +112,8 @@ def test_a_block_is_released_when_it_is_written_and_not_before(folder, record, o
     with CaptureWriter(folder, record, n_threads=1, overlap=overlap) as writer:
         assert writer.n_blocks_in_use == 1 + overlap
         for block in range(3):
-            writer.submit(block, arrays_of(record, 0), lambda: b"", 0.0, release=lambda block=block: release(block))
+            statistics = CaptureStatistics.empty(record)
+            writer.submit(block, arrays_of(record, 0), statistics, 0.0, release=lambda block=block: release(block))
             assert [number for number, *_ in released] == list(range(block + 1 - overlap))
     assert released == [(block, True, False) for block in range(3)]
 
@@ -114,7 +124,7 @@ def check_only_the_first_is_submitted(folder, record, may_go_on, *, overlap):
 
     def submit_three(writer):
         for block in range(3):
-            writer.submit(block, arrays_of(record, block), lambda: b"", began=0.0)
+            writer.submit(block, arrays_of(record, block), CaptureStatistics.empty(record), began=0.0)
             submitted.append(block)
 
     with CaptureWriter(folder, record, n_threads=2, overlap=overlap) as writer:
@@ -201,9 +211,8 @@ def test_what_is_on_disk_when_a_commit_record_is_written(tmp_path, record, overl
     create_capture(folder, record)
     with CaptureWriter(folder, record, n_threads=2, overlap=overlap) as writer:
         for block in range(3):
-            writer.submit(
-                block, arrays_of(record, block), lambda: b"statistics", 0.0, {block_answers_key("corpus", block): b"y"}
-            )
+            answers = {block_answers_key("corpus", block): b"y"}
+            writer.submit(block, arrays_of(record, block), CaptureStatistics.empty(record), 0.0, answers)
     records = [path for path in recorded_disk.renamed if path.parent.name == "blocks" and path.suffix == ".json"]
     assert [path.name for path in records] == ["0.json", "1.json", "2.json"]
     for path in records:
@@ -230,7 +239,7 @@ def test_a_block_is_released_before_the_disk_has_it(tmp_path, record, monkeypatc
     monkeypatch.setattr(os, "fsync", slow_fsync)
     with CaptureWriter(folder, record, n_threads=1, overlap=False) as writer:
         writer.on_commit = told.append
-        writer.submit(0, arrays_of(record, 0), lambda: b"", 0.0, release=lambda: released.append(0))
+        writer.submit(0, arrays_of(record, 0), CaptureStatistics.empty(record), 0.0, release=lambda: released.append(0))
         assert (released, told, committed_blocks(folder, "corpus")) == ([0], [], [])
         may_sync.set()
         writer.drain()
@@ -286,6 +295,63 @@ def test_a_disk_that_fails_to_sync(tmp_path, record, monkeypatch, failing, numbe
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_the_statistics_of_layers_are_encoded_by_several_threads(folder, record, statistics_of):
+    """And come out as those of a whole block do."""
+    meeting = threading.Barrier(2, timeout=20)
+
+    class Meeting(UserDict):
+        def __getitem__(self, key):
+            meeting.wait()
+            return super().__getitem__(key)
+
+    statistics = statistics_of(1)
+    with CaptureWriter(folder, record, n_threads=2, overlap=False) as writer:
+        together = dataclasses.replace(statistics, sites=Meeting(statistics.sites))
+        writer.submit(0, arrays_of(record, 0), together, began=0.0)
+    assert folder.read(block_statistics_key("corpus", 0)) == statistics.encode()
+
+
+def test_statistics_are_added_up_while_the_next_block_is_filled(folder, record):
+    """Once a block is committed, in a thread of its own, for which whoever submits the next block does not wait."""
+    may_add, added, committed = threading.Event(), [], []
+
+    class Running:
+        def add(self, commit, statistics):
+            committed.append(committed_blocks(folder, "corpus"))
+            may_add.wait()
+            added.append((commit, statistics.label_tokens[-1]))
+
+    with CaptureWriter(folder, record, n_threads=1, overlap=False) as writer:
+        writer.running = Running()
+        for block in range(3):
+            statistics = CaptureStatistics.empty(record)
+            statistics.label_tokens[-1] = block
+            writer.submit(block, arrays_of(record, block), statistics, began=0.0)
+            if block == 1:
+                assert added == []
+                may_add.set()  # a third block would wait: at most two blocks' statistics are in memory
+        writer.drain()
+        assert added == [(read_commit(folder, read_capture(folder, "corpus"), block), block) for block in range(3)]
+    assert [blocks[: block + 1] for block, blocks in enumerate(committed)] == [[0], [0, 1], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("n_blocks", [1, 3])
+def test_what_fails_in_adding_up_stops_the_capture(folder, record, n_blocks):
+    class Full:
+        def add(self, commit, statistics):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fill_blocks():
+        with CaptureWriter(folder, record, n_threads=1, overlap=False) as writer:
+            writer.running = Full()
+            for block in range(n_blocks):
+                writer.submit(block, arrays_of(record, block), CaptureStatistics.empty(record), began=0.0)
+
+    with pytest.raises(CaptureError, match=rf"^The disk of {folder} is full: block 0 of capture 'corpus' "):
+        fill_blocks()
+    assert committed_blocks(folder, "corpus") == [0, 1][:n_blocks]
+
+
 def test_without_sync_nothing_waits_for_the_disk(tmp_path, record, monkeypatch):
     def refuse(descriptor):
         raise AssertionError
@@ -312,9 +378,10 @@ def test_filling_a_block_again_changes_no_byte(somewhere, planting):
 def test_damage_of_a_block_is_told(folder, record):
     with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
         for block in range(3):
-            writer.submit(block, arrays_of(record, 3), lambda: b"statistics", began=0.0)
+            writer.submit(block, arrays_of(record, 3), CaptureStatistics.empty(record), began=0.0)
     folder.delete(shard_key(gate_sign_key("corpus", 1), 0))
-    folder.write("captures/corpus/blocks/1.statistics.safetensors.zst", b"statistigs")
+    key = "captures/corpus/blocks/1.statistics.safetensors.zst"
+    folder.write(key, folder.read(key)[:-1] + b"?")
     key = shard_key(values_key("corpus", "mlp.post", 0), 2)
     folder.write(key, folder.read(key)[:-1])
     damage = [check_block(folder, read_capture(folder, "corpus"), block).damage for block in range(3)]
@@ -328,7 +395,7 @@ def test_damage_of_a_block_is_told(folder, record):
 
 def test_a_commit_record_of_another_block_is_damage(folder, record):
     with CaptureWriter(folder, record, n_threads=1, overlap=True) as writer:
-        writer.submit(0, arrays_of(record, 3), lambda: b"statistics", began=0.0)
+        writer.submit(0, arrays_of(record, 3), CaptureStatistics.empty(record), began=0.0)
     folder.write(commit_key("corpus", 1), folder.read(commit_key("corpus", 0)))
     with pytest.raises(FormatError, match=r"blocks/1\.json is damaged: its checksum does not match"):
         read_commit(folder, read_capture(folder, "corpus"), 1)

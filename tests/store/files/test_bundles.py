@@ -16,6 +16,7 @@ import zarr
 from planted_stores import Planted, plant
 
 from actstore.store.capture.commits import read_commit
+from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
 from actstore.store.capture.writer import CaptureWriter, block_arrays
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.bundle_index import FOOTER, Part, chunks_of, pack_index, read_index
@@ -224,7 +225,7 @@ def test_answers_are_read_out_of_a_bundle(bundled: Path) -> None:
     pq.write_table(table, sink)
     arrays = {spec.key: np.zeros((spec.rows, spec.columns), spec.dtype) for spec in block_arrays(record)}
     with CaptureWriter(folder, record, n_threads=2, overlap=False) as writer:
-        writer.submit(0, arrays, lambda: b"statistics", 0.0, {key: sink.getvalue().to_pybytes()})
+        writer.submit(0, arrays, CaptureStatistics.empty(record), 0.0, {key: sink.getvalue().to_pybytes()})
     assert [*read_commit(folder, record, 0).shards][-1] == "blocks/0.answers.parquet"
     assert not (bundled / key).exists()
     assert read_table(folder, key).equals(table)
@@ -269,7 +270,7 @@ def test_a_reader_sees_a_bundle_that_took_the_place_of_another(bundled: Path) ->
     folder = Folder(bundled, read_only=False)
     with CaptureWriter(folder, capture.record, n_threads=2, overlap=False) as writer:
         arrays = {spec.key: np.zeros((spec.rows, spec.columns), spec.dtype) for spec in block_arrays(capture.record)}
-        writer.submit(0, arrays, lambda: b"statistics", began=0.0)
+        writer.submit(0, arrays, CaptureStatistics.empty(capture.record), began=0.0)
     assert open_bundle(capture.folder, capture.record, 0).keys == open_bundle(folder, capture.record, 0).keys
     assert before.any()
     assert not Store(capture.folder).capture("corpus").block_values(1, 0).any()

@@ -62,7 +62,7 @@ class Taken:
                 self._last.release()
             self._last = block
             arrays = {key: np.array(array) for key, array in block.arrays.items()}
-            self.blocks[block.block] = arrays, block.statistics()
+            self.blocks[block.block] = arrays, block.statistics.narrowed()
 
     def end(self) -> None:
         self.take(self.packer.drain())
@@ -73,7 +73,7 @@ class Taken:
         """What was taken is still there: the block is written while the next one is filled."""
         arrays, statistics = self.blocks[block.block]
         assert_same_arrays(block.arrays, arrays)
-        assert_same_statistics(block.statistics(), statistics)
+        assert_same_statistics(block.statistics.narrowed(), statistics)
 
 
 class UndefinedBuffers(BufferPool[Buffers]):

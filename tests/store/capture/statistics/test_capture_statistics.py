@@ -7,13 +7,14 @@ from numcodecs import Zstd
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES
 from actstore.store.capture.commits import committed_blocks
 from actstore.store.capture.statistics import capture_statistics
+from actstore.store.capture.statistics import running as running_statistics
 from actstore.store.capture.statistics.capture_statistics import (
     CaptureStatistics,
-    RunningStatistics,
     is_finished,
     sum_statistics,
 )
 from actstore.store.capture.statistics.neuron_table import QUANTILES, neuron_table, write_finished
+from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.errors import FormatError
 from actstore.store.files.plain_arrays import write_array
 from actstore.store.files.records import CommitRecord
@@ -90,7 +91,7 @@ def test_damage_is_named(record, statistics_of):
 @pytest.mark.parametrize("interrupted_after", [0, 2, 3, 4, 7, 10])
 def test_checkpoints_change_no_bit(folder, record, statistics_of, monkeypatch, interrupted_after):
     """A killed and resumed run ends with the bits of an undisturbed one, wherever it was killed."""
-    monkeypatch.setattr(capture_statistics, "CHECKPOINT_BLOCKS", 3)
+    monkeypatch.setattr(running_statistics, "CHECKPOINT_BLOCKS", 3)
     blocks = [statistics_of(seed) for seed in range(10)]
     running = RunningStatistics(folder, record)
     for number in range(10):
@@ -120,6 +121,41 @@ def test_blocks_are_added_in_their_order(folder, record, statistics_of):
     assert same(running.total, plain_sum(record, blocks))
 
 
+@pytest.mark.parametrize(
+    ("order", "resumed_after", "added", "read"),
+    [
+        ((0, 1, 2, 3, 4, 5, 6, 7), None, [1, 2, 3, 4, 5, 6, 7, 8], []),
+        ((0, 1, 2, 3, 4, 5, 6, 7), 5, [1, 2, 3, 4, 5, 6, 7, 8], [3, 4]),
+        ((3, 0, 4, 2, 1, 5, 6, 7), None, [0, 1, 1, 1, 2, 6, 7, 8], [2, 3, 4]),
+        ((0, 2, 3, 4, 6, 7, 1, 5), None, [1, 1, 1, 1, 1, 1, 2, 6], [2, 3, 4]),
+    ],
+)
+def test_blocks_at_hand_are_added_as_those_that_are_read(
+    folder, record, statistics_of, monkeypatch, order, resumed_after, added, read
+):
+    """Bit for bit, checkpoints too; only a run that is resumed, or in another order, reads what it has not got at hand."""
+    monkeypatch.setattr(running_statistics, "CHECKPOINT_BLOCKS", 3)
+    blocks, found_read = [statistics_of(seed) for seed in range(8)], []
+    read_block = running_statistics.read_block_statistics
+    monkeypatch.setattr(
+        running_statistics, "read_block_statistics", lambda *where: found_read.append(where[-1]) or read_block(*where)
+    )
+    running, found = RunningStatistics(folder, record), []
+    for n_committed, number in enumerate(order):
+        if n_committed == resumed_after:
+            running = RunningStatistics(folder, record)
+        commit(folder, record, number, blocks[number])
+        running.add(commit_record(record, number), blocks[number].narrowed())
+        found.append(running.n_blocks)
+    assert (found, found_read) == (added, read)
+    running.advance(checkpoint=True)
+    assert same(running.total, plain_sum(record, blocks))
+    by_reading = folder.read(folded_statistics_key(record.name))
+    folder.delete(folded_statistics_key(record.name))
+    RunningStatistics(folder, record).advance(checkpoint=True)
+    assert by_reading == folder.read(folded_statistics_key(record.name))
+
+
 @pytest.mark.parametrize("committed", [(), (0,), (1,), (0, 2), (1, 2), (0, 1, 3), (2, 3), (0, 1, 2, 3)])
 def test_a_sum_with_holes(folder, record, statistics_of, committed):
     blocks = {number: statistics_of(number) for number in committed}
@@ -146,7 +182,7 @@ def test_a_block_committed_while_summing_is_added_the_next_time(folder, record, 
 
 
 def test_a_checkpoint_of_a_block_taken_away_is_not_used(folder, record, statistics_of, monkeypatch):
-    monkeypatch.setattr(capture_statistics, "CHECKPOINT_BLOCKS", 2)
+    monkeypatch.setattr(running_statistics, "CHECKPOINT_BLOCKS", 2)
     blocks = [statistics_of(number) for number in range(3)]
     for number, block in enumerate(blocks):
         commit(folder, record, number, block)
@@ -224,7 +260,7 @@ def test_finished_statistics_of_another_capture_are_an_error(folder, record, sta
 
 @pytest.mark.parametrize("damage", ["recommitted", "another capture's", "flipped", "cut", "of an earlier version"])
 def test_a_stale_or_damaged_checkpoint_is_not_used(folder, record, statistics_of, monkeypatch, damage):
-    monkeypatch.setattr(capture_statistics, "CHECKPOINT_BLOCKS", 2)
+    monkeypatch.setattr(running_statistics, "CHECKPOINT_BLOCKS", 2)
     record = dataclasses.replace(record, identity="1" * 32)
     blocks = [statistics_of(number) for number in range(3)]
     writer = dataclasses.replace(record, identity="2" * 32) if damage == "another capture's" else record

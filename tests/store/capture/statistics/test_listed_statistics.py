@@ -16,9 +16,9 @@ from actstore.store.capture.statistics.capture_statistics import (
     UNLISTED,
     UNLISTED_OPTIONAL,
     CaptureStatistics,
-    RunningStatistics,
 )
 from actstore.store.capture.statistics.neuron_table import write_finished
+from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.writer import CaptureWriter
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.layout import capture_key
@@ -60,7 +60,7 @@ def resume(capture: Capture) -> Capture:
             n = len(plan.block(block).position)
             zeros = {layer: np.zeros((width, n), np.float32) for layer, width in enumerate(planted_stores.WIDTHS)}
             arrays, statistics = planted_stores.fill(record, plan, block, zeros)
-            writer.submit(block, arrays, statistics.encode, began=0.0)
+            writer.submit(block, arrays, statistics, began=0.0)
     running = RunningStatistics(folder, record)
     running.advance()
     write_finished(folder, record, running.total)
