@@ -21,7 +21,7 @@ from actstore.engine.capture.buffers import block_buffers
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.models.load import LoadedModel
 from actstore.store.capture.plan import Plan
-from actstore.store.capture.statistics.capture_statistics import RunningStatistics
+from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.writer import CaptureWriter
 from actstore.store.files.precision import PRECISIONS
 from actstore.store.storage.folder import Folder
@@ -129,9 +129,8 @@ def measure_precision(
         return
 
     def to_disk() -> None:
-        running = RunningStatistics(where, record)
         with CaptureWriter(where, record, n_threads=max(1, (os.cpu_count() or 2) // 2), overlap=True) as writer:
-            writer.on_commit = lambda block: running.advance()
+            writer.running = RunningStatistics(where, record)
             submit_blocks(filler_of(part, model, record).fill(plans, CaptureProgress()), writer)
 
     seconds, disk = timed_once(to_disk), folder_nbytes(folder / precision)
