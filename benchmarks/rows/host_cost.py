@@ -185,7 +185,8 @@ def filled_arrays(
 ) -> dict[str, NDArray[Any] | CompactedRows]:
     """The arrays of a block as a GPU has encoded them, compacted where it compacts them."""
     used = used_slots(record, Plan(folder, record.name, record.plan).block(0))
-    capacity, arrays = compacted_capacity(record), dict[str, "NDArray[Any] | CompactedRows"]()
+    capacity = compacted_capacity(record)
+    arrays: dict[str, NDArray[Any] | CompactedRows] = {}
     if (form := record.encoding.staging_format) is not None:
         staged = np.ascontiguousarray(_bits(values, form.name).T)
         encoded = record.encoding.encode(staged, used, api)

@@ -132,9 +132,7 @@ def _new_table(chunk: NDArray[Any], seed: int, number: int, step: int, rows_per_
     return row_checksums(chunk, starts).astype("<u4", copy=False).tobytes()
 
 
-def encode_shard(
-    values: NDArray[Any], grid: ShardGrid, compression: Compression = FAST, seed: int | None = None
-) -> bytes:
+def encode_shard(values: Rows, grid: ShardGrid, compression: Compression = FAST, seed: int | None = None) -> bytes:
     """The shard that holds `values` [grid.rows, grid.columns] in one piece; `seed` is as for `shard_parts`."""
     return b"".join(map(bytes, shard_parts(values, grid, compression, seed)))
 

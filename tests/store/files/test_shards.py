@@ -6,6 +6,8 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from actstore.kernels.compaction.api import compact
+from actstore.kernels.compaction.rows import CompactedRows
 from actstore.store.errors import FormatError
 from actstore.store.files.arrays import BlockArray, BlockArraySpec, create_block_array
 from actstore.store.files.compression import compression_of
@@ -62,6 +64,18 @@ def test_every_row_comes_back(shape, dtype, kind, seed, compression):
     assert rows.tobytes() == values.tobytes()
     for row in {0, shape[0] // 2, shape[0] - 1}:
         assert shard.row(row).tobytes() == values[row].tobytes()
+
+
+@pytest.mark.parametrize("shape", [(33, 192), (40, 16_448), (3, 40_000)])
+def test_rows_that_are_made_when_they_are_read_give_the_same_shard(shape):
+    values = make_values(*shape, "float16", "holes")
+    values[:, np.arange(shape[1]) % 16 > 0] = 0
+    values[:, -5:] = np.nan  # as where no token is
+    common = np.where(np.isnan(values[0]), values[0], 0).astype(np.float16)
+    rows = CompactedRows(compact(values, common, shape[1] // 8), values.dtype)
+    grid, compression = shard_grid(*shape), compression_of("huffman", 2, is_sparse=True)
+    assert rows.nbytes < values.nbytes
+    assert encode_shard(rows, grid, compression, 7) == encode_shard(values, grid, compression, 7)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
