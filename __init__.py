@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
     from actstore.api.copy import CopyReport, copy
     from actstore.engine.attribution.attribute import attribute
+    from actstore.engine.building.builder import CaptureBuilder
     from actstore.engine.capture.api import RunOptions, capture, plan
     from actstore.engine.capture.estimate import CaptureEstimate, estimate
     from actstore.engine.filling.api import FillOptions, fill, finish
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "Capture",
+    "CaptureBuilder",
     "CaptureEstimate",
     "CopyReport",
     "FillOptions",
@@ -87,6 +89,7 @@ __all__ = [
 ]
 
 _LATER = {
+    "CaptureBuilder": "actstore.engine.building.builder",
     "CaptureEstimate": "actstore.engine.capture.estimate",
     "CopyReport": "actstore.api.copy",
     "FillOptions": "actstore.engine.filling.api",

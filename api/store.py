@@ -17,6 +17,7 @@ from actstore.api.neurons import chosen_neurons
 from actstore.api.selectivity import SelectivityMethod
 from actstore.store import reader
 from actstore.store.arguments import argument
+from actstore.store.tokens import is_made_by_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -231,6 +232,8 @@ class Store(reader.Store):
             from actstore.engine.verify.refill import refill_blocks
 
             for opened in captures:
+                if capture is None and not is_made_by_model(opened.record):
+                    continue
                 broken = {one.block for one in damage if one.capture == opened.record.name}
                 _, differing = refill_blocks(
                     opened, refill, model=model, images=images, device=device, trust_remote_code=trust_remote_code,

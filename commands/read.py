@@ -11,7 +11,6 @@ import typer
 
 from actstore.api.neurons import chosen_neurons
 from actstore.commands import completion
-from actstore.commands.choices import SiteName  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
     CaptureName,
     Json,
@@ -79,7 +78,9 @@ def top(
 def stats(
     store: StorePath,
     capture: CaptureName = None,
-    site: Annotated[SiteName | None, typer.Option(help="Only this site.", autocompletion=completion.sites)] = None,
+    site: Annotated[
+        str | None, typer.Option(metavar="SITE", help="Only this site.", autocompletion=completion.sites)
+    ] = None,
     layers: Layers = None,
     by: Annotated[
         str | None,
