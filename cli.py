@@ -24,6 +24,7 @@ from actstore.commands import (
     contributions,
     copy,
     coverage,
+    importing,
     info,
     inspect,
     knowledge,
@@ -104,8 +105,8 @@ def actstore(
 
 # In the order in which --help lists them.
 for family in (
-    inspect, capture, info, repair, copy, read, contributions, attribute, naica, knowledge, selectivity, change, coverage,
-    coactivation, graphs, multimodal, edit,
+    inspect, capture, importing, info, repair, copy, read, contributions, attribute, naica, knowledge, selectivity, change,
+    coverage, coactivation, graphs, multimodal, edit,
 ):  # fmt: skip
     family.register(app)
 

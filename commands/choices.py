@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, get_args
 
 from actstore.engine.attribution.option_tokens import TooLong
+from actstore.engine.building.names import FORMATS as IMPORT_FORMATS
 from actstore.engine.capture.settings import Begin, Part, Summed
 from actstore.engine.change.scorers import SCORERS
 from actstore.engine.coactivation.settings import MEASURES
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     EditKind = str
     FiringSiteName = str
     GraphMethod = str
+    ImportFormat = str
     MapName = str
     MaskName = str
     MatchName = str
@@ -87,6 +89,7 @@ else:
     EditKind = closed_set("EditKind", EDIT_KINDS)
     FiringSiteName = closed_set("FiringSiteName", FIRING_SITES)
     GraphMethod = closed_set("GraphMethod", GRAPH_METHODS)
+    ImportFormat = closed_set("ImportFormat", IMPORT_FORMATS)
     MapName = closed_set("MapName", MAPS)
     MaskName = closed_set("MaskName", MASKS)
     MatchName = closed_set("MatchName", MATCHES)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from actstore.store.reader import Capture
 
 MAX_WINDOW: Final = 16_384
-"""A longer sequence is cut into windows of so many tokens, as a block holds whole windows."""
+"""Tokens of a window. A longer sequence is cut, as a block holds whole windows."""
 
 
 @dataclass(frozen=True)
