@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actstore.api.change import ChangeMethod
@@ -21,7 +22,6 @@ from actstore.store.tokens import is_made_by_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     from actstore.api.neurons import NeuronInput
     from actstore.api.results import Answer
@@ -170,16 +170,24 @@ class Store(reader.Store):
         layers: Sequence[int] | None = None,
         site: str = "mlp.post",
         capture: str | None = None,
+        format: str | None = None,
     ) -> int:
-        """Writes activations of some neurons over all tokens to .parquet, .npy or .safetensors; the number of tokens.
+        """Writes activations of some neurons over all tokens to a file, or a folder of another tool's; the number of tokens.
+
+        - `format`: "parquet", "csv", "npy", "safetensors", "dashboard" (JSON lines of SAEDashboard's features), or a folder:
+          "datasets" (for `load_from_disk`), "delphi" (for its LatentDataset), "neuronpedia" (batches of JSON) [by the suffix]
 
         >>> store.export("l3.parquet", ["L3.N17", "L3.N18"])
+        >>> store.export("latents", layers=[3], format="delphi")
         """
-        from actstore.store.export import export_activations
+        from actstore.api.exporting import correlated_neurons
+        from actstore.store.exports.export import export_activations, format_of
 
         opened = self.capture(capture)
         pairs = chosen_neurons(opened, site, neurons, layers) or []
-        return export_activations(opened, output, neurons=pairs, site=site)
+        name = format_of(Path(output), format)
+        correlated = correlated_neurons(opened, pairs, site, name)
+        return export_activations(opened, output, neurons=pairs, site=site, format=name, correlated=correlated)
 
     def fill_top_tokens(self) -> int:
         """Adds the tokens that each neuron promotes and suppresses to the table `model` of SQL; the number of neurons.

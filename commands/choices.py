@@ -32,6 +32,7 @@ from actstore.engine.selectivity.firing import COUNTABLE, FIRING_SITES
 from actstore.store.capture.positions import POSITIONS
 from actstore.store.capture.questions.attribution_kinds import KINDS as ATTRIBUTION_KINDS
 from actstore.store.edits import KINDS as EDIT_KINDS
+from actstore.store.exports.formats import FORMATS as EXPORT_FORMATS
 from actstore.store.files.precision import PRECISIONS
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     DecodingErrorsName = str
     DtypeName = str
     EditKind = str
+    ExportFormat = str
     FiringSiteName = str
     GraphMethod = str
     ImportFormat = str
@@ -87,6 +89,7 @@ else:
     DecodingErrorsName = closed_set("DecodingErrorsName", get_args(DecodingErrors))
     DtypeName = closed_set("DtypeName", DTYPES)
     EditKind = closed_set("EditKind", EDIT_KINDS)
+    ExportFormat = closed_set("ExportFormat", EXPORT_FORMATS)
     FiringSiteName = closed_set("FiringSiteName", FIRING_SITES)
     GraphMethod = closed_set("GraphMethod", GRAPH_METHODS)
     ImportFormat = closed_set("ImportFormat", IMPORT_FORMATS)
