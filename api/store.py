@@ -23,6 +23,8 @@ from actstore.store.tokens import is_made_by_model
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    import xarray
+
     from actstore.api.neurons import NeuronInput
     from actstore.api.results import Answer
     from actstore.engine.coactivation.coactivation import Coactivations
@@ -188,6 +190,25 @@ class Store(reader.Store):
         name = format_of(Path(output), format)
         correlated = correlated_neurons(opened, pairs, site, name)
         return export_activations(opened, output, neurons=pairs, site=site, format=name, correlated=correlated)
+
+    def xarray(
+        self,
+        *,
+        layers: Sequence[int] | None = None,
+        site: str = "mlp.post",
+        capture: str | None = None,
+        chunked: bool | None = None,
+    ) -> xarray.Dataset:
+        """An `xarray.Dataset` of a capture, decoded as it is read: a variable [token, neuron] per layer, texts, labels.
+
+        - `chunked`: whether variables are dask arrays, a chunk per block [where dask is installed]
+
+        >>> store.xarray(layers=[3]).L3.groupby("language").mean("token")
+        """
+        from actstore.store.exports.xarray_view import open_dataset
+
+        chosen = argument("layers", layers, tuple[int, ...] | None)
+        return open_dataset(self.capture(capture), site, chosen, chunked=chunked)
 
     def fill_top_tokens(self) -> int:
         """Adds the tokens that each neuron promotes and suppresses to the table `model` of SQL; the number of neurons.
