@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from actstore.store.exports.features import Correlated
+    from actstore.store.exports.selection import Correlated
     from actstore.store.reader import Capture
 
 CORRELATED: Final = ("neuronpedia", "dashboard")

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Final
 from actstore.store.errors import InvalidInputError
 from actstore.store.exports import delphi, features, files
 from actstore.store.exports.formats import FORMATS, WITH_TOKENS_BESIDE, suffixes
-from actstore.store.exports.selection import Selection
+from actstore.store.exports.selection import Correlated, Selection
 from actstore.store.storage.atomic import check_room, making_folder, replacing
 from actstore.store.token_tables import TokenTable, companion_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from actstore.store.exports.features import Correlated
     from actstore.store.reader import Capture
 
 MAX_COLUMNS: Final = 10_000

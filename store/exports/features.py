@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,12 +18,10 @@ from actstore.store.neuron import Neuron
 from actstore.store.neurons import NeuronIndex, neuron_name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from actstore.store.exports.selection import Selection
-
-Correlated = Mapping[tuple[int, int], Sequence[tuple[int, float]]]
-"""(layer, index) → index in the layer, and Pearson's correlation, of the neurons that go with it."""
 
 PER_BATCH: Final = 128
 EXEMPLARS: Final = 20

@@ -75,7 +75,7 @@ def write_dataset(selection: Selection, folder: Path) -> int:
     features = {field.name: {"dtype": str(field.type), "_type": "Value"} for field in schema}
     features |= {n: one | {"dtype": "float32"} for n, one in features.items() if one["dtype"] == "float"}
     info = {"citation": "", "description": "", "features": features, "homepage": "", "license": ""}
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": name}], "_fingerprint": selection.capture.record.plan.fingerprint[:16],
         "_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False, "_split": None,
     }  # fmt: skip

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from actstore.store.exports.features import Correlated
     from actstore.store.reader import Capture
+
+Correlated = Mapping[tuple[int, int], Sequence[tuple[int, float]]]
+"""(layer, index) → index in the layer, and Pearson's correlation, of the neurons that go with it."""
 
 ROWS_READ_ALONE = 8
 """Maximum number of neurons of a layer whose rows are decoded singly; beyond, the whole block is."""
