@@ -6,7 +6,8 @@ Writing: `actstore.capture` runs a model over a corpus of text or images and sto
 `actstore.estimate` gives the size and time of a capture (a `CaptureEstimate`) and writes nothing; `actstore.attribute` lets a
 model answer multiple-choice questions and stores every neuron's attribution to the answers. `RunOptions` say how a run is
 carried out: device, memory, resuming. `actstore.inspect` describes what of a model would be captured (a `ModelSpec`).
-`actstore.copy` copies a store to another location (a `CopyReport`).
+`actstore.copy` copies a store to another location (a `CopyReport`). `actstore.CaptureBuilder` makes a capture of arrays, and
+`actstore.import_activations` of what other tools left.
 
 Reading: `actstore.open` gives a `Store`, a store its captures (`Capture`), neurons (`Neuron`) and their graphs (`NeuronGraph`).
 The methods of a store are the commands of the command line, under the same names. They return a `Table`, which is an Arrow
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 
     from actstore.api.copy import CopyReport, copy
     from actstore.engine.attribution.attribute import attribute
+    from actstore.engine.building.builder import CaptureBuilder
+    from actstore.engine.building.importing import import_activations
     from actstore.engine.capture.api import RunOptions, capture, plan
     from actstore.engine.capture.estimate import CaptureEstimate, estimate
     from actstore.engine.filling.api import FillOptions, fill, finish
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "Capture",
+    "CaptureBuilder",
     "CaptureEstimate",
     "CopyReport",
     "FillOptions",
@@ -81,12 +85,14 @@ __all__ = [
     "estimate",
     "fill",
     "finish",
+    "import_activations",
     "inspect",
     "open",
     "plan",
 ]
 
 _LATER = {
+    "CaptureBuilder": "actstore.engine.building.builder",
     "CaptureEstimate": "actstore.engine.capture.estimate",
     "CopyReport": "actstore.api.copy",
     "FillOptions": "actstore.engine.filling.api",
@@ -99,6 +105,7 @@ _LATER = {
     "estimate": "actstore.engine.capture.estimate",
     "fill": "actstore.engine.filling.api",
     "finish": "actstore.engine.filling.api",
+    "import_activations": "actstore.engine.building.importing",
     "plan": "actstore.engine.capture.api",
 }
 """Where the names are that load torch, transformers or the compiler: reading a store should not wait for them."""

@@ -69,6 +69,7 @@ class Application(CommandGroup):
 FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     "inspect": ("inspect",),
     "capture.command": ("capture", "plan", "fill", "finish"),
+    "importing": ("import",),
     "info": ("info", "verify"),
     "repair": ("repair",),
     "copy": ("copy",),

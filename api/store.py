@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actstore.api.change import ChangeMethod
@@ -17,10 +18,12 @@ from actstore.api.neurons import chosen_neurons
 from actstore.api.selectivity import SelectivityMethod
 from actstore.store import reader
 from actstore.store.arguments import argument
+from actstore.store.tokens import is_made_by_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
+
+    import xarray
 
     from actstore.api.neurons import NeuronInput
     from actstore.api.results import Answer
@@ -169,16 +172,43 @@ class Store(reader.Store):
         layers: Sequence[int] | None = None,
         site: str = "mlp.post",
         capture: str | None = None,
+        format: str | None = None,
     ) -> int:
-        """Writes activations of some neurons over all tokens to .parquet, .npy or .safetensors; the number of tokens.
+        """Writes activations of some neurons over all tokens to a file, or a folder of another tool's; the number of tokens.
+
+        - `format`: "parquet", "csv", "npy", "safetensors", "dashboard" (JSON lines of SAEDashboard's features), or a folder:
+          "datasets" (for `load_from_disk`), "delphi" (for its LatentDataset), "neuronpedia" (batches of JSON) [by the suffix]
 
         >>> store.export("l3.parquet", ["L3.N17", "L3.N18"])
+        >>> store.export("latents", layers=[3], format="delphi")
         """
-        from actstore.store.export import export_activations
+        from actstore.api.exporting import correlated_neurons
+        from actstore.store.exports.export import export_activations, format_of
 
         opened = self.capture(capture)
         pairs = chosen_neurons(opened, site, neurons, layers) or []
-        return export_activations(opened, output, neurons=pairs, site=site)
+        name = format_of(Path(output), format)
+        correlated = correlated_neurons(opened, pairs, site, name)
+        return export_activations(opened, output, neurons=pairs, site=site, format=name, correlated=correlated)
+
+    def xarray(
+        self,
+        *,
+        layers: Sequence[int] | None = None,
+        site: str = "mlp.post",
+        capture: str | None = None,
+        chunked: bool | None = None,
+    ) -> xarray.Dataset:
+        """An `xarray.Dataset` of a capture, decoded as it is read: a variable [token, neuron] per layer, texts, labels.
+
+        - `chunked`: whether variables are dask arrays, a chunk per block [where dask is installed]
+
+        >>> store.xarray(layers=[3]).L3.groupby("language").mean("token")
+        """
+        from actstore.store.exports.xarray_view import open_dataset
+
+        chosen = argument("layers", layers, tuple[int, ...] | None)
+        return open_dataset(self.capture(capture), site, chosen, chunked=chunked)
 
     def fill_top_tokens(self) -> int:
         """Adds the tokens that each neuron promotes and suppresses to the table `model` of SQL; the number of neurons.
@@ -231,6 +261,8 @@ class Store(reader.Store):
             from actstore.engine.verify.refill import refill_blocks
 
             for opened in captures:
+                if capture is None and not is_made_by_model(opened.record):
+                    continue
                 broken = {one.block for one in damage if one.capture == opened.record.name}
                 _, differing = refill_blocks(
                     opened, refill, model=model, images=images, device=device, trust_remote_code=trust_remote_code,

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, get_args
 
 from actstore.engine.attribution.option_tokens import TooLong
+from actstore.engine.building.names import FORMATS as IMPORT_FORMATS
 from actstore.engine.capture.settings import Begin, Part, Summed
 from actstore.engine.change.scorers import SCORERS
 from actstore.engine.coactivation.settings import MEASURES
@@ -31,6 +32,7 @@ from actstore.engine.selectivity.firing import COUNTABLE, FIRING_SITES
 from actstore.store.capture.positions import POSITIONS
 from actstore.store.capture.questions.attribution_kinds import KINDS as ATTRIBUTION_KINDS
 from actstore.store.edits import KINDS as EDIT_KINDS
+from actstore.store.exports.formats import FORMATS as EXPORT_FORMATS
 from actstore.store.files.precision import PRECISIONS
 
 if TYPE_CHECKING:
@@ -57,8 +59,10 @@ if TYPE_CHECKING:
     DecodingErrorsName = str
     DtypeName = str
     EditKind = str
+    ExportFormat = str
     FiringSiteName = str
     GraphMethod = str
+    ImportFormat = str
     MapName = str
     MaskName = str
     MatchName = str
@@ -85,8 +89,10 @@ else:
     DecodingErrorsName = closed_set("DecodingErrorsName", get_args(DecodingErrors))
     DtypeName = closed_set("DtypeName", DTYPES)
     EditKind = closed_set("EditKind", EDIT_KINDS)
+    ExportFormat = closed_set("ExportFormat", EXPORT_FORMATS)
     FiringSiteName = closed_set("FiringSiteName", FIRING_SITES)
     GraphMethod = closed_set("GraphMethod", GRAPH_METHODS)
+    ImportFormat = closed_set("ImportFormat", IMPORT_FORMATS)
     MapName = closed_set("MapName", MAPS)
     MaskName = closed_set("MaskName", MASKS)
     MatchName = closed_set("MatchName", MATCHES)

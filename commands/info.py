@@ -20,6 +20,7 @@ from actstore.display import terminal
 from actstore.display.reports import describe_store, print_json, print_store
 from actstore.store.capture.saturation import overflow_sentences
 from actstore.store.reader import Store
+from actstore.store.tokens import is_made_by_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,6 +97,8 @@ def verify(
 
         with terminal.spinner("recomputing blocks", enabled=not quiet):
             for one in captures:
+                if not capture and not is_made_by_model(one.record):
+                    continue
                 damaged_blocks = {d.block for d in damage if d.capture == one.record.name}
                 rows, differences = refill_blocks(
                     one, refill, model=model, images=images, device=device, trust_remote_code=trust_remote_code,

@@ -15,7 +15,8 @@ import typer
 from typer.core import TyperGroup
 
 from actstore.commands import completion
-from actstore.commands.choices import AttributionKind, DtypeName, PositionSetName, SiteName
+from actstore.commands.choices import AttributionKind, DtypeName, PositionSetName
+from actstore.commands.sites import without_hooks
 from actstore.commands.usage import called, suggestion
 from actstore.display import terminal
 from actstore.store.errors import InvalidInputError
@@ -59,8 +60,13 @@ By = Annotated[
     ),
 ]
 Site = Annotated[
-    SiteName,
-    typer.Option("--site", help="Where in the layer activations were captured.", autocompletion=completion.sites),
+    str,
+    typer.Option(
+        "--site",
+        metavar="SITE",
+        help="Where in the layer activations were captured.",
+        autocompletion=completion.sites,
+    ),
 ]
 Positions = Annotated[
     PositionSetName,
@@ -171,7 +177,7 @@ class CommandGroup(TyperGroup):
         """The command that a command line names, noted in the context: messages name its options."""
         resolved = super().resolve_command(ctx, args)
         ctx.meta[COMMAND] = resolved[1]
-        return resolved
+        return (*resolved[:2], without_hooks(resolved[1], resolved[2]))
 
 
 def _check_value(ctx: Any, parameter: Any, value: Any) -> Any:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import pyarrow as pa
 import typer
 
+from actstore.api.exporting import correlated_neurons
 from actstore.api.neurons import chosen_neurons
 from actstore.commands import completion
-from actstore.commands.choices import SiteName  # noqa: TC001  (Typer reads it)
+from actstore.commands.choices import ExportFormat  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
     CaptureName,
     Json,
@@ -32,8 +33,10 @@ from actstore.display.reports import print_json, print_neuron, print_rows
 from actstore.display.wide_tables import fitted_table
 from actstore.store.capture.saturation import overflow_sentences
 from actstore.store.errors import InvalidInputError
+from actstore.store.exports.formats import WITH_TOKENS_BESIDE
 from actstore.store.reader import Store
 from actstore.store.sandbox import TIMEOUT_S
+from actstore.store.token_tables import companion_of
 
 if TYPE_CHECKING:
     from actstore.store.reader import Capture
@@ -79,7 +82,9 @@ def top(
 def stats(
     store: StorePath,
     capture: CaptureName = None,
-    site: Annotated[SiteName | None, typer.Option(help="Only this site.", autocompletion=completion.sites)] = None,
+    site: Annotated[
+        str | None, typer.Option(metavar="SITE", help="Only this site.", autocompletion=completion.sites)
+    ] = None,
     layers: Layers = None,
     by: Annotated[
         str | None,
@@ -210,9 +215,10 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def export(
     store: StorePath,
-    output: Annotated[
-        Path, typer.Option(metavar="FILE", help="The file to write; its suffix is .parquet, .npy or .safetensors.")
-    ],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The file to write, or the folder.")],
+    layout: Annotated[
+        ExportFormat | None, typer.Option("--format", help="Layout of FILE. [default: that of its suffix]")
+    ] = None,
     neurons: Neurons = None,
     layers: Layers = None,
     capture: CaptureName = None,
@@ -222,18 +228,19 @@ def export(
 ) -> None:
     """Activations of selected neurons over all tokens, as an ordinary file, with each token's text, document and labels.
 
-    Parquet has these as columns; beside .npy and .safetensors, which hold numbers only, FILE.tokens.parquet is written, with
-    one row per token in the same order.
+    Parquet, CSV and datasets have these as columns; beside .npy and .safetensors, which hold numbers only, FILE.tokens.parquet
+    is written, with one row per token in the same order. delphi and neuronpedia write folders, dashboard JSON lines.
 
     Example: `actstore export gpt2.actstore --output l3.parquet --neurons L3.N17,L3.N18`
     """
-    from actstore.store.export import export_activations
-    from actstore.store.token_tables import companion_of
+    from actstore.store.exports.export import export_activations, format_of
 
     opened = Store(store)
     opened_capture = opened.capture(capture)
     selection = chosen_neurons(opened_capture, site, neurons, parse_layers(layers)) or []
-    done = 0
+    name, done = format_of(output, layout), 0
+    with terminal.spinner("correlating neurons", enabled=not quiet):
+        correlated = correlated_neurons(opened_capture, selection, site, name)
     with terminal.counting_bar("blocks", enabled=not quiet) as advance:
 
         def count(_: int) -> None:
@@ -241,10 +248,13 @@ def export(
             done += 1
             advance(done, len(opened_capture.blocks))
 
-        n_tokens = export_activations(opened_capture, output, neurons=selection, site=site, on_block=count)
+        n_tokens = export_activations(
+            opened_capture, output, neurons=selection, site=site, format=name, correlated=correlated, on_block=count
+        )
     terminal.warn(overflow_sentences(opened_capture, [site], "so they are in the file too", selection))
-    nbytes = os.path.getsize(output)
-    companion = companion_of(output) if output.suffix != ".parquet" else None
+    files = [path for path in output.rglob("*") if path.is_file()] if output.is_dir() else [output]
+    nbytes = sum(map(os.path.getsize, files))
+    companion = companion_of(output) if name in WITH_TOKENS_BESIDE else None
     if as_json:
         about = {"file": str(output), "tokens": n_tokens, "neurons": len(selection), "bytes": nbytes}
         print_json(about | ({"tokens_file": str(companion)} if companion else {}))

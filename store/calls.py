@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from actstore.store.arguments import did_you_mean
 from actstore.store.errors import ActstoreError, CallError
+from actstore.store.sites import has_sites, of_sites
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,14 +24,21 @@ _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_
 
 
 def checked(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """The function, in which a call with other parameters than it has is a `CallError`; else as it was, signature included."""
+    """The function, in which a call with other parameters than it has is a `CallError`; else as it was, signature included.
+
+    Where it takes a `site` or `sites`, hook names of TransformerLens are taken for them (`store.sites`).
+    """
+    names = list(inspect.signature(function).parameters)
+    # Looked up once: to bind the arguments before each call would cost more than many of the calls.
+    translate = of_sites(names) if has_sites(names) else None
 
     @functools.wraps(function)
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        if translate is not None:
+            args, kwargs = translate(args, kwargs)  # type: ignore[assignment]
         try:
             return function(*args, **kwargs)
         except TypeError as error:
-            # Asked only now: to bind the arguments before each call would cost more than many of the calls.
             explanation = None if isinstance(error, ActstoreError) else call_error(function, args, kwargs)
             if explanation is None:
                 raise

@@ -54,9 +54,15 @@ class Store(Captures):
             )
         if not 0 <= layer < len(layers):
             raise NotFoundError(f"{self.model.name} has layers 0 to {len(layers) - 1}, found layer {layer}.")
-        if not 0 <= neuron < layers[layer].neurons:
+        if neuron < 0 or (neuron >= layers[layer].neurons and neuron >= self._widest(layer)):
             raise NotFoundError(f"Layer {layer} has neurons 0 to {layers[layer].neurons - 1}, found neuron {neuron}.")
         return Neuron(self, layer, neuron)
+
+    def _widest(self, layer: int) -> int:
+        """Values per token of a layer at the widest site that some capture has: one made of arrays may have any width."""
+        captures, _ = self.read_captures()
+        records = [capture.record for capture in captures.values()]
+        return max((record.layers(site).get(layer, 0) for record in records for site in record.sites), default=0)
 
     def neurons(self, capture: str | None = None) -> Table:
         """One row per site and neuron of a capture: moments, quantiles, shares of positive values, the top exemplar."""

@@ -20,9 +20,21 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("kernels", "store", "engine", "display", "api", "commands", "cli")
 
 # Parts of the store, from below. A module of `store/` itself belongs to the part that BELONGS names, or else to the reader.
-STORE = ("basics", "storage", "files", "model", "capture", "graphs", "reader", "transfer")
+STORE = ("basics", "storage", "files", "model", "capture", "graphs", "reader", "exports", "transfer")
 BELONGS = {
-    name: "basics" for name in ("arguments", "calls", "errors", "hooks", "layout", "neurons", "table", "version")
+    name: "basics"
+    for name in (
+        "arguments",
+        "calls",
+        "errors",
+        "hooks",
+        "layout",
+        "neurons",
+        "sites",
+        "table",
+        "tokens",
+        "version",
+    )
 }
 
 # Parts of the engine → the other parts that they may import.
@@ -32,6 +44,7 @@ FOUNDATIONS |= {"capture": {"inputs", "models", "workers", "contributions"}}
 METHOD = {"inputs", "models", "devices", "capture", "workers"}
 ENGINE: dict[str, set[str]] = FOUNDATIONS | {
     "attribution": METHOD,
+    "building": METHOD,
     "change": METHOD,
     "coactivation": METHOD,
     "coverage": METHOD,

@@ -13,6 +13,7 @@ import numpy as np
 
 from actstore.store.capture.special_tokens import special_tokens
 from actstore.store.errors import InvalidInputError, NotFoundError
+from actstore.store.tokens import check_tokens_known
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,6 +127,7 @@ class NextTokens:
     """The token that comes after each token of a capture."""
 
     def __init__(self, capture: Capture) -> None:
+        check_tokens_known(capture.record, "Contributions to tokens")
         self._capture = capture
 
     def of_block(self, block: int) -> NDArray[np.int64]:

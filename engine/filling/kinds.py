@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from actstore.engine.attribution.block_filler import fill_attributions
 from actstore.engine.capture.block_filler import fill_blocks
 from actstore.engine.graphs.probes.run import fill_windows
+from actstore.store.tokens import check_made_by_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,7 @@ def block_filler(
 
     `images` is where the images of a capture are now, if not where they were; only for them a processor is loaded.
     """
+    check_made_by_model(record, "Filling a block")
     if record.settings.get("command") == "attribute":
         return fill_attributions
     if record.of_images:

@@ -16,6 +16,7 @@ import numpy as np
 from actstore.kernels.suffix_trie.api import MAX_DEPTH, Trie, suffix_trie
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import GENERATED, TEXT
+from actstore.store.tokens import check_tokens_known
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -130,6 +131,7 @@ def check_captures(captures: Sequence[Capture]) -> None:
                 f"Graphs need every position of a text, but capture {name!r} keeps only positions {positions!r}. "
                 'Capture again with `positions="all"`.'
             )
+        check_tokens_known(capture.record, "Graphs")
         if capture.record.of_tower:
             raise InvalidInputError(
                 f"Graphs are of the contexts of text, but capture {name!r} is of {capture.record.part}, whose positions are "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.records import LayerRecord, ModelRecord
 from actstore.store.model import root
+from actstore.store.tokens import MADE_OF_ARRAYS
 
 if TYPE_CHECKING:
     from actstore.engine.models.load import LoadedModel
@@ -88,6 +89,11 @@ def location_of(model: ModelRecord) -> str:
 
     Raises `InvalidInputError` where its own folder is gone: a model of the same name on the Hub may be another one.
     """
+    if model.model_type == MADE_OF_ARRAYS:
+        raise InvalidInputError(
+            f"The store was made of arrays alone, and has no model: {model.name} is a name. Make it again with `model`, the "
+            "one that computed them."
+        )
     if model.folder is None and model.name in (model.config.get("architectures") or ()):
         raise InvalidInputError(
             f"The model was captured from memory, as a {model.name} without a name or path. Save it with save_pretrained, and "

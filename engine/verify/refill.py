@@ -18,6 +18,7 @@ from actstore.store import layout
 from actstore.store.capture.overflow import saturate
 from actstore.store.capture.questions.answers import has_attributions
 from actstore.store.errors import FormatError, InvalidInputError
+from actstore.store.tokens import check_made_by_model
 from actstore.store.verify import Damage
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def refill_blocks(
     `InvalidInputError` for another model, or for other images than those that were captured.
     """
     record = capture.record
+    check_made_by_model(record, "The check")
     if not record.encoding.keeps_values:
         raise InvalidInputError(
             f"Capture {record.name!r} keeps no values (precision none), so there is nothing to compare."

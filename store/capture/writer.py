@@ -85,7 +85,7 @@ def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
                 form.dtype,
                 form.fill_value,
                 "token",
-                {"value_dtype": form.name, "precision": record.precision},
+                {"value_dtype": form.name, "precision": record.precision, **_how_to_decode(record, site, layer)},
                 encoding.compression,
                 **bound,
             )
@@ -99,6 +99,18 @@ def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
             key, widths[layer], slots // 8, np.dtype("uint8"), 0, "token_byte", {"bit_order": "little"},
             encoding.sign_compression, **_bound(record, layer, layout.GATE_SIGN),
         )  # fmt: skip
+
+
+def _how_to_decode(record: CaptureRecord, site: str, layer: int) -> dict[str, str]:
+    """For whoever opens the array with Zarr alone, where an element is not the value: readers of ours do not need it."""
+    form = record.encoding.stored_format
+    if form is not None and form.name == "int8":
+        scale = layout.block_parameters_key(record.name, site, layer, "scale")
+        rule = f"element * scale[neuron, block], block = token // {record.plan.block_slots}; -128 is no value"
+        return {"elements_are": "steps, not values", "decode": rule, "scale": scale}
+    if form is not None and form.name == "bfloat16":
+        return {"elements_are": "bits, not values", "decode": "the upper half of the bits of a float32"}
+    return {}
 
 
 def _bound(record: CaptureRecord, layer: int, site: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from actstore.store.neurons import neuron_names
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.lock import own_root
 from actstore.store.storage.strict_json import MAX_NBYTES
+from actstore.store.tokens import UNKNOWN, UNKNOWN_TEXT
 from actstore.store.version import version
 
 if TYPE_CHECKING:
@@ -303,7 +304,9 @@ class Root:
         return self.vocabulary["bytes"].to_pylist() if self.vocabulary is not None else None
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token id stands for; `<17>` where the store has no vocabulary."""
+        """The bytes that a token id stands for; `<17>` where the store has no vocabulary, `<?>` where the id is not known."""
+        if token == UNKNOWN:
+            return UNKNOWN_TEXT
         by_id = self._token_bytes
         return by_id[token] if by_id is not None and 0 <= token < len(by_id) else f"<{token}>".encode()
 

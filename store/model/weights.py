@@ -22,6 +22,7 @@ from actstore.store.layout import weights_key
 from actstore.store.model.root import bound_checksums, read_root
 from actstore.store.storage.listing import is_readable
 from actstore.store.storage.pieces import MemorySource
+from actstore.store.tokens import MADE_OF_ARRAYS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -125,6 +126,11 @@ def _missing(folder: Folder, part: str) -> FormatError | NotFoundError:
             f"{folder} holds no unembedding, for {model.name} ({model.model_type}, {model.kind}) has no head that turns its "
             "residual stream into tokens: contributions and promoted tokens do not exist for it. Capture a model with a "
             "language-model head into another store."
+        )
+    if model.model_type == MADE_OF_ARRAYS:
+        return NotFoundError(
+            f"{folder} holds no weights ({part}): it was made of arrays alone. Make it again with `model`, the one that "
+            "computed them."
         )
     needed = ", of a model with a language-model head" if model.kind in ("encoder", "vision") else ""
     return NotFoundError(

@@ -55,3 +55,24 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def making_folder(path: Path) -> Iterator[Path]:
+    """A path at which to make a folder, which becomes `path` on success and is removed otherwise.
+
+    `InvalidInputError` where there is something at `path`: a folder is not replaced, as it may hold what others put there.
+    """
+    if path.exists():
+        raise InvalidInputError(f"{path} exists already. Delete it, or name another folder.")
+    partial = temporary_path(path)
+    try:
+        yield partial
+        sync_tree(partial)
+        partial.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

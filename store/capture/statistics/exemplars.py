@@ -101,7 +101,7 @@ class Surroundings:
 
 def has_exemplars(record: CaptureRecord) -> bool:
     """Whether a finished capture of this record gets the table."""
-    return not record.of_images and record.settings.get("command", "capture") == "capture"
+    return not record.of_images and record.settings.get("command", "capture") in ("capture", "import")
 
 
 def write_exemplars(folder: Folder, record: CaptureRecord, total: CaptureStatistics) -> None:

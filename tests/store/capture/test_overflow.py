@@ -16,7 +16,7 @@ from actstore.engine.coverage.measure import measure_coverage
 from actstore.store.capture.positions import warnings_of
 from actstore.store.capture.saturation import overflow_sentences, saturated_maxima
 from actstore.store.errors import NotFoundError
-from actstore.store.export import export_activations
+from actstore.store.exports.export import export_activations
 from actstore.store.reader import Capture, Store
 from actstore.store.storage.folder import Folder
 from actstore.store.verify import verify_capture

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from actstore.store import token_tables
 from actstore.store.errors import InvalidInputError, NotFoundError
-from actstore.store.export import export_activations
+from actstore.store.exports.export import export_activations
 from actstore.store.reader import Store
 
 # Layers in turn, neurons backwards, one twice; more of layer 1 than are read row by row.
@@ -176,7 +176,7 @@ def test_a_failure_leaves_what_was_there(capture, tmp_path, name):
 
 def test_what_cannot_be_exported(capture, tmp_path):
     for target, neurons, message in [
-        ("a.csv", [(0, 0)], r"one of \.parquet, \.npy, \.safetensors: found 'a\.csv'"),
+        ("a.txt", [(0, 0)], r"one of \.parquet, \.csv, \.npy, \.safetensors, \.jsonl, or by `format`: found 'a\.txt'"),
         ("nowhere/a.npy", [(0, 0)], "The folder of .*nowhere/a.npy does not exist"),
         ("a.npy", [], "Nothing to export: pass `neurons`"),
         ("a.parquet", [(0, 0)] * 10_001, "at most 10000; found 10001 neurons"),

@@ -1,0 +1,43 @@
+"""Hook names of TransformerLens on a command line: `--site blocks.3.mlp.hook_post` is `--site mlp.post --layers 3`."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from actstore.store.errors import InvalidInputError
+from actstore.store.sites import all_named, known_site, site_and_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+OPTION: Final = "--site"
+_NEURON: Final = re.compile(r"L(\d+)\.N\d+", re.IGNORECASE)
+
+
+def without_hooks(command: Any, arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command with sites in the place of hook names, and `--layers` with the layers that these name.
+
+    `InvalidInputError` where other layers are given, or the command takes none; of a command of one neuron, its layer counts.
+    """
+    flat = [part for one in arguments for part in (one.split("=", 1) if one.startswith(f"{OPTION}=") else [one])]
+    values = [i + 1 for i, one in enumerate(flat[:-1]) if one == OPTION]
+    if not any(flat[i].startswith("blocks.") for i in values):
+        return list(arguments)
+    hooks = [flat[i] for i in values]
+    sites, layers = all_named(hooks, [known_site(hook) for hook in hooks])
+    kept = [one for i, one in enumerate(flat) if i not in values and i + 1 not in values]
+    named = [part for site in sites for part in (OPTION, site)]
+    if not any("--layers" in parameter.opts for parameter in getattr(command, "params", ())):
+        of_neurons = sorted({int(match[1]) for one in kept if (match := _NEURON.fullmatch(one))})
+        if not of_neurons:
+            raise InvalidInputError(
+                f"The hook {hooks[0]!r} names layer {layers[0]}, and this command is of all layers. Name the site, {sites[0]}."
+            )
+        site_and_layers(hooks[0], of_neurons, "the neuron is of layer")
+        return [*kept, *named]
+    if any(one == "--layers" or one.startswith("--layers=") for one in kept):
+        raise InvalidInputError(
+            f"The hook {hooks[0]!r} names layer {layers[0]}. Leave `layers` out, or name the site {sites[0]}."
+        )
+    return [*kept, *named, "--layers", ",".join(map(str, layers))]

@@ -1,0 +1,1 @@
+"""Captures made of arrays that people have, instead of a run of a model."""

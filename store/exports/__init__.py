@@ -1,0 +1,1 @@
+"""Activations out of a store, in the layouts of other tools."""
