@@ -10,7 +10,6 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 
 from actstore.store import hooks, layout
 from actstore.store.arguments import argument
@@ -23,6 +22,7 @@ from actstore.store.capture.statistics.capture_statistics import CaptureStatisti
 from actstore.store.capture.statistics.exemplars import SCALE, Scales
 from actstore.store.capture.statistics.neuron_table import neuron_table, read_finished_table
 from actstore.store.capture.tables import open_capture_table
+from actstore.store.capture.tokens.table import token_table
 from actstore.store.capture.unchanged import unchanged
 from actstore.store.capture.unchecked import check_shard
 from actstore.store.capture.writer import block_arrays
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy.typing as npt
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from actstore.kernels.pack.statistics import Statistics
@@ -120,13 +121,7 @@ class Capture:
 
         Columns: token (its slot), id, position (in its window), window, document, modality.
         """
-        slots = self.slots()
-        columns = (self.plan.array(f"tokens/{name}")[slots] for name in ("ids", "position", "window", "modality"))
-        ids, position, window, kind = columns
-        documents = self.plan.table("windows")["document"].to_numpy()
-        modality = pa.DictionaryArray.from_arrays(pa.array(kind.astype(np.int8)), list(layout.MODALITIES))
-        names = ("token", "id", "position", "window", "document", "modality")
-        return Table(pa.table([slots, ids, position, window, documents[window], modality], names=names))
+        return Table(token_table(self.plan, self.slots()))
 
     def documents(self) -> Table:
         """One row per document: document, source, sha256, n_tokens, and its labels."""
@@ -269,8 +264,12 @@ class Capture:
         self, layer: int, block: int, site: str = "mlp.post", *, saturated: bool = False
     ) -> NDArray[np.number[Any]]:
         """The block as it is stored, bfloat16 as its bits, int8 as its steps; shape [neuron, token]."""
-        values = self._shard(self._values(layer, site), block, whole=True).rows()
+        values = self.values_shard(layer, block, site).rows()
         return self._saturated(values, layer, site) if saturated else values
+
+    def values_shard(self, layer: int, block: int, site: str = "mlp.post") -> Shard:
+        """The file of one block of a layer's values, as they are stored, to read part by part."""
+        return self._shard(self._values(layer, site), block, whole=True)
 
     def _saturated(self, values: NDArray[Any], layer: int, site: str, neurons: slice = slice(None)) -> NDArray[Any]:
         return saturate(values, self.has_overflow(layer, site)[neurons]) if self.overflow else values
