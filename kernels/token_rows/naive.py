@@ -44,8 +44,8 @@ def decode_rows(raw: NDArray[np.generic], blocks: NDArray[np.int32], decoding: D
 
     Computed in float32 and rounded once, to the format of `out`. NaN stays NaN.
     """
-    is_float = decoding.scales is None
-    values = decode(raw) if is_float else steps.decode(raw.astype(np.int8, copy=False), decoding.scales[blocks])
+    scales = decoding.scales
+    values = decode(raw) if scales is None else steps.decode(raw.astype(np.int8, copy=False), scales[blocks])
     with np.errstate(invalid="ignore", over="ignore"):
         values = np.clip(values, -decoding.limit, decoding.limit)
         out[...] = encode((values - decoding.shift) * decoding.factor, out.dtype)
