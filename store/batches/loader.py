@@ -24,6 +24,8 @@ from actstore.store.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from numpy.typing import NDArray
+
     from actstore.store.batches.order import Window
     from actstore.store.batches.selection import Selection
     from actstore.store.batches.settings import BatchSettings
@@ -216,6 +218,8 @@ class _Windows:
         self._reader, self._order, self._stop_epoch = reader, order, stop_epoch
         self._submit, self._is_ahead = submit or _now, submit is not None
         self._loading: dict[tuple[int, int], Loading] = {}
+        self._free: list[NDArray[Any]] = []
+        """Memory of windows that are done with: the system takes as long to give new memory as a block takes to be read."""
 
     def rows(self, epoch: int, start: int, stop: int) -> Iterator[tuple[Rows, slice]]:
         """(rows of a window, which of them) for the tokens `start` to `stop` of an epoch."""
@@ -227,14 +231,20 @@ class _Windows:
 
     def _window(self, epoch: int, window: Window) -> Rows:
         key, following = (epoch, window.number), self._after(epoch, window)
-        self._loading = {other: loading for other, loading in self._loading.items() if other in (key, following)}
+        for other in [other for other in self._loading if other not in (key, following)]:
+            loading = self._loading.pop(other)
+            if loading.is_read:  # by batches, which are copies; what is still being filled is left alone
+                self._free.append(loading.memory)
         if key not in self._loading:
-            self._loading[key] = self._reader.begin(epoch, window, self._submit)
+            self._loading[key] = self._begin(epoch, window)
         rows = self._loading[key].rows()
         if self._is_ahead and following is not None and following not in self._loading:
             next_window = self._order.windows(following[0])[following[1]]
-            self._loading[following] = self._reader.begin(following[0], next_window, self._submit)
+            self._loading[following] = self._begin(following[0], next_window)
         return rows
+
+    def _begin(self, epoch: int, window: Window) -> Loading:
+        return self._reader.begin(epoch, window, self._submit, self._free.pop() if self._free else None)
 
     def _after(self, epoch: int, window: Window) -> tuple[int, int] | None:
         if window.number + 1 < len(self._order.windows(epoch)):

@@ -51,28 +51,30 @@ class WindowReader:
         self.starts = [0, *np.cumsum(widths).tolist()]
         """The first column of each place, and the number of all."""
         self._dtype = stored_dtype(capture)
+        self._largest = sum(sorted(order.counts)[-order.window :])
+        """Tokens of the largest window that there can be."""
 
     @property
     def largest_nbytes(self) -> int:
         """Bytes of the activations of the largest window that there can be."""
-        n_tokens = sum(sorted(self._order.counts)[-self._order.window :])
-        return int(n_tokens * self.starts[-1] * self._dtype.itemsize)
+        return int(self._largest * self.starts[-1] * self._dtype.itemsize)
 
-    def begin(self, epoch: int, window: Window, submit: Callable[..., Future[None]]) -> Loading:
-        """Begin to read a window: `submit` runs a function of its parts, now or beside us."""
+    def memory(self) -> NDArray[Any]:
+        """Memory for the activations of any window."""
+        return np.empty((self._largest, self.starts[-1]), self._dtype)
+
+    def begin(
+        self, epoch: int, window: Window, submit: Callable[..., Future[None]], memory: NDArray[Any] | None = None
+    ) -> Loading:
+        """Begin to read a window: `submit` runs a function of its parts, now or beside us, into `memory` [its own]."""
         n, settings = window.n_tokens, self._settings
         permutation = self._order.permutation(epoch, window)
         target = np.empty(n, np.int64)
         target[permutation] = np.arange(n)
         columns = {name: np.empty(n, dtype) for name, dtype in COLUMNS.items()}
         labels = {name: np.empty(n, np.int32) for name in settings.labels}
-        rows = Rows(
-            np.empty((n, self.starts[-1]), self._dtype),
-            np.empty(n, np.int32),
-            self._decoding_of(window),
-            columns,
-            labels,
-        )
+        memory = self.memory() if memory is None else memory
+        rows = Rows(memory[:n], np.empty(n, np.int32), self._decoding_of(window), columns, labels)
         jobs, first = [], 0
         for number, part in enumerate(window.parts):
             targets = target[first : first + part.n_tokens]
@@ -83,7 +85,7 @@ class WindowReader:
                 for place in range(len(settings.places))
             ]
             first += part.n_tokens
-        return Loading(window, rows, jobs)
+        return Loading(memory, rows, jobs)
 
     @cached_property
     def _decoding(self) -> Decoding:
@@ -141,14 +143,15 @@ class WindowReader:
 class Loading:
     """A window that is read, or is being read beside us."""
 
-    def __init__(self, window: Window, rows: Rows, jobs: list[Future[None]]) -> None:
-        self.window, self._rows, self._jobs = window, rows, jobs
+    def __init__(self, memory: NDArray[Any], rows: Rows, jobs: list[Future[None]]) -> None:
+        self.memory, self._rows, self._jobs = memory, rows, jobs
+        self.is_read = False
 
     def rows(self) -> Rows:
         """Its tokens, when all are read; raises what reading them raised."""
         for job in self._jobs:
             job.result()
-        self._jobs = []
+        self.is_read = True
         return self._rows
 
 
