@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from actstore.store.files.chunks import TokenRows
     from actstore.store.layout import Compression, ShardGrid
     from actstore.store.storage.pieces import Bytes, Source
 
@@ -90,7 +91,7 @@ def _table_of(chunk: NDArray[Any], seed: int, number: int, step: int, rows_per_c
 
 
 def shard_parts(
-    values: NDArray[Any], grid: ShardGrid, compression: Compression = FAST, seed: int | None = None
+    values: NDArray[Any] | TokenRows, grid: ShardGrid, compression: Compression = FAST, seed: int | None = None
 ) -> Iterator[Bytes]:
     """The shard that holds `values` [grid.rows, grid.columns], piece by piece: compressed inner chunks, then their index.
 
@@ -147,15 +148,16 @@ class Shard:
     """Reads rows out of an encoded shard, and holds them against their checksums where it has any."""
 
     def __init__(
-        self, source: Source, grid: ShardGrid, dtype: np.dtype[Any], name: str, seed: int | None = None, place: str = ""
-    ) -> None:
+        self, source: Source, grid: ShardGrid, dtype: np.dtype[Any], name: str, seed: int | None = None, place: str = "",
+        row_name: str = "neuron",
+    ) -> None:  # fmt: skip
         """Check the index at the end of `source`; `FormatError`, calling the shard `name`, where it is damaged.
 
         `seed` is that of the checksums of its rows (see `shard_seed`), None where it has none. `place` says in errors whose
-        block it is.
+        block it is, and `row_name` what a row is.
         """
         self._source, self._grid, self._dtype, self._name, self._place = source, grid, dtype, name, place
-        self._seed, self._rows_per_checksum = seed, grid.rows_per_checksum(dtype.itemsize)
+        self._row_name, self._seed, self._rows_per_checksum = row_name, seed, grid.rows_per_checksum(dtype.itemsize)
         self._n_table = 0 if seed is None else _CRC * (grid.chunk_rows // self._rows_per_checksum)
         self._row_nbytes = grid.chunk_columns * dtype.itemsize
         self._chunk_rows, self._n_across = grid.chunk_rows, grid.grid[1]
@@ -184,8 +186,8 @@ class Shard:
     def _mismatch(self, first: int) -> FormatError:
         """The error that the checksum from row `first` on does not match."""
         last = min(first + self._rows_per_checksum, self._grid.rows) - 1
-        neurons = f"neurons {first} to {last}" if last > first else f"neuron {first}"
-        return FormatError(f"{self._place or self._name}, {neurons}: checksum mismatch in {self._name}. {WHAT_TO_DO}")
+        rows = f"{self._row_name}s {first} to {last}" if last > first else f"{self._row_name} {first}"
+        return FormatError(f"{self._place or self._name}, {rows}: checksum mismatch in {self._name}. {WHAT_TO_DO}")
 
     def _read(self, start: int, stop: int) -> bytes:
         try:

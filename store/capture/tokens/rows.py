@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from actstore.kernels.token_rows.api import Decoding, decode_rows, scatter_rows
+from actstore.kernels.token_rows.api import Decoding, copy_rows, decode_rows, scatter_rows
 from actstore.store.capture.overflow import LARGEST
 from actstore.store.capture.statistics.exemplars import SCALE
 from actstore.store.errors import NotFoundError
+from actstore.store.files.token_shards import TokenShard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 NEURONS_AT_ONCE: Final = 128
 """Neurons of a block that are decoded before they are transposed: with fewer, what is written of a row is shorter than what
 the memory takes at once; more leave the cache."""
+
+
+TOKENS_AT_ONCE: Final = 256
+"""Tokens that are decoded before they are put into their rows, of a block that lies token by token."""
 
 
 def raw_token_rows(
@@ -48,6 +53,11 @@ def raw_token_rows(
     if neurons is not None and len(neurons):
         capture.check_neuron(layer, int(neurons[0]), site)
         capture.check_neuron(layer, int(neurons[-1]), site)
+    if isinstance(shard, TokenShard):
+        for first, values in shard.tokens(TOKENS_AT_ONCE):
+            chosen = values if neurons is None else np.ascontiguousarray(values[:, neurons])
+            copy_rows(chosen, target[first : first + len(values)], out, column)
+        return
     for first, values in shard.parts(NEURONS_AT_ONCE):
         if neurons is None:
             scatter_rows(values, target, out, column + first)

@@ -31,6 +31,8 @@ def many_blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("batches") / "store"
     for precision in ("exact", "half", "int8"):
         plant(path, precision, Planted(lengths=LENGTHS, precision=precision, values=shaped))
+        what = Planted(lengths=LENGTHS, precision=precision, values=shaped, order="token")
+        plant(path, f"{precision}-by-token", what)
     return path
 
 

@@ -39,7 +39,7 @@ def expect_same(ours: Any, theirs: Any) -> None:
         assert (a.epoch, a.number) == (b.epoch, b.number)
 
 
-@pytest.mark.parametrize("name", ["exact", "half", "int8"])
+@pytest.mark.parametrize("name", ["exact", "half", "int8", "half-by-token", "int8-by-token"])
 @pytest.mark.parametrize("settings", [{}, {"shuffle": False}, {"threads": 0, "window": 1}, {"batch": 1000}])
 def test_every_token_comes_once_with_what_the_reader_says_of_it(many: Any, name: str, settings: dict[str, Any]) -> None:
     capture = many.capture(name)
