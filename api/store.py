@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from actstore.engine.coactivation.nearest import NearestNeurons
     from actstore.engine.models.in_memory import ModelInput
     from actstore.engine.repair.outcome import RepairReport
+    from actstore.store.batches.loader import Batches
     from actstore.store.capture.questions.attributions import Attributions
     from actstore.store.table import Table
     from actstore.store.verify import Damage
@@ -157,6 +158,62 @@ class Store(reader.Store):
         settings = CoactivationSettings(sort, k, threshold, chosen, within_layers, site, positions)
         executor, target = executor_of(workers, on), find_device(device, on)
         return answer_coactivation(self.capture(capture), neuron, settings, output, executor, target)
+
+    def batches(
+        self,
+        site: str | Sequence[str],
+        layers: int | Sequence[int],
+        *,
+        batch: int = 4096,
+        shuffle: bool = True,
+        seed: int = 0,
+        window: int = 4,
+        labels: str | Sequence[str] = (),
+        where: str | None = None,
+        positions: str = "counted",
+        skip: int = 0,
+        dtype: Any = "float32",
+        normalize: str | None = None,
+        epochs: int = 1,
+        drop_last: bool = False,
+        rank: int | None = None,
+        ranks: int | None = None,
+        threads: int = 1,
+        device: Any = "cpu",
+        as_numpy: bool = False,
+        capture: str | None = None,
+    ) -> Batches:
+        """Activations of tokens in random order, to train on: batches [token, neuron] with the tokens' ids, places and labels.
+
+        - `site`, `layers`: what stands side by side in a batch; `batch.layer(3)` is the part of one layer.
+        - `batch`: tokens of a batch.
+        - `shuffle`: blocks are permuted, then all tokens of `window` blocks together, by `seed`, each epoch anew.
+        - `labels`: label columns that batches have, as numbers among `batches.label_values`.
+        - `where`: a condition of SQL on the columns of the documents table, such as `"language = 'de'"`.
+        - `positions`: which positions count, one of `store.capture.positions.POSITIONS`; `skip`: leaves out as many at the
+          beginning of each window.
+        - `dtype`: float32, float16 or bfloat16.
+        - `normalize`: "neuron" for (x - mean) / std of each, "norm" for a mean squared norm of the number of neurons.
+        - `epochs`: epochs that one iteration passes, every token once in each; `drop_last`: but those of a last, shorter batch.
+        - `rank`, `ranks`: which part of how many, disjoint and of as many batches [those of a distributed run of torch].
+        - `threads`: threads that read ahead; memory then holds two windows.
+        - `device`: where tensors are; `as_numpy`: arrays instead, as without torch.
+
+        The batches of a seed are the same whatever reads them: workers of a `DataLoader(batches, batch_size=None)`, a resumed
+        run (`state_dict`, `load_state_dict`), a store on another storage. docs/training.md has the whole.
+
+        >>> for batch in store.batches("resid.post", 3, labels="language"):
+        ...     loss = model(batch.activations)
+        """
+        from actstore.api.batches import batches_of
+
+        settings = {
+            "sites": site, "layers": layers, "batch": batch, "shuffle": shuffle, "seed": seed, "window": window,
+            "labels": labels, "where": where, "positions": positions, "skip": skip, "dtype": dtype,
+            "normalize": normalize, "epochs": epochs, "drop_last": drop_last, "rank": rank, "ranks": ranks,
+            "threads": threads,
+        }  # fmt: skip
+        return batches_of(self, settings, capture, device, as_numpy=as_numpy)
 
     def info(self) -> dict[str, Any]:
         """What the store holds, as `actstore info --json` says it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
@@ -50,7 +50,7 @@ class Source(Protocol):
         ...
 
 
-def write_capture(source: Source, path: Path, name: str, n_tokens: int) -> None:
+def write_capture(source: Source, path: Path, name: str, n_tokens: int, order: str = "neuron") -> None:
     """A capture of whole windows in the store at `path`, which is made where there is none."""
     folder = Folder(path, read_only=False)
     if not root.is_store(folder):
@@ -68,7 +68,7 @@ def write_capture(source: Source, path: Path, name: str, n_tokens: int) -> None:
         {"mlp.post": {str(i): source.n_neurons for i in range(source.n_layers)}}, (), None, 0, {},
         PlanRecord(fingerprint, "synthetic", "", "", {}, (), (), 1, plan.n_windows, plan.n_tokens, BLOCK, n_blocks),
     )  # fmt: skip
-    record = create_capture(folder, record)
+    record = create_capture(folder, replace(record, order={} if order == "neuron" else {"mlp.post": order}))
     with CaptureWriter(folder, record, n_threads=2, overlap=False) as writer:
         for block, n in enumerate(sizes):
             _write_block(source, writer, block, source.windows(n, block))

@@ -53,6 +53,48 @@ def _transpose_square(
 transpose_square: Any = intrinsic(_transpose_square)  # numba's, without types
 
 
+def _transpose_into_rows(
+    context: Any,
+    source: types.Array,
+    source_start: types.Type,
+    source_pitch: types.Type,
+    target: types.Array,
+    rows: types.Array,
+    first_row: types.Type,
+    target_pitch: types.Type,
+    column: types.Type,
+) -> tuple[Signature, Callable[..., ir.Value]]:
+    """Write `target[rows[first_row + j] * target_pitch + column + i] = source[source_start + i * source_pitch + j]`.
+
+    As `transpose_square`, but for the rows of the target, which `rows`, int64, names one by one.
+    """
+    number = types.int64
+    signature = types.void(source, number, number, target, rows, number, number, number)
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Signature, arguments: Sequence[ir.Value]) -> ir.Value:
+        lane = context.get_data_type(signature.args[0].dtype)
+        align = context.get_abi_sizeof(lane)
+        data = {i: context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (0, 3, 4)}
+        _, start, pitch, _, _, first, target_pitch, column = arguments
+
+        def vector(operand: int, at: ir.Value) -> ir.Value:
+            return builder.bitcast(builder.gep(data[operand], [at]), ir.VectorType(lane, SIDE).as_pointer())
+
+        loaded = []
+        for i in range(SIDE):
+            at = builder.add(start, builder.mul(pitch, ir.Constant(ir.IntType(64), i)))
+            loaded.append(builder.load(vector(0, at), align=align))
+        for j, transposed in enumerate(_transposed(builder, loaded)):
+            row = builder.load(builder.gep(data[4], [builder.add(first, ir.Constant(ir.IntType(64), j))]))
+            builder.store(transposed, vector(3, builder.add(builder.mul(row, target_pitch), column)), align=align)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+transpose_into_rows: Any = intrinsic(_transpose_into_rows)
+
+
 def _transposed(builder: ir.IRBuilder, rows: Sequence[ir.Value]) -> list[ir.Value]:
     """The vectors' transpose: swap the off-diagonal halves of the square, then those of its quarters, and so on."""
     vectors = list(rows)

@@ -135,6 +135,22 @@ def shard_grid(rows: int, columns: int) -> ShardGrid:
     return ShardGrid(rows, columns, chunk_rows, chunk_columns)
 
 
+ORDERS: Final = ("neuron", "token")
+"""In which order the values of a block lie: neuron by neuron, unless a record says otherwise, or token by token."""
+MOST_TOKENS: Final = 256
+"""Of an inner chunk of a block that lies token by token. One token is read alone from a chunk of any size; when many are read,
+what is done once per chunk takes as long as reading a hundred kilobytes."""
+TOKEN_CHUNK_NBYTES: Final = 1 << 20
+"""Such chunks are smaller before they are compressed, unless one token is larger: they then stay in a processor's cache."""
+
+
+def token_grid(rows: int, columns: int, itemsize: int) -> ShardGrid:
+    """The grid of a [rows, columns] shard that lies token by token: its rows are the tokens, whose neurons are not divided."""
+    most = min(MOST_TOKENS, max(1, TOKEN_CHUNK_NBYTES // (rows * itemsize)))
+    chunk_rows = next(n for n in range(most, 0, -1) if columns % n == 0)
+    return ShardGrid(columns, rows, chunk_rows, rows)
+
+
 # Keys. A capture's keys are relative to the store's root.
 
 

@@ -15,7 +15,7 @@ from actstore.store.capture.tables import open_capture_table
 from actstore.store.capture.workers.numerics import read_numerics
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.files.arrays import BlockArray
+from actstore.store.files.arrays import BlockArray, other_blocks
 from actstore.store.layout import capture_key
 from actstore.store.verify_blocks import BlockPass, unforeseen
 
@@ -43,8 +43,8 @@ def _metadata(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
         except (FormatError, NotFoundError) as error:
             yield key, str(error)
             continue
-        if (array.grid.rows, array.grid.columns, array.dtype) != (spec.rows, spec.columns, spec.dtype):
-            yield key, f"describes blocks of {array.grid.rows} × {array.grid.columns} {array.dtype}"
+        if (what := other_blocks(array, spec)) is not None:
+            yield key, what
         elif record.is_checked and array.grid != spec.grid:  # captures of earlier versions may have had other chunks
             found, expected = (f"{grid.chunk_rows} × {grid.chunk_columns}" for grid in (array.grid, spec.grid))
             yield key, f"describes chunks of {found}, and the block's are {expected}"

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("kernels", "store", "engine", "display", "api", "commands", "cli")
 
 # Parts of the store, from below. A module of `store/` itself belongs to the part that BELONGS names, or else to the reader.
-STORE = ("basics", "storage", "files", "model", "capture", "graphs", "reader", "exports", "transfer")
+STORE = ("basics", "storage", "files", "model", "capture", "graphs", "reader", "batches", "exports", "transfer")
 BELONGS = {
     name: "basics"
     for name in (

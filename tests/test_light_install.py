@@ -68,6 +68,16 @@ def test_a_store_is_read(tmp_path: Path) -> None:
     assert "needs the package" not in done.stderr
 
 
+def test_batches_are_arrays(tmp_path: Path) -> None:
+    done = run(
+        "import actstore\n"
+        f"batches = actstore.open({str(STORE)!r}).batches('mlp.post', 1, batch=64, capture='corpus')\n"
+        "print(sum(len(batch) for batch in batches) == batches.n_tokens > 0, type(next(iter(batches)).activations).__name__)\n",
+        tmp_path,
+    )
+    assert done.stdout == "True ndarray\n", done.stdout + done.stderr
+
+
 def test_what_runs_a_model_says_what_to_install(tmp_path: Path) -> None:
     done = run_commands(
         "inspect gpt2", "capture gpt2 corpus.txt new.actstore", f"contributions {STORE} --target fox", cwd=tmp_path

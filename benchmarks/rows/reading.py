@@ -46,13 +46,17 @@ def evict(path: Path) -> None:
 
 
 @contextmanager
-def stored(n_blocks: int, sparse: float = 0.0) -> Iterator[tuple[Path, Path, tuple[int, int]]]:
+def stored(
+    n_blocks: int, sparse: float = 0.0, *, in_both_orders: bool = False
+) -> Iterator[tuple[Path, Path, tuple[int, int]]]:
     """A store of one layer, a token-major file of the same values, and the file's shape."""
     with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name:
         folder, file = Path(name) / "store", Path(name) / "tokens.f16"
         shape = (n_blocks * BLOCK, N_NEURONS)
         source = Gated(N_NEURONS, sparse)
         write_capture(source, folder, "corpus", shape[0])
+        if in_both_orders:
+            write_capture(source, folder, "by-token", shape[0], "token")
         ids = source.windows(BLOCK // WINDOW, 0)
         with file.open("wb") as target:
             for block in range(n_blocks):

@@ -130,6 +130,7 @@ def estimate(
     block_tokens: int | None = None,
     bundle: bool | None = None,
     compression: str | None = None,
+    order: str | None = None,
     contributions: Summed | None = None,
     by: str | None = None,
     max_tokens: int | None = None,

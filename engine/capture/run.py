@@ -32,6 +32,7 @@ from actstore.store.calls import checks
 from actstore.store.capture.commits import missing_blocks
 from actstore.store.capture.identity import check_belongs
 from actstore.store.capture.statistics.running import RunningStatistics
+from actstore.store.capture.tokens.order import other_order
 from actstore.store.capture.writer import create_capture
 from actstore.store.errors import CaptureError, FormatError, InvalidInputError, NotFoundError, StorageError
 from actstore.store.model import root
@@ -278,6 +279,8 @@ class Run(ABC):
         for name, value in there.items():
             if requested.get(name) not in (None, value):
                 self._refuse([f"{name} is {value} there and {requested[name]} now"])
+        if (difference := other_order(requested.get("order"), record.order, record.sites)) is not None:
+            self._refuse([difference])
 
     def _load(self, dtype: str) -> LoadedModel:
         return self.source.load(

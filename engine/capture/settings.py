@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 import numpy as np
 
 from actstore.store.arguments import Typed, argument, given_fields
+from actstore.store.capture.tokens.order import order_of_sites
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.compression import check_compression
 from actstore.store.files.precision import PRECISIONS
@@ -24,7 +25,7 @@ UNBOUNDED_CONTEXT = 32_768
 """Of a model that states no bound, for prompts with images, which are not cut."""
 DEFAULT_PROMPT = "Describe the image in few words."
 
-OF_STORAGE = ("bundle", "compression")
+OF_STORAGE = ("bundle", "compression", "order")
 """Settings that decide how a capture is stored, not what is in it: its record has them, and may be asked for nothing else."""
 
 Options = TypeVar("Options")
@@ -71,6 +72,9 @@ class CaptureSettings(Typed):
     the others: what was decided is the record's `bundled`."""
     compression: str | None = None
     """Of values on disk: "huffman" at int8 and sparse, else "lz4:5". As `bundle`, it is the record's."""
+    order: str | None = None
+    """What lies together on disk: "neuron", "token", or "SITE=token" for one site, several divided by commas. As `bundle`, it
+    is the record's."""
     contributions: Summed | None = None
     """`next`: what every neuron contributes to each position's next token is summed while the model runs, by labels of `by`."""
     by: str | None = None
@@ -134,6 +138,7 @@ class CaptureSettings(Typed):
             )
         if self.compression is not None:
             check_compression(self.compression)
+        order_of_sites(self.order, self.sites)
         if self.max_tokens is not None and self.max_tokens < 1:
             raise InvalidInputError(f"`max_tokens` must be at least 1, found {self.max_tokens}.")
         if self.begin not in get_args(Begin):

@@ -10,6 +10,7 @@ import psutil
 from actstore.engine.capture.buffers import buffer_nbytes
 from actstore.store.capture.plan import CHUNK, TOKEN_ARRAYS
 from actstore.store.capture.statistics.exemplars import has_exemplars
+from actstore.store.capture.tokens.order import order_of_sites
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.precision import PRECISIONS
@@ -118,10 +119,11 @@ def with_bundles(record: CaptureRecord, bundle: bool | None) -> CaptureRecord:
 
 
 def with_storage(record: CaptureRecord, requested: Mapping[str, object]) -> CaptureRecord:
-    """The record of a new capture with how it is stored: bundled and compressed as requested, else by default."""
+    """The record of a new capture with how it is stored: bundled, compressed and ordered as requested, else by default."""
     usual = PRECISIONS[record.precision].default_compression
-    compressed = replace(record, compression=cast("str | None", requested.get("compression")) or usual)
-    return with_bundles(compressed, cast("bool | None", requested.get("bundle")))
+    order = order_of_sites(cast("str | None", requested.get("order")), record.sites)
+    stored = replace(record, compression=cast("str | None", requested.get("compression")) or usual, order=order)
+    return with_bundles(stored, cast("bool | None", requested.get("bundle")))
 
 
 def n_buffers_on(device: torch.device) -> int:

@@ -6,11 +6,11 @@ Readers see committed blocks only; a block that is not committed is absent, neve
 from __future__ import annotations
 
 from functools import cached_property, lru_cache, partial
+from operator import methodcaller
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from actstore.store import hooks, layout
 from actstore.store.arguments import argument
@@ -23,17 +23,20 @@ from actstore.store.capture.statistics.capture_statistics import CaptureStatisti
 from actstore.store.capture.statistics.exemplars import SCALE, Scales
 from actstore.store.capture.statistics.neuron_table import neuron_table, read_finished_table
 from actstore.store.capture.tables import open_capture_table
+from actstore.store.capture.tokens.table import token_table
 from actstore.store.capture.unchanged import unchanged
 from actstore.store.capture.unchecked import check_shard
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import NotFoundError
 from actstore.store.files.arrays import open_block_array
+from actstore.store.files.token_shards import TokenShard
 from actstore.store.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy.typing as npt
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from actstore.kernels.pack.statistics import Statistics
@@ -44,18 +47,6 @@ if TYPE_CHECKING:
     from actstore.store.files.shards import Shard
     from actstore.store.files.table_columns import ColumnReader
     from actstore.store.model.root import Root
-
-
-class _Store(Protocol):
-    """A store that opens its captures, which this module does not know."""
-
-    def peek(self, name: str) -> Capture:
-        """A capture by name, without a warning."""
-
-
-def _reopen(store: _Store, name: str) -> Capture:
-    """The capture of an unpickled store; that it is unfinished was said where it was pickled."""
-    return store.peek(name)
 
 
 @checks
@@ -73,9 +64,9 @@ class Capture:
         self._committed: Committed | None = None
         self.refresh()
 
-    def __reduce__(self) -> tuple[Callable[[_Store, str], Capture], tuple[Root, str]]:
-        """A pickled capture is its store and its name; unpickled, it has the blocks that are committed by then."""
-        return _reopen, (self.store, self.record.name)
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Root]]:
+        """Its store and its name; unpickled, it has the blocks that are committed by then, and no warning is repeated."""
+        return methodcaller("peek", self.record.name), (self.store,)
 
     def __repr__(self) -> str:
         done = f"{len(self.blocks)} of {self.record.plan.n_blocks} blocks"
@@ -120,13 +111,7 @@ class Capture:
 
         Columns: token (its slot), id, position (in its window), window, document, modality.
         """
-        slots = self.slots()
-        columns = (self.plan.array(f"tokens/{name}")[slots] for name in ("ids", "position", "window", "modality"))
-        ids, position, window, kind = columns
-        documents = self.plan.table("windows")["document"].to_numpy()
-        modality = pa.DictionaryArray.from_arrays(pa.array(kind.astype(np.int8)), list(layout.MODALITIES))
-        names = ("token", "id", "position", "window", "document", "modality")
-        return Table(pa.table([slots, ids, position, window, documents[window], modality], names=names))
+        return Table(token_table(self.plan, self.slots()))
 
     def documents(self) -> Table:
         """One row per document: document, source, sha256, n_tokens, and its labels."""
@@ -240,7 +225,7 @@ class Capture:
         def read(place: tuple[int, int, int]) -> None:
             block, n, end = place
             # A whole block of floats is read into its place, without a copy between.
-            out = values[end - n : end] if n == array.grid.columns and direct else None
+            out = values[end - n : end] if n == array.block_shape[1] and direct else None
             row = array.shard(block).row(neuron, out)
             if row is not out:
                 decoded = row if row.dtype.kind == "f" else self._decoded(row, layer, site, block, neuron)
@@ -258,6 +243,15 @@ class Capture:
             values = self._decoded(self._shard(array, block).row(neuron), layer, site, block, neuron)
         return self._saturated(values[None], layer, site, slice(neuron, neuron + 1))[0] if saturated else values
 
+    def token_activations(self, layer: int, token: int, site: str = "mlp.post") -> NDArray[np.float32]:
+        """All neurons of a layer at one token, a `token` of `tokens()`: one read where the site lies token by token."""
+        block, slot = divmod(argument("token", token, int), self.record.plan.block_slots)
+        shard = self._shard(self._values(layer, site), block)
+        if not slot < self.used_slots[block]:
+            raise NotFoundError(f"Slot {token} of capture {self.record.name!r} is padding. Take one of `tokens()`.")
+        raw = shard.token(slot) if isinstance(shard, TokenShard) else self.raw_block(layer, block, site)[:, slot]
+        return self._decoded(raw[:, None], layer, site, block)[:, 0]
+
     def block_values(
         self, layer: int, block: int, site: str = "mlp.post", *, saturated: bool = False
     ) -> NDArray[np.float32]:
@@ -269,8 +263,12 @@ class Capture:
         self, layer: int, block: int, site: str = "mlp.post", *, saturated: bool = False
     ) -> NDArray[np.number[Any]]:
         """The block as it is stored, bfloat16 as its bits, int8 as its steps; shape [neuron, token]."""
-        values = self._shard(self._values(layer, site), block, whole=True).rows()
+        values = self.values_shard(layer, block, site).rows()
         return self._saturated(values, layer, site) if saturated else values
+
+    def values_shard(self, layer: int, block: int, site: str = "mlp.post") -> Shard | TokenShard:
+        """The file of one block of a layer's values, as they are stored, to read part by part."""
+        return self._shard(self._values(layer, site), block, whole=True)
 
     def _saturated(self, values: NDArray[Any], layer: int, site: str, neurons: slice = slice(None)) -> NDArray[Any]:
         return saturate(values, self.has_overflow(layer, site)[neurons]) if self.overflow else values
@@ -304,7 +302,7 @@ class Capture:
             return encoding.decode(raw, {SCALE: scales if len(scales) else self.block_parameter(SCALE, *of)})
         return encoding.decode(raw, {name: self.block_parameter(name, *of) for name in encoding.decode_parameters})
 
-    def _shard(self, array: BlockArray, block: int, *, whole: bool = False) -> Shard:
+    def _shard(self, array: BlockArray, block: int, *, whole: bool = False) -> Shard | TokenShard:
         if argument("block", block, int) not in self.blocks:
             raise NotFoundError(
                 f"Block {block} of capture {self.record.name!r} is not committed; {len(self.blocks)} of "

@@ -28,6 +28,7 @@ from actstore.store.errors import CaptureError
 from actstore.store.files.arrays import BlockArraySpec, create_block_array
 from actstore.store.files.bundle_writer import BundleWriter
 from actstore.store.files.bundles import find_bundles
+from actstore.store.files.chunks import TokenRows
 from actstore.store.files.names import write_names
 from actstore.store.files.records import CommitRecord, with_checksum
 from actstore.store.files.shards import checksum, shard_parts, shard_seed, write_parts
@@ -87,6 +88,7 @@ def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
                 "token",
                 {"value_dtype": form.name, "precision": record.precision, **_how_to_decode(record, site, layer)},
                 encoding.compression,
+                order=record.order.get(site, layout.ORDERS[0]),
                 **bound,
             )
             for name, dtype in encoding.parameters.items():
@@ -273,7 +275,8 @@ class CaptureWriter:
 
     def _write_shard(self, key: str, values: Rows, job: _Block, number: int) -> tuple[int, str]:
         spec = self._specs[key]
-        parts = shard_parts(values, spec.grid, spec.compression, shard_seed(spec.identity, key, job.number))
+        rows = TokenRows(values) if spec.order == "token" else values
+        parts = shard_parts(rows, spec.grid, spec.compression, shard_seed(spec.identity, key, job.number))
         if job.bundle is not None:
             return job.bundle.add_shard(number, self._short(layout.shard_key(key, job.number)), parts)
         with self._folder.writer(layout.shard_key(key, job.number), job.batch) as file:

@@ -13,12 +13,13 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, ShardingCodec, TransposeCodec
 
 from actstore.store.errors import FormatError
 from actstore.store.files.array_metadata import NewArray, open_array
 from actstore.store.files.shards import Shard, index_nbytes, shard_seed
-from actstore.store.layout import FAST, ShardGrid, shard_grid, shard_key
+from actstore.store.files.token_shards import TokenShard
+from actstore.store.layout import FAST, ShardGrid, shard_grid, shard_key, token_grid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,21 +88,31 @@ class BlockArraySpec:
     """What errors call it: the capture, the layer and the site."""
     bundled: bool = False
     """Whether its shards lie in bundles."""
+    order: str = "neuron"
+    """One of `layout.ORDERS`."""
 
     @property
     def grid(self) -> ShardGrid:
-        """The grid of one shard."""
-        return shard_grid(self.rows, self.columns)
+        """The grid of one shard, whose rows are neurons, or tokens in their order."""
+        by_token = self.order == "token"
+        return (
+            token_grid(self.rows, self.columns, self.dtype.itemsize)
+            if by_token
+            else shard_grid(self.rows, self.columns)
+        )
 
 
 def create_block_array(folder: Folder, spec: BlockArraySpec, n_blocks: int) -> None:
     """Write the metadata of a sharded array of `n_blocks` blocks where nothing is; no block is written yet."""
     grid, item = spec.grid, spec.dtype.itemsize
+    shards, chunks = (grid.padded_rows, grid.columns), (grid.chunk_rows, grid.chunk_columns)
+    is_by_token = spec.order == "token"
     array = NewArray(
         spec.key,
         shape=(spec.rows, spec.columns * n_blocks),
-        shards=(grid.padded_rows, grid.columns),
-        chunks=(grid.chunk_rows, grid.chunk_columns),
+        shards=shards[::-1] if is_by_token else shards,
+        chunks=chunks[::-1] if is_by_token else chunks,
+        filters=TransposeCodec(order=(1, 0)) if is_by_token else "auto",
         dtype=spec.dtype,
         fill_value=spec.fill_value,
         compressors=BloscCodec(typesize=item, blocksize=grid.chunk_columns * item, **spec.compression.metadata),
@@ -130,17 +141,23 @@ class BlockArray:
         array = open_array(folder, key)
         if array.shards is None:
             raise FormatError(f"{folder}/{key} should be a sharded array, found a plain one.")
-        _check_grid(array, f"{folder}/{key}")
+        self.order = _order_of(array)
+        self.grid = _grid_of(array, self.order, f"{folder}/{key}")
         self.folder, self.key = folder, key
         self._identity, self._title, self._before_opening = identity, title, before_opening
         self.dtype: np.dtype[Any] = array.dtype
         self.attributes: dict[str, Any] = dict(array.attrs)
-        self.grid = ShardGrid(array.shape[0], array.shards[1], *array.chunks)
-        self._open: dict[int, Shard] = {}
+        self._open: dict[int, Shard | TokenShard] = {}
         self.n_opened = 0
         """Shards that were opened since; it grows with each."""
 
-    def shard(self, block: int, *, whole: bool = False) -> Shard:
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """Rows and columns of one block, as `BlockArraySpec` has them: neurons first, whatever the order."""
+        shape = self.grid.rows, self.grid.columns
+        return shape[::-1] if self.order == "token" else shape
+
+    def shard(self, block: int, *, whole: bool = False) -> Shard | TokenShard:
         """The shard of one block, to read single rows of; with `whole`, to read all of them.
 
         The latest shards stay open, so that reading one neuron after another does not open files again. Of a shard on a server,
@@ -153,7 +170,8 @@ class BlockArray:
             seed = shard_seed(self._identity, self.key, block)
             place = f"{self._title}, block {block}" if self._title else ""
             source = self._source(key, None if whole or self._is_small else index_nbytes(self.grid))
-            shard = Shard(source, self.grid, self.dtype, f"{self.folder}/{key}", seed, place)
+            rows = Shard(source, self.grid, self.dtype, f"{self.folder}/{key}", seed, place, self.order)
+            shard = TokenShard(rows) if self.order == "token" else rows
             with _opening:
                 self._keep(block, shard)
                 self.n_opened += 1
@@ -179,7 +197,7 @@ class BlockArray:
                 _close_oldest(0)
             return self.folder.source(key, tail=tail)
 
-    def _keep(self, block: int, shard: Shard) -> None:
+    def _keep(self, block: int, shard: Shard | TokenShard) -> None:
         """Keep a shard open, and close the oldest ones beyond the maximum."""
         if shard.nbytes_held > MOST_NBYTES_HELD:
             self._open.clear()  # a copy in memory, not a file: one per array
@@ -195,22 +213,41 @@ def open_block_array(folder: Folder, spec: BlockArraySpec, before_opening: Calla
     `before_opening` is called with a block whose shard is to be opened.
     """
     array = BlockArray(folder, spec.key, identity=spec.identity, title=spec.title, before_opening=before_opening)
-    if (array.grid.rows, array.grid.columns, array.dtype) != (spec.rows, spec.columns, spec.dtype):
-        raise FormatError(
-            f"The metadata of {folder}/{spec.key} is damaged: it describes blocks of {array.grid.rows} × "
-            f"{array.grid.columns} {array.dtype}, expected {spec.rows} × {spec.columns} {spec.dtype}."
-        )
+    if (what := other_blocks(array, spec)) is not None:
+        raise FormatError(f"The metadata of {folder}/{spec.key} is damaged: it {what}.")
     return array
 
 
-def _check_grid(array: zarr.Array[Any], where: str) -> None:
-    """Raise `FormatError` unless an array's shards have all its rows, and inner chunks that fill no more than them."""
+def other_blocks(array: BlockArray, spec: BlockArraySpec) -> str | None:
+    """How an array's blocks differ from those of `spec`, as a phrase; None where they do not."""
+    found, expected = (
+        f"{rows} × {columns} {one.dtype}, {one.order} by {one.order}"
+        for one, (rows, columns) in ((array, array.block_shape), (spec, (spec.rows, spec.columns)))
+    )
+    return None if found == expected else f"describes blocks of {found}, expected {expected}"
+
+
+def _order_of(array: zarr.Array[Any]) -> str:
+    """The order in which the values of an array's chunks lie."""
+    codecs = getattr(array.metadata, "codecs", ())
+    inner = codecs[0].codecs if codecs and isinstance(codecs[0], ShardingCodec) else ()
+    return "token" if any(isinstance(codec, TransposeCodec) for codec in inner) else "neuron"
+
+
+def _grid_of(array: zarr.Array[Any], order: str, where: str) -> ShardGrid:
+    """The grid of an array; `FormatError` unless its shards have all its rows, and inner chunks that fill no more than them."""
     assert array.shards is not None
     if len(array.shape) == len(array.shards) == len(array.chunks) == 2 and min(*array.shape, *array.chunks) > 0:
-        grid = ShardGrid(array.shape[0], array.shards[1], *array.chunks)
-        fits = grid.chunk_rows <= grid.rows and grid.columns % grid.chunk_columns == array.shape[1] % grid.columns == 0
-        if fits and array.shards[0] == grid.padded_rows:
-            return
+        if order == "token":
+            grid = ShardGrid(array.shards[1], array.shape[0], array.chunks[1], array.chunks[0])
+            divides = grid.rows % grid.chunk_rows == array.shape[1] % grid.rows == 0
+            if divides and array.shards[0] == grid.columns == grid.chunk_columns:
+                return grid
+        else:
+            grid = ShardGrid(array.shape[0], array.shards[1], *array.chunks)
+            fits = grid.chunk_rows <= grid.rows and grid.columns % grid.chunk_columns == 0
+            if fits and array.shape[1] % grid.columns == 0 and array.shards[0] == grid.padded_rows:
+                return grid
     raise FormatError(
         f"The metadata of {where} are damaged: they describe {array.shape} in shards of {array.shards} and chunks of "
         f"{array.chunks}. Run `store.verify()` to find every damage."

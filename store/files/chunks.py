@@ -1,4 +1,4 @@
-"""Inner chunks of shards as Blosc frames, by Blosc itself or by `kernels.zstandard`."""
+"""Inner chunks of shards as Blosc frames, by Blosc itself or by `kernels.zstandard`, and what they hold of a block."""
 
 from __future__ import annotations
 
@@ -51,3 +51,26 @@ def _uncompressed(chunk: NDArray[Any], codec: tuple[bytes, int, int]) -> bytes:
     """A frame that holds the chunk as it is."""
     part: bytes = blosc.compress(chunk, codec[0], 0, codec[2], chunk.shape[1] * chunk.itemsize)
     return part
+
+
+class TokenRows:
+    """The values [neuron, token] of a block as rows of tokens, made as they are asked for.
+
+    Transposed as a whole they would take the memory of a block once more for every encoder thread.
+    """
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self._values = values
+        self.dtype, self.itemsize = values.dtype, values.itemsize
+
+    def __getitem__(self, tokens: slice) -> NDArray[Any]:
+        """Some tokens, [token, neuron], without holding the interpreter's lock."""
+        from actstore.kernels.token_rows.api import scatter_rows  # only here: reading a store needs no compiler
+
+        part = self._values[:, tokens]
+        out = np.empty(part.shape[::-1], part.dtype)
+        scatter_rows(part, np.arange(len(out)), out, 0)
+        return out
+
+    def __array__(self) -> NDArray[Any]:
+        return self[:]

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from actstore.store.errors import FormatError
+from actstore.store.layout import ORDERS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -104,6 +105,9 @@ def check_capture(capture: Any, where: str) -> None:  # a CaptureRecord
         raise FormatError(f"{where}: block_slots should be a multiple of 8, found {capture.plan.block_slots}.")
     check_distinct(where, "gate_sign", capture.gate_sign)
     check_distinct(where, "statistics", capture.statistics)
+    for site, order in capture.order.items():
+        check_one_of(where, "a site of order", site, capture.sites)
+        check_one_of(where, f"the order of site {site}", order, ORDERS)
     probes = capture.settings.get("probes", {})
     if not isinstance(probes, dict):
         raise FormatError(f"{where}: the setting `probes` should be an object, found {type(probes).__name__}.")

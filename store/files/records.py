@@ -213,10 +213,8 @@ class CaptureRecord(Record):
 
     patches_sha256: str | None = None
     """SHA-256 of the table of patches, in a capture of images."""
-
     statistics: tuple[str, ...] = ()
     """The statistics of each neuron that its blocks are gathered with; records of earlier versions list none."""
-
     root: str = ""
     """The id of the store's root, whose model it ran; empty in records of earlier versions."""
 
@@ -236,13 +234,15 @@ class CaptureRecord(Record):
     """Whether all files of a block lie in one object; see `store.files.bundles`."""
     compression: str = ""
     """See `store.files.compression`; empty in records of earlier versions."""
+    order: dict[str, str] = field(default_factory=dict)
+    """Site → one of `layout.ORDERS`, in which its values lie: neuron by neuron where none is named."""
 
     def check(self, where: str) -> None:
         """As `Record.check`."""
         record_checks.check_capture(self, where)
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON-ready values; the last eight fields are left out where they say nothing.
+        """The record as JSON-ready values; the last nine fields are left out where they say nothing.
 
         `FormatError` for a record that `from_json` would refuse: it would make the whole store unreadable.
         """
@@ -256,11 +256,11 @@ class CaptureRecord(Record):
     def identity_of(self) -> str:
         """What tells this capture from every other: SHA-256, 32 digits, of all that decides its values, and of its name.
 
-        Two runs of the same capture have the same one, wherever, whenever, however bundled and compressed. `plan_files` do not
-        count: the plan's fingerprint covers them, and another version of pyarrow writes other bytes for the same table.
+        Two runs of the same capture have the same one, wherever, whenever, however bundled, compressed and ordered.
+        `plan_files` do not count: the plan's fingerprint covers them, and another pyarrow writes other bytes for a table.
         """
         decisive = super().to_json()
-        for name in ("created", "written_by", "root", "identity", "plan_files", "bundled", "compression"):
+        for name in ("created", "written_by", "root", "identity", "plan_files", "bundled", "compression", "order"):
             del decisive[name]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -146,15 +146,16 @@ class Shard:
     """Reads rows out of an encoded shard, and holds them against their checksums where it has any."""
 
     def __init__(
-        self, source: Source, grid: ShardGrid, dtype: np.dtype[Any], name: str, seed: int | None = None, place: str = ""
-    ) -> None:
+        self, source: Source, grid: ShardGrid, dtype: np.dtype[Any], name: str, seed: int | None = None, place: str = "",
+        row_name: str = "neuron",
+    ) -> None:  # fmt: skip
         """Check the index at the end of `source`; `FormatError`, calling the shard `name`, where it is damaged.
 
         `seed` is that of the checksums of its rows (see `shard_seed`), None where it has none. `place` says in errors whose
-        block it is.
+        block it is, and `row_name` what a row is.
         """
         self._source, self._grid, self._dtype, self._name, self._place = source, grid, dtype, name, place
-        self._seed, self._rows_per_checksum = seed, grid.rows_per_checksum(dtype.itemsize)
+        self._row_name, self._seed, self._rows_per_checksum = row_name, seed, grid.rows_per_checksum(dtype.itemsize)
         self._n_table = 0 if seed is None else _CRC * (grid.chunk_rows // self._rows_per_checksum)
         self._row_nbytes = grid.chunk_columns * dtype.itemsize
         self._chunk_rows, self._n_across = grid.chunk_rows, grid.grid[1]
@@ -183,8 +184,8 @@ class Shard:
     def _mismatch(self, first: int) -> FormatError:
         """The error that the checksum from row `first` on does not match."""
         last = min(first + self._rows_per_checksum, self._grid.rows) - 1
-        neurons = f"neurons {first} to {last}" if last > first else f"neuron {first}"
-        return FormatError(f"{self._place or self._name}, {neurons}: checksum mismatch in {self._name}. {WHAT_TO_DO}")
+        rows = f"{self._row_name}s {first} to {last}" if last > first else f"{self._row_name} {first}"
+        return FormatError(f"{self._place or self._name}, {rows}: checksum mismatch in {self._name}. {WHAT_TO_DO}")
 
     def _read(self, start: int, stop: int) -> bytes:
         try:
@@ -195,8 +196,7 @@ class Shard:
 
     def row(self, row: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """The values of one row; shape [token]. They are put into `out`, contiguous and of the same dtype, if it is given."""
-        if out is None:
-            out = np.empty(self._grid.columns, self._dtype)
+        out = np.empty(self._grid.columns, self._dtype) if out is None else out
         i, within = divmod(row, self._chunk_rows)
         if self._n_across == 1:
             self._part_of_row(i, within, row, out)
@@ -210,23 +210,37 @@ class Shard:
         """All values; shape [neuron, token]."""
         self._source.will_need()
         out = np.empty((self._grid.padded_rows, self._grid.columns), self._dtype)
-        height, width = self._grid.chunk_rows, self._grid.chunk_columns
-        for chunk in range(len(self._index)):
-            i, j = divmod(chunk, self._n_across)
-            rows = out[i * height : (i + 1) * height, j * width : (j + 1) * width]
-            if self._n_across == 1:
-                self._decode_chunk(chunk, rows)
-            else:
-                contiguous = np.empty(rows.shape, rows.dtype)
-                self._decode_chunk(chunk, contiguous)
-                rows[...] = contiguous
+        for band, part in enumerate(np.split(out, self._grid.grid[0])):
+            self._decode_band(band, part, _table_of)
         return out[: self._grid.rows]
+
+    def parts(self, n_rows: int) -> Iterator[tuple[int, NDArray[Any]]]:
+        """(first row, values [row, token]) of some `n_rows` rows at a time, in the same memory; other threads go on."""
+        self._source.will_need()
+        height, n_bands = self._chunk_rows, self._grid.grid[0]
+        n_together = max(1, n_rows // height)
+        buffer = np.empty((n_together * height, self._grid.columns), self._dtype)
+        for first in range(0, n_bands, n_together):
+            n = min(n_together, n_bands - first)
+            for i in range(n):
+                self._decode_band(first + i, buffer[i * height : (i + 1) * height], _new_table)
+            yield first * height, buffer[: min(n * height, self._grid.rows - first * height)]
+
+    def _decode_band(self, band: int, out: NDArray[Any], table_of: Callable[..., bytes]) -> None:
+        """Put the inner chunks of the same rows into the contiguous `out` [row, token]; `table_of` takes their checksums."""
+        if self._n_across == 1:
+            self._decode_chunk(band, out, table_of)
+            return
+        for j, part in enumerate(np.split(out, self._n_across, axis=1)):
+            contiguous = np.empty(part.shape, part.dtype)
+            self._decode_chunk(band * self._n_across + j, contiguous, table_of)
+            part[...] = contiguous
 
     def _part_of_row(self, chunk: int, within: int, number: int, out: NDArray[Any]) -> None:
         """Put row `within` of an inner chunk into `out`; its checksum was begun with its `number`."""
         if self._rows_per_checksum > 1:
             rows = np.empty((self._chunk_rows, self._grid.chunk_columns), self._dtype)
-            self._decode_chunk(chunk, rows)
+            self._decode_chunk(chunk, rows, _table_of)
             out[:] = rows[within]
             return
         try:
@@ -240,8 +254,8 @@ class Shard:
         if self._seed is not None and _extend(self._seed ^ number, out) != frame.checksum(within):
             raise self._mismatch(chunk // self._n_across * self._chunk_rows + within)
 
-    def _decode_chunk(self, chunk: int, out: NDArray[Any]) -> None:
-        """Decompress an inner chunk into the contiguous `out` [row, column], and check every row of it."""
+    def _decode_chunk(self, chunk: int, out: NDArray[Any], table_of: Callable[..., bytes]) -> None:
+        """Decompress an inner chunk into the contiguous `out` [row, column], and check every row of it, by `table_of`."""
         try:
             frame = self._frames.get(chunk) or self._open_frame(chunk)
             if frame.copied_at:
@@ -254,7 +268,7 @@ class Shard:
             return
         i, j = divmod(chunk, self._n_across)
         first = i * self._chunk_rows // self._rows_per_checksum * self._n_across + j
-        table = _table_of(out, self._seed, first, self._n_across, self._rows_per_checksum)
+        table = table_of(out, self._seed, first, self._n_across, self._rows_per_checksum)
         if table != frame.table:
             pairs = zip(struct.iter_unpack("<I", table), struct.iter_unpack("<I", frame.table), strict=True)
             at = next(at for at, (found, expected) in enumerate(pairs) if found != expected)

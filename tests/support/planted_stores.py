@@ -58,6 +58,8 @@ class Planted:
     finish: bool = True
     bundled: bool = False
     """Whether all files of a block lie in one object."""
+    order: str = "neuron"
+    """Whether values lie neuron by neuron or token by token."""
 
 
 def model_record() -> ModelRecord:
@@ -124,6 +126,7 @@ def capture_record(name: str, plan: PlanRecord, what: Planted) -> CaptureRecord:
         plan=plan,
         statistics=tuple(STATISTICS),
         bundled=what.bundled,
+        order={"mlp.post": what.order} if what.order != "neuron" else {},
     )
 
 

@@ -1,0 +1,37 @@
+"""In which order the values of a site lie on disk: neuron by neuron, or token by token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from actstore.store.errors import InvalidInputError
+from actstore.store.layout import ORDERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+def order_of_sites(text: str | None, sites: Iterable[str]) -> dict[str, str]:
+    """Site → "token", of the sites whose values lie token by token, as a capture's record has them.
+
+    `text`: "neuron" or "token" for all sites, or "SITE=token" for one, several divided by commas. `InvalidInputError` for
+    anything else.
+    """
+    names = tuple(sites)
+    orders = dict.fromkeys(names, ORDERS[0])
+    for part in () if text is None else text.split(","):
+        site, is_of_one, order = part.strip().rpartition("=")
+        if order not in ORDERS or (is_of_one and site not in names):
+            raise InvalidInputError(
+                f"`order` is neuron or token, or of one site SITE=token, several divided by commas: found {part.strip()!r}. "
+                f"The sites are {', '.join(names)}."
+            )
+        orders |= {site: order} if is_of_one else dict.fromkeys(names, order)
+    return {site: order for site, order in orders.items() if order != ORDERS[0]}
+
+
+def other_order(requested: object, order: Mapping[str, str], sites: Iterable[str]) -> str | None:
+    """How what is requested of a capture that is resumed differs from its `order`, as a phrase; None where it does not."""
+    if requested is None or order_of_sites(str(requested), sites) == order:
+        return None
+    return f"order is {', '.join(f'{site}={value}' for site, value in order.items()) or ORDERS[0]} there and {requested} now"
