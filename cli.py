@@ -24,6 +24,7 @@ from actstore.commands import (
     contributions,
     copy,
     coverage,
+    explain,
     info,
     inspect,
     knowledge,
@@ -105,7 +106,7 @@ def actstore(
 # In the order in which --help lists them.
 for family in (
     inspect, capture, info, repair, copy, read, contributions, attribute, naica, knowledge, selectivity, change, coverage,
-    coactivation, graphs, multimodal, edit,
+    coactivation, graphs, explain, multimodal, edit,
 ):  # fmt: skip
     family.register(app)
 

@@ -17,7 +17,7 @@ from actstore.engine.explain.prompts import (
     parse_answers,
     parse_explanation,
 )
-from actstore.engine.explain.questions import answered, batches, detection_asks, fuzzing_rounds
+from actstore.engine.explain.questions import answered, batches, detection_questions, fuzzing_rounds
 from actstore.store.explanations.files import now
 from actstore.store.explanations.record import Exemplar, Explanation, Score
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from actstore.engine.explain.client import Client, Reply
     from actstore.engine.explain.excerpts import Sample
     from actstore.engine.explain.prompts import Messages
-    from actstore.engine.explain.questions import Ask
+    from actstore.engine.explain.questions import OpenQuestion
     from actstore.engine.explain.settings import ExplainSettings
     from actstore.store.reader import Capture
 
@@ -111,44 +111,61 @@ class Explainer:
         """The score of an explanation by a server, or by the neuron's graph; only where `cannot_score` says nothing."""
         if method.startswith("graph-"):
             return self._graph_score(sample, explanation, method)
-        questions, answers, model = [], [], ""
+        answered_questions, answers, model = [], [], ""
         usage: Counter[str] = Counter()
         for batch in self._batches(sample, method):
             reply = self._ask(self._settings.scorer_model or self._model, self._prompt(method, explanation.text, batch))
             found: Sequence[bool | None] = parse_answers(reply.text, len(batch)) or [None] * len(batch)
-            questions += [answered(self.reader, ask, answer) for ask, answer in zip(batch, found, strict=True)]
+            answered_questions += [
+                answered(self.reader, question, answer) for question, answer in zip(batch, found, strict=True)
+            ]
             answers.append(reply.text)
             usage.update(reply.usage)
             model = reply.model
         return Score(
-            "", sample.layer, sample.neuron, method, explanation.digest, model, self._host, now(), tuple(questions),
-            tuple(answers), dict(usage),
+            "", sample.layer, sample.neuron, method, explanation.digest, model, self._host, now(),
+            tuple(answered_questions), tuple(answers), dict(usage),
         )  # fmt: skip
 
     def _graph_score(self, sample: Sample, explanation: Explanation, method: str) -> Score:
         is_detection = method == "graph-detection"
         rounds = fuzzing_rounds(self.reader, sample, self._settings.seed)
-        asks = detection_asks(sample, self._settings.seed) if is_detection else [ask for one in rounds for ask in one]
+        questions = (
+            detection_questions(sample, self._settings.seed)
+            if is_detection
+            else [question for one in rounds for question in one]
+        )
         with self._computing:
-            found = self._graphs.answer(sample, asks if is_detection else [], [] if is_detection else asks)
+            found = self._graphs.answer(sample, questions if is_detection else [], [] if is_detection else questions)
         answers = found.detection if is_detection else found.fuzzing
-        questions = [answered(self.reader, ask, answer) for ask, answer in zip(asks, answers, strict=True)]
-        named = count_named(explanation.text, found.firings) if is_detection else None
+        answered_questions = [
+            answered(self.reader, question, answer) for question, answer in zip(questions, answers, strict=True)
+        ]
+        named = count_named(explanation.text, found.firings) if is_detection else ()
         return Score(
-            "", sample.layer, sample.neuron, method, explanation.digest, "", "", now(), tuple(questions), named=named
+            "",
+            sample.layer,
+            sample.neuron,
+            method,
+            explanation.digest,
+            "",
+            "",
+            now(),
+            tuple(answered_questions),
+            named=named,
         )
 
-    def _batches(self, sample: Sample, method: str) -> list[Sequence[Ask]]:
+    def _batches(self, sample: Sample, method: str) -> list[Sequence[OpenQuestion]]:
         settings = self._settings
         if method == "detection":
-            return batches(detection_asks(sample, settings.seed), settings.batch)
+            return batches(detection_questions(sample, settings.seed), settings.batch)
         rounds = fuzzing_rounds(self.reader, sample, settings.seed)
-        return [batch for asks in rounds for batch in batches(asks, settings.batch)]
+        return [batch for questions in rounds for batch in batches(questions, settings.batch)]
 
-    def _prompt(self, method: str, text: str, batch: Sequence[Ask]) -> Messages:
+    def _prompt(self, method: str, text: str, batch: Sequence[OpenQuestion]) -> Messages:
         if method == "detection":
-            return detect_prompt(self.reader, text, [ask.excerpt for ask in batch])
-        return fuzz_prompt(self.reader, text, [(ask.excerpt, ask.marked) for ask in batch])
+            return detect_prompt(self.reader, text, [question.excerpt for question in batch])
+        return fuzz_prompt(self.reader, text, [(question.excerpt, question.marked) for question in batch])
 
     @property
     def _host(self) -> str:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.engine.explain.excerpts import ExcerptReader, Sample
-    from actstore.engine.explain.questions import Ask
+    from actstore.engine.explain.questions import OpenQuestion
     from actstore.engine.graphs.contexts import Contexts
 
 MIN_FRAGMENT: Final = 3
-"""Letters from which on a token that is a part of a word of the explanation counts as named."""
+"""Characters from which on a token with which a word of the explanation begins counts as named."""
 
 
 class GraphAnswers(NamedTuple):
@@ -45,14 +45,16 @@ class GraphAnswerer:
         self._settings = GraphSettings(share=reader.settings.share)
         self._contexts: Contexts | None = None
 
-    def answer(self, sample: Sample, detection: Sequence[Ask], fuzzing: Sequence[Ask]) -> GraphAnswers:
+    def answer(
+        self, sample: Sample, detection: Sequence[OpenQuestion], fuzzing: Sequence[OpenQuestion]
+    ) -> GraphAnswers:
         """The answers of the neuron's graph.
 
         It fires in an excerpt where it does at any token of it; marked tokens are right where it fires at half of them or more.
         It reads the whole window up to each token, where a server is shown the excerpt alone.
         """
         windows, activity = self._reader.windows, sample.activity
-        asked = np.unique([ask.excerpt.window for ask in (*detection, *fuzzing)]).astype(np.int64)
+        asked = np.unique([question.excerpt.window for question in (*detection, *fuzzing)]).astype(np.int64)
         contexts = self._sorted_contexts()
         learned = find_evidence(contexts, windows, activity.shares, activity.fires, windows.copies_of(asked))
         events = Events(
@@ -74,8 +76,8 @@ class GraphAnswerer:
         for text, n in zip(texts, nodes.fires[is_root].tolist(), strict=True):
             firings[text] = firings.get(text, 0) + n
         return GraphAnswers(
-            [bool(predicted[ask.excerpt.start : ask.excerpt.stop].any()) for ask in detection],
-            [_is_right(predicted, ask) for ask in fuzzing],
+            [bool(predicted[question.excerpt.start : question.excerpt.stop].any()) for question in detection],
+            [_is_right(predicted, question) for question in fuzzing],
             firings,
         )
 
@@ -86,15 +88,15 @@ class GraphAnswerer:
         return self._contexts
 
 
-def _is_right(predicted: NDArray[np.bool_], ask: Ask) -> bool:
-    return bool(predicted[list(ask.marked)].mean() >= 0.5)
+def _is_right(predicted: NDArray[np.bool_], question: OpenQuestion) -> bool:
+    return bool(predicted[list(question.marked)].mean() >= 0.5)
 
 
 def count_named(explanation: str, firings: Mapping[str, int]) -> tuple[int, int]:
     """Of the firings that a graph knows, those at tokens that an explanation names; and all.
 
     Case and outer spaces do not count. A token of letters and digits is named where it is a word of the explanation, or, from
-    three characters on, a part of one; any other token where the explanation contains it.
+    three characters on, the beginning of one; any other token where the explanation contains it.
     """
     text = explanation.casefold()
     words = set(re.findall(r"[^\W_]+", text))
@@ -102,7 +104,7 @@ def count_named(explanation: str, firings: Mapping[str, int]) -> tuple[int, int]
     for token, n in firings.items():
         bare = token.strip().casefold()
         if bare.isalnum():
-            is_named = bare in words or (len(bare) >= MIN_FRAGMENT and any(bare in word for word in words))
+            is_named = bare in words or (len(bare) >= MIN_FRAGMENT and any(word.startswith(bare) for word in words))
         else:
             is_named = bool(bare) and bare in text
         named += n if is_named else 0

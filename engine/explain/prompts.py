@@ -98,7 +98,7 @@ def fuzz_prompt(
 def parse_explanation(answer: str) -> str | None:
     """The sentence that an answer ends with, in one line; None where there is none, or one that is too long."""
     found = re.findall(r"^[\s*_#>-]*explanation[\s*_]*:[\s*_]*(.*)$", answer[-MAX_READ:], re.MULTILINE | re.IGNORECASE)
-    text = " ".join(found[-1].split()).strip("*_ ") if found else ""
+    text = " ".join(found[-1].split()).removesuffix("**").strip() if found else ""
     return text if 0 < len(text) <= MAX_EXPLANATION else None
 
 

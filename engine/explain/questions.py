@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from actstore.engine.explain.excerpts import Excerpt, ExcerptReader, Sample
 
 
-class Ask(NamedTuple):
+class OpenQuestion(NamedTuple):
     """A question and its true answer."""
 
     excerpt: Excerpt
@@ -24,14 +24,17 @@ class Ask(NamedTuple):
     """The tokens that are marked, as `Capture.activations` has them; none where the question is of the whole excerpt."""
 
 
-def detection_asks(sample: Sample, seed: int) -> list[Ask]:
+def detection_questions(sample: Sample, seed: int) -> list[OpenQuestion]:
     """Whether the neuron fires in each test excerpt and in each excerpt without firing, at random order."""
-    asks = [*(Ask(excerpt, True) for excerpt in sample.test), *(Ask(excerpt, False) for excerpt in sample.others)]
-    order = np.random.default_rng([seed, sample.layer, sample.neuron, 1]).permutation(len(asks))
-    return [asks[i] for i in order.tolist()]
+    questions = [
+        *(OpenQuestion(excerpt, True) for excerpt in sample.test),
+        *(OpenQuestion(excerpt, False) for excerpt in sample.others),
+    ]
+    order = np.random.default_rng([seed, sample.layer, sample.neuron, 1]).permutation(len(questions))
+    return [questions[i] for i in order.tolist()]
 
 
-def fuzzing_rounds(reader: ExcerptReader, sample: Sample, seed: int) -> list[list[Ask]]:
+def fuzzing_rounds(reader: ExcerptReader, sample: Sample, seed: int) -> list[list[OpenQuestion]]:
     """Whether marked tokens are those at which the neuron fires: of each test excerpt once these, and once others.
 
     There are two rounds, so that one request never holds both. Wrong marks are as many as right ones, on random tokens of text
@@ -39,31 +42,38 @@ def fuzzing_rounds(reader: ExcerptReader, sample: Sample, seed: int) -> list[lis
     """
     rng = np.random.default_rng([seed, sample.layer, sample.neuron, 2])
     fires, shares = sample.activity.fires, sample.activity.shares
-    pairs: list[tuple[Ask, Ask]] = []
+    pairs: list[tuple[OpenQuestion, OpenQuestion]] = []
     for excerpt in sample.test:
         span = slice(excerpt.start, excerpt.stop)
         right = np.flatnonzero(fires[span]) + excerpt.start
         silent = np.flatnonzero(reader.windows.text[span] & ~fires[span] & np.isfinite(shares[span])) + excerpt.start
         if len(silent) >= len(right):
             wrong = np.sort(rng.choice(silent, len(right), replace=False))
-            pairs.append((Ask(excerpt, True, tuple(right.tolist())), Ask(excerpt, False, tuple(wrong.tolist()))))
+            pairs.append(
+                (
+                    OpenQuestion(excerpt, True, tuple(right.tolist())),
+                    OpenQuestion(excerpt, False, tuple(wrong.tolist())),
+                )
+            )
     first = rng.permutation(len(pairs)) % 2
     rounds = []
     for side in (first, 1 - first):
-        asks = [pair[int(i)] for pair, i in zip(pairs, side, strict=True)]
-        rounds.append([asks[i] for i in rng.permutation(len(asks)).tolist()])
+        questions = [pair[int(i)] for pair, i in zip(pairs, side, strict=True)]
+        rounds.append([questions[i] for i in rng.permutation(len(questions)).tolist()])
     return rounds
 
 
-def batches(asks: Sequence[Ask], size: int) -> list[Sequence[Ask]]:
+def batches(questions: Sequence[OpenQuestion], size: int) -> list[Sequence[OpenQuestion]]:
     """The questions in requests of at most `size`, which differ by one at most."""
-    n = -(-len(asks) // size)
-    ends = [len(asks) * i // n for i in range(n + 1)] if n else [0]
-    return [asks[start:stop] for start, stop in pairwise(ends)]
+    n = -(-len(questions) // size)
+    ends = [len(questions) * i // n for i in range(n + 1)] if n else [0]
+    return [questions[start:stop] for start, stop in pairwise(ends)]
 
 
-def answered(reader: ExcerptReader, ask: Ask, answer: bool | None) -> Question:
+def answered(reader: ExcerptReader, question: OpenQuestion, answer: bool | None) -> Question:
     """A question as it is kept."""
-    window, first, last = reader.positions(ask.excerpt)
-    marked = tuple(reader.windows.position[list(ask.marked)].tolist()) if ask.marked else ()
-    return Question(ask.excerpt.kind, window, first, last, ask.excerpt.quantile, ask.truth, answer, marked)
+    window, first, last = reader.positions(question.excerpt)
+    marked = tuple(reader.windows.position[list(question.marked)].tolist()) if question.marked else ()
+    return Question(
+        question.excerpt.kind, window, first, last, question.excerpt.quantile, question.truth, answer, marked
+    )

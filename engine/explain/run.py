@@ -14,10 +14,11 @@ from actstore.engine.explain.prompts import WORDING
 from actstore.engine.explain.settings import SCORES, ExplainSettings, ServerSettings
 from actstore.engine.graphs.predict import has_tokenizer, tokeniser_of
 from actstore.engine.graphs.selection import select_neurons
+from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 from actstore.store.explanations.files import ExplanationWriter, check_same, list_files, now
 from actstore.store.explanations.record import Explanation, ExplanationSet, read_file, read_set
-from actstore.store.neurons import neuron_name
+from actstore.store.neurons import neuron_name, parse_neuron
 from actstore.store.version import version
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExplainTask(Typed):
     """What a run is to do."""
 
     name: str = NAME
@@ -49,6 +50,7 @@ class Asked:
     server: ServerSettings = field(default_factory=ServerSettings)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for score in self.scores:
             if score not in SCORES:
                 raise InvalidInputError(f"Expected `score` to hold some of {', '.join(SCORES)}, found {score!r}.")
@@ -96,19 +98,19 @@ class DryRun:
 class _Todo:
     """Which neurons something is missing of."""
 
-    def __init__(self, capture: Capture, folder: Folder, neurons: Iterable[tuple[int, int]], asked: Asked) -> None:
-        found = read_set(folder, asked.name)
-        self.record = describe(capture, asked, found)
+    def __init__(self, capture: Capture, folder: Folder, neurons: Iterable[tuple[int, int]], task: ExplainTask) -> None:
+        found = read_set(folder, task.name)
+        self.record = describe(capture, task, found)
         if found is not None:
             check_same(found, self.record)
-        files = set(list_files(folder, asked.name)) if found is not None else set()
+        files = set(list_files(folder, task.name)) if found is not None else set()
         missing: list[tuple[int, int, list[str]]] = []
-        for layer, neuron in select_neurons([capture], asked.site, neurons):
+        for layer, neuron in select_neurons([capture], task.site, neurons):
             name = neuron_name(layer, neuron)
-            wanted = [method for method in ("", *asked.methods) if f"{name}{method and '.' + method}.json" not in files]
+            wanted = [method for method in ("", *task.methods) if f"{name}{method and '.' + method}.json" not in files]
             if wanted:
                 missing.append((layer, neuron, wanted))
-        self.neurons = missing[: asked.limit]
+        self.neurons = missing[: task.limit]
         """(layer, neuron, what is missing), "" for the explanation."""
         self.n_left = len(missing) - len(self.neurons)
 
@@ -118,29 +120,29 @@ class _Todo:
         return any(not method.startswith("graph-") for *_, methods in self.neurons for method in methods)
 
 
-def describe(capture: Capture, asked: Asked, found: ExplanationSet | None) -> ExplanationSet:
+def describe(capture: Capture, task: ExplainTask, found: ExplanationSet | None) -> ExplanationSet:
     """The record of the set that is asked for; found: the one that is there."""
-    model = asked.explainer_model or (found.explainer_model if found is not None else "")
+    model = task.explainer_model or (found.explainer_model if found is not None else "")
     if not model:
         raise InvalidInputError(
-            f"There are no explanations {asked.name!r} yet, so somebody must be asked for them: pass `endpoint`, a server's "
+            f"There are no explanations {task.name!r} yet, so somebody must be asked for them: pass `endpoint`, a server's "
             "address, and `explainer_model`, what it calls the model."
         )
     record = capture.record
     return ExplanationSet(
-        asked.name, record.name, record.plan.fingerprint, record.identity, record.model_fingerprint, asked.site, model,
-        dataclasses.asdict(asked.settings) | {"wording": WORDING}, f"actstore {version()}", now(),
+        task.name, record.name, record.plan.fingerprint, record.identity, record.model_fingerprint, task.site, model,
+        dataclasses.asdict(task.settings) | {"wording": WORDING}, f"actstore {version()}", now(),
     )  # fmt: skip
 
 
-def plan_requests(capture: Capture, folder: Folder, neurons: Iterable[tuple[int, int]], asked: Asked) -> DryRun:
+def plan_requests(capture: Capture, folder: Folder, neurons: Iterable[tuple[int, int]], task: ExplainTask) -> DryRun:
     """The requests that `explain_neurons` would send, the tokens counted; nothing is sent, and nothing written.
 
     Scores of explanations that are not there yet are shown with `prompts.PLACEHOLDER`.
     """
-    todo = _Todo(capture, folder, neurons, asked)
-    explainer = Explainer(capture, asked.settings, asked.site, todo.record.explainer_model, None, Event())
-    record = read_set(folder, asked.name)
+    todo = _Todo(capture, folder, neurons, task)
+    explainer = Explainer(capture, task.settings, task.site, todo.record.explainer_model, None, Event())
+    record = read_set(folder, task.name)
     requests: list[PlannedRequest] = []
     skipped: dict[str, str] = {}
     for layer, neuron, missing in todo.neurons:
@@ -156,14 +158,14 @@ def plan_requests(capture: Capture, folder: Folder, neurons: Iterable[tuple[int,
         requests += explainer.planned(sample, text, methods)
     count, counted_by = _counter(capture.store)
     n_tokens = [sum(count(message["content"]) for message in request.messages) for request in requests]
-    return DryRun(asked.name, requests, n_tokens, counted_by, skipped, todo.n_left)
+    return DryRun(task.name, requests, n_tokens, counted_by, skipped, todo.n_left)
 
 
 def explain_neurons(
     capture: Capture,
     folder: Folder,
     neurons: Iterable[tuple[int, int]],
-    asked: Asked,
+    task: ExplainTask,
     progress: Callable[[int, int], None] = lambda done, n_neurons: None,
 ) -> ExplainReport:
     """Explain neurons of a capture, and score explanations, into its store, opened for writing as `folder`.
@@ -172,8 +174,8 @@ def explain_neurons(
     stopped it. `ServerError` where the server gives no answer; `InvalidInputError` where explanations of the name were made
     otherwise; `ReadOnlyError` while another process makes them.
     """
-    todo = _Todo(capture, folder, neurons, asked)
-    if todo.needs_server and not asked.server.endpoint:
+    todo = _Todo(capture, folder, neurons, task)
+    if todo.needs_server and not task.server.endpoint:
         raise InvalidInputError(
             "Explanations, and their scores by detection and fuzzing, are asked for: pass `endpoint`, a server's address. The "
             'graph\'s scores of explanations that are there need none: `score=("graph",)`.'
@@ -184,15 +186,15 @@ def explain_neurons(
         if stop.wait(seconds):
             raise StoppedError
 
-    client = Client(asked.server, sleep=pause) if todo.needs_server else None
-    explainer = Explainer(capture, asked.settings, asked.site, todo.record.explainer_model, client, stop)
-    report = ExplainReport(asked.name, n_left=todo.n_left)
+    client = Client(task.server, sleep=pause) if todo.needs_server else None
+    explainer = Explainer(capture, task.settings, task.site, todo.record.explainer_model, client, stop)
+    report = ExplainReport(task.name, n_left=todo.n_left)
     progress(0, len(todo.neurons))
     if not todo.neurons:
         return report
     with ExplanationWriter(folder, todo.record) as writer:
         job = _Job(explainer, writer, report)
-        pool = ThreadPoolExecutor(asked.server.requests, thread_name_prefix="actstore-explain")
+        pool = ThreadPoolExecutor(task.server.requests, thread_name_prefix="actstore-explain")
         try:
             futures = [pool.submit(job, *item) for item in todo.neurons]
             for done, future in enumerate(as_completed(futures), 1):
@@ -202,6 +204,8 @@ def explain_neurons(
             stop.set()  # nothing where all is done; else those that wait for a server, or would ask it next, end
             pool.shutdown(wait=True, cancel_futures=True)
             report.n_requests = explainer.n_requests
+            for names in (report.explained, report.scored, report.malformed):
+                names.sort(key=lambda what: (*parse_neuron(what.split()[0]), what))
     return report
 
 

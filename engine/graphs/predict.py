@@ -98,7 +98,7 @@ def has_tokenizer(store: Root) -> bool:
 
 
 def tokeniser_of(store: Root) -> Callable[[str], list[int]]:
-    """What gives the tokens of a text, without special ones, by the tokenizer that a store has; `FormatError` where it is damaged."""
+    """What gives the tokens of a text, without special ones, by a store's tokenizer; `FormatError` where it is damaged."""
     try:
         from tokenizers import Tokenizer  # not installed for reading alone, and token ids do not need it
     except ImportError:

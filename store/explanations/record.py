@@ -158,13 +158,16 @@ class Score(Record):
     answers: tuple[str, ...] = ()
     """All that came back, one text per request."""
     usage: dict[str, int] = field(default_factory=dict)
-    named: tuple[int, int] | None = None
-    """Of graph-detection: of the firings that the graph knows, those on tokens that the explanation names; and all."""
+    named: tuple[int, ...] = ()
+    """Of graph-detection: of the firings that the graph knows, those on tokens that the explanation names, and all; else empty."""
     format: int = FORMAT
 
     def check(self, where: str) -> None:
         """As `Record.check`."""
         record_checks.check_one_of(where, "method", self.method, METHODS)
+        record_checks.check_one_of(where, "the length of named", len(self.named), (0, 2))
+        if self.named:
+            record_checks.check_number(where, "named", self.named[0], 0, self.named[1])
 
     @property
     def file(self) -> str:

@@ -141,9 +141,9 @@ def _numbers(score: Score) -> dict[str, Any]:
         f"{prefix}{end}": None if math.isnan(value) else value
         for (end, _), value in zip(_OF_SCORE, values, strict=True)
     }
-    if score.named is not None and score.named[1] > 0:
-        row |= dict(zip(("named", "named_low", "named_high"), wilson(*score.named), strict=True))
-        row["named_n"] = score.named[1]
+    if score.named and score.named[1] > 0:
+        named, total = score.named
+        row |= dict(zip(("named", "named_low", "named_high"), wilson(named, total), strict=True)) | {"named_n": total}
     return row
 
 
