@@ -83,6 +83,7 @@ FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     "coverage": ("coverage",),
     "coactivation": ("coactivation",),
     "graphs.group": ("graphs",),
+    "explain": ("explain",),
     "multimodal.group": ("multimodal",),
     "edit.group": ("edit",),
 }

@@ -10,6 +10,7 @@ from actstore.api.change import ChangeMethod
 from actstore.api.coactivation import answer_coactivation
 from actstore.api.coverage import CoverageMethod
 from actstore.api.edit import EditsMethod
+from actstore.api.explain import ExplainMethod
 from actstore.api.graphs import GraphsMethod
 from actstore.api.light import explained, explains
 from actstore.api.multimodal import MultimodalMethod
@@ -72,6 +73,11 @@ class Store(reader.Store):
     def coverage(self) -> CoverageMethod:
         """Coverage criteria: `store.coverage(reference="corpus")`, `store.coverage.probe(…)`."""
         return CoverageMethod(self)
+
+    @cached_property
+    def explain(self) -> ExplainMethod:
+        """Neurons in words, by a language model's server, and scored: `store.explain("L3.N17", endpoint=…)`, `.table()`."""
+        return ExplainMethod(self)
 
     @cached_property
     def graphs(self) -> GraphsMethod:

@@ -18,6 +18,7 @@ from actstore.engine.coactivation.settings import MEASURES
 from actstore.engine.coverage.criteria import CRITERIA
 from actstore.engine.edit.baselines import BASELINES
 from actstore.engine.edit.forms.table import FORMS as REWRITE_METHODS
+from actstore.engine.explain.settings import OTHERS
 from actstore.engine.graphs.methods import METHODS as GRAPH_METHODS
 from actstore.engine.graphs.probes.plan import MASKS
 from actstore.engine.graphs.token_sets import MATCHES
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     MatchName = str
     ModalityName = str
     NounFinderName = str
+    OthersName = str
     PartName = str
     PositionSetName = str
     PrecisionName = str
@@ -98,6 +100,7 @@ else:
     MatchName = closed_set("MatchName", MATCHES)
     ModalityName = closed_set("ModalityName", COUNTABLE)
     NounFinderName = closed_set("NounFinderName", (AUTO, *NOUN_FINDERS))
+    OthersName = closed_set("OthersName", OTHERS)
     PartName = closed_set("PartName", get_args(Part))
     PositionSetName = closed_set("PositionSetName", POSITIONS)
     PrecisionName = closed_set("PrecisionName", PRECISIONS)

@@ -1,4 +1,4 @@
-"""What a shell offers for names in the store of the command line: captures, label columns, sites, graphs, edits, neurons.
+"""What a shell offers for names in the store of the command line: captures, labels, sites, graphs, edits, neurons, ….
 
 Only small records are read. Where there is no such store, or it cannot be read, nothing is offered: completion never fails.
 """
@@ -13,6 +13,7 @@ from actstore.engine.models.names import SITES
 from actstore.store.capture.captures import Captures
 from actstore.store.edits import edit_names
 from actstore.store.errors import ActstoreError
+from actstore.store.explanations.record import explanation_names
 from actstore.store.graphs.record import graph_names
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ other_captures = _names_in_store(lambda store: store.captures, "other")
 labels = _names_in_store(_labels)
 graphs = _names_in_store(lambda store: graph_names(store.folder))
 edits = _names_in_store(lambda store: edit_names(store.folder))
+explanations = _names_in_store(lambda store: explanation_names(store.folder))
 
 
 def sites(ctx: typer.Context, incomplete: str) -> list[str]:

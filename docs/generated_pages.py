@@ -30,6 +30,7 @@ METHODS = {
     "api.selectivity.SelectivityMethod": "store.selectivity",
     "api.change.ChangeMethod": "store.change",
     "api.coverage.CoverageMethod": "store.coverage",
+    "api.explain.ExplainMethod": "store.explain",
     "api.graphs.GraphsMethod": "store.graphs",
     "api.multimodal.MultimodalMethod": "store.multimodal",
     "api.edit.EditsMethod": "store.edits",

@@ -6,6 +6,7 @@
     │   └── CallError (TypeError)       a parameter that there is not, or one too many or too few: correct the call
     ├── ReadOnlyError                   another process is writing there: wait, or name another
     ├── StorageError (OSError)          a server cannot be reached, or refuses: correct address or credentials, or try again
+    ├── ServerError (OSError)           a language model's server gives no answer: correct address or key, or try again
     ├── FormatError                     a store's bytes contradict its records: verify, refill, or update actstore
     ├── CaptureError                    a run stopped before its end (disk full, interrupted): resume
     └── ModelError                      the model cannot be loaded, or has no feed-forward neurons
@@ -54,6 +55,10 @@ class StorageError(ActstoreError, OSError):
 
 class UnlistableError(StorageError):
     """Keys were to be listed in a storage that can only read those it is asked for."""
+
+
+class ServerError(ActstoreError, OSError):
+    """A language model's server that cannot be reached, refuses, or gives no answer; what it answered before is kept."""
 
 
 class FormatError(ActstoreError):

@@ -288,8 +288,13 @@ def graphs_key(name: str, file: str) -> str:
     return f"graphs/{name}/{file}"
 
 
+def explanations_key(name: str, file: str) -> str:
+    """A file of a set of explanations: `record.json`, `files.json`, `L3.N17.json`, `L3.N17.detection.json`."""
+    return f"explanations/{name}/{file}"
+
+
 def names_key(kind: str) -> str:
-    """The names of a store's `captures`, `graphs` or `edits`, for readers that cannot list them."""
+    """The names of a store's `captures`, `graphs`, `edits` or `explanations`, for readers that cannot list them."""
     return f"{kind}.json"
 
 

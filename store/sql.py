@@ -4,7 +4,8 @@ Views `neurons`, `documents`, `windows`, `tokens` are those of the chosen captur
 its name (`corpus.neurons`; a name that DuckDB keeps for itself, or that differs from another only in capital letters, gets
 none); a capture of questions has `prompts` and `queries` too, one of images `patches`. `vocabulary` and `model` (the neurons as
 the weights alone know them) belong to the store, and so do `graph_nodes` and `graph_lines`, whose column `graphs` says of which
-set of neuron graphs. A query makes what it names, and nothing else is read.
+set of neuron graphs, and `explanations` and `explanation_questions`, of which set a column `explanations` says. A query makes
+what it names, and nothing else is read.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from actstore.store.capture.questions.answers import answer_tables, has_attribut
 from actstore.store.capture.record import read_capture
 from actstore.store.capture.tables import expected_of
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.explanations.record import explanation_names
+from actstore.store.explanations.tables import TABLES as EXPLANATION_TABLES
+from actstore.store.explanations.tables import explanation_table
 from actstore.store.files.names import stored_names
 from actstore.store.files.table_columns import ColumnReader
 from actstore.store.graphs.record import graph_names
@@ -142,6 +146,9 @@ class _Views:
             if query.contains(table):
                 for rows in graph_tables(store, table):
                     self._add_arrow(table, rows)
+        for table in EXPLANATION_TABLES:
+            if query.contains(table) and explanation_names(store.folder):
+                self._add_arrow(table, explanation_table(store.folder, table))
 
     def _open(self, name: str) -> Capture:
         """A capture by name; that it is unfinished matters where one of its tables is read."""
@@ -199,7 +206,10 @@ def _tables(store: Captures, capture: str | None) -> list[str]:
         _Views(connection, store, _ALL_TABLES).add_all(capture)
         query = "select table_name from information_schema.tables where table_schema = 'main'"
         made = {name for (name,) in connection.execute(query).fetchall() if not name.startswith("_arrow_")}
-    return sorted(made | {"tokens"} | (set(GRAPH_TABLES) if graph_names(store.folder) else set()))
+    graphs, explanations = graph_names(store.folder), explanation_names(store.folder)
+    return sorted(
+        made | {"tokens"} | set(GRAPH_TABLES if graphs else ()) | set(EXPLANATION_TABLES if explanations else ())
+    )
 
 
 def _quoted(name: str) -> str:

@@ -21,6 +21,9 @@ from actstore.store.capture.unchecked import write_verified
 from actstore.store.edits import RECORD, edit_names
 from actstore.store.edits import read_record as read_edit_record
 from actstore.store.errors import FormatError, NotFoundError, UnlistableError
+from actstore.store.explanations.files import damaged_files as damaged_explanations
+from actstore.store.explanations.record import RECORD as SET_RECORD
+from actstore.store.explanations.record import explanation_names
 from actstore.store.files.checksums import verify_checksums
 from actstore.store.files.names import KINDS, stored_names, unlisted_names
 from actstore.store.files.parquet import read_metadata
@@ -202,7 +205,7 @@ def record_verified(capture: Capture, damage: Iterable[Damage]) -> None:
 
 
 def verify_root(folder: Folder) -> list[Damage]:
-    """Everything damaged in what belongs to the store as a whole: its tables, tokenizer, weights and edits."""
+    """Everything damaged in what belongs to the store as a whole: its tables, tokenizer, weights, edits and explanations."""
     root = read_root_record(folder)
     parts = _weight_parts(folder, root)
     missing = [part for part in root.model.weights if part not in parts]
@@ -223,6 +226,9 @@ def verify_root(folder: Folder) -> list[Damage]:
             belongs = partial(check_beside_root, folder, key, root) if key in tables else None
             found = guarded(key, partial(_complaint, key, belongs, check))
             damage += [Damage(None, None, None, None, *one) for one in found]
+    for name in explanation_names(folder):
+        broken = guarded(f"explanations/{name}", partial(damaged_explanations, folder, name, root))
+        damage += [Damage(None, None, None, None, *one) for one in broken]
     return damage
 
 
@@ -253,7 +259,8 @@ def _unlisted(folder: Folder, kind: str) -> Iterator[tuple[str, str]]:
 def _has_record(folder: Folder, kind: str, name: str) -> bool:
     """Whether there is a record, damaged or not: a capture's folder has a file of that name before, which Zarr writes."""
     if kind != "captures":
-        return is_readable(folder, f"{kind}/{name}/{'graph.json' if kind == 'graphs' else RECORD}")
+        records = {"graphs": "graph.json", "edits": RECORD, "explanations": SET_RECORD}
+        return is_readable(folder, f"{kind}/{name}/{records[kind]}")
     try:
         return read_capture(folder, name) is not None
     except FormatError:

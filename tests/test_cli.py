@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 COMMANDS = (
     "inspect", "capture", "plan", "fill", "finish", "import", "info", "verify", "repair", "copy", "top", "stats", "sql",
     "export", "contributions", "attribute", "naica", "knowledge", "selectivity", "change", "coverage", "coactivation",
-    "graphs",
+    "graphs", "explain",
     "multimodal", "edit",
 )  # fmt: skip
 SMALL = ("--context", "32", "--max-tokens", "600", "--memory", "40KB", "--label", "language")

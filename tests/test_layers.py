@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("kernels", "store", "engine", "display", "api", "commands", "cli")
 
 # Parts of the store, from below. A module of `store/` itself belongs to the part that BELONGS names, or else to the reader.
-STORE = ("basics", "storage", "files", "model", "capture", "graphs", "reader", "batches", "exports", "transfer")
+STORE = (
+    "basics", "storage", "files", "model", "capture", "graphs", "explanations", "reader", "batches", "exports", "transfer"
+)  # fmt: skip
 BELONGS = {
     name: "basics"
     for name in (
@@ -49,6 +51,7 @@ ENGINE: dict[str, set[str]] = FOUNDATIONS | {
     "coactivation": METHOD,
     "coverage": METHOD,
     "edit": METHOD | {"contributions"},
+    "explain": METHOD | {"coactivation", "graphs"},
     "filling": METHOD | {"attribution", "graphs"},
     "graphs": METHOD,
     "multimodal": METHOD | {"contributions"},

@@ -14,7 +14,7 @@ from actstore.store.model.tokenizer import StoredTokenizer
 from actstore.store.storage.listing import is_readable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
@@ -87,24 +87,34 @@ def encode_as(capture: Capture, text: str) -> NDArray[np.int32]:
     tokenizer, or has one that neither can run.
     """
     store = capture.store
-    if store.vocabulary is None or not is_readable(store.folder, TOKENIZER_KEY):
+    if not has_tokenizer(store):
         raise InvalidInputError(f"{store.folder} has no tokenizer: pass token ids instead of a text.")
-    return np.array([*_leading_tokens(capture), *_tokenise(store, text)], np.int32)
+    return np.array([*_leading_tokens(capture), *tokeniser_of(store)(text)], np.int32)
 
 
-def _tokenise(store: Root, text: str) -> list[int]:
+def has_tokenizer(store: Root) -> bool:
+    """Whether a store can tokenise texts."""
+    return store.vocabulary is not None and is_readable(store.folder, TOKENIZER_KEY)
+
+
+def tokeniser_of(store: Root) -> Callable[[str], list[int]]:
+    """What gives the tokens of a text, without special ones, by a store's tokenizer; `FormatError` where it is damaged."""
     try:
         from tokenizers import Tokenizer  # not installed for reading alone, and token ids do not need it
     except ImportError:
         assert store.vocabulary is not None
-        return StoredTokenizer(store.folder, store.vocabulary).encode(text)
+        return StoredTokenizer(store.folder, store.vocabulary).encode
     state = read_tokenizer(store.folder) or ""
     try:
         tokenizer = Tokenizer.from_str(state)
     except Exception as error:  # the library raises nothing narrower
         raise FormatError(f"{store.folder}/{TOKENIZER_KEY} is damaged: {' '.join(str(error).split())}.") from None
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    return ids
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    return encode
 
 
 def _leading_tokens(capture: Capture) -> list[int]:

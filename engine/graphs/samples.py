@@ -99,33 +99,64 @@ class SampleReader:
         maximum = largest if 0 < largest < np.inf else 0.0
         exemplars = self.split.exemplars(values, layer, neuron)
         shares: NDArray[np.float32] = (values / np.float32(maximum or 1)).astype(np.float32, copy=False)
-        evidence = windows.text & np.isfinite(shares)
-        fires = evidence & (shares >= np.float32(self.share)) & (maximum > 0)
+        fires = windows.text & np.isfinite(shares) & (shares >= np.float32(self.share)) & (maximum > 0)
         n_firing = np.add.reduceat(fires, windows.start[:-1], dtype=np.int64)[: windows.n_first] > 0
         held_out = windows.copies_of(np.concatenate([self.split.ordinary, exemplars.test]))
-        evidence[windows.tokens(held_out)] = False
-        fires &= evidence
-        tokens = np.flatnonzero(fires)
-        order = np.argsort(self.contexts.rank[tokens])
-        silent = evidence & ~fires
-        elsewhere = shares[silent]
-        rest = float(elsewhere.mean(dtype=np.float64)) if len(elsewhere) else 0.0
-        ids = self.contexts.ids
+        learned = find_evidence(self.contexts, windows, shares, fires, held_out)
         test = HeldOutWindows(windows, exemplars.test)
         return Sample(
             neuron,
             maximum,
-            self.contexts.rank[tokens][order],
-            shares[tokens][order],
-            silent_means(ids, shares, silent, ids[tokens][order], rest).astype(np.float32),
-            rest,
-            self.contexts.ranks_of_windows(held_out.tolist()),
+            learned.ranks,
+            learned.values,
+            learned.silent,
+            learned.rest,
+            learned.held_out,
             self.contexts.ranks_of_windows(exemplars.build.tolist()),
             test,
             shares[test.tokens],
             shares[self.ordinary.tokens],
             int(n_firing.sum()),
         )
+
+
+class Evidence(NamedTuple):
+    """Where one neuron fires in the windows that a graph may learn from; fields as of `Sample`."""
+
+    ranks: NDArray[np.int32]
+    values: NDArray[np.float32]
+    silent: NDArray[np.float32]
+    rest: float
+    held_out: NDArray[np.int32]
+
+
+def find_evidence(
+    contexts: Contexts,
+    windows: Windows,
+    shares: NDArray[np.float32],
+    fires: NDArray[np.bool_],
+    held_out: NDArray[np.int64],
+) -> Evidence:
+    """What may be learned of a neuron outside of the windows `held_out`.
+
+    shares: [token] its activations, as shares of its maximum. fires: [token] whether it fires, at text only.
+    """
+    evidence = windows.text & np.isfinite(shares)
+    evidence[windows.tokens(held_out)] = False
+    fires = fires & evidence
+    tokens = np.flatnonzero(fires)
+    order = np.argsort(contexts.rank[tokens])
+    silent = evidence & ~fires
+    elsewhere = shares[silent]
+    rest = float(elsewhere.mean(dtype=np.float64)) if len(elsewhere) else 0.0
+    ids = contexts.ids
+    return Evidence(
+        contexts.rank[tokens][order],
+        shares[tokens][order],
+        silent_means(ids, shares, silent, ids[tokens][order], rest).astype(np.float32),
+        rest,
+        contexts.ranks_of_windows(held_out.tolist()),
+    )
 
 
 def join_contexts(windows: Windows, max_depth: int) -> Contexts:

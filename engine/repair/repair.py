@@ -107,6 +107,8 @@ def _elsewhere(damage: Damage) -> str:
     if damage.key.startswith("edits/"):
         name = damage.key.split("/")[1]
         return f"delete the edit {name!r} and make it again, or restore it from a copy"
+    if damage.key.startswith("explanations/"):
+        return "delete it and explain the neuron again, or restore it from a copy"
     return "restore it from a copy of the store"
 
 

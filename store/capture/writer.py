@@ -275,7 +275,7 @@ class CaptureWriter:
 
     def _write_shard(self, key: str, values: Rows, job: _Block, number: int) -> tuple[int, str]:
         spec = self._specs[key]
-        rows = TokenRows(values) if spec.order == "token" else values
+        rows: Rows = TokenRows(np.asarray(values)) if spec.order == "token" else values
         parts = shard_parts(rows, spec.grid, spec.compression, shard_seed(spec.identity, key, job.number))
         if job.bundle is not None:
             return job.bundle.add_shard(number, self._short(layout.shard_key(key, job.number)), parts)

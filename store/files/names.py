@@ -1,6 +1,6 @@
-"""Which captures, graphs and edits a store has: what lies in their folders, or where folders cannot be listed, an index file.
+"""Which captures, graphs, edits and explanations a store has: what lies in their folders, or else what an index lists.
 
-What can be listed is the truth. `captures.json`, `graphs.json` and `edits.json` are for readers of a storage that cannot list.
+What can be listed is the truth. `captures.json` and its like, one per kind, are for readers of a storage that cannot list.
 A name is put there before its record is written, so that an index may say too much, never too little: a reader passes over
 names without a record. Every writer of a record writes the index of its kind anew from what it lists, under the lock of the
 root: so one is put right that lacks what an earlier version wrote, or by `store.repair()`.
@@ -18,7 +18,7 @@ from actstore.store.storage.lock import own_root
 if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder
 
-KINDS: Final = ("captures", "graphs", "edits")
+KINDS: Final = ("captures", "graphs", "edits", "explanations")
 """The folders of a store whose names readers ask for."""
 
 

@@ -17,6 +17,7 @@ from actstore.store.layout import (
     capture_key,
     committed_key,
     edits_key,
+    explanations_key,
     graphs_key,
     names_key,
 )
@@ -64,6 +65,8 @@ def part_of_lost_store(folder: Folder) -> str | None:
         return key if is_readable(folder, key := names_key("captures")) else None
     records = [graphs_key(name, "graph.json") for name in (folder.names("graphs") if "graphs" in names else [])]
     records += [edits_key(name, "edit.json") for name in (folder.names("edits") if "edits" in names else [])]
+    explanations = folder.names("explanations") if "explanations" in names else []
+    records += [explanations_key(name, "record.json") for name in explanations]
     for key in records:
         if folder.exists(key):
             return key

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from actstore.store.errors import ReadOnlyError
-from actstore.store.layout import LOCK_NAME, capture_key, edits_key, graphs_key
+from actstore.store.layout import LOCK_NAME, capture_key, edits_key, explanations_key, graphs_key
 from actstore.store.storage.disk import has_name
 
 if TYPE_CHECKING:
@@ -113,6 +113,14 @@ def own_graphs(folder: Folder, name: str) -> Iterator[None]:
 def own_edit(folder: Folder, name: str) -> Iterator[None]:
     """Own the edit called `name` for writing while the context lasts; `ReadOnlyError` as with `own`."""
     with _own(folder, edits_key(name, LOCK_NAME), f"Edit {name!r} of {folder} is", "name another edit"):
+        yield
+
+
+@contextmanager
+def own_explanations(folder: Folder, name: str) -> Iterator[None]:
+    """Own the explanations called `name` for writing while the context lasts; `ReadOnlyError` as with `own`."""
+    what = f"Explanations {name!r} of {folder} are"
+    with _own(folder, explanations_key(name, LOCK_NAME), what, "name other explanations"):
         yield
 
 

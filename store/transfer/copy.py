@@ -1,6 +1,7 @@
 """A store copied from any location to any other: what can be compared is compared before anything is written.
 
-First comes what belongs to the store as a whole, then its captures, graphs and edits, each with its record last.
+First comes what belongs to the store as a whole, then its captures, graphs and edits, each with its record last, then
+explanations.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from actstore.store.capture.captures import Captures
 from actstore.store.errors import CaptureError, FormatError, InvalidInputError
 from actstore.store.transfer.captures import CaptureCopy, check_capture_of
+from actstore.store.transfer.explanations import check_explanations_of, copy_explanations, read_explanations
 from actstore.store.transfer.named import check_named_of, copy_named, read_named
 from actstore.store.transfer.root import check_root_of, copy_root
 from actstore.store.transfer.transfer import Transfer
@@ -41,6 +43,7 @@ class CopyReport:
     n_files: int
     """Files that were written."""
     nbytes: int
+    explanations: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return (
@@ -55,7 +58,7 @@ def copy_store(
     captures: Sequence[str] | None = None,
     on_block: Callable[[int, int], None] = lambda done, total: None,
 ) -> CopyReport:
-    """Copy a store, or complete its copy: all captures or some, the graphs of these, and all edits.
+    """Copy a store, or complete its copy: all captures or some, the graphs and explanations of these, and all edits.
 
     `on_block` is told how many blocks are at the target, of how many, now and after each. Errors are as of `actstore.copy`.
     """
@@ -64,11 +67,14 @@ def copy_store(
     root = store.root_record
     opened = _opened(store, captures)
     named = read_named(source, root, None if captures is None else set(captures))
+    explained = read_explanations(source, root, None if captures is None else set(captures))
     check_root_of(source, target, root)
     for name in opened:
         check_capture_of(source, target, name)
     for one in named:
         check_named_of(source, target, one)
+    for explanations in explained:
+        check_explanations_of(source, target, explanations)
     count = _Count(on_block, sum(len(one.blocks) for one in opened.values()))
     copies: list[CaptureCopy] = []
     with _stopping(target), Transfer(source, target) as transfer:
@@ -78,6 +84,8 @@ def copy_store(
             copies[-1].run()
         for one in named:
             copy_named(transfer, one)
+        for explanations in explained:
+            copy_explanations(transfer, explanations)
     return CopyReport(
         tuple(opened),
         tuple(one.name for one in named if one.kind == "graphs"),
@@ -86,6 +94,7 @@ def copy_store(
         sum(one.n_blocks for one in copies),
         transfer.n_files,
         transfer.nbytes,
+        tuple(explanations.name for explanations in explained),
     )
 
 

@@ -1,0 +1,1 @@
+"""Explanations of neurons in words, and how well they were scored: one small file each, written once."""
