@@ -41,7 +41,8 @@ def copy(
 ) -> None:
     """Copy the store SRC to DST, each file once, held against its checksum on the way.
 
-    Whatever stops it, the same command goes on. What SRC has and DST lacks is copied: blocks, captures, graphs and edits.
+    Whatever stops it, the same command goes on. What SRC has and DST lacks is copied: blocks, captures, graphs, edits
+    and explanations.
 
     Example: `actstore copy gpt2.actstore s3://bucket/gpt2.actstore --capture corpus`
     """

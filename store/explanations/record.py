@@ -159,8 +159,7 @@ class Score(Record):
     """All that came back, one text per request."""
     usage: dict[str, int] = field(default_factory=dict)
     named: tuple[int, ...] = ()
-    """Of graph-detection: of the firings that the graph knows, those on tokens that the explanation names, and all;
-    else empty."""
+    """Of graph-detection: firings that the graph knows on tokens that the explanation names, and all that it knows; else empty."""
     format: int = FORMAT
 
     def check(self, where: str) -> None:

@@ -68,7 +68,7 @@ def test_neurons_are_explained_scored_and_found_in_sql(
     assert opened.sql(query).to_pylist() == [{"name": "L0.N0", "explanation": "the token w7", "detection": 1.0}]
     query = "select kind, count(*) n, avg(correct::int) share from explanation_questions where method = 'detection' group by 1"
     assert {row["kind"]: row["share"] for row in opened.sql(query).to_pylist()} == {"exemplar": 1, "random": 1}
-    with pytest.raises(actstore.errors.InvalidInputError, match="explanation_questions, explanations, model"):
+    with pytest.raises(actstore.errors.InvalidInputError, match="explanation_questions, explanations, neurons"):
         opened.sql("select * from nothing")
 
 

@@ -40,6 +40,7 @@ OWN_WORDS = {
     "--context": "tokens per window, or a token that comes before",
     "--device": "where the model runs, or what a scan computes on",
     "--document": "of several, or the one whose image is drawn",
+    "--dry-run": "sizes are estimated, or prompts are shown",
     "--format": "of what is imported, or of what is exported",
     "--exemplars": "recorded by a capture; or of which test windows and probes are drawn",
     "--generate": "answers to be captured, or to be evaluated",
