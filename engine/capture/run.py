@@ -31,6 +31,7 @@ from actstore.store.arguments import Typed, argument
 from actstore.store.calls import checks
 from actstore.store.capture.commits import missing_blocks
 from actstore.store.capture.identity import check_belongs
+from actstore.store.capture.statistics.capture_statistics import is_finished
 from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.tokens.order import other_order
 from actstore.store.capture.writer import create_capture
@@ -131,8 +132,10 @@ class Run(ABC):
         self._fills = True
         with self.owned():
             record = self.plan(requested)
-            if missing := missing_blocks(self.folder, record):
+            missing = missing_blocks(self.folder, record)
+            if missing or not is_finished(self.folder, record):
                 self._running = RunningStatistics(self.folder, record)
+            if missing:
                 self.fill(missing)
             self.finish()
 

@@ -206,7 +206,8 @@ class CaptureWriter:
         The block before that is committed then. `files` are further objects of the block, key → bytes, committed with it.
         A block that `is_wanted` refuses is not written.
 
-        `release` is called, in this thread, when `arrays` and `statistics` are not read any more.
+        `release` is called, in this thread, when `arrays` are not read any more, and `statistics` not looked up; what they gave
+        stays in use until it is added to `running`.
         """
         if not self.is_wanted(block):
             release()

@@ -41,8 +41,10 @@ def finish_capture(folder: Folder, record: CaptureRecord, running: RunningStatis
     if is_finished(folder, record):
         complete_index(folder, record)
     else:
+        # Whoever filled all blocks leaves a checkpoint, also where it was stopped between a block and the checkpoint.
+        leaves_checkpoint = running is not None
         running = running or RunningStatistics(folder, record)
-        running.advance()
+        running.advance(checkpoint=leaves_checkpoint)
         write_results(Store(folder).peek(record.name), running.total)
     remove_claims(folder, record.name)
     folder.delete(generated_prefix(record.name))

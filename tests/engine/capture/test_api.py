@@ -26,7 +26,10 @@ from actstore.engine.capture.api import RunOptions, capture
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.capture.sizes import estimate_nbytes
 from actstore.engine.verify.refill import refill_blocks
+from actstore.store.capture.statistics import running
+from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, sum_statistics
 from actstore.store.errors import ActstoreError, CaptureError, InvalidInputError, NotFoundError, ReadOnlyError
+from actstore.store.layout import folded_statistics_key
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.lock import own
 from actstore.store.storage.writers import KeyWriter
@@ -208,6 +211,27 @@ def test_interrupted_a_capture_keeps_what_is_committed_and_resumes(
     assert held.neurons().num_rows == 48
     assert run(resume=True).is_complete
     assert_same_store(tmp_path / "store", undisturbed)
+
+
+@pytest.mark.parametrize("lost", [(), (2,), (9,)])
+def test_checkpoints_are_those_of_an_undisturbed_run(
+    run: Callable[..., Capture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: tuple[int, ...]
+) -> None:
+    """They are written in the background: a run may be stopped when all blocks are committed, and none is written."""
+    monkeypatch.setattr(running, "CHECKPOINT_BLOCKS", 4)
+    done = run()
+    folder, checkpoint = tmp_path / "store/captures/corpus", tmp_path / "store" / folded_statistics_key("corpus")
+    written, whole = checkpoint.read_bytes(), done.statistics().encode()
+    total, n_blocks = CaptureStatistics.decode(written, done.record, "here")
+    assert n_blocks == len(done.blocks) // 4 * 4
+    assert total.encode() == sum_statistics(done.folder, done.record, range(n_blocks)).encode()
+    for name in ("neurons.parquet", "committed.json", *(f"blocks/{block}.json" for block in lost)):
+        (folder / name).unlink()
+    checkpoint.unlink()
+    done = run(resume=True)
+    assert done.statistics().encode() == whole
+    assert lost or checkpoint.read_bytes() == written, "it is bound to the records of blocks, which have a time"
+    assert CaptureStatistics.decode(checkpoint.read_bytes(), done.record, "here")[0].encode() == total.encode()
 
 
 def test_resuming_a_finished_capture_changes_nothing(run: Callable[..., Capture], tmp_path: Path) -> None:
