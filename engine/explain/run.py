@@ -15,7 +15,7 @@ from actstore.engine.explain.settings import SCORES, ExplainSettings, ServerSett
 from actstore.engine.graphs.predict import has_tokenizer, tokeniser_of
 from actstore.engine.graphs.selection import select_neurons
 from actstore.store.arguments import Typed
-from actstore.store.errors import InvalidInputError
+from actstore.store.errors import CaptureError, InvalidInputError
 from actstore.store.explanations.files import ExplanationWriter, check_same, list_files, now
 from actstore.store.explanations.record import Explanation, ExplanationSet, read_file, read_set
 from actstore.store.neurons import neuron_name, parse_neuron
@@ -172,7 +172,7 @@ def explain_neurons(
 
     Only what is missing is asked for, and every answer is kept as soon as it is there: the same call goes on after whatever
     stopped it. `ServerError` where the server gives no answer; `InvalidInputError` where explanations of the name were made
-    otherwise; `ReadOnlyError` while another process makes them.
+    otherwise; `ReadOnlyError` while another process makes them; `CaptureError` where the run was interrupted.
     """
     todo = _Todo(capture, folder, neurons, task)
     if todo.needs_server and not task.server.endpoint:
@@ -200,6 +200,11 @@ def explain_neurons(
             for done, future in enumerate(as_completed(futures), 1):
                 future.result()
                 progress(done, len(futures))
+        except KeyboardInterrupt:
+            raise CaptureError(
+                f"The run was interrupted. What was answered is kept in explanations {task.name!r} of {folder}: run the same "
+                "again, and it goes on."
+            ) from None
         finally:
             stop.set()  # nothing where all is done; else those that wait for a server, or would ask it next, end
             pool.shutdown(wait=True, cancel_futures=True)
@@ -217,6 +222,10 @@ class _Job:
 
     def __call__(self, layer: int, neuron: int, missing: Sequence[str]) -> None:
         explainer, writer, report, name = self._explainer, self._writer, self._report, neuron_name(layer, neuron)
+        # Another run may have made something since it was looked for, before this one owned the explanations.
+        missing = [method for method in missing if not writer.has(layer, neuron, method)]
+        if not missing:
+            return
         sample = explainer.sample(layer, neuron)
         if not sample.train:
             report.skipped[name] = NEVER_FIRES

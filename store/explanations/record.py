@@ -159,7 +159,7 @@ class Score(Record):
     """All that came back, one text per request."""
     usage: dict[str, int] = field(default_factory=dict)
     named: tuple[int, ...] = ()
-    """Of graph-detection: firings that the graph knows on tokens that the explanation names, and all that it knows; else empty."""
+    """Of graph-detection: firings that the graph knows on tokens that the explanation names, and all of them; else empty."""
     format: int = FORMAT
 
     def check(self, where: str) -> None:

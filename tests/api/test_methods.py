@@ -17,6 +17,7 @@ import actstore
 from actstore.api.change import ChangeMethod
 from actstore.api.coverage import CoverageMethod
 from actstore.api.edit import EditsMethod
+from actstore.api.explain import ExplainMethod
 from actstore.api.graphs import GraphsMethod
 from actstore.api.multimodal import MultimodalMethod
 from actstore.api.naica import NaicaMethod
@@ -40,6 +41,7 @@ GROUPS = {
     "graphs": GraphsMethod,
     "multimodal": MultimodalMethod,
     "edit": EditsMethod,
+    "explain": ExplainMethod,
 }
 ELSEWHERE: dict[str, Any] = {
     "capture": actstore.capture,
@@ -100,6 +102,8 @@ def python_of(words: str) -> Any:
     if words in ELSEWHERE:
         return ELSEWHERE[words]
     group, _, word = words.partition(" ")
+    if not word and group in GROUPS:  # a command without subcommands, whose method has others
+        return GROUPS[group].__call__
     if not word:
         return getattr(actstore.Store, group, None) or getattr(actstore, group, None)
     return getattr(GROUPS[group], "__call__" if word == "show" else word, None)

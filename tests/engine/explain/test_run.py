@@ -12,7 +12,7 @@ import actstore
 from actstore.engine.explain.graph_answers import count_named
 from actstore.engine.explain.run import ExplainTask, explain_neurons, plan_requests
 from actstore.engine.explain.settings import ExplainSettings, ServerSettings
-from actstore.store.errors import FormatError, InvalidInputError, ReadOnlyError, ServerError
+from actstore.store.errors import CaptureError, FormatError, InvalidInputError, ReadOnlyError, ServerError
 from actstore.store.explanations.tables import explanation_table
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
@@ -107,6 +107,21 @@ def test_a_run_goes_on_where_it_was_stopped_and_asks_for_nothing_twice(store: St
     n_requests = len(server.requests)
     assert run(store, [(0, 0), (0, 1)], one_by_one).n_requests == 0
     assert (len(server.requests), files_of(store)) == (n_requests, after)
+
+
+def test_an_interrupted_run_keeps_what_was_answered(store: Store, server: RuleServer) -> None:
+    def interrupt(done: int, n_neurons: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    folder, task = Folder(store.folder, read_only=False), task_of(server, requests=1)
+    with pytest.raises(CaptureError, match=r"interrupted\. What was answered is kept in explanations 'explanations'"):
+        explain_neurons(store.capture(), folder, [(0, 0), (0, 1), (0, 2)], task, interrupt)
+    assert "L0.N0" in rows_of(store)
+    kept = {name: row["created"] for name, row in rows_of(store).items()}
+    run(store, [(0, 0), (0, 1), (0, 2)], task)
+    assert server.purposes()["explanation"] == 3
+    assert kept.items() <= {name: row["created"] for name, row in rows_of(store).items()}.items()
 
 
 def test_a_limit_takes_neurons_that_something_is_missing_of(store: Store, server: RuleServer) -> None:
