@@ -13,6 +13,7 @@ from actstore.commands.options import (
     NewStore,
     Quiet,
     TokenizerName,
+    TrustRemoteCode,
     parse_layers,
 )
 from actstore.display import terminal
@@ -25,9 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def import_activations(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="What another tool left: safetensors files, or a saved data set.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="What another tool left: a file, a folder.")],
     store: NewStore,
     layout: Annotated[
         ImportFormat | None, typer.Option("--format", help="Layout of SOURCE. [default: told by what is there]")
@@ -52,6 +51,7 @@ def import_activations(
     precision: Annotated[
         PrecisionName | None, typer.Option(help="How activations are encoded. [default: exact]")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a capture that was imported before.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -67,7 +67,7 @@ def import_activations(
     with terminal.spinner("importing", enabled=not quiet):
         capture = run(
             source, store, format=layout, name=name, hooks=hooks or (), layers=parse_layers(layers), model=model,
-            tokenizer=tokenizer, replace=replace, precision=precision,
+            tokenizer=tokenizer, replace=replace, precision=precision, trust_remote_code=trust_remote_code,
         )  # fmt: skip
     plan, sites = capture.record.plan, {site: sorted(capture.record.layers(site)) for site in capture.record.sites}
     if as_json:

@@ -62,6 +62,7 @@ class CaptureBuilder:
     - `dtype`: of the values before they are encoded; float32, float16 or bfloat16 [that of the first array]
     - `non_finite`: "refuse", or "keep" where NaN means that there is no value
     - `precision`, `keep`, `exemplars`, `block_tokens`, `bundle`, `compression`: as of `actstore.capture`
+    - `trust_remote_code`: whether code that comes with the model is run
     - `storage_options`: what opens a URL beyond what the environment says
 
     `InvalidInputError` for what does not fit, before anything is written.
@@ -95,6 +96,7 @@ class CaptureBuilder:
         block_tokens: int | None = None,
         bundle: bool | None = None,
         compression: str | None = None,
+        trust_remote_code: bool = False,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
         given = locals()
@@ -107,7 +109,7 @@ class CaptureBuilder:
         self._replaces = argument("replace", replace, bool)
         root.check_target(self._folder, name, self._replaces)
         self._special_ids = argument("special_ids", special_ids, tuple[int, ...])
-        self._find_model(model, argument("model_name", model_name, str), tokenizer)
+        self._find_model(model, argument("model_name", model_name, str), tokenizer, trusted=trust_remote_code)
         local = self._folder.local_path()
         self._spool = Spool(local)
         self._given = GivenSequences(self._spool, self._settings.label_columns, self._corpus)
@@ -125,17 +127,18 @@ class CaptureBuilder:
             self.close()
             raise
 
-    def _find_model(self, model: ModelInput | None, name: str, tokenizer: Any) -> None:
+    def _find_model(self, model: ModelInput | None, name: str, tokenizer: Any, *, trusted: bool) -> None:
         """The model of the store, or that which a new one is to have."""
         loaded = text = None
         if model is not None:
             source = ModelSource.of(model)
             with source.ready_to_run():
-                loaded = source.load(device="auto" if source.model is not None else "cpu")
+                device = "auto" if source.model is not None else "cpu"
+                loaded = source.load(device=device, trust_remote_code=trusted)
             with suppress(InvalidInputError):  # arrays need no tokenizer; what needs one says so
-                text = source.load_tokenizer() if tokenizer is None else None
+                text = source.load_tokenizer(trust_remote_code=trusted) if tokenizer is None else None
         if tokenizer is not None:
-            text = ModelSource(str(name)).load_tokenizer(tokenizer)
+            text = ModelSource(str(name)).load_tokenizer(tokenizer, trust_remote_code=trusted)
         self._new = root.NewRoot(loaded, text, name)
         self._model = read_root(self._folder) if is_store(self._folder) else None
         if loaded is not None and self._model is None:

@@ -59,6 +59,7 @@ def import_activations(
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     replace: bool = False,
     precision: str | None = None,
+    trust_remote_code: bool = False,
     storage_options: dict[str, Any] | None = None,
 ) -> Capture:
     """Import activations that another tool computed into `store`, a new one or one that is there; the finished capture.
@@ -70,7 +71,8 @@ def import_activations(
     - `hooks`: which hooks are taken, by name or its end, such as "attn.hook_z", a site of its own [those of a model's sites]
     - `layers`: only these; of hidden states, the numbers of vLLM's `eagle_aux_hidden_state_layer_ids`: n is `resid.post` of
       layer n − 1, the stream after n layers
-    - `name`, `model`, `model_name`, `tokenizer`, `replace`, `precision`, `storage_options`: as of `CaptureBuilder`
+    - `name`, `model`, `model_name`, `tokenizer`, `replace`, `precision`, `trust_remote_code`, `storage_options`: as of
+      `CaptureBuilder`
 
     `InvalidInputError` for what does not fit; the capture is there whole, or not at all.
 
@@ -84,7 +86,8 @@ def import_activations(
     )
     builder = CaptureBuilder(
         store, name, model=model, model_name=model_name, tokenizer=tokenizer, replace=replace, precision=precision,
-        corpus=str(source) if isinstance(source, str | Path) else imported.format, storage_options=storage_options,
+        corpus=str(source) if isinstance(source, str | Path) else imported.format, trust_remote_code=trust_remote_code,
+        storage_options=storage_options,
     )  # fmt: skip
     with builder:
         for batch in imported.batches(options):

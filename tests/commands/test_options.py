@@ -45,6 +45,7 @@ OWN_WORDS = {
     "--exemplars": "recorded by a capture; or of which test windows and probes are drawn",
     "--generate": "answers to be captured, or to be evaluated",
     "--k": "the number of what",
+    "--layers": "of the model, or of hidden states as they were numbered",
     "--keep": "values of sparse precision, or scores of a prompt",
     "--paths": "of one graph, or of every neuron",
     "--max-documents": "to be captured, or to be learned from",
@@ -234,7 +235,7 @@ def test_the_store_comes_first() -> None:
         arguments = [name for p in command.params for name in names_of(p) if p.param_type_name == "argument"]
         about_models = path in ("inspect", "capture", "plan", "attribute")
         assert about_models == ("MODEL" in arguments), path
-        assert about_models or arguments[0] == "STORE" or path in ("multimodal shuffle", "copy"), path
+        assert about_models or arguments[0] == "STORE" or path in ("multimodal shuffle", "copy", "import"), path
 
 
 def test_a_switch_has_a_name_for_off_where_it_is_not_off_by_itself() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from actstore.store.arguments import Typed
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -19,7 +21,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class ReadOptions:
+class ReadOptions(Typed):
     """What a layout does not say of itself."""
 
     ids: Any = None
