@@ -7,7 +7,7 @@ from actstore.kernels.floats import FORMATS, FloatArray
 from actstore.kernels.token_rows import cpu
 from actstore.kernels.token_rows.naive import Decoding
 
-__all__ = ["Decoding", "copy_rows", "decode_rows", "scatter_rows"]
+__all__ = ["Decoding", "decode_rows", "scatter_rows"]
 
 
 def scatter_rows(values: NDArray[np.generic], target: NDArray[np.int64], out: NDArray[np.generic], column: int) -> None:
@@ -16,20 +16,6 @@ def scatter_rows(values: NDArray[np.generic], target: NDArray[np.int64], out: ND
     values, out: of one dtype of 1, 2 or 4 bytes, with contiguous rows. target: [token], -1 where a token is left out, no row
     twice. The interpreter's lock is not held. `ValueError` where something lies outside of `out`.
     """
-    if _check_rows(values, target, out, column):
-        cpu.scatter_rows(values, target, out, column)
-
-
-def copy_rows(values: NDArray[np.generic], target: NDArray[np.int64], out: NDArray[np.generic], column: int) -> None:
-    """As `scatter_rows`, of `values` [token, neuron], contiguous: nothing is transposed."""
-    if not values.flags.c_contiguous:
-        raise ValueError("rows are copied from a contiguous array")
-    if _check_rows(values.T, target, out, column):
-        cpu.copy_rows(values, target, out, column)
-
-
-def _check_rows(values: NDArray[np.generic], target: NDArray[np.int64], out: NDArray[np.generic], column: int) -> bool:
-    """Whether there is something to do; `ValueError` where it cannot be done."""
     is_inside = column >= 0 and column + len(values) <= out.shape[1]
     if values.dtype != out.dtype or target.shape != values.shape[1:] or not is_inside:
         raise ValueError(
@@ -37,12 +23,12 @@ def _check_rows(values: NDArray[np.generic], target: NDArray[np.int64], out: NDA
             f"{out.dtype} from column {column} on"
         )
     if not values.size:
-        return False
+        return
     if int(target.max()) >= len(out) or int(target.min()) < -1:
         raise ValueError(f"targets are rows below {len(out)} or -1, found {int(target.min())} to {int(target.max())}")
     if not out.flags.c_contiguous:
         raise ValueError("rows are put into a contiguous array")
-    return True
+    cpu.scatter_rows(values, target, out, column)
 
 
 def decode_rows(raw: NDArray[np.generic], blocks: NDArray[np.int32], decoding: Decoding, out: FloatArray) -> None:

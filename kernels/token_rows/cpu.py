@@ -62,28 +62,6 @@ def _scatter(
                         out[at + neuron] = source[neuron * pitch + token]
 
 
-def copy_rows(values: NDArray[np.generic], target: NDArray[np.int64], out: NDArray[np.generic], column: int) -> None:
-    """See `api.copy_rows`."""
-    bits = _UNSIGNED[values.itemsize]
-    _copy(values.view(bits).reshape(-1), values.shape[1], target, out.view(bits).reshape(-1), out.shape[1], column)
-
-
-@jit
-def _copy(
-    source: NDArray[np.unsignedinteger],
-    width: int,
-    target: NDArray[np.int64],
-    out: NDArray[np.unsignedinteger],
-    out_pitch: int,
-    column: int,
-) -> None:
-    """source: flat [token, neuron]. target: [token]. out: flat [row, neuron]."""
-    for token in range(target.size):
-        if target[token] >= 0:
-            at = target[token] * out_pitch + column
-            out[at : at + width] = source[token * width : (token + 1) * width]
-
-
 def decode_rows(raw: NDArray[np.generic], blocks: NDArray[np.int32], decoding: Decoding, out: FloatArray) -> None:
     """See `api.decode_rows`."""
     into = as_matrix(out)

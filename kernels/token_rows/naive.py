@@ -39,11 +39,6 @@ def scatter_rows(values: NDArray[np.generic], target: NDArray[np.int64], out: ND
             out[row, column : column + len(values)] = values[:, token]
 
 
-def copy_rows(values: NDArray[np.generic], target: NDArray[np.int64], out: NDArray[np.generic], column: int) -> None:
-    """As `scatter_rows`, of `values` [token, neuron]."""
-    scatter_rows(values.T, target, out, column)
-
-
 def decode_rows(raw: NDArray[np.generic], blocks: NDArray[np.int32], decoding: Decoding, out: FloatArray) -> None:
     """Fill `out` [row, neuron] with the values of `raw` [row, neuron]; `blocks` [row] is the row of `decoding.scales` of each.
 

@@ -39,6 +39,12 @@ class Selection:
             selected = selected & self.documents[plan.windows["document"]][plan.window_of_slot()]
         return np.flatnonzero(selected)
 
+    def count(self, capture: Capture, block: int) -> int:
+        """The number of selected slots of a block."""
+        if self.positions == "all" and not self.skip and self.documents is None:
+            return int(capture.used_slots[block])  # which is known: nothing of the block's plan is read
+        return len(self.slots(capture.block_plan(block)))
+
 
 def select_tokens(store: Captures, capture: Capture, settings: BatchSettings) -> tuple[Selection, dict[int, int]]:
     """Which tokens `settings` select, and block → their number, of the blocks that have some; the plan is read once.
@@ -48,7 +54,7 @@ def select_tokens(store: Captures, capture: Capture, settings: BatchSettings) ->
     check_positions(capture, settings.positions)
     documents = None if settings.where is None else _documents(store, capture, settings.where)
     selection = Selection(settings.positions, settings.skip, documents)
-    counts = {block: len(selection.slots(capture.block_plan(block))) for block in capture.blocks}
+    counts = {block: selection.count(capture, block) for block in capture.blocks}
     n_tokens = sum(counts.values())
     if n_tokens < settings.ranks:
         found = "none" if n_tokens == 0 else f"{n_tokens:,} for {settings.ranks} ranks"

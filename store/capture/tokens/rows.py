@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from actstore.kernels.token_rows.api import Decoding, copy_rows, decode_rows, scatter_rows
+from actstore.kernels.token_rows.api import Decoding, decode_rows, scatter_rows
 from actstore.store.capture.overflow import LARGEST
 from actstore.store.capture.statistics.exemplars import SCALE
 from actstore.store.errors import NotFoundError
@@ -55,8 +55,12 @@ def raw_token_rows(
         capture.check_neuron(layer, int(neurons[-1]), site)
     if isinstance(shard, TokenShard):
         for first, values in shard.tokens(TOKENS_AT_ONCE):
-            chosen = values if neurons is None else np.ascontiguousarray(values[:, neurons])
-            copy_rows(chosen, target[first : first + len(values)], out, column)
+            rows, chosen = target[first : first + len(values)], values if neurons is None else values[:, neurons]
+            part = out[:, column : column + chosen.shape[1]]
+            if (is_wanted := rows >= 0).all():
+                part[rows] = chosen
+            else:
+                part[rows[is_wanted]] = chosen[is_wanted]
         return
     for first, values in shard.parts(NEURONS_AT_ONCE):
         if neurons is None:

@@ -54,7 +54,7 @@ def test_every_field_of_every_settings_class_is_checked(settings: type) -> None:
     assert issubclass(settings, Typed), "settings are Typed"
     needed: dict[str, Any] = {
         "context": 64, "by": "topic", "old": "a", "new": "b", "operations": (), "kind": "suppress", "neurons": ("L0.N1",),
-            "sites": ("mlp.post",), "layers": (0,),
+        "sites": ("mlp.post",), "layers": (0,),
     }  # fmt: skip
     required = {
         field.name: needed[field.name]
