@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.kernels.pack.gpu_statistics import DeviceStatistics
-    from actstore.store.files.rows import Rows
+    from actstore.store.files.chunks import Rows
 
 LAYERS = 32
 MODEL_NEURONS = LAYERS * 11_008

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from actstore.engine.capture.buffers import BufferPool, Buffers
     from actstore.store.capture.plan import BlockPlan
+    from actstore.store.files.chunks import Rows
     from actstore.store.files.records import CaptureRecord
-    from actstore.store.files.rows import Rows
 
 PACKABLE = (torch.float32, torch.float16, torch.bfloat16)
 

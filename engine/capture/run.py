@@ -282,8 +282,7 @@ class Run(ABC):
         for name, value in there.items():
             if requested.get(name) not in (None, value):
                 self._refuse([f"{name} is {value} there and {requested[name]} now"])
-        if (difference := other_order(requested.get("order"), record.order, record.sites)) is not None:
-            self._refuse([difference])
+        self._refuse([*filter(None, [other_order(requested.get("order"), record.order, record.sites)])])
 
     def _load(self, dtype: str) -> LoadedModel:
         return self.source.load(
@@ -343,8 +342,9 @@ class Run(ABC):
         return f"{before}: nothing of it is kept. Run it again."
 
     def _stopped(self, record: CaptureRecord, reason: str) -> str:
-        so_far = blocks_so_far(self.folder, record)
-        return f"{reason}: {so_far}. Run the same command with `resume=True` to fill the rest."
+        return (
+            f"{reason}: {blocks_so_far(self.folder, record)}. Run the same command with `resume=True` to fill the rest."
+        )
 
 
 def _call(command: str) -> str:

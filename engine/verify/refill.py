@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from actstore.engine.models.in_memory import ModelInput
     from actstore.engine.models.load import LoadedModel
     from actstore.engine.models.vision.inputs import VisionProcessor
-    from actstore.store.files.rows import Rows
+    from actstore.store.files.chunks import Rows
     from actstore.store.reader import Capture
 
 TOLERANCE = 1e-3

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
     from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
     from actstore.store.capture.statistics.running import RunningStatistics
+    from actstore.store.files.chunks import Rows
     from actstore.store.files.records import CaptureRecord
-    from actstore.store.files.rows import Rows
     from actstore.store.storage.folder import Folder
 
 SYNCING_THREADS: Final = 4

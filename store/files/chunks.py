@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from numcodecs import blosc
@@ -51,6 +51,24 @@ def _uncompressed(chunk: NDArray[Any], codec: tuple[bytes, int, int]) -> bytes:
     """A frame that holds the chunk as it is."""
     part: bytes = blosc.compress(chunk, codec[0], 0, codec[2], chunk.shape[1] * chunk.itemsize)
     return part
+
+
+class Rows(Protocol):
+    """Values [row, column] that are read some rows at a time, each once and in order: a NumPy array is such."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the values."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a value."""
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        """Consecutive rows [row, column]."""
+
+    def __array__(self) -> NDArray[Any]:
+        """All rows."""
 
 
 class TokenRows:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actstore.store.files.rows import Rows
+    from actstore.store.files.chunks import Rows
     from actstore.store.layout import Compression, ShardGrid
     from actstore.store.storage.pieces import Bytes, Source
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from actstore.store.capture.plan import BlockPlan
+    from actstore.store.files.chunks import Rows
     from actstore.store.files.records import CaptureRecord
-    from actstore.store.files.rows import Rows
 
 WORTHWHILE: Final = 0.75
 """Values are compacted where that takes at most this share of their bytes: it costs the device a pass over them."""

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from actstore.engine.capture.buffers import Buffers
     from actstore.kernels.pack.columns import Columns
     from actstore.store.capture.plan import BlockPlan
+    from actstore.store.files.chunks import Rows
     from actstore.store.files.records import CaptureRecord
-    from actstore.store.files.rows import Rows
 
 MEMORY_FRACTION: Final = 0.4
 """Of the device memory that is free once the model is loaded: what buffers and statistics may take. The rest is for the
