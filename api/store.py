@@ -19,7 +19,6 @@ from actstore.api.neurons import chosen_neurons
 from actstore.api.selectivity import SelectivityMethod
 from actstore.store import reader
 from actstore.store.arguments import argument
-from actstore.store.tokens import is_made_by_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -304,36 +303,10 @@ class Store(reader.Store):
         - `workers`: number of processes that blocks are divided among; the model runs in one.
         - `on`: where they run: `local`, `ray` or `ray://HOST:PORT`.
         """
-        from actstore.engine.workers.scan import Scan, executor_of
-        from actstore.store.verify import (
-            open_captures,
-            reading_once,
-            record_verified,
-            verify_captures,
-            verify_graphs,
-            verify_root,
-        )  # fmt: skip
+        from actstore.api.verify import verify_store
 
-        store, scan = reader.Store(reading_once(self.folder)), Scan(executor_of(workers, on))
-        captures, damage = open_captures(store, capture)
-        damage += [] if capture else verify_root(store.folder)
-        for opened, found in zip(captures, verify_captures(captures, run=scan), strict=True):
-            damage += found
-            record_verified(opened, found)
-        if refill:
-            from actstore.engine.verify.refill import refill_blocks
-
-            for opened in captures:
-                if capture is None and not is_made_by_model(opened.record):
-                    continue
-                broken = {one.block for one in damage if one.capture == opened.record.name}
-                _, differing = refill_blocks(
-                    opened, refill, model=model, images=images, device=device, trust_remote_code=trust_remote_code,
-                    without=broken,
-                )  # fmt: skip
-                damage += differing
-        _, damaged_graphs = verify_graphs(store.folder, capture)
-        return [*damage, *damaged_graphs]
+        how = {"model": model, "images": images, "device": device, "trust_remote_code": trust_remote_code}
+        return verify_store(self.folder, capture, workers, on, refill, how)
 
     def repair(
         self,

@@ -47,7 +47,7 @@ SMALL = ("--context", "32", "--max-tokens", "600", "--memory", "40KB", "--label"
 def store(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made by the command itself, in a process of its own."""
     target = tmp_path_factory.mktemp("cli") / "tiny.actstore"
-    done = shell("capture", tiny_model, corpus, target, *SMALL, "--json")
+    done = shell("capture", tiny_model, corpus, target, *SMALL, "--json", "--quiet")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert json.loads(done.stdout)["captures"]["corpus"]["tokens"] > 600

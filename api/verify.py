@@ -1,0 +1,47 @@
+"""What `store.verify` does: every checksum of a store, and where that is asked for, values against the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from actstore.engine.workers.scan import Scan, executor_of
+from actstore.store.reader import Store
+from actstore.store.tokens import is_made_by_model
+from actstore.store.verify import (
+    open_captures,
+    reading_once,
+    record_verified,
+    verify_captures,
+    verify_graphs,
+    verify_root,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from actstore.store.storage.folder import Folder
+    from actstore.store.verify import Damage
+
+
+def verify_store(
+    folder: Folder, capture: str | None, workers: int | None, on: str, refill: int, how: Mapping[str, Any]
+) -> list[Damage]:
+    """The damage of a capture, or of the store with all its captures; `refill` blocks of each are computed again.
+
+    `how`: further arguments of `refill_blocks`.
+    """
+    store, scan = Store(reading_once(folder)), Scan(executor_of(workers, on))
+    captures, damage = open_captures(store, capture)
+    damage += [] if capture else verify_root(store.folder)
+    for opened, found in zip(captures, verify_captures(captures, run=scan), strict=True):
+        damage += found
+        record_verified(opened, found)
+    if refill:
+        from actstore.engine.verify.refill import refill_blocks  # only here: it loads the model libraries
+
+        for opened in captures:
+            if capture is None and not is_made_by_model(opened.record):
+                continue
+            broken = {one.block for one in damage if one.capture == opened.record.name}
+            damage += refill_blocks(opened, refill, without=broken, **how)[1]
+    return [*damage, *verify_graphs(store.folder, capture)[1]]
