@@ -221,6 +221,8 @@ def test_verify_finds_what_is_damaged_lost_or_from_elsewhere(store: Store, serve
     assert [*found()] == ["files.json"]
     (folder / "record.json").write_text((folder / "record.json").read_text().replace("rules", "ruled"))
     assert [*found()] == ["record.json"]
+    (folder / "record.json").unlink()
+    assert found() == {"record.json": "missing; restore it from a copy"}
     (folder / "L0.N1.detection.json").write_text("{")
     with pytest.raises(FormatError, match=r"L0\.N1\.detection\.json"):
         opened.sql("select * from explanations")
