@@ -23,7 +23,6 @@ from actstore.store.edits import read_record as read_edit_record
 from actstore.store.errors import FormatError, NotFoundError, UnlistableError
 from actstore.store.explanations.files import damaged_files as damaged_explanations
 from actstore.store.explanations.record import RECORD as SET_RECORD
-from actstore.store.explanations.record import explanation_names
 from actstore.store.files.checksums import verify_checksums
 from actstore.store.files.names import KINDS, stored_names, unlisted_names
 from actstore.store.files.parquet import read_metadata
@@ -226,7 +225,7 @@ def verify_root(folder: Folder) -> list[Damage]:
             belongs = partial(check_beside_root, folder, key, root) if key in tables else None
             found = guarded(key, partial(_complaint, key, belongs, check))
             damage += [Damage(None, None, None, None, *one) for one in found]
-    for name in explanation_names(folder):
+    for name in stored_names(folder, "explanations"):
         broken = guarded(f"explanations/{name}", partial(damaged_explanations, folder, name, root))
         damage += [Damage(None, None, None, None, *one) for one in broken]
     return damage

@@ -146,7 +146,10 @@ def damaged_files(folder: Folder, name: str, root: RootRecord) -> Iterator[tuple
         record = read_set(folder, name)
     except FormatError as error:
         yield explanations_key(name, RECORD), str(error)
+        return
     if record is None:
+        if list_files(folder, name):  # it is written first
+            yield explanations_key(name, RECORD), "missing; restore it from a copy"
         return
     if (what := foreign(folder, record, root)) is not None:
         yield explanations_key(name, RECORD), what

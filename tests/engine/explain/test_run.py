@@ -12,7 +12,14 @@ import actstore
 from actstore.engine.explain.graph_answers import count_named
 from actstore.engine.explain.run import ExplainTask, explain_neurons, plan_requests
 from actstore.engine.explain.settings import ExplainSettings, ServerSettings
-from actstore.store.errors import CaptureError, FormatError, InvalidInputError, ReadOnlyError, ServerError
+from actstore.store.errors import (
+    CaptureError,
+    FormatError,
+    InvalidInputError,
+    ReadOnlyError,
+    ServerError,
+    UnlistableError,
+)
 from actstore.store.explanations.tables import explanation_table
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
@@ -221,12 +228,29 @@ def test_verify_finds_what_is_damaged_lost_or_from_elsewhere(store: Store, serve
     assert [*found()] == ["files.json"]
     (folder / "record.json").write_text((folder / "record.json").read_text().replace("rules", "ruled"))
     assert [*found()] == ["record.json"]
+    (folder / "record.json").unlink()
+    assert found() == {"record.json": "missing; restore it from a copy"}
     (folder / "L0.N1.detection.json").write_text("{")
     with pytest.raises(FormatError, match=r"L0\.N1\.detection\.json"):
         opened.sql("select * from explanations")
     found()
     (store.folder.local_path("explanations.json") or folder).write_text('{"names": [], "checksum": "00000000"}')
     assert [*found()] == ["explanations.json"]
+
+
+def test_a_location_that_cannot_be_listed_is_read_by_its_index(
+    store: Store, server: RuleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(store, [(0, 0), (0, 1)], task_of(server, "detection"))
+    expected = explanation_table(store.folder, "explanations")
+
+    def refuse(self: Folder, prefix: str) -> list[str]:
+        raise UnlistableError("Keys cannot be listed here.")
+
+    monkeypatch.setattr(Folder, "names", refuse)
+    found = explanation_table(Folder(store.folder), "explanations")
+    assert found.num_rows == 2
+    assert found.equals(expected)
 
 
 def test_a_copy_has_them_and_later_copies_add_what_is_new(store: Store, server: RuleServer, tmp_path: Path) -> None:
