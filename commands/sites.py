@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from actstore.store.errors import InvalidInputError
-from actstore.store.sites import all_named, known_site, site_and_layers
+from actstore.store.errors import ActstoreError, InvalidInputError
+from actstore.store.reader import Store
+from actstore.store.sites import all_named, check_blocks, known_site, site_and_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,7 @@ def without_hooks(command: Any, arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     hooks = [flat[i] for i in values]
     sites, layers = all_named(hooks, [known_site(hook) for hook in hooks])
+    _check_blocks(getattr(command, "name", ""), flat)
     kept = [one for i, one in enumerate(flat) if i not in values and i + 1 not in values]
     named = [part for site in sites for part in (OPTION, site)]
     if not any("--layers" in parameter.opts for parameter in getattr(command, "params", ())):
@@ -41,3 +43,18 @@ def without_hooks(command: Any, arguments: Sequence[str]) -> list[str]:
             f"The hook {hooks[0]!r} names layer {layers[0]}. Leave `layers` out, or name the site {sites[0]}."
         )
     return [*kept, *named, "--layers", ",".join(map(str, layers))]
+
+
+def _check_blocks(command: str, arguments: Sequence[str]) -> None:
+    """`InvalidInputError` where the blocks of the store's, or of the named, model are not its layers."""
+    named = next((one for one in arguments if not one.startswith("-")), "")
+    try:
+        if command in ("capture", "plan"):
+            from actstore.engine.models.load import inspect_model
+
+            layers: Any = inspect_model(named).layers
+        else:
+            layers = Store(named).model.layers
+    except (ActstoreError, OSError):
+        return  # what is wrong with it, the command says
+    check_blocks(layers, named)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 HOOKS: Final[Mapping[str, str]] = {
     "mlp.hook_post": "mlp.post",
@@ -82,6 +82,9 @@ def with_sites(arguments: dict[str, Any], names: Sequence[str], owner: object = 
         if not any(parsed):
             continue
         sites, layers = all_named(hooks, parsed)
+        if (model := _model_of(owner)) is not None:
+            check_blocks(model.layers, model.name)
+        sites = [SiteOfHook(site) for site in sites]
         arguments = {**arguments, parameter: sites[0] if isinstance(given, str) else tuple(sites)}
         arguments |= _layer_arguments(arguments, names, owner, hooks[0], layers)
     return arguments
@@ -118,6 +121,29 @@ def _layer_arguments(
     )
 
 
+class SiteOfHook(str):
+    """A site that was named by a hook, so with the number of a block; otherwise the site."""
+
+    __slots__ = ()
+
+
+def check_blocks(layers: Iterable[Any], what: str) -> None:
+    """`InvalidInputError` where the layers of a model are not its blocks: hooks number these, and we those."""
+    if any(one.layer != one.block or one.expert is not None for one in layers):
+        raise InvalidInputError(
+            f"Hooks are numbered by blocks, which are not the layers of {what}: it has experts, or several stacks. Name "
+            "the site, and the layer."
+        )
+
+
+def _model_of(owner: object) -> Any:
+    """The record of the model of a store, or of what belongs to one; None where it is not known."""
+    for one in (owner, getattr(owner, "store", None), getattr(owner, "_store", None)):
+        if (model := getattr(one, "model", None)) is not None:
+            return model
+    return None
+
+
 def has_sites(names: Sequence[str]) -> bool:
     """Whether a function with these parameters takes sites."""
     return any(name in names for name in _SITE_ARGUMENTS)
@@ -127,11 +153,13 @@ def of_sites(
     names: Sequence[str],
 ) -> Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]:
     """What puts sites in the place of hook names in the arguments of a function with these parameters."""
-    places = [names.index(name) for name in _SITE_ARGUMENTS if name in names]
+    places = [(name, names.index(name)) for name in _SITE_ARGUMENTS if name in names]
 
     def translate(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given = [kwargs.get(name) for name in _SITE_ARGUMENTS] + [args[i] for i in places if i < len(args)]
-        if not any(map(_has_hook, given)):
+        for name, place in places:
+            if _has_hook(args[place] if place < len(args) else kwargs.get(name)):
+                break
+        else:
             return args, kwargs
         bound = dict(zip(names, args, strict=False)) | kwargs
         changed = with_sites(bound, names, bound.get("self"))
@@ -141,5 +169,6 @@ def of_sites(
 
 
 def _has_hook(value: object) -> bool:
-    values = value if isinstance(value, list | tuple) else (value,)
-    return any(isinstance(one, str) and one.startswith("blocks.") for one in values)
+    if isinstance(value, str):  # nearly always, and once per row that is read
+        return value.startswith("blocks.")
+    return isinstance(value, list | tuple) and any(isinstance(one, str) and one.startswith("blocks.") for one in value)

@@ -21,6 +21,7 @@ from actstore.store.files.parquet import read_metadata
 from actstore.store.layout import LOCK_NAME, VOCABULARY_KEY, capture_key
 from actstore.store.model.root import is_store, read_root, read_vocabulary
 from actstore.store.reader import Store
+from actstore.store.sites import check_blocks, parse_hook
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.lock import own
 from actstore.store.tokens import UNKNOWN, known_as
@@ -174,8 +175,7 @@ class CaptureBuilder:
             self.close()
 
     def __repr__(self) -> str:
-        state = "open" if self._is_open else "closed"
-        return f"CaptureBuilder({self._folder.location!r}, {self._name!r}: {self.n_rows} tokens, {state})"
+        return f"CaptureBuilder({self._folder.location!r}, {self._name!r}: {self.n_rows} tokens)"
 
     @property
     def capture(self) -> Capture:
@@ -212,6 +212,8 @@ class CaptureBuilder:
         """
         self._check_open()
         arrays = places(activations)
+        if any(isinstance(key, str) and parse_hook(key) is not None for key in activations):
+            self.check_blocks()
         shape = self._leading_shape(arrays)
         own = {"ids": ids, "texts": texts, "mask": mask, "labels": labels, "source": source}
         sequences: Sequences | None = None
@@ -239,6 +241,11 @@ class CaptureBuilder:
             self.close()  # what was added may lack a part
             raise
         self.n_rows += n_new
+
+    def check_blocks(self) -> None:
+        """`InvalidInputError` where layers of the model, if it is known, are not its blocks, by which other tools number."""
+        if self._model is not None:
+            check_blocks(self._model.layers, self._model.name)
 
     def _append(self, arrays: Mapping[Place, Any], sequences: Sequences | None) -> None:
         for place, values in arrays.items():

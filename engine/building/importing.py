@@ -90,6 +90,7 @@ def import_activations(
         storage_options=storage_options,
     )  # fmt: skip
     with builder:
+        builder.check_blocks()
         for batch in imported.batches(options):
             builder.add(batch.activations, ids=batch.ids, source=batch.source)
     return builder.capture

@@ -22,6 +22,7 @@ from actstore.store.arguments import argument, given_fields
 from actstore.store.calls import checked
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.reader import Store, read_capture
+from actstore.store.sites import SiteOfHook, check_blocks
 from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -247,6 +248,8 @@ def open_run(
     check_options(name, options)
     source, documents = ModelSource.of(request.model), as_corpus(request.corpus)
     spec = source.inspect(dtype=options.dtype, trust_remote_code=options.trust_remote_code)
+    if any(isinstance(site, SiteOfHook) for site in settings.get("sites") or ()):  # type: ignore[attr-defined]
+        check_blocks(spec.layers, spec.name)
     folder = Folder(request.store, read_only=read_only, sync=options.sync, storage_options=options.storage_options)
     begun = read_capture(folder, name) if options.resume else None
     run: ImageRun | CorpusRun

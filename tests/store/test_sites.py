@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -100,6 +101,21 @@ def test_reading_by_hook(planted_path: Any) -> None:
         checked(lambda sites, layers=None: sites)(["blocks.0.mlp.hook_post", "blocks.1.hook_resid_post"])
     with pytest.raises(InvalidInputError, match="names layer 2, and this call is of all layers"):
         checked(lambda site: site)("blocks.2.mlp.hook_post")
+
+
+def test_where_layers_are_not_blocks_a_hook_is_refused(planted_path: Any) -> None:
+    """As of experts, each of which is a layer: another neuron would be taken in silence."""
+    store = Store(planted_path[0])
+    layers = tuple(dataclasses.replace(one, block=0) for one in store.model.layers)
+    store.model = dataclasses.replace(store.model, layers=layers)
+    for call in (
+        store.capture().activations,
+        lambda *_: store.neuron("L1.N3").activations(site="blocks.1.mlp.hook_post"),
+    ):
+        with pytest.raises(
+            InvalidInputError, match="Hooks are numbered by blocks, which are not the layers of planted"
+        ):
+            call(1, 3, "blocks.1.mlp.hook_post")
 
 
 @pytest.mark.parametrize(
