@@ -285,9 +285,8 @@ class Run(ABC):
         self._refuse([*filter(None, [other_order(requested.get("order"), record.order, record.sites)])])
 
     def _load(self, dtype: str) -> LoadedModel:
-        return self.source.load(
-            dtype=dtype, device=self.options.device, trust_remote_code=self.options.trust_remote_code
-        )
+        device, trust = self.options.device, self.options.trust_remote_code
+        return self.source.load(dtype=dtype, device=device, trust_remote_code=trust)
 
     def _load_tokenizer(self) -> TextTokenizer:
         """The tokenizer of the options, else the model's own; `InvalidInputError` where there is none."""
@@ -342,9 +341,8 @@ class Run(ABC):
         return f"{before}: nothing of it is kept. Run it again."
 
     def _stopped(self, record: CaptureRecord, reason: str) -> str:
-        return (
-            f"{reason}: {blocks_so_far(self.folder, record)}. Run the same command with `resume=True` to fill the rest."
-        )
+        so_far = blocks_so_far(self.folder, record)
+        return f"{reason}: {so_far}. Run the same command with `resume=True` to fill the rest."
 
 
 def _call(command: str) -> str:
