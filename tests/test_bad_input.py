@@ -411,8 +411,8 @@ def test_a_disk_that_fills_up_half_way(
         (("sql", "S", "select 1", "--capture", "b"), "has no capture 'b'"),
         (("verify", "S", "--capture", "b"), "has no capture 'b'"),
         (
-            ("export", "S", "--output", "T/x.csv", "--neurons", "L0.N0"),
-            "one of .parquet, .npy, .safetensors: found 'x.csv'",
+            ("export", "S", "--output", "T/x.txt", "--neurons", "L0.N0"),
+            "one of .parquet, .csv, .npy, .safetensors, .jsonl, or by --format: found 'x.txt'",
         ),
         (("export", "S", "--output", "T/no/x.npy", "--neurons", "L0.N0"), "The folder of"),
         (("export", "S", "--output", "T/x.npy"), "Nothing to export"),

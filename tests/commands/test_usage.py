@@ -25,8 +25,7 @@ REFUSED = {
     "coverage S --criterion zzzzz": "--criterion takes one of nc, kmnc, nbc, snac, tknc, tknp, tfc, and 'zzzzz' is "
     "none of them.",
     "top S": "NEURON is missing: a neuron, such as L3.N17. Write `actstore top STORE NEURON`.",
-    "export S": "--output is missing: the file to write; its suffix is .parquet, .npy or .safetensors. Write "
-    "`actstore export STORE --output FILE`.",
+    "export S": "--output is missing: the file to write, or the folder. Write `actstore export STORE --output FILE`.",
     "top S L0.N1 --arund 3": "`actstore top` has no option --arund. Did you mean --around?",
     "info S --zzz": "`actstore info` has no option --zzz. `actstore info --help` lists those that there are.",
     "naica S --quit": "`actstore naica show` has no option --quit. Did you mean --quiet?",
