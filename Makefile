@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Twice quiet: setuptools greets every editable install with a warning that means nothing here.
 PIP := $(BIN)/python -m pip install --quiet --quiet
-SOURCES := __init__.py cli.py setup.py api commands display engine kernels store tests benchmarks demo docs
+SOURCES := __init__.py cli.py setup.py api commands display engine kernels store tests benchmarks demo docs examples
 
 .PHONY: env lock demo test test-slow test-real test-newest compatibility coverage lint types bench docs peers clean
 

@@ -65,7 +65,7 @@ _CALL: Final = re.compile(r"`(?P<of>actstore|store)\.(?P<path>[a-z_]+(?:\.[a-z_]
 _OPTIONS: Final = re.compile(r"options=\w+\(([^()]*)\)")
 """Parameters that Python takes together, and the command line one by one."""
 
-_OTHER_COMMANDS: Final = {"edits": "edit", "fill_top_tokens": "contributions"}
+_OTHER_COMMANDS: Final = {"edits": "edit", "fill_top_tokens": "contributions", "import_activations": "import"}
 """Name in Python → the command, where they differ."""
 
 

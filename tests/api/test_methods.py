@@ -44,6 +44,7 @@ GROUPS = {
     "explain": ExplainMethod,
 }
 ELSEWHERE: dict[str, Any] = {
+    "import": actstore.import_activations,  # which is a word of Python
     "capture": actstore.capture,
     "top": actstore.Neuron.show,
     "stats": actstore.Store.neurons,
