@@ -106,7 +106,7 @@ class Measured:
 def batches_of(store: actstore.Store, layer: int, where: str, seed: int, epochs: int = 1) -> Iterator[Tensor]:
     """Activations [token, width] of the documents that meet a condition, without the first position, which is like no other."""
     found = store.batches(
-        "resid.post", layer, batch=2048, seed=seed, epochs=epochs, where=where, skip=1, normalize="norm"
+        "resid.post", layer, batch=512, seed=seed, epochs=epochs, where=where, skip=1, normalize="norm"
     )
     return (batch.activations for batch in found)
 
@@ -125,7 +125,7 @@ def train(store: actstore.Store, layer: int, n_features: int, k: int, epochs: in
         loss.backward()
         optimiser.step()
         model.normalise()
-        if step % 50 == 0:
+        if step % 200 == 0:
             print(f"step {step}: loss {loss.item():.4f}, {int((model.silent > DEAD_AFTER).sum())} features dead")
     return model
 
@@ -165,7 +165,7 @@ def show(store: actstore.Store, layer: int) -> None:
     )
     for row in store.sql(query, "features").to_arrow().to_pylist():
         print(f"\n{row['name']}: above zero at {row['positive']:.2%} of the tokens, at most {row['max']:.2f}")
-        exemplars = store.neuron((layer, row["neuron"])).exemplars(3, "features", site="sae.features", context=8)
+        exemplars = store.neuron(row["name"]).exemplars(3, "features", site="sae.features", context=8)
         for exemplar in exemplars.to_arrow().to_pylist():
             tokens = [*exemplar["tokens"]]
             tokens[exemplar["pivot"]] = f"«{tokens[exemplar['pivot']]}»"

