@@ -104,6 +104,7 @@ def own_model(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_every_command_that_runs_it_again_can_be_told_to_run_its_code(
     cli: Callable[..., Result], refused: Callable[..., str], own_model: Path, corpus: Path, tmp_path: Path
 ) -> None:

@@ -172,6 +172,7 @@ def test_a_misspelt_subcommand_is_no_store(cli: Callable[..., Any], store: Path)
     assert done.err == "Error: No such command 'shwo', and no such store. Did you mean show?\n"
 
 
+@pytest.mark.slow
 def test_nothing_but_learning_and_judging_needs_transformers(run_without: Callable[..., Any], store: Path) -> None:
     asked = ["edit", "rewrite", store, "--from", "Germany", "--to", "Turkey", "-k", 5]
     done = run_without(

@@ -100,6 +100,7 @@ def test_one_sentence_says_what_is_wrong(
     assert "Traceback" not in result.err
 
 
+@pytest.mark.slow
 def test_no_model_and_no_transformers(run_without: Callable[..., Any], store: Path) -> None:
     done = run_without(("transformers", "torch"), ("graphs", "evaluate", store, "--neurons", "L0.N1", "--json"))
     assert done.returncode == 0, done.stderr

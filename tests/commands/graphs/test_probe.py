@@ -73,6 +73,7 @@ def test_neurons_are_probed_and_graphs_made(cli: Callable[..., Result], tiny_mod
     assert "masked with: pad" in people.out
 
 
+@pytest.mark.slow
 def test_published_graphs_are_built_from_probes_that_stand_there(
     cli: Callable[..., Result], run_build: Callable[..., Result], run_without: Callable[..., Any], tiny_model: Path,
     store: Path,

@@ -239,6 +239,7 @@ def test_a_capture_of_text_holds_no_answers(
     assert "is one of text" in refused(*line)
 
 
+@pytest.mark.slow
 def test_without_transformers_tokenizers_and_the_model(
     run_without: Callable[..., Any], path: Path, tmp_path: Path
 ) -> None:

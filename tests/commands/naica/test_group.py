@@ -255,6 +255,7 @@ def test_the_group_explains_itself(cli: Callable[..., Result], monkeypatch: pyte
     assert "--model" in cli("evaluate", "--help").out
 
 
+@pytest.mark.slow
 def test_neither_transformers_nor_the_model_is_needed(
     run_without: Callable[..., Any], store: Path, tmp_path: Path
 ) -> None:

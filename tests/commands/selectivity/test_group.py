@@ -162,6 +162,7 @@ def test_lens_says_how_undecided_each_layer_is(
     assert "Expected a device such as cpu" in refused("lens", tmp_path / "stream", "--device", "abacus")
 
 
+@pytest.mark.slow
 def test_the_lens_needs_no_transformers(
     run_without: Callable[..., Any], tiny_model: Path, corpus: Path, tmp_path: Path
 ) -> None:

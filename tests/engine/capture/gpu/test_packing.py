@@ -199,7 +199,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("half", "sites") else n for n in SETTINGS]
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("half", "sites", "last") else n for n in SETTINGS]
 )
 def test_whole_blocks_are_the_hosts(captured: Any, model: LoadedModel, name: str) -> None:
     capture = captured(**SETTINGS[name])
