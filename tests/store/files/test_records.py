@@ -51,6 +51,7 @@ CAPTURE = CaptureRecord(
     {"tokens/ids": "d" * 32},
     True,
     "zstd:3",
+    {"mlp.post": "token"},
 )
 COMMIT = CommitRecord(
     7,

@@ -31,7 +31,7 @@ IMPORTS = (
     "actstore.engine.capture.api", "actstore.engine.capture.corpus_run", "actstore.engine.attribution.attribute",
     "actstore.engine.filling.api",
     "actstore.engine.graphs.build", "actstore.engine.graphs.probes.run", "actstore.engine.edit", "actstore.engine.models.load",
-    "actstore.engine.contributions.next_tokens", "actstore.store.verify", "actstore.store.export", "faults.observing",
+    "actstore.engine.contributions.next_tokens", "actstore.store.verify", "actstore.store.exports.export", "faults.observing",
 )  # fmt: skip
 
 
