@@ -136,7 +136,7 @@ def test_where_layers_are_not_blocks_a_hook_is_refused(planted_path: Any) -> Non
 )
 def test_the_command_line_takes_hooks(arguments: str, expected: str) -> None:
     name, *rest = arguments.split()
-    command = typer.main.get_command(command_line.app).commands[name]  # type: ignore[attr-defined]
+    command = typer.main.get_command(command_line.application()).commands[name]  # type: ignore[attr-defined]
     if expected[:1].islower() and expected.split()[0] in (name,):
         assert without_hooks(command, rest) == expected.split()[1:]
         return
