@@ -80,13 +80,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-tokens", type=int, help="of the corpus. [default: all]")
+    parser.add_argument(
+        "--corpus", type=Path, default=FOLDER / "texts.jsonl.xz", help="texts with `language` and `half`"
+    )
     parser.add_argument("--store", type=Path, default=Path("build") / "probe.actstore")
     asked = parser.parse_args()
     if not asked.store.exists():
         actstore.capture(
-            str(FOLDER), str(FOLDER / "texts.jsonl.xz"), asked.store, labels=("language", "half"),
-            sites=("resid.post",), precision="half", max_tokens=asked.max_tokens,
+            str(FOLDER), asked.corpus, asked.store, label_columns=("language", "half"),
+            sites=("resid.post",), precision="half",
         )  # fmt: skip
     store = actstore.open(asked.store)
     print("layer  probe   token table  most frequent  held-out tokens")

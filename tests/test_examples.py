@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import subprocess
 import sys
@@ -42,7 +43,11 @@ def test_the_autoencoder_explains_what_its_page_says(tmp_path: Path) -> None:
 
 
 def test_a_probe_is_tested_on_the_other_half(tmp_path: Path) -> None:
-    out = run("probe", "--store", tmp_path / "s", "--epochs", 2)
+    with lzma.open(
+        EXAMPLES.parent / "demo" / "models" / "language-llama" / "texts.jsonl.xz", "rt", encoding="utf-8"
+    ) as file:
+        (tmp_path / "texts.jsonl").write_text("".join(list(file)[::12]), encoding="utf-8")
+    out = run("probe", "--store", tmp_path / "s", "--corpus", tmp_path / "texts.jsonl", "--epochs", 4)
     rows = [line.split() for line in out.splitlines()[-4:]]
     probes, tables, most_frequent = ([float(row[at].rstrip("%")) for row in rows] for at in (1, 2, 3))
     assert max(probes) > max(tables) > max(most_frequent)
