@@ -13,7 +13,7 @@ import actstore
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-NOT_INSTALLED = {"tests", "benchmarks", "demo", "docs", "build", "dist"}
+NOT_INSTALLED = {"tests", "benchmarks", "demo", "docs", "examples", "build", "dist"}
 
 
 def test_every_folder_with_python_in_it_is_found_to_be_a_package() -> None:
