@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from actstore.engine.workers.scan import Scan, executor_of
 from actstore.store.reader import Store
-from actstore.store.tokens import is_made_by_model
 from actstore.store.verify import (
     open_captures,
     reading_once,
@@ -28,7 +27,7 @@ def verify_store(
 ) -> list[Damage]:
     """The damage of a capture, or of the store with all its captures; `refill` blocks of each are computed again.
 
-    `how`: further arguments of `refill_blocks`.
+    `how`: further arguments of `refill_captures`.
     """
     store, scan = Store(reading_once(folder)), Scan(executor_of(workers, on))
     captures, damage = open_captures(store, capture)
@@ -37,11 +36,7 @@ def verify_store(
         damage += found
         record_verified(opened, found)
     if refill:
-        from actstore.engine.verify.refill import refill_blocks  # only here: it loads the model libraries
+        from actstore.engine.verify.refill import refill_captures  # only here: it loads the model libraries
 
-        for opened in captures:
-            if capture is None and not is_made_by_model(opened.record):
-                continue
-            broken = {one.block for one in damage if one.capture == opened.record.name}
-            damage += refill_blocks(opened, refill, without=broken, **how)[1]
+        damage += refill_captures(captures, refill, damage, named=bool(capture), **how)[1]
     return [*damage, *verify_graphs(store.folder, capture)[1]]

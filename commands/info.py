@@ -20,7 +20,6 @@ from actstore.display import terminal
 from actstore.display.reports import describe_store, print_json, print_store
 from actstore.store.capture.saturation import overflow_sentences
 from actstore.store.reader import Store
-from actstore.store.tokens import is_made_by_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,19 +92,14 @@ def verify(
     damage += _check(captures, workers, on, quiet)
     refilled: list[dict[str, Any]] = []
     if refill:
-        from actstore.engine.verify.refill import refill_blocks
+        from actstore.engine.verify.refill import refill_captures
 
         with terminal.spinner("recomputing blocks", enabled=not quiet):
-            for one in captures:
-                if not capture and not is_made_by_model(one.record):
-                    continue
-                damaged_blocks = {d.block for d in damage if d.capture == one.record.name}
-                rows, differences = refill_blocks(
-                    one, refill, model=model, images=images, device=device, trust_remote_code=trust_remote_code,
-                    without=damaged_blocks,
-                )  # fmt: skip
-                refilled += rows
-                damage += differences
+            refilled, differences = refill_captures(
+                captures, refill, damage, named=bool(capture), model=model, images=images, device=device,
+                trust_remote_code=trust_remote_code,
+            )  # fmt: skip
+        damage += differences
     with terminal.spinner("checking graphs", enabled=not quiet):
         graphs, damaged_graphs = verify_graphs(opened.folder, capture)
     damage += damaged_graphs

@@ -18,11 +18,11 @@ from actstore.store import layout
 from actstore.store.capture.overflow import saturate
 from actstore.store.capture.questions.answers import has_attributions
 from actstore.store.errors import FormatError, InvalidInputError
-from actstore.store.tokens import check_made_by_model
+from actstore.store.tokens import check_made_by_model, is_made_by_model
 from actstore.store.verify import Damage
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -72,6 +72,24 @@ def refill_blocks(
             processor = VisionProcessor.load(loaded.spec.name, trust_remote_code=trust_remote_code)
         with threads_as_captured(capture.folder, record.name, loaded):
             return _compare(capture, blocks, _filler(capture, loaded, processor, images))
+
+
+def refill_captures(
+    captures: Sequence[Capture], n: int, damage: Sequence[Damage], *, named: bool, **how: Any
+) -> tuple[list[dict[str, Any]], list[Damage]]:
+    """What `refill_blocks` gives for each capture, with the arguments `how`; blocks that `damage` names are skipped.
+
+    Captures that no model made are passed over, unless the user `named` the one that is to be checked.
+    """
+    rows: list[dict[str, Any]] = []
+    differences: list[Damage] = []
+    for capture in captures:
+        if named or is_made_by_model(capture.record):
+            broken = {one.block for one in damage if one.capture == capture.record.name}
+            of_capture, differing = refill_blocks(capture, n, without=broken, **how)
+            rows += of_capture
+            differences += differing
+    return rows, differences
 
 
 def _compare(
