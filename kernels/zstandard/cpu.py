@@ -105,12 +105,19 @@ def _is_dense(data: NDArray[np.uint8], first: int, n: int, scratch: Scratch) -> 
     for piece in range(_SAMPLES):
         for i in range(first + piece * step, first + piece * step + _SAMPLE):
             totals[data[i]] += 1
-    # Σ c² over n² is the chance that two bytes are equal: 1 / 256 of uniform ones; below 1 / 128 a twentieth would be saved.
+    return _is_even(totals, _SAMPLES * _SAMPLE)
+
+
+@jit
+def _is_even(totals: NDArray[np.int64], n: int) -> bool:
+    """Whether `n` bytes of which each value occurs `totals` [byte value] times are too close to uniform to be coded.
+
+    Σ c² over n² is the chance that two bytes are equal: 1 / 256 of uniform ones; below 1 / 128 a twentieth would be saved.
+    """
     squares = np.int64(0)
     for value in range(N_BYTES):
         squares += totals[value] * (totals[value] - 1)
-    n_sampled = np.int64(_SAMPLES * _SAMPLE)
-    return bool(squares * 128 < n_sampled * (n_sampled - 1))
+    return bool(squares * 128 < np.int64(n) * (np.int64(n) - 1))
 
 
 @jit
@@ -151,6 +158,8 @@ def _write_literals(
             for row in range(8):
                 totals[value] += counts[row, value]
             n_values += totals[value] > 0
+        if n < 2 * _SAMPLES * _SAMPLE and _is_even(totals, n):
+            return _write_raw_literals(data, first, n, out, at)
         if n_values == 1:
             _write_literals_header(_RLE, n, out, at)
             out[at + 3] = data[first]
@@ -169,6 +178,12 @@ def _write_literals(
                     for i in range(5):
                         out[at + i] = (header >> (8 * i)) & 255
                     return end
+    return _write_raw_literals(data, first, n, out, at)
+
+
+@jit
+def _write_raw_literals(data: NDArray[np.uint8], first: int, n: int, out: NDArray[np.uint8], at: int) -> int:
+    """Where the section of literals ends, stored as they are."""
     _write_literals_header(_RAW, n, out, at)
     copy_bytes(data, np.uint64(first), out, np.uint64(at + 3), np.uint64(n), np.uint64(first + n))
     return at + 3 + n
