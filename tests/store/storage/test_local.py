@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from recorded_disk import RecordedDisk
 
+pytestmark = pytest.mark.usefixtures("waits_for_the_disk")
+
 
 class TestLocal(StorageContract):
     storage = LocalStorage
