@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["launches", "s3", "s3_location", "s3_server"]
 
+FSYNC = os.fsync
+
 # How fast examples are made says more about what else the machine does than about the code.
 settings.register_profile("actstore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("actstore")
@@ -49,6 +51,24 @@ def threads_are_left(one_thread: None) -> Iterator[None]:
     """What one test sets must not decide the bits of what the next computes."""
     yield
     assert torch.get_num_threads() == 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """No power is cut in these tests, and a small capture would wait a second for its 350 syncs; `waits_for_the_disk` does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", _look_only)
+        yield
+
+
+def _look_only(descriptor: int) -> None:
+    os.fstat(descriptor)  # `OSError` where it is no open file, as of the sync
+
+
+@pytest.fixture
+def waits_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's own sync."""
+    monkeypatch.setattr(os, "fsync", FSYNC)
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +103,7 @@ class Result(NamedTuple):
 
 
 @pytest.fixture
-def recorded_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecordedDisk:
+def recorded_disk(waits_for_the_disk: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecordedDisk:
     """What this process asks of the disk from here on; looked at below `tmp_path`."""
     return RecordedDisk(tmp_path, monkeypatch)
 

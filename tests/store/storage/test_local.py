@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from recorded_disk import RecordedDisk
 
+pytestmark = pytest.mark.usefixtures("waits_for_the_disk")
+
 
 class TestLocal(StorageContract):
     storage = LocalStorage
@@ -195,7 +197,9 @@ def test_a_failed_sync_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "write": lambda: folder.write("old", b"new"),
         "create": lambda: folder.create("new", b"new"),
         "writer": lambda: folder.writer("old").close(),
-        "zarr": lambda: zarr.create_array(store=folder.zarr, name="a", shape=(2,), dtype="int32"),
+        # One file: above an array that has a name, Zarr writes its group too, at the same time, and raises the first error
+        # while the other file may still be there.
+        "zarr": lambda: zarr.create_array(store=folder.zarr, shape=(2,), dtype="int32"),
         "delete": lambda: folder.delete("old"),
     }
     with pytest.raises(OSError, match="Input/output error"):
