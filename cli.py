@@ -73,6 +73,7 @@ FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     "info": ("info", "verify"),
     "repair": ("repair",),
     "copy": ("copy",),
+    "reorder": ("reorder",),
     "read": ("top", "stats", "sql", "export"),
     "contributions": ("contributions",),
     "attribute": ("attribute",),

@@ -21,7 +21,7 @@ from actstore.store import reader
 from actstore.store.arguments import argument
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import xarray
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from actstore.engine.repair.outcome import RepairReport
     from actstore.store.batches.loader import Batches
     from actstore.store.capture.questions.attributions import Attributions
+    from actstore.store.capture.reader import Capture
     from actstore.store.table import Table
     from actstore.store.verify import Damage
 
@@ -271,6 +272,21 @@ class Store(reader.Store):
 
         chosen = argument("layers", layers, tuple[int, ...] | None)
         return open_dataset(self.capture(capture), site, chosen, chunked=chunked)
+
+    def reorder(
+        self, order: str, *, capture: str | None = None, on_block: Callable[[int, int], None] | None = None
+    ) -> Capture:
+        """Puts values of a capture into another order on disk, without the model: whole, or not at all; it, opened anew.
+
+        - `order`: "neuron" or "token", or by site, "mlp.post=token"; sites that are not named stay as they are.
+        - `on_block`: told after each block how many are written, and how many there will be.
+
+        >>> store.reorder("mlp.post=token")
+        """
+        from actstore.store.transfer.reorder import reorder_capture
+
+        name, text = argument("capture", capture, str | None), argument("order", order, str)
+        return self.reopened(reorder_capture(self.folder, name, text, on_block or (lambda done, total: None)))
 
     def fill_top_tokens(self) -> int:
         """Adds the tokens that each neuron promotes and suppresses to the table `model` of SQL; the number of neurons.

@@ -145,6 +145,7 @@ def _describe_capture(capture: Capture) -> dict[str, Any]:
         "documents": plan.n_documents,
         "windows": plan.n_windows,
         "sites": list(capture.record.sites),
+        "order": {site: capture.record.order.get(site, "neuron") for site in capture.record.sites},
         "precision": capture.record.precision,
         "dtype": capture.record.value_dtype,
         "gate_sign": bool(capture.record.gate_sign),
@@ -170,13 +171,18 @@ def summarise_capture(held: Capture) -> dict[str, Any]:
 
 
 def _summary(name: str, description: dict[str, Any]) -> dict[str, Any]:
-    sites = ", ".join(description["sites"])
+    sites = ", ".join(_with_order(site, description) for site in description["sites"])
     return description | {
         "name": name,
         "sites": f"{sites} ({description['part']})" if description["part"] != "language" else sites,
         "precision": f"{description['precision']} ({description['dtype'] or 'statistics only'})",
         "labels": ", ".join(f"{column} ({len(values):,} values)" for column, values in description["labels"].items()),
     }
+
+
+def _with_order(site: str, description: dict[str, Any]) -> str:
+    """A site's name, and that its values lie token by token where they do; neuron by neuron is not said."""
+    return f"{site} (by token)" if description["dtype"] and description["order"][site] == "token" else site
 
 
 def state_of(description: dict[str, Any]) -> str:

@@ -159,6 +159,11 @@ def capture_key(capture: str) -> str:
     return f"captures/{capture}"
 
 
+def record_key(capture: str) -> str:
+    """The group's metadata, which hold the capture's record."""
+    return f"captures/{capture}/zarr.json"
+
+
 BLOCK_ARRAYS: Final = ("values", "gate_sign", "scale", "threshold", "dropped")
 """Folders of a capture's sharded arrays. Their metadata comes before the record, their shards after it."""
 

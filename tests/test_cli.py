@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from tests.conftest import Result  # type: ignore[import-not-found]
 
 COMMANDS = (
-    "inspect", "capture", "plan", "fill", "finish", "import", "info", "verify", "repair", "copy", "top", "stats", "sql",
-    "export", "contributions", "attribute", "naica", "knowledge", "selectivity", "change", "coverage", "coactivation",
+    "inspect", "capture", "plan", "fill", "finish", "import", "info", "verify", "repair", "copy", "reorder", "top", "stats",
+    "sql", "export", "contributions", "attribute", "naica", "knowledge", "selectivity", "change", "coverage", "coactivation",
     "graphs", "explain",
     "multimodal", "edit",
 )  # fmt: skip

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from actstore.engine.capture.root import write_store_root
 from actstore.engine.models.fingerprint import check_root, fingerprint_of
 from actstore.store.errors import InvalidInputError
-from actstore.store.files.record_checks import NEURON_SITES
+from actstore.store.files.record_checks import NEURON_SITES, STREAM_SITES
 from actstore.store.files.records import LayerRecord, ModelRecord
 from actstore.store.layout import VOCABULARY_KEY
 from actstore.store.model import root
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from actstore.engine.models.load import LoadedModel
     from actstore.engine.models.tokenizer.load import TextTokenizer
     from actstore.store.storage.folder import Folder
-
-STREAM_SITES: Final = ("resid.pre", "resid.mid", "resid.post", "attn.out")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -117,7 +117,7 @@ def capture(
     - `block_tokens`: number of tokens per block, the unit of work [16,384, fewer where `memory` does not suffice]
     - `bundle`: whether all files of a block lie in one object [where there would be more than 100,000 files]
     - `compression`: "huffman", "none", "lz4" or "zstd", with a level as in "zstd:3" ["huffman" of int8 and sparse, or "lz4:5"]
-    - `order`: "neuron", "token", or by site, "resid.post=token": which of the two lie together on disk ["neuron"]
+    - `order`: what lies together on disk: "neuron", "token", or by site "mlp.post=token" ["token" of the stream, else "neuron"]
     - `contributions`: "next" sums, while the model runs, what each neuron contributes to each position's next token [no sums]
     - `by`: one of `label_columns`, by whose values contributions are summed [all positions together]
     - `max_tokens`: planning stops at this number of stored tokens [the whole corpus]

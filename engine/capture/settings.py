@@ -73,8 +73,8 @@ class CaptureSettings(Typed):
     compression: str | None = None
     """Of values on disk: "huffman" at int8 and sparse, else "lz4:5". As `bundle`, it is the record's."""
     order: str | None = None
-    """What lies together on disk: "neuron", "token", or "SITE=token" for one site, several divided by commas. As `bundle`, it
-    is the record's."""
+    """What lies together on disk: "neuron", "token", or "SITE=token" for one site, several divided by commas; where nothing is
+    said, a token of sites of the residual stream, and else a neuron. As `bundle`, it is the record's."""
     contributions: Summed | None = None
     """`next`: what every neuron contributes to each position's next token is summed while the model runs, by labels of `by`."""
     by: str | None = None

@@ -98,6 +98,12 @@ class Captures(Root):
             )
         return self._open(name, record)
 
+    def reopened(self, name: str) -> Capture:
+        """A capture opened anew, of which this store has kept another state."""
+        for kept in (self._complete, self._read_at_opening):
+            kept.pop(name, None)
+        return self.peek(name)
+
     def default_capture(self) -> str | None:
         """The name of the capture that is meant where none is named; None where that is not clear."""
         found = self._find_default()

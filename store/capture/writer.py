@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from actstore.store.files.chunks import Rows
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
+    from actstore.store.storage.pieces import Bytes
 
 SYNCING_THREADS: Final = 4
 """A disk that is asked to sync several files at once writes its journal once for all of them."""
@@ -63,11 +64,21 @@ def create_capture(folder: Folder, record: CaptureRecord) -> CaptureRecord:
         create_block_array(folder, spec, record.plan.n_blocks)
     write_names(folder, "captures", record.name)
     find_bundles(folder, record)
-    folder.write_json(
-        f"{layout.capture_key(record.name)}/zarr.json",
-        {"zarr_format": 3, "node_type": "group", "attributes": {"actstore_capture": with_checksum(record.to_json())}},
-    )
+    write_record(folder, record)
     return record
+
+
+def write_record(folder: Folder, record: CaptureRecord) -> None:
+    """Write a capture's record as it is."""
+    attributes = {"actstore_capture": with_checksum(record.to_json())}
+    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    folder.write_json(layout.record_key(record.name), group)
+
+
+def encoded_parts(spec: BlockArraySpec, values: Rows, block: int) -> Iterator[Bytes]:
+    """A block's `values` [neuron, column] of an array as the pieces of their shard, as of `shard_parts`."""
+    rows: Rows = TokenRows(np.asarray(values)) if spec.order == "token" else values
+    return shard_parts(rows, spec.grid, spec.compression, shard_seed(spec.identity, spec.key, block))
 
 
 def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
@@ -275,9 +286,7 @@ class CaptureWriter:
                 future.result()
 
     def _write_shard(self, key: str, values: Rows, job: _Block, number: int) -> tuple[int, str]:
-        spec = self._specs[key]
-        rows: Rows = TokenRows(np.asarray(values)) if spec.order == "token" else values
-        parts = shard_parts(rows, spec.grid, spec.compression, shard_seed(spec.identity, key, job.number))
+        parts = encoded_parts(self._specs[key], values, job.number)
         if job.bundle is not None:
             return job.bundle.add_shard(number, self._short(layout.shard_key(key, job.number)), parts)
         with self._folder.writer(layout.shard_key(key, job.number), job.batch) as file:

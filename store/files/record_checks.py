@@ -31,6 +31,8 @@ DTYPES: Final = ("float32", "float16", "bfloat16")
 
 NEURON_SITES: Final = ("mlp.post", "mlp.gate", "mlp.up", "attribution.ig", "attribution.gradient")
 """Sites with a value for each neuron of a layer; others are as wide as some residual stream."""
+STREAM_SITES: Final = ("resid.pre", "resid.mid", "resid.post", "attn.out")
+"""Sites of the residual stream, whose axis is `d_model`: what is read there is a token's vector, not a neuron."""
 
 _CHECKSUM: Final = re.compile("[0-9a-f]{8}")
 

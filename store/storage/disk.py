@@ -139,7 +139,7 @@ class PartialFile:
             self._sync()
         self._close()
         if new:
-            _link(self.path, self._target, sync=self._disk.sync)
+            link_or_copy(self.path, self._target, sync=self._disk.sync)
             self.path.unlink()
         else:
             self.path.replace(self._target)
@@ -182,8 +182,8 @@ class PartialFile:
         self.file.close()
 
 
-def _link(path: Path, target: Path, *, sync: bool) -> None:
-    """Give a file a second name, which must be new: `FileExistsError` where it is not."""
+def link_or_copy(path: Path, target: Path, *, sync: bool) -> None:
+    """Give a file a second name, which must be new: `FileExistsError` where it is not. Without hard links, it is copied."""
     try:
         os.link(path, target)
     except OSError as error:

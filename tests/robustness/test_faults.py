@@ -144,6 +144,11 @@ def test_stopped_copies(oracle: Oracle) -> None:
     check(campaigns.errors(oracle, 1, SEED, names=("copy",)))
 
 
+def test_stopped_reorderings(oracle: Oracle) -> None:
+    check(campaigns.kills(oracle, 1, SEED, names=("reorder",)))
+    check(campaigns.errors(oracle, 1, SEED, names=("reorder",)))
+
+
 def test_tampering(oracle: Oracle) -> None:
     check(tampering.tamper_with(oracle, 4, SEED, state="small"))
 

@@ -28,12 +28,16 @@ def plain(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFacto
     return Store(path)
 
 
-@pytest.mark.parametrize(("precision", "bundle"), [("exact", False), ("int8", True)])
+@pytest.mark.parametrize(
+    ("precision", "bundle", "order"),
+    [("exact", False, "neuron, resid.post=token"), ("int8", True, None)],
+    ids=["named", "default"],
+)
 def test_values_are_the_same_and_resumed_repaired_and_recomputed(
-    tiny_model: Path, corpus: Path, tmp_path: Path, plain: Store, precision: str, bundle: bool
+    tiny_model: Path, corpus: Path, tmp_path: Path, plain: Store, precision: str, bundle: bool, order: str | None
 ) -> None:
-    """The site that is named lies token by token; a resumed capture, and a repaired one, have the bytes of the first."""
-    store, order = tmp_path / "store", "mlp.post=neuron, resid.post=token"
+    """The residual stream lies token by token; a resumed capture, and a repaired one, have the bytes of the first."""
+    store = tmp_path / "store"
     begin = {"precision": precision, "bundle": bundle, **SETTINGS}
     done = capture(str(tiny_model), corpus, store, order=order, **begin)
     other = plain.capture(precision)

@@ -78,6 +78,7 @@ SCENARIOS = (
     Scenario("export", "captured", "export {store} --output {output}/values.parquet --neurons L0.N3 --quiet", FORCE),
     Scenario("naica --output", "asked", "naica {store} --by relation --output {output}/layers.svg --quiet"),
     Scenario("copy", "to be copied", "copy {source} {store} --quiet"),
+    Scenario("reorder", "captured", "reorder {store} --order mlp.post=token,resid.post=neuron --quiet"),
     Scenario("info", "captured", "info {store} --json"),
     Scenario("verify", "captured", "verify {store} --quiet"),
 )

@@ -10,6 +10,7 @@ import zarr
 from planted_stores import WIDTHS
 
 import actstore
+from actstore.store.capture.tokens.order import order_of_sites
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import BlockArray
 from actstore.store.reader import Store
@@ -33,6 +34,22 @@ def both(
     for name, order in (("by-neuron", "neuron"), ("by-token", "token")):
         planting(path, name, precision=request.param, order=order, values=holes)
     return path
+
+
+@pytest.mark.parametrize(
+    ("text", "by_token"),
+    [
+        (None, ["resid.pre", "attn.out"]),
+        ("mlp.post=token", ["resid.pre", "attn.out", "mlp.post"]),
+        ("attn.out=neuron", ["resid.pre"]),
+        ("neuron", []),
+        ("neuron,sae.features=token", ["sae.features"]),
+        ("token", ["mlp.post", "mlp.gate", "resid.pre", "attn.out", "sae.features"]),
+    ],
+)
+def test_the_stream_lies_token_by_token_unless_told_otherwise(text: str | None, by_token: list[str]) -> None:
+    sites = ("mlp.post", "mlp.gate", "resid.pre", "attn.out", "sae.features")
+    assert order_of_sites(text, sites) == dict.fromkeys(by_token, "token")
 
 
 def test_readers_give_the_same(both: Path) -> None:
