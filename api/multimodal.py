@@ -74,6 +74,7 @@ class MultimodalMethod(Method):
         from actstore.engine.multimodal.find import find_multimodal
         from actstore.engine.multimodal.result import FORMS, FindSettings
         from actstore.store.capture.saturation import overflow_sentences
+        from actstore.store.capture.tokens.write_scale import scale_sentences
 
         forms: Any = tuple(FORMS) if activation == "both" else (activation,)  # checked by the settings
         numbers = None if document is None else (document,) if isinstance(document, int) else tuple(document)
@@ -91,9 +92,9 @@ class MultimodalMethod(Method):
             from actstore.display.patch_pictures import draw_nouns
 
             list(draw_nouns(multimodal, Path(output), map_of))
-        return Answer(
-            _table(multimodal), multimodal, tuple(overflow_sentences(opened, [FORMS[one].site for one in forms]))
-        )
+        approximate = scale_sentences(opened) if gain else []
+        overflows = overflow_sentences(opened, [FORMS[one].site for one in forms])
+        return Answer(_table(multimodal), multimodal, (*approximate, *overflows))
 
     def map(
         self,

@@ -16,7 +16,9 @@ from actstore.store.table import Table
 
 if TYPE_CHECKING:
     from actstore.api.models import ModelOptions
+    from actstore.engine.contributions.next_tokens import Place
     from actstore.engine.models.in_memory import ModelInput
+    from actstore.engine.selectivity.lens_tokens import LensTokens
     from actstore.engine.selectivity.logit_lens import Lens
     from actstore.engine.selectivity.mask_matrix import MaskMatrix
     from actstore.engine.selectivity.selectivity import Selectivity, SelectivitySettings
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 @explains
 class SelectivityMethod(Method):
-    """Label-selective neurons (LAPE, Tang et al. 2024; DAPE): `store.selectivity(by=…)`, `.evaluate(…)`, `.lens(…)`."""
+    """Label-selective neurons (LAPE, Tang et al. 2024; DAPE): `store.selectivity(by=…)`, `.evaluate`, `.lens`."""
 
     _reached_as = "store.selectivity"
 
@@ -157,6 +159,36 @@ class SelectivityMethod(Method):
         columns = {name: lens.entropies[:, i] for i, name in enumerate(lens.modalities)}
         table = pa.table({"layer": pa.array(lens.layers, pa.int32()), **columns})
         return Answer(Table(table), lens, tuple(overflow_sentences(opened, ["resid.post"])))
+
+    def lens_tokens(
+        self,
+        *,
+        at: str | Place | None = None,
+        document: int | None = None,
+        k: int = 5,
+        device: str = "auto",
+        capture: str | None = None,
+    ) -> Answer[LensTokens]:
+        """The logit lens: the likeliest tokens that each layer's residual stream stands for, at a position or along a document.
+
+        Needs a capture of `resid.post`.
+
+        - `at`: one place, as `DOC:POS`, `DOC:POS@WINDOW` or a `Place`; or
+        - `document`: number of a document, of which all stored positions are read.
+        - `k`: number of tokens per layer and position.
+        - `device`: what computes: `auto`, `cpu`, `cuda` or `cuda:1`.
+
+        Columns: document, window, position, read (the token there), layer, rank (1 is the likeliest), token, text, probability,
+        entropy (of the layer's distribution, in nats), next and next_probability (of the token that comes next).
+
+        >>> store.selectivity.lens_tokens(at="0:5", capture="stream").table
+        """
+        from actstore.engine.selectivity.lens_tokens import read_lens
+        from actstore.store.capture.saturation import overflow_sentences
+
+        opened = self._store.capture(capture)
+        lens = read_lens(opened, at=at, document=document, k=k, device=device)
+        return Answer(Table(lens.table(opened.store)), lens, tuple(overflow_sentences(opened, ["resid.post"])))
 
 
 def held_out_windows(

@@ -98,7 +98,7 @@ def contributions(
         executor, target_device = executor_of(workers, on), find_device(device, on)
         answer = rank_contributions(opened, targets, query, executor, target_device)
         warnings = overflow_sentences(opened.capture(query.capture), ["mlp.post"])
-    terminal.warn(warnings)
+    terminal.warn([*answer.warnings, *warnings])
     if as_json:
         print_json(_describe(opened, answer, query))
     else:

@@ -32,6 +32,8 @@ PADDING, TEXT, SPECIAL, IMAGE, GENERATED = range(5)
 
 GATE_SIGN: Final = "gate_sign"
 """Pseudo-site of the statistics that count positive gates."""
+WRITE_SCALE: Final = "write_scale"
+"""What stands in place of a site where the scales of what layers write are meant."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def record_key(capture: str) -> str:
     return f"captures/{capture}/zarr.json"
 
 
-BLOCK_ARRAYS: Final = ("values", "gate_sign", "scale", "threshold", "dropped")
+BLOCK_ARRAYS: Final = ("values", "gate_sign", "write_scale", "scale", "threshold", "dropped")
 """Folders of a capture's sharded arrays. Their metadata comes before the record, their shards after it."""
 
 
@@ -176,6 +178,11 @@ def values_key(capture: str, site: str, layer: int) -> str:
 def gate_sign_key(capture: str, layer: int) -> str:
     """The [neuron, token / 8] array of gate-sign bits of one layer, least significant bit first."""
     return f"captures/{capture}/gate_sign/{layer}"
+
+
+def write_scale_key(capture: str, layer: int) -> str:
+    """The [1, token] array of what each position multiplies the write vectors of one layer with."""
+    return f"captures/{capture}/{WRITE_SCALE}/{layer}"
 
 
 def block_parameters_key(capture: str, site: str, layer: int, name: str) -> str:
@@ -204,7 +211,7 @@ def bundle_key(capture: str, block: int) -> str:
 
 
 _OF_BLOCK: Final = re.compile(
-    r"(?:values|gate_sign|scale|threshold|dropped)/.+/c/0/(\d+)"
+    r"(?:values|gate_sign|write_scale|scale|threshold|dropped)/.+/c/0/(\d+)"
     r"|blocks/(\d+)\.(?:(?:statistics|contributions)\.safetensors\.zst|answers\.parquet)"
 )
 

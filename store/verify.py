@@ -28,7 +28,6 @@ from actstore.store.files.names import KINDS, stored_names, unlisted_names
 from actstore.store.files.parquet import read_metadata
 from actstore.store.graphs.record import check_belongs, read_record
 from actstore.store.layout import (
-    GATE_SIGN,
     TOKENIZER_KEY,
     VOCABULARY_KEY,
     edits_key,
@@ -337,7 +336,7 @@ def _is_unfinished(folder: Folder, name: str) -> bool:
 
 
 def _damage(capture: str, block: int | None, key: str, what: str) -> Damage:
-    match = re.match(r"(?:values|scale|threshold|dropped)/([^/]+)/(\d+)/|gate_sign/(\d+)/", key)
-    site = (match[1] or GATE_SIGN) if match else None
-    layer = int(match[2] or match[3]) if match else None
+    match = re.match(r"(?:values|scale|threshold|dropped)/([^/]+)/(\d+)/|(gate_sign|write_scale)/(\d+)/", key)
+    site = (match[1] or match[3]) if match else None
+    layer = int(match[2] or match[4]) if match else None
     return Damage(capture, block, site, layer, key, what)

@@ -57,7 +57,7 @@ ENGINE: dict[str, set[str]] = FOUNDATIONS | {
     "multimodal": METHOD | {"contributions"},
     "naica": METHOD | {"attribution"},
     "repair": METHOD | {"filling"},
-    "selectivity": METHOD,
+    "selectivity": METHOD | {"contributions"},
     "verify": METHOD | {"attribution"},
 }
 

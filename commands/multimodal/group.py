@@ -17,6 +17,7 @@ from actstore.commands.options import CaptureName, Json, PaperForm, Quiet, Rows,
 from actstore.display import terminal
 from actstore.display.reports import print_json, token_list
 from actstore.store.capture.saturation import overflow_sentences
+from actstore.store.capture.tokens.write_scale import scale_sentences
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
@@ -93,7 +94,8 @@ def show(
     opened = Store(store).capture(capture)
     with terminal.counting_bar("layers", enabled=not quiet) as advance:
         result = find_multimodal(opened, settings, advance, target)
-    terminal.warn(overflow_sentences(opened, [FORMS[one].site for one in settings.forms]))
+    approximate = scale_sentences(opened) if settings.gain else []
+    terminal.warn([*approximate, *overflow_sentences(opened, [FORMS[one].site for one in settings.forms])])
     described = describe.Rows(result)
     files: list[dict[str, Any]] = []
     if output is not None:

@@ -15,7 +15,9 @@ import torch
 
 from actstore.engine.capture.buffers import block_buffers
 from actstore.engine.capture.packing import HostPacker, as_packable, routed_columns
+from actstore.engine.capture.write_scales import WriteScales
 from actstore.engine.contributions.while_capturing import RunningContributions
+from actstore.engine.models.writing.path import WRITE_SCALE
 from actstore.kernels.pack.api import Columns
 from actstore.store import layout
 from actstore.store.capture.plan import Plan
@@ -115,32 +117,43 @@ class BlockFiller:
         self._layers = sorted({layer for site in record.sites for layer in record.layers(site)})
         experts = {spec.layer for spec in model.spec.layers if spec.expert is not None}
         self._packer = packer_for(model.device, record, buffers, experts)
+        of_sums = contributions.scaled_layers if contributions is not None else ()
+        self._scales = WriteScales(model, record, of_sums)
 
     def fill(self, plans: Iterable[BlockPlan], progress: CaptureProgress) -> Iterator[FilledBlock]:
         """The blocks of the plans, filled, each to be released by its taker; two of them may be unreleased at once."""
         for plan in plans:
             self._packer.begin(plan)
+            self._scales.begin(plan)
             if self._contributions is not None:
                 self._contributions.begin(plan)
             for batch in self._batches(plan, len(self._record.plan.labels), self._record.plan.block_slots):
                 self._run(batch)
                 progress.filled(len(batch.columns.slots))
+            self._scales.end()
             if self._contributions is not None:
                 self._contributions.end()
-            yield from map(self._with_contributions, self._packer.finish())
-        yield from map(self._with_contributions, self._packer.drain())
+            yield from map(self._completed, self._packer.finish())
+        yield from map(self._completed, self._packer.drain())
 
-    def _with_contributions(self, filled: FilledBlock) -> FilledBlock:
-        if self._contributions is None:
+    def _completed(self, filled: FilledBlock) -> FilledBlock:
+        """A block with what is gathered of it beside the packer."""
+        files = {} if self._contributions is None else self._contributions.take(filled.block)
+        scales = self._scales.take(filled.block)
+        if not files and not scales:
             return filled
-        return dataclasses.replace(filled, files=filled.files | self._contributions.take(filled.block))
+        return dataclasses.replace(filled, arrays={**filled.arrays, **scales}, files=filled.files | files)
 
     def _run(self, batch: Batch) -> None:
         self._packer.batch(batch.columns)
+        self._scales.batch()
 
         def sink(layer: int, site: str, values: Tensor, rows: Tensor | None) -> None:
             # An expert's rows stay where they are: to wait for them once per expert is to wait thousands of times per batch.
             self._check_rows(batch, layer, values.numel() // values.shape[-1] if rows is None else None)
+            if site == WRITE_SCALE:
+                self._scale(layer, values, batch.columns, rows)
+                return
             self._packer.pack(layer, site, values, batch.columns, rows)
             if self._contributions is not None:
                 columns = batch.columns if rows is None else routed_columns(batch.columns, rows.cpu().numpy())
@@ -153,7 +166,19 @@ class BlockFiller:
             layers=self._layers,
             sink=sink,
             extra=batch.extra,
+            scales=bool(self._scales.layers),
         )
+
+    def _scale(self, layer: int, factor: Tensor, columns: Columns, rows: Tensor | None) -> None:
+        """Take a factor of a layer's scale; what it completes is kept, and summed with."""
+        scale = self._scales.add(layer, factor, rows)
+        if scale is None:
+            return
+        if scale.rows is not None:
+            columns = routed_columns(columns, scale.rows.cpu().numpy())
+        self._scales.keep(layer, scale.values, columns)
+        if self._contributions is not None:
+            self._contributions.scale(layer, scale.values, columns)
 
     def _check_rows(self, batch: Batch, layer: int, n_rows: int | None) -> None:
         if n_rows is not None and batch.n_rows not in (None, n_rows):

@@ -57,14 +57,15 @@ def staged_arrays(record: CaptureRecord) -> Iterator[tuple[str, tuple[int, int],
     """Key, shape and dtype of everything that is collected token by token, as one block holds it."""
     staging = record.encoding.staging_format
     for spec in block_arrays(record):
-        if spec.dimension != "block":
+        if spec.dimension not in ("block", "position"):
             is_value = staging is not None and spec.dimension == "token"
             yield spec.key, (spec.rows, spec.columns), staging.dtype if staging and is_value else spec.dtype
 
 
 def buffer_nbytes(record: CaptureRecord) -> int:
-    """Host memory of one set of block buffers."""
-    return sum(rows * columns * dtype.itemsize for _, (rows, columns), dtype in staged_arrays(record))
+    """Host memory of one set of block buffers, and of the numbers that a block has beside them."""
+    scales = 4 * len(record.write_scale) * record.plan.block_slots
+    return scales + sum(rows * columns * dtype.itemsize for _, (rows, columns), dtype in staged_arrays(record))
 
 
 def block_buffers(record: CaptureRecord, n_blocks: int) -> BufferPool[Buffers]:

@@ -19,7 +19,9 @@ from actstore.engine.capture.sizes import bytes_per_slot, memory_of_model, plann
 from actstore.engine.inputs.corpus import STDIN, CorpusDigest, CorpusOptions, CorpusReport, read_corpus
 from actstore.engine.models.fingerprint import check_root, fingerprint_of
 from actstore.engine.models.tokenizer.load import TextTokenizer
+from actstore.engine.models.writing.path import is_scaled
 from actstore.kernels.pack.statistics import STATISTICS
+from actstore.store.capture.tokens.write_scale import SUMMED
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.precision import PRECISIONS
 from actstore.store.files.records import CaptureRecord, PlanRecord
@@ -175,6 +177,8 @@ def capture_record(
 ) -> CaptureRecord:
     """The record of a capture with these settings and this plan, from now on."""
     gated = {s.layer for s in spec.layers if s.gated}
+    of_language = [layer for layer in widths.get("mlp.post", ()) if spec.layers[layer].part == "language"]
+    scaled = [layer for layer in of_language if is_scaled(model.scaled_by(layer))]
     return CaptureRecord(
         name=name,
         created=root.now(),
@@ -186,7 +190,8 @@ def capture_record(
         gate_sign=tuple(layer for layer in widths["mlp.post"] if layer in gated) if settings.gate_sign else (),
         keep=settings.keep if PRECISIONS[settings.precision].uses_keep else None,
         n_exemplars=settings.exemplars,
-        settings=settings.to_json(),
+        settings=settings.to_json() | ({SUMMED: scaled} if settings.contributions and scaled else {}),
         plan=plan,
         statistics=tuple(STATISTICS),
+        write_scale=tuple(scaled) if PRECISIONS[settings.precision].keeps_values else (),
     )

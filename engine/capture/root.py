@@ -50,9 +50,14 @@ def write_weight_parts(
         return parts is None or part in parts
 
     layers = (
-        (layer, _present(write_vectors=model.write_vectors(layer), bias=model.output_bias(layer)))
-        for layer in (one.layer for one in record.layers)
-        if is_wanted(f"layer-{layer}")
+        (
+            one.layer,
+            _present(write_vectors=model.write_vectors(one.layer), bias=model.output_bias(one.layer))
+            # A store of an earlier version is given the bytes that it had.
+            | ({} if one.scaled_by is None else model.post_norm(one.layer)),
+        )
+        for one in record.layers
+        if is_wanted(f"layer-{one.layer}")
     )
     others = {"unembedding": _present(weight=model.unembedding()), "final_norm": model.final_norm()}
     return write_weights(folder, layers, {part: tensors for part, tensors in others.items() if is_wanted(part)})
@@ -76,7 +81,9 @@ def _find_top_tokens(
     if unembedding is None or (not unembedding.is_cuda and operations(record, len(unembedding)) > AFFORDABLE):
         return {}
     name = token_names(folder)
-    directions = WriteDirections.of_model(vectors.__getitem__, unembedding, model.final_norm())
+    post_norm = {one.layer: {} if one.scaled_by is None else model.post_norm(one.layer) for one in record.layers}
+    norms = model.final_norm(), post_norm.__getitem__
+    directions = WriteDirections.of_model(vectors.__getitem__, unembedding, *norms)
     rows = directions.unembedding()
     return {
         layer: top_columns(find_top_tokens(directions.vectors(layer), rows, directions.gain), name)

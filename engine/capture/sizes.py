@@ -86,6 +86,7 @@ def estimate_nbytes(record: CaptureRecord) -> int:
     width = sum(w for site in record.sites for w in record.layers(site).values())
     per_slot = width * record.encoding.bytes_per_value
     per_slot += sum(record.layers("mlp.post")[layer] for layer in record.gate_sign) / 8
+    per_slot += 4 * len(record.write_scale)
     n_exemplars = width * record.n_exemplars if has_exemplars(record) else 0
     of_blocks = record.plan.n_blocks * (record.plan.block_slots * per_slot + STATISTICS_NBYTES * width)
     return int(of_blocks + EXEMPLAR_NBYTES * n_exemplars)

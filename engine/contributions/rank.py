@@ -1,9 +1,10 @@
 """Which neurons write a token: contributions of all neurons to target tokens, from stored activations and weights.
 
 The contribution of a neuron to a token at a position is its direct additive term in that token's logit there,
-`a · (w · (γ ⊙ u)) / rms` (Pan et al. 2024, arXiv 2311.07470, who leave out γ and rms): activation, write vector, final
-norm's gain, unembedding. The sum over all neurons, with what attention and embedding add, is the logit; what later layers
-make of a neuron is not in it. Where the final norm centres, so are the write vectors. A cap on logits (Gemma 2) comes after.
+`a · s · (w · (γ ⊙ u)) / rms` (Pan et al. 2024, arXiv 2311.07470, who leave out s, γ and rms): activation, scale of the layer's
+output there, write vector, final norm's gain, unembedding. The sum over all neurons, with what attention and embedding add, is
+the logit; what later layers make of a neuron is not in it. Where the final norm centres, so are the write vectors. s is 1, but
+where a norm follows the feed-forward (w then has its gain) and in mixtures. A cap on logits (Gemma 2) comes after.
 
 Layers stream, and within a layer the blocks of the capture: one layer's weights and one block of activations are in memory
 at a time; on a GPU three blocks. Workers take layers.
@@ -27,6 +28,8 @@ from actstore.engine.devices.device import HOST, Device, find_device
 from actstore.engine.workers.scan import HERE, Scan, executor_of
 from actstore.kernels.contribution.api import ContributionSums, Targets, contribution, sum_contributions
 from actstore.store.arguments import argument, given_fields
+from actstore.store.capture.tokens.write_scale import scale_sentences
+from actstore.store.capture.unfinished import logger
 from actstore.store.errors import InvalidInputError
 from actstore.store.model.weights import check_part
 
@@ -48,6 +51,8 @@ class Answer:
 
     def __init__(self, rows: Sequence[tuple[Target | None, str | None]], ranking: Ranking, where: Slot | None) -> None:
         self.rows, self.ranking, self.where = tuple(rows), ranking, where
+        self.warnings: tuple[str, ...] = ()
+        """What makes its scores approximate, in sentences."""
 
     def table(self) -> pa.Table:
         """One row per neuron, best first, ranking after ranking.
@@ -118,6 +123,15 @@ def rank_contributions(
             "neurons do not write to it. Name a capture of the language model with `capture`."
         )
     source = Source(store, capture, query, device)
+    answer = _answer(source, target_tokens, executor)
+    if query.gain:
+        is_sum = query.at is None and not query.everywhere and not target_tokens and source.is_summed
+        answer.warnings = tuple(scale_sentences(capture, source.layers, summed=is_sum))
+    return answer
+
+
+def _answer(source: Source, target_tokens: list[Target], executor: Executor) -> Answer:
+    query, store = source.query, source.store
     if query.at is not None:
         return _at_place(source, target_tokens, query.at)
     if query.everywhere:
@@ -144,12 +158,13 @@ def _at_place(source: Source, targets: list[Target], at: str | Place) -> Answer:
                 f"No token is known to come after position {slot.position} of document {slot.document}: name a `target`."
             )
         targets = [find_target(source.store, slot.next_token)]
-    block_scale = source.block_scale(slot.block)
-    scale = None if block_scale is None else np.repeat(block_scale[slot.offset], len(targets))
-    factors = Targets(source.unembedding(targets), gain=source.directions.gain, scale=scale)
+    unembedding = source.unembedding(targets)
     ranking = Ranking(source.query.k, np.ones(len(targets), np.int64))
     for layer in source.layers:
         vectors = source.directions.vectors(layer)
+        of_layer = source.scale(layer, slot.block)
+        scale = None if of_layer is None else np.repeat(of_layer[slot.offset], len(targets))
+        factors = Targets(unembedding, gain=source.directions.gain, scale=scale)
         values = np.ascontiguousarray(source.values(layer, slot.block)[:, slot.offset, None])
         scores = contribution(np.repeat(values, len(targets), axis=1), vectors, factors).T.astype(np.float64)
         ranking.add(layer, np.where(np.isfinite(scores), scores, np.nan))
@@ -193,7 +208,7 @@ class _LayerSums:
         sums = ContributionSums.empty(self._n_groups, len(vectors))
         for block, values in zip(self.blocks, source.stream(layer, self.blocks), strict=True):
             rows, groups = self._of_block(block)
-            factors = Targets(self._directions, rows, source.directions.gain, source.block_scale(block))
+            factors = Targets(self._directions, rows, source.directions.gain, source.scale(layer, block))
             sums.merge(sum_contributions(values, vectors, factors, groups, self._n_groups))
         return sums
 
@@ -258,7 +273,7 @@ def _everywhere(source: Source, targets: list[Target], executor: Executor) -> An
     factors = Targets(source.unembedding(targets), gain=source.directions.gain)
     ranking: Ranking | None = None
     layers = source.layers
-    scan = Scan(HERE if _are_in_statistics(source) else executor, "layer")
+    scan = Scan(HERE if all(_is_in_statistics(source, layer) for layer in layers) else executor, "layer")
     layer_sums = scan(partial(_sum_activations, source), layers)
     for layer, (sums, n_summed, n_tokens) in zip(layers, layer_sums, strict=True):
         vectors = source.directions.vectors(layer)
@@ -272,15 +287,15 @@ def _everywhere(source: Source, targets: list[Target], executor: Executor) -> An
     return Answer(_rows(source, targets), ranking, None)
 
 
-def _are_in_statistics(source: Source) -> bool:
-    """Whether the statistics of the capture hold the sums of activations, whatever the precision of its values."""
-    return source.query.by is None and not source.query.logits
+def _is_in_statistics(source: Source, layer: int) -> bool:
+    """Whether the statistics of the capture hold the sums of a layer's activations, whatever the precision of its values."""
+    return source.query.by is None and not source.is_scaled(layer)
 
 
 def _sum_activations(source: Source, layer: int) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """The sum of the finite activations of each label [label, neuron], how many they are, and the label's tokens [label]."""
     capture = source.capture
-    if _are_in_statistics(source):
+    if _is_in_statistics(source, layer):
         statistics = capture.layer_statistics(layer, SITE)
         count = statistics.count.astype(np.int64)
         sums = np.where(count > 0, statistics.mean * count, 0)
@@ -291,7 +306,7 @@ def _sum_activations(source: Source, layer: int) -> tuple[NDArray[np.float64], N
     for block in capture.blocks:
         labels, counted = source.slot_labels(block)
         weights = (labels == np.arange(source.n_labels)[:, None]) & counted
-        scale = source.block_scale(block)
+        scale = source.scale(layer, block)
         values = capture.block_values(layer, block, saturated=True)[:, : len(labels)]
         for first in range(0, width, 256):  # in float64, a few neurons at a time
             neurons = slice(first, first + 256)
@@ -324,4 +339,7 @@ def answer_question(
     if not isinstance(targets, tuple):
         targets = () if targets is None else (targets,)
     asked = ContributionQuery(**given_fields(ContributionQuery, query, "A query"))
-    return rank_contributions(store, targets, asked, executor, device).table()
+    answer = rank_contributions(store, targets, asked, executor, device)
+    for sentence in answer.warnings:
+        logger.warning("%s", sentence)
+    return answer.table()

@@ -13,6 +13,7 @@ from actstore.engine.devices.device import HOST, Device
 from actstore.engine.devices.stream import read_values, stream_values
 from actstore.store.arguments import Typed, argument
 from actstore.store.capture.statistics.contribution_sums import label_ids, read_sums, sums_by
+from actstore.store.capture.tokens.write_scale import block_scale
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.layout import SPECIAL
 from actstore.store.model.directions import WriteDirections
@@ -106,6 +107,21 @@ class Source:
         """The same of some blocks, one after the other, on the device."""
         return stream_values(self.capture, [(layer, block) for block in blocks], SITE, self.device)
 
+    def scale(self, layer: int, block: int) -> NDArray[np.float32] | None:
+        """What the contributions of a layer are multiplied with at every slot of a block; None for 1.
+
+        The layer's own scale (a norm after it, a routing weight), unless the form is the paper's, times `block_scale`.
+        """
+        own = block_scale(self.capture, layer, block) if self.query.gain else None
+        of_block = self.block_scale(block)
+        if own is None or of_block is None:
+            return of_block if own is None else own
+        return own * of_block
+
+    def is_scaled(self, layer: int) -> bool:
+        """Whether the contributions of a layer are not its activations times numbers that are the same at all positions."""
+        return self.query.logits or (self.query.gain and layer in self.capture.record.write_scale)
+
     def _block_scale(self, block: int) -> NDArray[np.float32] | None:
         """1 / rms of the final norm's input at every slot, 0 where there is none; None unless `logits` is set."""
         if not self.query.logits or not self.directions.norm.is_there:
@@ -126,11 +142,17 @@ class Source:
             inverse = 1 / rms
         return np.where(np.isfinite(inverse), inverse, 0).astype(np.float32)
 
+    @property
+    def is_summed(self) -> bool:
+        """Whether the capture has sums to next tokens that answer the query."""
+        has_sums, by = sums_by(self.capture.record)
+        return has_sums and not self.query.logits and self.query.gain and self.query.by in (by, None)
+
     def summed_while_capturing(self) -> dict[int, ContributionSums] | None:
         """Layer → the sums to next tokens that the capture has of the query; None where they must be made of activations."""
-        has_sums, by = sums_by(self.capture.record)
-        if not has_sums or self.query.logits or not self.query.gain or self.query.by not in (by, None):
+        if not self.is_summed:
             return None
+        _, by = sums_by(self.capture.record)
         widths = self.capture.record.layers(SITE)
         layers = read_sums(
             self.capture.folder, self.capture.record, {n: widths[n] for n in self.layers}, [*self.capture.blocks]

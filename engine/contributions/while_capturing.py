@@ -14,6 +14,7 @@ import torch
 
 from actstore.engine.contributions.next_tokens import NextTokens
 from actstore.engine.contributions.source import SITE, slot_labels
+from actstore.engine.models.writing.path import is_scaled
 from actstore.kernels.contribution.api import ContributionSums, Targets, sum_contributions
 from actstore.store.capture.statistics.contribution_sums import encode_sums, label_ids, sums_by
 from actstore.store.errors import InvalidInputError
@@ -42,11 +43,15 @@ class RunningContributions:
         self._by = sums_by(capture.record)[1]
         self._labels = label_ids(capture.record, self._by)
         self._next_tokens = NextTokens(capture)
-        self._directions = WriteDirections.of_model(model.write_vectors, unembedding, model.final_norm())
+        norms = model.final_norm(), model.post_norm
+        self._directions = WriteDirections.of_model(model.write_vectors, unembedding, *norms)
         self._layers = [
             one.layer for one in capture.store.model.head_layers if one.layer in capture.record.layers(SITE)
         ]
         self._files: dict[int, dict[str, bytes]] = {}
+        self.scaled_layers = frozenset(layer for layer in self._layers if is_scaled(model.scaled_by(layer)))
+        """Layers whose activations wait for the scale of what they write, which comes after them."""
+        self._waiting: dict[int, Tensor] = {}
 
     @classmethod
     def of(cls, folder: Folder, record: CaptureRecord, model: LoadedModel) -> RunningContributions | None:
@@ -73,14 +78,29 @@ class RunningContributions:
         }
 
     def add(self, layer: int, site: str, values: Tensor, columns: Columns) -> None:
-        """Add a batch of a layer's activations [row, neuron], in a format that kernels take: those at the rows of `columns`."""
+        """Add a batch of a layer's activations [row, neuron], in a format that kernels take: those at the rows of `columns`.
+
+        Of `scaled_layers` they are added once `scale` brings what they are multiplied with.
+        """
         if site != SITE or layer not in self._sums:
             return
+        if layer in self.scaled_layers:
+            self._waiting[layer] = values.clone()  # valid during the call only
+        else:
+            self._add(layer, values, columns, None)
+
+    def scale(self, layer: int, scale: Tensor, columns: Columns) -> None:
+        """Add the activations of a layer that wait for their scale [row]; `columns` as for `add`."""
+        if (values := self._waiting.pop(layer, None)) is not None:
+            of_rows = scale.float().cpu().numpy()
+            self._add(layer, values, columns, np.where(np.isfinite(of_rows), of_rows, np.float32(0)))
+
+    def _add(self, layer: int, values: Tensor, columns: Columns, scale: NDArray[np.float32] | None) -> None:
         groups, following = np.full(len(values), -1, np.int64), np.zeros(len(values), np.int64)  # [row]
         groups[columns.rows], following[columns.rows] = self._groups[columns.slots], self._next[columns.slots]
         if (groups < 0).all():
             return
-        targets = Targets(self._unembedding, following, self._gain)
+        targets = Targets(self._unembedding, following, self._gain, scale)
         vectors = self._directions.vectors(layer)
         # Out of the mode of the forward pass: the kernel's threads are in none, and may not write to tensors made in it.
         with torch.inference_mode(False), torch.no_grad():

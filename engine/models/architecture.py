@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from actstore.engine.models.provenance import PASS_THROUGH, Path, Product, Provenance
 from actstore.engine.models.residual import ResidualStream
-from actstore.engine.models.sites import HookPoint
+from actstore.engine.models.sites import HookPoint, results_of, same_rows
+from actstore.engine.models.writing.path import UNKNOWN_PATH, WritePath, WritePaths
 from actstore.kernels.torch_threads import torch_threads
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Projection:
     hooked: bool  # the owner is called with the input as its argument
     gate: int | None  # which factor of the product that made the input is the activated gate
     expert: int | None = None  # its index in a list of expert modules
+    write_path: WritePath = UNKNOWN_PATH  # from the output to the residual stream
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Block:
     projections: list[Projection]
     hook_points: dict[str, HookPoint]
     is_between: bool = False  # a projector between two stacks: outside of any list, and not mixing positions
+    changes_stream: bool = False  # norms or scales the stream itself, and with it what earlier blocks wrote
 
 
 @dataclass
@@ -109,6 +112,7 @@ class _Walk:
         # Both by id(tensor): ids are unique while the provenance keeps the tensors alive, until the next block begins.
         self._handed: dict[int, list[HookPoint]] = {}
         self._before_norm: dict[int, Tensor] = {}
+        self._norms: dict[int, tuple[HookPoint, Tensor]] = {}
         self._last_output: Tensor | None = None
 
     def run(self, call: Callable[[], object]) -> Architecture:
@@ -133,6 +137,10 @@ class _Walk:
         """What a module without matrices (a norm, a dropout) made a tensor of."""
         return self._before_norm.get(id(tensor))
 
+    def norm_of(self, tensor: Tensor) -> tuple[HookPoint, Tensor] | None:
+        """Where the norm that made a tensor is handed its input, and that input; None where no norm made it."""
+        return self._norms.get(id(tensor))
+
     def _before(self, path: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             starts = path in self._elements or path in self._between
@@ -141,6 +149,7 @@ class _Walk:
                 self.provenance.forget()
                 self._handed.clear()
                 self._before_norm.clear()
+                self._norms.clear()
             self._depth += path in self._elements
             run = self._runs[path]
             self._runs[path] += 1
@@ -158,19 +167,21 @@ class _Walk:
 
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             call = self._calls.pop()
-            results = _results(output)
+            results = results_of(output)
             for index, value in results:
                 self._handed.setdefault(id(value), []).append(HookPoint(path, "output", index, call.run))
             if not has_matrices and len(results) == 1 and call.inputs:
-                source = call.inputs[0][1]
+                index, source = call.inputs[0]
                 self._before_norm[id(results[0][1])] = source
+                if weight is not None and results[0][1] is not source:
+                    self._norms[id(results[0][1])] = HookPoint(path, "input", index, call.run), source
                 # The norm after the last block so far; a later stack overwrites that of an earlier one.
                 if source is self._last_output and weight is not None and not self._depth:
                     self.architecture.final_norm = path
             for product in self.provenance.products[call.first_product :]:
                 if not product.owner:  # made in this module's own forward
                     product.owner, product.run = path, call.run
-                    product.is_argument = bool(call.inputs) and _same_rows(call.inputs[0][1], product.input)
+                    product.is_argument = bool(call.inputs) and same_rows(call.inputs[0][1], product.input)
             self._depth -= path in self._elements
             if self._depth or path in self._elements:
                 self._close(call, results)
@@ -189,7 +200,7 @@ class _Walk:
         if not results:
             return
         products = self.provenance.products[call.first_product :]
-        mixes = any(map(_mixes, products))
+        mixes = any(product.is_mixed for product in products)
         if mixes and call.module in self._elements:
             self._claim(call, results[0], products)
         elif mixes:
@@ -219,27 +230,39 @@ class _Walk:
         self._claimed.update(feed_forwards)
         # Blocks that keep several streams side by side, or axes of their own, have no [position, d_model] to read.
         one_stream = feed_forwards[-1].n_out == output.shape[-1] and output.dim() <= 3
-        hook_points = self._stream_hook_points(call, index, output, set(feed_forwards)) if one_stream else {}
-        projections = [self._describe(product) for product in feed_forwards]
-        is_between = call.module in self._between and not any(_mixes(product) for product in products)
+        entry, stream = self._stream(call, output, set(feed_forwards)) if one_stream else (None, None)
+        hook_points, paths = {}, dict.fromkeys(feed_forwards, UNKNOWN_PATH)
+        if stream is not None:
+            hook_points = {
+                "resid.pre": HookPoint(call.module, "input", entry, call.run),
+                "resid.post": HookPoint(call.module, "output", index, call.run),
+                **stream.hook_points(),
+            }
+            paths = WritePaths(self, set(feed_forwards)).follow(one.term for one in stream.sums or ())
+        projections = [self._describe(product, paths[product]) for product in feed_forwards]
+        is_between = call.module in self._between and not any(product.is_mixed for product in products)
         self.architecture.blocks.append(
-            Block(call.module, call.run, output.shape[-1], projections, hook_points, is_between)
+            Block(
+                call.module,
+                call.run,
+                output.shape[-1],
+                projections,
+                hook_points,
+                is_between,
+                stream is None or stream.is_changed,
+            )
         )
 
-    def _stream_hook_points(
-        self, call: _Call, result: int | str | None, output: Tensor, feed_forwards: set[Product]
-    ) -> dict[str, HookPoint]:
-        """Where the block's sites are read; none where its output is no sum with its input."""
+    def _stream(
+        self, call: _Call, output: Tensor, feed_forwards: set[Product]
+    ) -> tuple[int | str | None, ResidualStream | None]:
+        """The argument of a block that is the stream, and the sums from there to its output; None where there are none."""
         for index, entry in call.inputs:
             if entry.shape == output.shape and entry.is_floating_point():
                 stream = ResidualStream(self, entry, output, feed_forwards)
                 if stream.sums:
-                    return {
-                        "resid.pre": HookPoint(call.module, "input", index, call.run),
-                        "resid.post": HookPoint(call.module, "output", result, call.run),
-                        **stream.hook_points(),
-                    }
-        return {}
+                    return index, stream
+        return None, None
 
     def _is_feed_forward(self, product: Product, width: int) -> bool:
         paths = list(product.sources.values())
@@ -283,7 +306,7 @@ class _Walk:
         activated = [any(Path.ACTIVATED in path for path in side.values()) for side in (left, right)]
         return activated.index(True) if any(activated) else None
 
-    def _describe(self, product: Product) -> Projection:
+    def _describe(self, product: Product, write_path: WritePath) -> Projection:
         owner, _, name = product.parameter.rpartition(".")
         if getattr(self.model.get_submodule(product.owner), name, None) is self.model.get_parameter(product.parameter):
             owner = product.owner  # one of several modules that share the parameter
@@ -301,12 +324,8 @@ class _Walk:
             hooked=not routed and product.owner == owner and product.is_argument,
             gate=self._gate(product),
             expert=_index_in_list(product.parameter) if routed and product.n_matrices == 1 else None,
+            write_path=write_path,
         )
-
-
-def _mixes(product: Product) -> bool:
-    """Whether positions were mixed on the way to a product."""
-    return any(Path.MIXED in path for path in product.sources.values())
 
 
 def _outside_lists(model: nn.Module, elements: set[str]) -> set[str]:
@@ -319,24 +338,6 @@ def _outside_lists(model: nn.Module, elements: set[str]) -> set[str]:
         if not holds_list and n_matrices > 1 and not above & (elements | outside):
             outside.add(path)
     return outside
-
-
-def _results(output: Any) -> list[tuple[int | str | None, Tensor]]:
-    """The tensors that a module returned, with their index or key."""
-    if isinstance(output, dict):
-        results: list[tuple[int | str | None, Any]] = list(output.items())
-    elif isinstance(output, (tuple, list)):
-        results = list(enumerate(output))
-    else:
-        results = [(None, output)]
-    return [(index, value) for index, value in results if isinstance(value, Tensor)]
-
-
-def _same_rows(left: Tensor, right: Tensor | None) -> bool:
-    """Whether one tensor is the other, perhaps with its leading axes merged."""
-    if right is None:
-        return False
-    return left.data_ptr() == right.data_ptr() and left.numel() == right.numel() and left.shape[-1] == right.shape[-1]
 
 
 def _index_in_list(parameter: str) -> int | None:

@@ -77,7 +77,10 @@ def model_record(model: LoadedModel, fingerprint: str) -> ModelRecord:
         fingerprint=fingerprint,
         sites=spec.sites,
         layers=tuple(
-            LayerRecord(s.layer, s.neurons, s.module, s.gated, s.block, s.stack, s.expert) for s in spec.layers
+            LayerRecord(
+                s.layer, s.neurons, s.module, s.gated, s.block, s.stack, s.expert, ",".join(model.scaled_by(s.layer))
+            )
+            for s in spec.layers
         ),
         config=_config(model),
         folder=str(Path(spec.name).absolute()) if Path(spec.name).is_dir() else None,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from actstore.engine.models import families
 from actstore.engine.models.names import BLOCK_SITES, PRODUCT_SITES, SITES
+from actstore.engine.models.writing.path import UNKNOWN
 from actstore.store.errors import ModelError
 from actstore.store.files.records import APART, PARTS, part_of
 
@@ -38,6 +39,9 @@ class LayerSpec:
     stack: str  # "decoder", "encoder", "vision", "projector" (between a vision tower and a language model) or "apart"
     expert: int | None  # its number among the block's routed experts; None for a dense or shared feed-forward
     d_model: int  # width of the residual stream it writes to
+    scaled_by: tuple[
+        str, ...
+    ]  # what differs by position between its write vectors and the stream: "weight", "norm", or "unknown"
 
     @property
     def part(self) -> str | None:
@@ -110,8 +114,11 @@ def list_layers(
     stacks = _stacks_of(layers, blocks)
     order = sorted(range(len(layers)), key=lambda i: _rank(stacks[i]))
     layers, stacks = [layers[i] for i in order], [stacks[i] for i in order]
+    changed = _last_changes(architecture, blocks)
     specs = tuple(
-        _specify(number, layer, stack, blocks[layer.position][1])
+        _specify(
+            number, layer, stack, blocks[layer.position][1], stays=layer.position > changed[blocks[layer.position][0]]
+        )
         for number, (layer, stack) in enumerate(zip(layers, stacks, strict=True))
     )
     sites = tuple(site for site in SITES if any(site in layer.sites for layer in layers))
@@ -182,7 +189,16 @@ def _rank(stack: str) -> int:
     return 1 + later.index(stack) if stack in later else 0
 
 
-def _specify(number: int, layer: Layer, stack: str, block: int) -> LayerSpec:
+def _last_changes(architecture: Architecture, blocks: Sequence[tuple[str, int]]) -> dict[str, int]:
+    """Stack → the position of the last block in it that norms or scales what blocks have written; -1 where none does."""
+    last = {stack: -1 for stack, _ in blocks}
+    for position, block in enumerate(architecture.blocks):
+        if block.changes_stream:
+            last[blocks[position][0]] = position
+    return last
+
+
+def _specify(number: int, layer: Layer, stack: str, block: int, *, stays: bool) -> LayerSpec:
     is_shared = layer.projection.n_matrices > 1
     path, _, name = layer.parameter.rpartition(".")
     path = layer.projection.owner if layer.projection.hooked else path
@@ -196,6 +212,7 @@ def _specify(number: int, layer: Layer, stack: str, block: int) -> LayerSpec:
         stack=stack,
         expert=layer.expert,
         d_model=layer.projection.width,
+        scaled_by=layer.projection.write_path.scaled_by if stays else (UNKNOWN,),
     )
 
 

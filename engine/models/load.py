@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,8 @@ from actstore.engine.models.layers import Layer, LayerSpec, ModelSpec, check_str
 from actstore.engine.models.names import DTYPES
 from actstore.engine.models.vision.example_images import ExampleImage, example_image
 from actstore.engine.models.watch import PassInputs, SiteReader
+from actstore.engine.models.writing.norms import Norm
+from actstore.engine.models.writing.path import NORM, UNKNOWN, WRITE_SCALE, is_scaled
 from actstore.store.errors import InvalidInputError, ModelError
 
 if TYPE_CHECKING:
@@ -35,8 +38,6 @@ if TYPE_CHECKING:
     from actstore.engine.models.sites import Sink
 
 __all__ = ["LayerSpec", "LoadedModel", "ModelSpec", "inspect_model", "load_model"]
-
-_EPSILONS = ("eps", "variance_epsilon", "epsilon", "norm_eps")  # attributes of norms: what is added to the mean square
 
 
 def inspect_model(model: ModelInput, *, trust_remote_code: bool = False) -> ModelSpec:
@@ -174,6 +175,7 @@ class LoadedModel:
         layers: Iterable[int] | None = None,
         sink: Sink,
         extra: Mapping[str, Tensor] | None = None,
+        scales: bool = False,
     ) -> None:
         """Run `input_ids` [window, position] once and hand each of `sites` to `sink(layer, site, values, rows)`.
 
@@ -183,11 +185,30 @@ class LoadedModel:
         Residual sites are handed over under the first layer of their block. An encoder-decoder reads the window in both stacks,
         so that row t is the token read at position t in each. `extra` holds further inputs (pixel_values, input_features); rows
         then count the positions of the stack that is read. The head is not run, nor anything after the last block to be read.
+        With `scales`, each layer's factors of `scaled_by` come under the name `WRITE_SCALE`, [row, 1], a call for each factor.
 
         Raises `InvalidInputError` for a site or layer that the model does not have.
         """
-        reader = SiteReader(self.model, self.architecture, self.layers)
-        reader.read(self._sites_by_layer(sites, layers), PassInputs(input_ids, attention_mask, extra or {}), sink)
+        reader = SiteReader(self.model, self.architecture, self.layers, self._write_norms if scales else {})
+        names: dict[int, list[str]] = self._sites_by_layer(sites, layers)
+        for layer in names if scales else ():
+            if is_scaled(self._scaled_by[layer]):
+                names[layer].append(WRITE_SCALE)
+        reader.read(names, PassInputs(input_ids, attention_mask, extra or {}), sink)
+
+    @cached_property
+    def _write_norms(self) -> dict[str, Norm]:
+        """Module → the norm, of all that follow a feed-forward."""
+        norms = {}
+        for layer in self.spec.layers:
+            module, point = self._write_norm(layer.layer), self.layer(layer.layer).projection.write_path.norm
+            if module is not None and point is not None and point.module not in norms:
+                norms[point.module] = self._norm(module, layer.d_model)
+        return norms
+
+    @cached_property
+    def _scaled_by(self) -> list[tuple[str, ...]]:
+        return [self.scaled_by(spec.layer) for spec in self.spec.layers]
 
     def _sites_by_layer(self, sites: Sequence[str], layers: Iterable[int] | None) -> dict[int, list[str]]:
         """Layer → those of `sites` that it has, for each of `layers`; all layers where None."""
@@ -236,24 +257,11 @@ class LoadedModel:
 
     def final_norm_gain(self) -> Tensor | None:
         """The gain γ of the norm before the unembedding [d_model], 1 + w where the model keeps w (Gemma); None without one."""
-        norm = self._final_norm()
-        weight = getattr(norm, "weight", None)
-        if norm is None or not isinstance(weight, Tensor):
-            return None
-        weight = weight.detach()
-        # ±1 has mean 0 and root mean square 1, so that a norm returns its gain, up to its epsilon.
-        probe = torch.ones_like(weight)
-        probe[1::2] = -1
-        bias = self.final_norm_bias()
-        with torch.inference_mode():
-            gain = (norm(probe) - (0 if bias is None else bias)) * probe
-        is_offset = (gain - (1 + weight)).abs().sum() < (gain - weight).abs().sum()
-        return 1 + weight if bool(is_offset) else weight
+        return self.final_norm().get("weight")
 
     def final_norm_bias(self) -> Tensor | None:
         """The bias of the norm before the unembedding [d_model]; None where there is no norm, or it has no bias."""
-        bias = getattr(self._final_norm(), "bias", None)
-        return bias.detach() if isinstance(bias, Tensor) else None
+        return self.final_norm().get("bias")
 
     def final_norm(self) -> dict[str, Tensor]:
         """What the norm before the unembedding does: `weight` (its gain) and `bias` [d_model] where it has them, and scalars.
@@ -261,20 +269,46 @@ class LoadedModel:
         `epsilon` is what it adds to the mean square; `centres`, whether it subtracts the mean first, as LayerNorm does.
         Empty where there is no norm.
         """
-        norm = self._final_norm()
-        if norm is None:
+        module = self._final_norm()
+        if module is None:
             return {}
-        parts = {"weight": self.final_norm_gain(), "bias": self.final_norm_bias()}
-        epsilon = next((getattr(norm, name) for name in _EPSILONS if isinstance(getattr(norm, name, None), float)), 0.0)
-        parts |= {"epsilon": torch.tensor(epsilon, dtype=torch.float64), "centres": torch.tensor(self._centres(norm))}
-        return {name: tensor for name, tensor in parts.items() if tensor is not None}
+        norm = self._norm(module, self.spec.d_model)
+        parts = {"weight": norm.gain, "bias": norm.bias, "epsilon": torch.tensor(norm.epsilon, dtype=torch.float64)}
+        return _present(parts | {"centres": torch.tensor(norm.centres)})
 
-    def _centres(self, norm: nn.Module) -> bool:
-        gain, bias = self.final_norm_gain(), self.final_norm_bias()
-        scale = torch.ones(self.spec.d_model, dtype=self.dtype, device=self.device) if gain is None else gain
-        with torch.inference_mode():  # a LayerNorm maps a constant to its bias, an RMSNorm to its gain
-            output = norm(torch.ones_like(scale)) - (0 if bias is None else bias)
-        return float(output.abs().max()) < 0.1 * float(scale.abs().max())
+    def scaled_by(self, layer: int) -> tuple[str, ...]:
+        """As in the layer's specification; unknown as well where a norm does something else than norms do."""
+        module = self._write_norm(layer)
+        if module is not None and not self._norm(module, width := self.spec.layers[layer].d_model).describes(
+            module, width, self._example(width)
+        ):
+            return (UNKNOWN,)
+        return self.spec.layers[layer].scaled_by
+
+    def post_norm(self, layer: int) -> dict[str, Tensor]:
+        """What a layer's write vectors are multiplied with at every position on their way to the residual stream.
+
+        `post_gain` [d_model], the gain of the norm after the feed-forward times the factor of the block; `post_centres`,
+        whether the mean is subtracted before. Empty where there is neither.
+        """
+        path, width = self.layer(layer).projection.write_path, self.spec.layers[layer].d_model
+        module = self._write_norm(layer)
+        if UNKNOWN in self.scaled_by(layer) or (module is None and path.factor == 1):
+            return {}
+        norm = None if module is None else self._norm(module, width)
+        gain = torch.ones(width, device=self.device) if norm is None or norm.gain is None else norm.gain.float()
+        return {"post_gain": gain * path.factor, "post_centres": torch.tensor(norm is not None and norm.centres)}
+
+    def _write_norm(self, layer: int) -> nn.Module | None:
+        """The norm after a layer's feed-forward."""
+        norm = self.layer(layer).projection.write_path.norm if NORM in self.spec.layers[layer].scaled_by else None
+        return None if norm is None else self.model.get_submodule(norm.module)
+
+    def _norm(self, module: nn.Module, width: int) -> Norm:
+        return Norm.of(module, width, self._example(width))
+
+    def _example(self, width: int) -> Tensor:
+        return torch.empty(width, dtype=self.dtype, device=self.device)
 
     def _final_norm(self) -> nn.Module | None:
         path = self.architecture.final_norm
@@ -290,3 +324,7 @@ class LoadedModel:
             digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+def _present(tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}

@@ -3,8 +3,8 @@
 Experts that share one 3-D parameter have no inner module to hook, and a gated MLP multiplies its gate and its up projection
 inside its own forward. Both are read where they are used: a product with an output projection's matrix is recognised by the
 memory of its weight (which also tells the expert), its rows by the last selection made from the block's rows, its gate and up
-by the elementwise product that made its input. Models are run as they are, and nothing is recomputed; experts must run in their
-library's eager form.
+by the elementwise product that made its input, the weight of its output by the multiplication that follows. Models are run as
+they are, and nothing is recomputed; experts must run in their library's eager form.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from actstore.engine.models.sites import Sink, as_rows
+from actstore.engine.models.writing.path import WRITE_SCALE
+from actstore.engine.models.writing.weights import OutputWeights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -68,6 +70,7 @@ class ProductWatch(TorchFunctionMode):
         self._selected: Tensor | None = None
         self._taken = 0
         self._is_paused = False
+        self._weights = OutputWeights(sink)
 
     def pausing(self, sink: Sink) -> Sink:
         """The same sink, which pauses the watch: its own torch calls are not taken for the model's."""
@@ -88,9 +91,11 @@ class ProductWatch(TorchFunctionMode):
         if self._is_paused:
             return func(*args, **kwargs)
         name = func.__name__
-        if name in _LINEAR:
-            self._on_linear(args, _LINEAR[name])
+        made_by = self._on_linear(args, _LINEAR[name]) if name in _LINEAR else None
         output = func(*args, **kwargs)
+        if made_by is not None:
+            self._weights.follow(output, *made_by)
+        self._weights.after(name, args, output)
         if name in _PRODUCT:
             self._on_product(args, output)
         elif name in _SELECT:
@@ -116,31 +121,35 @@ class ProductWatch(TorchFunctionMode):
         self._selected = index.nonzero().flatten() if index.dtype == torch.bool else index
         self._taken = 0
 
-    def _on_linear(self, args: tuple[Any, ...], first: int) -> None:
+    def check_finished(self) -> None:
+        """RuntimeError where the weight of an output was asked for and not seen."""
+        self._weights.check_finished()
+
+    def _on_linear(self, args: tuple[Any, ...], first: int) -> tuple[int, Tensor | None] | None:
+        """Hand over what is asked of a projection's input; its layer and rows, where the weight of its output is asked for."""
         if len(args) < first + 2:
-            return
+            return None
         values, weight = args[first], args[first + 1]
         if not (isinstance(values, Tensor) and isinstance(weight, Tensor)):
-            return
+            return None
         # The last watched weight that begins at or before this one: the one that it is a view of, if of any.
         index = bisect_right(self._starts, weight.data_ptr()) - 1
         if index < 0:
-            return
+            return None
         watched = self._watched[index]
         offset = (weight.data_ptr() - self._starts[index]) // weight.element_size()
         if offset >= watched.weight.numel():
-            return
+            return None
         if weight.dim() == 3:
             self._emit_all_experts(watched, values)
-        elif watched.n_matrices > 1:
+            return None
+        if watched.n_matrices > 1:
             expert = offset // (watched.weight.numel() // watched.n_matrices)
-            self._emit(watched, watched.layers[expert], as_rows(values), self._rows(len(as_rows(values))))
-        else:
-            run = self._runs[index]
-            self._runs[index] += 1
-            rows = self._rows(len(as_rows(values))) if watched.routed else None
-            if run < len(watched.layers):
-                self._emit(watched, watched.layers[run], as_rows(values), rows)
+            return self._emit(watched, watched.layers[expert], as_rows(values), self._rows(len(as_rows(values))))
+        run = self._runs[index]
+        self._runs[index] += 1
+        rows = self._rows(len(as_rows(values))) if watched.routed else None
+        return self._emit(watched, watched.layers[run], as_rows(values), rows) if run < len(watched.layers) else None
 
     def _rows(self, count: int) -> Tensor:
         """The rows a routed projection works on: the next `count` of the last selection."""
@@ -150,12 +159,16 @@ class ProductWatch(TorchFunctionMode):
         self._taken += count
         return rows
 
-    def _emit(self, watched: WatchedProjection, layer: int, values: Tensor, rows: Tensor | None) -> None:
-        for site in watched.sites.get(layer, ()):
+    def _emit(
+        self, watched: WatchedProjection, layer: int, values: Tensor, rows: Tensor | None
+    ) -> tuple[int, Tensor | None] | None:
+        sites = watched.sites.get(layer, ())
+        for site in sites:
             if site == "mlp.post":
                 self._sink(layer, site, values, rows)
-            elif watched.gate is not None:
+            elif watched.gate is not None and site != WRITE_SCALE:
                 self._sink(layer, site, self._factor(values, factor_of(site, watched.gate)), rows)
+        return (layer, rows) if WRITE_SCALE in sites else None
 
     def _emit_all_experts(self, watched: WatchedProjection, values: Tensor) -> None:
         """One batched product over all experts, each over all rows (Llama 4): an expert's rows are those not all zero."""
@@ -165,6 +178,8 @@ class ProductWatch(TorchFunctionMode):
         for expert, layer in enumerate(watched.layers):
             rows = of_expert[expert]
             for site in watched.sites.get(layer, ()):
+                if site == WRITE_SCALE:
+                    continue  # Llama 4 weights what its experts are given, not what they return
                 rows_of_all = values
                 if site != "mlp.post":
                     if watched.gate is None:

@@ -56,6 +56,11 @@ class Product:
     owner: str = ""
     is_argument: bool = False  # the input is the first argument of the module that makes the product
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether positions were mixed on the way to it."""
+        return any(Path.MIXED in path for path in self.sources.values())
+
 
 @dataclass(eq=False)
 class Step:

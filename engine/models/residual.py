@@ -45,6 +45,8 @@ class ResidualStream:
     def __init__(self, records: CallRecords, entry: Tensor, output: Tensor, feed_forward: set[Product]) -> None:
         self._records, self._feed_forward = records, feed_forward
         self._entry = entry
+        self.is_changed = False
+        """Whether the stream is normed or scaled on its way through the block, and with it what was added before."""
         self.sums = self._sums_to(output)
 
     def hook_points(self) -> Mapping[str, HookPoint]:
@@ -97,13 +99,19 @@ class ResidualStream:
         # Post-norm blocks norm the sum, and the stream goes on through the norm.
         inner = self._records.before_norm(tensor)
         if inner is not None and inner is not tensor:
-            return self._sums_to(inner)
+            return self._changed(self._sums_to(inner))
         if step is not None and (step.name in PASS_THROUGH or step.name == "mul"):
             # A scaled stream; what it is scaled by is a parameter, on the meta device, or of another shape.
             for value in step.arguments:
                 if isinstance(value, Tensor) and value.shape[-1:] == tensor.shape[-1:] and value.device.type == "cpu":
-                    return self._sums_to(value)
+                    sums = self._sums_to(value)
+                    return sums if step.name in PASS_THROUGH else self._changed(sums)
         return None
+
+    def _changed(self, sums: list[Sum] | None) -> list[Sum] | None:
+        """The same sums, after which the stream is not their sum any more."""
+        self.is_changed |= sums is not None
+        return sums
 
     def _terms(self, tensor: Tensor) -> Iterator[Tensor]:
         """The terms of a contribution, where it is itself a sum of sub-layers (parallel attention and MLP)."""

@@ -64,6 +64,24 @@ def tokens_only(sink: Sink, n_windows: int, n_positions: int, token_rows: Litera
     return select
 
 
+def results_of(output: Any) -> list[tuple[int | str | None, Tensor]]:
+    """The tensors that a module returned, with their index or key."""
+    if isinstance(output, dict):
+        results: list[tuple[int | str | None, Any]] = list(output.items())
+    elif isinstance(output, (tuple, list)):
+        results = list(enumerate(output))
+    else:
+        results = [(None, output)]
+    return [(index, value) for index, value in results if isinstance(value, Tensor)]
+
+
+def same_rows(left: Tensor, right: Tensor | None) -> bool:
+    """Whether one tensor is the other, perhaps with its leading axes merged."""
+    if right is None:
+        return False
+    return left.data_ptr() == right.data_ptr() and left.numel() == right.numel() and left.shape[-1] == right.shape[-1]
+
+
 @contextmanager
 def reading_sites(
     model: nn.Module,

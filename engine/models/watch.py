@@ -15,6 +15,7 @@ from actstore.engine.models import families
 from actstore.engine.models.names import BLOCK_SITES, PRODUCT_SITES
 from actstore.engine.models.products import ProductWatch, WatchedProjection
 from actstore.engine.models.sites import HookPoint, LastLayerReached, Sink, reading_sites, tokens_only
+from actstore.engine.models.writing.path import WRITE_SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from actstore.engine.models.architecture import Architecture
     from actstore.engine.models.layers import Layer
+    from actstore.engine.models.writing.norms import Norm
 
     SitesByLayer = Mapping[int, Sequence[str]]
 
@@ -44,6 +46,8 @@ class SiteReader:
     model: PreTrainedModel
     architecture: Architecture
     layers: Sequence[Layer]
+    norms: Mapping[str, Norm]
+    """Module → what a norm after a feed-forward does, of those whose scales are asked for."""
 
     def read(self, sites: SitesByLayer, inputs: PassInputs, sink: Sink) -> None:
         """Run `inputs` through the model once and hand `sites` of each layer to `sink`, as `LoadedModel.forward` says."""
@@ -59,12 +63,13 @@ class SiteReader:
         with suppress(LastLayerReached), torch.inference_mode(), ExitStack() as contexts:
             watch = ProductWatch(projections, sink)
             # What the sink computes with torch would be seen by the watch too, and is none of the model's products.
-            hook_sink = watch.pausing(sink) if projections else sink
+            hook_sink = watch.pausing(self._scaling(sink)) if projections else self._scaling(sink)
             points = self._hook_points(sites)
             contexts.enter_context(reading_sites(self.model, points, hook_sink, stop=(block.module, block.run)))
             if projections:
                 contexts.enter_context(watch)
             families.sub_model_for(base, arguments)(**arguments)
+        watch.check_finished()
 
     def _arguments(self, base: PreTrainedModel, inputs: PassInputs) -> dict[str, Any]:
         """The arguments of the pass, on the model's device; floating-point inputs in its dtype."""
@@ -79,13 +84,27 @@ class SiteReader:
             },
         )
 
+    def _scaling(self, sink: Sink) -> Sink:
+        """A sink that gets, of the input of a norm after a feed-forward, the scale of each row."""
+
+        def scaled_sink(layer: int, site: str, values: Tensor, rows: Tensor | None) -> None:
+            norm = self.layers[layer].projection.write_path.norm
+            if site == WRITE_SCALE and norm is not None:
+                values = self.norms[norm.module].scales(values)
+            sink(layer, site, values, rows)
+
+        return scaled_sink
+
     def _hook_points(self, sites: SitesByLayer) -> dict[HookPoint, list[tuple[int, str]]]:
         """Hook point → the (layer, site) names that are read there."""
         points: dict[HookPoint, list[tuple[int, str]]] = {}
         for number, names in sites.items():
             layer = self.layers[number]
             for site in names:
-                if site in BLOCK_SITES:
+                norm = layer.projection.write_path.norm
+                if site == WRITE_SCALE and norm is not None:
+                    points.setdefault(norm, []).append((number, site))
+                elif site in BLOCK_SITES:
                     points.setdefault(layer.hook_points[site], []).append((number, site))
                 elif site == "mlp.post" and layer.projection.hooked:
                     point = HookPoint(layer.projection.owner, "input", 0, layer.projection.run)
@@ -115,4 +134,6 @@ class SiteReader:
 
 
 def _is_watched(layer: Layer, site: str) -> bool:
+    if site == WRITE_SCALE:
+        return layer.projection.write_path.is_weighted
     return site in PRODUCT_SITES and not (site == "mlp.post" and layer.projection.hooked)

@@ -49,7 +49,10 @@ def map_nouns(result: Multimodal, kind: str = "contribution") -> Iterator[tuple[
     for number, noun in enumerate(result.nouns):
         nouns_of.setdefault(result.captions[noun.caption].document, []).append(number)
     sets = {
-        document: [NeuronSet(result.neurons_of(number), MAPS[kind].weights(result, number)) for number in numbers]
+        document: [
+            NeuronSet(result.neurons_of(number), weights := MAPS[kind].weights(result, number), weights is not None)
+            for number in numbers
+        ]
         for document, numbers in nouns_of.items()
     }
     for document, which, patch_map in map_neurons(result.capture, sets, FORMS[result.settings.forms[0]].site):

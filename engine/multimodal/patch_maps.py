@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actstore.store.capture.tokens.write_scale import block_scale
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ class NeuronSet:
     In gated models a neuron promotes a noun by an activation below zero as often as by one above, and in a plain mean the two
     cancel. Weighted by their products with the noun's direction, the map shows contributions to the noun.
     """
+    is_scaled: bool = False
+    """Whether activations are also multiplied with what scales their write vectors at each patch, as contributions are."""
 
 
 def map_neurons(
@@ -194,16 +197,20 @@ def _mean_values(
 ) -> Iterator[tuple[int, int, NDArray[np.float64]]]:
     """(document, number of its set, weighted mean over the set's neurons at each of the document's slots)."""
     sums = {(d, i): np.zeros((2, len(slots))) for d, (slots, sets) in of_document.items() for i in range(len(sets))}
-    by_layer: dict[int, list[tuple[int, int, int, float]]] = {}
+    by_layer: dict[int, list[tuple[int, int, int, float, bool]]] = {}
     for d, (_, sets) in of_document.items():
         for i, neuron_set in enumerate(sets):
             weights = neuron_set.weights if neuron_set.weights is not None else [1.0] * len(neuron_set.neurons)
             for (layer, index), weight in zip(neuron_set.neurons, weights, strict=True):
-                by_layer.setdefault(layer, []).append((index, d, i, weight))
+                by_layer.setdefault(layer, []).append((index, d, i, weight, neuron_set.is_scaled))
     for layer, entries in sorted(by_layer.items()):
         rows = _Rows(capture, layer, block, site, {entry[0] for entry in entries})
-        for index, d, i, weight in entries:
-            values = rows.read(index)[of_document[d][0]].astype(np.float64) * weight
+        scale = block_scale(capture, layer, block)
+        for index, d, i, weight, is_scaled in entries:
+            slots = of_document[d][0]
+            values = rows.read(index)[slots].astype(np.float64) * weight
+            if is_scaled and scale is not None:
+                values *= scale[slots]
             has_value = np.isfinite(values)
             sums[d, i] += np.where(has_value, values, 0), has_value
     for (d, i), (total, count) in sums.items():

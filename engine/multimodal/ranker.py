@@ -14,6 +14,7 @@ from actstore.engine.devices.device import HOST, Device
 from actstore.engine.multimodal.result import read_block
 from actstore.kernels.contribution.api import Targets, contribution
 from actstore.kernels.top_k.api import TopK, top_k
+from actstore.store.capture.tokens.write_scale import block_scale
 from actstore.store.files.precision import widened
 from actstore.store.model.directions import WriteDirections
 
@@ -51,7 +52,8 @@ class Ranker:
 
     def rank(self, on_layer: Callable[[int, int], None]) -> TopK:
         """Scores and neurons' numbers [noun, k], descending; `on_layer` receives the layers done and in all."""
-        n, k = len(self._result.nouns), self._result.settings.k
+        settings = self._result.settings
+        n, k = len(self._result.nouns), settings.k
         best = TopK(np.full((n, k), -np.inf, np.float32), np.full((n, k), -1, np.int64))
         numbering = self._result.numbering
         for done, layer in enumerate(numbering.layers.tolist()):
@@ -59,9 +61,12 @@ class Ranker:
             products_of = self._products(layer, width)
             for block, in_block in self._of_block.items():
                 values = read_block(self._capture, layer, block, self._site)
+                scale = block_scale(self._capture, layer, block) if self._with_weights and settings.gain else None
                 for first in range(0, len(in_block), CHUNK):
                     nouns = in_block[first : first + CHUNK]
                     scores = widened(values[:, self._offsets[nouns]]).T * products_of(self._rows[nouns])
+                    if scale is not None:
+                        scores *= scale[self._offsets[nouns], None]
                     state = TopK(best.values[nouns], best.tokens[nouns])
                     state = top_k(self._device.put(scores), np.arange(start, start + width), k, state=state)
                     best.values[nouns], best.tokens[nouns] = state

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from actstore.store.arguments import Typed
+from actstore.store.capture.tokens.write_scale import block_scale
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.precision import widened
 
@@ -132,14 +133,26 @@ class Multimodal:
     def products_of(self, number: int) -> list[float]:
         """What one unit of activation of each of a noun's neurons adds to the noun's logit: score / activation.
 
-        With it, an activation at any position, such as an image patch, becomes a contribution to the noun. Of a ranking by
-        contribution.
+        With it, an activation at any position, such as an image patch, becomes a contribution to the noun, once it is
+        multiplied with the scale there (`store.capture.tokens.write_scale`): that of the noun's position is taken out. Of a
+        ranking by contribution.
         """
-        scores, activations = self.first.values[number], self.activations()[number]
+        scores, activations = self.first.values[number], self.activations()[number] * self._scales_at(number)
         is_neuron = self.first.tokens[number] >= 0
         products = np.divide(scores, activations, out=np.zeros_like(scores), where=is_neuron & (activations != 0))
         listed: list[float] = products[is_neuron].tolist()
         return listed
+
+    def _scales_at(self, number: int) -> NDArray[np.float32]:
+        """The scale of each of a noun's neurons at the noun's position; 1 where there is none [k]."""
+        scales = np.ones(len(self.first.tokens[number]), np.float32)
+        noun = self.nouns[number]
+        caption = self.captions[noun.caption]
+        for place, (layer, _) in enumerate(self.neurons_of(number) if self.settings.gain else ()):
+            scale = block_scale(self.capture, layer, caption.block)
+            if scale is not None:
+                scales[place] = scale[caption.offsets[noun.position]]
+        return scales
 
     @cached_property
     def _activations(self) -> dict[str, NDArray[np.float32]]:

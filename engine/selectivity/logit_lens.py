@@ -17,7 +17,7 @@ from actstore.store.errors import InvalidInputError
 from actstore.store.model.weights import read_final_norm_parts, read_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -58,15 +58,9 @@ def look_through(
 
     >>> look_through(store.capture("images")).entropies
     """
-    record = capture.record
-    if SITE not in record.sites or not record.encoding.keeps_every_value:
-        raise InvalidInputError(
-            f"The logit lens reads the residual stream, and capture {record.name!r} has no dense values of it (sites "
-            f"{', '.join(record.sites)}, precision {record.precision}). Capture with "
-            f'`sites=("{SITE}",)`.'
-        )
-    head = _Head(capture, _device(device))
-    layers = tuple(record.layers(SITE))
+    check_stream(capture)
+    head = LensHead(capture, device_of(device))
+    layers = tuple(capture.record.layers(SITE))
     tokens = _select_tokens(capture, max_tokens)
     kinds = [
         kind
@@ -85,7 +79,19 @@ def look_through(
     return Lens(layers, tuple(layout.MODALITIES[kind] for kind in kinds), n_tokens, sums / np.maximum(n_tokens, 1))
 
 
-def _device(name: str) -> torch.device:
+def check_stream(capture: Capture) -> None:
+    """Raise `InvalidInputError` unless a capture holds the values of the residual stream after blocks."""
+    record = capture.record
+    if SITE not in record.sites or not record.encoding.keeps_every_value:
+        raise InvalidInputError(
+            f"The logit lens reads the residual stream, and capture {record.name!r} has no dense values of it (sites "
+            f"{', '.join(record.sites)}, precision {record.precision}). Capture with "
+            f'`sites=("{SITE}",)`.'
+        )
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a name, the GPU for `auto` where there is one; `InvalidInputError` for one that does not exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -112,7 +118,7 @@ def _select_tokens(capture: Capture, max_tokens: int | None) -> dict[int, tuple[
     return tokens
 
 
-class _Head:
+class LensHead:
     """The final norm and unembedding, from the store's weights and its model's configuration."""
 
     def __init__(self, capture: Capture, device: torch.device) -> None:
@@ -132,15 +138,14 @@ class _Head:
 
     def entropies(self, stream: NDArray[np.float32]) -> NDArray[np.float64]:
         """Entropy in nats of every row of `stream` [token, d_model]."""
-        size = max(1, _LOGITS_NBYTES // (4 * len(self._unembedding)))
-        chunks = [self._entropies(torch.from_numpy(stream[i : i + size])) for i in range(0, len(stream), size)]
+        chunks = [entropies_of(log_p).double().cpu().numpy() for log_p in self.log_probabilities(stream)]
         return np.concatenate(chunks) if chunks else np.empty(0)
 
-    def _entropies(self, stream: Tensor) -> NDArray[np.float64]:
-        log_p = self.logits(stream).log_softmax(-1)
-        # A logit of -inf has probability 0, and 0·ln 0 is 0.
-        terms = log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)
-        return -terms.sum(-1).double().cpu().numpy()
+    def log_probabilities(self, stream: NDArray[np.float32]) -> Iterator[Tensor]:
+        """The logarithms of the probabilities of all tokens [token, vocabulary], of a few rows of `stream` at a time."""
+        size = max(1, _LOGITS_NBYTES // (4 * len(self._unembedding)))
+        for first in range(0, len(stream), size):
+            yield self.logits(torch.from_numpy(stream[first : first + size])).log_softmax(-1)
 
     def logits(self, stream: Tensor) -> Tensor:
         """[token, vocabulary]."""
@@ -154,3 +159,9 @@ class _Head:
             ).to(normed)
         logits = normed @ self._unembedding.T * self._scale
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
+
+
+def entropies_of(log_p: Tensor) -> Tensor:
+    """Entropies in nats [token] of distributions over the vocabulary [token, vocabulary]."""
+    # A logit of -inf has probability 0, and 0·ln 0 is 0.
+    return -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)

@@ -113,6 +113,17 @@ def _compare(
                 if not difference <= TOLERANCES[record.dtype]:
                     what = f"recomputed values differ by {difference:.3g} of the layer's largest"
                     damage.append(Damage(record.name, block, site, layer, "values", what))
+        for layer in record.write_scale:
+            key = layout.write_scale_key(record.name, layer)
+            try:
+                difference = _scale_difference(capture, np.asarray(computed[key])[0], layer, block)
+            except FormatError as error:
+                damage.append(Damage(record.name, block, layout.WRITE_SCALE, layer, "write_scale", str(error)))
+                continue
+            largest = max(largest, difference)
+            if not difference <= TOLERANCES[record.dtype]:
+                what = f"recomputed scales differ by {difference:.3g} of the layer's largest"
+                damage.append(Damage(record.name, block, layout.WRITE_SCALE, layer, "write_scale", what))
         filled.release()
         rows.append({"capture": record.name, "block": block, "largest_difference": largest})
     return rows, damage
@@ -163,6 +174,12 @@ class _StoredBlock:
 
     def parameter(self, name: str) -> NDArray[Any]:
         return self.capture.block_parameter(name, self.layer, self.block, self.site)
+
+
+def _scale_difference(capture: Capture, again: NDArray[np.float32], layer: int, block: int) -> float:
+    """Largest |stored - recomputed| scale of a layer, over the largest stored."""
+    stored = capture.write_scale(layer, block)
+    return float(np.abs(stored - again).max(initial=0) / max(np.abs(stored).max(initial=0), 1e-30))
 
 
 def _difference(capture: Capture, computed: Mapping[str, Rows], site: str, layer: int, block: int) -> float:

@@ -107,10 +107,7 @@ class Capture:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def tokens(self) -> Table:
-        """One row per committed token, in the order of `activations`.
-
-        Columns: token (its slot), id, position (in its window), window, document, modality.
-        """
+        """One row per committed token: token (its slot), id, position (in its window), window, document, modality."""
         return Table(token_table(self.plan, self.slots()))
 
     def documents(self) -> Table:
@@ -284,6 +281,10 @@ class Capture:
                 f"Capture {self.record.name!r} has no gate signs of layer {layer}. Capture with `gate_sign=True`."
             )
         return self._shard(self._array(layout.gate_sign_key(self.record.name, layer)), block, whole=True).rows()
+
+    def write_scale(self, layer: int, block: int) -> NDArray[np.float32]:
+        """What each slot of a block multiplies the write vectors of a layer of `record.write_scale` with [token]; see there."""
+        return self._shard(self._array(layout.write_scale_key(self.record.name, layer)), block, whole=True).rows()[0]
 
     def block_parameter(
         self, name: str, layer: int, block: int, site: str = "mlp.post", neuron: int | None = None

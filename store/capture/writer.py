@@ -112,6 +112,9 @@ def block_arrays(record: CaptureRecord) -> Iterator[BlockArraySpec]:
             key, widths[layer], slots // 8, np.dtype("uint8"), 0, "token_byte", {"bit_order": "little"},
             encoding.sign_compression, **_bound(record, layer, layout.GATE_SIGN),
         )  # fmt: skip
+    for layer in record.write_scale:
+        key, bound = layout.write_scale_key(record.name, layer), _bound(record, layer, layout.WRITE_SCALE)
+        yield BlockArraySpec(key, 1, slots, np.dtype("float32"), np.nan, "position", **bound)
 
 
 def _how_to_decode(record: CaptureRecord, site: str, layer: int) -> dict[str, str]:

@@ -100,12 +100,15 @@ def check_capture(capture: Any, where: str) -> None:  # a CaptureRecord
             if not (layer.isascii() and layer.isdigit() and str(int(layer[:20])) == layer and int(layer) < MAX_LAYERS):
                 raise FormatError(f"{where}: a layer of site {site} should be a number, found {layer!r:.80}.")
             check_number(where, f"the width of layer {layer} at {site}", width, 1, MAX_NEURONS)
-    signed = capture.sites.get("mlp.post", {})
+    of_post = capture.sites.get("mlp.post", {})
     for layer in capture.gate_sign:
-        check_one_of(where, "a layer of gate_sign", str(layer), signed)
+        check_one_of(where, "a layer of gate_sign", str(layer), of_post)
     if capture.gate_sign and capture.plan.block_slots % 8:
         raise FormatError(f"{where}: block_slots should be a multiple of 8, found {capture.plan.block_slots}.")
     check_distinct(where, "gate_sign", capture.gate_sign)
+    for layer in capture.write_scale:
+        check_one_of(where, "a layer of write_scale", str(layer), of_post)
+    check_distinct(where, "write_scale", capture.write_scale)
     check_distinct(where, "statistics", capture.statistics)
     for site, order in capture.order.items():
         check_one_of(where, "a site of order", site, capture.sites)

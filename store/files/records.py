@@ -124,6 +124,8 @@ class LayerRecord(Record):
     block: int
     stack: str
     expert: int | None
+    scaled_by: str | None = None
+    """Factors that differ by position between its write vectors and the stream, such as `weight,norm`; None in older stores."""
 
     @property
     def part(self) -> str | None:
@@ -210,39 +212,34 @@ class CaptureRecord(Record):
     plan: PlanRecord
     float_dtype: str | None = None
     """The format of values before they are encoded, where it is not `dtype`: attributions are float32."""
-
     patches_sha256: str | None = None
     """SHA-256 of the table of patches, in a capture of images."""
     statistics: tuple[str, ...] = ()
     """The statistics of each neuron that its blocks are gathered with; records of earlier versions list none."""
     root: str = ""
     """The id of the store's root, whose model it ran; empty in records of earlier versions."""
-
     identity: str = ""
     """`identity_of` this record, to which the checksums of rows, plan arrays and statistics are bound.
 
     Empty in a capture of an earlier version, which has no such checksums.
     """
-
     plan_files: dict[str, str] = field(default_factory=dict)
-    """Array or table of the plan, as `tokens/ids` or `windows.parquet` → what it must be; see `store.capture.plan_files`.
-
-    Empty in a capture of an earlier version.
-    """
-
+    """File of the plan, as `tokens/ids` or `windows.parquet` → what it must be; see `store.capture.plan_files`. Or empty."""
     bundled: bool = False
     """Whether all files of a block lie in one object; see `store.files.bundles`."""
     compression: str = ""
     """See `store.files.compression`; empty in records of earlier versions."""
     order: dict[str, str] = field(default_factory=dict)
     """Site → one of `layout.ORDERS`, in which its values lie: neuron by neuron where none is named."""
+    write_scale: tuple[int, ...] = ()
+    """Layers of which it holds the product of the factors `scaled_by`, one number per position."""
 
     def check(self, where: str) -> None:
         """As `Record.check`."""
         record_checks.check_capture(self, where)
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON-ready values; the last nine fields are left out where they say nothing.
+        """The record as JSON-ready values; the last ten fields are left out where they say nothing.
 
         `FormatError` for a record that `from_json` would refuse: it would make the whole store unreadable.
         """
@@ -262,6 +259,8 @@ class CaptureRecord(Record):
         decisive = super().to_json()
         for name in ("created", "written_by", "root", "identity", "plan_files", "bundled", "compression", "order"):
             del decisive[name]
+        if not self.write_scale:
+            del decisive["write_scale"]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
 
     @property

@@ -17,7 +17,6 @@ from actstore.store.errors import NotFoundError
 from actstore.store.layout import table_key
 from actstore.store.model import root
 from actstore.store.model.directions import WriteDirections
-from actstore.store.model.weights import read_rows
 from actstore.store.neurons import NeuronIndex
 
 if TYPE_CHECKING:
@@ -146,14 +145,14 @@ def _from_weights(folder: Folder, neurons: Sequence[tuple[int, int]], gain: bool
     import torch
 
     directions = WriteDirections.of_store(folder, gain=gain)
-    vectors = [read_rows(folder, f"layer-{layer}", "write_vectors", [index]) for layer, index in neurons]
+    vectors = [directions.vectors(layer, [index]) for layer, index in neurons]
     if not vectors:
         return []
     try:
         unembedding = directions.unembedding()
     except NotFoundError:
         return [OwnTokens([], []) for _ in neurons]
-    top_tokens = find_top_tokens(directions.reaching(torch.cat(vectors)), unembedding, directions.gain, k)
+    top_tokens = find_top_tokens(torch.cat(vectors), unembedding, directions.gain, k)
     name = token_names(folder)
     sides = [
         [[name(int(token)) for token in row if token >= 0] for row in side.tokens]

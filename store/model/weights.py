@@ -38,6 +38,8 @@ _REQUIRED: Final = {
     "final_norm": ("weight", "bias", "epsilon", "centres"),
 }
 """The tensors of which a part of the weights must have one."""
+POST_NORM: Final = ("post_gain", "post_centres")
+"""The tensors of a layer that say what its write vectors are multiplied with before they are added to the residual stream."""
 
 
 def write_weights(
@@ -45,8 +47,8 @@ def write_weights(
 ) -> tuple[str, ...]:
     """Write the weights, and return the names of the parts written.
 
-    `layers`: per layer `write_vectors` [neuron, d_model] and `bias`; `others`: `unembedding` and `final_norm`, left out where
-    empty.
+    `layers`: per layer `write_vectors` [neuron, d_model], `bias` and those of `POST_NORM`; `others`: `unembedding` and
+    `final_norm`, left out where empty.
     """
     written = []
     for part, tensors in itertools.chain(((f"layer-{layer}", tensors) for layer, tensors in layers), others.items()):
@@ -160,12 +162,36 @@ def read_rows(folder: Folder, part: str, name: str, rows: Sequence[int]) -> Tens
         return torch.cat([matrix[row : row + 1] for row in rows]) if rows else matrix[0:0]
 
 
+def read_post_norm(folder: Folder, layer: int) -> dict[str, Tensor]:
+    """`post_gain` [d_model] and `post_centres` of a layer; empty where nothing stands between it and the residual stream."""
+    part = f"layer-{layer}"
+    if folder.local_path() is None or not folder.exists(weights_key(part)):
+        tensors = read_weights(folder, part)
+        return {name: tensors[name] for name in POST_NORM if name in tensors}
+    with _opened(folder, part) as file:
+        return {name: file.get_tensor(name) for name in POST_NORM if name in file.keys()}  # noqa: SIM118  (no mapping)
+
+
 def count_rows(folder: Folder, part: str, name: str) -> int:
     """The number of rows of a matrix among the weights; `NotFoundError` as `read_weights`."""
     if folder.local_path() is None or not folder.exists(weights_key(part)):
         return len(read_weights(folder, part)[name])
     with _opened(folder, part) as file:
         return int(file.get_slice(name).get_shape()[0])
+
+
+def after_post_norm(write_vectors: Tensor, post_norm: dict[str, Tensor]) -> Tensor:
+    """Write vectors [neuron, d_model] as they reach the residual stream, but for a scale per position.
+
+    `post_norm`: as `read_post_norm` gives it. In float32, if it says anything.
+    """
+    gain = post_norm.get("post_gain")
+    if gain is None:
+        return write_vectors
+    exact = write_vectors.float()
+    if post_norm["post_centres"]:
+        exact = exact - exact.mean(dim=1, keepdim=True)
+    return exact * gain.to(exact.device).float()
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def python_of(words: str) -> Any:
         return GROUPS[group].__call__
     if not word:
         return getattr(actstore.Store, group, None) or getattr(actstore, group, None)
-    return getattr(GROUPS[group], "__call__" if word == "show" else word, None)
+    return getattr(GROUPS[group], "__call__" if word == "show" else word.replace("-", "_"), None)
 
 
 @pytest.mark.parametrize("words", sorted(commands()))

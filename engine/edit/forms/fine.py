@@ -75,7 +75,7 @@ def locate(reader: Reader, tasks: Sequence[Task], settings: FineSettings) -> Neu
     unembedding = model.unembedding()
     if unembedding is None:
         raise InvalidInputError(f"{model.spec.name} has no unembedding to compute contributions with.")
-    directions = WriteDirections.of_model(model.write_vectors, unembedding, model.final_norm())
+    directions = WriteDirections.of_model(model.write_vectors, unembedding, model.final_norm(), model.post_norm)
     activations: dict[int, Tensor] = {}
 
     def record(layer: int) -> Callable[[Tensor], Tensor]:

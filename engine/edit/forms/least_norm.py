@@ -15,6 +15,8 @@ Then a few rounds of reweighting: positions at which the new word would come clo
 count as much as those of the old word, positions of the old word that are moved farther than needed count for little: a hinge
 on either side.
 
+Where a norm follows the feed-forward, δ_i is divided by its gain, so that the stream gets v, and a has the norm's scale.
+
 v can lift a third word above the new one. Where that is predicted, the rivals that win join the old word: v becomes the
 shortest write that lifts the new word above all of them alike.
 """
@@ -32,6 +34,7 @@ from actstore.engine.edit.forms.least_norm_problem import Documents, Problem
 from actstore.engine.edit.rows import group_by_layer, make_edit
 from actstore.engine.edit.settings import LeastNormSettings
 from actstore.engine.edit.words import check_single_tokens, find_replacement
+from actstore.store.capture.tokens.write_scale import scale_sentences
 from actstore.store.edits import RowPair
 from actstore.store.errors import InvalidInputError
 from actstore.store.model.weights import read_rows
@@ -79,13 +82,15 @@ def least_norm(capture: Capture, old: str, new: str, name: str, settings: LeastN
     for layer, indices in fit.neurons.items():
         c = torch.from_numpy(fit.coefficients[first : first + len(indices)])
         before = read_rows(capture.folder, f"layer-{layer}", "write_vectors", indices)
-        rows[layer] = (indices, RowPair(before, before.double() + c[:, None] * fit.v))
+        rows[layer] = (indices, RowPair(before, before.double() + c[:, None] * problem.written(layer, fit.v)))
         first += len(indices)
     recorded = asdict(settings) | {
         "capture": capture.record.name, "from": replacement.old_text, "to": replacement.new_text,
         "from_token": replacement.old[0], "to_token": replacement.new[0], "n_positions": problem.n_targets,
         "n_controls": problem.n_controls, "rivals": list(fit.rivals),
     }  # fmt: skip
+    if approximate := scale_sentences(capture, fit.neurons):
+        recorded["warning"] = " ".join(approximate)
     return make_edit(name, "least-norm", capture.store.model, rows, recorded, problem.predicted(fit))
 
 

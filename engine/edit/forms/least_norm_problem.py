@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from actstore.engine.edit.forms.stream import Stream
+from actstore.store.capture.tokens.write_scale import block_scale
 from actstore.store.errors import InvalidInputError
-from actstore.store.model.weights import read_weights
+from actstore.store.model.weights import read_post_norm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,6 +39,8 @@ SAFE: Final = 1.0
 """How far below the largest the new word's logit should stay where the old word is not predicted."""
 FAR_WEIGHT: Final = 0.1
 """Weight of a position of the old word that is moved farther than needed, relative to one that is not."""
+LEAST_GAIN: Final = 1e-3
+"""Of a norm after the feed-forward, relative to its largest: a write would have to be longer by as much."""
 _CACHED_BYTES: Final = 1 << 29
 _ROW_BY_ROW: Final = 16
 """Up to this number of neurons of a layer are read row by row; beyond, the whole block."""
@@ -104,13 +107,13 @@ class Problem:
 
     def scores(self, layer: int) -> NDArray[np.float64]:
         """The mean contribution of each neuron of a layer to the old word's logit where that is predicted; [neuron]."""
-        vectors = self.stream.norm.centred(read_weights(self.capture.folder, f"layer-{layer}")["write_vectors"]).float()
+        vectors = self.stream.directions.vectors(layer).float()
         total = np.zeros(len(vectors))
         for block in self.blocks:
             is_target = self.targets(block)
             if is_target.any():
                 values = self.capture.block_values(layer, block.block, saturated=True)[:, block.slots[is_target]]
-                total += _finite(values) @ block.inverse_rms[is_target]
+                total += _finite(values) @ (block.inverse_rms * self._scale(layer, block))[is_target]
         written = vectors @ (self.stream.gain * self.stream.unembedding[self.old])
         return np.asarray(total / self.n_targets * written.double().numpy())
 
@@ -128,15 +131,38 @@ class Problem:
         return cached[block.block]
 
     def _read(self, neurons: Mapping[int, Sequence[int]], block: BlockPredictions) -> NDArray[np.float64]:
-        """The activations [neuron, position]."""
-        values: list[NDArray[np.float32]] = []
+        """The activations [neuron, position], times the scale of their layer's output."""
+        values: list[NDArray[np.float64]] = []
         for layer, indices in neurons.items():
+            scale = self._scale(layer, block)
             if len(indices) > _ROW_BY_ROW:
-                values.append(self.capture.block_values(layer, block.block, saturated=True)[indices][:, block.slots])
+                of_layer = self.capture.block_values(layer, block.block, saturated=True)[indices][:, block.slots]
+                values.append(_finite(of_layer) * scale)
             else:
                 rows = (self.capture.block_row(layer, i, block.block, saturated=True) for i in indices)
-                values += [row[None, block.slots] for row in rows]
-        return _finite(np.concatenate(values))
+                values += [_finite(row[None, block.slots]) * scale for row in rows]
+        return np.concatenate(values)
+
+    def _scale(self, layer: int, block: BlockPredictions) -> NDArray[np.float64] | float:
+        """What the positions multiply the output of a layer with [position]."""
+        scale = block_scale(self.capture, layer, block.block)
+        return 1.0 if scale is None else scale[block.slots].astype(np.float64)
+
+    def written(self, layer: int, v: Tensor) -> Tensor:
+        """What has to be added to a write vector of a layer for `v` to be added to the stream, but for the scale there.
+
+        `InvalidInputError` where the norm after the layer lets no such vector through.
+        """
+        post_norm = read_post_norm(self.capture.folder, layer)
+        if not post_norm:
+            return v
+        gain = post_norm["post_gain"].to(v)
+        if post_norm["post_centres"] or float(gain.abs().min()) < LEAST_GAIN * float(gain.abs().max()):
+            raise InvalidInputError(
+                f"The norm after layer {layer} of {self.capture.store.model.name} keeps parts of a write from the residual "
+                "stream, and the least-norm form cannot make up for them. Choose another `form`."
+            )
+        return v / gain
 
     def fit(self, neurons: dict[int, list[int]], documents: Documents = Documents.ALL) -> NDArray[np.float64]:
         """The coefficients of a set of neurons [neuron], by the normal equations, over some of the documents.

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from planted_captions import CAPTIONS, IDS, LANGUAGE, PROMPT, SIDE, plant_captions
 
-from actstore.engine.multimodal import find, ranker
+from actstore.engine.multimodal import find, patch_maps, ranker, result
 from actstore.engine.multimodal.captions import read_captions
 from actstore.engine.multimodal.concepts import concepts
 from actstore.engine.multimodal.find import find_multimodal
+from actstore.engine.multimodal.noun_maps import map_nouns
 from actstore.engine.multimodal.result import FindSettings
 from actstore.store.errors import InvalidInputError, NotFoundError
 
@@ -215,3 +216,35 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         find_multimodal(capture, FindSettings(by="gradient"))
     with pytest.raises(InvalidInputError, match="`forms` are one or more of post, gate"):
         FindSettings(forms=("up",))
+
+
+def test_the_scale_of_a_layer_where_a_noun_is_predicted(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contributions are times what the position multiplies the layer's output with; maps, times that of each patch."""
+    capture, _ = planted
+    scales = np.random.default_rng(5).uniform(0.2, 3, (2, len(capture.blocks), 64)).astype(np.float32)
+
+    def scale_of(_capture: Any, layer: int, block: int) -> Any:
+        return scales[layer, block]
+
+    settings = FindSettings(k=9, nouns="content")
+    exact = reference(planted, "post", True)
+    plain = find_multimodal(capture, settings)
+    for module in (ranker, result, patch_maps):
+        monkeypatch.setattr(module, "block_scale", scale_of)
+    scaled = find_multimodal(capture, settings)
+    for row, noun in enumerate(scaled.nouns):
+        caption = scaled.captions[noun.caption]
+        of_noun = scales[:, caption.block, caption.offsets[noun.position]]
+        expected = {i: score * of_noun[0 if i < LANGUAGE[0] else 1] for score, i in exact[row]}
+        best = sorted(expected, key=lambda i: (-expected[i], i))[:9]
+        assert scaled.first.tokens[row].tolist() == best
+        np.testing.assert_allclose(scaled.first.values[row], [expected[i] for i in best], rtol=1e-4, atol=1e-5)
+        products = {i: score for i, score in zip(best, scaled.products_of(row), strict=True)}
+        for i, product in zip(plain.first.tokens[row].tolist(), plain.products_of(row), strict=True):
+            assert i not in products or products[i] == pytest.approx(product, rel=1e-3, abs=1e-4)
+    number, patch_map = next(iter(map_nouns(scaled)))
+    caption = scaled.captions[scaled.nouns[number].caption]
+    layers = np.array([layer for layer, _ in scaled.neurons_of(number)])
+    rows = [capture.block_row(layer, neuron, caption.block) for layer, neuron in scaled.neurons_of(number)]
+    terms = np.array(rows) * np.array(scaled.products_of(number))[:, None] * scales[layers, caption.block]
+    np.testing.assert_allclose(patch_map.values, terms[:, patch_map.grid.slots].mean(axis=0), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,120 @@
+"""Write scales: what each position multiplies the write vectors of a layer with, gathered while a model runs, block by block.
+
+A norm after the feed-forward scales them by one over the root mean square of its input, a mixture by the routing weight of the
+expert: one float32 per position and layer, kept beside the activations in an array of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from actstore.engine.models.writing.path import is_scaled
+from actstore.store.layout import write_scale_key
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from actstore.engine.models.load import LoadedModel
+    from actstore.kernels.pack.columns import Columns
+    from actstore.store.capture.plan import BlockPlan
+    from actstore.store.files.records import CaptureRecord
+
+
+class Scale(NamedTuple):
+    """The complete scale of a layer in one batch."""
+
+    values: Tensor
+    """[row] float32"""
+    rows: Tensor | None
+    """The rows of the batch that an expert saw; None where there is one for each."""
+
+
+class _Part(NamedTuple):
+    """What one batch has of a layer, on the device that computed it."""
+
+    values: Tensor
+    """[row] float32"""
+    columns: Columns
+
+
+class WriteScales:
+    """The scales of one block after another: `begin`, then `batch` and its factors for each, then `end`."""
+
+    def __init__(self, model: LoadedModel, record: CaptureRecord, of_sums: Collection[int] = ()) -> None:
+        """Those of the layers that the record keeps, and of `of_sums`, whose scales are wanted while the model runs."""
+        self._record, self._kept = record, frozenset(record.write_scale)
+        wanted = self._kept | {*of_sums}
+        self._factors = {layer: set(by) for layer in sorted(wanted) if is_scaled(by := model.scaled_by(layer))}
+        self._blocks: dict[int, dict[str, NDArray[np.float32]]] = {}
+
+    @property
+    def layers(self) -> Collection[int]:
+        """The layers of which factors are awaited."""
+        return self._factors.keys()
+
+    def begin(self, plan: BlockPlan) -> None:
+        """Start on a block."""
+        self._block = plan.block
+        self._parts: dict[int, list[_Part]] = {layer: [] for layer in self._kept}
+
+    def batch(self) -> None:
+        """Start on a batch."""
+        self._begun: dict[int, Scale] = {}
+        self._n_factors: dict[int, int] = {}
+
+    def add(self, layer: int, factor: Tensor, rows: Tensor | None) -> Scale | None:
+        """Multiply a layer's scale by a factor [row, 1]: the scale, once it has all its factors.
+
+        rows: as for `Packer.pack`. An expert that no row was routed to has none: the norm alone does not make it one.
+        """
+        factors = self._factors.get(layer)
+        if factors is None:
+            return None
+        values = factor.reshape(-1).float()
+        before = self._begun.get(layer)
+        if before is not None:
+            values, rows = _product(before, Scale(values, rows))
+        self._begun[layer] = Scale(values, rows)
+        self._n_factors[layer] = self._n_factors.get(layer, 0) + 1
+        return self._begun[layer] if self._n_factors[layer] == len(factors) else None
+
+    def keep(self, layer: int, scale: Tensor, columns: Columns) -> None:
+        """Keep a complete scale [row], at the slots of `columns`."""
+        if layer in self._kept:
+            # Inside the forward pass, memory that it may use again: a copy, unless it is our own product.
+            self._parts[layer].append(_Part(scale.clone(), columns))
+
+    def end(self) -> None:
+        """End the block: its arrays are there to be taken."""
+        arrays = {}
+        for layer, parts in self._parts.items():
+            scale = np.zeros((1, self._record.plan.block_slots), np.float32)
+            if parts:
+                # Brought to the host once per layer and block.
+                values = torch.cat([part.values for part in parts]).cpu().numpy()
+                first = 0
+                for part in parts:
+                    of_part = values[first : first + len(part.values)]
+                    scale[0, part.columns.slots] = of_part[part.columns.rows]
+                    first += len(part.values)
+            arrays[write_scale_key(self._record.name, layer)] = scale
+        self._blocks[self._block] = arrays
+
+    def take(self, block: int) -> dict[str, NDArray[np.float32]]:
+        """The arrays of a block that was ended, by their keys."""
+        return self._blocks.pop(block)
+
+
+def _product(left: Scale, right: Scale) -> Scale:
+    """The product of two factors, at the rows that both have: of a norm, those that the expert saw."""
+    if left.rows is None and right.rows is not None:
+        left, right = right, left
+    if left.rows is None or right.rows is not None:
+        return Scale(left.values * right.values, left.rows)
+    return Scale(left.values * right.values[left.rows.to(right.values.device)], left.rows)
