@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.kernels.jit import jit, over_neurons
-from actstore.kernels.suffix_trie.evidence import FIRES, FRAME, HELD_OUT, Evidence, Frame, Scratch
+from actstore.kernels.suffix_trie.evidence import FIRES, FRAME, HELD_OUT, Evidence, Frame, Scratch, open_frame
 from actstore.kernels.suffix_trie.naive import SAME
-from actstore.kernels.suffix_trie.skip import may_skip, skip_tokens, sort_list, token_at
-from actstore.kernels.suffix_trie.stack import NODE, Integer, Posterior, Stack, after, choose, end, keep, push_known
+from actstore.kernels.suffix_trie.skip import may_skip, push_lists, skip_tokens
+from actstore.kernels.suffix_trie.stack import NODE, Integer, Posterior, Stack, alone, choose, end, keep, left_out_score, push_known
+from actstore.kernels.suffix_trie.trim import trim
 from actstore.kernels.suffix_trie.trie import BOUNDARY, Nodes, Settings, Trie
 
 CAPACITY = 1 << 12  # nodes that a stack has room for at first
@@ -35,8 +36,8 @@ def build(
 ) -> Nodes:
     """The tries of all neurons; see `api.build`."""
     grown_ranges: dict[int, Grown] = {}
-    kappa, gain, max_depth, max_skip, margin = settings
-    coded = Settings(float(kappa), float(gain), int(max_depth), int(max_skip), float(margin))
+    kappa, gain, max_depth, max_skip, margin, n_nodes = settings
+    coded = Settings(float(kappa), float(gain), int(max_depth), int(max_skip), float(margin), int(n_nodes))
     n, n_tokens = len(trie.input_index), int(trie.ids.max(initial=-1)) + 1 - BOUNDARY
 
     def run(first: int, stop: int) -> None:
@@ -166,8 +167,14 @@ def _grow_all(trie: Trie, evidence: Evidence, stack: Stack, settings: Settings) 
         if scratch.top[1]:
             return
         e, h = e_stop, h_stop
-    choose(stack, 0, scratch.top[0], n, f, posterior, settings)
+    expected, child = 0.0, 0
+    while child < scratch.top[0]:
+        expected += stack[child].expected
+        child += stack[child].size
+    choose(stack, 0, scratch.top[0], n, f, expected, settings)
     keep(stack, scratch.top, 0, total)
+    if 0 < settings.nodes < scratch.top[0]:
+        trim(stack, scratch.top, n, expected, evidence.rest, settings)
 
 
 @jit
@@ -231,7 +238,7 @@ def _grow(
     )
     if index < 0 or f == n or settings.max_depth == 0:
         return
-    _open(frames[0], index, posterior, 0)
+    open_frame(frames[0], index, posterior, 0)
     frames[0].node = node
     frames[0].next, frames[0].stop = trie.children[node], trie.children[node + 1]
     frames[0].event, frames[0].event_stop, frames[0].held_out, frames[0].held_out_stop = e, e_stop, h, h_stop
@@ -240,7 +247,7 @@ def _grow(
         # The deepest frame goes on: it pushes children until one has children itself, whose frame is then the deepest.
         # When none is left the node is settled: it begins again, ignoring tokens, or is done.
         if frame.listed:
-            entered = _push_lists(trie, evidence, stack, settings, frame, frames[level + 1])
+            entered = push_lists(trie, evidence, stack, settings, frame, frames[level + 1])
         else:
             entered = _push_children(trie, evidence, stack, settings, frame, frames[level + 1])
         if entered:
@@ -275,7 +282,7 @@ def _push_children(
                 stack, top, token, depth, n, f, sums[e_stop] - sums[e], posterior, rest, settings.kappa
             )
             if 0 < f < n and index >= 0 and depth < settings.max_depth and token != BOUNDARY:
-                _open(below, index, child_posterior, 0)
+                open_frame(below, index, child_posterior, 0)
                 below.node, below.next, below.stop = child, children[child], children[child + 1]
                 below.event, below.event_stop, below.held_out, below.held_out_stop = e, e_stop, h, h_stop
                 # Where to go on once the subtree is done.
@@ -287,61 +294,35 @@ def _push_children(
 
 
 @jit
-def _open(frame: Frame, index: int, posterior: Posterior, listed: int) -> None:
-    """Begin a frame for the node `index` of the stack."""
-    frame.p, frame.value = posterior.p, posterior.value
-    frame.without_firing, frame.without_silent = posterior.without_firing, posterior.without_silent
-    frame.index, frame.skip, frame.listed = index, 0, listed
-
-
-@jit
-def _push_lists(trie: Trie, evidence: Evidence, stack: Stack, settings: Settings, frame: Frame, below: Frame) -> bool:
-    """`_push_children` of a list of ranks, which is sorted by the tokens that tell its parts apart."""
-    scratch, events, sums = evidence.scratch, evidence.events, evidence.sums
-    ranks, marks = scratch.ranks, scratch.marks
-    posterior = Posterior(frame.p, frame.without_firing, frame.without_silent, frame.value)
-    depth = stack[frame.index].depth + 1 + frame.skip
-    start = frame.next
-    while start < frame.stop:
-        token = token_at(trie, ranks[start], depth)
-        stop, f, total = start, 0, 0.0
-        while stop < frame.stop and token_at(trie, ranks[stop], depth) == token:
-            if marks[ranks[stop]] == FIRES:
-                # Ranks of a list are in no order of events; sums are by event.
-                event = np.searchsorted(events, ranks[stop])
-                total += sums[event + 1] - sums[event]
-                f += 1
-            stop += 1
-        n = stop - start
-        index, child_posterior = push_known(
-            stack, scratch.top, token, depth, n, f, total, posterior, evidence.rest, settings.kappa
-        )
-        if 0 < f < n and index >= 0 and depth < settings.max_depth and token != BOUNDARY:
-            _open(below, index, child_posterior, 1)
-            below.next, below.stop = start, stop
-            # The list once more, to begin again if tokens are to be ignored.
-            below.event, below.event_stop = start, stop
-            sort_list(trie, scratch, start, stop, depth + 1)
-            frame.next = stop
-            return True
-        start = stop
-    frame.next = start
-    return False
-
-
-@jit
 def _settle(trie: Trie, evidence: Evidence, stack: Stack, settings: Settings, frame: Frame) -> bool:
     """Whether a node begins again, ignoring tokens; keeps of its children those that add more than they cost."""
     scratch, node = evidence.scratch, stack[frame.index]
     posterior = Posterior(frame.p, frame.without_firing, frame.without_silent, frame.value)
-    first = frame.index + 1 + frame.skip
-    score, others_n, others_f = choose(stack, first, scratch.top[0], node.count, node.fires, posterior, settings)
-    if frame.skip or settings.gain < 0 or score > node.score + SAME:
+    first, cost, expected = frame.index + 1 + frame.skip, frame.skip * settings.gain, 0.0
+    child = first
+    while child < scratch.top[0]:
+        expected += stack[child].expected
+        child += stack[child].size
+    left_out = left_out_score(stack, first, scratch.top[0], node.count, node.fires, posterior, settings) - cost
+    if frame.skip or left_out > node.left_out + SAME:
+        node.left_out = left_out
+    score, others_n, others_f, others = choose(
+        stack, first, scratch.top[0], node.count, node.fires, expected, settings
+    )
+    merged = alone(node.count, expected)
+    node.expected = expected
+    if score - cost > merged + SAME or settings.gain < 0:
+        node.score = score - cost
         total = keep(stack, scratch.top, first, node.total)
-        node.score = score - frame.skip * settings.gain
-        end(node, after(posterior, others_n, others_f, total, settings.kappa) if others_n else posterior, evidence.rest)
     else:
+        node.score, total = merged, node.total
+        others_n, others_f, others = np.int64(node.count), np.int64(node.fires), expected
         scratch.top[0] = frame.index + 1
+    if others_n:
+        mean = (total + settings.kappa * posterior.value) / (others_f + settings.kappa)
+        end(node, others / others_n, mean, evidence.rest)
+    else:  # a context that no position has: nothing but the node's own probability is known of it
+        end(node, posterior.p, posterior.value, evidence.rest)
     # The node, and those that stand for ignored tokens between it and its children.
     for i in range(frame.index, min(first, scratch.top[0])):
         stack[i].size = scratch.top[0] - i

@@ -5,6 +5,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from actstore.kernels.jit import jit
+from actstore.kernels.suffix_trie.stack import Posterior
+
 FIRES, HELD_OUT = 1, 2
 """What `Scratch.marks` says of a rank."""
 
@@ -62,3 +65,11 @@ class Evidence(NamedTuple):
     rest: float
     """Mean activation where it does not fire."""
     scratch: Scratch
+
+
+@jit
+def open_frame(frame: Frame, index: int, posterior: Posterior, listed: int) -> None:
+    """Begin a frame for the node `index` of the stack."""
+    frame.p, frame.value = posterior.p, posterior.value
+    frame.without_firing, frame.without_silent = posterior.without_firing, posterior.without_silent
+    frame.index, frame.skip, frame.listed = index, 0, listed

@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from actstore.kernels.suffix_trie.trie import BOUNDARY, IGNORE, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LOWEST = 1e-4
 """Probabilities are kept this far from 0 and 1 before their logarithm is taken."""
@@ -30,6 +33,16 @@ class Node:
     probability: float = math.nan
     value: float = math.nan
     children: "list[Node]" = field(default_factory=list)
+    total: float = 0.0
+    """Activations where it fires, added up."""
+    mean: float = math.nan
+    """Mean activation where it fires, smoothed: from this starts that of the contexts for which it stands."""
+    expected: float = 0.0
+    """Number of its positions that would fire if they occurred again, by the longest contexts."""
+    score: float = 0.0
+    """What of this the subtree tells: its `expected_likelihood`, less the cost of the nodes below."""
+    left_out: float = 0.0
+    """Leave-one-out log likelihood of the best subtree, less what that costs."""
 
 
 class Event(NamedTuple):
@@ -64,89 +77,178 @@ class Posterior(NamedTuple):
         return firing + ((n - f) * math.log(min(max(1 - self.without_silent, LOWEST), 1 - LOWEST)) if n > f else 0.0)
 
 
+def expected_likelihood(n: int, expected: float, p: float) -> float:
+    """Log likelihood, under the probability p, to be expected of n further positions of which `expected` fire."""
+    p = min(max(p, LOWEST), 1 - LOWEST)
+    return expected * math.log(p) + (n - expected) * math.log(1 - p)
+
+
 def build(events: list[Event], rest: float, settings: Settings) -> list[Node]:
     """The nodes at depth 0; `rest` is the mean activation of positions that do not fire."""
     n, (f, total) = len(events), _count(events)
     if f == 0:
         return []
     posterior = Posterior(f / n, (f - 1) / max(n - 1, 1), f / max(n - 1, 1), total / f)
-    grown = [_grow(t, g, 0, posterior, rest, settings) for t, g in _group(events, 0).items() if _count(g)[0]]
-    kept_children, _ = _choose(n, f, [score for score, _ in grown], [node for _, node in grown], posterior, settings)
-    return [grown[i][1] for i in kept_children]
+    roots = [_grow(t, g, 0, posterior, rest, settings) for t, g in _group(events, 0).items() if _count(g)[0]]
+    expected = sum(root.expected for root in roots)
+    kept_indices, _ = _choose(n, expected, roots, settings)
+    above = Node(IGNORE, n, f, True, children=[roots[i] for i in kept_indices], total=total, expected=expected)
+    trim(above, rest, settings)
+    return above.children
 
 
 def _grow(
     token: int, events: list[Event], depth: int, prior: Posterior, rest: float, settings: Settings
-) -> tuple[float, Node]:
-    """The score of a node, the log likelihood of its events less what nodes cost, and the node with what is kept below it."""
+) -> Node:
+    """A node with what is kept below it."""
     n, (f, total) = len(events), _count(events)
     posterior = prior.after(n, f, total, settings.kappa)
-    score, end_posterior, children = posterior.likelihood(n, f), posterior, list[Node]()
+    node = Node(token, n, f, True, total=total, mean=posterior.value, left_out=posterior.likelihood(n, f))
     if 0 < f < n and depth < settings.max_depth and token != BOUNDARY:
-        branch_score, branch_children, others_posterior = _branch(events, depth + 1, posterior, rest, settings)
-        if branch_score > score + SAME or settings.gain < 0:
-            score, children, end_posterior = branch_score, branch_children, others_posterior
-        skips = _skips(events, depth, posterior, score + settings.margin, settings)
-        if skips and max(skips.values()) > score + settings.margin:
-            skip = max(skips, key=lambda skip: skips[skip])
-            score, children, end_posterior = _branch(events, depth + 1 + skip, posterior, rest, settings)
-            score -= skip * settings.gain
-            for _ in range(skip):
-                children = [Node(IGNORE, n, f, children=children)]
-    value = end_posterior.p * end_posterior.value + (1 - end_posterior.p) * rest
-    return score, Node(token, n, f, True, end_posterior.p, value, children)
+        _branch(node, events, depth + 1, 0, posterior, rest, settings)
+        skips = _skips(events, depth, posterior, node.left_out + settings.margin, settings)
+        if skips and max(skips.values()) > node.left_out + settings.margin:
+            _branch(node, events, depth + 1, max(skips, key=lambda skip: skips[skip]), posterior, rest, settings)
+    else:
+        node.expected = n * posterior.p
+        node.score = expected_likelihood(n, node.expected, posterior.p)
+        _end(node, posterior.p, posterior.value, rest)
+    return node
 
 
 def _branch(
-    events: list[Event], depth: int, posterior: Posterior, rest: float, settings: Settings
-) -> tuple[float, list[Node], Posterior]:
-    """The score of telling the events apart by their tokens at `depth`, the children kept, and the posterior of all others."""
-    n, (f, total) = len(events), _count(events)
-    scores, children = _grow_children(events, depth, posterior, rest, settings)
-    kept_indices, score = _choose(n, f, scores, children, posterior, settings)
-    groups = _group(events, depth)
-    others = [e for i, group in enumerate(groups.values()) if i not in kept_indices for e in group]
-    f, total = _count(others)
-    return (
-        score,
-        [children[i] for i in kept_indices],
-        posterior.after(len(others), f, total, settings.kappa) if others else posterior,
-    )
+    node: Node, events: list[Event], depth: int, skip: int, posterior: Posterior, rest: float, settings: Settings
+) -> None:
+    """Let a node tell its events apart by their tokens at `depth`, after `skip` ignored ones, as far as that is worth it."""
+    n, f, cost = node.count, node.fires, skip * settings.gain
+    children = [_grow(t, g, depth + skip, posterior, rest, settings) for t, g in _group(events, depth + skip).items()]
+    left_out = _left_out(n, f, children, posterior, settings) - cost
+    if skip or left_out > node.left_out + SAME:
+        node.left_out = left_out
+    node.expected = sum(child.expected for child in children)
+    kept_indices, score = _choose(n, node.expected, children, settings)
+    merged = expected_likelihood(n, node.expected, node.expected / n)
+    if score - cost > merged + SAME or settings.gain < 0:
+        node.score, node.children = score - cost, [children[i] for i in kept_indices]
+    else:
+        node.score, node.children = merged, []
+    others_n, others_expected, others_f, others_total = own(node)
+    for _ in range(skip if node.children else 0):
+        node.children = [Node(IGNORE, n, f, children=node.children)]
+    mean = (others_total + settings.kappa * node.mean) / (others_f + settings.kappa)
+    # A context that no position has: nothing but the node's own probability is known of it.
+    _end(node, others_expected / others_n if others_n else posterior.p, mean if others_n else node.mean, rest)
 
 
-def _grow_children(
-    events: list[Event], depth: int, posterior: Posterior, rest: float, settings: Settings
-) -> tuple[list[float], list[Node]]:
-    grown = [_grow(token, group, depth, posterior, rest, settings) for token, group in _group(events, depth).items()]
-    return [score for score, _ in grown], [node for _, node in grown]
+def _end(node: Node, p: float, mean: float, rest: float) -> None:
+    node.probability = min(max(p, 0.0), 1.0)
+    node.value = node.probability * mean + (1 - node.probability) * rest
 
 
-def _choose(
-    n: int, f: int, scores: list[float], children: list[Node], posterior: Posterior, settings: Settings
-) -> tuple[list[int], float]:
+def own(node: Node) -> tuple[int, float, int, float]:
+    """Count, `expected`, fires and total of a node's positions that have no longer path."""
+    left = node.count, node.expected, node.fires, node.total
+    below = list(node.children)
+    while below:
+        child = below.pop()
+        if child.ends:
+            left = left[0] - child.count, left[1] - child.expected, left[2] - child.fires, left[3] - child.total
+        else:
+            below += child.children
+    return left
+
+
+def trim(above: Node, rest: float, settings: Settings) -> None:
+    """Remove, from the tries below `above`, the leaf whose contexts are told apart for the least, until there are `nodes`.
+
+    That is the expected log likelihood of a leaf and of what the path above it stands for, less that of both together. Tokens
+    that are ignored go with what is below them; of equal leaves goes the first.
+    """
+    while 0 < settings.nodes < sum(1 for _ in _walk(above, [])):
+        worst: tuple[float, list[Node]] = (math.inf, [])
+        for path in _walk(above, [above]):
+            if path[-1].children:
+                continue
+            n, expected, _, _ = own(path[-1])
+            others_n, others_expected, _, _ = own(next(node for node in path[-2::-1] if node.ends))
+            both = n + others_n, expected + others_expected
+            loss = _alone(n, expected) + _alone(others_n, others_expected) - _alone(*both)
+            if loss < worst[0] - SAME:
+                worst = loss, path
+        path = worst[1]
+        while True:
+            leaf = path.pop()
+            path[-1].children = [child for child in path[-1].children if child is not leaf]
+            if path[-1].ends or path[-1].children:
+                break
+        ending = next(node for node in path[::-1] if node.ends)
+        n, expected, f, total = own(ending)
+        if ending is not above:
+            mean = (total + settings.kappa * ending.mean) / (f + settings.kappa)
+            _end(ending, expected / n, mean, rest)
+
+
+def _alone(n: int, expected: float) -> float:
+    return expected_likelihood(n, expected, expected / n) if n else 0.0
+
+
+def _walk(node: Node, path: list[Node]) -> "Iterator[list[Node]]":
+    """The path to each node below a node, depth first."""
+    for child in node.children:
+        yield [*path, child]
+        yield from _walk(child, [*path, child])
+
+
+def _choose(n: int, expected: float, children: list[Node], settings: Settings) -> tuple[list[int], float]:
     """Which children stand out of all the others taken together, and the score of the branching with these.
 
     Others are first taken to be all children, then those of which none fires, then those of which all do: a few children that
     fire stand out of many that do not only once those are together, and the other way round.
     """
-    silent = sum(child.count for child in children if child.fires == 0)
-    firing = sum(child.count for child in children if child.fires == child.count)
+    silent = [child for child in children if child.fires == 0]
+    firing = [child for child in children if child.fires == child.count]
     best: tuple[list[int], float] = ([], -math.inf)
-    for others_n, others_f in ((n, f), (silent, 0), (firing, firing)):
+    for others_n, others_expected in (
+        (n, expected),
+        *((sum(c.count for c in group), sum(c.expected for c in group)) for group in (silent, firing)),
+    ):
         kept_indices: list[int] = []
         for _ in range(ROUNDS):
-            others = posterior.after(others_n, others_f, 0, settings.kappa) if others_n else posterior
+            p = others_expected / others_n if others_n else expected / n
             kept_indices = [
                 i
                 for i, child in enumerate(children)
-                if settings.gain < 0 or scores[i] - others.likelihood(child.count, child.fires) > settings.gain + SAME
+                if settings.gain < 0
+                or child.score - expected_likelihood(child.count, child.expected, p) > settings.gain + SAME
             ]
             others_n = n - sum(children[i].count for i in kept_indices)
-            others_f = f - sum(children[i].fires for i in kept_indices)
-        others = posterior.after(others_n, others_f, 0, settings.kappa) if others_n else posterior
-        score = sum(scores[i] - settings.gain for i in kept_indices) + others.likelihood(others_n, others_f)
+            others_expected = expected - sum(children[i].expected for i in kept_indices)
+        score = sum(children[i].score - settings.gain for i in kept_indices) + _alone(others_n, others_expected)
         if score > best[1] + SAME:
             best = kept_indices, score
+    return best
+
+
+def _left_out(n: int, f: int, children: list[Node], posterior: Posterior, settings: Settings) -> float:
+    """The leave-one-out log likelihood of the best branching, less what its nodes cost; others are taken to be as above."""
+    silent = sum(child.count for child in children if child.fires == 0)
+    firing = sum(child.count for child in children if child.fires == child.count)
+    best = -math.inf
+    for others_n, others_f in ((n, f), (silent, 0), (firing, firing)):
+        kept_children: list[Node] = []
+        for _ in range(ROUNDS):
+            others = posterior.after(others_n, others_f, 0, settings.kappa) if others_n else posterior
+            kept_children = [
+                child
+                for child in children
+                if settings.gain < 0
+                or child.left_out - others.likelihood(child.count, child.fires) > settings.gain + SAME
+            ]
+            others_n = n - sum(child.count for child in kept_children)
+            others_f = f - sum(child.fires for child in kept_children)
+        others = posterior.after(others_n, others_f, 0, settings.kappa) if others_n else posterior
+        score = sum(child.left_out - settings.gain for child in kept_children) + others.likelihood(others_n, others_f)
+        best = score if score > best + SAME else best
     return best
 
 
@@ -165,10 +267,9 @@ def _skips(events: list[Event], depth: int, posterior: Posterior, least: float, 
         cost = skip * settings.gain
         firing = [c.fires for c in children if c.fires]
         if sum(posterior.after(f_c, f_c, 0, settings.kappa).likelihood(f_c, f_c) for f_c in firing) - cost > least:
-            child_scores = [
-                posterior.after(c.count, c.fires, 0, settings.kappa).likelihood(c.count, c.fires) for c in children
-            ]
-            scores[skip] = _choose(n, f, child_scores, children, posterior, settings)[1] - cost
+            for c in children:
+                c.left_out = posterior.after(c.count, c.fires, 0, settings.kappa).likelihood(c.count, c.fires)
+            scores[skip] = _left_out(n, f, children, posterior, settings) - cost
     return scores
 
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 from actstore.kernels.jit import jit
-from actstore.kernels.suffix_trie.evidence import FIRES, HELD_OUT, Evidence, Frame, Scratch
+from actstore.kernels.suffix_trie.evidence import FIRES, HELD_OUT, Evidence, Frame, Scratch, open_frame
 from actstore.kernels.suffix_trie.naive import LOWEST, SKIP_FIRES
-from actstore.kernels.suffix_trie.stack import Node, Posterior, Stack, choose, push, push_known
+from actstore.kernels.suffix_trie.stack import Node, Posterior, Stack, left_out_score, push, push_known
 from actstore.kernels.suffix_trie.trie import BOUNDARY, IGNORE, NEAR, Settings, Trie
 
 
@@ -20,7 +20,7 @@ def may_skip(node: Node, posterior: Posterior, settings: Settings) -> bool:
     best = min(
         (node.fires - 1 + settings.kappa * posterior.without_firing) / (node.fires - 1 + settings.kappa), 1 - LOWEST
     )
-    return bool(node.score + settings.margin < node.fires * math.log(best))
+    return bool(node.left_out + settings.margin < node.fires * math.log(best))
 
 
 @jit
@@ -29,12 +29,12 @@ def skip_tokens(
 ) -> bool:
     """Whether branching over ignored tokens is better than what a node has; if so, its frame begins again with that."""
     scratch, node = evidence.scratch, stack[frame.index]
-    top, best_score, best_skip = scratch.top[0], node.score + settings.margin, 0
+    top, best_score, best_skip = scratch.top[0], node.left_out + settings.margin, 0
     for skip in range(1, min(settings.max_skip, settings.max_depth - node.depth - 1) + 1):
         depth, cost = node.depth + 1 + skip, skip * settings.gain
         if (
             _promise(trie, evidence, settings, frame, node.fires, depth, posterior) - cost
-            > node.score + settings.margin
+            > node.left_out + settings.margin
         ):
             if not frame.listed:
                 _list_ranks(trie, scratch, frame)
@@ -118,7 +118,42 @@ def _look(
         n_child, f_child = np.int64(counts[token, 0]), np.int64(counts[token, 1])
         push_known(stack, top, token + BOUNDARY, depth, n_child, f_child, 0.0, posterior, 0.0, settings.kappa)
         counts[token, 0], counts[token, 1] = 0, 0
-    return float(choose(stack, first, top[0], np.int64(frame.event_stop - frame.event), f, posterior, settings)[0])
+    return left_out_score(stack, first, top[0], np.int64(frame.event_stop - frame.event), f, posterior, settings)
+
+
+@jit
+def push_lists(trie: Trie, evidence: Evidence, stack: Stack, settings: Settings, frame: Frame, below: Frame) -> bool:
+    """`cpu._push_children` of a list of ranks, which is sorted by the tokens that tell its parts apart."""
+    scratch, events, sums = evidence.scratch, evidence.events, evidence.sums
+    ranks, marks = scratch.ranks, scratch.marks
+    posterior = Posterior(frame.p, frame.without_firing, frame.without_silent, frame.value)
+    depth = stack[frame.index].depth + 1 + frame.skip
+    start = frame.next
+    while start < frame.stop:
+        token = token_at(trie, ranks[start], depth)
+        stop, f, total = start, 0, 0.0
+        while stop < frame.stop and token_at(trie, ranks[stop], depth) == token:
+            if marks[ranks[stop]] == FIRES:
+                # Ranks of a list are in no order of events; sums are by event.
+                event = np.searchsorted(events, ranks[stop])
+                total += sums[event + 1] - sums[event]
+                f += 1
+            stop += 1
+        n = stop - start
+        index, child_posterior = push_known(
+            stack, scratch.top, token, depth, n, f, total, posterior, evidence.rest, settings.kappa
+        )
+        if 0 < f < n and index >= 0 and depth < settings.max_depth and token != BOUNDARY:
+            open_frame(below, index, child_posterior, 1)
+            below.next, below.stop = start, stop
+            # The list once more, to begin again if tokens are to be ignored.
+            below.event, below.event_stop = start, stop
+            sort_list(trie, scratch, start, stop, depth + 1)
+            frame.next = stop
+            return True
+        start = stop
+    frame.next = start
+    return False
 
 
 @jit

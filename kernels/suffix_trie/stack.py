@@ -13,7 +13,10 @@ from actstore.kernels.suffix_trie.trie import Settings
 NODE = np.dtype(
     [
         ("score", "f8"),
+        ("left_out", "f8"),
+        ("expected", "f8"),
         ("total", "f8"),
+        ("mean", "f8"),
         ("probability", "f8"),
         ("value", "f8"),
         ("token", "i4"),
@@ -24,10 +27,9 @@ NODE = np.dtype(
         ("kept", "i4"),
     ]
 )
-"""A node on the stack: `total` are the activations where it fires added up, `size` counts it and all below it.
+"""A node on the stack: `size` counts it and all below it, `kept` is what `choose` has decided, the rest as in `naive.Node`.
 
-`score` is its leave-one-out log likelihood, less what the nodes below it cost; `kept` what `choose` has decided. A node comes
-before those below it, depth first, so that a subtree is `size` nodes side by side."""
+A node comes before those below it, depth first, so that a subtree is `size` nodes side by side."""
 
 Integer: TypeAlias = int | np.int64
 """What compiled code makes of either is the same."""
@@ -103,70 +105,137 @@ def push_known(
     posterior = after(prior, n, f, total, kappa)
     index = push(stack, top, token, depth, n, f, total)
     if index >= 0:
-        stack[index].score = likelihood(posterior, n, f)
-        end(stack[index], posterior, rest)
+        node = stack[index]
+        node.left_out, node.expected, node.mean = likelihood(posterior, n, f), n * posterior.p, posterior.value
+        node.score = expected_likelihood(n, node.expected, posterior.p)
+        end(node, posterior.p, posterior.value, rest)
     return index, posterior
 
 
 @jit
-def end(node: Node, posterior: Posterior, rest: float) -> None:
-    """Let paths end at a node, with the probability and the value that `posterior` gives."""
-    node.probability = posterior.p
-    node.value = posterior.p * posterior.value + (1 - posterior.p) * rest
+def expected_likelihood(n: Integer, expected: float, p: float) -> float:
+    """As `naive.expected_likelihood`."""
+    p = min(max(p, LOWEST), 1 - LOWEST)
+    return expected * math.log(p) + (n - expected) * math.log(1 - p)
+
+
+@jit
+def alone(n: Integer, expected: float) -> float:
+    """The expected log likelihood of positions under their own probability; 0 of none."""
+    return expected_likelihood(n, expected, expected / n) if n else 0.0
+
+
+@jit
+def end(node: Node, p: float, mean: float, rest: float) -> None:
+    """Let paths end at a node, with a probability and the mean activation where it fires."""
+    node.probability = min(max(p, 0.0), 1.0)
+    node.value = node.probability * mean + (1 - node.probability) * rest
+
+
+@jit
+def count_pure(stack: Stack, first: int, top: int) -> tuple[Integer, float, Integer, float]:
+    """Positions and expected firing ones of the children of which none fires, and of those of which all do."""
+    silent_n, silent, firing_n, firing, child = np.int64(0), 0.0, np.int64(0), 0.0, first
+    while child < top:
+        node = stack[child]
+        if node.fires == 0:
+            silent_n += node.count
+            silent += node.expected
+        elif node.fires == node.count:
+            firing_n += node.count
+            firing += node.expected
+        child += node.size
+    return silent_n, silent, firing_n, firing
 
 
 @jit
 def choose(
-    stack: Stack, first: int, top: int, n: Integer, f: Integer, posterior: Posterior, settings: Settings
-) -> tuple[float, Integer, Integer]:
-    """The score of the children from `first` to the top, marking those kept, and n and f of all the others.
+    stack: Stack, first: int, top: int, n: Integer, f: Integer, expected: float, settings: Settings
+) -> tuple[float, Integer, Integer, float]:
+    """The score of the children from `first` to the top, marking those kept; n, f and `expected` of all the others.
 
-    n, f: positions of the node and how many of them fire. As `naive._choose`, with the same three starts in the same order: of
-    scores that differ by less than `SAME` the first wins.
+    n, f, expected: of the node's positions. As `naive._choose`, with the same three starts in the same order: of scores that
+    differ by less than `SAME` the first wins.
     """
-    # 0 in the type of n: a literal would have another, and numba compile for both.
-    silent_n, firing_n, child = n - n, n - n, first
-    while child < top:
-        silent_n += stack[child].count if stack[child].fires == 0 else 0
-        firing_n += stack[child].count if stack[child].fires == stack[child].count else 0
-        child += stack[child].size
-    best, best_firing, best_silent = -np.inf, 0.0, 0.0
+    silent_n, silent, firing_n, firing = count_pure(stack, first, top)
+    best, best_p = -np.inf, 0.0
     for start in range(3):
         # Which children the others are to begin with: all, the silent ones, those that always fire.
-        others_n, others_f = (n, f) if start == 0 else ((silent_n, n - n) if start == 1 else (firing_n, firing_n))
-        firing, silent, gains = 0.0, 0.0, 0.0
+        others_n = np.int64(n) if start == 0 else (silent_n if start == 1 else firing_n)
+        others = expected if start == 0 else (silent if start == 1 else firing)
+        p, gains = 0.0, 0.0
         for _ in range(ROUNDS):
-            firing, silent = _rates(posterior, others_n, others_f, settings.kappa)
-            gains, others_n, others_f = _mark(stack, first, top, n, f, firing, silent, settings)
-        left_firing, left_silent = _rates(posterior, others_n, others_f, settings.kappa)
-        score = gains + others_f * left_firing + (others_n - others_f) * left_silent
+            p = others / others_n if others_n else expected / n
+            gains, others_n, _, others = _mark(stack, first, top, n, f, expected, p, settings.gain)
+        score = gains + alone(others_n, others)
         if score > best + SAME:
-            best, best_firing, best_silent = score, firing, silent
-    # The marks are those of the last start: made again with the rates of the best.
-    _, others_n, others_f = _mark(stack, first, top, n, f, best_firing, best_silent, settings)
-    return best, others_n, others_f
+            best, best_p = score, p
+    # The marks are those of the last start: made again with the probability of the best.
+    _, others_n, others_f, others = _mark(stack, first, top, n, f, expected, best_p, settings.gain)
+    return best, others_n, others_f, others
 
 
 @jit
 def _mark(
-    stack: Stack, first: int, top: int, n: Integer, f: Integer, firing: float, silent: float, settings: Settings
+    stack: Stack, first: int, top: int, n: Integer, f: Integer, expected: float, p: float, gain: float
+) -> tuple[float, Integer, Integer, float]:
+    """The score of the children that stand out of others with probability p, marking them; n, f, `expected` of the others."""
+    index, score = first, 0.0
+    p = min(max(p, LOWEST), 1 - LOWEST)
+    firing, silent = math.log(p), math.log(1 - p)
+    others_n, others_f = np.int64(n), np.int64(f)
+    while index < top:
+        child = stack[index]
+        among_others = child.expected * firing + (child.count - child.expected) * silent
+        # More than `gain` by `SAME`: a tie must fall alike here and in the specification.
+        child.kept = gain < 0 or child.score - among_others > gain + SAME
+        if child.kept:
+            others_n -= child.count
+            others_f -= child.fires
+            expected -= child.expected
+            score += child.score - gain
+        index += child.size
+    return score, others_n, others_f, expected
+
+
+@jit
+def left_out_score(
+    stack: Stack, first: int, top: int, n: Integer, f: Integer, posterior: Posterior, settings: Settings
+) -> float:
+    """As `naive._left_out`, of the children from `first` to the top; n, f: positions of the node, and how many fire."""
+    silent_n, _, firing_n, _ = count_pure(stack, first, top)
+    best = -np.inf
+    for start in range(3):
+        others_n = np.int64(n) if start == 0 else (silent_n if start == 1 else firing_n)
+        others_f = np.int64(f) if start == 0 else (np.int64(0) if start == 1 else firing_n)
+        gains = 0.0
+        for _ in range(ROUNDS):
+            firing, silent = _rates(posterior, others_n, others_f, settings.kappa)
+            gains, others_n, others_f = _stand_out(stack, first, top, n, f, firing, silent, settings.gain)
+        firing, silent = _rates(posterior, others_n, others_f, settings.kappa)
+        score = gains + others_f * firing + (others_n - others_f) * silent
+        if score > best + SAME:
+            best = score
+    return float(best)
+
+
+@jit
+def _stand_out(
+    stack: Stack, first: int, top: int, n: Integer, f: Integer, firing: float, silent: float, gain: float
 ) -> tuple[float, Integer, Integer]:
-    """The score of the children that stand out of others with these rates, marking them, and n and f of the others then.
+    """The left-out score of the children that stand out of others with these rates, and n and f of the others then.
 
     firing, silent: logarithms, as from `_rates`.
     """
-    index, score = first, 0.0
+    index, score, others_n, others_f = first, 0.0, np.int64(n), np.int64(f)
     while index < top:
         child = stack[index]
-        among_others = child.fires * firing + (child.count - child.fires) * silent
-        # More than `gain` by `SAME`: a tie must fall alike here and in the specification.
-        child.kept = settings.gain < 0 or child.score - among_others > settings.gain + SAME
-        if child.kept:
-            n -= child.count
-            f -= child.fires
-            score += child.score - settings.gain
+        if gain < 0 or child.left_out - (child.fires * firing + (child.count - child.fires) * silent) > gain + SAME:
+            others_n -= child.count
+            others_f -= child.fires
+            score += child.left_out - gain
         index += child.size
-    return score, n, f
+    return score, others_n, others_f
 
 
 @jit

@@ -53,13 +53,15 @@ class Settings(NamedTuple):
     kappa: float = 1.0
     """Pseudo-count of the parent's probability in a node's."""
     gain: float = 0.5
-    """Nats of leave-one-out likelihood that a node must add to be kept; below 0 all are kept."""
+    """Nats of expected log likelihood that a node must add to be kept; below 0 all are kept."""
     max_depth: int = MAX_DEPTH
     """Maximum number of tokens before the activating one."""
     max_skip: int = 3
     """Maximum number of tokens that may be ignored between a node and the next."""
     margin: float = 5.0
     """Nats by which a branching over ignored tokens must be better than the one at the next token, subtree included."""
+    nodes: int = 0
+    """Maximum number of nodes; 0 is no limit."""
 
 
 class Nodes(NamedTuple):

@@ -98,13 +98,13 @@ def test_shared_trie_has_every_context_as_an_interval(seed: int, shape: tuple[in
     rule=st.sampled_from(["random", "skip", "noisy", "never", "always"]),
     chosen=st.tuples(
         st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from([-1.0, 0.0, 0.5, 2.0]), st.integers(0, 6), st.integers(0, 3),
-        st.sampled_from([0.0, 1.0, 5.0]),
+        st.sampled_from([0.0, 1.0, 5.0]), st.sampled_from([0, 0, 1, 4, 9]),
     ),
     held=st.sampled_from([0.0, 0.3, 1.0]),
 )  # fmt: skip
 @settings(max_examples=150, deadline=None)
 def test_tries_and_predictions_are_what_their_specification_says(
-    seed: int, shape: tuple[int, int, int], rule: str, chosen: tuple[float, float, int, int, float], held: float
+    seed: int, shape: tuple[int, int, int], rule: str, chosen: tuple[float, float, int, int, float, int], held: float
 ) -> None:
     rng = np.random.default_rng(seed)
     corpus, wanted = make_corpus(rng, *shape, evidence=0.95), Settings(*chosen)
