@@ -27,7 +27,8 @@ def jit(function: Kernel) -> Kernel:
     """`function` compiled on first use; the machine code is kept on disk for the next process.
 
     numba keeps it beside the source, or in the user's cache folder when that cannot be written. Where neither can be
-    written, the function is compiled anew in every process.
+    written, the function is compiled anew in every process. In NUMBA_CACHE_DIR, where that is set, all installations and
+    checkouts with the same kernels share it.
     """
     dispatcher = numba.njit(function, nogil=True)
     try:
@@ -36,7 +37,12 @@ def jit(function: Kernel) -> Kernel:
         return dispatcher  # type: ignore[no-any-return]
     # Without types, and private: numba has no other way to name the files of its cache.
     files = dispatcher._cache
-    files._cache_file = _CacheFile(files.cache_path, files._impl.filename_base, _fingerprint())  # type: ignore[no-untyped-call]
+    path, name = _shared_folder(), files._impl.filename_base
+    if path is None:
+        path = files.cache_path
+    else:  # the name has the last part of the module's, as cpu._pack-88.py311
+        name = f"{function.__module__.rpartition('.')[0]}.{name}"
+    files._cache_file = _CacheFile(path, name, _fingerprint())  # type: ignore[no-untyped-call]
     return dispatcher  # type: ignore[no-any-return]
 
 
@@ -131,6 +137,19 @@ def _fingerprint() -> str:
     """One digest of the source of every kernel."""
     sources = sorted(Path(__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+
+
+def _shared_folder() -> str | None:
+    """The folder in NUMBA_CACHE_DIR of the machine code of these kernels, wherever their source is; None without one."""
+    root = numba.config.CACHE_DIR  # type: ignore[attr-defined]
+    if not root:
+        return None
+    folder = Path(root) / f"actstore-{_fingerprint()[:16]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # numba has chosen another place for itself too
+        return None
+    return str(folder)
 
 
 @cache

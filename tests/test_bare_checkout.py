@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,9 +31,9 @@ except actstore.errors.InvalidInputError as error:
 def test_a_bare_checkout_captures(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "actstore").symlink_to(ROOT)
     command = [sys.executable, "-c", SCRIPT, str(tiny_model), str(corpus), str(tmp_path / "store")]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path), "PATH": ""}, capture_output=True, text=True
-    )
+    environment = {"PYTHONPATH": str(tmp_path), "PATH": ""}
+    environment |= {name: value for name, value in os.environ.items() if name == "NUMBA_CACHE_DIR"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     versions, reason = done.stdout.splitlines()
     version = next(line for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith("version"))

@@ -8,8 +8,10 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from numba.core.caching import CacheImpl
@@ -43,6 +45,35 @@ def test_a_kernel_is_compiled_even_where_nothing_can_be_written(monkeypatch: pyt
     values = np.ones(3)
     jit(double)(0, 2, values)
     assert values.tolist() == [2, 2, 1]
+
+
+def test_checkouts_share_machine_code_in_the_folder_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "code"))
+    for checkout in ("one", "other"):
+        source = tmp_path / checkout / "cpu.py"
+        source.parent.mkdir()
+        source.write_text(Path(__file__).read_text())
+        function = FunctionType(double.__code__.replace(co_filename=str(source)), globals())
+        dispatcher: Any = jit(function)
+        values = np.ones(3)
+        dispatcher(0, 2, values)
+        assert values.tolist() == [2, 2, 1]
+        assert sum(dispatcher.stats.cache_hits.values()) == (checkout == "other")
+    (folder,) = (tmp_path / "code").glob("actstore-*")
+    assert compiler._fingerprint().startswith(folder.name.removeprefix("actstore-"))
+    assert [path.suffix for path in sorted(folder.iterdir())] == [".nbc", ".nbi"]
+
+
+def test_where_the_folder_that_is_named_cannot_be_made_the_code_is_kept_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "file"))
+    dispatcher: Any = jit(double)
+    assert not dispatcher._cache.cache_path.startswith(str(tmp_path))
+    assert dispatcher._cache._cache_file._cache_path == dispatcher._cache.cache_path
 
 
 @pytest.fixture(params=["in torch's threads", "in our own"])

@@ -11,6 +11,7 @@ from actstore.store.storage.atomic import replacing
 
 pytestmark = pytest.mark.usefixtures("waits_for_the_disk")
 
+
 def test_what_was_written_takes_the_place_of_what_was_there(tmp_path):
     target = tmp_path / "picture.png"
     target.write_bytes(b"old")
