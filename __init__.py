@@ -7,7 +7,7 @@ Writing: `actstore.capture` runs a model over a corpus of text or images and sto
 model answer multiple-choice questions and stores every neuron's attribution to the answers. `RunOptions` say how a run is
 carried out: device, memory, resuming. `actstore.inspect` describes what of a model would be captured (a `ModelSpec`).
 `actstore.copy` copies a store to another location (a `CopyReport`). `actstore.CaptureBuilder` makes a capture of arrays, and
-`actstore.import_activations` of what other tools left.
+`actstore.import_activations` of what other tools left. `actstore.mix` mixes the batches of several captures, to train on.
 
 Reading: `actstore.open` gives a `Store`, a store its captures (`Capture`), neurons (`Neuron`) and their graphs (`NeuronGraph`).
 The methods of a store are the commands of the command line, under the same names. They return a `Table`, which is an Arrow
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from actstore.api.batches import mix
     from actstore.api.copy import CopyReport, copy
     from actstore.engine.attribution.attribute import attribute
     from actstore.engine.building.builder import CaptureBuilder
@@ -87,6 +88,7 @@ __all__ = [
     "finish",
     "import_activations",
     "inspect",
+    "mix",
     "open",
     "plan",
 ]
@@ -106,6 +108,7 @@ _LATER = {
     "fill": "actstore.engine.filling.api",
     "finish": "actstore.engine.filling.api",
     "import_activations": "actstore.engine.building.importing",
+    "mix": "actstore.api.batches",
     "plan": "actstore.engine.capture.api",
 }
 """Where the names are that load torch, transformers or the compiler: reading a store should not wait for them."""

@@ -40,6 +40,8 @@ class Batch:
     """What `batches.load_state_dict` takes to go on behind this batch."""
     columns: dict[tuple[str, int], tuple[int, int]]
     """(site, layer) → its first column of `activations`, and the one behind its last."""
+    source: int = 0
+    """Of mixed batches: which of the sources gave it."""
 
     def __len__(self) -> int:
         return len(self.token)

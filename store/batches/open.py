@@ -12,7 +12,10 @@ from actstore.store.capture.unfinished import logger
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from actstore.store.batches.loader import Batches
+    from actstore.store.batches.mixed import MixedBatches
     from actstore.store.batches.settings import BatchSettings
     from actstore.store.batches.tensors import TensorBatches
     from actstore.store.capture.captures import Captures
@@ -38,6 +41,22 @@ def open_batches(
     from actstore.store.batches.loader import Batches  # here, as below: it loads the compiler, and torch
 
     return Batches(opened, settings, selection, counts)
+
+
+def mixed_batches(sources: Sequence[Batches], weights: Sequence[float], seed: int, until: str) -> MixedBatches:
+    """Batches of several sources in turn; those of tensors are a dataset of torch, as each source is."""
+    from actstore.store.batches.loader import Batches  # here, as above
+    from actstore.store.batches.mixed import MixedBatches
+
+    for source in sources:
+        if not isinstance(source, Batches):
+            raise InvalidInputError(
+                f"Expected batches as `store.batches(…)` gives them, found {type(source).__name__}."
+            )
+    tensors: Any = sys.modules.get("actstore.store.batches.tensors")  # loaded, where there are batches of tensors
+    are_tensors = tensors is not None and all(isinstance(source, tensors.TensorBatches) for source in sources)
+    kind: type[MixedBatches] = tensors.MixedTensorBatches if are_tensors else MixedBatches
+    return kind(sources, weights, seed, until)
 
 
 def _with_torch() -> type[TensorBatches] | None:

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from actstore.store.batches.loader import Batches
+from actstore.store.batches.mixed import MixedBatches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,9 +36,13 @@ class TensorBatches(Batches, IterableDataset[Any]):
         super().__init__(capture, settings, selection, counts)
         self.device = device
 
-    def _empty(self, shape: tuple[int, int]) -> Any:
+    def _is_as_stored(self, rows: Rows) -> bool:
+        return self.device == "cpu" and super()._is_as_stored(rows)
+
+    def _empty(self, n: int) -> Any:
         if self.device == "cpu":
-            return super()._empty(shape)
+            return super()._empty(n)
+        shape = n, self._reader.starts[-1]
         return torch.empty(shape, dtype=getattr(torch, self.settings.dtype), device=self.device)
 
     def _decode(self, rows: Rows, part: slice, out: Any, to: slice) -> None:
@@ -54,6 +59,10 @@ class TensorBatches(Batches, IterableDataset[Any]):
         return batch._with_arrays(
             lambda values: values if torch.is_tensor(values) else torch.from_numpy(values).to(self.device)
         )
+
+
+class MixedTensorBatches(MixedBatches, IterableDataset[Any]):
+    """Batches of several sources as tensors; a dataset for `torch.utils.data.DataLoader(batches, batch_size=None)`."""
 
 
 def as_tensor(values: Any) -> torch.Tensor:

@@ -50,30 +50,24 @@ class WindowReader:
         widths = [capture.record.layers(site)[layer] for site, layer in settings.places]
         self.starts = [0, *np.cumsum(widths).tolist()]
         """The first column of each place, and the number of all."""
-        self._dtype = stored_dtype(capture)
-        self._largest = sum(sorted(order.counts)[-order.window :])
-        """Tokens of the largest window that there can be."""
+        self.dtype = stored_dtype(capture)
+        """That of activations in memory, as they are stored."""
+        self.shape = sum(sorted(order.counts)[-order.window :]), self.starts[-1]
+        """[row, neuron] of the largest window that there can be."""
 
     @property
     def largest_nbytes(self) -> int:
         """Bytes of the activations of the largest window that there can be."""
-        return int(self._largest * self.starts[-1] * self._dtype.itemsize)
+        return int(self.shape[0] * self.shape[1] * self.dtype.itemsize)
 
-    def memory(self) -> NDArray[Any]:
-        """Memory for the activations of any window."""
-        return np.empty((self._largest, self.starts[-1]), self._dtype)
-
-    def begin(
-        self, epoch: int, window: Window, submit: Callable[..., Future[None]], memory: NDArray[Any] | None = None
-    ) -> Loading:
-        """Begin to read a window: `submit` runs a function of its parts, now or beside us, into `memory` [its own]."""
+    def begin(self, epoch: int, window: Window, submit: Callable[..., Future[None]], memory: NDArray[Any]) -> Loading:
+        """Begin to read a window: `submit` runs a function of its parts, now or beside us, into `memory` of `shape`."""
         n, settings = window.n_tokens, self._settings
         permutation = self._order.permutation(epoch, window)
         target = np.empty(n, np.int64)
         target[permutation] = np.arange(n)
         columns = {name: np.empty(n, dtype) for name, dtype in COLUMNS.items()}
         labels = {name: np.empty(n, np.int32) for name in settings.labels}
-        memory = self.memory() if memory is None else memory
         rows = Rows(memory[:n], np.empty(n, np.int32), self._decoding_of(window), columns, labels)
         jobs, first = [], 0
         for number, part in enumerate(window.parts):
@@ -85,7 +79,7 @@ class WindowReader:
                 for place in range(len(settings.places))
             ]
             first += part.n_tokens
-        return Loading(memory, rows, jobs)
+        return Loading(rows, jobs)
 
     @cached_property
     def _decoding(self) -> Decoding:
@@ -143,15 +137,13 @@ class WindowReader:
 class Loading:
     """A window that is read, or is being read beside us."""
 
-    def __init__(self, memory: NDArray[Any], rows: Rows, jobs: list[Future[None]]) -> None:
-        self.memory, self._rows, self._jobs = memory, rows, jobs
-        self.is_read = False
+    def __init__(self, rows: Rows, jobs: list[Future[None]]) -> None:
+        self._rows, self._jobs = rows, jobs
 
     def rows(self) -> Rows:
         """Its tokens, when all are read; raises what reading them raised."""
         for job in self._jobs:
             job.result()
-        self.is_read = True
         return self._rows
 
 

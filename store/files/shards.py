@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import json
 import struct
-from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, Final
 
 import google_crc32c
 import numpy as np
-from numcodecs import blosc
 
 from actstore.store.errors import FormatError
 from actstore.store.files.chunks import chunk_encoder
+from actstore.store.files.frames import HEADER_NBYTES, Frame
 from actstore.store.layout import FAST
 from actstore.store.storage.pieces import will_need
 
@@ -38,11 +37,8 @@ _PIECE = 1 << 24
 _INDEX_ENTRY = 16
 _CRC = 4
 _CHECKSUM = struct.Struct("<I")
-_SINGLE = struct.Struct("<4sIIIi")
 _UNREADABLE = ValueError, RuntimeError, struct.error, EOFError
 _extend = google_crc32c.extend
-_BLOSC_HEADER = 16
-_BLOSC_MEMCPYED = 0x2
 
 
 def checksum(data: Bytes) -> str:
@@ -170,7 +166,7 @@ class Shard:
             raise self._damaged("its chunks do not fill it")
         self._index: list[list[int]] = index.tolist()
         """(offset, bytes) of the frame of each inner chunk, row of chunks by row."""
-        self._frames: dict[int, _Frame] = {}
+        self._frames: dict[int, Frame] = {}
 
     @property
     def nbytes_held(self) -> int:
@@ -226,6 +222,49 @@ class Shard:
                 self._decode_band(first + i, buffer[i * height : (i + 1) * height], _new_table)
             yield first * height, buffer[: min(n * height, self._grid.rows - first * height)]
 
+    def scatter(self, target: NDArray[np.int64], out: NDArray[Any], column: int) -> None:
+        """Put row r into row `target[r]` of the contiguous `out`, nowhere where that is -1, from `column` on.
+
+        No two have the same. Of a shard whose chunks are whole rows; those of which no row is wanted are not read.
+        """
+        if out.dtype != self._dtype or not out.flags.c_contiguous or not out.flags.writeable:
+            raise ValueError(
+                f"rows of {self._dtype} do not go into {out.dtype} that is not contiguous, or not to be changed"
+            )
+        if (
+            target.shape != (self._grid.rows,)
+            or int(target.max(initial=-1)) >= len(out)
+            or int(target.min(initial=0)) < -1
+        ):
+            raise ValueError(f"there is one target below {len(out)}, or -1, for each of {self._grid.rows} rows")
+        if not 0 <= column <= out.shape[1] - self._grid.columns or self._n_across != 1:
+            raise ValueError(f"{self._grid.columns} columns do not go into {out.shape[1]} from column {column} on")
+        self._source.will_need()
+        height = self._chunk_rows
+        buffer = np.empty((height, self._grid.columns), self._dtype)
+        for band in range(self._grid.grid[0]):
+            wanted = np.flatnonzero((rows := target[band * height : (band + 1) * height]) >= 0)
+            if len(wanted) and self._seed is not None and self._rows_per_checksum == 1:
+                places = rows[wanted] * out.strides[0] + column * out.itemsize
+                self._scatter_checked(band, wanted, buffer, out, places)
+            elif len(wanted):
+                self._decode_band(band, buffer, _new_table)
+                out[:, column : column + self._grid.columns][rows[wanted]] = buffer[wanted]
+
+    def _scatter_checked(
+        self, band: int, wanted: NDArray[np.int64], buffer: NDArray[Any], out: NDArray[Any], places: NDArray[np.int64]
+    ) -> None:
+        """Put the `wanted` rows of a chunk to `places` of `out`, in bytes, checked on the way; `buffer` is for the chunk."""
+        from actstore.kernels.crc32c.api import copy_rows
+
+        assert self._seed is not None
+        frame, first = self._decompress(band, buffer), band * self._chunk_rows
+        starts = np.uint32(self._seed) ^ (first + wanted).astype(np.uint32)
+        found = copy_rows(buffer, wanted, starts, out, places)
+        wrong = np.flatnonzero(found != np.frombuffer(frame.table, "<u4")[wanted])
+        if len(wrong):
+            raise self._mismatch(first + int(wanted[wrong[0]]))
+
     def _decode_band(self, band: int, out: NDArray[Any], table_of: Callable[..., bytes]) -> None:
         """Put the inner chunks of the same rows into the contiguous `out` [row, token]; `table_of` takes their checksums."""
         if self._n_across == 1:
@@ -244,7 +283,7 @@ class Shard:
             out[:] = rows[within]
             return
         try:
-            frame = self._frames.get(chunk) or self._open_frame(chunk)
+            frame = self._frame_of(chunk)
             if frame.copied_at:
                 self._source.read_into(frame.copied_at + within * self._row_nbytes, out)
             else:
@@ -256,14 +295,7 @@ class Shard:
 
     def _decode_chunk(self, chunk: int, out: NDArray[Any], table_of: Callable[..., bytes]) -> None:
         """Decompress an inner chunk into the contiguous `out` [row, column], and check every row of it, by `table_of`."""
-        try:
-            frame = self._frames.get(chunk) or self._open_frame(chunk)
-            if frame.copied_at:
-                self._source.read_into(frame.copied_at, out)
-            else:
-                frame.decompress(self._read, 0, out)
-        except _UNREADABLE as error:
-            raise self._damaged(str(error) or "a chunk cannot be decompressed") from None
+        frame = self._decompress(chunk, out)
         if self._seed is None:
             return
         i, j = divmod(chunk, self._n_across)
@@ -274,75 +306,24 @@ class Shard:
             at = next(at for at, (found, expected) in enumerate(pairs) if found != expected)
             raise self._mismatch(i * self._chunk_rows + at * self._rows_per_checksum)
 
-    def _open_frame(self, chunk: int) -> _Frame:
-        offset, nbytes = self._index[chunk]
-        # The checksums, a header, and one offset per row: the writer makes one Blosc block per row.
-        head = self._read(offset - self._n_table, offset + min(nbytes, _BLOSC_HEADER + 4 * self._chunk_rows))
-        table, head = head[: self._n_table], head[self._n_table :]
-        frame = self._frames[chunk] = _Frame(table, head, offset, nbytes, self._chunk_rows * self._row_nbytes)
+    def _decompress(self, chunk: int, out: NDArray[Any]) -> Frame:
+        """Put an inner chunk into the contiguous `out` [row, column], of which nothing is checked; its frame."""
+        try:
+            frame = self._frame_of(chunk)
+            if frame.copied_at:
+                self._source.read_into(frame.copied_at, out)
+            else:
+                frame.decompress(self._read, 0, out)
+        except _UNREADABLE as error:
+            raise self._damaged(str(error) or "a chunk cannot be decompressed") from None
         return frame
 
-
-class _Frame:
-    """The head of a Blosc 1 frame, by which single blocks of the frame can be read.
-
-    The frame is a 16-byte header (flags at 2; nbytes, blocksize, cbytes as uint32 from 4), one int32 offset per block, and
-    the blocks. A single block between a header and an offset of its own is again a frame, which the library decompresses.
-    """
-
-    __slots__ = ("_at", "_blocksize", "_cbytes", "_ends", "_flags", "_nbytes", "_starts", "copied_at", "table")
-
-    def __init__(self, table: bytes, head: bytes, at: int, length: int, expected: int) -> None:
-        """A frame of `length` bytes at `at` of its shard, and the `table` of its checksums.
-
-        `ValueError` unless it decompresses to `expected` bytes.
-        """
-        nbytes, blocksize, cbytes = struct.unpack_from("<III", head, 4)
-        if cbytes != length or nbytes != expected or blocksize == 0:
-            raise ValueError("a chunk's header contradicts the array's metadata")
-        self._at, self._flags, self.table = at, head[:4], table
-        self._nbytes, self._blocksize, self._cbytes = nbytes, blocksize, cbytes
-        # Where the values begin that were not compressed; 0 where they were.
-        self.copied_at = at + _BLOSC_HEADER if head[2] & _BLOSC_MEMCPYED else 0
-        n_blocks = -(-nbytes // blocksize)
-        # Where there are more blocks than rows, the frame is read whole.
-        known = not self.copied_at and len(head) >= _BLOSC_HEADER + 4 * n_blocks
-        self._starts = struct.unpack_from(f"<{n_blocks}i", head, _BLOSC_HEADER) if known else ()
-        self._ends = sorted((*self._starts, self._cbytes))  # a block ends where the next one in the file begins
-
-    def checksum(self, row: int) -> int:
-        """The checksum of one row of the chunk, of a table that has one per row."""
-        checksum: int = _CHECKSUM.unpack_from(self.table, _CRC * row)[0]
-        return checksum
-
-    def decompress(self, read: Callable[[int, int], bytes], start: int, out: NDArray[Any]) -> None:
-        """Put the chunk's bytes from `start` on into the contiguous `out`; `read` reads bytes of the shard."""
-        at, n = self._at, out.nbytes
-        block, within = divmod(start, self._blocksize)
-        if within + n <= self._blocksize and (block + 1) * self._blocksize <= self._nbytes and self._starts:
-            single = self._single(read, block)
-            if n == self._blocksize:
-                blosc.decompress(single, out)
-            else:
-                out[...] = np.frombuffer(blosc.decompress(single), out.dtype, out.size, within)
-            return
-        # Several blocks are read as the whole frame; so is the last one where it is shorter, and then has another layout.
-        frame = read(at, at + self._cbytes)
-        # The library believes the header's sizes, which may have been read anew from a file that another process changes.
-        if struct.unpack_from("<III", frame, 4) != (self._nbytes, self._blocksize, self._cbytes):
-            raise ValueError("a chunk's header contradicts the array's metadata")
-        if n == self._nbytes:
-            blosc.decompress(frame, out)
-        else:
-            out[...] = np.frombuffer(blosc.decompress(frame), out.dtype, out.size, start)
-
-    def _single(self, read: Callable[[int, int], bytes], block: int) -> bytes:
-        """A frame of one block of this frame."""
-        begin = self._starts[block]
-        following = bisect_right(self._ends, begin)
-        end = self._ends[following] if following < len(self._ends) else self._cbytes
-        if not _BLOSC_HEADER + 4 * len(self._starts) <= begin < end <= self._cbytes:
-            raise ValueError("a chunk's blocks lie outside it")
-        n = _BLOSC_HEADER + 4
-        head = _SINGLE.pack(self._flags, self._blocksize, self._blocksize, n + end - begin, n)
-        return head + read(self._at + begin, self._at + end)
+    def _frame_of(self, chunk: int) -> Frame:
+        if (known := self._frames.get(chunk)) is not None:
+            return known
+        offset, nbytes = self._index[chunk]
+        # The checksums, a header, and one offset per row: the writer makes one Blosc block per row.
+        head = self._read(offset - self._n_table, offset + min(nbytes, HEADER_NBYTES + 4 * self._chunk_rows))
+        table, head = head[: self._n_table], head[self._n_table :]
+        frame = self._frames[chunk] = Frame(table, head, offset, nbytes, self._chunk_rows * self._row_nbytes)
+        return frame

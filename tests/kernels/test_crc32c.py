@@ -43,3 +43,39 @@ def test_rows_that_are_not_contiguous_are_refused() -> None:
         api.row_checksums(np.zeros((4, 10), np.uint8)[:, ::2], np.zeros(4, np.uint32))
     with pytest.raises(ValueError, match="contiguous rows, with one start for each"):
         api.row_checksums(np.zeros((4, 10), np.uint8), np.zeros(3, np.uint32))
+
+
+@pytest.mark.parametrize("n_columns", [0, 1, 4, 63, 100, 1536])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32])
+@pytest.mark.parametrize("n_rows", [1, 3, 63, 100])
+def test_copied_rows_are_in_their_places_with_their_checksums(
+    n_rows: int, n_columns: int, dtype: type[np.generic]
+) -> None:
+    """Some of the rows, into another order, from a column on; what lies around stays."""
+    rng = np.random.default_rng(n_columns)
+    chunk = rng.integers(0, 256, (n_rows, n_columns * np.dtype(dtype).itemsize), np.uint8).view(dtype)
+    rows = rng.permutation(n_rows)[: -(-2 * n_rows // 3)]
+    for column in (0, 3, 8):
+        out = np.full((n_rows + 5, n_columns + 16), 7, dtype)
+        targets = rng.permutation(len(out))[: len(rows)]
+        starts = rng.integers(0, 1 << 32, len(rows), np.uint32)
+        expected = out.copy()
+        expected[targets, column : column + n_columns] = chunk[rows]
+        found = api.copy_rows(chunk, rows, starts, out, targets * out.strides[0] + column * out.itemsize)
+        assert out.tobytes() == expected.tobytes()
+        assert found.tolist() == [
+            google_crc32c.extend(int(start), chunk[row].tobytes()) for start, row in zip(starts, rows, strict=True)
+        ]
+
+
+def test_copied_rows_stay_within_what_there_is() -> None:
+    chunk, out, one = np.zeros((4, 16), np.uint8), np.zeros((4, 16), np.uint8), np.zeros(1, np.uint32)
+    for rows, places, message in (
+        ([4], [0], "rows are those of 4, found 4 to 4"),
+        ([-1], [0], "rows are those of 4, found -1"),
+        ([0], [49], "from 49 to 49 on lie outside of 64"),
+        ([0], [-8], "from -8 to -8 on lie outside of 64"),
+        ([0, 1], [0, 16], "with one start and one place for each"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            api.copy_rows(chunk, np.array(rows), one, out, np.array(places))

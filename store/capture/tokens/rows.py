@@ -47,15 +47,18 @@ def raw_token_rows(
     """Put a block's values as they are stored into `out` [row, neuron]: those of slot s into row `target[s]`, from `column` on.
 
     target: [slot], -1 where a slot is left out; no two have the same row. `neurons`, ascending: only these [all]. Every value
-    is held against its checksum.
+    that is put there is held against its checksum.
     """
     shard = capture.values_shard(layer, block, site)
     if neurons is not None and len(neurons):
         capture.check_neuron(layer, int(neurons[0]), site)
         capture.check_neuron(layer, int(neurons[-1]), site)
+    if isinstance(shard, TokenShard) and neurons is None:
+        shard.scatter(target, out, column)
+        return
     if isinstance(shard, TokenShard):
         for first, values in shard.tokens(TOKENS_AT_ONCE):
-            rows, chosen = target[first : first + len(values)], values if neurons is None else values[:, neurons]
+            rows, chosen = target[first : first + len(values)], values[:, neurons]
             part = out[:, column : column + chosen.shape[1]]
             if (is_wanted := rows >= 0).all():
                 part[rows] = chosen

@@ -12,9 +12,9 @@ from actstore.store.errors import FormatError
 from actstore.store.files.arrays import BlockArray, BlockArraySpec, create_block_array
 from actstore.store.files.compression import compression_of
 from actstore.store.files.shards import Shard, checksum, encode_shard, shard_seed
-from actstore.store.layout import FAST, SMALL, shard_grid, shard_key
+from actstore.store.layout import FAST, SMALL, shard_grid, shard_key, token_grid
 from actstore.store.storage.folder import Folder
-from actstore.store.storage.pieces import MemorySource
+from actstore.store.storage.pieces import FileSource, MemorySource
 
 DTYPES = ["float32", "float16", "uint16", "int8"]
 FILLS = {"float32": np.nan, "float16": np.nan, "uint16": 0x7FC0, "int8": -128}
@@ -210,3 +210,44 @@ def test_grids_cover_their_shard(rows, parts):
     assert grid.columns % grid.chunk_columns == 0
     assert grid.chunk_columns <= 16_384
     assert 0 <= grid.padded_rows - rows < grid.chunk_rows <= 32
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n_tokens", "width"), [(64, 20), (128, 300), (192, 1028), (64, 77)])
+@pytest.mark.parametrize("kind", ["random", "incompressible"])
+def test_rows_are_put_into_any_order_and_checked_on_the_way(dtype, n_tokens, width, kind, tmp_path):
+    """All and some; of chunks that are compressed and that lie as they are, with a checksum per row and per chunk."""
+    values, grid = make_values(n_tokens, width, dtype, kind), token_grid(width, n_tokens, np.dtype(dtype).itemsize)
+    data = encode_shard(values, grid, FAST, 5)
+    (tmp_path / "shard").write_bytes(data)
+    rng = np.random.default_rng(0)
+    for source in (MemorySource(data), FileSource(tmp_path / "shard")):
+        shard = Shard(source, grid, np.dtype(dtype), "shard", 5, row_name="token")
+        for share, column in ((1, 0), (0.3, 4), (0, 8)):
+            out = np.zeros((n_tokens + 3, width + 8), dtype)
+            target = np.where(rng.random(n_tokens) < share, rng.permutation(len(out))[:n_tokens], -1)
+            expected = out.copy()
+            expected[target[target >= 0], column : column + width] = values[target >= 0]
+            shard.scatter(target, out, column)
+            assert out.tobytes() == expected.tobytes()
+    for byte in range(0, len(data), max(1, len(data) // 37)):
+        damaged = bytearray(data)
+        damaged[byte] ^= 4
+        out = np.zeros((n_tokens, width), dtype)
+        try:  # what decides nothing of a value, such as a frame's own flags, may be changed without being seen
+            Shard(MemorySource(bytes(damaged)), grid, np.dtype(dtype), "shard", 5).scatter(np.arange(n_tokens), out, 0)
+        except FormatError:
+            continue
+        assert out.tobytes() == values.tobytes()
+
+
+def test_rows_are_put_only_where_they_have_room():
+    values, grid = make_values(64, 20, "float32", "random"), token_grid(20, 64, 4)
+    shard = Shard(MemorySource(encode_shard(values, grid)), grid, np.dtype("float32"), "shard")
+    out, target = np.zeros((64, 24), "float32"), np.arange(64)
+    for arguments in (
+        (target + 1, out, 0), (target - 2, out, 0), (target[1:], out, 0), (target, out, 5), (target, out, -1),
+        (target, out.astype("float16"), 0), (target, out[:, ::-1], 0),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"go into|there is one target"):
+            shard.scatter(*arguments)
