@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @explains
 class MultimodalMethod(Method):
-    """Multi-modal neurons (Pan et al. 2024, arXiv 2311.07470): `store.multimodal(…)`, `.map`, `.properties`, `.causal`."""
+    """Multi-modal neurons (Pan et al. 2024, arXiv 2311.07470): `store.multimodal(…)`, `.map`, `.saliency`."""
 
     _reached_as = "store.multimodal"
 
@@ -78,13 +78,7 @@ class MultimodalMethod(Method):
 
         forms: Any = tuple(FORMS) if activation == "both" else (activation,)  # checked by the settings
         numbers = None if document is None else (document,) if isinstance(document, int) else tuple(document)
-        settings = FindSettings(
-            k,
-            nouns,
-            forms,
-            gain,
-            documents=numbers,
-        )
+        settings = FindSettings(k, nouns, forms, gain, documents=numbers)
         opened = self._store.capture(capture)
         on_layer = progress or (lambda done, n_layers: None)
         multimodal = find_multimodal(opened, settings, on_layer, find_device(device))
@@ -210,6 +204,56 @@ class MultimodalMethod(Method):
             for name, effect in effects.items()
         ]
         return Answer(Table(pa.Table.from_pylist(rows)), effects)
+
+    def saliency(
+        self,
+        model: ModelInput | None = None,
+        *,
+        k: int = 20,
+        nouns: str = "auto",
+        document: int | Sequence[int] | None = None,
+        max_nouns: int | None = 100,
+        output: str | Path | None = None,
+        seed: int = 0,
+        capture: str | None = None,
+        options: ModelOptions | None = None,
+    ) -> Answer[dict[str, dict[int, PatchMap]]]:
+        """Which patches a noun depends on: the gradient of its logit to what the language model reads of each patch.
+
+        Beside it the maps of the noun's neurons, and random ones: how its probability falls while patches are taken away in the
+        order of each map, and rises while they are given back.
+
+        - `k`: number of neurons per noun, for the maps of neurons.
+        - `document`: number of a document, or several; all unless given.
+        - `max_nouns`: maximum number of nouns, drawn at random; None takes all.
+        - `output`: a folder in which the maps by the gradient are drawn, one PNG per noun.
+        - `seed`: random seed of the nouns and of the random maps.
+
+        Columns: map, deletion, insertion (means of the noun's probability over that with all patches), and their standard
+        deviations over nouns, `deletion_sd` and `insertion_sd`; n (nouns). `details` holds the maps: kind → number of a noun →
+        map.
+        """
+        from actstore.display.patch_pictures import draw_noun_maps
+        from actstore.engine.multimodal.causal import CausalSettings, choose_nouns
+        from actstore.engine.multimodal.faithfulness import (
+            GRADIENT,
+            every_map,
+            faithfulness_table,
+            measure_faithfulness,
+        )
+        from actstore.engine.multimodal.find import find_multimodal
+        from actstore.engine.multimodal.result import FindSettings
+
+        numbers = None if document is None else (document,) if isinstance(document, int) else tuple(document)
+        opened = self._store.capture(capture)
+        result = find_multimodal(opened, FindSettings(k, nouns, documents=numbers))
+        chosen = choose_nouns(result, CausalSettings(seed=seed, max_nouns=max_nouns))
+        with open_replay(opened, model, options) as replay:
+            maps = every_map(result, replay, chosen, seed)
+            measured = measure_faithfulness(result, replay, maps)
+        if output is not None:
+            draw_noun_maps(result, Path(output), maps[GRADIENT].items())
+        return Answer(Table(faithfulness_table(measured)), maps)
 
     def shuffle(
         self,

@@ -17,7 +17,7 @@ from actstore.store.errors import InvalidInputError
 from actstore.store.storage.atomic import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -109,12 +109,17 @@ class NounPicture(NamedTuple):
 
 
 def draw_nouns(result: Multimodal, folder: Path, kind: str = "contribution") -> list[NounPicture]:
-    """Write a map for every noun of every caption, `folder/<document>-<noun>.png`; `kind`: a key of `noun_maps.MAPS`."""
+    """Write a map for every noun of every caption, as `draw_noun_maps`; `kind`: a key of `noun_maps.MAPS`."""
+    return draw_noun_maps(result, folder, map_nouns(result, kind))
+
+
+def draw_noun_maps(result: Multimodal, folder: Path, maps: Iterable[tuple[int, PatchMap]]) -> list[NounPicture]:
+    """Write some nouns' maps, (number of the noun, map), each as `folder/<document>-<noun>.png`."""
     from actstore.engine.multimodal.describe import plain  # only here: it loads torch
 
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
-    for number, patch_map in map_nouns(result, kind):
+    for number, patch_map in maps:
         noun = result.nouns[number]
         caption, numbers = result.captions[noun.caption], result.first.tokens[number]
         lines = (plain(caption.text), f"{noun.word}: {' '.join(result.numbering.names(numbers[numbers >= 0]))}")

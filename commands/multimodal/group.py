@@ -12,6 +12,7 @@ from actstore.commands import completion
 from actstore.commands.choices import ALL_ACTIVATIONS, ActivationName, MapName
 from actstore.commands.executors import ScanDevice  # noqa: TC001  (Typer reads it)
 from actstore.commands.multimodal import properties as multimodal_properties
+from actstore.commands.multimodal import saliency as multimodal_saliency
 from actstore.commands.multimodal.properties import KPerNoun, NounFile, Nouns, noun_source
 from actstore.commands.options import CaptureName, Json, PaperForm, Quiet, Rows, Site, StorePath, family
 from actstore.display import terminal
@@ -273,6 +274,7 @@ def draw_neurons(
 
 
 multimodal_properties.register(group)
+multimodal_saliency.register(group)
 
 
 def _patches(patch_map: PatchMap) -> list[dict[str, Any]]:

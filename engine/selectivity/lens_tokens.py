@@ -98,7 +98,7 @@ def read_lens(
         raise InvalidInputError(f"At least one token must be asked for, found {k}. Pass `k` of 1 or more.")
     check_stream(capture)
     if at is not None:
-        slot = find_slot(capture, Place.parse(at) if isinstance(at, str) else at)
+        slot = find_slot(capture, Place.parse(at) if isinstance(at, str) else Place(*at))
         slots, document = {slot.block: np.array([slot.offset])}, slot.document
     else:
         assert document is not None

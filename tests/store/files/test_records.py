@@ -52,6 +52,7 @@ CAPTURE = CaptureRecord(
     True,
     "zstd:3",
     {"mlp.post": "token"},
+    (3,),
 )
 COMMIT = CommitRecord(
     7,
