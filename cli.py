@@ -74,6 +74,8 @@ FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     "repair": ("repair",),
     "copy": ("copy",),
     "read": ("top", "stats", "sql", "export"),
+    "serve": ("serve",),
+    "site": ("site",),
     "contributions": ("contributions",),
     "attribute": ("attribute",),
     "naica.group": ("naica",),
