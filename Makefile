@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Twice quiet: setuptools greets every editable install with a warning that means nothing here.
 PIP := $(BIN)/python -m pip install --quiet --quiet
-SOURCES := __init__.py cli.py setup.py api commands display engine kernels store tests benchmarks demo docs examples
+SOURCES := __init__.py cli.py setup.py api commands display engine explorer kernels store tests benchmarks demo docs examples
 
-.PHONY: env lock demo test test-slow test-real test-newest compatibility coverage lint types bench docs peers clean
+.PHONY: env lock demo test test-slow test-real test-browser test-newest compatibility coverage lint types bench explorer docs peers clean
 
 env: $(VENV)/installed
 
@@ -74,10 +74,24 @@ lint: env
 types: env
 	mkdir -p build/types && ln -sfn '$(CURDIR)' build/types/actstore
 	cd build/types && '$(CURDIR)/$(BIN)/mypy' --config-file actstore/pyproject.toml \
-		-m actstore -m actstore.cli -p actstore.api -p actstore.commands -p actstore.display -p actstore.engine -p actstore.kernels -p actstore.store
+		-m actstore -m actstore.cli -p actstore.api -p actstore.commands -p actstore.display -p actstore.engine -p actstore.explorer -p actstore.kernels -p actstore.store
 
 bench: env
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick) $(ARGS)
+
+# The explorer's front end, from explorer/frontend; the bundle is kept in the repository, so that an installation needs no Node.
+explorer: build/explorer/installed
+	node explorer/frontend/build.mjs explorer/bundle build/explorer/node_modules
+
+build/explorer/installed: explorer/frontend/package.json explorer/frontend/package-lock.json
+	mkdir -p build/explorer && cp $^ build/explorer/
+	cd build/explorer && npm ci --silent --no-audit --no-fund
+	touch $@
+
+# The explorer in a real browser: Chromium, as Debian's package of that name has it.
+test-browser: env
+	$(PIP) $(LOCKED) --no-build-isolation --editable '.[browser]'
+	$(BIN)/python -m pytest -rs tests/explorer/test_browser.py $(ARGS)
 
 # A page that does not build, or a link that leads nowhere, is an error. The pages are in build/docs.
 docs: $(VENV)/installed-docs

@@ -14,6 +14,8 @@ The methods of a store are the commands of the command line, under the same name
 table that prints as one, or an `Answer`: a table, the method's own object, and warnings. `ModelOptions` say how a method that
 runs a model loads it.
 
+Looking: `actstore.serve` shows stores in a browser, `actstore.site` makes a folder of files of one.
+
 What goes wrong is one of `actstore.errors`, all of them `actstore.errors.ActstoreError`.
 
 >>> store = actstore.open("gpt2.actstore")
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from actstore.engine.filling.api import FillOptions, fill, finish
     from actstore.engine.models.in_memory import ModelInput
     from actstore.engine.models.layers import ModelSpec
+    from actstore.explorer.api import serve, site
     from actstore.store.graphs.graph import NeuronGraph
     from actstore.store.hooks import GraphViews, Shown
 
@@ -91,6 +94,8 @@ __all__ = [
     "mix",
     "open",
     "plan",
+    "serve",
+    "site",
 ]
 
 _LATER = {
@@ -110,6 +115,8 @@ _LATER = {
     "import_activations": "actstore.engine.building.importing",
     "mix": "actstore.api.batches",
     "plan": "actstore.engine.capture.api",
+    "serve": "actstore.explorer.api",
+    "site": "actstore.explorer.api",
 }
 """Where the names are that load torch, transformers or the compiler: reading a store should not wait for them."""
 

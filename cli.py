@@ -75,6 +75,8 @@ FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     "copy": ("copy",),
     "reorder": ("reorder",),
     "read": ("top", "stats", "sql", "export"),
+    "serve": ("serve",),
+    "site": ("site",),
     "contributions": ("contributions",),
     "attribute": ("attribute",),
     "naica.group": ("naica",),

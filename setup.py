@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
-FOLDERS = ("api", "commands", "display", "engine", "kernels", "store")
+FOLDERS = ("api", "commands", "display", "engine", "explorer", "kernels", "store")
 
 
 def find_packages() -> list[str]:

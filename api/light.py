@@ -33,12 +33,14 @@ READING: Final = (
 """What a store is read with, statistics and graphs included; the README's line for a light installation names them."""
 RUNNING: Final = ("torch", "transformers", "tokenizers", "triton")
 """What runs models, and multiplies with their weights."""
+SERVING: Final = ("starlette", "uvicorn")
+"""What `serve` answers a browser with."""
 
 
 def missing(error: ModuleNotFoundError) -> MissingPackageError | None:
     """The sentence for a package of ours that is not installed; None for any other."""
     package = (error.name or "").partition(".")[0]
-    names = {name.replace("-", "_"): name for name in (*READING, *RUNNING, "llvmlite")}
+    names = {name.replace("-", "_"): name for name in (*READING, *RUNNING, *SERVING, "llvmlite")}
     if package not in names:
         return None
     return MissingPackageError(

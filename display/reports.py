@@ -32,12 +32,16 @@ def print_json(value: object) -> None:
     """Write one JSON document; what JSON cannot say (NaN, infinities) becomes null. Warnings name options, as on the screen."""
     if isinstance(value, dict) and isinstance(value.get("warnings"), list | tuple):
         value = value | {"warnings": [terminal.phrase(warning) for warning in value["warnings"]]}
-    document = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
     try:
-        sys.stdout.write(document.translate(_ESCAPED) + "\n")
+        sys.stdout.write(json_text(value) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         terminal.out.on_broken_pipe()
+
+
+def json_text(value: object) -> str:
+    """The same document as text, in one line."""
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False).translate(_ESCAPED)
 
 
 def _plain(value: object) -> object:

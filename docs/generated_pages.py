@@ -59,7 +59,7 @@ method of a store answers with an `Answer`, and is on [the page of its method](m
 
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("api", "commands", "display", "engine", "kernels", "store")
+SOURCES = ("api", "commands", "display", "engine", "explorer", "kernels", "store")
 
 
 def on_pre_build(config: MkDocsConfig) -> None:

@@ -15,12 +15,14 @@ from actstore.store.calls import checks
 from actstore.store.capture.patches import patch_texts
 from actstore.store.capture.statistics.exemplars import CONTEXT, EXEMPLAR_LISTS, read_exemplars
 from actstore.store.capture.statistics.neuron_table import read_neuron_row
-from actstore.store.errors import InvalidInputError
+from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.layout import SPECIAL
 from actstore.store.neurons import neuron_name
 from actstore.store.table import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from actstore.store.capture.captures import Captures
@@ -133,6 +135,32 @@ class Neuron:
             for value, token in zip(values[:k], tokens[:k], strict=True)
             if token >= 0
         ]
+        return Table(pa.Table.from_pylist(rows, schema=EXEMPLARS))
+
+    def excerpts(
+        self, tokens: Sequence[int], capture: str | None = None, site: str = "mlp.post", context: int = 24
+    ) -> Table:
+        """The text around some tokens, each a `token` of `capture.tokens()`, with the columns of `exemplars`, in their order.
+
+        `value` is the stored activation; `InvalidInputError` where the capture stores none (precision `none`).
+        """
+        context = argument("context", context, int)
+        if context < 0:
+            raise InvalidInputError(f"context is a number of tokens on either side, 0 or more, found {context}.")
+        source = self.store.capture(capture)
+        source.check_neuron(self.layer, self.index, site)
+        if not source.record.encoding.keeps_values:
+            raise InvalidInputError(
+                f"Capture {source.record.name!r} has precision none: it stores no activations, and `excerpts` reads them. "
+                "Use `exemplars`, or name another `capture`."
+            )
+        rows = []
+        for token in argument("tokens", tokens, tuple[int, ...]):
+            block, slot = divmod(token, source.record.plan.block_slots)
+            if block not in source.blocks or not slot < source.used_slots[block]:
+                raise NotFoundError(f"Capture {source.record.name!r} has no token {token}. Take one of `tokens()`.")
+            value = float(source.block_row(self.layer, self.index, block, site, saturated=True)[slot])
+            rows.append(self._exemplar(source, site, value, token, context))
         return Table(pa.Table.from_pylist(rows, schema=EXEMPLARS))
 
     def _stored(self, source: Capture, site: str, k: int = 0, context: int = 0) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ import actstore
 ROOT = Path(__file__).resolve().parent.parent
 
 # From below: a layer imports from itself and from those before it.
-LAYERS = ("kernels", "store", "engine", "display", "api", "commands", "cli")
+LAYERS = ("kernels", "store", "engine", "display", "api", "explorer", "commands", "cli")
 
 # Parts of the store, from below. A module of `store/` itself belongs to the part that BELONGS names, or else to the reader.
 STORE = (

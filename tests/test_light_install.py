@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from actstore.api.light import READING, RUNNING
+from actstore.api.light import READING, RUNNING, SERVING
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "tests" / "store" / "data" / "format-1-step-2" / "text"
@@ -45,7 +45,7 @@ def test_the_packages_are_those_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = {re.match(r"[A-Za-z0-9-]+", line)[0] for line in project["dependencies"]}  # type: ignore[index]
     # numba brings llvmlite, and pillow is for pictures of images.
-    assert {*READING, *RUNNING, "llvmlite", "pillow"} == names
+    assert {*READING, *RUNNING, *SERVING, "llvmlite", "pillow"} == names
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/install.md"])

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from actstore.display.graphs.branches import Drawing
-    from actstore.engine.graphs.search import NeuronMatch, PathMatch, SearchResult
-    from actstore.store.graphs.reader import Graphs, NeuronGraph
+    from actstore.engine.graphs.search import NeuronMatch, PathMatch
     from actstore.store.model.root import Root
 
 group = family(
@@ -74,6 +73,7 @@ def show(
 
     Example: `actstore graphs show gpt2.actstore L3.N17 --output l3n17.svg`
     """
+    from actstore.display.graphs.describe import describe_graph
     from actstore.display.graphs.draw import check_picture
     from actstore.display.graphs.views import draw
 
@@ -86,7 +86,7 @@ def show(
         for path in pictures:
             drawn.save(path)
     if as_json:
-        print_json(_describe_graph(graphs, graph, paths) | {"files": [str(path) for path in pictures]})
+        print_json(describe_graph(graphs, graph, paths) | {"files": [str(path) for path in pictures]})
         return
     if not pictures:
         terminal.out.print(drawn)
@@ -126,6 +126,7 @@ def search(
 
     Example: `actstore graphs search gpt2.actstore --activating York --context New`
     """
+    from actstore.display.graphs.describe import describe_search
     from actstore.engine.graphs.search import search as search_graphs
     from actstore.store.graphs.reader import open_graphs
 
@@ -143,7 +144,7 @@ def search(
             n_paths=paths,
         )
     if as_json:
-        print_json(_describe_search(opened, result))
+        print_json(describe_search(opened, result))
         return
     terminal.out.print(
         f"{terminal.plural(result.n_neurons, 'neuron')} in {terminal.plural(result.n_paths, 'path')}; "
@@ -172,63 +173,12 @@ def _summary(drawing: Drawing) -> str:
     return f"{drawing.name}, {shown:,}{hidden} path{'s' * (drawing.n_paths != 1)}."
 
 
-def _describe_graph(graphs: Graphs, graph: NeuronGraph, n_paths: int) -> dict[str, Any]:
-    """The JSON document of `show`: paths that matter most first."""
-    import numpy as np
-
-    from actstore.display.graphs.branches import path_weights
-    from actstore.store.graphs.forest import Forest
-
-    forest = Forest.of_one(graph)
-    ends, weights = np.flatnonzero(forest.ends), path_weights(forest)
-    order = ends[np.lexsort((ends, -weights[ends]))]
-    nodes = forest.nodes
-    described = [
-        {
-            **_describe_tokens(graphs.store, forest.path(node)),
-            "probability": float(nodes["probability"][node]),
-            "value": float(nodes["value"][node]),
-            "count": int(nodes["count"][node]),
-            "fires": int(nodes["fires"][node]),
-            "own_count": int(forest.own_count[node]),
-            "own_fires": int(forest.own_fires[node]),
-            "importance": float(nodes["importance"][node]),
-        }
-        for node in order[: n_paths or None].tolist()
-    ]
-    record = graphs.record
-    return {
-        "neuron": graph.name,
-        "graphs": graphs.name,
-        "method": record.method,
-        "capture": record.capture,
-        "site": record.site,
-        "maximum": graph.maximum,
-        "threshold": graph.threshold,
-        "status": graph.status,
-        "events": graph.n_events,
-        "nodes": len(graph),
-        "lines": described,  # JSON keys stay what they were when paths were called lines
-        "hidden": len(ends) - len(described),
-    }
-
-
-def _describe_tokens(store: Root, tokens: Sequence[int]) -> dict[str, Any]:
-    """A path's tokens, the activating one first, as ids and labels."""
-    return {"tokens": list(tokens), "texts": _labels(store, tokens)}
-
-
-def _labels(store: Root, tokens: Sequence[int]) -> list[str]:
-    from actstore.display.graphs.labels import token_label
-
-    return [token_label(t, store.token_bytes(t) if t >= 0 else b"") for t in tokens]
-
-
 def _reading(store: Root, path: PathMatch) -> Text:
     """A path in reading order, the activating token last and red."""
+    from actstore.display.graphs.describe import token_labels
     from actstore.display.graphs.labels import cut_label
 
-    *context, activating = [cut_label(label, 24) for label in reversed(_labels(store, path.tokens))]
+    *context, activating = [cut_label(label, 24) for label in reversed(token_labels(store, path.tokens))]
     text = Text(" ".join([*context, ""]))
     return text.append(f" {activating} ", style=f"white on rgb({int(70 + 130 * min(1.0, path.probability))},25,25)")
 
@@ -246,23 +196,8 @@ def _search_rows(store: Root, neuron: NeuronMatch) -> list[list[Any]]:
 def _named(store: Root, relation: str, tokens: Sequence[int]) -> str:
     if not tokens:
         return ""
-    labels = ", ".join(_labels(store, tokens[:6]))
+    from actstore.display.graphs.describe import token_labels
+
+    labels = ", ".join(token_labels(store, tokens[:6]))
     more = f" and {len(tokens) - 6:,} more tokens" if len(tokens) > 6 else ""
     return f" {relation} {labels}{more}"
-
-
-def _describe_search(store: Root, result: SearchResult) -> dict[str, Any]:
-    def describe(item: PathMatch) -> dict[str, Any]:
-        numbers = {"probability": item.probability, "value": item.value, "count": item.count, "fires": item.fires}
-        own = {"own_count": item.own_count, "own_fires": item.own_fires}
-        return _describe_tokens(store, item.tokens) | numbers | own | {"score": item.score}
-
-    return {
-        "activating": list(result.activating),
-        "context": list(result.context),
-        "matching": result.n_neurons,
-        "neurons": [
-            {"neuron": n.neuron, "score": n.score, "n_lines": n.n_paths, "lines": [describe(item) for item in n.paths]}
-            for n in result.neurons
-        ],
-    }

@@ -1,0 +1,71 @@
+"""Image maps of a neuron: what it does at each patch of the images on which it is highest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from actstore.explorer.pages.numbers import short
+from actstore.store.errors import NotFoundError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from PIL.Image import Image
+
+    from actstore.store.capture.reader import Capture
+    from actstore.store.reader import Store
+
+MAPS: Final = 6
+
+
+def maps_page(store: Store, capture: str, site: str, name: str, /, *, k: int = MAPS) -> dict[str, Any]:
+    """The images of a neuron's exemplars, each once, and its activation at each of their patches, box by box."""
+    from actstore.engine.multimodal.patch_maps import NeuronSet, map_neurons
+
+    neuron, opened = store.neuron(name), store.capture(capture)
+    exemplars = neuron.exemplars(4 * k, capture, site, 0).to_pylist()
+    documents = list(dict.fromkeys(row["document"] for row in exemplars))[:k]
+    table = opened.documents().to_arrow()
+    sets = {document: [NeuronSet([(neuron.layer, neuron.index)])] for document in documents}
+    found = {document: patch_map for document, _, patch_map in map_neurons(opened, sets, site)}
+    maps = [
+        {
+            "document": document,
+            "source": opened.document_source(document),
+            "caption": table["caption"][document].as_py(),
+            "image": _image(opened, table, document)[0] is not None,
+            "width": found[document].width,
+            "height": found[document].height,
+            "patches": [
+                [*box, value]
+                for box, value in zip(found[document].grid.box.tolist(), found[document].values.tolist(), strict=True)
+            ],
+        }
+        for document in documents
+        if document in found
+    ]
+    return {"maps": short(maps)}
+
+
+def image_bytes(store: Store, capture: str, document: int, side: int = 512) -> bytes:
+    """A document's image as PNG, at most `side` pixels wide and high; `NotFoundError` where its file is not what it was."""
+    import io
+
+    opened = store.peek(capture)
+    table = opened.documents().to_arrow()
+    if not 0 <= document < table.num_rows or "image" not in table.column_names:
+        raise NotFoundError(f"Capture {capture!r} has no image of document {document}.")
+    image, reason = _image(opened, table, document)
+    if image is None:
+        raise NotFoundError(f"There is no image of document {document}: {reason}.")
+    image.thumbnail((side, side))
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def _image(capture: Capture, table: pa.Table, document: int) -> tuple[Image | None, str]:
+    """A document's image, or why it is not there."""
+    from actstore.engine.multimodal.source_images import find_image
+
+    (row,) = table.slice(document, 1).select(["image", "width", "height"]).to_pylist()
+    return find_image(row["image"], capture.record.plan.corpus, (row["width"], row["height"]))

@@ -1,0 +1,31 @@
+"""Numbers as pages carry them: short where they are read, packed where there is one per neuron."""
+
+from __future__ import annotations
+
+import base64
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DIGITS = 5
+"""Significant digits of a number on a page; it shows four."""
+
+
+def short(value: Any) -> Any:
+    """The same document with its floating-point numbers rounded to `DIGITS` digits; what is not finite is null."""
+    if isinstance(value, dict):
+        return {key: short(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [short(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    return value
+
+
+def packed(values: NDArray[np.floating[Any]]) -> str:
+    """Numbers as base64 of float32, the least significant byte first; NaN where there is none."""
+    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()

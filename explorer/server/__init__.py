@@ -1,0 +1,1 @@
+"""`actstore serve`: the explorer's pages over HTTP."""
