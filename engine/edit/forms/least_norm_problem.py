@@ -121,22 +121,11 @@ class Problem:
             self._cached = key, {}
         cached = self._cached[1]
         if block.block not in cached:
-            inputs = self._read(neurons, block) * (block.inverse_rms * self.length)
+            inputs = read_activations(self.capture, neurons, block) * (block.inverse_rms * self.length)
             if sum(x.nbytes for x in cached.values()) + inputs.nbytes > _CACHED_BYTES:
                 return inputs
             cached[block.block] = inputs
         return cached[block.block]
-
-    def _read(self, neurons: Mapping[int, Sequence[int]], block: BlockPredictions) -> NDArray[np.float64]:
-        """The activations [neuron, position]."""
-        values: list[NDArray[np.float32]] = []
-        for layer, indices in neurons.items():
-            if len(indices) > _ROW_BY_ROW:
-                values.append(self.capture.block_values(layer, block.block, saturated=True)[indices][:, block.slots])
-            else:
-                rows = (self.capture.block_row(layer, i, block.block, saturated=True) for i in indices)
-                values += [row[None, block.slots] for row in rows]
-        return _finite(np.concatenate(values))
 
     def fit(self, neurons: dict[int, list[int]], documents: Documents = Documents.ALL) -> NDArray[np.float64]:
         """The coefficients of a set of neurons [neuron], by the normal equations, over some of the documents.
@@ -251,6 +240,20 @@ class Problem:
             "columns": ["window", "position", "ahead_before", "change"],
             **rows,
         }
+
+
+def read_activations(
+    capture: Capture, neurons: Mapping[int, Sequence[int]], block: BlockPredictions
+) -> NDArray[np.float64]:
+    """The activations [neuron, position] of some neurons at the positions of one block."""
+    values: list[NDArray[np.float32]] = []
+    for layer, indices in neurons.items():
+        if len(indices) > _ROW_BY_ROW:
+            values.append(capture.block_values(layer, block.block, saturated=True)[indices][:, block.slots])
+        else:
+            rows = (capture.block_row(layer, i, block.block, saturated=True) for i in indices)
+            values += [row[None, block.slots] for row in rows]
+    return _finite(np.concatenate(values))
 
 
 def _finite(values: NDArray[np.float32]) -> NDArray[np.float64]:
