@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from actstore.api.edit_folders import EditsInFolders
 from actstore.api.light import explains
-from actstore.api.method import Method
 from actstore.api.models import open_reader
 from actstore.api.neurons import neuron_pairs
 from actstore.api.results import Answer
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
     from actstore.api.models import ModelOptions
     from actstore.api.neurons import NeuronInput
+    from actstore.engine.edit.erasure import ErasureEvaluation
     from actstore.engine.edit.evaluate import Evaluation
     from actstore.engine.models.in_memory import ModelInput
     from actstore.store.edits import Edit
 
 
 @explains
-class EditsMethod(Method):
+class EditsMethod(EditsInFolders):
     """The edits of a store, by name: `store.edits["suppress"]`, `list(store.edits)`, `store.edits.rewrite(…)`."""
 
     _reached_as = "store.edits"
@@ -41,11 +42,6 @@ class EditsMethod(Method):
 
     def __contains__(self, name: object) -> bool:
         return name in tuple(self)
-
-    def __getitem__(self, name: str) -> Edit:
-        from actstore.store.edits import read_edit
-
-        return read_edit(self._store.folder, name)
 
     def table(self) -> Table:
         """One row per edit: name, form, kind, number of neurons, the words exchanged, when it was made."""
@@ -115,11 +111,41 @@ class EditsMethod(Method):
         check_neurons(parsed.neurons(), widths, self._store.model.name)
         return self._keep(intervention(self._store, name, "intervention", parsed.operations), force=force)
 
+    def erase(
+        self,
+        by: str,
+        value: str,
+        *,
+        k: int = 20,
+        questions: str | None = None,
+        name: str | None = None,
+        force: bool = False,
+    ) -> Edit:
+        """Erases a relation (Dai et al. 2022): the `k` knowledge neurons that most of its facts share write nothing.
+
+        - `by`, `value`: the facts are the queries of stored attributions whose label `by` has this value.
+        - `questions`: the capture of questions; the only one with attributions unless given.
+        - `name`: name of the edit; the value and `erase` unless given.
+
+        >>> store.edits.erase("relation_name", "geography")
+        """
+        from actstore.engine.edit.erasure import erase
+
+        title = name or f"{value}-erase".replace("/", "-")
+        self._check_free(title, force=force)
+        return self._keep(erase(self._store, title, by, value, k=k, questions=questions), force=force)
+
     def rewrite(
         self,
-        old: str,
-        new: str,
+        old: str | None = None,
+        new: str | None = None,
         *,
+        prompt: str | Sequence[str] = (),
+        target: str | None = None,
+        subject: str | None = None,
+        cases: str | Path | None = None,
+        row: Sequence[int] = (),
+        images: str | Path | None = None,
         method: str = "least-norm",
         name: str | None = None,
         neurons: NeuronInput | Iterable[NeuronInput] | None = None,
@@ -135,34 +161,47 @@ class EditsMethod(Method):
         per_position: int = 5,
         leave_last: int = 3,
         seed: int = 0,
+        queries: Sequence[str] = (),
+        questions: str | None = None,
+        path_steps: int = 20,
         capture: str | None = None,
         model: ModelInput | None = None,
         options: ModelOptions | None = None,
         force: bool = False,
     ) -> Edit:
-        """Makes the model say one word in place of another, by changing the write vectors of a few neurons.
+        """Makes the model say one word in place of another, or a target after a prompt, by changing rows of a few neurons.
 
-        - `method`: `least-norm` (no model runs), `fine`, `knowledge`, or `fine-tune`, the baseline.
-        - `name`: name of the edit; both words and the method unless given.
+        - `old`, `new`: two words; or, in their place, the following.
+        - `prompt`, `target`: what should follow one or more wordings of a prompt, with the blank before it.
+        - `subject`: what the prompt is about: of the capture, only facts of it may change with the edit.
+        - `cases`: a file of prompts, targets and tests, plain, or as CounterFact, zsRE or MMEdit have it.
+        - `row`, `images`: only these rows of it, from 1; the folder of its images.
+        - `method`: `least-norm` (no model runs for words of one token), `fine`, `knowledge` (as published),
+          `knowledge-corrected`, or `fine-tune`, the baseline.
+        - `name`: name of the edit; the words or the target, and the method, unless given.
         - `neurons`: names or (layer, index); found unless given.
-        - `k`: number of neurons (least-norm, knowledge); as few as do unless given.
+        - `k`: number of neurons (least-norm, knowledge); as few as do, or those that prompts share, unless given.
         - `margin`, `control`, `ridge`: how far ahead the new word's logit is put, the weight of positions that must not change,
           the weight of the change's own size (least-norm).
         - `max_documents`: learn from the capture's first documents only.
         - `examples`, `steps`, `rate`, `per_position`, `leave_last`, `seed`: of the learned methods.
+        - `queries`, `questions`: queries of stored attributions whose neurons are rewritten, and their capture (knowledge).
+        - `path_steps`: steps of the integrated gradients by which neurons are found otherwise (knowledge).
         - `force`: replace an edit of that name.
 
         >>> store.edits.rewrite("red", "green", k=10)
+        >>> store.edits.rewrite(prompt="The capital of Germany is", target=" Ankara")
         """
-        from actstore.engine.edit.rewrite import needs_model, rewrite
-        from actstore.engine.edit.settings import FineSettings, LeastNormSettings, RewriteSettings
+        from actstore.engine.edit.requests.files import requests_of
+        from actstore.engine.edit.rewrite import default_name, needs_model, rewrite
+        from actstore.engine.edit.settings import FineSettings, KnowledgeSettings, LeastNormSettings, RewriteSettings
 
-        pairs = tuple(neuron_pairs(neurons)) if neurons is not None else None
+        prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
         settings = RewriteSettings(
             old,
             new,
             method,
-            pairs,
+            tuple(neuron_pairs(neurons)) if neurons is not None else None,
             LeastNormSettings(
                 k=k,
                 layers=tuple(layers) if layers is not None else None,
@@ -172,51 +211,18 @@ class EditsMethod(Method):
                 max_documents=max_documents,
             ),
             FineSettings(steps=steps, rate=rate, per_position=per_position, leave_last=leave_last),
+            KnowledgeSettings(queries=tuple(queries), questions=questions, path_steps=path_steps),
             examples=examples,
             seed=seed,
+            requests=requests_of(prompts, target, subject, cases, row, images),
         )
         opened = self._store.capture(capture)
-        title = name or f"{old.strip()}-{new.strip()}-{method}".replace("/", "-")
+        title = name or default_name(settings)
         self._check_free(title, force=force)
         if not needs_model(settings, opened):
             return self._keep(rewrite(opened, title, settings), force=force)
         with open_reader(opened, model, options) as reader:
             return self._keep(rewrite(opened, title, settings, reader), force=force)
-
-    def apply(
-        self,
-        names: str | Sequence[str],
-        output: str | Path | None = None,
-        *,
-        model: str | Path | None = None,
-        in_place: bool = False,
-        force: bool = False,
-        trust_remote_code: bool = False,
-    ) -> Path:
-        """Writes a model folder with edits in it, which plain transformers loads; the folder.
-
-        Every byte but the edited rows is the model's own. `in_place` changes the folder `model` itself instead of `output`.
-        """
-        from actstore.engine.edit.folders import FolderRequest, apply_to_folder
-
-        place, edits, target = self._in_folder(names, output, model, in_place=in_place)
-        return apply_to_folder(FolderRequest(place, edits, target, force, trust_remote_code))
-
-    def revert(
-        self,
-        names: str | Sequence[str],
-        output: str | Path | None = None,
-        *,
-        model: str | Path | None = None,
-        in_place: bool = False,
-        force: bool = False,
-        trust_remote_code: bool = False,
-    ) -> Path:
-        """Writes a model folder without edits that are in it: its weights are again what they were, byte for byte."""
-        from actstore.engine.edit.folders import FolderRequest, revert_in_folder
-
-        place, edits, target = self._in_folder(names, output, model, in_place=in_place)
-        return revert_in_folder(FolderRequest(place, edits, target, force, trust_remote_code))
 
     def evaluate(
         self,
@@ -225,6 +231,9 @@ class EditsMethod(Method):
         *,
         captures: Sequence[str] = (),
         cases: str | Path | None = None,
+        row: Sequence[int] = (),
+        images: str | Path | None = None,
+        answers_after: str | None = None,
         perplexity: str | None = None,
         baselines: Sequence[str] | None = None,
         seeds: int = 3,
@@ -232,30 +241,44 @@ class EditsMethod(Method):
         max_new_tokens: int = 50,
         max_windows: int | None = None,
         options: ModelOptions | None = None,
-    ) -> Answer[Evaluation]:
+    ) -> Answer[Evaluation] | Answer[ErasureEvaluation]:
         """Tries an edit on its model: reliability, generality, locality, beside fine-tuning and random neurons.
 
-        - `captures`: captures that try the edit, `NAME` or `NAME=KIND`; the edit's own unless given.
-        - `cases`: a file of JSON lines: prompt, kind, target or answer, image.
+        - `captures`: captures that try the edit, `NAME` or `NAME=KIND`; without `cases`, the edit's own prompts or capture.
+        - `cases`: a file of JSON lines: prompt, kind, target or answer, image; or one that `rewrite` takes.
+        - `row`, `images`: only these rows of it, from 1; the folder of its images.
+        - `answers_after`: what answers follow in texts: positions before it are reported apart.
         - `perplexity`: a capture, to compare the likelihood of its tokens.
         - `baselines`: `fine-tune`, `random`; both unless given.
         - `seeds`: number of draws per baseline.
 
-        Columns: as `Evaluation.rows`, one row per method, draw and case.
+        Columns: as `Evaluation.rows`, one row per method, draw and case; of an edit that erases a relation, without captures
+        and cases, as `ErasureEvaluation.rows`.
         """
         from actstore.engine.edit.baselines import BASELINES
-        from actstore.engine.edit.cases import read_cases
-        from actstore.engine.edit.evaluate import EvaluationOptions, evaluate_edit
+        from actstore.engine.edit.erasure import FORM, evaluate_erasure
+        from actstore.engine.edit.evaluate import EvaluationOptions, evaluate_edit, own_tests
+        from actstore.engine.edit.requests.files import read_cases
 
         edit = self[name]
+        compared = tuple(BASELINES) if baselines is None else tuple(baselines)
+        if edit.record.form == FORM and not captures and cases is None:
+            questions = self._store.capture(edit.record.settings["questions"])
+            with open_reader(questions, model, options) as reader:
+                draws = seeds if "random" in compared else 0
+                erasure = evaluate_erasure(reader, self._store, edit, seeds=draws)
+            return Answer(Table(pa.Table.from_pylist(erasure.rows)), erasure)
         own = edit.record.settings.get("capture")
-        named = list(captures) or ([] if cases is not None else [own or self._store.capture().record.name])
+        named, own_cases = tuple(captures), ()
+        if not named and cases is None:
+            named, own_cases = own_tests(edit, own or self._store.capture().record.name)
         pairs = tuple((text.partition("=")[0], text.partition("=")[2] or None) for text in named)
         asked = EvaluationOptions(
             captures=pairs,
-            cases=tuple(read_cases(cases)) if cases is not None else (),
+            cases=own_cases if cases is None else tuple(read_cases(cases, row, images)),
+            answers_after=answers_after,
             perplexity=perplexity,
-            baselines=tuple(BASELINES) if baselines is None else tuple(baselines),
+            baselines=compared,
             seeds=seeds,
             generate=generate,
             max_new_tokens=max_new_tokens,
@@ -265,19 +288,6 @@ class EditsMethod(Method):
         with open_reader(opened, model, options) as reader:
             evaluation = evaluate_edit(reader, self._store, edit, asked, lambda done, total: None)
         return Answer(Table(pa.Table.from_pylist(evaluation.rows)), evaluation)
-
-    def _in_folder(
-        self, names: str | Sequence[str], output: str | Path | None, model: str | Path | None, *, in_place: bool
-    ) -> tuple[str, list[Edit], str | Path | None]:
-        from actstore.engine.models.fingerprint import location_of
-        from actstore.store.errors import InvalidInputError
-
-        if (output is None) != in_place:
-            raise InvalidInputError(
-                "Say where the model is written: `output`, a new folder, or `in_place=True`, one of the two."
-            )
-        edits = [self[name] for name in ([names] if isinstance(names, str) else names)]
-        return str(location_of(self._store.model) if model is None else model), edits, output
 
     def delete(self, name: str) -> None:
         """Removes an edit from the store; models it was applied to stay as they are."""

@@ -50,7 +50,7 @@ ENGINE: dict[str, set[str]] = FOUNDATIONS | {
     "change": METHOD,
     "coactivation": METHOD,
     "coverage": METHOD,
-    "edit": METHOD | {"contributions"},
+    "edit": METHOD | {"contributions", "attribution", "naica"},
     "explain": METHOD | {"coactivation", "graphs"},
     "filling": METHOD | {"attribution", "graphs"},
     "graphs": METHOD,

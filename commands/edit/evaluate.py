@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore.commands.choices import NO_BASELINE, BaselineName
-from actstore.commands.edit.rewrite import EditName, load_reader
+from actstore.commands.edit.erase import describe_erasure, print_erasure
+from actstore.commands.edit.rewrite import CaseRows, Cases, EditName, Images, load_reader
 from actstore.commands.options import Device, Json, MaxNewTokens, ModelOption, Quiet, StorePath, TrustRemoteCode, given
 from actstore.display import terminal
 from actstore.display.reports import print_json
 from actstore.display.wide_tables import fitted_table, transposed
 from actstore.engine.edit.baselines import BASELINES
+from actstore.engine.edit.case_kinds import CASE_KINDS
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 from actstore.store.storage.atomic import replacing
@@ -23,21 +25,25 @@ if TYPE_CHECKING:
     from actstore.engine.edit.evaluate import Evaluation
 
 NAMES = {"edit": "the edit", "fine-tune": "fine-tuning, same rows", "random": "random neurons, same form"}
-KINDS = {
-    "reliability": ("word", "exact"),
-    "text-generality": ("word", "exact"),
-    "image-generality": ("word", "exact"),
-    "text-locality": ("top1", "exact"),
-    "image-locality": ("top10", "top1", "exact"),
+MEASURES = {
+    "word": "",
+    "exact": "whole answers",
+    "top1": "",
+    "top10": "ordered top 10",
+    "generated": "generated",
+    "entropy": "n-gram entropy",
 }
-"""Kind of case → the measures shown of it; the first is the published one."""
-MEASURES = {"word": "", "exact": "whole answers", "top1": "", "top10": "ordered top 10"}
+"""Measure → what it is called beside its kind; the first of a kind is the published one."""
 PREDICTED = "Change of the new word's logit less the old one's, predicted from the store and measured"
 NOTE = (
-    "Percent, means over cases (± standard deviation over draws). Reliability and generality: of the exchanged word's tokens, "
-    "those that are now the most probable, given the text before them; locality: of the most probable tokens, those that are "
-    "unchanged. Whole answers: answers of which every token is."
+    "Percent, means over cases (± standard deviation over draws). Reliability, generality and portability: of the target's "
+    "tokens, those that are now the most probable, given the text before them; locality: of the most probable tokens, those "
+    "that are unchanged. Whole answers: answers of which every token is."
 )
+PARTS = {
+    "text": "Nothing says where answers begin in these texts: positions inside questions count too. --answers-after says it."
+}
+IN_QUESTIONS = "inside questions: "
 
 
 def register(group: typer.Typer) -> None:
@@ -54,11 +60,18 @@ def evaluate(
         typer.Option(
             metavar="NAME[=KIND]",
             help="Capture to test on: documents with the word test the edit, the others test locality; repeat for more. KIND, "
-            "such as text-generality, is the kind of the former. [default: without --cases, the edit's own capture]",
+            "such as text-generality, is the kind of the former. [default: without --cases, the edit's own prompts or capture]",
         ),
     ] = None,
-    cases: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON lines: prompt, kind, target or answer, image.")
+    cases: Cases = None,
+    row: CaseRows = None,
+    images: Images = None,
+    answers_after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What answers follow in the texts of a capture: positions before it are reported apart.",
+        ),
     ] = None,
     perplexity: Annotated[
         str | None, typer.Option(metavar="NAME", help="A capture on whose tokens perplexity is compared.")
@@ -84,25 +97,50 @@ def evaluate(
 ) -> None:
     """Test an edit on its model: reliability, generality, locality, beside fine-tuning of the same rows and random neurons.
 
-    The model itself is not changed. For a least-norm edit, the predicted change of logits is compared with the measured one.
+    Of prompts, portability and fluency too, where their file has tests of them. The model itself is not changed. For a
+    least-norm edit of words, the predicted change of logits is compared with the measured one. An edit that erases a relation
+    is tested on its questions, beside random neurons.
 
     Example: `actstore edit evaluate captions.actstore red-green-least-norm --capture held-out --generate`
     """
-    from actstore.engine.edit.cases import read_cases
-    from actstore.engine.edit.evaluate import EvaluationOptions, evaluate_edit
+    from actstore.engine.edit.erasure import evaluate_erasure
+    from actstore.engine.edit.evaluate import EvaluationOptions, evaluate_edit, own_tests
+    from actstore.engine.edit.requests.files import read_cases
+    from actstore.store.capture.questions.attributions import open_attributions
     from actstore.store.edits import read_edit
 
     if output is not None and output.suffix not in (".parquet", ".jsonl"):
         raise InvalidInputError(f"A table is written as .parquet or .jsonl, found {output.name}. Check --output.")
     opened = Store(store)
     edit = read_edit(opened.folder, name)
+    if edit.record.form == "erase" and not capture and cases is None:
+        if perplexity is not None or generate or max_windows is not None or answers_after is not None:
+            raise InvalidInputError(
+                "An edit that erases is evaluated on all of its questions. Pass --capture or --cases for other measures."
+            )
+        draws = 0 if baseline is not None and "random" not in baseline else seeds
+        attributions = open_attributions(opened, edit.record.settings["questions"])
+        reader = load_reader(
+            attributions.capture, model, device=device, trust_remote_code=trust_remote_code, quiet=quiet
+        )
+        with terminal.counting_bar("passes", enabled=not quiet) as advance:
+            erasure = evaluate_erasure(reader, opened, edit, seeds=draws, on_step=advance)
+        if output is not None:
+            _write(output, erasure.rows)
+        if as_json:
+            print_json(describe_erasure(name, erasure))
+        else:
+            print_erasure(erasure)
+        return
     own = edit.record.settings.get("capture")
-    names = capture or ([] if cases is not None else [own or opened.capture().record.name])
+    names, own_cases = tuple(capture or ()), ()
+    if not names and cases is None:
+        names, own_cases = own_tests(edit, own or opened.capture().record.name)
     options = EvaluationOptions(
         **given(ctx, EvaluationOptions)
         | {
             "captures": tuple(_split_kind(text) for text in names),
-            "cases": tuple(read_cases(cases)) if cases is not None else (),
+            "cases": own_cases if cases is None else tuple(read_cases(cases, row or (), images)),
             "baselines": tuple(BASELINES)
             if not baseline
             else tuple(b for b in dict.fromkeys(baseline) if b != NO_BASELINE),
@@ -125,6 +163,8 @@ def evaluate(
         terminal.out.print(fitted_table(title, *shown))
         terminal.out.print()
     terminal.out.print(NOTE, style="dim", soft_wrap=True)
+    for part in sorted({entry["part"] for entry in evaluation.rows} & PARTS.keys()):
+        terminal.out.print(PARTS[part], style="dim", soft_wrap=True)
 
 
 def _split_kind(text: str) -> tuple[str, str | None]:
@@ -160,27 +200,34 @@ def tables(evaluation: Evaluation) -> list[tuple[str | None, list[Any], list[tup
 def _scores(evaluation: Evaluation) -> tuple[list[Any], list[tuple[str, ...]]]:
     """Columns and rows: one row per method, one column per measure of each kind of case."""
     first = evaluation.methods["edit"][0]
-    kinds = {kind: measures for kind, measures in KINDS.items() if kind in first["by_kind"]}
     columns: list[Any] = ["method"]
-    measured: list[tuple[str, str]] = []
-    for kind, measures in kinds.items():
-        number = f" ({first['by_kind'][kind]['cases']:,})"
-        headings = {measure: f"{kind} {MEASURES[measure]}".strip() + number for measure in measures}
-        if "generated" in first["by_kind"][kind]:
-            headings["generated"] = f"{kind} generated"
-        columns += [(heading, "right") for heading in headings.values()]
-        measured += [(kind, measure) for measure in headings]
+    measured: list[tuple[str, str, str]] = []
+    for group, before in (("by_kind", ""), ("questions", IN_QUESTIONS)):
+        for kind, summary in first[group].items():
+            measures = [*CASE_KINDS[kind].measures, *(["generated"] if "generated" in summary else [])]
+            headings = {measure: f"{before}{kind} {MEASURES[measure]}".strip() for measure in measures}
+            columns += [(f"{heading} ({summary['cases']:,})", "right") for heading in headings.values()]
+            measured += [(group, kind, measure) for measure in headings]
     columns.append(("P of the word", "right"))
     if "perplexity" in first:
         columns.append(("perplexity", "right"))
     rows = []
     for method, draws in evaluation.methods.items():
-        cells = [_percent([draw["by_kind"][kind][measure] for draw in draws]) for kind, measure in measured]
+        cells = [_cell(draws, *where) for where in measured]
         cells.append(_probability(draws))
         if "perplexity" in draws[0]:
             cells.append(_percent([draw["perplexity"]["change"] for draw in draws], "+") + " %")
         rows.append((NAMES.get(method, method), *cells))
     return columns, rows
+
+
+def _cell(draws: list[dict[str, Any]], group: str, kind: str, measure: str) -> str:
+    """One measure over all draws: percent, or bits before and after."""
+    values = [draw[group][kind][measure] for draw in draws]
+    if measure != "entropy":
+        return _percent(values)
+    before = draws[0][group][kind]["entropy_before"]
+    return f"{before:.2f} → {sum(values) / len(values):.2f}"
 
 
 def _predictions(predicted: dict[str, Any]) -> tuple[list[Any], list[tuple[str, ...]]]:
@@ -210,7 +257,7 @@ def _probability(draws: list[dict[str, Any]]) -> str:
     """The word's probability before and after, over all cases whose target it is."""
     pairs = []
     for draw in draws:
-        targeted = [row for kind, row in draw["by_kind"].items() if not kind.endswith("locality")]
+        targeted = [row for kind, row in draw["by_kind"].items() if "p_after" in row and not kind.endswith("locality")]
         n = sum(row["cases"] for row in targeted)
         if n:
             pairs.append([sum(row[side] * row["cases"] for row in targeted) / n for side in ("p_before", "p_after")])

@@ -13,9 +13,11 @@ from rich.text import Text
 from actstore.api.neurons import neuron_pairs
 from actstore.commands.choices import EditKind
 from actstore.commands.edit import apply as edit_apply
+from actstore.commands.edit import erase as edit_erase
 from actstore.commands.edit import evaluate as edit_evaluate
 from actstore.commands.edit import rewrite as edit_rewrite
-from actstore.commands.edit.rewrite import EditName, EditToMake, describe_edit
+from actstore.commands.edit.reports import describe_edit, sentence, words_of
+from actstore.commands.edit.rewrite import EditName, EditToMake  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     CommandGroup,
     Force,
@@ -57,6 +59,7 @@ group = family(
     CommandGroup,
 )
 edit_rewrite.register(group)
+edit_erase.register(group)
 edit_apply.register(group)
 edit_evaluate.register(group)
 
@@ -128,7 +131,7 @@ def _write(store: Store, edit: Edit, force: bool, as_json: bool) -> None:
     if as_json:
         print_json(describe_edit(record))
     else:
-        terminal.out.print(edit_rewrite.sentence(folder, record), soft_wrap=True, markup=False)
+        terminal.out.print(sentence(folder, record), soft_wrap=True, markup=False)
 
 
 @group.command()
@@ -221,5 +224,5 @@ def _count(record: EditRecord) -> int:
 
 
 def _words(record: EditRecord) -> str:
-    known = record.settings
-    return f"{known['from']!r} → {known['to']!r}" if "from" in known else ""
+    old, new = words_of(record)
+    return f"{old!r} → {new!r}" if new else ""

@@ -1,14 +1,16 @@
-"""`edit rewrite`: make the model say another word by rewriting the write vectors of a few neurons."""
+"""`edit rewrite`: make the model say something else by rewriting the write vectors of a few neurons."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from actstore.api.neurons import neuron_pairs
 from actstore.commands import completion
 from actstore.commands.choices import RewriteMethod  # noqa: TC001  (Typer reads it)
+from actstore.commands.edit.reports import describe_edit, print_prediction, sentence
 from actstore.commands.options import (
     SEED_HELP,
     CaptureName,
@@ -31,25 +33,43 @@ from actstore.display.reports import print_json
 from actstore.engine.edit.forms.table import FORMS
 from actstore.store.edits import check_name, edit_names, write_edit
 from actstore.store.errors import InvalidInputError
-from actstore.store.neurons import neuron_name
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
     from actstore.engine.edit.readings import Reader
-    from actstore.engine.edit.settings import RewriteSettings
-    from actstore.store.edits import EditRecord
     from actstore.store.reader import Capture
 
-METHOD_OPTIONS = {name: form.parameters for name, form in FORMS.items()}
+METHOD_OPTIONS = {
+    name: frozenset("query" if option == "queries" else option for option in form.parameters)
+    for name, form in FORMS.items()
+}
 """Method → the options that belong to it and not to all."""
 
 LEAST_NORM = "Method least-norm"
 LEARNING = "Methods fine and fine-tune"
-SELECTING = "Methods least-norm and knowledge"
+SELECTING = "Methods least-norm, knowledge and knowledge-corrected"
+LOCATING = "Methods knowledge and knowledge-corrected"
+EXAMPLES = "All methods but least-norm"
 
 EditName = Annotated[
     str, typer.Argument(metavar="EDIT", help="Name of an edit in STORE.", autocompletion=completion.edits)
+]
+Cases = Annotated[
+    Path | None,
+    typer.Option(
+        "--cases",
+        metavar="FILE",
+        help="JSON lines, or a JSON array: prompt and target with paraphrases, locality and portability, or one case each "
+        "with prompt, kind and target; CounterFact, zsRE and MMEdit are read as they are.",
+    ),
+]
+CaseRows = Annotated[
+    list[int] | None, typer.Option("--row", metavar="N", min=1, help="Only this row of --cases; repeat for more.")
+]
+Images = Annotated[
+    Path | None,
+    typer.Option("--images", metavar="FOLDER", help="Where the images of --cases are. [default: beside the file]"),
 ]
 EditToMake = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the new edit; a store holds many.")]
 
@@ -63,10 +83,27 @@ def register(group: typer.Typer) -> None:
 def rewrite(
     ctx: typer.Context,
     store: StorePath,
-    old: Annotated[str, typer.Option("--from", metavar="WORD", help="The word that the model says.")],
-    new: Annotated[str, typer.Option("--to", metavar="WORD", help="The word that it says instead.")],
+    old: Annotated[str | None, typer.Option("--from", metavar="WORD", help="The word that the model says.")] = None,
+    new: Annotated[str | None, typer.Option("--to", metavar="WORD", help="The word that it says instead.")] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="In place of two words: what the target should follow; repeat for wordings."),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="What should follow the prompt, with the blank before it; any number of tokens."
+        ),
+    ] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What the prompts are about: of the capture only its own facts may change."),
+    ] = None,
+    cases: Cases = None,
+    row: CaseRows = None,
+    images: Images = None,
     method: Annotated[
-        RewriteMethod, typer.Option(help="How rows are rewritten; least-norm runs no model, fine-tune is a baseline.")
+        RewriteMethod, typer.Option(help="How rows are rewritten; fine-tune is a baseline.")
     ] = "least-norm",
     capture: CaptureName = None,
     name: Annotated[
@@ -74,7 +111,7 @@ def rewrite(
         typer.Option(
             "--name",
             metavar="NAME",
-            help="Name of the new edit; a store holds many. [default: both words and the method]",
+            help="Name of the new edit; a store holds many. [default: the words, or the target, and the method]",
         ),
     ] = None,
     neurons: Neurons = None,
@@ -84,7 +121,7 @@ def rewrite(
             "--k",
             "-k",
             min=1,
-            help="Number of neurons. [default: as few as suffice]",
+            help="Number of neurons. [default: as few as suffice, or those that prompts share]",
             rich_help_panel=SELECTING,
         ),
     ] = None,
@@ -112,7 +149,7 @@ def rewrite(
     examples: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Number of documents with the word to learn from. [default: 8]", rich_help_panel=LEARNING
+            min=1, help="Number of documents with the word to learn from. [default: 8]", rich_help_panel=EXAMPLES
         ),
     ] = None,
     steps: Annotated[
@@ -130,7 +167,29 @@ def rewrite(
         int | None,
         typer.Option(min=0, help="Number of last layers that are not changed. [default: 3]", rich_help_panel=LEARNING),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help=SEED_HELP, rich_help_panel=LEARNING)] = None,
+    seed: Annotated[int | None, typer.Option(help=SEED_HELP, rich_help_panel=EXAMPLES)] = None,
+    query: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="QUERY",
+            help="Rewrite the knowledge neurons of this query of stored attributions; repeat for more. [default: those of the "
+            "prompts, by integrated gradients]",
+            rich_help_panel=LOCATING,
+        ),
+    ] = None,
+    questions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Capture of questions that holds the query. [default: the only one with attributions]",
+            rich_help_panel=LOCATING,
+            autocompletion=completion.captures,
+        ),
+    ] = None,
+    path_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps of the integrated gradients. [default: 20]", rich_help_panel=LOCATING),
+    ] = None,
     model: ModelOption = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
@@ -138,31 +197,39 @@ def rewrite(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Make the model say one word in place of another: the write vectors of a few neurons are changed, no other weight.
+    """Make the model say one word in place of another, or a target after a prompt: the rows of a few neurons are changed.
 
-    least-norm needs a capture with --site mlp.post --site resid.post, and no model: it solves for the smallest change that
-    makes the new word win wherever the old one is predicted, and changes nothing at all other positions. fine learns from
-    examples with the model. Without --neurons, every method selects its own. The edit is stored in STORE; `edit evaluate`
-    tests it, `edit apply` writes an edited model.
+    Of two words, each one token, least-norm needs a capture with --site mlp.post --site resid.post, and no model: it solves
+    for the smallest change that makes the new word win wherever the old one is predicted, and changes nothing at all other
+    positions. For prompts, and for words of several tokens, the model reads them once, and the capture says what must stay.
+    Without --neurons, every method selects its own. The edit is stored in STORE; `edit evaluate` tests it, `edit apply`
+    writes an edited model.
 
-    Example: `actstore edit rewrite captions.actstore --from red --to green --k 10`
+    Example: `actstore edit rewrite facts.actstore --prompt "The capital of Germany is" --target " Ankara"`
     """
-    from actstore.engine.edit.rewrite import needs_model
+    from actstore.engine.edit.requests.files import requests_of
+    from actstore.engine.edit.rewrite import default_name, needs_model
     from actstore.engine.edit.rewrite import rewrite as make
-    from actstore.engine.edit.settings import FineSettings, LeastNormSettings, RewriteSettings
+    from actstore.engine.edit.settings import FineSettings, KnowledgeSettings, LeastNormSettings, RewriteSettings
 
+    requests = requests_of(prompt or (), target, subject, cases, row or (), images)
     settings = RewriteSettings(
         **given(ctx, RewriteSettings)
-        | {"form": method, "neurons": tuple(neuron_pairs(neurons)) if neurons is not None else None},
+        | {
+            "form": method,
+            "neurons": tuple(neuron_pairs(neurons)) if neurons is not None else None,
+            "requests": requests,
+        },
         least_norm=LeastNormSettings(
             **given(ctx, LeastNormSettings) | {"neurons": None, "layers": parse_layers(layers)}
         ),
         fine=FineSettings(**given(ctx, FineSettings)),
+        knowledge=KnowledgeSettings(**given(ctx, KnowledgeSettings) | {"queries": tuple(query or ())}),
     )
     _check_given(ctx, method)
     opened = Store(store)
     selected_capture = opened.capture(capture)
-    edit_name = name or f"{old.strip()}-{new.strip()}-{method}".replace("/", "-")
+    edit_name = name or default_name(settings)
     check_name(edit_name)
     if edit_name in edit_names(opened.folder) and not force:
         raise InvalidInputError(
@@ -179,7 +246,7 @@ def rewrite(
         print_json(describe_edit(record))
         return
     terminal.out.print(sentence(folder, record), soft_wrap=True, markup=False)
-    _print_prediction(record, settings)
+    print_prediction(record)
 
 
 def _check_given(ctx: typer.Context, method: str) -> None:
@@ -199,48 +266,3 @@ def load_reader(capture: Capture, model: str | None, *, device: str, trust_remot
     source, dtype = captured_model(capture.store, model), capture.record.dtype
     loaded = load(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     return Reader.load(loaded, source, trust_remote_code=trust_remote_code)
-
-
-def describe_edit(record: EditRecord) -> dict[str, Any]:
-    """An edit as the JSON documents list it."""
-    from actstore.engine.edit.specification import Specification
-
-    names = record.neuron_names()
-    if record.specification:
-        by_layer = Specification.from_json(record.specification, f"edit {record.name!r}: specification").neurons()
-        names = [neuron_name(layer, neuron) for layer, neurons in by_layer.items() for neuron in neurons]
-    shown = ("name", "form", "kind", "model", "model_fingerprint", "dtype", "created")
-    described: dict[str, Any] = {key: getattr(record, key) for key in shown} | {"neurons": names}
-    if "from" in record.settings:
-        described |= {key: record.settings[key] for key in ("from", "to", "capture")}
-    if "warning" in record.settings:
-        described["warning"] = terminal.phrase(record.settings["warning"])
-    if record.predicted:
-        described["predicted"] = {key: record.predicted[key] for key in ("won", "kept")}
-    return described
-
-
-def sentence(folder: Folder, record: EditRecord) -> str:
-    """One sentence about a new edit: its form, its neurons, its folder."""
-    what = f"{record.form} of {terminal.plural(len(describe_edit(record)['neurons']), 'neuron')}"
-    return f"Edit {record.name!r}: {what}, in {folder.location}/edits/{record.name}"
-
-
-def _print_prediction(record: EditRecord, settings: RewriteSettings) -> None:
-    known = record.settings
-    if record.predicted:
-        terminal.out.print(
-            f"{known['from']!r} is predicted at {known['n_positions']:,} positions, where {known['to']!r} should now win at "
-            f"{terminal.percent(record.predicted['won'])}; of other predictions {terminal.percent(record.predicted['kept'])} "
-            "should stay.",
-            soft_wrap=True, markup=False,
-        )  # fmt: skip
-    elif "steps_taken" in known:
-        terminal.out.print(
-            f"Learned from {terminal.plural(known['examples'], 'example')} in {terminal.plural(known['steps_taken'], 'step')}: "
-            f"in them {known['to']!r} has a "
-            f"probability of at least {known['probability']:.3f}.",
-            soft_wrap=True, markup=False,
-        )  # fmt: skip
-    if "warning" in known:
-        terminal.warn([known["warning"]])

@@ -10,7 +10,7 @@ from typing import Final, Literal
 class CaseKind:
     """What a case of one kind shows."""
 
-    heading: Literal["reliability", "generality", "locality"]
+    heading: Literal["reliability", "generality", "locality", "portability", "fluency"]
     """The heading of the summary that it counts towards."""
     help: str
     measures: tuple[str, ...]
@@ -21,12 +21,19 @@ class CaseKind:
         """Whether nothing should change."""
         return self.heading == "locality"
 
+    @property
+    def needs_answer(self) -> bool:
+        """Whether a case has to say what is expected."""
+        return self.heading not in ("locality", "fluency")
 
-HEADINGS: Final = ("reliability", "generality", "locality")
+
+HEADINGS: Final = ("reliability", "generality", "locality", "portability", "fluency")
 CASE_KINDS: Final = {
     "reliability": CaseKind("reliability", "the new word, where the edit was made from", ("word", "exact")),
     "text-generality": CaseKind("generality", "the new word, in other texts", ("word", "exact")),
     "image-generality": CaseKind("generality", "the new word, for other images", ("word", "exact")),
     "text-locality": CaseKind("locality", "other texts, where nothing should change", ("top1", "exact")),
     "image-locality": CaseKind("locality", "other images, where nothing should change", ("top10", "top1", "exact")),
+    "portability": CaseKind("portability", "what follows from the new fact", ("word", "exact")),
+    "fluency": CaseKind("fluency", "the n-gram entropy of a text that is generated", ("entropy",)),
 }

@@ -1,14 +1,13 @@
-"""Cases: what an edited model should say, or still say, as a file of JSON lines gives them or a capture implies them.
+"""Tasks: what an edited model should say, or still say, as cases give them or a capture implies them.
 
-Each becomes a `Task`: a reading that ends with the answer, and the positions whose predictions are scored.
+Each is a reading that ends with the answer, and the positions whose predictions are scored.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
@@ -23,24 +22,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.engine.edit.readings import CaptureReader, Reader
+    from actstore.engine.edit.requests.request import Case
     from actstore.engine.edit.words import Replacement
+
+Part = Literal["answer", "question", "text"]
 
 _TEXTS_AT_ONCE: Final = 64
 """Windows of text whose predictions are read at once."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A line of a file of cases."""
-
-    prompt: str
-    kind: str
-    """A key of `CASE_KINDS`."""
-    answer: str | None
-    """What the edited model should say; of a locality, what it said before (None: whatever the model says now)."""
-    image: Path | None
-    where: str
-    """File and line, for messages."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +48,8 @@ class Task:
     """Which of them are the edit's new word; of a locality, none."""
     answer: tuple[int, ...] = ()
     """The whole answer, where one can be generated from the prompt."""
+    part: Part = "answer"
+    """What the positions predict: tokens of an answer, of a question, or of a text in which nothing is known to be either."""
 
     @property
     def is_locality(self) -> bool:
@@ -67,53 +57,22 @@ class Task:
         return CASE_KINDS[self.kind].is_locality
 
 
-def read_cases(path: str | Path) -> list[Case]:
-    """The cases of a file of JSON lines: `prompt`, `kind`, `target` or `answer`, and optionally `image`, relative to the file.
-
-    `InvalidInputError` naming the line for anything else.
-    """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"The cases {path} cannot be read: {error}.") from None
-    cases = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise InvalidInputError(f"{where} should be a JSON object: {error}.") from None
-        cases.append(_case(value, where, path.parent))
-    if not cases:
-        raise InvalidInputError(f"The cases {path} hold no line.")
-    return cases
-
-
-def _case(value: object, where: str, folder: Path) -> Case:
-    if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
-        raise InvalidInputError(f"{where} should be an object with a prompt, a kind and a target.")
-    kind = value.get("kind")
-    if kind not in CASE_KINDS:
-        raise InvalidInputError(f"{where}: the kind of a case is one of {', '.join(CASE_KINDS)}, found {kind!r}.")
-    answer = value.get("target", value.get("answer"))
-    if not (answer is None and CASE_KINDS[kind].is_locality) and (not isinstance(answer, str) or not answer):
-        raise InvalidInputError(f"{where}: expected the text of the target (or answer), found {answer!r}.")
-    image = value.get("image")
-    if image is not None and not isinstance(image, str):
-        raise InvalidInputError(f"{where}: an image is a path, found {image!r}.")
-    return Case(value["prompt"], kind, answer, None if image is None else folder / image, where)
-
-
 def tasks_of_cases(reader: Reader, cases: Sequence[Case], max_new_tokens: int = 50) -> list[Task]:
-    """The tasks of cases; a locality without an answer gets what the model, as it is now, says."""
+    """The tasks of cases; a locality without an answer gets what the model, as it is now, says.
+
+    A case of fluency has no positions: what is generated after its prompt is scored. `InvalidInputError` for an answer of no
+    tokens.
+    """
     readings: list[Reading] = []
     for case in cases:
         image = None if case.image is None else open_image(case.image)
-        readings.append(reader.read(case.prompt, case.answer or "", image))
-    unanswered = [i for i, case in enumerate(cases) if case.answer is None]
+        reading = reader.read(case.prompt, case.answer or "", image)
+        if case.answer and reading.n_prompt >= len(reading.ids):
+            raise InvalidInputError(f"{case.where}: the answer {case.answer!r} has no tokens after the prompt.")
+        readings.append(reading)
+    unanswered = [
+        i for i, case in enumerate(cases) if case.answer is None and CASE_KINDS[case.kind].heading != "fluency"
+    ]
     answers = reader.answers([readings[i] for i in unanswered], max_new_tokens) if unanswered else []
     for i, answer in zip(unanswered, answers, strict=True):
         readings[i] = _answered(readings[i], answer)
@@ -141,6 +100,7 @@ def tasks_of_capture(
     used: Collection[int] | None,
     kind: str | None = None,
     max_windows: int | None = None,
+    answers_after: str | None = None,
 ) -> Iterator[Task]:
     """The tasks that a capture implies for a replacement of words.
 
@@ -148,6 +108,9 @@ def tasks_of_capture(
     reliability for the documents `used` for the edit (None: all) and generality for others (`kind`, where given); an answer
     without it should stay. Of texts: wherever the model, as it is now, predicts the old word, it should predict the new one;
     everywhere else what it predicts now. Without a replacement, everything should stay.
+
+    Of a text, what follows the last `answers_after` is its answer, and what comes before it a question (`Task.part`); without,
+    nothing is known to be either. `InvalidInputError` where no text holds it.
     """
     medium = "image" if source.has_images else "text"
     locality = f"{medium}-locality"
@@ -163,8 +126,29 @@ def tasks_of_capture(
         answer, is_new = _with_new_word(ids[first:], replacement)
         reading = source.reading(document, np.concatenate([ids[:first], answer]).astype(np.int32))
         yield _task(name, kind_here if is_new.any() else locality, reading, is_new)
+    starts = [source.answer_start(text.reading.ids, answers_after) for text in texts]
+    if texts and answers_after and not any(starts):
+        raise InvalidInputError(
+            f"No text of capture {source.capture.record.name!r} holds {answers_after!r}. Check `answers_after`."
+        )
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        yield from _tasks_of_texts(source.reader, replacement, texts[start : start + _TEXTS_AT_ONCE], locality)
+        group = texts[start : start + _TEXTS_AT_ONCE]
+        for number, task in _tasks_of_texts(source.reader, replacement, group, locality):
+            yield from (
+                _parts(task, starts[start + number]) if answers_after else [dataclasses.replace(task, part="text")]
+            )
+
+
+def _parts(task: Task, answer_start: int) -> Iterator[Task]:
+    """The parts of a text's task: positions that predict tokens of its answer, and those inside the question."""
+    is_answer = (task.positions >= answer_start - 1) if answer_start else np.zeros(len(task.positions), bool)
+    parts: tuple[tuple[Part, NDArray[np.bool_]], ...] = (("answer", is_answer), ("question", ~is_answer))
+    for part, selected in parts:
+        if selected.any():
+            yield dataclasses.replace(
+                task, positions=task.positions[selected], targets=task.targets[selected],
+                edited=task.edited[selected], part=part,
+            )  # fmt: skip
 
 
 def _with_new_word(
@@ -198,23 +182,27 @@ class _Text:
 
 def _tasks_of_texts(
     reader: Reader, replacement: Replacement | None, texts: Sequence[_Text], locality: str
-) -> Iterator[Task]:
+) -> Iterator[tuple[int, Task]]:
+    """(number of the text, one of its tasks)."""
     logits_of = reader.logits([text.reading for text in texts], [text.positions for text in texts])
-    for text, logits in zip(texts, logits_of, strict=True):
+    for number, (text, logits) in enumerate(zip(texts, logits_of, strict=True)):
         top = logits.argmax(1).numpy()
         ids = text.reading.ids
         predicts_old = top == replacement.old[0] if replacement is not None else np.zeros(len(top), bool)
         if predicts_old.any() and replacement is not None and replacement.is_single:
             positions = text.positions[predicts_old]
             targets = np.full(len(positions), replacement.new[0], np.int64)
-            yield Task(text.name, text.kind, text.reading, positions, targets, np.ones(len(positions), bool))
+            yield number, Task(text.name, text.kind, text.reading, positions, targets, np.ones(len(positions), bool))
         elif replacement is not None:
             # The tokens after the first are predicted from the new word's own, so each occurrence is a text of its own.
             for position in text.positions[predicts_old].tolist():
                 if ids[position + 1 : position + 1 + len(replacement.old)].tolist() == list(replacement.old):
                     longer = np.concatenate([ids[: position + 1], replacement.new]).astype(np.int32)
-                    yield _task(f"{text.name}@{position}", text.kind, Reading(longer, position + 1), edited=True)
+                    yield (
+                        number,
+                        _task(f"{text.name}@{position}", text.kind, Reading(longer, position + 1), edited=True),
+                    )
         if not predicts_old.all():
             other = ~predicts_old
             is_new = np.zeros(int(other.sum()), bool)
-            yield Task(text.name, locality, text.reading, text.positions[other], top[other], is_new)
+            yield number, Task(text.name, locality, text.reading, text.positions[other], top[other], is_new)

@@ -14,12 +14,20 @@ import numpy as np
 
 from actstore.engine.edit.baselines import BASELINES
 from actstore.engine.edit.case_kinds import CASE_KINDS
-from actstore.engine.edit.cases import Case, Task, tasks_of_capture, tasks_of_cases
+from actstore.engine.edit.cases import Task, tasks_of_capture, tasks_of_cases
 from actstore.engine.edit.forms.table import FORMS
 from actstore.engine.edit.interventions import intervening
 from actstore.engine.edit.readings import CaptureReader
+from actstore.engine.edit.requests.request import Case, cases_of, recorded_requests
 from actstore.engine.edit.rewrite import rewrite, settings_of, used_documents
-from actstore.engine.edit.scores import generated_rows, mean_nats, score, snapshots, summarise
+from actstore.engine.edit.scores import (
+    generated_rows,
+    mean_nats,
+    n_gram_entropy,
+    score,
+    snapshots,
+    summarise,
+)
 from actstore.engine.edit.specification import Specification
 from actstore.engine.edit.weights import edited
 from actstore.engine.edit.words import Replacement, find_replacement
@@ -57,6 +65,8 @@ class EvaluationOptions(Typed):
     """Maximum number of tokens of a generated answer."""
     max_windows: int | None = None
     """Maximum number of windows of each capture, the first ones."""
+    answers_after: str | None = None
+    """What answers follow in texts: positions before it are inside questions, and are reported apart."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,6 +79,13 @@ class EvaluationOptions(Typed):
             raise InvalidInputError(f"`baselines` are {', '.join(BASELINES)}, found {unknown.pop()!r}.")
         if not self.captures and not self.cases:
             raise InvalidInputError("Expected cases to evaluate the edit on. Pass `cases` or `captures`.")
+
+
+def own_tests(edit: Edit, default: str) -> tuple[tuple[str, ...], tuple[Case, ...]]:
+    """The captures and cases that an edit is evaluated on where none are named: its requests, or else its capture."""
+    if requests := recorded_requests(edit.record.settings):
+        return (), cases_of(requests)
+    return (edit.record.settings.get("capture") or default,), ()
 
 
 @dataclass(frozen=True)
@@ -103,12 +120,12 @@ def evaluate_edit(
     replacement = _replacement_of(store, edit)
     tasks = _tasks(reader, store, edit, replacement, options)
     corpus = [] if options.perplexity is None else _text_tasks(reader, store.capture(options.perplexity), options)
-    baselines = options.baselines if replacement is not None and edit.record.kind == "weights" else ()
+    baselines = options.baselines if edit.record.form in FORMS and edit.record.kind == "weights" else ()
     total = 2 + options.seeds * len(baselines)
     on_step(0, total)
     before = snapshots(reader, tasks)
     nats = mean_nats(reader, corpus)
-    answers = generated_rows(reader, tasks, options.max_new_tokens) if options.generate else None
+    said_before = _generated(reader, tasks, options)
     on_step(1, total)
     methods: dict[str, list[dict[str, Any]]] = {}
     rows: list[dict[str, Any]] = []
@@ -117,8 +134,7 @@ def evaluate_edit(
         with change:
             after = snapshots(reader, tasks)
             scores = [score(*entry) for entry in zip(tasks, before, after, strict=True)]
-            if answers is not None:
-                _add_answers(reader, tasks, scores, answers, generated_rows(reader, tasks, options.max_new_tokens))
+            _add_answers(reader, tasks, scores, said_before, _generated(reader, tasks, options), options.generate)
             after_nats = mean_nats(reader, corpus)
         summary = summarise(scores)
         if corpus:
@@ -134,7 +150,7 @@ def evaluate_edit(
         for number, method in enumerate(baselines):
             measure(method, draw, edited(reader.model, _baseline(reader, store, edit, method, draw)))
             on_step(3 + draw * len(baselines) + number, total)
-    predicted = compare_predicted(reader, store, edit) if edit.record.predicted else None
+    predicted = compare_predicted(reader, store, edit) if "targets" in edit.record.predicted else None
     return Evaluation(methods, rows, predicted)
 
 
@@ -147,8 +163,8 @@ def _applied(reader: Reader, store: Store, edit: Edit) -> AbstractContextManager
 
 
 def _replacement_of(store: Store, edit: Edit) -> Replacement | None:
-    """The old and the new word of a rewrite; None for another edit."""
-    if edit.record.form not in FORMS:
+    """The old and the new word of a rewrite of words; None for another edit."""
+    if edit.record.form not in FORMS or recorded_requests(edit.record.settings):
         return None
     recorded = edit.record.settings
     return find_replacement(store.capture(recorded["capture"]), recorded["from"], recorded["to"])
@@ -163,7 +179,7 @@ def _tasks(
         is_own = capture.record.name == edit.record.settings.get("capture")
         used = used_documents(edit) if is_own else set()
         source = CaptureReader(reader, capture)
-        tasks += tasks_of_capture(source, replacement, used, kind, options.max_windows)
+        tasks += tasks_of_capture(source, replacement, used, kind, options.max_windows, options.answers_after)
     return tasks
 
 
@@ -182,21 +198,29 @@ def _text_tasks(reader: Reader, capture: Capture, options: EvaluationOptions) ->
     return tasks
 
 
+def _generated(reader: Reader, tasks: Sequence[Task], options: EvaluationOptions) -> list[list[int]]:
+    """What the model, as it is now, generates: after every prompt where answers are wanted, else where fluency is."""
+    return generated_rows(reader, tasks, options.max_new_tokens, all_answers=options.generate)
+
+
 def _add_answers(
-    reader: Reader,
-    tasks: Sequence[Task],
-    rows: Sequence[dict[str, Any]],
-    before: list[list[int]],
-    after: list[list[int]],
-) -> None:
-    """Add to each row the greedy answers, and whether that after the edit is the expected one (of a locality: that before)."""
+    reader: Reader, tasks: Sequence[Task], rows: Sequence[dict[str, Any]], before: list[list[int]], after: list[list[int]],
+    answers_too: bool,
+) -> None:  # fmt: skip
+    """Add what was generated to each row: the entropies of a case of fluency; with `answers_too`, the answers to the others.
+
+    `generated` is whether the answer after the edit is the expected one (of a locality: that before).
+    """
     for task, row, old, new in zip(tasks, rows, before, after, strict=True):
+        said_before, said = (reader.text(old), reader.text(new)) if old or new else (None, None)
+        if not len(task.positions):
+            row["entropy_before"], row["entropy"] = n_gram_entropy(said_before or ""), n_gram_entropy(said or "")
+        if not answers_too:
+            continue
+        row["generated"], row["said_before"], row["said"] = float("nan"), said_before, said
         if task.answer:
             expected = old if task.is_locality else list(task.answer)
             row["generated"] = float(reader.text(new).strip() == reader.text(expected).strip())
-            row["said_before"], row["said"] = reader.text(old), reader.text(new)
-        else:
-            row["generated"], row["said_before"], row["said"] = float("nan"), None, None
 
 
 def _baseline(reader: Reader, store: Store, edit: Edit, method: str, seed: int) -> Edit:

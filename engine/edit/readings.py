@@ -226,6 +226,20 @@ class CaptureReader:
         n_prompt = self._documents[document].get("n_prompt")
         return None if n_prompt is None else int(n_prompt)
 
+    def answer_start(self, ids: NDArray[np.int32], marker: str | None) -> int:
+        """Where the text after the last `marker` in a window begins, as a position; 0 where there is none.
+
+        The first token that reaches beyond the marker is the answer's.
+        """
+        if not marker:
+            return 0
+        pieces = [self.capture.store.token_text(int(token)) for token in ids]
+        found = "".join(pieces).rfind(marker)
+        if found < 0:
+            return 0
+        ends = np.cumsum([len(piece) for piece in pieces])
+        return int(np.searchsorted(ends, found + len(marker), side="right"))
+
     def source(self, document: int) -> str:
         """Where a document came from."""
         return str(self._documents[document]["source"])

@@ -1,4 +1,4 @@
-"""Rewrites: one word in place of another, by any form; and what the record of a rewrite says about how it was made."""
+"""Rewrites: one word in place of another, or a target after a prompt, by any form; and what the record of a rewrite says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from actstore.engine.edit.forms.table import FORMS, find_form
-from actstore.engine.edit.settings import FineSettings, LeastNormSettings, RewriteSettings
+from actstore.engine.edit.requests.request import recorded_requests
+from actstore.engine.edit.settings import FineSettings, KnowledgeSettings, LeastNormSettings, RewriteSettings
 from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.store.errors import InvalidInputError
 
@@ -15,16 +16,24 @@ if TYPE_CHECKING:
     from actstore.store.edits import Edit
     from actstore.store.reader import Capture
 
-Settings = TypeVar("Settings", LeastNormSettings, FineSettings)
+Settings = TypeVar("Settings", LeastNormSettings, FineSettings, KnowledgeSettings)
 
 
 def needs_model(settings: RewriteSettings, capture: Capture) -> bool:
     """Whether a rewrite runs the model, or needs weights that the store does not hold."""
-    return find_form(settings.form).needs_model(capture)
+    return find_form(settings.form).needs_model(capture, settings)
+
+
+def default_name(settings: RewriteSettings) -> str:
+    """The name of an edit that was given none: both words, or the target of its first request, and the form."""
+    what = (
+        settings.requests[0].target.strip() if settings.requests else "-".join(word.strip() for word in settings.words)
+    )
+    return f"{what}-{settings.form}".replace("/", "-").replace("\\", "-").lstrip(".")
 
 
 def rewrite(capture: Capture, name: str, settings: RewriteSettings, reader: Reader | None = None) -> Edit:
-    """The edit that makes the model say the word `settings.new` in place of `settings.old`.
+    """The edit that makes the model say `settings.new` in place of `settings.old`, or the targets of `settings.requests`.
 
     `reader` holds the capture's model, for the forms that need it. Raises `InvalidInputError` as the forms do; for words that
     the capture's texts do not hold, or that no tokens spell; and for a model that is not the capture's.
@@ -33,9 +42,10 @@ def rewrite(capture: Capture, name: str, settings: RewriteSettings, reader: Read
     if reader is not None:
         recorded = capture.record.model_fingerprint
         check_model(capture.folder, recorded, fingerprint_of(reader.model), reader.model.spec.name)
-    elif form.needs_model(capture):
+    elif form.needs_model(capture, settings):
         raise InvalidInputError(
-            f"The {settings.form} form needs the model {capture.store.model.name}, which was not given. Pass it as `model`."
+            f"The {settings.form} form needs the model {capture.store.model.name} for this edit, which was not given. Pass it "
+            "as `model`."
         )
     return form.make(capture, name, settings, reader)
 
@@ -48,11 +58,13 @@ def settings_of(edit: Edit) -> RewriteSettings:
             f"Edit {edit.name!r} replaces no word: its form is {edit.record.form}. Pass `cases` that say what is expected."
         )
     made = RewriteSettings(
-        recorded["from"],
-        recorded["to"],
+        recorded.get("from"),
+        recorded.get("to"),
         edit.record.form,
+        requests=recorded_requests(recorded),
         least_norm=_read_settings(LeastNormSettings, recorded),
         fine=_read_settings(FineSettings, recorded),
+        knowledge=_read_settings(KnowledgeSettings, recorded),
     )
     return dataclasses.replace(made, examples=recorded.get("examples", 32), seed=recorded.get("seed", 0))
 

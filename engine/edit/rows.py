@@ -82,9 +82,17 @@ def scaled_rows(
 
 
 def fields_of(capture: Capture, replacement: Replacement, settings: RewriteSettings) -> dict[str, Any]:
-    """What the record of every rewrite says about it."""
+    """What the record of every rewrite of words says about it."""
     return {
         "capture": capture.record.name, "from": replacement.old_text, "to": replacement.new_text,
+        "max_documents": settings.least_norm.max_documents, "seed": settings.seed,
+    }  # fmt: skip
+
+
+def fields_of_requests(capture: Capture, settings: RewriteSettings) -> dict[str, Any]:
+    """What the record of every rewrite of prompts says about it: the requests with their tests, so that it can be evaluated."""
+    return {
+        "capture": capture.record.name, "requests": [request.to_json() for request in settings.requests],
         "max_documents": settings.least_norm.max_documents, "seed": settings.seed,
     }  # fmt: skip
 

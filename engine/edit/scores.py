@@ -6,6 +6,8 @@ most probable tokens, agreement of the most probable token, agreement of the ord
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from actstore.engine.edit.readings import Reader
 
 TOP: Final = 10
+_WORD: Final = re.compile(r"\w+|[^\w\s]")
 _TASKS_AT_ONCE = 128
 
 
@@ -55,14 +58,18 @@ def score(task: Task, before: Snapshot, after: Snapshot) -> dict[str, Any]:
 
     `word`: share of the edited word's tokens that are now the most probable; `accuracy`: of all tokens of the answer; `exact`:
     whether all are (of a locality: whether all are what they were); `top1`, `top10`: agreement with before of the most probable
-    token, and of the ordered ten; `p_before`, `p_after`: probability of the word, or of the answer of a locality, as a whole.
+    token, and of the ordered ten; `p_before`, `p_after`: probability of the word, or of the answer of a locality, as a whole;
+    `entropy_before`, `entropy`: `n_gram_entropy` of the generated text, of a case of fluency.
     """
+    if not len(task.positions):
+        return _without_positions(task)
     right = after.top[:, 0] == task.targets
     same = after.top == before.top
     scored = np.ones(len(right), bool) if task.is_locality or not task.edited.any() else task.edited
     return {
         "case": task.name,
         "kind": task.kind,
+        "part": task.part,
         "tokens": len(right),
         "word": float(right[scored].mean()),
         "accuracy": float(right.mean()),
@@ -71,48 +78,87 @@ def score(task: Task, before: Snapshot, after: Snapshot) -> dict[str, Any]:
         "top10": float(same.mean()),
         "p_before": float(np.exp(before.log_p[scored].sum())),
         "p_after": float(np.exp(after.log_p[scored].sum())),
+        "entropy_before": float("nan"),
+        "entropy": float("nan"),
     }
 
 
-def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the tasks of each kind, and the three headings.
+def _without_positions(task: Task) -> dict[str, Any]:
+    """The row of a task whose generated text is scored; that is added where it is generated."""
+    names = ("word", "accuracy", "top1", "top10", "p_before", "p_after", "entropy_before", "entropy")
+    row = {"case": task.name, "kind": task.kind, "part": task.part, "tokens": 0, "exact": False}
+    return row | dict.fromkeys(names, float("nan"))
 
-    `reliability` and `generality`: share of the edited word's tokens that are the most probable; `locality`: share of most
-    probable tokens that are what they were; each a mean over tasks, NaN without any. `by_kind` has the rest: of localities, the
-    published text-locality is `top1`, image-locality `top10`.
+
+def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the tasks of each kind, and the headings.
+
+    `reliability`, `generality` and `portability`: share of the edited word's tokens that are the most probable; `locality`:
+    share of most probable tokens that are what they were; `fluency`: n-gram entropy after the edit; each a mean over tasks, NaN
+    without any. `by_kind` has the rest: of localities, the published text-locality is `top1`, image-locality `top10`. Positions
+    inside questions count towards `questions` alone, which has the same form as `by_kind`.
     """
-    rows = list(rows)
-    by_kind: dict[str, dict[str, float]] = {}
-    for kind in CASE_KINDS:
-        of_kind = [row for row in rows if row["kind"] == kind]
-        if not of_kind:
-            continue
-        names = ("word", "accuracy", "exact", "top1", "top10", "p_before", "p_after", "generated")
-        by_kind[kind] = {
-            "cases": len(of_kind),
-            "tokens": sum(row["tokens"] for row in of_kind),
-            **{name: float(np.mean([row[name] for row in of_kind])) for name in names if name in of_kind[0]},
-        }
+    every_row = list(rows)
+    rows = [row for row in every_row if row["part"] != "question"]
 
     def mean(heading: str, name: str) -> float:
         values = [row[name] for row in rows if CASE_KINDS[row["kind"]].heading == heading]
         return float(np.mean(values)) if values else float("nan")
 
+    measures = {"locality": "top1", "fluency": "entropy"}
     return {
-        "reliability": mean("reliability", "word"),
-        "generality": mean("generality", "word"),
-        "locality": mean("locality", "top1"),
-        "exact": {heading: mean(heading, "exact") for heading in HEADINGS},
-        "by_kind": by_kind,
+        **{heading: mean(heading, measures.get(heading, "word")) for heading in HEADINGS},
+        "exact": {heading: mean(heading, "exact") for heading in HEADINGS if heading != "fluency"},
+        "by_kind": _by_kind(rows),
+        "questions": _by_kind([row for row in every_row if row["part"] == "question"]),
     }
 
 
-def generated_rows(reader: Reader, tasks: Sequence[Task], max_new_tokens: int) -> list[list[int]]:
-    """The greedy answers (token ids) of the model, as it is now, to tasks with an answer of their own; [] for the others."""
-    with_answer = [i for i, task in enumerate(tasks) if task.answer]
-    prompts = [tasks[i].reading.cut(tasks[i].reading.n_prompt) for i in with_answer]
+def _by_kind(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Kind → number of cases and tokens, and the mean of every measure."""
+    by_kind: dict[str, dict[str, Any]] = {}
+    for kind, case_kind in CASE_KINDS.items():
+        of_kind = [row for row in rows if row["kind"] == kind]
+        if not of_kind:
+            continue
+        names: tuple[str, ...] = ("word", "accuracy", "exact", "top1", "top10", "p_before", "p_after", "generated")
+        if case_kind.heading == "fluency":
+            names = ("entropy_before", "entropy")
+        by_kind[kind] = {
+            "cases": len(of_kind),
+            "tokens": sum(row["tokens"] for row in of_kind),
+            **{name: float(np.mean([row[name] for row in of_kind])) for name in names if name in of_kind[0]},
+        }
+    return by_kind
+
+
+def n_gram_entropy(text: str) -> float:
+    """The fluency of a text, as Meng et al. (2022, arXiv 2202.05262) measure it: (⅔ H₂ + 4/3 H₃) / 2, in bits.
+
+    H_n = −Σ f log₂ f over the relative frequencies f of the text's n-grams of words; punctuation marks are words. 0 where there
+    are none: the entropy of a text that repeats itself is low.
+    """
+    words = _WORD.findall(text)
+
+    def entropy(n: int) -> float:
+        counts = np.array(list(Counter(zip(*(words[i:] for i in range(n)), strict=False)).values()), float)
+        shares = counts / counts.sum() if len(counts) else counts
+        return float(-(shares * np.log2(shares)).sum()) + 0.0
+
+    return (2 / 3 * entropy(2) + 4 / 3 * entropy(3)) / 2
+
+
+def generated_rows(
+    reader: Reader, tasks: Sequence[Task], max_new_tokens: int, *, all_answers: bool = True
+) -> list[list[int]]:
+    """The greedy answers (token ids) of the model, as it is now, to tasks with a prompt of their own; [] for the others.
+
+    Without `all_answers`, to those of fluency only, which have no positions.
+    """
+    wanted = [i for i, task in enumerate(tasks) if not len(task.positions) or (all_answers and task.answer)]
+    prompts = [tasks[i].reading.cut(tasks[i].reading.n_prompt) for i in wanted]
     answers: list[list[int]] = [[] for _ in tasks]
-    for i, answer in zip(with_answer, reader.answers(prompts, max_new_tokens), strict=True):
+    for i, answer in zip(wanted, reader.answers(prompts, max_new_tokens), strict=True):
         answers[i] = answer
     return answers
 

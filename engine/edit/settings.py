@@ -1,10 +1,11 @@
-"""Settings of rewrites: the words, the form, the neurons, and what each form needs to know."""
+"""Settings of rewrites: the words or the requests, the form, the neurons, and what each form needs to know."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 
+from actstore.engine.edit.requests.request import Request  # noqa: TC001  (`Typed` reads the annotations)
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 
@@ -65,26 +66,57 @@ class FineSettings(Typed):
 
 
 @dataclass(frozen=True)
-class RewriteSettings(Typed):
-    """Which word takes the place of which, and how."""
+class KnowledgeSettings(Typed):
+    """How the knowledge forms locate neurons, and how far they move their rows."""
 
-    old: str
-    new: str
+    queries: tuple[str, ...] = ()
+    """Queries of stored attributions whose knowledge neurons are rewritten; none: integrated gradients of the examples."""
+    questions: str | None = None
+    """The capture of questions that holds those attributions; None: the only one."""
+    path_steps: int = 20
+    """Steps of the integral; the paper's."""
+    factors: tuple[float, float] = (1.0, 8.0)
+    """λ₁ and λ₂ in units of ‖row‖ / ‖embedding‖; the paper's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path_steps < 1:
+            raise InvalidInputError(f"`path_steps` is at least 1, found {self.path_steps}.")
+
+
+@dataclass(frozen=True)
+class RewriteSettings(Typed):
+    """Which word takes the place of which, or what follows which prompts; and how."""
+
+    old: str | None = None
+    new: str | None = None
     form: str = "least-norm"
     """A key of `forms.table.FORMS`, which `rewrite` looks it up in."""
     neurons: tuple[tuple[int, int], ...] | None = None
     """(layer, index) of the neurons that are rewritten; None: selected by the form's own rule."""
     least_norm: LeastNormSettings = dataclasses.field(default_factory=LeastNormSettings)
-    """Also k, layers and max_documents of the knowledge form, and max_documents of the fine one."""
+    """Also k, layers and max_documents of the knowledge forms, and max_documents of the fine one."""
     fine: FineSettings = dataclasses.field(default_factory=FineSettings)
+    knowledge: KnowledgeSettings = dataclasses.field(default_factory=KnowledgeSettings)
     examples: int = 8
-    """Documents with the old word that the fine form learns from."""
-    factors: tuple[float, float] = (1.0, 8.0)
-    """λ₁ and λ₂ of the knowledge form."""
+    """Documents with the old word that the learned and the knowledge forms look at."""
     seed: int = 0
     """Random seed of the draw of examples."""
+    requests: tuple[Request, ...] = ()
+    """Prompts and their targets, in place of two words."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.examples < 1:
             raise InvalidInputError(f"`examples` is at least 1, found {self.examples}.")
+        if self.requests and not (self.old is self.new is None):
+            raise InvalidInputError("Give two words, `old` and `new`, or a `prompt` and its `target`: one of the two.")
+        if not self.requests and (self.old is None or self.new is None):
+            raise InvalidInputError("Expected two words, `old` and `new`, or a `prompt` and its `target`, or `cases`.")
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """The old and the new word, of a rewrite of words."""
+        assert self.old is not None
+        assert self.new is not None
+        return self.old, self.new

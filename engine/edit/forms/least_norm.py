@@ -23,7 +23,6 @@ shortest write that lifts the new word above all of them alike.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
@@ -46,8 +45,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from actstore.engine.edit.forms.least_norm_problem import Fit
-    from actstore.engine.edit.settings import RewriteSettings
-    from actstore.engine.edit.words import Replacement
+    from actstore.engine.edit.forms.stream import Stream
     from actstore.store.edits import Edit
     from actstore.store.reader import Capture
 
@@ -57,14 +55,6 @@ SUFFICIENT: Final = 0.9
 """Share of the last layer's positions that, where predicted to be as they should, makes trying earlier layers unnecessary."""
 MIN_FOR_HELD_OUT: Final = 20
 """Positions of the old word from which on every fifth document is held out to select neurons by."""
-
-
-def make(capture: Capture, name: str, settings: RewriteSettings) -> Edit:
-    """The edit by this form."""
-    neurons = settings.neurons or settings.least_norm.neurons
-    return least_norm(
-        capture, settings.old, settings.new, name, dataclasses.replace(settings.least_norm, neurons=neurons)
-    )
 
 
 def least_norm(capture: Capture, old: str, new: str, name: str, settings: LeastNormSettings | None = None) -> Edit:
@@ -92,13 +82,6 @@ def least_norm(capture: Capture, old: str, new: str, name: str, settings: LeastN
     if approximate := scale_sentences(capture, fit.neurons):
         recorded["warning"] = " ".join(approximate)
     return make_edit(name, "least-norm", capture.store.model, rows, recorded, problem.predicted(fit))
-
-
-def find_neurons(capture: Capture, replacement: Replacement, settings: LeastNormSettings) -> dict[int, list[int]]:
-    """The neurons that contribute most to the old word where it is predicted, of `settings.layers` or of all layers."""
-    problem = Problem(capture, replacement.old[0], replacement.new[0], settings)
-    layers = _layers(problem)
-    return _largest({layer: problem.scores(layer) for layer in layers}, layers, settings.k or NUMBERS_TRIED[0])
 
 
 def _best_fit(problem: Problem, sets: Sequence[dict[int, list[int]]]) -> Fit:
@@ -131,7 +114,7 @@ def candidates(problem: Problem) -> Iterator[dict[int, list[int]]]:
             problem.capture.check_neuron(layer, neuron)
         yield group_by_layer(settings.neurons) or {}
         return
-    every_layer = _layers(problem)
+    every_layer = editable_layers(problem.capture, problem.stream, problem.settings)
     groups = (
         [every_layer] if settings.layers is not None else [every_layer[-n:] for n in range(1, len(every_layer) + 1)]
     )
@@ -141,13 +124,13 @@ def candidates(problem: Problem) -> Iterator[dict[int, list[int]]]:
         width = sum(len(scores[layer]) for layer in layers)
         sizes = [settings.k] if settings.k is not None else [*(k for k in NUMBERS_TRIED if k < width), width]
         for k in sizes if number == 0 or settings.k is not None else sizes[-2:-1]:
-            yield _largest(scores, layers, k)
+            yield largest(scores, layers, k)
 
 
-def _layers(problem: Problem) -> list[int]:
+def editable_layers(capture: Capture, stream: Stream, settings: LeastNormSettings) -> list[int]:
     """The captured dense layers that write to the head's stream, of those that the settings name."""
-    capture, model, settings = problem.capture, problem.capture.store.model, problem.settings
-    stack = model.layers[problem.stream.layer].stack
+    model = capture.store.model
+    stack = model.layers[stream.layer].stack
     captured = [
         layer
         for layer in capture.record.layers("mlp.post")
@@ -165,7 +148,7 @@ def _layers(problem: Problem) -> list[int]:
     return sorted(settings.layers)
 
 
-def _largest(scores: Mapping[int, NDArray[np.float64]], layers: Sequence[int], k: int) -> dict[int, list[int]]:
+def largest(scores: Mapping[int, NDArray[np.float64]], layers: Sequence[int], k: int) -> dict[int, list[int]]:
     """Layer → the neurons of some layers that are among the k with the largest scores."""
     flat = np.concatenate([scores[layer] for layer in layers])
     layer_of = np.repeat(layers, [len(scores[layer]) for layer in layers])

@@ -113,7 +113,7 @@ class Problem:
             is_target = self.targets(block)
             if is_target.any():
                 values = self.capture.block_values(layer, block.block, saturated=True)[:, block.slots[is_target]]
-                total += _finite(values) @ (block.inverse_rms * self._scale(layer, block))[is_target]
+                total += _finite(values) @ (block.inverse_rms * _scale(self.capture, layer, block))[is_target]
         written = vectors @ (self.stream.gain * self.stream.unembedding[self.old])
         return np.asarray(total / self.n_targets * written.double().numpy())
 
@@ -124,29 +124,11 @@ class Problem:
             self._cached = key, {}
         cached = self._cached[1]
         if block.block not in cached:
-            inputs = self._read(neurons, block) * (block.inverse_rms * self.length)
+            inputs = read_activations(self.capture, neurons, block) * (block.inverse_rms * self.length)
             if sum(x.nbytes for x in cached.values()) + inputs.nbytes > _CACHED_BYTES:
                 return inputs
             cached[block.block] = inputs
         return cached[block.block]
-
-    def _read(self, neurons: Mapping[int, Sequence[int]], block: BlockPredictions) -> NDArray[np.float64]:
-        """The activations [neuron, position], times the scale of their layer's output."""
-        values: list[NDArray[np.float64]] = []
-        for layer, indices in neurons.items():
-            scale = self._scale(layer, block)
-            if len(indices) > _ROW_BY_ROW:
-                of_layer = self.capture.block_values(layer, block.block, saturated=True)[indices][:, block.slots]
-                values.append(_finite(of_layer) * scale)
-            else:
-                rows = (self.capture.block_row(layer, i, block.block, saturated=True) for i in indices)
-                values += [_finite(row[None, block.slots]) * scale for row in rows]
-        return np.concatenate(values)
-
-    def _scale(self, layer: int, block: BlockPredictions) -> NDArray[np.float64] | float:
-        """What the positions multiply the output of a layer with [position]."""
-        scale = block_scale(self.capture, layer, block.block)
-        return 1.0 if scale is None else scale[block.slots].astype(np.float64)
 
     def written(self, layer: int, v: Tensor) -> Tensor:
         """What has to be added to a write vector of a layer for `v` to be added to the stream, but for the scale there.
@@ -277,6 +259,28 @@ class Problem:
             "columns": ["window", "position", "ahead_before", "change"],
             **rows,
         }
+
+
+def read_activations(
+    capture: Capture, neurons: Mapping[int, Sequence[int]], block: BlockPredictions
+) -> NDArray[np.float64]:
+    """The activations [neuron, position] at the positions of one block, times the scale of their layer's output."""
+    values: list[NDArray[np.float64]] = []
+    for layer, indices in neurons.items():
+        scale = _scale(capture, layer, block)
+        if len(indices) > _ROW_BY_ROW:
+            of_layer = capture.block_values(layer, block.block, saturated=True)[indices][:, block.slots]
+            values.append(_finite(of_layer) * scale)
+        else:
+            rows = (capture.block_row(layer, i, block.block, saturated=True) for i in indices)
+            values += [_finite(row[None, block.slots]) * scale for row in rows]
+    return np.concatenate(values)
+
+
+def _scale(capture: Capture, layer: int, block: BlockPredictions) -> NDArray[np.float64] | float:
+    """What the positions multiply the output of a layer with [position]."""
+    scale = block_scale(capture, layer, block.block)
+    return 1.0 if scale is None else scale[block.slots].astype(np.float64)
 
 
 def _finite(values: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -40,7 +40,7 @@ class BlockPredictions:
     top: NDArray[np.int64]
     """The token with the largest logit; shape of `slots`, as all fields below."""
     gap: NDArray[np.float32]
-    """Its logit less that of the token `new` of `Stream.predictions`."""
+    """Its logit less that of the token `new` of `Stream.predictions`; of several tokens [position, token]."""
     inverse_rms: NDArray[np.float64]
     answers: NDArray[np.bool_]
     """Whether the position predicts a token of an answer, or of text where nothing is one."""
@@ -121,9 +121,10 @@ class Stream:
             rows = slice(first, min(first + step, len(hidden)))
             yield rows, hidden[rows] @ self.unembedding.T
 
-    def predictions(self, new: int, n_documents: int | None = None) -> list[BlockPredictions]:
-        """What every position of the first `n_documents` documents predicts, and how far the token `new` is behind."""
+    def predictions(self, new: int | Sequence[int], n_documents: int | None = None) -> list[BlockPredictions]:
+        """What each position of the first `n_documents` documents predicts, and how far `new`, or each of it, is behind."""
         predictions = []
+        width = () if isinstance(new, int) else (len(new),)
         for block in self.capture.blocks:
             plan = self.capture.block_plan(block)
             document = np.repeat(plan.windows["document"], plan.windows["n_slots"]).astype(np.int64)
@@ -134,10 +135,11 @@ class Stream:
             if not len(slots):
                 continue
             hidden, inverse = self.hidden(block, slots)
-            top, gap = np.empty(len(slots), np.int64), np.empty(len(slots), np.float32)
+            top, gap = np.empty(len(slots), np.int64), np.empty((len(slots), *width), np.float32)
             for rows, logits in self.logits(hidden):
                 best = logits.max(1)
-                top[rows], gap[rows] = best.indices.numpy(), (best.values - logits[:, new]).numpy()
+                largest = best.values if isinstance(new, int) else best.values[:, None]
+                top[rows], gap[rows] = best.indices.numpy(), (largest - logits[:, new]).numpy()
             answers = answer_slots(plan, has_answers=self.has_answers)[slots]
             predictions.append(BlockPredictions(block, slots, document[slots], top, gap, inverse, answers))
         return predictions

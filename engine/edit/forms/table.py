@@ -28,17 +28,23 @@ class Form:
     help: str
     make: Callable[[Capture, str, RewriteSettings, Reader | None], Edit]
     """(capture, name of the edit, settings, the capture's model) → the edit."""
-    needs_model: Callable[[Capture], bool]
-    """Whether `make` needs the model of a capture."""
+    needs_model: Callable[[Capture, RewriteSettings], bool]
+    """Whether `make` needs the model of a capture for a rewrite."""
     parameters: frozenset[str]
     """Settings that mean something to this form and not to all forms."""
     is_baseline: bool = False
 
 
 def _make_least_norm(capture: Capture, name: str, settings: RewriteSettings, reader: Reader | None) -> Edit:
-    from actstore.engine.edit.forms.least_norm import make
+    from actstore.engine.edit.forms.joint import make
 
-    return make(capture, name, settings)
+    return make(capture, name, settings, reader)
+
+
+def _is_joint(capture: Capture, settings: RewriteSettings) -> bool:
+    from actstore.engine.edit.forms.joint import is_single
+
+    return not is_single(capture, settings)
 
 
 def _make_knowledge(capture: Capture, name: str, settings: RewriteSettings, reader: Reader | None) -> Edit:
@@ -54,40 +60,49 @@ def _make_learned(capture: Capture, name: str, settings: RewriteSettings, reader
     return make(capture, name, settings, reader)
 
 
-def _has_own_embeddings(capture: Capture) -> bool:
-    """Whether the input embeddings are other weights than the unembedding, the only one of the two that a store holds."""
-    return not capture.store.model.config.get("tie_word_embeddings")
+def _knowledge_needs_model(capture: Capture, settings: RewriteSettings) -> bool:
+    from actstore.engine.edit.forms.knowledge import needs_model
+
+    return needs_model(capture, settings)
 
 
 _LEARNING: Final = frozenset({"examples", "steps", "rate", "per_position", "leave_last", "seed"})
+_LOCATING: Final = frozenset({"k", "layers", "queries", "questions", "path_steps", "examples", "seed"})
 
 FORMS: Final = {
     "least-norm": Form(
         "least norm",
-        "from the store alone: the smallest change that is right at all positions at once (ours)",
+        "the smallest change that is right at all positions at once, from the store (ours)",
         _make_least_norm,
-        needs_model=lambda capture: False,
+        needs_model=_is_joint,
         parameters=frozenset({"k", "layers", "margin", "control", "ridge"}),
     ),
     "fine": Form(
         "FiNE",
         "learned with the model, as Pan et al. (ICLR 2025)",
         _make_learned,
-        needs_model=lambda capture: True,
+        needs_model=lambda capture, settings: True,
         parameters=_LEARNING,
     ),
     "knowledge": Form(
         "knowledge neurons",
-        "word embeddings subtracted and added, as Dai et al. (2022)",
+        "input embeddings subtracted from rows and added, as published (Dai et al. 2022)",
         _make_knowledge,
-        needs_model=_has_own_embeddings,
-        parameters=frozenset({"k", "layers"}),
+        needs_model=_knowledge_needs_model,
+        parameters=_LOCATING,
+    ),
+    "knowledge-corrected": Form(
+        "knowledge neurons, corrected",
+        "the same with what the head reads, and the activation's sign (ours)",
+        _make_knowledge,
+        needs_model=_knowledge_needs_model,
+        parameters=_LOCATING,
     ),
     "fine-tune": Form(
         "fine-tuning",
         "the rows of the fine form, learned by the loss on the target alone: a baseline",
         _make_learned,
-        needs_model=lambda capture: True,
+        needs_model=lambda capture, settings: True,
         parameters=_LEARNING,
         is_baseline=True,
     ),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from actstore.engine.edit.cases import read_cases, tasks_of_capture, tasks_of_cases
+from actstore.engine.edit.cases import tasks_of_capture, tasks_of_cases
 from actstore.engine.edit.evaluate import EvaluationOptions, compare_predicted, evaluate_edit
 from actstore.engine.edit.forms.fine import learn, locate
 from actstore.engine.edit.forms.knowledge import updated_rows
@@ -19,6 +19,7 @@ from actstore.engine.edit.forms.least_norm import closed_form, least_norm
 from actstore.engine.edit.forms.least_norm_problem import Problem
 from actstore.engine.edit.forms.stream import Stream
 from actstore.engine.edit.readings import CaptureReader
+from actstore.engine.edit.requests.files import read_cases
 from actstore.engine.edit.rewrite import rewrite
 from actstore.engine.edit.scores import score, snapshots, summarise
 from actstore.engine.edit.settings import FineSettings, LeastNormSettings, RewriteSettings
