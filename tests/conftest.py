@@ -22,15 +22,18 @@ from server_fixtures import s3, s3_location, s3_server
 from stub_gpu import launches
 from tiny_text import make_texts, save_llama, save_tokenizer
 
+from actstore.engine.models import load
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from rich.table import Table
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 __all__ = ["launches", "s3", "s3_location", "s3_server"]
 
-FSYNC = os.fsync
+EXPLORE, FSYNC = load._explore, os.fsync
 
 # How fast examples are made says more about what else the machine does than about the code.
 settings.register_profile("actstore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -63,6 +66,33 @@ def no_wait_for_the_disk() -> Iterator[None]:
 
 def _look_only(descriptor: int) -> None:
     os.fstat(descriptor)  # `OSError` where it is no open file, as of the sync
+
+
+@pytest.fixture(scope="session", autouse=True)
+def explored_once() -> Iterator[None]:
+    """The walk over a model without its weights, two in every capture, is made once per class and configuration.
+
+    tests/engine/models, where walks are tested, makes each.
+    """
+    explored: dict[Any, Any] = {}
+
+    def explore_once(kind: type[PreTrainedModel], config: PreTrainedConfig) -> Any:
+        parts = config, *(getattr(config, name, None) for name in config.sub_configs)
+        attention = tuple(getattr(part, "_attn_implementation", None) for part in parts)
+        key = kind, config.to_json_string(use_diff=False), attention
+        if key not in explored:
+            explored[key] = EXPLORE(kind, config)
+        return explored[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "_explore", explore_once)
+        yield
+
+
+@pytest.fixture
+def explores_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every walk is made."""
+    monkeypatch.setattr(load, "_explore", EXPLORE)
 
 
 @pytest.fixture

@@ -32,9 +32,10 @@ def same_numerics(folder: Folder, capture: str, model: LoadedModel, *, allow_mix
     `InvalidInputError` naming what differs where it cannot, unless `allow_mixed`: then it goes on as it is, which is recorded.
     """
     with torch_threads(torch.get_num_threads()):
-        first = first_numerics(folder, capture, numerics_of(model))
+        numerics = numerics_of(model)
+        first = first_numerics(folder, capture, numerics)
         with nullcontext() if allow_mixed else _threads_of(first, model):
-            admit(folder, capture, numerics_of(model), allow_mixed=allow_mixed)
+            admit(folder, capture, numerics | _threads(model), allow_mixed=allow_mixed)
             yield
 
 
@@ -65,11 +66,15 @@ def numerics_of(model: LoadedModel) -> dict[str, str]:
     packages = ["torch", "transformers", "triton" if device.type == "cuda" else "numba"]
     found = {"device": _device_name(device), "dtype": str(model.dtype).removeprefix("torch.")}
     found |= {"actstore": own_version(), **{name: version(name) for name in packages}}
-    if device.type == "cpu":
-        found[_THREADS] = str(torch.get_num_threads())
+    found |= _threads(model)
     found["attention"] = str(getattr(model.model.config, "_attn_implementation", None) or "eager")
     found["trial computation"] = trial(device, model.dtype)
     return found
+
+
+def _threads(model: LoadedModel) -> dict[str, str]:
+    """The number of torch's threads, on a CPU: the one entry of `numerics_of` that this process sets."""
+    return {_THREADS: str(torch.get_num_threads())} if model.device.type == "cpu" else {}
 
 
 def _device_name(device: torch.device) -> str:
