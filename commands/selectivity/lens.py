@@ -60,7 +60,9 @@ def lens(
 
 def lens_tokens(
     store: StorePath,
-    at: Annotated[str | None, typer.Option(metavar="DOC:POS", help="One position of a document.")] = None,
+    at: Annotated[
+        str | None, typer.Option(metavar="DOC:POS", help="One position of a document, whose prediction is explained.")
+    ] = None,
     document: Annotated[
         int | None, typer.Option(min=0, metavar="DOC", help="All stored positions of this document.")
     ] = None,
@@ -68,6 +70,7 @@ def lens_tokens(
     capture: CaptureName = None,
     rows: Rows = 20,
     device: Device = "auto",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """The logit lens: the tokens that every layer's residual stream stands for, at a position of STORE or along a document.
@@ -80,7 +83,8 @@ def lens_tokens(
 
     opened = Store(store)
     source = opened.capture(capture)
-    found = read_lens(source, at=at, document=document, k=k, device=device)
+    with terminal.spinner("reading the stream", enabled=not quiet):
+        found = read_lens(source, at=at, document=document, k=k, device=device)
     terminal.warn(overflow_sentences(source, ["resid.post"]))
     if as_json:
         print_json({"capture": source.record.name, "rows": found.table(opened).to_pylist()})

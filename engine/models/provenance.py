@@ -55,6 +55,7 @@ class Product:
     run: int = 0  # the parameter's n-th use among uses by other calls of its module
     owner: str = ""
     is_argument: bool = False  # the input is the first argument of the module that makes the product
+    output: Tensor | None = None  # until the next block begins
 
     @property
     def is_mixed(self) -> bool:
@@ -131,7 +132,7 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def forget(self) -> None:
         """Drop every record: tensors that exist now count as coming from outside."""
         for product in self.products:
-            product.input = None
+            product.input = product.output = None
         self._origins.clear()
         self._alive.clear()
 
@@ -221,6 +222,7 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         bare = name.rstrip("_")
         if product is not None:
             origin = Origin({product: Path.PLAIN}, product.routed, Step("product", args))
+            product.output = results[0]
         else:
             flag = _flag(func, bare, args, inputs)
             merged: dict[Product, Path] = {}

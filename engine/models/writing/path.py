@@ -85,11 +85,13 @@ class WritePaths:
             is_first = path.norm is None
             self._follow(norm[1], replace(path, norm=norm[0], is_known=path.is_known and is_first))
             return
-        step = origin.step
-        if step is not None and step.name == "product":
+        # Known by the tensor itself: one that was written into afterwards (Falcon) has another step by now.
+        product = next((product for product in behind if product.output is tensor), None)
+        if product is not None:
             # One that is used twice adds to the stream twice.
-            self.paths[behind[0]] = UNKNOWN_PATH if behind[0] in self.paths else path
+            self.paths[product] = UNKNOWN_PATH if product in self.paths else path
             return
+        step = origin.step
         ways = None if step is None else self._steps_back(step, path)
         if ways is None:
             self.paths.update(dict.fromkeys(behind, UNKNOWN_PATH))

@@ -21,19 +21,7 @@ if TYPE_CHECKING:
 UNKNOWN: Final = "unknown"
 """Of layers whose neurons reach the stream through something that no number per position stands for."""
 NORMED_TYPES: Final = frozenset(
-    (
-        "gemma2",
-        "gemma3",
-        "gemma3_text",
-        "olmo2",
-        "olmo3",
-        "glm4",
-        "glm4_moe",
-        "exaone4",
-        "exaone_moe",
-        "flex_olmo",
-        "afmoe",
-    )
+    "gemma2 gemma3 gemma3_text olmo2 olmo3 olmo_hybrid flex_olmo glm4 exaone4 hyperclovax lfm3 afmoe axk1 kolibri1".split()
 )
 """Types with a norm after the feed-forward of which there may be stores whose records do not say so."""
 _FACTORS: Final = {
@@ -81,7 +69,8 @@ def _remedy(capture: Capture, layer: LayerRecord, *, summed: bool) -> str | None
     if scaled_by == UNKNOWN:
         return f"between their write vectors and the logits {model.name} has more than norms and weights, which is left out."
     if scaled_by is None:
-        is_normed = model.model_type in NORMED_TYPES
+        text = model.config.get("text_config") or {}
+        is_normed = not NORMED_TYPES.isdisjoint((model.model_type, text.get("model_type")))
         if not is_normed and (layer.expert is None or layer.layer in capture.record.write_scale):
             return None
         what = "the norm after the feed-forward" if is_normed else "routing weights"
