@@ -101,6 +101,7 @@ def main() -> None:
         style="bold",
     )
     command = os.path.relpath(Path(sys.executable).with_name("actstore"))
+    terminal.out.print(f"  {command} serve {store}  # in a browser", soft_wrap=True)
     for rest in (
         f"top {store} L2.N17",
         f"graphs search {store} --activating return",

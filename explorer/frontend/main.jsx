@@ -115,6 +115,7 @@ function Search({ context, input }) {
     if (neuron) go(hashOf(store.number, "neuron", [capture, site, neuron.name]));
     else if (text) go(hashOf(store.number, "tokens", [capture, site], { search: text }));
     setText("");
+    input.current.blur(); // keys are the page's again
   };
   return (
     <form class="search" role="search" onSubmit={submit}>

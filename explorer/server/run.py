@@ -72,12 +72,15 @@ def run_server(
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    listener = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
+        if listener is not None:
+            listener.close()
         raise InvalidInputError(
             f"Nothing can listen at {host}:{port} ({getattr(error, 'strerror', None) or error}). Choose another `port`, or "
             "0 for any that is free."

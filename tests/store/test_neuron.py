@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from actstore.kernels.pack.statistics import HISTOGRAM_EDGES
-from actstore.store.errors import InvalidInputError
+from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.neuron import EXEMPLARS
 from actstore.store.reader import Store
 
@@ -193,3 +193,22 @@ def test_bad_questions(planted_path):
 def test_without_a_block_there_are_no_exemplars(planting, tmp_path):
     planting(tmp_path / "store", "corpus", blocks=(), finish=False, n_exemplars=0)
     assert Store(tmp_path / "store").neuron(1, 3).exemplars(5).num_rows == 0
+
+
+def test_excerpts_are_the_text_around_any_token(planted):
+    neuron, capture = planted.neuron(0, 1), planted.capture()
+    exemplars = neuron.exemplars(3, context=5)
+    assert neuron.excerpts(exemplars["slot"].to_pylist(), context=5) == exemplars
+    slots, values = capture.tokens()["token"].to_pylist(), neuron.activations()
+    found = neuron.excerpts([slots[-1], slots[3]], context=2).to_pylist()
+    assert [row["slot"] for row in found] == [slots[-1], slots[3]]
+    assert [row["value"] for row in found] == [pytest.approx(values[-1]), pytest.approx(values[3])]
+
+
+def test_excerpts_need_values_and_tokens_that_are_there(somewhere, planting, planted):
+    for token in (-1, 10**9):
+        with pytest.raises(NotFoundError, match="has no token"):
+            planted.neuron(0, 1).excerpts([token])
+    planting(somewhere, precision="none")
+    with pytest.raises(InvalidInputError, match="precision none"):
+        Store(somewhere).neuron(0, 1).excerpts([0])
