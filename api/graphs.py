@@ -42,8 +42,9 @@ class GraphsMethod(GraphQueries):
         also: Sequence[str] = (),
         share: float = 0.5,
         gain: float = 0.5,
+        nodes: int | None = None,
         kappa: float = 1.0,
-        threshold: float = 0.4,
+        threshold: float | None = None,
         max_depth: int = 12,
         memory: int = 1 << 30,
         workers: int | None = None,
@@ -63,9 +64,10 @@ class GraphsMethod(GraphQueries):
         - `leave_out`: windows that are not evidence.
         - `also`: further captures of the store that are evidence.
         - `share`: a neuron fires from this share of its maximum over the capture.
-        - `gain`: nats of leave-one-out likelihood that a node must add.
+        - `gain`: nats of expected log-likelihood that a node must add.
+        - `nodes`: maximum number of nodes per neuron: those that add most.
         - `kappa`: pseudo-count with which a longer context starts from what the shorter one says.
-        - `threshold`: least probability at which a graph says that the neuron fires.
+        - `threshold`: least probability at which a graph says that the neuron fires; unless given, chosen for each neuron.
         - `max_depth`: maximum number of tokens before the activating one.
         - `memory`: bytes for the activations of neurons that are built together, by all workers.
         - `workers`: number of processes that neurons are divided among; the graphs are the same.
@@ -99,7 +101,7 @@ class GraphsMethod(GraphQueries):
             neurons=chosen_neurons(opened, site, neurons, layers),
             leave_out=leave_out,
             also=[self._store.capture(other) for other in also],
-            settings=GraphSettings(share, threshold, gain, kappa, max_depth),
+            settings=GraphSettings(share, threshold, gain, kappa, max_depth, nodes),
             options=options,
             executor=executor_of(workers, on),
         )
@@ -117,8 +119,9 @@ class GraphsMethod(GraphQueries):
         curve: Sequence[float] = (),
         share: float = 0.5,
         gain: float = 0.5,
+        nodes: int | None = None,
         kappa: float = 1.0,
-        threshold: float = 0.4,
+        threshold: float | None = None,
         max_depth: int = 12,
         site: str = "mlp.post",
         capture: str | None = None,
@@ -143,7 +146,7 @@ class GraphsMethod(GraphQueries):
         from actstore.store.graphs.reader import Graphs
 
         asked = EvaluationSettings(
-            GraphSettings(share, threshold, gain, kappa, max_depth),
+            GraphSettings(share, threshold, gain, kappa, max_depth, nodes),
             SplitSettings(exemplars, ordinary, seed),
             site,
             tuple(curve),

@@ -47,7 +47,14 @@ Share = Annotated[
 Gain = Annotated[
     float,
     typer.Option(
-        help="Minimum gain of held-out log-likelihood by a node, in nats; -1 keeps every context.",
+        help="Minimum gain of expected log-likelihood by a node, in nats; -1 keeps every context.",
+        rich_help_panel=PANELS[CORPUS],
+    ),
+]
+Nodes = Annotated[
+    int | None,
+    typer.Option(
+        help="Maximum number of nodes per neuron: those that add most. [default: no limit]",
         rich_help_panel=PANELS[CORPUS],
     ),
 ]
@@ -58,9 +65,10 @@ Kappa = Annotated[
     ),
 ]
 Threshold = Annotated[
-    float,
+    float | None,
     typer.Option(
-        help="Minimum probability at which a graph predicts that the neuron fires.", rich_help_panel=PANELS[CORPUS]
+        help="Minimum probability at which a graph predicts that the neuron fires. [default: chosen for each neuron]",
+        rich_help_panel=PANELS[CORPUS],
     ),
 ]
 MaxDepth = Annotated[
@@ -103,8 +111,9 @@ def build(
     ] = None,
     share: Share = 0.5,
     gain: Gain = 0.5,
+    nodes: Nodes = None,
     kappa: Kappa = 1.0,
-    threshold: Threshold = 0.4,
+    threshold: Threshold = None,
     max_depth: MaxDepth = 12,
     neurons: Neurons = None,
     layers: Layers = None,

@@ -9,7 +9,15 @@ import numpy as np
 import typer
 
 from actstore.api.neurons import chosen_neurons
-from actstore.commands.graphs.build import Also, Gain, Kappa, MaxDepth, Share, Threshold  # noqa: TC001  (Typer reads them)
+from actstore.commands.graphs.build import (  # noqa: TC001  (Typer reads them)
+    Also,
+    Gain,
+    Kappa,
+    MaxDepth,
+    Nodes,
+    Share,
+    Threshold,
+)
 from actstore.commands.options import (
     CaptureName,
     Json,
@@ -55,8 +63,9 @@ def evaluate(
     ordinary: Annotated[int, typer.Option(help="Number of ordinary test windows, the same for every neuron.")] = 40,
     seed: Seed = 0,
     gain: Gain = 0.5,
+    nodes: Nodes = None,
     kappa: Kappa = 1.0,
-    threshold: Threshold = 0.4,
+    threshold: Threshold = None,
     max_depth: MaxDepth = 12,
     also: Also = None,
     graphs: Annotated[

@@ -19,9 +19,10 @@ from actstore.engine.graphs.contexts import Contexts, read_contexts
 from actstore.engine.graphs.events import Events, find_events, most_events
 from actstore.engine.graphs.methods import CORPUS, METHODS
 from actstore.engine.graphs.selection import select_neurons
+from actstore.engine.graphs.thresholds import choose_thresholds
 from actstore.engine.graphs.values import values_with
 from actstore.engine.workers.scan import HERE, Scan
-from actstore.kernels.suffix_trie.api import MAX_DEPTH, Nodes, Settings, build
+from actstore.kernels.suffix_trie.api import MAX_DEPTH, N_BINS, Nodes, Settings, build
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 from actstore.store.graphs.reader import GraphRecord, Graphs
@@ -53,14 +54,16 @@ class GraphSettings(Typed):
 
     share: float = 0.5
     """A neuron fires where its activation is at least this share of its maximum over the capture."""
-    threshold: float = 0.4
-    """Minimum probability at which a graph predicts that the neuron fires."""
+    threshold: float | None = None
+    """Minimum probability at which a graph predicts that the neuron fires; None chooses one for each (`choose_thresholds`)."""
     gain: float = 0.5
-    """Minimum increase of the leave-one-out log-likelihood by a node, in nats; below 0, all contexts become nodes."""
+    """Minimum increase of the expected log-likelihood by a node, in nats; below 0, all contexts become nodes."""
     kappa: float = 1.0
     """Pseudo-count of the prior, which is the probability in the shorter context."""
     max_depth: int = MAX_DEPTH
     """Maximum number of tokens before the activating one."""
+    nodes: int | None = None
+    """Maximum number of nodes per neuron, those that add most; None is no limit."""
     max_skip: int = 3
     """Maximum number of consecutive tokens that a path may ignore."""
     margin: float = 5.0
@@ -70,12 +73,14 @@ class GraphSettings(Typed):
         super().__post_init__()
         if not 0 < self.share <= 1:
             raise InvalidInputError(f"`share` must be above 0 and at most 1, found {self.share}.")
-        if not 0 < self.threshold <= 1:
+        if self.threshold is not None and not 0 < self.threshold <= 1:
             raise InvalidInputError(f"`threshold` must be a probability above 0 and at most 1, found {self.threshold}.")
         if not self.kappa > 0:
             raise InvalidInputError(f"`kappa` must be above 0, found {self.kappa}.")
         if not 0 <= self.max_depth <= 255:
             raise InvalidInputError(f"`max_depth` must be from 0 to 255, found {self.max_depth}.")
+        if self.nodes is not None and not 1 <= self.nodes < 1 << 31:
+            raise InvalidInputError(f"`nodes` must be 1 or more, found {self.nodes}.")
         if self.max_skip < 0 or not self.margin >= 0:
             raise InvalidInputError(
                 f"`max_skip` and `margin` must be 0 or more, found {self.max_skip} and {self.margin}."
@@ -83,7 +88,15 @@ class GraphSettings(Typed):
 
     def of_trie(self) -> Settings:
         """The settings that the kernel of the trie takes."""
-        return Settings(self.kappa, self.gain, self.max_depth, self.max_skip, self.margin)
+        return Settings(self.kappa, self.gain, self.max_depth, self.max_skip, self.margin, self.nodes or 0)
+
+
+class Grown(NamedTuple):
+    """The graphs of some neurons."""
+
+    nodes: Nodes
+    thresholds: NDArray[np.float32]
+    """[neuron] minimum probability at which its graph predicts that it fires."""
 
 
 def grow(
@@ -92,7 +105,7 @@ def grow(
     settings: GraphSettings,
     held_out: Sequence[NDArray[np.int32]] | None = None,
     threads: int | None = None,
-) -> Nodes:
+) -> Grown:
     """The graphs of the neurons of `events`.
 
     held_out: [neuron] the ranks that are not evidence (`Contexts.ranks_of_windows`); none by default.
@@ -101,12 +114,15 @@ def grow(
     if held_out is not None:
         offsets = np.concatenate([[0], np.cumsum([len(ranks) for ranks in held_out], dtype=np.int64)])
         ragged = offsets, np.concatenate([np.empty(0, np.int32), *held_out])
+    bins = np.zeros((len(events.rest), N_BINS, 2), np.int64)
     nodes = build(
-        contexts.trie, events.offsets, events.ranks, events.values, rest=events.rest, held_out=ragged,
+        contexts.trie, events.offsets, events.ranks, events.values, rest=events.rest, held_out=ragged, bins=bins,
         settings=settings.of_trie(), threads=threads,
     )  # fmt: skip
     tokens = contexts.trie.ids[contexts.trie.input_index[events.ranks]]
-    return nodes._replace(value=values_with(nodes, events.offsets, tokens, events.silent, events.rest))
+    nodes = nodes._replace(value=values_with(nodes, events.offsets, tokens, events.silent, events.rest))
+    given = settings.threshold
+    return Grown(nodes, choose_thresholds(bins) if given is None else np.full(len(bins), given, np.float32))
 
 
 @dataclass(frozen=True)
@@ -157,10 +173,10 @@ def build_graphs(
     with GraphWriter(folder, record, resume=options.resume) as writer:
         done = writer.n_done
         options.progress(done, len(selection))
-        for chunk, nodes, maximum, counts in scan(builder, _chunks(selection[done:], n_events, max_events, size)):
+        for chunk, grown, maximum, counts in scan(builder, _chunks(selection[done:], n_events, max_events, size)):
             status = [NEVER_FIRES if n == 0 else "" for n in counts.tolist()]
             writer.add(
-                chunk.layer, chunk.neurons, nodes, maximum=maximum, n_events=counts, threshold=settings.threshold,
+                chunk.layer, chunk.neurons, grown.nodes, maximum=maximum, n_events=counts, threshold=grown.thresholds,
                 status=status,
             )  # fmt: skip
             done += len(chunk.neurons)
@@ -216,7 +232,7 @@ def _chunks(
 
 @dataclass(frozen=True)
 class _Builder:
-    """What builds the graphs of a chunk, here or in a worker: of a chunk, itself, nodes, and maxima and events per neuron.
+    """What builds the graphs of a chunk, here or in a worker: of a chunk, itself, graphs, and maxima and events per neuron.
 
     The contexts are sent to workers, as sorting them takes longer than copying them.
     """
@@ -229,15 +245,15 @@ class _Builder:
     contexts: Contexts
     threads: int | None
 
-    def __call__(self, chunk: _Chunk) -> tuple[_Chunk, Nodes, NDArray[np.float32], NDArray[np.int64]]:
+    def __call__(self, chunk: _Chunk) -> tuple[_Chunk, Grown, NDArray[np.float32], NDArray[np.int64]]:
         held_out = self._held_out
         events = find_events(
             self.capture, self.contexts, chunk.layer, chunk.neurons, site=self.site, share=self.settings.share,
             also=self.also, held_out=held_out, threads=self.threads,
         )  # fmt: skip
         left_out = [held_out] * len(chunk.neurons) if self.windows else None
-        nodes = grow(self.contexts, events, self.settings, left_out, self.threads)
-        return chunk, nodes, events.maximum, np.diff(events.offsets)
+        grown = grow(self.contexts, events, self.settings, left_out, self.threads)
+        return chunk, grown, events.maximum, np.diff(events.offsets)
 
     @cached_property
     def _held_out(self) -> NDArray[np.int32]:
@@ -280,7 +296,8 @@ def _describe(
         capture_identity=capture.record.identity,
         site=site,
         settings=dataclasses.asdict(settings)
-        | {"neurons": neurons, "leave_out": windows, "blocks": len(capture.blocks)}
+        # How nodes are chosen: a build that an earlier version began is not resumed by another rule.
+        | {"chosen_by": "expected likelihood", "neurons": neurons, "leave_out": windows, "blocks": len(capture.blocks)}
         | {"also": {one.record.name: [one.record.plan.fingerprint, len(one.blocks)] for one in also}},
         n_neurons=len(selection),
         files={},

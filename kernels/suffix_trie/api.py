@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from actstore.kernels.jit import default_threads
 from actstore.kernels.suffix_trie import cpu, match
 from actstore.kernels.suffix_trie.match import Predictions
-from actstore.kernels.suffix_trie.trie import BOUNDARY, IGNORE, MAX_DEPTH, Nodes, Settings, Trie, make_trie
+from actstore.kernels.suffix_trie.trie import BOUNDARY, IGNORE, MAX_DEPTH, N_BINS, Nodes, Settings, Trie, make_trie
 
 __all__ = [
     "BOUNDARY",
     "IGNORE",
     "MAX_DEPTH",
+    "N_BINS",
     "Nodes",
     "Predictions",
     "Settings",
@@ -67,25 +68,29 @@ def build(
     *,
     rest: NDArray[np.float64] | None = None,
     held_out: tuple[NDArray[np.int64], NDArray[np.int32]] | None = None,
+    bins: NDArray[np.int64] | None = None,
     settings: Settings = DEFAULT,
     threads: int | None = None,
 ) -> Nodes:
     """The tries of neurons that fire at some positions of a corpus.
 
     A node is a context of which all positions are counted: n, of which f fire. Its probability of firing is
-    `p = (f + kappa · p_parent) / (n + kappa)`, from the share of all positions that fire on. The same with one position
-    left out, all the way from the root, gives the leave-one-out likelihood by which nodes are chosen: a child is kept if
-    telling its positions from those of all children not kept adds more than `gain` nats; and what all of them add must be
-    more than nothing. Others are, to begin with, all children, the silent ones, or those that always fire, whichever ends
-    best. Where a path ends it stands for the contexts of no kept child, and its probability is theirs, from
-    the node's on. Its value is `p · mean firing activation + (1 - p) · rest`. A branching over `IGNORE`, which costs a
-    node for each token ignored, replaces one that it beats by more than `margin` nats before anything grows below it; only
-    nodes are asked whose events would promise that if nothing silent shared their tokens.
+    `p = (f + kappa · p_parent) / (n + kappa)`, from the share of all positions that fire on. Of every position the longest
+    context says with which probability it would fire if it occurred again. A node is kept if telling its positions from those
+    of all children not kept adds more than `gain` nats to the log likelihood to be expected then, and all of them together must
+    add more than nothing. Others are, to begin with, all children, the silent ones, or those that always fire, whichever ends
+    best. Where a path ends it stands for the contexts of no kept child, and its probability is the mean of theirs. Its value is
+    `p · mean firing activation + (1 - p) · rest`. A branching over `IGNORE`, which costs a node for each token ignored,
+    replaces one that it beats by more than `margin` nats before anything grows below it. This is by leave-one-out likelihood:
+    p of each position as if it had not been seen, from the root on. Only nodes are asked whose events would promise that if
+    nothing silent shared their tokens. Of a trie with more than `nodes` nodes, unless that is 0, leaves that add least are
+    removed one by one.
     Tokens at depth 0 that never fire have no node.
 
     trie: of the corpus. offsets: [neuron + 1], events: [event] ranks in the trie at which each neuron fires, ascending;
     values: [event] activations there, as fractions of the neuron's maximum. rest: [neuron] mean of the activations at which it
     does not fire, 0 unless given. held_out: offsets [neuron + 1] and ranks, ascending, of positions that are not looked at.
+    bins: [neuron, bin, 2] is filled with how often each neuron fires by leave-one-out probability (`naive.left_out_bins`).
     """
     n_neurons, n_ranks = len(offsets) - 1, len(trie.input_index)
     _check_ranks("events", offsets, events, n_ranks)
@@ -98,9 +103,16 @@ def build(
     rest = np.zeros(n_neurons) if rest is None else np.ascontiguousarray(rest, np.float64)
     if rest.shape != (n_neurons,):
         raise ValueError(f"rest must be a number for each of {n_neurons} neurons, not {list(rest.shape)}")
-    if not settings.kappa > 0 or not 0 <= settings.max_depth <= 255 or settings.max_skip < 0 or settings.margin < 0:
+    bins = np.zeros((n_neurons, N_BINS, 2), np.int64) if bins is None else bins
+    if bins.shape != (n_neurons, N_BINS, 2) or bins.dtype != np.int64:
+        raise ValueError(f"bins must be integers of shape {(n_neurons, N_BINS, 2)}, not {bins.dtype} of {bins.shape}")
+    if (
+        not settings.kappa > 0
+        or not 0 <= settings.max_depth <= 255
+        or min(settings.max_skip, settings.margin, settings.nodes) < 0
+    ):
         raise ValueError(
-            f"kappa must be above 0, max_depth from 0 to 255, max_skip and margin 0 or more, not {settings}"
+            f"kappa must be above 0, max_depth from 0 to 255, max_skip, margin and nodes 0 or more, not {settings}"
         )
     if n_neurons == 0:
         return _no_nodes(np.zeros(1, np.int64))
@@ -110,7 +122,7 @@ def build(
         np.ascontiguousarray(held_out_offsets, np.int64), np.ascontiguousarray(held_out_ranks, np.int32),
     )  # fmt: skip
     return cpu.build(
-        trie, np.ascontiguousarray(offsets, np.int64), *arguments, rest, settings, threads or default_threads()
+        trie, np.ascontiguousarray(offsets, np.int64), *arguments, rest, bins, settings, threads or default_threads()
     )
 
 

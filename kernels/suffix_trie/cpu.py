@@ -10,12 +10,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.kernels.jit import jit, over_neurons
-from actstore.kernels.suffix_trie.evidence import FIRES, FRAME, HELD_OUT, Evidence, Frame, Scratch, open_frame
+from actstore.kernels.suffix_trie.evidence import (
+    FIRES,
+    FRAME,
+    HELD_OUT,
+    Evidence,
+    Frame,
+    Scratch,
+    count_left_out,
+    find,
+    open_frame,
+)
 from actstore.kernels.suffix_trie.naive import SAME
 from actstore.kernels.suffix_trie.skip import may_skip, push_lists, skip_tokens
-from actstore.kernels.suffix_trie.stack import NODE, Integer, Posterior, Stack, alone, choose, end, keep, left_out_score, push_known
+from actstore.kernels.suffix_trie.stack import (
+    NODE,
+    Integer,
+    Posterior,
+    Stack,
+    alone,
+    choose,
+    end,
+    keep,
+    left_out_score,
+    push_known,
+    sum_expected,
+)
+from actstore.kernels.suffix_trie.trie import BOUNDARY, N_BINS, Nodes, Settings, Trie
 from actstore.kernels.suffix_trie.trim import trim
-from actstore.kernels.suffix_trie.trie import BOUNDARY, Nodes, Settings, Trie
 
 CAPACITY = 1 << 12  # nodes that a stack has room for at first
 
@@ -31,10 +53,11 @@ def build(
     held_out_offsets: NDArray[np.int64],
     held_out: NDArray[np.int32],
     rest: NDArray[np.float64],
+    bins: NDArray[np.int64],
     settings: Settings,
     threads: int,
 ) -> Nodes:
-    """The tries of all neurons; see `api.build`."""
+    """The tries of all neurons; see `api.build`. bins: [neuron, bin, 2], which is filled as `naive.left_out_bins`."""
     grown_ranges: dict[int, Grown] = {}
     kappa, gain, max_depth, max_skip, margin, n_nodes = settings
     coded = Settings(float(kappa), float(gain), int(max_depth), int(max_skip), float(margin), int(n_nodes))
@@ -43,7 +66,7 @@ def build(
     def run(first: int, stop: int) -> None:
         scratch = Scratch(
             np.zeros(n, np.uint8), np.empty(n, np.int32), np.empty(n, np.int64), np.zeros((n_tokens, 2), np.int32),
-            np.empty(max_depth + 2, FRAME), np.zeros(2, np.int64),
+            np.empty(max_depth + 2, FRAME), np.zeros((N_BINS, 2), np.int64), np.zeros(2, np.int64),
         )  # fmt: skip
         stack = np.empty(CAPACITY, NODE)
         grown_ranges[first] = _build(
@@ -56,6 +79,7 @@ def build(
             held_out_offsets,
             held_out,
             rest,
+            bins,
             coded,
             scratch,
             stack,
@@ -91,6 +115,7 @@ def _build(
     held_out_offsets: NDArray[np.int64],
     held_out: NDArray[np.int32],
     rest: NDArray[np.float64],
+    bins: NDArray[np.int64],
     settings: Settings,
     scratch: Scratch,
     stack: Stack,
@@ -119,6 +144,7 @@ def _build(
         while scratch.top[1]:
             stack = np.empty(2 * stack.size, stack.dtype)
             _grow_all(trie, evidence, stack, settings)
+        bins[neuron] = scratch.bins
         # Marks are taken back one by one: clearing all would take longer than a neuron's trie.
         for rank in firing:
             scratch.marks[rank] = 0
@@ -152,6 +178,7 @@ def _grow_all(trie: Trie, evidence: Evidence, stack: Stack, settings: Settings) 
     """Fill the stack with the neuron's trie."""
     events, held_out, scratch = evidence.events, evidence.held_out, evidence.scratch
     scratch.top[:] = 0
+    scratch.bins[:] = 0
     n, f = trie.input_index.size - held_out.size, events.size
     if f == 0:
         return
@@ -160,17 +187,14 @@ def _grow_all(trie: Trie, evidence: Evidence, stack: Stack, settings: Settings) 
     e, h = 0, 0  # events and held-out ranks that were passed
     while e < f:
         node = _root_of(trie, events[e])  # straight to those that hold events
-        e_stop = _find(events, trie.stop[node], e, f)
-        h = _find(held_out, trie.start[node], h, held_out.size)
-        h_stop = _find(held_out, trie.stop[node], h, held_out.size)
+        e_stop = find(events, trie.stop[node], e, f)
+        h = find(held_out, trie.start[node], h, held_out.size)
+        h_stop = find(held_out, trie.stop[node], h, held_out.size)
         _grow(trie, evidence, stack, settings, node, e, e_stop, h, h_stop, posterior)
         if scratch.top[1]:
             return
         e, h = e_stop, h_stop
-    expected, child = 0.0, 0
-    while child < scratch.top[0]:
-        expected += stack[child].expected
-        child += stack[child].size
+    expected = sum_expected(stack, 0, scratch.top[0])
     choose(stack, 0, scratch.top[0], n, f, expected, settings)
     keep(stack, scratch.top, 0, total)
     if 0 < settings.nodes < scratch.top[0]:
@@ -185,28 +209,6 @@ def _root_of(trie: Trie, rank: int) -> np.int64:
         middle = (low + high) // 2
         if trie.start[middle] <= rank:
             low = middle
-        else:
-            high = middle
-    return low
-
-
-@jit
-def _find(ranks: NDArray[np.int32], limit: Integer, first: int, stop: int) -> int:
-    """The first index from `first` to `stop` at which `ranks` [event], ascending, is not below `limit`; `stop` if none.
-
-    Steps that double, then a binary search between the last two: mostly it is near `first`.
-    """
-    if first == stop or ranks[first] >= limit:  # most intervals hold none
-        return first
-    step = 1
-    while first + step < stop and ranks[first + step] < limit:
-        first += step
-        step *= 2
-    low, high = first + 1, min(stop, first + step)
-    while low < high:
-        middle = (low + high) // 2
-        if ranks[middle] < limit:
-            low = middle + 1
         else:
             high = middle
     return low
@@ -237,6 +239,7 @@ def _grow(
         stack, top, np.int64(trie.token[node]), 0, np.int64(n), f, total, prior, evidence.rest, settings.kappa
     )
     if index < 0 or f == n or settings.max_depth == 0:
+        count_left_out(scratch.bins, posterior, n, f)
         return
     open_frame(frames[0], index, posterior, 0)
     frames[0].node = node
@@ -274,7 +277,7 @@ def _push_children(
     child, e_stop, h_stop = frame.next, frame.event, frame.held_out
     while child < frame.stop:
         e, h, limit = e_stop, h_stop, np.int64(stops[child])
-        e_stop, h_stop = _find(events, limit, e, frame.event_stop), _find(held_out, limit, h, frame.held_out_stop)
+        e_stop, h_stop = find(events, limit, e, frame.event_stop), find(held_out, limit, h, frame.held_out_stop)
         n, f = limit - starts[child] - (h_stop - h), e_stop - e
         if n:
             token = np.int64(tokens[child])
@@ -288,6 +291,7 @@ def _push_children(
                 # Where to go on once the subtree is done.
                 frame.next, frame.event, frame.held_out = child + 1, e_stop, h_stop
                 return True
+            count_left_out(evidence.scratch.bins, child_posterior, n, f)
         child += 1
     frame.next = child
     return False
@@ -298,17 +302,12 @@ def _settle(trie: Trie, evidence: Evidence, stack: Stack, settings: Settings, fr
     """Whether a node begins again, ignoring tokens; keeps of its children those that add more than they cost."""
     scratch, node = evidence.scratch, stack[frame.index]
     posterior = Posterior(frame.p, frame.without_firing, frame.without_silent, frame.value)
-    first, cost, expected = frame.index + 1 + frame.skip, frame.skip * settings.gain, 0.0
-    child = first
-    while child < scratch.top[0]:
-        expected += stack[child].expected
-        child += stack[child].size
+    first, cost = frame.index + 1 + frame.skip, frame.skip * settings.gain
+    expected = sum_expected(stack, first, scratch.top[0])
     left_out = left_out_score(stack, first, scratch.top[0], node.count, node.fires, posterior, settings) - cost
     if frame.skip or left_out > node.left_out + SAME:
         node.left_out = left_out
-    score, others_n, others_f, others = choose(
-        stack, first, scratch.top[0], node.count, node.fires, expected, settings
-    )
+    score, others_n, others_f, others = choose(stack, first, scratch.top[0], node.count, node.fires, expected, settings)
     merged = alone(node.count, expected)
     node.expected = expected
     if score - cost > merged + SAME or settings.gain < 0:

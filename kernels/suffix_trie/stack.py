@@ -133,6 +133,16 @@ def end(node: Node, p: float, mean: float, rest: float) -> None:
 
 
 @jit
+def sum_expected(stack: Stack, first: int, top: int) -> float:
+    """Positions that are expected to fire, of the children from `first` to the top."""
+    expected, child = 0.0, first
+    while child < top:
+        expected += stack[child].expected
+        child += stack[child].size
+    return expected
+
+
+@jit
 def count_pure(stack: Stack, first: int, top: int) -> tuple[Integer, float, Integer, float]:
     """Positions and expected firing ones of the children of which none fires, and of those of which all do."""
     silent_n, silent, firing_n, firing, child = np.int64(0), 0.0, np.int64(0), 0.0, first

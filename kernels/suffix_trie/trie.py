@@ -16,6 +16,9 @@ IGNORE, BOUNDARY = -1, -2
 NEAR, N_NEAR = 2, 3
 """First and number of the depths whose tokens are kept by rank."""
 
+N_BINS = 21
+"""Number of bins of leave-one-out probabilities, each a twentieth; the last holds those that are 1."""
+
 MAX_DEPTH = 12
 """Tokens before the activating one that a trie looks back, unless told."""
 

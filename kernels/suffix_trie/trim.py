@@ -71,9 +71,7 @@ def _relatives(stack: Stack, size: int) -> tuple[NDArray[np.int64], NDArray[np.i
 
 
 @jit
-def _own(
-    stack: Stack, size: int, above: NDArray[np.int64], n: Integer, expected: float
-) -> NDArray[np.float64]:
+def _own(stack: Stack, size: int, above: NDArray[np.int64], n: Integer, expected: float) -> NDArray[np.float64]:
     """[node + 1, 4] count, expected, fires and total of the positions that have no longer path; last, those without any."""
     own = np.zeros((size + 1, 4))
     own[size, 0], own[size, 1] = n, expected

@@ -3,50 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted_tries import A, B, C, Corpus, V, build_one, earlier, make_corpus, make_long_corpus
 
 from actstore.kernels.suffix_trie import cpu, naive
-from actstore.kernels.suffix_trie.api import BOUNDARY, IGNORE, Nodes, Settings, Trie, build, predict, suffix_trie
+from actstore.kernels.suffix_trie.api import (
+    BOUNDARY,
+    IGNORE,
+    N_BINS,
+    Nodes,
+    Settings,
+    Trie,
+    build,
+    predict,
+    suffix_trie,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-class Corpus(NamedTuple):
-    """Windows of tokens; `place` are those that are evidence."""
-
-    ids: NDArray[np.int64]
-    begins: NDArray[np.int64]
-    reach: NDArray[np.int64]
-    place: NDArray[np.int64]
-
-    def trie(self, max_depth: int) -> Trie:
-        return suffix_trie(self.ids, self.place, self.reach[self.place], max_depth)
-
-    def contexts(self, max_depth: int) -> list[naive.Context]:
-        return [
-            tuple(int(self.ids[p - d]) if d <= self.reach[p] else BOUNDARY for d in range(max_depth + 1))
-            for p in self.place
-        ]
-
-
-def make_corpus(rng: np.random.Generator, n_windows: int, n_tokens: int, longest: int, evidence: float = 1.0) -> Corpus:
-    lengths = rng.integers(1, longest + 1, n_windows)
-    ids = rng.integers(0, n_tokens, lengths.sum())
-    begins = np.cumsum(lengths) - lengths
-    reach = np.arange(len(ids)) - np.repeat(begins, lengths)
-    return Corpus(ids, begins, reach, np.flatnonzero(rng.random(len(ids)) < evidence))
-
-
-def build_one(trie: Trie, fires: NDArray[np.bool_], values: NDArray[np.float32], **asked: Any) -> Nodes:
-    """The trie of one neuron that fires at some positions."""
-    fires, values = fires[trie.order], values[trie.order]
-    return build(trie, np.array([0, fires.sum()]), np.flatnonzero(fires).astype(np.int32), values[fires], **asked)
 
 
 def flatten(roots: list[naive.Node]) -> list[tuple[float, ...]]:
@@ -119,9 +98,9 @@ def test_tries_and_predictions_are_what_their_specification_says(
     }[rule]
     values, out = rng.random(n).astype(np.float32), rng.random(n) < held
     trie = corpus.trie(max_depth)
-    left_out = np.flatnonzero(out[trie.order]).astype(np.int32)
+    left_out, bins = np.flatnonzero(out[trie.order]).astype(np.int32), np.full((1, N_BINS, 2), -1)
     found = build_one(
-        trie, fires, values, rest=np.array([-0.1]), held_out=(np.array([0, len(left_out)]), left_out),
+        trie, fires, values, rest=np.array([-0.1]), held_out=(np.array([0, len(left_out)]), left_out), bins=bins,
         settings=wanted, threads=1,
     )  # fmt: skip
     contexts = corpus.contexts(max_depth)
@@ -132,7 +111,9 @@ def test_tries_and_predictions_are_what_their_specification_says(
     ]
     roots = naive.build(events, -0.1, wanted)
     expected = flatten(roots)
+    assert bins[0].tolist() == naive.left_out_bins(events, wanted)
     assert len(found.token) == len(expected)
+    assert wanted.nodes == 0 or len(expected) <= wanted.nodes
     for column, numbers in zip(found[1:], zip(*expected, strict=True), strict=False):
         np.testing.assert_allclose(column.astype(float), np.array(numbers, float), rtol=1e-5, atol=1e-6)
     predicted = predict(found, corpus.ids, corpus.begins if len(corpus.begins) else None, threads=1)
@@ -178,18 +159,9 @@ def test_predictions_follow_the_longest_line_that_ends(seed: int, n_neurons: int
             assert (found.probability[neuron, position], found.value[neuron, position]) == tuple(expected)
 
 
-V, A, B, C = 14, 3, 7, 5
-
-
 @pytest.fixture(scope="module")
 def long_corpus() -> Corpus:
-    return make_corpus(np.random.default_rng(0), 600, V, 160)
-
-
-def earlier(corpus: Corpus, distance: int) -> NDArray[np.int64]:
-    """[position] the token so far before each."""
-    at = np.arange(len(corpus.ids))
-    return np.where(corpus.reach >= distance, corpus.ids[np.maximum(at - distance, 0)], BOUNDARY)
+    return make_long_corpus()
 
 
 RULES: dict[str, tuple[Any, dict[tuple[int, ...], bool]]] = {

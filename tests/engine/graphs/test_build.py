@@ -272,6 +272,7 @@ def test_only_some_neurons(capture: Capture) -> None:
         ({"share": 0.0}, "`share` must be above 0"),
         ({"threshold": 2.0}, "`threshold` must be a probability"),
         ({"kappa": -1.0}, "`kappa` must be above 0"),
+        ({"nodes": 0}, "`nodes` must be 1 or more, found 0"),
         ({"max_depth": 300}, "`max_depth` must be from 0 to 255"),
         ({"margin": float("nan")}, "`max_skip` and `margin` must be 0 or more"),
     ],
@@ -279,6 +280,16 @@ def test_only_some_neurons(capture: Capture) -> None:
 def test_settings_that_cannot_be_are_refused(asked: dict[str, float], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         GraphSettings(**asked)  # type: ignore[arg-type]
+
+
+def test_a_number_of_nodes_and_a_threshold_hold_for_every_neuron(capture: Capture) -> None:
+    few = build(capture, name="few", settings=GraphSettings(nodes=1, threshold=0.3))
+    assert few.neurons["n_nodes"].to_pylist() == [min(1, len(PATHS[rule])) for rules in LAYERS for rule in rules]
+    assert set(few.neurons["threshold"].to_pylist()) == {np.float32(0.3)}
+    assert (few.record.settings["nodes"], few.record.settings["threshold"]) == (1, 0.3)
+    # At (B,) nothing but the mean is known of a neuron that fires after one token of many.
+    assert few.graph(0, 1).paths() is not None
+    assert [path.probability < 0.3 for path in few.graph(0, 1).paths()] == [True]
 
 
 def test_neurons_that_are_not_there_are_refused(capture: Capture) -> None:
