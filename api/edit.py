@@ -151,7 +151,7 @@ class EditsMethod(EditsInFolders):
         neurons: NeuronInput | Iterable[NeuronInput] | None = None,
         k: int | None = None,
         layers: Sequence[int] | None = None,
-        margin: float = 2.0,
+        margin: float | None = None,
         control: float = 1.0,
         ridge: float = 0.001,
         max_documents: int | None = None,
@@ -181,8 +181,8 @@ class EditsMethod(EditsInFolders):
         - `name`: name of the edit; the words or the target, and the method, unless given.
         - `neurons`: names or (layer, index); found unless given.
         - `k`: number of neurons (least-norm, knowledge); as few as do, or those that prompts share, unless given.
-        - `margin`, `control`, `ridge`: how far ahead the new word's logit is put, the weight of positions that must not change,
-          the weight of the change's own size (least-norm).
+        - `margin`, `control`, `ridge`: how far ahead the new word's logit is put (2; of prompts 8), the weight of positions
+          that must not change, the weight of the change's own size (least-norm).
         - `max_documents`: learn from the capture's first documents only.
         - `examples`, `steps`, `rate`, `per_position`, `leave_last`, `seed`: of the learned methods.
         - `queries`, `questions`: queries of stored attributions whose neurons are rewritten, and their capture (knowledge).

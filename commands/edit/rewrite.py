@@ -129,7 +129,8 @@ def rewrite(
     margin: Annotated[
         float | None,
         typer.Option(
-            help="Minimum lead of the new word's logit over all others. [default: 2]", rich_help_panel=LEAST_NORM
+            help="Minimum lead of the new word's logit over all others. [default: 2, of prompts 8]",
+            rich_help_panel=LEAST_NORM,
         ),
     ] = None,
     control: Annotated[
