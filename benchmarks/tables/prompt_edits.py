@@ -1,6 +1,8 @@
 """Edits of facts by prompts: benchmarks/results/prompt_edits.csv and the table between <!-- prompt-edits --> and its end mark.
 
-python benchmarks/tables/prompt_edits.py [--seeds 3] [--facts 10] [--write]
+python benchmarks/tables/prompt_edits.py [--seeds 3] [--first-seed 0] [--facts 10] [--write]
+
+With --write, rows of other seeds that the results hold already are kept: seeds may be measured one after the other.
 
 Each seed draws facts that the fact model knows (it says the answer to all six wordings that it was trained with), a target for
 each, and questions about other facts. An edit is made from those six wordings. Generality is measured on the wordings that the
@@ -54,6 +56,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "knowledge neurons, corrected": {"form": "knowledge-corrected"},
 }
 MEASURES = ("reliability", "generality", "locality")
+RESULTS = ROOT / "benchmarks" / "results" / "prompt_edits.csv"
 TEMPLATES = OPEN_TEMPLATES[:2]
 N_OTHERS = 60
 
@@ -117,7 +120,7 @@ def measure(store: Store, reader: Reader, request: Request, seed: int) -> list[d
             store.capture(), "edit", RewriteSettings(requests=(request,), seed=seed, **options), reader
         )
         seconds = time.perf_counter() - began
-        _, cases = own_tests(edit, "corpus")
+        _, cases = own_tests(edit, store)
         summary = evaluate_edit(reader, store, edit, EvaluationOptions(cases=cases, baselines=())).methods["edit"][0]
         n_tokens = summary["by_kind"]["reliability"]["tokens"] // len(request.prompts)
         row: dict[str, Any] = {"seed": seed, "subject": request.subject, "target": request.target, "tokens": n_tokens}
@@ -151,10 +154,24 @@ def page(rows: list[dict[str, Any]]) -> str:
     return table([*header, *(f"{name}, whole answers %" for name in MEASURES)], lines, left=2)
 
 
+def read_rows() -> list[dict[str, Any]]:
+    """The rows that the results hold."""
+    if not RESULTS.exists():
+        return []
+    texts = {"subject", "target", "form"}
+    with RESULTS.open(newline="") as file:
+        rows = [
+            {name: value if name in texts else float(value) for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+    return [row | {"seed": int(row["seed"]), "tokens": int(row["tokens"])} for row in rows]
+
+
 def main() -> None:
     """Draw, edit, evaluate, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of them")
     parser.add_argument("--facts", type=int, default=10, help="number of facts per seed")
     parser.add_argument("--write", action="store_true", help="write the results and the table into the page")
     arguments = parser.parse_args()
@@ -164,17 +181,20 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(Path(folder), relations)
-        for seed in range(arguments.seeds):
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             rng = random.Random(seed)
             known = (fact for fact in rng.sample(facts, len(facts)) if is_known(reader, fact))
             for number, fact in zip(range(arguments.facts), known, strict=False):
                 rows += measure(store, reader, request_of(fact, facts, rng, long=number % 3 == 2), seed)
                 shown = {row["form"]: [round(row[name], 3) for name in MEASURES] for row in rows[-len(FORMS) :]}
                 terminal.err.print(f"seed {seed}: {rows[-1]['subject']} → {rows[-1]['target']}: {shown}")
+    if arguments.write:
+        rows = [*(row for row in read_rows() if row["seed"] not in {measured["seed"] for measured in rows}), *rows]
+        rows.sort(key=lambda row: int(row["seed"]))
     text = page(rows)
     terminal.out.print(text, markup=False, soft_wrap=True)
     if arguments.write:
-        with (ROOT / "benchmarks" / "results" / "prompt_edits.csv").open("w", newline="") as file:
+        with RESULTS.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)

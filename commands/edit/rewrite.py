@@ -254,7 +254,7 @@ def _check_given(ctx: typer.Context, method: str) -> None:
     """Refuse options of other methods."""
     for parameter in ctx.command.params:
         methods = [name for name, options in METHOD_OPTIONS.items() if parameter.name in options]
-        if methods and method not in methods and ctx.params[parameter.name] is not None:
+        if methods and method not in methods and ctx.params[parameter.name] not in (None, (), []):
             raise InvalidInputError(
                 f"{parameter.opts[0]} is an option of --method {' and '.join(methods)}, not of {method}. Leave it out."
             )

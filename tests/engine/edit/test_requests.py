@@ -222,7 +222,7 @@ def test_a_fact_is_rewritten_by_prompts_and_said_in_other_words(
     assert edit.record.predicted["won"] == 1.0
     assert recorded_requests(edit.record.settings) == settings.requests
     assert settings_of(edit).requests == settings.requests
-    captures, cases = own_tests(edit, "corpus")
+    captures, cases = own_tests(edit, fact_capture.store)
     assert captures == ()
     options = EvaluationOptions(cases=cases, baselines=(), max_new_tokens=6)
     summary = evaluate_edit(fact_reader, fact_capture.store, edit, options).methods["edit"][0]

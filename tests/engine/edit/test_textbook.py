@@ -189,7 +189,7 @@ def test_the_joint_least_norm_edit_of_several_tokens_is_the_smallest_that_meets_
 
 
 def test_an_edit_that_does_not_reach_its_target_says_so(editable: Editable) -> None:
-    """Of a random model of 16 dimensions not every target can be reached: what is said then, and what the record says, agree."""
+    """A random model of 16 dimensions does not reach every target: what it says and what the record says agree."""
     _, capture, reader = editable
     prompt, target = tokens(reader)
     reached = []
