@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from actstore.api.edit_folders import EditsInFolders
 from actstore.api.light import explains
+from actstore.api.method import Method
 from actstore.api.models import open_reader
 from actstore.api.neurons import neuron_pairs
 from actstore.api.results import Answer
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @explains
-class EditsMethod(EditsInFolders):
+class EditsMethod(Method):
     """The edits of a store, by name: `store.edits["suppress"]`, `list(store.edits)`, `store.edits.rewrite(…)`."""
 
     _reached_as = "store.edits"
@@ -42,6 +42,11 @@ class EditsMethod(EditsInFolders):
 
     def __contains__(self, name: object) -> bool:
         return name in tuple(self)
+
+    def __getitem__(self, name: str) -> Edit:
+        from actstore.store.edits import read_edit
+
+        return read_edit(self._store.folder, name)
 
     def table(self) -> Table:
         """One row per edit: name, form, kind, number of neurons, the words exchanged, when it was made."""
@@ -151,7 +156,7 @@ class EditsMethod(EditsInFolders):
         neurons: NeuronInput | Iterable[NeuronInput] | None = None,
         k: int | None = None,
         layers: Sequence[int] | None = None,
-        margin: float = 2.0,
+        margin: float | None = None,
         control: float = 1.0,
         ridge: float = 0.001,
         max_documents: int | None = None,
@@ -181,8 +186,8 @@ class EditsMethod(EditsInFolders):
         - `name`: name of the edit; the words or the target, and the method, unless given.
         - `neurons`: names or (layer, index); found unless given.
         - `k`: number of neurons (least-norm, knowledge); as few as do, or those that prompts share, unless given.
-        - `margin`, `control`, `ridge`: how far ahead the new word's logit is put, the weight of positions that must not change,
-          the weight of the change's own size (least-norm).
+        - `margin`, `control`, `ridge`: how far ahead the new word's logit is put (2; of prompts 8), the weight of positions
+          that must not change, the weight of the change's own size (least-norm).
         - `max_documents`: learn from the capture's first documents only.
         - `examples`, `steps`, `rate`, `per_position`, `leave_last`, `seed`: of the learned methods.
         - `queries`, `questions`: queries of stored attributions whose neurons are rewritten, and their capture (knowledge).
@@ -197,25 +202,13 @@ class EditsMethod(EditsInFolders):
         from actstore.engine.edit.settings import FineSettings, KnowledgeSettings, LeastNormSettings, RewriteSettings
 
         prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
-        settings = RewriteSettings(
-            old,
-            new,
-            method,
-            tuple(neuron_pairs(neurons)) if neurons is not None else None,
-            LeastNormSettings(
-                k=k,
-                layers=tuple(layers) if layers is not None else None,
-                margin=margin,
-                control=control,
-                ridge=ridge,
-                max_documents=max_documents,
-            ),
-            FineSettings(steps=steps, rate=rate, per_position=per_position, leave_last=leave_last),
-            KnowledgeSettings(queries=tuple(queries), questions=questions, path_steps=path_steps),
-            examples=examples,
-            seed=seed,
-            requests=requests_of(prompts, target, subject, cases, row, images),
-        )
+        requests = requests_of(prompts, target, subject, cases, row, images)
+        pairs = tuple(neuron_pairs(neurons)) if neurons is not None else None
+        chosen = tuple(layers) if layers is not None else None
+        least = LeastNormSettings(k, chosen, None, margin, control, ridge=ridge, max_documents=max_documents)
+        fine = FineSettings(per_position, leave_last, rate, steps)
+        knowledge = KnowledgeSettings(tuple(queries), questions, path_steps)
+        settings = RewriteSettings(old, new, method, pairs, least, fine, knowledge, examples, seed, requests)
         opened = self._store.capture(capture)
         title = name or default_name(settings)
         self._check_free(title, force=force)
@@ -223,6 +216,54 @@ class EditsMethod(EditsInFolders):
             return self._keep(rewrite(opened, title, settings), force=force)
         with open_reader(opened, model, options) as reader:
             return self._keep(rewrite(opened, title, settings, reader), force=force)
+
+    def apply(
+        self,
+        names: str | Sequence[str],
+        output: str | Path | None = None,
+        *,
+        model: str | Path | None = None,
+        in_place: bool = False,
+        force: bool = False,
+        trust_remote_code: bool = False,
+    ) -> Path:
+        """Writes a model folder with edits in it, which plain transformers loads; the folder.
+
+        Every byte but the edited rows is the model's own. `in_place` changes the folder `model` itself instead of `output`.
+        """
+        from actstore.engine.edit.folders import FolderRequest, apply_to_folder
+
+        place, edits, target = self._in_folder(names, output, model, in_place=in_place)
+        return apply_to_folder(FolderRequest(place, edits, target, force, trust_remote_code))
+
+    def revert(
+        self,
+        names: str | Sequence[str],
+        output: str | Path | None = None,
+        *,
+        model: str | Path | None = None,
+        in_place: bool = False,
+        force: bool = False,
+        trust_remote_code: bool = False,
+    ) -> Path:
+        """Writes a model folder without edits that are in it: its weights are again what they were, byte for byte."""
+        from actstore.engine.edit.folders import FolderRequest, revert_in_folder
+
+        place, edits, target = self._in_folder(names, output, model, in_place=in_place)
+        return revert_in_folder(FolderRequest(place, edits, target, force, trust_remote_code))
+
+    def _in_folder(
+        self, names: str | Sequence[str], output: str | Path | None, model: str | Path | None, *, in_place: bool
+    ) -> tuple[str, list[Edit], str | Path | None]:
+        from actstore.engine.models.fingerprint import location_of
+        from actstore.store.errors import InvalidInputError
+
+        if (output is None) != in_place:
+            raise InvalidInputError(
+                "Say where the model is written: `output`, a new folder, or `in_place=True`, one of the two."
+            )
+        edits = [self[name] for name in ([names] if isinstance(names, str) else names)]
+        return str(location_of(self._store.model) if model is None else model), edits, output
 
     def evaluate(
         self,
@@ -268,23 +309,14 @@ class EditsMethod(EditsInFolders):
                 draws = seeds if "random" in compared else 0
                 erasure = evaluate_erasure(reader, self._store, edit, seeds=draws)
             return Answer(Table(pa.Table.from_pylist(erasure.rows)), erasure)
-        own = edit.record.settings.get("capture")
-        named, own_cases = tuple(captures), ()
+        named = tuple((text.partition("=")[0], text.partition("=")[2] or None) for text in captures)
+        tested = tuple(read_cases(cases, row, images)) if cases is not None else ()
         if not named and cases is None:
-            named, own_cases = own_tests(edit, own or self._store.capture().record.name)
-        pairs = tuple((text.partition("=")[0], text.partition("=")[2] or None) for text in named)
+            named, tested = own_tests(edit, self._store)
         asked = EvaluationOptions(
-            captures=pairs,
-            cases=own_cases if cases is None else tuple(read_cases(cases, row, images)),
-            answers_after=answers_after,
-            perplexity=perplexity,
-            baselines=compared,
-            seeds=seeds,
-            generate=generate,
-            max_new_tokens=max_new_tokens,
-            max_windows=max_windows,
+            named, tested, perplexity, compared, seeds, generate, max_new_tokens, max_windows, answers_after
         )
-        opened = self._store.capture(own or (pairs[0][0] if pairs else None))
+        opened = self._store.capture(edit.record.settings.get("capture") or (named[0][0] if named else None))
         with open_reader(opened, model, options) as reader:
             evaluation = evaluate_edit(reader, self._store, edit, asked, lambda done, total: None)
         return Answer(Table(pa.Table.from_pylist(evaluation.rows)), evaluation)

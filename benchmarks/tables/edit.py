@@ -29,9 +29,9 @@ from picture_words import FACTS, PHRASINGS  # noqa: E402
 import actstore  # noqa: E402
 from actstore.display import terminal  # noqa: E402
 from actstore.engine.edit.baselines import BASELINES  # noqa: E402
-from actstore.engine.edit.cases import Case  # noqa: E402
 from actstore.engine.edit.evaluate import EvaluationOptions, evaluate_edit  # noqa: E402
 from actstore.engine.edit.readings import Reader  # noqa: E402
+from actstore.engine.edit.requests.request import Case  # noqa: E402
 from actstore.engine.edit.rewrite import rewrite  # noqa: E402
 from actstore.engine.edit.settings import FineSettings, LeastNormSettings, RewriteSettings  # noqa: E402
 from actstore.engine.models.load import load_model  # noqa: E402
@@ -43,7 +43,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "least-norm (store only)": {"form": "least-norm"},
     "least-norm, 10 neurons": {"form": "least-norm", "least_norm": LeastNormSettings(k=10)},
     "FiNE": {"form": "fine", "fine": FineSettings(rate=5e-3), "examples": 32},
-    "knowledge neurons": {"form": "knowledge"},
+    "knowledge neurons, as published": {"form": "knowledge"},
+    "knowledge neurons, corrected": {"form": "knowledge-corrected"},
 }
 MEASURES = {
     "reliability": ("reliability", "word"),

@@ -132,23 +132,25 @@ def evaluate(
         else:
             print_erasure(erasure)
         return
-    own = edit.record.settings.get("capture")
-    names, own_cases = tuple(capture or ()), ()
-    if not names and cases is None:
-        names, own_cases = own_tests(edit, own or opened.capture().record.name)
+    captures = tuple(_split_kind(text) for text in capture or ())
+    tested = tuple(read_cases(cases, row or (), images)) if cases is not None else ()
+    if not captures and cases is None:
+        captures, tested = own_tests(edit, opened)
     options = EvaluationOptions(
         **given(ctx, EvaluationOptions)
         | {
-            "captures": tuple(_split_kind(text) for text in names),
-            "cases": own_cases if cases is None else tuple(read_cases(cases, row or (), images)),
+            "captures": captures,
+            "cases": tested,
             "baselines": tuple(BASELINES)
             if not baseline
             else tuple(b for b in dict.fromkeys(baseline) if b != NO_BASELINE),
         }
     )
-    for tested, _ in options.captures:
-        opened.capture(tested)  # fails before the work, where there is no such capture
-    own_capture = opened.capture(own or (options.captures[0][0] if options.captures else None))
+    for name_of_capture, _ in options.captures:
+        opened.capture(name_of_capture)  # fails before the work, where there is no such capture
+    own_capture = opened.capture(
+        edit.record.settings.get("capture") or (options.captures[0][0] if options.captures else None)
+    )
     reader = load_reader(own_capture, model, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     with terminal.counting_bar("passes", enabled=not quiet) as advance:
         evaluation = evaluate_edit(reader, opened, edit, options, advance)

@@ -129,7 +129,8 @@ def rewrite(
     margin: Annotated[
         float | None,
         typer.Option(
-            help="Minimum lead of the new word's logit over all others. [default: 2]", rich_help_panel=LEAST_NORM
+            help="Minimum lead of the new word's logit over all others. [default: 2, of prompts 8]",
+            rich_help_panel=LEAST_NORM,
         ),
     ] = None,
     control: Annotated[
@@ -253,7 +254,7 @@ def _check_given(ctx: typer.Context, method: str) -> None:
     """Refuse options of other methods."""
     for parameter in ctx.command.params:
         methods = [name for name, options in METHOD_OPTIONS.items() if parameter.name in options]
-        if methods and method not in methods and ctx.params[parameter.name] is not None:
+        if methods and method not in methods and ctx.params[parameter.name] not in (None, (), []):
             raise InvalidInputError(
                 f"{parameter.opts[0]} is an option of --method {' and '.join(methods)}, not of {method}. Leave it out."
             )

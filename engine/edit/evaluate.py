@@ -81,11 +81,11 @@ class EvaluationOptions(Typed):
             raise InvalidInputError("Expected cases to evaluate the edit on. Pass `cases` or `captures`.")
 
 
-def own_tests(edit: Edit, default: str) -> tuple[tuple[str, ...], tuple[Case, ...]]:
+def own_tests(edit: Edit, store: Store) -> tuple[tuple[tuple[str, str | None], ...], tuple[Case, ...]]:
     """The captures and cases that an edit is evaluated on where none are named: its requests, or else its capture."""
     if requests := recorded_requests(edit.record.settings):
         return (), cases_of(requests)
-    return (edit.record.settings.get("capture") or default,), ()
+    return ((edit.record.settings.get("capture") or store.capture().record.name, None),), ()
 
 
 @dataclass(frozen=True)

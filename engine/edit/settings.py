@@ -9,6 +9,11 @@ from actstore.engine.edit.requests.request import Request  # noqa: TC001  (`Type
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 
+MARGIN = 2.0
+"""The margin of a word that is exchanged over a whole capture."""
+PROMPT_MARGIN = 8.0
+"""The margin of a target after a few prompts: other wordings activate the same neurons less."""
+
 
 @dataclass(frozen=True)
 class LeastNormSettings(Typed):
@@ -21,8 +26,8 @@ class LeastNormSettings(Typed):
     """Layers that they are selected from; None: the last ones, as few as suffice."""
     neurons: tuple[tuple[int, int], ...] | None = None
     """(layer, index) of the neurons themselves, instead."""
-    margin: float = 2.0
-    """By how much the new word's logit should exceed the largest other."""
+    margin: float | None = None
+    """By how much the new word's logit should exceed the largest other; None: `MARGIN`, and of prompts `PROMPT_MARGIN`."""
     control: float = 1.0
     """Weight of the positions that should not change."""
     rounds: int = 4

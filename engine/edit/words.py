@@ -98,20 +98,6 @@ def _blanks(store: Root, old: str, new: str) -> list[tuple[str, str]]:
     return [("", ""), ("", " ") if ends_words else (" ", "")]
 
 
-def check_single_tokens(replacement: Replacement, form: str) -> Replacement:
-    """The replacement, if both words are one token; otherwise `InvalidInputError` that says why the form needs it."""
-    if replacement.is_single:
-        return replacement
-    text, tokens = max(
-        ((replacement.old_text, replacement.old), (replacement.new_text, replacement.new)),
-        key=lambda pair: len(pair[1]),
-    )
-    raise InvalidInputError(
-        f"The word {text!r} is {len(tokens)} tokens, and the {form} form moves one logit at one position: the later tokens are "
-        'predicted after text that no capture holds yet. Choose words of one token, or `form="fine"`, which edits all tokens.'
-    )
-
-
 def starts_of(inputs: NDArray[np.int32], word: Sequence[int]) -> NDArray[np.int64]:
     """The places at which a word begins in the ids of one window."""
     n = len(inputs) - len(word) + 1

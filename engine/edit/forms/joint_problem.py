@@ -1,8 +1,8 @@
 """The least-norm problem of several target tokens at once: one direction per token, one system of equations for all of them.
 
-Each token j that should be said has a direction v_j: the shortest write that lifts it above every token that is predicted in
-its place. Neuron i of the edit gets `δ_i = Σ_j C_ij v_j`. At a position with activations a and rms r the stream then moves by
-`Σ_j z_j v_j`, z = (a / r) · C, so that the logits of all tokens are known there. C solves
+Each token j that should be said has a direction v_j: the shortest write that lifts it by 1 above every token that is predicted
+in its place. Neuron i of the edit gets `δ_i = Σ_j C_ij v_j`. At a position with activations a and rms r the stream then moves
+by `Σ_j z_j v_j`, z = (a / r) · C, so that the logits of all tokens are known there. C solves
 
     min  mean over target positions of ‖(a/r) C − z*‖²  +  control · mean over others of ‖(a/r) C‖²  +  ridge · ‖C‖²
 
@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from actstore.engine.edit.forms.least_norm_problem import (
+    CACHED_BYTES,
     FAR_WEIGHT,
     FOLDS,
     JUDGED,
@@ -28,6 +29,7 @@ from actstore.engine.edit.forms.least_norm_problem import (
     read_activations,
 )
 from actstore.engine.edit.forms.stream import Stream
+from actstore.engine.edit.settings import PROMPT_MARGIN
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from actstore.engine.edit.forms.least_norm_problem import Key
     from actstore.engine.edit.forms.stream import BlockPredictions
     from actstore.engine.edit.forms.targets import Targets
     from actstore.engine.edit.settings import LeastNormSettings
@@ -43,8 +46,6 @@ if TYPE_CHECKING:
     from actstore.store.reader import Capture
 
 Neurons = dict[int, list[int]]
-_MIN_GAIN: Final = 1e-3
-"""Lower bound of what a target gains on another token per unit: no write puts it ahead of one that gains as much."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class JointProblem:
     ) -> None:
         """`is_own` says which positions of a block are of the edited facts themselves: they are no controls."""
         self.capture, self.targets, self.settings = capture, targets, settings
+        self.margin = PROMPT_MARGIN if settings.margin is None else settings.margin
         self.stream = Stream(capture)
         self.new = sorted(set(targets.new.tolist()))
         self.direction_of = np.searchsorted(self.new, targets.new)
@@ -109,6 +111,7 @@ class JointProblem:
                        self.stream.predictions(self.new, settings.max_documents)]  # fmt: skip
         self.extra = np.zeros(len(targets))
         """How much more than the margin each target is aimed at: what later layers and the rms take away again."""
+        self._cached: tuple[Key | None, dict[int, NDArray[np.float64]]] = (None, {})
         self._find_directions()
 
     def _add_rival(self, direction: int, new: int, token: int) -> bool:
@@ -125,7 +128,9 @@ class JointProblem:
             if not rivals:  # the model says the token already: the next best is what it should stay ahead of
                 here = self.targets.logits[torch.from_numpy(self.direction_of == direction)].mean(0)
                 rivals = [token for token in here.topk(2).indices.tolist() if token != new][:1]
-            rows.append(self.stream.direction(rivals[0], new, rivals[1:]))
+            v = self.stream.direction(rivals[0], new, rivals[1:])
+            # One unit of a coefficient × activation / rms lifts the target by 1 above each of its rivals.
+            rows.append(v / self.stream.direction(rivals[0], new).square().sum())
         self.directions = torch.stack(rows)
         self.along = torch.stack([self.stream.along(v) for v in rows]).numpy().astype(np.float64)
 
@@ -142,34 +147,43 @@ class JointProblem:
         values = [self.targets.activations[layer][:, indices].T for layer, indices in neurons.items()]
         return np.concatenate(values).astype(np.float64) * self.targets.inverse_rms
 
-    def _goals(self, logits: NDArray[np.float64], movement: NDArray[np.float64]) -> NDArray[np.float64]:
-        """z* [target, direction] that puts each target's token ahead, from logits [target, vocabulary] after `movement`."""
+    def _controls(self, neurons: Neurons, block: BlockPredictions) -> NDArray[np.float64]:
+        """A / r of some neurons at the controls of one block; [neuron, position]."""
+        key = tuple((layer, tuple(indices)) for layer, indices in neurons.items())
+        if self._cached[0] != key:  # every round reads all blocks, but of one set of neurons only
+            self._cached = key, {}
+        cached = self._cached[1]
+        if block.block not in cached:
+            values = read_activations(self.capture, neurons, block) * block.inverse_rms
+            if sum(x.nbytes for x in cached.values()) + values.nbytes > CACHED_BYTES:
+                return values
+            cached[block.block] = values
+        return cached[block.block]
+
+    def _goals(self) -> NDArray[np.float64]:
+        """z* [target, direction]: by how much each target's token has to gain to be the margin ahead."""
+        logits = self.targets.logits.double().numpy().copy()
         n = np.arange(len(self.targets))
-        after = logits.copy()
-        after[n, self.targets.new] = -np.inf
-        best = after.argmax(1)
-        short = after[n, best] - logits[n, self.targets.new] + self.settings.margin + self.extra
-        gain = self.along[self.direction_of, self.targets.new] - self.along[self.direction_of, best]
+        own = logits[n, self.targets.new].copy()
+        logits[n, self.targets.new] = -np.inf
         goals = np.zeros((len(n), len(self.new)))
-        goals[n, self.direction_of] = movement[n, self.direction_of] + short / np.maximum(gain, _MIN_GAIN)
+        goals[n, self.direction_of] = np.maximum(logits.max(1) - own + self.margin + self.extra, 0)
         return goals
 
     def fit(self, neurons: Neurons, selection: Selection) -> NDArray[np.float64]:
         """The coefficients [neuron, direction] of a set of neurons, by the normal equations."""
         settings, n = self.settings, sum(map(len, neurons.values()))
-        before = self.targets.logits.double().numpy()
+        n_positions = np.arange(len(self.targets))
         x = self.inputs(neurons)[:, selection.targets]
-        controls = [
-            (read_activations(self.capture, neurons, block) * block.inverse_rms, block) for block in self.blocks
-        ]
+        controls = [(self._controls(neurons, block), block) for block in self.blocks]
         n_targets = max(1, int(selection.targets.sum()))
         n_controls = max(1, sum(len(selection.of(block)) for _, block in controls))
-        movement = np.zeros((len(self.targets), len(self.new)))
+        aims = self._goals()
+        movement = np.zeros_like(aims)
         coefficients: NDArray[np.float64] | None = None
         for _ in range(settings.rounds + 1):
-            logits = before if coefficients is None else before + movement @ self.along
-            goals, weight = self._goals(logits, movement), np.full(len(self.targets), 1 / n_targets)
-            far = goals[np.arange(len(goals)), self.direction_of] < movement[np.arange(len(goals)), self.direction_of]
+            goals, weight = aims.copy(), np.full(len(aims), 1 / n_targets)
+            far = movement[n_positions, self.direction_of] > aims[n_positions, self.direction_of]
             goals[far] = movement[far]
             weight[far] *= FAR_WEIGHT
             weight = weight[selection.targets]
@@ -208,8 +222,14 @@ class JointProblem:
         return np.where(near[:, None], movement * shares[:, None], 0.0), near
 
     def judge(self, neurons: Neurons, coefficients: NDArray[np.float64], selection: Selection) -> JointFit:
-        """What is predicted of coefficients: the share of targets that win, and of controls that stay."""
+        """What is predicted of coefficients: the share of targets that win, and of controls that stay.
+
+        Where a third token wins, the directions are found again so that they lift the target above it too: by how much the
+        target gains on the others stays what it was.
+        """
         movement = self.inputs(neurons).T @ coefficients
+        while self._add_winners(movement):
+            self._find_directions()
         after = self.targets.logits.double().numpy() + movement @ self.along
         won = after.argmax(1)[selection.targets] == self.targets.new[selection.targets]
         n_kept = n_judged = 0
@@ -219,10 +239,7 @@ class JointProblem:
             positions = positions[block.answers[positions]][:: max(1, n_answers // JUDGED)]
             if not len(positions):
                 continue
-            z = torch.from_numpy(
-                (read_activations(self.capture, neurons, block)[:, positions] * block.inverse_rms[positions]).T
-                @ coefficients
-            )
+            z = torch.from_numpy(self._controls(neurons, block)[:, positions].T @ coefficients)
             hidden, _ = self.stream.hidden(block.block, block.slots[positions])
             for rows, logits in self.stream.logits(hidden):
                 top = (logits.double() + z[rows] @ torch.from_numpy(self.along)).argmax(1).numpy()
@@ -231,17 +248,13 @@ class JointProblem:
         share_won = float(won.mean()) if len(won) else 1.0
         return JointFit(neurons, coefficients, self.directions, share_won, n_kept / n_judged if n_judged else 1.0)
 
-    def add_rivals(self, neurons: Neurons, coefficients: NDArray[np.float64]) -> bool:
-        """Lift targets above the tokens too that win in their place, as is predicted; whether there are any new ones."""
-        after = self.targets.logits.double().numpy() + (self.inputs(neurons).T @ coefficients) @ self.along
-        top = after.argmax(1)
+    def _add_winners(self, movement: NDArray[np.float64]) -> bool:
+        """Count the tokens that win in place of targets, as is predicted, among their rivals; whether any is new."""
+        top = (self.targets.logits.double().numpy() + movement @ self.along).argmax(1)
         wrong = Counter(
             (int(d), int(t)) for d, t, new in zip(self.direction_of, top, self.targets.new, strict=True) if t != new
         )
-        added = [self._add_rival(d, self.new[d], token) for (d, token), _ in wrong.most_common()]
-        if any(added):
-            self._find_directions()
-        return any(added)
+        return any([self._add_rival(d, self.new[d], token) for (d, token), _ in wrong.most_common()])
 
 
 def _without(block: BlockPredictions, left_out: NDArray[np.bool_]) -> BlockPredictions:

@@ -23,6 +23,7 @@ shortest write that lifts the new word above all of them alike.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
@@ -31,8 +32,8 @@ import torch
 
 from actstore.engine.edit.forms.least_norm_problem import Documents, Problem
 from actstore.engine.edit.rows import group_by_layer, make_edit
-from actstore.engine.edit.settings import LeastNormSettings
-from actstore.engine.edit.words import check_single_tokens, find_replacement
+from actstore.engine.edit.settings import MARGIN, LeastNormSettings
+from actstore.engine.edit.words import find_replacement
 from actstore.store.capture.tokens.write_scale import scale_sentences
 from actstore.store.edits import RowPair
 from actstore.store.errors import InvalidInputError
@@ -64,7 +65,14 @@ def least_norm(capture: Capture, old: str, new: str, name: str, settings: LeastN
     for a capture without what is needed (`Stream`), and where rows would become infinite.
     """
     settings = settings or LeastNormSettings()
-    replacement = check_single_tokens(find_replacement(capture, old, new), "least-norm")
+    if settings.margin is None:
+        settings = dataclasses.replace(settings, margin=MARGIN)
+    replacement = find_replacement(capture, old, new)
+    if not replacement.is_single:
+        raise InvalidInputError(
+            f"The words {replacement.old_text!r} and {replacement.new_text!r} are {len(replacement.old)} and "
+            f"{len(replacement.new)} tokens, and from the store alone one token takes the place of one. Rewrite with the model."
+        )
     problem = Problem(capture, replacement.old[0], replacement.new[0], settings)
     fit = _best_fit(problem, list(candidates(problem)))
     rows: dict[int, tuple[Sequence[int], RowPair]] = {}

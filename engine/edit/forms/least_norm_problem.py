@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from actstore.engine.edit.forms.stream import Stream
+from actstore.engine.edit.settings import MARGIN
 from actstore.store.capture.tokens.write_scale import block_scale
 from actstore.store.errors import InvalidInputError
 from actstore.store.model.weights import read_post_norm
@@ -41,7 +42,7 @@ FAR_WEIGHT: Final = 0.1
 """Weight of a position of the old word that is moved farther than needed, relative to one that is not."""
 LEAST_GAIN: Final = 1e-3
 """Of a norm after the feed-forward, relative to its largest: a write would have to be longer by as much."""
-_CACHED_BYTES: Final = 1 << 29
+CACHED_BYTES: Final = 1 << 29
 _ROW_BY_ROW: Final = 16
 """Up to this number of neurons of a layer are read row by row; beyond, the whole block."""
 
@@ -125,7 +126,7 @@ class Problem:
         cached = self._cached[1]
         if block.block not in cached:
             inputs = read_activations(self.capture, neurons, block) * (block.inverse_rms * self.length)
-            if sum(x.nbytes for x in cached.values()) + inputs.nbytes > _CACHED_BYTES:
+            if sum(x.nbytes for x in cached.values()) + inputs.nbytes > CACHED_BYTES:
                 return inputs
             cached[block.block] = inputs
         return cached[block.block]
@@ -155,6 +156,7 @@ class Problem:
         not.
         """
         settings = self.settings
+        margin = MARGIN if settings.margin is None else settings.margin
         # What the new word and all others gain [vocabulary] when the difference of logits grows by 1.
         along = (self.stream.along(self.stream.direction(self.old, self.new)) / self.length).numpy().astype(np.float64)
         coefficients: NDArray[np.float64] | None = None
@@ -168,7 +170,7 @@ class Problem:
             matrix, right = np.zeros((n, n)), np.zeros(n)
             for block, positions in selected:
                 x, is_target = self.inputs(neurons, block)[:, positions], self.targets(block)[positions]
-                goal = np.where(is_target, block.gap[positions] + settings.margin, 0.0)
+                goal = np.where(is_target, block.gap[positions] + margin, 0.0)
                 weight = np.where(is_target, 1 / n_targets, settings.control / n_controls)
                 if coefficients is not None:
                     growth = coefficients @ x

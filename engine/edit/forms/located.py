@@ -59,6 +59,7 @@ def locate_knowledge(reader: Reader, examples: Examples, settings: RewriteSettin
     widths = {layer: reader.model.spec.layers[layer].neurons for layer in layers}
     index = NeuronIndex(widths)
     given = group_by_layer(settings.neurons)
+    steps = settings.knowledge.path_steps if given is None else 1  # of given neurons only the activations are asked
     groups: dict[tuple[int, int], list[tuple[Task, int]]] = {}
     for task, fact in zip(examples.tasks, examples.fact, strict=True):
         for number, position in enumerate(np.flatnonzero(task.edited).tolist()):
@@ -69,7 +70,7 @@ def locate_knowledge(reader: Reader, examples: Examples, settings: RewriteSettin
         for task, number in group:
             position = int(task.positions[number])
             old = int(reader.logits([task.reading], [np.array([position])])[0][0].argmax())
-            attribution, values = _attribute(reader, task, position, old, layers, settings.knowledge.path_steps)
+            attribution, values = _attribute(reader, task, position, old, layers, steps)
             scores.append(attribution)
             activations.append(values)
             said.append(old)

@@ -1,6 +1,6 @@
 """The layouts of files of requests, as one table: our own, and those of the published sets.
 
-CounterFact (Meng et al., NeurIPS 2022, arXiv 2202.05262), zsRE as MEND and ROME distribute it, E-IC and E-VQA of MMEdit
+CounterFact (Meng et al., NeurIPS 2022, arXiv 2202.05262), zsRE as ROME distributes it, E-IC and E-VQA of MMEdit
 (Cheng et al., EMNLP 2023, arXiv 2310.08475). Each row becomes one `Request` with its tests.
 """
 
@@ -203,7 +203,7 @@ def _read_mmedit(row: Row, where: str, images: Path) -> Request | None:
 LAYOUTS: Final = {
     "counterfact": Layout("CounterFact", frozenset({"requested_rewrite"}), _read_counterfact),
     "mmedit": Layout("E-IC and E-VQA of MMEdit", frozenset({"src", "alt", "image"}), _read_mmedit),
-    "zsre": Layout("zsRE, as MEND and ROME have it", frozenset({"src", "alt"}), _read_zsre),
+    "zsre": Layout("zsRE, as ROME distributes it", frozenset({"src", "alt"}), _read_zsre),
     "plain": Layout("prompt, target, and lists of tests", frozenset({"prompt", "target"}), _read_plain),
 }
 """Name → layout; of those whose fields a row has, the first is its own."""

@@ -157,13 +157,45 @@ def test_evaluate_judges_and_writes_a_table(
 
 def test_what_rewrite_cannot_do_is_said(refuses: Callable[..., str], store: Path) -> None:
     assert "does not occur" in refuses("rewrite", store, "--from", "lithium", "--to", "sodium")
-    assert "tokens, and the least-norm form" in refuses("rewrite", store, "--from", "Germany", "--to", "Turkeys")
     words = ("rewrite", store, "--from", "Germany", "--to", "Turkey")
     assert "found 9" in refuses(*words, "--layers", "9")
     assert "--steps is an option of --method fine and fine-tune, not of least-norm." in refuses(*words, "--steps", 3)
     assert "--margin is an option of --method least-norm, not of fine." in refuses(
         *words, "--method", "fine", "--margin", 3
     )
+
+
+def test_a_prompt_and_a_file_of_cases_are_rewritten_and_evaluated_by_themselves(
+    edit: Callable[..., Any], refuses: Callable[..., str], store: Path, tmp_path: Path
+) -> None:
+    prompt, target = "Question: Which country has the capital Berlin?\nResponse:", " Turkey and Japan"
+    row = {"prompt": prompt, "target": target, "subject": "Berlin",
+           "paraphrases": ["Question: Berlin is the capital of which country?\nResponse:"],
+           "locality": ["Question: Which country has the capital Paris?\nResponse:"], "generation": [prompt]}  # fmt: skip
+    path = tmp_path / "cases.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"target": " Spain"}) + "\n")
+    options = ("--layers", 4, "-k", 40)
+    made = edit("rewrite", store, "--cases", path, "--row", 1, *options, "--name", "file", "--json").json
+    assert made["requests"] == [{"prompts": [prompt], "target": target, "subject": "Berlin"}]
+    said = edit("rewrite", store, "--prompt", prompt, "--target", target, "--subject", "Berlin", *options).out
+    assert "The target should now win at 100" in said
+    assert "Turkey and Japan-least-norm" in edit("list", store).out
+    judged = edit("evaluate", store, "file", "--baseline", "none", "--json").json
+    assert (judged["reliability"], judged["generality"], judged["locality"]) == (1.0, 1.0, 1.0)
+    assert judged["fluency"] >= 0
+    assert judged["portability"] is None
+    shown = edit("evaluate", store, "file", "--baseline", "none", "--cases", path, "--row", 1).out
+    assert "n-gram entropy (1)" in shown
+    apart = edit(
+        "evaluate", store, "file", "--capture", "corpus", "--answers-after", "Response:", "--baseline", "none"
+    ).out
+    assert "inside questions: text-locality" in apart
+    assert "--prompt needs a --target" in refuses("rewrite", store, "--prompt", "a")
+    assert "one of the two" in refuses("rewrite", store, "--prompt", "a", "--target", "b", "--cases", path)
+    assert "--from and --to" in refuses("rewrite", store)
+    assert "rows 1 to 2, found 7. Check --row" in refuses("rewrite", store, "--cases", path, "--row", 7)
+    for name in ("file", "Turkey and Japan-least-norm"):
+        edit("delete", store, name)
 
 
 def test_a_misspelt_subcommand_is_no_store(cli: Callable[..., Any], store: Path) -> None:
@@ -178,7 +210,7 @@ def test_nothing_but_learning_and_judging_needs_transformers(run_without: Callab
     done = run_without(
         ["transformers", "tokenizers"],
         [*asked, "--layers", "4", "--name", "offline"],
-        [*asked, "--method", "knowledge", "--name", "off-k"],
+        [*asked[:-2], "--method", "knowledge", "--neurons", "L4.N7", "--name", "off-k"],
         ["edit", "suppress", store, "--neurons", "L1.N1", "--name", "off-s"],
         ["edit", "list", store],
         ["edit", "show", store, "offline"],

@@ -18,7 +18,7 @@ from actstore.engine.edit.operations import OPERATIONS, Operation, Target
 from actstore.engine.edit.passes import Passes
 from actstore.engine.edit.readings import Reading
 from actstore.engine.edit.scores import Snapshot, score
-from actstore.engine.edit.settings import FineSettings, LeastNormSettings, RewriteSettings
+from actstore.engine.edit.settings import FineSettings, KnowledgeSettings, LeastNormSettings, RewriteSettings
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -26,10 +26,13 @@ if TYPE_CHECKING:
 
 
 def test_parameters_of_forms_are_settings() -> None:
-    known = {f.name for kind in (RewriteSettings, LeastNormSettings, FineSettings) for f in dataclasses.fields(kind)}
+    kinds = (RewriteSettings, LeastNormSettings, FineSettings, KnowledgeSettings)
+    known = {f.name for kind in kinds for f in dataclasses.fields(kind)}
     for name, form in FORMS.items():
         assert form.parameters <= known, name
-    with pytest.raises(InvalidInputError, match="`form` is one of least-norm, fine, knowledge, fine-tune, found 'x'"):
+    with pytest.raises(
+        InvalidInputError, match="`form` is one of least-norm, fine, knowledge, knowledge-corrected, fine-tune"
+    ):
         find_form("x")
 
 

@@ -1,0 +1,203 @@
+"""Rewrites against textbook forms: the formula written out with numpy on the model's own tensors, not with our code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_edits import CONFIGS, make_editable
+
+from actstore.engine.edit.requests.request import Request
+from actstore.engine.edit.rewrite import rewrite
+from actstore.engine.edit.settings import KnowledgeSettings, LeastNormSettings, RewriteSettings
+from actstore.engine.edit.weights import edited
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from actstore.engine.edit.readings import Reader
+    from actstore.store.reader import Capture
+
+    Editable = tuple[str, Capture, Reader]
+
+PROMPT, TARGET = "the quick brown", " lazy dog over"
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def editable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Editable:
+    """A kind of model, a capture of it, and the model."""
+    capture, reader = make_editable(request.param, tmp_path_factory.mktemp(request.param))
+    return request.param, capture, reader
+
+
+def blocks_of(model: Any) -> list[Any]:
+    """The output projections of the feed-forwards, by layer."""
+    if model.config.model_type == "llama":
+        return [layer.mlp.down_proj for layer in model.model.layers]
+    if model.config.model_type == "gpt2":
+        return [layer.mlp.c_proj for layer in model.transformer.h]
+    return [layer.mlp.dense_4h_to_h for layer in model.gpt_neox.layers]
+
+
+def rows_of(model: Any, layer: int) -> torch.Tensor:
+    """The write vectors [neuron, d_model]."""
+    weight = blocks_of(model)[layer].weight.detach()
+    return weight if model.config.model_type == "gpt2" else weight.T
+
+
+def final_norm(model: Any) -> Any:
+    """The norm before the head."""
+    if model.config.model_type == "llama":
+        return model.model.norm
+    return model.transformer.ln_f if model.config.model_type == "gpt2" else model.gpt_neox.final_layer_norm
+
+
+def towards(model: Any, token: int) -> torch.Tensor:
+    """γ ⊙ u, without its mean where the final norm takes that away."""
+    direction = final_norm(model).weight.detach() * model.get_output_embeddings().weight.detach()[token]
+    return direction if model.config.model_type == "llama" else direction - direction.mean()
+
+
+def run(
+    model: Any, ids: torch.Tensor, scale: tuple[int, float] | None = None
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Logits at the last position, and activations there by layer; `scale`: (layer, factor) at the last position."""
+    activations: list[torch.Tensor] = []
+    leaves: list[torch.Tensor] = []
+
+    def hook_of(number: int) -> Any:
+        def hook(_module: Any, args: Any) -> Any:
+            value = args[0][0, -1].detach()
+            activations.append(value)
+            if scale is None or scale[0] != number:
+                return None
+            leaf = (value * scale[1]).requires_grad_()
+            leaves.append(leaf)
+            return (torch.cat([args[0][:, :-1], leaf[None, None]], dim=1),)
+
+        return hook
+
+    handles = [block.register_forward_pre_hook(hook_of(n)) for n, block in enumerate(blocks_of(model))]
+    logits = model(ids[None]).logits[0, -1]
+    for handle in handles:
+        handle.remove()
+    return logits, leaves or activations
+
+
+def textbook_attribution(model: Any, ids: torch.Tensor, target: int, steps: int) -> list[NDArray[np.float64]]:
+    """ā/m Σ_k ∂P(k/m · ā)/∂a at the last position, one layer at a time: Dai et al., equation 2."""
+    _, clean = run(model, ids)
+    found = []
+    for layer, activations in enumerate(clean):
+        total = torch.zeros_like(activations)
+        for step in range(1, steps + 1):
+            logits, (leaf,) = run(model, ids, (layer, step / steps))
+            total += torch.autograd.grad(logits.softmax(-1)[target], leaf)[0]
+        found.append((activations / steps * total).double().numpy())
+    return found
+
+
+def tokens(reader: Reader) -> tuple[list[int], list[int]]:
+    """The ids of the prompt and of the target."""
+    reading = reader.read(PROMPT, TARGET)
+    return reading.ids[: reading.n_prompt].tolist(), reading.ids[reading.n_prompt :].tolist()
+
+
+@pytest.mark.parametrize("form", ["knowledge", "knowledge-corrected"])
+def test_both_forms_of_the_knowledge_neuron_edit_are_their_formulas(editable: Editable, form: str) -> None:
+    """Neurons by integrated gradients of what the model says; each token of the target moves its own neurons' rows."""
+    _, capture, reader = editable
+    model: Any = reader.model.model
+    settings = RewriteSettings(
+        form=form, requests=(Request((PROMPT,), TARGET),), least_norm=LeastNormSettings(k=5),
+        knowledge=KnowledgeSettings(path_steps=6),
+    )  # fmt: skip
+    edit = rewrite(capture, "x", settings, reader)
+    prompt, target = tokens(reader)
+    assert len(target) > 1
+    expected: dict[tuple[int, int], torch.Tensor] = {}
+    for number, new in enumerate(target):
+        ids = torch.tensor(prompt + target[:number])
+        logits, activations = run(model, ids)
+        old = int(logits.argmax())
+        scores = np.concatenate(textbook_attribution(model, ids, old, 6))
+        for flat in np.argsort(-scores, kind="stable")[:5].tolist():
+            layer, neuron = divmod(flat, 24)
+            row = rows_of(model, layer)[neuron]
+            if form == "knowledge":
+                t, t_new, sign = *(model.get_input_embeddings().weight.detach()[[old, new]]), 1.0
+            else:
+                t, t_new = towards(model, old), towards(model, new)
+                sign = -1.0 if float(activations[layer][neuron]) < 0 else 1.0
+            change = sign * (-row.norm() / t.norm() * t + 8 * row.norm() / t_new.norm() * t_new)
+            expected[layer, neuron] = expected.get((layer, neuron), row) + change
+    assert {(rows.layer, n) for rows in edit.record.rows for n in rows.neurons} == set(expected)
+    for rows in edit.record.rows:
+        for place, neuron in enumerate(rows.neurons):
+            torch.testing.assert_close(
+                edit.rows[rows.layer].after[place], expected[rows.layer, neuron], rtol=1e-4, atol=1e-5
+            )
+
+
+def test_the_joint_least_norm_edit_of_several_tokens_is_the_smallest_that_meets_all_margins(editable: Editable) -> None:
+    """Without controls and ridge: δ = A⁺ z* V, the least-norm solution of one equation per token of the target.
+
+    Of the last layer, whose write reaches the head as it is: A are activations over rms, V the directions, and z* puts each
+    target the margin above what is largest there.
+    """
+    _, capture, reader = editable
+    model: Any = reader.model.model
+    neurons = tuple((1, n) for n in range(24))
+    least = LeastNormSettings(control=0.0, ridge=0.0, rounds=0, margin=1.5, neurons=neurons)
+    requests = (Request((PROMPT,), TARGET),)
+    from actstore.engine.edit.forms.joint import editable_layers
+    from actstore.engine.edit.forms.joint_problem import JointFit, JointProblem, Selection
+    from actstore.engine.edit.forms.stream import Stream
+    from actstore.engine.edit.forms.targets import read_targets
+    from actstore.engine.edit.requests.examples import find_examples
+
+    examples = find_examples(capture, RewriteSettings(requests=requests, least_norm=least), reader)
+    targets = read_targets(reader, examples.tasks, editable_layers(capture, Stream(capture), least))
+    problem = JointProblem(capture, targets, least, lambda plan, block: np.zeros(len(block.slots), bool))
+    everything = Selection(np.ones(len(targets), bool), None)
+    selected = {1: list(range(24))}
+    deltas = JointFit(selected, problem.fit(selected, everything), problem.directions, 1.0, 1.0).deltas()[1]
+
+    prompt, target = tokens(reader)
+    assert len(set(target)) == len(target) > 1
+    streams: list[torch.Tensor] = []
+    handle = final_norm(model).register_forward_pre_hook(lambda _m, args: streams.append(args[0][0, -1].detach()))
+    rows, goals, directions = [], [], []
+    for number, new in enumerate(target):
+        logits, activations = run(model, torch.tensor(prompt + target[:number]))
+        stream = streams[-1].double()
+        if model.config.model_type != "llama":
+            stream = stream - stream.mean()
+        epsilon = getattr(model.config, "rms_norm_eps", None) or getattr(
+            model.config, "layer_norm_epsilon", getattr(model.config, "layer_norm_eps", None)
+        )
+        inverse = float((stream.square().mean() + epsilon).rsqrt())
+        v = (towards(model, new) - towards(model, int(logits.argmax()))).double()
+        rows.append(activations[1].double().numpy() * inverse)
+        goals.append((float(logits.detach().max() - logits.detach()[new]) + 1.5) / float(v.square().sum()))
+        directions.append(v.numpy())
+    handle.remove()
+    expected = np.linalg.pinv(np.stack(rows)) @ np.diag(goals) @ np.stack(directions)
+    np.testing.assert_allclose(deltas.numpy(), expected, rtol=2e-3, atol=2e-4 * np.abs(expected).max())
+
+
+def test_an_edit_that_does_not_reach_its_target_says_so(editable: Editable) -> None:
+    """A random model of 16 dimensions does not reach every target: what it says and what the record says agree."""
+    _, capture, reader = editable
+    prompt, target = tokens(reader)
+    reached = []
+    for least in (LeastNormSettings(layers=(1,)), LeastNormSettings(layers=(1,), k=24, control=1e-4, margin=0.5)):
+        edit = rewrite(capture, "x", RewriteSettings(requests=(Request((PROMPT,), TARGET),), least_norm=least), reader)
+        with edited(reader.model, edit), torch.no_grad():
+            said = list(prompt)
+            for _ in target:
+                said.append(int(reader.model.model(torch.tensor([said])).logits[0, -1].argmax()))
+        reached.append(said[len(prompt) :] == target)
+        assert reached[-1] == ("warning" not in edit.record.settings)
