@@ -40,7 +40,7 @@ demo: env
 JOBS ?= auto
 # Machine code of the kernels, minutes of compiling, is kept for the next checkout; what is two weeks old goes.
 MACHINE_CODE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/actstore-tests
-PYTEST := NUMBA_CACHE_DIR='$(MACHINE_CODE)' $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST := PYTHONDONTWRITEBYTECODE= NUMBA_CACHE_DIR='$(MACHINE_CODE)' $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: env
 	@find '$(MACHINE_CODE)' -mindepth 1 -maxdepth 1 -mtime +14 -exec rm -r {} + 2>/dev/null || true

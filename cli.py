@@ -47,7 +47,7 @@ class Application(CommandGroup):
 
         def phrase(sentence: str) -> str:
             command: Any = ctx.meta.get(COMMAND)
-            whole: Any = typer.main.get_command(application())
+            whole = _every_command()
             sentence = name_commands(sentence, whole)
             if command is None:
                 return sentence
@@ -122,6 +122,12 @@ def application(command: str = "") -> typer.Typer:
     for module in families:
         import_module(f"actstore.commands.{module}").register(app)
     return app
+
+
+@cache
+def _every_command() -> Any:
+    """All commands with their options, once: to build them takes a quarter of a second, and every message names some."""
+    return typer.main.get_command(application())
 
 
 def main() -> None:

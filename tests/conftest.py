@@ -7,10 +7,12 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
+import typer
 
 if not torch.cuda.is_available():  # Triton decides when it is first imported, by transformers or by a kernel
     os.environ["TRITON_INTERPRET"] = "1"
@@ -66,6 +68,14 @@ def no_wait_for_the_disk() -> Iterator[None]:
 
 def _look_only(descriptor: int) -> None:
     os.fstat(descriptor)  # `OSError` where it is no open file, as of the sync
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_built_once() -> Iterator[None]:
+    """All commands with their options, which Typer builds for every command line: in a quarter of a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

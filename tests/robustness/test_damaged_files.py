@@ -289,7 +289,7 @@ def fuzz(path: Path, files: dict[str, bytes], key: str, expected: list[Any], n: 
 def test_a_damaged_file_is_refused_or_read_right(
     key: str, whole_store: Path, every_kind: dict[str, bytes], right: dict[str, list[Any]]
 ) -> None:
-    fuzz(whole_store, every_kind, key, right[key], 6)
+    fuzz(whole_store, every_kind, key, right[key], 4)
 
 
 @pytest.mark.parametrize("key", [key for key in READERS if key.startswith("captures/")])
@@ -354,13 +354,14 @@ def test_every_bit_of_a_small_file(key: str, whole_store: Path, every_kind: dict
 )
 def test_verify_finds_what_readers_refuse(key: str, whole_store: Path, every_kind: dict[str, bytes]) -> None:
     data = every_kind[key]
-    for at in (len(data) // 2, len(data) - 1):
-        if key.endswith("zarr.json"):
-            at = data.index(b'"shape"') + 2
-        elif key == "captures/corpus/tokens/position/c/0":
-            at = 42  # some bits of this compressed chunk say nothing
-        elif key.endswith((".arrow", ".json")):
-            at = len(data) // 2
+    places = [len(data) // 2, len(data) - 1]
+    if key.endswith("zarr.json"):
+        places = [data.index(b'"shape"') + 2]
+    elif key == "captures/corpus/tokens/position/c/0":
+        places = [42]  # some bits of this compressed chunk say nothing
+    elif key.endswith((".arrow", ".json")):
+        places = places[:1]
+    for at in places:
         with damaged(whole_store, key, data[:at] + bytes([data[at] ^ 2]) + data[at + 1 :]):
             found = whatever_verify_finds(whole_store)
             assert any(key.endswith(damage.key) or damage.key in ("plan", "statistics") for damage in found), found

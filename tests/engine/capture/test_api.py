@@ -286,15 +286,27 @@ class SmallDisk:
         self.written += nbytes
 
 
-@pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.99, 0.999])
+@pytest.fixture(scope="module")
+def n_written(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> int:
+    """Bytes that the run of `undisturbed` writes."""
+    with pytest.MonkeyPatch.context() as patch:
+        disk = SmallDisk(patch)
+        options = RunOptions(memory=TINY_BLOCKS)
+        capture(str(tiny_model), corpus, tmp_path_factory.mktemp("written") / "store", options=options, **SMALL)
+    return disk.written
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.999])
 def test_a_full_disk_leaves_what_is_committed_and_the_run_resumes(
-    run: Callable[..., Capture], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+    run: Callable[..., Capture],
+    undisturbed: Path,
+    n_written: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
 ) -> None:
     with monkeypatch.context() as patch:
-        disk = SmallDisk(patch)
-        run()
-        shutil.rmtree(tmp_path / "store")
-        disk.room, disk.written = disk.written * share, 0
+        SmallDisk(patch).room = n_written * share
         with pytest.raises((CaptureError, OSError)) as caught:
             run()
     store = tmp_path / "store"

@@ -297,7 +297,7 @@ def test_a_repair_that_is_killed_is_completed_by_the_next(
             actstore.open(store).repair(accept_differences=accept)
 
     repair_until(n_left)
-    for n in np.linspace(0, n_steps - 1, 9).astype(int).tolist():
+    for n in np.linspace(0, n_steps - 1, 5).astype(int).tolist():
         with pytest.raises(Killed):
             repair_until(n)
         assert actstore.open(store).repair(accept_differences=accept).is_whole

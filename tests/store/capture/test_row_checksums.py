@@ -35,9 +35,13 @@ def same_widths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planted_stores, "WIDTHS", (40, 40))
 
 
-@pytest.fixture(params=["memory", "local"])
+@pytest.fixture
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return f"memory://{uuid.uuid4()}/store" if request.param == "memory" else str(tmp_path / "store")
+    """In memory; on disk, where bytes are read through a map of the file, for tests that ask for both."""
+    return str(tmp_path / "store") if getattr(request, "param", "") == "local" else f"memory://{uuid.uuid4()}/store"
+
+
+both = pytest.mark.parametrize("location", ["memory", "local"], indirect=True)
 
 
 def plant(location: str, name: str = "corpus", **what: Any) -> Folder:
@@ -77,6 +81,7 @@ def assert_noticed(folder: Folder, layer: int, block: int, name: str = "corpus")
         capture.block_values(layer, other)
 
 
+@both
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_what_is_written_is_read(location: str, precision: str) -> None:
     values = planted_stores.plant(location, "corpus", replace(planted_stores.Planted(), precision=precision))
@@ -131,6 +136,7 @@ def test_two_runs_of_a_capture_have_the_same_shards(location: str, tmp_path: Pat
         assert one.read(key) == other.read(key)
 
 
+@both
 def test_gate_signs(location: str) -> None:
     folder = plant(location)
     swap(folder, "captures/corpus/gate_sign/0/c/0/1", "captures/corpus/gate_sign/1/c/0/1")
@@ -142,6 +148,7 @@ def test_gate_signs(location: str) -> None:
         Store(location).capture().gate_signs(layer, 0)
 
 
+@both
 @pytest.mark.parametrize(
     ("precision", "parameter"), [("int8", "scale"), ("sparse", "threshold"), ("sparse", "dropped")]
 )
@@ -160,6 +167,7 @@ def test_parameters(location: str, precision: str, parameter: str) -> None:
                 READERS[reader](Store(location).capture(), 0, 1)
 
 
+@both
 def test_a_flipped_bit_is_noticed_by_whoever_reads_that_row_and_by_nobody_else(location: str) -> None:
     folder = plant(location)
     right = Store(location).capture().raw_block(0, 1)
