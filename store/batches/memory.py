@@ -18,7 +18,7 @@ class ArrayPool:
     """Arrays of one shape, taken again once nobody else holds them, a view of them, or a tensor of their memory."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, most: int) -> None:
-        """At most so many are kept: of more that are held at once, the oldest stay with who holds them."""
+        """`most`: arrays that are kept; of more that are held at once, the oldest stay with who holds them."""
         self._shape, self._dtype, self._most = shape, np.dtype(dtype), most
         self._arrays: list[NDArray[Any]] = []
 

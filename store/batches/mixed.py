@@ -1,4 +1,4 @@
-"""Batches of several captures in turn, by weight: of every so many, each gives exactly as many as its weight says."""
+"""Batches of several captures in turn, by weight: in each round, a source gives exactly as many as its weight says."""
 
 from __future__ import annotations
 

@@ -17,8 +17,7 @@ import google_crc32c
 import numpy as np
 
 from actstore.store.errors import FormatError
-from actstore.store.files.chunks import chunk_encoder
-from actstore.store.files.frames import HEADER_NBYTES, Frame
+from actstore.store.files.chunks import HEADER_NBYTES, Frame, chunk_encoder
 from actstore.store.layout import FAST
 from actstore.store.storage.pieces import will_need
 

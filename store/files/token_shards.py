@@ -45,7 +45,7 @@ class TokenShard:
             band = np.ascontiguousarray(values[:, first : first + n].T)
             self._band = first, band
         if out is None:
-            return band[row - first].copy()
+            out = np.empty(band.shape[1], band.dtype)
         out[:] = band[row - first]
         return out
 
