@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 UNKNOWN: Final = "unknown"
 """Of layers whose neurons reach the stream through something that no number per position stands for."""
-NORMED_TYPES: Final = frozenset(
-    "gemma2 gemma3 gemma3_text olmo2 olmo3 olmo_hybrid flex_olmo glm4 exaone4 hyperclovax lfm3 afmoe axk1 kolibri1".split()
-)
+NORMED_TYPES: Final = frozenset((
+    "gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3", "olmo_hybrid", "flex_olmo", "glm4", "exaone4", "hyperclovax", "lfm3",
+    "afmoe", "axk1", "kolibri1",
+))  # fmt: skip
 """Types with a norm after the feed-forward of which there may be stores whose records do not say so."""
 _FACTORS: Final = {
     "norm": "the norm after the feed-forward",

@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, Olmo2ForCausalLM
 
 import actstore
 from actstore.engine.capture import corpus_run
+from actstore.engine.edit.forms.least_norm_problem import Problem
+from actstore.engine.edit.settings import LeastNormSettings
 from actstore.engine.models.load import LoadedModel
 from actstore.store import layout
 from actstore.store.capture.tokens.write_scale import NORMED_TYPES, scale_sentences
@@ -251,6 +253,37 @@ def test_the_paper_form_leaves_it_out(made: Any) -> None:
     vector = model.model.layers[row["layer"]].mlp.down_proj.weight.detach()[:, row["neuron"]]
     product = float(vector @ model.lm_head.weight.detach()[5])
     assert row["score"] == pytest.approx(float(values) * product, rel=1e-5)
+
+
+def test_a_least_norm_write_reaches_the_stream_through_the_norm(made: Any) -> None:
+    """What a neuron's row is given becomes v behind the norm's gain, and moves the logits by a · s · ‖v‖² / rms per unit."""
+    model, held = made("gemma2")
+    top = int(Plain(model, "gemma2", 0).logits[3].argmax())
+    problem = Problem(held, top, (top + 1) % 50, LeastNormSettings())
+    block, layer = problem.blocks[0], model.model.layers[1]
+    seen: list[Tensor] = []
+    norms = (layer.post_feedforward_layernorm, model.model.norm)
+    handles = [norm.register_forward_pre_hook(lambda _module, args: seen.append(args[0])) for norm in norms]
+    with torch.inference_mode():
+        model(IDS)
+    for handle in handles:
+        handle.remove()
+    scale, inverse_rms = (
+        (values.double().square().mean(-1) + norm.eps).rsqrt().reshape(-1).numpy()[block.slots]
+        for values, norm in zip(seen, norms, strict=True)
+    )
+    gain = 1 + model.model.norm.weight.detach().double()
+    unembedding = model.lm_head.weight.detach().double()
+    v = gain * (unembedding[(top + 1) % 50] - unembedding[top])
+    neurons = [2, 7, 30]
+    moved = held.block_values(1, 0)[neurons][:, block.slots] * scale * float(v.square().sum()) * inverse_rms
+    np.testing.assert_allclose(problem.inputs({1: neurons}, block), moved, rtol=1e-4, atol=1e-7)
+    behind = problem.written(1, v) * (1 + norms[0].weight.detach().double())
+    np.testing.assert_allclose(behind.numpy(), v.numpy(), rtol=1e-6, atol=1e-9)
+    values = held.block_values(1, 0)[:, block.slots[problem.targets(block)]]
+    written = write_vectors(model, "gemma2", held.store.model.layers[1]) @ (gain * unembedding[top])
+    expected = (values * (scale * inverse_rms)[problem.targets(block)]).mean(1) * written.numpy()
+    np.testing.assert_allclose(problem.scores(1), expected, rtol=1e-4, atol=1e-7)
 
 
 class TestWhatIsMissing:
