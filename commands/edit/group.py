@@ -225,4 +225,9 @@ def _count(record: EditRecord) -> int:
 
 def _words(record: EditRecord) -> str:
     old, new = words_of(record)
-    return f"{old!r} → {new!r}" if new else ""
+    return f"{_tail(old)!r} → {_tail(new)!r}" if new else ""
+
+
+def _tail(text: str, n: int = 16) -> str:
+    """The end of a text, which of a prompt is what the target follows."""
+    return text if len(text) <= n else f"…{text[-n:]}"
