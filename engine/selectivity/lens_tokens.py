@@ -7,7 +7,7 @@ and the store's weights, as the lens of entropies does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -127,8 +127,8 @@ def _slots_of(capture: Capture, document: int) -> dict[int, NDArray[np.int64]]:
 def _read(capture: Capture, document: int, slots: dict[int, NDArray[np.int64]], k: int, device: str) -> LensTokens:
     head, next_tokens = LensHead(capture, device_of(device)), NextTokens(capture)
     layers = tuple(capture.record.layers(SITE))
-    of_blocks: list[Sequence[NDArray[np.generic]]] = []
-    read: list[list[tuple[NDArray[np.generic], ...]]] = [[] for _ in layers]
+    of_blocks: list[Sequence[NDArray[Any]]] = []
+    read: list[list[tuple[NDArray[Any], ...]]] = [[] for _ in layers]
     for block, of_block in slots.items():
         plan = capture.block_plan(block)
         windows, positions = plan.windows["window"][plan.window_of_slot()[of_block]], plan.position[of_block]
@@ -160,9 +160,9 @@ def _read(capture: Capture, document: int, slots: dict[int, NDArray[np.int64]], 
 
 def _likeliest(
     head: LensHead, stream: NDArray[np.float32], following: NDArray[np.int64], k: int
-) -> tuple[NDArray[np.generic], ...]:
+) -> tuple[NDArray[Any], ...]:
     """Tokens and probabilities [token, k], the probability of what follows [token], entropies [token]."""
-    parts: list[tuple[NDArray[np.generic], ...]] = []
+    parts: list[tuple[NDArray[Any], ...]] = []
     first = 0
     for log_p in head.log_probabilities(stream):
         p = log_p.exp()

@@ -22,6 +22,7 @@ from actstore.engine.capture import corpus_run
 from actstore.engine.edit.forms.least_norm_problem import Problem
 from actstore.engine.edit.settings import LeastNormSettings
 from actstore.engine.models.load import LoadedModel
+from actstore.engine.verify.refill import refill_blocks
 from actstore.store import layout
 from actstore.store.capture.tokens.write_scale import NORMED_TYPES, scale_sentences
 from actstore.store.reader import Store
@@ -244,6 +245,28 @@ def test_the_scale_is_stored_as_the_format_says(made: Any) -> None:
     total = sum(held.write_scale(layer, 0)[:24] for layer in layers)
     np.testing.assert_allclose(total, 1, rtol=1e-6)  # Mixtral's routing weights add up to 1
     assert actstore.open(held.folder.location).verify() == []
+
+
+def test_bundled_copied_and_recomputed_it_is_the_same(made: Any, tmp_path: Path) -> None:
+    model, held = made("gemma2")
+    bundled = capture_ids(model, tmp_path / "store", bundle=True, precision="int8")
+    actstore.copy(tmp_path / "store", tmp_path / "copy")
+    copied = Store(tmp_path / "copy").capture()
+    for layer in held.record.write_scale:
+        for other in (bundled, copied):
+            np.testing.assert_array_equal(other.write_scale(layer, 0), held.write_scale(layer, 0))
+    rows, damage = refill_blocks(copied, 1, model=model)
+    assert ([row["largest_difference"] for row in rows], damage) == ([0], [])
+
+    class Altered(type(copied)):  # type: ignore[misc]
+        """Reads another scale than was written."""
+
+        def write_scale(self, layer: int, block: int) -> Any:
+            return super().write_scale(layer, block) * (1.5 if layer else 1)
+
+    copied.__class__ = Altered
+    _, damage = refill_blocks(copied, 1, model=model)
+    assert [(one.block, one.site, one.layer) for one in damage] == [(0, "write_scale", 1)]
 
 
 def test_the_paper_form_leaves_it_out(made: Any) -> None:

@@ -12,7 +12,7 @@ from actstore.store.model.root import is_store, read_root, write_root
 from actstore.store.reader import read_capture
 from actstore.store.storage.folder import Folder
 
-LAYER = LayerRecord(3, 17, "model.layers.3.mlp.down_proj", True, 3, "decoder", None)
+LAYER = LayerRecord(3, 17, "model.layers.3.mlp.down_proj", True, 3, "decoder", None, "norm")
 MODEL = ModelRecord(
     "gpt2",
     "gpt2",
