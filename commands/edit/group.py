@@ -30,8 +30,7 @@ from actstore.commands.options import (
 )
 from actstore.display import terminal
 from actstore.display.reports import print_json
-from actstore.display.wide_tables import fitted_table
-from actstore.display.wide_tables import GAP, WIDTH
+from actstore.display.wide_tables import GAP, WIDTH, fitted_table
 from actstore.engine.edit.positions import POSITIONS
 from actstore.store.edits import Edit, EditRecord, delete_edit, edit_names, read_record, write_edit
 from actstore.store.errors import InvalidInputError
