@@ -2,7 +2,8 @@
 
 python benchmarks/tables/prompt_edits.py [--seeds 3] [--first-seed 0] [--facts 10] [--write]
 
-With --write, rows of other seeds that the results hold already are kept: seeds may be measured one after the other.
+With --write, the rows of a fact are written as soon as it is measured, and facts that the results hold already are not measured
+again: a run that was stopped goes on. Remove benchmarks/results/prompt_edits.csv to measure anew.
 
 Each seed draws facts that the fact model knows (it says the answer to all six wordings that it was trained with), a target for
 each, and questions about other facts. An edit is made from those six wordings. Generality is measured on the wordings that the
@@ -51,7 +52,6 @@ Fact = tuple[Relation, int]
 FORMS: dict[str, dict[str, Any]] = {
     "least-norm": {"form": "least-norm"},
     "FiNE": {"form": "fine", "fine": FineSettings(rate=5e-3)},
-    "fine-tuning of FiNE's rows": {"form": "fine-tune", "fine": FineSettings(rate=5e-3)},
     "knowledge neurons, as published": {"form": "knowledge"},
     "knowledge neurons, corrected": {"form": "knowledge-corrected"},
 }
@@ -167,6 +167,14 @@ def read_rows() -> list[dict[str, Any]]:
     return [row | {"seed": int(row["seed"]), "tokens": int(row["tokens"])} for row in rows]
 
 
+def write_rows(rows: list[dict[str, Any]]) -> None:
+    """Write the results."""
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> None:
     """Draw, edit, evaluate, write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -178,26 +186,28 @@ def main() -> None:
     relations = read_relations(ROOT / "demo" / "data" / "facts")
     facts = [(relation, number) for relation in relations for number in range(len(relation.facts))]
     reader = Reader.load(load_model(str(MODEL)), str(MODEL))
-    rows: list[dict[str, Any]] = []
+    rows = read_rows() if arguments.write else []
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(Path(folder), relations)
         for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             rng = random.Random(seed)
             known = (fact for fact in rng.sample(facts, len(facts)) if is_known(reader, fact))
             for number, fact in zip(range(arguments.facts), known, strict=False):
-                rows += measure(store, reader, request_of(fact, facts, rng, long=number % 3 == 2), seed)
-                shown = {row["form"]: [round(row[name], 3) for name in MEASURES] for row in rows[-len(FORMS) :]}
-                terminal.err.print(f"seed {seed}: {rows[-1]['subject']} → {rows[-1]['target']}: {shown}")
-    if arguments.write:
-        rows = [*(row for row in read_rows() if row["seed"] not in {measured["seed"] for measured in rows}), *rows]
-        rows.sort(key=lambda row: int(row["seed"]))
+                request = request_of(fact, facts, rng, long=number % 3 == 2)
+                if any(
+                    (row["seed"], row["subject"], row["target"]) == (seed, request.subject, request.target)
+                    for row in rows
+                ):
+                    continue
+                measured = measure(store, reader, request, seed)
+                rows += measured
+                if arguments.write:
+                    write_rows(rows)
+                shown = {row["form"]: [round(row[name], 3) for name in MEASURES] for row in measured}
+                terminal.err.print(f"seed {seed}: {request.subject} → {request.target}: {shown}")
     text = page(rows)
     terminal.out.print(text, markup=False, soft_wrap=True)
     if arguments.write:
-        with RESULTS.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
         terminal.err.print(f"written into {rewrite_page('prompt-edits', text)}")
 
 

@@ -30,7 +30,7 @@ from actstore.commands.options import (
 )
 from actstore.display import terminal
 from actstore.display.reports import print_json
-from actstore.display.wide_tables import GAP, WIDTH
+from actstore.display.wide_tables import GAP, WIDTH, fitted_table
 from actstore.engine.edit.positions import POSITIONS
 from actstore.store.edits import Edit, EditRecord, delete_edit, edit_names, read_record, write_edit
 from actstore.store.errors import InvalidInputError
@@ -178,7 +178,7 @@ def list_(store: StorePath, as_json: Json = False) -> None:
         return
     rows = [(r.name, r.form, r.kind, _count(r), _words(r), r.created) for r in records]
     columns = ["edit", "form", "kind", ("neurons", "right"), "words", "created"]
-    terminal.out.print(terminal.table(None, columns, rows))
+    terminal.out.print(fitted_table(None, columns, rows))
 
 
 @group.command()
@@ -228,6 +228,6 @@ def _words(record: EditRecord) -> str:
     return f"{_tail(old)!r} → {_tail(new)!r}" if new else ""
 
 
-def _tail(text: str, n: int = 16) -> str:
+def _tail(text: str, n: int = 12) -> str:
     """The end of a text, which of a prompt is what the target follows."""
     return text if len(text) <= n else f"…{text[-n:]}"

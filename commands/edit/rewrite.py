@@ -182,7 +182,7 @@ def rewrite(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Capture of questions that holds the query. [default: the only one with attributions]",
+            help="Capture of questions with attributions. [default: the only one with attributions]",
             rich_help_panel=LOCATING,
             autocompletion=completion.captures,
         ),

@@ -42,6 +42,7 @@ OWN_WORDS = {
     "--document": "of several, or the one whose image is drawn",
     "--dry-run": "sizes are estimated, or prompts are shown",
     "--format": "of what is imported, or of what is exported",
+    "--images": "of a capture, or of cases",
     "--exemplars": "recorded by a capture; or of which test windows and probes are drawn",
     "--generate": "answers to be captured, or to be evaluated",
     "--k": "the number of what",
@@ -70,6 +71,7 @@ OWN_WORDS = {
     "CORPUS": "to be captured, or held out",
     "EDIT": "one, or several",
     "NEURON": "one, several, or none",
+    "--target": "one token, or what should follow a prompt",
     "--threshold": "of an activation, or of a probability",
     "STORE": "that exists, or is to be made",
 }

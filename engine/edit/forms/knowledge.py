@@ -85,7 +85,7 @@ def _locate(
         examples = find_examples(capture, settings, reader)
         if not settings.knowledge.queries:
             return locate_knowledge(reader, examples, settings), examples.fields
-        neurons, activations = stored_knowledge(capture.store, settings)
+        neurons, activations = stored_knowledge(capture.folder, settings)
         said = [_said(reader, examples.tasks, examples.fact, fact) for fact in dict.fromkeys(examples.fact)]
         return [Located(old, new, neurons, activations) for pairs in said for old, new in pairs], examples.fields
     replacement = find_replacement(capture, *settings.words)
@@ -95,7 +95,7 @@ def _locate(
             "them. Pass it as `model`."
         )
     if settings.knowledge.queries:
-        neurons, activations = stored_knowledge(capture.store, settings)
+        neurons, activations = stored_knowledge(capture.folder, settings)
     else:
         neurons = group_by_layer(settings.neurons) or {}
         for layer, indices in neurons.items():

@@ -20,6 +20,7 @@ from actstore.engine.models.intervene import intervened
 from actstore.engine.models.patching import weights_without_gradients
 from actstore.engine.naica.knowledge import knowledge_neurons
 from actstore.engine.naica.stored_knowledge import knowledge_neurons_of
+from actstore.store.capture.captures import Captures
 from actstore.store.capture.questions.attributions import open_attributions
 from actstore.store.errors import InvalidInputError
 from actstore.store.neurons import NeuronIndex
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from actstore.engine.edit.readings import Reader
     from actstore.engine.edit.requests.examples import Examples
     from actstore.engine.edit.settings import RewriteSettings
-    from actstore.store.capture.captures import Captures
+    from actstore.store.storage.folder import Folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,13 +89,13 @@ def locate_knowledge(reader: Reader, examples: Examples, settings: RewriteSettin
 
 
 def stored_knowledge(
-    store: Captures, settings: RewriteSettings
+    folder: Folder, settings: RewriteSettings
 ) -> tuple[dict[int, list[int]], dict[int, NDArray[np.float64]]]:
     """The knowledge neurons of the named queries of stored attributions, together, and their mean activations there.
 
     `InvalidInputError` for a query that is not among them, and where there are no attributions.
     """
-    attributions = open_attributions(store, settings.knowledge.questions)
+    attributions = open_attributions(Captures(folder), settings.knowledge.questions)
     names = attributions.queries["query"].to_pylist()
     if missing := [name for name in settings.knowledge.queries if name not in names]:
         raise InvalidInputError(

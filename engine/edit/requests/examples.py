@@ -17,6 +17,7 @@ from actstore.store.errors import InvalidInputError
 if TYPE_CHECKING:
     from actstore.engine.edit.cases import Task
     from actstore.engine.edit.readings import Reader
+    from actstore.engine.edit.requests.request import Case
     from actstore.engine.edit.settings import RewriteSettings
     from actstore.engine.edit.words import Replacement
     from actstore.store.reader import Capture
@@ -52,7 +53,8 @@ def find_examples(
 
 
 def _examples_of_requests(capture: Capture, settings: RewriteSettings, reader: Reader) -> Examples:
-    cases, fact = [], []
+    cases: list[Case] = []
+    fact: list[int] = []
     for number, request in enumerate(settings.requests):
         own = request.cases()[: len(request.prompts)]
         cases += own

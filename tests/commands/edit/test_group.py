@@ -171,7 +171,8 @@ def test_a_prompt_and_a_file_of_cases_are_rewritten_and_evaluated_by_themselves(
     prompt, target = "Question: Which country has the capital Berlin?\nResponse:", " Turkey and Japan"
     row = {"prompt": prompt, "target": target, "subject": "Berlin",
            "paraphrases": ["Question: Berlin is the capital of which country?\nResponse:"],
-           "locality": ["Question: Which country has the capital Paris?\nResponse:"], "generation": [prompt]}  # fmt: skip
+           "locality": [{"prompt": "Question: Which country has the capital Paris?\nResponse:", "answer": " France"}],
+           "generation": [prompt]}  # fmt: skip
     path = tmp_path / "cases.jsonl"
     path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"target": " Spain"}) + "\n")
     options = ("--layers", 4, "-k", 40)
@@ -181,7 +182,8 @@ def test_a_prompt_and_a_file_of_cases_are_rewritten_and_evaluated_by_themselves(
     assert "The target should now win at 100" in said
     assert "Turkey and Japan-least-norm" in edit("list", store).out
     judged = edit("evaluate", store, "file", "--baseline", "none", "--json").json
-    assert (judged["reliability"], judged["generality"], judged["locality"]) == (1.0, 1.0, 1.0)
+    assert (judged["reliability"], judged["locality"]) == (1.0, 1.0)
+    assert judged["by_kind"]["text-generality"]["cases"] == 1
     assert judged["fluency"] >= 0
     assert judged["portability"] is None
     shown = edit("evaluate", store, "file", "--baseline", "none", "--cases", path, "--row", 1).out

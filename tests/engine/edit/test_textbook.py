@@ -9,7 +9,9 @@ import pytest
 import torch
 from tiny_edits import CONFIGS, make_editable
 
-from actstore.engine.edit.requests.request import Request
+from actstore.engine.edit.cases import tasks_of_cases
+from actstore.engine.edit.forms.located import _with_image
+from actstore.engine.edit.requests.request import Case, Request
 from actstore.engine.edit.rewrite import rewrite
 from actstore.engine.edit.settings import KnowledgeSettings, LeastNormSettings, RewriteSettings
 from actstore.engine.edit.weights import edited
@@ -139,6 +141,19 @@ def test_both_forms_of_the_knowledge_neuron_edit_are_their_formulas(editable: Ed
             torch.testing.assert_close(
                 edit.rows[rows.layer].after[place], expected[rows.layer, neuron], rtol=1e-4, atol=1e-5
             )
+
+
+def test_where_images_are_read_every_step_is_a_pass_with_the_same_result(editable: Editable) -> None:
+    _, _, reader = editable
+    (task,) = tasks_of_cases(reader, [Case(PROMPT, "reliability", TARGET, None, "")])
+    position, target = int(task.positions[0]), int(task.targets[0])
+    found, activations = _with_image(reader, task, position, target, [0, 1], 4)
+    ids = torch.from_numpy(task.reading.ids[: position + 1].astype(np.int64))
+    expected = textbook_attribution(reader.model.model, ids, target, 4)
+    _, clean = run(reader.model.model, ids)
+    for layer in (0, 1):
+        np.testing.assert_allclose(found[layer], expected[layer], rtol=1e-3, atol=1e-9)
+        np.testing.assert_allclose(activations[layer], clean[layer].numpy(), rtol=1e-5, atol=1e-7)
 
 
 def test_the_joint_least_norm_edit_of_several_tokens_is_the_smallest_that_meets_all_margins(editable: Editable) -> None:
