@@ -52,7 +52,7 @@ function Frame({ form }) {
     <>
       <a class="skip" href="#content" onClick={(event) => { event.preventDefault(); document.getElementById("content").focus(); }}>To the page</a>
       <header>
-        <a class="brand" href={hashOf(store.number, "")}>actstore <b>{store.model}</b></a>
+        <a class="brand" href={hashOf(store.number, "")} title={store.model}>actstore <b>{store.model.split("/").pop()}</b></a>
         <Where form={form} context={context} page={page} />
         <Search context={context} input={search} />
         <Theme />

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,6 @@ if browser_support.CHROMIUM is None:
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.slow
 WAIT_MS = 60_000
@@ -251,6 +251,23 @@ def test_contrast_is_that_of_the_guidelines(tab: Tab, route: str, scheme: str) -
         if (high + 0.05) / (low + 0.05) < 4.5:
             weak.append(one)
     assert weak == []
+
+
+AXE = Path(__file__).parents[2] / "build" / "explorer" / "node_modules" / "axe-core" / "axe.min.js"
+AXE_RUN = "async () => { const { passes, violations } = await axe.run(); return [passes.length, violations]; }"
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not here: run `make explorer`")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_fault(tab: Tab, scheme: str) -> None:
+    """The rules of axe-core, those of good practice included, on every page."""
+    tab.page.emulate_media(color_scheme=scheme)
+    for route in ROUTES:
+        tab.open(route).page.evaluate(AXE.read_text(encoding="utf-8"))
+        passes, violations = tab.page.evaluate(AXE_RUN)
+        assert passes > 10
+        found = [(one["id"], one["impact"], one["nodes"][0]["html"][:200]) for one in violations]
+        assert found == [], route
 
 
 PAYLOAD = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'`${alert(3)}\u202e</textarea></title>"

@@ -1,4 +1,5 @@
 // A text and what neurons do at each of its tokens: a document of the capture, or a new one where the server runs the model.
+import { Fragment } from "preact";
 import { useState } from "preact/hooks";
 import { number, parseNeuron, plural, signed, visible } from "../format.js";
 import { Card, Empty, Legend, Loaded, NeuronLink, Table, Token } from "../parts.jsx";
@@ -88,7 +89,10 @@ function Shown({ context, neurons, address, set, page }) {
             {neuron && <Legend scale={scale} />}
             <p class="text">
               {data.tokens.map((token, i) => (
-                <Token key={i} text={token.text} value={neuron?.values[i]} scale={scale} selected={place === i} onClick={() => setPlace(place === i ? null : i)} />
+                <Fragment key={i}>
+                  <Token text={token.text} value={neuron?.values[i]} scale={scale} selected={place === i} onClick={() => setPlace(place === i ? null : i)} />
+                  {token.text.includes("\n") && <br />}
+                </Fragment>
               ))}
             </p>
             {page && data.n_tokens > data.tokens.length && (

@@ -1,0 +1,1 @@
+"""`actstore serve` and `actstore site`."""
