@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from actstore.engine.models import families
-from actstore.engine.models.names import BLOCK_SITES, PRODUCT_SITES, SITES
+from actstore.engine.models.names import BLOCK_SITES, HEAD_SITES, PRODUCT_SITES, SITES
 from actstore.store.errors import ModelError
 from actstore.store.files.records import APART, PARTS, part_of
 
@@ -38,6 +38,9 @@ class LayerSpec:
     stack: str  # "decoder", "encoder", "vision", "projector" (between a vision tower and a language model) or "apart"
     expert: int | None  # its number among the block's routed experts; None for a dense or shared feed-forward
     d_model: int  # width of the residual stream it writes to
+    heads: tuple[
+        tuple[str, int], ...
+    ] = ()  # (site, width) of the attention projections of its block, under its first layer
 
     @property
     def part(self) -> str | None:
@@ -65,6 +68,8 @@ class ModelSpec:
     def width(self, layer: int, site: str) -> int:
         """The length of one row of `values` of a site in a layer."""
         spec = self.layers[layer]
+        if SITES[site].axis == "head":
+            return dict(spec.heads)[site]
         return spec.neurons if SITES[site].axis == "neuron" else spec.d_model
 
     def layers_of(self, site: str) -> tuple[int, ...]:
@@ -196,6 +201,11 @@ def _specify(number: int, layer: Layer, stack: str, block: int) -> LayerSpec:
         stack=stack,
         expert=layer.expert,
         d_model=layer.projection.width,
+        heads=tuple(
+            (site, len(point.features))
+            for site in HEAD_SITES
+            if (point := layer.hook_points.get(site)) is not None and point.features is not None
+        ),
     )
 
 
