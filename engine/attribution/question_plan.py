@@ -162,7 +162,8 @@ class QuestionPlanner:
 
     def _windows(self, writer: PlanWriter, labels: Labels) -> Iterator[PlannedWindow]:
         """The window of every prompt, in the order of the file; its document is written to the table before."""
-        kind = MaskedPromptTokenizer if self.spec.kind == "encoder" else PromptTokenizer
+        is_masked = self.spec.kind == "encoder"
+        kind: type[MaskedPromptTokenizer | PromptTokenizer] = MaskedPromptTokenizer if is_masked else PromptTokenizer
         prompts = kind(
             self.tokenizer,
             context=self.spec.context,

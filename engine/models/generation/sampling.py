@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -28,7 +29,7 @@ class Sampling:
         """Whether nothing is drawn."""
         return self.temperature is None and self.top_p is None
 
-    def draws(self, text: tuple[int, ...], n_tokens: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    def draws(self, text: tuple[int, ...], n_tokens: int) -> NDArray[np.float64]:
         """The random numbers, from 0 to below 1, that choose the tokens of one text; `text` numbers it among all.
 
         They depend on the seed and on `text` alone: an answer is the same whatever else is generated beside it.
