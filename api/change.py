@@ -14,7 +14,7 @@ from actstore.store.neurons import neuron_columns
 from actstore.store.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from actstore.api.models import ModelOptions
@@ -85,8 +85,10 @@ class ChangeMethod(Method):
         model: ModelInput | None = None,
         other_model: ModelInput | None = None,
         share: float = 0.05,
-        scorer: str = "refusal",
+        scorer: str | Callable[[str, str], float] = "refusal",
         pattern: str | None = None,
+        function: str | None = None,
+        chat: bool | None = None,
         max_new_tokens: int = 32,
         random: int = 3,
         seed: int = 0,
@@ -101,7 +103,10 @@ class ChangeMethod(Method):
 
         - `prompts`: texts that are continued.
         - `model`: this store's model, by name, path or loaded; `other_model` the other's; the stores' own unless given.
-        - `scorer`: `refusal`, `regex` (whether the generation matches `pattern`), or `likelihood` (mean log p under the other).
+        - `scorer`: `refusal`, `regex` (whether the generation matches `pattern`), `likelihood` (mean log p under the other),
+          `function` (what that of the name `function` gives, such as "scores:toxicity"), or a function itself, of the texts of
+          prompt and generation.
+        - `chat`: whether prompts go through the tokenizer's chat template; where it has one unless given.
         - `max_new_tokens`: maximum number of generated tokens.
         - `random`: number of draws of as many random neurons of the same layers.
         - `seed`: random seed.
@@ -109,11 +114,12 @@ class ChangeMethod(Method):
         Columns: neurons (`changed`, `random`), number, score, effect (1 where patching closes the gap between the models).
         """
         from actstore.engine.change.activation_patching import Donor, PatchingSettings, evaluate_patching
-        from actstore.engine.change.prompts import encode_prompts, make_scorer
+        from actstore.engine.change.prompts import check_scorer, encode_prompts, make_scorer
         from actstore.engine.models.fingerprint import check_model, fingerprint_of
         from actstore.store.capture.captures import Captures
 
         PatchingSettings(max_new_tokens, random, seed)  # refused before anything is loaded
+        check_scorer(scorer, pattern, function)
         opened = other if isinstance(other, Captures) else Captures(other)
         answer = self(opened, share=share, positions=positions, capture=capture, other_capture=other_capture)
         change = answer.details
@@ -125,12 +131,12 @@ class ChangeMethod(Method):
         ):
             for root, loaded, title in ((self._store, first, name), (opened, second, other_name)):
                 check_model(root.folder, root.model.fingerprint, fingerprint_of(loaded), title)
-            ids, stop = encode_prompts(prompts, name, other_name, first, trust_remote_code=trusted)
+            ids, stop = encode_prompts(prompts, name, other_name, first, trust_remote_code=trusted, chat=chat)
             result = evaluate_patching(
                 first,
                 Donor(second, change.by_layer(change.top(share))),
                 ids,
-                make_scorer(scorer, pattern, second, self._store),
+                make_scorer(scorer, pattern, function, second, self._store),
                 PatchingSettings(max_new_tokens, random, seed, stop),
             )
         rows = [

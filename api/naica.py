@@ -91,7 +91,7 @@ class NaicaMethod(Method):
             check_picture(Path(output))
         selection = choose_neurons(attributions, method, settings, seed, executor, target)
         if output is not None:
-            layers = count_by_layer(selection, attributions.capture.record.layers("mlp.post"), by)
+            layers = count_by_layer(selection, attributions.capture.record.layers(attributions.site), by)
             about = f"{self._store.model.name}, capture {attributions.capture.record.name}: {method}, {attribution}"
             write_picture(Path(output), layers, "Query-relevant neurons by layer", about)
         return Answer(_selection_table(attributions, selection, by, k), selection, tuple(selection.warnings))

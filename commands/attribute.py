@@ -10,7 +10,7 @@ from rich.progress import ProgressColumn
 from rich.text import Text
 
 from actstore.commands.capture.options import AllowMixed  # noqa: TC001  (Typer reads them)
-from actstore.commands.choices import TooLongName  # noqa: TC001  (Typer reads it)
+from actstore.commands.choices import AttributedSiteName, TooLongName  # noqa: TC001  (Typer reads them)
 from actstore.commands.executors import GpusPerWorker, On, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     SEED_HELP,
@@ -56,6 +56,10 @@ def attribute(
     resume: Resume = False,
     k: Annotated[int, typer.Option("--k", "-k", min=0, help="Maximum number of neurons per query.")] = 20,
     steps: Annotated[int | None, typer.Option(help="Number of steps from 0 to the activations. [default: 16]")] = None,
+    site: Annotated[
+        AttributedSiteName | None,
+        typer.Option(help="Whose activations: MLP neurons, or projections of attention. [default: mlp.post]"),
+    ] = None,
     layers: Layers = None,
     gradients: Annotated[
         bool | None,
@@ -101,6 +105,9 @@ def attribute(
     as_json: Json = False,
 ) -> None:
     """Let MODEL answer multiple-choice QUESTIONS, and store every neuron's attribution to the right letter's probability.
+
+    A masked encoder is asked for what stands at a mask: of a text (`cloze` with `options`), or of a protein (`sequence` with
+    `position`).
 
     The attributions are a capture: info, top, verify, sql, export and naica read it.
 

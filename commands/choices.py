@@ -23,7 +23,7 @@ from actstore.engine.graphs.methods import METHODS as GRAPH_METHODS
 from actstore.engine.graphs.probes.plan import MASKS
 from actstore.engine.graphs.token_sets import MATCHES
 from actstore.engine.inputs.documents import DecodingErrors, StdinFormat
-from actstore.engine.models.names import DTYPES, SITES
+from actstore.engine.models.names import DTYPES, HEAD_SITES, SITES
 from actstore.engine.multimodal.noun_maps import MAPS
 from actstore.engine.multimodal.nouns import AUTO, NOUN_FINDERS
 from actstore.engine.multimodal.result import FORMS as ACTIVATIONS
@@ -52,6 +52,7 @@ def closed_set(name: str, values: Iterable[str]) -> type[StrEnum]:
 
 if TYPE_CHECKING:
     ActivationName = str
+    AttributedSiteName = str
     AttributionKind = str
     BaselineName = str
     BeginName = str
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     TooLongName = str
 else:
     ActivationName = closed_set("ActivationName", (*ACTIVATIONS, ALL_ACTIVATIONS))
+    AttributedSiteName = closed_set("AttributedSiteName", ("mlp.post", *HEAD_SITES))
     AttributionKind = closed_set("AttributionKind", ATTRIBUTION_KINDS)
     BaselineName = closed_set("BaselineName", (*BASELINES, NO_BASELINE))
     BeginName = closed_set("BeginName", get_args(Begin))

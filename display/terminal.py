@@ -267,9 +267,9 @@ class CaptureBar(CaptureProgress):
         self._n_answered += n_prompts
         self._progress.update(self._planning, visible=False)
         self._progress.update(
-            self._answering, visible=True, advance=n_tokens, description=f"answering, {self._n_answered:,} images"
+            self._answering, visible=True, advance=n_tokens, description=f"answering, {self._n_answered:,} prompts"
         )
-        self._log_stage("answering", "images")
+        self._log_stage("answering", "prompts")
         self._log.advance(n_prompts)
 
     def started(self, n_tokens: int, n_done: int, nbytes: int) -> None:

@@ -20,6 +20,10 @@ HOOKS: Final[Mapping[str, str]] = {
     "hook_resid_post": "resid.post",
     "hook_out": "resid.post",
     "hook_attn_out": "attn.out",
+    "attn.hook_q": "attn.q",
+    "attn.hook_k": "attn.k",
+    "attn.hook_v": "attn.v",
+    "attn.hook_z": "attn.z",
 }
 """Hook in a block → the site of the same values: names of HookedTransformer, and of TransformerBridge's blocks."""
 

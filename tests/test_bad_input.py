@@ -127,7 +127,7 @@ def test_a_model_without_weights(refused: Callable[..., str], tiny_model: Path, 
         (("--context", "65"), "reads at most 64 tokens at once, found a context of 65. Lower --context"),
         (("--context", "0"), "found a context of 0"),
         (("--overlap", "64"), "The overlap must lie between 0 and the context less one"),
-        (("--positions", "first"), "Positions are `all`, `last` or indices such as 0,5,-1, found 'first'"),
+        (("--positions", "first"), "Positions are `all`, `last`, `generated` or indices such as 0,5,-1, found 'first'"),
         (("--positions", "63", "--context", "32"), "no token to store"),
         (("--device", "abacus"), "Expected a device such as cpu, cuda or cuda:1, found 'abacus'"),
         (("--memory", "much"), "such as 2GB, found 'much'"),
@@ -154,7 +154,7 @@ def test_an_option_that_cannot_be(
     [
         (
             ("--site", "mlp.middle"),
-            "takes one of mlp.post, mlp.gate, mlp.up, resid.pre, resid.mid, resid.post, attn.out",
+            "takes one of mlp.post, mlp.gate, mlp.up, resid.pre, resid.mid, resid.post, attn.out, attn.q",
         ),
         (("--precision", "float8"), "takes one of exact, half, int8, sparse, none"),
         (("--begin", "maybe"), "takes one of auto, always, never"),

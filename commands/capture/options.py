@@ -16,8 +16,9 @@ from actstore.commands.choices import (
     SummedName,
 )
 from actstore.commands.options import SEED_HELP, complete
-from actstore.engine.capture.images.plan import NAMED_POSITIONS
+from actstore.engine.capture.answers.positions import OF_IMAGES
 
+ANSWERS: Final = "Generated answers"
 IMAGES: Final = "Images"
 """Panel of --help for options that concern images only."""
 TEXT: Final = "Text"
@@ -57,9 +58,9 @@ CapturedPositions = Annotated[
     str | None,
     typer.Option(
         metavar="POSITIONS",
-        help="all, last, or indices such as 0,-1. For images also image, generated (the positions that predict the "
-        "answer) and combinations such as generated,image. [default: all]",
-        autocompletion=complete(NAMED_POSITIONS),
+        help="all, last, or indices such as 0,-1; of answers also generated (the positions that predict them), of images "
+        "image; and combinations such as generated,image. [default: all]",
+        autocompletion=complete(OF_IMAGES),
     ),
 ]
 BatchTokens = Annotated[int | None, typer.Option(help="Tokens per forward pass. [default: 4096]")]
@@ -113,8 +114,22 @@ Generate = Annotated[
     bool | None,
     typer.Option(
         "--generate",
-        help="Let the model answer each image's prompt first. [default: captions of the records are its answers]",
-        rich_help_panel=IMAGES,
+        help="Let the model answer each prompt first: each document, or image. [default: captions are answers to images]",
+        rich_help_panel=ANSWERS,
+    ),
+]
+Answers = Annotated[
+    int | None,
+    typer.Option(help="Number of answers to each prompt; several are sampled. [default: 1]", rich_help_panel=ANSWERS),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help="Text that ends an answer; repeat for more.", rich_help_panel=ANSWERS),
+]
+Chat = Annotated[
+    bool | None,
+    typer.Option(
+        help="Put prompts into the tokenizer's chat template. [default: where it has one]", rich_help_panel=ANSWERS
     ),
 ]
 Prompt = Annotated[
@@ -133,17 +148,17 @@ Prefix = Annotated[
 ]
 MaxAnswerTokens = Annotated[
     int | None,
-    typer.Option(help="Maximum number of tokens of a generated answer. [default: 50]", rich_help_panel=IMAGES),
+    typer.Option(help="Maximum number of tokens of a generated answer. [default: 50]", rich_help_panel=ANSWERS),
 ]
 Temperature = Annotated[
     float | None,
-    typer.Option(help="Sample at this temperature. [default: always the most probable token]", rich_help_panel=IMAGES),
+    typer.Option(help="Sample at this temperature. [default: always the most probable token]", rich_help_panel=ANSWERS),
 ]
 TopP = Annotated[
     float | None,
-    typer.Option(help="Sample from the most probable tokens of this total probability.", rich_help_panel=IMAGES),
+    typer.Option(help="Sample from the most probable tokens of this total probability.", rich_help_panel=ANSWERS),
 ]
-SamplingSeed = Annotated[int | None, typer.Option(help=SEED_HELP, rich_help_panel=IMAGES)]
+SamplingSeed = Annotated[int | None, typer.Option(help=SEED_HELP, rich_help_panel=ANSWERS)]
 Part = Annotated[PartName | None, typer.Option(help="Part of the model. [default: language]", rich_help_panel=IMAGES)]
 ImageColumn = Annotated[
     str | None,

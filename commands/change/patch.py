@@ -83,13 +83,25 @@ def patch(
     scorer: Annotated[
         ScorerName,
         typer.Option(
-            help="Score of a generated answer: whether it refuses, whether it matches --pattern, or its mean log "
-            "probability under the model of OTHER."
+            help="Score of a generated answer: whether it refuses, whether it matches --pattern, its mean log probability "
+            "under the model of OTHER, or what --function gives."
         ),
     ] = "refusal",
     pattern: Annotated[
         str | None,
         typer.Option(metavar="REGEX", help="The regular expression.", rich_help_panel="Scorer regex"),
+    ] = None,
+    function: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="A Python function that gives a number for the texts of prompt and answer; also FILE.py:NAME.",
+            rich_help_panel="Scorer function",
+        ),
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(help="Put prompts into the tokenizer's chat template. [default: where it has one]"),
     ] = None,
     max_new_tokens: MaxNewTokens = 32,
     random: Annotated[int, typer.Option(help="Number of draws of random neurons, as many in the same layers.")] = 3,
@@ -113,7 +125,7 @@ def patch(
     from actstore.engine.models.fingerprint import check_model, fingerprint_of
 
     settings = PatchingSettings(max_new_tokens, random, seed)
-    _check_pattern(scorer, pattern)
+    _check_scorer(scorer, pattern, function)
     texts = _read_prompts(prompts, max_prompts)
     change, selection = find_changed(
         (store, other), (capture, other_capture or capture), "mlp.post", positions, share, quiet
@@ -126,13 +138,14 @@ def patch(
     for source, one in zip(sources, captures, strict=True):
         loaded.append(load(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet))
         check_model(one.store.folder, one.store.model.fingerprint, fingerprint_of(loaded[-1]), source)
-    ids, stop = encode_prompts(texts, sources[0], sources[1], loaded[0], trust_remote_code=trust_remote_code)
+    ids, stop = encode_prompts(texts, sources[0], sources[1], loaded[0], trust_remote_code=trust_remote_code, chat=chat)
     settings = PatchingSettings(max_new_tokens, random, seed, stop)
-    score = make_scorer(scorer, pattern, loaded[1], captures[0].store)
+    score = make_scorer(scorer, pattern, function, loaded[1], captures[0].store)
     donor = Donor(loaded[1], change.by_layer(selection))
     with terminal.counting_bar("prompts", enabled=not quiet) as advance:
         result = evaluate_patching(loaded[0], donor, ids, score, settings, on_prompt=advance)
-    name = f"regex:{pattern}" if pattern is not None else scorer
+    argument = pattern if pattern is not None else function
+    name = scorer if argument is None else f"{scorer}:{argument}"
     value = _describe(result, selection, name, texts, captures[0].store)
     if as_json:
         print_json(value)
@@ -140,14 +153,25 @@ def patch(
         _print(value, result)
 
 
-def _check_pattern(scorer: str, pattern: str | None) -> None:
-    """Refuse a pattern without the scorer that needs it, and that scorer without one."""
+def _check_scorer(scorer: str, pattern: str | None, function: str | None) -> None:
+    """Refuse a pattern or a function without the scorer that needs it, and that scorer without one."""
     if scorer == "regex" and pattern is None:
         raise InvalidInputError("--scorer regex needs a regular expression. Name it with --pattern.")
     if scorer != "regex" and pattern is not None:
         raise InvalidInputError(
             f"--pattern is an option of --scorer regex, and --scorer is {scorer}. Leave one of them out."
         )
+    if scorer == "function" and function is None:
+        raise InvalidInputError("--scorer function needs a function, as module:name. Name it with --function.")
+    if function is None:
+        return
+    if scorer != "function":
+        raise InvalidInputError(
+            f"--function is an option of --scorer function, and --scorer is {scorer}. Leave one of them out."
+        )
+    from actstore.engine.change.own_scorer import load_function
+
+    load_function(function)  # refused before a model is loaded
 
 
 def find_changed(

@@ -107,7 +107,7 @@ def show(
     with terminal.spinner("selecting neurons", enabled=not quiet):
         selection = choose_neurons(attributions, method, settings, seed, executor, target)
     described = {"attribution": attribution, "t": t, "u": u, "v": v, "ica": ica}
-    layers = count_by_layer(selection, attributions.capture.record.layers("mlp.post"), by)
+    layers = count_by_layer(selection, attributions.capture.record.layers(attributions.site), by)
     if output is not None:
         write_picture(output, layers, "Query-relevant neurons by layer", _subtitle(attributions, method, described))
     unfinished = unfinished_sentence(attributions.capture)

@@ -1,8 +1,8 @@
 """Attributions of a questions file: which neurons account for the right letter of every prompt, stored as a capture.
 
-Every prompt is a document of one window, of which the last position is stored, at three sites: `mlp.post`, the activations ā;
-`attribution.ig`, their integrated gradients; `attribution.gradient`, ∂P/∂a at ā; all in float32. What the model answered is
-committed with each block.
+Every prompt is a document of one window, of which the last position, or that of its mask, is stored at three sites: `mlp.post`,
+or another whose activations are attributed to, the activations ā; `attribution.ig`, their integrated gradients;
+`attribution.gradient`, ∂P/∂a at ā; all in float32. What the model answered is committed with each block.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def attribute(
     *,
     name: str = "questions",
     steps: int | None = None,
+    site: str | None = None,
     layers: int | Sequence[int] | None = None,
     gradients: bool | None = None,
     templates: int | None = None,
@@ -71,6 +72,7 @@ def attribute(
     are fields of `AttributeSettings`; None is the default, given in brackets, or in a run that is resumed what it began with:
 
     - `steps`: steps of the integral from 0 to the activations [16]
+    - `site`: whose activations, "mlp.post", or of attention "attn.q", "attn.k", "attn.v" or "attn.z" ["mlp.post"]
     - `layers`: the layers that are attributed to [all of the text stack]
     - `gradients`: whether gradients are taken; else activations and answers only, from one pass per prompt [True]
     - `templates`: prompts per query [3; of prepared prompts all there are]
@@ -106,12 +108,12 @@ def _given_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _inspect(source: ModelSource, options: RunOptions) -> ModelSpec:
-    """What is known of the model without loading it; `InvalidInputError` unless it predicts the next token."""
+    """What is known of the model without loading it; `InvalidInputError` unless it predicts the next token, or masked ones."""
     spec = source.inspect(dtype=options.dtype, trust_remote_code=options.trust_remote_code)
-    if spec.kind != "causal" or not spec.causal:
+    if spec.kind not in ("causal", "encoder") or spec.n_vocabulary is None:
         raise InvalidInputError(
-            f"{spec.name} is not a model that continues a text ({spec.kind}), and only such a model answers a prompt with the "
-            "letter that follows it. Name a decoder."
+            f"{spec.name} neither continues a text nor predicts what is masked in one ({spec.kind}): it answers no prompt. "
+            "Name a decoder, or a masked encoder."
         )
     return spec
 
@@ -126,12 +128,12 @@ class _AttributeRun(Run):
 
     def _begin(self, requested: Mapping[str, Any]) -> tuple[CaptureRecord, LoadedModel, TextTokenizer | None]:
         settings = AttributeSettings(**requested)
-        widths = _widths(self.spec, settings.layers)
+        widths = _widths(self.spec, settings.layers, settings.site)
         tokenizer = self._load_tokenizer()
         planner = QuestionPlanner(self.corpus, settings, self.spec, tokenizer, self.report, self.progress)
         plan = planner.write(self.folder, self.name)
         model = self._load(self.options.dtype)
-        sites = ("mlp.post", IG, GRADIENT) if settings.gradients else ("mlp.post",)
+        sites = (settings.site, IG, GRADIENT) if settings.gradients else (settings.site,)
         record = CaptureRecord(
             name=self.name,
             created=root.now(),
@@ -172,9 +174,19 @@ class _AttributeRun(Run):
         return fill_attributions
 
 
-def _widths(spec: ModelSpec, layers: tuple[int, ...] | None) -> dict[int, int]:
-    """Layer → neurons of the layers to attribute to, of which none may be a routed expert."""
+def _widths(spec: ModelSpec, layers: tuple[int, ...] | None, site: str) -> dict[int, int]:
+    """Layer → neurons of the layers to attribute to, of which none may be a routed expert, or lack the site."""
     text = spec.part_layers("language")
+    if site != "mlp.post":
+        having = tuple(layer for layer in spec.layers_of(site) if layer in text)
+        if not having:
+            raise InvalidInputError(f"{spec.name} has no site {site!r}. Its sites are {', '.join(spec.sites)}.")
+        if layers == () or (lacking := set(layers or ()) - set(having)):
+            what = f"Layer {min(lacking)} of {spec.name} has no site {site!r}" if layers else "No layer is named"
+            raise InvalidInputError(
+                f"{what}. Layers with it: {', '.join(map(str, having))}. Check `layers` and `site`."
+            )
+        return {layer: spec.width(layer, site) for layer in sorted(set(having if layers is None else layers))}
     dense = {layer: spec.layers[layer].neurons for layer in text if spec.layers[layer].expert is None}
     selected = text if layers is None else layers
     if not selected:

@@ -18,11 +18,12 @@ from actstore.engine.capture.buffers import block_buffers
 from actstore.engine.capture.packing import HostPacker
 from actstore.engine.models import families
 from actstore.engine.models.patching import at_position, head_hook, hooked, patch_points
+from actstore.engine.models.sites import HookPoint, reading_sites
 from actstore.kernels.pack.api import Columns
 from actstore.kernels.torch_threads import torch_threads
 from actstore.store.capture.plan import Plan
 from actstore.store.capture.questions.answers import ANSWERS
-from actstore.store.capture.questions.attribution_kinds import GRADIENT, IG
+from actstore.store.capture.questions.attribution_kinds import GRADIENT, IG, attributed_site
 from actstore.store.errors import ModelError
 from actstore.store.layout import block_answers_key
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from actstore.engine.capture.packing import FilledBlock
     from actstore.engine.capture.progress import CaptureProgress
     from actstore.engine.models.load import LoadedModel
-    from actstore.engine.models.patching import Hook
     from actstore.store.capture.plan import BlockPlan
     from actstore.store.capture.writer import CaptureWriter
     from actstore.store.files.records import CaptureRecord
@@ -56,9 +56,13 @@ class AttributionFiller:
     ) -> None:
         """Fill the sites of `record`; `documents` has the `target` and the `option_tokens` of each prompt."""
         self._model, self._record = model, record
-        self._layers = tuple(record.layers("mlp.post"))
+        self._site = attributed_site(record)
+        self._layers = tuple(record.layers(self._site))
         self._path = PathSettings(
-            steps=record.settings["steps"], layers=self._layers, max_rows=record.settings["max_rows"]
+            steps=record.settings["steps"],
+            layers=self._layers,
+            max_rows=record.settings["max_rows"],
+            site=self._site,
         )
         self._targets = documents["target"].to_numpy()
         self._option_tokens = documents["option_tokens"]
@@ -86,7 +90,7 @@ class AttributionFiller:
         starts = np.cumsum([0, *plan.windows["n_inputs"]])
         for row, document in enumerate(plan.windows["document"].tolist()):
             ids = plan.inputs[starts[row] : starts[row + 1]]
-            by_site, probabilities = self._run_prompt(ids, document)
+            by_site, probabilities = self._run_prompt(ids, document, int(plan.position[row]))
             for site, by_layer in by_site.items():
                 for layer, vector in by_layer.items():
                     values[site, layer][row] = vector
@@ -98,21 +102,23 @@ class AttributionFiller:
             self._packer.pack(layer, site, torch.from_numpy(array), columns)
         return answers
 
-    def _run_prompt(self, ids: NDArray[np.int32], document: int) -> tuple[dict[str, ByLayer], NDArray[np.float32]]:
-        """Site → layer → vector [neuron] of one prompt, and the probability of each of its options."""
+    def _run_prompt(
+        self, ids: NDArray[np.int32], document: int, position: int
+    ) -> tuple[dict[str, ByLayer], NDArray[np.float32]]:
+        """Site → layer → vector [neuron] at the position of one prompt, and the probability of each of its options."""
         tokens = self._option_tokens[document].as_py()
-        with _first_logits(self._model, len(ids)) as logits:
+        with _first_logits(self._model, len(ids), position) as logits:
             if IG in self._record.sites:
                 attribution = integrated_gradients(
-                    self._model, ids.tolist(), int(self._targets[document]), settings=self._path
+                    self._model, ids.tolist(), int(self._targets[document]), position=position, settings=self._path
                 )
                 by_site = {
-                    "mlp.post": attribution.activations,
+                    self._site: attribution.activations,
                     IG: attribution.attributions,
                     GRADIENT: attribution.gradients,
                 }
             else:
-                by_site = {"mlp.post": last_activations(self._model, ids, self._layers)}
+                by_site = {self._site: activations_at(self._model, ids, position, self._layers, self._site)}
         return by_site, _probabilities(logits, tokens, self._model.spec.name)
 
 
@@ -129,31 +135,34 @@ def one_thread_where_faster(model: LoadedModel) -> Iterator[None]:
         yield
 
 
-def last_activations(model: LoadedModel, ids: NDArray[np.int32], layers: Sequence[int]) -> ByLayer:
-    """The activations [neuron] of each layer at the last position, in float32, from one pass of the whole model."""
-    places = {(place.owner, place.run): place.layer for place in patch_points(model, layers)}
+def activations_at(
+    model: LoadedModel, ids: NDArray[np.int32], position: int, layers: Sequence[int], site: str
+) -> ByLayer:
+    """The activations [neuron] of each layer at a position, in float32, from one pass of the whole model."""
     n_positions = len(ids)
     activations: ByLayer = {}
 
-    def reading(path: str) -> Hook:
-        def hook(run: int, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
-            if (layer := places.get((path, run))) is not None:
-                values = at_position(args[0], 1, n_positions - 1, n_positions, model.spec.model_type)[0]
-                activations[layer] = values.float().cpu().numpy()
+    def keep(layer: int, _site: str, values: Tensor, _rows: Tensor | None) -> None:
+        row = at_position(values, 1, position, n_positions, model.spec.model_type)[0]
+        activations[layer] = row.float().cpu().numpy()
 
-        return hook
-
+    points = {
+        HookPoint(place.owner, place.side, 0 if place.side == "input" else None, place.run, features=place.features): [
+            (place.layer, site)
+        ]
+        for place in patch_points(model, layers, site)
+    }
     window = torch.from_numpy(ids.astype(np.int64))[None].to(model.device)
-    hooks = head_hook(model, n_positions - 1, n_positions) | {path: reading(path) for path, _ in places}
     arguments = families.arguments_for(model.model, window, None)
-    with torch.inference_mode(), hooked(model.model, hooks):
+    hooks = head_hook(model, position, n_positions)
+    with torch.inference_mode(), hooked(model.model, hooks), reading_sites(model.model, points, keep):
         model.model(**arguments)
     return activations
 
 
 @contextmanager
-def _first_logits(model: LoadedModel, n_positions: int) -> Iterator[list[Tensor]]:
-    """While open, collects the logits [vocabulary] at the last position of the first pass over one window of `n_positions`.
+def _first_logits(model: LoadedModel, n_positions: int, position: int) -> Iterator[list[Tensor]]:
+    """While open, collects the logits [vocabulary] at `position` of the first pass over one window of `n_positions`.
 
     That is the clean pass, which either path of an attribution runs anyway.
     """
@@ -163,7 +172,7 @@ def _first_logits(model: LoadedModel, n_positions: int) -> Iterator[list[Tensor]
         ids = kwargs.get("input_ids", args[0] if args else None)
         logits = getattr(output, "logits", None)
         if not first and ids is not None and logits is not None and tuple(ids.shape) == (1, n_positions):
-            rows = at_position(logits.detach(), 1, n_positions - 1, n_positions, model.spec.model_type)
+            rows = at_position(logits.detach(), 1, position, n_positions, model.spec.model_type)
             first.append(rows[0].clone())
 
     handle = model.model.register_forward_hook(hook, with_kwargs=True)

@@ -1,9 +1,9 @@
 """The full path: integrated gradients by running the whole sequence for every (layer, step) row.
 
-The reference, and the only way where keys and values cannot be cached: bidirectional models, positions before the last, other
-kinds of attention than the cached path knows. Rows of one layer are windows of one batch, as in the published codes, but the
-unembedding is applied at one position only. A row that ends at ā must give the probability of the clean pass, or windows run
-one by one: XLNet's layers have positions before windows.
+The reference, and the only way where keys and values cannot be cached: bidirectional models, positions before the last, queries
+and keys as sites, other kinds of attention than the cached path knows. Rows of one layer are windows of one batch, as in the
+published codes, but the unembedding is applied at one position only. A row that ends at ā must give the probability of the
+clean pass, or windows run one by one: XLNet's layers have positions before windows.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from actstore.engine.models.patching import (
     head_hook,
     hooked,
     log_probability,
+    returning,
     split_rows,
     tolerance,
 )
@@ -67,7 +68,7 @@ class FullPath:
         """Add a place's rows, `n_windows` at a time; False where a row that ends at ā differs from the clean pass."""
         for (rows,) in split_rows([place], n_steps, n_windows):
             leaf = rows.scaled(sums.activations[place.layer])
-            log_p = self._run(len(rows), {place: self._writing(leaf)})
+            log_p = self._run(len(rows), {place: self._writing(place, leaf)})
             if not log_p.requires_grad:
                 raise ModelError(
                     f"No gradients reach layer {place.layer} from the logits of {self._model.spec.name}, which runs that layer "
@@ -83,10 +84,14 @@ class FullPath:
         """The log probability of the target [window] in a pass with `edits[place]` applied to the input of each place."""
         model, n_positions = self._model, self._ids.shape[1]
         hooks = {**head_hook(model, self._position, n_positions), **_by_module(edits)}
+        returned: dict[str, dict[int, Edit]] = {}
+        for place, edit in edits.items():
+            if place.side == "output":
+                returned.setdefault(place.owner, {})[place.run] = edit
         arguments = families.arguments_for(model.model, self._ids.expand(n_windows, -1), None)
         if hasattr(model.model.config, "use_cache"):  # also where a head passes the argument on without naming it
             arguments["use_cache"] = False
-        with hooked(model.model, hooks):
+        with hooked(model.model, hooks), returning(model.model, returned):
             logits = getattr(model.model(**arguments), "logits", None)
         if not isinstance(logits, Tensor):
             raise ModelError(
@@ -100,25 +105,26 @@ class FullPath:
 
     def _reading(self, place: PatchPoint, activations: dict[int, Tensor]) -> Edit:
         def read(values: Tensor) -> Tensor:
-            activations[place.layer] = self._at_position(values, 1)[0].clone()
+            activations[place.layer] = place.take(self._at_position(values, 1)[0]).clone()
             return values
 
         return read
 
-    def _writing(self, leaf: Tensor) -> Edit:
+    def _writing(self, place: PatchPoint, leaf: Tensor) -> Edit:
         def write(values: Tensor) -> Tensor:
             patched = values.clone()
-            self._at_position(patched, len(leaf)).copy_(leaf)
+            place.put(self._at_position(patched, len(leaf)), leaf)
             return patched
 
         return write
 
 
 def _by_module(edits: Mapping[PatchPoint, Edit]) -> dict[str, Hook]:
-    """One hook per module, of which several places may be runs."""
+    """One hook per module that is called with activations, of which several places may be runs."""
     by_run: dict[str, dict[int, Edit]] = {}
     for place, edit in edits.items():
-        by_run.setdefault(place.owner, {})[place.run] = edit
+        if place.side == "input":
+            by_run.setdefault(place.owner, {})[place.run] = edit
 
     def hook_for(edits_by_run: dict[int, Edit]) -> Hook:
         def hook(run: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:

@@ -3,9 +3,10 @@
     na(n) = (ā_n / m) · Σ_{k=1..m} ∂P((k/m)·ā) / ∂a_n
 
 P is the softmax probability of the target token at a position, ā the layer's activations A_post there (the input of its MLP's
-output projection), and one layer's whole vector is scaled at a time: Sundararajan et al. (2017, arXiv 1703.01365, eq. 3) as
-used by Dai et al. (2022, arXiv 2104.08696, eq. 2, m = 20) and Chen et al. (2025, arXiv 2406.10868, m = 16). Taken over the
-gate or over the up projection of a gated MLP the attribution is the same: each path makes A_post(α) = α·A_post.
+output projection; or what a projection of its attention gives or reads), and one layer's whole vector is scaled at a time:
+Sundararajan et al. (2017, arXiv 1703.01365, eq. 3) as used by Dai et al. (2022, arXiv 2104.08696, eq. 2, m = 20) and Chen et
+al. (2025, arXiv 2406.10868, m = 16). Taken over the gate or over the up projection of a gated MLP the attribution is the same:
+each path makes A_post(α) = α·A_post.
 
 Two paths compute it, with the same result: `cached_path` for causal models, `full_path` for all.
 """
@@ -46,6 +47,8 @@ class PathSettings(Typed):
     """The memory bound: the number of token rows that run, and are kept for the gradient, at once. Changes rounding only."""
     path: Path = "auto"
     """"auto" takes the cached path where it holds; "cached" raises where it does not."""
+    site: str = "mlp.post"
+    """Whose activations: `mlp.post`, or attention's `attn.q`, `attn.k`, `attn.v` or `attn.z`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,8 +106,8 @@ def integrated_gradients(
     """
     settings = settings or PathSettings()
     ids, at = _check(model, input_ids, target, position)
-    places = patch_points(model, settings.layers)
-    reason = None if settings.path == "full" else _why_not_cached(model, ids, at)
+    places = patch_points(model, settings.layers, settings.site)
+    reason = None if settings.path == "full" else _why_not_cached(model, ids, at, places)
     with weights_without_gradients(model.model), torch.enable_grad():
         if settings.path != "full" and reason is None:
             try:
@@ -131,11 +134,13 @@ def _cached(model: LoadedModel, ids: Tensor, target: int, places: list[PatchPoin
         raise CannotCacheError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
 
 
-def _why_not_cached(model: LoadedModel, ids: Tensor, position: int) -> str | None:
+def _why_not_cached(model: LoadedModel, ids: Tensor, position: int, places: list[PatchPoint]) -> str | None:
     if model.spec.kind != "causal":
         return f"a model of kind {model.spec.kind!r} has no cache of keys and values"
     if position != ids.shape[1] - 1:
         return "the position is not the last"
+    if any(place.side == "output" for place in places):
+        return "what a projection returns to attention is patched, and keys are among what is cached"
     return None
 
 

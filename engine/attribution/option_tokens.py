@@ -57,6 +57,8 @@ class TokenisedPrompt:
     """Number of tokens left out at the beginning, so that the rest fits the model's context."""
     as_text: bool
     """Whether the ids are those of the prompt alone; False where the tokenizer merges across its end."""
+    position: int = -1
+    """Where the model predicts the option: its last token, or the mask."""
 
 
 class PromptTokenizer:
@@ -81,6 +83,11 @@ class PromptTokenizer:
         prompts = []
         for number, (prompt, options) in enumerate(zip(query.prompts, query.options, strict=True), start=1):
             source = f"Query {query.name!r}, prompt {number},"
+            if query.masked:
+                raise InvalidInputError(
+                    f"{source} has a mask, and the model continues texts. Name a masked encoder, or ask with 'question', or "
+                    "with 'prompts' that end where the answer begins."
+                )
             ids_alone, ids, tokens = self._tokenise(source, prompt, options)
             check_ids(np.append(ids, tokens), source, self._n_vocabulary)
             n_cut = 0

@@ -1,6 +1,6 @@
 """The plan of an attribution run: its prompts, their labels, and the blocks they are stored in.
 
-A prompt is a document of one window whose last position is stored.
+A prompt is a document of one window, of which the position is stored where the model predicts the answer.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
+from actstore.engine.attribution.masked_tokens import MaskedPromptTokenizer
 from actstore.engine.attribution.option_tokens import PromptTokenizer, TooLong
 from actstore.engine.capture.plan_labels import MAX_LABELS_PER_COLUMN, Labels
 from actstore.engine.inputs.questions import Query, QuestionOptions, fingerprint, read_questions
+from actstore.engine.models.names import HEAD_SITES
 from actstore.store.arguments import Typed
 from actstore.store.capture.plan import PlannedWindow, PlanWriter
 from actstore.store.errors import InvalidInputError
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from actstore.engine.models.tokenizer.load import TextTokenizer
     from actstore.store.storage.folder import Folder
 
+ATTRIBUTED_SITES: Final = ("mlp.post", *HEAD_SITES)
+"""Where there is an activation to attribute to, and a path from 0 to it that the model follows."""
 BLOCK_PROMPTS: Final = 64
 """Prompts per block: the maximum that a run that was killed has to repeat."""
 MAX_DEFAULT_LABELS: Final = 64
@@ -49,6 +53,8 @@ class AttributeSettings(Typed):
 
     steps: int = 16
     """Steps of the integral from 0 to the activations."""
+    site: str = "mlp.post"
+    """Whose activations: those of MLP neurons, or of attention's projections, a key of `names.HEAD_SITES`."""
     layers: tuple[int, ...] | None = None
     """The layers to attribute to; None is all of the text stack."""
     templates: int | None = None
@@ -71,6 +77,8 @@ class AttributeSettings(Typed):
         for name in ("steps", "max_rows"):
             if (value := getattr(self, name)) < 1:
                 raise InvalidInputError(f"`{name}` must be at least 1, found {value}.")
+        if self.site not in ATTRIBUTED_SITES:
+            raise InvalidInputError(f"`site` is one of {', '.join(ATTRIBUTED_SITES)}, found {self.site!r}.")
 
     @property
     def questions(self) -> QuestionOptions:
@@ -115,7 +123,8 @@ class QuestionPlanner:
     def write(self, folder: Folder, capture: str) -> PlanRecord:
         """Write the plan into `capture`; `InvalidInputError` for a mistake in the file, and where no query is left."""
         label_columns = self.label_columns()
-        as_json = {"context": self.spec.context, "positions": "last", "block_slots": BLOCK_PROMPTS}
+        positions = "mask" if self.spec.kind == "encoder" else "last"
+        as_json = {"context": self.spec.context, "positions": positions, "block_slots": BLOCK_PROMPTS}
         writer = PlanWriter(folder, capture, BLOCK_PROMPTS, as_json)
         labels = Labels(label_columns)
         try:
@@ -153,7 +162,9 @@ class QuestionPlanner:
 
     def _windows(self, writer: PlanWriter, labels: Labels) -> Iterator[PlannedWindow]:
         """The window of every prompt, in the order of the file; its document is written to the table before."""
-        prompts = PromptTokenizer(
+        is_masked = self.spec.kind == "encoder"
+        kind: type[MaskedPromptTokenizer | PromptTokenizer] = MaskedPromptTokenizer if is_masked else PromptTokenizer
+        prompts = kind(
             self.tokenizer,
             context=self.spec.context,
             n_vocabulary=self.spec.n_vocabulary,
@@ -166,8 +177,8 @@ class QuestionPlanner:
                 continue
             for number, prompt in enumerate(tokenised):
                 document = writer.add_document(self._row(query, number, prompt, labels.columns))
-                last = np.array([len(prompt.ids) - 1], np.int32)
-                yield PlannedWindow(document, prompt.ids, last, np.array([TEXT], np.uint8), labels.of(query.labels))
+                kept = np.array([prompt.position % len(prompt.ids)], np.int32)
+                yield PlannedWindow(document, prompt.ids, kept, np.array([TEXT], np.uint8), labels.of(query.labels))
             self.progress.planned(writer.n_documents, writer.n_documents)
 
     def _row(

@@ -97,16 +97,25 @@ class LastPosition:
         """Why the cached path was given up, once it was; it is not tried again."""
 
     def predict(
-        self, ids: Sequence[int] | NDArray[np.int32], variants: Variants, options: Sequence[int]
+        self,
+        ids: Sequence[int] | NDArray[np.int32],
+        variants: Variants,
+        options: Sequence[int],
+        *,
+        position: int | None = None,
     ) -> Predictions:
-        """The predictions after the ids [position] of a prompt, for `options` [option] as token ids.
+        """The predictions at a position of the ids [position] of a prompt, for `options` [option] as token ids.
 
-        Raises `InvalidInputError` for neurons or options that the model does not have.
+        position: the last by default; of a masked model that of the mask, where neurons are then scaled too. Raises
+        `InvalidInputError` for neurons, options or a position that are not there.
         """
         self._check(ids, variants, options)
+        at = len(ids) - 1 if position is None else position
+        if not 0 <= at < len(ids):
+            raise InvalidInputError(f"Expected `position` from 0 to {len(ids) - 1}, found {position}.")
         window = torch.as_tensor(np.asarray(ids, np.int64), device=self._model.device)[None]
         with torch.no_grad():
-            if self.fallback is None and self._model.spec.kind == "causal":
+            if self.fallback is None and self._model.spec.kind == "causal" and at == len(ids) - 1:
                 try:
                     return _predictions(self._cached(window, variants), options)
                 except CannotCacheError as error:
@@ -117,7 +126,7 @@ class LastPosition:
                 # uses neither. A genuine fault of the model is raised again there.
                 except Exception as error:
                     self._fall_back(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-            return _predictions(self._full(window, variants), options)
+            return _predictions(self._full(window, variants, at), options)
 
     def _fall_back(self, reason: str) -> None:
         if self._path == "cached":
@@ -168,8 +177,8 @@ class LastPosition:
             all_logits[torch.as_tensor(1 + chunk)] = row_logits[1:-1]
         return all_logits
 
-    def _full(self, ids: Tensor, variants: Variants) -> Tensor:
-        """Logits [1 + variant, vocabulary] from the full sequence, one window per variant."""
+    def _full(self, ids: Tensor, variants: Variants, position: int) -> Tensor:
+        """Logits [1 + variant, vocabulary] at a position from the full sequence, one window per variant."""
         model, n_positions = self._model, ids.shape[1]
         chunks = [np.empty(0, np.int64)]  # the unchanged model
         per_pass = max(1, self._max_rows // n_positions)
@@ -179,15 +188,15 @@ class LastPosition:
             arguments = families.arguments_for(model.model, ids.expand(max(1, len(chunk)), -1), None)
             if hasattr(model.model.config, "use_cache"):
                 arguments["use_cache"] = False
-            changes = self._changes(variants, chunk, rows_are="windows")
-            with intervened(model, changes), hooked(model.model, head_hook(model, n_positions - 1, n_positions)):
+            changes = self._changes(variants, chunk, rows_are="windows", position=position)
+            with intervened(model, changes), hooked(model.model, head_hook(model, position, n_positions)):
                 logits = getattr(model.model(**arguments), "logits", None)
             if not isinstance(logits, Tensor):
                 raise ModelError(
                     f"{model.spec.name} returns no logits: expected a model with a language-model head. Load it as the "
                     "class it was trained as."
                 )
-            last = at_position(logits, max(1, len(chunk)), n_positions - 1, n_positions, model.spec.model_type)
+            last = at_position(logits, max(1, len(chunk)), position, n_positions, model.spec.model_type)
             last_logits.append(last)
         return torch.cat(last_logits)
 
@@ -199,13 +208,18 @@ class LastPosition:
         return first
 
     def _changes(
-        self, variants: Variants, chunk: NDArray[np.int64], *, rows_are: Literal["positions", "windows"]
+        self,
+        variants: Variants,
+        chunk: NDArray[np.int64],
+        *,
+        rows_are: Literal["positions", "windows"],
+        position: int = -1,
     ) -> Mapping[int, Change]:
         """Layer → the change of its activations in a pass over the variants `chunk`."""
         changes = {}
         for place, row, neuron, factor in self._entries(variants, chunk):
             entries = torch.as_tensor(row), torch.as_tensor(neuron), torch.as_tensor(factor)
-            changes[place.layer] = _scale_rows(*entries, rows_are=rows_are)
+            changes[place.layer] = _scale_rows(*entries, rows_are=rows_are, position=position)
         return changes
 
     def _entries(
@@ -232,10 +246,12 @@ class _JoiningPass(GrowingPass):
         return {}
 
 
-def _scale_rows(rows: Tensor, neurons: Tensor, factors: Tensor, *, rows_are: Literal["positions", "windows"]) -> Change:
+def _scale_rows(
+    rows: Tensor, neurons: Tensor, factors: Tensor, *, rows_are: Literal["positions", "windows"], position: int
+) -> Change:
     """The change that multiplies single activations, given by row, neuron and factor [entry].
 
-    Rows are the positions of one window, after the clean one; or windows, changed at their last position. Sparse: a factor
+    Rows are the positions of one window, after the clean one; or windows, changed at one position. Sparse: a factor
     for every neuron of every row would be as large as the activations of all layers together.
     """
 
@@ -245,7 +261,7 @@ def _scale_rows(rows: Tensor, neurons: Tensor, factors: Tensor, *, rows_are: Lit
         if rows_are == "positions":
             after[0, 1 + row, neuron] *= factor
         else:
-            after[row, -1, neuron] *= factor
+            after[row, position, neuron] *= factor
         return after
 
     return change

@@ -17,6 +17,7 @@ from actstore.engine.capture.target import check_target
 from actstore.engine.inputs.corpus import CorpusReport
 from actstore.engine.inputs.images import ImageOptions, find_images
 from actstore.engine.inputs.memory_corpus import MemoryCorpus, as_corpus
+from actstore.engine.inputs.stored_answers import stored_capture
 from actstore.engine.models.sources import ModelSource
 from actstore.store.arguments import argument, given_fields
 from actstore.store.calls import checked
@@ -76,13 +77,16 @@ def capture(
     errors: Literal["strict", "replace"] | None = None,
     pattern: str | None = None,
     stdin_format: Literal["text", "jsonl"] | None = None,
-    prompt: str | None = None,
-    prefix: str | None = None,
     generate: bool | None = None,
+    answers: int | None = None,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    stop: Sequence[str] | None = None,
+    chat: bool | None = None,
+    prompt: str | None = None,
+    prefix: str | None = None,
     image_column: str | None = None,
     prompt_column: str | None = None,
     caption_column: str | None = None,
@@ -93,10 +97,10 @@ def capture(
     it runs as it is, in its own dtype on its own device, and is left as it was. Its tokenizer is that of `options`, of the
     pipeline, or of the name it was loaded by.
 
-    `corpus` is a path, or documents in memory: a list of texts or of records (dictionaries), a `datasets.Dataset`, a table of
-    pyarrow, pandas or polars; what can be read only once, such as a generator, is refused. A path is taken for images where
-    the model reads images and text, and any file there is an image, or a table with a column of images; name files with
-    `pattern` to say otherwise.
+    `corpus` is a path, also of a store whose model answered prompts, or documents in memory: a list of texts or of records
+    (dictionaries), a `datasets.Dataset`, a table of pyarrow, pandas or polars; what can be read only once is refused. A path is
+    taken for images where the model reads images and text, and any file there is an image, or a table with a column of images;
+    name files with `pattern` to say otherwise.
 
     `options` say how the capture is carried out. What may make it other than it was meant to be goes to `report.on_warning`, or
     to `warnings.warn`. All other parameters are settings, fields of `CaptureSettings` and `ImageSettings`; None is the default,
@@ -112,7 +116,7 @@ def capture(
     - `context`: longest window in tokens [the model's; for text at most 1024]
     - `overlap`: tokens at the start of a window that repeat the window before [0]
     - `begin`: special tokens around a window: "auto", "always" or "never" ["auto"]
-    - `positions`: "all", "last" or indices such as [0, -1]; of images also "generated" and "image" ["all"]
+    - `positions`: "all", "last" or indices such as [0, -1]; of answers also "generated", of images "image" ["all"]
     - `batch_tokens`: number of tokens per forward pass [4096]
     - `block_tokens`: number of tokens per block, the unit of work [16,384, fewer where `memory` does not suffice]
     - `bundle`: whether all files of a block lie in one object [where there would be more than 100,000 files]
@@ -129,13 +133,16 @@ def capture(
     - `errors`: what is done with invalid UTF-8, "strict" or "replace" ["strict"]
     - `pattern`: names of the files to read in a folder, such as "*.py" ["*"]
     - `stdin_format`: of the corpus "-", "text" or "jsonl" ["text"]
-    - `prompt`: what is asked of an image whose record has no prompt ["Describe the image in few words."]
-    - `prefix`: forced beginning of every answer [none]
-    - `generate`: whether the model answers each prompt first; else the captions are its answers [False]
+    - `generate`: whether the model answers each prompt first; else the captions of images are its answers [False]
+    - `answers`: number of answers to each prompt; several are sampled [1]
     - `max_new_tokens`: maximum number of tokens of a generated answer [50]
     - `temperature`: answers are sampled at this temperature [the likeliest token each time]
     - `top_p`: answers are sampled from the likeliest tokens of this total probability [1]
     - `seed`: random seed of sampled answers [0]
+    - `stop`: texts that end an answer [none; an end-of-text token always does]
+    - `chat`: whether prompts go through the tokenizer's chat template [where it has one]
+    - `prompt`: what is asked of an image whose record has no prompt ["Describe the image in few words."]
+    - `prefix`: forced beginning of every answer [none]
     - `image_column`: column of a table that holds paths or bytes of images ["image"]
     - `prompt_column`: column of a table that holds prompts ["prompt"]
     - `caption_column`: column of a table that holds captions ["caption"]
@@ -190,13 +197,16 @@ def plan(
     errors: Literal["strict", "replace"] | None = None,
     pattern: str | None = None,
     stdin_format: Literal["text", "jsonl"] | None = None,
-    prompt: str | None = None,
-    prefix: str | None = None,
     generate: bool | None = None,
+    answers: int | None = None,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    stop: Sequence[str] | None = None,
+    chat: bool | None = None,
+    prompt: str | None = None,
+    prefix: str | None = None,
     image_column: str | None = None,
     prompt_column: str | None = None,
     caption_column: str | None = None,
@@ -275,6 +285,8 @@ def _is_of_images(
         return False
     if begun is not None:
         return begun.of_images
+    if stored_capture(corpus) is not None:
+        return False
     settings = ImageSettings(**requested)  # type: ignore[arg-type]  # checked by given_fields
     options = ImageOptions(image_column=settings.image_column, pattern=settings.pattern)
     try:

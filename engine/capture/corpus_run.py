@@ -10,6 +10,8 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from actstore.engine.capture.answers.answering import TextAnswerer
+from actstore.engine.capture.answers.positions import Positions
 from actstore.engine.capture.block_filler import fill_blocks
 from actstore.engine.capture.padding import PaddingCount
 from actstore.engine.capture.plan import PlanSettings, TextPlanner, block_size
@@ -18,6 +20,7 @@ from actstore.engine.capture.settings import CaptureSettings
 from actstore.engine.capture.sizes import bytes_per_slot, memory_of_model, planned_slots
 from actstore.engine.inputs.corpus import STDIN, CorpusDigest, CorpusOptions, CorpusReport, read_corpus
 from actstore.engine.models.fingerprint import check_root, fingerprint_of
+from actstore.engine.models.generation.text import check_generates
 from actstore.engine.models.tokenizer.load import TextTokenizer
 from actstore.engine.models.writing.path import is_scaled
 from actstore.kernels.pack.statistics import STATISTICS
@@ -72,9 +75,28 @@ class CorpusRun(Run):
             )
         widths = settings.widths(self.spec)
         tokenizer = self._tokenizer(settings)
-        plan = self._write_plan(settings, widths, tokenizer, count)
-        model = self._load(self.options.dtype)
-        record = capture_record(self.name, self.spec, model, fingerprint_of(model), settings, widths, plan)
+        if not settings.generate:
+            plan = self._write_plan(settings, widths, tokenizer, count)
+            model = self._load(self.options.dtype)
+            fingerprint = fingerprint_of(model)
+        else:
+            if count is not None:
+                raise InvalidInputError(
+                    "How long answers take shows only when they are generated. Capture a few with `max_documents` to see."
+                )
+            check_generates(self.spec)  # before weights are loaded
+            if settings.overlap:
+                raise InvalidInputError(
+                    "A prompt with its answer is one window, which repeats none before it. Leave `overlap` out."
+                )
+            model = self._load(self.options.dtype)
+            fingerprint = fingerprint_of(model)
+            check_root(self.folder, fingerprint, self.spec.name)
+            answerer = self._answerer(model, fingerprint, tokenizer, settings)
+            if self.documents != STDIN and settings.max_tokens is None:  # else not all are read, or they are read once
+                answerer.check(read_corpus(self.documents, settings.of(CorpusOptions)))
+            plan = self._write_plan(settings, widths, tokenizer, None, answerer)
+        record = capture_record(self.name, self.spec, model, fingerprint, settings, widths, plan)
         check_root(self.folder, record.model_fingerprint, self.spec.name)
         return record, model, tokenizer
 
@@ -84,11 +106,13 @@ class CorpusRun(Run):
         widths: dict[str, dict[int, int]],
         tokenizer: TextTokenizer | None,
         count: PlanCount | None,
+        answerer: TextAnswerer | None = None,
     ) -> PlanRecord:
         n_gate = sum(widths.get("mlp.post", {}).values()) if settings.gate_sign else 0
         dtype = self.options.dtype if self.options.dtype != "auto" else self.spec.dtype
         slot_nbytes = bytes_per_slot(widths, settings.precision, dtype, n_gate)
-        is_whole = settings.positions == "all"
+        positions = Positions(settings.positions, of_images=False)
+        is_whole = not positions.are_few or positions.of_answers
         most = BLOCK_SLOTS if is_whole else min(BLOCK_SLOTS, FEW_SLOTS)
         usual = memory_of_model(self.spec, dtype)
         slots = planned_slots(slot_nbytes, self.options.memory, settings.block_tokens, most, usual)
@@ -103,6 +127,7 @@ class CorpusRun(Run):
             max_tokens=settings.max_tokens,
         )
         trusted = self.options.trust_remote_code
+        cut = () if answerer is None else (answerer.count_cut(),)
         planner = TextPlanner(
             plan_settings,
             self.corpus,
@@ -110,12 +135,22 @@ class CorpusRun(Run):
             self.spec.n_vocabulary,
             settings.label_columns,
             frozenset() if tokenizer else self.source.special_ids(trust_remote_code=trusted),
-            observers=(self._count_padding(tokenizer),),
+            observers=(self._count_padding(tokenizer), *cut),
             on_progress=self.progress.planned,
             on_warning=self.report.warn,
         )
         documents = read_corpus(self.documents, settings.of(CorpusOptions), self.report)
-        return planner.write(documents, self.folder, self.name, count)
+        answered = documents if answerer is None else answerer.answer(documents)
+        return planner.write(answered, self.folder, self.name, count)
+
+    def _answerer(
+        self, model: LoadedModel, fingerprint: str, tokenizer: TextTokenizer | None, settings: CaptureSettings
+    ) -> TextAnswerer:
+        prefix = () if tokenizer is None or settings.begin == "never" else tokenizer.prefix
+        if settings.begin == "always" and not prefix and tokenizer is not None and tokenizer.begin is not None:
+            prefix = (tokenizer.begin,)
+        place = self.folder, self.name, self.options.resume
+        return TextAnswerer.of(model, fingerprint, tokenizer, prefix, settings, place, self.progress)
 
     def _count_padding(self, tokenizer: TextTokenizer | None) -> PaddingCount:
         """A count by the padding token of the tokenizer, or of the model's configuration where there is no tokenizer."""
@@ -156,7 +191,7 @@ class CorpusRun(Run):
     def _corpus_fingerprint(self, settings: CaptureSettings, plan: PlanRecord) -> str:
         digest = CorpusDigest()
         documents = read_corpus(self.documents, settings.of(CorpusOptions), self.report)
-        for document in itertools.islice(documents, plan.n_documents):
+        for document in itertools.islice(documents, -(-plan.n_documents // settings.answers)):
             digest.update(document)
         longer = settings.max_tokens is None and next(documents, None) is not None
         return "" if longer else digest.hexdigest()

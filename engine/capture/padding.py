@@ -31,8 +31,8 @@ class PaddingCount:
         self.n_documents: Counter[int] = Counter()
 
     def observe(self, document: Document, ids: NDArray[Any]) -> None:
-        """Look at one more document; text has no padding."""
-        if document.ids is None or not document.ids.size:
+        """Look at one more document; text has no padding, nor what a model generated: the end of its answer may look so."""
+        if document.ids is None or not document.ids.size or document.answered is not None:
             return
         for token, shortest in self._shortest.items():
             ends = document.ids[:shortest], document.ids[-shortest:]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 
+from actstore.engine.capture.answers.positions import Positions
 from actstore.engine.capture.plan_labels import Labels
 from actstore.engine.capture.token_census import TokenCensus
 from actstore.engine.capture.tokenising import check_ids, tokenise
@@ -21,7 +22,7 @@ from actstore.store.arguments import Typed
 from actstore.store.capture.plan import PlannedWindow, PlanWriter
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.records import PlanRecord
-from actstore.store.layout import SLOT_MULTIPLE, SPECIAL, TEXT
+from actstore.store.layout import GENERATED, SLOT_MULTIPLE, SPECIAL, TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -49,7 +50,8 @@ class PlanSettings(Typed):
     """Special tokens around each window: as the tokenizer puts them (documents that come as ids are taken as they are), at
     least a begin-of-text token, or none."""
     positions: str = "all"
-    """Which positions of a window are stored: `all`, `last` (its last text token), or comma-separated indices."""
+    """Which positions of a window are stored: `all`, `last` (its last text token), comma-separated indices, or of windows with
+    an answer `generated` (those that predict it, and its own), alone or among indices."""
     batch_tokens: int = 4096
     block_slots: int = 16_384
     max_padding: float = 1 / 16
@@ -69,24 +71,12 @@ class PlanSettings(Typed):
             )
         if self.block_slots % SLOT_MULTIPLE:
             raise InvalidInputError(f"Blocks are multiples of {SLOT_MULTIPLE} slots, found {self.block_slots}.")
-        fixed = self.fixed_positions()
-        n_kept = 1 if self.positions == "last" else self.context if fixed is None else min(self.context, len(fixed))
+        n_kept = Positions(self.positions, of_images=False).at_most(self.context)
         if n_kept > self.block_slots:
             raise InvalidInputError(
                 f"A window keeps up to {n_kept} tokens, more than a block of {self.block_slots} slots holds. "
                 "Raise `memory`, or name fewer `positions`."
             )
-
-    def fixed_positions(self) -> tuple[int, ...] | None:
-        """The indices of `positions` where it is a list; `InvalidInputError` where it is nothing known."""
-        if self.positions in ("all", "last"):
-            return None
-        try:
-            return tuple(int(index) for index in self.positions.split(","))
-        except ValueError:
-            raise InvalidInputError(
-                f"Positions are `all`, `last` or indices such as 0,5,-1, found {self.positions!r}."
-            ) from None
 
 
 def block_size(context: int, target: int, *, stored_everywhere: bool = True) -> int:
@@ -107,7 +97,7 @@ class Windower:
         self, settings: PlanSettings, tokenizer: TextTokenizer | None, special_ids: frozenset[int] = frozenset()
     ) -> None:
         """Windows as `settings` say; without a tokenizer, ids are taken as they are, and `special_ids` stand for no text."""
-        self._settings = settings
+        self._settings, self._positions = settings, Positions(settings.positions, of_images=False)
         prefix, suffix = (tokenizer.prefix, tokenizer.suffix) if tokenizer else ((), ())
         self._specials = np.array(sorted(tokenizer.special_ids if tokenizer else special_ids), np.int32)
         if settings.begin == "never":
@@ -130,6 +120,24 @@ class Windower:
                 f"exceed the overlap of {settings.overlap}. Raise `context` or lower `overlap`."
             )
 
+    def answered(
+        self, ids: NDArray[np.int32], document: int, labels: tuple[int, ...], n_prompt: int, source: str
+    ) -> Iterator[PlannedWindow]:
+        """The one window of a prompt with its answer; `InvalidInputError` where it is longer than a window.
+
+        Special tokens of the answer, such as its end, enter no statistic, as those of the prompt do not.
+        """
+        if len(ids) > self._settings.context:
+            raise InvalidInputError(
+                f"{source} takes {len(ids):,} tokens with its answer, more than a window of {self._settings.context:,}. Raise "
+                "`context`."
+            )
+        modality = np.where(np.isin(ids, self._specials), SPECIAL, TEXT).astype(np.uint8)
+        modality[n_prompt:][modality[n_prompt:] == TEXT] = GENERATED
+        kept = self._positions.kept(modality, n_prompt)
+        if len(kept):
+            yield PlannedWindow(document, ids, kept, modality[kept], labels)
+
     def windows(self, ids: NDArray[np.int32], document: int, labels: tuple[int, ...]) -> Iterator[PlannedWindow]:
         """The windows of one document in reading order; no token is cut off, none is stored twice."""
         step = self._capacity - self._settings.overlap
@@ -151,12 +159,7 @@ class Windower:
     def _kept(self, length: int, modality: NDArray[np.uint8]) -> NDArray[np.int32]:
         if self._settings.positions == "all":
             return np.arange(length, dtype=np.int32)
-        if self._settings.positions == "last":
-            text = np.flatnonzero(modality == TEXT)
-            return text[-1:].astype(np.int32)
-        positions = self._settings.fixed_positions() or ()
-        inside = {p % length for p in positions if -length <= p < length}
-        return np.array(sorted(inside), np.int32)
+        return self._positions.kept(modality, length)
 
 
 def pack_blocks(windows: Iterable[PlannedWindow], block_slots: int) -> Iterator[list[PlannedWindow]]:
@@ -246,7 +249,7 @@ class TextPlanner:
             windows = self._windows(documents, writer, digest, labels, windower, observers)
             for block in pack_blocks(windows, settings.block_slots):
                 writer.add_block(batch_windows(block, settings.batch_tokens, settings.max_padding))
-            _expect_windows(writer.n_windows, self.corpus)
+            _expect_windows(writer.n_windows, self.corpus, settings.positions)
             sentences = [s for observer in observers for s in observer.conclude(self.corpus, writer.n_documents)]
             label_values = tuple(labels.ids)
             fingerprint = writer.close(label_values)
@@ -290,9 +293,15 @@ class TextPlanner:
             for observer in observers:
                 observer.observe(document, ids)
             row = {"source": document.source, "sha256": document.sha256, "n_tokens": len(ids)}
+            row |= answer_columns(document, self.label_columns)
             number = writer.add_document(row | {c: document.labels.get(c, "") for c in self.label_columns})
             cut = windower if document.ids is None else plain
-            for window in cut.windows(ids.astype(np.int32), number, labels.of(document.labels)):
+            of_document = ids.astype(np.int32), number, labels.of(document.labels)
+            for window in (
+                cut.windows(*of_document)
+                if document.answered is None
+                else plain.answered(*of_document, document.answered.n_prompt, document.source)
+            ):
                 yield window
                 n_tokens += len(window.kept)
                 if max_tokens is not None and n_tokens >= max_tokens:
@@ -300,6 +309,25 @@ class TextPlanner:
             self.on_progress(number + 1, n_tokens)
 
 
-def _expect_windows(n_windows: int, corpus: str) -> None:
+ANSWER_COLUMNS: Final = ("prompt", "answer", "answer_number", "generated", "n_prompt")
+"""What the table of documents has of a prompt with its answer, beside what it has of every document."""
+
+
+def answer_columns(document: Document, label_columns: tuple[str, ...]) -> dict[str, object]:
+    """`ANSWER_COLUMNS` of a prompt with an answer; nothing of another document. No label may have their names."""
+    if (answered := document.answered) is None:
+        return {}
+    if taken := [column for column in label_columns if column in ANSWER_COLUMNS]:
+        raise InvalidInputError(
+            f"A label column of answers cannot be called {taken[0]!r}: taken are {', '.join(ANSWER_COLUMNS)}. Rename it."
+        )
+    values = (answered.prompt, answered.answer, answered.number, True, answered.n_prompt)
+    return dict(zip(ANSWER_COLUMNS, values, strict=True))
+
+
+def _expect_windows(n_windows: int, corpus: str, positions: str) -> None:
     if n_windows == 0:
-        raise InvalidInputError(f"The corpus {corpus} holds no token to store. Check the path and `positions`.")
+        answers = " Is `generate=True` missing?" if "generated" in positions else ""
+        raise InvalidInputError(
+            f"The corpus {corpus} holds no token to store. Check the path and `positions`.{answers}"
+        )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MAX_DEFAULT_CONTEXT = 1024
 UNBOUNDED_CONTEXT = 32_768
 """Of a model that states no bound, for prompts with images, which are not cut."""
+MAX_ANSWERS = 10_000
 DEFAULT_PROMPT = "Describe the image in few words."
 
 OF_STORAGE = ("bundle", "compression", "order")
@@ -88,6 +89,24 @@ class CaptureSettings(Typed):
     errors: Literal["strict", "replace"] = "strict"
     pattern: str = "*"
     stdin_format: Literal["text", "jsonl"] = "text"
+    generate: bool = False
+    """The model answers every prompt first; of images, the captions given are else taken for its answers."""
+    answers: int = 1
+    """To each prompt; more than one are sampled."""
+    max_new_tokens: int = 50
+    temperature: float | None = None
+    """Answers are sampled at this temperature; None, with no `top_p`: the likeliest token each time."""
+    top_p: float | None = None
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer, which keeps the tokens that complete one."""
+    chat: bool | None = None
+    """Prompts go through the tokenizer's chat template: where it has one."""
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether answers are drawn at random."""
+        return self.temperature is not None or self.top_p is not None
 
     @classmethod
     def resolve(cls, requested: Mapping[str, object], spec: ModelSpec) -> Self:
@@ -147,6 +166,7 @@ class CaptureSettings(Typed):
             if self.label_columns.count(column) > 1:
                 raise InvalidInputError(f"The label column {column!r} is named twice. Name it once in `label_columns`.")
         self._check_contributions(spec)
+        self._check_answers()
         for site in self.sites:
             if site not in spec.sites:
                 raise InvalidInputError(f"{spec.name} has no site {site!r}. Its sites are {', '.join(spec.sites)}.")
@@ -202,6 +222,34 @@ class CaptureSettings(Typed):
                 f"Contributions are to logits, and {spec.name} has no unembedding. Leave `contributions` out."
             )
 
+    def _check_answers(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InvalidInputError(f"`max_new_tokens` is at least 1, found {self.max_new_tokens}.")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise InvalidInputError(
+                f"`temperature` is above 0, found {self.temperature}. Leave it out for greedy answers."
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InvalidInputError(f"`top_p` lies above 0 and at most at 1, found {self.top_p}.")
+        if self.is_sampled and not self.generate:
+            raise InvalidInputError(
+                "`temperature` and `top_p` say how answers are sampled. Ask for answers with `generate=True`."
+            )
+        if not 1 <= self.answers <= MAX_ANSWERS:
+            raise InvalidInputError(f"`answers` lies between 1 and {MAX_ANSWERS:,}, found {self.answers}.")
+        if self.answers > 1 and not self.is_sampled:
+            raise InvalidInputError(
+                f"{self.answers} greedy answers to one prompt would be the same. Sample them, with `temperature` or `top_p`."
+            )
+        if not all(self.stop):
+            raise InvalidInputError(
+                "A text of `stop` that ends an answer has at least one character, found an empty one."
+            )
+        if not self.generate:
+            for name, value in (("answers", self.answers > 1), ("stop", self.stop), ("chat", self.chat is not None)):
+                if value:
+                    raise InvalidInputError(f"`{name}` is of generated answers. Ask for them with `generate=True`.")
+
     def chosen_layers(self, spec: ModelSpec) -> tuple[int, ...]:
         """The layers that are captured, ascending."""
         return tuple(sorted(set(self.layers))) if self.layers is not None else spec.part_layers(self.part)
@@ -255,44 +303,21 @@ class ImageSettings(CaptureSettings):
     """The prompt of an image whose record has none."""
     prefix: str = ""
     """The forced beginning of every answer; it counts as part of the prompt."""
-    generate: bool = False
-    """The model answers every prompt first; else the captions given are taken for its answers."""
-    max_new_tokens: int = 50
-    temperature: float | None = None
-    """Answers are sampled at this temperature; None, with no `top_p`: the likeliest token each time."""
-    top_p: float | None = None
-    seed: int = 0
     image_column: str = "image"
     prompt_column: str = "prompt"
     caption_column: str = "caption"
 
     TEXT_ONLY: ClassVar = (
         "contributions", "by", "overlap", "begin", "text_column", "ids_column", "prefer_ids", "errors", "stdin_format",
+        "answers", "stop", "chat",
     )  # fmt: skip
-    """Fields that mean nothing for images."""
-
-    @property
-    def is_sampled(self) -> bool:
-        """Whether answers are drawn at random."""
-        return self.temperature is not None or self.top_p is not None
+    """Fields that mean nothing for images, or that images do not have."""
 
     def _default_context(self, spec: ModelSpec) -> int:
         return spec.context or UNBOUNDED_CONTEXT
 
     def _check(self, spec: ModelSpec) -> None:
         super()._check(spec)
-        if self.max_new_tokens < 1:
-            raise InvalidInputError(f"`max_new_tokens` is at least 1, found {self.max_new_tokens}.")
-        if self.temperature is not None and not 0 < self.temperature < float("inf"):
-            raise InvalidInputError(
-                f"`temperature` is above 0, found {self.temperature}. Leave it out for greedy answers."
-            )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise InvalidInputError(f"`top_p` lies above 0 and at most at 1, found {self.top_p}.")
-        if self.is_sampled and not self.generate:
-            raise InvalidInputError(
-                "`temperature` and `top_p` say how answers are sampled. Ask for answers with `generate=True`."
-            )
         if self.part == "language":
             return
         if self.generate:

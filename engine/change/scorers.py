@@ -24,5 +24,8 @@ SCORERS: Final[dict[str, ScorerKind]] = {
     ),
     "regex": ScorerKind("regex", "1 where the generation matches a regular expression, else 0.", "PATTERN"),
     "likelihood": ScorerKind("likelihood", "The mean log probability of the generation under the donor."),
+    "function": ScorerKind(
+        "function", "What a Python function of yours gives for the texts of prompt and generation.", "MODULE:NAME"
+    ),
 }
 """Name → scorer, as a command line names it; any `activation_patching.Scorer` can be passed to `evaluate_patching`."""

@@ -21,6 +21,7 @@ from actstore.engine.inputs.filetypes import FileType, file_type, open_bytes
 from actstore.engine.inputs.globs import matching_paths
 from actstore.engine.inputs.memory_corpus import MemoryCorpus
 from actstore.engine.inputs.records import RecordReader, missing_label
+from actstore.engine.inputs.stored_answers import read_stored_answers, stored_capture
 from actstore.engine.inputs.tables import is_saved_dataset, list_dataset_files, read_arrow, read_parquet
 from actstore.engine.inputs.textfiles import (
     BINARY,
@@ -109,7 +110,8 @@ def read_corpus(
     """The documents of a corpus in a fixed order, each read when it is asked for.
 
     `location` is a file (read by its suffix, with or without .gz, .bz2, .xz or .zst; any other file is one text), a folder,
-    a glob, a folder made by `save_to_disk` of `datasets` or one of its splits, or "-" for standard input. In a folder, hidden
+    a glob, a store whose model answered prompts (or the folder of a capture in it), a folder made by `save_to_disk` of
+    `datasets` or one of its splits, or "-" for standard input. In a folder, hidden
     files and __pycache__ are skipped, and so are, with the default pattern, files whose first bytes or NUL bytes show that
     they are no text. Empty documents are skipped. `report` counts what was.
 
@@ -148,6 +150,8 @@ def _read_documents(location: str | MemoryCorpus, options: CorpusOptions, report
         documents = location.read(records)
     elif location == STDIN:
         documents = _read_stdin(records)
+    elif (stored := stored_capture(location)) is not None:
+        documents = read_stored_answers(*stored, records)
     else:
         files = _list_files(location, options, report)
         documents = (document for file in files for document in _read_file(file, records, report))

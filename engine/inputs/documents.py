@@ -21,17 +21,34 @@ StdinFormat = Literal["text", "jsonl"]
 
 
 @dataclass(frozen=True, eq=False)
+class Answered:
+    """What the ids of a document are where they are a prompt and a model's answer to it."""
+
+    n_prompt: int
+    """Position of the answer's first token."""
+    prompt: str = ""
+    """The prompt as it stood in the corpus; empty where that was token ids."""
+    answer: str = ""
+    """The answer's text, without special tokens."""
+    number: int = 0
+    """Of the answers to one prompt, from 0."""
+    made_of: "Document | None" = None
+    """The document of the corpus that was answered; None where the corpus itself has the answer."""
+
+
+@dataclass(frozen=True, eq=False)
 class Document:
     """One document: either `text` or `ids` (int64, `[token]`), never both.
 
     `source` is for people: a path, `path:line` in JSON lines (from 1), `path:row` in tables (from 0), or `<stdin>`.
-    A label without a value is the empty string.
+    A label without a value is the empty string. Of a prompt with an answer, `ids` are both, and `answered` says which is which.
     """
 
     source: str
     text: str | None = None
     ids: npt.NDArray[np.int64] | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    answered: Answered | None = None
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.ids is None):
@@ -95,8 +112,14 @@ class CorpusDigest:
         self._hash = hashlib.sha256(b"actstore corpus 1\n")
 
     def update(self, document: Document) -> None:
-        """Add the next document."""
+        """Add the next document; of one that a model has answered, what was in the corpus, once for all of its answers."""
         labels = json.dumps(document.labels, sort_keys=True).encode()
+        if (answered := document.answered) is not None:
+            if answered.made_of is not None:
+                if answered.number == 0:
+                    self.update(answered.made_of)
+                return
+            labels += struct.pack("<q", answered.n_prompt)
         kind = b"text" if document.ids is None else b"ids_"
         # The length keeps one document's labels from running into the next document.
         self._hash.update(kind + bytes.fromhex(document.sha256) + struct.pack("<q", len(labels)) + labels)

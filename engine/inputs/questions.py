@@ -4,7 +4,7 @@ Three forms are read, compressed where the name says so. Prepared JSON (Chen et 
 `sentences`, the prompts, with `obj_label`, the letter of each one's right answer, and any other columns; the options
 are read from the prompts' own lines ` A. …`. Plain rows, in JSON lines or a JSON array: `question`, `options` (a list,
 or an object by letter) and `answer` (a letter, or an option's text), put into templates with shuffled options. And rows with
-`prompts` and `answers`, used as they are. Other columns are labels.
+`prompts` and `answers`, used as they are. Rows with a mask are those of `masked_questions`. Other columns are labels.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from actstore.engine.inputs.filetypes import file_type, open_bytes
+from actstore.engine.inputs.masked_questions import MASKED_KEYS, masked_prompts
 from actstore.engine.inputs.textfiles import reading
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError, NotFoundError
@@ -45,15 +46,17 @@ class Query:
 
     name: str
     prompts: tuple[str, ...]
-    """Each ends where the model is to put a letter."""
+    """Each ends where the model is to put a letter, or holds `masked_questions.MASK`."""
     answers: tuple[str, ...]
-    """The letter of the right option, by prompt."""
+    """The letter of the right option, by prompt; of a masked prompt, what stands in place of the mask."""
     options: tuple[tuple[str, ...], ...]
-    """The letters of the options, by prompt, in their order there."""
+    """The letters of the options, by prompt, in their order there; of a masked prompt, the options themselves."""
     labels: dict[str, str] = field(default_factory=dict)
     """Every other column whose value is a text or a number."""
     prepared: bool = False
     """Whether it comes from prepared JSON, whose columns are not all meant as labels."""
+    masked: bool = False
+    """Whether its prompts hold a mask."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,9 @@ def _open_text(path: Path) -> io.TextIOWrapper:
 
 def _is_row(value: dict[str, object]) -> bool:
     """Whether an object on the first line is a row; a prepared file on one line is an object of objects."""
-    return bool(value.keys() & _PROMPT_KEYS) or bool(value and not any(isinstance(v, dict) for v in value.values()))
+    return bool(value.keys() & (_PROMPT_KEYS | {"cloze", "sequence"})) or bool(
+        value and not any(isinstance(v, dict) for v in value.values())
+    )
 
 
 def _lines(path: Path, file: Iterable[str]) -> Iterator[tuple[str, str | None, object]]:
@@ -195,11 +200,14 @@ def _query(source: str, name: str | None, row: object, options: QuestionOptions)
         if prompts_key in row:
             prompts, answers, letters = _own_prompts(source, row, prompts_key, answers_key, options.templates)
             return Query(name, prompts, answers, letters, labels, prepared=prompts_key == "sentences")
+    if (masked := masked_prompts(source, row, options.templates)) is not None:
+        labels = {key: value for key, value in labels.items() if key not in MASKED_KEYS}
+        return Query(name, *masked, labels, masked=True)
     if "question" not in row:
         columns = ", ".join(map(repr, row)) or "nothing"
         raise InvalidInputError(
-            f"{source} asks nothing. Expected 'sentences' with 'obj_label', 'prompts' with 'answers', or 'question' with "
-            f"'options' and 'answer'; found {columns}."
+            f"{source} asks nothing. Expected 'sentences' with 'obj_label', 'prompts' with 'answers', 'question' or 'cloze' "
+            f"with 'options' and 'answer', or 'sequence' with 'position'; found {columns}."
         )
     question = row["question"]
     if not isinstance(question, str) or not question.strip():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from actstore.engine.models import families
-from actstore.engine.models.names import BLOCK_SITES, PRODUCT_SITES, SITES
+from actstore.engine.models.names import BLOCK_SITES, HEAD_SITES, PRODUCT_SITES, SITES
 from actstore.engine.models.writing.path import UNKNOWN
 from actstore.store.errors import ModelError
 from actstore.store.files.records import APART, PARTS, part_of
@@ -42,6 +42,9 @@ class LayerSpec:
     scaled_by: tuple[
         str, ...
     ]  # what differs by position between its write vectors and the stream: "weight", "norm", or "unknown"
+    heads: tuple[
+        tuple[str, int], ...
+    ] = ()  # (site, width) of the attention projections of its block, under its first layer
 
     @property
     def part(self) -> str | None:
@@ -69,6 +72,8 @@ class ModelSpec:
     def width(self, layer: int, site: str) -> int:
         """The length of one row of `values` of a site in a layer."""
         spec = self.layers[layer]
+        if SITES[site].axis == "head":
+            return dict(spec.heads)[site]
         return spec.neurons if SITES[site].axis == "neuron" else spec.d_model
 
     def layers_of(self, site: str) -> tuple[int, ...]:
@@ -213,6 +218,11 @@ def _specify(number: int, layer: Layer, stack: str, block: int, *, stays: bool) 
         expert=layer.expert,
         d_model=layer.projection.width,
         scaled_by=layer.projection.write_path.scaled_by if stays else (UNKNOWN,),
+        heads=tuple(
+            (site, len(point.features))
+            for site in HEAD_SITES
+            if (point := layer.hook_points.get(site)) is not None and point.features is not None
+        ),
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Site:
     """A named position in a transformer block where activations are read."""
 
-    axis: Literal["neuron", "d_model"]
+    axis: Literal["neuron", "d_model", "head"]
     """What one row of its values has an entry for."""
     description: str
 
@@ -26,6 +26,10 @@ SITES: Final[Mapping[str, Site]] = {
     "resid.mid": Site("d_model", "the residual stream that enters the MLP branch, after attention"),
     "resid.post": Site("d_model", "the residual stream that leaves the block"),
     "attn.out": Site("d_model", "what the (first) attention or other position-mixing sub-layer adds to the stream"),
+    "attn.q": Site("head", "the queries of all heads as projected, before a rotary embedding or a norm"),
+    "attn.k": Site("head", "the keys of all heads as projected, as many as the model has heads for keys"),
+    "attn.v": Site("head", "the values of all heads as projected"),
+    "attn.z": Site("head", "the input of attention's output projection: what all heads give, side by side"),
 }
 """Site → what it is, in the order in which records and `inspect` list sites.
 
@@ -34,7 +38,9 @@ Sites of neurons are those of `PRODUCT_SITES`; for the others a walk finds hook 
 
 PRODUCT_SITES: Final = ("mlp.post", "mlp.gate", "mlp.up")
 """What a gated layer has: its product and the two factors, as `products.py` reads them. Other layers have the first."""
-BLOCK_SITES: Final = tuple(name for name, site in SITES.items() if site.axis == "d_model")
+HEAD_SITES: Final = tuple(name for name, site in SITES.items() if site.axis == "head")
+"""Of the projections of attention; their width is that of all heads, `head` by `head`."""
+BLOCK_SITES: Final = tuple(name for name in SITES if name not in PRODUCT_SITES)
 """Read once per block, under its first layer."""
 
 DTYPES: Final[Mapping[str, str]] = {

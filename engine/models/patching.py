@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from actstore.engine.models import families
+from actstore.engine.models.names import HEAD_SITES
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from actstore.engine.models.load import LoadedModel
+    from actstore.engine.models.sites import Features
 
     Arguments = tuple[tuple[Any, ...], dict[str, Any]]
     Hook = Callable[[int, tuple[Any, ...], dict[str, Any]], Arguments | None]
@@ -43,14 +45,30 @@ class PatchPoint:
     owner: str  # the module that is called with them
     run: int  # in which of its runs in a pass
     block: int  # its index among the architecture's blocks, in order of execution
+    side: Literal["input", "output"] = "input"  # whether the owner is called with them or returns them
+    features: Features | None = None  # which entries of that tensor's last axis they are; all where None
+
+    def take(self, values: Tensor) -> Tensor:
+        """The activations [row, neuron] among rows of the tensor."""
+        return values if self.features is None else self.features.take(values)
+
+    def put(self, rows: Tensor, activations: Tensor) -> None:
+        """Write activations [row, neuron] into rows of the tensor, in place."""
+        if self.features is None or len(self.features) == rows.shape[-1]:
+            rows.copy_(activations)
+        else:
+            rows[:, self.features.index(rows.device)] = activations.to(rows.dtype)
 
 
-def patch_points(model: LoadedModel, layers: Sequence[int] | None) -> list[PatchPoint]:
-    """The patch points of `layers`, ascending; of all layers of the text stack where None.
+def patch_points(model: LoadedModel, layers: Sequence[int] | None, site: str = "mlp.post") -> list[PatchPoint]:
+    """The patch points of `layers` at a site, ascending; of all layers of the text stack that have it where None.
 
-    Raises `InvalidInputError` for layers that do not exist, and for those whose activations no module is handed: routed
-    experts see the tokens routed to them only, so that the path from 0 to ā is not one function of their neurons.
+    The site is `mlp.post` or one of attention's projections. Raises `InvalidInputError` for layers that do not exist or lack
+    it, and for those whose activations no module is handed: routed experts see the tokens routed to them only, so that the path
+    from 0 to ā is not one function of their neurons.
     """
+    if site != "mlp.post":
+        return _head_points(model, layers, site)
     specs = model.spec.layers
     numbers = model.spec.part_layers("language") if layers is None else sorted(set(layers))
     points = []
@@ -66,6 +84,29 @@ def patch_points(model: LoadedModel, layers: Sequence[int] | None) -> list[Patch
             )
         projection = layer.projection
         points.append(PatchPoint(number, projection.neurons, projection.owner, projection.run, layer.position))
+    return points
+
+
+def _head_points(model: LoadedModel, layers: Sequence[int] | None, site: str) -> list[PatchPoint]:
+    spec = model.spec
+    if site not in HEAD_SITES:
+        raise InvalidInputError(
+            f"Activations are replaced at mlp.post, or at {', '.join(HEAD_SITES)}, found {site!r}. Check `site`."
+        )
+    having = [layer for layer in spec.layers_of(site) if layer in spec.part_layers("language")]
+    points = []
+    for number in having if layers is None else sorted(set(layers)):
+        if number not in having:
+            raise InvalidInputError(
+                f"Layer {number} of {spec.name} has no site {site!r}. Layers with it: {', '.join(map(str, having)) or 'none'}. "
+                "Check `layers` and `site`."
+            )
+        layer = model.layer(number)
+        point = layer.hook_points[site]
+        width = spec.width(number, site)
+        points.append(PatchPoint(number, width, point.module, point.run, layer.position, point.side, point.features))
+    if not points:
+        raise InvalidInputError(f"No layer of {spec.name} has the site {site!r}. Check `site`.")
     return points
 
 
@@ -163,6 +204,29 @@ def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[Counter[str]
             handle = model.get_submodule(path).register_forward_pre_hook(before, with_kwargs=True)
             stack.callback(handle.remove)
         yield runs
+
+
+@contextmanager
+def returning(model: nn.Module, edits: Mapping[str, Mapping[int, Callable[[Tensor], Tensor]]]) -> Iterator[None]:
+    """While open, what run `run` of a module returns, one tensor, goes through `edits[path][run]`; runs count from here."""
+    runs: Counter[str] = Counter()
+    with ExitStack() as stack:
+        for path, by_run in edits.items():
+
+            def after(
+                _module: nn.Module,
+                _args: Any,
+                output: Tensor,
+                path: str = path,
+                by_run: Mapping[int, Callable[[Tensor], Tensor]] = by_run,
+            ) -> Tensor | None:
+                run = runs[path]
+                runs[path] += 1
+                return by_run[run](output) if run in by_run else None
+
+            handle = model.get_submodule(path).register_forward_hook(after)
+            stack.callback(handle.remove)
+        yield
 
 
 @contextmanager

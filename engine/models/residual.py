@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
+from actstore.engine.models.attention.projections import attention_points
 from actstore.engine.models.provenance import PASS_THROUGH, Path, Product, Provenance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from torch import nn
 
     from actstore.engine.models.sites import HookPoint
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 class CallRecords(Protocol):
     """What a walk records of the modules' calls."""
 
+    model: nn.Module
     provenance: Provenance
 
     def hook_points_of(self, tensor: Tensor) -> Iterator[HookPoint]:
@@ -50,16 +54,18 @@ class ResidualStream:
         self.sums = self._sums_to(output)
 
     def hook_points(self) -> Mapping[str, HookPoint]:
-        """Where `attn.out` and `resid.mid` are read; only those that exist and that a module hands over."""
+        """Where `resid.mid` and the sites of attention are read; only those that exist and that a module hands over."""
         sums = self.sums or []
         # The first sum with attention: encoder-decoders have a second, cross-attention, whose output is no site.
         first = next((i for i, entry in enumerate(sums) if any(map(self._is_attention, self._terms(entry.term)))), None)
         if first is None:
             return {}
-        hook_points = {}
+        hook_points: dict[str, HookPoint | None] = {}
         mixing = [term for term in self._terms(sums[first].term) if self._is_attention(term)]
         if len(mixing) == 1:  # with several mixers side by side, no tensor is what attention alone adds
             hook_points["attn.out"] = self._hook_point(mixing[0], outputs_only=True)
+            n_rows = self._entry.numel() // self._entry.shape[-1]
+            hook_points |= attention_points(self._records, mixing[0], n_rows)
         entered = next((later.stream for later in sums[first + 1 :] if self._is_feed_forward(later.term)), None)
         # Where attention and MLP run in parallel there is no stream between them.
         if entered is not None and not self._is_feed_forward(sums[first].term):

@@ -7,11 +7,13 @@ no module hands over (the factors of a gated product, the rows of one routed exp
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 Sink = Callable[[int, str, Tensor, "Tensor | None"], None]
@@ -19,11 +21,52 @@ Sink = Callable[[int, str, Tensor, "Tensor | None"], None]
 
 
 @dataclass(frozen=True)
+class Features:
+    """Entries of a tensor's last axis: `n_runs` runs of `size` neighbours, `step` apart, from `first` on.
+
+    So heads lie in a projection that makes queries, keys and values at once, side by side or head by head.
+    """
+
+    first: int
+    size: int
+    step: int
+    n_runs: int
+
+    @classmethod
+    def of(cls, entries: Sequence[int], width: int) -> Features | None:
+        """Those that `entries`, ascending, are of an axis of `width`; None where they are no such runs, or there are none."""
+        if not entries:
+            return None
+        ends = [i + 1 for i, (a, b) in enumerate(pairwise(entries)) if b != a + 1]
+        starts = [entries[i] for i in (0, *ends)]
+        sizes = {b - a for a, b in pairwise((0, *ends, len(entries)))}
+        steps = {b - a for a, b in pairwise(starts)} or {width}
+        if len(sizes) > 1 or len(steps) > 1:
+            return None
+        return cls(starts[0], sizes.pop(), steps.pop(), len(starts))
+
+    def __len__(self) -> int:
+        return self.size * self.n_runs
+
+    def index(self, device: torch.device) -> Tensor:
+        """The entries [feature]."""
+        starts = self.first + self.step * torch.arange(self.n_runs, device=device)
+        return (starts[:, None] + torch.arange(self.size, device=device)).reshape(-1)
+
+    def take(self, values: Tensor) -> Tensor:
+        """The entries of the last axis of a tensor; a view where they are one run."""
+        if self.n_runs == 1:
+            return values[..., self.first : self.first + self.size]
+        return values[..., self.index(values.device)]
+
+
+@dataclass(frozen=True)
 class HookPoint:
     """Where a tensor is read: an argument (`side` "input") or a result ("output") of `module` in its run `run` of a pass.
 
     `index` is the position or keyword of the argument, or the index or key of the result; None where there is one result. The
-    tensor is multiplied by `scale` where a block scales what a module returned before adding it (Granite).
+    tensor is multiplied by `scale` where a block scales what a module returned before adding it (Granite). Of its last axis the
+    site is `features`, all where None.
     """
 
     module: str
@@ -31,6 +74,7 @@ class HookPoint:
     index: int | str | None = 0
     run: int = 0
     scale: float | None = None
+    features: Features | None = None
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
         """The site's values as [row, neuron], from one call of the module."""
@@ -40,6 +84,8 @@ class HookPoint:
             value = kwargs[self.index] if isinstance(self.index, str) else args[self.index or 0]
         if self.scale is not None:
             value = value * self.scale
+        if self.features is not None:
+            value = self.features.take(value)
         return as_rows(value)
 
 

@@ -156,7 +156,12 @@ class Trials:
             answer = row["options"].index(row["answer"])
             sets = [self._sets[neurons] for _, neurons, _ in passes_of_prompt]
             variants = Variants.of(sets, [factor for _, _, factor in passes_of_prompt])
-            predictions = passes.predict(self._attributions.prompt_ids(prompt), variants, row["option_tokens"])
+            predictions = passes.predict(
+                self._attributions.prompt_ids(prompt),
+                variants,
+                row["option_tokens"],
+                position=self._attributions.prompt_position(prompt),
+            )
             numbers = [number for number, _, _ in passes_of_prompt]
             p, right = predictions.probabilities[:, answer], predictions.probabilities.argmax(axis=1) == answer
             self._clean_p[prompt], self._clean_right[prompt] = p[0], right[0]

@@ -101,7 +101,7 @@ def check_positions(capture: Capture, positions: str) -> None:
         raise InvalidInputError(f"Positions are one of {', '.join(POSITIONS)}: found {positions!r}.")
     position_set = POSITIONS[positions]
     stored = str(capture.record.plan.settings.get("positions", "all"))
-    if position_set.needs_window_ends and re.match(r"-?\d", stored):
+    if position_set.needs_window_ends and re.match(r"-?\d", stored) and "generated" not in stored:
         raise InvalidInputError(
             f"Capture {name!r} stores the positions {stored} of each window, and {positions!r} needs those that the windows "
             'end in. Capture again with `positions="all"`'

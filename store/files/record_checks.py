@@ -29,7 +29,8 @@ MAX_BLOCK_SLOTS: Final = 1 << 24
 DTYPES: Final = ("float32", "float16", "bfloat16")
 """The formats of values before they are encoded."""
 
-NEURON_SITES: Final = ("mlp.post", "mlp.gate", "mlp.up", "attribution.ig", "attribution.gradient")
+ATTRIBUTION_SITES: Final = ("attribution.ig", "attribution.gradient")
+NEURON_SITES: Final = ("mlp.post", "mlp.gate", "mlp.up", *ATTRIBUTION_SITES)
 """Sites with a value for each neuron of a layer; others are as wide as some residual stream."""
 STREAM_SITES: Final = ("resid.pre", "resid.mid", "resid.post", "attn.out")
 """Sites of the residual stream, whose axis is `d_model`: what is read there is a token's vector, not a neuron."""
@@ -145,9 +146,14 @@ def check_names(where: str, what: str, names: Iterable[str]) -> None:
 
 def check_of_model(sites: Mapping[str, Mapping[str, int]], model: Any, where: str) -> None:  # of a ModelRecord
     """Raise `FormatError` unless layers and widths of a capture's sites are those of the store's model."""
+    # Attributions are as wide as what they are of: where there are no neurons, another site.
+    others = [] if "mlp.post" in sites else [layers for site, layers in sites.items() if site not in NEURON_SITES]
     for site, layers in sites.items():
         for layer, width in layers.items():
             check_number(where, f"a layer of site {site}", int(layer), 0, len(model.layers) - 1)
-            if site in NEURON_SITES:
+            if site in ATTRIBUTION_SITES and others:
+                expected = others[0].get(layer, 0)
+                check_number(where, f"the width of layer {layer} at {site}", width, expected, expected)
+            elif site in NEURON_SITES:
                 neurons = model.layers[int(layer)].neurons
                 check_number(where, f"the width of layer {layer} at {site}", width, neurons, neurons)

@@ -90,7 +90,7 @@ def test_without_a_terminal_a_capture_says_in_plain_lines_how_far_it_is(
         logs[0].tick()
     planned, answered, captured = piped.getvalue().splitlines()
     assert planned == "planning, 4 documents: 900 tokens, 30/s."
-    assert answered == "answering: 3 images, 0.1/s."
+    assert answered == "answering: 3 prompts, 0.1/s."
     assert captured == "capturing: 500 of 900 tokens (56 %), 13/s, about 30 s left."
 
 

@@ -79,10 +79,11 @@ def plain_run(tiny_model: Path) -> PlainRun:
 
         for i, block in enumerate(model.model.layers):
             for site, module in (("resid.pre", block), ("resid.mid", block.post_attention_layernorm),
-                                 ("mlp.post", block.mlp.down_proj)):  # fmt: skip
+                                 ("mlp.post", block.mlp.down_proj), ("attn.z", block.self_attn.o_proj)):  # fmt: skip
                 module.register_forward_pre_hook(keep(site, i, output=False), with_kwargs=True)
             for site, module in (("resid.post", block), ("attn.out", block.self_attn), ("mlp.gate", block.mlp.act_fn),
-                                 ("mlp.up", block.mlp.up_proj)):  # fmt: skip
+                                 ("mlp.up", block.mlp.up_proj), ("attn.q", block.self_attn.q_proj),
+                                 ("attn.k", block.self_attn.k_proj), ("attn.v", block.self_attn.v_proj)):  # fmt: skip
                 module.register_forward_hook(keep(site, i), with_kwargs=True)
         found: dict[tuple[str, int], Tensor] = {}
         n_slots = capture.record.plan.n_blocks * capture.record.plan.block_slots

@@ -240,6 +240,40 @@ def _norms(loaded: LoadedModel, summed: Tensor, mid: Tensor) -> bool:
     return False
 
 
+ATTEND_ALONE = (
+    "apertus", "arcee", "bert", "bert-generation", "big_bird", "biogpt", "blenderbot", "bloom", "gpt2", "llama",
+)  # fmt: skip
+"""Types whose output projection of attention reads its values as they are where a token sees itself alone. Gates, sinks and
+norms in between make others differ."""
+
+
+def check_heads(loaded: LoadedModel, ids: Tensor | None, extra: dict[str, Tensor]) -> dict[str, int]:
+    """How many layers give a token that sees itself alone its own values: attn.z is attn.v, repeated for heads that share it.
+
+    All layers of the types of `ATTEND_ALONE` do.
+    """
+    spec = loaded.spec
+    both = [layer for layer in spec.layers_of("attn.v") if layer in spec.layers_of("attn.z")]
+    if ids is None or extra or spec.kind not in ("causal", "encoder") or not both:
+        return {}
+    found: dict[tuple[int, str], Tensor] = {}
+
+    def sink(layer: int, site: str, values: Tensor, rows: Tensor | None) -> None:
+        found[layer, site] = values.clone()
+
+    loaded.forward(ids[:, :1], None, sites=("attn.v", "attn.z"), layers=both, sink=sink)
+    counts: dict[str, int] = defaultdict(int)
+    for layer in both:
+        values, mixed = found[layer, "attn.v"], found[layer, "attn.z"]
+        shared, rest = divmod(mixed.shape[-1], values.shape[-1])
+        sizes = [size for size in range(1, values.shape[-1] + 1) if values.shape[-1] % size == 0]
+        repeated = (values.unflatten(-1, (-1, size)).repeat_interleave(shared, -2).flatten(-2) for size in sizes)
+        counts["alone" if not rest and any(close(one, mixed) for one in repeated) else "other"] += 1
+    if spec.model_type in ATTEND_ALONE:
+        assert "other" not in counts, f"attn.z is not attn.v of a lone token: {dict(counts)}"
+    return dict(counts)
+
+
 def check_effect(loaded: LoadedModel, ids: Tensor | None, extra: dict[str, Tensor]) -> None:
     """Changing A_post of the last dense layer changes what the model returns: it is no dead end."""
     running = [layer for layer in loaded.spec.layers if extra or layer.part == "language"]

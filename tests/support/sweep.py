@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto as auto
 
 from actstore.engine.models.load import LoadedModel
-from actstore.engine.models.names import SITES
+from actstore.engine.models.names import HEAD_SITES, SITES
 from actstore.store.errors import ModelError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ from proofs import (
     check_effect,
     check_experts,
     check_factors,
+    check_heads,
     check_projections,
     check_stream,
     inputs_for,
@@ -122,6 +123,7 @@ def prove(model_type: str, class_name: str | None = None) -> Outcome:
             "factors": check_factors(loaded, found),
             "stream": check_stream(loaded, found),
         }
+    notes["heads"] = check_heads(loaded, ids, extra)
     check_effect(loaded, ids, extra)
     spec = loaded.spec
     gated = {layer.gated for layer in spec.layers}
@@ -162,7 +164,7 @@ def as_markdown(outcomes: list[Outcome]) -> str:
     """The table of docs/architecture.md: types that behave alike share a row."""
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for outcome in outcomes:
-        missing = [site for site in SITES if site not in {*TOLD_BY_ANOTHER, *outcome.sites}]
+        missing = [site for site in SITES if site not in {*TOLD_BY_ANOTHER, *HEAD_SITES, *outcome.sites}]
         sites = "all" if not missing else "all but " + ", ".join(missing)
         row = (outcome.kind, outcome.feed_forward, outcome.form, sites, "pass")
         if outcome.result != "pass":

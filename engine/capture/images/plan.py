@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from actstore.engine.capture.answers.positions import Positions
 from actstore.engine.capture.plan import batch_windows, pack_blocks
 from actstore.engine.capture.plan_labels import Labels
 from actstore.store.capture.patches import PatchesWriter
 from actstore.store.capture.plan import PlannedWindow, PlanWriter
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.records import PlanRecord
-from actstore.store.layout import GENERATED, IMAGE, SPECIAL, TEXT
+from actstore.store.layout import GENERATED, IMAGE, SPECIAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +36,6 @@ TAKEN_COLUMNS: Final = (
     "generated", "n_prompt",
 )  # fmt: skip
 MAX_PADDING: Final = 1 / 16
-NAMED_POSITIONS: Final = ("all", "last", "generated", "image")
 
 
 @dataclass(frozen=True)
@@ -197,44 +197,6 @@ class ImagePlanner:
             "n_prompt": prepared.encoded.n_prompt if answered else n_tokens,
         }
         return row | {column: document.labels.get(column, "") for column in self.settings.label_columns}
-
-
-class Positions:
-    """Which positions of a window are kept: names and indices, separated by commas, whatever any of them names."""
-
-    def __init__(self, text: str) -> None:
-        """`InvalidInputError` for what is none of them."""
-        self._names, self._indices = set[str](), set[int]()
-        for item in text.split(","):
-            if item.strip() in NAMED_POSITIONS:
-                self._names.add(item.strip())
-                continue
-            try:
-                self._indices.add(int(item))
-            except ValueError:
-                raise InvalidInputError(
-                    f"Positions of images are {', '.join(NAMED_POSITIONS)} or indices such as 0,5,-1, found {text!r}."
-                ) from None
-
-    @property
-    def are_few(self) -> bool:
-        """Whether a window keeps a handful of positions only."""
-        return not self._names & {"all", "image"}
-
-    def kept(self, modality: NDArray[np.uint8], n_prompt: int) -> NDArray[np.int32]:
-        """The kept positions, ascending. `generated`: those that predict a token of the answer."""
-        length = len(modality)
-        kept = np.zeros(length, bool)
-        kept[[p % length for p in self._indices if -length <= p < length]] = True
-        if "all" in self._names:
-            kept[:] = True
-        if "generated" in self._names and n_prompt < length:
-            kept[max(n_prompt - 1, 0) : length - 1] = True
-        if "image" in self._names:
-            kept |= modality == IMAGE
-        if "last" in self._names:
-            kept[np.flatnonzero(np.isin(modality, (TEXT, GENERATED)))[-1:]] = True
-        return np.flatnonzero(kept).astype(np.int32)
 
 
 def modality_of(encoded: EncodedPrompt, processor: VisionProcessor) -> NDArray[np.uint8]:

@@ -13,10 +13,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from actstore.engine.capture.answers.positions import Positions
 from actstore.engine.capture.block_filler import fill_blocks
 from actstore.engine.capture.corpus_run import BLOCK_SLOTS, FEW_SLOTS, capture_record
 from actstore.engine.capture.images.batches import ImageBatches, open_library
-from actstore.engine.capture.images.plan import ImagePlanner, Positions
+from actstore.engine.capture.images.plan import ImagePlanner
 from actstore.engine.capture.images.prompts import Captioner, Prompter
 from actstore.engine.capture.run import Run
 from actstore.engine.capture.settings import ImageSettings

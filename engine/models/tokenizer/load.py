@@ -81,6 +81,31 @@ class TextTokenizer:
         """The text of token ids, special tokens left out."""
         return str(self._tokenizer.decode([i for i in map(int, ids) if i not in self.special_ids]))
 
+    @property
+    def chat_template(self) -> str | None:
+        """The template of its chats, as text; None where it has none."""
+        template = getattr(self._tokenizer, "chat_template", None)
+        return None if template is None else template if isinstance(template, str) else json.dumps(template)
+
+    def in_chat_template(self, prompt: str) -> str:
+        """What a user says, `prompt`, as a chat up to where the answer begins, special tokens written out.
+
+        `InvalidInputError` where the template cannot take it.
+        """
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+                )
+            )
+        except Warning:  # raised only where the user turned warnings into errors
+            raise
+        except Exception as error:  # a template is a program, and may raise anything
+            reason = " ".join(str(error).split())[:200]
+            raise InvalidInputError(
+                f"The chat template of the tokenizer takes no single message of a user ({reason}). Pass `chat=False`."
+            ) from None
+
     def _template(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The special tokens put before and after every text, from how the tokenizer wraps a probe."""
         bare = list(self._tokenizer("a", add_special_tokens=False)["input_ids"])
@@ -108,6 +133,12 @@ class TextTokenizer:
         """The id of the token that the tokenizer names as its `bos`, `eos`, `mask`, `unk` or `pad`; None where it has none."""
         token = getattr(self._tokenizer, f"{kind}_token_id", None)
         return None if token is None else int(token)
+
+    @property
+    def mask_text(self) -> str | None:
+        """What the mask token is in a text; None where there is none."""
+        text = getattr(self._tokenizer, "mask_token", None)
+        return None if text is None else str(text)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

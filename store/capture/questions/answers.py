@@ -125,6 +125,11 @@ class Answers:
         first = int(ends[slot % size - 1]) if slot % size else 0
         return plan.inputs[first : int(ends[slot % size])]
 
+    def prompt_position(self, row: int) -> int:
+        """The position of a prompt's ids at which the model answers: the last, or that of the mask."""
+        slot = int(self._slot_of_document[self._prompt_documents[row]])
+        return int(self.capture.plan.array("tokens/position", slice(slot, slot + 1))[0])
+
     @cached_property
     def _documents(self) -> pa.Table:
         return self.capture.documents().to_arrow()

@@ -6,14 +6,22 @@ The command line, the messages and the methods read this table; another kind is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from actstore.store.files.records import CaptureRecord
 
 IG: Final = "attribution.ig"
 """Site of the integrated gradients of P(right letter), per prompt."""
 GRADIENT: Final = "attribution.gradient"
 """Site of ∂P/∂a at the activations as they are."""
 ACTIVATION: Final = "mlp.post"
-"""Site of the activations."""
+"""Site of the activations; `attributed_site` says where a capture has those of another site in its place."""
+
+
+def attributed_site(record: CaptureRecord) -> str:
+    """The site whose activations a capture attributes to; those of earlier versions have but one."""
+    return str(record.settings.get("site", ACTIVATION))
 
 
 @dataclass(frozen=True)

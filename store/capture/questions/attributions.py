@@ -14,7 +14,7 @@ import numpy as np
 
 from actstore.store.calls import checks
 from actstore.store.capture.questions.answers import Answers, has_attributions
-from actstore.store.capture.questions.attribution_kinds import KINDS
+from actstore.store.capture.questions.attribution_kinds import ACTIVATION, KINDS, attributed_site
 from actstore.store.capture.statistics.capture_statistics import layer_offsets
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.layout import weights_key
@@ -55,8 +55,10 @@ class Attributions(Answers):
     def __init__(self, capture: Capture) -> None:
         """Read those of `capture`; `InvalidInputError` where it has none."""
         super().__init__(capture)
-        self._offsets = layer_offsets(capture.record, "mlp.post")
-        self._numbering = NeuronIndex(capture.record.layers("mlp.post"))
+        self.site = attributed_site(capture.record)
+        """Whose activations were attributed to."""
+        self._offsets = layer_offsets(capture.record, self.site)
+        self._numbering = NeuronIndex(capture.record.layers(self.site))
         self.n_neurons = len(self._numbering)
         """Over all attributed layers."""
         self._cache: OrderedDict[tuple[str, int], NDArray[np.float32]] = OrderedDict()
@@ -73,17 +75,31 @@ class Attributions(Answers):
 
         "gradient" is gradient × activation. "contribution" is what a neuron adds to the logit of the right letter,
         `ā · w · (γ ⊙ u)` (w without its mean where the final norm takes it away), but for 1 / rms of the residual stream,
-        one factor per prompt; it needs the store's weights.
+        one factor per prompt; it needs the store's weights. At a mask there is none: heads of masked models transform the
+        stream before the unembedding.
         """
         sites = self.capture.record.sites
         folder = self.capture.folder
         parts = ("unembedding", *(f"layer-{layer}" for layer in self._offsets))
-        has_weights = all(is_readable(folder, weights_key(part)) for part in parts)
+        has_weights = (
+            self.site == ACTIVATION
+            and not self.at_mask
+            and all(is_readable(folder, weights_key(part)) for part in parts)
+        )
         return tuple(
             name
             for name, kind in KINDS.items()
-            if all(site in sites for site in kind.sites) and (has_weights or not kind.uses_weights)
+            if all(self._named(site) in sites for site in kind.sites) and (has_weights or not kind.uses_weights)
         )
+
+    def _named(self, site: str) -> str:
+        """A site of a kind of scores as this capture names it."""
+        return self.site if site == ACTIVATION else site
+
+    @property
+    def at_mask(self) -> bool:
+        """Whether scores are at the masks of prompts, and not at their last positions."""
+        return self.capture.record.plan.settings.get("positions") == "mask"
 
     def locate(self, flat: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Layers, and indices in them, of neurons by their place among all attributed ones."""
@@ -158,6 +174,16 @@ class Attributions(Answers):
             return
         if kind not in KINDS:
             raise InvalidInputError(f"Scores are one of {', '.join(KINDS)}: found {kind!r}.")
+        if self.site != ACTIVATION and KINDS[kind].uses_weights:
+            raise InvalidInputError(
+                f"Scores of kind {kind!r} are what MLP neurons write, and capture {self.capture.record.name!r} attributes to "
+                f"{self.site}. Choose one of {', '.join(self.kinds)}."
+            )
+        if self.at_mask and KINDS[kind].uses_weights:
+            raise InvalidInputError(
+                f"Scores of kind {kind!r} are terms of a logit that the residual stream alone decides, and the head of a "
+                f"masked model transforms it first. Choose one of {', '.join(self.kinds)}."
+            )
         raise InvalidInputError(
             f"Capture {self.capture.record.name!r} has no scores of kind {kind!r}: it has {', '.join(self.kinds)}. "
             f"Run `actstore.attribute(…)` again with {KINDS[kind].requirement}, under another `name`."
@@ -187,7 +213,7 @@ class Attributions(Answers):
         return scores
 
     def _values(self, layer: int, block: int, site: str, n: int) -> NDArray[np.float32]:
-        return self.capture.block_values(layer, block, site)[:, :n]
+        return self.capture.block_values(layer, block, self._named(site))[:, :n]
 
     def _block_documents(self, block: int) -> NDArray[np.int64]:
         """The document of each slot of a block that holds one."""

@@ -131,6 +131,31 @@ def test_patching_the_changed_neurons_makes_the_model_the_other(
     assert "causal effect" in shown.out
 
 
+def test_a_function_of_ones_own_scores_texts(cli: Callable[..., Result], made: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "scores.py").write_text("def longer(prompt, answer):\n    return len(answer) - len(prompt)\n")
+    asked = (
+        "patch",
+        made["base-store"],
+        made["tuned-store"],
+        made["prompts"],
+        "--max-new-tokens",
+        "6",
+        "--random",
+        "0",
+    )
+    done = cli(*asked, "--scorer", "function", "--function", f"{tmp_path / 'scores.py'}:longer", "--quiet", "--json")
+    assert done.status == 0, done.err
+    value = json.loads(done.out)
+    store = actstore.open(made["base-store"])
+    by_object = store.change.patch(
+        made["tuned-store"], ["the quick brown", "def add(a"], max_new_tokens=6, random=0,
+        scorer=lambda prompt, answer: float(len(answer) - len(prompt)),
+    )  # fmt: skip
+    assert by_object.details.first.mean() == value["model"]
+    texts = [(row["prompt"], row["model"]) for row in value["generations"]]
+    assert value["model"] == sum(len(answer) - len("<s>" + prompt) for prompt, answer in texts) / 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -138,6 +163,13 @@ def test_patching_the_changed_neurons_makes_the_model_the_other(
         ({"--scorer": "regex"}, "--scorer regex needs a regular expression. Name it with --pattern."),
         ({"--pattern": "sorry"}, "--pattern is an option of --scorer regex, and --scorer is refusal."),
         ({"--scorer": "regex", "--pattern": "("}, "cannot be read"),
+        ({"--scorer": "function"}, "--scorer function needs a function, as module:name. Name it with --function."),
+        ({"--function": "math:hypot"}, "--function is an option of --scorer function, and --scorer is refusal."),
+        ({"--scorer": "function", "--function": "math"}, "as module:function or file.py:function, found 'math'"),
+        ({"--scorer": "function", "--function": "no.such:f"}, "cannot be imported (ModuleNotFoundError"),
+        ({"--scorer": "function", "--function": "math:nothing"}, "math has no function 'nothing' to score with"),
+        ({"--scorer": "function", "--function": "operator:add"}, "A scorer gives a number for each generation"),
+        ({"--chat": ""}, "has no chat template with its tokenizer"),
         ({"--max-new-tokens": "100"}, "reads at most 64 tokens"),
         ({"prompts": "absent"}, "There is no file"),
         ({"prompts": "empty"}, "holds no prompt"),
@@ -151,7 +183,7 @@ def test_what_cannot_be_patched(
     (tmp_path / "wrong.jsonl").write_text('{"text": "a"}\n{"texts": "b"}\n')
     files = {"absent": tmp_path / "absent", "empty": tmp_path / "empty.txt", "wrong": tmp_path / "wrong.jsonl"}
     options = {k: v for k, v in changes.items() if k != "prompts"}
-    given = [part for key, value in options.items() for part in (key, made.get(value, value))]
+    given = [part for key, value in options.items() for part in (key, made.get(value, value)) if part]
     prompts = files[changes["prompts"]] if "prompts" in changes else made["prompts"]
     done = cli("patch", made["base-store"], made["tuned-store"], prompts, *given, "--quiet")
     assert (done.status, done.out) == (2, "")

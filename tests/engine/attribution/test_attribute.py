@@ -248,7 +248,7 @@ def test_long_prompts_are_cut_or_their_queries_left_out(tiny_model: Path, tmp_pa
 
 
 def test_mistakes_are_found_before_anything_is_written(tiny_model: Path, path: Path, tmp_path: Path) -> None:
-    from transformers import BertConfig, BertForMaskedLM
+    from transformers import T5Config, T5ForConditionalGeneration
 
     store = tmp_path / "store"
     bad = tmp_path / "bad.jsonl"
@@ -261,16 +261,10 @@ def test_mistakes_are_found_before_anything_is_written(tiny_model: Path, path: P
         attribute(str(tiny_model), path, store, layers=(0, 2))
     with pytest.raises(InvalidInputError, match="`steps` must be at least 1, found 0"):
         attribute(str(tiny_model), path, store, steps=0)
-    sizes = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 8,
-        "vocab_size": 99,
-    }
-    BertForMaskedLM(BertConfig(**sizes)).save_pretrained(tmp_path / "bert")
-    with pytest.raises(InvalidInputError, match=r"is not a model that continues a text \(encoder\)"):
-        attribute(str(tmp_path / "bert"), path, store)
+    sizes = {"d_model": 16, "num_layers": 1, "num_heads": 2, "d_ff": 8, "d_kv": 8, "vocab_size": 99}
+    T5ForConditionalGeneration(T5Config(**sizes)).save_pretrained(tmp_path / "t5")
+    with pytest.raises(InvalidInputError, match=r"nor predicts what is masked in one \(encoder-decoder\)"):
+        attribute(str(tmp_path / "t5"), path, store)
     assert not store.exists()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -97,6 +97,53 @@ def test_logits_over_kept_keys_and_values_are_those_of_the_whole_text(model_type
         text, new = [*text, token], [token]
     assert cached.reads_new_only
     assert donating.reads_new_only
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_patching_and_its_effect_are_those_of_the_paper(model_type: str) -> None:
+    """C = E[F(patched) - F(M1)] / E[F(M2) - F(M1)]; at each step M2's activations on the text so far replace those of M1."""
+    first, second = pair(model_type)
+    neurons = some(first)
+    prompts = [row.tolist() for row in random_ids(3, 5, seed=4)]
+    paths = {layer.layer: layer.module for layer in first.spec.layers}
+
+    def step(model: LoadedModel, ids: list[int], given: dict[int, torch.Tensor] | None) -> tuple[int, Any]:
+        """The most probable token after the whole text, and the activations, of which some may be given."""
+        seen: dict[int, torch.Tensor] = {}
+        handles = []
+        for layer, path in paths.items():
+
+            def hook(_: Any, args: Any, layer: int = layer) -> Any:
+                values = args[0].clone()
+                if given is not None and layer in neurons:
+                    values[..., neurons[layer]] = given[layer][..., neurons[layer]]
+                seen[layer] = values
+                return (values,)
+
+            handles.append(model.model.get_submodule(path).register_forward_pre_hook(hook))
+        with torch.inference_mode():
+            token = int(model.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+        for handle in handles:
+            handle.remove()
+        return token, seen
+
+    def written(patched: bool, model: LoadedModel, prompt: list[int]) -> list[int]:
+        ids = list(prompt)
+        for _ in range(N_TOKENS):
+            given = step(second, ids, None)[1] if patched else None
+            ids.append(step(model, ids, given)[0])
+        return ids[len(prompt) :]
+
+    def score(_: Any, generated: Any) -> float:
+        return float(sum(token * (i + 1) for i, token in enumerate(generated)))
+
+    texts = [(written(False, first, p), written(False, second, p), written(True, first, p)) for p in prompts]
+    f = np.array([[score(None, text) for text in row] for row in texts])
+    result = evaluate_patching(
+        first, Donor(second, neurons), prompts, score, PatchingSettings(n_tokens=N_TOKENS, n_random=0)
+    )
+    assert list(result.generated) == texts
+    assert result.patched.effect == pytest.approx((f[:, 2] - f[:, 0]).mean() / (f[:, 1] - f[:, 0]).mean())
 
 
 def test_a_stop_token_ends_the_generation_and_is_kept() -> None:

@@ -660,8 +660,8 @@ def test_a_model_and_a_corpus_that_do_not_fit(
     assert set(held.record.layers("mlp.post")) == {0, 1}
     with pytest.raises(NotFoundError, match="one of text, which has no patches"):
         held.patches()
-    with pytest.raises(InvalidInputError, match=r"`generate` is for images, and .* is taken for text"):
-        run(images=corpus, generate=True)
+    with pytest.raises(InvalidInputError, match=r"`prefix` is for images, and .* is taken for text"):
+        run(images=corpus, prefix="a")
     with pytest.raises(InvalidInputError, match=r"The vision part reads images, and .* is text\. Leave `part` out"):
         run(images=corpus, part="vision")
     with pytest.raises(InvalidInputError, match=r"`overlap` is for corpora of text"):

@@ -1,0 +1,1 @@
+"""Generation of text: token by token, from several prompts at once, greedily or sampled."""
