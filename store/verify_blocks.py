@@ -10,7 +10,7 @@ from actstore.store.capture.commits import ShardsDigest, checked_files, read_com
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, read_block_statistics
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.files.bundles import damaged_bundle
+from actstore.store.files.bundles.reader import damaged_bundle
 from actstore.store.files.shards import Shard, shard_seed
 from actstore.store.layout import (
     block_statistics_key,

@@ -19,8 +19,8 @@ from actstore.store.capture.commits import damaged_files, read_commit
 from actstore.store.capture.statistics.neuron_table import remove_finished
 from actstore.store.capture.writer import CaptureWriter
 from actstore.store.errors import CaptureError, FormatError, NotFoundError
-from actstore.store.files.bundle_writer import write_bundle
-from actstore.store.files.bundles import damaged_bundle, open_bundle
+from actstore.store.files.bundles.reader import damaged_bundle, open_bundle
+from actstore.store.files.bundles.writer import write_bundle
 from actstore.store.layout import block_statistics_key, bundle_key, capture_key, commit_key
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from actstore.store.capture.identity import check_commit
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.files.bundles import find_bundles
+from actstore.store.files.bundles.reader import find_bundles
 from actstore.store.files.records import CommitRecord
 from actstore.store.files.shards import source_checksum
 from actstore.store.layout import capture_key, commit_key

@@ -16,7 +16,7 @@ import numpy as np
 from actstore.store.capture.commits import committed_blocks, digest_shards
 from actstore.store.capture.plan import Plan
 from actstore.store.errors import FormatError, NotFoundError, UnlistableError
-from actstore.store.files.bundles import find_bundles
+from actstore.store.files.bundles.reader import find_bundles
 from actstore.store.files.names import write_names
 from actstore.store.files.records import Record, verify_checksum, with_checksum
 from actstore.store.layout import committed_key

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from actstore.store import layout
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.files.bundles import find_bundles
+from actstore.store.files.bundles.reader import find_bundles
 from actstore.store.files.records import CaptureRecord, verify_checksum
 from actstore.store.model.remains import part_of_lost_capture
 

@@ -26,8 +26,8 @@ from actstore.store.capture.plan_files import read_plan_files
 from actstore.store.capture.statistics.capture_statistics import check_can_gather
 from actstore.store.errors import CaptureError
 from actstore.store.files.arrays import BlockArraySpec, create_block_array
-from actstore.store.files.bundle_writer import BundleWriter
-from actstore.store.files.bundles import find_bundles
+from actstore.store.files.bundles.reader import find_bundles
+from actstore.store.files.bundles.writer import BundleWriter
 from actstore.store.files.chunks import TokenRows
 from actstore.store.files.names import write_names
 from actstore.store.files.records import CommitRecord, with_checksum

@@ -18,8 +18,8 @@ from actstore.store.capture.statistics.capture_statistics import UNLISTED, UNLIS
 from actstore.store.capture.statistics.neuron_table import remove_finished
 from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
-from actstore.store.files.bundle_writer import write_bundle
-from actstore.store.files.bundles import open_bundle
+from actstore.store.files.bundles.reader import open_bundle
+from actstore.store.files.bundles.writer import write_bundle
 from actstore.store.files.names import write_names
 from actstore.store.layout import (
     GATE_SIGN,

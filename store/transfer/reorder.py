@@ -23,8 +23,8 @@ from actstore.store.capture.tokens.order import order_of_sites
 from actstore.store.capture.writer import block_arrays, encoded_parts, write_record
 from actstore.store.errors import CaptureError, InvalidInputError
 from actstore.store.files.arrays import create_block_array
-from actstore.store.files.bundle_writer import BundleWriter
-from actstore.store.files.bundles import open_bundle
+from actstore.store.files.bundles.reader import open_bundle
+from actstore.store.files.bundles.writer import BundleWriter
 from actstore.store.files.shards import write_parts
 from actstore.store.layout import (
     LOCK_NAME,

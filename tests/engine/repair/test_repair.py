@@ -22,7 +22,7 @@ from actstore.store import layout
 from actstore.store.capture.commits import read_commit
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, read_block_statistics
 from actstore.store.errors import InvalidInputError, NotFoundError, ReadOnlyError
-from actstore.store.files.bundle_writer import BundleWriter
+from actstore.store.files.bundles.writer import BundleWriter
 from actstore.store.files.shards import checksum, encode_shard, shard_seed
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.lock import own

@@ -19,9 +19,9 @@ from actstore.store.capture.commits import read_commit
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
 from actstore.store.capture.writer import CaptureWriter, block_arrays
 from actstore.store.errors import FormatError, NotFoundError
-from actstore.store.files.bundle_index import FOOTER, Part, chunks_of, pack_index, read_index
-from actstore.store.files.bundle_writer import BundleWriter, write_bundle
-from actstore.store.files.bundles import FIRST_TAIL_NBYTES, open_bundle
+from actstore.store.files.bundles.index import FOOTER, Part, chunks_of, pack_index, read_index
+from actstore.store.files.bundles.reader import FIRST_TAIL_NBYTES, open_bundle
+from actstore.store.files.bundles.writer import BundleWriter, write_bundle
 from actstore.store.files.parquet import read_table
 from actstore.store.layout import block_answers_key, bundle_key, shard_key, values_key
 from actstore.store.model.remains import part_of_lost_capture

@@ -11,7 +11,7 @@ import pytest
 from planted_stores import Planted, plant
 
 import actstore
-from actstore.store.files.bundles import FIRST_TAIL_NBYTES
+from actstore.store.files.bundles.reader import FIRST_TAIL_NBYTES
 from actstore.store.files.plain_arrays import write_array
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder

@@ -6,8 +6,8 @@ from threading import Condition
 from typing import TYPE_CHECKING
 
 from actstore.store.errors import FormatError
-from actstore.store.files.bundle_index import NO_CHUNKS, chunks_of, pack_index
-from actstore.store.files.bundles import Bundle, forget_bundle
+from actstore.store.files.bundles.index import NO_CHUNKS, chunks_of, pack_index
+from actstore.store.files.bundles.reader import Bundle, forget_bundle
 from actstore.store.files.shards import WHAT_TO_DO, write_parts
 from actstore.store.layout import bundle_key
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import affordable_files
-from actstore.store.files.bundle_index import read_index
+from actstore.store.files.bundles.index import read_index
 from actstore.store.files.shards import WHAT_TO_DO
 from actstore.store.layout import block_of, bundle_key, bundles_prefix, capture_key
 from actstore.store.storage.inner_keys import InnerKeys
