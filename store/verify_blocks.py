@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from actstore.store.capture.commits import ShardsDigest, checked_files, read_commit
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, read_block_statistics
-from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files.block_arrays import block_arrays
 from actstore.store.files.bundles.reader import damaged_bundle
 from actstore.store.files.shards import Shard, shard_seed
 from actstore.store.layout import (

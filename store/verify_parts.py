@@ -13,9 +13,9 @@ from actstore.store.capture.statistics.exemplars import exemplar_rows, has_exemp
 from actstore.store.capture.statistics.neuron_table import neuron_table
 from actstore.store.capture.tables import open_capture_table
 from actstore.store.capture.workers.numerics import read_numerics
-from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, NotFoundError
 from actstore.store.files.arrays import BlockArray, other_blocks
+from actstore.store.files.block_arrays import block_arrays
 from actstore.store.layout import capture_key
 from actstore.store.verify_blocks import BlockPass, unforeseen
 

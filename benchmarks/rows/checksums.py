@@ -22,7 +22,8 @@ from actstore.store.capture.commits import read_commit
 from actstore.store.capture.record import read_capture
 from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.unchecked import write_verified
-from actstore.store.capture.writer import CaptureWriter, block_arrays
+from actstore.store.capture.writer import CaptureWriter
+from actstore.store.files.block_arrays import block_arrays
 from actstore.store.files.records import with_checksum
 from actstore.store.files.shards import checksum, encode_shard, shard_parts, shard_seed
 from actstore.store.storage.folder import Folder

@@ -36,7 +36,7 @@ from actstore.engine.capture.sizes import (  # noqa: E402
     with_bundles,
 )
 from actstore.kernels.pack.statistics import STATISTICS  # noqa: E402
-from actstore.store.capture.writer import block_arrays  # noqa: E402
+from actstore.store.files.block_arrays import block_arrays  # noqa: E402
 from actstore.store.files.precision import PRECISIONS  # noqa: E402
 from actstore.store.files.records import CaptureRecord, PlanRecord  # noqa: E402
 from actstore.store.files.shards import shard_parts, shard_seed, write_parts  # noqa: E402

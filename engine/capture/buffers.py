@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from actstore.store.capture.writer import block_arrays
+from actstore.store.files.block_arrays import block_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,8 +11,8 @@ from actstore.engine.capture.buffers import buffer_nbytes
 from actstore.store.capture.plan import CHUNK, TOKEN_ARRAYS
 from actstore.store.capture.statistics.exemplars import has_exemplars
 from actstore.store.capture.tokens.order import order_of_sites
-from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import InvalidInputError
+from actstore.store.files.block_arrays import block_arrays
 from actstore.store.files.precision import PRECISIONS
 from actstore.store.layout import ValueFormat
 

@@ -8,8 +8,8 @@ from actstore.engine.capture.steps.finish import write_results
 from actstore.engine.repair.scratch import copy_file, scratch_folder
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, read_block_statistics
 from actstore.store.capture.statistics.running import CHECKPOINT_BLOCKS
-from actstore.store.capture.writer import block_arrays
 from actstore.store.files.arrays import create_block_array
+from actstore.store.files.block_arrays import block_arrays
 from actstore.store.layout import capture_key, folded_statistics_key
 
 if TYPE_CHECKING:

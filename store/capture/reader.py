@@ -26,9 +26,9 @@ from actstore.store.capture.tables import open_capture_table
 from actstore.store.capture.tokens.table import token_table
 from actstore.store.capture.unchanged import unchanged
 from actstore.store.capture.unchecked import check_shard
-from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import NotFoundError
 from actstore.store.files.arrays import open_block_array
+from actstore.store.files.block_arrays import block_arrays
 from actstore.store.files.token_shards import TokenShard
 from actstore.store.table import Table
 

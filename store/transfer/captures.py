@@ -16,8 +16,8 @@ from actstore.store.capture.record import read_capture
 from actstore.store.capture.requests import has_requests, parse_requests, requests_key
 from actstore.store.capture.statistics.capture_statistics import UNLISTED, UNLISTED_OPTIONAL
 from actstore.store.capture.statistics.neuron_table import remove_finished
-from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.files.block_arrays import block_arrays
 from actstore.store.files.bundles.reader import open_bundle
 from actstore.store.files.bundles.writer import write_bundle
 from actstore.store.files.names import write_names

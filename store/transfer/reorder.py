@@ -20,9 +20,10 @@ from actstore.store.capture.captures import Captures
 from actstore.store.capture.commits import read_commit
 from actstore.store.capture.committed import write_committed
 from actstore.store.capture.tokens.order import order_of_sites
-from actstore.store.capture.writer import block_arrays, encoded_parts, write_record
+from actstore.store.capture.writer import write_record
 from actstore.store.errors import CaptureError, InvalidInputError
 from actstore.store.files.arrays import create_block_array
+from actstore.store.files.block_arrays import block_arrays, encoded_parts
 from actstore.store.files.bundles.reader import open_bundle
 from actstore.store.files.bundles.writer import BundleWriter
 from actstore.store.files.shards import write_parts

@@ -25,8 +25,9 @@ from actstore.store.capture.plan import Plan
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
 from actstore.store.capture.statistics.neuron_table import write_finished
 from actstore.store.capture.statistics.running import RunningStatistics
-from actstore.store.capture.writer import CaptureWriter, block_arrays, create_capture
+from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files.block_arrays import block_arrays
 from actstore.store.layout import commit_key, shard_key
 from actstore.store.model import root
 from actstore.store.reader import Store

@@ -20,7 +20,8 @@ from actstore.store.capture.plan import Plan, PlannedWindow, PlanWriter
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
 from actstore.store.capture.statistics.finished import write_totals
 from actstore.store.capture.statistics.running import RunningStatistics
-from actstore.store.capture.writer import CaptureWriter, block_arrays, create_capture
+from actstore.store.capture.writer import CaptureWriter, create_capture
+from actstore.store.files.block_arrays import block_arrays
 from actstore.store.files.records import CaptureRecord, LayerRecord, ModelRecord, PlanRecord, with_checksum
 from actstore.store.model import root
 from actstore.store.reader import Capture, Store

@@ -18,9 +18,9 @@ import pyarrow as pa
 from actstore.store.capture.plan import Plan
 from actstore.store.capture.statistics.neuron_table import read_neuron_row
 from actstore.store.capture.tables import bound_to
-from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import NotFoundError
 from actstore.store.files.arrays import open_block_array
+from actstore.store.files.block_arrays import block_arrays
 from actstore.store.files.parquet import TableWriter
 from actstore.store.files.table_columns import group_rows
 from actstore.store.layout import block_parameters_key, table_key

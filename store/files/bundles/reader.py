@@ -1,6 +1,6 @@
 """Reads bundles: all files of one block in one object, which takes the place of a hundred in a capture of a large model.
 
-How they are laid out is in `bundle_index`. `find_bundles` has a folder find the files under the keys that they have without
+How they are laid out is in `index`. `find_bundles` has a folder find the files under the keys that they have without
 bundles, so that nobody else needs to know where they lie.
 """
 

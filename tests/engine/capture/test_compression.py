@@ -12,8 +12,8 @@ import zarr
 from actstore.engine.capture.api import capture
 from actstore.engine.capture.run import RunOptions
 from actstore.store import layout
-from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError, InvalidInputError
+from actstore.store.files.block_arrays import block_arrays
 from actstore.store.files.compression import check_compression, compression_of
 from actstore.store.layout import FAST
 from actstore.store.reader import Store

@@ -9,8 +9,9 @@ import pytest
 
 from actstore.store.capture.commits import committed_blocks, read_commit
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
-from actstore.store.capture.writer import CaptureWriter, block_arrays, create_capture
+from actstore.store.capture.writer import CaptureWriter, create_capture
 from actstore.store.errors import CaptureError, FormatError
+from actstore.store.files.block_arrays import block_arrays
 from actstore.store.layout import (
     block_answers_key,
     block_statistics_key,

@@ -17,8 +17,9 @@ from planted_stores import Planted, plant
 
 from actstore.store.capture.commits import read_commit
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics
-from actstore.store.capture.writer import CaptureWriter, block_arrays
+from actstore.store.capture.writer import CaptureWriter
 from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files.block_arrays import block_arrays
 from actstore.store.files.bundles.index import FOOTER, Part, chunks_of, pack_index, read_index
 from actstore.store.files.bundles.reader import FIRST_TAIL_NBYTES, open_bundle
 from actstore.store.files.bundles.writer import BundleWriter, write_bundle

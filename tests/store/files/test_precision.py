@@ -14,9 +14,9 @@ from hypothesis.extra import numpy as npst
 
 from actstore.kernels.pack import api, naive
 from actstore.store import layout
-from actstore.store.capture.writer import block_arrays
 from actstore.store.errors import FormatError
 from actstore.store.files.arrays import BlockArray
+from actstore.store.files.block_arrays import block_arrays
 from actstore.store.files.precision import PRECISIONS, Exact, Half, Int8, NoValues, Precision, Sparse, widened
 from actstore.store.files.shards import encode_shard
 from actstore.store.reader import Store
