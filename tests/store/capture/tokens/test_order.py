@@ -12,7 +12,9 @@ from planted_stores import WIDTHS
 import actstore
 from actstore.store.capture.tokens.order import order_of_sites
 from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files import token_shards
 from actstore.store.files.arrays import BlockArray
+from actstore.store.files.shards import Shard
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -71,6 +73,25 @@ def test_readers_give_the_same(both: Path) -> None:
                 assert found.flags.c_contiguous
     for column in ("mean", "max"):
         assert ours.neurons()[column].to_pylist() == theirs.neurons()[column].to_pylist()
+
+
+def test_neighbours_of_a_neuron_are_kept_when_its_block_is_read(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who goes through the neurons of a layer would read all of it for each; and with no room for a second one, does."""
+    n_read, rows = 0, Shard.rows
+
+    def counted(self: Shard) -> np.ndarray:
+        nonlocal n_read
+        n_read += self._grid.columns == WIDTHS[1]
+        return rows(self)
+
+    monkeypatch.setattr(Shard, "rows", counted)
+    theirs = Store(both).capture("by-neuron")
+    for room, per_block in ((token_shards.BAND_NBYTES, 1), (1, WIDTHS[1])):
+        monkeypatch.setattr(token_shards, "BAND_NBYTES", room)
+        ours, n_read = Store(both).capture("by-token"), 0
+        for neuron in (*range(WIDTHS[1] - 1, -1, -1),):
+            np.testing.assert_array_equal(ours.activations(1, neuron), theirs.activations(1, neuron))
+        assert n_read == per_block * len(ours.blocks)
 
 
 def test_a_token_that_is_not_there_is_named(both: Path) -> None:
