@@ -41,10 +41,10 @@ class GraphsMethod(GraphQueries):
         leave_out: Iterable[int] = (),
         also: Sequence[str] = (),
         share: float = 0.5,
-        gain: float = 0.5,
+        gain: float = 0.25,
         nodes: int | None = None,
         kappa: float = 1.0,
-        threshold: float | None = None,
+        threshold: float = 0.4,
         max_depth: int = 12,
         memory: int = 1 << 30,
         workers: int | None = None,
@@ -67,7 +67,7 @@ class GraphsMethod(GraphQueries):
         - `gain`: nats of expected log-likelihood that a node must add.
         - `nodes`: maximum number of nodes per neuron: those that add most.
         - `kappa`: pseudo-count with which a longer context starts from what the shorter one says.
-        - `threshold`: least probability at which a graph says that the neuron fires; unless given, chosen for each neuron.
+        - `threshold`: least probability at which a graph says that the neuron fires.
         - `max_depth`: maximum number of tokens before the activating one.
         - `memory`: bytes for the activations of neurons that are built together, by all workers.
         - `workers`: number of processes that neurons are divided among; the graphs are the same.
@@ -118,10 +118,10 @@ class GraphsMethod(GraphQueries):
         seed: int = 0,
         curve: Sequence[float] = (),
         share: float = 0.5,
-        gain: float = 0.5,
+        gain: float = 0.25,
         nodes: int | None = None,
         kappa: float = 1.0,
-        threshold: float | None = None,
+        threshold: float = 0.4,
         max_depth: int = 12,
         site: str = "mlp.post",
         capture: str | None = None,

@@ -65,9 +65,9 @@ Kappa = Annotated[
     ),
 ]
 Threshold = Annotated[
-    float | None,
+    float,
     typer.Option(
-        help="Minimum probability at which a graph predicts that the neuron fires. [default: chosen for each neuron]",
+        help="Minimum probability at which a graph predicts that the neuron fires.",
         rich_help_panel=PANELS[CORPUS],
     ),
 ]
@@ -110,10 +110,10 @@ def build(
         ),
     ] = None,
     share: Share = 0.5,
-    gain: Gain = 0.5,
+    gain: Gain = 0.25,
     nodes: Nodes = None,
     kappa: Kappa = 1.0,
-    threshold: Threshold = None,
+    threshold: Threshold = 0.4,
     max_depth: MaxDepth = 12,
     neurons: Neurons = None,
     layers: Layers = None,

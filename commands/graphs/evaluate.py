@@ -62,10 +62,10 @@ def evaluate(
     ] = 20,
     ordinary: Annotated[int, typer.Option(help="Number of ordinary test windows, the same for every neuron.")] = 40,
     seed: Seed = 0,
-    gain: Gain = 0.5,
+    gain: Gain = 0.25,
     nodes: Nodes = None,
     kappa: Kappa = 1.0,
-    threshold: Threshold = None,
+    threshold: Threshold = 0.4,
     max_depth: MaxDepth = 12,
     also: Also = None,
     graphs: Annotated[

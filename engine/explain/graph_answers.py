@@ -65,10 +65,11 @@ class GraphAnswerer:
             np.array([learned.rest]),
             np.array([activity.maximum], np.float32),
         )
-        nodes, thresholds = grow(contexts, events, self._settings, [learned.held_out], threads=1)
+        nodes = grow(contexts, events, self._settings, [learned.held_out], threads=1)
         held = HeldOutWindows(windows, asked)
+        threshold = np.array([self._settings.threshold], np.float32)
         predicted = np.zeros(len(windows.text), np.bool_)
-        predicted[held.tokens] = held.predict(nodes, thresholds, 1)[0][0]
+        predicted[held.tokens] = held.predict(nodes, threshold, 1)[0][0]
         is_root = nodes.depth == 0
         texts = [self._reader.capture.store.token_text(token) for token in nodes.token[is_root].tolist()]
         firings: dict[str, int] = {}

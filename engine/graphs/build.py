@@ -19,10 +19,9 @@ from actstore.engine.graphs.contexts import Contexts, read_contexts
 from actstore.engine.graphs.events import Events, find_events, most_events
 from actstore.engine.graphs.methods import CORPUS, METHODS
 from actstore.engine.graphs.selection import select_neurons
-from actstore.engine.graphs.thresholds import choose_thresholds
 from actstore.engine.graphs.values import values_with
 from actstore.engine.workers.scan import HERE, Scan
-from actstore.kernels.suffix_trie.api import MAX_DEPTH, N_BINS, Nodes, Settings, build
+from actstore.kernels.suffix_trie.api import MAX_DEPTH, Nodes, Settings, build
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 from actstore.store.graphs.reader import GraphRecord, Graphs
@@ -54,9 +53,9 @@ class GraphSettings(Typed):
 
     share: float = 0.5
     """A neuron fires where its activation is at least this share of its maximum over the capture."""
-    threshold: float | None = None
-    """Minimum probability at which a graph predicts that the neuron fires; None chooses one for each (`choose_thresholds`)."""
-    gain: float = 0.5
+    threshold: float = 0.4
+    """Minimum probability at which a graph predicts that the neuron fires."""
+    gain: float = 0.25
     """Minimum increase of the expected log-likelihood by a node, in nats; below 0, all contexts become nodes."""
     kappa: float = 1.0
     """Pseudo-count of the prior, which is the probability in the shorter context."""
@@ -73,7 +72,7 @@ class GraphSettings(Typed):
         super().__post_init__()
         if not 0 < self.share <= 1:
             raise InvalidInputError(f"`share` must be above 0 and at most 1, found {self.share}.")
-        if self.threshold is not None and not 0 < self.threshold <= 1:
+        if not 0 < self.threshold <= 1:
             raise InvalidInputError(f"`threshold` must be a probability above 0 and at most 1, found {self.threshold}.")
         if not self.kappa > 0:
             raise InvalidInputError(f"`kappa` must be above 0, found {self.kappa}.")
@@ -91,21 +90,13 @@ class GraphSettings(Typed):
         return Settings(self.kappa, self.gain, self.max_depth, self.max_skip, self.margin, self.nodes or 0)
 
 
-class Grown(NamedTuple):
-    """The graphs of some neurons."""
-
-    nodes: Nodes
-    thresholds: NDArray[np.float32]
-    """[neuron] minimum probability at which its graph predicts that it fires."""
-
-
 def grow(
     contexts: Contexts,
     events: Events,
     settings: GraphSettings,
     held_out: Sequence[NDArray[np.int32]] | None = None,
     threads: int | None = None,
-) -> Grown:
+) -> Nodes:
     """The graphs of the neurons of `events`.
 
     held_out: [neuron] the ranks that are not evidence (`Contexts.ranks_of_windows`); none by default.
@@ -114,15 +105,12 @@ def grow(
     if held_out is not None:
         offsets = np.concatenate([[0], np.cumsum([len(ranks) for ranks in held_out], dtype=np.int64)])
         ragged = offsets, np.concatenate([np.empty(0, np.int32), *held_out])
-    bins = np.zeros((len(events.rest), N_BINS, 2), np.int64)
     nodes = build(
-        contexts.trie, events.offsets, events.ranks, events.values, rest=events.rest, held_out=ragged, bins=bins,
+        contexts.trie, events.offsets, events.ranks, events.values, rest=events.rest, held_out=ragged,
         settings=settings.of_trie(), threads=threads,
     )  # fmt: skip
     tokens = contexts.trie.ids[contexts.trie.input_index[events.ranks]]
-    nodes = nodes._replace(value=values_with(nodes, events.offsets, tokens, events.silent, events.rest))
-    given = settings.threshold
-    return Grown(nodes, choose_thresholds(bins) if given is None else np.full(len(bins), given, np.float32))
+    return nodes._replace(value=values_with(nodes, events.offsets, tokens, events.silent, events.rest))
 
 
 @dataclass(frozen=True)
@@ -173,10 +161,10 @@ def build_graphs(
     with GraphWriter(folder, record, resume=options.resume) as writer:
         done = writer.n_done
         options.progress(done, len(selection))
-        for chunk, grown, maximum, counts in scan(builder, _chunks(selection[done:], n_events, max_events, size)):
+        for chunk, nodes, maximum, counts in scan(builder, _chunks(selection[done:], n_events, max_events, size)):
             status = [NEVER_FIRES if n == 0 else "" for n in counts.tolist()]
             writer.add(
-                chunk.layer, chunk.neurons, grown.nodes, maximum=maximum, n_events=counts, threshold=grown.thresholds,
+                chunk.layer, chunk.neurons, nodes, maximum=maximum, n_events=counts, threshold=settings.threshold,
                 status=status,
             )  # fmt: skip
             done += len(chunk.neurons)
@@ -232,7 +220,7 @@ def _chunks(
 
 @dataclass(frozen=True)
 class _Builder:
-    """What builds the graphs of a chunk, here or in a worker: of a chunk, itself, graphs, and maxima and events per neuron.
+    """What builds the graphs of a chunk, here or in a worker: of a chunk, itself, nodes, and maxima and events per neuron.
 
     The contexts are sent to workers, as sorting them takes longer than copying them.
     """
@@ -245,15 +233,15 @@ class _Builder:
     contexts: Contexts
     threads: int | None
 
-    def __call__(self, chunk: _Chunk) -> tuple[_Chunk, Grown, NDArray[np.float32], NDArray[np.int64]]:
+    def __call__(self, chunk: _Chunk) -> tuple[_Chunk, Nodes, NDArray[np.float32], NDArray[np.int64]]:
         held_out = self._held_out
         events = find_events(
             self.capture, self.contexts, chunk.layer, chunk.neurons, site=self.site, share=self.settings.share,
             also=self.also, held_out=held_out, threads=self.threads,
         )  # fmt: skip
         left_out = [held_out] * len(chunk.neurons) if self.windows else None
-        grown = grow(self.contexts, events, self.settings, left_out, self.threads)
-        return chunk, grown, events.maximum, np.diff(events.offsets)
+        nodes = grow(self.contexts, events, self.settings, left_out, self.threads)
+        return chunk, nodes, events.maximum, np.diff(events.offsets)
 
     @cached_property
     def _held_out(self) -> NDArray[np.int32]:

@@ -188,13 +188,14 @@ class _EvaluationRun:
             np.array([sample.rest for sample in samples]),
             np.array([sample.maximum for sample in samples], np.float32),
         )
+        thresholds = np.full(len(samples), settings.threshold, np.float32)
         began = time.perf_counter()
         for gain, method in self.curve.items():
             with_gain = dataclasses.replace(settings, gain=gain)
-            grown = grow(self.contexts, events, with_gain, [sample.held_out for sample in samples], self.threads)
+            nodes = grow(self.contexts, events, with_gain, [sample.held_out for sample in samples], self.threads)
             if gain == settings.gain:
                 self.build_seconds += time.perf_counter() - began
-            self._score_graphs(method, layer, samples, *grown, [False] * len(samples))
+            self._score_graphs(method, layer, samples, nodes, thresholds, [False] * len(samples))
             began = time.perf_counter()
         for one in self.graphs:
             self._score_graphs(self.baselines[one.name], layer, samples, *_stored_graphs(one, layer, samples))

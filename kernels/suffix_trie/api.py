@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from actstore.kernels.jit import default_threads
 from actstore.kernels.suffix_trie import cpu, match
 from actstore.kernels.suffix_trie.match import Predictions
-from actstore.kernels.suffix_trie.trie import BOUNDARY, IGNORE, MAX_DEPTH, N_BINS, Nodes, Settings, Trie, make_trie
+from actstore.kernels.suffix_trie.trie import BOUNDARY, IGNORE, MAX_DEPTH, Nodes, Settings, Trie, make_trie
 
 __all__ = [
     "BOUNDARY",
     "IGNORE",
     "MAX_DEPTH",
-    "N_BINS",
     "Nodes",
     "Predictions",
     "Settings",
@@ -68,7 +67,6 @@ def build(
     *,
     rest: NDArray[np.float64] | None = None,
     held_out: tuple[NDArray[np.int64], NDArray[np.int32]] | None = None,
-    bins: NDArray[np.int64] | None = None,
     settings: Settings = DEFAULT,
     threads: int | None = None,
 ) -> Nodes:
@@ -90,7 +88,6 @@ def build(
     trie: of the corpus. offsets: [neuron + 1], events: [event] ranks in the trie at which each neuron fires, ascending;
     values: [event] activations there, as fractions of the neuron's maximum. rest: [neuron] mean of the activations at which it
     does not fire, 0 unless given. held_out: offsets [neuron + 1] and ranks, ascending, of positions that are not looked at.
-    bins: [neuron, bin, 2] is filled with how often each neuron fires by leave-one-out probability (`naive.left_out_bins`).
     """
     n_neurons, n_ranks = len(offsets) - 1, len(trie.input_index)
     _check_ranks("events", offsets, events, n_ranks)
@@ -103,9 +100,6 @@ def build(
     rest = np.zeros(n_neurons) if rest is None else np.ascontiguousarray(rest, np.float64)
     if rest.shape != (n_neurons,):
         raise ValueError(f"rest must be a number for each of {n_neurons} neurons, not {list(rest.shape)}")
-    bins = np.zeros((n_neurons, N_BINS, 2), np.int64) if bins is None else bins
-    if bins.shape != (n_neurons, N_BINS, 2) or bins.dtype != np.int64:
-        raise ValueError(f"bins must be integers of shape {(n_neurons, N_BINS, 2)}, not {bins.dtype} of {bins.shape}")
     if (
         not settings.kappa > 0
         or not 0 <= settings.max_depth <= 255
@@ -122,7 +116,7 @@ def build(
         np.ascontiguousarray(held_out_offsets, np.int64), np.ascontiguousarray(held_out_ranks, np.int32),
     )  # fmt: skip
     return cpu.build(
-        trie, np.ascontiguousarray(offsets, np.int64), *arguments, rest, bins, settings, threads or default_threads()
+        trie, np.ascontiguousarray(offsets, np.int64), *arguments, rest, settings, threads or default_threads()
     )
 
 

@@ -17,7 +17,6 @@ from actstore.kernels.suffix_trie.evidence import (
     Evidence,
     Frame,
     Scratch,
-    count_left_out,
     find,
     open_frame,
 )
@@ -36,7 +35,7 @@ from actstore.kernels.suffix_trie.stack import (
     push_known,
     sum_expected,
 )
-from actstore.kernels.suffix_trie.trie import BOUNDARY, N_BINS, Nodes, Settings, Trie
+from actstore.kernels.suffix_trie.trie import BOUNDARY, Nodes, Settings, Trie
 from actstore.kernels.suffix_trie.trim import trim
 
 CAPACITY = 1 << 12  # nodes that a stack has room for at first
@@ -53,11 +52,10 @@ def build(
     held_out_offsets: NDArray[np.int64],
     held_out: NDArray[np.int32],
     rest: NDArray[np.float64],
-    bins: NDArray[np.int64],
     settings: Settings,
     threads: int,
 ) -> Nodes:
-    """The tries of all neurons; see `api.build`. bins: [neuron, bin, 2], which is filled as `naive.left_out_bins`."""
+    """The tries of all neurons; see `api.build`."""
     grown_ranges: dict[int, Grown] = {}
     kappa, gain, max_depth, max_skip, margin, n_nodes = settings
     coded = Settings(float(kappa), float(gain), int(max_depth), int(max_skip), float(margin), int(n_nodes))
@@ -66,7 +64,7 @@ def build(
     def run(first: int, stop: int) -> None:
         scratch = Scratch(
             np.zeros(n, np.uint8), np.empty(n, np.int32), np.empty(n, np.int64), np.zeros((n_tokens, 2), np.int32),
-            np.empty(max_depth + 2, FRAME), np.zeros((N_BINS, 2), np.int64), np.zeros(2, np.int64),
+            np.empty(max_depth + 2, FRAME), np.zeros(2, np.int64),
         )  # fmt: skip
         stack = np.empty(CAPACITY, NODE)
         grown_ranges[first] = _build(
@@ -79,7 +77,6 @@ def build(
             held_out_offsets,
             held_out,
             rest,
-            bins,
             coded,
             scratch,
             stack,
@@ -115,7 +112,6 @@ def _build(
     held_out_offsets: NDArray[np.int64],
     held_out: NDArray[np.int32],
     rest: NDArray[np.float64],
-    bins: NDArray[np.int64],
     settings: Settings,
     scratch: Scratch,
     stack: Stack,
@@ -144,7 +140,6 @@ def _build(
         while scratch.top[1]:
             stack = np.empty(2 * stack.size, stack.dtype)
             _grow_all(trie, evidence, stack, settings)
-        bins[neuron] = scratch.bins
         # Marks are taken back one by one: clearing all would take longer than a neuron's trie.
         for rank in firing:
             scratch.marks[rank] = 0
@@ -178,7 +173,6 @@ def _grow_all(trie: Trie, evidence: Evidence, stack: Stack, settings: Settings) 
     """Fill the stack with the neuron's trie."""
     events, held_out, scratch = evidence.events, evidence.held_out, evidence.scratch
     scratch.top[:] = 0
-    scratch.bins[:] = 0
     n, f = trie.input_index.size - held_out.size, events.size
     if f == 0:
         return
@@ -239,7 +233,6 @@ def _grow(
         stack, top, np.int64(trie.token[node]), 0, np.int64(n), f, total, prior, evidence.rest, settings.kappa
     )
     if index < 0 or f == n or settings.max_depth == 0:
-        count_left_out(scratch.bins, posterior, n, f)
         return
     open_frame(frames[0], index, posterior, 0)
     frames[0].node = node
@@ -291,7 +284,6 @@ def _push_children(
                 # Where to go on once the subtree is done.
                 frame.next, frame.event, frame.held_out = child + 1, e_stop, h_stop
                 return True
-            count_left_out(evidence.scratch.bins, child_posterior, n, f)
         child += 1
     frame.next = child
     return False

@@ -6,9 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.kernels.jit import jit
-from actstore.kernels.suffix_trie.naive import SAME
 from actstore.kernels.suffix_trie.stack import Integer, Posterior
-from actstore.kernels.suffix_trie.trie import N_BINS
 
 FIRES, HELD_OUT = 1, 2
 """What `Scratch.marks` says of a rank."""
@@ -51,8 +49,6 @@ class Scratch(NamedTuple):
     """[token, 2] positions and events of each token; 0 between uses."""
     frames: NDArray[Any]
     """[depth] of `FRAME`: the nodes whose children are being grown, one below the other."""
-    bins: NDArray[np.int64]
-    """[bin, 2] as `naive.left_out_bins`, of the neuron."""
     top: NDArray[np.int64]
     """[2] the number of nodes on the stack, and 1 if one did not fit: then all starts again on a larger one."""
 
@@ -77,21 +73,6 @@ def open_frame(frame: Frame, index: int, posterior: Posterior, listed: int) -> N
     frame.p, frame.value = posterior.p, posterior.value
     frame.without_firing, frame.without_silent = posterior.without_firing, posterior.without_silent
     frame.index, frame.skip, frame.listed = index, 0, listed
-
-
-@jit
-def count_left_out(bins: NDArray[np.int64], posterior: Posterior, n: Integer, f: Integer) -> None:
-    """Put the positions of a longest context into `bins` [bin, 2]."""
-    if f < n:
-        bins[_bin_of(posterior.without_silent), 0] += n - f
-    if f:
-        bins[_bin_of(posterior.without_firing), 1] += f
-
-
-@jit
-def _bin_of(p: float) -> int:
-    """As `naive.bin_of`."""
-    return min(max(int(p * (N_BINS - 1) + SAME), 0), N_BINS - 1)
 
 
 @jit

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from actstore.kernels.suffix_trie.trie import BOUNDARY, IGNORE, N_BINS, Settings
+from actstore.kernels.suffix_trie.trie import BOUNDARY, IGNORE, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,34 +95,6 @@ def build(events: list[Event], rest: float, settings: Settings) -> list[Node]:
     above = Node(IGNORE, n, f, True, children=[roots[i] for i in kept_indices], total=total, expected=expected)
     trim(above, rest, settings)
     return above.children
-
-
-def left_out_bins(events: list[Event], settings: Settings) -> list[list[int]]:
-    """[bin, 2] the positions that do not fire, and those that do, by what all others say of them, in their longest context.
-
-    The bin of a probability p is the twentieths in it. Positions of tokens that never fire are in no bin.
-    """
-    bins = [[0, 0] for _ in range(N_BINS)]
-    n, (f, _) = len(events), _count(events)
-
-    def add(events: list[Event], depth: int, prior: Posterior) -> None:
-        for token, group in _group(events, depth).items():
-            n, (f, _) = len(group), _count(group)
-            posterior = prior.after(n, f, 0, settings.kappa)
-            if 0 < f < n and depth < settings.max_depth and token != BOUNDARY:
-                add(group, depth + 1, posterior)
-            elif f or depth:
-                bins[bin_of(posterior.without_silent)][0] += n - f
-                bins[bin_of(posterior.without_firing)][1] += f
-
-    if f:
-        add(events, 0, Posterior(f / n, (f - 1) / max(n - 1, 1), f / max(n - 1, 1), 0))
-    return bins
-
-
-def bin_of(p: float) -> int:
-    """The bin of a probability; one that rounding has put below a twentieth counts as that."""
-    return min(max(int(p * (N_BINS - 1) + SAME), 0), N_BINS - 1)
 
 
 def _grow(token: int, events: list[Event], depth: int, prior: Posterior, rest: float, settings: Settings) -> Node:

@@ -16,9 +16,6 @@ IGNORE, BOUNDARY = -1, -2
 NEAR, N_NEAR = 2, 3
 """First and number of the depths whose tokens are kept by rank."""
 
-N_BINS = 21
-"""Number of bins of leave-one-out probabilities, each a twentieth; the last holds those that are 1."""
-
 MAX_DEPTH = 12
 """Tokens before the activating one that a trie looks back, unless told."""
 
@@ -55,7 +52,7 @@ class Settings(NamedTuple):
 
     kappa: float = 1.0
     """Pseudo-count of the parent's probability in a node's."""
-    gain: float = 0.5
+    gain: float = 0.25
     """Nats of expected log likelihood that a node must add to be kept; below 0 all are kept."""
     max_depth: int = MAX_DEPTH
     """Maximum number of tokens before the activating one."""

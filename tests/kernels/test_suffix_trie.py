@@ -15,7 +15,6 @@ from actstore.kernels.suffix_trie import cpu, naive
 from actstore.kernels.suffix_trie.api import (
     BOUNDARY,
     IGNORE,
-    N_BINS,
     Nodes,
     Settings,
     Trie,
@@ -98,9 +97,9 @@ def test_tries_and_predictions_are_what_their_specification_says(
     }[rule]
     values, out = rng.random(n).astype(np.float32), rng.random(n) < held
     trie = corpus.trie(max_depth)
-    left_out, bins = np.flatnonzero(out[trie.order]).astype(np.int32), np.full((1, N_BINS, 2), -1)
+    left_out = np.flatnonzero(out[trie.order]).astype(np.int32)
     found = build_one(
-        trie, fires, values, rest=np.array([-0.1]), held_out=(np.array([0, len(left_out)]), left_out), bins=bins,
+        trie, fires, values, rest=np.array([-0.1]), held_out=(np.array([0, len(left_out)]), left_out),
         settings=wanted, threads=1,
     )  # fmt: skip
     contexts = corpus.contexts(max_depth)
@@ -111,7 +110,6 @@ def test_tries_and_predictions_are_what_their_specification_says(
     ]
     roots = naive.build(events, -0.1, wanted)
     expected = flatten(roots)
-    assert bins[0].tolist() == naive.left_out_bins(events, wanted)
     assert len(found.token) == len(expected)
     assert wanted.nodes == 0 or len(expected) <= wanted.nodes
     for column, numbers in zip(found[1:], zip(*expected, strict=True), strict=False):

@@ -52,7 +52,7 @@ def test_one_document_with_every_method_by_layer(store: Path, cli: Callable[...,
             assert {"precision", "recall", "f1", "correlation", "undefined"} < set(method[kind])
             assert [row["layer"] for row in method[kind]["by_layer"]] == [0, 1]
     assert {"token lookup, exemplars, any", "bigram lookup, corpus, most"} < set(found["baselines"])
-    assert [row["gain"] for row in found["curve"]] == [-1, 0.5, 4]
+    assert [row["gain"] for row in found["curve"]] == [-1, 0.25, 4]
     medians = [row["nodes"]["median"] for row in found["curve"]]
     assert medians == sorted(medians, reverse=True)
     assert found["nodes"] == found["curve"][1]["nodes"]

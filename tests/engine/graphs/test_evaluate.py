@@ -158,8 +158,8 @@ def test_a_neuron_that_never_fires_is_in_no_mean(result: Evaluation) -> None:
 
 def test_fewer_nodes_at_a_larger_gain_and_the_curve_has_the_method_itself(result: Evaluation) -> None:
     nodes = {gain: sum(method.n_nodes) for gain, method in result.curve.items()}
-    assert nodes[-1.0] > nodes[0.5] > nodes[50.0]
-    assert result.curve[0.5] is result.method
+    assert nodes[-1.0] > nodes[0.25] > nodes[50.0]
+    assert result.curve[0.25] is result.method
 
 
 def test_windows_of_the_same_tokens_are_never_evidence() -> None:
