@@ -151,7 +151,9 @@ def page(rows: list[dict[str, Any]]) -> str:
                 ]
             )  # fmt: skip
     header = ["form", "tokens of the target", "edits", "neurons", *(f"{name} %" for name in MEASURES)]
-    return table([*header, *(f"{name}, whole answers %" for name in MEASURES)], lines, left=2)
+    facts = {(row["seed"], row["subject"], row["target"]) for row in rows}
+    n = f"{len(facts)} facts, {len(seeds)} seed{'s' * (len(seeds) > 1)}, {N_OTHERS} other facts per edit."
+    return table([*header, *(f"{name}, whole answers %" for name in MEASURES)], lines, left=2) + f"\n\n{n}"
 
 
 def read_rows() -> list[dict[str, Any]]:
