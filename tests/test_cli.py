@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     "inspect", "capture", "plan", "fill", "finish", "import", "info", "verify", "repair", "copy", "top", "stats", "sql",
-    "export", "serve", "site", "contributions", "attribute", "naica", "knowledge", "selectivity", "change", "coverage", "coactivation",
+    "export", "serve", "site", "contributions", "attribute", "naica", "knowledge", "selectivity", "change", "coverage",
+    "coactivation",
     "graphs", "explain",
     "multimodal", "edit",
 )  # fmt: skip
