@@ -196,7 +196,8 @@ def test_without_a_block_there_are_no_exemplars(planting, tmp_path):
 
 
 def test_excerpts_are_the_text_around_any_token(planted):
-    neuron, capture = planted.neuron(0, 1), planted.capture()
+    store, _ = planted
+    neuron, capture = store.neuron(0, 1), store.capture()
     exemplars = neuron.exemplars(3, context=5)
     assert neuron.excerpts(exemplars["slot"].to_pylist(), context=5) == exemplars
     slots, values = capture.tokens()["token"].to_pylist(), neuron.activations()
@@ -208,7 +209,7 @@ def test_excerpts_are_the_text_around_any_token(planted):
 def test_excerpts_need_values_and_tokens_that_are_there(somewhere, planting, planted):
     for token in (-1, 10**9):
         with pytest.raises(NotFoundError, match="has no token"):
-            planted.neuron(0, 1).excerpts([token])
+            planted[0].neuron(0, 1).excerpts([token])
     planting(somewhere, precision="none")
     with pytest.raises(InvalidInputError, match="precision none"):
         Store(somewhere).neuron(0, 1).excerpts([0])
