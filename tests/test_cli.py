@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     "inspect", "capture", "plan", "fill", "finish", "import", "info", "verify", "repair", "copy", "top", "stats", "sql",
-    "export", "contributions", "attribute", "naica", "knowledge", "selectivity", "change", "coverage", "coactivation",
-    "graphs", "explain",
+    "export", "contributions", "attribute", "naica", "questions", "knowledge", "selectivity", "change", "coverage",
+    "coactivation", "graphs", "explain",
     "multimodal", "edit",
 )  # fmt: skip
 SMALL = ("--context", "32", "--max-tokens", "600", "--memory", "40KB", "--label", "language")
